@@ -1,0 +1,164 @@
+"""Fakes of the ports, for unit tests and for faults that the real thing will not produce on demand.
+
+The contract tests (tests/contract) run the same cases against each of them and its real counterpart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from virtksm.errors import Cause, SettingsRefused, StateUnusable
+from virtksm.model import Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
+from virtksm.ownership import HostState
+from virtksm.ports import RunningGuest
+
+HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
+
+
+@dataclass
+class FakeHypervisor:
+    """A kernel with KSM behind libvirt: takes parameters one by one and stops at the first that it refuses."""
+
+    uri: str = "qemu:///system"
+    values: dict[str, int] = field(
+        default_factory=lambda: {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+    )
+    pages_shared: int = 0
+    advisor_on: bool = False
+    host: HostMemory = HOST
+    running: tuple[RunningGuest, ...] = ()
+    measured: tuple[Guest, ...] = ()
+    calls: list[dict[str, int]] = field(default_factory=list)
+    before_write: Callable[[str, int], None] = lambda name, value: None
+    reading_fails: Exception | None = None
+
+    def ksm_state(self) -> KsmState:
+        if self.reading_fails is not None:
+            raise self.reading_fails
+        return KsmState(
+            settings=Settings(**self.values),
+            pages_shared=self.pages_shared,
+            pages_sharing=0,
+            pages_unshared=0,
+            pages_volatile=0,
+            full_scans=0,
+        )
+
+    def host_memory(self) -> HostMemory:
+        return self.host
+
+    def running_guests(self) -> tuple[RunningGuest, ...]:
+        return self.running
+
+    def measured_guests(self) -> tuple[Guest, ...]:
+        return self.measured
+
+    def set_parameters(self, values: Mapping[str, int]) -> None:
+        for name, value in values.items():
+            if name not in self.values:
+                raise SettingsRefused("unknown", parameter=name, cause=Cause.UNSUPPORTED)
+            if not 0 <= value < 2**32:
+                raise SettingsRefused("out of range", parameter=name, cause=Cause.OUT_OF_RANGE)
+        self.calls.append(dict(values))
+        for name, value in values.items():
+            self.before_write(name, value)
+            refused = (
+                (name == "pages_to_scan" and self.advisor_on)
+                or (name == "merge_across_nodes" and self.pages_shared > 0 and value != self.values[name])
+                or (name == "merge_across_nodes" and value > 1)
+            )
+            if refused:
+                raise SettingsRefused(f"failed to set shm_{name}", parameter=name, cause=Cause.UNKNOWN)
+            self.values[name] = value
+
+
+@dataclass
+class FakeFacts:
+    """This host's own facts, as told."""
+
+    run: int | None = 1
+    advisor: Callable[[], str | None] = lambda: "none"
+    rss_kib: Mapping[str, int] = field(default_factory=dict)
+
+    def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
+        return tuple(Guest(uuid=one.uuid, name=one.name, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
+
+    def available_kib(self) -> int | None:
+        return 8 * 1024 * 1024
+
+    def ksmd_cpu_seconds(self) -> float | None:
+        return 1.5
+
+    def ksm_run(self) -> int | None:
+        return self.run
+
+    def advisor_mode(self) -> str | None:
+        return self.advisor()
+
+
+@dataclass
+class FakeStore:
+    """A state store in memory. `saved` is every state ever kept."""
+
+    state: HostState = field(default_factory=HostState)
+    saved: list[HostState] = field(default_factory=list)
+    is_full: bool = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def load(self) -> HostState:
+        return self.state
+
+    def save(self, state: HostState) -> None:
+        if self.is_full:
+            raise StateUnusable("no space left on device")
+        self.state = state
+        self.saved.append(state)
+
+
+@dataclass
+class FakeClock:
+    """A clock that goes when told."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class TargetPolicy:
+    """A policy whose answer the test chooses; its past counts its steps."""
+
+    target: Settings
+    name: str = "target"
+    next_pass_s: float | None = 60.0
+
+    def first_past(self, snapshot: Snapshot) -> int:  # the port's signature
+        return 0
+
+    def load_past(self, kept: Mapping[str, object]) -> int:
+        steps = kept.get("steps")
+        if not isinstance(steps, int):
+            raise ValueError("no steps")  # the port promises ValueError
+        return steps
+
+    def dump_past(self, past: int) -> dict[str, object]:
+        return {"steps": past}
+
+    def decide(self, snapshot: Snapshot, past: int, occasion: Occasion) -> tuple[Decision, int]:
+        decision = Decision(
+            target=self.target,
+            reason=Reason(rule="told", text="as told", numbers={"free_kib": snapshot.host.free_kib}),
+            next_pass_s=self.next_pass_s,
+        )
+        return decision, past + occasion.is_step
+
+
+def with_pages(settings: Settings, pages_to_scan: int) -> Settings:
+    """Return the settings with other pages_to_scan."""
+    return replace(settings, pages_to_scan=pages_to_scan)

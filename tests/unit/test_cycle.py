@@ -1,0 +1,325 @@
+"""The cycle on fakes: what is written, in which order, what is kept, and what another writer or a refusal does."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable
+from virtksm.model import PARKED, Occasion, Settings, Trigger
+from virtksm.ownership import HostState, Ownership
+from virtksm.record import Outcome
+
+TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
+RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))
+BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
+
+
+@dataclass
+class Bench:
+    """A cycle and everything around it."""
+
+    hypervisor: FakeHypervisor = field(default_factory=FakeHypervisor)
+    facts: FakeFacts = field(default_factory=FakeFacts)
+    policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY))
+    store: FakeStore = field(default_factory=FakeStore)
+    clock: FakeClock = field(default_factory=FakeClock)
+    memory: Memory = field(default_factory=Memory)
+    on_conflict: Literal["reassert", "yield"] = "reassert"
+
+    @property
+    def cycle(self) -> Cycle[int]:
+        return Cycle(
+            hypervisor=self.hypervisor,
+            local=self.facts,
+            policy=self.policy,
+            store=self.store,
+            clock=self.clock,
+            on_conflict=self.on_conflict,
+            memory=self.memory,
+        )
+
+    def new_process(self) -> None:
+        self.memory = Memory()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_it_writes_pages_before_sleep_in_one_call_and_only_what_differs(bench: Bench) -> None:
+    record = bench.cycle.run(TIMER)
+    assert [list(call.items()) for call in bench.hypervisor.calls] == [
+        [("pages_to_scan", 400), ("sleep_millisecs", 10)]
+    ]
+    assert record.outcome is Outcome.APPLIED
+    assert record.changed == {"pages_to_scan": 400, "sleep_millisecs": 10}
+    assert bench.cycle.run(TIMER).outcome is Outcome.UNCHANGED
+    assert len(bench.hypervisor.calls) == 1
+
+
+def test_merge_across_nodes_goes_last_and_alone(bench: Bench) -> None:
+    bench.policy.target = dataclasses.replace(BUSY, merge_across_nodes=0)
+    bench.cycle.run(TIMER)
+    assert [list(call) for call in bench.hypervisor.calls] == [
+        ["pages_to_scan", "sleep_millisecs"],
+        ["merge_across_nodes"],
+    ]
+
+
+def test_a_refused_merge_across_nodes_does_not_keep_the_others_back(bench: Bench) -> None:
+    bench.hypervisor.pages_shared = 5
+    bench.policy.target = dataclasses.replace(BUSY, merge_across_nodes=0)
+    record = bench.cycle.run(TIMER)
+    assert record.after == dataclasses.replace(BUSY, merge_across_nodes=1)
+    assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+
+
+def test_baseline_and_intention_are_kept_before_the_first_write(bench: Bench) -> None:
+    seen: list[HostState] = []
+    bench.hypervisor.before_write = lambda name, value: seen.append(bench.store.state)
+    bench.cycle.run(TIMER)
+    assert seen[0].ownership == {
+        "pages_to_scan": Ownership(baseline=100, intended=400),
+        "sleep_millisecs": Ownership(baseline=20, intended=10),
+    }
+    assert bench.store.state.ownership["pages_to_scan"] == Ownership(baseline=100, intended=400, applied=400)
+
+
+def test_nothing_is_written_when_the_state_cannot_be_kept(bench: Bench) -> None:
+    bench.store.is_full = True
+    with pytest.raises(StateUnusable):
+        bench.cycle.run(TIMER)
+    assert bench.hypervisor.calls == []
+
+
+def test_nothing_is_written_when_sensing_fails(bench: Bench) -> None:
+    bench.hypervisor.reading_fails = LibvirtUnreachable("gone")
+    with pytest.raises(LibvirtUnreachable):
+        bench.cycle.run(TIMER)
+    assert bench.hypervisor.calls == []
+    assert bench.store.saved == []
+
+
+def test_a_dry_run_writes_nothing_anywhere(bench: Bench) -> None:
+    record = bench.cycle.run(TIMER, dry_run=True)
+    assert record.outcome is Outcome.DRY_RUN
+    assert record.decision.target == BUSY
+    assert bench.hypervisor.calls == []
+    assert bench.store.saved == []
+
+
+@pytest.mark.parametrize("crash_at", ["pages_to_scan", "sleep_millisecs"])
+def test_a_crash_between_the_writes_keeps_the_administrators_baseline(bench: Bench, crash_at: str) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(name: str, _value: int) -> None:
+        if name == crash_at:
+            raise Crash
+
+    bench.hypervisor.before_write = crash
+    with pytest.raises(Crash):
+        bench.cycle.run(TIMER)
+    bench.hypervisor.before_write = lambda name, value: None
+    bench.new_process()
+    bench.cycle.run(TIMER)
+    bench.cycle.restore()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+
+
+def test_a_new_process_takes_a_value_that_is_not_ours_for_the_baseline(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    bench.new_process()
+    record = bench.cycle.run(TIMER)
+    assert record.foreign == ()
+    bench.cycle.restore()
+    assert bench.hypervisor.values["pages_to_scan"] == 77
+    assert bench.hypervisor.values["sleep_millisecs"] == 20
+
+
+def test_restore_leaves_what_somebody_else_has_changed(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    record = bench.cycle.restore()
+    assert record.left == ("pages_to_scan",)
+    assert bench.hypervisor.values == {"pages_to_scan": 77, "sleep_millisecs": 20, "merge_across_nodes": 1}
+
+
+def test_restore_reports_a_refused_merge_across_nodes_and_goes_on(bench: Bench) -> None:
+    bench.policy.target = dataclasses.replace(BUSY, merge_across_nodes=0)
+    bench.cycle.run(TIMER)
+    bench.hypervisor.pages_shared = 9
+    record = bench.cycle.restore()
+    assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
+    bench.hypervisor.pages_shared = 0
+    assert bench.cycle.restore().refusals == ()
+    assert bench.hypervisor.values["merge_across_nodes"] == 1
+
+
+def test_restoring_twice_changes_nothing_more(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.cycle.restore()
+    calls = len(bench.hypervisor.calls)
+    record = bench.cycle.restore()
+    assert len(bench.hypervisor.calls) == calls
+    assert record.left == ()
+
+
+def test_park_stops_scanning_and_keeps_the_baseline(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.cycle.park()
+    assert bench.hypervisor.values["pages_to_scan"] == PARKED.pages_to_scan
+    assert bench.hypervisor.values["sleep_millisecs"] == PARKED.sleep_millisecs
+    bench.new_process()
+    bench.cycle.restore()
+    assert bench.hypervisor.values["pages_to_scan"] == 100
+
+
+def test_park_leaves_what_somebody_else_has_set(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    assert bench.cycle.park().left == ("pages_to_scan",)
+    assert bench.hypervisor.values["pages_to_scan"] == 77
+
+
+def test_another_writer_is_reported_once_a_change_and_overruled(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    record = bench.cycle.run(TIMER)
+    assert [(value.parameter, value.ours, value.found) for value in record.foreign] == [("pages_to_scan", 400, 77)]
+    assert bench.hypervisor.values["pages_to_scan"] == 400
+    assert bench.cycle.run(TIMER).foreign == ()
+
+
+def test_after_three_reassertions_in_ten_minutes_it_yields_with_one_warning(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    for _ in range(3):
+        bench.hypervisor.values["pages_to_scan"] = 77
+        assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+    bench.hypervisor.values["pages_to_scan"] = 78
+    yielding = bench.cycle.run(TIMER)
+    assert (yielding.outcome, yielding.yields_now, len(yielding.foreign)) == (Outcome.YIELDED, True, 1)
+    later = bench.cycle.run(TIMER)
+    assert (later.outcome, later.yields_now, later.foreign) == (Outcome.YIELDED, False, ())
+    assert bench.hypervisor.values["pages_to_scan"] == 78
+
+
+def test_reassertions_long_ago_do_not_count(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    for _ in range(6):
+        bench.clock.now_s += 301
+        bench.hypervisor.values["pages_to_scan"] = 77
+        assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+
+
+def test_yield_writes_nothing_until_the_value_is_ours_again(bench: Bench) -> None:
+    bench.on_conflict = "yield"
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    assert bench.cycle.run(TIMER).outcome is Outcome.YIELDED
+    assert bench.cycle.run(TIMER).outcome is Outcome.YIELDED
+    bench.hypervisor.values["pages_to_scan"] = 400
+    record = bench.cycle.run(TIMER)
+    assert (record.outcome, record.resumes_now) == (Outcome.UNCHANGED, True)
+
+
+@pytest.mark.parametrize("trigger", [Trigger.RETUNE, Trigger.RELOAD])
+def test_yield_ends_with_an_explicit_request(bench: Bench, trigger: Trigger) -> None:
+    bench.on_conflict = "yield"
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    bench.cycle.run(TIMER)
+    record = bench.cycle.run(Occasion(triggers=frozenset({trigger})))
+    assert record.outcome is Outcome.APPLIED
+    assert bench.hypervisor.values["pages_to_scan"] == 400
+
+
+def test_our_own_one_shot_is_no_other_writer(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    agents_memory = bench.memory
+    bench.new_process()
+    bench.policy.target = Settings(pages_to_scan=900, sleep_millisecs=10)
+    bench.cycle.run(RETUNE)
+    bench.memory = agents_memory
+    assert bench.cycle.run(TIMER).foreign == ()
+
+
+def test_a_refusal_by_the_advisor_is_diagnosed_and_not_repeated_every_tick(bench: Bench) -> None:
+    bench.hypervisor.advisor_on = True
+    bench.facts.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
+    record = bench.cycle.run(TIMER)
+    assert [(error.parameter, error.cause) for error in record.refusals] == [("pages_to_scan", Cause.ADVISOR_ON)]
+    assert "advisor_mode" in record.refusals[0].remedy
+    for _ in range(5):
+        assert bench.cycle.run(TIMER).outcome is Outcome.HELD
+    assert len(bench.hypervisor.calls) == 1
+    bench.hypervisor.advisor_on = False
+    assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+
+
+def test_a_refusal_is_tried_again_when_asked_and_after_ten_minutes(bench: Bench) -> None:
+    bench.hypervisor.advisor_on = True
+    bench.facts.advisor = lambda: "scan-time"
+    bench.cycle.run(TIMER)
+    assert bench.cycle.run(RETUNE).outcome is Outcome.REFUSED
+    bench.clock.now_s += 601
+    assert bench.cycle.run(TIMER).outcome is Outcome.REFUSED
+    assert len(bench.hypervisor.calls) == 3
+
+
+def test_the_advisor_moving_pages_to_scan_is_not_another_writer(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.facts.advisor = lambda: "scan-time"
+    bench.hypervisor.advisor_on = True
+    bench.hypervisor.values["pages_to_scan"] = 12345
+    record = bench.cycle.run(TIMER)
+    assert record.foreign == ()
+    assert record.outcome is Outcome.REFUSED
+
+
+def test_after_a_refusal_the_administrators_value_stays_the_baseline(bench: Bench) -> None:
+    bench.hypervisor.advisor_on = True
+    bench.cycle.run(TIMER)
+    bench.hypervisor.advisor_on = False
+    bench.hypervisor.values["pages_to_scan"] = 55
+    bench.memory.refused.clear()
+    assert bench.cycle.run(TIMER).foreign == ()
+    bench.cycle.restore()
+    assert bench.hypervisor.values["pages_to_scan"] == 55
+
+
+def test_the_policys_past_is_kept_from_process_to_process(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.new_process()
+    bench.cycle.run(RETUNE)
+    bench.cycle.run(Occasion(triggers=frozenset({Trigger.BALLOON})))
+    assert bench.store.state.policy_past == {"steps": 2}
+
+
+def test_a_past_of_another_version_is_begun_anew_and_the_baseline_kept(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.store.state = dataclasses.replace(bench.store.state, policy_past={"steps": "many"})
+    bench.new_process()
+    bench.cycle.run(TIMER)
+    assert bench.store.state.policy_past == {"steps": 1}
+    assert bench.store.state.ownership["pages_to_scan"].baseline == 100
+
+
+def test_ksm_switched_off_is_said_with_its_remedy(bench: Bench) -> None:
+    bench.facts.run = 0
+    assert any("echo 1 > /sys/kernel/mm/ksm/run" in note for note in bench.cycle.run(TIMER).warnings)
+
+
+def test_the_record_is_plain_json_values(bench: Bench) -> None:
+    import json
+
+    assert json.loads(json.dumps(bench.cycle.run(TIMER).as_dict()))["outcome"] == "applied"

@@ -1,0 +1,63 @@
+"""What to do when another writer (ksmtuned, tuned, an administrator's virsh) has changed a setting of ours.
+
+Rules:
+1. A change is news once: the same foreign value found again is not reported again.
+2. An explicit request (retune, reload) ends whatever we had yielded, and writes.
+3. No foreign value means that the settings are ours again: a yield ends.
+4. Having yielded, write nothing.
+5. `yield`: yield at the first foreign value.
+6. `reassert`: write again, but at most REASSERT_LIMIT times in REASSERT_WINDOW_S; then yield, saying so once.
+
+Pure; time is data (CLOCK_BOOTTIME seconds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from virtksm.model import Occasion
+from virtksm.ownership import Foreign
+
+REASSERT_LIMIT = 3
+REASSERT_WINDOW_S = 600.0
+
+Mode = Literal["reassert", "yield"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConflictPast:
+    """What an agent remembers of other writers; a new agent remembers nothing."""
+
+    reasserted_at_s: tuple[float, ...] = ()
+    has_yielded: bool = False
+    reported: tuple[Foreign, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`news`: foreign values not yet reported. `yields_now`: this pass is the one that gave in."""
+
+    may_write: bool
+    news: tuple[Foreign, ...] = ()
+    yields_now: bool = False
+    resumes_now: bool = False
+
+
+def judge(
+    past: ConflictPast, foreign: tuple[Foreign, ...], occasion: Occasion, now_s: float, mode: Mode
+) -> tuple[Verdict, ConflictPast]:
+    """Decide whether this pass may write."""
+    news = tuple(value for value in foreign if value not in past.reported)  # rule 1
+    if occasion.is_explicit:  # rule 2
+        return Verdict(may_write=True, news=news, resumes_now=past.has_yielded), ConflictPast(reported=foreign)
+    if not foreign:  # rule 3
+        return Verdict(may_write=True, resumes_now=past.has_yielded), replace(past, has_yielded=False, reported=())
+    if past.has_yielded:  # rule 4
+        return Verdict(may_write=False, news=news), replace(past, reported=foreign)
+    recent = tuple(at_s for at_s in past.reasserted_at_s if 0 <= now_s - at_s < REASSERT_WINDOW_S)
+    if mode == "yield" or len(recent) >= REASSERT_LIMIT:  # rules 5 and 6
+        yielded = ConflictPast(reasserted_at_s=recent, has_yielded=True, reported=foreign)
+        return Verdict(may_write=False, news=news, yields_now=True), yielded
+    reasserted = ConflictPast(reasserted_at_s=(*recent, now_s))  # the next foreign value will be a new change
+    return Verdict(may_write=True, news=news), reasserted

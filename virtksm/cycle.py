@@ -1,0 +1,192 @@
+"""One cycle: sense, decide, actuate, record. The agent and the one-shot run this same code.
+
+A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
+the policy's past are kept before the first write, what was confirmed after it. If sensing fails, nothing is written;
+if the state cannot be kept, nothing is written either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic
+
+from virtksm.actuate import Call, apply, plan
+from virtksm.conflict import ConflictPast, Mode, Verdict, judge
+from virtksm.errors import SettingsRefused
+from virtksm.model import PARKED, KsmState, Occasion, Settings, Snapshot
+from virtksm.ownership import HostState, Ownership, claim, confirm, intend, restoration
+from virtksm.policy.base import Past, Policy
+from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore
+from virtksm.record import Outcome, PassRecord, RestoreRecord
+from virtksm.refusal import Refused, still_refused
+from virtksm.sense import sense
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a process remembers between passes and need not outlive it."""
+
+    tenure_began: bool = False
+    conflict: ConflictPast = field(default_factory=ConflictPast)
+    refused: dict[str, Refused] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cycle(Generic[Past]):
+    """The parts of a pass over one connection. `local` is None for a remote host."""
+
+    hypervisor: Hypervisor
+    local: LocalFacts | None
+    policy: Policy[Past]
+    store: StateStore
+    clock: Clock
+    on_conflict: Mode
+    memory: Memory
+
+    def run(self, occasion: Occasion, *, dry_run: bool = False) -> PassRecord:
+        """Run one pass; a dry run writes neither to the kernel nor to the state.
+
+        Raises LibvirtUnreachable, SensingFailed, Unsupported, StateUnusable or AlreadyRunning. A setting refused by the
+        kernel is no exception: it is in the record.
+        """
+        began_s = self.clock()
+        with self.store.locked():
+            state = self.store.load()
+            snapshot = sense(self.hypervisor, self.local, began_s)
+            decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
+            owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
+            before = snapshot.ksm.settings
+            wanted = plan(before, decision.target) if verdict.may_write else ()
+            calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, occasion))
+            after, refusals = before, tuple[SettingsRefused, ...]()
+            if not dry_run:
+                intended = intend(owned, {name: value for call in calls for name, value in call.items()})
+                kept = HostState(
+                    ownership=intended, policy_name=self.policy.name, policy_past=self.policy.dump_past(past)
+                )
+                after, refusals = self._write(kept, decision.target, before, calls, may_confirm=verdict.may_write)
+                self._remember(conflict, calls, refusals)
+        return PassRecord(
+            uri=self.hypervisor.uri,
+            policy=self.policy.name,
+            occasion=occasion,
+            snapshot=snapshot,
+            decision=decision,
+            outcome=_outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
+            before=before,
+            after=after,
+            duration_ms=(self.clock() - began_s) * 1000,
+            refusals=refusals,
+            foreign=verdict.news,
+            yields_now=verdict.yields_now,
+            resumes_now=verdict.resumes_now,
+        )
+
+    def restore(self) -> RestoreRecord:
+        """Write the baseline back over every parameter that still holds our value, and forget those that took it."""
+        with self.store.locked():
+            state = self.store.load()
+            found = self.hypervisor.ksm_state().settings
+            target = restoration(state.ownership, found)
+            after, refusals = apply(self.hypervisor, self.local, plan(found, target))
+            refused = {error.parameter for error in refusals}
+            kept = {name: past for name, past in state.ownership.items() if name in refused}
+            self.store.save(replace(state, ownership=kept))
+        left = tuple(
+            name
+            for name, past in state.ownership.items()
+            if not past.never_written and not past.holds(getattr(found, name))
+        )
+        return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals)
+
+    def park(self) -> RestoreRecord:
+        """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""
+        with self.store.locked():
+            state = self.store.load()
+            found = self.hypervisor.ksm_state().settings
+            owned, foreign = claim(state.ownership, found, [name for name, _ in PARKED.items()], tenure_begins=False)
+            calls = () if foreign else plan(found, PARKED)
+            intended = intend(owned, {name: value for call in calls for name, value in call.items()})
+            after, refusals = self._write(
+                replace(state, ownership=intended), PARKED, found, calls, may_confirm=not foreign
+            )
+        left = tuple(value.parameter for value in foreign)
+        return RestoreRecord(before=found, after=after, left=left, refusals=refusals)
+
+    def _past(self, state: HostState, snapshot: Snapshot) -> Past:
+        if state.policy_name == self.policy.name and state.policy_past is not None:
+            try:
+                return self.policy.load_past(state.policy_past)
+            except ValueError:  # kept by another version: begin anew, the ownership beside it still counts
+                pass
+        return self.policy.first_past(snapshot)
+
+    def _judge(
+        self, state: HostState, snapshot: Snapshot, target: Settings, occasion: Occasion
+    ) -> tuple[dict[str, Ownership], Verdict, ConflictPast]:
+        managed = [name for name, _ in target.items()]
+        owned, foreign = claim(
+            state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.memory.tenure_began
+        )
+        if snapshot.ksm.advisor_is_on:  # it moves pages_to_scan by itself: a refusal, not another writer
+            foreign = tuple(value for value in foreign if value.parameter != "pages_to_scan")
+        verdict, conflict = judge(self.memory.conflict, foreign, occasion, snapshot.taken_s, self.on_conflict)
+        return owned, verdict, conflict
+
+    def _is_held(self, call: Call, ksm: KsmState, occasion: Occasion) -> bool:
+        return any(
+            still_refused(self.memory.refused, name, value, ksm, occasion, self.clock()) for name, value in call.items()
+        )
+
+    def _write(
+        self,
+        kept: HostState,
+        target: Settings,
+        before: Settings,
+        calls: tuple[Call, ...],
+        *,
+        may_confirm: bool,
+    ) -> tuple[Settings, tuple[SettingsRefused, ...]]:
+        self.store.save(kept)
+        refusals: tuple[SettingsRefused, ...] = ()
+        after = before
+        if calls:
+            ksm, refusals = apply(self.hypervisor, self.local, calls)
+            after = ksm.settings
+        if may_confirm:
+            confirmed = confirm(kept.ownership, target, after)
+            if confirmed != kept.ownership:
+                self.store.save(replace(kept, ownership=confirmed))
+        return after, refusals
+
+    def _remember(self, conflict: ConflictPast, calls: tuple[Call, ...], refusals: tuple[SettingsRefused, ...]) -> None:
+        self.memory.tenure_began = True
+        self.memory.conflict = conflict
+        for call in calls:
+            for name in call:
+                self.memory.refused.pop(name, None)
+        wanted: Mapping[str, int] = {name: value for call in calls for name, value in call.items()}
+        for error in refusals:
+            self.memory.refused[error.parameter] = Refused(
+                value=wanted[error.parameter], cause=error.cause, at_s=self.clock()
+            )
+
+
+def _outcome(
+    *,
+    dry_run: bool,
+    verdict: Verdict,
+    wanted: tuple[Call, ...],
+    calls: tuple[Call, ...],
+    refusals: tuple[SettingsRefused, ...],
+) -> Outcome:
+    if dry_run:
+        return Outcome.DRY_RUN
+    if not verdict.may_write:
+        return Outcome.YIELDED
+    if refusals:
+        return Outcome.REFUSED
+    if len(calls) < len(wanted):
+        return Outcome.HELD
+    return Outcome.APPLIED if calls else Outcome.UNCHANGED

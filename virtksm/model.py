@@ -1,0 +1,185 @@
+"""The facts and decisions that flow through one pass: plain frozen values, with no behaviour beyond arithmetic.
+
+Everything here is data: adapters build snapshots, policies turn a snapshot and their past into a decision, the cycle
+records both. Names of the kernel's files stay verbatim (`pages_to_scan`), every other quantity carries its unit.
+A counter that the kernel or the connection does not offer is `None`, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+PARKED_SLEEP_MS = 10_000
+"""sleep_millisecs while parked. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost it nothing;
+a shorter sleep makes it wake for nothing, and 0 makes it spin (docs/policies.md)."""
+
+
+class Source(Enum):
+    """Where a snapshot's facts about guests come from; no snapshot mixes the two."""
+
+    LOCAL = "local"
+    LIBVIRT = "libvirt"
+
+
+class Trigger(Enum):
+    """What asked for a pass."""
+
+    CONNECTED = "connected"
+    STARTED = "started"
+    STOPPED = "stopped"
+    BALLOON = "balloon"
+    MEMORY_DEVICE = "memory_device"
+    POKE = "poke"
+    SIGNAL = "signal"
+    RELOAD = "reload"
+    RETUNE = "retune"
+    TIMER = "timer"
+
+
+EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
+"""Triggers that re-evaluate without being a step of the policy (issue: balloon and device passes)."""
+
+EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD})
+"""Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occasion:
+    """The triggers that one pass answers; a coalesced burst is one occasion."""
+
+    triggers: frozenset[Trigger]
+
+    @property
+    def is_step(self) -> bool:
+        return bool(self.triggers - EVALUATING_ONLY)
+
+    @property
+    def is_explicit(self) -> bool:
+        return bool(self.triggers & EXPLICIT)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(trigger.value for trigger in self.triggers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The three KSM parameters that virNodeSetMemoryParameters can set (unsigned int each).
+
+    `None` means: not offered by the kernel (in a snapshot) or left as it is (in a target).
+    """
+
+    pages_to_scan: int | None
+    sleep_millisecs: int | None
+    merge_across_nodes: int | None = None
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """Yield (parameter, value) of those that are set, in the order in which they must be written."""
+        for parameter in PARAMETERS:
+            value = getattr(self, parameter)
+            if value is not None:
+                yield parameter, value
+
+    def as_dict(self) -> dict[str, int | None]:
+        return {parameter: getattr(self, parameter) for parameter in PARAMETERS}
+
+
+PARAMETERS = ("pages_to_scan", "sleep_millisecs", "merge_across_nodes")
+"""In writing order: a changed sleep_millisecs wakes ksmd at once, a changed pages_to_scan does not, so pages go first;
+merge_across_nodes can be refused for reasons of its own and goes last, in a call of its own."""
+
+PARKED = Settings(pages_to_scan=0, sleep_millisecs=PARKED_SLEEP_MS)
+"""The settings that stop scanning; what is merged stays merged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KsmState:
+    """KSM's settings and counters; pages are the host's page size.
+
+    Source: virNodeGetMemoryParameters; `run`, `advisor_mode` from /sys/kernel/mm/ksm and `ksmd_cpu_seconds` from
+    /proc, where local.
+    """
+
+    settings: Settings
+    pages_shared: int | None = None
+    pages_sharing: int | None = None
+    pages_unshared: int | None = None
+    pages_volatile: int | None = None
+    full_scans: int | None = None
+    run: int | None = None
+    advisor_mode: str | None = None
+    ksmd_cpu_seconds: float | None = None
+
+    @property
+    def advisor_is_on(self) -> bool:
+        return self.advisor_mode not in (None, "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """The host's memory in KiB (virNodeGetMemoryStats; `available_kib` is MemAvailable, local only)."""
+
+    total_kib: int
+    free_kib: int
+    buffers_kib: int
+    cached_kib: int
+    available_kib: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read."""
+
+    uuid: str
+    name: str
+    rss_kib: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps."""
+
+    taken_s: float
+    source: Source
+    host: HostMemory
+    ksm: KsmState
+    guests: tuple[Guest, ...]
+
+    @property
+    def committed_kib(self) -> int:
+        """The sum of the guests' resident memory, of those whose memory could be read."""
+        return sum(guest.rss_kib for guest in self.guests if guest.rss_kib is not None)
+
+    @property
+    def guests_unread(self) -> int:
+        return sum(guest.rss_kib is None for guest in self.guests)
+
+
+Number = int | float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a policy decided so: the rule that fired, a sentence, and the numbers it looked at."""
+
+    rule: str
+    text: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A policy's answer: always the whole target, also where nothing changes.
+
+    `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never.
+    """
+
+    target: Settings
+    reason: Reason
+    next_pass_s: float | None
+
+    @property
+    def is_parked(self) -> bool:
+        return self.target.pages_to_scan == 0

@@ -1,0 +1,106 @@
+"""Which settings in the kernel are ours, and what the administrator had there before: the baseline.
+
+Rules, each parameter judged alone:
+1. A value that equals what we last intended or applied is ours.
+2. At the start of a tenure (an agent's first pass, every one-shot) any other value is the administrator's: it becomes
+   the baseline.
+3. A parameter that we never wrote cannot be taken from us: its value is the baseline, whenever it changes.
+4. Any other value found later was put there by another writer: foreign. The baseline stays.
+5. Restoring writes the baseline over values that are still ours, and leaves the others.
+
+Baseline and intention are kept before the first write, so a crash at any point leaves rule 1 enough to tell whose value
+it is. Pure: in goes what was kept and what was found, out comes what to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from virtksm.model import PARAMETERS, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """One parameter's history. `applied` was confirmed by reading back; `intended` may or may not have arrived."""
+
+    baseline: int
+    intended: int | None = None
+    applied: int | None = None
+
+    @property
+    def never_written(self) -> bool:
+        return self.intended is None and self.applied is None
+
+    def holds(self, value: int | None) -> bool:
+        """Return whether `value` is one of ours."""
+        return value is not None and value in (self.intended, self.applied)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostState:
+    """All that is kept about a host between passes."""
+
+    ownership: Mapping[str, Ownership] = field(default_factory=dict)
+    policy_name: str | None = None
+    policy_past: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """A value that another writer put in place of ours."""
+
+    parameter: str
+    ours: int | None
+    found: int
+
+
+def claim(
+    kept: Mapping[str, Ownership], found: Settings, managed: Iterable[str], *, tenure_begins: bool
+) -> tuple[dict[str, Ownership], tuple[Foreign, ...]]:
+    """Judge each managed parameter by rules 1 to 4; return the ownership to keep and what is foreign."""
+    owned = dict(kept)
+    foreign: list[Foreign] = []
+    for parameter in managed:
+        value = getattr(found, parameter)
+        if value is None:
+            continue
+        past = owned.get(parameter)
+        if past is None or past.never_written:
+            owned[parameter] = Ownership(baseline=value)
+        elif past.holds(value):
+            pass
+        elif tenure_begins:
+            owned[parameter] = Ownership(baseline=value)
+        else:
+            foreign.append(Foreign(parameter=parameter, ours=past.applied, found=value))
+    return owned, tuple(foreign)
+
+
+def intend(owned: Mapping[str, Ownership], values: Mapping[str, int]) -> dict[str, Ownership]:
+    """Record what is about to be written."""
+    return {**owned, **{name: replace(owned[name], intended=value) for name, value in values.items()}}
+
+
+def confirm(owned: Mapping[str, Ownership], target: Settings, after: Settings) -> dict[str, Ownership]:
+    """Record what reading back showed: a value equal to its target is applied, another one never arrived."""
+    confirmed = dict(owned)
+    for name, value in target.items():
+        past = confirmed.get(name)
+        if past is None:
+            continue
+        if getattr(after, name) == value:
+            confirmed[name] = replace(past, intended=value, applied=value)
+        else:
+            confirmed[name] = replace(past, intended=past.applied)
+    return confirmed
+
+
+def restoration(owned: Mapping[str, Ownership], found: Settings) -> Settings:
+    """Return the baseline of every parameter that still holds our value and differs from it (rule 5)."""
+    values = {
+        name: past.baseline
+        for name, past in owned.items()
+        if past.holds(getattr(found, name)) and getattr(found, name) != past.baseline
+    }
+    return Settings(**{name: values.get(name) for name in PARAMETERS})

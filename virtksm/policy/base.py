@@ -1,0 +1,35 @@
+"""What a policy is: a pure function from a snapshot and its own past to a decision and its next past.
+
+A policy reads no clock, draws no random number, logs nothing and touches nothing: time is in the snapshot, the past is
+a value that the cycle keeps between passes (in the runtime folder, so that the agent, its successor and the one-shot
+continue where the other was).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+from virtksm.model import Decision, Occasion, Snapshot
+
+Past = TypeVar("Past")
+
+
+class Policy(Protocol[Past]):
+    """One control law. See docs/architecture.md, "Add a policy"."""
+
+    @property
+    def name(self) -> str:
+        """The name by which the configuration chooses it."""
+
+    def first_past(self, snapshot: Snapshot) -> Past:
+        """Return the past to begin with where none was kept."""
+
+    def load_past(self, kept: Mapping[str, object]) -> Past:
+        """Rebuild a past from what `dump_past` gave; raise ValueError if it is not one."""
+
+    def dump_past(self, past: Past) -> dict[str, object]:
+        """Return the past as plain JSON values."""
+
+    def decide(self, snapshot: Snapshot, past: Past, occasion: Occasion) -> tuple[Decision, Past]:
+        """Decide. Pure: equal arguments give equal answers."""

@@ -1,0 +1,185 @@
+"""ksmtuned's law, to the number: scan harder while memory is short, ease off while not, stop when plenty.
+
+In goes a snapshot, the past (npages and the time of the last step) and the occasion; out come the target
+settings, the reason with its numbers, and the next past. Nothing is read, written, logged or timed here. All
+quantities are whole KiB, pages and ms; by the configuration's ranges none is negative but npages_decay, which
+is only added, so that Python's `//` is bash's division, and rule 1 keeps all of them within bash's 64 bits.
+
+The law, from ksmtuned's `adjust` (Debian's package ksmtuned; docs/policies.md tells it with its background):
+
+1. With no memory known (a total of 0, below 0, or beyond what any host has) there is nothing to tune: park.
+2. total is MemTotal, free is MemFree + Buffers + Cached, committed is the sum of the guests' resident memory.
+3. thres is thres_coef percent of total, but at least thres_const.
+4. sleep is sleep_msec on a host of 16 GiB, less on larger ones in proportion, more on smaller ones; at least
+   10 ms and at most what the kernel takes.
+5. Stop when committed + thres < total and free > thres: park, and leave npages as it is.
+6. Otherwise run. When free < thres, npages grows by npages_boost ("boost"), else it changes by npages_decay,
+   which is negative ("decay"); then it is held within npages_min..npages_max.
+7. An occasion that is no step (balloon, memory device) decides by rule 5 alone: where it runs, it runs with
+   npages as it is, held within npages_min..npages_max ("hold"), and it leaves no trace in the past.
+8. The next step is monitor_interval after the last one.
+
+At first npages is 0 where local, as in ksmtuned; on a remote host, where no past is kept, it is what the
+kernel has, if that is above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from virtksm.config.schema import KsmtunedParams
+from virtksm.model import PARKED, Decision, Number, Occasion, Reason, Settings, Snapshot, Source
+
+NAME = "ksmtuned"
+
+KERNEL_MAX = 2**32 - 1
+"""The largest pages_to_scan and sleep_millisecs: the kernel and libvirt hold both in an unsigned int."""
+
+MOST_TOTAL_KIB = 2**53
+"""8 EiB: more than any host has, and little enough that no product here leaves bash's 64 bits."""
+
+LATEST_S = 2.0**53
+"""Bounds a kept time: seconds beyond it (or not finite) come from no clock."""
+
+LEAST_SLEEP_MS = 10
+SLEEP_REFERENCE_KIB = 16 * 1024 * 1024
+"""sleep_msec is meant for a host of 16 GiB (ksmtuned's own comment)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KsmtunedPast:
+    """What a step hands to the next: the script's npages (pages), and when it was made (CLOCK_BOOTTIME s)."""
+
+    npages: int
+    stepped_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KsmtunedPolicy:
+    """The policy `ksmtuned`; `params` are the keys of the configuration's table [ksmtuned]."""
+
+    params: KsmtunedParams
+
+    @property
+    def name(self) -> str:
+        """Return "ksmtuned"."""
+        return NAME
+
+    def first_past(self, snapshot: Snapshot) -> KsmtunedPast:
+        """Return the past to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
+        found = snapshot.ksm.settings.pages_to_scan or 0
+        npages = found if snapshot.source is Source.LIBVIRT else 0
+        return KsmtunedPast(npages=npages, stepped_at_s=None)
+
+    def load_past(self, kept: Mapping[str, object]) -> KsmtunedPast:
+        """Rebuild the past from what `dump_past` gave; raise ValueError if it is not one."""
+        if kept.keys() != {"npages", "stepped_at_s"}:
+            raise ValueError(f"not a past of {NAME}: it has the keys {sorted(map(str, kept))}")
+        npages, stepped_at_s = parse_npages(kept["npages"]), parse_time_s(kept["stepped_at_s"])
+        return KsmtunedPast(npages=npages, stepped_at_s=stepped_at_s)
+
+    def dump_past(self, past: KsmtunedPast) -> dict[str, object]:
+        """Return the past as plain JSON values."""
+        return {"npages": past.npages, "stepped_at_s": past.stepped_at_s}
+
+    def decide(self, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion) -> tuple[Decision, KsmtunedPast]:
+        """Decide by the rules of this module's docstring, in their order. Pure; raises nothing."""
+        target, reason, npages = decide_settings(snapshot, past.npages, self.params, is_step=occasion.is_step)
+        if occasion.is_step:
+            past = KsmtunedPast(npages=npages, stepped_at_s=snapshot.taken_s)
+        next_pass_s = seconds_until_step(snapshot.taken_s, past.stepped_at_s, self.params.monitor_interval)
+        return Decision(target=target, reason=reason, next_pass_s=next_pass_s), past
+
+
+def decide_settings(
+    snapshot: Snapshot, npages: int, params: KsmtunedParams, *, is_step: bool
+) -> tuple[Settings, Reason, int]:
+    """Return the target, the reason and the new npages, by rules 1 to 7."""
+    host = snapshot.host  # rule 2
+    total_kib, free_kib = host.total_kib, host.free_kib + host.buffers_kib + host.cached_kib
+    committed_kib = snapshot.committed_kib
+    numbers: dict[str, Number] = {
+        "total_kib": total_kib,
+        "free_kib": free_kib,
+        "committed_kib": committed_kib,
+        "guests": len(snapshot.guests),
+        "guests_unread": snapshot.guests_unread,
+        "npages_before": npages,
+        "npages": npages,
+    }
+
+    if not 0 < total_kib <= MOST_TOTAL_KIB:  # rule 1
+        text = f"the host's total memory is given as {total_kib} KiB, so there is nothing to tune: parked"
+        return PARKED, Reason(rule="unknown", text=text, numbers=numbers), npages
+
+    thres_kib = threshold_kib(total_kib, params)  # rule 3
+    sleep_ms = scaled_sleep_ms(total_kib, params)  # rule 4
+    numbers |= {"thres_kib": thres_kib, "sleep_ms": sleep_ms}
+
+    if committed_kib + thres_kib < total_kib and free_kib > thres_kib:  # rule 5
+        text = (
+            f"{free_kib} KiB are free, more than the threshold of {thres_kib} KiB, and the guests' "
+            f"{committed_kib} KiB with the threshold stay below the host's {total_kib} KiB: parked"
+        )
+        return PARKED, Reason(rule="stop", text=text, numbers=numbers), npages
+
+    if is_step and free_kib < thres_kib:  # rule 6
+        rule, delta = "boost", params.npages_boost
+    elif is_step:
+        rule, delta = "decay", params.npages_decay
+    else:  # rule 7
+        rule, delta = "hold", 0
+    stepped = changed_npages(npages, delta, params)
+    text = (
+        f"{free_kib} KiB are free at a threshold of {thres_kib} KiB and the guests hold {committed_kib} KiB "
+        f"of the host's {total_kib} KiB: {rule} from {npages} to {stepped} pages every {sleep_ms} ms"
+    )
+    target = Settings(pages_to_scan=stepped, sleep_millisecs=sleep_ms)
+    return target, Reason(rule=rule, text=text, numbers=numbers | {"npages": stepped}), stepped
+
+
+def threshold_kib(total_kib: int, params: KsmtunedParams) -> int:
+    """Return the script's `thres` in KiB for a host of `total_kib` (rule 3)."""
+    return max(total_kib * params.thres_coef // 100, params.thres_const)
+
+
+def scaled_sleep_ms(total_kib: int, params: KsmtunedParams) -> int:
+    """Return the script's `sleep` in ms, 10..4294967295, for a host of `total_kib` above 0 (rule 4)."""
+    scaled = params.sleep_msec * SLEEP_REFERENCE_KIB // total_kib
+    return min(max(scaled, LEAST_SLEEP_MS), KERNEL_MAX)
+
+
+def changed_npages(npages: int, delta: int, params: KsmtunedParams) -> int:
+    """Return npages after a change by `delta` pages, as the script's `increase_npages` does (rule 6)."""
+    npages += delta
+    if npages < params.npages_min:
+        return params.npages_min
+    return min(npages, params.npages_max)
+
+
+def seconds_until_step(now_s: float, stepped_at_s: float | None, interval_s: int) -> float:
+    """Return the seconds until the next step is due, 0..`interval_s` (rule 8).
+
+    A step in the future (the past of another boot) counts as one just made; without any, a whole interval is
+    left, as ksmtuned sleeps before its first step.
+    """
+    if stepped_at_s is None:
+        return float(interval_s)
+    return min(max(stepped_at_s + interval_s - now_s, 0.0), float(interval_s))
+
+
+def parse_npages(value: object) -> int:
+    """Return a kept npages, 0..4294967295; raise ValueError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= KERNEL_MAX:
+        return value
+    raise ValueError(f"npages is {value!r}, not a number of pages")
+
+
+def parse_time_s(value: object) -> float | None:
+    """Return a kept time in seconds, or None; raise ValueError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST_S:
+        return float(value)
+    raise ValueError(f"stepped_at_s is {value!r}, not a time in seconds")

@@ -1,0 +1,140 @@
+"""The record of one pass: everything that it saw, decided and did, as one value and as JSON.
+
+`as_dict` is the interface of `virtksm retune --json`, of the control socket and of the log line `pass_completed`
+(docs/commands.md lists the fields); fields are added, never renamed, while SCHEMA stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from virtksm.errors import SettingsRefused
+from virtksm.model import Decision, Occasion, Settings, Snapshot
+from virtksm.ownership import Foreign
+
+SCHEMA = 1
+
+KSM_OFF = "KSM is off on this host (run={run}), so nothing merges; switch it on: echo 1 > /sys/kernel/mm/ksm/run"
+KSM_ABSENT = "this kernel has no KSM (/sys/kernel/mm/ksm is missing)"
+
+
+class Outcome(Enum):
+    """What became of a decision."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    DRY_RUN = "dry_run"
+    YIELDED = "yielded"
+    HELD = "held"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRecord:
+    """One pass. `duration_ms` is from the lock to the last read-back."""
+
+    uri: str
+    policy: str
+    occasion: Occasion
+    snapshot: Snapshot
+    decision: Decision
+    outcome: Outcome
+    before: Settings
+    after: Settings
+    duration_ms: float
+    refusals: tuple[SettingsRefused, ...] = ()
+    foreign: tuple[Foreign, ...] = ()
+    yields_now: bool = False
+    resumes_now: bool = False
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """The parameters whose value this pass changed in the kernel, with their new value."""
+        return {name: value for name, value in self.after.items() if getattr(self.before, name) != value}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What stands in the way of merging, each with its remedy."""
+        ksm = self.snapshot.ksm
+        notes = [str(error) for error in self.refusals]
+        if ksm.run is not None and ksm.run != 1:
+            notes.append(KSM_OFF.format(run=ksm.run))
+        if self.outcome is Outcome.HELD:
+            notes.append("an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once")
+        if self.outcome is Outcome.YIELDED:
+            notes.append("another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back")
+        return notes
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the record as JSON values; memory in KiB, pages in pages, times in the unit of the name."""
+        snapshot, ksm = self.snapshot, self.snapshot.ksm
+        return {
+            "schema": SCHEMA,
+            "uri": self.uri,
+            "policy": self.policy,
+            "triggers": self.occasion.names,
+            "source": snapshot.source.value,
+            "sensed": {
+                "total_kib": snapshot.host.total_kib,
+                "free_kib": snapshot.host.free_kib,
+                "buffers_kib": snapshot.host.buffers_kib,
+                "cached_kib": snapshot.host.cached_kib,
+                "available_kib": snapshot.host.available_kib,
+                "guests": len(snapshot.guests),
+                "guests_unread": snapshot.guests_unread,
+                "committed_kib": snapshot.committed_kib,
+                "pages_shared": ksm.pages_shared,
+                "pages_sharing": ksm.pages_sharing,
+                "pages_unshared": ksm.pages_unshared,
+                "pages_volatile": ksm.pages_volatile,
+                "full_scans": ksm.full_scans,
+                "ksm_run": ksm.run,
+                "advisor_mode": ksm.advisor_mode,
+                "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
+            },
+            "decision": {
+                "parked": self.decision.is_parked,
+                "rule": self.decision.reason.rule,
+                "reason": self.decision.reason.text,
+                "numbers": dict(self.decision.reason.numbers),
+                "target": self.decision.target.as_dict(),
+                "next_pass_s": self.decision.next_pass_s,
+            },
+            "outcome": self.outcome.value,
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "changed": self.changed,
+            "refused": [
+                {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}
+                for error in self.refusals
+            ],
+            "foreign": [
+                {"parameter": value.parameter, "ours": value.ours, "found": value.found} for value in self.foreign
+            ],
+            "warnings": self.warnings,
+            "duration_ms": round(self.duration_ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRecord:
+    """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since."""
+
+    before: Settings
+    after: Settings
+    left: tuple[str, ...] = ()
+    refusals: tuple[SettingsRefused, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "schema": SCHEMA,
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "changed": {name: value for name, value in self.after.items() if getattr(self.before, name) != value},
+            "left": list(self.left),
+            "refused": [
+                {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}
+                for error in self.refusals
+            ],
+        }

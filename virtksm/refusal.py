@@ -1,0 +1,85 @@
+"""Why the kernel refused a setting, and how long not to ask again.
+
+libvirt reports every refusal as "failed to set shm_...: Operation not permitted", so the cause is inferred from what
+else is known, the most certain first. A refused write is not repeated while its cause lasts, except once in
+RETRY_AFTER_S or when an administrator asks: no error every tick. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from virtksm.errors import Cause, SettingsRefused
+from virtksm.model import KsmState, Occasion
+
+RETRY_AFTER_S = 600.0
+KERNEL_MAXIMUM = 2**32 - 1
+"""pages_to_scan and sleep_millisecs are unsigned int in mm/ksm.c and in libvirt's typed parameters."""
+
+REMEDIES: Mapping[Cause, str] = {
+    Cause.ADVISOR_ON: "the kernel's KSM advisor owns pages_to_scan; switch it off on the host: "
+    "echo none > /sys/kernel/mm/ksm/advisor_mode",
+    Cause.PAGES_SHARED: "merge_across_nodes can only change while nothing is shared; unmerge first on the host: "
+    "echo 2 > /sys/kernel/mm/ksm/run",
+    Cause.OUT_OF_RANGE: "correct the configuration: pages_to_scan and sleep_millisecs take 0..4294967295, "
+    "merge_across_nodes 0 or 1",
+    Cause.READ_ONLY: "connect read-write: a read-only libvirt connection cannot set node memory parameters",
+    Cause.NOT_AUTHORIZED: "let this user manage libvirt (group libvirt, or a polkit rule for org.libvirt.unix.manage)",
+    Cause.UNSUPPORTED: "this kernel or libvirt driver does not offer the parameter",
+    Cause.UNKNOWN: "see the libvirt daemon's log; on kernels from 6.8 the KSM advisor may be on "
+    "(/sys/kernel/mm/ksm/advisor_mode on the host), or libvirt's daemon may not write to /sys",
+}
+
+
+def diagnose(parameter: str, value: int, ksm: KsmState, reported: Cause = Cause.UNKNOWN) -> Cause:
+    """Return the likeliest cause of a refusal of `parameter` = `value`, seeing `ksm` as read after it."""
+    if reported is not Cause.UNKNOWN:
+        return reported
+    if getattr(ksm.settings, parameter) is None:
+        return Cause.UNSUPPORTED
+    limit = 1 if parameter == "merge_across_nodes" else KERNEL_MAXIMUM
+    if not 0 <= value <= limit:
+        return Cause.OUT_OF_RANGE
+    if parameter == "pages_to_scan" and ksm.advisor_is_on:
+        return Cause.ADVISOR_ON
+    if parameter == "merge_across_nodes" and ksm.pages_shared:
+        return Cause.PAGES_SHARED
+    return Cause.UNKNOWN
+
+
+def refusal(parameter: str, value: int, found: int | None, cause: Cause) -> SettingsRefused:
+    """Build the error for a setting that did not arrive."""
+    return SettingsRefused(
+        f"{parameter} could not be set to {value} (it is {found}; {cause.value.replace('_', ' ')})",
+        parameter=parameter,
+        cause=cause,
+        remedy=REMEDIES[cause],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A refusal remembered."""
+
+    value: int
+    cause: Cause
+    at_s: float
+
+
+def still_refused(
+    past: Mapping[str, Refused], parameter: str, value: int, ksm: KsmState, occasion: Occasion, now_s: float
+) -> bool:
+    """Return whether writing `parameter` now would only be refused again."""
+    refused = past.get(parameter)
+    if refused is None or occasion.is_explicit or not 0 <= now_s - refused.at_s < RETRY_AFTER_S:
+        return False
+    match refused.cause:
+        case Cause.ADVISOR_ON:
+            return ksm.advisor_is_on
+        case Cause.PAGES_SHARED:
+            return bool(ksm.pages_shared)
+        case Cause.OUT_OF_RANGE:
+            return value == refused.value
+        case _:
+            return True
