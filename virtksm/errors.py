@@ -1,6 +1,6 @@
 """The one error tree of virtksm.
 
-Every error says what happened and what to do about it (`remedy`), so that the outermost layer needs no table of its own.
+Every error says what happened and what to do about it (`remedy`), so the outermost layer needs no table of its own.
 Adapters translate what libvirt, the kernel and files say into these (`raise ... from`); nothing below the
 command line or the agent's loop catches broadly.
 """

@@ -1,0 +1,40 @@
+"""The control socket's protocol and client side: one JSON line to the agent, one JSON line back.
+
+Requests are `{"op": "retune", "uri": URI, "dry_run": bool}` and `{"op": "ping"}`. Answers are
+`{"ok": true, "pass": {...}}`,
+`{"ok": true, "uri": ..., "pid": ...}`, `{"ok": false, "error": ..., "exit_code": ...}` or
+`{"ok": false, "other_uri": URI}` when the agent serves another host. Imports nothing but json and socket, so that a
+one-shot that finds an agent stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+
+MAX_LINE = 65536
+"""Longest request that the agent reads, in bytes."""
+
+
+def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[str, object] | None:
+    """Send one request to the agent and return its answer; None if no agent listens at `path`.
+
+    Raises OSError (TimeoutError too) when an agent listens but does not answer, and ValueError when it talks nonsense.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return None
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        parts: list[bytes] = []
+        while part := connection.recv(MAX_LINE):
+            parts.append(part)
+            if part.endswith(b"\n"):
+                break
+    answer = json.loads(b"".join(parts))
+    if not isinstance(answer, dict):
+        raise ValueError("the agent's answer is no JSON object")
+    return answer

@@ -1,0 +1,98 @@
+"""Small files of the runtime folder: locks, and whole-or-nothing replacement. Follows no symbolic links."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from virtksm.errors import AlreadyRunning, StateUnusable
+
+LOCK_POLL_S = 0.005
+
+
+def ensure_folder(path: str, mode: int) -> None:
+    """Create a folder if it is missing; raises StateUnusable, also where something else has its name."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path) or os.path.islink(path):
+            raise StateUnusable(
+                f"{path} is not a folder", remedy="remove it, or choose another --runtime-dir"
+            ) from None
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def open_lock(path: str) -> int:
+    """Open (creating if need be) a lock file; returns its descriptor. Raises StateUnusable."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take an exclusive flock without waiting."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: str, *, wait_s: float, whose: str) -> Iterator[None]:
+    """Hold an exclusive flock on `path`, waiting for at most `wait_s` seconds.
+
+    Raises AlreadyRunning, naming `whose` lock it is, when somebody else keeps it.
+    """
+    descriptor = open_lock(path)
+    try:
+        give_up_s = time.monotonic() + wait_s
+        while not try_lock(descriptor):
+            if time.monotonic() >= give_up_s:
+                raise AlreadyRunning(f"{whose} holds {path}", remedy=f"see who it is: fuser -v {path}")
+            time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: str, text: str) -> None:
+    """Put `text` in place of `path`: readers see the old text or the new. Raises StateUnusable.
+
+    Without fsync: the runtime folder is on tmpfs and lives as long as the kernel's settings do.
+    """
+    temporary = f"{path}.{os.getpid()}.new"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def read_file(path: str) -> str | None:
+    """Return a file's text, None if there is none; raises StateUnusable."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str, error: Exception) -> StateUnusable:
+    return StateUnusable(
+        f"{path}: {error}",
+        remedy="virtksm keeps the baseline there and writes nothing without it; mend it, or give --runtime-dir",
+    )

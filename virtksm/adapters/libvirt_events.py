@@ -1,0 +1,176 @@
+"""libvirt's events: the loop thread, and the translation of lifecycle events into triggers.
+
+libvirt's default loop runs in one thread of its own; its callbacks do nothing but hand a frozen value to a sink, which
+must only enqueue. Which event is a trigger is a table: a guest's reboot, pause or guest-side wake-up is none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+
+from virtksm.errors import LibvirtUnreachable
+from virtksm.model import Trigger
+
+MEMORY_ALIASES = ("dimm", "nvdimm", "virtiomem", "virtiopmem", "ua-")
+"""Aliases that libvirt gives to memory devices; a user's own alias (ua-) does not tell, so it counts as one."""
+
+STARTS = {
+    libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED: "booted",
+    libvirt.VIR_DOMAIN_EVENT_STARTED_MIGRATED: "migrated in",
+    libvirt.VIR_DOMAIN_EVENT_STARTED_RESTORED: "restored",
+    libvirt.VIR_DOMAIN_EVENT_STARTED_FROM_SNAPSHOT: "from snapshot",
+}
+STOPS = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "shut down",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: "migrated out",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: "saved",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "failed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT: "replaced by snapshot",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainEvent:
+    """A libvirt event that asks for a pass. `heard_s` is CLOCK_MONOTONIC at its delivery."""
+
+    trigger: Trigger
+    guest: str
+    detail: str
+    heard_s: float
+
+
+def parse_lifecycle(event: int, detail: int) -> tuple[Trigger, str] | None:
+    """Return the trigger and the words for a lifecycle event, None for those that change no memory."""
+    if event == libvirt.VIR_DOMAIN_EVENT_STARTED and detail != libvirt.VIR_DOMAIN_EVENT_STARTED_WAKEUP:
+        return Trigger.STARTED, STARTS.get(detail, "started")
+    if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        return Trigger.STOPPED, STOPS.get(detail, "stopped")
+    return None
+
+
+class EventLoop:
+    """libvirt's default event loop in a daemon thread; start it before opening any connection."""
+
+    def __init__(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="libvirt-events", daemon=True)
+
+    def start(self) -> None:
+        libvirt.virEventRegisterDefaultImpl()
+        self._thread.start()
+
+    def stop(self, wait_s: float = 2.0) -> None:
+        """End the loop: a flag, and a timer that wakes it to see the flag."""
+        self._stopping = True
+        libvirt.virEventAddTimeout(0, _forget_timer, None)
+        self._thread.join(wait_s)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            libvirt.virEventRunDefaultImpl()
+
+
+def _forget_timer(timer: int, _opaque: object) -> None:
+    libvirt.virEventRemoveTimeout(timer)
+
+
+class Subscription:
+    """The callbacks of one connection. Both sinks are called in the loop's thread and must only enqueue."""
+
+    def __init__(
+        self,
+        connection: libvirt.virConnect,
+        heard: Callable[[DomainEvent], None],
+        closed: Callable[[str], None],
+    ) -> None:
+        self._connection = connection
+        self._heard = heard
+        self._closed = closed
+        self._callbacks: list[int] = []
+
+    def register(self, keepalive_s: int) -> None:
+        """Register for lifecycle, balloon and memory device events and for the connection's end.
+
+        Closes the connection and raises LibvirtUnreachable when it breaks meanwhile. Keepalive gives a connection up
+        after three unanswered probes; drivers without a daemon refuse it, and need none.
+        """
+        try:
+            self._register(self._connection, keepalive_s)
+        except libvirt.libvirtError as error:
+            self.close()
+            raise LibvirtUnreachable(f"registering for events: {error.get_error_message()}") from error
+
+    def _register(self, connection: libvirt.virConnect, keepalive_s: int) -> None:
+        connection.registerCloseCallback(self._on_close, None)
+        for event_id, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE, self._on_balloon),
+            (libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE, self._on_memory_size),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._on_device),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device),
+        ):
+            self._callbacks.append(connection.domainEventRegisterAny(None, event_id, callback, None))
+        try:
+            connection.setKeepAlive(keepalive_s, 3)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                raise
+
+    def close(self) -> None:
+        """Take the callbacks back and close the connection; a dead connection may refuse, which changes nothing."""
+        for step in (
+            self._connection.unregisterCloseCallback,
+            *(lambda c=c: self._connection.domainEventDeregisterAny(c) for c in self._callbacks),
+            self._connection.close,
+        ):
+            try:
+                step()
+            except libvirt.libvirtError:
+                continue
+        self._callbacks.clear()
+
+    def _on_close(self, _connection: libvirt.virConnect, reason: int, _opaque: Any) -> None:
+        names = {
+            libvirt.VIR_CONNECT_CLOSE_REASON_ERROR: "error",
+            libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "end of file",
+            libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "keepalive timeout",
+            libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT: "closed by us",
+        }
+        self._closed(names.get(reason, str(reason)))
+
+    def _on_lifecycle(
+        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any
+    ) -> None:
+        parsed = parse_lifecycle(event, detail)
+        if parsed is not None:
+            self._tell(parsed[0], domain, parsed[1])
+
+    def _on_balloon(
+        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, actual_kib: int, _opaque: Any
+    ) -> None:
+        self._tell(Trigger.BALLOON, domain, f"balloon {actual_kib} KiB")
+
+    def _on_memory_size(
+        self,
+        connection: libvirt.virConnect,
+        domain: libvirt.virDomain,
+        alias: str,
+        size_kib: int,
+        opaque: Any,
+    ) -> None:
+        self._tell(Trigger.MEMORY_DEVICE, domain, f"{alias} {size_kib} KiB")
+
+    def _on_device(self, _connection: libvirt.virConnect, domain: libvirt.virDomain, alias: str, _opaque: Any) -> None:
+        if alias.startswith(MEMORY_ALIASES):
+            self._tell(Trigger.MEMORY_DEVICE, domain, alias)
+
+    def _tell(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
+        self._heard(DomainEvent(trigger=trigger, guest=domain.name(), detail=detail, heard_s=time.monotonic()))

@@ -1,0 +1,86 @@
+"""Keeps a host's state as one JSON file in the runtime folder, under the host's pass lock.
+
+A file that cannot be understood is an error, never taken for "no state": it may hold the administrator's baseline.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+
+from virtksm.adapters.files import ensure_folder, locked, read_file, replace_file
+from virtksm.errors import StateUnusable
+from virtksm.model import PARAMETERS
+from virtksm.ownership import HostState, Ownership
+from virtksm.runtime import RuntimePaths
+
+SCHEMA = 1
+LOCK_WAIT_S = 5.0
+
+
+class StateFile:
+    """The StateStore of one host."""
+
+    def __init__(self, paths: RuntimePaths, host: str) -> None:
+        self._paths = paths
+        self._lock = paths.host_lock(host)
+        self._file = paths.host_state(host)
+
+    def locked(self) -> AbstractContextManager[None]:
+        ensure_folder(self._paths.root, 0o755)
+        ensure_folder(self._paths.agent_dir, 0o750)
+        return locked(self._lock, wait_s=LOCK_WAIT_S, whose="another virtksm pass")
+
+    def load(self) -> HostState:
+        text = read_file(self._file)
+        if text is None:
+            return HostState()
+        try:
+            return parse_state(text)
+        except ValueError as error:
+            raise StateUnusable(
+                f"{self._file}: {error}",
+                remedy="remove it, and the settings now in the kernel become the baseline",
+            ) from error
+
+    def save(self, state: HostState) -> None:
+        replace_file(self._file, dump_state(state))
+
+
+def dump_state(state: HostState) -> str:
+    """Return a state as JSON text."""
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "parameters": {name: asdict(past) for name, past in state.ownership.items()},
+            "policy": {"name": state.policy_name, "past": state.policy_past},
+        }
+    )
+
+
+def parse_state(text: str) -> HostState:
+    """Parse what dump_state wrote; raises ValueError saying what is wrong."""
+    kept = json.loads(text)
+    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+        raise ValueError(f"not a virtksm state of schema {SCHEMA}")
+    parameters, policy = kept.get("parameters"), kept.get("policy")
+    if not isinstance(parameters, dict) or not isinstance(policy, dict):
+        raise ValueError("parameters or policy is missing")
+    name, past = policy.get("name"), policy.get("past")
+    if not isinstance(name, str | None) or not isinstance(past, dict | None):
+        raise ValueError("policy is damaged")
+    return HostState(
+        ownership={key: _parse_ownership(key, value) for key, value in parameters.items()},
+        policy_name=name,
+        policy_past=past,
+    )
+
+
+def _parse_ownership(parameter: str, value: object) -> Ownership:
+    if parameter not in PARAMETERS or not isinstance(value, dict):
+        raise ValueError(f"parameter {parameter!r} is damaged")
+    baseline, intended, applied = (value.get(key) for key in ("baseline", "intended", "applied"))
+    if not isinstance(baseline, int) or not isinstance(intended, int | None) or not isinstance(applied, int | None):
+        raise ValueError(f"parameter {parameter!r} is damaged")
+    return Ownership(baseline=baseline, intended=intended, applied=applied)

@@ -1,0 +1,40 @@
+"""systemd's notification protocol (sd_notify(3)): READY, STATUS, WATCHDOG, STOPPING over a datagram socket.
+
+The protocol is one datagram of KEY=value lines; the manual page gives it as stable and free to implement, which saves a
+dependency on libsystemd. Does nothing where NOTIFY_SOCKET is not set.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Sends notifications to the socket that `environ` names."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, pid: int | None = None) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self._watchdog_usec = environ.get("WATCHDOG_USEC", "")
+        watched_pid = environ.get("WATCHDOG_PID", "")
+        self._is_watched = not watched_pid or watched_pid == str(pid if pid is not None else os.getpid())
+
+    @property
+    def watchdog_interval_s(self) -> float | None:
+        """How often to send WATCHDOG=1: half of what systemd allows; None where nobody watches."""
+        if not self._address or not self._is_watched or not self._watchdog_usec.isdigit():
+            return None
+        return int(self._watchdog_usec) / 2_000_000 or None
+
+    def send(self, **values: str) -> None:
+        """Send one datagram of KEY=value lines; a manager that is gone is no failure of ours."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        text = "\n".join(f"{key}={' '.join(value.splitlines())}" for key, value in values.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            try:
+                sender.sendto(text.encode(), address)
+            except OSError:
+                return

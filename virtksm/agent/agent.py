@@ -1,0 +1,251 @@
+"""The host agent: hears what happens to guests, and runs a pass for it.
+
+One asyncio loop owns all state. Triggers come from libvirt's event thread, the poke FIFO, signals, the control socket
+and the policy's timer and meet in the coalescer; the pass loop takes them out, one pass at a time. Every libvirt call
+runs beside the loop with a limit (`blocking`). A failed pass is reported once per change and tried again later; only
+a configuration that never was valid, or a second agent, ends the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.adapters.libvirt_host import LibvirtHost
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.coalesce import Coalescer
+from virtksm.agent.link import Link
+from virtksm.agent.reporting import Reporter
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
+from virtksm.model import Occasion, Trigger
+from virtksm.record import PassRecord, RestoreRecord
+
+RETRY_S = 15.0
+"""When to try again after a pass that failed for another reason than a lost connection."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A control client's wish for a pass, and where its answer goes."""
+
+    dry_run: bool
+    answer: asyncio.Future[PassRecord]
+
+
+@dataclass(slots=True)
+class Agent:
+    """The agent's state. `make_cycle` builds a pass's parts over a new connection from the current configuration."""
+
+    uri: str
+    config: Config
+    link: Link
+    calls: BlockingCalls
+    reporter: Reporter
+    make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
+    reload_config: Callable[[], Config]
+    coalescer: Coalescer = field(init=False)
+    memory: Memory = field(default_factory=Memory)
+    cycle: Cycle[Any] | None = None
+    requests: list[Request] = field(default_factory=list)
+    heard_s: float | None = None
+    next_pass_s: float | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.coalescer = Coalescer(window_s=self.config.coalesce_ms / 1000)
+
+    async def run(self) -> ExitCode:
+        """Run until told to stop; then end as `on_exit` says."""
+        linking = asyncio.create_task(self._keep_linked())
+        passing = asyncio.create_task(self._keep_passing())
+        ended = asyncio.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait({linking, passing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        linking.cancel()
+        self.stopping.set()
+        self.wake.set()
+        await asyncio.wait({passing, linking})  # a pass that has begun is finished first
+        for task in done - {ended}:
+            task.result()  # neither loop ends by itself: whatever stopped one is a bug, and is raised
+        return await self._leave()
+
+    def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
+        """Ask for a pass."""
+        self.coalescer = self.coalescer.offer(trigger)
+        if self.heard_s is None:
+            self.heard_s = time.monotonic() if heard_s is None else heard_s
+        self.wake.set()
+
+    def hear(self, event: DomainEvent) -> None:
+        """Take a libvirt event, handed over from its thread."""
+        self.reporter.event(event)
+        self.offer(event.trigger, heard_s=event.heard_s)
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGUSR1, self.offer, Trigger.SIGNAL)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Read the configuration again; an invalid one is reported and the old one kept. A pass follows either way."""
+        try:
+            self.config = self.reload_config()
+        except ConfigError as error:
+            self.reporter.config_rejected(error)
+            self.offer(Trigger.SIGNAL)
+            return
+        self.reporter.config_reloaded()
+        self.coalescer = Coalescer(
+            window_s=self.config.coalesce_ms / 1000,
+            pending=self.coalescer.pending,
+            began_s=self.coalescer.began_s,
+        )
+        if self.link.host is not None:
+            self.cycle = self.make_cycle(self.link.host, self.config, self.memory)
+        self.offer(Trigger.RELOAD)
+
+    async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
+        """Answer one control request."""
+        match request.get("op"):
+            case "ping":
+                return {"ok": True, **self.reporter.summary(), "uri": self.uri}
+            case "retune":
+                return await self._retune(request)
+            case other:
+                return _failure(f"unknown op {other!r}", ExitCode.USAGE)
+
+    async def _retune(self, request: Mapping[str, object]) -> dict[str, object]:
+        canonical = self.link.host.uri if self.link.host is not None else None
+        if request.get("uri") not in (self.uri, canonical):
+            return {"ok": False, "other_uri": canonical or self.uri}
+        if self.link.host is None:
+            return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+        wish = Request(dry_run=request.get("dry_run") is True, answer=asyncio.get_running_loop().create_future())
+        self.requests.append(wish)
+        if wish.dry_run:
+            self.wake.set()
+        else:
+            self.offer(Trigger.RETUNE)
+        try:
+            record = await wish.answer
+        except VirtksmError as error:
+            return _failure(str(error), error.exit_code)
+        return {"ok": True, "pass": record.as_dict()}
+
+    async def _keep_linked(self) -> None:
+        """Hold a connection: open it, and after its end open another, for ever."""
+        while True:
+            host, lost = await self.link.open(self.uri, self.config, self.hear)
+            self.cycle = self.make_cycle(host, self.config, self.memory)
+            self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
+            self.offer(Trigger.CONNECTED)
+            reason = await lost
+            self.cycle = None
+            self.reporter.disconnected(reason)
+            self._give_up_wishes(LibvirtUnreachable(f"libvirt disconnected: {reason}"))
+            await self.link.close(self.config.call_timeout_s)
+
+    async def _keep_passing(self) -> None:
+        while not self.stopping.is_set():
+            await self._wait_until_due()
+            cycle = self.cycle
+            if self.stopping.is_set() or cycle is None:
+                continue
+            for wish in [wish for wish in self.requests if wish.dry_run]:
+                await self._pass(cycle, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
+            now_s = time.monotonic()
+            due_s = self.coalescer.due_s(now_s)
+            if due_s is not None and due_s <= now_s:
+                occasion, self.coalescer = self.coalescer.take(now_s)
+                heard_s, self.heard_s = self.heard_s, None
+                await self._pass(cycle, occasion, [wish for wish in self.requests if not wish.dry_run], heard_s)
+        self._give_up_wishes(VirtksmError("the agent is stopping"))
+
+    async def _wait_until_due(self) -> None:
+        """Sleep until a trigger is due, the timer ends, a dry run is wished for, or the agent stops."""
+        while not self.stopping.is_set():
+            self.wake.clear()
+            now_s = time.monotonic()
+            waits = [] if self.cycle is None else [self.coalescer.due_s(now_s), self.next_pass_s]
+            due_s = min((at_s for at_s in waits if at_s is not None), default=None)
+            if self.cycle is not None and any(wish.dry_run for wish in self.requests):
+                return
+            if due_s is not None and due_s <= now_s:
+                if self.next_pass_s is not None and self.next_pass_s <= now_s:
+                    self.next_pass_s = None
+                    self.offer(Trigger.TIMER)
+                return
+            try:
+                await asyncio.wait_for(self.wake.wait(), None if due_s is None else due_s - now_s)
+            except TimeoutError:
+                continue
+
+    async def _pass(self, cycle: Cycle[Any], occasion: Occasion, wishes: list[Request], heard_s: float | None) -> None:
+        self.requests = [wish for wish in self.requests if wish not in wishes]
+        dry_run = any(wish.dry_run for wish in wishes)
+        try:
+            record = await self.calls.run(
+                "pass", lambda: cycle.run(occasion, dry_run=dry_run), self.config.call_timeout_s
+            )
+        except VirtksmError as error:
+            self._fail(error, occasion, wishes)
+            return
+        if not dry_run:
+            ended_s = time.monotonic()
+            if record.decision.next_pass_s is None:
+                self.next_pass_s = None
+            else:
+                self.next_pass_s = ended_s + record.decision.next_pass_s
+            self.reporter.passed(record, heard_s, ended_s)
+        for wish in wishes:
+            if not wish.answer.done():
+                wish.answer.set_result(record)
+
+    def _give_up_wishes(self, error: VirtksmError) -> None:
+        wishes, self.requests = self.requests, []
+        for wish in wishes:
+            if not wish.answer.done():
+                wish.answer.set_exception(error)
+
+    def _fail(self, error: VirtksmError, occasion: Occasion, wishes: list[Request]) -> None:
+        """Report a failed pass and come back later; after a lost connection, connecting brings a pass of its own."""
+        self.reporter.pass_failed(error, occasion)
+        self.next_pass_s = time.monotonic() + RETRY_S
+        for wish in wishes:
+            if not wish.answer.done():
+                wish.answer.set_exception(error)
+
+    async def _leave(self) -> ExitCode:
+        """Do what `on_exit` says, and close the connection."""
+        self.reporter.stopping()
+        code = ExitCode.DONE
+        cycle = self.cycle
+        has_nothing_to_leave = cycle is None and not self.memory.tenure_began
+        if self.config.on_exit != "leave" and not has_nothing_to_leave:
+            try:
+                if cycle is None:
+                    raise LibvirtUnreachable("not connected to libvirt", remedy="run `virtksm restore` once it answers")
+                work: Callable[[], RestoreRecord] = cycle.restore if self.config.on_exit == "restore" else cycle.park
+                record = await self.calls.run(self.config.on_exit, work, self.config.call_timeout_s)
+                self.reporter.left(self.config.on_exit, record)
+                code = ExitCode.REFUSED if record.refusals else code
+            except VirtksmError as error:
+                self.reporter.leaving_failed(error)
+                code = ExitCode(error.exit_code)
+        await self.link.close(self.config.call_timeout_s)
+        return code
+
+
+def _failure(message: str, code: ExitCode) -> dict[str, object]:
+    return {"ok": False, "error": message, "exit_code": int(code)}

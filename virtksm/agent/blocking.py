@@ -1,0 +1,83 @@
+"""Blocking libvirt calls beside the event loop: each in a thread of its own, with a limit, one after the other.
+
+libvirt's calls cannot be cancelled. A call over its limit is abandoned: the caller gets LibvirtTimeout, and until that
+thread comes back every further call fails at once, so that a hanging daemon costs one thread and not one a pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from virtksm.errors import LibvirtTimeout
+
+Result = TypeVar("Result")
+
+REMEDY = "libvirt's daemon does not answer: see its log, or restart it; guests go on running"
+
+
+class BlockingCalls:
+    """Runs one blocking call at a time; to be used from one asyncio loop."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._abandoned: str | None = None
+
+    async def run(
+        self,
+        what: str,
+        call: Callable[[], Result],
+        limit_s: float,
+        *,
+        discard: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Run `call` in a daemon thread, after the calls before it, and return its result; exceptions pass through.
+
+        Raises LibvirtTimeout after `limit_s` seconds, or at once while an abandoned call is still out. A result that
+        comes too late is given to `discard`.
+        """
+        async with self._turn:
+            if self._abandoned is not None:
+                raise LibvirtTimeout(f"{what}: still waiting for {self._abandoned}", remedy=REMEDY)
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[Result] = loop.create_future()
+
+            def work() -> None:
+                try:
+                    finish = partial(self._finish, future, call(), None)
+                except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the call was asked for
+                    finish = partial(self._finish, future, None, error)
+                try:
+                    loop.call_soon_threadsafe(finish, discard)
+                except RuntimeError:  # the loop is closed: nobody waits any more
+                    return
+
+            threading.Thread(target=work, name=f"libvirt-{what}", daemon=True).start()
+            try:
+                return await asyncio.wait_for(asyncio.shield(future), limit_s)
+            except TimeoutError:
+                raise LibvirtTimeout(f"{what}: no answer within {limit_s:g} s", remedy=REMEDY) from None
+            finally:
+                if not future.done():
+                    self._abandoned = what
+                    future.cancel()
+
+    def _finish(
+        self,
+        future: asyncio.Future[Any],
+        result: Any,
+        error: BaseException | None,
+        discard: Callable[[Any], None] | None,
+    ) -> None:
+        if not future.done():
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+            return
+        self._abandoned = None
+        if error is None and discard is not None:
+            threading.Thread(target=discard, args=(result,), name="libvirt-discard", daemon=True).start()

@@ -1,0 +1,89 @@
+"""The agent's hold on libvirt: opens a connection with ever longer waits, listens on it, and tells when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from virtksm.adapters.libvirt_events import DomainEvent, Subscription
+from virtksm.adapters.libvirt_host import LibvirtHost, open_host
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.config.schema import Config
+from virtksm.errors import LibvirtUnreachable, VirtksmError
+
+FIRST_WAIT_S = 0.1
+
+Value = TypeVar("Value")
+Opened = tuple[LibvirtHost, "asyncio.Future[str]"]
+"""A connection, and a future that ends with the reason when it is lost."""
+
+
+class Link:
+    """At most one open connection. `host` is None while there is none."""
+
+    def __init__(self, calls: BlockingCalls, failed: Callable[[VirtksmError, float], None]) -> None:
+        self._calls = calls
+        self._failed = failed
+        self._subscription: Subscription | None = None
+        self.host: LibvirtHost | None = None
+
+    async def open(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+        """Open and subscribe, trying until it works.
+
+        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`.
+        """
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(LibvirtUnreachable),
+            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=config.reconnect_max_ms / 1000),
+            before_sleep=self._report,
+        )
+        return await attempts(self._open_once, uri, config, hear)
+
+    async def _open_once(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[str] = loop.create_future()
+
+        def lose(reason: str) -> None:
+            if not lost.done():
+                lost.set_result(reason)
+
+        def work() -> tuple[LibvirtHost, Subscription]:
+            host = open_host(uri)
+            subscription = Subscription(
+                host.connection,
+                heard=lambda event: _hand_over(loop, hear, event),
+                closed=lambda reason: _hand_over(loop, lose, reason),
+            )
+            subscription.register(config.keepalive_s)
+            return host, subscription
+
+        host, subscription = await self._calls.run(
+            "open", work, config.call_timeout_s, discard=lambda late: late[1].close()
+        )
+        self.host, self._subscription = host, subscription
+        return host, lost
+
+    async def close(self, limit_s: float) -> None:
+        """Close the connection, if there is one; a daemon that hangs is left to its own."""
+        subscription, self._subscription, self.host = self._subscription, None, None
+        if subscription is None:
+            return
+        try:
+            await self._calls.run("close", subscription.close, limit_s)
+        except LibvirtUnreachable as error:
+            self._failed(error, 0.0)
+
+    def _report(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, VirtksmError):
+            self._failed(error, state.next_action.sleep if state.next_action is not None else 0.0)
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, sink: Callable[[Value], None], value: Value) -> None:
+    try:
+        loop.call_soon_threadsafe(sink, value)
+    except RuntimeError:  # the agent's loop has ended; nobody listens any more
+        return

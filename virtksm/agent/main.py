@@ -1,0 +1,133 @@
+"""Puts an agent together and runs it to its end: locks, folders, sockets, signals, threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from virtksm import __version__
+from virtksm.adapters.clock import boottime_s
+from virtksm.adapters.files import ensure_folder, open_lock, try_lock
+from virtksm.adapters.libvirt_events import EventLoop
+from virtksm.adapters.libvirt_host import LibvirtHost
+from virtksm.adapters.local_facts import ProcFacts
+from virtksm.adapters.poke_fifo import PokeFifo, open_poke_fifo
+from virtksm.adapters.systemd import Notifier
+from virtksm.agent.agent import Agent
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
+from virtksm.agent.link import Link
+from virtksm.agent.reporting import Reporter
+from virtksm.assemble import make_cycle
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
+from virtksm.model import Trigger
+from virtksm.runtime import RuntimePaths
+
+Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
+
+
+def serve(
+    uri: str,
+    config: Config,
+    paths: RuntimePaths,
+    reload_config: Callable[[], Config],
+    *,
+    started: Started | None = None,
+) -> ExitCode:
+    """Run an agent until SIGTERM or SIGINT; `started` is told of it once its loop runs.
+
+    Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used.
+    """
+    ensure_folder(paths.root, 0o755)
+    ensure_folder(paths.agent_dir, 0o750)
+    lock = open_lock(paths.agent_lock)
+    try:
+        if not try_lock(lock):
+            raise AlreadyRunning(
+                f"an agent already runs with {paths.root}",
+                remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
+            )
+        events = EventLoop()
+        events.start()
+        try:
+            return asyncio.run(_serve(uri, config, paths, reload_config, started))
+        finally:
+            events.stop()
+    finally:
+        os.close(lock)
+
+
+async def _serve(
+    uri: str,
+    config: Config,
+    paths: RuntimePaths,
+    reload_config: Callable[[], Config],
+    started: Started | None,
+) -> ExitCode:
+    loop = asyncio.get_running_loop()
+    notifier = Notifier()
+    reporter = Reporter(notifier)
+    calls = BlockingCalls()
+    facts = ProcFacts(boottime_s)
+
+    def cycle_over(host: LibvirtHost, current: Config, memory: Memory) -> Cycle[Any]:
+        return make_cycle(host, current, paths, memory=memory, facts=facts)
+
+    agent = Agent(
+        uri=uri,
+        config=config,
+        link=Link(calls, reporter.connect_failed),
+        calls=calls,
+        reporter=reporter,
+        make_cycle=cycle_over,
+        reload_config=reload_config,
+    )
+    agent.install_signals(loop)
+    fifo = _listen_for_pokes(loop, agent, paths, reporter)
+    try:
+        listener = bind_socket(paths.control_socket)
+    except OSError as error:
+        raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy="give another --runtime-dir") from error
+    server = ControlServer(agent.handle)
+    await server.start(listener)
+    watchdog = asyncio.create_task(_feed_watchdog(notifier))
+    try:
+        reporter.ready(__version__, uri)
+        if started is not None:
+            started(agent, loop)
+        return await agent.run()
+    finally:
+        watchdog.cancel()
+        server.close()
+        remove_socket(paths.control_socket)
+        if fifo is not None:
+            loop.remove_reader(fifo.descriptor)
+            fifo.close()
+
+
+def _listen_for_pokes(
+    loop: asyncio.AbstractEventLoop, agent: Agent, paths: RuntimePaths, reporter: Reporter
+) -> PokeFifo | None:
+    try:
+        fifo = open_poke_fifo(paths)
+    except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
+        reporter.poke_unavailable(error)
+        return None
+
+    def read() -> None:
+        if fifo.drain():
+            agent.offer(Trigger.POKE)
+
+    loop.add_reader(fifo.descriptor, read)
+    return fifo
+
+
+async def _feed_watchdog(notifier: Notifier) -> None:
+    """Tell systemd that the loop runs, as often as it wants to know."""
+    while notifier.watchdog_interval_s is not None:
+        notifier.send(WATCHDOG="1")
+        await asyncio.sleep(notifier.watchdog_interval_s)

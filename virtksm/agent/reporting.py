@@ -1,0 +1,141 @@
+"""What the agent tells: log events (past tense, one canonical `pass_completed` a pass) and systemd's status line.
+
+Repeats are not news: a failure that stays the same is logged once, and again when it changes or ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.adapters.systemd import Notifier
+from virtksm.errors import ConfigError, VirtksmError
+from virtksm.model import Occasion
+from virtksm.record import PassRecord, RestoreRecord
+
+
+class Reporter:
+    """Turns what happens into log events and status lines."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._log: Any = structlog.get_logger()
+        self._notifier = notifier
+        self._connect_error: str | None = None
+        self._pass_error: str | None = None
+        self._warnings: list[str] = []
+        self.events = 0
+        self.passes = 0
+        self.applied = 0
+
+    def summary(self) -> dict[str, object]:
+        """Return the counts since the start."""
+        return {"events": self.events, "passes": self.passes, "applied": self.applied}
+
+    def ready(self, version: str, uri: str) -> None:
+        self._log.info("agent_started", version=version, uri=uri)
+        self._notifier.send(READY="1", STATUS=f"connecting to {uri}")
+
+    def event(self, event: DomainEvent) -> None:
+        self.events += 1
+        self._log.info("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
+
+    def connected(self, uri: str, *, is_local: bool) -> None:
+        self._connect_error = None
+        self._log.info("libvirt_connected", uri=uri, source="local" if is_local else "libvirt")
+        self._notifier.send(STATUS=f"connected to {uri}")
+
+    def connect_failed(self, error: VirtksmError, wait_s: float) -> None:
+        if error.message != self._connect_error:
+            self._connect_error = error.message
+            self._log.warning("libvirt_unreachable", error=error.message, remedy=error.remedy, retry_s=round(wait_s, 2))
+            self._notifier.send(STATUS=f"libvirt unreachable: {error.message}")
+
+    def why_unlinked(self) -> str:
+        return self._connect_error or "the agent is not connected to libvirt"
+
+    def disconnected(self, reason: str) -> None:
+        self._log.warning("libvirt_disconnected", reason=reason)
+        self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")
+
+    def passed(self, record: PassRecord, heard_s: float | None, ended_s: float) -> None:
+        """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
+        self.passes += 1
+        self.applied += bool(record.changed)
+        self._pass_error = None
+        for value in record.foreign:
+            self._log.warning(
+                "foreign_value_found",
+                parameter=value.parameter,
+                ours=value.ours,
+                found=value.found,
+                remedy=FOREIGN,
+            )
+        if record.yields_now:
+            self._log.warning("conflict_yielded", remedy="virtksm writes nothing until `virtksm retune` or a reload")
+        if record.resumes_now:
+            self._log.info("conflict_ended")
+        for error in record.refusals:
+            self._log.error(
+                "settings_refused",
+                parameter=error.parameter,
+                cause=error.cause.value,
+                error=error.message,
+                remedy=error.remedy,
+            )
+        self._warn([note for note in record.warnings if note not in map(str, record.refusals)])
+        self._log.info("pass_completed", **_canonical(record, heard_s, ended_s))
+        self._notifier.send(STATUS=f"{record.decision.reason.text}; {len(record.snapshot.guests)} guests")
+
+    def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
+        log = self._log.debug if error.message == self._pass_error else self._log.error
+        self._pass_error = error.message
+        log("pass_failed", triggers=occasion.names, error=error.message, remedy=error.remedy)
+        self._notifier.send(STATUS=f"pass failed: {error.message}")
+
+    def config_rejected(self, error: ConfigError) -> None:
+        for finding in error.findings:
+            self._log.error(
+                "config_rejected",
+                file=finding.file,
+                key=finding.key,
+                problem=finding.problem,
+                remedy=f"{finding.remedy}; the old configuration stays in force",
+            )
+
+    def config_reloaded(self) -> None:
+        self._log.info("config_reloaded")
+
+    def poke_unavailable(self, error: VirtksmError) -> None:
+        self._log.warning("poke_unavailable", error=error.message, remedy=error.remedy)
+
+    def stopping(self) -> None:
+        self._notifier.send(STOPPING="1", STATUS="stopping")
+
+    def left(self, on_exit: str, record: RestoreRecord) -> None:
+        for error in record.refusals:
+            self._log.error("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
+        event = "settings_restored" if on_exit == "restore" else "settings_parked"
+        self._log.info(event, before=record.before.as_dict(), after=record.after.as_dict(), left=list(record.left))
+
+    def leaving_failed(self, error: VirtksmError) -> None:
+        self._log.error("settings_left", error=error.message, remedy=error.remedy)
+
+    def _warn(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._warnings:
+                self._log.warning("warning_raised", warning=note)
+        self._warnings = notes
+
+
+FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
+
+
+def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dict[str, object]:
+    fields = record.as_dict()
+    for name in ("schema", "refused", "foreign", "warnings"):
+        fields.pop(name)
+    if heard_s is not None:
+        fields["event_to_applied_ms"] = round((ended_s - heard_s) * 1000, 3)
+    return fields

@@ -1,0 +1,37 @@
+"""`virtksm agent`: runs the host agent in the foreground, as systemd wants it."""
+
+from __future__ import annotations
+
+import argparse
+
+from virtksm.runtime import RuntimePaths
+from virtksm.uri import requested_uri
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("auto", "console", "json", "journal")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument("--log-level", choices=LEVELS, help="least level to log (default: the configuration's, info)")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, help="auto: console on a terminal, journal under systemd, else json"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the agent until SIGTERM or SIGINT; returns the exit code."""
+    from virtksm.agent.main import serve
+    from virtksm.config.load import load
+    from virtksm.logs import configure
+
+    config = load(options.config).config
+    configure(options.log_level or config.log_level, options.log_format or config.log_format)
+    return serve(
+        requested_uri(options.connect),
+        config,
+        RuntimePaths(options.runtime_dir),
+        lambda: load(options.config).config,
+    )

@@ -1,0 +1,82 @@
+"""`virtksm config check|show|import`: finds faults, prints what is in force, takes ksmtuned's settings over."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from virtksm.errors import ConfigError, ExitCode, Finding
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="report every fault of the configuration, or of FILE alone")
+    check.add_argument("file", nargs="?", metavar="FILE")
+    check.set_defaults(run=run_check)
+    show = actions.add_parser("show", help="print what is in force, each value with the file it came from")
+    show.add_argument("--json", action="store_true", help="print values and origins as JSON")
+    show.set_defaults(run=run_show)
+    take = actions.add_parser("import", help="turn a ksmtuned.conf into virtksm's configuration")
+    take.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
+    take.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
+    take.set_defaults(run=run_import)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Check the configuration; faults are raised as ConfigError."""
+    from virtksm.config.load import load
+
+    loaded = load(options.file or options.config)
+    for file in loaded.files:
+        print(f"{file}: ok")
+    if not loaded.files:
+        print("no configuration file: the defaults are in force")
+    return ExitCode.DONE
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Print the effective configuration."""
+    from virtksm.config.load import load
+    from virtksm.config.schema import all_keys
+    from virtksm.config.toml_text import effective, value_of
+
+    loaded = load(options.config)
+    if options.json:
+        import json
+
+        shown = {name: {"value": value_of(loaded.config, name), "origin": loaded.origins[name]} for name in all_keys()}
+        print(json.dumps(shown))
+    else:
+        print(effective(loaded), end="")
+    return ExitCode.DONE
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Convert ksmtuned's file; notes go into the output and to standard error."""
+    from virtksm.config.ksmtuned_conf import parse_ksmtuned_conf
+    from virtksm.config.toml_text import imported
+
+    try:
+        text = Path(options.file).read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise ConfigError(
+            [Finding(file=options.file, key="", problem=problem, remedy="name ksmtuned's file")]
+        ) from error
+    values, notes = parse_ksmtuned_conf(text)
+    result = imported(values, notes, options.file)
+    for note in notes:
+        print(f"virtksm: {options.file}: {note}", file=sys.stderr)
+    if options.output is None:
+        print(result, end="")
+        return ExitCode.DONE
+    try:
+        with Path(options.output).open("x", encoding="utf-8") as output:
+            output.write(result)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        remedy = "name a new file; an existing one is not overwritten"
+        raise ConfigError([Finding(file=options.output, key="", problem=problem, remedy=remedy)]) from error
+    return ExitCode.DONE

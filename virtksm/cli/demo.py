@@ -1,0 +1,70 @@
+"""`virtksm demo`: shows the agent at work on a few throwaway guests, and says in the end what it saved.
+
+Writes no KSM setting but through the agent; `script/demo` switches KSM on around it and gives everything back.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from virtksm.errors import ExitCode, VirtksmError
+
+PAYLOAD = Path(__file__).resolve().parents[2] / "build" / "payload.elf"
+KSM_RUN = Path("/sys/kernel/mm/ksm/run")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("--connect", "-c", metavar="URI", help="run the guests here (default: a throwaway libvirt)")
+    parser.add_argument("--guests", type=int, default=4, metavar="N", help="how many, 2..64 (default: %(default)s)")
+    parser.add_argument(
+        "--duration", type=float, default=60.0, metavar="S", help="about how long, 10..3600 s (default: %(default)g)"
+    )
+    parser.add_argument("--payload", type=Path, default=PAYLOAD, metavar="FILE", help="the guests' kernel")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), metavar="DIR", help="for throwaway files")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demonstration; exit code 0 only if events were heard, settings applied and pages merged."""
+    if not 2 <= options.guests <= 64 or not 10 <= options.duration <= 3600:
+        raise _usage("--guests takes 2..64 and --duration 10..3600 seconds")
+    if not options.payload.is_file():
+        raise _usage(f"{options.payload} is missing: build it with script/build-guest, or name it with --payload")
+    if options.connect is None and (not KSM_RUN.exists() or KSM_RUN.read_text(encoding="ascii").strip() != "1"):
+        raise VirtksmError("KSM is off or missing here", remedy="script/demo switches it on and off again around this")
+
+    from virtksm.demo.embedded import embedded_libvirt
+
+    with embedded_libvirt(options.folder) as root:  # before anything imports libvirt
+        return _tell(options, root.path, options.connect or root.uri)
+
+
+def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
+    import os
+    import shutil
+    import sys
+
+    from virtksm.demo.story import Story
+    from virtksm.demo.view import LiveView
+    from virtksm.logs import configure
+
+    folder.chmod(0o755)  # guests may run as another user
+    kernel = folder / "payload.elf"
+    shutil.copyfile(options.payload, kernel)
+    view = LiveView(stream=sys.stdout, page_bytes=os.sysconf("SC_PAGE_SIZE"))
+    configure("info", "console", renderers=[view.render])
+    story = Story(uri=uri, folder=folder, kernel=kernel, guests=options.guests, duration_s=options.duration, view=view)
+    code = story.tell()
+    view.say("summary", view.summary())
+    missing = view.verdict()
+    if missing:
+        raise VirtksmError(f"the demonstration failed: {', '.join(missing)}", remedy="see the lines above")
+    return code
+
+
+def _usage(message: str) -> VirtksmError:
+    error = VirtksmError(message)
+    error.exit_code = ExitCode.USAGE
+    return error

@@ -1,0 +1,79 @@
+"""The command line: global options, one module a subcommand, and the one place that turns errors into exit codes.
+
+A subcommand's module is imported only if it is called, and imports only what it uses: `virtksm retune` through an agent
+starts as fast as Python itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from virtksm import __version__
+from virtksm.errors import ExitCode, VirtksmError
+from virtksm.runtime import DEFAULT_RUNTIME_DIR
+
+COMMANDS = {
+    "agent": "listen to libvirt and tune KSM as guests start and stop",
+    "retune": "run one tuning pass and exit",
+    "restore": "give KSM's settings back as virtksm found them",
+    "config": "check, show or import configuration",
+    "demo": "show the agent at work on throwaway guests",
+}
+
+EPILOG = """\
+exit codes: 0 done or nothing to do, 1 other failure, 2 usage or configuration, 3 libvirt unreachable,
+4 the kernel or libvirt refused a setting
+"""
+
+
+def global_options() -> argparse.ArgumentParser:
+    """Return the options that stand before every subcommand."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="read this file instead of /etc/virtksm and its drop-ins")
+    parser.add_argument(
+        "--runtime-dir",
+        metavar="DIR",
+        default=DEFAULT_RUNTIME_DIR,
+        help="folder of locks, state and sockets (default: %(default)s)",
+    )
+    return parser
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser; with `command` only that subcommand gets its options (the others keep their summary)."""
+    parser = argparse.ArgumentParser(
+        prog="virtksm",
+        description="Decides and applies KSM settings on libvirt hosts.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[global_options()],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"virtksm {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if command in (None, name):
+            importlib.import_module(f"virtksm.cli.{name}").add_options(subparser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    rest = global_options().parse_known_args(given)[1]
+    named = rest[0] if rest and rest[0] in COMMANDS else ""
+    options = build_parser(named).parse_args(given)
+    try:
+        return int(options.run(options))
+    except VirtksmError as error:
+        print(f"virtksm: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:  # the reader (head, grep -q) has seen enough
+        sys.stderr.close()
+        return int(ExitCode.DONE)
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,62 @@
+"""`virtksm restore`: gives KSM's settings back from outside, for a unit's ExecStopPost or after an agent was killed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from virtksm.errors import AlreadyRunning, ExitCode
+from virtksm.runtime import RuntimePaths
+from virtksm.uri import requested_uri
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument(
+        "--on-exit",
+        action="store_true",
+        help="do what the configuration's on_exit says (restore, park or leave) instead of always restoring",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Restore the baseline where the settings are still ours; returns the exit code.
+
+    Raises AlreadyRunning while an agent runs: it would only set them again.
+    """
+    from virtksm.adapters.files import ensure_folder, open_lock, try_lock
+    from virtksm.adapters.libvirt_host import open_host
+    from virtksm.assemble import make_cycle
+    from virtksm.config.load import load
+
+    paths = RuntimePaths(options.runtime_dir)
+    config = load(options.config).config
+    action = config.on_exit if options.on_exit else "restore"
+    ensure_folder(paths.root, 0o755)
+    ensure_folder(paths.agent_dir, 0o750)
+    lock = open_lock(paths.agent_lock)
+    try:
+        if not try_lock(lock):
+            raise AlreadyRunning(
+                f"an agent runs with {paths.root}",
+                remedy="stop it (systemctl stop virtksm): it restores by itself",
+            )
+        if action == "leave":
+            print("nothing to do: on_exit is leave")
+            return ExitCode.DONE
+        cycle = make_cycle(open_host(requested_uri(options.connect)), config, paths)
+        record = (cycle.park() if action == "park" else cycle.restore()).as_dict()
+    finally:
+        os.close(lock)
+    if options.json:
+        import json
+
+        print(json.dumps(record))
+    else:
+        from virtksm.cli.render import restore_lines
+
+        print("\n".join(restore_lines(record)))
+    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE

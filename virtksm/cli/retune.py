@@ -1,0 +1,130 @@
+"""`virtksm retune`: one pass, through the agent if one serves this host, else directly.
+
+The agent's way needs argparse, json and socket; only the direct way imports libvirt and psutil.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import cast
+
+from virtksm.errors import ExitCode, VirtksmError
+from virtksm.runtime import RuntimePaths
+from virtksm.uri import requested_uri
+
+ANSWER_WITHIN_S = 60.0
+HOOK_OVER_WITHIN_S = 30.0
+"""How long `--coalesce` waits for the hook that started it; libvirt runs hooks while it holds the guest."""
+COALESCE_S = 0.25
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
+    parser.add_argument("--dry-run", action="store_true", help="sense and decide, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the pass as JSON")
+    parser.add_argument(
+        "--coalesce",
+        action="store_true",
+        help="wait for the calling qemu hook to end, and leave if another such command waits already",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run one pass and print it; returns the exit code."""
+    paths = RuntimePaths(options.runtime_dir)
+    if options.coalesce and not _wait_for_turn(paths):
+        return ExitCode.DONE
+    record = None if options.direct else _through_agent(paths, requested_uri(options.connect), dry_run=options.dry_run)
+    if record is None:
+        record = _directly(paths, options)
+    if options.json:
+        import json
+
+        print(json.dumps(record))
+    else:
+        from virtksm.cli.render import pass_lines
+
+        print("\n".join(pass_lines(record)))
+    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+
+
+def _through_agent(paths: RuntimePaths, uri: str, *, dry_run: bool) -> dict[str, object] | None:
+    """Return the agent's pass, None if no agent serves this URI.
+
+    Raises VirtksmError with the agent's exit code if it could not do it, or if it does not answer.
+    """
+    from virtksm.adapters.control import ask
+
+    request = {"op": "retune", "uri": uri, "dry_run": dry_run}
+    try:
+        answer = ask(paths.control_socket, request, timeout_s=ANSWER_WITHIN_S)
+    except (OSError, ValueError) as error:
+        raise VirtksmError(
+            f"the agent at {paths.control_socket} does not answer: {error}",
+            remedy="see `systemctl status virtksm`; `virtksm retune --direct` does without it",
+        ) from error
+    if answer is None or "other_uri" in answer:
+        return None
+    if not answer.get("ok"):
+        failure = VirtksmError(str(answer.get("error")))
+        failure.exit_code = ExitCode(cast("int", answer.get("exit_code", ExitCode.FAILED)))
+        raise failure
+    return cast("dict[str, object]", answer["pass"])
+
+
+def _directly(paths: RuntimePaths, options: argparse.Namespace) -> dict[str, object]:
+    from virtksm.adapters.libvirt_host import open_host
+    from virtksm.assemble import make_cycle
+    from virtksm.config.load import load
+    from virtksm.model import Occasion, Trigger
+
+    uri = requested_uri(options.connect)
+    config = load(options.config).config
+    host = open_host(uri)
+    if not options.direct and host.uri != uri:  # it was an alias: the agent may know the real one
+        record = _through_agent(paths, host.uri, dry_run=options.dry_run)
+        if record is not None:
+            return record
+    cycle = make_cycle(host, config, paths)
+    return cycle.run(Occasion(triggers=frozenset({Trigger.RETUNE})), dry_run=options.dry_run).as_dict()
+
+
+def _wait_for_turn(paths: RuntimePaths) -> bool:
+    """Wait until the hook is over; return False if another one-shot is waiting and will see this guest too.
+
+    The lock is let go before the pass begins, so whoever comes later runs a pass of its own.
+    """
+    from virtksm.adapters.files import ensure_folder, open_lock, try_lock
+
+    os.closerange(3, 1024)  # whatever a hook's parent forgot to close must not keep it waiting
+    ensure_folder(paths.root, 0o755)
+    ensure_folder(paths.agent_dir, 0o750)
+    lock = open_lock(paths.coalesce_lock)
+    try:
+        if not try_lock(lock):
+            return False
+        _wait_for_process(os.environ.get("VIRTKSM_HOOK_PID", ""))
+        return True
+    finally:
+        os.close(lock)
+
+
+def _wait_for_process(pid: str) -> None:
+    import select
+    import time
+
+    time.sleep(COALESCE_S)
+    if not pid.isdecimal():
+        return
+    try:
+        descriptor = os.pidfd_open(int(pid))
+    except OSError:  # it is over already
+        return
+    try:
+        select.select([descriptor], [], [], HOOK_OVER_WITHIN_S)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,182 @@
+"""The configuration's keys: one table, from which defaults, validation, conf/virtksm.toml and the documentation follow.
+
+A key is a dataclass field made by `key`, with its unit, range or choices, what it means and why it has its default. A
+nested dataclass is a TOML table of that name. Pure; knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+Value = bool | int | str
+
+T = TypeVar("T", bound=Value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What is known of one key. `choices` for texts, `minimum` and `maximum` (inclusive) for integers."""
+
+    default: Value
+    meaning: str
+    unit: str = ""
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def range_text(self) -> str:
+        """Return the allowed values as text, with the unit."""
+        if self.choices:
+            return " | ".join(f'"{choice}"' for choice in self.choices)
+        return f"{self.minimum}..{self.maximum} {self.unit}".rstrip()
+
+
+def key(
+    default: T,
+    meaning: str,
+    *,
+    unit: str = "",
+    minimum: int | None = None,
+    maximum: int | None = None,
+    choices: tuple[str, ...] = (),
+) -> T:
+    """Declare a key of the configuration as a dataclass field."""
+    known = Key(default=default, meaning=meaning, unit=unit, minimum=minimum, maximum=maximum, choices=choices)
+    declared: T = field(default=default, metadata={"key": known})
+    return declared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KsmtunedParams:
+    """The keys of ksmtuned.conf, with ksmtuned's own defaults, names in lower case without KSM_."""
+
+    monitor_interval: int = key(
+        60, "Time between two adjustments when nothing else happens.", unit="s", minimum=1, maximum=86400
+    )
+    sleep_msec: int = key(
+        10,
+        "Sleep between two scans on a host of 16 GiB; smaller hosts sleep longer, none under 10 ms.",
+        unit="ms",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    npages_boost: int = key(
+        300,
+        "Added to the pages to scan at each step while memory is short.",
+        unit="pages",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    npages_decay: int = key(
+        -50,
+        "Added (it is negative) at each step while memory is not short but guests hold much of it.",
+        unit="pages",
+        minimum=-1_000_000,
+        maximum=0,
+    )
+    npages_min: int = key(64, "Fewest pages to scan while scanning.", unit="pages", minimum=1, maximum=1_000_000)
+    npages_max: int = key(1250, "Most pages to scan.", unit="pages", minimum=1, maximum=1_000_000)
+    thres_coef: int = key(
+        20, "Free memory below this share of the host counts as short.", unit="percent", minimum=0, maximum=100
+    )
+    thres_const: int = key(
+        2048,
+        "Free memory below this counts as short, if it is more than the share.",
+        unit="KiB",
+        minimum=0,
+        maximum=2**40,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All of virtksm's configuration."""
+
+    policy: Literal["ksmtuned"] = key(
+        "ksmtuned", "The control law that decides (docs/policies.md).", choices=("ksmtuned",)
+    )
+    host: Literal["auto", "local"] = key(
+        "auto",
+        "Whether libvirt's host is this machine: auto looks at the connection's own URI; local reads guests' processes "
+        "here although the URI names a host or a transport.",
+        choices=("auto", "local"),
+    )
+    coalesce_ms: int = key(
+        250,
+        "Passes begin at least this far apart, so a storm of events costs few; the first event is answered at once.",
+        unit="ms",
+        minimum=0,
+        maximum=60_000,
+    )
+    on_exit: Literal["restore", "park", "leave"] = key(
+        "restore",
+        "What the agent does with KSM's settings when it ends: put back what it found, stop scanning, or nothing.",
+        choices=("restore", "park", "leave"),
+    )
+    on_conflict: Literal["reassert", "yield"] = key(
+        "reassert",
+        "When another program changes a setting: set it again (3 times in 10 minutes, then yield), or yield at once.",
+        choices=("reassert", "yield"),
+    )
+    reconnect_max_ms: int = key(
+        1500,
+        "Longest wait between two attempts to reach libvirt; shorter ones come first. Raise it for remote hosts.",
+        unit="ms",
+        minimum=100,
+        maximum=600_000,
+    )
+    keepalive_s: int = key(
+        5,
+        "libvirt's keepalive interval; a connection with three unanswered probes is given up.",
+        unit="s",
+        minimum=1,
+        maximum=3600,
+    )
+    call_timeout_s: int = key(30, "A libvirt call that takes longer is given up.", unit="s", minimum=1, maximum=600)
+    log_level: Literal["debug", "info", "warning", "error"] = key(
+        "info", "Least level that the agent logs.", choices=("debug", "info", "warning", "error")
+    )
+    log_format: Literal["auto", "console", "json", "journal"] = key(
+        "auto",
+        "How the agent logs: auto is console on a terminal, journal under systemd, else json.",
+        choices=("auto", "console", "json", "journal"),
+    )
+    ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)
+
+
+def find_inconsistencies(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, problem, remedy) for values that are valid alone but not together."""
+    law = config.ksmtuned
+    if law.npages_min > law.npages_max:
+        yield (
+            "ksmtuned.npages_min",
+            f"{law.npages_min} is more than ksmtuned.npages_max, {law.npages_max}",
+            "lower npages_min or raise npages_max",
+        )
+
+
+def keys_of(table: type[Any]) -> dict[str, Key]:
+    """Return the keys of one table, in the order of their declaration."""
+    return {one.name: one.metadata["key"] for one in fields(table) if "key" in one.metadata}
+
+
+def tables_of(table: type[Any]) -> dict[str, type[Any]]:
+    """Return the nested tables of one table."""
+    return {one.name: _factory(one) for one in fields(table) if "key" not in one.metadata}
+
+
+def all_keys() -> dict[str, Key]:
+    """Return every key by its dotted name."""
+    known = dict(keys_of(Config))
+    for name, table in tables_of(Config).items():
+        known.update({f"{name}.{inner}": one for inner, one in keys_of(table).items()})
+    return known
+
+
+def _factory(one: Field[Any]) -> type[Any]:
+    assert one.default_factory is not MISSING
+    assert isinstance(one.default_factory, type)
+    return one.default_factory

@@ -1,0 +1,82 @@
+"""Writes configuration as TOML text: the documented default file, the effective configuration, an imported one.
+
+Pure. Values are integers and strings only, so a string's JSON form is its TOML form.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+
+from virtksm.config.load import Loaded
+from virtksm.config.schema import Config, Key, Value, all_keys
+
+HEADER = """\
+# virtksm's configuration: every key with its unit or choices, its default and what it is for.
+# A line that begins with # and a key shows the default; remove the # to change it. Put your own changes into
+# /etc/virtksm/conf.d/NAME.toml to keep them apart from this file: read after it, sorted by name, later wins.
+# `virtksm config check` finds every fault at once, `virtksm config show` prints what is in force and from which file.
+# Made by `python -m virtksm.config`; a test holds it equal to the program's table.
+"""
+WIDTH = 116
+
+LinesOf = Callable[[str, Key], list[str]]
+
+
+def format_value(value: Value) -> str:
+    """Return a value as TOML."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def default_file() -> str:
+    """Return the text of conf/virtksm.toml."""
+    return HEADER + "".join(
+        _sections(lambda name, one: [*_comment(one), f"#{_last(name)} = {format_value(one.default)}"])
+    )
+
+
+def effective(loaded: Loaded) -> str:
+    """Return the configuration in force, each value with the file it came from behind it."""
+    config = loaded.config
+    lines = {name: f"{_last(name)} = {format_value(value_of(config, name))}" for name in all_keys()}
+    width = max(map(len, lines.values()))
+    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {loaded.origins[name]}"], gap="")
+    return "".join(sections).lstrip("\n")
+
+
+def imported(values: Mapping[str, Value], notes: Iterable[str], source: str) -> str:
+    """Return a file with `values` by dotted key, and the notes as comments."""
+    comments = [f"# Imported from {source} by `virtksm config import`.", *(f"# Note: {note}" for note in notes)]
+    lines = [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
+    table = ["", "[ksmtuned]", *lines] if lines else []
+    return "\n".join([*comments, "", 'policy = "ksmtuned"', *table, ""])
+
+
+def value_of(config: Config, dotted: str) -> Value:
+    """Return a key's value."""
+    place: object = config
+    for part in dotted.split("."):
+        place = getattr(place, part)
+    assert isinstance(place, bool | int | str)
+    return place
+
+
+def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
+    parts: list[str] = []
+    table = ""
+    for name, one in all_keys().items():
+        if name.rpartition(".")[0] != table:
+            table = name.rpartition(".")[0]
+            parts.append(f"\n[{table}]\n")
+        parts.append(gap + "\n".join(lines_of(name, one)) + "\n")
+    return parts
+
+
+def _comment(one: Key) -> list[str]:
+    allowed = f"{one.range_text}; default {format_value(one.default)}."
+    return [f"# {line}" for line in (*textwrap.wrap(one.meaning, WIDTH), *textwrap.wrap(allowed, WIDTH))]
+
+
+def _last(dotted: str) -> str:
+    return dotted.rpartition(".")[2]

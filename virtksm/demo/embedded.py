@@ -1,0 +1,148 @@
+"""A throwaway libvirt: the folder of an embedded QEMU driver, and the cleaning up after it.
+
+In: nothing. Out: a URI `qemu:///embed?root=DIR` with DIR short, fresh and configured, and at the end no guest, process
+or file left of it. libvirt allows one embedded root a process, and wants an event loop running before it is opened:
+both are the caller's affair, as this module opens no connection and does not import libvirt. `qemu_processes` and
+`end_all` also serve a parent that cleans up after a killed demonstration.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# Sockets below the root have at most 108 characters, so the prefix is short.
+ROOT_PREFIX = "vk"
+# Root throughout: with another user libvirt believes that KVM's availability changed and probes QEMU again at every
+# start (44 s instead of 0.5). Files instead of virtlogd, no namespaces and no cgroups: nothing is needed of the host.
+QEMU_CONF = """\
+user = "root"
+group = "root"
+dynamic_ownership = 0
+security_driver = "none"
+stdio_handler = "file"
+namespaces = []
+cgroup_controllers = []
+"""
+_TERM_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedRoot:
+    """The folder of one embedded libvirt driver."""
+
+    path: Path
+
+    @property
+    def uri(self) -> str:
+        """Tell the libvirt URI that opens it."""
+        return f"qemu:///embed?root={self.path}"
+
+    @property
+    def log(self) -> Path:
+        """Tell the file that libvirt's own messages go to."""
+        return self.path / "libvirt.log"
+
+
+def create_root(parent: Path = Path("/tmp"), cache: Path | None = None) -> EmbeddedRoot:
+    """Make and configure a fresh root below `parent`; raises OSError.
+
+    `cache` may name a folder that outlives the root: libvirt keeps what it learned of QEMU there (and checks whether it
+    still holds), which saves the next first guest about 4 s.
+    """
+    root = EmbeddedRoot(path=Path(tempfile.mkdtemp(prefix=ROOT_PREFIX, dir=parent)))
+    (root.path / "etc").mkdir()
+    (root.path / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        (root.path / "cache").symlink_to(cache.resolve(), target_is_directory=True)
+    return root
+
+
+def remove_root(root: EmbeddedRoot, proc: Path = Path("/proc")) -> None:
+    """End every guest that is left in the root, then remove the root; it may be gone already."""
+    end_all(qemu_processes(root.path, proc))
+    shutil.rmtree(root.path, ignore_errors=True)
+
+
+def quiet_environment(log: Path) -> dict[str, str]:
+    """Tell the environment that sends libvirt's own messages to a file: it reads it once, when it is imported."""
+    return {"LIBVIRT_LOG_OUTPUTS": f"3:file:{log}", "LIBVIRT_LOG_FILTERS": "3:*"}
+
+
+@contextmanager
+def embedded_libvirt(parent: Path = Path("/tmp"), cache: Path | None = None) -> Iterator[EmbeddedRoot]:
+    """Lend an embedded libvirt's root (see `create_root`), and leave nothing of it behind; raises OSError.
+
+    Enter it before libvirt is imported, or libvirt's messages reach stderr; close connections before leaving it.
+    """
+    root = create_root(parent, cache)
+    try:
+        os.environ.update(quiet_environment(root.log))
+        yield root
+    finally:
+        remove_root(root)
+
+
+def qemu_processes(root: Path, proc: Path = Path("/proc")) -> list[int]:
+    """Find the QEMU processes whose command line names a path below `root`, by pid."""
+    below = f"{root}/".encode()
+    found = []
+    for entry in proc.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it ended meanwhile
+            continue
+        is_qemu = b"qemu" in arguments[0].rsplit(b"/", 1)[-1]
+        if is_qemu and any(below in argument for argument in arguments[1:]):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def end_all(pids: Iterable[int]) -> None:
+    """End these processes: SIGTERM first, SIGKILL for those still there 2 s later, and wait until they are gone.
+
+    They are held by pidfd from the start, so that a pid used again by another process is never hit.
+    """
+    handles = []
+    for pid in pids:
+        try:
+            handles.append(os.pidfd_open(pid))
+        except ProcessLookupError:
+            continue
+    try:
+        remaining = handles
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for handle in remaining:
+                _send(handle, number)
+            remaining = _still_running(remaining, deadline=time.monotonic() + _TERM_GRACE_S)
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def _send(handle: int, number: signal.Signals) -> None:
+    try:
+        signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:
+        return
+
+
+def _still_running(handles: list[int], deadline: float) -> list[int]:
+    remaining = list(handles)
+    while remaining and (left := deadline - time.monotonic()) > 0:
+        ended, _, _ = select.select(remaining, [], [], left)
+        remaining = [handle for handle in remaining if handle not in ended]
+        if not ended:
+            break
+    return remaining

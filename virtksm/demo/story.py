@@ -1,0 +1,128 @@
+"""The demonstration's story: guests start one by one, fill their memory, merge, and stop again, beside a real agent.
+
+In: a libvirt URI, the payload kernel and how many guests for how long. The guests are driven from a thread of their own
+over a connection of their own; the agent in the main thread is the one of production, and only hears of them through
+libvirt. Everything ends with the agent: guests are destroyed, its settings given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import libvirt
+
+from virtksm.adapters.libvirt_host import LibvirtHost, open_host
+from virtksm.agent.agent import Agent
+from virtksm.agent.main import serve
+from virtksm.config.schema import Config, KsmtunedParams
+from virtksm.demo.guests import PayloadGuest, start_guest
+from virtksm.demo.view import LiveView
+from virtksm.errors import ExitCode, VirtksmError
+from virtksm.runtime import RuntimePaths
+
+MARGIN_KIB = 64 * 1024
+"""Memory that may go before the policy scans: less than what the guests hold of their own, more than a host's noise."""
+SAMPLE_S = 0.5
+GUEST_S = 2.5
+"""What libvirt itself takes to start a guest (0.5 s) and to end it (2 s), measured on libvirt 9.0."""
+INTERVAL_S = 5
+
+
+def scarce_config(free_kib: int) -> Config:
+    """Return a configuration under which a host with `free_kib` to spare counts as short once guests have started.
+
+    The threshold lies MARGIN_KIB below what is free now; the timer ticks every five seconds instead of sixty.
+    """
+    threshold_kib = max(1, free_kib - MARGIN_KIB)
+    return Config(ksmtuned=KsmtunedParams(monitor_interval=INTERVAL_S, thres_coef=0, thres_const=threshold_kib))
+
+
+@dataclass(slots=True)
+class Story:
+    """One demonstration."""
+
+    uri: str
+    folder: Path
+    kernel: Path
+    guests: int
+    duration_s: float
+    view: LiveView
+    over: threading.Event = field(default_factory=threading.Event)
+    running: list[libvirt.virDomain] = field(default_factory=list)
+    failure: VirtksmError | None = None
+
+    def tell(self) -> ExitCode:
+        """Run the agent with the story beside it; returns the agent's exit code.
+
+        Raises what the agent raises, or the VirtksmError that ended the story.
+        """
+        thread: list[threading.Thread] = []
+
+        def started(agent: Agent, loop: asyncio.AbstractEventLoop) -> None:
+            host = open_host(self.uri)
+            memory = host.host_memory()
+            free_kib = memory.free_kib + memory.buffers_kib + memory.cached_kib
+            agent.config = scarce_config(free_kib)
+            self.view.say(
+                "demo",
+                f"{free_kib // 1024} MiB are free here, so the configuration sets the threshold {MARGIN_KIB // 1024} "
+                f"MiB below that and the timer to {INTERVAL_S} s: the policy acts although memory is not short",
+            )
+            self.view.saw(host.ksm_state().pages_sharing)
+            thread.append(threading.Thread(target=self._drive, args=(host, agent, loop), name="demo", daemon=True))
+            thread[0].start()
+
+        code = serve(self.uri, Config(), RuntimePaths(str(self.folder / "run")), Config, started=started)
+        self.over.set()
+        if thread:
+            thread[0].join(timeout=10)
+        if self.failure is not None:
+            raise self.failure
+        return code
+
+    def _drive(self, host: LibvirtHost, agent: Agent, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._act(host)
+        except libvirt.libvirtError as error:
+            self.failure = VirtksmError(f"the demonstration's guests: {error.get_error_message()}")
+        except VirtksmError as error:
+            self.failure = error
+        finally:
+            self._stop_guests(len(self.running), pause_s=0)
+            loop.call_soon_threadsafe(agent.stop)
+
+    def _act(self, host: LibvirtHost) -> None:
+        step_s = max(0.0, self.duration_s - self.guests * GUEST_S) / (self.guests * 3 + 6)
+        common = PayloadGuest(name="virtksm-demo", memory_mib=128, common_mib=64, zero_mib=8, own_mib=24)
+        for number in range(1, self.guests + 1):
+            guest = replace(common, name=f"virtksm-demo-{number}", seed=number)
+            self.view.say("guest", f"starting {guest.name}: 64 MiB in common, 8 MiB of zeroes, 24 MiB of its own")
+            console = self.folder / f"{guest.name}.log"
+            self.running.append(start_guest(host.connection, guest, kernel=self.kernel, console=console))
+            if self._sample(host, 2 * step_s):
+                return
+        if self._sample(host, 5 * step_s):
+            return
+        self._stop_guests(self.guests, pause_s=step_s)
+        self._sample(host, step_s)
+
+    def _stop_guests(self, count: int, *, pause_s: float) -> None:
+        for _ in range(count):
+            domain = self.running.pop()
+            try:
+                self.view.say("guest", f"stopping {domain.name()}")
+                domain.destroy()
+            except libvirt.libvirtError as error:
+                self.view.say("guest", f"already gone: {error.get_error_message()}")
+            self.over.wait(pause_s)
+
+    def _sample(self, host: LibvirtHost, duration_s: float) -> bool:
+        """Watch for `duration_s` seconds; return whether the story is over early."""
+        for _ in range(max(1, round(duration_s / SAMPLE_S))):
+            self.view.saw(host.ksm_state().pages_sharing)
+            if self.over.wait(SAMPLE_S):
+                return True
+        return False

@@ -1,0 +1,106 @@
+"""The demonstration's live view: turns the agent's own log events into lines for people, and counts them.
+
+It stands at the end of structlog's chain, so the demonstration sees exactly what production logs. Prints to one stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import structlog
+
+MIB = 1024 * 1024
+UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
+
+
+@dataclass(slots=True)
+class LiveView:
+    """Prints and counts. `began_s` and `now` are CLOCK_MONOTONIC seconds; `page_bytes` is the host's page size."""
+
+    stream: TextIO
+    page_bytes: int
+    now: Callable[[], float] = time.monotonic
+    began_s: float = field(init=False)
+    pages_sharing_before: int | None = None
+    events: int = 0
+    passes: int = 0
+    applied: int = 0
+    saved_bytes: int = 0
+    most_saved_bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.began_s = self.now()
+
+    def say(self, kind: str, text: str) -> None:
+        """Print one line: seconds since the start, what it is, and the text."""
+        print(f"{self.now() - self.began_s:6.1f} s  {kind:<8} {text}", file=self.stream, flush=True)
+
+    def saw(self, pages_sharing: int | None) -> None:
+        """Take a reading of pages_sharing; what was shared before the demonstration is not its merit."""
+        if pages_sharing is None:
+            return
+        if self.pages_sharing_before is None:
+            self.pages_sharing_before = pages_sharing
+        self.saved_bytes = max(0, pages_sharing - self.pages_sharing_before) * self.page_bytes
+        self.most_saved_bytes = max(self.most_saved_bytes, self.saved_bytes)
+
+    def render(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        """Be structlog's last processor: print what people want to see of this event, and drop it."""
+        match event["event"]:
+            case "event_received":
+                self.events += 1
+                self.say("event", f"{event['guest']} {event['trigger']} ({event['detail']})")
+            case "pass_completed":
+                self._pass(event)
+            case "libvirt_connected":
+                self.say("agent", f"connected to {event['uri']}, sensing from {event['source']} facts")
+            case "settings_restored":
+                self.say("agent", f"gave back {describe_changes(event['before'], event['after'])}")
+            case "agent_started":
+                self.say("agent", f"virtksm {event['version']} started")
+            case name:
+                text = " ".join(str(event[key]) for key in ("warning", "error", "remedy", "reason") if key in event)
+                if event["level"] in {"warning", "error"}:
+                    self.problems.append(f"{name}: {text}")
+                self.say(event["level"], f"{name}: {text}")
+        raise structlog.DropEvent
+
+    def verdict(self) -> list[str]:
+        """Return what is missing for the demonstration to have shown its point; empty when nothing is."""
+        missing = []
+        if self.events == 0:
+            missing.append("no libvirt event was heard")
+        if self.applied == 0:
+            missing.append("no setting was applied")
+        if self.most_saved_bytes == 0:
+            missing.append("no page was merged")
+        return missing
+
+    def summary(self) -> str:
+        """Return the last line."""
+        return (
+            f"{self.events} events heard, {self.passes} passes, settings applied {self.applied} times, "
+            f"saved {self.most_saved_bytes / MIB:.0f} MiB"
+        )
+
+    def _pass(self, event: Mapping[str, Any]) -> None:
+        self.passes += 1
+        self.applied += bool(event["changed"])
+        self.saw(event["sensed"]["pages_sharing"])
+        self.say("pass", f"for {', '.join(event['triggers'])}: {event['decision']['reason']}")
+        self.say("", f"{describe_changes(event['before'], event['after'])}; saved {self.saved_bytes / MIB:.1f} MiB")
+
+
+def describe_changes(before: Mapping[str, int | None], after: Mapping[str, int | None]) -> str:
+    """Return "name old -> new unit" for what changed, or what the settings stay at."""
+    changed = [
+        f"{name} {before[name]} -> {after[name]} {unit}".rstrip()
+        for name, unit in UNITS.items()
+        if after[name] != before[name]
+    ]
+    stays = f"settings stay at {after['pages_to_scan']} pages, {after['sleep_millisecs']} ms"
+    return ", ".join(changed) or stays

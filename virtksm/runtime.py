@@ -1,0 +1,58 @@
+"""The runtime folder's layout: where an agent, the one-shot and the hook find each other. Paths only, no I/O.
+
+    /run/virtksm/             root's, 0755: the agent's user can replace nothing here
+        poke                  FIFO that the qemu hook writes to
+        agent/                the agent's own (systemd: RuntimeDirectory=virtksm/agent)
+            agent.lock        held while an agent runs
+            control.sock      requests to the agent
+            coalesce.lock     held by the one-shot that waits for hooks
+            HOST.lock         held during a pass on that host
+            HOST.json         baseline, intended and applied settings, the policy's past
+
+HOST is `local` for every connection to this machine's own kernel, else the connection's URI.
+"""
+
+from __future__ import annotations
+
+DEFAULT_RUNTIME_DIR = "/run/virtksm"
+
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
+
+
+class RuntimePaths:
+    """The names below one runtime folder."""
+
+    __slots__ = ("agent_dir", "root")
+
+    def __init__(self, root: str = DEFAULT_RUNTIME_DIR) -> None:
+        self.root = root
+        self.agent_dir = f"{root}/agent"
+
+    @property
+    def poke_fifo(self) -> str:
+        return f"{self.root}/poke"
+
+    @property
+    def agent_lock(self) -> str:
+        return f"{self.agent_dir}/agent.lock"
+
+    @property
+    def control_socket(self) -> str:
+        return f"{self.agent_dir}/control.sock"
+
+    @property
+    def coalesce_lock(self) -> str:
+        return f"{self.agent_dir}/coalesce.lock"
+
+    def host_lock(self, host: str) -> str:
+        return f"{self.agent_dir}/{host}.lock"
+
+    def host_state(self, host: str) -> str:
+        return f"{self.agent_dir}/{host}.json"
+
+
+def host_key(uri: str, *, local: bool) -> str:
+    """Return the file name that stands for the host behind `uri`; bytes outside [A-Za-z0-9.-] become _XX."""
+    if local:
+        return "local"
+    return "".join(char if char in _SAFE else "".join(f"_{byte:02x}" for byte in char.encode()) for char in uri)

@@ -1,0 +1,22 @@
+"""Which libvirt connection is meant, and whether it leads to this machine's own kernel. Imports nothing of libvirt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+DEFAULT_URI = "qemu:///system"
+
+
+def requested_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the URI to open: --connect, else LIBVIRT_DEFAULT_URI as virsh has it, else qemu:///system.
+
+    libvirt itself resolves the aliases of libvirt.conf. Its `uri_default` is not asked: a daemon's user has none.
+    """
+    return connect or environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a connection's own URI means this machine's kernel: neither host nor transport, or embedded."""
+    scheme, _, rest = uri.partition(":")
+    return "+" not in scheme and not (rest.startswith("//") and not rest.startswith("///"))
