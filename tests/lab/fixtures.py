@@ -1,0 +1,149 @@
+"""Pytest fixtures of the laboratory; tests/conftest.py loads this module (`pytest_plugins`).
+
+They leave nothing behind: KSM is restored and unlocked after each test, guests end with the test that started them,
+and the private libvirtd with the session.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from tests.lab.ksm import Ksm, KsmLock, KsmState, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.demo.embedded import end_all
+from virtksm.demo.guests import PayloadGuest, start_guest, wait_settled
+
+REPO = Path(__file__).resolve().parents[2]
+# Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.
+QEMU_CACHE = REPO / "build" / "libvirt-cache"
+SETTLE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningGuest:
+    """A guest of a test: libvirt's handle, its QEMU process, its console and what it was started as."""
+
+    domain: libvirt.virDomain
+    pid: int
+    console: Path
+    spec: PayloadGuest
+
+    def crash(self) -> None:
+        """Kill its QEMU process (SIGKILL)."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class GuestFactory:
+    """Starts payload guests on one private libvirtd and ends them all with `close`."""
+
+    def __init__(self, libvirtd: PrivateLibvirtd, kernel: Path) -> None:
+        self._libvirtd = libvirtd
+        self._kernel = kernel
+        self._consoles = Path(tempfile.mkdtemp(prefix="con", dir=libvirtd.root))
+        self._connection: libvirt.virConnect | None = None
+        self._pids: list[int] = []
+        self._names: set[str] = set()
+
+    def __call__(self, spec: PayloadGuest, *, paused: bool = False, settle: bool = True) -> RunningGuest:
+        """Start a guest, and wait until its memory is filled unless it is paused or `settle` is False."""
+        if self._connection is None or not self._connection.isAlive():
+            self._connection = libvirt.open(self._libvirtd.uri)
+        console = self._consoles / str(len(self._pids))
+        domain = start_guest(self._connection, spec, kernel=self._kernel, console=console, paused=paused)
+        pid = self._libvirtd.guest_pid(spec.name)
+        self._pids.append(pid)
+        self._names.add(spec.name)
+        if settle and not paused:
+            wait_settled(console, SETTLE_TIMEOUT_S)
+        return RunningGuest(domain=domain, pid=pid, console=console, spec=spec)
+
+    def close(self) -> None:
+        """End all guests and close the connection."""
+        self.end_all()
+        if self._connection is not None:
+            self._connection.close()
+
+    def end_all(self) -> None:
+        """End all guests, and wait until a running daemon has taken note."""
+        # By process and not by virDomainDestroy: a daemon just restarted, frozen or off refuses that.
+        end_all(set(self._pids) & set(self._libvirtd.processes()))
+        if self._libvirtd.running:
+            self._libvirtd.resume()
+            connection = libvirt.open(self._libvirtd.uri)
+            try:
+                wait_until(lambda: not self._listed(connection), 10.0, f"libvirtd to drop {sorted(self._names)}")
+            finally:
+                connection.close()
+
+    def _listed(self, connection: libvirt.virConnect) -> set[str]:
+        return self._names & {domain.name() for domain in connection.listAllDomains()}
+
+
+@pytest.fixture
+def ksm() -> Iterator[Ksm]:
+    """Lend the real KSM alone to this test: locked, nothing merged, kernel's defaults, run=1; restored afterwards."""
+    with KsmLock():
+        state = KsmState.save()
+        try:
+            lent = Ksm()
+            lent.start_afresh()
+            yield lent
+        finally:
+            state.restore()
+
+
+@pytest.fixture(scope="session")
+def payload() -> Path:
+    """Build the payload guest, if need be."""
+    subprocess.run([REPO / "script" / "build-guest"], check=True, stdout=subprocess.DEVNULL)
+    return REPO / "build" / "payload.elf"
+
+
+@pytest.fixture(scope="session")
+def session_libvirtd() -> Iterator[PrivateLibvirtd]:
+    """Run one private libvirtd for all tests; tests use `libvirtd`."""
+    daemon = PrivateLibvirtd(cache=QEMU_CACHE)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@pytest.fixture
+def libvirtd(session_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Lend the private libvirtd, running, whatever the test before has done to it."""
+    if not session_libvirtd.running:
+        session_libvirtd.stop()
+        session_libvirtd.start()
+    session_libvirtd.resume()
+    return session_libvirtd
+
+
+@pytest.fixture
+def libvirt_conn(libvirtd: PrivateLibvirtd) -> Iterator[libvirt.virConnect]:
+    """Lend a connection of this test's own; no event loop runs for it."""
+    connection = libvirt.open(libvirtd.uri)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def guest(libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[GuestFactory]:
+    """Lend a factory of guests, which end with the test."""
+    factory = GuestFactory(libvirtd, payload)
+    try:
+        yield factory
+    finally:
+        factory.close()

@@ -1,0 +1,170 @@
+"""The kernel's KSM for tests: one lock, its whole state saved and restored, and counters to compare with.
+
+KSM is one global state of the machine. Whoever writes to it, or depends on it, holds `KsmLock` meanwhile and leaves
+every value as it was: `KsmState.save` and `restore`. This is test code: the product itself never writes below /sys.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+KSM_ROOT = Path("/sys/kernel/mm/ksm")
+LOCK_PATH = Path("/run/lock/virtksm-ksm.lock")
+
+# Kernel: merge_across_nodes and max_page_sharing change only while nothing is shared, pages_to_scan only while the
+# advisor is off; and run wakes ksmd, so it comes last.
+_WHILE_UNSHARED = ("merge_across_nodes", "max_page_sharing")
+_LAST = ("advisor_mode", "run")
+
+
+class KsmLock:
+    """The machine-wide lock (flock, which dies with its holder); a context manager."""
+
+    def __init__(self, path: Path = LOCK_PATH, *, timeout_s: float = 600.0) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Wait for the lock; raises TimeoutError."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    raise TimeoutError(f"{self._path}: held by somebody else for {self._timeout_s:g} s") from None
+                time.sleep(0.05)
+            else:
+                self._descriptor = descriptor
+                return
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KsmState:
+    """What every writable file of KSM held: file name to the text that writing takes."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def save(cls, root: Path = KSM_ROOT) -> Self:
+        """Read all writable files; raises OSError."""
+        writable = [path for path in sorted(root.iterdir()) if path.stat().st_mode & 0o200]
+        return cls(values={path.name: parse_value(path.read_text(encoding="ascii")) for path in writable})
+
+    def restore(self, root: Path = KSM_ROOT) -> None:
+        """Write back what differs, in the order the kernel wants it; raises OSError.
+
+        Everything is unmerged first where KSM was not running, or where what differs demands it.
+        """
+
+        def differs(name: str) -> bool:
+            return parse_value((root / name).read_text(encoding="ascii")) != self.values[name]
+
+        must_unmerge = any(differs(name) for name in _WHILE_UNSHARED if name in self.values)
+        if must_unmerge or (self.values["run"] != "1" and differs("run")):
+            (root / "run").write_text("2", encoding="ascii")
+        if "advisor_mode" in self.values and parse_value((root / "advisor_mode").read_text()) != "none":
+            (root / "advisor_mode").write_text("none", encoding="ascii")
+        ordinary = [name for name in self.values if name not in _LAST]
+        for name in [*ordinary, *(name for name in _LAST if name in self.values)]:
+            if differs(name):
+                (root / name).write_text(self.values[name], encoding="ascii")
+
+
+def parse_value(text: str) -> str:
+    """Take the chosen word of a list such as "[none] scan-time", or the text itself."""
+    chosen = re.search(r"\[(.+?)\]", text)
+    return chosen[1] if chosen else text.strip()
+
+
+class Ksm:
+    """KSM's files, and the waiting that tests need; hold `KsmLock` while using it."""
+
+    def __init__(self, root: Path = KSM_ROOT) -> None:
+        self.root = root
+
+    def read(self, name: str) -> int:
+        """Read one number; raises OSError or ValueError."""
+        return int((self.root / name).read_text(encoding="ascii"))
+
+    def write(self, **values: int | str) -> None:
+        """Write settings in the order given; raises OSError."""
+        for name, value in values.items():
+            (self.root / name).write_text(str(value), encoding="ascii")
+
+    def start_afresh(self) -> None:
+        """Unmerge all, set the kernel's defaults and switch KSM on."""
+        self.write(run=2)
+        if (self.root / "advisor_mode").exists():
+            self.write(advisor_mode="none")
+        self.write(pages_to_scan=100, sleep_millisecs=20, merge_across_nodes=1, use_zero_pages=0)
+        if (self.root / "smart_scan").exists():
+            self.write(smart_scan=1)
+        self.write(run=1)
+
+    def merge_all(self, timeout_s: float = 60.0) -> None:
+        """Scan flat out until two more full scans have merged nothing new, then park; raises TimeoutError."""
+        self.write(pages_to_scan=20000, sleep_millisecs=1)
+        deadline = time.monotonic() + timeout_s
+        merged, merged_before = -1, -2
+        while merged != merged_before:
+            self._wait_full_scans(2, deadline - time.monotonic())
+            merged, merged_before = self.read("pages_shared") + self.read("pages_sharing"), merged
+        self.write(pages_to_scan=0, sleep_millisecs=1000)
+
+    def _wait_full_scans(self, count: int, timeout_s: float) -> None:
+        target = self.read("full_scans") + count
+        wait_until(lambda: self.read("full_scans") >= target, timeout_s, f"{count} full scans")
+
+
+def merging_pages(pid: int) -> int:
+    """Count the pages of one process that are merged (/proc/PID/ksm_merging_pages); raises OSError when it ended."""
+    text = Path(f"/proc/{pid}/ksm_merging_pages").read_text(encoding="ascii")
+    return int(text or "0")  # empty for kernel threads and zombies, which have no memory
+
+
+def merging_pages_of_others(pids: set[int]) -> int:
+    """Count the merged pages of all processes but these."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in pids:
+            try:
+                total += merging_pages(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                continue
+    return total
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Wait for a condition of the outside world, looking every 10 ms; raises TimeoutError naming `what`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:.1f} s in vain for {what}")
+        time.sleep(0.01)

@@ -1,0 +1,247 @@
+"""A private libvirtd: the real daemon, with folders of its own, beside which the system's own libvirt is never touched.
+
+It runs in a mount namespace where a short temporary folder's subfolders lie over /etc/libvirt, /run/libvirt and
+/var/{lib,log,cache}/libvirt. Those folders must exist, as they do where libvirt is installed; nothing is created
+outside the namespace. Its sockets are reachable from outside under the temporary folder: `uri`. Guests outlive the
+daemon, as everywhere, and are ended by `close`. Processes are found by the mounts they see, never by name, and buried
+by reaper.py.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from xml.etree import ElementTree as ET
+
+from virtksm.demo.embedded import QEMU_CONF, end_all
+
+# Folder in the temporary folder, and what it covers.
+_COVERED = {
+    "etc": "/etc/libvirt",
+    "run/libvirt": "/run/libvirt",
+    "lib": "/var/lib/libvirt",
+    "log": "/var/log/libvirt",
+    "cache": "/var/cache/libvirt",
+}
+_LIBVIRTD_CONF = """\
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_rw_perms = "0700"
+log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+"""
+_REAPER = Path(__file__).with_name("reaper.py")
+
+
+class LibvirtdFailed(Exception):
+    """The private libvirtd did not start, answer or end in time; carries its log's end."""
+
+
+class PrivateLibvirtd:
+    """One private libvirtd, off until `start`; use it as a context manager, or `close` it.
+
+    `cache` may name a folder that outlives this object: libvirt keeps what it learned of QEMU there, which saves the
+    next first guest about 4 s. Without `huge_pages` the guests' memory is made of small pages alone, so that KSM counts
+    every page of theirs: kernels since 6.12 replace the zero pages of a huge page that KSM splits by the shared zero
+    page, where no counter of KSM sees them.
+    """
+
+    def __init__(self, *, cache: Path | None = None, huge_pages: bool = True) -> None:
+        # "vk" and /tmp, because unix socket paths have at most 108 characters.
+        self.root = Path(tempfile.mkdtemp(prefix="vk", dir="/tmp"))
+        for name in _COVERED:
+            (self.root / name).mkdir(parents=True)
+        self._sources = {name: self.root / name for name in _COVERED}
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            self._sources["cache"] = cache.resolve()
+        self.hooks_dir = self.root / "etc" / "hooks"
+        self.hooks_dir.mkdir()
+        (self.root / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
+        (self.root / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="ascii")
+        self._reaper = [sys.executable, "-I", "-S", str(_REAPER), *([] if huge_pages else ["--without-huge-pages"])]
+        self._reapers: list[subprocess.Popen[bytes]] = []
+        self._pid = 0
+        self._handle = -1  # the daemon's pidfd; it is no child of ours, and no other process can take its place
+
+    @property
+    def socket_path(self) -> Path:
+        """Tell where its read-write socket is, seen from outside."""
+        return self.root / "run" / "libvirt" / "libvirt-sock"
+
+    @property
+    def uri(self) -> str:
+        """Tell the URI to open it with, from any process of this machine."""
+        return f"qemu:///system?socket={self.socket_path}"
+
+    @property
+    def log(self) -> Path:
+        """Tell where the daemon's own messages go."""
+        return self.root / "log" / "libvirtd.log"
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the daemon runs (a frozen one does)."""
+        return self._handle >= 0 and not _ended(self._handle, 0)
+
+    @property
+    def pid(self) -> int:
+        """Tell the daemon's pid; raises LibvirtdFailed while it is off."""
+        if self._handle < 0:
+            raise LibvirtdFailed("the private libvirtd is off")
+        return self._pid
+
+    def start(self, timeout_s: float = 20.0) -> None:
+        """Start the daemon and wait until it answers; raises LibvirtdFailed."""
+        if self._handle >= 0:
+            raise LibvirtdFailed("the private libvirtd runs already")
+        binds = [
+            f"mount --bind {shlex.quote(str(self._sources[name]))} {covered}" for name, covered in _COVERED.items()
+        ]
+        # Every step execs the next, so the pid that we know is the daemon's own.
+        pid_file = shlex.quote(str(self.root / "libvirtd.pid"))
+        script = " && ".join([*binds, f"exec libvirtd --pid-file {pid_file}"])
+        # A dead predecessor's socket would refuse connections; without it, existing means listening soon.
+        self.socket_path.unlink(missing_ok=True)
+        with (self.root / "stderr").open("ab") as stderr:
+            reaper = subprocess.Popen(
+                [*self._reaper, "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=_environment(),
+                start_new_session=True,
+            )
+        self._reapers.append(reaper)
+        assert reaper.stdout is not None
+        with reaper.stdout as pipe:
+            self._pid = int(pipe.readline())
+        try:
+            self._handle = os.pidfd_open(self._pid)
+        except ProcessLookupError:
+            raise LibvirtdFailed(f"the private libvirtd ended: {self._last_words()}") from None
+        self.wait_ready(timeout_s)
+
+    def wait_ready(self, timeout_s: float = 20.0) -> None:
+        """Wait until the daemon accepts connections; raises LibvirtdFailed when it ends or stays silent."""
+        deadline = time.monotonic() + timeout_s
+        while not _accepts(self.socket_path):
+            if not self.running:
+                self._forget()
+                raise LibvirtdFailed(f"the private libvirtd ended: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise LibvirtdFailed(f"the private libvirtd is silent after {timeout_s:g} s: {self._last_words()}")
+            time.sleep(0.01)
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """Stop the daemon in order (SIGTERM) and leave its guests running; nothing happens while it is off."""
+        self._end(signal.SIGTERM, timeout_s)
+
+    def kill(self) -> None:
+        """Kill the daemon (SIGKILL), as a crash does; its guests run on."""
+        self._end(signal.SIGKILL, 10.0)
+
+    def restart(self) -> None:
+        """Stop the daemon in order and start it again over the same folders and guests."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze the daemon (SIGSTOP): connections stay, answers do not come."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen daemon go on (SIGCONT)."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def guest_pid(self, name: str) -> int:
+        """Tell the pid of the QEMU process of a running guest; raises OSError when it has none."""
+        # From libvirt's status file: the name of its pid file holds `&lt;` where the guest's name holds `<`.
+        status = ET.parse(self.root / "run" / "libvirt" / "qemu" / f"{name}.xml")  # noqa: S314 - libvirt's own file
+        return int(status.getroot().attrib["pid"])
+
+    def processes(self) -> list[int]:
+        """Find every process that lives in the daemon's mount namespaces, by pid: itself, guests, helpers."""
+        marker = f"/{self.root.name}/".encode()  # the paths there are relative to the file system, not to /
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                seen = (entry / "mountinfo").read_bytes()
+            except OSError:  # it ended meanwhile
+                continue
+            if marker in seen:
+                found.append(int(entry.name))
+        return sorted(found)
+
+    def close(self) -> None:
+        """End the daemon and all guests, and remove the folder."""
+        if self.running:
+            self.resume()  # a frozen one would not hear the SIGTERM
+        self.stop()
+        end_all(self.processes())
+        for reaper in self._reapers:
+            reaper.wait(10.0)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end(self, number: signal.Signals, timeout_s: float) -> None:
+        if self._handle < 0:
+            return
+        if self.running:
+            signal.pidfd_send_signal(self._handle, number)
+        obeyed = _ended(self._handle, timeout_s)
+        if not obeyed:
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            _ended(self._handle, timeout_s)
+        self._forget()
+        if not obeyed:
+            raise LibvirtdFailed(f"the private libvirtd ignored {number.name} for {timeout_s:g} s")
+
+    def _forget(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def _last_words(self) -> str:
+        texts = [path.read_text(errors="replace")[-2000:] for path in (self.root / "stderr", self.log) if path.exists()]
+        return "\n".join(texts)
+
+
+def _ended(handle: int, timeout_s: float) -> bool:
+    ended, _, _ = select.select([handle], [], [], timeout_s)
+    return bool(ended)
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0.2)
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    # Settings meant for a libvirt inside the test process must not reach the daemon, which has its own.
+    return {name: value for name, value in os.environ.items() if not name.startswith("LIBVIRT_")}
