@@ -1,0 +1,185 @@
+"""What ksmtuned's law keeps to on every host and with every configuration that the schema admits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtksm.config.schema import KsmtunedParams
+from virtksm.model import PARKED, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
+from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
+
+UINT_MAX = 2**32 - 1
+STEP = Occasion(triggers=frozenset({Trigger.TIMER}))
+
+memory_kib = st.one_of(st.integers(0, 64), st.integers(0, 2**24), st.integers(0, 2**53), st.integers(0, 2**70))
+times_s = st.floats(-1e9, 1e9)
+pasts = st.builds(
+    KsmtunedPast, npages=st.one_of(st.integers(0, 3000), st.integers(0, UINT_MAX)), stepped_at_s=st.none() | times_s
+)
+occasions = st.builds(Occasion, triggers=st.frozensets(st.sampled_from(Trigger), min_size=1))
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> KsmtunedPolicy:
+    least, most = sorted(draw(st.tuples(*[st.integers(1, 2000) | st.integers(1, 1_000_000)] * 2)))
+    params = KsmtunedParams(
+        monitor_interval=draw(st.integers(1, 86_400)),
+        sleep_msec=draw(st.integers(0, 100) | st.integers(0, 1_000_000)),
+        npages_boost=draw(st.integers(0, 600) | st.integers(0, 1_000_000)),
+        npages_decay=draw(st.integers(-100, 0) | st.integers(-1_000_000, 0)),
+        npages_min=least,
+        npages_max=most,
+        thres_coef=draw(st.integers(0, 100)),
+        thres_const=draw(st.integers(0, 4096) | st.integers(0, 2**40)),
+    )
+    return KsmtunedPolicy(params=params)
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """Hosts of any size; free and committed memory lie near the thresholds more often than chance would have it."""
+    total_kib = draw(memory_kib)
+    thirds = st.integers(-2, total_kib + 2) | st.integers(total_kib // 5 - 2, total_kib // 5 + 2)
+    guests = [Guest(uuid=str(i), name=str(i), rss_kib=draw(st.none() | thirds)) for i in range(draw(st.integers(0, 3)))]
+    return Snapshot(
+        taken_s=draw(times_s),
+        source=draw(st.sampled_from(Source)),
+        host=HostMemory(
+            total_kib=total_kib, free_kib=draw(thirds), buffers_kib=draw(memory_kib), cached_kib=draw(memory_kib)
+        ),
+        ksm=KsmState(settings=Settings(pages_to_scan=draw(st.none() | st.integers(0, UINT_MAX)), sleep_millisecs=20)),
+        guests=tuple(guests),
+    )
+
+
+@given(policies(), snapshots(), pasts, occasions)
+def test_bounds_hold(policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion) -> None:
+    decision, after = policy.decide(snapshot, past, occasion)
+    pages, sleep_ms = decision.target.pages_to_scan, decision.target.sleep_millisecs
+    assert pages is not None
+    assert sleep_ms is not None
+    if decision.is_parked:
+        assert decision.target == PARKED
+    else:
+        assert policy.params.npages_min <= pages <= policy.params.npages_max
+        assert 10 <= sleep_ms <= UINT_MAX
+    assert decision.target.merge_across_nodes is None
+    assert decision.next_pass_s is not None
+    assert 0 <= decision.next_pass_s <= policy.params.monitor_interval
+    assert 0 <= after.npages <= UINT_MAX
+
+
+@given(policies(), snapshots(), pasts, occasions)
+def test_parking_never_changes_npages(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+) -> None:
+    decision, after = policy.decide(snapshot, past, occasion)
+    if decision.is_parked:
+        assert after.npages == past.npages
+    else:
+        assert after.npages == (decision.target.pages_to_scan if occasion.is_step else past.npages)
+
+
+@given(policies(), snapshots(), pasts, occasions, st.integers(0, 2**24))
+def test_less_free_memory_never_slows_scanning(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion, lost_kib: int
+) -> None:
+    scarcer = replace(snapshot, host=replace(snapshot.host, free_kib=snapshot.host.free_kib - lost_kib))
+    before, _ = policy.decide(snapshot, past, occasion)
+    after, _ = policy.decide(scarcer, past, occasion)
+    assert _pages(after.target) >= _pages(before.target)
+
+
+@given(policies(), snapshots(), pasts, occasions, st.integers(0, 2**24))
+def test_more_committed_memory_never_slows_scanning(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion, added_kib: int
+) -> None:
+    fuller = replace(snapshot, guests=(*snapshot.guests, Guest(uuid="x", name="x", rss_kib=added_kib)))
+    before, _ = policy.decide(snapshot, past, occasion)
+    after, _ = policy.decide(fuller, past, occasion)
+    assert _pages(after.target) >= _pages(before.target)
+
+
+@given(policies(), snapshots(), pasts, occasions)
+def test_no_guests_and_no_memory_park(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+) -> None:
+    nothing = HostMemory(total_kib=0, free_kib=0, buffers_kib=0, cached_kib=0)
+    decision, after = policy.decide(replace(snapshot, host=nothing, guests=()), past, occasion)
+    assert decision.target == PARKED
+    assert after.npages == past.npages
+
+
+@given(policies(), snapshots(), pasts, st.frozensets(st.sampled_from([Trigger.BALLOON, Trigger.MEMORY_DEVICE])))
+def test_evaluating_leaves_no_trace_and_stops_where_a_step_would(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, triggers: frozenset[Trigger]
+) -> None:
+    evaluated, after = policy.decide(snapshot, past, Occasion(triggers=triggers))
+    stepped, _ = policy.decide(snapshot, past, STEP)
+    assert after == past
+    assert evaluated.is_parked == stepped.is_parked
+
+
+@given(policies(), snapshots(), pasts)
+def test_a_settled_host_comes_to_settings_that_no_longer_change(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast
+) -> None:
+    rule = policy.decide(snapshot, past, STEP)[0].reason.rule
+    pace = {"boost": policy.params.npages_boost, "decay": -policy.params.npages_decay}.get(rule, 0)
+    # One step leads within the bounds, which lie at most 50 paces apart here, and 50 more to the one it strives for.
+    most = min(policy.params.npages_max, policy.params.npages_min + 50 * max(pace, 1))
+    policy = KsmtunedPolicy(params=replace(policy.params, npages_max=most))
+    for _ in range(51):
+        decision, past = policy.decide(snapshot, past, STEP)
+    again, past_again = policy.decide(snapshot, past, STEP)
+    assert again.target == decision.target
+    assert past_again == past
+
+
+@given(policies(), snapshots(), pasts, occasions)
+def test_equal_arguments_give_equal_answers(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+) -> None:
+    twin = KsmtunedPolicy(params=replace(policy.params))
+    assert policy.decide(snapshot, past, occasion) == twin.decide(replace(snapshot), replace(past), occasion)
+
+
+@given(policies(), snapshots(), pasts, occasions)
+def test_the_past_survives_being_kept(
+    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+) -> None:
+    for known in (past, policy.first_past(snapshot), policy.decide(snapshot, past, occasion)[1]):
+        assert policy.load_past(json.loads(json.dumps(policy.dump_past(known)))) == known
+
+
+garbage = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    policies(),
+    snapshots(),
+    st.dictionaries(st.text(max_size=5), garbage, max_size=3)
+    | st.fixed_dictionaries({"npages": garbage, "stepped_at_s": garbage}),
+)
+def test_garbage_is_refused_with_valueerror_or_is_a_past_to_go_on_from(
+    policy: KsmtunedPolicy, snapshot: Snapshot, kept: Mapping[str, object]
+) -> None:
+    with suppress(ValueError):
+        past = policy.load_past(kept)
+        decision, _ = policy.decide(snapshot, past, STEP)
+        assert decision.next_pass_s == policy.params.monitor_interval
+
+
+def _pages(settings: Settings) -> int:
+    assert settings.pages_to_scan is not None
+    return settings.pages_to_scan

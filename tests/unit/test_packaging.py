@@ -1,0 +1,74 @@
+"""What is declared once must be true everywhere: the pins fit pyproject.toml and name no place, the program starts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from virtksm import __version__
+
+PROJECT = Path(__file__).parents[2]
+PIN_FILES = sorted((PROJECT / "requirements").glob("*.txt"))
+DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+
+
+def parse_pins(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", text, flags=re.MULTILINE))
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=!~\[; ]", requirement, maxsplit=1)[0]
+
+
+def test_there_are_pins_to_judge() -> None:
+    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "run.txt"]
+
+
+@pytest.mark.parametrize("path", PIN_FILES, ids=lambda path: path.name)
+def test_pins_are_hashed_and_name_no_index_folder_or_address(path: Path) -> None:
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    words = [line for line in lines if line and not line.startswith("#")]
+
+    strangers = [
+        line for line in words if not re.fullmatch(r"[a-z0-9-]+==[\w.]+ \\|--hash=sha256:[0-9a-f]{64}( \\)?", line)
+    ]
+    assert not strangers
+    assert all(words[index + 1].startswith("--hash") for index, line in enumerate(words) if "==" in line)
+
+
+def test_what_pyproject_asks_for_is_pinned() -> None:
+    pins = {path.name: parse_pins(path.read_text()) for path in PIN_FILES}
+    run = {name_of(requirement) for requirement in DECLARED["project"]["dependencies"]}
+    groups = DECLARED["dependency-groups"]
+
+    assert run == set(pins["run.txt"])
+    assert run | {name_of(requirement) for requirement in groups["dev"]} <= set(pins["dev.txt"])
+    assert {name_of(requirement) for requirement in groups["build"]} == set(pins["build.txt"])
+
+
+def test_what_is_tested_is_what_runs() -> None:
+    run, dev = (parse_pins((PROJECT / f"requirements/{name}.txt").read_text()) for name in ("run", "dev"))
+
+    assert {name: dev[name] for name in run} == run
+    assert {name: metadata.version(name) for name in run} == run
+
+
+def test_the_installed_program_is_this_tree() -> None:
+    program = Path(sysconfig.get_path("scripts")) / "virtksm"
+    run = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/")
+
+    assert run.stdout.split() == ["virtksm", __version__]
+    assert metadata.version("virtksm") == __version__
+
+
+def test_the_editable_install_adds_no_import_hook() -> None:
+    site_packages = Path(sysconfig.get_path("purelib"))
+
+    assert str(PROJECT) in {path.read_text().strip() for path in site_packages.glob("__editable__*.pth")}
+    assert not list(site_packages.glob("__editable__*finder*"))

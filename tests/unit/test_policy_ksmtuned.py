@@ -1,0 +1,332 @@
+"""ksmtuned's law, rule by rule, on hosts whose numbers can be checked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from virtksm.config.schema import Config, KsmtunedParams
+from virtksm.model import (
+    PARKED,
+    Guest,
+    HostMemory,
+    KsmState,
+    Occasion,
+    Settings,
+    Snapshot,
+    Source,
+    Trigger,
+)
+from virtksm.policy import POLICIES, make_policy
+from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
+
+GIB_KIB = 1024 * 1024
+STEP = Occasion(triggers=frozenset({Trigger.TIMER}))
+POLICY = KsmtunedPolicy(params=KsmtunedParams())
+FRESH = KsmtunedPast(npages=0, stepped_at_s=None)
+TOTAL_KIB = 16 * GIB_KIB
+THRES_KIB = TOTAL_KIB // 5
+
+
+def host(
+    free_kib: int,
+    committed_kib: int = 0,
+    *,
+    total_kib: int = TOTAL_KIB,
+    taken_s: float = 1000.0,
+    source: Source = Source.LOCAL,
+    pages_to_scan: int | None = 100,
+) -> Snapshot:
+    return Snapshot(
+        taken_s=taken_s,
+        source=source,
+        host=HostMemory(total_kib=total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0),
+        ksm=KsmState(settings=Settings(pages_to_scan=pages_to_scan, sleep_millisecs=20)),
+        guests=(Guest(uuid="u", name="g", rss_kib=committed_kib),),
+    )
+
+
+def past(npages: int, stepped_at_s: float | None = None) -> KsmtunedPast:
+    return KsmtunedPast(npages=npages, stepped_at_s=stepped_at_s)
+
+
+# Rule 1
+
+
+@pytest.mark.parametrize("total_kib", [0, -1, 2**53 + 1])
+def test_without_a_credible_total_it_parks_and_keeps_its_npages(total_kib: int) -> None:
+    decision, after = POLICY.decide(host(0, total_kib=total_kib), past(400), STEP)
+    assert decision.target == PARKED
+    assert decision.reason.rule == "unknown"
+    assert decision.reason.numbers["total_kib"] == total_kib
+    assert decision.next_pass_s == 60
+    assert after == past(400, 1000.0)
+
+
+# Rule 2
+
+
+def test_free_memory_includes_buffers_and_cache() -> None:
+    memory = HostMemory(total_kib=TOTAL_KIB, free_kib=THRES_KIB - 2, buffers_kib=1, cached_kib=2, available_kib=None)
+    decision, _ = POLICY.decide(replace(host(0), host=memory), FRESH, STEP)
+    assert decision.reason.numbers["free_kib"] == THRES_KIB + 1
+    assert decision.reason.rule == "stop"
+
+
+def test_available_memory_plays_no_part() -> None:
+    scarce = replace(host(THRES_KIB - 1).host, available_kib=TOTAL_KIB)
+    decision, _ = POLICY.decide(replace(host(0), host=scarce), FRESH, STEP)
+    assert decision.reason.rule == "boost"
+
+
+def test_a_guest_that_could_not_be_read_adds_nothing_and_is_counted() -> None:
+    guests = (Guest(uuid="a", name="a", rss_kib=None), Guest(uuid="b", name="b", rss_kib=5))
+    decision, _ = POLICY.decide(replace(host(0), guests=guests), FRESH, STEP)
+    numbers = decision.reason.numbers
+    assert (numbers["committed_kib"], numbers["guests"], numbers["guests_unread"]) == (5, 2, 1)
+
+
+# Rule 3
+
+
+@pytest.mark.parametrize(
+    ("total_kib", "coef", "const", "thres_kib"),
+    [
+        (16 * GIB_KIB, 20, 2048, 3_355_443),  # 3355443.2, cut as bash cuts
+        (8192, 20, 2048, 2048),
+        (10_240, 20, 2048, 2048),
+        (10_245, 20, 2048, 2049),
+        (1_000_000, 0, 0, 0),
+        (1_000_000, 100, 2048, 1_000_000),
+        (1_000_000, 20, 2**40, 2**40),
+    ],
+)
+def test_the_threshold_is_the_larger_of_share_and_constant(
+    total_kib: int, coef: int, const: int, thres_kib: int
+) -> None:
+    policy = KsmtunedPolicy(params=KsmtunedParams(thres_coef=coef, thres_const=const))
+    decision, _ = policy.decide(host(0, total_kib=total_kib), FRESH, STEP)
+    assert decision.reason.numbers["thres_kib"] == thres_kib
+
+
+# Rule 4
+
+
+@pytest.mark.parametrize(
+    ("total_kib", "sleep_msec", "sleep_ms"),
+    [
+        (16 * GIB_KIB, 10, 10),
+        (4 * GIB_KIB, 10, 40),
+        (3 * GIB_KIB, 10, 53),  # 53.3
+        (64 * GIB_KIB, 10, 10),  # 2.5, but never below 10
+        (64 * GIB_KIB, 100, 25),
+        (4 * GIB_KIB, 0, 10),
+        (1, 1_000_000, 2**32 - 1),  # the script would ask for more than the kernel takes
+    ],
+)
+def test_smaller_hosts_sleep_longer(total_kib: int, sleep_msec: int, sleep_ms: int) -> None:
+    policy = KsmtunedPolicy(params=KsmtunedParams(sleep_msec=sleep_msec))
+    decision, _ = policy.decide(host(0, total_kib=total_kib), FRESH, STEP)
+    assert decision.target.sleep_millisecs == sleep_ms
+
+
+# Rules 5 and 6
+
+
+@pytest.mark.parametrize(
+    ("free_kib", "committed_kib", "rule", "pages"),
+    [
+        (THRES_KIB + 1, TOTAL_KIB - THRES_KIB - 1, "stop", 0),
+        (THRES_KIB + 1, TOTAL_KIB - THRES_KIB, "decay", 450),
+        (THRES_KIB, 0, "decay", 450),
+        (THRES_KIB - 1, 0, "boost", 800),
+        (THRES_KIB - 1, TOTAL_KIB, "boost", 800),
+    ],
+)
+def test_it_stops_only_with_free_memory_and_little_committed(
+    free_kib: int, committed_kib: int, rule: str, pages: int
+) -> None:
+    decision, after = POLICY.decide(host(free_kib, committed_kib), past(500), STEP)
+    assert decision.reason.rule == rule
+    assert decision.target.pages_to_scan == pages
+    assert decision.is_parked == (rule == "stop")
+    assert after.npages == (pages or 500)
+
+
+def test_stop_means_parked() -> None:
+    decision, _ = POLICY.decide(host(TOTAL_KIB), past(500), STEP)
+    assert decision.target == PARKED
+    assert decision.target.merge_across_nodes is None
+
+
+@pytest.mark.parametrize(
+    ("npages", "free_kib", "pages"),
+    [
+        (0, THRES_KIB - 1, 300),
+        (0, THRES_KIB, 64),
+        (64, THRES_KIB, 64),
+        (113, THRES_KIB, 64),
+        (114, THRES_KIB, 64),
+        (115, THRES_KIB, 65),
+        (950, THRES_KIB - 1, 1250),
+        (951, THRES_KIB - 1, 1250),
+        (1250, THRES_KIB - 1, 1250),
+        (4_000_000_000, THRES_KIB, 1250),
+    ],
+)
+def test_npages_stays_within_its_bounds(npages: int, free_kib: int, pages: int) -> None:
+    decision, after = POLICY.decide(host(free_kib), past(npages), STEP)
+    assert decision.target.pages_to_scan == after.npages == pages
+
+
+def test_a_host_short_of_memory_is_scanned_at_full_speed_after_five_steps() -> None:
+    after, seen = FRESH, []
+    for _ in range(6):
+        decision, after = POLICY.decide(host(0), after, STEP)
+        seen.append(decision.target.pages_to_scan)
+    assert seen == [300, 600, 900, 1200, 1250, 1250]
+
+
+def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
+    _, after = POLICY.decide(host(TOTAL_KIB), past(900), STEP)
+    decision, _ = POLICY.decide(host(0), after, STEP)
+    assert decision.target.pages_to_scan == 1200
+
+
+# Rule 7
+
+
+@pytest.mark.parametrize("trigger", [Trigger.BALLOON, Trigger.MEMORY_DEVICE])
+@pytest.mark.parametrize(
+    ("npages", "free_kib", "rule", "pages"),
+    [(0, 0, "hold", 64), (500, 0, "hold", 500), (9999, 0, "hold", 1250), (500, TOTAL_KIB, "stop", 0)],
+)
+def test_a_balloon_or_device_re_evaluates_without_a_step(
+    trigger: Trigger, npages: int, free_kib: int, rule: str, pages: int
+) -> None:
+    before = past(npages, 990.0)
+    decision, after = POLICY.decide(host(free_kib), before, Occasion(triggers=frozenset({trigger})))
+    assert (decision.reason.rule, decision.target.pages_to_scan) == (rule, pages)
+    assert after == before
+    assert decision.next_pass_s == 50
+
+
+@pytest.mark.parametrize("trigger", sorted(set(Trigger) - {Trigger.BALLOON, Trigger.MEMORY_DEVICE}, key=str))
+def test_every_other_trigger_is_one_step_also_in_a_burst(trigger: Trigger) -> None:
+    burst = Occasion(triggers=frozenset({trigger, Trigger.BALLOON, Trigger.STOPPED}))
+    for occasion in (burst, Occasion(triggers=frozenset({trigger}))):
+        _, after = POLICY.decide(host(0), past(500, 990.0), occasion)
+        assert after == past(800, 1000.0)
+
+
+# Rule 8
+
+
+@pytest.mark.parametrize(
+    ("stepped_at_s", "left_s"),
+    [(None, 60), (1000.0, 60), (999.0, 59), (940.0, 0), (3.0, 0), (-50.0, 0), (1001.0, 60), (9e15, 60)],
+)
+def test_without_a_step_the_rest_of_the_interval_is_left(stepped_at_s: float | None, left_s: float) -> None:
+    balloon = Occasion(triggers=frozenset({Trigger.BALLOON}))
+    decision, _ = POLICY.decide(host(0), past(0, stepped_at_s), balloon)
+    assert decision.next_pass_s == left_s
+
+
+@pytest.mark.parametrize("free_kib", [0, THRES_KIB, TOTAL_KIB])
+def test_after_a_step_a_whole_interval_is_left(free_kib: int) -> None:
+    policy = KsmtunedPolicy(params=KsmtunedParams(monitor_interval=7))
+    decision, _ = policy.decide(host(free_kib), past(0, 999.0), STEP)
+    assert decision.next_pass_s == 7
+
+
+# The beginning
+
+
+@pytest.mark.parametrize(
+    ("source", "pages_to_scan", "npages"),
+    [
+        (Source.LOCAL, 700, 0),
+        (Source.LIBVIRT, 700, 700),
+        (Source.LIBVIRT, 0, 0),
+        (Source.LIBVIRT, None, 0),
+    ],
+)
+def test_only_a_remote_host_begins_with_the_kernels_pages(
+    source: Source, pages_to_scan: int | None, npages: int
+) -> None:
+    snapshot = host(0, source=source, pages_to_scan=pages_to_scan)
+    assert POLICY.first_past(snapshot) == past(npages)
+
+
+# The reason
+
+
+def test_the_reason_holds_what_the_outcome_follows_from() -> None:
+    decision, _ = POLICY.decide(host(THRES_KIB - 1, 77), past(500), STEP)
+    assert decision.reason.numbers == {
+        "total_kib": TOTAL_KIB,
+        "free_kib": THRES_KIB - 1,
+        "committed_kib": 77,
+        "thres_kib": THRES_KIB,
+        "sleep_ms": 10,
+        "guests": 1,
+        "guests_unread": 0,
+        "npages_before": 500,
+        "npages": 800,
+    }
+    assert decision.reason.text == (
+        "3355442 KiB are free at a threshold of 3355443 KiB and the guests hold 77 KiB of the host's 16777216 KiB: "
+        "boost from 500 to 800 pages every 10 ms"
+    )
+
+
+# The kept past
+
+
+@pytest.mark.parametrize("kept", [{"npages": 5, "stepped_at_s": 3}, {"npages": 5, "stepped_at_s": 3.0}])
+def test_a_whole_second_may_come_back_without_its_point(kept: dict[str, object]) -> None:
+    assert POLICY.load_past(kept) == past(5, 3.0)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {},
+        {"npages": 5},
+        {"npages": 5, "stepped_at_s": None, "more": 1},
+        {"npages": True, "stepped_at_s": None},
+        {"npages": "5", "stepped_at_s": None},
+        {"npages": 5.0, "stepped_at_s": None},
+        {"npages": None, "stepped_at_s": None},
+        {"npages": -1, "stepped_at_s": None},
+        {"npages": 2**32, "stepped_at_s": None},
+        {"npages": 5, "stepped_at_s": False},
+        {"npages": 5, "stepped_at_s": "3"},
+        {"npages": 5, "stepped_at_s": float("nan")},
+        {"npages": 5, "stepped_at_s": float("inf")},
+        {"npages": 5, "stepped_at_s": 10**400},
+    ],
+)
+def test_what_is_no_past_is_refused(kept: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"npages|stepped_at_s|keys"):
+        POLICY.load_past(kept)
+
+
+# The registry
+
+
+def test_the_configuration_offers_the_policies_that_exist() -> None:
+    (key,) = (field for field in fields(Config) if field.name == "policy")
+    assert set(key.metadata["choices"]) == set(POLICIES)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_each_policy_is_built_by_its_name(name: str) -> None:
+    assert make_policy(replace(Config(), policy=name)).name == name
+
+
+def test_a_policy_gets_the_configurations_own_table() -> None:
+    policy = make_policy(replace(Config(), ksmtuned=KsmtunedParams(npages_max=77)))
+    decision, _ = policy.decide(host(0), policy.first_past(host(0)), STEP)
+    assert decision.target.pages_to_scan == 77
