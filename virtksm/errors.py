@@ -8,7 +8,6 @@ command line or the agent's loop catches broadly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 
@@ -91,14 +90,19 @@ class SettingsRefused(VirtksmError):
         self.cause = cause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One fault in a configuration: where it is, what is wrong, what to do."""
+    """One fault in a configuration: where it is, what is wrong, what to do.
 
-    file: str
-    key: str
-    problem: str
-    remedy: str
+    No dataclass: a one-shot through the agent needs this module and not the 10 ms that importing dataclasses takes.
+    """
+
+    __slots__ = ("file", "key", "problem", "remedy")
+
+    def __init__(self, *, file: str, key: str, problem: str, remedy: str) -> None:
+        self.file = file
+        self.key = key
+        self.problem = problem
+        self.remedy = remedy
 
     def __str__(self) -> str:
         place = f"{self.file}: {self.key}" if self.key else self.file

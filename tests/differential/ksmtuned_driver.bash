@@ -8,9 +8,9 @@
 #   step FREE_KIB BUFFERS_KIB CACHED_KIB COMMITTED_KIB
 # RESULTS gets one line a step: adjust's status, run, pages_to_scan, sleep_millisecs, and the script's npages, thres.
 #
-# The guests' memory comes from the step ($fed_committed; the test puts that in place of the script's own counting). All
-# else is the script's own text, its awk and its subshells included. Nothing here forks: 100,000 steps cost enough with
-# the script's own two or three forks each.
+# The guests' memory comes from the step ($fed_committed; the test puts that in place of the script's own counting), and
+# the free memory from the script's own free_memory ($found_free), called when the memory has changed: its awk is most
+# of a step's time. All else is the script's own text, its subshells included. Nothing else here forks.
 
 script=$1 folder=$2
 exec 3<"$3" 4>"$4"
@@ -31,12 +31,18 @@ begin() {
     echo 20 >"$ksm/sleep_millisecs"
     unset -v "${!KSM_@}"
     show_memory "$mem_total" 0 0 0
+    shown=
     # shellcheck disable=SC1090  # the test makes it
     . "$script"
 }
 
 step() {
-    show_memory "$mem_total" "$1" "$2" "$3"
+    if [[ $1,$2,$3 != "$shown" ]]; then
+        shown=$1,$2,$3
+        show_memory "$mem_total" "$1" "$2" "$3"
+        # shellcheck disable=SC2034  # adjust reads it
+        found_free=$(free_memory)
+    fi
     # shellcheck disable=SC2034  # adjust reads it
     fed_committed=$4
     adjust

@@ -7,7 +7,7 @@ thresholds lie, so that the steps come near them more often than chance would ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from virtksm.config.schema import KsmtunedParams
@@ -61,7 +61,7 @@ def generate(random: Random) -> Sequence:
         conf=_conf(random, params),
         total_kib=total_kib,
         thres_kib=thres_kib,
-        steps=tuple(_step(random, mood, total_kib, thres_kib) for mood in moods),
+        steps=tuple(_steps(random, moods, total_kib, thres_kib)),
     )
 
 
@@ -109,6 +109,17 @@ def _moods(random: Random, count: int) -> Iterator[str]:
         if random.random() < 0.3:
             mood = random.choice(["plenty"] * 9 + ["short", "tight", "tight", "edge", "edge", "any"])
         yield mood
+
+
+def _steps(random: Random, moods: list[str], total_kib: int, thres_kib: int) -> Iterator[Step]:
+    """While a mood lasts the free memory often stays as it was: the driver asks the script for it when it changes."""
+    before: tuple[str, Step] | None = None
+    for mood in moods:
+        step = _step(random, mood, total_kib, thres_kib)
+        if before is not None and before[0] == mood and random.random() < 0.75:
+            step = replace(before[1], committed_kib=step.committed_kib)
+        before = mood, step
+        yield step
 
 
 def _step(random: Random, mood: str, total_kib: int, thres_kib: int) -> Step:

@@ -1,17 +1,13 @@
 """ksmtuned's law beside the real script: its own functions, from Debian's package, on thousands of generated hosts.
 
-The script's text is taken up to its main loop and run by bash with its own awk and subshells; its paths in /proc, /sys
-and /etc lead to a folder in memory, and the counting of guests is fed to it and to us alike. After every step the two
-must agree on what the kernel would hold, on npages and on the threshold. Nothing of the real KSM is touched.
+After every step the two must agree on what the kernel would hold, on npages and on the threshold. What is the script's
+own and what is fed to it, ksmtuned_bash.py says. The real KSM is not touched.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +16,7 @@ from random import Random
 
 import pytest
 
+from tests.differential.ksmtuned_bash import FIRST, State, read_script, run_script
 from tests.differential.ksmtuned_sequences import Sequence, Step, generate
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model import Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
@@ -30,25 +27,8 @@ pytestmark = pytest.mark.timeout(600)
 
 SEED = 20150326
 SEQUENCES = 5_000
-HERE = Path(__file__).parent
-PLACES = (Path("/usr/sbin/ksmtuned"), HERE.parents[1] / "build/ksmtuned/usr/sbin/ksmtuned")
 STEPS_BY = [frozenset({trigger}) for trigger in (Trigger.TIMER, Trigger.STARTED, Trigger.STOPPED, Trigger.POKE)]
 BALLOON = Occasion(triggers=frozenset({Trigger.BALLOON}))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What stands after a step: the kernel's three files, and the law's npages and threshold (KiB)."""
-
-    run: int
-    pages_to_scan: int
-    sleep_millisecs: int
-    npages: int
-    thres_kib: int
-
-
-FIRST = State(run=0, pages_to_scan=100, sleep_millisecs=20, npages=0, thres_kib=0)
-"""The kernel's defaults, which the driver also puts in place at the beginning of a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +41,7 @@ class Batch:
 def batch() -> Batch:
     random = Random(SEED)
     sequences = [generate(random) for _ in range(SEQUENCES)]
-    workers = len(os.sched_getaffinity(0))
-    shares = [sequences[worker::workers] for worker in range(workers)]
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        answers = run_script(shares, Path(folder))
-    theirs = [answers[index % workers][index // workers] for index in range(SEQUENCES)]
-    return Batch(sequences, theirs)
+    return Batch(sequences, run_script(sequences))
 
 
 def test_every_step_agrees_with_the_real_script(batch: Batch) -> None:
@@ -93,6 +67,11 @@ def test_the_sequences_reach_what_matters(batch: Batch, capsys: pytest.CaptureFi
         assert reached[outcome] >= 10_000, outcome
     for place in PLACES_REACHED:
         assert reached[place] >= 100, place
+
+
+def test_without_the_script_it_fails_and_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(pytest.fail.Exception, match="run script/setup"):
+        read_script([tmp_path / "ksmtuned"])
 
 
 @pytest.mark.parametrize(
@@ -160,65 +139,6 @@ def snapshot_of(sequence: Sequence, step: Step, index: int) -> Snapshot:
         ksm=KsmState(settings=Settings(pages_to_scan=100, sleep_millisecs=20)),
         guests=tuple(Guest(uuid=str(n), name=str(n), rss_kib=rss_kib) for n, rss_kib in enumerate(memory)),
     )
-
-
-def run_script(shares: list[list[Sequence]], folder: Path) -> list[list[list[State]]]:
-    """Run each share of the sequences through the real script in a bash of its own, all at once."""
-    text = next((place.read_text() for place in PLACES if place.is_file()), None)
-    if text is None:
-        pytest.fail(f"ksmtuned's script is in none of {', '.join(map(str, PLACES))}: run script/setup")
-    started = []
-    try:
-        for number, share in enumerate(shares):
-            place = folder / str(number)
-            (place / "ksm").mkdir(parents=True)
-            (place / "script").write_text(redirected(text, place))
-            (place / "sequences").write_text("".join(f"{line}\n" for sequence in share for line in sequence.lines()))
-            driver = [HERE / "ksmtuned_driver.bash", place / "script", place, place / "sequences", place / "states"]
-            with (place / "errors").open("w") as errors:
-                command = ["bash", "--norc", "--noprofile", *map(str, driver)]
-                environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
-                started.append(subprocess.Popen(command, env=environment, stdout=errors, stderr=errors))
-        codes = [process.wait() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    for number, code in enumerate(codes):
-        said = (folder / str(number) / "errors").read_text()
-        assert (code, said) == (0, ""), f"the script complained: {said[:2000]}"
-    return [list(parse_states(share, folder / str(number) / "states")) for number, share in enumerate(shares)]
-
-
-def redirected(text: str, place: Path) -> str:
-    """Return the script's text without its main loop, with its paths under `place` and the guests' memory fed."""
-    functions, loop, _ = text.partition("\nPIDFILE=")
-    assert loop, "the script's end has changed"
-    for old, new in [
-        ("/etc/ksmtuned.conf", f"{place}/ksmtuned.conf"),
-        ("/proc/meminfo", f"{place}/meminfo"),
-        ("/sys/kernel/mm/ksm/", f"{place}/ksm/"),
-        ("committed=`committed_memory`", "committed=$fed_committed"),
-    ]:
-        assert old in functions, f"the script no longer has {old}"
-        functions = functions.replace(old, new)
-    for real in ("/proc/", "/sys/", "/etc/"):
-        assert real not in functions, f"the script would touch the real {real}"
-    return functions + "\n"
-
-
-def parse_states(share: list[Sequence], path: Path) -> Iterator[list[State]]:
-    lines = iter(path.read_text().splitlines())
-    for sequence in share:
-        states = []
-        for _ in sequence.steps:
-            status, run, pages, sleep_ms, npages, thres_kib = map(int, next(lines).split())
-            assert status == 1 - run  # adjust's own answer
-            states.append(
-                State(run=run, pages_to_scan=pages, sleep_millisecs=sleep_ms, npages=npages, thres_kib=thres_kib)
-            )
-        yield states
-    assert next(lines, None) is None
 
 
 PLACES_REACHED = (

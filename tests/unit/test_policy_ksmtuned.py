@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 
@@ -317,12 +318,11 @@ def test_what_is_no_past_is_refused(kept: dict[str, object]) -> None:
 
 
 def test_the_configuration_offers_the_policies_that_exist() -> None:
-    (key,) = (field for field in fields(Config) if field.name == "policy")
-    assert set(key.metadata["choices"]) == set(POLICIES)
+    assert set(get_args(get_type_hints(Config)["policy"])) == set(POLICIES)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_each_policy_is_built_by_its_name(name: str) -> None:
+@pytest.mark.parametrize("name", get_args(get_type_hints(Config)["policy"]))
+def test_each_policy_is_built_by_its_name(name: Literal["ksmtuned"]) -> None:
     assert make_policy(replace(Config(), policy=name)).name == name
 
 

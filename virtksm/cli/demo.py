@@ -58,6 +58,8 @@ def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
     story = Story(uri=uri, folder=folder, kernel=kernel, guests=options.guests, duration_s=options.duration, view=view)
     code = story.tell()
     view.say("summary", view.summary())
+    if not story.was_told:
+        raise KeyboardInterrupt
     missing = view.verdict()
     if missing:
         raise VirtksmError(f"the demonstration failed: {', '.join(missing)}", remedy="see the lines above")

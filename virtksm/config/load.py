@@ -5,16 +5,15 @@ the drop-ins of both conf.d folders in the order of their names, where /etc's hi
 A faulty file changes nothing: the whole load fails with ConfigError and one finding for each fault.
 
 Validation is by hand from the table in `schema`: some forty lines. voluptuous would be about as many, and 33 ms
-more at every start of the one-shot.
+more at every start of the one-shot. For the same reason files are read with `open` and `os`: pathlib is 6 ms, and
+tomllib (27 ms, most of it `re` and `typing`) is imported only if there is a file.
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
 from virtksm.errors import ConfigError, Finding
@@ -24,6 +23,7 @@ ADMIN_DIR = "/etc/virtksm"
 FILE_NAME = "virtksm.toml"
 DROP_IN_DIR = "conf.d"
 DEFAULT = "default"
+MAX_BYTES = 262_144  # a file with every key is 3 KB; tomllib's time may grow with the square of a hostile file's size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,7 @@ class Loaded:
 
 def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR) -> Loaded:
     """Load `path` alone, or all layers for None; raises ConfigError with every finding."""
-    files = find_files(vendor_dir, admin_dir) if path is None else [path]
-    findings: list[Finding] = []
+    files, findings = find_files(vendor_dir, admin_dir) if path is None else ([path], [])
     values: dict[str, Value] = {}
     origins = dict.fromkeys(all_keys(), DEFAULT)
     for file in files:
@@ -47,42 +46,51 @@ def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADM
         values.update(good)
         origins.update(dict.fromkeys(good, file))
     config = build(values)
-    findings += [
-        Finding(file=", ".join(_origins(origins, name)), key=name, problem=problem, remedy=remedy)
-        for name, problem, remedy in find_inconsistencies(config)
-    ]
+    findings += _find_inconsistent(config, origins, findings)
     if findings:
         raise ConfigError(findings)
     return Loaded(config=config, origins=origins, files=tuple(files))
 
 
-def find_files(vendor_dir: str, admin_dir: str) -> list[str]:
-    """Return the files to read, in order; those that do not exist are left out."""
+def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[Finding]]:
+    """Return the files to read, in order, and a finding for each folder that cannot be listed; none need exist."""
     mains = (f"{admin_dir}/{FILE_NAME}", f"{vendor_dir}/{FILE_NAME}")
-    main = next((file for file in mains if os.path.lexists(file)), None)
+    files = [file for file in mains if os.path.lexists(file)][:1]
+    findings: list[Finding] = []
     drop_ins: dict[str, str] = {}
     for folder in (f"{vendor_dir}/{DROP_IN_DIR}", f"{admin_dir}/{DROP_IN_DIR}"):
         try:
-            names = [path.name for path in Path(folder).iterdir()]
+            names = os.listdir(folder)  # noqa: PTH208  # pathlib is start-up time
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise ConfigError([_unreadable(folder, error)]) from error
-        drop_ins.update({name: f"{folder}/{name}" for name in names if name.endswith(".toml")})
-    return [*([main] if main else []), *(drop_ins[name] for name in sorted(drop_ins))]
+            findings.append(_unreadable(folder, error))
+            continue
+        drop_ins.update({name: f"{folder}/{name}" for name in names if _is_drop_in(name)})
+    return [*files, *(drop_ins[name] for name in sorted(drop_ins))], findings
+
+
+def _is_drop_in(name: str) -> bool:
+    """Tell whether systemd would read it, too: editors' hidden files (.#x.toml) are no configuration."""
+    return name.endswith(".toml") and not name.startswith(".")
 
 
 def read_values(file: str) -> tuple[dict[str, Value], list[Finding]]:
     """Return the valid values of one file by dotted key, and a finding for everything else in it."""
+    import tomllib
+
     try:
-        document = tomllib.loads(Path(file).read_bytes().decode("utf-8"))
+        with open(file, "rb") as source:  # noqa: PTH123  # pathlib is start-up time
+            content = source.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            return {}, [_whole(file, f"is larger than {MAX_BYTES} bytes", "name a configuration file")]
+        document = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         return {}, [_unreadable(file, error)]
     except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 (byte {error.start})"
-        return {}, [Finding(file=file, key="", problem=problem, remedy="save it as UTF-8")]
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        return {}, [Finding(file=file, key="", problem=f"is not TOML: {error}", remedy="correct that place")]
+        return {}, [_whole(file, f"is not UTF-8 (byte {error.start})", "save it as UTF-8")]
+    except (RecursionError, ValueError) as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
+        return {}, [_whole(file, f"is not TOML: {error}", "correct that place")]
     values: dict[str, Value] = {}
     findings: list[Finding] = []
     for name, value, problem, remedy in _walk(Config, "", document):
@@ -166,15 +174,22 @@ def _suggest(dotted: str) -> str:
     return f"did you mean {near[0]}?" if near else "remove it; `virtksm config show` lists all keys"
 
 
-def _origins(origins: Mapping[str, str], name: str) -> Iterable[str]:
-    """Return the files that set any key of the same table, since several take part in an inconsistency."""
-    table = name.rpartition(".")[0]
-    return dict.fromkeys(
-        file for one, file in origins.items() if one.rpartition(".")[0] == table and file != DEFAULT
-    ) or (DEFAULT,)
+def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[Finding]) -> list[Finding]:
+    """Return what does not fit together, but not what only seems so because a faulty value fell back to its default."""
+    faulty = {finding.key for finding in known}
+    found = []
+    for names, problem, remedy in find_inconsistencies(config):
+        files = list(dict.fromkeys(origins[name] for name in names))
+        unsure = faulty.intersection(names) or ("" in faulty and DEFAULT in files)
+        if not unsure:
+            where = ", ".join(file for file in files if file != DEFAULT)
+            found.append(Finding(file=where, key=names[0], problem=problem, remedy=remedy))
+    return found
 
 
 def _unreadable(file: str, error: OSError) -> Finding:
-    return Finding(
-        file=file, key="", problem=f"cannot be read: {error.strerror}", remedy="see its path, owner and mode"
-    )
+    return _whole(file, f"cannot be read: {error.strerror}", "see its path, owner and mode")
+
+
+def _whole(file: str, problem: str, remedy: str) -> Finding:
+    return Finding(file=file, key="", problem=problem, remedy=remedy)

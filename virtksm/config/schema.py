@@ -147,12 +147,12 @@ class Config:
     ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)
 
 
-def find_inconsistencies(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, problem, remedy) for values that are valid alone but not together."""
+def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Yield (keys, problem, remedy) for values that are valid alone but not together."""
     law = config.ksmtuned
     if law.npages_min > law.npages_max:
         yield (
-            "ksmtuned.npages_min",
+            ("ksmtuned.npages_min", "ksmtuned.npages_max"),
             f"{law.npages_min} is more than ksmtuned.npages_max, {law.npages_max}",
             "lower npages_min or raise npages_max",
         )

@@ -53,6 +53,8 @@ class Story:
     over: threading.Event = field(default_factory=threading.Event)
     running: list[libvirt.virDomain] = field(default_factory=list)
     failure: VirtksmError | None = None
+    was_told: bool = False
+    """Whether the story came to its own end; a signal ends the agent, and the story with it."""
 
     def tell(self) -> ExitCode:
         """Run the agent with the story beside it; returns the agent's exit code.
@@ -92,7 +94,9 @@ class Story:
             self.failure = error
         finally:
             self._stop_guests(len(self.running), pause_s=0)
-            loop.call_soon_threadsafe(agent.stop)
+            self.was_told = not self.over.is_set()
+            if self.was_told:
+                loop.call_soon_threadsafe(agent.stop)
 
     def _act(self, host: LibvirtHost) -> None:
         step_s = max(0.0, self.duration_s - self.guests * GUEST_S) / (self.guests * 3 + 6)
