@@ -90,6 +90,9 @@ PARAMETERS = ("pages_to_scan", "sleep_millisecs", "merge_across_nodes")
 """In writing order: a changed sleep_millisecs wakes ksmd at once, a changed pages_to_scan does not, so pages go first;
 merge_across_nodes can be refused for reasons of its own and goes last, in a call of its own."""
 
+KERNEL_MAXIMUM = 2**32 - 1
+"""The largest pages_to_scan and sleep_millisecs: unsigned int in mm/ksm.c and in libvirt's typed parameters."""
+
 PARKED = Settings(pages_to_scan=0, sleep_millisecs=PARKED_SLEEP_MS)
 """The settings that stop scanning; what is merged stays merged."""
 

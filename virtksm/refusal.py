@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model import KsmState, Occasion
+from virtksm.model import KERNEL_MAXIMUM, KsmState, Occasion
 
 RETRY_AFTER_S = 600.0
-KERNEL_MAXIMUM = 2**32 - 1
-"""pages_to_scan and sleep_millisecs are unsigned int in mm/ksm.c and in libvirt's typed parameters."""
 
 REMEDIES: Mapping[Cause, str] = {
     Cause.ADVISOR_ON: "the kernel's KSM advisor owns pages_to_scan; switch it off on the host: "

@@ -1,8 +1,9 @@
 """Runs generated sequences through the real ksmtuned's own functions, and reads what stood after each step.
 
 The script's text is taken up to its main loop; its paths in /proc, /sys and /etc lead to a folder in memory, and the
-guests' memory is fed. Its free_memory is called by the driver whenever the memory has changed, and its answer kept while
-it has not, which halves the time. The rest is run by bash as it stands, one bash for each core (ksmtuned_driver.bash).
+guests' memory is fed. Its free_memory is called by the driver whenever the memory has changed, and its answer kept
+while it has not, which halves the time. The rest is run by bash as it stands, in one bash for each core, all of them
+with ksmtuned_driver.bash.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ def test_the_reason_holds_what_the_outcome_follows_from() -> None:
         "npages": 800,
     }
     assert decision.reason.text == (
-        "3355442 KiB are free at a threshold of 3355443 KiB and the guests hold 77 KiB of the host's 16777216 KiB: "
+        "3276.8 MiB free, threshold 3276.8 MiB; guests hold 0.1 MiB of 16384.0 MiB: "
         "boost from 500 to 800 pages every 10 ms"
     )
 

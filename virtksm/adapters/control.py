@@ -1,10 +1,8 @@
 """The control socket's protocol and client side: one JSON line to the agent, one JSON line back.
 
-Requests are `{"op": "retune", "uri": URI, "dry_run": bool}` and `{"op": "ping"}`. Answers are
-`{"ok": true, "pass": {...}}`,
-`{"ok": true, "uri": ..., "pid": ...}`, `{"ok": false, "error": ..., "exit_code": ...}` or
-`{"ok": false, "other_uri": URI}` when the agent serves another host. Imports nothing but json and socket, so that a
-one-shot that finds an agent stays quick.
+The one request is `{"op": "retune", "uri": URI, "dry_run": bool}`. Answers are `{"ok": true, "pass": {...}}`,
+`{"ok": false, "error": ..., "exit_code": ...}`, or `{"ok": false, "other_uri": URI}` from another host's agent.
+Imports nothing but json and socket, so that a one-shot that finds an agent stays quick.
 """
 
 from __future__ import annotations

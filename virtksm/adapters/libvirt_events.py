@@ -17,8 +17,11 @@ import libvirt
 from virtksm.errors import LibvirtUnreachable
 from virtksm.model import Trigger
 
-MEMORY_ALIASES = ("dimm", "nvdimm", "virtiomem", "virtiopmem", "ua-")
-"""Aliases that libvirt gives to memory devices; a user's own alias (ua-) does not tell, so it counts as one."""
+MEMORY_ALIASES = ("dimm", "nvdimm", "virtiomem", "virtiopmem", "mem", "ua-")
+"""Aliases that libvirt gives to memory devices; a user's own alias (ua-) does not tell, so it counts as one.
+
+The event of a device added names its backend instead (libvirt 9.0: "memdimm0" for dimm0, "memua-x" for ua-x).
+"""
 
 STARTS = {
     libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED: "booted",

@@ -67,13 +67,14 @@ class Agent:
         linking = asyncio.create_task(self._keep_linked())
         passing = asyncio.create_task(self._keep_passing())
         ended = asyncio.create_task(self.stopping.wait())
-        done, _ = await asyncio.wait({linking, passing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({linking, passing, ended}, return_when=asyncio.FIRST_COMPLETED)
         linking.cancel()
         self.stopping.set()
         self.wake.set()
         await asyncio.wait({passing, linking})  # a pass that has begun is finished first
-        for task in done - {ended}:
-            task.result()  # neither loop ends by itself: whatever stopped one is a bug, and is raised
+        for task in (passing, linking):
+            if not task.cancelled():
+                task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
         return await self._leave()
 
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
@@ -118,8 +119,6 @@ class Agent:
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
         """Answer one control request."""
         match request.get("op"):
-            case "ping":
-                return {"ok": True, **self.reporter.summary(), "uri": self.uri}
             case "retune":
                 return await self._retune(request)
             case other:

@@ -25,20 +25,12 @@ class Reporter:
         self._connect_error: str | None = None
         self._pass_error: str | None = None
         self._warnings: list[str] = []
-        self.events = 0
-        self.passes = 0
-        self.applied = 0
-
-    def summary(self) -> dict[str, object]:
-        """Return the counts since the start."""
-        return {"events": self.events, "passes": self.passes, "applied": self.applied}
 
     def ready(self, version: str, uri: str) -> None:
         self._log.info("agent_started", version=version, uri=uri)
         self._notifier.send(READY="1", STATUS=f"connecting to {uri}")
 
     def event(self, event: DomainEvent) -> None:
-        self.events += 1
         self._log.info("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
 
     def connected(self, uri: str, *, is_local: bool) -> None:
@@ -61,8 +53,6 @@ class Reporter:
 
     def passed(self, record: PassRecord, heard_s: float | None, ended_s: float) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
-        self.passes += 1
-        self.applied += bool(record.changed)
         self._pass_error = None
         for value in record.foreign:
             self._log.warning(

@@ -29,12 +29,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model import PARKED, Decision, Number, Occasion, Reason, Settings, Snapshot, Source
+from virtksm.model import KERNEL_MAXIMUM, PARKED, Decision, Number, Occasion, Reason, Settings, Snapshot, Source
 
 NAME = "ksmtuned"
-
-KERNEL_MAX = 2**32 - 1
-"""The largest pages_to_scan and sleep_millisecs: the kernel and libvirt hold both in an unsigned int."""
 
 MOST_TOTAL_KIB = 2**53
 """8 EiB: more than any host has, and little enough that no product here leaves bash's 64 bits."""
@@ -119,8 +116,8 @@ def decide_settings(
 
     if committed_kib + thres_kib < total_kib and free_kib > thres_kib:  # rule 5
         text = (
-            f"{free_kib} KiB are free, more than the threshold of {thres_kib} KiB, and the guests' "
-            f"{committed_kib} KiB with the threshold stay below the host's {total_kib} KiB: parked"
+            f"{in_mib(free_kib)} free, above the threshold of {in_mib(thres_kib)}; "
+            f"guests hold {in_mib(committed_kib)} of {in_mib(total_kib)}: parked"
         )
         return PARKED, Reason(rule="stop", text=text, numbers=numbers), npages
 
@@ -132,11 +129,16 @@ def decide_settings(
         rule, delta = "hold", 0
     stepped = changed_npages(npages, delta, params)
     text = (
-        f"{free_kib} KiB are free at a threshold of {thres_kib} KiB and the guests hold {committed_kib} KiB "
-        f"of the host's {total_kib} KiB: {rule} from {npages} to {stepped} pages every {sleep_ms} ms"
+        f"{in_mib(free_kib)} free, threshold {in_mib(thres_kib)}; guests hold {in_mib(committed_kib)} "
+        f"of {in_mib(total_kib)}: {rule} from {npages} to {stepped} pages every {sleep_ms} ms"
     )
     target = Settings(pages_to_scan=stepped, sleep_millisecs=sleep_ms)
     return target, Reason(rule=rule, text=text, numbers=numbers | {"npages": stepped}), stepped
+
+
+def in_mib(kib: int) -> str:
+    """Return KiB as text in MiB with one decimal; the exact figure is among the reason's numbers."""
+    return f"{kib / 1024:.1f} MiB"
 
 
 def threshold_kib(total_kib: int, params: KsmtunedParams) -> int:
@@ -147,7 +149,7 @@ def threshold_kib(total_kib: int, params: KsmtunedParams) -> int:
 def scaled_sleep_ms(total_kib: int, params: KsmtunedParams) -> int:
     """Return the script's `sleep` in ms, 10..4294967295, for a host of `total_kib` above 0 (rule 4)."""
     scaled = params.sleep_msec * SLEEP_REFERENCE_KIB // total_kib
-    return min(max(scaled, LEAST_SLEEP_MS), KERNEL_MAX)
+    return min(max(scaled, LEAST_SLEEP_MS), KERNEL_MAXIMUM)
 
 
 def changed_npages(npages: int, delta: int, params: KsmtunedParams) -> int:
@@ -171,7 +173,7 @@ def seconds_until_step(now_s: float, stepped_at_s: float | None, interval_s: int
 
 def parse_npages(value: object) -> int:
     """Return a kept npages, 0..4294967295; raise ValueError for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= KERNEL_MAX:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= KERNEL_MAXIMUM:
         return value
     raise ValueError(f"npages is {value!r}, not a number of pages")
 
