@@ -26,11 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Check the configuration; faults are raised as ConfigError."""
-    from virtksm.config.load import load
+    from virtksm.config.load import load, shown
 
-    loaded = load(options.file or options.config)
+    loaded = load(options.config if options.file is None else options.file)
     for file in loaded.files:
-        print(f"{file}: ok")
+        print(f"{shown(file)}: ok")
     if not loaded.files:
         print("no configuration file: the defaults are in force")
     return ExitCode.DONE
@@ -47,7 +47,7 @@ def run_show(options: argparse.Namespace) -> int:
         import json
 
         shown = {name: {"value": value_of(loaded.config, name), "origin": loaded.origins[name]} for name in all_keys()}
-        print(json.dumps(shown))
+        print(json.dumps(shown).replace("\x7f", "\\u007f"))
     else:
         print(effective(loaded), end="")
     return ExitCode.DONE
@@ -56,19 +56,13 @@ def run_show(options: argparse.Namespace) -> int:
 def run_import(options: argparse.Namespace) -> int:
     """Convert ksmtuned's file; notes go into the output and to standard error."""
     from virtksm.config.ksmtuned_conf import parse_ksmtuned_conf
+    from virtksm.config.load import shown
     from virtksm.config.toml_text import imported
 
-    try:
-        text = Path(options.file).read_text(encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        raise ConfigError(
-            [Finding(file=options.file, key="", problem=problem, remedy="name ksmtuned's file")]
-        ) from error
-    values, notes = parse_ksmtuned_conf(text)
+    values, notes = parse_ksmtuned_conf(_read_bounded(options.file))
     result = imported(values, notes, options.file)
     for note in notes:
-        print(f"virtksm: {options.file}: {note}", file=sys.stderr)
+        print(f"virtksm: {shown(options.file)}: {note}", file=sys.stderr)
     if options.output is None:
         print(result, end="")
         return ExitCode.DONE
@@ -78,5 +72,21 @@ def run_import(options: argparse.Namespace) -> int:
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         remedy = "name a new file; an existing one is not overwritten"
-        raise ConfigError([Finding(file=options.output, key="", problem=problem, remedy=remedy)]) from error
+        raise ConfigError([Finding(file=shown(options.output), key="", problem=problem, remedy=remedy)]) from error
     return ExitCode.DONE
+
+
+def _read_bounded(file: str) -> str:
+    """Return a file's text; bytes that are not UTF-8 become lone surrogates, which no value has and notes escape."""
+    from virtksm.config.load import MAX_BYTES, shown
+
+    problem, remedy = f"is larger than {MAX_BYTES} bytes", "name ksmtuned's file"
+    try:
+        with Path(file).open("rb") as source:
+            content = source.read(MAX_BYTES + 1)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise ConfigError([Finding(file=shown(file), key="", problem=problem, remedy=remedy)]) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError([Finding(file=shown(file), key="", problem=problem, remedy=remedy)])
+    return content.decode("utf-8", errors="surrogateescape")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,9 +30,24 @@ exit codes: 0 done or nothing to do, 1 other failure, 2 usage or configuration, 
 """
 
 
+class HelpText(argparse.RawDescriptionHelpFormatter):
+    """A formatter that asks the terminal for its width itself.
+
+    argparse makes a formatter for every option that is added, and the usual one imports shutil with all its compressors
+    for that question: 2 ms of every start.
+    """
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size().columns
+        except OSError:
+            columns = 80
+        super().__init__(prog, width=max(columns, 40) - 2)
+
+
 def global_options() -> argparse.ArgumentParser:
     """Return the options that stand before every subcommand."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="virtksm", add_help=False, allow_abbrev=False, formatter_class=HelpText)
     parser.add_argument("--config", metavar="FILE", help="read this file instead of /etc/virtksm and its drop-ins")
     parser.add_argument(
         "--runtime-dir",
@@ -48,14 +64,17 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="virtksm",
         description="Decides and applies KSM settings on libvirt hosts.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpText,
         parents=[global_options()],
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"virtksm {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        description = summary[0].upper() + summary[1:] + "."
+        subparser = subparsers.add_parser(
+            name, help=summary, description=description, formatter_class=HelpText, allow_abbrev=False
+        )
         if command in (None, name):
             importlib.import_module(f"virtksm.cli.{name}").add_options(subparser)
     return parser
@@ -64,16 +83,18 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    rest = global_options().parse_known_args(given)[1]
-    named = rest[0] if rest and rest[0] in COMMANDS else ""
-    options = build_parser(named).parse_args(given)
     try:
-        return int(options.run(options))
+        rest = global_options().parse_known_args(given)[1]
+        named = rest[0] if rest and rest[0] in COMMANDS else ""
+        options = build_parser(named).parse_args(given)
+        code = int(options.run(options))
+        sys.stdout.flush()
     except VirtksmError as error:
         print(f"virtksm: {error}", file=sys.stderr)
         return int(error.exit_code)
     except BrokenPipeError:  # the reader (head, grep -q) has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at the end goes there
         return int(ExitCode.DONE)
     except KeyboardInterrupt:
         return 130
+    return code

@@ -24,9 +24,10 @@ FILE_NAME = "virtksm.toml"
 DROP_IN_DIR = "conf.d"
 DEFAULT = "default"
 # A file with every key is 3 KB. tomllib needs time and memory by the square of a dotted key's parts: 20,000 of them
-# (40 KB) cost 9 s, 130,000 all memory of a host with 8 GiB.
+# (40 KB) cost 9 s, 130,000 more than 20 GB of memory.
 MAX_BYTES = 65_536
 MAX_DOTS_A_LINE = 200
+MOST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +65,13 @@ def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[Finding
     for folder in (f"{vendor_dir}/{DROP_IN_DIR}", f"{admin_dir}/{DROP_IN_DIR}"):
         try:
             names = os.listdir(folder)  # noqa: PTH208  # pathlib is start-up time
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             continue
         except OSError as error:
             findings.append(_unreadable(folder, error))
             continue
         drop_ins.update({name: f"{folder}/{name}" for name in names if _is_drop_in(name)})
-    return [*files, *(drop_ins[name] for name in sorted(drop_ins))], findings
+    return [*files, *(drop_ins[name] for name in sorted(drop_ins, key=os.fsencode))], findings
 
 
 def _is_drop_in(name: str) -> bool:
@@ -94,13 +95,15 @@ def read_values(file: str) -> tuple[dict[str, Value], list[Finding]]:
         return {}, [_unreadable(file, error)]
     except UnicodeDecodeError as error:
         return {}, [_whole(file, f"is not UTF-8 (byte {error.start})", "save it as UTF-8")]
-    except (RecursionError, ValueError) as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
-        return {}, [_whole(file, f"is not TOML: {error}", "correct that place")]
+    except RecursionError:
+        return {}, [_whole(file, "is nested too deeply", "remove arrays within arrays: no key needs one")]
+    except ValueError as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
+        return {}, [_whole(file, f"is not TOML: {shown(str(error))}", "correct that place")]
     values: dict[str, Value] = {}
     findings: list[Finding] = []
     for name, value, problem, remedy in _walk(Config, "", document):
         if problem:
-            findings.append(Finding(file=file, key=name, problem=problem, remedy=remedy))
+            findings.append(Finding(file=shown(file), key=name, problem=problem, remedy=remedy))
         elif isinstance(value, bool | int | str):
             values[name] = value
     return values, findings
@@ -120,7 +123,7 @@ def _walk(table: type[object], prefix: str, document: Mapping[str, object]) -> I
     """Yield (dotted key, value, problem, remedy); problem is empty for a valid value."""
     known, inner = keys_of(table), tables_of(table)
     for name, value in document.items():
-        dotted = f"{prefix}{name if name.isprintable() else repr(name)}"
+        dotted = prefix + (name if _is_bare(name) else quoted(name))
         if name in known:
             yield dotted, value, *check_value(known[name], value)
         elif name not in inner:
@@ -129,6 +132,11 @@ def _walk(table: type[object], prefix: str, document: Mapping[str, object]) -> I
             yield from _walk(inner[name], f"{dotted}.", value)
         else:
             yield dotted, value, f"is {_describe(value)}, not a table", f"write it as [{dotted}]"
+
+
+def _is_bare(name: str) -> bool:
+    """Tell whether TOML needs no quotes for a name: `"a.b"` is one name, a.b are two. Endless ones are quoted, too."""
+    return len(name) <= MOST_SHOWN and name.isascii() and name.replace("_", "").replace("-", "").isalnum()
 
 
 def check_value(known: Key, value: object) -> tuple[str, str]:
@@ -142,6 +150,16 @@ def check_value(known: Key, value: object) -> tuple[str, str]:
     if isinstance(value, int) and not _least(known) <= value <= _most(known):
         return f"is {_describe(value)}, out of range", f"use {known.range_text}"
     return "", ""
+
+
+def shown(text: str) -> str:
+    """Return text from outside as one printable line; unchanged if it is one."""
+    return text if text.isprintable() else repr(text)
+
+
+def quoted(text: str) -> str:
+    """Return the literal of text from outside, cut to a length that leaves a message readable."""
+    return repr(text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}...")
 
 
 def _least(known: Key) -> float:
@@ -161,7 +179,7 @@ def _describe(value: object) -> str:
         case int() | float():
             return str(value)
         case str():
-            return repr(value if len(value) <= 40 else f"{value[:37]}...")
+            return quoted(value)
         case list():
             return "an array"
         case dict():
@@ -173,21 +191,28 @@ def _describe(value: object) -> str:
 def _suggest(dotted: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(dotted, all_keys(), n=1) or [
-        name for name in all_keys() if name.rpartition(".")[2] == dotted.rpartition(".")[2]
-    ]
-    return f"did you mean {near[0]}?" if near else "remove it; `virtksm config show` lists all keys"
+    table, _, last = dotted.rpartition(".")
+    known = {name: f"[{name}]" for name in tables_of(Config)}
+    for name in sorted(all_keys(), key=lambda name: name.rpartition(".")[0] == table):
+        known[name.rpartition(".")[2]] = name  # of equal names in several tables, the one of this table stays
+    near = difflib.get_close_matches(last.lower().removeprefix("ksm_"), known, n=1)
+    if not near:
+        return "remove it; `virtksm config show` lists all keys"
+    meant = known[near[0]]
+    hint = ", which belongs above the first [table]" if table and meant == near[0] else ""
+    return f"did you mean {meant}{hint}?"
 
 
 def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[Finding]) -> list[Finding]:
     """Return what does not fit together, but not what only seems so because a faulty value fell back to its default."""
     faulty = {finding.key for finding in known}
+    faulty |= {name for name in origins if name.partition(".")[0] in faulty}  # of a table that is none, all keys
     found = []
     for names, problem, remedy in find_inconsistencies(config):
         files = list(dict.fromkeys(origins[name] for name in names))
         unsure = faulty.intersection(names) or ("" in faulty and DEFAULT in files)
         if not unsure:
-            where = ", ".join(file for file in files if file != DEFAULT)
+            where = ", ".join(shown(file) for file in files if file != DEFAULT)
             found.append(Finding(file=where, key=names[0], problem=problem, remedy=remedy))
     return found
 
@@ -197,4 +222,4 @@ def _unreadable(file: str, error: OSError) -> Finding:
 
 
 def _whole(file: str, problem: str, remedy: str) -> Finding:
-    return Finding(file=file, key="", problem=problem, remedy=remedy)
+    return Finding(file=shown(file), key="", problem=problem, remedy=remedy)

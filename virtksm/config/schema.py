@@ -14,13 +14,19 @@ Value = bool | int | str
 
 T = TypeVar("T", bound=Value)
 
+KSMTUNEDS = "ksmtuned's own, so that both do the same."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What is known of one key. `choices` for texts, `minimum` and `maximum` (inclusive) for integers."""
+    """What is known of one key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
+
+    `reason` says why it has its default.
+    """
 
     default: Value
     meaning: str
+    reason: str
     unit: str = ""
     minimum: int | None = None
     maximum: int | None = None
@@ -31,12 +37,15 @@ class Key:
         """Return the allowed values as text, with the unit."""
         if self.choices:
             return " | ".join(f'"{choice}"' for choice in self.choices)
+        if isinstance(self.default, bool):
+            return "true | false"
         return f"{self.minimum}..{self.maximum} {self.unit}".rstrip()
 
 
 def key(
     default: T,
     meaning: str,
+    reason: str,
     *,
     unit: str = "",
     minimum: int | None = None,
@@ -44,7 +53,9 @@ def key(
     choices: tuple[str, ...] = (),
 ) -> T:
     """Declare a key of the configuration as a dataclass field."""
-    known = Key(default=default, meaning=meaning, unit=unit, minimum=minimum, maximum=maximum, choices=choices)
+    known = Key(
+        default=default, meaning=meaning, reason=reason, unit=unit, minimum=minimum, maximum=maximum, choices=choices
+    )
     declared: T = field(default=default, metadata={"key": known})
     return declared
 
@@ -54,11 +65,12 @@ class KsmtunedParams:
     """The keys of ksmtuned.conf, with ksmtuned's own defaults, names in lower case without KSM_."""
 
     monitor_interval: int = key(
-        60, "Time between two adjustments when nothing else happens.", unit="s", minimum=1, maximum=86400
+        60, "Time between two adjustments when nothing else happens.", KSMTUNEDS, unit="s", minimum=1, maximum=86400
     )
     sleep_msec: int = key(
         10,
         "Sleep between two scans on a host of 16 GiB; smaller hosts sleep longer, none under 10 ms.",
+        KSMTUNEDS,
         unit="ms",
         minimum=0,
         maximum=1_000_000,
@@ -66,6 +78,7 @@ class KsmtunedParams:
     npages_boost: int = key(
         300,
         "Added to the pages to scan at each step while memory is short.",
+        KSMTUNEDS,
         unit="pages",
         minimum=0,
         maximum=1_000_000,
@@ -73,18 +86,27 @@ class KsmtunedParams:
     npages_decay: int = key(
         -50,
         "Added (it is negative) at each step while memory is not short but guests hold much of it.",
+        KSMTUNEDS,
         unit="pages",
         minimum=-1_000_000,
         maximum=0,
     )
-    npages_min: int = key(64, "Fewest pages to scan while scanning.", unit="pages", minimum=1, maximum=1_000_000)
-    npages_max: int = key(1250, "Most pages to scan.", unit="pages", minimum=1, maximum=1_000_000)
+    npages_min: int = key(
+        64, "Fewest pages to scan while scanning.", KSMTUNEDS, unit="pages", minimum=1, maximum=1_000_000
+    )
+    npages_max: int = key(1250, "Most pages to scan.", KSMTUNEDS, unit="pages", minimum=1, maximum=1_000_000)
     thres_coef: int = key(
-        20, "Free memory below this share of the host counts as short.", unit="percent", minimum=0, maximum=100
+        20,
+        "Free memory below this share of the host counts as short.",
+        KSMTUNEDS,
+        unit="percent",
+        minimum=0,
+        maximum=100,
     )
     thres_const: int = key(
         2048,
         "Free memory below this counts as short, if it is more than the share.",
+        KSMTUNEDS,
         unit="KiB",
         minimum=0,
         maximum=2**40,
@@ -96,17 +118,22 @@ class Config:
     """All of virtksm's configuration."""
 
     policy: Literal["ksmtuned"] = key(
-        "ksmtuned", "The control law that decides (docs/policies.md).", choices=("ksmtuned",)
+        "ksmtuned",
+        "The control law that decides (docs/policies.md).",
+        "It is the only one so far.",
+        choices=("ksmtuned",),
     )
     host: Literal["auto", "local"] = key(
         "auto",
         "Whether libvirt's host is this machine: auto looks at the connection's own URI; local reads guests' processes "
         "here although the URI names a host or a transport.",
+        "A host or a transport in a URI usually means another machine.",
         choices=("auto", "local"),
     )
     coalesce_ms: int = key(
         250,
         "Passes begin at least this far apart, so a storm of events costs few; the first event is answered at once.",
+        "1,000 events in a second cost a handful of passes, and the last one waits little.",
         unit="ms",
         minimum=0,
         maximum=60_000,
@@ -114,16 +141,19 @@ class Config:
     on_exit: Literal["restore", "park", "leave"] = key(
         "restore",
         "What the agent does with KSM's settings when it ends: put back what it found, stop scanning, or nothing.",
+        "The host is left as it was before virtksm.",
         choices=("restore", "park", "leave"),
     )
     on_conflict: Literal["reassert", "yield"] = key(
         "reassert",
         "When another program changes a setting: set it again (3 times in 10 minutes, then yield), or yield at once.",
+        "One foreign write should not end the tuning, and a quarrel should not last.",
         choices=("reassert", "yield"),
     )
     reconnect_max_ms: int = key(
         1500,
         "Longest wait between two attempts to reach libvirt; shorter ones come first. Raise it for remote hosts.",
+        "A local libvirtd is found again within 2 s of its return.",
         unit="ms",
         minimum=100,
         maximum=600_000,
@@ -131,17 +161,29 @@ class Config:
     keepalive_s: int = key(
         5,
         "libvirt's keepalive interval; a connection with three unanswered probes is given up.",
+        "A hanging libvirtd is then given up after 20 s.",
         unit="s",
         minimum=1,
         maximum=3600,
     )
-    call_timeout_s: int = key(30, "A libvirt call that takes longer is given up.", unit="s", minimum=1, maximum=600)
+    call_timeout_s: int = key(
+        30,
+        "A libvirt call that takes longer is given up.",
+        "Longer than the 20 s in which keepalive, by its default, finds out more of the cause.",
+        unit="s",
+        minimum=1,
+        maximum=600,
+    )
     log_level: Literal["debug", "info", "warning", "error"] = key(
-        "info", "Least level that the agent logs.", choices=("debug", "info", "warning", "error")
+        "info",
+        "Least level that the agent logs.",
+        "One line a pass, and one a change.",
+        choices=("debug", "info", "warning", "error"),
     )
     log_format: Literal["auto", "console", "json", "journal"] = key(
         "auto",
         "How the agent logs: auto is console on a terminal, journal under systemd, else json.",
+        "Each place gets what it can show or search.",
         choices=("auto", "console", "json", "journal"),
     )
     ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)

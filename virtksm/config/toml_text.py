@@ -1,4 +1,4 @@
-"""Writes configuration as TOML text: the documented default file, the effective configuration, an imported one.
+"""Writes configuration as TOML: the documented default file, what is in force, what was imported; and the keys' tables.
 
 Pure. Values are integers and strings only, so a string's JSON form is its TOML form.
 """
@@ -9,8 +9,8 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
-from virtksm.config.load import Loaded
-from virtksm.config.schema import Config, Key, Value, all_keys
+from virtksm.config.load import Loaded, shown
+from virtksm.config.schema import Config, Key, Value, all_keys, tables_of
 
 HEADER = """\
 # virtksm's configuration: every key with its unit or choices, its default and what it is for.
@@ -36,18 +36,35 @@ def default_file() -> str:
     )
 
 
+def markdown_tables() -> str:
+    """Return the tables of keys of docs/configuration.md."""
+    parts: list[str] = []
+    for table in ("", *tables_of(Config)):
+        parts += [
+            f"\n### [{table}]\n" if table else "### Top level\n",
+            "| key | default | allowed | meaning | why this default |",
+        ]
+        parts.append("| --- | --- | --- | --- | --- |")
+        for name, one in all_keys().items():
+            if name.rpartition(".")[0] == table:
+                key, default = f"`{_last(name)}`", f"`{format_value(one.default)}`"
+                cells = (key, default, _escaped(one.range_text), one.meaning, one.reason)
+                parts.append(f"| {' | '.join(cells)} |")
+    return "\n".join(parts) + "\n"
+
+
 def effective(loaded: Loaded) -> str:
     """Return the configuration in force, each value with the file it came from behind it."""
     config = loaded.config
     lines = {name: f"{_last(name)} = {format_value(value_of(config, name))}" for name in all_keys()}
     width = max(map(len, lines.values()))
-    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {loaded.origins[name]}"], gap="")
+    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {shown(loaded.origins[name])}"], gap="")
     return "".join(sections).lstrip("\n")
 
 
 def imported(values: Mapping[str, Value], notes: Iterable[str], source: str) -> str:
     """Return a file with `values` by dotted key, and the notes as comments."""
-    comments = [f"# Imported from {source} by `virtksm config import`.", *(f"# Note: {note}" for note in notes)]
+    comments = [f"# Imported from {shown(source)} by `virtksm config import`.", *(f"# Note: {note}" for note in notes)]
     lines = [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
     table = ["", "[ksmtuned]", *lines] if lines else []
     return "\n".join([*comments, "", 'policy = "ksmtuned"', *table, ""])
@@ -74,8 +91,12 @@ def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
 
 
 def _comment(one: Key) -> list[str]:
-    allowed = f"{one.range_text}; default {format_value(one.default)}."
+    allowed = f"{one.range_text}; default {format_value(one.default)}. {one.reason}"
     return [f"# {line}" for line in (*textwrap.wrap(one.meaning, WIDTH), *textwrap.wrap(allowed, WIDTH))]
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|")
 
 
 def _last(dotted: str) -> str:

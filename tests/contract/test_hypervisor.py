@@ -1,0 +1,225 @@
+"""The port Hypervisor: the fake does what the real libvirt does with the real kernel, case by case."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import libvirt
+import pytest
+
+from tests.fakes import FakeHypervisor
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import Ksm
+from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.adapters.libvirt_host import LibvirtHost, open_host
+from virtksm.demo.guests import PayloadGuest
+from virtksm.errors import Cause, LibvirtUnreachable, SettingsRefused, Unsupported
+from virtksm.model import PARAMETERS, Guest
+from virtksm.ports import Hypervisor, RunningGuest
+
+PAGES = 64
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A hypervisor, what its kernel holds, and how to bring about what only a kernel can."""
+
+    hypervisor: Hypervisor
+    kernel: Callable[[str], int]
+    switch_advisor_on: Callable[[], None]
+    share_pages: Callable[[], None]
+    start_guest: Callable[[str], None]
+
+
+def fake_host() -> Host:
+    fake = FakeHypervisor()
+
+    def switch_advisor_on() -> None:
+        fake.advisor_on = True
+
+    def share_pages() -> None:
+        fake.pages_shared = PAGES
+
+    def start_guest(name: str) -> None:
+        fake.running += (RunningGuest(uuid=f"uuid of {name}", name=name, domain_id=len(fake.running) + 1),)
+        fake.measured += (Guest(uuid=f"uuid of {name}", name=name, rss_kib=24 * 1024),)
+
+    return Host(
+        hypervisor=fake,
+        kernel=lambda name: fake.values[name],
+        switch_advisor_on=switch_advisor_on,
+        share_pages=share_pages,
+        start_guest=start_guest,
+    )
+
+
+def real_host(ksm: Ksm, connection: libvirt.virConnect, guest: GuestFactory, stack: ExitStack) -> Host:
+    def switch_advisor_on() -> None:
+        ksm.write(advisor_mode="scan-time")
+
+    def share_pages() -> None:
+        memory = stack.enter_context(mmap.mmap(-1, PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        memory.madvise(12)  # MADV_MERGEABLE, which Python names only where it was built with it
+        memory.write(b"virtksm contract".ljust(PAGE_BYTES, b"!") * PAGES)
+        ksm.merge_all()
+
+    return Host(
+        hypervisor=LibvirtHost(connection),
+        kernel=ksm.read,
+        switch_advisor_on=switch_advisor_on,
+        share_pages=share_pages,
+        start_guest=lambda name: void(guest(PayloadGuest(name=name, memory_mib=16, own_mib=8))),
+    )
+
+
+def void(_result: object) -> None:
+    """Take a result that nobody needs."""
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.real)])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    if request.param == "fake":
+        yield fake_host()
+        return
+    ksm, connection, guest = (request.getfixturevalue(name) for name in ("ksm", "libvirt_conn", "guest"))
+    with ExitStack() as stack:
+        yield real_host(ksm, connection, guest, stack)
+
+
+def test_it_reads_the_kernels_settings(host: Host) -> None:
+    settings = host.hypervisor.ksm_state().settings
+    assert dict(settings.items()) == {name: host.kernel(name) for name in PARAMETERS}
+    assert (settings.pages_to_scan, settings.sleep_millisecs) == (100, 20)
+
+
+def test_its_counters_are_numbers_and_local_facts_are_unknown(host: Host) -> None:
+    ksm = host.hypervisor.ksm_state()
+    counters = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile, ksm.full_scans)
+    assert all(isinstance(counter, int) and counter >= 0 for counter in counters)
+    assert (ksm.run, ksm.advisor_mode, ksm.ksmd_cpu_seconds) == (None, None, None)
+
+
+def test_the_hosts_memory_is_in_kib_and_adds_up(host: Host) -> None:
+    memory = host.hypervisor.host_memory()
+    assert memory.total_kib > 512 * 1024
+    assert 0 < memory.free_kib < memory.total_kib
+    assert 0 <= memory.free_kib + memory.buffers_kib + memory.cached_kib <= memory.total_kib
+    assert memory.available_kib is None
+
+
+def test_what_is_set_arrives_and_is_read_back(host: Host) -> None:
+    host.hypervisor.set_parameters({"pages_to_scan": 345, "sleep_millisecs": 67})
+    assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (345, 67)
+    settings = host.hypervisor.ksm_state().settings
+    assert (settings.pages_to_scan, settings.sleep_millisecs) == (345, 67)
+
+
+def test_0_pages_and_the_largest_numbers_are_taken(host: Host) -> None:
+    for pages, sleep_ms in ((0, 10_000), (2**32 - 1, 2**32 - 1)):
+        host.hypervisor.set_parameters({"pages_to_scan": pages, "sleep_millisecs": sleep_ms})
+        assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (pages, sleep_ms)
+
+
+def test_an_unknown_parameter_is_unsupported_and_nothing_is_written(host: Host) -> None:
+    with pytest.raises(SettingsRefused) as refused:
+        host.hypervisor.set_parameters({"sleep_millisecs": 67, "nonsense": 1})
+    assert refused.value.cause is Cause.UNSUPPORTED
+    assert host.kernel("sleep_millisecs") == 20
+
+
+@pytest.mark.parametrize("value", [-1, 2**32, 2**70])
+def test_a_value_out_of_range_is_refused_and_nothing_is_written(host: Host, value: int) -> None:
+    with pytest.raises(SettingsRefused) as refused:
+        host.hypervisor.set_parameters({"sleep_millisecs": 67, "pages_to_scan": value})
+    assert refused.value.cause is Cause.OUT_OF_RANGE
+    assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (100, 20)
+
+
+def test_with_the_advisor_on_pages_are_refused_and_what_follows_is_not_reached(host: Host) -> None:
+    host.switch_advisor_on()
+    with pytest.raises(SettingsRefused) as refused:
+        host.hypervisor.set_parameters({"pages_to_scan": 345, "sleep_millisecs": 67})
+    assert (refused.value.parameter, refused.value.cause) == ("pages_to_scan", Cause.UNKNOWN)
+    assert host.kernel("pages_to_scan") != 345
+    assert host.kernel("sleep_millisecs") == 20
+
+
+def test_what_comes_before_the_refused_parameter_has_arrived(host: Host) -> None:
+    host.switch_advisor_on()
+    with pytest.raises(SettingsRefused):
+        host.hypervisor.set_parameters({"sleep_millisecs": 67, "pages_to_scan": 345})
+    assert host.kernel("sleep_millisecs") == 67
+
+
+def test_merge_across_nodes_changes_while_nothing_is_shared(host: Host) -> None:
+    host.hypervisor.set_parameters({"merge_across_nodes": 0})
+    assert host.kernel("merge_across_nodes") == 0
+
+
+def test_merge_across_nodes_is_refused_while_pages_are_shared_unless_it_stays(host: Host) -> None:
+    host.share_pages()
+    assert host.hypervisor.ksm_state().pages_shared
+    host.hypervisor.set_parameters({"merge_across_nodes": 1})
+    with pytest.raises(SettingsRefused) as refused:
+        host.hypervisor.set_parameters({"merge_across_nodes": 0})
+    assert (refused.value.parameter, refused.value.cause) == ("merge_across_nodes", Cause.UNKNOWN)
+    assert host.kernel("merge_across_nodes") == 1
+
+
+def test_merge_across_nodes_takes_0_and_1_alone(host: Host) -> None:
+    with pytest.raises(SettingsRefused) as refused:
+        host.hypervisor.set_parameters({"merge_across_nodes": 2})
+    assert refused.value.cause is Cause.UNKNOWN
+    assert host.kernel("merge_across_nodes") == 1
+
+
+def test_without_guests_the_lists_are_empty(host: Host) -> None:
+    assert host.hypervisor.running_guests() == ()
+    assert host.hypervisor.measured_guests() == ()
+
+
+def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
+    for name in ("one", "two"):
+        host.start_guest(name)
+    running = sorted(host.hypervisor.running_guests(), key=lambda guest: guest.name)
+    measured = sorted(host.hypervisor.measured_guests(), key=lambda guest: guest.name)
+    assert [guest.name for guest in running] == [guest.name for guest in measured] == ["one", "two"]
+    assert [guest.uuid for guest in running] == [guest.uuid for guest in measured]
+    assert len({guest.domain_id for guest in running}) == 2
+    assert all(guest.rss_kib is not None and guest.rss_kib > 8 * 1024 for guest in measured)
+
+
+@pytest.mark.real
+def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(libvirtd: PrivateLibvirtd) -> None:
+    host = open_host(libvirtd.uri)
+    libvirtd.kill()
+    calls: tuple[Callable[[], object], ...] = (
+        host.ksm_state,
+        host.host_memory,
+        host.running_guests,
+        host.measured_guests,
+        lambda: host.set_parameters({"pages_to_scan": 345}),
+    )
+    for call in calls:
+        with pytest.raises(LibvirtUnreachable):
+            call()
+
+
+@pytest.mark.real
+def test_a_driver_without_ksm_is_unsupported() -> None:
+    host = open_host("test:///default")
+    with pytest.raises(Unsupported):
+        host.ksm_state()
+    with pytest.raises(Unsupported):
+        host.set_parameters({"pages_to_scan": 345})
+
+
+@pytest.mark.parametrize("uri", ["nonsense:///", "qemu:///system?socket=/nonexistent/socket"])
+def test_what_cannot_be_opened_is_unreachable_with_its_remedy(uri: str) -> None:
+    with pytest.raises(LibvirtUnreachable) as unreachable:
+        open_host(uri)
+    assert f"virsh --connect {uri} uri" in unreachable.value.remedy

@@ -1,0 +1,78 @@
+"""The port LocalFacts: the fake and /proc agree on what a guest, a missing process and a missing file are."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+
+from tests.fakes import FakeFacts
+from virtksm.adapters.clock import boottime_s
+from virtksm.adapters.local_facts import ProcFacts
+from virtksm.ports import LocalFacts, RunningGuest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    facts: LocalFacts
+    start: Callable[[str], RunningGuest]
+
+
+def fake_place() -> Place:
+    rss_kib: dict[str, int] = {}
+
+    def start(name: str) -> RunningGuest:
+        rss_kib[f"uuid of {name}"] = 20_000
+        return RunningGuest(uuid=f"uuid of {name}", name=name, domain_id=len(rss_kib))
+
+    return Place(facts=FakeFacts(rss_kib=rss_kib), start=start)
+
+
+def proc_place(stack: ExitStack) -> Place:
+    numbers = iter(range(1, 100))
+
+    def start(name: str) -> RunningGuest:
+        uuid = str(uuid4())
+        command = ["/usr/bin/qemu-system-x86_64", "-c", "read line", "sh", "-name", name, "-uuid", uuid]
+        process = stack.enter_context(subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE))
+        stack.callback(process.kill)
+        return RunningGuest(uuid=uuid, name=name, domain_id=next(numbers))
+
+    return Place(facts=ProcFacts(boottime_s), start=start)
+
+
+@pytest.fixture(params=["fake", "proc"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield fake_place() if request.param == "fake" else proc_place(stack)
+
+
+def test_every_guest_is_answered_in_order_with_its_resident_memory(place: Place) -> None:
+    running = tuple(place.start(name) for name in ("one", "two", "three"))
+    guests = place.facts.guests(running)
+    assert [(guest.uuid, guest.name) for guest in guests] == [(guest.uuid, guest.name) for guest in running]
+    assert all(guest.rss_kib is not None and guest.rss_kib > 0 for guest in guests)
+
+
+def test_a_guest_without_a_process_is_unread_and_not_0(place: Place) -> None:
+    missing = RunningGuest(uuid=str(uuid4()), name="gone", domain_id=99)
+    guests = place.facts.guests((place.start("here"), missing))
+    assert [guest.rss_kib is None for guest in guests] == [False, True]
+
+
+def test_no_guests_are_no_guests(place: Place) -> None:
+    assert place.facts.guests(()) == ()
+
+
+def test_the_host_tells_its_numbers(place: Place) -> None:
+    available_kib = place.facts.available_kib()
+    assert available_kib is not None
+    assert available_kib > 64 * 1024
+    ksmd = place.facts.ksmd_cpu_seconds()
+    assert ksmd is None or ksmd >= 0
+    assert place.facts.ksm_run() in (None, 0, 1, 2)
+    assert place.facts.advisor_mode() in (None, "none", "scan-time")

@@ -1,0 +1,92 @@
+"""The port StateStore: the fake and the file keep the same things, and fail in the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeStore
+from virtksm.adapters.state_file import StateFile
+from virtksm.errors import StateUnusable
+from virtksm.ownership import HostState, Ownership
+from virtksm.ports import StateStore
+from virtksm.runtime import RuntimePaths
+
+STATE = HostState(
+    ownership={
+        "pages_to_scan": Ownership(baseline=100, intended=400, applied=300),
+        "sleep_millisecs": Ownership(baseline=20, intended=10),
+        "merge_across_nodes": Ownership(baseline=1),
+    },
+    policy_name="ksmtuned",
+    policy_past={"npages": 364, "stepped_at_s": 12345.678},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A store, the same one as another process sees it, and how to make writing fail."""
+
+    store: StateStore
+    reopen: Callable[[], StateStore]
+    fill: Callable[[], None]
+
+
+@pytest.fixture(params=["fake", "file"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    if request.param == "fake":
+        fake = FakeStore()
+        return Kept(store=fake, reopen=lambda: fake, fill=lambda: setattr(fake, "is_full", True))
+    paths = RuntimePaths(str(tmp_path / "run"))
+
+    def fill() -> None:
+        # What the new file would be called is a folder: writing fails as on a full disk, for root too.
+        Path(f"{paths.host_state('local')}.{os.getpid()}.new").mkdir()
+
+    return Kept(store=StateFile(paths, "local"), reopen=lambda: StateFile(paths, "local"), fill=fill)
+
+
+def test_at_first_the_state_is_empty(kept: Kept) -> None:
+    with kept.store.locked():
+        assert kept.store.load() == HostState()
+
+
+def test_what_was_saved_is_loaded_also_by_another_process(kept: Kept) -> None:
+    with kept.store.locked():
+        kept.store.save(STATE)
+        assert kept.store.load() == STATE
+    with kept.reopen().locked():
+        assert kept.reopen().load() == STATE
+
+
+def test_the_last_save_counts(kept: Kept) -> None:
+    with kept.store.locked():
+        kept.store.save(STATE)
+        kept.store.save(replace(STATE, ownership={}))
+        assert kept.store.load() == replace(STATE, ownership={})
+
+
+def test_a_save_that_fails_says_so_and_keeps_the_state_before(kept: Kept) -> None:
+    with kept.store.locked():
+        kept.store.save(STATE)
+        kept.fill()
+        with pytest.raises(StateUnusable):
+            kept.store.save(HostState())
+        assert kept.store.load() == STATE
+
+
+def test_the_lock_can_be_taken_again(kept: Kept) -> None:
+    for _ in range(2):
+        with kept.store.locked():
+            kept.store.save(STATE)
+
+
+def test_the_lock_is_let_go_by_a_failure(kept: Kept) -> None:
+    with pytest.raises(KeyError), kept.store.locked():
+        raise KeyError
+    with kept.store.locked():
+        assert kept.store.load() == HostState()

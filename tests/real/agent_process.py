@@ -1,0 +1,260 @@
+"""The agent as a process of its own, for tests: started as systemd would, watched through its JSON log.
+
+In go a libvirt URI and a configuration; out come its log lines, in order, its exit code, and its runtime folder.
+`AgentProcess.wait_for` takes lines one after the other: each wait goes on where the one before has ended. Waits have a
+limit that only guards against hanging; no test may judge how long something took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests.lab.libvirtd import PrivateLibvirtd
+
+Line = Mapping[str, Any]
+
+HANG_S = 30.0
+VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
+
+STEPPING_LAW = """\
+[ksmtuned]
+monitor_interval = 3600
+thres_coef = 100
+npages_boost = 1
+npages_min = 1
+npages_max = 100000
+"""
+"""Memory always counts as short, so each step adds exactly one page: pages_to_scan counts the steps, in the kernel."""
+
+PARKING_LAW = """\
+[ksmtuned]
+monitor_interval = 3600
+thres_coef = 0
+thres_const = 0
+"""
+"""Memory never counts as short, so every pass parks."""
+
+
+class AgentSilent(Exception):
+    """The agent did not say in time what was waited for, or ended before it did."""
+
+
+class AgentHome:
+    """A configuration file and a runtime folder, short enough for a socket, for any number of virtksm processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "virtksm.toml"
+        self.runtime_dir = folder / "run"
+
+    @property
+    def poke_fifo(self) -> Path:
+        return self.runtime_dir / "poke"
+
+    @property
+    def state(self) -> Path:
+        """Tell where the state of this machine's own KSM is kept."""
+        return self.runtime_dir / "agent" / "local.json"
+
+    def configure(self, text: str) -> None:
+        """Write the configuration file whole."""
+        self.config.write_text(text, encoding="utf-8")
+
+    def command(self, *arguments: str) -> list[str]:
+        """Write the command line of a virtksm process that uses this home."""
+        return [VIRTKSM, "--config", str(self.config), "--runtime-dir", str(self.runtime_dir), *arguments]
+
+    def run(
+        self, *arguments: str, environ: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a virtksm command to its end, whatever its exit code."""
+        return subprocess.run(
+            [*prefix, *self.command(*arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            env={**os.environ, **(environ or {})},
+        )
+
+
+class AgentProcess:
+    """A running `virtksm agent`. Whoever starts it ends it: `stop`, `kill` or `close`."""
+
+    def __init__(
+        self, home: AgentHome, uri: str, *, environ: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        self.home = home
+        self.uri = uri
+        self._lines: list[Line] = []
+        self._garbage: list[str] = []
+        self._next = 0
+        self._ended = False
+        self._heard = threading.Condition()
+        command = home.command("agent", "--connect", uri, "--log-format", "json", "--log-level", "debug")
+        self._process = subprocess.Popen(
+            [*prefix, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environ or {})},
+        )
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def lines(self, event: str) -> list[Line]:
+        """Return every line of one event since the start."""
+        with self._heard:
+            return [line for line in self._lines if line["event"] == event]
+
+    def wait_for(self, event: str, predicate: Callable[[Line], bool] = lambda _: True) -> Line:
+        """Return the next line of `event` that `predicate` takes, skipping what comes before it.
+
+        Raises AgentSilent when it does not come, or the agent ends without saying it.
+        """
+        deadline = time.monotonic() + HANG_S
+        with self._heard:
+            while True:
+                for number in range(self._next, len(self._lines)):
+                    line = self._lines[number]
+                    if line["event"] == event and predicate(line):
+                        self._next = number + 1
+                        return line
+                left = deadline - time.monotonic()
+                if self._ended or left <= 0:
+                    said = "\n".join([*map(json.dumps, self._lines[-12:]), *self._garbage[-20:]])
+                    raise AgentSilent(f"no {event} from the agent ({'ended' if self._ended else 'silent'}):\n{said}")
+                self._heard.wait(left)
+
+    def wait_for_pass(self, *triggers: str) -> Line:
+        """Return the next pass; with `triggers`, the next one that answers exactly these."""
+        return self.wait_for("pass_completed", lambda line: not triggers or line["triggers"] == sorted(triggers))
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def step(self) -> Line:
+        """Ask for a pass by SIGUSR1 and return it."""
+        self.signal(signal.SIGUSR1)
+        return self.wait_for("pass_completed", lambda line: "signal" in line["triggers"])
+
+    def poke(self) -> None:
+        """Write to the FIFO, as the hook does."""
+        descriptor = os.open(self.home.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(descriptor, b"p")
+        finally:
+            os.close(descriptor)
+
+    def wait_ended(self) -> int:
+        """Wait for its end and return its exit code, negative for a signal; its log is complete then."""
+        code = self._process.wait(HANG_S)
+        self._reader.join(HANG_S)
+        assert self._garbage == [], "what is not JSON on stderr is a traceback or a warning"
+        return code
+
+    def stop(self) -> int:
+        """End it in order (SIGTERM) and return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait_ended()
+
+    def kill(self) -> None:
+        """Kill it (SIGKILL), as a crash does."""
+        self.signal(signal.SIGKILL)
+        self.wait_ended()
+
+    def close(self) -> None:
+        """End it for good, if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(HANG_S)
+        self._reader.join(HANG_S)
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for text in stream:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    line = None
+                with self._heard:
+                    if isinstance(line, dict) and "event" in line:
+                        self._lines.append(line)
+                    else:
+                        self._garbage.append(text.rstrip("\n"))
+                    self._heard.notify_all()
+        with self._heard:
+            self._ended = True
+            self._heard.notify_all()
+
+
+class AgentFactory:
+    """Starts agents and ends all of them with `close`."""
+
+    def __init__(self, home: AgentHome, uri: str) -> None:
+        self.home = home
+        self._uri = uri
+        self._agents: list[AgentProcess] = []
+
+    def __call__(
+        self,
+        config: str | None = STEPPING_LAW,
+        *,
+        uri: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        connected: bool = True,
+    ) -> AgentProcess:
+        """Start an agent; wait for its first pass unless `connected` is False. None keeps the configuration."""
+        if config is not None:
+            self.home.configure(config)
+        agent = AgentProcess(self.home, uri or self._uri, environ=environ, prefix=prefix)
+        self._agents.append(agent)
+        if connected:
+            agent.wait_for_pass("connected")
+        return agent
+
+    def close(self) -> None:
+        for agent in self._agents:
+            agent.close()
+
+
+@pytest.fixture
+def agent_home() -> Iterator[AgentHome]:
+    """Lend a configuration file and a runtime folder of this test's own."""
+    folder = Path(tempfile.mkdtemp(prefix="va", dir="/tmp"))  # a socket's path has at most 108 characters
+    home = AgentHome(folder)
+    home.configure(STEPPING_LAW)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def start_agent(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> Iterator[AgentFactory]:
+    """Lend a factory of agents on the private libvirtd; they end with the test."""
+    factory = AgentFactory(agent_home, libvirtd.uri)
+    try:
+        yield factory
+    finally:
+        factory.close()

@@ -1,0 +1,303 @@
+"""`virtksm retune` without an agent, on the real libvirt and kernel: what it does, prints, exits with and imports."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import libvirt
+import psutil
+import pytest
+
+from tests.lab.fixtures import REPO, GuestFactory
+from tests.lab.ksm import Ksm, KsmState, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+SENSED = {
+    "total_kib", "free_kib", "buffers_kib", "cached_kib", "available_kib", "guests", "guests_unread", "committed_kib",
+    "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans", "ksm_run", "advisor_mode",
+    "ksmd_cpu_seconds",
+}  # fmt: skip
+FIELDS = {
+    "schema", "uri", "policy", "triggers", "source", "sensed", "decision", "outcome", "before", "after", "changed",
+    "refused", "foreign", "warnings", "duration_ms",
+}  # fmt: skip
+
+WITH_ALIASES = 'mount --bind "$0" /etc/libvirt && exec "$@"'
+
+
+def test_it_runs_one_pass_and_says_what_it_sensed_decided_and_changed(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    guest(PayloadGuest(name="one", memory_mib=24, own_mib=16))
+    done = agent_home.run("retune", "--connect", libvirtd.uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = {line[:9].strip(): line for line in done.stdout.splitlines()}
+    assert f"{libvirtd.uri} (local)" in lines["host"]
+    assert "1 guests holding" in lines["sensed"]
+    assert "rule boost" in lines["decided"]
+    assert "changed   pages_to_scan: 100 -> 1 pages" in done.stdout
+    assert ksm.read("pages_to_scan") == 1
+
+
+def test_its_steps_go_on_from_one_process_to_the_next(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    for pages in (1, 2, 3):
+        assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
+        assert ksm.read("pages_to_scan") == pages
+    assert agent_home.run("restore", "--connect", libvirtd.uri).returncode == 0
+    assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
+
+
+def test_nothing_to_do_is_exit_code_0_too(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    agent_home.configure(PARKING_LAW)
+    assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
+    again = agent_home.run("retune", "--connect", libvirtd.uri)
+    assert again.returncode == 0
+    assert "outcome   unchanged" in again.stdout
+
+
+def test_a_dry_run_decides_and_writes_neither_kernel_nor_state(
+    libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    found = KsmState.save()
+    done = agent_home.run("retune", "--dry-run", "--connect", libvirtd.uri)
+    assert done.returncode == 0
+    assert "would set pages_to_scan: 100 -> 1 pages" in done.stdout
+    assert KsmState.save() == found
+    assert not agent_home.state.exists()
+
+
+def test_its_json_has_the_documented_fields(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    record = json.loads(agent_home.run("retune", "--json", "--connect", libvirtd.uri).stdout)
+    assert record.keys() == FIELDS
+    assert record["sensed"].keys() == SENSED
+    assert record["schema"] == 1
+    assert record["triggers"] == ["retune"]
+    assert record["before"] == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+    assert record["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 1
+    assert record["after"]["sleep_millisecs"] == ksm.read("sleep_millisecs")
+    assert record["sensed"]["ksm_run"] == 1
+    assert record["sensed"]["ksmd_cpu_seconds"] > 0
+    assert record["outcome"] == "applied"
+
+
+def test_a_faulty_configuration_is_exit_code_2_and_names_file_and_key(
+    libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    agent_home.configure("[ksmtuned]\nnpages_mim = 3\n")
+    done = agent_home.run("retune", "--connect", libvirtd.uri)
+    assert done.returncode == 2
+    assert f"{agent_home.config}: ksmtuned.npages_mim" in done.stderr
+    assert "did you mean ksmtuned.npages_min?" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_wrong_option_is_exit_code_2(agent_home: AgentHome) -> None:
+    assert agent_home.run("retune", "--nonsense").returncode == 2
+
+
+def test_no_libvirt_is_exit_code_3(agent_home: AgentHome) -> None:
+    found = KsmState.save()
+    done = agent_home.run("retune", "--connect", f"qemu:///system?socket={agent_home.folder}/none")
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+    assert "does `virsh --connect" in done.stderr
+    assert KsmState.save() == found
+
+
+def test_a_driver_without_ksm_is_exit_code_4(agent_home: AgentHome) -> None:
+    done = agent_home.run("retune", "--connect", "test:///default")
+    assert done.returncode == 4
+    assert "KSM needs a hypervisor driver" in done.stderr
+
+
+def test_a_refusal_is_exit_code_4_directly(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    ksm.write(advisor_mode="scan-time")
+    done = agent_home.run("retune", "--connect", libvirtd.uri, "--json")
+    assert done.returncode == 4
+    refused = json.loads(done.stdout)["refused"]
+    assert [(one["parameter"], one["cause"]) for one in refused] == [("pages_to_scan", "advisor_on")]
+
+
+def test_a_refusal_is_exit_code_4_through_the_agent(ksm: Ksm, start_agent: AgentFactory) -> None:
+    agent = start_agent()
+    ksm.write(advisor_mode="scan-time")
+    done = agent.home.run("retune", "--connect", agent.uri)
+    assert done.returncode == 4
+    assert "echo none > /sys/kernel/mm/ksm/advisor_mode" in done.stdout
+    agent.wait_for_pass("retune")
+
+
+def test_coalescing_one_shots_make_one_pass(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    hook = subprocess.Popen(["sleep", str(HANG_S)])  # what both wait for the end of
+    environ = {**os.environ, "VIRTKSM_HOOK_PID": str(hook.pid)}
+    command = agent_home.command("retune", "--direct", "--coalesce", "--connect", libvirtd.uri)
+    lock = agent_home.runtime_dir / "agent" / "coalesce.lock"
+
+    def is_held() -> bool:
+        if not lock.exists():
+            return False
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            wait_until(is_held, HANG_S, "the first to wait for its hook")
+            second = subprocess.run(command, env=environ, check=False, capture_output=True, text=True, timeout=HANG_S)
+            assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+            assert first.poll() is None
+            assert ksm.read("pages_to_scan") == 100
+        finally:
+            hook.kill()
+            hook.wait()
+        said, _ = first.communicate(timeout=HANG_S)
+    assert first.returncode == 0
+    assert "outcome   applied" in said
+    assert ksm.read("pages_to_scan") == 1
+
+
+def test_libvirt_default_uri_is_honoured(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    done = agent_home.run("retune", "--json", environ={"LIBVIRT_DEFAULT_URI": libvirtd.uri})
+    assert json.loads(done.stdout)["uri"] == libvirtd.uri
+    assert ksm.read("pages_to_scan") == 1
+
+
+@pytest.mark.parametrize("environ", [{}, {"LIBVIRT_DEFAULT_URI": "lab"}])
+def test_libvirts_uri_aliases_are_honoured(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome, environ: dict[str, str]
+) -> None:
+    done = agent_home.run(
+        "retune",
+        "--json",
+        *([] if environ else ["--connect", "lab"]),
+        environ=environ,
+        prefix=aliased(agent_home, libvirtd),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["uri"] == libvirtd.uri
+    assert ksm.read("pages_to_scan") == 1
+
+
+def test_an_alias_finds_the_agent_that_serves_the_same_host(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    agent = start_agent()
+    home = agent.home
+    assert home.run("retune", "--connect", "lab", prefix=aliased(home, libvirtd)).returncode == 0
+    agent.wait_for_pass("retune")
+    assert ksm.read("pages_to_scan") == 2
+
+
+def test_an_agent_takes_an_alias_and_answers_to_both_names(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    home = start_agent.home
+    agent = start_agent(uri="lab", prefix=aliased(home, libvirtd))
+    for pages, name in ((2, "lab"), (3, libvirtd.uri)):
+        assert home.run("retune", "--connect", name).returncode == 0
+        agent.wait_for_pass("retune")
+        assert ksm.read("pages_to_scan") == pages
+
+
+def aliased(home: AgentHome, libvirtd: PrivateLibvirtd) -> list[str]:
+    """Write a libvirt.conf with the alias "lab", and return what a command must stand behind to see it."""
+    folder = home.folder / "libvirt"
+    folder.mkdir()
+    (folder / "libvirt.conf").write_text(f'uri_aliases = ["lab={libvirtd.uri}"]\n', encoding="utf-8")
+    return ["unshare", "--mount", "sh", "-c", WITH_ALIASES, str(folder)]
+
+
+def test_a_uri_with_a_transport_is_sensed_through_libvirt_alone(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    running = guest(PayloadGuest(name="far", memory_mib=24, own_mib=16))
+    remote = libvirtd.uri.replace("qemu:", "qemu+unix:")
+    record = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
+    assert record["source"] == "libvirt"
+    assert (record["sensed"]["guests"], record["sensed"]["guests_unread"]) == (1, 0)
+    rss_kib = psutil.Process(running.pid).memory_info().rss // 1024
+    assert abs(record["sensed"]["committed_kib"] - rss_kib) <= 8 * 1024
+    assert [record["sensed"][name] for name in ("available_kib", "ksm_run", "ksmd_cpu_seconds")] == [None] * 3
+    assert record["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 101, "it begins with the kernel's value"
+    assert not agent_home.state.exists(), "it has a state of its own"
+
+
+def test_host_local_overrules_the_uri(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    agent_home.configure(f'host = "local"\n{STEPPING_LAW}')
+    remote = libvirtd.uri.replace("qemu:", "qemu+unix:")
+    record = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
+    assert record["source"] == "local"
+    assert record["sensed"]["ksm_run"] == 1
+    assert ksm.read("pages_to_scan") == 1
+
+
+def imported(home: AgentHome, *arguments: str) -> set[str]:
+    """Run a command and return every module it imported."""
+    script = (
+        "import sys; from virtksm.cli.main import main; "
+        "code = main(sys.argv[1:]); print('\\n'.join(sys.modules), file=sys.stderr); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, *home.command(*arguments)[1:]]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG_S, cwd=REPO)
+    return {name.partition(".")[0] for name in done.stderr.splitlines()}
+
+
+def test_directly_it_imports_neither_structlog_nor_tenacity(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    modules = imported(agent_home, "retune", "--direct", "--connect", libvirtd.uri)
+    assert modules >= {"libvirt", "psutil", "virtksm"}
+    assert not modules & {"structlog", "tenacity", "asyncio", "pydantic", "rich"}
+
+
+def test_through_the_agent_it_imports_no_libvirt_and_no_psutil_either(start_agent: AgentFactory) -> None:
+    agent = start_agent()
+    modules = imported(agent.home, "retune", "--json", "--connect", agent.uri)
+    agent.wait_for_pass("retune")
+    assert "virtksm" in modules
+    assert not modules & {"structlog", "tenacity", "asyncio", "libvirt", "libvirtmod", "psutil", "tomllib"}
+
+
+def test_restore_with_nothing_to_restore_is_done(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    found = KsmState.save()
+    done = agent_home.run("restore", "--json", "--connect", libvirtd.uri)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["changed"] == {}
+    assert KsmState.save() == found
+
+
+def test_without_root_it_says_in_one_line_what_is_missing(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    agent_home.folder.chmod(0o755)
+    agent_home.runtime_dir.mkdir(mode=0o755)
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = agent_home.run("retune", "--connect", libvirtd.uri, prefix=as_nobody)
+    assert done.returncode in {1, 3}
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("virtksm: ")
+    assert ksm.read("pages_to_scan") == 100
+
+
+def test_a_state_that_cannot_be_understood_stops_it_before_it_writes(
+    ksm: Ksm, libvirt_conn: libvirt.virConnect, agent_home: AgentHome
+) -> None:
+    agent_home.state.parent.mkdir(parents=True)
+    agent_home.state.write_text("{", encoding="utf-8")
+    done = agent_home.run("retune", "--connect", libvirt_conn.getURI())
+    assert done.returncode == 1
+    assert str(agent_home.state) in done.stderr
+    assert ksm.read("pages_to_scan") == 100
+    assert Path(agent_home.state).read_text(encoding="utf-8") == "{"

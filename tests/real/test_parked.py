@@ -1,0 +1,77 @@
+"""Parked and switched off, on the real kernel: ksmd rests, and the agent says when KSM does nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import Ksm
+from tests.real.agent_process import PARKING_LAW, AgentFactory
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+RESTING_S = 5.0
+
+
+def ksmd_ticks() -> int:
+    """Read the CPU time that ksmd has used since boot, in clock ticks (10 ms)."""
+    pid = next(process.pid for process in psutil.process_iter() if process.name() == "ksmd")
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_parked_ksmd_uses_no_cpu(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
+    for seed in (1, 2):  # there is something to scan
+        guest(PayloadGuest(name=f"busy{seed}", memory_mib=48, common_mib=20, own_mib=20, seed=seed))
+    ksm.write(pages_to_scan=2000, sleep_millisecs=0)
+    scanning = ksmd_ticks()
+    time.sleep(0.5)
+    assert ksmd_ticks() > scanning, "otherwise this test measures nothing"
+
+    agent = start_agent(PARKING_LAW)
+    assert (ksm.read("run"), ksm.read("pages_to_scan")) == (1, 0)
+    assert ksm.read("sleep_millisecs") >= 1000
+    parked = ksmd_ticks()
+    time.sleep(RESTING_S)
+    assert ksmd_ticks() - parked < 2
+    assert agent.lines("pass_completed")[0]["decision"]["parked"] is True
+
+
+def test_what_is_merged_stays_merged_while_parked(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, seed=seed))
+    ksm.merge_all()
+    merged = ksm.read("pages_sharing")
+    ksm.write(pages_to_scan=100, sleep_millisecs=20)
+    start_agent(PARKING_LAW)
+    assert ksm.read("pages_to_scan") == 0
+    assert ksm.read("pages_sharing") >= merged - 256, "guests write to a few of their pages"
+
+
+def test_a_parked_host_is_not_written_to_again(start_agent: AgentFactory) -> None:
+    agent = start_agent(PARKING_LAW)
+    assert [agent.step()["outcome"] for _ in range(2)] == ["unchanged", "unchanged"]
+
+
+def test_ksm_switched_off_is_said_once_with_its_remedy_and_again_when_it_recurs(
+    ksm: Ksm, start_agent: AgentFactory
+) -> None:
+    ksm.write(run=0)
+    agent = start_agent()
+    agent.step()
+    agent.step()
+    said = [line["warning"] for line in agent.lines("warning_raised")]
+    assert len(said) == 1
+    assert "KSM is off on this host (run=0)" in said[0]
+    assert "echo 1 > /sys/kernel/mm/ksm/run" in said[0]
+    ksm.write(run=1)
+    agent.step()
+    ksm.write(run=0)
+    agent.step()
+    assert len(agent.lines("warning_raised")) == 2
+    assert ksm.read("run") == 0, "the switch is the administrator's"

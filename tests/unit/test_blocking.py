@@ -1,0 +1,158 @@
+"""Blocking calls beside the loop: one at a time, bounded, and a hanging one costs one thread and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.errors import LibvirtTimeout
+
+LONG_S = 60.0
+AT_ONCE_S = 0.01
+
+
+def run(test: Callable[[BlockingCalls], Coroutine[Any, Any, None]]) -> None:
+    async def inside() -> None:
+        await test(BlockingCalls())
+
+    asyncio.run(inside())
+
+
+async def over(calls: BlockingCalls, hanging: Callable[[], object]) -> None:
+    with pytest.raises(LibvirtTimeout, match=r"slow: no answer within 0\.01 s"):
+        await calls.run("slow", hanging, AT_ONCE_S)
+
+
+def test_a_result_comes_back_from_another_thread() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        thread = await calls.run("look", threading.current_thread, LONG_S)
+        assert thread is not threading.current_thread()
+        assert thread.name == "libvirt-look"
+        assert thread.daemon
+
+    run(test)
+
+
+def test_an_exception_passes_through() -> None:
+    def fail() -> None:
+        raise KeyError("mine")
+
+    async def test(calls: BlockingCalls) -> None:
+        with pytest.raises(KeyError, match="mine"):
+            await calls.run("fail", fail, LONG_S)
+        assert await calls.run("next", lambda: 1, LONG_S) == 1
+
+    run(test)
+
+
+def test_calls_run_one_after_the_other_in_their_order() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        at_work: list[int] = []
+        most: list[int] = []
+        order: list[int] = []
+
+        def work(number: int) -> None:
+            at_work.append(number)
+            most.append(len(at_work))
+            order.append(number)
+            at_work.remove(number)
+
+        await asyncio.gather(*(calls.run(f"call {n}", lambda n=n: work(n), LONG_S) for n in range(20)))  # type: ignore[misc]
+        assert order == list(range(20))
+        assert max(most) == 1
+
+    run(test)
+
+
+def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_without_a_thread() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        let_go = threading.Event()
+        await over(calls, let_go.wait)
+        threads = threading.active_count()
+        for _ in range(3):
+            with pytest.raises(LibvirtTimeout, match="next: still waiting for slow"):
+                await calls.run("next", lambda: 1, LONG_S)
+        assert threading.active_count() == threads
+        let_go.set()
+
+    run(test)
+
+
+def test_when_the_abandoned_call_returns_calls_work_again_and_its_result_is_discarded() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        let_go, discarded = threading.Event(), threading.Event()
+        taken: list[str] = []
+
+        def hang() -> str:
+            let_go.wait()
+            return "late connection"
+
+        def discard(result: str) -> None:
+            taken.append(result)
+            discarded.set()
+
+        with pytest.raises(LibvirtTimeout):
+            await calls.run("open", hang, AT_ONCE_S, discard=discard)
+        let_go.set()
+        await asyncio.to_thread(discarded.wait, LONG_S)
+        assert taken == ["late connection"]
+        assert await calls.run("next", lambda: 1, LONG_S) == 1
+
+    run(test)
+
+
+def test_a_failure_that_comes_too_late_is_forgotten() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        let_go, ended = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            let_go.wait()
+            threading.Thread(target=ended.set).start()
+            raise KeyError
+
+        await over(calls, hang)
+        let_go.set()
+        await asyncio.to_thread(ended.wait, LONG_S)
+        while True:
+            try:
+                assert await calls.run("next", lambda: 1, LONG_S) == 1
+            except LibvirtTimeout:
+                await asyncio.sleep(0)
+            else:
+                return
+
+    run(test)
+
+
+def test_a_cancelled_call_counts_as_abandoned_until_it_returns() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        let_go = threading.Event()
+        asked = asyncio.create_task(calls.run("slow", let_go.wait, LONG_S))
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        with pytest.raises(LibvirtTimeout):
+            await calls.run("next", lambda: 1, LONG_S)
+        let_go.set()
+
+    run(test)
+
+
+def test_a_loop_that_has_ended_meanwhile_does_not_matter() -> None:
+    let_go = threading.Event()
+
+    async def test(calls: BlockingCalls) -> None:
+        await over(calls, let_go.wait)
+
+    run(test)
+    workers = [thread for thread in threading.enumerate() if thread.name == "libvirt-slow"]
+    assert len(workers) == 1
+    let_go.set()
+    workers[0].join(LONG_S)
+    assert not workers[0].is_alive()

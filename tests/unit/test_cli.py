@@ -1,0 +1,106 @@
+"""The command line itself: options, exit codes, and that one clear line is all an error costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.real.agent_process import VIRTKSM
+from virtksm import __version__
+from virtksm.cli.main import COMMANDS, main
+from virtksm.cli.render import format_kib
+from virtksm.errors import ExitCode
+
+
+def exit_code(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert exit_code(command, "--help") == 0
+    assert f"usage: virtksm {command}" in capsys.readouterr().out
+
+
+def test_the_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--help") == 0
+    told = capsys.readouterr().out
+    assert all(command in told for command in COMMANDS)
+    assert all(f"{int(code)} " in told for code in ExitCode)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"virtksm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["retune", "--nonsense"],
+        ["retune", "--dry"],
+        ["--runtime-dir"],
+        ["config"],
+        ["config", "nonsense"],
+        ["agent", "--log-level", "loud"],
+        ["demo", "--guests", "many"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*arguments) == 2
+    assert "usage: virtksm" in capsys.readouterr().err
+
+
+def test_global_options_come_before_the_command_also_with_a_commands_name_as_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("retune").write_text("coalesce_ms = 300\n", encoding="utf-8")
+    assert main(["--config", "retune", "--runtime-dir", "agent", "config", "show"]) == 0
+    assert "coalesce_ms = 300" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["retune", "agent", "restore", "config show"])
+def test_a_configuration_that_is_missing_is_exit_code_2_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = tmp_path / "none.toml"
+    arguments = ["--config", str(file), "--runtime-dir", str(tmp_path / "run"), *command.split()]
+    assert main(arguments) == ExitCode.USAGE
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        f"virtksm: {file}: cannot be read: No such file or directory; see its path, owner and mode"
+    ]
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    os.close(reading)
+    config = tmp_path / "virtksm.toml"
+    config.write_text("", encoding="utf-8")
+    done = subprocess.run(
+        [VIRTKSM, "--config", config, "config", "show"],
+        check=False,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environ,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("kib", "text"),
+    [(None, "unknown"), (0, "0.0 MiB"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB"), (24 * 1024 * 1024, "24.0 GiB")],
+)
+def test_memory_is_told_in_the_unit_that_fits(kib: int | None, text: str) -> None:
+    assert format_kib(kib) == text

@@ -1,0 +1,450 @@
+"""Layers, findings and written forms of the configuration, on real files under a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from virtksm.config.load import MAX_BYTES, Loaded, load
+from virtksm.config.schema import Config, KsmtunedParams, all_keys, tables_of
+from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
+from virtksm.errors import ConfigError, Finding
+
+PROJECT = Path(__file__).parents[2]
+HOSTILE_NAMES = [
+    "line\nend.toml",
+    "\x1b[31mred.toml",
+    "tab\tbed.toml",
+    "\u202eright-to-left.toml",
+    os.fsdecode(b"\xff.toml"),
+]
+
+
+class Layers:
+    """A vendor's and an administrator's folder, both empty at first."""
+
+    def __init__(self, root: Path) -> None:
+        self.vendor = root / "vendor"
+        self.admin = root / "admin"
+
+    def write(self, name: str, content: str | bytes) -> str:
+        path = self.vendor.parent / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    def load(self) -> Loaded:
+        return load(None, vendor_dir=str(self.vendor), admin_dir=str(self.admin))
+
+    def findings(self) -> tuple[Finding, ...]:
+        with pytest.raises(ConfigError) as raised:
+            self.load()
+        return raised.value.findings
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Layers:
+    return Layers(tmp_path)
+
+
+def findings_of(path: str | Path) -> tuple[Finding, ...]:
+    with pytest.raises(ConfigError) as raised:
+        load(str(path))
+    return raised.value.findings
+
+
+def finding_of(folder: Path, content: str | bytes) -> Finding:
+    path = folder / "one.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (finding,) = findings_of(path)
+    assert finding.file == str(path)
+    assert finding.remedy
+    return finding
+
+
+# Layers
+
+
+def test_without_any_file_the_defaults_are_in_force(layers: Layers) -> None:
+    loaded = layers.load()
+    assert loaded.config == Config()
+    assert set(loaded.origins.values()) == {"default"}
+    assert loaded.files == ()
+
+
+def test_the_administrators_file_hides_the_vendors(layers: Layers) -> None:
+    layers.write("vendor/virtksm.toml", "coalesce_ms = 1\nkeepalive_s = 9\n")
+    admin = layers.write("admin/virtksm.toml", "coalesce_ms = 2\n")
+    loaded = layers.load()
+    assert loaded.config == replace(Config(), coalesce_ms=2)
+    assert loaded.files == (admin,)
+
+
+def test_the_vendors_file_counts_while_the_administrator_has_none(layers: Layers) -> None:
+    vendor = layers.write("vendor/virtksm.toml", "coalesce_ms = 1\n")
+    loaded = layers.load()
+    assert loaded.config.coalesce_ms == 1
+    assert loaded.origins["coalesce_ms"] == vendor
+
+
+def test_drop_ins_are_sorted_by_name_across_both_folders_and_the_later_wins(layers: Layers) -> None:
+    ten = layers.write("admin/conf.d/10-a.toml", "coalesce_ms = 10\nkeepalive_s = 10\nlog_level = 'error'\n")
+    twenty = layers.write("vendor/conf.d/20-b.toml", "coalesce_ms = 20\nkeepalive_s = 20\n")
+    thirty = layers.write("admin/conf.d/30-c.toml", "coalesce_ms = 30\n[ksmtuned]\nsleep_msec = 30\n")
+    main = layers.write("admin/virtksm.toml", "coalesce_ms = 1\nlog_format = 'json'\n")
+    loaded = layers.load()
+    assert loaded.files == (main, ten, twenty, thirty)
+    assert loaded.config == Config(
+        coalesce_ms=30,
+        keepalive_s=20,
+        log_level="error",
+        log_format="json",
+        ksmtuned=KsmtunedParams(sleep_msec=30),
+    )
+    named = {"log_format": main, "log_level": ten, "keepalive_s": twenty, "coalesce_ms": thirty}
+    named["ksmtuned.sleep_msec"] = thirty
+    assert loaded.origins == dict.fromkeys(all_keys(), "default") | named
+
+
+def test_drop_ins_are_sorted_by_bytes_as_strcmp_does(layers: Layers) -> None:
+    names = ["10.toml", "9.toml", "B.toml", "a.toml", "é.toml", os.fsdecode(b"\xf9.toml"), "\U0001f600.toml"]
+    for value, name in enumerate(names):
+        layers.write(f"{'vendor' if value % 2 else 'admin'}/conf.d/{name}", f"coalesce_ms = {value}\n")
+    loaded = layers.load()
+    assert [os.fsencode(Path(file).name) for file in loaded.files] == sorted(map(os.fsencode, names))
+
+
+def test_an_administrators_drop_in_hides_the_vendors_of_the_same_name(layers: Layers) -> None:
+    layers.write("vendor/conf.d/50-x.toml", "coalesce_ms = 1\nkeepalive_s = 9\nnonsense = 1\n")
+    layers.write("admin/conf.d/50-x.toml", "coalesce_ms = 2\n")
+    assert layers.load().config == replace(Config(), coalesce_ms=2)
+
+
+@pytest.mark.parametrize("name", ["virtksm.toml", "conf.d/50-x.toml"])
+def test_a_link_to_dev_null_or_an_empty_file_hides_the_vendors(layers: Layers, name: str) -> None:
+    layers.write(f"vendor/{name}", "coalesce_ms = 1\n")
+    assert layers.load().config.coalesce_ms == 1
+    empty = Path(layers.write(f"admin/{name}", ""))
+    assert layers.load().config == Config()
+    empty.unlink()
+    empty.symlink_to("/dev/null")
+    assert layers.load().config == Config()
+
+
+def test_other_names_in_the_folders_are_no_configuration(layers: Layers) -> None:
+    for name in ("a.toml~", ".#b.toml", ".toml", "c.toml.dpkg-new", "README", "d.conf"):
+        layers.write(f"admin/conf.d/{name}", "nonsense\n")
+    assert layers.load().files == ()
+
+
+def test_a_dangling_link_is_reported_and_not_taken_for_absence(layers: Layers) -> None:
+    layers.admin.mkdir()
+    (layers.admin / "virtksm.toml").symlink_to("nowhere")
+    layers.write("vendor/virtksm.toml", "coalesce_ms = 1\n")
+    (finding,) = layers.findings()
+    assert finding.file == str(layers.admin / "virtksm.toml")
+    assert "No such file" in finding.problem
+
+
+def test_a_file_in_place_of_the_drop_in_folder_is_reported(layers: Layers) -> None:
+    path = layers.write("admin/conf.d", "coalesce_ms = 1\n")
+    (finding,) = layers.findings()
+    assert (finding.file, finding.problem) == (path, "cannot be read: Not a directory")
+
+
+def test_a_named_file_is_read_alone(layers: Layers) -> None:
+    layers.write("admin/virtksm.toml", "coalesce_ms = 2\n")
+    path = layers.write("alone.toml", "keepalive_s = 9\n")
+    loaded = load(path, vendor_dir=str(layers.vendor), admin_dir=str(layers.admin))
+    assert loaded.config == replace(Config(), keepalive_s=9)
+    assert loaded.files == (path,)
+
+
+# Findings
+
+
+def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
+    main = layers.write("admin/virtksm.toml", "policy = 'best'\ncoalesce = 1\n[ksmtuned]\nnpages_min = 0\n")
+    broken = layers.write("admin/conf.d/10.toml", "keepalive_s = = 1\n")
+    later = layers.write("vendor/conf.d/20.toml", "coalesce_ms = 'x'\n[ksmtuned]\nnpages_mx = true\n")
+    binary = layers.write("vendor/conf.d/30.toml", b"\xff\xfe")
+    found = layers.findings()
+    assert [(one.file, one.key) for one in found] == [
+        (main, "policy"),
+        (main, "coalesce"),
+        (main, "ksmtuned.npages_min"),
+        (broken, ""),
+        (later, "coalesce_ms"),
+        (later, "ksmtuned.npages_mx"),
+        (binary, ""),
+    ]
+    assert all(one.problem and one.remedy for one in found)
+    with pytest.raises(ConfigError) as raised:
+        layers.load()
+    assert str(raised.value).splitlines() == [str(one) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "remedy"),
+    [
+        ("coalesce = 1", "coalesce", "did you mean coalesce_ms?"),
+        ("ON_EXIT = 'park'", "ON_EXIT", "did you mean on_exit?"),
+        ("[ksmtuned]\nnpages_mxa = 1", "ksmtuned.npages_mxa", "did you mean ksmtuned.npages_max?"),
+        ("npages_max = 1", "npages_max", "did you mean ksmtuned.npages_max?"),
+        ("KSM_NPAGES_MAX = 1", "KSM_NPAGES_MAX", "did you mean ksmtuned.npages_max?"),
+        (
+            "[ksmtuned]\nlog_level = 'info'",
+            "ksmtuned.log_level",
+            "did you mean log_level, which belongs above the first [table]?",
+        ),
+        ("[ksmtune]\nnpages_max = 1", "ksmtune", "did you mean [ksmtuned]?"),
+        ("[virtksm]\n", "virtksm", "remove it; `virtksm config show` lists all keys"),
+        ("'ksmtuned.npages_max' = 1", "'ksmtuned.npages_max'", "did you mean ksmtuned.npages_max?"),
+        ("'' = 1", "''", "remove it; `virtksm config show` lists all keys"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, content: str, key: str, remedy: str) -> None:
+    finding = finding_of(tmp_path, content)
+    assert (finding.key, finding.problem, finding.remedy) == (key, "is not a known key", remedy)
+
+
+@pytest.mark.parametrize(
+    ("value", "described"),
+    [
+        ("true", "true"),
+        ("false", "false"),
+        ("1.0", "1.0"),
+        ("inf", "inf"),
+        ("nan", "nan"),
+        ("'250'", "'250'"),
+        ("[250]", "an array"),
+        ("{ms = 250}", "a table"),
+        ("1979-05-27", "a date or time"),
+        ("07:32:00", "a date or time"),
+        ("1979-05-27T07:32:00Z", "a date or time"),
+    ],
+)
+def test_a_value_that_is_no_integer_is_refused(tmp_path: Path, value: str, described: str) -> None:
+    finding = finding_of(tmp_path, f"coalesce_ms = {value}")
+    assert finding.key == "coalesce_ms"
+    assert finding.problem == f"is {described}, not an integer"
+    assert finding.remedy == "use 0..60000 ms"
+
+
+@pytest.mark.parametrize(("value", "described"), [("1", "1"), ("true", "true"), ("['park']", "an array")])
+def test_a_value_that_is_no_string_is_refused(tmp_path: Path, value: str, described: str) -> None:
+    finding = finding_of(tmp_path, f"on_exit = {value}")
+    assert finding.problem == f"is {described}, not a string"
+    assert finding.remedy == 'use "restore" | "park" | "leave"'
+
+
+@pytest.mark.parametrize(("value", "described"), [("3", "3"), ("[{npages_max = 1}]", "an array"), ("'x'", "'x'")])
+def test_a_value_in_place_of_a_table_is_refused(tmp_path: Path, value: str, described: str) -> None:
+    finding = finding_of(tmp_path, f"ksmtuned = {value}")
+    assert (finding.key, finding.problem) == ("ksmtuned", f"is {described}, not a table")
+    assert finding.remedy == "write it as [ksmtuned]"
+
+
+@pytest.mark.parametrize("name", [name for name, one in all_keys().items() if one.minimum is not None])
+def test_both_ends_of_each_range_are_allowed_and_nothing_beyond(tmp_path: Path, name: str) -> None:
+    one = all_keys()[name]
+    assert one.minimum is not None
+    assert one.maximum is not None
+    partners = {
+        "ksmtuned.npages_min": "ksmtuned.npages_max = 1000000",
+        "ksmtuned.npages_max": "ksmtuned.npages_min = 1",
+    }
+    for allowed in (one.minimum, one.maximum):
+        (tmp_path / "good.toml").write_text(f"{partners.get(name, '')}\n{name} = {allowed}\n")
+        assert value_of(load(str(tmp_path / "good.toml")).config, name) == allowed
+    for beyond in (one.minimum - 1, one.maximum + 1, 2**63, -(2**63), 2**64, 10**500):
+        finding = finding_of(tmp_path, f"{name} = {beyond}")
+        assert finding.key == name
+        assert finding.problem.endswith(", out of range")
+        assert len(finding.problem) < 60
+        assert finding.remedy == f"use {one.range_text}"
+
+
+@pytest.mark.parametrize("name", [name for name, one in all_keys().items() if one.choices])
+def test_each_choice_is_allowed_and_nothing_else(tmp_path: Path, name: str) -> None:
+    for choice in all_keys()[name].choices:
+        (tmp_path / "good.toml").write_text(f"{name} = '{choice}'\n")
+        assert value_of(load(str(tmp_path / "good.toml")).config, name) == choice
+    for other in ("", "Restore", " auto", "x" * 10_000):
+        finding = finding_of(tmp_path, f"{name} = '{other}'")
+        assert finding.key == name
+        assert len(finding.problem) < 80
+        assert finding.remedy == f"use one of {all_keys()[name].range_text}"
+
+
+def test_values_that_do_not_fit_together_name_both_files(layers: Layers) -> None:
+    least = layers.write("vendor/virtksm.toml", "[ksmtuned]\nnpages_min = 500\n")
+    layers.load()
+    most = layers.write("admin/conf.d/90.toml", "ksmtuned.npages_max = 400\n")
+    (finding,) = layers.findings()
+    assert finding.file == f"{least}, {most}"
+    assert finding.key == "ksmtuned.npages_min"
+    assert finding.problem == "500 is more than ksmtuned.npages_max, 400"
+    assert finding.remedy == "lower npages_min or raise npages_max"
+
+
+def test_a_value_that_does_not_fit_a_default_names_its_own_file(tmp_path: Path) -> None:
+    assert finding_of(tmp_path, "[ksmtuned]\nnpages_min = 2000\n").problem.startswith("2000 is more than")
+    assert finding_of(tmp_path, "[ksmtuned]\nnpages_max = 63\n").problem.startswith("64 is more than")
+
+
+@pytest.mark.parametrize(
+    "other", ["[ksmtuned]\nnpages_max = 0\n", "[ksmtuned]\nnpages_max = 'x'\n", "ksmtuned = 1\n", "=\n"]
+)
+def test_what_only_seems_inconsistent_beside_a_fault_is_not_reported(layers: Layers, other: str) -> None:
+    layers.write("admin/virtksm.toml", "[ksmtuned]\nnpages_min = 2000\n")
+    faulty = layers.write("admin/conf.d/90.toml", other)
+    assert [one.file for one in layers.findings()] == [faulty]
+
+
+def test_a_syntax_error_has_its_line_and_column(tmp_path: Path) -> None:
+    finding = finding_of(tmp_path, "coalesce_ms = 1\nkeepalive_s = = 1\n")
+    assert re.fullmatch(r"is not TOML: .*\(at line 2, column 15\)", finding.problem)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"coalesce_ms = 1\n\xff", "is not UTF-8 (byte 16)"),
+        (b"coalesce_ms = " + b"9" * 5000, "is not TOML: "),
+        (b"x = " + b"[" * 5000, "is nested too deeply"),
+        (b"coalesce_ms = 1\ncoalesce_ms = 1\n", "is not TOML: "),
+        (b"\x00", "is not TOML: "),
+        (b"\xef\xbb\xbfcoalesce_ms = 1\n", "is not TOML: "),
+        (b"#" * (MAX_BYTES + 1), f"is larger than {MAX_BYTES} bytes"),
+        (b"a." * 300 + b"a = 1", "has a line with more than 200 dots"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_finding(tmp_path: Path, content: bytes, problem: str) -> None:
+    finding = finding_of(tmp_path, content)
+    assert finding.problem.startswith(problem)
+    assert finding.key == ""
+
+
+def test_the_largest_file_of_unknown_keys_is_answered(tmp_path: Path) -> None:
+    path = tmp_path / "many.toml"
+    path.write_text("".join(f"k{number}=1\n" for number in range(6000)))
+    assert len(findings_of(path)) == 6000
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("absent", "No such file"), ("", "Is a directory"), ("one/x", "Not a directory")]
+)
+def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "one").touch()
+    (finding,) = findings_of(tmp_path / name)
+    assert problem in finding.problem
+    assert finding.remedy == "see its path, owner and mode"
+
+
+# Nothing raw
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b]0;title\x07", "\x7f", "\x85", "\u2028", "\u202e", "x" * 5000])
+def test_hostile_keys_and_values_are_shown_escaped_and_short(tmp_path: Path, name: str) -> None:
+    literal = format_value(name)
+    (tmp_path / "one.toml").write_text(
+        f"{literal} = 1\npolicy = {literal}\ncoalesce_ms = {literal}\n[ksmtuned]\n{literal} = {literal}\n"
+    )
+    found = findings_of(tmp_path / "one.toml")
+    assert len(found) == 4
+    for one in found:
+        assert str(one).isprintable()
+        assert len(str(one)) < 400
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_file_names_are_shown_escaped(layers: Layers, name: str) -> None:
+    for content in ("x = 1\n", "=\n", "\xff", "policy = 1\n", "[ksmtuned]\nnpages_min = 2000\n"):
+        layers.write(f"admin/conf.d/{name}", content)
+        (finding,) = layers.findings()
+        assert str(finding).isprintable()
+        assert repr(name)[1:-1] in finding.file
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_the_effective_configuration_survives_hostile_file_names(layers: Layers, name: str) -> None:
+    path = layers.write(f"admin/conf.d/{name}", "coalesce_ms = 1\n")
+    text = effective(layers.load())
+    assert tomllib.loads(text)["coalesce_ms"] == 1
+    (line,) = [line for line in text.split("\n") if line.startswith("coalesce_ms")]
+    assert line == f"{line.partition('#')[0]}# {path!r}"
+
+
+# Written forms
+
+
+def test_the_effective_configuration_loads_back_equal_with_its_origins(layers: Layers, tmp_path: Path) -> None:
+    drop_in = layers.write("admin/conf.d/1.toml", "on_exit = 'park'\n[ksmtuned]\nnpages_decay = -7\n")
+    loaded = layers.load()
+    text = effective(loaded)
+    (tmp_path / "again.toml").write_text(text)
+    assert load(str(tmp_path / "again.toml")).config == loaded.config
+    shown = dict(re.findall(r"^(\w+) = .*  # (.*)$", text, flags=re.MULTILINE))
+    assert shown == {name.rpartition(".")[2]: origin for name, origin in loaded.origins.items()}
+    assert [name for name, origin in shown.items() if origin == drop_in] == ["on_exit", "npages_decay"]
+
+
+def test_the_committed_default_file_is_the_one_the_schema_makes() -> None:
+    assert (PROJECT / "conf/virtksm.toml").read_text() == default_file()
+
+
+def test_the_default_file_changes_nothing_as_it_is_and_with_every_key_uncommented(tmp_path: Path) -> None:
+    text = (PROJECT / "conf/virtksm.toml").read_text()
+    uncommented = re.sub(r"^#(?=\w)", "", text, flags=re.MULTILINE)
+    (tmp_path / "all.toml").write_text(uncommented)
+    commented = load(str(PROJECT / "conf/virtksm.toml"))
+    assert (commented.config, set(commented.origins.values())) == (Config(), {"default"})
+    loaded = load(str(tmp_path / "all.toml"))
+    assert (loaded.config, set(loaded.origins.values())) == (Config(), {str(tmp_path / "all.toml")})
+
+
+def test_every_key_is_documented_with_values_default_and_reason() -> None:
+    """Beside its own line in the file, not only somewhere in it."""
+    blocks = {
+        match[2]: " ".join(line[2:] for line in match[1].splitlines())
+        for match in re.finditer(r"((?:^# .*\n)+)^#(\w+) = ", (PROJECT / "conf/virtksm.toml").read_text(), re.MULTILINE)
+    }
+    assert list(blocks) == [name.rpartition(".")[2] for name in all_keys()]
+    for name, one in all_keys().items():
+        block = blocks[name.rpartition(".")[2]]
+        assert one.meaning
+        assert one.reason
+        assert block.endswith(f"{one.meaning} {one.range_text}; default {format_value(one.default)}. {one.reason}")
+
+
+def test_every_key_has_choices_or_a_whole_range_with_its_unit() -> None:
+    for name, one in all_keys().items():
+        if isinstance(one.default, str):
+            assert one.default in one.choices, name
+        else:
+            assert one.minimum is not None, name
+            assert one.maximum is not None, name
+            assert one.minimum <= one.default <= one.maximum, name
+            assert one.unit, name
+            assert one.range_text == f"{one.minimum}..{one.maximum} {one.unit}"
+
+
+def test_the_defaults_of_the_ksmtuned_table_are_ksmtuneds() -> None:
+    """From the script itself: NAME=${NAME:-default}."""
+    script = Path("/usr/sbin/ksmtuned").read_text()
+    theirs = {
+        name.lower(): int(value)
+        for name, value in re.findall(r"^KSM_(\w+)=\$\{KSM_\1:-(-?\d+)\}$", script, re.MULTILINE)
+    }
+    table = KsmtunedParams()
+    assert theirs == {name: getattr(table, name) for name in tables_of(Config)["ksmtuned"].__dataclass_fields__}
+
+
+def test_the_documentation_has_the_schemas_tables() -> None:
+    assert markdown_tables().strip() in (PROJECT / "docs/configuration.md").read_text()

@@ -1,0 +1,201 @@
+"""`virtksm config check|show|import` as the command line answers: exit codes, streams, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from virtksm.cli.main import main
+from virtksm.config.load import MAX_BYTES, load
+from virtksm.config.schema import Config, all_keys
+from virtksm.config.toml_text import value_of
+
+PROJECT = Path(__file__).parents[2]
+PROGRAM = Path(sysconfig.get_path("scripts")) / "virtksm"
+Captured = pytest.CaptureFixture[str]
+
+
+def test_check_names_each_file_that_is_right(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text("coalesce_ms = 1\n")
+    for arguments in (["config", "check", str(path)], ["--config", str(path), "config", "check"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr() == (f"{path}: ok\n", "")
+
+
+def test_check_of_a_file_wins_over_the_global_option(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "wrong.toml").write_text("x = 1\n")
+    right = tmp_path / "right.toml"
+    right.touch()
+    assert main(["--config", str(tmp_path / "wrong.toml"), "config", "check", str(right)]) == 0
+    assert capsys.readouterr().out == f"{right}: ok\n"
+
+
+def test_check_prints_every_fault_on_a_line_of_its_own_and_ends_with_2(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text("coalesce = 1\npolicy = 'best'\n")
+    assert main(["config", "check", str(path)]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"virtksm: {path}: coalesce: is not a known key; did you mean coalesce_ms?\n"
+        f"{path}: policy: is 'best'; use one of \"ksmtuned\"\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [["config", "check"], ["config", "show"], ["retune", "--direct"], ["agent"], ["restore"]]
+)
+def test_a_missing_file_ends_every_command_that_reads_it_with_2(
+    tmp_path: Path, capsys: Captured, command: list[str]
+) -> None:
+    missing = tmp_path / "missing.toml"
+    assert main(["--config", str(missing), "--runtime-dir", str(tmp_path / "run"), *command]) == 2
+    assert str(missing) in capsys.readouterr().err
+
+
+def test_an_empty_file_name_is_no_way_to_the_defaults(capsys: Captured) -> None:
+    assert main(["config", "check", ""]) == 2
+    assert main(["--config", "", "config", "show"]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_show_is_a_configuration_that_loads_back_equal(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text("on_exit = 'park'\n[ksmtuned]\nnpages_max = 99\n")
+    assert main(["--config", str(path), "config", "show"]) == 0
+    out = capsys.readouterr().out
+    (tmp_path / "shown.toml").write_text(out)
+    assert load(str(tmp_path / "shown.toml")).config == load(str(path)).config
+    assert out.count(f"# {path}\n") == 2
+    assert out.count("# default\n") == len(all_keys()) - 2
+
+
+def test_show_as_json_has_each_value_and_its_origin(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "one\x7f\nline\udcff.toml"
+    path.write_text("[ksmtuned]\nnpages_max = 99\n")
+    assert main(["--config", str(path), "config", "show", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.removesuffix("\n").isprintable()
+    shown = json.loads(out)
+    assert shown.pop("ksmtuned.npages_max") == {"value": 99, "origin": str(path)}
+    assert shown == {
+        name: {"value": value_of(Config(), name), "origin": "default"}
+        for name in all_keys()
+        if name != "ksmtuned.npages_max"
+    }
+
+
+def test_hostile_file_names_reach_no_stream_raw(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "a\n\x1b[31mb\udcff.toml"
+    path.write_text("coalesce_ms = 1\n")
+    assert main(["config", "check", str(path)]) == 0
+    assert main(["--config", str(path), "config", "show"]) == 0
+    path.write_text("DEBUG=1\n")
+    assert main(["config", "check", str(path)]) == 2
+    assert main(["config", "import", str(path)]) == 0
+    assert main(["config", "import", str(path), "-o", str(path)]) == 2
+    assert main(["config", "import", str(path / "x")]) == 2
+    lines = [line for text in capsys.readouterr() for line in text.split("\n")]
+    assert all(line.isprintable() for line in lines)
+    assert sum("a\\n\\x1b[31mb\\udcff.toml" in line for line in lines) == 8
+
+
+def test_import_executes_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "ksmtuned.conf"
+    canary = tmp_path / "canary"
+    attacks = [f"$(touch {canary})", f"`touch {canary}`", f'"$(touch {canary})"', f"$((a[$(touch {canary})]))"]
+    lines = [f"KSM_NPAGES_MAX={attack}" for attack in attacks]
+    lines += [f"touch {canary}", f"KSM_SLEEP_MSEC=5; touch {canary}", f"DEBUG=1 touch {canary}", f". {canary}.sh"]
+    lines += [f"LOGFILE=x >{canary}", f"trap 'touch {canary}' EXIT", f"eval touch {canary}", "KSM_THRES_COEF=7"]
+    (tmp_path / "canary.sh").write_text(f"touch {canary}\n")
+    source.write_text("\n".join(lines))
+    run = subprocess.run(
+        [PROGRAM, "config", "import", source], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert not canary.exists()
+    assert tomllib.loads(run.stdout) == {"policy": "ksmtuned", "ksmtuned": {"sleep_msec": 5, "thres_coef": 7}}
+    assert len(run.stderr.splitlines()) == len(lines) - 1
+    subprocess.run(["/bin/bash", source], capture_output=True, check=False)
+    assert canary.exists()  # a shell would have
+
+
+def test_import_writes_a_file_that_passes_check_with_its_notes(tmp_path: Path, capsys: Captured) -> None:
+    source, target = tmp_path / "ksmtuned.conf", tmp_path / "new.toml"
+    source.write_text("KSM_NPAGES_MAX=2000\nKSM_NPAGES_MIN=3000\nKSM_THRES_COEF=200\nDEBUG=1\nKSM_SLEEP_MSEC='20'\n")
+    assert main(["config", "import", str(source), "-o", str(target)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    notes = [line.removeprefix(f"virtksm: {source}: ") for line in err.splitlines()]
+    assert [note.partition(":")[0] for note in notes] == ["line 3", "line 4", "ksmtuned.npages_min"]
+    text = target.read_text()
+    assert [line.removeprefix("# Note: ") for line in text.splitlines() if line.startswith("# Note")] == notes
+    assert tomllib.loads(text) == {"policy": "ksmtuned", "ksmtuned": {"sleep_msec": 20}}
+    assert main(["config", "check", str(target)]) == 0
+
+
+def test_import_overwrites_nothing_and_follows_no_link(tmp_path: Path, capsys: Captured) -> None:
+    source, target, link = tmp_path / "ksmtuned.conf", tmp_path / "old.toml", tmp_path / "link.toml"
+    source.write_text("KSM_NPAGES_MAX=2000\n")
+    target.write_text("mine\n")
+    link.symlink_to(tmp_path / "elsewhere")
+    for path in (target, link):
+        assert main(["config", "import", str(source), "-o", str(path)]) == 2
+        assert f"{path}: cannot be written: File exists; name a new file" in capsys.readouterr().err
+    assert target.read_text() == "mine\n"
+    assert not (tmp_path / "elsewhere").exists()
+    assert main(["config", "import", str(source), "-o", str(tmp_path / "no" / "folder.toml")]) == 2
+
+
+def test_import_of_what_is_no_text_says_so_or_notes_it(tmp_path: Path, capsys: Captured) -> None:
+    source = tmp_path / "ksmtuned.conf"
+    source.write_bytes(b"KSM_NPAGES_MAX=2000\xff\n\x00\x1b[0m\nKSM_THRES_COEF=7\n")
+    assert main(["config", "import", str(source)]) == 0
+    out, err = capsys.readouterr()
+    assert tomllib.loads(out)["ksmtuned"] == {"thres_coef": 7}
+    assert len(err.splitlines()) == 2
+    assert all(line.isprintable() for line in (*out.splitlines(), *err.splitlines()))
+    source.write_bytes(b"#" * (MAX_BYTES + 1))
+    assert main(["config", "import", str(source)]) == 2
+    assert main(["config", "import", str(tmp_path)]) == 2
+    assert main(["config", "import", str(tmp_path / "missing")]) == 2
+    assert main(["config", "import", "/dev/zero"]) == 2
+    problems = [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert [problem.partition(";")[0] for problem in problems] == [
+        f"is larger than {MAX_BYTES} bytes",
+        "Is a directory",
+        "No such file or directory",
+        f"is larger than {MAX_BYTES} bytes",
+    ]
+
+
+def test_the_module_prints_the_committed_files(tmp_path: Path) -> None:
+    def printed(*arguments: str) -> str:
+        command = [sys.executable, "-m", "virtksm.config", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT).stdout
+
+    assert printed() == (PROJECT / "conf/virtksm.toml").read_text()
+    assert printed("markdown") in (PROJECT / "docs/configuration.md").read_text()
+
+
+@pytest.mark.real
+def test_without_an_option_etc_and_its_drop_ins_are_read(tmp_path: Path) -> None:
+    """In a mount namespace of its own, whose /etc is a copy of nothing but ours."""
+    etc = tmp_path / "virtksm"
+    (etc / "conf.d").mkdir(parents=True)
+    (etc / "virtksm.toml").write_text("coalesce_ms = 1\nkeepalive_s = 1\n")
+    (etc / "conf.d/10.toml").write_text("keepalive_s = 2\n")
+    script = 'mount --bind "$1" /etc && exec "$2" config show --json'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(tmp_path), str(PROGRAM)]
+    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout)
+    found = {name: one for name, one in shown.items() if one["origin"] != "default"}
+    assert found == {
+        "coalesce_ms": {"value": 1, "origin": "/etc/virtksm/virtksm.toml"},
+        "keepalive_s": {"value": 2, "origin": "/etc/virtksm/conf.d/10.toml"},
+    }

@@ -1,0 +1,174 @@
+"""The control socket: bounded in size, time and number, heard only from those who may, gone with its agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtksm.adapters.control import MAX_LINE, ask
+from virtksm.agent.control_server import MAX_CLIENTS, ControlServer, bind_socket, peer_uid, remove_socket
+
+LONG_S = 30.0
+
+
+async def echo(request: Mapping[str, object]) -> dict[str, object]:
+    return {"ok": True, "asked": dict(request)}
+
+
+def serve(path: Path, client: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a server on `path` with `echo` as long as `client` runs."""
+
+    async def both() -> None:
+        server = ControlServer(echo)
+        await server.start(bind_socket(str(path)))
+        try:
+            await client()
+        finally:
+            server.close()
+
+    asyncio.run(both())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+async def talk(path: Path, sent: bytes) -> dict[str, object]:
+    """Send bytes as they are and return the answer."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(sent)
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), LONG_S)
+    finally:
+        writer.close()
+    told = json.loads(answer)
+    assert isinstance(told, dict)
+    return told
+
+
+def test_a_request_is_answered(path: Path) -> None:
+    async def client() -> None:
+        answer = await asyncio.to_thread(ask, str(path), {"op": "retune", "n": [1]}, timeout_s=LONG_S)
+        assert answer == {"ok": True, "asked": {"op": "retune", "n": [1]}}
+
+    serve(path, client)
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (b"nonsense\n", "no JSON line"),
+        (b"\xff\xfe\n", "no JSON line"),
+        (b"\n", "no JSON line"),
+        (b"", "no JSON line"),
+        (b"[1]\n", "no JSON object"),
+        (b"null\n", "no JSON object"),
+        (b"[" * 60_000 + b"\n", "no JSON line"),
+        (b'{"op": "' + b"x" * MAX_LINE + b'"}\n', "too long"),
+    ],
+)
+def test_nonsense_is_answered_with_what_is_wrong(path: Path, sent: bytes, error: str) -> None:
+    async def client() -> None:
+        answer = await talk(path, sent)
+        assert answer["ok"] is False
+        assert error in str(answer["error"])
+        assert answer["exit_code"] == 2
+        assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
+
+    serve(path, client)
+
+
+def test_more_clients_than_it_serves_are_turned_away_and_their_places_come_free(path: Path) -> None:
+    async def client() -> None:
+        silent = [await asyncio.open_unix_connection(path) for _ in range(MAX_CLIENTS)]
+        turned_away = await talk(path, b'{"op": 1}\n')
+        assert turned_away == {"ok": False, "error": "too many clients", "exit_code": 1}
+        for reader, writer in silent:
+            writer.write(b'{"op": 1}\n')
+            assert json.loads(await asyncio.wait_for(reader.readline(), LONG_S))["ok"] is True
+            writer.close()
+        answer = turned_away
+        while not answer["ok"]:
+            answer = await talk(path, b'{"op": 1}\n')
+
+    serve(path, client)
+
+
+def test_a_client_that_goes_away_harms_nobody(path: Path) -> None:
+    async def client() -> None:
+        for sent in (b"", b'{"op"', b'{"op": 1}\n'):
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.write(sent)
+            writer.transport.abort()
+        assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
+
+    serve(path, client)
+
+
+def test_the_socket_is_its_owners_alone(path: Path) -> None:
+    listener = bind_socket(str(path))
+    mode = path.stat().st_mode
+    listener.close()
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_what_a_killed_agent_left_is_replaced_and_links_are_not_followed(path: Path, tmp_path: Path) -> None:
+    bind_socket(str(path)).close()
+    bind_socket(str(path)).close()
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    path.unlink()
+    path.symlink_to(victim)
+    bind_socket(str(path)).close()
+    assert victim.read_text(encoding="utf-8") == "precious"
+    assert stat.S_ISSOCK(path.lstat().st_mode)
+
+
+def test_removing_a_socket_twice_is_no_failure(path: Path) -> None:
+    bind_socket(str(path)).close()
+    remove_socket(str(path))
+    remove_socket(str(path))
+    assert not path.exists()
+
+
+def test_a_folder_that_is_missing_is_an_oserror(path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        bind_socket(str(path / "none"))
+
+
+def test_the_peer_is_known_by_its_user() -> None:
+    here, there = socket.socketpair(socket.AF_UNIX)
+    with here, there:
+        assert peer_uid(here) == os.geteuid()
+
+
+def test_without_an_agent_there_is_no_answer(path: Path) -> None:
+    assert ask(str(path), {}, timeout_s=LONG_S) is None
+    bind_socket(str(path)).close()
+    assert ask(str(path), {}, timeout_s=LONG_S) is None, "left by an agent that was killed"
+    assert ask(f"{path}/below/a/file", {}, timeout_s=LONG_S) is None
+
+
+def test_an_agent_that_talks_nonsense_is_an_error(path: Path) -> None:
+    async def client() -> None:
+        async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"[1]\n")
+            writer.close()
+
+        server = await asyncio.start_unix_server(answer, path=f"{path}2")
+        with pytest.raises(ValueError, match="no JSON object"):
+            await asyncio.to_thread(ask, f"{path}2", {}, timeout_s=LONG_S)
+        server.close()
+
+    serve(path, client)

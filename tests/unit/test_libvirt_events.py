@@ -1,0 +1,100 @@
+"""Which of libvirt's events are triggers: the whole table, callbacks included."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import libvirt
+import pytest
+
+from virtksm.adapters.libvirt_events import DomainEvent, Subscription, parse_lifecycle
+from virtksm.model import Trigger
+
+OTHER_EVENTS = [0, 1, 3, 4, 6, 7, 8]
+"""Defined, undefined, suspended, resumed, shutdown (still running), suspended by the guest, crashed but kept."""
+
+
+class NamedDomain:
+    """The one thing that the callbacks ask of a domain."""
+
+    def name(self) -> str:
+        return "guest"
+
+
+@pytest.fixture
+def heard() -> list[DomainEvent]:
+    return []
+
+
+@pytest.fixture
+def subscription(heard: list[DomainEvent]) -> Subscription:
+    return Subscription(cast("libvirt.virConnect", None), heard=heard.append, closed=lambda _reason: None)
+
+
+@pytest.mark.parametrize(
+    ("detail", "words"),
+    [(0, "booted"), (1, "migrated in"), (2, "restored"), (3, "from snapshot"), (99, "started")],
+)
+def test_every_start_is_one(detail: int, words: str) -> None:
+    assert parse_lifecycle(libvirt.VIR_DOMAIN_EVENT_STARTED, detail) == (Trigger.STARTED, words)
+
+
+@pytest.mark.parametrize(
+    ("detail", "words"),
+    [
+        (0, "shut down"),
+        (1, "destroyed"),
+        (2, "crashed"),
+        (3, "migrated out"),
+        (4, "saved"),
+        (5, "failed"),
+        (6, "replaced by snapshot"),
+        (99, "stopped"),
+    ],
+)
+def test_every_stop_is_one(detail: int, words: str) -> None:
+    assert parse_lifecycle(libvirt.VIR_DOMAIN_EVENT_STOPPED, detail) == (Trigger.STOPPED, words)
+
+
+def test_a_guests_waking_up_is_none() -> None:
+    assert parse_lifecycle(libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_WAKEUP) is None
+
+
+@pytest.mark.parametrize("event", OTHER_EVENTS)
+def test_what_changes_no_memory_is_none(event: int) -> None:
+    assert [parse_lifecycle(event, detail) for detail in range(10)] == [None] * 10
+
+
+@pytest.mark.parametrize(
+    ("alias", "is_memory"),
+    [
+        ("dimm0", True),
+        ("memdimm0", True),
+        ("virtiomem0", True),
+        ("memvirtiomem0", True),
+        ("nvdimm1", True),
+        ("virtiopmem0", True),
+        ("ua-mine", True),
+        ("memua-mine", True),
+        ("virtio-disk0", False),
+        ("net0", False),
+        ("balloon0", False),
+        ("", False),
+    ],
+)
+def test_only_memory_devices_are_heard_by_their_alias(
+    subscription: Subscription, heard: list[DomainEvent], alias: str, is_memory: bool
+) -> None:
+    domain = cast("libvirt.virDomain", NamedDomain())
+    subscription._on_device(cast("libvirt.virConnect", None), domain, alias, None)
+    assert [event.trigger for event in heard] == [Trigger.MEMORY_DEVICE] * is_memory
+
+
+def test_balloon_and_memory_size_changes_are_heard(subscription: Subscription, heard: list[DomainEvent]) -> None:
+    connection, domain = cast("libvirt.virConnect", None), cast("libvirt.virDomain", NamedDomain())
+    subscription._on_balloon(connection, domain, 4096, None)
+    subscription._on_memory_size(connection, domain, "virtiomem0", 8192, None)
+    assert [(event.trigger, event.guest, event.detail) for event in heard] == [
+        (Trigger.BALLOON, "guest", "balloon 4096 KiB"),
+        (Trigger.MEMORY_DEVICE, "guest", "virtiomem0 8192 KiB"),
+    ]

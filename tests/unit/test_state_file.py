@@ -1,0 +1,148 @@
+"""The state file: what is damaged is an error, never taken for "no state"; locks and symbolic links."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtksm.adapters.files import ensure_folder, locked, read_file, replace_file
+from virtksm.adapters.state_file import StateFile, dump_state, parse_state
+from virtksm.errors import AlreadyRunning, StateUnusable
+from virtksm.model import PARAMETERS
+from virtksm.ownership import HostState, Ownership
+from virtksm.runtime import RuntimePaths
+
+VALUES = st.integers(min_value=0, max_value=2**32 - 1)
+OWNERSHIPS = st.builds(Ownership, baseline=VALUES, intended=st.none() | VALUES, applied=st.none() | VALUES)
+PASTS = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
+STATES = st.builds(
+    HostState,
+    ownership=st.dictionaries(st.sampled_from(PARAMETERS), OWNERSHIPS),
+    policy_name=st.none() | st.text(),
+    policy_past=st.none() | PASTS,
+)
+GOOD = json.loads(dump_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RuntimePaths:
+    paths = RuntimePaths(str(tmp_path / "run"))
+    with StateFile(paths, "local").locked():
+        return paths
+
+
+@given(STATES)
+def test_every_state_comes_back_as_it_was(state: HostState) -> None:
+    assert parse_state(dump_state(state)) == state
+
+
+@given(st.text())
+def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        parse_state(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"schema": 2},
+        {"schema": None},
+        {"parameters": None},
+        {"parameters": []},
+        {"parameters": {"run": {"baseline": 1}}},
+        {"parameters": {"pages_to_scan": 100}},
+        {"parameters": {"pages_to_scan": {}}},
+        {"parameters": {"pages_to_scan": {"baseline": "100"}}},
+        {"parameters": {"pages_to_scan": {"baseline": 100, "intended": "7"}}},
+        {"parameters": {"pages_to_scan": {"baseline": 100, "applied": 1.5}}},
+        {"policy": None},
+        {"policy": {"name": 3, "past": None}},
+        {"policy": {"name": "ksmtuned", "past": "many"}},
+    ],
+)
+def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, damage: dict[str, object]) -> None:
+    file = Path(paths.host_state("local"))
+    file.write_text(json.dumps({**GOOD, **damage}), encoding="utf-8")
+    with pytest.raises(StateUnusable, match="remove it") as unusable:
+        StateFile(paths, "local").load()
+    assert str(file) in unusable.value.message
+
+
+def test_what_is_not_text_is_damaged_too(paths: RuntimePaths) -> None:
+    Path(paths.host_state("local")).write_bytes(b"\xff\xfe")
+    with pytest.raises(StateUnusable):
+        StateFile(paths, "local").load()
+
+
+def test_each_host_has_a_state_of_its_own(paths: RuntimePaths) -> None:
+    StateFile(paths, "local").save(HostState(policy_name="here"))
+    assert StateFile(paths, "elsewhere").load() == HostState()
+
+
+def test_nobody_else_may_read_or_write_it(paths: RuntimePaths) -> None:
+    StateFile(paths, "local").save(HostState())
+    assert Path(paths.host_state("local")).stat().st_mode & 0o777 == 0o600
+    assert Path(paths.agent_dir).stat().st_mode & 0o027 == 0
+
+
+def test_saving_leaves_no_other_file_behind(paths: RuntimePaths) -> None:
+    StateFile(paths, "local").save(HostState())
+    assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
+
+
+def test_a_planted_symbolic_link_is_not_followed(paths: RuntimePaths, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    Path(f"{paths.host_state('local')}.{os.getpid()}.new").symlink_to(victim)
+    with pytest.raises(StateUnusable):
+        StateFile(paths, "local").save(HostState())
+    assert victim.read_text(encoding="utf-8") == "precious"
+    Path(paths.host_state("other")).symlink_to(victim)
+    with pytest.raises(StateUnusable):
+        read_file(paths.host_state("other"))
+    Path(paths.host_lock("other")).symlink_to(victim)
+    with pytest.raises(StateUnusable), StateFile(paths, "other").locked():
+        raise AssertionError("locked")
+
+
+def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths: RuntimePaths, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    Path(paths.host_state("local")).symlink_to(victim)
+    replace_file(paths.host_state("local"), "new")
+    assert victim.read_text(encoding="utf-8") == "precious"
+    assert read_file(paths.host_state("local")) == "new"
+
+
+def test_a_lock_that_somebody_keeps_is_reported_with_its_holder(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with (
+        locked(path, wait_s=0, whose="the first"),
+        pytest.raises(AlreadyRunning, match="another pass holds"),
+        locked(path, wait_s=0, whose="another pass"),
+    ):
+        raise AssertionError("both hold it")
+    with locked(path, wait_s=0, whose="a third"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run"
+    (tmp_path / "real").mkdir()
+    if kind == "file":
+        path.write_text("", encoding="utf-8")
+    else:
+        path.symlink_to(tmp_path / "real")
+    with pytest.raises(StateUnusable, match="is not a folder"):
+        ensure_folder(str(path), 0o755)
+
+
+def test_a_folder_without_its_parent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StateUnusable):
+        ensure_folder(str(tmp_path / "none" / "run"), 0o755)

@@ -1,0 +1,70 @@
+"""systemd's notification protocol, against a socket of this test's own."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from virtksm.adapters.systemd import Notifier
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(10)
+        yield listening
+
+
+def test_it_sends_one_datagram_of_lines(manager: socket.socket) -> None:
+    Notifier({"NOTIFY_SOCKET": manager.getsockname()}).send(READY="1", STATUS="all is well")
+    assert manager.recv(1000) == b"READY=1\nSTATUS=all is well"
+
+
+def test_a_value_cannot_smuggle_in_another_line(manager: socket.socket) -> None:
+    Notifier({"NOTIFY_SOCKET": manager.getsockname()}).send(STATUS="guest\nSTOPPING=1\r\nREADY=1\u2028X=1")
+    assert manager.recv(1000).decode().splitlines() == ["STATUS=guest STOPPING=1 READY=1 X=1"]
+
+
+def test_an_abstract_socket_is_reached() -> None:
+    name = f"virtksm-{uuid4()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0{name}")
+        listening.settimeout(10)
+        Notifier({"NOTIFY_SOCKET": f"@{name}"}).send(READY="1")
+        assert listening.recv(1000) == b"READY=1"
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nonexistent/notify"}])
+def test_without_a_manager_sending_is_nothing(environ: dict[str, str]) -> None:
+    Notifier(environ).send(READY="1")
+
+
+def test_a_manager_that_has_gone_is_no_failure(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    manager.close()
+    notifier.send(WATCHDOG="1")
+
+
+@pytest.mark.parametrize(
+    ("environ", "interval_s"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "42"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "43"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+    ],
+)
+def test_it_is_fed_twice_as_often_as_asked_if_we_are_meant(environ: dict[str, str], interval_s: float | None) -> None:
+    assert Notifier({"NOTIFY_SOCKET": "/run/x", **environ}, pid=42).watchdog_interval_s == interval_s
+
+
+def test_without_a_socket_there_is_no_watchdog() -> None:
+    assert Notifier({"WATCHDOG_USEC": "30000000"}, pid=42).watchdog_interval_s is None
