@@ -119,8 +119,8 @@ def measure(contenders: list[Contender], rounds: int) -> tuple[list[float], list
                 contenders[index].before()
                 elapsed_ms = time_command(contenders[index].command, null)
                 contenders[index].after()
-            if contenders[max(index, 0)].situation.one_shot:
-                time.sleep(PAUSE_S)
+                if contenders[index].situation.one_shot:
+                    time.sleep(PAUSE_S)
             if number >= 5:
                 (true_ms if index < 0 else contenders_ms[index]).append(elapsed_ms)
     os.close(null)

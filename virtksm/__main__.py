@@ -1,7 +1,5 @@
 """`python -m virtksm`."""
 
-import sys
+from virtksm.cli.main import run_program
 
-from virtksm.cli.main import main
-
-sys.exit(main())
+run_program()

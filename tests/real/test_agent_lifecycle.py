@@ -11,7 +11,7 @@ import libvirt
 import pytest
 
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
 from virtksm.demo.guests import PayloadGuest
@@ -259,3 +259,36 @@ def test_a_stop_amid_triggers_restores_all_the_same(ksm: Ksm, start_agent: Agent
     agent.signal(signal.SIGUSR1)
     assert agent.stop() == 0
     assert settings(ksm) == BASELINE
+
+
+def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 3600\n{STEPPING_LAW}")
+    libvirtd.pause()
+    agent.signal(signal.SIGUSR1)
+    failed = agent.wait_for("pass_failed")
+    assert (failed["triggers"], failed["level"]) == (["signal"], "error")
+    assert "no answer within 1 s" in failed["error"]
+    assert "guests go on running" in failed["remedy"]
+    done = agent.home.run("retune", "--connect", agent.uri)
+    assert done.returncode == 3
+    assert "still waiting for pass" in done.stderr
+    libvirtd.resume()
+    retune = ("retune", "--connect", agent.uri)
+    wait_until(lambda: agent.home.run(*retune).returncode == 0, HANG_S, "the abandoned pass to end")
+    assert agent.step()["after"]["pages_to_scan"] == ksm.read("pages_to_scan") > 2
+    assert agent.lines("foreign_value_found") == []
+    assert agent.stop() == 0
+    assert settings(ksm) == BASELINE
+
+
+def test_a_driver_that_cannot_tune_is_said_once_and_no_crash_loop(start_agent: AgentFactory) -> None:
+    agent = start_agent(uri="test:///default", connected=False)
+    failed = agent.wait_for("pass_failed")
+    assert failed["level"] == "error"
+    assert "KSM needs a hypervisor driver" in failed["remedy"]
+    agent.signal(signal.SIGUSR1)
+    again = agent.wait_for("pass_failed")
+    assert (again["triggers"], again["level"]) == (["signal"], "debug")
+    assert agent.stop() == 4

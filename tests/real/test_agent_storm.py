@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_a_thousand_pokes_and_signals_cost_a_handful_of_passes(ksm: Ksm, start_a
     assert passes <= most_passes((ended - began) / WINDOW_S) + connecting_and_retuning
 
 
+@pytest.fixture
+def libvirt_conn(libvirt_conn: libvirt.virConnect) -> Iterator[libvirt.virConnect]:
+    """Lend the connection, and end all guests with the test."""
+    yield libvirt_conn
+    for domain in libvirt_conn.listAllDomains():
+        domain.destroy()
+
+
 def test_many_guests_at_once_are_all_acted_upon(
     ksm: Ksm, start_agent: AgentFactory, libvirt_conn: libvirt.virConnect, payload: Path
 ) -> None:
@@ -67,9 +76,11 @@ def test_many_guests_at_once_are_all_acted_upon(
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         domains = list(pool.map(lambda spec: start_guest(libvirt_conn, spec, kernel=payload), specs))
-    line = agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == len(specs))
+    # libvirt lists a guest from before its process runs, so a pass for another may count it, unread.
+    agent.wait_for(
+        "pass_completed", lambda line: (line["sensed"]["guests"], line["sensed"]["guests_unread"]) == (len(specs), 0)
+    )
     windows = (time.monotonic() - began) / WINDOW_S
-    assert line["sensed"]["guests_unread"] == 0
     assert len(agent.lines("pass_completed")) <= min(most_passes(windows), len(specs)) + 1
 
     with ThreadPoolExecutor(4) as pool:

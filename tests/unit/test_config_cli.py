@@ -175,7 +175,7 @@ def test_import_of_what_is_no_text_says_so_or_notes_it(tmp_path: Path, capsys: C
     ]
 
 
-def test_the_module_prints_the_committed_files(tmp_path: Path) -> None:
+def test_the_module_prints_the_committed_files() -> None:
     def printed(*arguments: str) -> str:
         command = [sys.executable, "-m", "virtksm.config", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT).stdout

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,18 @@ def serve(path: Path, client: Callable[[], Coroutine[Any, Any, None]]) -> None:
             await client()
         finally:
             server.close()
+            await let_all_end()
 
     asyncio.run(both())
+
+
+async def let_all_end() -> None:
+    """Wait for the server's tasks, and for the sockets that they closed: asyncio closes those a turn later."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    if tasks:
+        await asyncio.wait(tasks, timeout=LONG_S)
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -161,14 +172,17 @@ def test_without_an_agent_there_is_no_answer(path: Path) -> None:
 
 
 def test_an_agent_that_talks_nonsense_is_an_error(path: Path) -> None:
-    async def client() -> None:
-        async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"[1]\n")
-            writer.close()
+    listener = bind_socket(str(path))
+    listener.listen()
 
-        server = await asyncio.start_unix_server(answer, path=f"{path}2")
-        with pytest.raises(ValueError, match="no JSON object"):
-            await asyncio.to_thread(ask, f"{path}2", {}, timeout_s=LONG_S)
-        server.close()
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(MAX_LINE)
+            connection.sendall(b"[1]\n")
 
-    serve(path, client)
+    answering = threading.Thread(target=answer)
+    answering.start()
+    with listener, pytest.raises(ValueError, match="no JSON object"):
+        ask(str(path), {}, timeout_s=LONG_S)
+    answering.join(LONG_S)

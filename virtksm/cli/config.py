@@ -47,7 +47,7 @@ def run_show(options: argparse.Namespace) -> int:
         import json
 
         shown = {name: {"value": value_of(loaded.config, name), "origin": loaded.origins[name]} for name in all_keys()}
-        print(json.dumps(shown).replace("\x7f", "\\u007f"))
+        print(json.dumps(shown))
     else:
         print(effective(loaded), end="")
     return ExitCode.DONE

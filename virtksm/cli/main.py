@@ -16,6 +16,10 @@ from virtksm import __version__
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import DEFAULT_RUNTIME_DIR
 
+TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
@@ -80,6 +84,20 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def run_program() -> NoReturn:
+    """Run one command as a program of its own, and end the process without Python's clearing up.
+
+    That takes 10 ms once libvirt is imported, a tenth of a one-shot, and frees only what the kernel frees anyway.
+    """
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # nobody reads any more
+            code = code or int(ExitCode.FAILED)
+    os._exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -95,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, grep -q) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at the end goes there
         return int(ExitCode.DONE)
+    except OSError as error:  # what no adapter foresaw, such as a full disk behind standard output
+        print(f"virtksm: {error}", file=sys.stderr)
+        return int(ExitCode.FAILED)
     except KeyboardInterrupt:
         return 130
     return code

@@ -60,7 +60,7 @@ def parse_ksmtuned_conf(text: str) -> tuple[Values, list[str]]:
 def _assignments(command: Command) -> list[tuple[str, str]] | None:
     """Return the (name, value) pairs that a command sets for good, or None if it does anything else."""
     first, *rest = command.words
-    exported = first.text == "export" and bool(rest)
+    exported = first.text == "export"
     pairs: list[tuple[str, str]] = []
     for word in rest if exported else command.words:
         assignment = _ASSIGNMENT.match(word.text if exported else word.bare)
