@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.lab.fixtures", "tests.real.agent_process"]
 
-settings.register_profile("here", deadline=None)
+# A machine that is busy is slow to generate examples, which is no fault of the code's.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # In CI the same examples every time: a red run is one that can be had again.
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("ci", settings.get_profile("here"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if "CI" in os.environ else "here")

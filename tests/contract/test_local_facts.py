@@ -37,9 +37,14 @@ def proc_place(stack: ExitStack) -> Place:
 
     def start(name: str) -> RunningGuest:
         uuid = str(uuid4())
-        command = ["/usr/bin/qemu-system-x86_64", "-c", "read line", "sh", "-name", name, "-uuid", uuid]
-        process = stack.enter_context(subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE))
+        command = ["/usr/bin/qemu-system-x86_64", "-c", "echo up; read line", "sh", "-name", name, "-uuid", uuid]
+        process = stack.enter_context(
+            subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        )
         stack.callback(process.kill)
+        assert process.stdout is not None
+        # Popen returns while the kernel still executes it: /proc may have no command line yet.
+        assert process.stdout.readline() == b"up\n"
         return RunningGuest(uuid=uuid, name=name, domain_id=next(numbers))
 
     return Place(facts=ProcFacts(boottime_s), start=start)

@@ -11,17 +11,14 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.differential.ksmtuned_sequences import Sequence
+from tests.lab.ksmtuned_package import read_ksmtuned_file
 
 HERE = Path(__file__).parent
-PLACES = (Path("/usr/sbin/ksmtuned"), HERE.parents[1] / "build/ksmtuned/usr/sbin/ksmtuned")
-"""Where apt installs Debian's package, and where script/setup extracts it to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +38,13 @@ FIRST = State(run=0, pages_to_scan=100, sleep_millisecs=20, npages=0, thres_kib=
 
 def run_script(sequences: list[Sequence]) -> list[list[State]]:
     """Run the sequences through the real script, each core its share in one bash; return each one's states."""
-    text = read_script(PLACES)
+    text = read_ksmtuned_file("usr/sbin/ksmtuned")
     workers = len(os.sched_getaffinity(0))
     shares = [sequences[worker::workers] for worker in range(workers)]
     memory = Path("/dev/shm")  # a step reads and writes five files
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         answers = run_shares(text, shares, Path(folder))
     return [answers[index % workers][index // workers] for index in range(len(sequences))]
-
-
-def read_script(places: Iterable[Path]) -> str:
-    """Return the script's text from the first of the places that has it; without it the test fails, never skips."""
-    for place in places:
-        if place.is_file():
-            return place.read_text()
-    pytest.fail(f"ksmtuned's script is in none of {', '.join(map(str, places))}: run script/setup")
 
 
 def run_shares(text: str, shares: list[list[Sequence]], folder: Path) -> list[list[list[State]]]:

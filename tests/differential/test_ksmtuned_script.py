@@ -16,8 +16,9 @@ from random import Random
 
 import pytest
 
-from tests.differential.ksmtuned_bash import FIRST, State, read_script, run_script
+from tests.differential.ksmtuned_bash import FIRST, State, run_script
 from tests.differential.ksmtuned_sequences import Sequence, Step, generate
+from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model import Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
@@ -71,7 +72,7 @@ def test_the_sequences_reach_what_matters(batch: Batch, capsys: pytest.CaptureFi
 
 def test_without_the_script_it_fails_and_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(pytest.fail.Exception, match="run script/setup"):
-        read_script([tmp_path / "ksmtuned"])
+        read_ksmtuned_file("usr/sbin/ksmtuned", [tmp_path])
 
 
 @pytest.mark.parametrize(

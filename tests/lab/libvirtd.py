@@ -1,10 +1,10 @@
 """A private libvirtd: the real daemon, with folders of its own, beside which the system's own libvirt is never touched.
 
 It runs in a mount namespace where a short temporary folder's subfolders lie over /etc/libvirt, /run/libvirt and
-/var/{lib,log,cache}/libvirt. Those folders must exist, as they do where libvirt is installed; nothing is created
-outside the namespace. Its sockets are reachable from outside under the temporary folder: `uri`. Guests outlive the
-daemon, as everywhere, and are ended by `close`. Processes are found by the mounts they see, never by name, and buried
-by reaper.py.
+/var/{lib,log,cache}/libvirt. Those folders are made if they are missing, empty (/run/libvirt is, until the system's
+own libvirt has run once since boot); nothing else is created outside the namespace. Its sockets are reachable from
+outside under the temporary folder: `uri`. Guests outlive the daemon, as everywhere, and are ended by `close`.
+Processes are found by the mounts they see, never by name, and buried by reaper.py.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class PrivateLibvirtd:
         if self._handle >= 0:
             raise LibvirtdFailed("the private libvirtd runs already")
         binds = [
-            f"mount --bind {shlex.quote(str(self._sources[name]))} {covered}" for name, covered in _COVERED.items()
+            f"mkdir -p {covered} && mount --bind {shlex.quote(str(self._sources[name]))} {covered}"
+            for name, covered in _COVERED.items()
         ]
         # Every step execs the next, so the pid that we know is the daemon's own.
         pid_file = shlex.quote(str(self.root / "libvirtd.pid"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.load import MAX_BYTES, Loaded, load
 from virtksm.config.schema import Config, KsmtunedParams, all_keys, tables_of
 from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
@@ -437,7 +438,7 @@ def test_every_key_has_choices_or_a_whole_range_with_its_unit() -> None:
 
 def test_the_defaults_of_the_ksmtuned_table_are_ksmtuneds() -> None:
     """From the script itself: NAME=${NAME:-default}."""
-    script = Path("/usr/sbin/ksmtuned").read_text()
+    script = read_ksmtuned_file("usr/sbin/ksmtuned")
     theirs = {
         name.lower(): int(value)
         for name, value in re.findall(r"^KSM_(\w+)=\$\{KSM_\1:-(-?\d+)\}$", script, re.MULTILINE)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.ksmtuned_conf import OURS, parse_ksmtuned_conf
 from virtksm.config.load import load
 from virtksm.config.schema import Config, KsmtunedParams, keys_of
 from virtksm.config.toml_text import imported
 
-DEBIANS = Path("/etc/ksmtuned.conf")
 COMPARED = 300
 
 # Sources each file in a shell of its own and prints the eight variables behind a mark, so that what a file prints
@@ -250,16 +250,19 @@ def test_a_lone_carriage_return_ends_no_line() -> None:
 
 
 def test_debians_file_as_installed_means_the_defaults() -> None:
-    assert taken(DEBIANS.read_text()) == {}
+    assert taken(read_ksmtuned_file("etc/ksmtuned.conf")) == {}
 
 
 def test_debians_file_with_every_line_uncommented_is_the_defaults_again(tmp_path: Path) -> None:
-    lines = [line.removeprefix("# ") if "=" in line else line for line in DEBIANS.read_text().splitlines()]
+    lines = [
+        line.removeprefix("# ") if "=" in line else line
+        for line in read_ksmtuned_file("etc/ksmtuned.conf").splitlines()
+    ]
     values, notes = parse_ksmtuned_conf("\n".join(lines))
     assert set(values) == {f"ksmtuned.{name}" for name in keys_of(KsmtunedParams)}
     assert [note.split(": ")[1] for note in notes] == ["LOGFILE", "DEBUG"]
     path = tmp_path / "imported.toml"
-    path.write_text(imported(values, notes, str(DEBIANS)))
+    path.write_text(imported(values, notes, "/etc/ksmtuned.conf"))
     loaded = load(str(path))
     assert loaded.config == Config()
     assert {name for name, origin in loaded.origins.items() if origin == str(path)} == {"policy", *values}

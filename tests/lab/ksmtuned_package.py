@@ -1,0 +1,22 @@
+"""Where the files of Debian's package ksmtuned are: where script/setup unpacks them to, or where apt installs them.
+
+Unpacked ones come first: they are as Debian made them, whatever an administrator has done to the installed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+ROOTS = (Path(__file__).resolve().parents[2] / "build" / "ksmtuned", Path("/"))
+
+
+def read_ksmtuned_file(name: str, roots: Iterable[Path] = ROOTS) -> str:
+    """Return the text of a file of the package, by its path without the leading /; without it the test fails."""
+    places = [root / name for root in roots]
+    for place in places:
+        if place.is_file():
+            return place.read_text()
+    pytest.fail(f"ksmtuned's file is in none of {', '.join(map(str, places))}: run script/setup")
