@@ -26,7 +26,10 @@ def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[s
             connection.connect(path)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return None
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        try:  # noqa: SIM105  # contextlib is start-up time
+            connection.sendall(json.dumps(request).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # an agent that turns clients away answers unasked; what it said is still there to be read
         parts: list[bytes] = []
         while part := connection.recv(MAX_LINE):
             parts.append(part)
