@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, SettingsRefused, StateUnusable
-from virtksm.model import Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
+from virtksm.model import PARAMETERS, Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
 from virtksm.ownership import HostState
 from virtksm.ports import RunningGuest
 
@@ -38,7 +38,7 @@ class FakeHypervisor:
         if self.reading_fails is not None:
             raise self.reading_fails
         return KsmState(
-            settings=Settings(**self.values),
+            settings=Settings(**{name: self.values.get(name) for name in PARAMETERS}),
             pages_shared=self.pages_shared,
             pages_sharing=0,
             pages_unshared=0,

@@ -16,7 +16,6 @@ from virtksm.ownership import Foreign
 SCHEMA = 1
 
 KSM_OFF = "KSM is off on this host (run={run}), so nothing merges; switch it on: echo 1 > /sys/kernel/mm/ksm/run"
-KSM_ABSENT = "this kernel has no KSM (/sys/kernel/mm/ksm is missing)"
 
 
 class Outcome(Enum):

@@ -283,6 +283,19 @@ def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(
     assert settings(ksm) == BASELINE
 
 
+def test_a_libvirtd_that_hangs_at_rest_is_noticed_by_keepalive_and_found_again(
+    libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    agent = start_agent(f"keepalive_s = 1\n{STEPPING_LAW}")
+    libvirtd.pause()
+    try:
+        assert agent.wait_for("libvirt_disconnected")["reason"] == "keepalive timeout"
+    finally:
+        libvirtd.resume()
+    agent.wait_for("libvirt_connected")
+    agent.wait_for_pass("connected")
+
+
 def test_a_driver_that_cannot_tune_is_said_once_and_no_crash_loop(start_agent: AgentFactory) -> None:
     agent = start_agent(uri="test:///default", connected=False)
     failed = agent.wait_for("pass_failed")

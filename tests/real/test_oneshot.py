@@ -121,6 +121,22 @@ def test_a_driver_without_ksm_is_exit_code_4(agent_home: AgentHome) -> None:
     assert "KSM needs a hypervisor driver" in done.stderr
 
 
+def test_a_kernel_without_ksm_is_exit_code_4_and_one_line(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    # What libvirtd sees of a kernel built without KSM, in its own mount namespace.
+    there = ["nsenter", f"--mount=/proc/{libvirtd.pid}/ns/mnt"]
+    subprocess.run([*there, "mount", "-t", "tmpfs", "tmpfs", "/sys/kernel/mm"], check=True)
+    try:
+        done = agent_home.run("retune", "--connect", libvirtd.uri)
+    finally:
+        subprocess.run([*there, "umount", "/sys/kernel/mm"], check=True)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert "has no KSM" in done.stderr
+    assert ksm.read("pages_to_scan") == 100
+
+
 def test_a_refusal_is_exit_code_4_directly(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     ksm.write(advisor_mode="scan-time")
     done = agent_home.run("retune", "--connect", libvirtd.uri, "--json")

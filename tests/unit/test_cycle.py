@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
 from virtksm.cycle import Cycle, Memory
-from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable
+from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model import PARKED, Occasion, Settings, Trigger
 from virtksm.ownership import HostState, Ownership
 from virtksm.record import Outcome
@@ -51,6 +51,13 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+def test_a_kernel_without_ksm_is_unsupported_and_nothing_is_written(bench: Bench) -> None:
+    bench.hypervisor.values.clear()
+    with pytest.raises(Unsupported, match="has no KSM"):
+        bench.cycle.run(TIMER)
+    assert (bench.hypervisor.calls, bench.store.saved) == ([], [])
 
 
 def test_it_writes_pages_before_sleep_in_one_call_and_only_what_differs(bench: Bench) -> None:

@@ -1,0 +1,143 @@
+"""`script/demo` as its user runs it: what it shows, and that it gives everything back, whatever ended it.
+
+It takes the KSM lock itself, so these tests hold it only to look at KSM before and after.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.lab.fixtures import REPO
+from tests.lab.ksm import KsmLock, KsmState, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+
+pytestmark = pytest.mark.real
+
+DEMO = [str(REPO / "script" / "demo"), "--guests", "2", "--duration", "10"]
+HANG_S = 100.0
+HANDED_BACK = ("run", "pages_to_scan", "sleep_millisecs", "merge_across_nodes", "advisor_mode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """A demonstration that runs, in a process group of its own as a terminal would have it."""
+
+    process: subprocess.Popen[str]
+    output: Path
+
+    def said(self, text: str) -> bool:
+        return text in self.output.read_text(encoding="utf-8")
+
+    def wait_ended(self) -> tuple[int, str]:
+        code = self.process.wait(HANG_S)
+        return code, self.output.read_text(encoding="utf-8")
+
+
+@contextmanager
+def demonstration(output: Path, *options: str) -> Iterator[Demo]:
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [*DEMO, *options], stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True, start_new_session=True
+        )
+    try:
+        yield Demo(process=process, output=output)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(HANG_S)
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Compare KSM's settings, the throwaway folders and the guests' processes after the test with those before."""
+
+    def read() -> tuple[dict[str, str], set[Path], set[int]]:
+        with KsmLock():
+            values = KsmState.save().values
+        folders = set(Path("/tmp").glob("vkd.*"))
+        guests = {one.pid for one in psutil.process_iter(["name"]) if one.info["name"].startswith("qemu-system")}
+        return {name: values[name] for name in HANDED_BACK if name in values}, folders, guests
+
+    before = read()
+    yield
+    assert read() == before
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_it_hears_applies_and_merges_and_says_how_much(tmp_path: Path) -> None:
+    with demonstration(tmp_path / "output") as demo:
+        code, output = demo.wait_ended()
+    assert code == 0, output
+    summary = output.splitlines()[-1]
+    assert "events heard" in summary
+    assert "settings applied" in summary
+    saved_mib = int(summary.rsplit("saved ", 1)[1].removesuffix(" MiB"))
+    assert 60 <= saved_mib <= 80, "two guests have 64 MiB in common, and 8 MiB of zeroes each"
+    assert "the policy acts although memory is not short" in output
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_ctrl_c_gives_everything_back(tmp_path: Path) -> None:
+    with demonstration(tmp_path / "output") as demo:
+        wait_until(lambda: demo.said("demo-1 started"), HANG_S, "the first guest")
+        os.killpg(demo.process.pid, signal.SIGINT)
+        code, output = demo.wait_ended()
+    assert code == 130, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_killed_python_leaves_nothing_behind(tmp_path: Path) -> None:
+    with demonstration(tmp_path / "output") as demo:
+        wait_until(lambda: demo.said("boost"), HANG_S, "a setting in the kernel")
+        [python] = [
+            child for child in psutil.Process(demo.process.pid).children() if "virtksm" in " ".join(child.cmdline())
+        ]
+        python.kill()
+        code, output = demo.wait_ended()
+    assert code == 137, output
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_it_shows_itself_on_another_libvirt_too(tmp_path: Path, libvirtd: PrivateLibvirtd) -> None:
+    with demonstration(tmp_path / "output", "--connect", libvirtd.uri) as demo:
+        code, output = demo.wait_ended()
+    assert code == 0, output
+    assert f"connected to {libvirtd.uri}" in output
+
+
+@pytest.mark.parametrize("command", ["demo", "test", "bench latency"])
+def test_without_root_one_line_says_what_is_missing(command: str) -> None:
+    name, *options = command.split()
+    # The checkout may lie in root's home: with this capability the user reads everything and writes nothing.
+    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *may_read]
+    done = subprocess.run(
+        [*as_nobody, REPO / "script" / name, *options], check=False, capture_output=True, text=True, timeout=HANG_S
+    )
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "needs root" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "test", "bench latency"])
+def test_without_ksm_one_line_says_what_is_missing(command: str) -> None:
+    name, *options = command.split()
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /sys/kernel/mm && exec "$0" "$@"']
+    done = subprocess.run(
+        [*hidden, REPO / "script" / name, *options], check=False, capture_output=True, text=True, timeout=HANG_S
+    )
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "this kernel has no KSM" in done.stderr
