@@ -15,6 +15,7 @@ from virtksm.ownership import HostState
 from virtksm.ports import RunningGuest
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
+LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
 
 
 @dataclass
@@ -78,21 +79,31 @@ class FakeHypervisor:
 class FakeFacts:
     """This host's own facts, as told."""
 
+    memory: HostMemory = LOCAL_HOST
     run: int | None = 1
     advisor: Callable[[], str | None] = lambda: "none"
     rss_kib: Mapping[str, int] = field(default_factory=dict)
 
     def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
-        return tuple(Guest(uuid=one.uuid, name=one.name, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
+        return tuple(
+            Guest(
+                uuid=one.uuid,
+                name=one.name,
+                domain_id=one.domain_id,
+                rss_kib=self.rss_kib.get(one.uuid),
+                max_kib=one.max_kib,
+            )
+            for one in running
+        )
 
-    def available_kib(self) -> int | None:
-        return 8 * 1024 * 1024
+    def host_memory(self) -> HostMemory:
+        return self.memory
 
     def ksmd_cpu_seconds(self) -> float | None:
         return 1.5
 
-    def ksm_run(self) -> int | None:
-        return self.run
+    def ksm_counter(self, name: str) -> int | None:
+        return self.run if name == "run" else 0
 
     def advisor_mode(self) -> str | None:
         return self.advisor()

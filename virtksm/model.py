@@ -101,8 +101,9 @@ PARKED = Settings(pages_to_scan=0, sleep_millisecs=PARKED_SLEEP_MS)
 class KsmState:
     """KSM's settings and counters; pages are the host's page size.
 
-    Source: virNodeGetMemoryParameters; `run`, `advisor_mode` from /sys/kernel/mm/ksm and `ksmd_cpu_seconds` from
-    /proc, where local.
+    Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm, and
+    `ksmd_cpu_seconds` from /proc. `pages_scanned` is counted at a batch's end (Linux 6.6), `pages_skipped` is what
+    smart_scan left out (6.7).
     """
 
     settings: Settings
@@ -113,6 +114,8 @@ class KsmState:
     full_scans: int | None = None
     run: int | None = None
     advisor_mode: str | None = None
+    pages_scanned: int | None = None
+    pages_skipped: int | None = None
     ksmd_cpu_seconds: float | None = None
 
     @property
@@ -122,7 +125,7 @@ class KsmState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory:
-    """The host's memory in KiB (virNodeGetMemoryStats; `available_kib` is MemAvailable, local only)."""
+    """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats, which lacks MemAvailable)."""
 
     total_kib: int
     free_kib: int
@@ -133,11 +136,21 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read."""
+    """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
+
+    `max_kib` is the memory that it may grow to (virDomainGetMaxMemory), None where not asked.
+    """
 
     uuid: str
     name: str
+    domain_id: int = -1
     rss_kib: int | None = None
+    max_kib: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells this run of the guest from its other runs: libvirt gives each a new id."""
+        return f"{self.uuid}/{self.domain_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,12 +189,14 @@ class Reason:
 class Decision:
     """A policy's answer: always the whole target, also where nothing changes.
 
-    `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never.
+    `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
+    that the same rule goes on as in the pass before: one of many ticks, which only a log at level debug needs.
     """
 
     target: Settings
     reason: Reason
     next_pass_s: float | None
+    is_routine: bool = False
 
     @property
     def is_parked(self) -> bool:

@@ -22,6 +22,7 @@ class RunningGuest:
     uuid: str
     name: str
     domain_id: int
+    max_kib: int | None = None
 
 
 class Hypervisor(Protocol):
@@ -59,14 +60,14 @@ class LocalFacts(Protocol):
     def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
         """Return the guests with the RSS of their processes; None where no process was found."""
 
-    def available_kib(self) -> int | None:
-        """Return MemAvailable."""
+    def host_memory(self) -> HostMemory:
+        """Read the host's memory with MemAvailable (/proc/meminfo); raises SensingFailed."""
 
     def ksmd_cpu_seconds(self) -> float | None:
         """Return the CPU time that ksmd has used since boot; None where it cannot be seen (containers)."""
 
-    def ksm_run(self) -> int | None:
-        """Return /sys/kernel/mm/ksm/run; None where the kernel has no KSM."""
+    def ksm_counter(self, name: str) -> int | None:
+        """Return a number of /sys/kernel/mm/ksm, such as `run`; None where the kernel has no such file."""
 
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""

@@ -74,10 +74,12 @@ def test_no_guests_are_no_guests(place: Place) -> None:
 
 
 def test_the_host_tells_its_numbers(place: Place) -> None:
-    available_kib = place.facts.available_kib()
-    assert available_kib is not None
-    assert available_kib > 64 * 1024
+    memory = place.facts.host_memory()
+    assert memory.total_kib > 512 * 1024
+    assert 0 < memory.free_kib <= memory.free_kib + memory.buffers_kib + memory.cached_kib <= memory.total_kib
+    assert memory.available_kib is not None
+    assert 64 * 1024 < memory.available_kib < memory.total_kib
     ksmd = place.facts.ksmd_cpu_seconds()
     assert ksmd is None or ksmd >= 0
-    assert place.facts.ksm_run() in (None, 0, 1, 2)
+    assert place.facts.ksm_counter("run") in (None, 0, 1, 2)
     assert place.facts.advisor_mode() in (None, "none", "scan-time")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from virtksm.config.ksmtuned_conf import OURS, parse_ksmtuned_conf
 from virtksm.config.load import Loaded, build, check_value, load
-from virtksm.config.schema import Key, Value, all_keys, find_inconsistencies
+from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, tables_of
 from virtksm.config.shell_text import Command, parse_commands
 from virtksm.config.toml_text import effective, format_value, imported
 from virtksm.errors import ConfigError
@@ -91,8 +91,9 @@ def check_outcome(load_bytes: LoadBytes, content: bytes) -> None:
         return
     assert list(find_inconsistencies(loaded.config)) == []
     shown = tomllib.loads(effective(loaded))
-    flat = {name: value for name, value in shown.items() if name != "ksmtuned"}
-    flat |= {f"ksmtuned.{name}": value for name, value in shown["ksmtuned"].items()}
+    flat = {name: value for name, value in shown.items() if not isinstance(value, dict)}
+    for table in tables_of(Config):
+        flat |= {f"{table}.{name}": value for name, value in shown[table].items()}
     assert {name: check_value(KEYS[name], value) for name, value in flat.items()} == dict.fromkeys(KEYS, ("", ""))
 
 

@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.adapters.local_facts import FORGET_S, YOUNG_S, ProcFacts, parse_choice
+from virtksm.adapters.local_facts import FORGET_S, YOUNG_S, ProcFacts, parse_choice, parse_meminfo
+from virtksm.model import HostMemory
 from virtksm.ports import RunningGuest
 
 
@@ -133,17 +134,33 @@ def test_the_chosen_word_is_the_one_in_brackets(text: str, choice: str) -> None:
 @pytest.mark.parametrize(("text", "run"), [("1\n", 1), ("0\n", 0), ("2", 2), ("", None), ("yes\n", None), ("-1", None)])
 def test_the_switch_is_a_number_or_unknown(tmp_path: Path, text: str, run: int | None) -> None:
     (tmp_path / "run").write_text(text, encoding="ascii")
-    assert ProcFacts(FakeClock(), sys_ksm=str(tmp_path)).ksm_run() == run
+    assert ProcFacts(FakeClock(), sys_ksm=str(tmp_path)).ksm_counter("run") == run
 
 
 def test_older_kernels_and_kernels_without_ksm_have_no_such_files(tmp_path: Path) -> None:
     facts = ProcFacts(FakeClock(), sys_ksm=str(tmp_path / "none"))
-    assert (facts.ksm_run(), facts.advisor_mode()) == (None, None)
+    assert (facts.ksm_counter("run"), facts.advisor_mode()) == (None, None)
 
 
 def test_what_is_not_ascii_is_survived(tmp_path: Path) -> None:
     (tmp_path / "run").write_bytes(b"\xff\xfe1")
     (tmp_path / "advisor_mode").write_bytes(b"none [\xff]")
     facts = ProcFacts(FakeClock(), sys_ksm=str(tmp_path))
-    assert facts.ksm_run() is None
+    assert facts.ksm_counter("run") is None
     assert facts.advisor_mode() not in (None, "none")
+
+
+def test_meminfo_is_read_as_the_kernel_writes_it() -> None:
+    text = "MemTotal:       16000 kB\nMemFree:         4000 kB\nMemAvailable: 9000 kB\nBuffers: 10 kB\nCached: 20 kB\n"
+    assert parse_meminfo(text) == HostMemory(
+        total_kib=16000, free_kib=4000, buffers_kib=10, cached_kib=20, available_kib=9000
+    )
+    assert parse_meminfo(text.replace("MemAvailable", "Other")).available_kib is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MemTotal: 1 kB\n", "MemTotal: x\nMemFree: 1\nBuffers: 1\nCached: 1\n", "a\0b:\n"]
+)
+def test_a_meminfo_that_tells_too_little_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"missing|invalid"):
+        parse_meminfo(text)

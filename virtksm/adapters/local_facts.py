@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import psutil
 
-from virtksm.model import Guest
+from virtksm.errors import SensingFailed
+from virtksm.model import Guest, HostMemory
 from virtksm.ports import Clock, RunningGuest
 
 YOUNG_S = 5.0
@@ -38,12 +39,23 @@ class ProcFacts:
         if missing:
             self._find(missing)
         return tuple(
-            Guest(uuid=guest.uuid, name=guest.name, rss_kib=self._rss_kib((guest.uuid, guest.domain_id)))
+            Guest(
+                uuid=guest.uuid,
+                name=guest.name,
+                domain_id=guest.domain_id,
+                rss_kib=self._rss_kib((guest.uuid, guest.domain_id)),
+                max_kib=guest.max_kib,
+            )
             for guest in running
         )
 
-    def available_kib(self) -> int | None:
-        return int(psutil.virtual_memory().available) // 1024
+    def host_memory(self) -> HostMemory:
+        path = f"{psutil.PROCFS_PATH}/meminfo"
+        try:
+            with open(path, encoding="ascii") as file:
+                return parse_meminfo(file.read())
+        except (OSError, ValueError) as error:
+            raise SensingFailed(f"{path}: {error}", remedy="is /proc mounted, with ProcSubset=all?") from error
 
     def ksmd_cpu_seconds(self) -> float | None:
         if not self._ksmd_sought:
@@ -56,8 +68,8 @@ class ProcFacts:
             return None
         return float(times.user + times.system)
 
-    def ksm_run(self) -> int | None:
-        text = self._read("run")
+    def ksm_counter(self, name: str) -> int | None:
+        text = self._read(name)
         return int(text) if text is not None and text.strip().isdigit() else None
 
     def advisor_mode(self) -> str | None:
@@ -101,6 +113,24 @@ class ProcFacts:
                     continue
                 del seen[pid]
         self._others = seen
+
+
+def parse_meminfo(text: str) -> HostMemory:
+    """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing, which MemAvailable may be (Linux 3.14).
+
+    Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt go by.
+    """
+    figures = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in text.splitlines()) if rest}
+    try:
+        return HostMemory(
+            total_kib=int(figures["MemTotal"]),
+            free_kib=int(figures["MemFree"]),
+            buffers_kib=int(figures["Buffers"]),
+            cached_kib=int(figures["Cached"]),
+            available_kib=int(figures["MemAvailable"]) if "MemAvailable" in figures else None,
+        )
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from error
 
 
 def parse_guest_uuid(command_line: bytes) -> str | None:

@@ -12,8 +12,8 @@ import structlog
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.errors import ConfigError, VirtksmError
-from virtksm.model import Occasion
-from virtksm.record import PassRecord, RestoreRecord
+from virtksm.model import Occasion, Trigger
+from virtksm.record import Outcome, PassRecord, RestoreRecord
 
 
 class Reporter:
@@ -75,7 +75,8 @@ class Reporter:
                 remedy=error.remedy,
             )
         self._warn([note for note in record.warnings if note not in map(str, record.refusals)])
-        self._log.info("pass_completed", **_canonical(record, heard_s, ended_s))
+        log = self._log.debug if _is_routine(record) else self._log.info
+        log("pass_completed", **_canonical(record, heard_s, ended_s))
         self._notifier.send(STATUS=f"{record.decision.reason.text}; {len(record.snapshot.guests)} guests")
 
     def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
@@ -120,6 +121,13 @@ class Reporter:
 
 
 FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
+
+
+def _is_routine(record: PassRecord) -> bool:
+    """Tell whether a pass is one tick of many: only the policy asked for it, and all went as before."""
+    is_timer = record.occasion.triggers == {Trigger.TIMER}
+    went_well = record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not record.foreign
+    return record.decision.is_routine and is_timer and went_well
 
 
 def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dict[str, object]:

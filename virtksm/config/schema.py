@@ -114,14 +114,57 @@ class KsmtunedParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveParams:
+    """The keys of the policy `adaptive`."""
+
+    engage: Literal["auto", "always", "never"] = key(
+        "auto",
+        "When to merge: auto acts when memory is short, or will be once the running guests have grown; "
+        "never only observes.",
+        "Merging memory that nobody needs splits huge pages and makes later writes dearer.",
+        choices=("auto", "always", "never"),
+    )
+    reserve_percent: int = key(
+        20,
+        "Memory of the host that should stay available; less counts as short.",
+        "ksmtuned's threshold (KSM_THRES_COEF).",
+        unit="percent",
+        minimum=0,
+        maximum=100,
+    )
+    cpu_percent: int = key(
+        90,
+        "CPU time of one core that ksmd may use during a round; all of it when no memory is available.",
+        "A round that is over sooner saves memory sooner; between rounds ksmd uses none.",
+        unit="percent",
+        minimum=1,
+        maximum=100,
+    )
+    settle_s: int = key(
+        2,
+        "How long memory that has appeared is left alone before it counts as debt.",
+        "Scanning a guest that fills its memory slows it and reads pages that will change.",
+        unit="s",
+        minimum=0,
+        maximum=3600,
+    )
+    merge_across_nodes: Literal["keep", "never", "always"] = key(
+        "keep",
+        "Whether pages of different NUMA nodes may merge; changed only while nothing is shared.",
+        "What the administrator has set stays.",
+        choices=("keep", "never", "always"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All of virtksm's configuration."""
 
-    policy: Literal["ksmtuned"] = key(
+    policy: Literal["ksmtuned", "adaptive"] = key(
         "ksmtuned",
         "The control law that decides (docs/policies.md).",
-        "It is the only one so far.",
-        choices=("ksmtuned",),
+        "Moving from ksmtuned changes nothing at first; adaptive is new.",
+        choices=("ksmtuned", "adaptive"),
     )
     host: Literal["auto", "local"] = key(
         "auto",
@@ -187,6 +230,7 @@ class Config:
         choices=("auto", "console", "json", "journal"),
     )
     ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)
+    adaptive: AdaptiveParams = field(default_factory=AdaptiveParams)
 
 
 def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:

@@ -92,7 +92,9 @@ def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
 
 def _comment(one: Key) -> list[str]:
     allowed = f"{one.range_text}; default {format_value(one.default)}. {one.reason}"
-    return [f"# {line}" for line in (*textwrap.wrap(one.meaning, WIDTH), *textwrap.wrap(allowed, WIDTH))]
+    return [
+        f"# {line}" for text in (one.meaning, allowed) for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+    ]
 
 
 def _escaped(cell: str) -> str:

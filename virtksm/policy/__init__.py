@@ -22,7 +22,13 @@ def _ksmtuned(config: Config) -> Policy[Any]:
     return KsmtunedPolicy(params=config.ksmtuned)
 
 
-POLICIES: Mapping[str, Callable[[Config], Policy[Any]]] = {"ksmtuned": _ksmtuned}
+def _adaptive(config: Config) -> Policy[Any]:
+    from virtksm.policy.adaptive import AdaptivePolicy
+
+    return AdaptivePolicy(params=config.adaptive)
+
+
+POLICIES: Mapping[str, Callable[[Config], Policy[Any]]] = {"ksmtuned": _ksmtuned, "adaptive": _adaptive}
 """What builds each policy; the configuration's key `policy` has these choices (a test holds them equal)."""
 
 

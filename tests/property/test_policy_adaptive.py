@@ -1,0 +1,145 @@
+"""The adaptive law on any sequence of snapshots: its bounds hold, its past survives, and nothing makes it fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtksm.config.schema import AdaptiveParams
+from virtksm.model import (
+    KERNEL_MAXIMUM,
+    PARKED_SLEEP_MS,
+    Guest,
+    HostMemory,
+    KsmState,
+    Occasion,
+    Settings,
+    Snapshot,
+    Source,
+    Trigger,
+)
+from virtksm.policy.adaptive import SOONEST_S, AdaptivePolicy
+from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
+from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
+
+MOST_KIB = 2**40
+kib = st.integers(0, MOST_KIB)
+counter = st.none() | st.integers(0, 2**50)
+params = st.builds(
+    AdaptiveParams,
+    engage=st.sampled_from(["auto", "always", "never"]),
+    reserve_percent=st.integers(0, 100),
+    cpu_percent=st.integers(1, 100),
+    settle_s=st.integers(0, 3600),
+    merge_across_nodes=st.sampled_from(["keep", "never", "always"]),
+)
+guests = st.lists(
+    st.builds(
+        Guest,
+        uuid=st.sampled_from("abc"),
+        name=st.just("g"),
+        domain_id=st.integers(1, 2),
+        rss_kib=st.none() | kib,
+        max_kib=st.none() | kib,
+    ),
+    max_size=3,
+    unique_by=lambda guest: guest.key,
+).map(tuple)
+snapshots = st.builds(
+    Snapshot,
+    taken_s=st.floats(0, 1e6),
+    source=st.sampled_from(Source),
+    host=st.builds(
+        HostMemory, total_kib=kib, free_kib=kib, buffers_kib=kib, cached_kib=kib, available_kib=st.none() | kib
+    ),
+    ksm=st.builds(
+        KsmState,
+        settings=st.builds(
+            Settings,
+            pages_to_scan=st.integers(0, KERNEL_MAXIMUM),
+            sleep_millisecs=st.integers(0, KERNEL_MAXIMUM),
+            merge_across_nodes=st.none() | st.integers(0, 1),
+        ),
+        pages_shared=counter,
+        pages_sharing=counter,
+        pages_unshared=counter,
+        pages_volatile=counter,
+        full_scans=counter,
+        run=st.sampled_from([None, 0, 1, 1, 1, 2]),
+        pages_scanned=counter,
+        pages_skipped=counter,
+        ksmd_cpu_seconds=st.none() | st.floats(0, 1e6),
+    ),
+    guests=guests,
+)
+occasions = st.builds(Occasion, triggers=st.frozensets(st.sampled_from(Trigger), min_size=1))
+passes = st.lists(st.tuples(snapshots, occasions), min_size=1, max_size=12)
+
+
+@given(params, passes)
+def test_whatever_it_sees_its_bounds_hold_and_its_past_survives_json(
+    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Occasion]]
+) -> None:
+    """Clocks that jump, counters that vanish or fall back, guests that come, go and cannot be read."""
+    policy = AdaptivePolicy(params=chosen)
+    past = AdaptivePast()
+    for snapshot, occasion in seen:
+        decision, past = policy.decide(snapshot, past, occasion)
+        pages, sleep_ms = decision.target.pages_to_scan, decision.target.sleep_millisecs
+        assert pages is not None
+        assert 0 <= pages <= KERNEL_MAXIMUM
+        assert sleep_ms in (FED_SLEEPS_MS if pages else (PARKED_SLEEP_MS,))
+        assert decision.next_pass_s is not None
+        assert SOONEST_S <= decision.next_pass_s <= 60
+        assert decision.reason.text
+        assert past.fresh_kib >= 0
+        assert past.half_kib >= 0
+        assert past.fresh_kib + past.half_kib <= sum(past.guests_kib.values()) + 4 * 2**52
+        assert load_past(json.loads(json.dumps(dump_past(past)))) == past
+
+
+@given(params, passes)
+def test_it_never_scans_when_it_may_not(chosen: AdaptiveParams, seen: list[tuple[Snapshot, Occasion]]) -> None:
+    policy = AdaptivePolicy(params=replace(chosen, engage="never"))
+    past = AdaptivePast()
+    for snapshot, occasion in seen:
+        decision, past = policy.decide(snapshot, past, occasion)
+        assert decision.is_parked
+
+
+@given(params, passes, kib, kib)
+def test_less_memory_never_makes_it_scan_slower(
+    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Occasion]], one_kib: int, other_kib: int
+) -> None:
+    """The last pass of any history, once with less and once with more memory available."""
+    policy = AdaptivePolicy(params=chosen)
+    past = AdaptivePast()
+    for snapshot, occasion in seen[:-1]:
+        past = policy.decide(snapshot, past, occasion)[1]
+    snapshot, occasion = seen[-1]
+    less_kib, more_kib = sorted((one_kib, other_kib))
+    batches = []
+    for available_kib in (less_kib, more_kib):
+        scarce = replace(snapshot, host=replace(snapshot.host, available_kib=available_kib))
+        batches.append(policy.decide(scarce, past, occasion)[0].target.pages_to_scan or 0)
+    assert batches[0] >= batches[1]
+
+
+@given(params, snapshots)
+def test_a_host_that_has_settled_is_left_in_peace(chosen: AdaptiveParams, snapshot: Snapshot) -> None:
+    """Nothing owed, nothing changes, no probe due: the same parked settings for ever."""
+    known = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
+    past = AdaptivePast(
+        taken_s=snapshot.taken_s, guests_kib=known, pages_sharing=snapshot.ksm.pages_sharing, probe_due_s=2e6
+    )
+    policy = AdaptivePolicy(params=replace(chosen, merge_across_nodes="keep"))
+    timer = Occasion(triggers=frozenset({Trigger.TIMER}))
+    targets = set()
+    for later_s in range(0, 1000, 50):
+        decision, past = policy.decide(replace(snapshot, taken_s=snapshot.taken_s + later_s), past, timer)
+        targets.add(decision.target)
+    assert len(targets) == 1
+    assert targets.pop().pages_to_scan == 0

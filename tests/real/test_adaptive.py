@@ -1,0 +1,92 @@
+"""The adaptive policy on the real kernel with real guests: all that can merge merges, then ksmd rests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import Ksm, wait_until
+from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
+from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
+
+pytestmark = pytest.mark.real
+
+LAW = """\
+policy = "adaptive"
+[adaptive]
+engage = "always"
+settle_s = 1
+"""
+COMMON_MIB = 24
+
+
+def start_twins(guest: GuestFactory, count: int) -> None:
+    for seed in range(1, count + 1):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=seed))
+
+
+def is_parked(ksm: Ksm) -> bool:
+    return (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (0, 10_000)
+
+
+def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    ksm.write(use_zero_pages=0)
+    agent = start_agent(LAW)
+    assert is_parked(ksm), "nothing is owed yet"
+    start_twins(guest, 3)
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    assert is_parked(ksm)
+    assert ksm.read("pages_sharing") >= 2 * COMMON_MIB * PAGES_PER_MIB
+    full_scans = ksm.read("full_scans")
+    start_twins_again = PayloadGuest(name="late", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=9)
+    guest(start_twins_again)
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    assert ksm.read("pages_sharing") >= 3 * COMMON_MIB * PAGES_PER_MIB
+    assert ksm.read("full_scans") > full_scans
+    assert agent.lines("foreign_value_found") == []
+    assert agent.stop() == 0
+    assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
+
+
+def test_an_agent_killed_in_a_round_leaves_ksmd_one_batch_a_minute(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    agent = start_agent(LAW + "cpu_percent = 1\n")
+    start_twins(guest, 2)
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.kill()
+    assert ksm.read("pages_to_scan") > 0
+    assert ksm.read("sleep_millisecs") in FED_SLEEPS_MS
+    assert agent_home.run("restore", "--connect", agent.uri).returncode == 0
+    assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
+
+
+def test_a_one_shot_takes_the_next_step_where_the_agent_was(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    agent = start_agent(LAW)
+    start_twins(guest, 2)
+    agent.wait_for(
+        "pass_completed", lambda line: line["decision"]["rule"] == "rest" and line["sensed"]["full_scans"] > 1
+    )
+    agent.kill()
+    done = agent_home.run("retune", "--connect", agent.uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rule rest" in done.stdout
+    assert is_parked(ksm)
+
+
+def test_with_memory_to_spare_it_leaves_guests_alone(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
+    agent = start_agent('policy = "adaptive"\n[adaptive]\nreserve_percent = 1\n')
+    start_twins(guest, 2)
+    line = agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 2)
+    assert line["decision"]["rule"] == "disengaged"
+    assert is_parked(ksm)
+    full_scans = ksm.read("full_scans")
+    wait_until(lambda: agent.step()["decision"]["rule"] == "disengaged", HANG_S, "another pass")
+    assert ksm.read("full_scans") == full_scans

@@ -1,0 +1,192 @@
+"""The adaptive policy: every page that can merge, soon, and then silence.
+
+In goes a snapshot and the past, out come the settings, the rule that fired with its numbers, and the next past. The
+law, numbered as in docs/policies.md; each rule's code is in the module named:
+
+1. Engage when memory is short or will be, always or never, as configured (`engage`).
+2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
+3. Debt is guest memory that has appeared, and merges that were broken; what has stopped owes nothing (`debt`).
+4. Memory is young for settle_s, and left alone; then it is fresh debt, owed two visits (`debt`).
+5. Debt that waits adds up: KiB times seconds (`debt`).
+6. A round begins when the waiting is worth its ksmd-seconds. While more appears, waiting is cheap (`rounds`).
+7. A round is one full scan: at its end, what was fresh at its beginning is half paid (`rounds`).
+8. ksmd is fed one batch a tick, within the CPU budget; without ticks it does one a minute (`rounds`).
+9. At a round's end, half paid debt is paid (`rounds`).
+10. But not by a round in which smart_scan skipped most old pages: their twins are still to be met (`rounds`).
+11. Merges that are broken within the next round's time double the price of rounds (`yields`).
+12. Without debt: park, and probe now and then, sooner after a probe that found something (`yields`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from virtksm.config.schema import AdaptiveParams
+from virtksm.model import PARKED, Decision, Occasion, Reason, Settings, Snapshot, Source
+from virtksm.policy.adaptive.debt import PAGE_KIB, account, total_kib
+from virtksm.policy.adaptive.engage import Need, in_gib, judge_need
+from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
+from virtksm.policy.adaptive.rounds import (
+    begin_round,
+    end_round,
+    feed,
+    has_ended,
+    has_stalled,
+    read_meter,
+    round_cost_s,
+    seconds_to_wait,
+)
+from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judge_lasting, plan_probe, probe_is_due
+
+NAME = "adaptive"
+
+WATCH_S: Mapping[Source, float] = {Source.LOCAL: 10.0, Source.LIBVIRT: 60.0}
+"""How often to look at the guests' memory at rest; libvirt's figures cost 2-5 ms a guest (FACTS, measured)."""
+YOUNG_WATCH_S = 1.0
+SOONEST_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptivePolicy:
+    """The policy `adaptive`; `params` are the keys of the configuration's table [adaptive]."""
+
+    params: AdaptiveParams
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    def first_past(self, snapshot: Snapshot) -> AdaptivePast:
+        return AdaptivePast()
+
+    def load_past(self, kept: Mapping[str, object]) -> AdaptivePast:
+        return load_past(kept)
+
+    def dump_past(self, past: AdaptivePast) -> dict[str, object]:
+        return dump_past(past)
+
+    def decide(self, snapshot: Snapshot, past: AdaptivePast, occasion: Occasion) -> tuple[Decision, AdaptivePast]:
+        """Decide by the rules of this package's docstring. Pure; raises nothing."""
+        need = judge_need(snapshot, self.params, was_engaged=past.engaged)
+        settle_s = self.params.settle_s * (1 - need.pressure)
+        past = replace(account(snapshot, past, settle_s), engaged=need.engaged)
+        if snapshot.ksm.run not in (None, 1):
+            return self._rest(snapshot, stand_down(past), need, "off", "KSM is switched off, so nothing can merge")
+        if not need.engaged:
+            return self._rest(snapshot, stand_down(past), need, "disengaged", f"no need to merge: {need.why}")
+        if past.round is not None:
+            if not has_ended(snapshot, past.round):
+                return self._scan(snapshot, past, past.round, need)
+            past = self._close_round(snapshot, past, past.round)
+        return self._between_rounds(snapshot, past, need, occasion)
+
+    def _between_rounds(
+        self, snapshot: Snapshot, past: AdaptivePast, need: Need, occasion: Occasion
+    ) -> tuple[Decision, AdaptivePast]:
+        if past.probe_due_s is None:
+            past = plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
+        memory_kib = total_kib(snapshot, past)
+        if past.probe_rounds == 0 and memory_kib > 0 and probe_is_due(past, snapshot.taken_s):
+            past = replace(past, probe_rounds=PROBE_ROUNDS)
+
+        def waiting_s() -> float | None:
+            wait_s = seconds_to_wait(snapshot, past, need.pressure)
+            return 0.0 if past.probe_rounds > 0 or (wait_s is not None and occasion.is_explicit) else wait_s
+
+        if waiting_s() == 0:
+            past = judge_lasting(past, memory_kib)
+            if waiting_s() == 0:
+                past = begin_round(snapshot, past)
+        if past.round is not None:
+            return self._scan(snapshot, past, past.round, need)
+        wait_s = waiting_s()
+        if wait_s is None:
+            text = f"all of {in_gib(memory_kib)} is covered"
+            return self._rest(snapshot, past, need, "rest", text)
+        text = f"{in_gib(past.fresh_kib + past.half_kib)} owed, worth a round in {wait_s:.0f} s"
+        return self._rest(snapshot, past, need, "wait", text, wait_s)
+
+    def _close_round(self, snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
+        before_kib = past.gained_kib
+        memory_kib = total_kib(snapshot, past)
+        past = end_round(snapshot, past, ended)
+        past = count_probe_round(past, past.gained_kib - before_kib, memory_kib)
+        return plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
+
+    def _scan(
+        self, snapshot: Snapshot, past: AdaptivePast, current: Round, need: Need
+    ) -> tuple[Decision, AdaptivePast]:
+        if has_stalled(snapshot, past, current):
+            past = plan_probe(stand_down(past), snapshot.taken_s, round_cost_s(snapshot, past))
+            return self._rest(snapshot, past, need, "stalled", "ksmd does not get on with its round: given up")
+        settings, next_pass_s, past = feed(snapshot, past, current, self.params, need.pressure)
+        rule = "probe" if past.probe_rounds > 0 else "round"
+        visited = progress(snapshot, current)
+        text = f"{rule} over {in_gib(total_kib(snapshot, past))}{visited}, {in_gib(current.scanning_kib)} of it fresh"
+        return self._decision(snapshot, past, need, rule, text, settings, next_pass_s)
+
+    def _rest(
+        self, snapshot: Snapshot, past: AdaptivePast, need: Need, rule: str, text: str, wait_s: float | None = None
+    ) -> tuple[Decision, AdaptivePast]:
+        waits = [WATCH_S[snapshot.source]]
+        if need.engaged and past.young:
+            waits.append(YOUNG_WATCH_S)
+        if need.engaged and past.probe_due_s is not None:
+            waits.append(past.probe_due_s - snapshot.taken_s)
+        if wait_s is not None:
+            waits.append(wait_s)
+        return self._decision(snapshot, past, need, rule, f"{text}: parked", PARKED, max(min(waits), SOONEST_S))
+
+    def _decision(
+        self,
+        snapshot: Snapshot,
+        past: AdaptivePast,
+        need: Need,
+        rule: str,
+        text: str,
+        settings: Settings,
+        next_pass_s: float,
+    ) -> tuple[Decision, AdaptivePast]:
+        merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
+        if merge is not None and merge != snapshot.ksm.settings.merge_across_nodes and snapshot.ksm.pages_shared:
+            text += "; merge_across_nodes waits until nothing is shared"
+            merge = None
+        numbers = {
+            "memory_kib": total_kib(snapshot, past),
+            "young_kib": sum(kib for _, kib in past.young),
+            "fresh_kib": past.fresh_kib,
+            "half_kib": past.half_kib,
+            "waited_kib_s": round(past.waited_kib_s, 1),
+            "round_cost_s": round(round_cost_s(snapshot, past), 3),
+            "page_cost_us": round(past.page_cost_s * 1e6, 3),
+            "backoff": past.backoff,
+            "narrow_rounds": past.narrow_rounds,
+            "pressure": round(need.pressure, 3),
+            "guests": len(snapshot.guests),
+            "guests_unread": snapshot.guests_unread,
+        }
+        decision = Decision(
+            target=replace(settings, merge_across_nodes=merge),
+            reason=Reason(rule=rule, text=text, numbers=numbers),
+            next_pass_s=next_pass_s,
+            is_routine=rule == past.rule,
+        )
+        return decision, replace(past, rule=rule)
+
+
+def stand_down(past: AdaptivePast) -> AdaptivePast:
+    """Drop the round that is under way: its debt is owed whole again, and ksmd's cursor is anywhere."""
+    if past.round is None:
+        return past
+    return replace(
+        past, round=None, full_scans=None, fresh_kib=past.fresh_kib + past.round.scanning_kib, probe_rounds=0
+    )
+
+
+def progress(snapshot: Snapshot, current: Round) -> str:
+    """Say how far a round is, where the kernel tells."""
+    now, began = read_meter(snapshot).pages_scanned, current.began.pages_scanned
+    if now is None or began is None:
+        return ""
+    return f", {in_gib(max(now - began, 0) * PAGE_KIB)} visited"

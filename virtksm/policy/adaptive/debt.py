@@ -1,0 +1,76 @@
+"""Rules 3 to 5 of the adaptive law: which memory is still owed visits, and how long it has waited.
+
+Debt is memory that has appeared and that ksmd has not visited as often as merging needs (twice: a page's checksum must
+hold still between two visits). It comes in three ages: young (appeared a moment ago, left alone while it settles),
+fresh (owed two visits) and half (owed one). Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from virtksm.model import Snapshot
+from virtksm.policy.adaptive.past import AdaptivePast
+
+PAGE_KIB = 4
+"""KSM merges base pages; on hosts with larger ones the debt of broken merges is underestimated, nothing else."""
+GROWING_SHARE = 8
+"""While more than an eighth of the debt is young, more is coming, and one round later will cover it all."""
+
+
+def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> AdaptivePast:
+    """Return the past with the debt as of this snapshot; `settle_s` seconds make young memory fresh."""
+    now_s = snapshot.taken_s
+    guests_kib = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
+    unread = {guest.key for guest in snapshot.guests if guest.rss_kib is None}
+    kept_kib = {key: kib for key, kib in past.guests_kib.items() if key in unread}  # unread is not gone
+    appeared_kib = sum(max(kib - past.guests_kib.get(key, 0), 0) for key, kib in guests_kib.items())  # rule 3
+    stopped = past.guests_kib.keys() - guests_kib.keys() - unread
+    broken_kib = 0 if stopped else _broken_kib(snapshot, past)
+
+    young = (*past.young, (now_s, appeared_kib)) if appeared_kib else past.young
+    settled_kib = sum(kib for at_s, kib in young if not 0 <= now_s - at_s < settle_s)  # rule 4
+    young = tuple((at_s, kib) for at_s, kib in young if 0 <= now_s - at_s < settle_s)
+    all_kib = sum(guests_kib.values()) + sum(kept_kib.values())
+    stopped_kib = sum(past.guests_kib[key] for key in stopped)
+    stayed = 1 - stopped_kib / (sum(past.guests_kib.values()) or 1)  # what has stopped owes nothing
+    fresh_kib = min(int(past.fresh_kib * stayed) + settled_kib + broken_kib, all_kib)
+    half_kib = min(int(past.half_kib * stayed), all_kib - fresh_kib)
+
+    waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
+    waiting_kib = past.fresh_kib + (past.half_kib if past.round is None else 0)
+    return replace(
+        past,
+        taken_s=now_s,
+        guests_kib={**kept_kib, **guests_kib},
+        young=young,
+        fresh_kib=fresh_kib,
+        half_kib=half_kib,
+        waited_kib_s=past.waited_kib_s + waiting_kib * waited_s,
+        pages_sharing=snapshot.ksm.pages_sharing,
+        broken_kib=past.broken_kib + broken_kib,
+    )
+
+
+def _broken_kib(snapshot: Snapshot, past: AdaptivePast) -> int:
+    """Return what was merged when the last round ended and has been written to since: it may merge again."""
+    sharing = snapshot.ksm.pages_sharing
+    if past.pages_sharing is None or sharing is None or past.round is not None:
+        return 0
+    return max(past.pages_sharing - sharing, 0) * PAGE_KIB
+
+
+def total_kib(snapshot: Snapshot, past: AdaptivePast) -> int:
+    """Return the memory that a round has to visit: the guests', or all that KSM knows of if that is more.
+
+    The difference is mergeable memory of others (systemd's MemoryKSM=, prctl), which has no guest to stand for it.
+    """
+    ksm = snapshot.ksm
+    known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
+    return max(sum(past.guests_kib.values()), sum(pages or 0 for pages in known) * PAGE_KIB)
+
+
+def is_growing(past: AdaptivePast) -> bool:
+    """Tell whether so much memory is still appearing that a round should wait for it (rule 6)."""
+    young_kib = sum(kib for _, kib in past.young)
+    return young_kib * GROWING_SHARE > past.fresh_kib + past.half_kib + young_kib

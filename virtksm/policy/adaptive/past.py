@@ -1,0 +1,139 @@
+"""What the adaptive policy remembers from one pass to the next, and its form as plain JSON values.
+
+A past is a value: the policy gets one and returns the next. Memory is in KiB, times are CLOCK_BOOTTIME seconds.
+Counters that the kernel or the connection does not offer are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+DEFAULT_PAGE_COST_S = 7e-6
+"""ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (FACTS, measured)."""
+
+MOST = 2.0**53
+"""Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """The kernel's counters at one moment, to take differences from."""
+
+    taken_s: float
+    pages_sharing: int
+    cpu_s: float | None
+    pages_scanned: int | None
+    pages_skipped: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
+
+    `scanning_kib` is the fresh debt at its beginning: visited once when it ends.
+    """
+
+    ends_at_full_scans: int
+    scanning_kib: int
+    began: Meter
+    fed: Meter | None = None
+    """When ksmd was granted the last batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptivePast:
+    """All that a pass hands to the next."""
+
+    taken_s: float | None = None
+    rule: str = ""
+    """The rule that the last pass ended with."""
+    engaged: bool = False
+    guests_kib: Mapping[str, int] = field(default_factory=dict)
+    """Resident memory of each guest that is accounted for, by `Guest.key`."""
+    young: tuple[tuple[float, int], ...] = ()
+    """Memory that appeared a moment ago, (when, KiB): it is left alone until it has settled."""
+    fresh_kib: int = 0
+    """Debt that no round begun since has visited."""
+    half_kib: int = 0
+    """Debt that one round has visited: merging takes two visits."""
+    waited_kib_s: float = 0.0
+    """How much debt has waited for how long since the last round began."""
+    pages_sharing: int | None = None
+    """As last seen, to notice merges that a write has broken."""
+    gained_kib: int = 0
+    broken_kib: int = 0
+    """What rounds have merged, and what was broken, since the two were last compared."""
+    backoff: int = 1
+    full_scans: int | None = None
+    """The full scan at whose end our last round left ksmd's cursor; None if it may be anywhere."""
+    round: Round | None = None
+    wake: bool = False
+    """Which of two sleeps was set last: ksmd wakes when it changes."""
+    page_cost_s: float = DEFAULT_PAGE_COST_S
+    round_cost_s_per_kib: float | None = None
+    """ksmd's CPU time for the last round, for each KiB of memory that there was; None before the first."""
+    narrow_rounds: int = 0
+    """Rounds in a row that skipped most of the old pages (smart_scan) while a second visit was owed."""
+    probe_interval_s: float = 300.0
+    probe_due_s: float | None = None
+    probe_rounds: int = 0
+    """Rounds of a probe that are still to be done."""
+    probe_gained_kib: int = 0
+
+
+def dump_past(past: AdaptivePast) -> dict[str, object]:
+    """Return a past as plain JSON values."""
+    return asdict(past)
+
+
+def load_past(kept: Mapping[str, object]) -> AdaptivePast:
+    """Rebuild a past from what `dump_past` gave; raises ValueError if it is not one."""
+    values = _checked(AdaptivePast, kept)
+    if not isinstance(values["guests_kib"], Mapping) or not isinstance(values["young"], list | tuple):
+        raise ValueError("guests_kib or young is damaged")  # bad data, not a bad call
+    guests_kib = {str(key): _plain(str(key), kib, "int") for key, kib in values["guests_kib"].items()}
+    young = tuple(map(_young, values["young"]))
+    return AdaptivePast(**{**values, "guests_kib": guests_kib, "young": young, "round": _round(values["round"])})
+
+
+def _round(kept: object) -> Round | None:
+    if kept is None:
+        return None
+    values = _checked(Round, kept)
+    fed = None if values["fed"] is None else Meter(**_checked(Meter, values["fed"]))
+    return Round(**{**values, "began": Meter(**_checked(Meter, values["began"])), "fed": fed})
+
+
+def _young(kept: object) -> tuple[float, int]:
+    if not isinstance(kept, list | tuple) or len(kept) != 2:
+        raise ValueError("young is damaged")
+    return _plain("young", kept[0], "float"), _plain("young", kept[1], "int")
+
+
+def _checked(made: type[Any], kept: object) -> dict[str, Any]:
+    """Return the fields of a dataclass as kept; bool, int and float are checked against its annotations."""
+    declared = {one.name: str(one.type) for one in fields(made)}
+    if not isinstance(kept, Mapping) or kept.keys() != declared.keys():
+        raise ValueError(f"not what the adaptive policy keeps: {made.__name__} has other keys")
+    values = dict(kept)
+    for name, kind in declared.items():
+        if values[name] is None and kind.endswith("| None"):
+            continue
+        base = kind.removesuffix(" | None")
+        if base == "str" and not isinstance(values[name], str):
+            raise ValueError(f"{name} is {values[name]!r}, not text")
+        if base in ("bool", "int", "float"):
+            values[name] = _plain(name, values[name], base)
+    return values
+
+
+def _plain(name: str, value: object, kind: str) -> Any:  # noqa: ANN401  # what kind says
+    is_flag = isinstance(value, bool)
+    if kind == "bool" and is_flag:
+        return value
+    wanted = int if kind == "int" else int | float
+    if kind == "bool" or is_flag or not isinstance(value, wanted) or not 0 <= value < MOST:
+        raise ValueError(f"{name} is {value!r}, not {kind}")
+    return value
