@@ -50,7 +50,7 @@ class FakeHypervisor:
     def host_memory(self) -> HostMemory:
         return self.host
 
-    def running_guests(self) -> tuple[RunningGuest, ...]:
+    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
         return self.running
 
     def measured_guests(self) -> tuple[Guest, ...]:

@@ -14,7 +14,7 @@ from typing import Generic
 from virtksm.actuate import Call, apply, plan
 from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
-from virtksm.model import PARKED, KsmState, Occasion, Settings, Snapshot
+from virtksm.model import PARKED, KsmState, Occasion, Settings, Snapshot, Trigger
 from virtksm.ownership import HostState, Ownership, claim, confirm, intend, restoration
 from virtksm.policy.base import Past, Policy
 from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore
@@ -53,7 +53,8 @@ class Cycle(Generic[Past]):
         began_s = self.clock()
         with self.store.locked():
             state = self.store.load()
-            snapshot = sense(self.hypervisor, self.local, began_s)
+            afresh = Trigger.MEMORY_DEVICE in occasion.triggers
+            snapshot = sense(self.hypervisor, self.local, began_s, afresh=afresh)
             decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
             before = snapshot.ksm.settings

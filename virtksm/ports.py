@@ -41,8 +41,8 @@ class Hypervisor(Protocol):
     def host_memory(self) -> HostMemory:
         """Read the host's memory (virNodeGetMemoryStats)."""
 
-    def running_guests(self) -> tuple[RunningGuest, ...]:
-        """List the running domains (virConnectListAllDomains)."""
+    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
+        """List the running domains (virConnectListAllDomains); `afresh` asks for the maximum of those known, too."""
 
     def measured_guests(self) -> tuple[Guest, ...]:
         """List the running domains with their RSS (virConnectGetAllDomainStats, 2-5 ms a guest)."""

@@ -15,8 +15,11 @@ from virtksm.model import Snapshot, Source
 from virtksm.ports import Hypervisor, LocalFacts
 
 
-def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float) -> Snapshot:
-    """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host."""
+def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, *, afresh: bool = False) -> Snapshot:
+    """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
+
+    `afresh` asks for what is otherwise asked once a guest: after memory devices have come or gone.
+    """
     ksm = hypervisor.ksm_state()
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
         raise Unsupported(
@@ -43,5 +46,5 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float) -> Sna
             pages_skipped=local.ksm_counter("pages_skipped"),
             ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
         ),
-        guests=local.guests(hypervisor.running_guests()),
+        guests=local.guests(hypervisor.running_guests(afresh=afresh)),
     )

@@ -15,7 +15,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.adapters.libvirt_host import LibvirtHost, open_host
-from virtksm.demo.guests import PayloadGuest
+from virtksm.demo.guests import PayloadGuest, memory_device_xml
 from virtksm.errors import Cause, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.model import PARAMETERS, Guest
 from virtksm.ports import Hypervisor, RunningGuest
@@ -45,8 +45,9 @@ def fake_host() -> Host:
         fake.pages_shared = PAGES
 
     def start_guest(name: str) -> None:
-        fake.running += (RunningGuest(uuid=f"uuid of {name}", name=name, domain_id=len(fake.running) + 1),)
-        fake.measured += (Guest(uuid=f"uuid of {name}", name=name, rss_kib=24 * 1024),)
+        uuid, domain_id, max_kib = f"uuid of {name}", len(fake.running) + 1, 16 * 1024
+        fake.running += (RunningGuest(uuid=uuid, name=name, domain_id=domain_id, max_kib=max_kib),)
+        fake.measured += (Guest(uuid=uuid, name=name, domain_id=domain_id, rss_kib=24 * 1024, max_kib=max_kib),)
 
     return Host(
         hypervisor=fake,
@@ -178,19 +179,31 @@ def test_merge_across_nodes_takes_0_and_1_alone(host: Host) -> None:
 
 
 def test_without_guests_the_lists_are_empty(host: Host) -> None:
-    assert host.hypervisor.running_guests() == ()
+    assert host.hypervisor.running_guests(afresh=False) == ()
     assert host.hypervisor.measured_guests() == ()
 
 
 def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
     for name in ("one", "two"):
         host.start_guest(name)
-    running = sorted(host.hypervisor.running_guests(), key=lambda guest: guest.name)
+    running = sorted(host.hypervisor.running_guests(afresh=False), key=lambda guest: guest.name)
     measured = sorted(host.hypervisor.measured_guests(), key=lambda guest: guest.name)
     assert [guest.name for guest in running] == [guest.name for guest in measured] == ["one", "two"]
     assert [guest.uuid for guest in running] == [guest.uuid for guest in measured]
     assert len({guest.domain_id for guest in running}) == 2
+    assert [guest.key for guest in measured] == [f"{guest.uuid}/{guest.domain_id}" for guest in running]
+    assert [guest.max_kib for guest in running] == [guest.max_kib for guest in measured] == [16 * 1024] * 2
     assert all(guest.rss_kib is not None and guest.rss_kib > 8 * 1024 for guest in measured)
+
+
+@pytest.mark.real
+def test_a_memory_module_counts_when_asked_afresh(libvirt_conn: libvirt.virConnect, guest: GuestFactory) -> None:
+    host = LibvirtHost(libvirt_conn)
+    running = guest(PayloadGuest(name="plug", memory_mib=64, own_mib=1, hotplug_mib=256))
+    assert [one.max_kib for one in host.running_guests(afresh=False)] == [64 * 1024]
+    running.domain.attachDevice(memory_device_xml(128))
+    assert [one.max_kib for one in host.running_guests(afresh=False)] == [64 * 1024]
+    assert [one.max_kib for one in host.running_guests(afresh=True)] == [192 * 1024]
 
 
 @pytest.mark.real
@@ -200,7 +213,7 @@ def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(li
     calls: tuple[Callable[[], object], ...] = (
         host.ksm_state,
         host.host_memory,
-        host.running_guests,
+        lambda: host.running_guests(afresh=True),
         host.measured_guests,
         lambda: host.set_parameters({"pages_to_scan": 345}),
     )

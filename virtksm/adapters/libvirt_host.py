@@ -44,24 +44,23 @@ class LibvirtHost:
             raise self._translated(error, "reading the host's memory") from error
         return parse_memory_stats(values)
 
-    def running_guests(self) -> tuple[RunningGuest, ...]:
+    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
         try:
             domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             listed = {(domain.UUIDString(), domain.ID()): domain for domain in domains}
         except libvirt.libvirtError as error:
             raise self._translated(error, "listing the guests") from error
-        self._learn_max_kib(listed)
+        self._learn_max_kib(listed, {} if afresh else self._max_kib)
         return tuple(
             RunningGuest(uuid=uuid, name=domain.name(), domain_id=domain_id, max_kib=self._max_kib[uuid, domain_id])
             for (uuid, domain_id), domain in listed.items()
         )
 
-    def _learn_max_kib(self, listed: Mapping[tuple[str, int], libvirt.virDomain]) -> None:
-        """Ask for the maximum of each guest not known yet, and of the one that was asked longest ago: 0.1 ms each."""
-        kept = {key: max_kib for key, max_kib in self._max_kib.items() if key in listed}
-        oldest = next(iter(kept), None)
-        if oldest is not None:
-            del kept[oldest]
+    def _learn_max_kib(
+        self, listed: Mapping[tuple[str, int], libvirt.virDomain], known: Mapping[tuple[str, int], int | None]
+    ) -> None:
+        """Ask for the maximum of each guest that is not known yet: 0.1 ms each."""
+        kept = {key: max_kib for key, max_kib in known.items() if key in listed}
         for key in listed.keys() - kept.keys():
             try:
                 kept[key] = listed[key].maxMemory()

@@ -41,8 +41,9 @@ from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judg
 
 NAME = "adaptive"
 
-WATCH_S: Mapping[Source, float] = {Source.LOCAL: 10.0, Source.LIBVIRT: 60.0}
-"""How often to look at the guests' memory at rest; libvirt's figures cost 2-5 ms a guest (FACTS, measured)."""
+WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
+"""How often to look at the guests' memory at rest: a pass wakes libvirt's threads some forty times, and libvirt's own
+figures cost 2-5 ms a guest (FACTS, measured)."""
 YOUNG_WATCH_S = 1.0
 SOONEST_S = 0.25
 
