@@ -1,0 +1,124 @@
+"""Where the race is run: a private libvirtd, payload guests that start, settle and stop on it, KSM put back between.
+
+Everything lies below the libvirtd's folder, which script/bench is told of and cleans up if this program is killed.
+Guests are ended by their processes' ids. It writes to the kernel's KSM, which script/bench has locked, through
+tests/lab/ksm.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import libvirt
+
+from bench.race.linux import LinuxGuest, build_linux_guest
+from bench.race.records import GuestLife
+from bench.stage import PAYLOAD, QEMU_CACHE
+from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.demo.embedded import end_all
+from virtksm.demo.guests import PayloadGuest, parse_console, start_guest, wait_settled
+
+SETTLE_TIMEOUT_S = 120.0
+FOREIGN_PAGES_MOST = 1000
+QUIET_SCANS = 14
+"""smart_scan skips a page for 8 scans at most, after 1 + 2 + 4 and three fruitless visits between."""
+
+
+class Disturbed(Exception):
+    """Memory of processes that are none of ours merged during a run: its figures are nobody's."""
+
+
+@contextmanager
+def private_ground() -> Iterator[Ground]:
+    """Lend a ground, and end everything on it, also on SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+    # Small pages alone, so that KSM counts every page and nobody pays for splitting huge ones.
+    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
+    if roots := os.environ.get("VIRTKSM_BENCH_ROOTS"):
+        with Path(roots).open("a", encoding="utf-8") as told:
+            told.write(f"{daemon.root}\n")
+    try:
+        daemon.start()
+        yield Ground(daemon)
+    finally:
+        daemon.close()
+
+
+class Ground:
+    """The guests of one run at a time; `folder` is for files of the run, removed in the end."""
+
+    def __init__(self, libvirtd: PrivateLibvirtd) -> None:
+        self._libvirtd = libvirtd
+        self._connection = libvirt.open(libvirtd.uri)
+        self._pids: set[int] = set()
+        self._consoles: dict[str, Path] = {}
+        self._runs = 0
+        self.ksm = Ksm()
+        self.guests: list[GuestLife] = []
+        self.folder = libvirtd.root
+
+    @property
+    def uri(self) -> str:
+        """Tell the libvirt URI of the guests, for a contender that asks for it."""
+        return self._libvirtd.uri
+
+    def clear(self) -> None:
+        """End all guests, unmerge everything and set the kernel's defaults, so that every run begins alike."""
+        end_all(self._pids & set(self._libvirtd.processes()))
+        wait_until(lambda: not self._connection.listAllDomains(), 30.0, "libvirtd to drop the guests that were ended")
+        self._pids.clear()
+        self._consoles.clear()
+        self.guests = []
+        self.ksm.start_afresh()
+        self._runs += 1
+        self.folder = self._libvirtd.root / f"r{self._runs}"
+        self.folder.mkdir()
+
+    def settle(self, guests: Sequence[PayloadGuest]) -> None:
+        """Start guests that have long been there when the clock starts, and scan until smart_scan skips their pages."""
+        self.ksm.write(pages_to_scan=100_000, sleep_millisecs=0)
+        for guest in guests:
+            self.start(guest, began_s=time.monotonic())
+            wait_settled(self._consoles[guest.name], SETTLE_TIMEOUT_S)
+        self.guests = []  # those of the run are others
+        target = self.ksm.read("full_scans") + QUIET_SCANS
+        wait_until(lambda: self.ksm.read("full_scans") >= target, 300.0, f"{QUIET_SCANS} full scans")
+        self.ksm.write(pages_to_scan=100, sleep_millisecs=20)
+
+    def start(self, guest: PayloadGuest, *, began_s: float) -> None:
+        """Start a guest; `began_s` of CLOCK_MONOTONIC is where its times count from."""
+        console = self.folder / f"{guest.name}.console"
+        kernel = build_linux_guest() if isinstance(guest, LinuxGuest) else PAYLOAD.resolve()
+        start_guest(self._connection, guest, kernel=kernel, console=console)
+        self._pids.add(self._libvirtd.guest_pid(guest.name))
+        self._consoles[guest.name] = console
+        self.guests.append(GuestLife(name=guest.name, started_s=round(time.monotonic() - began_s, 3)))
+
+    def stop(self, name: str, *, began_s: float) -> None:
+        """Stop a guest at once, through libvirt."""
+        self._connection.lookupByName(name).destroy()
+        for life in self.guests:
+            if life.name == name:
+                life.stopped_s = round(time.monotonic() - began_s, 3)
+
+    def check_alone(self) -> None:
+        """Look whether KSM merges for nobody else; raises Disturbed. Takes some 10 ms."""
+        foreign = merging_pages_of_others(self._pids)
+        if foreign > FOREIGN_PAGES_MOST:
+            raise Disturbed(f"{foreign} pages of other processes are merged (their /proc/PID/ksm_merging_pages)")
+
+    def look(self, *, began_s: float) -> None:
+        """Note which guests have filled their memory; raises PayloadFailed when one reports an error."""
+        for life in self.guests:
+            console = self._consoles[life.name]
+            if life.settled_s is None and life.stopped_s is None and console.exists():
+                text = console.read_text(encoding="ascii", errors="replace")
+                if parse_console(text):
+                    life.settled_s = round(time.monotonic() - began_s, 3)

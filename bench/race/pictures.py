@@ -1,0 +1,94 @@
+"""One picture a work: savings and ksmd's CPU over time, all contenders, as SVG.
+
+In: the records of one work. Out: curves (pure), and a file drawn by matplotlib, which is no dependency of the project:
+it is imported only here and only when a picture is wanted; without it `draw_work` raises PlottingAbsent.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from bench.race.measures import OFF, PAGES_PER_MIB
+from bench.race.records import Record
+
+POINTS_MOST = 400
+COLOURS: Mapping[str, str] = {
+    "adaptive": "#d62728",
+    "ksmtuned-law": "#ff9896",
+    "ksmtuned": "#1f77b4",
+    "advisor-boot": "#2ca02c",
+    "advisor-late": "#98df8a",
+    "default": "#7f7f7f",
+    "flat": "#9467bd",
+    "clairvoyant": "#000000",
+}
+
+
+class PlottingAbsent(Exception):
+    """matplotlib is not installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One contender's line: seconds since the first start, saved MiB, ksmd's CPU seconds."""
+
+    contender: str
+    at_s: tuple[float, ...]
+    saved_mib: tuple[float, ...]
+    ksmd_cpu_s: tuple[float, ...]
+
+
+def trace_curve(record: Record) -> Curve:
+    """Make a record's curve, of at most some hundred points, the last sample among them."""
+    step = len(record.samples) // POINTS_MOST + 1
+    kept = [*record.samples[:-1:step], record.samples[-1]]
+    first_cpu_s = record.samples[0].ksmd_cpu_s
+    return Curve(
+        contender=record.contender,
+        at_s=tuple(sample.at_s for sample in kept),
+        saved_mib=tuple(sample.pages_sharing / PAGES_PER_MIB for sample in kept),
+        ksmd_cpu_s=tuple(round(sample.ksmd_cpu_s - first_cpu_s, 3) for sample in kept),
+    )
+
+
+def trace_work(records: Sequence[Record], order: Sequence[str]) -> list[Curve]:
+    """Make the curves of one work's runs, in the contenders' order, without the run in which KSM was off."""
+    shown = [record for record in records if record.contender != OFF and record.samples]
+    return [trace_curve(record) for record in sorted(shown, key=lambda record: order.index(record.contender))]
+
+
+def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path) -> None:
+    """Draw one work's picture; raises PlottingAbsent. `settled_s` marks about when the last guest had settled."""
+    pyplot = _load_pyplot()
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
+    for curve in curves:
+        width = 2.2 if curve.contender == "adaptive" else 1.2
+        dashes = "--" if curve.contender in {"clairvoyant", "flat"} else "-"
+        look = {"color": COLOURS.get(curve.contender), "linewidth": width, "linestyle": dashes}
+        above.plot(curve.at_s, curve.saved_mib, label=curve.contender, **look)
+        below.plot(curve.at_s, curve.ksmd_cpu_s, label=curve.contender, **look)
+    for axes, label in ((above, "saved, MiB"), (below, "ksmd's CPU, s")):
+        axes.axvline(settled_s, color="#bbbbbb", linewidth=0.8)
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(visible=True, alpha=0.3)
+    above.set_title(title)
+    above.legend(loc="lower right", fontsize="small")
+    below.set_xlabel("s since the first guest's start (vertical line: the last guest has filled its memory)")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _load_pyplot() -> ModuleType:
+    # By name, so that the type checker does not ask for what may be absent.
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ModuleNotFoundError:
+        raise PlottingAbsent("pictures need matplotlib, which is not in this environment") from None
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "virtksm"  # the same records make the same file
+    return importlib.import_module("matplotlib.pyplot")

@@ -1,0 +1,210 @@
+"""The works of the race: which guests start and stop when, each in its full size and for --quick.
+
+Pure. Numbers are issue 3's. Guests are made of small pages alone (`huge_pages=False` of the private libvirtd), so that
+KSM's counters see every page, and so that no contender pays for splitting huge pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bench.race.linux import COMMON_MIB, LinuxGuest
+from bench.race.steps import Start, Stop, Work
+from virtksm.demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How large a work is: `guests` of `memory_mib`, started `every_s` apart, watched for `length_s`."""
+
+    guests: int
+    memory_mib: int
+    every_s: float
+    length_s: float
+
+
+def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_s: int = 0) -> PayloadGuest:
+    """Describe a guest that fills all of its memory: half common, a tenth zero, the rest its own."""
+    content_mib = memory_mib - KEPT_MIB
+    common_mib, zero_mib = content_mib // 2, content_mib // 10
+    return PayloadGuest(
+        name=f"g{number}",
+        memory_mib=memory_mib,
+        common_mib=common_mib,
+        zero_mib=zero_mib,
+        own_mib=content_mib - common_mib - zero_mib,
+        seed=number + 1,
+        slow_mib_per_s=slow_mib_per_s,
+        rewrite_per_s=rewrite_per_s,
+    )
+
+
+def starts(scale: Scale, describe: Callable[[int], PayloadGuest]) -> tuple[Start, ...]:
+    """List the starts of `scale.guests` guests, `scale.every_s` apart."""
+    return tuple(Start(at_s=number * scale.every_s, guest=describe(number)) for number in range(scale.guests))
+
+
+def storm(scale: Scale) -> Work:
+    return Work(
+        name="storm",
+        told=f"{scale.guests} guests of {scale.memory_mib} MiB started {scale.every_s:g} s apart, filled as fast as "
+        "they can: half common, a tenth zero, the rest own",
+        steps=starts(scale, lambda number: mixed(number, scale.memory_mib)),
+        length_s=scale.length_s,
+    )
+
+
+def small(scale: Scale) -> Work:
+    slow_mib_per_s = scale.memory_mib // 10
+    return Work(
+        name="small",
+        told=f"{scale.guests} guests of {scale.memory_mib} MiB started {scale.every_s:g} s apart that fill in about "
+        "10 s each: half common, a tenth zero, the rest own",
+        steps=starts(scale, lambda number: mixed(number, scale.memory_mib, slow_mib_per_s=slow_mib_per_s)),
+        length_s=scale.length_s,
+    )
+
+
+def linux(scale: Scale, *, own_mib: int) -> Work:
+    def describe(number: int) -> LinuxGuest:
+        return LinuxGuest(
+            name=f"g{number}", memory_mib=scale.memory_mib, common_mib=COMMON_MIB, own_mib=own_mib, seed=number
+        )
+
+    return Work(
+        name="linux",
+        told=f"{scale.guests} Linux guests of {scale.memory_mib} MiB started {scale.every_s:g} s apart, with "
+        f"{COMMON_MIB} MiB common, {own_mib} MiB of their own, and what a kernel itself uses",
+        steps=starts(scale, describe),
+        length_s=scale.length_s,
+        has_clairvoyant=False,
+    )
+
+
+def twin(scale: Scale, *, filled_over_s: int) -> Work:
+    # A page that smart_scan has seen often is looked at in every ninth scan, and two that are looked at in different
+    # ones never meet. The old guest fills slowly while ksmd scans flat out, so that its pages are spread over all nine,
+    # as those of a guest that has long been there, and no contender's luck decides.
+    def only_own(name: str, slow_mib_per_s: int = 0) -> PayloadGuest:
+        return PayloadGuest(
+            name=name,
+            memory_mib=scale.memory_mib,
+            own_mib=scale.memory_mib - KEPT_MIB,
+            seed=1,
+            slow_mib_per_s=slow_mib_per_s,
+        )
+
+    return Work(
+        name="twin",
+        told=f"one guest of {scale.memory_mib} MiB, filled over {filled_over_s} s under flat-out scanning and then "
+        "scanned fruitlessly at least 14 times, so that smart_scan skips its pages; then a guest starts whose pages "
+        "are all equal to the old one's",
+        already=(only_own("old", slow_mib_per_s=scale.memory_mib // filled_over_s),),
+        steps=(Start(at_s=0.0, guest=only_own("new")),),
+        length_s=scale.length_s,
+    )
+
+
+def growth(scale: Scale, *, grow_mib_per_min: int, minutes: float) -> Work:
+    # Grown pages are own ones: equal in two guests of the same seed, so half of the growth can merge.
+    grown_mib = round(grow_mib_per_min * minutes)
+
+    def pair(number: int) -> PayloadGuest:
+        return PayloadGuest(
+            name=f"g{number}",
+            memory_mib=scale.memory_mib + grown_mib,
+            common_mib=(scale.memory_mib - KEPT_MIB) // 2,
+            own_mib=(scale.memory_mib - KEPT_MIB) // 2,
+            seed=number // 2 + 1,
+            grow_mib_per_min=grow_mib_per_min,
+        )
+
+    return Work(
+        name="growth",
+        told=f"{scale.guests} guests of {scale.memory_mib} MiB that grow by {grow_mib_per_min} MiB a minute each for "
+        f"{minutes:g} minutes, two and two alike",
+        steps=starts(scale, pair),
+        length_s=scale.length_s,
+        busy_until_s=scale.guests * scale.every_s + minutes * 60,
+        has_clairvoyant=False,
+    )
+
+
+def churn(scale: Scale, *, rewrite_per_s: int) -> Work:
+    def describe(number: int) -> PayloadGuest:
+        return mixed(number, scale.memory_mib, rewrite_per_s=0 if number % 4 else rewrite_per_s)
+
+    return Work(
+        name="churn",
+        told=f"{scale.guests} guests of {scale.memory_mib} MiB, half common, a tenth zero, the rest own; a quarter of "
+        f"them rewrite {rewrite_per_s} own pages a second each",
+        steps=starts(scale, describe),
+        length_s=scale.length_s,
+    )
+
+
+def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
+    common_mib = scale.memory_mib // 2
+
+    def describe(number: int) -> PayloadGuest:
+        return PayloadGuest(
+            name=f"g{number}",
+            memory_mib=scale.memory_mib,
+            common_mib=common_mib,
+            own_mib=scale.memory_mib - common_mib - KEPT_MIB,
+            seed=number + 1,
+            rewrite_common_per_s=rewrite_common_per_s,
+        )
+
+    return Work(
+        name="thrash",
+        told=f"{scale.guests} guests of {scale.memory_mib} MiB, half common, the rest own; each rewrites "
+        f"{rewrite_common_per_s} common pages a second, so that all are equal again and none stays so for more than "
+        f"{common_mib * PAGES_PER_MIB / rewrite_common_per_s:.0f} s",
+        steps=starts(scale, describe),
+        length_s=scale.length_s,
+    )
+
+
+def stop(scale: Scale) -> Work:
+    stop_s = scale.length_s / 2
+    stopped = [f"g{number}" for number in range(0, scale.guests, 2)]
+    return Work(
+        name="stop",
+        told=f"{scale.guests} guests of {scale.memory_mib} MiB, half common, a tenth zero, the rest own; after "
+        f"{stop_s:g} s half of them stop",
+        steps=(
+            *starts(scale, lambda number: mixed(number, scale.memory_mib)),
+            *(Stop(at_s=stop_s + place, guest=name) for place, name in enumerate(stopped)),
+        ),
+        length_s=scale.length_s,
+        busy_until_s=stop_s + len(stopped),
+    )
+
+
+def list_works(*, quick: bool) -> Mapping[str, Work]:
+    """Tell all works by name: issue 3's, or smaller and shorter ones."""
+    if quick:
+        works = (
+            storm(Scale(guests=4, memory_mib=320, every_s=2.0, length_s=30.0)),
+            small(Scale(guests=4, memory_mib=96, every_s=2.0, length_s=30.0)),
+            twin(Scale(guests=1, memory_mib=384, every_s=0.0, length_s=25.0), filled_over_s=12),
+            growth(Scale(guests=4, memory_mib=64, every_s=1.0, length_s=60.0), grow_mib_per_min=320, minutes=0.5),
+            churn(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=40.0), rewrite_per_s=5000),
+            thrash(Scale(guests=4, memory_mib=128, every_s=1.0, length_s=40.0), rewrite_common_per_s=2048),
+            stop(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=50.0)),
+            linux(Scale(guests=3, memory_mib=384, every_s=2.0, length_s=60.0), own_mib=100),
+        )
+    else:
+        works = (
+            storm(Scale(guests=8, memory_mib=1024, every_s=5.0, length_s=300.0)),
+            small(Scale(guests=8, memory_mib=192, every_s=5.0, length_s=300.0)),
+            twin(Scale(guests=1, memory_mib=1024, every_s=0.0, length_s=300.0), filled_over_s=20),
+            growth(Scale(guests=4, memory_mib=128, every_s=2.0, length_s=700.0), grow_mib_per_min=64, minutes=10.0),
+            churn(Scale(guests=8, memory_mib=512, every_s=2.0, length_s=300.0), rewrite_per_s=5000),
+            thrash(Scale(guests=8, memory_mib=128, every_s=1.0, length_s=300.0), rewrite_common_per_s=2048),
+            stop(Scale(guests=8, memory_mib=512, every_s=3.0, length_s=300.0)),
+            linux(Scale(guests=8, memory_mib=900, every_s=5.0, length_s=300.0), own_mib=600),
+        )
+    return {work.name: work for work in works}
