@@ -232,6 +232,17 @@ def test_8_a_batch_that_still_runs_is_left_to_end() -> None:
     assert decision.next_pass_s == pytest.approx(0.25)
 
 
+def test_8_passes_that_guests_ask_for_grant_no_batch_of_their_own() -> None:
+    guests = {"a": GIB, "b": GIB}
+    first, past = in_round()
+    started = Occasion(triggers=frozenset({Trigger.STARTED}))
+    early, past = decide_all(ALWAYS, snap(10.4, guests, pages_scanned=120_000), past=past, occasion=started)
+    assert early.target.sleep_millisecs == first.target.sleep_millisecs
+    assert early.next_pass_s == pytest.approx(0.6)
+    due, _ = decide_all(ALWAYS, snap(11.0, guests, pages_scanned=120_000), past=past)
+    assert due.target.sleep_millisecs != first.target.sleep_millisecs
+
+
 def test_8_a_batch_is_what_the_budget_allows_at_the_measured_cost() -> None:
     guests = {"a": GIB, "b": GIB}
     _, past = in_round()

@@ -90,18 +90,14 @@ class AdaptivePolicy:
         memory_kib = total_kib(snapshot, past)
         if past.probe_rounds == 0 and memory_kib > 0 and probe_is_due(past, snapshot.taken_s):
             past = replace(past, probe_rounds=PROBE_ROUNDS)
-
-        def waiting_s() -> float | None:
-            wait_s = seconds_to_wait(snapshot, past, need.pressure)
-            return 0.0 if past.probe_rounds > 0 or (wait_s is not None and occasion.is_explicit) else wait_s
-
-        if waiting_s() == 0:
+        wait_s = seconds_to_round(snapshot, past, need, occasion)
+        if wait_s == 0:
             past = judge_lasting(past, memory_kib)
-            if waiting_s() == 0:
-                past = begin_round(snapshot, past)
+            wait_s = seconds_to_round(snapshot, past, need, occasion)
+        if wait_s == 0:
+            past = begin_round(snapshot, past)
         if past.round is not None:
             return self._scan(snapshot, past, past.round, need)
-        wait_s = waiting_s()
         if wait_s is None:
             text = f"all of {in_gib(memory_kib)} is covered"
             return self._rest(snapshot, past, need, "rest", text)
@@ -174,6 +170,14 @@ class AdaptivePolicy:
             is_routine=rule == past.rule,
         )
         return decision, replace(past, rule=rule)
+
+
+def seconds_to_round(snapshot: Snapshot, past: AdaptivePast, need: Need, occasion: Occasion) -> float | None:
+    """Return how long the next round has yet to wait, None if nothing asks for one."""
+    if past.probe_rounds > 0:
+        return 0.0
+    wait_s = seconds_to_wait(snapshot, past, need.pressure)
+    return 0.0 if wait_s is not None and occasion.is_explicit else wait_s
 
 
 def stand_down(past: AdaptivePast) -> AdaptivePast:

@@ -40,6 +40,8 @@ class Round:
     began: Meter
     fed: Meter | None = None
     """When ksmd was granted the last batch."""
+    next_batch_s: float = 0.0
+    """When the next batch may be granted, whatever else asks for passes before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

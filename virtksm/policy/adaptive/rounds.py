@@ -90,24 +90,28 @@ def feed(
 ) -> tuple[Settings, float, AdaptivePast]:
     """Grant the next batch (rule 8): return the settings, when it will be over, and the past.
 
-    A batch that still runs is left to end, since ksmd would not hear of a changed sleep.
+    A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests ask for
+    in between grant none, or a storm of events would spend more than the budget.
     """
     now = read_meter(snapshot)
     share = params.cpu_percent / 100
     share += (1 - share) * pressure
     cost_s = measured_page_cost_s(current.began, now) or past.page_cost_s
     pages = min(max(int(share * TICK_S / cost_s), LEAST_BATCH_PAGES), KERNEL_MAXIMUM)
-    if current.fed is not None and is_busy(current.fed, now):
+    early_s = current.next_batch_s - now.taken_s
+    if current.fed is not None and (is_busy(current.fed, now) or 0 < early_s <= TICK_S + SLACK_S):
         settings = Settings(pages_to_scan=pages, sleep_millisecs=FED_SLEEPS_MS[past.wake])
-        return settings, TICK_S / 4, replace(past, page_cost_s=cost_s)
+        return settings, max(early_s, TICK_S / 4), replace(past, page_cost_s=cost_s)
     left_s = TICK_S
     scanned = _difference(current.began.pages_scanned, now.pages_scanned)
     if scanned is not None:
         left_s = max((total_kib(snapshot, past) / PAGE_KIB - scanned) * cost_s, TICK_S / 4)
     wake = not past.wake
     settings = Settings(pages_to_scan=pages, sleep_millisecs=FED_SLEEPS_MS[wake])
-    fed = replace(past, page_cost_s=cost_s, wake=wake, round=replace(current, fed=now))
-    return settings, min(TICK_S, left_s) + SLACK_S, fed
+    next_s = min(TICK_S, left_s) + SLACK_S
+    # A timer may come a moment early.
+    fed = replace(current, fed=now, next_batch_s=now.taken_s + next_s - SLACK_S)
+    return settings, next_s, replace(past, page_cost_s=cost_s, wake=wake, round=fed)
 
 
 def measured_page_cost_s(began: Meter, now: Meter) -> float | None:

@@ -1,0 +1,66 @@
+"""The simulated host's own /proc and /sys: LocalFacts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from virtksm.model import Guest, HostMemory
+from virtksm.ports import RunningGuest
+
+if TYPE_CHECKING:
+    from bench.sim.host import SimHost
+
+CPU_TICK_S = 0.01
+"""/proc tells CPU time in hundredths of a second."""
+
+
+class SimFacts:
+    """LocalFacts of a SimHost."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+
+    def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
+        now_s = self._host.now_s
+        rss_kib = {guest.uuid: guest.rss_kib(now_s) for guest in self._host.guests_by_name.values()}
+        return tuple(
+            Guest(
+                uuid=one.uuid,
+                name=one.name,
+                domain_id=one.domain_id,
+                rss_kib=rss_kib.get(one.uuid),
+                max_kib=one.max_kib,
+            )
+            for one in running
+        )
+
+    def host_memory(self) -> HostMemory:
+        memory = self._host.host_memory()
+        return replace(memory, available_kib=memory.free_kib)
+
+    def ksmd_cpu_seconds(self) -> float | None:
+        return int(self._host.ksmd.cpu_seconds / CPU_TICK_S + 1e-9) * CPU_TICK_S
+
+    def ksm_counter(self, name: str) -> int | None:
+        ksmd = self._host.ksmd
+        has_smart_scan = ksmd.rules.smart_scan
+        files = {
+            "run": ksmd.run,
+            "pages_to_scan": ksmd.pages_to_scan,
+            "sleep_millisecs": ksmd.sleep_millisecs,
+            "full_scans": ksmd.full_scans,
+            "pages_shared": ksmd.trees.pages_shared,
+            "pages_sharing": ksmd.trees.pages_sharing,
+            "pages_unshared": ksmd.trees.pages_unshared,
+            "pages_volatile": ksmd.trees.pages_volatile,
+            "pages_scanned": ksmd.pages_scanned,
+            "pages_skipped": ksmd.pages_skipped if has_smart_scan else None,
+            "smart_scan": 1 if has_smart_scan else None,
+            "use_zero_pages": 0,
+            "ksm_zero_pages": 0,
+        }
+        return files.get(name)
+
+    def advisor_mode(self) -> str | None:
+        return "none"

@@ -1,0 +1,133 @@
+"""The real ksmd for comparisons: its counters and CPU time, full scans one at a time, and the lock around it all.
+
+Everything happens within `lent_ksm`, which holds the machine's lock, begins afresh and restores what it found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.ksm import Ksm, KsmLock, KsmState, wait_until
+
+LONG_SLEEP_MS = 600_000
+SCAN_TIMEOUT_S = 120.0
+ALL_PAGES = 2**31
+COUNTERS = (
+    "pages_shared",
+    "pages_sharing",
+    "pages_unshared",
+    "pages_volatile",
+    "pages_scanned",
+    "pages_skipped",
+    "full_scans",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """KSM's counters at a time, and the CPU seconds of ksmd since boot."""
+
+    t_s: float
+    cpu_seconds: float
+    pages_shared: int
+    pages_sharing: int
+    pages_unshared: int
+    pages_volatile: int
+    pages_scanned: int
+    pages_skipped: int
+    full_scans: int
+
+
+class RealKsmd:
+    """The kernel's KSM, lent."""
+
+    def __init__(self, ksm: Ksm) -> None:
+        self.ksm = ksm
+        self._schedstat = Path(f"/proc/{find_ksmd()}/schedstat")
+
+    def read(self) -> Reading:
+        """Read all counters."""
+        return Reading(
+            t_s=time.monotonic(),
+            cpu_seconds=self.cpu_seconds(),
+            **{name: self.ksm.read(name) for name in COUNTERS},
+        )
+
+    def cpu_seconds(self) -> float:
+        """Read ksmd's CPU time, to the nanosecond (the first word of /proc/PID/schedstat)."""
+        return int(self._schedstat.read_text(encoding="ascii").split()[0]) / 1e9
+
+    def pause(self) -> None:
+        """Scan nothing."""
+        self.ksm.write(pages_to_scan=0, sleep_millisecs=LONG_SLEEP_MS)
+        time.sleep(0.1)
+
+    def full_scan(self) -> Reading:
+        """Make exactly one full scan from its beginning to its end, as one batch, and return what is then."""
+        target = self.ksm.read("full_scans") + 1
+        self.ksm.write(pages_to_scan=ALL_PAGES)
+        self._wake()
+        wait_until(lambda: self.ksm.read("full_scans") >= target, SCAN_TIMEOUT_S, "a full scan")
+        time.sleep(0.01)  # the last counters are updated behind full_scans
+        return self.read()
+
+    def begin_at_a_full_scan(self) -> None:
+        """Finish whatever scan is going on, and forget every page: the next full scan is the first of all."""
+        self.ksm.write(run=2)
+        self.pause()
+        self.ksm.write(run=1)
+
+    def pages_of_others(self) -> int:
+        """Count the pages of whoever has mergeable memory now; forgets them again."""
+        self.ksm.write(pages_to_scan=ALL_PAGES)
+        self._wake()
+        self.rest(0.5)  # with nobody to scan there would be no full scan to wait for
+        now = self.read()
+        self.begin_at_a_full_scan()
+        return now.pages_shared + now.pages_sharing + now.pages_unshared + now.pages_volatile
+
+    def forget_ended(self) -> None:
+        """Let ksmd forget the pages of processes that have ended, by scanning one page or what there is."""
+        self.ksm.write(pages_to_scan=1)
+        self._wake()
+        self.rest(0.5)
+        self.pause()
+
+    def rest(self, seconds: float) -> None:
+        """Let ksmd go on as it is set."""
+        time.sleep(seconds)
+
+    def _wake(self) -> None:
+        asleep_ms = self.ksm.read("sleep_millisecs")
+        self.ksm.write(sleep_millisecs=LONG_SLEEP_MS + (asleep_ms == LONG_SLEEP_MS))
+
+
+def find_ksmd() -> int:
+    """Find the thread's process id; raises LookupError."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "comm").read_text(encoding="utf-8", errors="replace") == "ksmd\n":
+                    return int(entry.name)
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                continue
+    raise LookupError("no thread named ksmd")
+
+
+@contextmanager
+def lent_ksm() -> Iterator[RealKsmd]:
+    """Lend the kernel's KSM: locked, nothing merged, run=1 but scanning nothing; restored afterwards."""
+    with KsmLock():
+        state = KsmState.save()
+        try:
+            ksm = Ksm()
+            ksm.start_afresh()
+            lent = RealKsmd(ksm)
+            lent.pause()
+            yield lent
+        finally:
+            state.restore()

@@ -1,0 +1,157 @@
+"""What holds of the simulator whatever happens on the host: bounds, completeness, silence."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.sim.driver import Event, Outcome, Start, Stop, run_fixed, run_policy
+from bench.sim.host import SimHost
+from bench.sim.ksmd import Ksmd
+from bench.sim.runs import Runs
+from bench.sim.visit import Rules
+from virtksm.config.schema import KsmtunedParams
+from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from virtksm.model import PARKED, Settings
+from virtksm.policy.ksmtuned import KsmtunedPolicy
+
+NAMES = "abcdef"
+UNTIL_S = 60.0
+
+mib = st.integers(0, 40)
+
+
+@st.composite
+def static_guests(draw: st.DrawFn) -> list[PayloadGuest]:
+    return [
+        PayloadGuest(
+            name=name,
+            memory_mib=256,
+            common_mib=draw(mib),
+            zero_mib=draw(mib),
+            own_mib=draw(mib),
+            image=draw(st.integers(0, 1)),
+        )
+        for name in NAMES[: draw(st.integers(1, len(NAMES)))]
+    ]
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> list[Event]:
+    """Guests of all kinds start, some end."""
+    events: list[Event] = []
+    for number, name in enumerate(NAMES[: draw(st.integers(1, len(NAMES)))]):
+        at_s = draw(st.floats(0.0, 20.0))
+        guest = PayloadGuest(
+            name=name,
+            memory_mib=200,
+            common_mib=draw(st.integers(1, 40)),
+            zero_mib=draw(mib),
+            own_mib=draw(st.integers(1, 40)),
+            seed=number,
+            rewrite_per_s=draw(st.sampled_from([0, 0, 200])),
+            rewrite_common_per_s=draw(st.sampled_from([0, 0, 100])),
+            slow_mib_per_s=draw(st.sampled_from([0, 5])),
+            grow_mib_per_min=draw(st.sampled_from([0, 30])),
+        )
+        events.append(Start(at_s=at_s, guest=guest))
+        if draw(st.booleans()):
+            events.append(Stop(at_s=at_s + draw(st.floats(0.1, 40.0)), name=name))
+    return events
+
+
+kernel_settings = st.builds(
+    Settings,
+    pages_to_scan=st.sampled_from([0, 1, 100, 5000, 100_000]) | st.integers(0, 2**32 - 1),
+    sleep_millisecs=st.sampled_from([1, 20, 200, 10_000, 2**32 - 1]) | st.integers(1, 1000),
+)
+kernels = st.builds(Rules, smart_scan=st.booleans(), checksum_first=st.booleans())
+
+
+def keeps_its_books(host: SimHost, run: Outcome) -> None:
+    ksmd, trees = host.ksmd, host.ksmd.trees
+    known = sum(
+        (high - low) * state.known
+        for process in ksmd.processes
+        for region in process.regions
+        for low, high, state in region.states.within(0, region.most_pages)
+    )
+    assert trees.known == known == trees.stable.pages + trees.inserted + trees.pages_volatile
+    assert min(trees.pages_shared, trees.pages_sharing, trees.inserted, trees.in_tree, trees.pages_volatile) >= 0
+    resident = sum(region.filled(host.now_s) for one in host.guests_by_name.values() for region in one.regions)
+    assert 0 <= host.saved_pages <= resident
+    assert all(earlier.pages_scanned <= later.pages_scanned for earlier, later in pairwise(run.samples))
+    assert run.samples[-1].ksmd_cpu_seconds <= UNTIL_S * 1.001
+
+
+@settings(max_examples=15)
+@given(scenario=scenarios(), fixed=kernel_settings, rules=kernels)
+def test_counters_agree_with_the_pages(scenario: list[Event], fixed: Settings, rules: Rules) -> None:
+    host = SimHost(total_kib=2**24, ksmd=Ksmd(rules=rules))
+    keeps_its_books(host, run_fixed(host, fixed, scenario, until_s=UNTIL_S))
+
+
+@settings(max_examples=15)
+@given(scenario=scenarios(), total_mib=st.integers(300, 4000))
+def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: int) -> None:
+    host = SimHost(total_kib=total_mib * 1024, own_kib=0)
+    run = run_policy(host, KsmtunedPolicy(params=KsmtunedParams()), scenario, until_s=UNTIL_S)
+    keeps_its_books(host, run)
+    assert not [record for _, record in run.passes if record.refusals or record.foreign]
+
+
+@settings(max_examples=40)
+@given(guests=static_guests(), rules=kernels)
+def test_two_full_scans_merge_all_that_can(guests: list[PayloadGuest], rules: Rules) -> None:
+    ksmd = Ksmd(rules=rules, pages_to_scan=0, sleep_millisecs=1000)
+    host = SimHost(total_kib=2**24, ksmd=ksmd, fill_mib_per_s=1e9)
+    for guest in guests:
+        host.start(guest)
+    host.advance(1.0)
+    host.set_parameters({"pages_to_scan": 2**31})
+    while ksmd.full_scans < 2:
+        host.advance(1.0)
+    commons = [max((one.common_mib for one in guests if one.image == image), default=0) for image in (0, 1)]
+    zeros = sum(one.zero_mib for one in guests) * PAGES_PER_MIB
+    duplicates = (sum(one.common_mib for one in guests) - sum(commons)) * PAGES_PER_MIB + zeros - -(-zeros // 256)
+    assert host.saved_pages == duplicates
+
+
+@given(guests=static_guests(), pages=st.integers(1, 20_000), sleep=st.sampled_from([4, 20, 1000]))
+def test_no_batch_is_larger_than_told(guests: list[PayloadGuest], pages: int, sleep: int) -> None:
+    host = SimHost(total_kib=2**24, ksmd=Ksmd(pages_to_scan=pages, sleep_millisecs=sleep))
+    for guest in guests:
+        host.start(guest)
+    host.advance(20.0)
+    assert host.ksmd.pages_scanned <= pages * (20.0 / (sleep / 1000) + 1)
+
+
+@given(guests=static_guests(), seconds=st.floats(60.0, 86_400.0))
+def test_parked_costs_nothing(guests: list[PayloadGuest], seconds: float) -> None:
+    host = SimHost(total_kib=2**24)
+    for guest in guests:
+        host.start(guest)
+    host.advance(10.0)
+    host.set_parameters(dict(PARKED.items()))
+    host.advance(1.0)
+    scanned, cpu_seconds = host.ksmd.pages_scanned, host.ksmd.cpu_seconds
+    host.advance(seconds)
+    assert host.ksmd.pages_scanned == scanned
+    assert host.ksmd.cpu_seconds - cpu_seconds < seconds * 1e-5 + 1e-4
+
+
+ranges = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 3))
+
+
+@given(assignments=st.lists(ranges, max_size=30))
+def test_runs_are_a_list_of_values(assignments: list[tuple[int, int, int]]) -> None:
+    runs, values = Runs(0), [0] * 61
+    for low, high, value in assignments:
+        runs.assign(low, high, value)
+        values[low:high] = [value] * max(0, high - low)
+        found = [(low, high, value) for low, high, value in runs.within(0, 61)]
+        assert [value for start, end, value in found for _ in range(start, end)] == values
+        assert all(earlier[2] != later[2] for earlier, later in pairwise(found))
+        assert all(runs.run_at(place)[2] == values[place] for place in range(61))

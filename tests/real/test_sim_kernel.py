@@ -1,0 +1,137 @@
+"""The simulator against the real ksmd: counters after each full scan of the same memory, which are exact.
+
+Time is compared by bench/sim/validate.py, by hand: tests judge no speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from bench.sim.host import SimHost
+from bench.sim.ksmd import Ksmd
+from bench.sim.memory import Kind
+from bench.sim.real_kernel import RealKsmd
+from bench.sim.real_memory import COMMON, MergeableProcess
+from bench.sim.visit import Rules
+from tests.lab.ksm import Ksm
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = pytest.mark.real
+
+Counts = dict[str, int]
+
+
+def spec(name: str, *, common: int = 3, zero: int = 1, own: int = 2, seed: int = 0) -> PayloadGuest:
+    return PayloadGuest(name=name, memory_mib=64, common_mib=common, zero_mib=zero, own_mib=own, seed=seed)
+
+
+@dataclass
+class Both:
+    """The same guests on the kernel and in the simulator."""
+
+    real: RealKsmd
+    stack: ExitStack
+    sim: SimHost
+    processes: dict[str, MergeableProcess]
+    others: int = 0
+
+    def start(self, guest: PayloadGuest) -> None:
+        self.processes[guest.name] = self.stack.enter_context(MergeableProcess(guest))
+        self.sim.start(guest)
+        self.sim.advance(0.001)
+
+    def write_common(self, name: str, low: int, high: int, version: int) -> None:
+        self.processes[name].write(COMMON, low, high, version)
+        region = next(one for one in self.sim.guests_by_name[name].regions if one.kind is Kind.COMMON)
+        region.write(self.sim.ksmd.trees, low, high, version)
+
+    def end(self, name: str) -> None:
+        self.processes.pop(name).end()
+        self.sim.stop(name)
+
+    def full_scan(self) -> tuple[Counts, Counts]:
+        """Make one full scan of each; return the kernel's counts and the simulator's, those of events as changes."""
+        counts = []
+        for read, scan in ((self._read_real, self._scan_real), (self._read_sim, self._scan_sim)):
+            before = read()
+            scan()
+            after = read()
+            counts.append({name: after[name] - (before[name] if name in _EVENTS else 0) for name in after})
+        return counts[0], counts[1]
+
+    def agree(self) -> None:
+        real, sim = self.full_scan()
+        assert {name: pytest.approx(count, abs=self.others) for name, count in sim.items()} == real
+
+    def _scan_real(self) -> None:
+        self.real.full_scan()
+
+    def _scan_sim(self) -> None:
+        target = self.sim.ksmd.full_scans + 1
+        while self.sim.ksmd.full_scans < target:
+            self.sim.advance(1.0)
+
+    def _read_real(self) -> Counts:
+        return {name: self.real.ksm.read(name) for name in _COUNTS}
+
+    def _read_sim(self) -> Counts:
+        counters = {name: self.sim.facts.ksm_counter(name) for name in _COUNTS}
+        return {name: count for name, count in counters.items() if count is not None}
+
+
+_EVENTS = ("pages_scanned", "pages_skipped")
+_COUNTS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", *_EVENTS)
+
+
+@pytest.fixture
+def both(ksm: Ksm) -> Iterator[Both]:
+    ksmd = Ksmd(rules=Rules(), pages_to_scan=2**31, sleep_millisecs=10_000)
+    sim = SimHost(total_kib=2**24, ksmd=ksmd, fill_mib_per_s=1e9)
+    with ExitStack() as stack:
+        real = RealKsmd(ksm)
+        real.begin_at_a_full_scan()
+        # Other mergeable memory of the machine is counted, too; then numbers agree but for as many pages.
+        both = Both(real, stack, sim, {})
+        both.others = real.pages_of_others()
+        yield both
+
+
+def test_static_memory_merges_and_is_skipped_alike_for_25_full_scans(both: Both) -> None:
+    for name in ("a", "b"):
+        both.start(spec(name, seed=ord(name)))
+    for _ in range(25):
+        both.agree()
+
+
+def scenario_newcomer(both: Both) -> None:
+    both.start(spec("late", seed=9))
+
+
+def scenario_write(both: Both) -> None:
+    both.write_common("a", 100, 400, 1)
+
+
+def scenario_twin_writes(both: Both) -> None:
+    both.write_common("a", 0, 300, 2)
+    both.write_common("b", 0, 300, 2)
+
+
+def scenario_end(both: Both) -> None:
+    both.end("b")
+
+
+@pytest.mark.parametrize(
+    "happen", [scenario_newcomer, scenario_write, scenario_twin_writes, scenario_end], ids=lambda it: it.__name__[9:]
+)
+def test_what_happens_later_counts_alike(both: Both, happen: Callable[[Both], None]) -> None:
+    for name in ("a", "b", "c"):
+        both.start(spec(name, seed=ord(name)))
+    for _ in range(7):
+        both.agree()
+    happen(both)
+    for _ in range(12):
+        both.agree()

@@ -1,0 +1,222 @@
+"""The simulated ksmd, case by case as mm/ksm.c has it; tests/real/test_sim_kernel.py compares with the kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.sim.costs import KsmdCosts, wakes_at_s
+from bench.sim.host import SimHost
+from bench.sim.ksmd import Ksmd
+from bench.sim.pages import PageState, grow_older
+from bench.sim.visit import Rules
+from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+
+ONE_MIB = PAGES_PER_MIB
+ROUND_S = 10.3
+AT_ONCE_MIB_PER_S = 1e9
+
+
+def host(**rules: bool) -> SimHost:
+    """A host whose ksmd makes one full scan every ten seconds, and whose guests are filled at once."""
+    ksmd = Ksmd(rules=Rules(**rules), pages_to_scan=10**9, sleep_millisecs=10_000)
+    return SimHost(total_kib=16 * 1024 * 1024, ksmd=ksmd, fill_mib_per_s=AT_ONCE_MIB_PER_S)
+
+
+def guest(name: str, *, common: int = 0, zero: int = 0, own: int = 0, image: int = 0) -> PayloadGuest:
+    return PayloadGuest(name=name, memory_mib=1024, common_mib=common, zero_mib=zero, own_mib=own, image=image)
+
+
+def full_scan(sim: SimHost) -> None:
+    before = sim.ksmd.full_scans
+    while sim.ksmd.full_scans == before:
+        sim.advance(ROUND_S / 4)
+
+
+def counters(sim: SimHost) -> tuple[int, int, int, int]:
+    trees = sim.ksmd.trees
+    return trees.pages_shared, trees.pages_sharing, trees.pages_unshared, trees.pages_volatile
+
+
+def test_twins_merge_at_their_second_visit() -> None:
+    sim = host()
+    for name in ("a", "b", "c"):
+        sim.start(guest(name, common=1, own=1))
+    full_scan(sim)
+    assert counters(sim) == (0, 0, 0, 6 * ONE_MIB)
+    full_scan(sim)
+    assert counters(sim) == (ONE_MIB, 2 * ONE_MIB, 3 * ONE_MIB, 0)
+    assert sim.saved_pages == 2 * ONE_MIB
+
+
+@pytest.mark.parametrize(("checksum_first", "merged_at"), [(True, 2), (False, 1)])
+def test_a_newcomer_joins_merged_pages_at_its_second_visit_and_before_linux_6_11_at_its_first(
+    checksum_first: bool, merged_at: int
+) -> None:
+    sim = host(checksum_first=checksum_first)
+    for name in ("a", "b"):
+        sim.start(guest(name, common=1))
+    full_scan(sim)
+    full_scan(sim)
+    sim.start(guest("late", common=1))
+    for visit in (1, 2):
+        full_scan(sim)
+        assert counters(sim)[1] == ONE_MIB * (2 if visit >= merged_at else 1)
+
+
+def test_zero_pages_are_one_content_shared_by_256_at_a_time() -> None:
+    sim = host()
+    sim.start(guest("a", zero=3))
+    full_scan(sim)
+    full_scan(sim)
+    assert counters(sim) == (3, 3 * ONE_MIB - 3, 0, 0)
+
+
+def test_other_images_share_nothing() -> None:
+    sim = host()
+    sim.start(guest("a", common=1, image=1))
+    sim.start(guest("b", common=1, image=2))
+    for _ in range(3):
+        full_scan(sim)
+    assert counters(sim) == (0, 0, 2 * ONE_MIB, 0)
+
+
+def test_smart_scan_skips_one_two_four_then_eight_scans() -> None:
+    state, skipped = PageState(), []
+    for _ in range(40):
+        state, skips = grow_older(state)
+        skipped.append(int(skips))
+    visited = [scan + 1 for scan, skips in enumerate(skipped) if not skips]
+    assert visited == [1, 2, 3, 4, 6, 9, 14, 23, 32]
+
+
+def test_skipped_pages_are_not_scanned_and_leave_the_unstable_tree() -> None:
+    sim = host()
+    sim.start(guest("a", own=1))
+    for _ in range(4):
+        full_scan(sim)
+    assert (sim.ksmd.pages_scanned, sim.ksmd.pages_skipped) == (4 * ONE_MIB, 0)
+    assert counters(sim) == (0, 0, ONE_MIB, 0)
+    full_scan(sim)
+    assert (sim.ksmd.pages_scanned, sim.ksmd.pages_skipped) == (4 * ONE_MIB, ONE_MIB)
+    assert counters(sim) == (0, 0, 0, ONE_MIB)
+
+
+def test_a_write_shows_in_the_counters_when_ksmd_comes_by() -> None:
+    sim = host(smart_scan=False)
+    first = sim.start(guest("a", common=1))
+    sim.start(guest("b", common=1))
+    full_scan(sim)
+    full_scan(sim)
+    common = first.regions[0]
+    common.write(sim.ksmd.trees, 0, 100, version=1)
+    assert sim.saved_pages == ONE_MIB - 100
+    assert counters(sim) == (ONE_MIB, ONE_MIB, 0, 0)
+    full_scan(sim)
+    assert counters(sim) == (ONE_MIB, ONE_MIB - 100, 0, 100)
+
+
+def test_a_guest_that_ends_shows_in_the_counters_when_ksmd_has_done_with_the_current_one() -> None:
+    sim = host()
+    for name in ("a", "b"):
+        sim.start(guest(name, common=1))
+    full_scan(sim)
+    full_scan(sim)
+    sim.set_parameters({"pages_to_scan": 0})
+    sim.stop("b")
+    sim.advance(60.0)
+    assert sim.saved_pages == 0
+    assert counters(sim) == (ONE_MIB, ONE_MIB, 0, 0)
+    sim.set_parameters({"pages_to_scan": 10**6, "sleep_millisecs": 20})
+    sim.advance(1.0)
+    assert counters(sim) == (ONE_MIB, 0, 0, 0)
+
+
+def test_the_current_full_scan_leaves_a_newcomer_out() -> None:
+    sim = host()
+    first = sim.start(guest("a", own=1))
+    second = sim.start(guest("b", own=1))
+    sim.set_parameters({"pages_to_scan": 100, "sleep_millisecs": 1000})
+    sim.advance(2.0)
+    assert sim.ksmd.cursor is first
+    third = sim.start(guest("c", own=1))
+    assert sim.ksmd.processes == [third, first, second]
+    full_scan(sim)
+    assert not third.regions[2].states.run_at(0)[2].known
+
+
+def test_a_batch_ends_with_the_full_scan() -> None:
+    sim = host()
+    sim.start(guest("a", own=1))
+    sim.set_parameters({"pages_to_scan": 2 * ONE_MIB - 1, "sleep_millisecs": 1000})
+    sim.advance(1.5)
+    assert sim.ksmd.pages_scanned == ONE_MIB
+
+
+def test_a_changed_sleep_wakes_and_changed_pages_do_not() -> None:
+    sim = host()
+    sim.start(guest("a", own=1))
+    full_scan(sim)
+    scanned = sim.ksmd.pages_scanned
+    sim.set_parameters({"pages_to_scan": 10, "sleep_millisecs": 10_000})
+    sim.advance(1.0)
+    assert sim.ksmd.pages_scanned == scanned
+    sim.set_parameters({"sleep_millisecs": 9_000})
+    sim.advance(1.0)
+    assert sim.ksmd.pages_scanned == scanned + 10
+
+
+def test_pages_0_and_sleep_0_spins() -> None:
+    sim = host()
+    sim.start(guest("a", own=1))
+    sim.set_parameters({"pages_to_scan": 0, "sleep_millisecs": 0})
+    sim.advance(10.0)
+    assert sim.ksmd.cpu_seconds == pytest.approx(10.0, rel=0.001)
+
+
+def test_nobody_to_scan_costs_nothing() -> None:
+    sim = host()
+    sim.set_parameters({"pages_to_scan": 1000, "sleep_millisecs": 0})
+    sim.advance(3600.0)
+    assert (sim.ksmd.cpu_seconds, sim.ksmd.full_scans) == (0.0, 0)
+
+
+def test_a_guest_without_sharing_is_never_scanned() -> None:
+    sim = host()
+    sim.start(PayloadGuest(name="a", memory_mib=64, own_mib=1, nosharepages=True))
+    sim.advance(60.0)
+    sim.stop("a")
+    assert sim.ksmd.pages_scanned == 0
+
+
+@pytest.mark.parametrize(
+    ("sleep_millisecs", "wakes_s"),
+    [(1, 0.008), (20, 0.024), (100, 0.104), (252, 0.256), (1000, 1.024), (10_000, 10.24)],
+)
+def test_sleep_ends_on_the_timer_wheel(sleep_millisecs: int, wakes_s: float) -> None:
+    assert wakes_at_s(0.0, sleep_millisecs) == pytest.approx(wakes_s)
+
+
+@pytest.mark.parametrize("cut_s", [1.7, 0.05, 0.0101])
+def test_how_time_is_cut_makes_no_difference(cut_s: float) -> None:
+    def play(step_s: float) -> tuple[int, int, int]:
+        sim = SimHost(total_kib=16 * 1024 * 1024, ksmd=Ksmd(pages_to_scan=700, sleep_millisecs=20))
+        sim.start(guest("a", common=20, own=30))
+        sim.start(guest("b", common=20, zero=10, own=3))
+        while sim.now_s < 17.0 - step_s / 2:
+            sim.advance(step_s)
+        return sim.saved_pages, sim.ksmd.full_scans, sim.ksmd.pages_scanned // 7000
+
+    assert play(cut_s) == play(17.0)
+
+
+def test_a_whole_batch_takes_its_work_and_its_sleep() -> None:
+    costs = KsmdCosts(first_s=10e-6, wake_s=0.0, round_s=0.0)
+    sim = SimHost(
+        total_kib=16 * 1024 * 1024,
+        ksmd=Ksmd(costs=costs, pages_to_scan=1000, sleep_millisecs=20),
+        fill_mib_per_s=AT_ONCE_MIB_PER_S,
+    )
+    sim.start(guest("a", own=1000))
+    sim.advance(1.0)
+    # 10 ms of work end in the third jiffy; 5 jiffies and what is left of that one are slept: a batch every 32 ms.
+    assert sim.ksmd.pages_scanned == pytest.approx(1.0 / 0.032 * 1000, rel=0.05)
