@@ -47,7 +47,8 @@ class RealKsmd:
 
     def __init__(self, ksm: Ksm) -> None:
         self.ksm = ksm
-        self._schedstat = Path(f"/proc/{find_ksmd()}/schedstat")
+        proc = Path(f"/proc/{find_ksmd()}")
+        self._schedstat, self._stat = proc / "schedstat", proc / "stat"
 
     def read(self) -> Reading:
         """Read all counters."""
@@ -72,7 +73,7 @@ class RealKsmd:
         self.ksm.write(pages_to_scan=ALL_PAGES)
         self._wake()
         wait_until(lambda: self.ksm.read("full_scans") >= target, SCAN_TIMEOUT_S, "a full scan")
-        time.sleep(0.01)  # the last counters are updated behind full_scans
+        wait_until(self._is_asleep, SCAN_TIMEOUT_S, "the batch's end, at which the last counters are updated")
         return self.read()
 
     def begin_at_a_full_scan(self) -> None:
@@ -100,6 +101,10 @@ class RealKsmd:
     def rest(self, seconds: float) -> None:
         """Let ksmd go on as it is set."""
         time.sleep(seconds)
+
+    def _is_asleep(self) -> bool:
+        """Tell whether ksmd waits for its sleep's end (the third word of /proc/PID/stat; its name has no space)."""
+        return self._stat.read_text(encoding="ascii").split()[2] == "S"
 
     def _wake(self) -> None:
         asleep_ms = self.ksm.read("sleep_millisecs")

@@ -61,12 +61,12 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
 @settings(max_examples=20)
 @given(storms())
 def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> None:
-    """The least is two visits of every page; guests that come one by one cost up to two rounds each."""
+    """The least is two visits of every page; guests that come one by one, each filling slowly, cost up to four each."""
     ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
     overhead_mib = 48  # QEMU's own memory is scanned, too
     memory_pages = sum(start.guest.content_mib + overhead_mib for start in starts) * PAGES_PER_MIB
     rounds = ours.samples[-1].pages_scanned / memory_pages
-    assert rounds <= 2 * (len(starts) + 2)
+    assert rounds <= 4 * (len(starts) + 1)
 
 
 @settings(max_examples=20)

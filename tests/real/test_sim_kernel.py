@@ -5,6 +5,7 @@ Time is compared by bench/sim/validate.py, by hand: tests judge no speed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ _COUNTS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", 
 
 @pytest.fixture
 def both(ksm: Ksm) -> Iterator[Both]:
-    ksmd = Ksmd(rules=Rules(), pages_to_scan=2**31, sleep_millisecs=10_000)
+    release = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+    ksmd = Ksmd(rules=Rules(checksum_first=release >= (6, 11)), pages_to_scan=2**31, sleep_millisecs=10_000)
     sim = SimHost(total_kib=2**24, ksmd=ksmd, fill_mib_per_s=1e9)
     with ExitStack() as stack:
         real = RealKsmd(ksm)

@@ -15,7 +15,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model import PARKED, Decision, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
-from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
+from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS, begin_round
 from virtksm.policy.adaptive.yields import LEAST_PROBE_S, MOST_PROBE_S
 
 GIB = 1024 * 1024
@@ -271,6 +271,38 @@ def test_10_a_round_that_skipped_most_pages_pays_for_no_second_visit() -> None:
     wide = snap(44, guests, full_scans=3, pages_skipped=20_000, **alone)
     _, done = decide_all(ALWAYS, wide, past=past)
     assert (done.half_kib, done.narrow_rounds) == (0, 0)
+
+
+def narrow_end(**past: int) -> AdaptivePast:
+    """The past after a narrow round with 1 GiB half paid, which merged nothing."""
+    guests = {"a": 2 * GIB}
+    before = AdaptivePast(
+        taken_s=0, engaged=True, guests_kib={"a/1": 2 * GIB}, full_scans=5, half_kib=GIB, probe_due_s=1e6
+    )
+    before = replace(before, **past)  # type: ignore[arg-type]  # whole numbers alone
+    began = begin_round(snap(1, guests, full_scans=5), before)
+    return decide_all(ALWAYS, snap(2, guests, full_scans=6, pages_skipped=200_000, pages_unshared=500_000), past=began)[
+        1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("past", "half_kib", "limit"),
+    [
+        ({}, GIB, 14),
+        ({"half_gained_kib": GIB // 2}, 0, 14),
+        ({"narrow_rounds": 13}, GIB, 14),
+        ({"narrow_rounds": 14}, 0, 7),
+        ({"narrow_rounds": 14, "half_gained_kib": GIB // 4}, 0, 14),
+        ({"narrow_rounds": 1, "narrow_limit": 1}, 0, 0),
+        ({"narrow_limit": 0}, 0, 0),
+    ],
+)
+def test_10_it_looks_for_hidden_twins_where_little_has_merged_and_less_after_looking_in_vain(
+    past: dict[str, int], half_kib: int, limit: int
+) -> None:
+    after = narrow_end(**past)
+    assert (after.half_kib, after.narrow_limit) == (half_kib, limit)
 
 
 def test_10_narrow_rounds_come_to_an_end() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtksm.model import Snapshot
-from virtksm.policy.adaptive.past import AdaptivePast
+from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 PAGE_KIB = 4
 """KSM merges base pages; on hosts with larger ones the debt of broken merges is underestimated, nothing else."""
@@ -46,9 +46,9 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
         young=young,
         fresh_kib=fresh_kib,
         half_kib=half_kib,
-        waited_kib_s=past.waited_kib_s + waiting_kib * waited_s,
+        waited_kib_s=min(past.waited_kib_s + waiting_kib * waited_s, float(MOST_SUM)),
         pages_sharing=snapshot.ksm.pages_sharing,
-        broken_kib=past.broken_kib + broken_kib,
+        broken_kib=min(past.broken_kib + broken_kib, MOST_SUM),
     )
 
 

@@ -15,6 +15,8 @@ DEFAULT_PAGE_COST_S = 7e-6
 
 MOST = 2.0**53
 """Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
+MOST_SUM = 2**52
+"""Bounds sums that are kept; where it is reached, they are beyond every comparison anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,12 @@ class AdaptivePast:
     page_cost_s: float = DEFAULT_PAGE_COST_S
     round_cost_s_per_kib: float | None = None
     """ksmd's CPU time for the last round, for each KiB of memory that there was; None before the first."""
+    half_gained_kib: int = 0
+    """What has merged since the half debt had its first visit."""
     narrow_rounds: int = 0
     """Rounds in a row that skipped most of the old pages (smart_scan) while a second visit was owed."""
+    narrow_limit: int = 14
+    """How many of them to make at most: fewer after some that found nothing."""
     probe_interval_s: float = 300.0
     probe_due_s: float | None = None
     probe_rounds: int = 0

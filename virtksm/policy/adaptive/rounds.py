@@ -12,7 +12,7 @@ from dataclasses import replace
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
 from virtksm.policy.adaptive.debt import PAGE_KIB, is_growing, total_kib
-from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round
+from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast, Meter, Round
 
 TICK_S = 1.0
 """Time for which a batch is meant. ksmd holds a mutex during a batch, so that `echo 0 > run` waits for its end."""
@@ -33,6 +33,8 @@ LEAST_PAGE_COST_S, MOST_PAGE_COST_S = 2e-7, 1e-3
 """Bounds for what is measured: below it a counter was not whole yet, above it ksmd did other things."""
 MOST_NARROW_ROUNDS = 14
 """After so many rounds a new page and an old one have met, if they ever do (smart_scan: docs/policies.md)."""
+FOUND = 8
+"""Narrow rounds that merged an eighth of the debt they were made for were worth it."""
 STALLED_S = 120.0
 """A round that has not ended after this long and ten times what was reckoned is given up."""
 
@@ -144,22 +146,28 @@ def has_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round) -> bool:
 def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
     """Settle a round's account (rule 9): what was fresh is owed one visit more, what was half is paid.
 
-    A narrow round, in which smart_scan skipped most of the old pages, pays for no half debt (rule 10): the twins that
-    it may have were not there. It is cheap, and the wide one will come.
+    A narrow round, in which smart_scan skipped most of the old pages, pays for no half debt of which little has merged
+    (rule 10): the twins that it may have were not there. It is cheap, and the wide one will come.
     """
     began, now = ended.began, read_meter(snapshot)
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
-    is_tail = is_narrow(snapshot, past, ended) and past.half_kib > 0 and past.narrow_rounds < MOST_NARROW_ROUNDS
     gained_kib = max(now.pages_sharing - began.pages_sharing, 0) * PAGE_KIB
+    half_gained_kib = min(past.half_gained_kib + gained_kib, MOST_SUM)
+    may_go_on = past.narrow_rounds < past.narrow_limit and half_gained_kib * 2 < past.half_kib
+    is_tail = is_narrow(snapshot, past, ended) and may_go_on
+    if past.narrow_rounds > 0 and not is_tail:
+        found = half_gained_kib * FOUND > past.half_kib
+        past = replace(past, narrow_limit=MOST_NARROW_ROUNDS if found else past.narrow_limit // 2)
     return replace(
         past,
         round=None,
         full_scans=snapshot.ksm.full_scans,
         half_kib=ended.scanning_kib + (past.half_kib if is_tail else 0),
+        half_gained_kib=half_gained_kib if is_tail else gained_kib,
         narrow_rounds=past.narrow_rounds + 1 if is_tail else 0,
         round_cost_s_per_kib=cost_s / max(total_kib(snapshot, past), 1),
-        gained_kib=past.gained_kib + gained_kib,
+        gained_kib=min(past.gained_kib + gained_kib, MOST_SUM),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from virtksm.policy.adaptive.past import AdaptivePast
+from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 MOST_BACKOFF = 1024
 LEAST_PROBE_S = 60.0
@@ -39,11 +39,12 @@ def count_probe_round(past: AdaptivePast, gained_kib: int, memory_kib: int) -> A
     """After a round of a probe: count it, and after its last look again sooner if it found something, later if not."""
     if past.probe_rounds == 0:
         return past
-    gained_kib += past.probe_gained_kib
+    gained_kib = min(gained_kib + past.probe_gained_kib, MOST_SUM)
     if past.probe_rounds > 1:
         return replace(past, probe_rounds=past.probe_rounds - 1, probe_gained_kib=gained_kib)
     if gained_kib * WORTHWHILE > memory_kib and past.backoff == 1:  # what does not last is no find
         interval_s = max(past.probe_interval_s / 2, LEAST_PROBE_S)
+        past = replace(past, narrow_limit=AdaptivePast().narrow_limit)
     else:
         interval_s = min(past.probe_interval_s * 2, MOST_PROBE_S)
     return replace(past, probe_rounds=0, probe_gained_kib=0, probe_interval_s=interval_s)
