@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from virtksm.errors import AlreadyRunning, StateUnusable
+from virtksm.runtime import RuntimePaths
 
 LOCK_POLL_S = 0.005
 
@@ -26,6 +27,12 @@ def ensure_folder(path: str, mode: int) -> None:
         raise _unusable(path, error) from error
 
 
+def ensure_runtime(paths: RuntimePaths) -> None:
+    """Create the runtime folder and the agent's own in it, if they are missing; raises StateUnusable."""
+    ensure_folder(paths.root, 0o755)
+    ensure_folder(paths.agent_dir, 0o750)
+
+
 def open_lock(path: str) -> int:
     """Open (creating if need be) a lock file; returns its descriptor. Raises StateUnusable."""
     try:
@@ -41,6 +48,18 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def sole(path: str, otherwise: AlreadyRunning) -> Iterator[None]:
+    """Hold an exclusive flock on `path`; raises `otherwise` if somebody else does."""
+    descriptor = open_lock(path)
+    try:
+        if not try_lock(descriptor):
+            raise otherwise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from virtksm.adapters.files import ensure_folder, locked, read_file, replace_file
+from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.errors import StateUnusable
 from virtksm.model import PARAMETERS
 from virtksm.ownership import HostState, Ownership
@@ -28,8 +28,7 @@ class StateFile:
         self._file = paths.host_state(host)
 
     def locked(self) -> AbstractContextManager[None]:
-        ensure_folder(self._paths.root, 0o755)
-        ensure_folder(self._paths.agent_dir, 0o750)
+        ensure_runtime(self._paths)
         return locked(self._lock, wait_s=LOCK_WAIT_S, whose="another virtksm pass")
 
     def load(self) -> HostState:

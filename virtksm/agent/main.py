@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
 from virtksm import __version__
 from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.files import ensure_folder, open_lock, try_lock
+from virtksm.adapters.files import ensure_runtime, sole
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
@@ -42,23 +41,18 @@ def serve(
 
     Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used.
     """
-    ensure_folder(paths.root, 0o755)
-    ensure_folder(paths.agent_dir, 0o750)
-    lock = open_lock(paths.agent_lock)
-    try:
-        if not try_lock(lock):
-            raise AlreadyRunning(
-                f"an agent already runs with {paths.root}",
-                remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
-            )
+    ensure_runtime(paths)
+    second = AlreadyRunning(
+        f"an agent already runs with {paths.root}",
+        remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
+    )
+    with sole(paths.agent_lock, second):
         events = EventLoop()
         events.start()
         try:
             return asyncio.run(_serve(uri, config, paths, reload_config, started))
         finally:
             events.stop()
-    finally:
-        os.close(lock)
 
 
 async def _serve(

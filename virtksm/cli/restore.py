@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.runtime import RuntimePaths
@@ -27,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises AlreadyRunning while an agent runs: it would only set them again.
     """
-    from virtksm.adapters.files import ensure_folder, open_lock, try_lock
+    from virtksm.adapters.files import ensure_runtime, sole
     from virtksm.adapters.libvirt_host import open_host
     from virtksm.assemble import make_cycle
     from virtksm.config.load import load
@@ -35,22 +34,16 @@ def run(options: argparse.Namespace) -> int:
     paths = RuntimePaths(options.runtime_dir)
     config = load(options.config).config
     action = config.on_exit if options.on_exit else "restore"
-    ensure_folder(paths.root, 0o755)
-    ensure_folder(paths.agent_dir, 0o750)
-    lock = open_lock(paths.agent_lock)
-    try:
-        if not try_lock(lock):
-            raise AlreadyRunning(
-                f"an agent runs with {paths.root}",
-                remedy="stop it (systemctl stop virtksm): it restores by itself",
-            )
+    ensure_runtime(paths)
+    running = AlreadyRunning(
+        f"an agent runs with {paths.root}", remedy="stop it (systemctl stop virtksm): it restores by itself"
+    )
+    with sole(paths.agent_lock, running):
         if action == "leave":
             print("nothing to do: on_exit is leave")
             return ExitCode.DONE
         cycle = make_cycle(open_host(requested_uri(options.connect)), config, paths)
         record = (cycle.park() if action == "park" else cycle.restore()).as_dict()
-    finally:
-        os.close(lock)
     if options.json:
         import json
 

@@ -104,11 +104,10 @@ def _wait_for_turn(paths: RuntimePaths) -> bool:
 
     The lock is let go before the pass begins, so whoever comes later runs a pass of its own.
     """
-    from virtksm.adapters.files import ensure_folder, open_lock, try_lock
+    from virtksm.adapters.files import ensure_runtime, open_lock, try_lock
 
     os.closerange(3, 1024)  # whatever a hook's parent forgot to close must not keep it waiting
-    ensure_folder(paths.root, 0o755)
-    ensure_folder(paths.agent_dir, 0o750)
+    ensure_runtime(paths)
     lock = open_lock(paths.coalesce_lock)
     try:
         if not try_lock(lock):
