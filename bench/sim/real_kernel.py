@@ -82,15 +82,6 @@ class RealKsmd:
         self.pause()
         self.ksm.write(run=1)
 
-    def pages_of_others(self) -> int:
-        """Count the pages of whoever has mergeable memory now; forgets them again."""
-        self.ksm.write(pages_to_scan=ALL_PAGES)
-        self._wake()
-        self.rest(0.5)  # with nobody to scan there would be no full scan to wait for
-        now = self.read()
-        self.begin_at_a_full_scan()
-        return now.pages_shared + now.pages_sharing + now.pages_unshared + now.pages_volatile
-
     def forget_ended(self) -> None:
         """Let ksmd forget the pages of processes that have ended, by scanning one page or what there is."""
         self.ksm.write(pages_to_scan=1)
@@ -121,6 +112,24 @@ def find_ksmd() -> int:
             except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 continue
     raise LookupError("no thread named ksmd")
+
+
+def known_pages_of_others(pids: set[int]) -> int:
+    """Count the pages that ksmd knows of all processes but these (ksm_rmap_items in /proc/PID/ksm_stat)."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in pids:
+            try:
+                total += parse_known_pages((entry / "ksm_stat").read_text(encoding="ascii"))
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                continue
+    return total
+
+
+def parse_known_pages(ksm_stat: str) -> int:
+    """Return ksm_rmap_items; 0 where there is none (kernel threads)."""
+    words = ksm_stat.split()
+    return int(words[words.index("ksm_rmap_items") + 1]) if "ksm_rmap_items" in words else 0
 
 
 @contextmanager

@@ -36,6 +36,11 @@ class MergeableProcess:
         )
         self._hear()
 
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
     def write(self, kind: int, low: int, high: int, version: int) -> None:
         """Give pages low..high-1 of a kind the content of another version."""
         self._say(f"write {kind} {low} {high} {version}")

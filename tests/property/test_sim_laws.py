@@ -18,7 +18,7 @@ from virtksm.model import PARKED, Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 NAMES = "abcdef"
-UNTIL_S = 60.0
+UNTIL_S = 40.0
 
 mib = st.integers(0, 40)
 
@@ -86,14 +86,14 @@ def keeps_its_books(host: SimHost, run: Outcome) -> None:
     assert run.samples[-1].ksmd_cpu_seconds <= UNTIL_S * 1.001
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(scenario=scenarios(), fixed=kernel_settings, rules=kernels)
 def test_counters_agree_with_the_pages(scenario: list[Event], fixed: Settings, rules: Rules) -> None:
     host = SimHost(total_kib=2**24, ksmd=Ksmd(rules=rules))
     keeps_its_books(host, run_fixed(host, fixed, scenario, until_s=UNTIL_S))
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(scenario=scenarios(), total_mib=st.integers(300, 4000))
 def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: int) -> None:
     host = SimHost(total_kib=total_mib * 1024, own_kib=0)

@@ -15,7 +15,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model import PARKED, Decision, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
-from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS, begin_round
+from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS, begin_round, seconds_to_wait
 from virtksm.policy.adaptive.yields import LEAST_PROBE_S, MOST_PROBE_S
 
 GIB = 1024 * 1024
@@ -168,13 +168,14 @@ def test_5_debt_that_waits_adds_up() -> None:
 
 
 def test_6_settled_debt_is_scanned_soon_and_growing_debt_later() -> None:
-    settled, _ = decide_all(ALWAYS, snap(0, {"a": GIB}), snap(2, {"a": GIB}))
-    growing, _ = decide_all(ALWAYS, snap(0, {"a": GIB}), snap(2, {"a": GIB, "b": GIB}))
-    for decision in (settled, growing):
-        assert decision.reason.rule == "wait"
-    assert settled.next_pass_s is not None
-    assert growing.next_pass_s is not None
-    assert settled.next_pass_s < growing.next_pass_s
+    waits_s = []
+    for last in (snap(6, {"a": GIB}), snap(6, {"a": GIB, "b": GIB})):
+        _, past = decide_all(AUTO, snap(0, {"a": GIB}), snap(5.9, {"a": GIB}), last)
+        assert past.fresh_kib == GIB
+        waits_s.append(seconds_to_wait(last, past, pressure=0.0))
+    assert waits_s[0] is not None
+    assert waits_s[1] is not None
+    assert waits_s[0] * 10 < waits_s[1]
 
 
 def test_6_a_little_debt_beside_much_memory_pays_for_no_round() -> None:
@@ -188,21 +189,30 @@ def test_6_an_explicit_retune_waits_for_nothing() -> None:
     assert decision.reason.rule == "round"
 
 
-def test_7_the_first_round_takes_two_full_scans_and_later_ones_one() -> None:
-    """Nobody knows where ksmd's cursor stands at first; a batch ends where a full scan does."""
+def test_7_where_ksm_knows_pages_the_first_round_takes_two_full_scans_and_later_ones_one() -> None:
+    """Nobody knows where ksmd's cursor stands then; a batch ends where a full scan does."""
     guests = {"a": GIB, "b": GIB}
-    decision, past = in_round()
+
+    def seen(at_s: float, full_scans: int) -> Snapshot:
+        return snap(at_s, guests, full_scans=full_scans, pages_unshared=1)
+
+    decision, past = decide_all(ALWAYS, seen(0, 0), seen(3, 0), seen(10, 0))
     assert decision.reason.rule == "round"
-    decision, past = decide_all(ALWAYS, snap(12, guests, full_scans=1), past=past)
-    assert decision.reason.rule == "round"
-    assert past.half_kib == 0
-    decision, past = decide_all(ALWAYS, snap(16, guests, full_scans=2), past=past)
+    decision, past = decide_all(ALWAYS, seen(12, 1), past=past)
+    assert (decision.reason.rule, past.half_kib) == ("round", 0)
+    decision, past = decide_all(ALWAYS, seen(16, 2), past=past)
     assert (past.fresh_kib, past.half_kib) == (0, 2 * GIB)
-    decision, past = decide_all(ALWAYS, snap(40, guests, full_scans=2), past=past)
+    decision, past = decide_all(ALWAYS, seen(40, 2), past=past)
     assert decision.reason.rule == "round"
-    decision, past = decide_all(ALWAYS, snap(44, guests, full_scans=3), past=past)
+    decision, past = decide_all(ALWAYS, seen(44, 3), past=past)
     assert (past.fresh_kib, past.half_kib, decision.reason.rule) == (0, 0, "rest")
     assert decision.target == PARKED
+
+
+def test_7_where_ksm_knows_no_page_the_first_round_is_one_full_scan() -> None:
+    _, past = in_round()
+    assert past.round is not None
+    assert past.round.ends_at_full_scans == 1
 
 
 def test_7_what_appears_during_a_round_is_owed_two_of_its_own() -> None:

@@ -14,8 +14,10 @@ from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 PAGE_KIB = 4
 """KSM merges base pages; on hosts with larger ones the debt of broken merges is underestimated, nothing else."""
+RECENT_S = 5.0
+"""How long after memory has appeared more is expected: longer than the pause between guests that start in turn."""
 GROWING_SHARE = 8
-"""While more than an eighth of the debt is young, more is coming, and one round later will cover it all."""
+"""While more than an eighth of the debt is recent, more is coming, and one round later will cover it all."""
 
 
 def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> AdaptivePast:
@@ -31,6 +33,8 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     young = (*past.young, (now_s, appeared_kib)) if appeared_kib else past.young
     settled_kib = sum(kib for at_s, kib in young if not 0 <= now_s - at_s < settle_s)  # rule 4
     young = tuple((at_s, kib) for at_s, kib in young if 0 <= now_s - at_s < settle_s)
+    recent = (*past.recent, (now_s, appeared_kib)) if appeared_kib else past.recent
+    recent = tuple((at_s, kib) for at_s, kib in recent if 0 <= now_s - at_s < RECENT_S)
     all_kib = sum(guests_kib.values()) + sum(kept_kib.values())
     stopped_kib = sum(past.guests_kib[key] for key in stopped)
     stayed = 1 - stopped_kib / (sum(past.guests_kib.values()) or 1)  # what has stopped owes nothing
@@ -44,6 +48,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
         taken_s=now_s,
         guests_kib={**kept_kib, **guests_kib},
         young=young,
+        recent=recent,
         fresh_kib=fresh_kib,
         half_kib=half_kib,
         waited_kib_s=min(past.waited_kib_s + waiting_kib * waited_s, float(MOST_SUM)),
@@ -65,12 +70,17 @@ def total_kib(snapshot: Snapshot, past: AdaptivePast) -> int:
 
     The difference is mergeable memory of others (systemd's MemoryKSM=, prctl), which has no guest to stand for it.
     """
+    return max(sum(past.guests_kib.values()), known_kib(snapshot))
+
+
+def known_kib(snapshot: Snapshot) -> int:
+    """Return the memory that KSM has visited and not forgotten."""
     ksm = snapshot.ksm
     known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
-    return max(sum(past.guests_kib.values()), sum(pages or 0 for pages in known) * PAGE_KIB)
+    return sum(pages or 0 for pages in known) * PAGE_KIB
 
 
 def is_growing(past: AdaptivePast) -> bool:
     """Tell whether so much memory is still appearing that a round should wait for it (rule 6)."""
-    young_kib = sum(kib for _, kib in past.young)
-    return young_kib * GROWING_SHARE > past.fresh_kib + past.half_kib + young_kib
+    young_kib, recent_kib = (sum(kib for _, kib in appeared) for appeared in (past.young, past.recent))
+    return recent_kib * GROWING_SHARE > past.fresh_kib + past.half_kib + young_kib

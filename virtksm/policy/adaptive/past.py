@@ -58,6 +58,8 @@ class AdaptivePast:
     """Resident memory of each guest that is accounted for, by `Guest.key`."""
     young: tuple[tuple[float, int], ...] = ()
     """Memory that appeared a moment ago, (when, KiB): it is left alone until it has settled."""
+    recent: tuple[tuple[float, int], ...] = ()
+    """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
     fresh_kib: int = 0
     """Debt that no round begun since has visited."""
     half_kib: int = 0
@@ -99,11 +101,11 @@ def dump_past(past: AdaptivePast) -> dict[str, object]:
 def load_past(kept: Mapping[str, object]) -> AdaptivePast:
     """Rebuild a past from what `dump_past` gave; raises ValueError if it is not one."""
     values = _checked(AdaptivePast, kept)
-    if not isinstance(values["guests_kib"], Mapping) or not isinstance(values["young"], list | tuple):
-        raise ValueError("guests_kib or young is damaged")  # bad data, not a bad call
+    if not isinstance(values["guests_kib"], Mapping):
+        raise ValueError("guests_kib is damaged")  # bad data, not a bad call
     guests_kib = {str(key): _plain(str(key), kib, "int") for key, kib in values["guests_kib"].items()}
-    young = tuple(map(_young, values["young"]))
-    return AdaptivePast(**{**values, "guests_kib": guests_kib, "young": young, "round": _round(values["round"])})
+    appeared = {name: _appeared(values[name]) for name in ("young", "recent")}
+    return AdaptivePast(**{**values, **appeared, "guests_kib": guests_kib, "round": _round(values["round"])})
 
 
 def _round(kept: object) -> Round | None:
@@ -114,10 +116,10 @@ def _round(kept: object) -> Round | None:
     return Round(**{**values, "began": Meter(**_checked(Meter, values["began"])), "fed": fed})
 
 
-def _young(kept: object) -> tuple[float, int]:
-    if not isinstance(kept, list | tuple) or len(kept) != 2:
-        raise ValueError("young is damaged")
-    return _plain("young", kept[0], "float"), _plain("young", kept[1], "int")
+def _appeared(kept: object) -> tuple[tuple[float, int], ...]:
+    if not isinstance(kept, list | tuple) or not all(isinstance(one, list | tuple) and len(one) == 2 for one in kept):
+        raise ValueError("young or recent is damaged")
+    return tuple((_plain("when", at_s, "float"), _plain("how much", kib, "int")) for at_s, kib in kept)
 
 
 def _checked(made: type[Any], kept: object) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.debt import PAGE_KIB, is_growing, total_kib
+from virtksm.policy.adaptive.debt import PAGE_KIB, is_growing, known_kib, total_kib
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast, Meter, Round
 
 TICK_S = 1.0
@@ -21,7 +21,7 @@ SLACK_S = 0.05
 FED_SLEEPS_MS = (60_000, 60_001)
 LEAST_BATCH_PAGES = 1000
 
-PRICE_GROWING = 2.0
+PRICE_GROWING = 0.5
 PRICE_SETTLED = 20.0
 """How many ksmd-seconds a second of waiting of the whole memory is worth: while more appears, one round later covers it
 all; once it has settled, waiting is nothing but loss."""
@@ -71,10 +71,11 @@ def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, pressure: float) -> 
 def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
     """Begin a round (rule 7): the fresh debt will have been visited once at its end.
 
-    With the cursor where our last round left it, the next full scan is whole; otherwise the one after it is.
+    With the cursor where our last round left it, or where it begins as long as KSM knows of no page, the next full scan
+    is whole; otherwise the one after it is.
     """
     full_scans = snapshot.ksm.full_scans or 0
-    whole = past.full_scans == full_scans
+    whole = past.full_scans == full_scans or known_kib(snapshot) == 0
     return replace(
         past,
         round=Round(
