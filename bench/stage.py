@@ -46,10 +46,10 @@ class AgentFailed(Exception):
 
 
 @contextmanager
-def private_libvirtd() -> Iterator[PrivateLibvirtd]:
+def private_libvirtd(*, huge_pages: bool = True) -> Iterator[PrivateLibvirtd]:
     """Run a libvirtd of the benchmark's own, and end it and its guests also on SIGTERM."""
     signal.signal(signal.SIGTERM, _leave)
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE)
+    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=huge_pages)
     if roots := os.environ.get("VIRTKSM_BENCH_ROOTS"):
         with Path(roots).open("a", encoding="utf-8") as told:
             told.write(f"{daemon.root}\n")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from virtksm.errors import Cause, SettingsRefused, StateUnusable
 from virtksm.model import PARAMETERS, Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
 from virtksm.ownership import HostState
-from virtksm.ports import RunningGuest
+from virtksm.ports import Maxima
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
@@ -29,7 +29,7 @@ class FakeHypervisor:
     pages_shared: int = 0
     advisor_on: bool = False
     host: HostMemory = HOST
-    running: tuple[RunningGuest, ...] = ()
+    running: tuple[Guest, ...] = ()
     measured: tuple[Guest, ...] = ()
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
@@ -50,8 +50,8 @@ class FakeHypervisor:
     def host_memory(self) -> HostMemory:
         return self.host
 
-    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
-        return self.running
+    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
+        return tuple(one if maxima is not Maxima.UNASKED else replace(one, max_kib=None) for one in self.running)
 
     def measured_guests(self) -> tuple[Guest, ...]:
         return self.measured
@@ -84,17 +84,8 @@ class FakeFacts:
     advisor: Callable[[], str | None] = lambda: "none"
     rss_kib: Mapping[str, int] = field(default_factory=dict)
 
-    def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
-        return tuple(
-            Guest(
-                uuid=one.uuid,
-                name=one.name,
-                domain_id=one.domain_id,
-                rss_kib=self.rss_kib.get(one.uuid),
-                max_kib=one.max_kib,
-            )
-            for one in running
-        )
+    def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
+        return tuple(replace(one, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
 
     def host_memory(self) -> HostMemory:
         return self.memory
@@ -147,6 +138,7 @@ class TargetPolicy:
 
     target: Settings
     name: str = "target"
+    wants_maxima: bool = False
     next_pass_s: float | None = 60.0
 
     def first_past(self, snapshot: Snapshot) -> int:  # the port's signature

@@ -17,7 +17,7 @@ from virtksm.errors import SettingsRefused
 from virtksm.model import PARKED, KsmState, Occasion, Settings, Snapshot, Trigger
 from virtksm.ownership import HostState, Ownership, claim, confirm, intend, restoration
 from virtksm.policy.base import Past, Policy
-from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore
+from virtksm.ports import Clock, Hypervisor, LocalFacts, Maxima, StateStore
 from virtksm.record import Outcome, PassRecord, RestoreRecord
 from virtksm.refusal import Refused, still_refused
 from virtksm.sense import sense
@@ -53,8 +53,7 @@ class Cycle(Generic[Past]):
         began_s = self.clock()
         with self.store.locked():
             state = self.store.load()
-            afresh = Trigger.MEMORY_DEVICE in occasion.triggers
-            snapshot = sense(self.hypervisor, self.local, began_s, afresh=afresh)
+            snapshot = sense(self.hypervisor, self.local, began_s, self._maxima(occasion))
             decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
             before = snapshot.ksm.settings
@@ -114,6 +113,11 @@ class Cycle(Generic[Past]):
             )
         left = tuple(value.parameter for value in foreign)
         return RestoreRecord(before=found, after=after, left=left, refusals=refusals)
+
+    def _maxima(self, occasion: Occasion) -> Maxima:
+        if not self.policy.wants_maxima:
+            return Maxima.UNASKED
+        return Maxima.AFRESH if Trigger.MEMORY_DEVICE in occasion.triggers else Maxima.KNOWN
 
     def _past(self, state: HostState, snapshot: Snapshot) -> Past:
         if state.policy_name == self.policy.name and state.policy_past is not None:

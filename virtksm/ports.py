@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from virtksm.model import Guest, HostMemory, KsmState
 from virtksm.ownership import HostState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningGuest:
-    """A running domain as libvirt lists it; `domain_id` is new for every start of the guest."""
+class Maxima(Enum):
+    """Whether a policy wants to know what guests may grow to, which costs a call of libvirt for each (0.1 ms)."""
 
-    uuid: str
-    name: str
-    domain_id: int
-    max_kib: int | None = None
+    UNASKED = "unasked"
+    KNOWN = "known"
+    """Ask once for each run of a guest."""
+    AFRESH = "afresh"
+    """Ask again, since memory devices have come or gone."""
 
 
 class Hypervisor(Protocol):
@@ -41,8 +41,8 @@ class Hypervisor(Protocol):
     def host_memory(self) -> HostMemory:
         """Read the host's memory (virNodeGetMemoryStats)."""
 
-    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
-        """List the running domains (virConnectListAllDomains); `afresh` asks for the maximum of those known, too."""
+    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
+        """List the running domains (virConnectListAllDomains); their `rss_kib` stays None."""
 
     def measured_guests(self) -> tuple[Guest, ...]:
         """List the running domains with their RSS (virConnectGetAllDomainStats, 2-5 ms a guest)."""
@@ -57,8 +57,8 @@ class Hypervisor(Protocol):
 class LocalFacts(Protocol):
     """What this host's /proc and /sys tell beyond libvirt."""
 
-    def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
-        """Return the guests with the RSS of their processes; None where no process was found."""
+    def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
+        """Return the same guests with the RSS of their processes; None where no process was found."""
 
     def host_memory(self) -> HostMemory:
         """Read the host's memory with MemAvailable (/proc/meminfo); raises SensingFailed."""

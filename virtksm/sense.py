@@ -12,14 +12,11 @@ from dataclasses import replace
 
 from virtksm.errors import Unsupported
 from virtksm.model import Snapshot, Source
-from virtksm.ports import Hypervisor, LocalFacts
+from virtksm.ports import Hypervisor, LocalFacts, Maxima
 
 
-def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, *, afresh: bool = False) -> Snapshot:
-    """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
-
-    `afresh` asks for what is otherwise asked once a guest: after memory devices have come or gone.
-    """
+def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima: Maxima) -> Snapshot:
+    """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host."""
     ksm = hypervisor.ksm_state()
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
         raise Unsupported(
@@ -46,5 +43,5 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, *, afr
             pages_skipped=local.ksm_counter("pages_skipped"),
             ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
         ),
-        guests=local.guests(hypervisor.running_guests(afresh=afresh)),
+        guests=local.guests(hypervisor.running_guests(maxima)),
     )

@@ -7,9 +7,6 @@ tests/lab/ksm.py.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +16,7 @@ import libvirt
 
 from bench.race.linux import LinuxGuest, build_linux_guest
 from bench.race.records import GuestLife
-from bench.stage import PAYLOAD, QEMU_CACHE
+from bench.stage import PAYLOAD, private_libvirtd
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.demo.embedded import end_all
@@ -38,17 +35,9 @@ class Disturbed(Exception):
 @contextmanager
 def private_ground() -> Iterator[Ground]:
     """Lend a ground, and end everything on it, also on SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     # Small pages alone, so that KSM counts every page and nobody pays for splitting huge ones.
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
-    if roots := os.environ.get("VIRTKSM_BENCH_ROOTS"):
-        with Path(roots).open("a", encoding="utf-8") as told:
-            told.write(f"{daemon.root}\n")
-    try:
-        daemon.start()
+    with private_libvirtd(huge_pages=False) as daemon:
         yield Ground(daemon)
-    finally:
-        daemon.close()
 
 
 class Ground:

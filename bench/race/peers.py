@@ -24,10 +24,9 @@ from bench.race.ground import Ground
 from bench.race.measures import read_owed_mib
 from bench.race.steps import Work
 from bench.rest import process_cpu_ns
-from bench.stage import REPO, Agent
+from bench.stage import Agent
+from tests.lab.ksmtuned_package import find_ksmtuned_file
 
-KSMTUNED = REPO / "build" / "ksmtuned" / "usr" / "sbin" / "ksmtuned"
-INSTALLED_KSMTUNED = Path("/usr/sbin/ksmtuned")
 UNDER_PRESSURE_LAW = "[ksmtuned]\nthres_coef = 100\n"
 UNDER_PRESSURE_CONF = "KSM_THRES_COEF=100\n"
 ADAPTIVE = 'policy = "adaptive"\n[adaptive]\nengage = "always"\n'
@@ -81,7 +80,7 @@ class RealKsmtuned(Contender):
         self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self, ground: Ground, work: Work) -> None:
-        script = next((path for path in (KSMTUNED, INSTALLED_KSMTUNED) if path.is_file()), None)
+        script = find_ksmtuned_file("usr/sbin/ksmtuned")
         if script is None:
             raise PeerMissing("ksmtuned's script is not there: run script/setup")
         etc = ground.folder / "etc"

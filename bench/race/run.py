@@ -21,7 +21,8 @@ from bench.race.contenders import Contender, Moment
 from bench.race.ground import Ground
 from bench.race.records import Record
 from bench.race.sampling import Eyes, Sampler
-from bench.race.steps import Start, Step, Work
+from bench.race.steps import Step, Work
+from bench.steps import Start
 
 TICK_S = 0.05
 LEAD_S = 5.0
@@ -82,7 +83,7 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
             if isinstance(step, Start):
                 ground.start(step.guest, began_s=began_s)
             else:
-                ground.stop(step.guest, began_s=began_s)
+                ground.stop(step.name, began_s=began_s)
         ground.look(began_s=began_s)
         all_started = len(ground.guests) == starts
         all_settled = all_started and all(guest.settled_s is not None for guest in ground.guests)

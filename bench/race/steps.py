@@ -10,26 +10,11 @@ import math
 from dataclasses import dataclass
 from itertools import groupby
 
+from bench.steps import Start, Stop
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 
 SHARERS_MOST = 256
 """The kernel's max_page_sharing: so many equal pages take one page of memory, then the next one begins."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Start a guest, so many seconds after the first start."""
-
-    at_s: float
-    guest: PayloadGuest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """Stop the guest of that name (it is destroyed, as `virsh destroy` does)."""
-
-    at_s: float
-    guest: str
 
 
 Step = Start | Stop

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench.race.linux import COMMON_MIB, LinuxGuest
-from bench.race.steps import Start, Stop, Work
+from bench.race.steps import Work
+from bench.steps import Start, Stop
 from virtksm.demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
 
 
@@ -176,7 +177,7 @@ def stop(scale: Scale) -> Work:
         f"{stop_s:g} s half of them stop",
         steps=(
             *starts(scale, lambda number: mixed(number, scale.memory_mib)),
-            *(Stop(at_s=stop_s + place, guest=name) for place, name in enumerate(stopped)),
+            *(Stop(at_s=stop_s + place, name=name) for place, name in enumerate(stopped)),
         ),
         length_s=scale.length_s,
         busy_until_s=stop_s + len(stopped),

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.sim.host import SimHost
+from bench.steps import Start, Stop
 from virtksm.agent.coalesce import Coalescer
 from virtksm.cycle import Cycle, Memory
-from virtksm.demo.guests import PayloadGuest
 from virtksm.model import Settings, Trigger
 from virtksm.ownership import HostState
 from virtksm.policy.base import Policy
@@ -23,22 +23,6 @@ from virtksm.record import PassRecord
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
 KERNEL_DEFAULT = Settings(pages_to_scan=100, sleep_millisecs=20)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """A guest starts `at_s` seconds after the scenario's beginning."""
-
-    at_s: float
-    guest: PayloadGuest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """A guest ends."""
-
-    at_s: float
-    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from virtksm.model import Guest, HostMemory
-from virtksm.ports import RunningGuest
 
 if TYPE_CHECKING:
     from bench.sim.host import SimHost
@@ -21,19 +20,10 @@ class SimFacts:
     def __init__(self, host: SimHost) -> None:
         self._host = host
 
-    def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
+    def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         now_s = self._host.now_s
         rss_kib = {guest.uuid: guest.rss_kib(now_s) for guest in self._host.guests_by_name.values()}
-        return tuple(
-            Guest(
-                uuid=one.uuid,
-                name=one.name,
-                domain_id=one.domain_id,
-                rss_kib=rss_kib.get(one.uuid),
-                max_kib=one.max_kib,
-            )
-            for one in running
-        )
+        return tuple(replace(one, rss_kib=rss_kib.get(one.uuid)) for one in running)
 
     def host_memory(self) -> HostMemory:
         memory = self._host.host_memory()

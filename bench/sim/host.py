@@ -15,7 +15,7 @@ from bench.sim.memory import SimGuest, make_guest
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model import KERNEL_MAXIMUM, PARAMETERS, Guest, HostMemory, KsmState, Settings
-from virtksm.ports import RunningGuest
+from virtksm.ports import Maxima
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -112,14 +112,14 @@ class SimHost:
             total_kib=self.total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0, available_kib=free_kib
         )
 
-    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
+    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
         return tuple(
-            RunningGuest(uuid=guest.uuid, name=name, domain_id=guest.domain_id, max_kib=guest.spec.memory_mib * 1024)
+            Guest(uuid=guest.uuid, name=name, domain_id=guest.domain_id, max_kib=guest.spec.memory_mib * 1024)
             for name, guest in self.guests_by_name.items()
         )
 
     def measured_guests(self) -> tuple[Guest, ...]:
-        return self.facts.guests(self.running_guests(afresh=False))
+        return self.facts.guests(self.running_guests(Maxima.KNOWN))
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():

@@ -18,7 +18,7 @@ from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.demo.guests import PayloadGuest, memory_device_xml
 from virtksm.errors import Cause, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.model import PARAMETERS, Guest
-from virtksm.ports import Hypervisor, RunningGuest
+from virtksm.ports import Hypervisor, Maxima
 
 PAGES = 64
 PAGE_BYTES = 4096
@@ -46,7 +46,7 @@ def fake_host() -> Host:
 
     def start_guest(name: str) -> None:
         uuid, domain_id, max_kib = f"uuid of {name}", len(fake.running) + 1, 16 * 1024
-        fake.running += (RunningGuest(uuid=uuid, name=name, domain_id=domain_id, max_kib=max_kib),)
+        fake.running += (Guest(uuid=uuid, name=name, domain_id=domain_id, max_kib=max_kib),)
         fake.measured += (Guest(uuid=uuid, name=name, domain_id=domain_id, rss_kib=24 * 1024, max_kib=max_kib),)
 
     return Host(
@@ -179,19 +179,20 @@ def test_merge_across_nodes_takes_0_and_1_alone(host: Host) -> None:
 
 
 def test_without_guests_the_lists_are_empty(host: Host) -> None:
-    assert host.hypervisor.running_guests(afresh=False) == ()
+    assert host.hypervisor.running_guests(Maxima.KNOWN) == ()
     assert host.hypervisor.measured_guests() == ()
 
 
 def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
     for name in ("one", "two"):
         host.start_guest(name)
-    running = sorted(host.hypervisor.running_guests(afresh=False), key=lambda guest: guest.name)
+    running = sorted(host.hypervisor.running_guests(Maxima.KNOWN), key=lambda guest: guest.name)
     measured = sorted(host.hypervisor.measured_guests(), key=lambda guest: guest.name)
     assert [guest.name for guest in running] == [guest.name for guest in measured] == ["one", "two"]
     assert [guest.uuid for guest in running] == [guest.uuid for guest in measured]
     assert len({guest.domain_id for guest in running}) == 2
     assert [guest.key for guest in measured] == [f"{guest.uuid}/{guest.domain_id}" for guest in running]
+    assert {guest.max_kib for guest in host.hypervisor.running_guests(Maxima.UNASKED)} == {None}
     assert [guest.max_kib for guest in running] == [guest.max_kib for guest in measured] == [16 * 1024] * 2
     assert all(guest.rss_kib is not None and guest.rss_kib > 8 * 1024 for guest in measured)
 
@@ -200,10 +201,10 @@ def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
 def test_a_memory_module_counts_when_asked_afresh(libvirt_conn: libvirt.virConnect, guest: GuestFactory) -> None:
     host = LibvirtHost(libvirt_conn)
     running = guest(PayloadGuest(name="plug", memory_mib=64, own_mib=1, hotplug_mib=256))
-    assert [one.max_kib for one in host.running_guests(afresh=False)] == [64 * 1024]
+    assert [one.max_kib for one in host.running_guests(Maxima.KNOWN)] == [64 * 1024]
     running.domain.attachDevice(memory_device_xml(128))
-    assert [one.max_kib for one in host.running_guests(afresh=False)] == [64 * 1024]
-    assert [one.max_kib for one in host.running_guests(afresh=True)] == [192 * 1024]
+    assert [one.max_kib for one in host.running_guests(Maxima.KNOWN)] == [64 * 1024]
+    assert [one.max_kib for one in host.running_guests(Maxima.AFRESH)] == [192 * 1024]
 
 
 @pytest.mark.real
@@ -213,7 +214,7 @@ def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(li
     calls: tuple[Callable[[], object], ...] = (
         host.ksm_state,
         host.host_memory,
-        lambda: host.running_guests(afresh=True),
+        lambda: host.running_guests(Maxima.AFRESH),
         host.measured_guests,
         lambda: host.set_parameters({"pages_to_scan": 345}),
     )

@@ -13,21 +13,22 @@ import pytest
 from tests.fakes import FakeFacts
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.local_facts import ProcFacts
-from virtksm.ports import LocalFacts, RunningGuest
+from virtksm.model import Guest
+from virtksm.ports import LocalFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     facts: LocalFacts
-    start: Callable[[str], RunningGuest]
+    start: Callable[[str], Guest]
 
 
 def fake_place() -> Place:
     rss_kib: dict[str, int] = {}
 
-    def start(name: str) -> RunningGuest:
+    def start(name: str) -> Guest:
         rss_kib[f"uuid of {name}"] = 20_000
-        return RunningGuest(uuid=f"uuid of {name}", name=name, domain_id=len(rss_kib))
+        return Guest(uuid=f"uuid of {name}", name=name, domain_id=len(rss_kib))
 
     return Place(facts=FakeFacts(rss_kib=rss_kib), start=start)
 
@@ -35,7 +36,7 @@ def fake_place() -> Place:
 def proc_place(stack: ExitStack) -> Place:
     numbers = iter(range(1, 100))
 
-    def start(name: str) -> RunningGuest:
+    def start(name: str) -> Guest:
         uuid = str(uuid4())
         command = ["/usr/bin/qemu-system-x86_64", "-c", "echo up; read line", "sh", "-name", name, "-uuid", uuid]
         process = stack.enter_context(
@@ -45,7 +46,7 @@ def proc_place(stack: ExitStack) -> Place:
         assert process.stdout is not None
         # Popen returns while the kernel still executes it: /proc may have no command line yet.
         assert process.stdout.readline() == b"up\n"
-        return RunningGuest(uuid=uuid, name=name, domain_id=next(numbers))
+        return Guest(uuid=uuid, name=name, domain_id=next(numbers))
 
     return Place(facts=ProcFacts(boottime_s), start=start)
 
@@ -64,7 +65,7 @@ def test_every_guest_is_answered_in_order_with_its_resident_memory(place: Place)
 
 
 def test_a_guest_without_a_process_is_unread_and_not_0(place: Place) -> None:
-    missing = RunningGuest(uuid=str(uuid4()), name="gone", domain_id=99)
+    missing = Guest(uuid=str(uuid4()), name="gone", domain_id=99)
     guests = place.facts.guests((place.start("here"), missing))
     assert [guest.rss_kib is None for guest in guests] == [False, True]
 

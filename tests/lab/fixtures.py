@@ -88,30 +88,13 @@ class GuestFactory:
         return self._names & {domain.name() for domain in connection.listAllDomains()}
 
 
-class LentKsm(Ksm):
-    """The real KSM for a test, which is skipped where the kernel is too old for it (never in CI: everything_ran)."""
-
-    def read(self, name: str) -> int:
-        self._demand(name)
-        return super().read(name)
-
-    def write(self, **values: int | str) -> None:
-        for name in values:
-            self._demand(name)
-        super().write(**values)
-
-    def _demand(self, name: str) -> None:
-        if not (self.root / name).exists():
-            pytest.skip(f"Linux {os.uname().release} has no {self.root / name}")
-
-
 @pytest.fixture
 def ksm() -> Iterator[Ksm]:
     """Lend the real KSM alone to this test: locked, nothing merged, kernel's defaults, run=1; restored afterwards."""
     with KsmLock():
         state = KsmState.save()
         try:
-            lent = LentKsm()
+            lent = Ksm()
             lent.start_afresh()
             yield lent
         finally:

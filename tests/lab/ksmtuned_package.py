@@ -15,8 +15,12 @@ ROOTS = (Path(__file__).resolve().parents[2] / "build" / "ksmtuned", Path("/"))
 
 def read_ksmtuned_file(name: str, roots: Iterable[Path] = ROOTS) -> str:
     """Return the text of a file of the package, by its path without the leading /; without it the test fails."""
-    places = [root / name for root in roots]
-    for place in places:
-        if place.is_file():
-            return place.read_text()
-    pytest.fail(f"ksmtuned's file is in none of {', '.join(map(str, places))}: run script/setup")
+    path = find_ksmtuned_file(name, roots)
+    if path is None:
+        pytest.fail(f"{name} of ksmtuned's package is in none of {', '.join(map(str, roots))}: run script/setup")
+    return path.read_text()
+
+
+def find_ksmtuned_file(name: str, roots: Iterable[Path] = ROOTS) -> Path | None:
+    """Return where a file of the package is, by its path without the leading /."""
+    return next((root / name for root in roots if (root / name).is_file()), None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.sim.driver import FLAT_OUT, Event, Start, Stop, run_fixed, run_policy
+from bench.sim.driver import FLAT_OUT, Event, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
+from bench.steps import Start, Stop
 from virtksm.config.schema import AdaptiveParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model import PARKED

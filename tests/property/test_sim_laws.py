@@ -7,11 +7,12 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.sim.driver import Event, Outcome, Start, Stop, run_fixed, run_policy
+from bench.sim.driver import Event, Outcome, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.runs import Runs
 from bench.sim.visit import Rules
+from bench.steps import Start, Stop
 from virtksm.config.schema import KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model import PARKED, Settings

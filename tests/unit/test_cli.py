@@ -11,8 +11,8 @@ import pytest
 from tests.real.agent_process import VIRTKSM
 from virtksm import __version__
 from virtksm.cli.main import COMMANDS, main
-from virtksm.cli.render import format_kib
 from virtksm.errors import ExitCode
+from virtksm.units import format_kib
 
 
 def exit_code(*arguments: str) -> int | str | None:

@@ -12,8 +12,7 @@ import pytest
 
 from tests.fakes import FakeClock
 from virtksm.adapters.local_facts import FORGET_S, YOUNG_S, ProcFacts, parse_choice, parse_meminfo
-from virtksm.model import HostMemory
-from virtksm.ports import RunningGuest
+from virtksm.model import Guest, HostMemory
 
 
 class Qemus:
@@ -66,11 +65,11 @@ def facts(clock: FakeClock) -> ProcFacts:
     return ProcFacts(clock)
 
 
-def guest(uuid: str, domain_id: int = 1) -> RunningGuest:
-    return RunningGuest(uuid=uuid, name="guest", domain_id=domain_id)
+def guest(uuid: str, domain_id: int = 1) -> Guest:
+    return Guest(uuid=uuid, name="guest", domain_id=domain_id)
 
 
-def rss_kib(facts: ProcFacts, running: RunningGuest) -> int | None:
+def rss_kib(facts: ProcFacts, running: Guest) -> int | None:
     return facts.guests((running,))[0].rss_kib
 
 

@@ -47,6 +47,11 @@ def with_available(snapshot: Snapshot, available_kib: int) -> Snapshot:
     return replace(snapshot, host=replace(snapshot.host, available_kib=available_kib))
 
 
+def after(decision: Decision, snapshot: Snapshot) -> Snapshot:
+    """The snapshot of a kernel that has taken the decision's settings."""
+    return replace(snapshot, ksm=replace(snapshot.ksm, settings=decision.target))
+
+
 def decide_all(
     policy: AdaptivePolicy, *snapshots: Snapshot, past: AdaptivePast | None = None, occasion: Occasion = TIMER
 ) -> tuple[Decision, AdaptivePast]:
@@ -226,8 +231,9 @@ def test_7_what_appears_during_a_round_is_owed_two_of_its_own() -> None:
 
 def test_8_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
     first, past = in_round()
-    second, past = decide_all(ALWAYS, snap(11, {"a": GIB, "b": GIB}, pages_scanned=120_000), past=past)
-    third, _ = decide_all(ALWAYS, snap(12, {"a": GIB, "b": GIB}, pages_scanned=240_000), past=past)
+    guests = {"a": GIB, "b": GIB}
+    second, past = decide_all(ALWAYS, after(first, snap(11, guests, pages_scanned=120_000)), past=past)
+    third, _ = decide_all(ALWAYS, after(second, snap(12, guests, pages_scanned=240_000)), past=past)
     sleeps = [decision.target.sleep_millisecs for decision in (first, second, third)]
     assert set(sleeps) == set(FED_SLEEPS_MS)
     assert sleeps[0] == sleeps[2] != sleeps[1]
@@ -237,7 +243,7 @@ def test_8_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
 def test_8_a_batch_that_still_runs_is_left_to_end() -> None:
     first, past = in_round()
     busy = snap(11, {"a": GIB, "b": GIB}, ksmd_cpu_seconds=0.95)
-    decision, past = decide_all(ALWAYS, busy, past=past)
+    decision, past = decide_all(ALWAYS, after(first, busy), past=past)
     assert decision.target.sleep_millisecs == first.target.sleep_millisecs
     assert decision.next_pass_s == pytest.approx(0.25)
 
@@ -246,10 +252,12 @@ def test_8_passes_that_guests_ask_for_grant_no_batch_of_their_own() -> None:
     guests = {"a": GIB, "b": GIB}
     first, past = in_round()
     started = Occasion(triggers=frozenset({Trigger.STARTED}))
-    early, past = decide_all(ALWAYS, snap(10.4, guests, pages_scanned=120_000), past=past, occasion=started)
+    early, past = decide_all(
+        ALWAYS, after(first, snap(10.4, guests, pages_scanned=120_000)), past=past, occasion=started
+    )
     assert early.target.sleep_millisecs == first.target.sleep_millisecs
     assert early.next_pass_s == pytest.approx(0.6)
-    due, _ = decide_all(ALWAYS, snap(11.0, guests, pages_scanned=120_000), past=past)
+    due, _ = decide_all(ALWAYS, after(early, snap(11.0, guests, pages_scanned=120_000)), past=past)
     assert due.target.sleep_millisecs != first.target.sleep_millisecs
 
 
@@ -393,6 +401,13 @@ def test_12_a_probe_that_finds_something_brings_the_next_one_nearer(
     assert decision.reason.rule == "probe"
     decision, past = decide_all(ALWAYS, snap(54, guests, full_scans=7, pages_sharing=merged), past=past)
     assert (decision.target, past.probe_interval_s) == (PARKED, after_s)
+
+
+def test_12_a_clock_that_began_anew_puts_off_no_probe() -> None:
+    past = replace(rested(300), taken_s=1e6, probe_due_s=1e6 + 300)
+    _, past = decide_all(ALWAYS, snap(10, {"a": GIB}, full_scans=5), past=past)
+    assert past.probe_due_s is not None
+    assert past.probe_due_s < 1000
 
 
 def test_12_without_any_memory_to_merge_nothing_is_probed() -> None:

@@ -12,7 +12,8 @@ from bench.race.linux import LinuxGuest
 from bench.race.neighbour import parse_times
 from bench.race.options import QUICK_CONTENDERS, parse_options
 from bench.race.sampling import Eyes, NoKsmd, parse_stat_cpu_ticks, parse_vmstat
-from bench.race.steps import Start, Work
+from bench.race.steps import Work
+from bench.steps import Start
 from tests.lab.ksm import Ksm
 from virtksm.demo.guests import PayloadGuest
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.race.steps import Start, Stop, sharing_pages
+from bench.race.steps import sharing_pages
 from bench.race.works import Scale, list_works, stop, storm, thrash, twin
+from bench.steps import Start, Stop
 from virtksm.demo.guests import PAGES_PER_MIB
 
 WORKS = ["storm", "small", "twin", "growth", "churn", "thrash", "stop", "linux"]
@@ -27,7 +28,7 @@ def test_a_work_is_a_run_that_can_be_followed(name: str, quick: bool) -> None:
     assert min(step.at_s for step in work.steps) == 0.0
     assert max(step.at_s for step in work.steps) < work.length_s
     assert work.busy_until_s < work.length_s
-    assert all(started[step.guest] < step.at_s for step in work.steps if isinstance(step, Stop))
+    assert all(started[step.name] < step.at_s for step in work.steps if isinstance(step, Stop))
     assert 0 < work.expected_sharing_pages < sum(guest.memory_mib for guest in work.guests) * PAGES_PER_MIB
 
 
@@ -68,7 +69,7 @@ def test_savings_count_until_the_first_stop() -> None:
     work = stop(Scale(guests=4, memory_mib=64, every_s=1.0, length_s=60.0))
 
     assert work.savings_until_s == 30.0
-    assert [step.guest for step in work.steps if isinstance(step, Stop)] == ["g0", "g2"]
+    assert [step.name for step in work.steps if isinstance(step, Stop)] == ["g0", "g2"]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Rewrite, Start, Stop, run_fixed, run_policy
+from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Rewrite, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.memory import WRITE_BLOCKS
+from bench.steps import Start, Stop
 from tests.fakes import TargetPolicy
 from virtksm.config.schema import KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest

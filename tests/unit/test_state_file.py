@@ -119,15 +119,12 @@ def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths
     assert read_file(paths.host_state("local")) == "new"
 
 
-def test_a_lock_that_somebody_keeps_is_reported_with_its_holder(tmp_path: Path) -> None:
+def test_a_lock_that_somebody_keeps_is_reported_as_told(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
-    with (
-        locked(path, wait_s=0, whose="the first"),
-        pytest.raises(AlreadyRunning, match="another pass holds"),
-        locked(path, wait_s=0, whose="another pass"),
-    ):
+    held = AlreadyRunning("another pass holds it")
+    with locked(path, held), pytest.raises(AlreadyRunning, match="another pass holds it"), locked(path, held):
         raise AssertionError("both hold it")
-    with locked(path, wait_s=0, whose="a third"):
+    with locked(path, held):
         pass
 
 

@@ -51,29 +51,14 @@ def try_lock(descriptor: int) -> bool:
 
 
 @contextmanager
-def sole(path: str, otherwise: AlreadyRunning) -> Iterator[None]:
-    """Hold an exclusive flock on `path`; raises `otherwise` if somebody else does."""
-    descriptor = open_lock(path)
-    try:
-        if not try_lock(descriptor):
-            raise otherwise
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def locked(path: str, *, wait_s: float, whose: str) -> Iterator[None]:
-    """Hold an exclusive flock on `path`, waiting for at most `wait_s` seconds.
-
-    Raises AlreadyRunning, naming `whose` lock it is, when somebody else keeps it.
-    """
+def locked(path: str, otherwise: AlreadyRunning, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold an exclusive flock on `path`; raises `otherwise` when somebody else keeps it for `wait_s` seconds."""
     descriptor = open_lock(path)
     try:
         give_up_s = time.monotonic() + wait_s
         while not try_lock(descriptor):
             if time.monotonic() >= give_up_s:
-                raise AlreadyRunning(f"{whose} holds {path}", remedy=f"see who it is: fuser -v {path}")
+                raise otherwise
             time.sleep(LOCK_POLL_S)
         yield
     finally:

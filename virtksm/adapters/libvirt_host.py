@@ -7,6 +7,7 @@ node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import libvirt
 
@@ -19,7 +20,7 @@ from virtksm.errors import (
     VirtksmError,
 )
 from virtksm.model import PARAMETERS, Guest, HostMemory, KsmState, Settings
-from virtksm.ports import RunningGuest
+from virtksm.ports import Maxima
 
 
 class LibvirtHost:
@@ -28,7 +29,7 @@ class LibvirtHost:
     def __init__(self, connection: libvirt.virConnect) -> None:
         self.connection = connection
         self.uri = connection.getURI()
-        self._max_kib: dict[tuple[str, int], int | None] = {}
+        self._max_kib: dict[str, int | None] = {}
 
     def ksm_state(self) -> KsmState:
         try:
@@ -44,29 +45,20 @@ class LibvirtHost:
             raise self._translated(error, "reading the host's memory") from error
         return parse_memory_stats(values)
 
-    def running_guests(self, *, afresh: bool) -> tuple[RunningGuest, ...]:
+    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
         try:
             domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-            listed = {(domain.UUIDString(), domain.ID()): domain for domain in domains}
+            guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
         except libvirt.libvirtError as error:
             raise self._translated(error, "listing the guests") from error
-        self._learn_max_kib(listed, {} if afresh else self._max_kib)
-        return tuple(
-            RunningGuest(uuid=uuid, name=domain.name(), domain_id=domain_id, max_kib=self._max_kib[uuid, domain_id])
-            for (uuid, domain_id), domain in listed.items()
-        )
-
-    def _learn_max_kib(
-        self, listed: Mapping[tuple[str, int], libvirt.virDomain], known: Mapping[tuple[str, int], int | None]
-    ) -> None:
-        """Ask for the maximum of each guest that is not known yet: 0.1 ms each."""
-        kept = {key: max_kib for key, max_kib in known.items() if key in listed}
-        for key in listed.keys() - kept.keys():
-            try:
-                kept[key] = listed[key].maxMemory()
-            except libvirt.libvirtError:  # the guest has ended, or the connection has, which the next call will tell
-                kept[key] = None
-        self._max_kib = kept
+        if maxima is Maxima.UNASKED:
+            return tuple(guests)
+        known = {} if maxima is Maxima.AFRESH else self._max_kib
+        self._max_kib = {
+            guest.key: known[guest.key] if guest.key in known else _read_max_kib(domain)
+            for guest, domain in zip(guests, domains, strict=True)
+        }
+        return tuple(replace(guest, max_kib=self._max_kib[guest.key]) for guest in guests)
 
     def measured_guests(self) -> tuple[Guest, ...]:
         try:
@@ -154,6 +146,13 @@ def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:
             f"libvirt does not report the host's {error.args[0]} memory",
             remedy="is the host a Linux machine?",
         ) from error
+
+
+def _read_max_kib(domain: libvirt.virDomain) -> int | None:
+    try:
+        return domain.maxMemory()
+    except libvirt.libvirtError:  # the guest has ended, or the connection has, which the next call will tell
+        return None
 
 
 def _counter(values: Mapping[str, object], name: str) -> int | None:

@@ -7,13 +7,15 @@ read of /proc/PID/statm. Reads only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import psutil
 
 from virtksm.errors import SensingFailed
 from virtksm.model import Guest, HostMemory
-from virtksm.ports import Clock, RunningGuest
+from virtksm.ports import Clock
 
 YOUNG_S = 5.0
 """A process may still become a guest this long after it was first seen: libvirt forks before it executes QEMU."""
@@ -27,27 +29,18 @@ class ProcFacts:
     def __init__(self, clock: Clock, *, sys_ksm: str = "/sys/kernel/mm/ksm") -> None:
         self._clock = clock
         self._sys_ksm = sys_ksm
-        self._found: dict[tuple[str, int], psutil.Process] = {}
+        self._found: dict[str, psutil.Process] = {}
         self._others: dict[int, float] = {}
         self._ksmd: psutil.Process | None = None
         self._ksmd_sought = False
 
-    def guests(self, running: tuple[RunningGuest, ...]) -> tuple[Guest, ...]:
-        wanted = {(guest.uuid, guest.domain_id) for guest in running}
+    def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
+        wanted = {guest.key: guest.uuid for guest in running}
         self._found = {key: process for key, process in self._found.items() if key in wanted}
-        missing = wanted - self._found.keys()
+        missing = {uuid: key for key, uuid in wanted.items() if key not in self._found}
         if missing:
             self._find(missing)
-        return tuple(
-            Guest(
-                uuid=guest.uuid,
-                name=guest.name,
-                domain_id=guest.domain_id,
-                rss_kib=self._rss_kib((guest.uuid, guest.domain_id)),
-                max_kib=guest.max_kib,
-            )
-            for guest in running
-        )
+        return tuple(replace(guest, rss_kib=self._rss_kib(guest.key)) for guest in running)
 
     def host_memory(self) -> HostMemory:
         path = f"{psutil.PROCFS_PATH}/meminfo"
@@ -83,7 +76,7 @@ class ProcFacts:
         except OSError:  # the kernel has no such file (older, or without KSM), or hides it: None either way
             return None
 
-    def _rss_kib(self, key: tuple[str, int]) -> int | None:
+    def _rss_kib(self, key: str) -> int | None:
         process = self._found.get(key)
         if process is None:
             return None
@@ -93,9 +86,9 @@ class ProcFacts:
             del self._found[key]
             return None
 
-    def _find(self, missing: set[tuple[str, int]]) -> None:
+    def _find(self, missing: Mapping[str, str]) -> None:
+        """Find the processes of guests, given as UUID to key."""
         now_s = self._clock()
-        keys = {uuid: (uuid, domain_id) for uuid, domain_id in missing}
         taken = {process.pid for process in self._found.values()}
         seen: dict[int, float] = {}
         for pid in psutil.pids():
@@ -106,9 +99,9 @@ class ProcFacts:
             if YOUNG_S < now_s - first_s < FORGET_S:
                 continue
             uuid = parse_guest_uuid(_read_process(pid, "cmdline"))
-            if uuid in keys:
+            if uuid is not None and uuid in missing:
                 try:
-                    self._found[keys[uuid]] = psutil.Process(pid)
+                    self._found[missing[uuid]] = psutil.Process(pid)
                 except psutil.NoSuchProcess:
                     continue
                 del seen[pid]

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
-from virtksm.errors import StateUnusable
+from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model import PARAMETERS
 from virtksm.ownership import HostState, Ownership
 from virtksm.runtime import RuntimePaths
@@ -29,7 +29,10 @@ class StateFile:
 
     def locked(self) -> AbstractContextManager[None]:
         ensure_runtime(self._paths)
-        return locked(self._lock, wait_s=LOCK_WAIT_S, whose="another virtksm pass")
+        busy = AlreadyRunning(
+            f"another virtksm pass holds {self._lock}", remedy=f"see who it is: fuser -v {self._lock}"
+        )
+        return locked(self._lock, busy, wait_s=LOCK_WAIT_S)
 
     def load(self) -> HostState:
         text = read_file(self._file)

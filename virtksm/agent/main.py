@@ -8,7 +8,7 @@ from typing import Any
 
 from virtksm import __version__
 from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.files import ensure_runtime, sole
+from virtksm.adapters.files import ensure_runtime, locked
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
@@ -46,7 +46,7 @@ def serve(
         f"an agent already runs with {paths.root}",
         remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
     )
-    with sole(paths.agent_lock, second):
+    with locked(paths.agent_lock, second):
         events = EventLoop()
         events.start()
         try:

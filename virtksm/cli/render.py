@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from virtksm.units import format_kib
+
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
     from typing import Any
 
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
-
-
-def format_kib(kib: int | None) -> str:
-    """Return KiB as MiB or GiB with one decimal, "unknown" for None."""
-    if kib is None:
-        return "unknown"
-    return f"{kib / 1024:.1f} MiB" if kib < 1024 * 1024 else f"{kib / 1024 / 1024:.1f} GiB"
 
 
 def pass_lines(record: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises AlreadyRunning while an agent runs: it would only set them again.
     """
-    from virtksm.adapters.files import ensure_runtime, sole
+    from virtksm.adapters.files import ensure_runtime, locked
     from virtksm.adapters.libvirt_host import open_host
     from virtksm.assemble import make_cycle
     from virtksm.config.load import load
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     running = AlreadyRunning(
         f"an agent runs with {paths.root}", remedy="stop it (systemctl stop virtksm): it restores by itself"
     )
-    with sole(paths.agent_lock, running):
+    with locked(paths.agent_lock, running):
         if action == "leave":
             print("nothing to do: on_exit is leave")
             return ExitCode.DONE

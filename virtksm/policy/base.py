@@ -22,6 +22,10 @@ class Policy(Protocol[Past]):
     def name(self) -> str:
         """The name by which the configuration chooses it."""
 
+    @property
+    def wants_maxima(self) -> bool:
+        """Whether it looks at `Guest.max_kib`: asking for it costs a call for each guest that is new."""
+
     def first_past(self, snapshot: Snapshot) -> Past:
         """Return the past to begin with where none was kept."""
 

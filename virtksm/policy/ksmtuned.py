@@ -63,6 +63,11 @@ class KsmtunedPolicy:
         """Return "ksmtuned"."""
         return NAME
 
+    @property
+    def wants_maxima(self) -> bool:
+        """Return False: the script knows nothing of it."""
+        return False
+
     def first_past(self, snapshot: Snapshot) -> KsmtunedPast:
         """Return the past to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
         found = snapshot.ksm.settings.pages_to_scan or 0

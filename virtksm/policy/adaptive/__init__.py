@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import PARKED, Decision, Occasion, Reason, Settings, Snapshot, Source
 from virtksm.policy.adaptive.debt import PAGE_KIB, account, total_kib
-from virtksm.policy.adaptive.engage import Need, in_gib, judge_need
+from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     begin_round,
@@ -38,6 +38,7 @@ from virtksm.policy.adaptive.rounds import (
     seconds_to_wait,
 )
 from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judge_lasting, plan_probe, probe_is_due
+from virtksm.units import format_kib
 
 NAME = "adaptive"
 
@@ -57,6 +58,10 @@ class AdaptivePolicy:
     @property
     def name(self) -> str:
         return NAME
+
+    @property
+    def wants_maxima(self) -> bool:
+        return self.params.engage == "auto"
 
     def first_past(self, snapshot: Snapshot) -> AdaptivePast:
         return AdaptivePast()
@@ -99,9 +104,9 @@ class AdaptivePolicy:
         if past.round is not None:
             return self._scan(snapshot, past, past.round, need)
         if wait_s is None:
-            text = f"all of {in_gib(memory_kib)} is covered"
+            text = f"all of {format_kib(memory_kib)} is covered"
             return self._rest(snapshot, past, need, "rest", text)
-        text = f"{in_gib(past.fresh_kib + past.half_kib)} owed, worth a round in {wait_s:.0f} s"
+        text = f"{format_kib(past.fresh_kib + past.half_kib)} owed, worth a round in {wait_s:.0f} s"
         return self._rest(snapshot, past, need, "wait", text, wait_s)
 
     def _close_round(self, snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
@@ -119,8 +124,8 @@ class AdaptivePolicy:
             return self._rest(snapshot, past, need, "stalled", "ksmd does not get on with its round: given up")
         settings, next_pass_s, past = feed(snapshot, past, current, self.params, need.pressure)
         rule = "probe" if past.probe_rounds > 0 else "round"
-        visited = progress(snapshot, current)
-        text = f"{rule} over {in_gib(total_kib(snapshot, past))}{visited}, {in_gib(current.scanning_kib)} of it fresh"
+        memory, fresh = format_kib(total_kib(snapshot, past)), format_kib(current.scanning_kib)
+        text = f"{rule} over {memory}{progress(snapshot, current)}, {fresh} of it fresh"
         return self._decision(snapshot, past, need, rule, text, settings, next_pass_s)
 
     def _rest(
@@ -194,4 +199,4 @@ def progress(snapshot: Snapshot, current: Round) -> str:
     now, began = read_meter(snapshot).pages_scanned, current.began.pages_scanned
     if now is None or began is None:
         return ""
-    return f", {in_gib(max(now - began, 0) * PAGE_KIB)} visited"
+    return f", {format_kib(max(now - began, 0) * PAGE_KIB)} visited"

@@ -14,6 +14,8 @@ from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 PAGE_KIB = 4
 """KSM merges base pages; on hosts with larger ones the debt of broken merges is underestimated, nothing else."""
+NEGLIGIBLE = 256
+"""Less than this fraction of the memory, owed or gained, is nothing: it pays for no round, and probes find it."""
 RECENT_S = 5.0
 """How long after memory has appeared more is expected: longer than the pause between guests that start in turn."""
 GROWING_SHARE = 8
@@ -54,6 +56,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
         waited_kib_s=min(past.waited_kib_s + waiting_kib * waited_s, float(MOST_SUM)),
         pages_sharing=snapshot.ksm.pages_sharing,
         broken_kib=min(past.broken_kib + broken_kib, MOST_SUM),
+        probe_due_s=None if past.taken_s is not None and past.taken_s > now_s else past.probe_due_s,  # another boot's
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import Snapshot
+from virtksm.units import format_kib
 
 HYSTERESIS = 1.25
 """What engaged the policy must be left behind by this factor before it disengages: noise at the border never flaps."""
@@ -35,17 +36,12 @@ def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool)
     if params.engage != "auto":
         return Need(engaged=params.engage == "always", pressure=pressure, why=f'engage = "{params.engage}"')
     wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
-    available = f"{in_gib(available_kib)} available"
+    available = f"{format_kib(available_kib)} available"
     if available_kib < wanted_kib:
-        return Need(engaged=True, pressure=pressure, why=f"{available}, less than {in_gib(wanted_kib)}")
+        return Need(engaged=True, pressure=pressure, why=f"{available}, less than {format_kib(wanted_kib)}")
     potential_kib = sum(max(guest.max_kib or 0, guest.rss_kib or 0) for guest in snapshot.guests)
     if potential_kib + wanted_kib > host.total_kib:
-        grown = f"guests may grow to {in_gib(potential_kib)}, which leaves less than {in_gib(wanted_kib)}"
+        grown = f"guests may grow to {format_kib(potential_kib)}, which leaves less than {format_kib(wanted_kib)}"
         return Need(engaged=True, pressure=pressure, why=grown)
-    plenty = f"{available} of {in_gib(host.total_kib)}, guests may grow to {in_gib(potential_kib)}"
+    plenty = f"{available} of {format_kib(host.total_kib)}, guests may grow to {format_kib(potential_kib)}"
     return Need(engaged=False, pressure=pressure, why=plenty)
-
-
-def in_gib(kib: float) -> str:
-    """Return KiB as text in GiB with one decimal; the exact figure is among the reason's numbers."""
-    return f"{kib / 1024 / 1024:.1f} GiB"

@@ -75,8 +75,6 @@ class AdaptivePast:
     full_scans: int | None = None
     """The full scan at whose end our last round left ksmd's cursor; None if it may be anywhere."""
     round: Round | None = None
-    wake: bool = False
-    """Which of two sleeps was set last: ksmd wakes when it changes."""
     page_cost_s: float = DEFAULT_PAGE_COST_S
     round_cost_s_per_kib: float | None = None
     """ksmd's CPU time for the last round, for each KiB of memory that there was; None before the first."""

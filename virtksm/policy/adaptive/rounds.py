@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.debt import PAGE_KIB, is_growing, known_kib, total_kib
+from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, is_growing, known_kib, total_kib
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast, Meter, Round
 
 TICK_S = 1.0
@@ -27,8 +27,6 @@ PRICE_SETTLED = 20.0
 all; once it has settled, waiting is nothing but loss."""
 PRESSING = 9.0
 """With no memory available, waiting is worth this many times more, in addition."""
-NEGLIGIBLE = 256
-"""Debt below this fraction of the memory does not pay for a round; probes find it."""
 LEAST_PAGE_COST_S, MOST_PAGE_COST_S = 2e-7, 1e-3
 """Bounds for what is measured: below it a counter was not whole yet, above it ksmd did other things."""
 MOST_NARROW_ROUNDS = 14
@@ -101,20 +99,21 @@ def feed(
     share += (1 - share) * pressure
     cost_s = measured_page_cost_s(current.began, now) or past.page_cost_s
     pages = min(max(int(share * TICK_S / cost_s), LEAST_BATCH_PAGES), KERNEL_MAXIMUM)
+    slept_ms = snapshot.ksm.settings.sleep_millisecs
+    hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
     early_s = current.next_batch_s - now.taken_s
     if current.fed is not None and (is_busy(current.fed, now) or 0 < early_s <= TICK_S + SLACK_S):
-        settings = Settings(pages_to_scan=pages, sleep_millisecs=FED_SLEEPS_MS[past.wake])
+        settings = Settings(pages_to_scan=pages, sleep_millisecs=hold)
         return settings, max(early_s, TICK_S / 4), replace(past, page_cost_s=cost_s)
     left_s = TICK_S
     scanned = _difference(current.began.pages_scanned, now.pages_scanned)
     if scanned is not None:
         left_s = max((total_kib(snapshot, past) / PAGE_KIB - scanned) * cost_s, TICK_S / 4)
-    wake = not past.wake
-    settings = Settings(pages_to_scan=pages, sleep_millisecs=FED_SLEEPS_MS[wake])
+    settings = Settings(pages_to_scan=pages, sleep_millisecs=grant)
     next_s = min(TICK_S, left_s) + SLACK_S
     # A timer may come a moment early.
     fed = replace(current, fed=now, next_batch_s=now.taken_s + next_s - SLACK_S)
-    return settings, next_s, replace(past, page_cost_s=cost_s, wake=wake, round=fed)
+    return settings, next_s, replace(past, page_cost_s=cost_s, round=fed)
 
 
 def measured_page_cost_s(began: Meter, now: Meter) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from virtksm.policy.adaptive.debt import NEGLIGIBLE
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 MOST_BACKOFF = 1024
@@ -12,15 +13,13 @@ MOST_PROBE_S = 4 * 3600.0
 PROBE_COST = 200.0
 """A probe waits for at least so many times the ksmd-seconds that a round takes: half a percent of a core each."""
 PROBE_ROUNDS = 2
-WORTHWHILE = 256
-"""A gain of less than this fraction of the memory is none."""
 
 
 def judge_lasting(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
     """Before a round: back off if half of what was merged is broken again, come back if it lasts (rule 11)."""
-    if past.broken_kib * 2 > past.gained_kib and past.broken_kib * WORTHWHILE > memory_kib:
+    if past.broken_kib * 2 > past.gained_kib and past.broken_kib * NEGLIGIBLE > memory_kib:
         return replace(past, backoff=min(past.backoff * 2, MOST_BACKOFF), broken_kib=0, gained_kib=0)
-    if past.gained_kib * WORTHWHILE > memory_kib:
+    if past.gained_kib * NEGLIGIBLE > memory_kib:
         return replace(past, backoff=max(past.backoff // 2, 1), broken_kib=0, gained_kib=0)
     return past
 
@@ -42,7 +41,7 @@ def count_probe_round(past: AdaptivePast, gained_kib: int, memory_kib: int) -> A
     gained_kib = min(gained_kib + past.probe_gained_kib, MOST_SUM)
     if past.probe_rounds > 1:
         return replace(past, probe_rounds=past.probe_rounds - 1, probe_gained_kib=gained_kib)
-    if gained_kib * WORTHWHILE > memory_kib and past.backoff == 1:  # what does not last is no find
+    if gained_kib * NEGLIGIBLE > memory_kib and past.backoff == 1:  # what does not last is no find
         interval_s = max(past.probe_interval_s / 2, LEAST_PROBE_S)
         past = replace(past, narrow_limit=AdaptivePast().narrow_limit)
     else:
