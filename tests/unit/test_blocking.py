@@ -156,3 +156,34 @@ def test_a_loop_that_has_ended_meanwhile_does_not_matter() -> None:
     let_go.set()
     workers[0].join(LONG_S)
     assert not workers[0].is_alive()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_moment(fails: bool) -> None:
+    """The agent's stop cancels whoever opens a connection; a swallowed one would let it go on opening for ever."""
+    discarded: list[str] = []
+
+    async def test(calls: BlockingCalls) -> None:
+        loop = asyncio.get_running_loop()
+
+        def cancel_behind_the_end() -> None:
+            # The thread's last act is to queue the call's end: after it, and before anybody hears of it.
+            next(thread for thread in threading.enumerate() if thread.name == "libvirt-open").join(LONG_S)
+            loop.call_soon(opening.cancel)
+
+        def call() -> str:
+            loop.call_soon_threadsafe(cancel_behind_the_end)
+            if fails:
+                raise KeyError("refused")
+            return "connection"
+
+        opening = asyncio.create_task(calls.run("open", call, LONG_S, discard=discarded.append))
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert await calls.run("next", lambda: 1, LONG_S) == 1
+
+    run(test)
+    for thread in threading.enumerate():
+        if thread.name == "libvirt-discard":
+            thread.join(LONG_S)
+    assert discarded == ([] if fails else ["connection"]), "nobody else closes it"

@@ -57,13 +57,19 @@ class BlockingCalls:
 
             threading.Thread(target=work, name=f"libvirt-{what}", daemon=True).start()
             try:
-                return await asyncio.wait_for(asyncio.shield(future), limit_s)
-            except TimeoutError:
-                raise LibvirtTimeout(f"{what}: no answer within {limit_s:g} s", remedy=REMEDY) from None
+                # Not wait_for: until Python 3.12 it loses a cancellation that comes together with the result.
+                await asyncio.wait([future], timeout=limit_s)
+            except asyncio.CancelledError:
+                if future.done() and future.exception() is None:
+                    _throw_away(future.result(), discard)
+                raise
             finally:
                 if not future.done():
                     self._abandoned = what
                     future.cancel()
+            if future.cancelled():
+                raise LibvirtTimeout(f"{what}: no answer within {limit_s:g} s", remedy=REMEDY)
+            return future.result()
 
     def _finish(
         self,
@@ -79,5 +85,10 @@ class BlockingCalls:
                 future.set_exception(error)
             return
         self._abandoned = None
-        if error is None and discard is not None:
-            threading.Thread(target=discard, args=(result,), name="libvirt-discard", daemon=True).start()
+        if error is None:
+            _throw_away(result, discard)
+
+
+def _throw_away(result: Result, discard: Callable[[Result], None] | None) -> None:
+    if discard is not None:
+        threading.Thread(target=discard, args=(result,), name="libvirt-discard", daemon=True).start()
