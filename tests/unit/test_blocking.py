@@ -166,13 +166,13 @@ def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_moment(fai
     async def test(calls: BlockingCalls) -> None:
         loop = asyncio.get_running_loop()
 
-        def cancel_behind_the_end() -> None:
+        def cancel_behind_the_end(thread: threading.Thread) -> None:
             # The thread's last act is to queue the call's end: after it, and before anybody hears of it.
-            next(thread for thread in threading.enumerate() if thread.name == "libvirt-open").join(LONG_S)
+            thread.join(LONG_S)
             loop.call_soon(opening.cancel)
 
         def call() -> str:
-            loop.call_soon_threadsafe(cancel_behind_the_end)
+            loop.call_soon_threadsafe(cancel_behind_the_end, threading.current_thread())
             if fails:
                 raise KeyError("refused")
             return "connection"
