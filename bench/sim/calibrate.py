@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 
-from bench.sim.real_kernel import RealKsmd, lent_ksm
+from bench.sim.real_kernel import RealKsmd, lent_ksmd
 from bench.sim.real_memory import OWN, MergeableProcess
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 
@@ -93,11 +93,11 @@ def main() -> None:
     """Measure, holding the lock once for each size."""
     sizes = [int(word) for word in sys.argv[1:]] or SIZES_MIB
     for mib in sizes:
-        with lent_ksm() as ksmd:
+        with lent_ksmd() as ksmd:
             measure_own(ksmd, mib)
-        with lent_ksm() as ksmd:
+        with lent_ksmd() as ksmd:
             measure_common(ksmd, mib)
-    with lent_ksm() as ksmd, process("small", own=1):
+    with lent_ksmd() as ksmd, process("small", own=1):
         ksmd.ksm.write(smart_scan=0)
         scans = 200
         meter_s = ksmd.cpu_seconds()

@@ -7,17 +7,16 @@ the policy's own time; each pass is the product's Cycle. What comes out is a cur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.sim.host import SimHost
 from bench.steps import Start, Stop
+from tests.fakes import FakeStore
 from virtksm.agent.coalesce import Coalescer
 from virtksm.cycle import Cycle, Memory
 from virtksm.model import Settings, Trigger
-from virtksm.ownership import HostState
 from virtksm.policy.base import Policy
 from virtksm.record import PassRecord
 
@@ -72,23 +71,6 @@ class Outcome:
         return used[-1] - self.samples[0].ksmd_cpu_seconds if used else 0.0
 
 
-class MemoryStore:
-    """A StateStore that lives as long as the run."""
-
-    def __init__(self) -> None:
-        self._state = HostState()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        yield
-
-    def load(self) -> HostState:
-        return self._state
-
-    def save(self, state: HostState) -> None:
-        self._state = state
-
-
 def run_fixed(
     host: SimHost, settings: Settings, scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0
 ) -> Outcome:
@@ -115,7 +97,7 @@ def run_policy(
         hypervisor=host,
         local=host.facts if is_local else None,
         policy=policy,
-        store=MemoryStore(),
+        store=FakeStore(),
         clock=host.clock,
         on_conflict="reassert",
         memory=Memory(),

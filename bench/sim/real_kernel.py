@@ -1,6 +1,6 @@
 """The real ksmd for comparisons: its counters and CPU time, full scans one at a time, and the lock around it all.
 
-Everything happens within `lent_ksm`, which holds the machine's lock, begins afresh and restores what it found.
+Everything happens within `lent_ksmd`, which holds the machine's lock, begins afresh and restores what it found.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.ksm import Ksm, KsmLock, KsmState, wait_until
+from tests.lab.ksm import Ksm, lent_ksm, wait_until
 
 LONG_SLEEP_MS = 600_000
 SCAN_TIMEOUT_S = 120.0
@@ -133,15 +133,9 @@ def parse_known_pages(ksm_stat: str) -> int:
 
 
 @contextmanager
-def lent_ksm() -> Iterator[RealKsmd]:
+def lent_ksmd() -> Iterator[RealKsmd]:
     """Lend the kernel's KSM: locked, nothing merged, run=1 but scanning nothing; restored afterwards."""
-    with KsmLock():
-        state = KsmState.save()
-        try:
-            ksm = Ksm()
-            ksm.start_afresh()
-            lent = RealKsmd(ksm)
-            lent.pause()
-            yield lent
-        finally:
-            state.restore()
+    with lent_ksm() as ksm:
+        lent = RealKsmd(ksm)
+        lent.pause()
+        yield lent

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bench.sim.driver import FLAT_OUT
 from bench.sim.host import SimHost
-from bench.sim.real_kernel import RealKsmd, lent_ksm
+from bench.sim.real_kernel import RealKsmd, lent_ksmd
 from bench.sim.real_memory import COMMON, MergeableProcess
 from virtksm.demo.guests import PayloadGuest
 from virtksm.model import Settings
@@ -61,7 +61,7 @@ def measure(
     specs: Sequence[PayloadGuest], settings: Settings, *, rewrite_per_s: int, is_over: Callable[[Point], bool]
 ) -> Curve:
     """Run the real ksmd."""
-    with lent_ksm() as ksmd, ExitStack() as stack:
+    with lent_ksmd() as ksmd, ExitStack() as stack:
         processes = [stack.enter_context(MergeableProcess(spec)) for spec in specs]
         ksmd.begin_at_a_full_scan()
         for process in processes if rewrite_per_s else ():

@@ -17,7 +17,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from tests.lab.ksm import Ksm, KsmLock, KsmState, wait_until
+from tests.lab.ksm import Ksm, lent_ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.demo.embedded import end_all
 from virtksm.demo.guests import PayloadGuest, start_guest, wait_settled
@@ -91,14 +91,8 @@ class GuestFactory:
 @pytest.fixture
 def ksm() -> Iterator[Ksm]:
     """Lend the real KSM alone to this test: locked, nothing merged, kernel's defaults, run=1; restored afterwards."""
-    with KsmLock():
-        state = KsmState.save()
-        try:
-            lent = Ksm()
-            lent.start_afresh()
-            yield lent
-        finally:
-            state.restore()
+    with lent_ksm() as lent:
+        yield lent
 
 
 @pytest.fixture(scope="session")

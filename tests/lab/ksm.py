@@ -10,7 +10,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -141,6 +142,19 @@ class Ksm:
     def _wait_full_scans(self, count: int, timeout_s: float) -> None:
         target = self.read("full_scans") + count
         wait_until(lambda: self.read("full_scans") >= target, timeout_s, f"{count} full scans")
+
+
+@contextmanager
+def lent_ksm() -> Iterator[Ksm]:
+    """Lend the real KSM alone: locked, nothing merged, kernel's defaults, run=1; restored afterwards."""
+    with KsmLock():
+        state = KsmState.save()
+        try:
+            lent = Ksm()
+            lent.start_afresh()
+            yield lent
+        finally:
+            state.restore()
 
 
 def merging_pages(pid: int) -> int:

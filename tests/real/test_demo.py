@@ -115,29 +115,24 @@ def test_it_shows_itself_on_another_libvirt_too(tmp_path: Path, libvirtd: Privat
     assert f"connected to {libvirtd.uri}" in output
 
 
+# The checkout may lie in root's home: with this capability the user reads everything and writes nothing.
+MAY_READ = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *MAY_READ]
+WITHOUT_KSM = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /sys/kernel/mm && exec "$0" "$@"']
+
+
 @pytest.mark.parametrize("command", ["demo", "test", "bench latency"])
-def test_without_root_one_line_says_what_is_missing(command: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "missing"),
+    [(AS_NOBODY, "needs root"), (WITHOUT_KSM, "this kernel has no KSM")],
+    ids=["without root", "without KSM"],
+)
+def test_one_line_says_what_is_missing(command: str, prefix: list[str], missing: str) -> None:
     name, *options = command.split()
-    # The checkout may lie in root's home: with this capability the user reads everything and writes nothing.
-    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *may_read]
     done = subprocess.run(
-        [*as_nobody, REPO / "script" / name, *options], check=False, capture_output=True, text=True, timeout=HANG_S
+        [*prefix, REPO / "script" / name, *options], check=False, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode != 0
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert "needs root" in done.stderr
-
-
-@pytest.mark.parametrize("command", ["demo", "test", "bench latency"])
-def test_without_ksm_one_line_says_what_is_missing(command: str) -> None:
-    name, *options = command.split()
-    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /sys/kernel/mm && exec "$0" "$@"']
-    done = subprocess.run(
-        [*hidden, REPO / "script" / name, *options], check=False, capture_output=True, text=True, timeout=HANG_S
-    )
-    assert done.returncode != 0
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert "this kernel has no KSM" in done.stderr
+    assert missing in done.stderr
