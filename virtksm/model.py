@@ -102,8 +102,9 @@ class KsmState:
     """KSM's settings and counters; pages are the host's page size.
 
     Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm, and
-    `ksmd_cpu_seconds` from /proc. `pages_scanned` is counted at a batch's end (Linux 6.6), `pages_skipped` is what
-    smart_scan left out (6.7).
+    `ksmd_cpu_seconds` and `cow_ksm` from /proc. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
+    smart_scan left out (6.7), `cow_ksm` writes to merged pages since boot, each of which broke a merge (5.19). The
+    other counters learn of broken merges and ended guests only when ksmd comes by.
     """
 
     settings: Settings
@@ -117,6 +118,7 @@ class KsmState:
     pages_scanned: int | None = None
     pages_skipped: int | None = None
     ksmd_cpu_seconds: float | None = None
+    cow_ksm: int | None = None
 
     @property
     def advisor_is_on(self) -> bool:

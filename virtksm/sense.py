@@ -42,6 +42,7 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             pages_scanned=local.ksm_counter("pages_scanned"),
             pages_skipped=local.ksm_counter("pages_skipped"),
             ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
+            cow_ksm=local.cow_ksm(),
         ),
         guests=local.guests(hypervisor.running_guests(maxima)),
     )

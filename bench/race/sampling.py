@@ -7,7 +7,6 @@ Read only. ksmd's CPU time is /proc/PID/schedstat's, in nanoseconds, where the k
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Self
 
 from bench.race.records import Sample
 from tests.lab.ksm import KSM_ROOT
+from virtksm.adapters.local_facts import parse_vmstat
 
 PROC = Path("/proc")
 EVERY_S = 0.25
@@ -105,12 +105,6 @@ def find_ksmd(proc: Path) -> Path:
         if name == "ksmd\n":
             return comm.parent
     raise NoKsmd(f"no ksmd in {proc}: its CPU time cannot be measured here")
-
-
-def parse_vmstat(text: str, name: str) -> int | None:
-    """Take one counter of /proc/vmstat; None when the kernel has none of that name."""
-    found = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else None
 
 
 def parse_stat_cpu_ticks(text: str) -> int:

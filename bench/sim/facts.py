@@ -52,5 +52,11 @@ class SimFacts:
         }
         return files.get(name)
 
+    def cow_ksm(self) -> int | None:
+        host = self._host
+        for guest in host.guests_by_name.values():
+            guest.catch_up(host.ksmd.trees, host.now_s)
+        return host.ksmd.trees.cow_ksm
+
     def advisor_mode(self) -> str | None:
         return "none"

@@ -84,8 +84,7 @@ class SimHost:
     def saved_pages(self) -> int:
         """Tell what is truly saved now; pages_sharing learns of writes and of ended guests only when ksmd comes by."""
         for guest in self.guests_by_name.values():
-            for region in guest.regions:
-                region.catch_up(self.ksmd.trees, self.now_s)
+            guest.catch_up(self.ksmd.trees, self.now_s)
         return self.ksmd.trees.live.saved
 
     # Hypervisor

@@ -64,14 +64,14 @@ class Region:
         return now_s >= self.settled_s and not grows and self.rewrite_per_s == 0
 
     def key(self, version: int) -> Key | None:
-        """Return the key of its contents of a version; None for those that no other page has."""
-        if self.kind is Kind.OWN:
+        """Return the key of its contents of a version; None for those that no other page has (rewritten own ones)."""
+        if self.kind is Kind.OWN and version > 0:
             return None
         return (self.kind.value, self.image, version if self.kind is Kind.COMMON else 0)
 
     def indexes(self, low: int, high: int) -> tuple[int, int, int]:
         """Return the contents of pages low..high-1: first, after the last, and how many pages have each."""
-        return (low, high, 1) if self.kind is Kind.COMMON else (0, 1, high - low)
+        return (0, 1, high - low) if self.kind is Kind.ZERO else (low, high, 1)
 
     def count(self, trees: Trees, low: int, high: int, version: int, *, stable: int = 0, live: int = 0) -> None:
         """Count pages low..high-1 in or out of the tallies of their content."""
@@ -122,6 +122,7 @@ class Region:
         for start, end, state in list(self.states.within(low, high)):
             if state.is_merged:
                 self.count(trees, start, end, state.version, live=-1)
+                trees.cow_ksm += end - start
             self.states.assign(start, end, replace(state, version=version))
 
 
@@ -139,6 +140,11 @@ class SimGuest:
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""
         return self.overhead_kib + 4 * sum(region.filled(now_s) for region in self.regions)
+
+    def catch_up(self, trees: Trees, now_s: float) -> None:
+        """Write what it has written until now."""
+        for region in self.regions:
+            region.catch_up(trees, now_s)
 
     def settled_s(self) -> float:
         """Tell when its memory is filled."""
@@ -158,7 +164,7 @@ def make_guest(
     parts = [
         (Kind.COMMON, spec.image, spec.common_mib, spec.rewrite_common_per_s, in_step, 0.0, 0),
         (Kind.ZERO, 0, spec.zero_mib, 0, 0, 0.0, 0),
-        (Kind.OWN, 0, spec.own_mib, spec.rewrite_per_s, 0, spec.grow_mib_per_min * PAGES_PER_MIB / 60, room),
+        (Kind.OWN, spec.seed, spec.own_mib, spec.rewrite_per_s, 0, spec.grow_mib_per_min * PAGES_PER_MIB / 60, room),
     ]
     from_s = now_s
     for kind, image, mib, rewrite_per_s, rewritten, grow_per_s, more in parts:

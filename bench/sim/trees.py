@@ -89,7 +89,7 @@ class Trees:
     """All contents, and the sums behind the counters.
 
     `known` are all rmap_items, `inserted` those marked as in the unstable tree, `in_tree` those put there in this
-    round: the marks of the last round stay until the next visit.
+    round: the marks of the last round stay until the next visit. `cow_ksm` counts writes to merged pages.
     """
 
     stable: Totals = field(default_factory=Totals)
@@ -98,6 +98,7 @@ class Trees:
     inserted: int = 0
     in_tree: int = 0
     round_number: int = 0
+    cow_ksm: int = 0
     _contents: dict[Key, Content] = field(default_factory=dict)
 
     def content(self, key: Key) -> Content:

@@ -83,4 +83,6 @@ def test_the_host_tells_its_numbers(place: Place) -> None:
     ksmd = place.facts.ksmd_cpu_seconds()
     assert ksmd is None or ksmd >= 0
     assert place.facts.ksm_counter("run") in (None, 0, 1, 2)
+    cow_ksm = place.facts.cow_ksm()
+    assert cow_ksm is None or cow_ksm >= 0
     assert place.facts.advisor_mode() in (None, "none", "scan-time")

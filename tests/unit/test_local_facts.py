@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.adapters.local_facts import FORGET_S, YOUNG_S, ProcFacts, parse_choice, parse_meminfo
+from virtksm.adapters.local_facts import FORGET_S, YOUNG_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.model import Guest, HostMemory
 
 
@@ -134,6 +134,13 @@ def test_the_chosen_word_is_the_one_in_brackets(text: str, choice: str) -> None:
 def test_the_switch_is_a_number_or_unknown(tmp_path: Path, text: str, run: int | None) -> None:
     (tmp_path / "run").write_text(text, encoding="ascii")
     assert ProcFacts(FakeClock(), sys_ksm=str(tmp_path)).ksm_counter("run") == run
+
+
+@pytest.mark.parametrize(
+    ("text", "writes"), [("xcow_ksm 1\ncow_ksm 2\ncow_ksm_3 3\n", 2), ("cow_ksm_3 3\n", None), ("cow_ksm -1\n", None)]
+)
+def test_a_counter_is_found_by_its_whole_name(text: str, writes: int | None) -> None:
+    assert parse_vmstat(text, "cow_ksm") == writes
 
 
 def test_older_kernels_and_kernels_without_ksm_have_no_such_files(tmp_path: Path) -> None:

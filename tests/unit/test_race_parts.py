@@ -11,7 +11,7 @@ from bench.race.ground import Ground
 from bench.race.linux import LinuxGuest
 from bench.race.neighbour import parse_times
 from bench.race.options import QUICK_CONTENDERS, parse_options
-from bench.race.sampling import Eyes, NoKsmd, parse_stat_cpu_ticks, parse_vmstat
+from bench.race.sampling import Eyes, NoKsmd, parse_stat_cpu_ticks
 from bench.race.steps import Work
 from bench.steps import Start
 from tests.lab.ksm import Ksm
@@ -94,10 +94,6 @@ def test_without_ksmd_to_see_there_is_nothing_to_measure(roots: tuple[Path, Path
 
 def test_a_process_name_may_hold_anything() -> None:
     assert parse_stat_cpu_ticks("1 (a) b (c) S 2 0 0 0 -1 1 0 0 0 0 5 7 0 0 25 5") == 12
-
-
-def test_a_counter_is_found_by_its_whole_name() -> None:
-    assert parse_vmstat("xcow_ksm 1\ncow_ksm 2\ncow_ksm_3 3\n", "cow_ksm") == 2
 
 
 def test_the_neighbours_times_count_from_the_first_start() -> None:

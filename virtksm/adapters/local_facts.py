@@ -7,6 +7,7 @@ read of /proc/PID/statm. Reads only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -64,6 +65,13 @@ class ProcFacts:
     def ksm_counter(self, name: str) -> int | None:
         text = self._read(name)
         return int(text) if text is not None and text.strip().isdigit() else None
+
+    def cow_ksm(self) -> int | None:
+        try:
+            with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii") as file:
+                return parse_vmstat(file.read(), "cow_ksm")
+        except OSError:  # hidden: None, as where the kernel does not count
+            return None
 
     def advisor_mode(self) -> str | None:
         text = self._read("advisor_mode")
@@ -124,6 +132,12 @@ def parse_meminfo(text: str) -> HostMemory:
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
+
+
+def parse_vmstat(text: str, name: str) -> int | None:
+    """Take one counter of /proc/vmstat; None when the kernel has none of that name."""
+    found = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def parse_guest_uuid(command_line: bytes) -> str | None:

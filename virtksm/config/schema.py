@@ -133,7 +133,7 @@ class AdaptiveParams:
         maximum=100,
     )
     cpu_percent: int = key(
-        90,
+        100,
         "CPU time of one core that ksmd may use during a round; all of it when no memory is available.",
         "A round that is over sooner saves memory sooner; between rounds ksmd uses none.",
         unit="percent",

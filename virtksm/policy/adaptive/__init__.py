@@ -28,6 +28,7 @@ from virtksm.policy.adaptive.debt import PAGE_KIB, account, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
+    LOOK_S,
     begin_round,
     end_round,
     feed,
@@ -45,8 +46,7 @@ NAME = "adaptive"
 WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
 """How often to look at the guests' memory at rest: a pass wakes libvirt's threads some forty times, and libvirt's own
 figures cost 2-5 ms a guest (FACTS, measured)."""
-YOUNG_WATCH_S = 1.0
-SOONEST_S = 0.25
+YOUNG_WATCH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +96,10 @@ class AdaptivePolicy:
         if past.probe_rounds == 0 and memory_kib > 0 and probe_is_due(past, snapshot.taken_s):
             past = replace(past, probe_rounds=PROBE_ROUNDS)
         wait_s = seconds_to_round(snapshot, past, need, occasion)
-        if wait_s == 0:
+        if wait_s is not None and wait_s < LOOK_S:
             past = judge_lasting(past, memory_kib)
             wait_s = seconds_to_round(snapshot, past, need, occasion)
-        if wait_s == 0:
+        if wait_s is not None and wait_s < LOOK_S:
             past = begin_round(snapshot, past)
         if past.round is not None:
             return self._scan(snapshot, past, past.round, need)
@@ -138,7 +138,7 @@ class AdaptivePolicy:
             waits.append(past.probe_due_s - snapshot.taken_s)
         if wait_s is not None:
             waits.append(wait_s)
-        return self._decision(snapshot, past, need, rule, f"{text}: parked", PARKED, max(min(waits), SOONEST_S))
+        return self._decision(snapshot, past, need, rule, f"{text}: parked", PARKED, max(min(waits), LOOK_S))
 
     def _decision(
         self,
@@ -154,6 +154,8 @@ class AdaptivePolicy:
         if merge is not None and merge != snapshot.ksm.settings.merge_across_nodes and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
+        if past.backoff > 1:
+            text += f"; merges do not last, so that a round has to be worth {past.backoff} times its cost"
         numbers = {
             "memory_kib": total_kib(snapshot, past),
             "young_kib": sum(kib for _, kib in past.young),
@@ -181,7 +183,7 @@ def seconds_to_round(snapshot: Snapshot, past: AdaptivePast, need: Need, occasio
     """Return how long the next round has yet to wait, None if nothing asks for one."""
     if past.probe_rounds > 0:
         return 0.0
-    wait_s = seconds_to_wait(snapshot, past, need.pressure)
+    wait_s = seconds_to_wait(snapshot, past, need)
     return 0.0 if wait_s is not None and occasion.is_explicit else wait_s
 
 

@@ -41,9 +41,10 @@ class Round:
     scanning_kib: int
     began: Meter
     fed: Meter | None = None
-    """When ksmd was granted the last batch."""
-    next_batch_s: float = 0.0
-    """When the next batch may be granted, whatever else asks for passes before."""
+    """When ksmd was granted the last batch, of `batch_pages`."""
+    batch_pages: int = 0
+    over_s: float = 0.0
+    """When it will be over at the latest, as far as can be reckoned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,10 @@ class AdaptivePast:
     """Memory that appeared a moment ago, (when, KiB): it is left alone until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
     """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
+    burst_s: float | None = None
+    """When memory was last seen to appear in a burst, as when guests start."""
+    pause_s: float = 0.0
+    """The longest pause between two bursts of the present series."""
     fresh_kib: int = 0
     """Debt that no round begun since has visited."""
     half_kib: int = 0
@@ -67,6 +72,7 @@ class AdaptivePast:
     waited_kib_s: float = 0.0
     """How much debt has waited for how long since the last round began."""
     pages_sharing: int | None = None
+    cow_ksm: int | None = None
     """As last seen, to notice merges that a write has broken."""
     gained_kib: int = 0
     broken_kib: int = 0
@@ -78,12 +84,10 @@ class AdaptivePast:
     page_cost_s: float = DEFAULT_PAGE_COST_S
     round_cost_s_per_kib: float | None = None
     """ksmd's CPU time for the last round, for each KiB of memory that there was; None before the first."""
-    half_gained_kib: int = 0
-    """What has merged since the half debt had its first visit."""
     narrow_rounds: int = 0
     """Rounds in a row that skipped most of the old pages (smart_scan) while a second visit was owed."""
-    narrow_limit: int = 14
-    """How many of them to make at most: fewer after some that found nothing."""
+    tail_gained_kib: int = 0
+    """What those after the first have merged."""
     probe_interval_s: float = 300.0
     probe_due_s: float | None = None
     probe_rounds: int = 0

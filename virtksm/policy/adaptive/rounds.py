@@ -7,32 +7,56 @@ without ticks (the agent or libvirt gone) ksmd does one batch a minute. A batch 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, is_growing, known_kib, total_kib
-from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast, Meter, Round
+from virtksm.policy.adaptive.debt import (
+    NEGLIGIBLE,
+    PAGE_KIB,
+    Growth,
+    has_doubled,
+    judge_growth,
+    known_kib,
+    seconds_to_end,
+    total_kib,
+)
+from virtksm.policy.adaptive.engage import Need
+from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S, MOST_SUM, AdaptivePast, Meter, Round
 
-TICK_S = 1.0
-"""Time for which a batch is meant. ksmd holds a mutex during a batch, so that `echo 0 > run` waits for its end."""
-SLACK_S = 0.05
+BATCH_S = 2.0
+"""What a batch may take. ksmd holds a mutex meanwhile, so that `echo 0 > run` waits for its end."""
+FIRST_BATCH_S = 0.25
+"""The same for a round's first one, which tells what a page costs now: from 0.3 to 7 microseconds (measured)."""
+CAUTIOUS_PAGE_COST_S = 3.5e-6
+"""Batches are no larger than this cost allows: cheap pages may be followed by dear ones."""
+LOOK_S = 0.25
+"""How often a round is looked at: as often as the agent makes passes by default (coalesce_ms)."""
+SLACK_S = 0.02
 """How much later than a batch's reckoned end the next one is granted: before it, a changed sleep would be lost."""
 FED_SLEEPS_MS = (60_000, 60_001)
 LEAST_BATCH_PAGES = 1000
 
-PRICE_GROWING = 0.5
-PRICE_SETTLED = 20.0
-"""How many ksmd-seconds a second of waiting of the whole memory is worth: while more appears, one round later covers it
-all; once it has settled, waiting is nothing but loss."""
+PRICES: Mapping[Growth, float] = {
+    Growth.BURST: 0.05,
+    Growth.PAUSE: 0.05,
+    Growth.STEADY: 1.0,
+    Growth.SETTLED: 20.0,
+}
+"""How many ksmd-seconds a second of waiting of the whole memory is worth: in a burst, one round later covers it all;
+once memory has settled, waiting is nothing but loss."""
+LEAST_WAIT_S = 4.0
+"""Settled debt has waited for so long on average before its round: guests seldom start alone."""
 PRESSING = 9.0
 """With no memory available, waiting is worth this many times more, in addition."""
 LEAST_PAGE_COST_S, MOST_PAGE_COST_S = 2e-7, 1e-3
 """Bounds for what is measured: below it a counter was not whole yet, above it ksmd did other things."""
-MOST_NARROW_ROUNDS = 14
+MOST_NARROW_ROUNDS = 13
 """After so many rounds a new page and an old one have met, if they ever do (smart_scan: docs/policies.md)."""
-FOUND = 8
-"""Narrow rounds that merged an eighth of the debt they were made for were worth it."""
+TRIED_ROUNDS = 3
+FOUND = 32
+"""After so many narrow rounds there must be hidden twins, by the share of the debt that all but the first merged."""
 STALLED_S = 120.0
 """A round that has not ended after this long and ten times what was reckoned is given up."""
 
@@ -55,15 +79,29 @@ def round_cost_s(snapshot: Snapshot, past: AdaptivePast) -> float:
     return total_kib(snapshot, past) * (first if past.round_cost_s_per_kib is None else past.round_cost_s_per_kib)
 
 
-def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, pressure: float) -> float | None:
+def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float | None:
     """Return how long the debt has yet to wait for its round (rule 6); None if none pays for one."""
     debt_kib = past.fresh_kib + past.half_kib
     memory_kib = total_kib(snapshot, past)
     if debt_kib * NEGLIGIBLE <= memory_kib:
         return None
-    price = (PRICE_GROWING if is_growing(past) else PRICE_SETTLED) * (1 + PRESSING * pressure)
+    growth = judge_growth(past, memory_kib)
+    price, least_s = PRICES[growth], LEAST_WAIT_S if growth is Growth.SETTLED else 0.0
+    ends_s = seconds_to_end(growth, past, memory_kib)
+    is_worth_it = growth is not Growth.BURST and has_doubled(past, memory_kib, need.reserve_kib)
+    if is_worth_it or is_half_covered(past, memory_kib):
+        price, least_s, ends_s = PRICES[Growth.SETTLED], 0.0, 0.0
+    price += (PRICES[Growth.SETTLED] - price) * need.pressure
+    price *= 1 + PRESSING * need.pressure
     due_kib_s = memory_kib * round_cost_s(snapshot, past) * past.backoff / price
-    return max(due_kib_s - past.waited_kib_s, 0.0) / debt_kib
+    due_kib_s = max(due_kib_s, least_s * (1 - need.pressure) * debt_kib)
+    wait_s = max(due_kib_s - past.waited_kib_s, 0.0) / debt_kib
+    return min(wait_s, max(ends_s, LOOK_S)) if ends_s > 0 else wait_s
+
+
+def is_half_covered(past: AdaptivePast, memory_kib: int) -> bool:
+    """Tell whether a second round is owed. It is not put off, whatever else is to come: the first would be in vain."""
+    return past.half_kib * NEGLIGIBLE > memory_kib
 
 
 def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
@@ -72,16 +110,21 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
     With the cursor where our last round left it, or where it begins as long as KSM knows of no page, the next full scan
     is whole; otherwise the one after it is.
     """
+    memory_kib = total_kib(snapshot, past)
+    if is_half_covered(past, memory_kib) and judge_growth(past, memory_kib) in (Growth.BURST, Growth.PAUSE):
+        scanning_kib, left = 0, past
+    else:
+        scanning_kib = past.fresh_kib + sum(kib for _, kib in past.young)
+        left = replace(past, young=(), fresh_kib=0)
     full_scans = snapshot.ksm.full_scans or 0
     whole = past.full_scans == full_scans or known_kib(snapshot) == 0
     return replace(
-        past,
+        left,
         round=Round(
             ends_at_full_scans=full_scans + (1 if whole else 2),
-            scanning_kib=past.fresh_kib,
+            scanning_kib=scanning_kib,
             began=read_meter(snapshot),
         ),
-        fresh_kib=0,
         waited_kib_s=0.0,
     )
 
@@ -89,31 +132,48 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
 def feed(
     snapshot: Snapshot, past: AdaptivePast, current: Round, params: AdaptiveParams, pressure: float
 ) -> tuple[Settings, float, AdaptivePast]:
-    """Grant the next batch (rule 8): return the settings, when it will be over, and the past.
+    """Grant the next batch (rule 8): return the settings, when to look again, and the past.
 
     A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests ask for
-    in between grant none, or a storm of events would spend more than the budget.
+    in between grant none beyond the budget.
     """
     now = read_meter(snapshot)
     share = params.cpu_percent / 100
     share += (1 - share) * pressure
-    cost_s = measured_page_cost_s(current.began, now) or past.page_cost_s
-    pages = min(max(int(share * TICK_S / cost_s), LEAST_BATCH_PAGES), KERNEL_MAXIMUM)
+    cost_s = measured_page_cost_s(current.fed or current.began, now) or past.page_cost_s
+    past = replace(past, page_cost_s=cost_s)
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
-    early_s = current.next_batch_s - now.taken_s
-    if current.fed is not None and (is_busy(current.fed, now) or 0 < early_s <= TICK_S + SLACK_S):
-        settings = Settings(pages_to_scan=pages, sleep_millisecs=hold)
-        return settings, max(early_s, TICK_S / 4), replace(past, page_cost_s=cost_s)
-    left_s = TICK_S
-    scanned = _difference(current.began.pages_scanned, now.pages_scanned)
-    if scanned is not None:
-        left_s = max((total_kib(snapshot, past) / PAGE_KIB - scanned) * cost_s, TICK_S / 4)
-    settings = Settings(pages_to_scan=pages, sleep_millisecs=grant)
-    next_s = min(TICK_S, left_s) + SLACK_S
-    # A timer may come a moment early.
-    fed = replace(current, fed=now, next_batch_s=now.taken_s + next_s - SLACK_S)
-    return settings, next_s, replace(past, page_cost_s=cost_s, round=fed)
+    if (wait_s := seconds_to_batch(current, now, share, cost_s)) > 0:
+        return Settings(pages_to_scan=current.batch_pages, sleep_millisecs=hold), max(wait_s, LOOK_S), past
+    is_first = current.fed is None and now.pages_scanned is not None
+    batch_s = FIRST_BATCH_S if is_first else BATCH_S
+    cautious_s = DEFAULT_PAGE_COST_S if is_first else max(cost_s, CAUTIOUS_PAGE_COST_S)
+    pages = min(max(int(share * batch_s / cautious_s), LEAST_BATCH_PAGES), KERNEL_MAXIMUM)
+    fed = replace(current, fed=now, batch_pages=pages, over_s=now.taken_s + batch_s)
+    look_s = batch_s + SLACK_S if now.pages_scanned is None else seconds_to_look(pages * cost_s)
+    return Settings(pages_to_scan=pages, sleep_millisecs=grant), look_s, replace(past, round=fed)
+
+
+def seconds_to_batch(current: Round, now: Meter, share: float, cost_s: float) -> float:
+    """Return how long the next batch has to wait for the one before and for the budget; 0.0 if it may be granted."""
+    if current.fed is None:
+        return 0.0
+    passed_s, left_s = now.taken_s - current.fed.taken_s, current.over_s - now.taken_s
+    is_early = 0 < left_s <= BATCH_S  # else it is over, or the clock began anew
+    used_s, scanned = _used_s(current.fed, now), _difference(current.fed.pages_scanned, now.pages_scanned)
+    if scanned is None:
+        return left_s + SLACK_S if is_early else 0.0
+    if scanned >= current.batch_pages:
+        return 0.0 if used_s is None else min(max(used_s / share - passed_s, 0.0), BATCH_S)
+    if is_early:
+        return seconds_to_look((current.batch_pages - scanned) * cost_s)
+    return LOOK_S if used_s is not None and used_s > passed_s / 2 > 0 else 0.0  # 0.0: it got lost
+
+
+def seconds_to_look(left_s: float) -> float:
+    """Return when to look at a batch that will be over in `left_s`: then, or earlier should it be faster."""
+    return max(left_s + SLACK_S, LOOK_S) if left_s + SLACK_S < 2 * LOOK_S else LOOK_S
 
 
 def measured_page_cost_s(began: Meter, now: Meter) -> float | None:
@@ -122,13 +182,6 @@ def measured_page_cost_s(began: Meter, now: Meter) -> float | None:
     if not cpu_s or scanned is None or scanned < LEAST_BATCH_PAGES:
         return None
     return min(max(cpu_s / scanned, LEAST_PAGE_COST_S), MOST_PAGE_COST_S)
-
-
-def is_busy(fed: Meter, now: Meter) -> bool:
-    """Tell whether the batch granted at `fed` still runs: ksmd counts its pages only when it is over."""
-    used_s = _used_s(fed, now)
-    nothing_counted = now.pages_scanned is not None and now.pages_scanned == fed.pages_scanned
-    return nothing_counted and used_s is not None and used_s > (now.taken_s - fed.taken_s) / 2 > 0
 
 
 def has_ended(snapshot: Snapshot, current: Round) -> bool:
@@ -153,18 +206,18 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     gained_kib = max(now.pages_sharing - began.pages_sharing, 0) * PAGE_KIB
-    half_gained_kib = min(past.half_gained_kib + gained_kib, MOST_SUM)
-    may_go_on = past.narrow_rounds < past.narrow_limit and half_gained_kib * 2 < past.half_kib
-    is_tail = is_narrow(snapshot, past, ended) and may_go_on
-    if past.narrow_rounds > 0 and not is_tail:
-        found = half_gained_kib * FOUND > past.half_kib
-        past = replace(past, narrow_limit=MOST_NARROW_ROUNDS if found else past.narrow_limit // 2)
+    tail_gained_kib = min(past.tail_gained_kib + gained_kib, MOST_SUM) if past.narrow_rounds else 0
+    if past.narrow_rounds == 0:
+        is_tail = is_narrow(snapshot, past, ended) and gained_kib * 2 < past.half_kib
+    else:
+        has_found = tail_gained_kib * FOUND > past.half_kib
+        is_tail = past.narrow_rounds < (MOST_NARROW_ROUNDS if has_found else TRIED_ROUNDS)
     return replace(
         past,
         round=None,
         full_scans=snapshot.ksm.full_scans,
         half_kib=ended.scanning_kib + (past.half_kib if is_tail else 0),
-        half_gained_kib=half_gained_kib if is_tail else gained_kib,
+        tail_gained_kib=tail_gained_kib,
         narrow_rounds=past.narrow_rounds + 1 if is_tail else 0,
         round_cost_s_per_kib=cost_s / max(total_kib(snapshot, past), 1),
         gained_kib=min(past.gained_kib + gained_kib, MOST_SUM),

@@ -43,7 +43,6 @@ def count_probe_round(past: AdaptivePast, gained_kib: int, memory_kib: int) -> A
         return replace(past, probe_rounds=past.probe_rounds - 1, probe_gained_kib=gained_kib)
     if gained_kib * NEGLIGIBLE > memory_kib and past.backoff == 1:  # what does not last is no find
         interval_s = max(past.probe_interval_s / 2, LEAST_PROBE_S)
-        past = replace(past, narrow_limit=AdaptivePast().narrow_limit)
     else:
         interval_s = min(past.probe_interval_s * 2, MOST_PROBE_S)
     return replace(past, probe_rounds=0, probe_gained_kib=0, probe_interval_s=interval_s)
