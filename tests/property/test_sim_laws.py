@@ -34,8 +34,9 @@ def static_guests(draw: st.DrawFn) -> list[PayloadGuest]:
             zero_mib=draw(mib),
             own_mib=draw(mib),
             image=draw(st.integers(0, 1)),
+            seed=number,
         )
-        for name in NAMES[: draw(st.integers(1, len(NAMES)))]
+        for number, name in enumerate(NAMES[: draw(st.integers(1, len(NAMES)))])
     ]
 
 

@@ -125,8 +125,10 @@ class Model:
             self.pair_or_insert(page)
         return True
 
-    def write(self, page: Page, version: int) -> None:
+    def write(self, name: str, page: Page, version: int) -> None:
         kind, owner, index, _ = page.content
+        if kind == "own":
+            owner = name
         self.live[page.content] -= page.stable == page.content
         page.content = (kind, owner, index, version)
         self.live[page.content] += page.stable == page.content
@@ -153,7 +155,7 @@ class Model:
 
 
 def contents(guest: SimGuest) -> list[Page]:
-    name, pages = guest.spec.name, []
+    pages = []
     for region in guest.regions:
         for index in range(region.pages):
             match region.kind:
@@ -162,7 +164,7 @@ def contents(guest: SimGuest) -> list[Page]:
                 case Kind.ZERO:
                     pages.append(Page(("zero", "", 0, 0)))
                 case Kind.OWN:
-                    pages.append(Page(("own", name, index, 0)))
+                    pages.append(Page(("own", str(region.image), index, 0)))
     return pages
 
 
@@ -175,6 +177,7 @@ starts = st.builds(
     zero_mib=mib,
     own_mib=mib,
     image=mib,
+    seed=mib,
 )
 stops = st.sampled_from("abcd")
 writes = st.tuples(st.sampled_from("abcd"), st.integers(0, 1), *[st.integers(0, PAGES_PER_MIB)] * 2, st.integers(1, 2))
@@ -227,7 +230,7 @@ def write(
     region.write(sim.ksmd.trees, low, high, version)
     first = sum(before.pages for before in regions[: 2 if own else 0])
     for page in pages[first + low : first + max(low, high)]:
-        model.write(page, version)
+        model.write(name, page, version)
 
 
 def simulated(sim: SimHost) -> dict[str, int]:

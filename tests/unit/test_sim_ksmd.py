@@ -23,7 +23,10 @@ def host(**rules: bool) -> SimHost:
 
 
 def guest(name: str, *, common: int = 0, zero: int = 0, own: int = 0, image: int = 0) -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=1024, common_mib=common, zero_mib=zero, own_mib=own, image=image)
+    seed = sum(map(ord, name))
+    return PayloadGuest(
+        name=name, memory_mib=1024, common_mib=common, zero_mib=zero, own_mib=own, image=image, seed=seed
+    )
 
 
 def full_scan(sim: SimHost) -> None:
