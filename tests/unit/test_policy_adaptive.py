@@ -14,8 +14,9 @@ import pytest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import PARKED, Decision, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
-from virtksm.policy.adaptive.debt import Growth, judge_growth, total_kib
+from virtksm.policy.adaptive.debt import total_kib
 from virtksm.policy.adaptive.engage import judge_need
+from virtksm.policy.adaptive.growth import Growth, judge_growth
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     BATCH_S,

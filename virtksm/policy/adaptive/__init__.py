@@ -6,13 +6,13 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 1. Engage when memory is short or will be, always or never, as configured (`engage`).
 2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
 3. Debt is guest memory that has appeared, and merges that were broken; what has stopped owes nothing (`debt`).
-4. Memory is young for settle_s, and left alone; then it is fresh debt, owed two visits (`debt`).
+4. Memory is young for settle_s, and pays for no round; then it is fresh debt, owed two visits (`debt`).
 5. Debt that waits adds up: KiB times seconds (`debt`).
-6. A round begins when the waiting is worth its ksmd-seconds. While more appears, waiting is cheap (`rounds`).
-7. A round is one full scan: at its end, what was fresh at its beginning is half paid (`rounds`).
-8. ksmd is fed one batch a tick, within the CPU budget; without ticks it does one a minute (`rounds`).
-9. At a round's end, half paid debt is paid (`rounds`).
-10. But not by a round in which smart_scan skipped most old pages: their twins are still to be met (`rounds`).
+6. A round begins when the waiting is worth it. While more is to come (`growth`), waiting is cheap (`rounds`).
+7. A round is one full scan: at its end, what was fresh at its beginning is half paid, half is paid (`rounds`).
+8. ksmd is fed one batch after the other, within the CPU budget; without ticks it does one a minute (`rounds`).
+9. A round that does not get on is given up; its debt stays (`rounds`).
+10. A round in which smart_scan skipped most old pages pays nothing: their twins are still to be met (`rounds`).
 11. Merges that are broken within the next round's time double the price of rounds (`yields`).
 12. Without debt: park, and probe now and then, sooner after a probe that found something (`yields`).
 """

@@ -1,8 +1,8 @@
 """Rules 6 to 10 of the adaptive law: when a round begins, how it is fed to ksmd, what its end means.
 
-A round is one full scan. ksmd is fed by the spoon: pages_to_scan is what the CPU budget allows for one tick, and
-sleep_millisecs is a minute, which a changed value cuts short. So every tick that changes it grants one batch, and
-without ticks (the agent or libvirt gone) ksmd does one batch a minute. A batch never goes beyond a round's end. Pure.
+A round is one full scan. ksmd is fed by the spoon: pages_to_scan is what the CPU budget allows for two seconds, and
+sleep_millisecs is a minute, which a changed value cuts short. So every change of it grants one batch, and without
+passes (the agent or libvirt gone) ksmd does one batch a minute. A batch never goes beyond a round's end. Pure.
 """
 
 from __future__ import annotations
@@ -12,17 +12,9 @@ from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.debt import (
-    NEGLIGIBLE,
-    PAGE_KIB,
-    Growth,
-    has_doubled,
-    judge_growth,
-    known_kib,
-    seconds_to_end,
-    total_kib,
-)
+from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
+from virtksm.policy.adaptive.growth import Growth, has_doubled, judge_growth, seconds_to_end
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S, MOST_SUM, AdaptivePast, Meter, Round
 
 BATCH_S = 2.0
@@ -191,13 +183,13 @@ def has_ended(snapshot: Snapshot, current: Round) -> bool:
 
 
 def has_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round) -> bool:
-    """Tell whether ksmd does not get on: switched off unseen, or starved of CPU."""
+    """Tell whether ksmd does not get on (rule 9): switched off unseen, or starved of CPU."""
     reckoned_s = max(round_cost_s(snapshot, past), total_kib(snapshot, past) / PAGE_KIB * past.page_cost_s)
     return snapshot.taken_s - current.began.taken_s > max(STALLED_S, 10 * reckoned_s)
 
 
 def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
-    """Settle a round's account (rule 9): what was fresh is owed one visit more, what was half is paid.
+    """Settle a round's account (rule 7): what was fresh is owed one visit more, what was half is paid.
 
     A narrow round, in which smart_scan skipped most of the old pages, pays for no half debt of which little has merged
     (rule 10): the twins that it may have were not there. It is cheap, and the wide one will come.
