@@ -24,8 +24,10 @@ from bench.race.measures import measure_work
 from bench.race.options import Options, parse_options
 from bench.race.peers import CONTENDERS, PeerMissing
 from bench.race.pictures import PlottingAbsent, draw_work, trace_work
+from bench.race.probes import simulate_probes
 from bench.race.records import Record, RecordUnreadable, dump_record, read_records, record_path
 from bench.race.report import write_report
+from bench.race.rules import OURS
 from bench.race.run import Unready, run_work
 from bench.race.sampling import NoKsmd
 from bench.race.steps import Work
@@ -91,6 +93,8 @@ def tell(folder: Path, records: Sequence[Record]) -> bool:
     by_work = {
         work: [record for record in records if record.work == work] for work in dict.fromkeys(r.work for r in records)
     }
+    works = list_works(quick=records[0].quick)
+    measured = [measure_work(runs, {OURS: simulate_probes(works[work])}) for work, runs in by_work.items()]
     pictures = {}
     try:
         for work, runs in by_work.items():
@@ -99,10 +103,10 @@ def tell(folder: Path, records: Sequence[Record]) -> bool:
             pictures[work] = f"{work}.svg"
     except PlottingAbsent as error:
         print(f"no pictures: {error}")
-    report = write_report(records, order, concessions, pictures)
+    report = write_report(measured, records[0].machine, order, concessions, pictures)
     (folder / "report.md").write_text(report, encoding="utf-8")
     print(f"\n{report}")
-    verdicts = [verdict for runs in by_work.values() for verdict in judge_work(measure_work(runs))]
+    verdicts = [verdict for results in measured for verdict in judge_work(results)]
     return all(verdict.met is not False for verdict in verdicts)
 
 

@@ -9,7 +9,8 @@ Pure: records in, figures out. Definitions, the same for every contender:
 - parked: the first sample after the 90 % and after the work's last event from which ksmd scans nothing for 10 s;
 - at rest: ksmd's mean over the 120 s after parking; over the last 120 s for whoever never parks (in runs of less than
   300 s: over two fifths of the run);
-- over the hour: the run's CPU, and the rest of the hour at that mean; savings as the run holds them.
+- over the hour: the run's CPU, the rest of the hour at that mean, and what is told to come later (the policy
+  adaptive's probes, simulated); savings as the run holds them.
 """
 
 from __future__ import annotations
@@ -82,8 +83,11 @@ class Results:
     lag_shares: Mapping[str, float]
 
 
-def measure_work(records: Sequence[Record]) -> Results:
-    """Measure all runs over one work; raises ValueError without any."""
+def measure_work(records: Sequence[Record], later_cpu_s: Mapping[str, float] | None = None) -> Results:
+    """Measure all runs over one work; raises ValueError without any.
+
+    `later_cpu_s` is what a contender's ksmd takes in the rest of the hour beside its mean at rest.
+    """
     if not records:
         raise ValueError("no records")
     final_pages = max((held_pages(record) for record in records if record.contender != OFF), default=0.0)
@@ -96,12 +100,15 @@ def measure_work(records: Sequence[Record]) -> Results:
         told=records[0].told,
         quick=records[0].quick,
         final_mib=final_pages / PAGES_PER_MIB,
-        figures={record.contender: measure_run(record, final_pages) for record in records},
+        figures={
+            record.contender: measure_run(record, final_pages, (later_cpu_s or {}).get(record.contender, 0.0))
+            for record in records
+        },
         lag_shares=lags,
     )
 
 
-def measure_run(record: Record, final_pages: float) -> Figures:
+def measure_run(record: Record, final_pages: float, later_cpu_s: float = 0.0) -> Figures:
     """Measure one run against the final savings of its work."""
     samples, settled_s = record.samples, record.last_settled_s
     most_s = find_most_s(samples, final_pages)
@@ -110,7 +117,7 @@ def measure_run(record: Record, final_pages: float) -> Figures:
     cpu_s = cpu_until_s(samples, record.length_s)
     rest_share = (cpu_until_s(samples, rest_until_s) - cpu_until_s(samples, rest_from_s)) / (rest_until_s - rest_from_s)
     left_s = max(HOUR_S - record.length_s, 0.0)
-    hour_cpu_s = cpu_s + left_s * rest_share
+    hour_cpu_s = cpu_s + left_s * rest_share + later_cpu_s
     saved_mib_s = (saved_page_seconds(samples) + left_s * samples[-1].pages_sharing) / PAGES_PER_MIB
     sweep_until_s = next(end_s for end_s in (parked_s, most_s, rest_from_s) if end_s is not None)
     return Figures(

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.figures import Summary
 from bench.race.goals import judge_work
-from bench.race.measures import Figures, Results, measure_work
-from bench.race.records import Record
+from bench.race.measures import Figures, Results
 
 METHOD = """\
 Times are seconds after the last guest's settling (its memory is filled) unless said otherwise; 90 % is of the final
 savings, which are what the run holds that holds most. Parked: the first moment after the 90 %, and after the work's
 last event, from which ksmd scans nothing for 10 s. At rest: ksmd's mean in the 120 s after parking; of the last 120 s
-for whoever never parks (two fifths of a run of less than 300 s). Over the hour: the run's ksmd CPU, and the rest of the
-hour at that mean. Merges: what is merged in the end and what was, and has been written to since (cow_ksm). Neighbour: a
-fixed piece of work timed four times a second, in ms; "sweep" is from the last settling to parking (or 90 %, or rest),
-"rest" as above. Guests' memory is of small pages alone, so that KSM's counters see every page."""
+for whoever never parks (two fifths of a run of less than 300 s). Over the hour: the run's ksmd CPU, and the rest of
+the hour at that mean; adaptive's with its probes besides, as simulated. Merges: what is merged in the end and what
+was, and has been written to since (cow_ksm). Neighbour: a fixed piece of work timed four times a second, in ms;
+"sweep" is from the last settling to parking (or 90 %, or rest), "rest" as above. Guests' memory is of small pages
+alone, so that KSM's counters see every page."""
 
 FIGURES = (
     "contender",
@@ -39,19 +39,18 @@ NEIGHBOURS = ("contender", "sweep median ms", "sweep p99 ms", "rest median ms", 
 
 
 def write_report(
-    records: Sequence[Record], order: Sequence[str], concessions: Mapping[str, str], pictures: Mapping[str, str]
+    measured: Sequence[Results],
+    machine: Mapping[str, object],
+    order: Sequence[str],
+    concessions: Mapping[str, str],
+    pictures: Mapping[str, str],
 ) -> str:
-    """Write everything; `order` is the contenders', `pictures` names a work's file. Raises ValueError without records.
-
-    Works come in the order of the records.
-    """
-    works = list(dict.fromkeys(record.work for record in records))
-    measured = [measure_work([record for record in records if record.work == work]) for work in works]
+    """Write everything about the works, at least one; `order` is the contenders', `pictures` names a work's file."""
     names = [name for name in order if any(name in results.figures for results in measured)]
-    kind = "quick run: smaller guests, shorter runs" if records[0].quick else "full run"
+    kind = "quick run: smaller guests, shorter runs" if measured[0].quick else "full run"
     parts = [
         f"# Race ({kind})",
-        "\n".join(f"- {name}: {value}" for name, value in records[0].machine.items()),
+        "\n".join(f"- {name}: {value}" for name, value in machine.items()),
         METHOD,
         "## Contenders",
         "\n".join(f"- **{name}**: {concessions[name]}" for name in names if name in concessions),

@@ -8,7 +8,7 @@ import pytest
 
 from bench.figures import Summary
 from bench.race.goals import GOALS, judge_work
-from bench.race.measures import Figures, Results
+from bench.race.measures import Figures, Results, measure_work
 from bench.race.pictures import COLOURS, POINTS_MOST, trace_work
 from bench.race.records import GuestLife, Record, Sample
 from bench.race.report import write_report, write_table
@@ -235,7 +235,13 @@ def test_a_curve_of_one_sample() -> None:
 def test_the_report_tells_machine_concessions_figures_and_goals() -> None:
     records = [made_up_record("adaptive"), made_up_record("ksmtuned")]
 
-    report = write_report(records, ["adaptive", "ksmtuned"], {"ksmtuned": "told a fib"}, {"storm": "storm.svg"})
+    report = write_report(
+        [measure_work(records)],
+        records[0].machine,
+        ["adaptive", "ksmtuned"],
+        {"ksmtuned": "told a fib"},
+        {"storm": "storm.svg"},
+    )
 
     assert "# Race (quick run" in report
     assert "- cores: 2" in report
@@ -246,7 +252,7 @@ def test_the_report_tells_machine_concessions_figures_and_goals() -> None:
 
 
 def test_the_report_without_ours_judges_nothing() -> None:
-    assert "Nothing to judge" in write_report([made_up_record("flat")], ["flat"], {}, {})
+    assert "Nothing to judge" in write_report([measure_work([made_up_record("flat")])], {}, ["flat"], {}, {})
 
 
 def test_a_cell_cannot_break_a_table() -> None:

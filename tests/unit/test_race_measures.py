@@ -106,6 +106,15 @@ def test_a_run_that_parks() -> None:
     assert figures.neighbour_rest.median == 4.0
 
 
+def test_what_comes_later_in_the_hour_is_added() -> None:
+    record = run("adaptive", rising(20, 1000), parked_from_s=60.0)
+    hours = [
+        measure_work([record], later).figures["adaptive"].hour_cpu_s
+        for later in (None, {"adaptive": 7.0}, {"flat": 7.0})
+    ]
+    assert hours == pytest.approx([30.0, 37.0, 30.0])
+
+
 def test_a_run_that_scans_for_ever_goes_on_for_the_hour() -> None:
     figures = measure_run(run("flat", rising(20, 1000)), 1000.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench.race.probes import simulate_probes
 from bench.race.steps import sharing_pages
 from bench.race.works import Scale, list_works, stop, storm, thrash, twin
 from bench.steps import Start, Stop
@@ -30,6 +31,11 @@ def test_a_work_is_a_run_that_can_be_followed(name: str, quick: bool) -> None:
     assert work.busy_until_s < work.length_s
     assert all(started[step.name] < step.at_s for step in work.steps if isinstance(step, Stop))
     assert 0 < work.expected_sharing_pages < sum(guest.memory_mib for guest in work.guests) * PAGES_PER_MIB
+
+
+@pytest.mark.parametrize("name", ["storm", "twin", "stop", "linux"])
+def test_probes_cost_something_and_less_than_half_a_percent_of_a_core(name: str) -> None:
+    assert 0 < simulate_probes(list_works(quick=True)[name]) < 0.005 * 3600
 
 
 @pytest.mark.parametrize("name", WORKS)

@@ -10,8 +10,8 @@ from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 MOST_BACKOFF = 1024
 LEAST_PROBE_S = 60.0
 MOST_PROBE_S = 4 * 3600.0
-PROBE_COST = 200.0
-"""A probe waits for at least so many times the ksmd-seconds that a round takes: half a percent of a core each."""
+PROBE_COST = 400.0
+"""A probe waits for at least so many times the ksmd-seconds of a round: its two take half a percent of a core."""
 PROBE_ROUNDS = 2
 
 
