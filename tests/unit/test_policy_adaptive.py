@@ -16,7 +16,7 @@ from virtksm.model import PARKED, Decision, Guest, HostMemory, KsmState, Occasio
 from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.debt import total_kib
 from virtksm.policy.adaptive.engage import judge_need
-from virtksm.policy.adaptive.growth import Growth, judge_growth
+from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     BATCH_S,
@@ -190,19 +190,21 @@ def test_5_debt_that_waits_adds_up() -> None:
 )
 def test_6_growth_is_judged_by_what_it_would_come_to(appeared_kib: int, growth: Growth) -> None:
     """A second's growth: a burst if two minutes of it would double the memory, steady if 40 s would the debt."""
-    guests = {"old": 32 * GIB, "a": GIB // 2}
+    last, past = grown(appeared_kib)
+    assert judge_growth(past, total_kib(last, past)) is growth
+
+
+def grown(appeared_kib: int) -> tuple[Snapshot, AdaptivePast]:
+    """A guest of 32 GiB that is covered but for half a GiB, and grows by so much now."""
     past = AdaptivePast(guests_kib={"old/1": 32 * GIB}, taken_s=0)
-    _, past = decide_all(AUTO, snap(0, guests), snap(9, guests), snap(10, guests | {"b": appeared_kib}), past=past)
-    assert judge_growth(past, total_kib(snap(10), past)) is growth
+    settled, last = snap(9, {"old": 65 * GIB // 2}), snap(10, {"old": 65 * GIB // 2 + appeared_kib})
+    return last, decide_all(AUTO, snap(0, {"old": 65 * GIB // 2}), settled, last, past=past)[1]
 
 
 def test_6_debt_waits_longer_while_more_is_to_come() -> None:
     waits_s = []
     for appeared_kib in (0, GIB // 32):
-        guests = {"old": 32 * GIB, "a": GIB // 2}
-        past = AdaptivePast(guests_kib={"old/1": 32 * GIB}, taken_s=0)
-        last = snap(10, guests | {"b": appeared_kib})
-        _, past = decide_all(AUTO, snap(0, guests), snap(9, guests), last, past=past)
+        last, past = grown(appeared_kib)
         waits_s.append(seconds_to_wait(last, past, judge_need(last, ALWAYS.params, was_engaged=True)))
     settled_s, steady_s = waits_s
     assert settled_s is not None
@@ -218,30 +220,35 @@ def test_6_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
         assert (decision.next_pass_s or 9) <= YOUNG_WATCH_S
     decision, past = decide_all(ALWAYS, snap(10.0, {"a": GIB + 19 * GIB // 8}), past=past)
     assert decision.reason.rule == "wait"
-    assert decision.next_pass_s == pytest.approx(0.5)
+    assert decision.next_pass_s == pytest.approx(RECENT_S - 0.5)
     decision, _ = decide_all(ALWAYS, snap(10.5, {"a": GIB + 19 * GIB // 8}), past=past)
     assert decision.reason.rule == "round"
 
 
-def series(guests: int, every_s: float, *, reserve_percent: int = 1) -> list[str]:
-    """Guests of 1 GiB that appear at once, one after the other; return the rules that the passes ended with."""
-    policy = AdaptivePolicy(params=AdaptiveParams(engage="always", reserve_percent=reserve_percent))
+def series(guests: int, every_s: float) -> list[str]:
+    """Guests of 1 GiB appear at once, one after the other; return the rules of the passes."""
     past, rules = AdaptivePast(), []
     for tick in range(int(guests * every_s * 2)):
         running = {f"g{number}": GIB for number in range(1 + int(tick / 2 / every_s))}
-        decision, past = decide_all(policy, snap(tick / 2, running), past=past)
+        decision, past = decide_all(ALWAYS, snap(tick / 2, running), past=past)
         rules.append(decision.reason.rule)
     return rules
 
 
-def test_6_in_a_series_of_starts_the_next_is_waited_for_as_long_as_the_last_pauses() -> None:
-    rules = series(3, 4.0, reserve_percent=60)
-    assert "round" not in rules
-    assert "round" in series(3, 12.0, reserve_percent=60)
+def test_6_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
+    """And a guest that starts alone is covered some seconds later."""
+    assert "round" not in series(4, 4.0)
+    assert "round" in series(1, 16.0)
 
 
-def test_6_memory_that_has_doubled_is_not_put_off_to_the_end_of_the_series() -> None:
-    assert "round" in series(3, 4.0)
+def test_6_after_a_series_its_debt_is_covered() -> None:
+    past = AdaptivePast()
+    for tick in range(20):
+        running = {"a": GIB} if tick < 8 else {"a": GIB, "b": GIB}
+        decision, past = decide_all(ALWAYS, snap(tick / 2, running), past=past)
+    assert decision.reason.rule == "round"
+    assert past.round is not None
+    assert past.round.began.taken_s == pytest.approx(4 + 4 * 1.05, abs=0.5)
 
 
 def test_6_a_little_debt_beside_much_memory_pays_for_no_round() -> None:
@@ -283,9 +290,9 @@ def test_7_where_ksm_knows_no_page_the_first_round_is_one_full_scan() -> None:
 
 def test_4_a_round_covers_what_is_young_when_it_begins() -> None:
     """It is visited like all else; what matters is that waiting for it begins nothing."""
-    guests = {"a": 32 * GIB}
     past = AdaptivePast(guests_kib={"a/1": 16 * GIB}, taken_s=0, round_cost_s_per_kib=1e-9)
-    _, past = decide_all(ALWAYS, snap(1, guests), snap(5, guests | {"b": GIB // 64}), past=past)
+    grown = {"a": 32 * GIB + GIB // 64}
+    _, past = decide_all(ALWAYS, snap(1, {"a": 32 * GIB}), snap(9, {"a": 32 * GIB}), snap(20, grown), past=past)
     assert past.round is not None
     assert (past.round.scanning_kib, past.young, past.fresh_kib) == (16 * GIB + GIB // 64, (), 0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtksm.model import Snapshot
-from virtksm.policy.adaptive.growth import RECENT_S, is_burst, note_burst
+from virtksm.policy.adaptive.growth import RECENT_S, note_start
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 PAGE_KIB = 4
@@ -42,12 +42,12 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
 
     waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
     waiting_kib = past.fresh_kib + (past.half_kib if past.round is None else 0)
-    past = replace(past, guests_kib={**kept_kib, **guests_kib})
-    if is_burst(recent, total_kib(snapshot, past)):
-        past = note_burst(past, now_s)
+    if guests_kib.keys() - past.guests_kib.keys():
+        past = note_start(past, now_s)
     return replace(
         past,
         taken_s=now_s,
+        guests_kib={**kept_kib, **guests_kib},
         young=young,
         recent=recent,
         fresh_kib=fresh_kib,

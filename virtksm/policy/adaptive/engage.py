@@ -23,7 +23,6 @@ class Need:
 
     engaged: bool
     pressure: float
-    reserve_kib: int
     why: str
 
 
@@ -38,7 +37,6 @@ def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool)
         return Need(
             engaged=params.engage == "always",
             pressure=pressure,
-            reserve_kib=reserve_kib,
             why=f'engage = "{params.engage}"',
         )
     wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
@@ -47,12 +45,11 @@ def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool)
         return Need(
             engaged=True,
             pressure=pressure,
-            reserve_kib=reserve_kib,
             why=f"{available}, less than {format_kib(wanted_kib)}",
         )
     potential_kib = sum(max(guest.max_kib or 0, guest.rss_kib or 0) for guest in snapshot.guests)
     if potential_kib + wanted_kib > host.total_kib:
         grown = f"guests may grow to {format_kib(potential_kib)}, which leaves less than {format_kib(wanted_kib)}"
-        return Need(engaged=True, pressure=pressure, reserve_kib=reserve_kib, why=grown)
+        return Need(engaged=True, pressure=pressure, why=grown)
     plenty = f"{available} of {format_kib(host.total_kib)}, guests may grow to {format_kib(potential_kib)}"
-    return Need(engaged=False, pressure=pressure, reserve_kib=reserve_kib, why=plenty)
+    return Need(engaged=False, pressure=pressure, why=plenty)

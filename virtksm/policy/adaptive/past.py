@@ -61,10 +61,10 @@ class AdaptivePast:
     """Memory that appeared a moment ago, (when, KiB): it is left alone until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
     """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
-    burst_s: float | None = None
-    """When memory was last seen to appear in a burst, as when guests start."""
-    pause_s: float = 0.0
-    """The longest pause between two bursts of the present series."""
+    start_s: float | None = None
+    """When a guest was last seen to have started."""
+    interval_s: float = 0.0
+    """The longest interval between two starts of the present series."""
     fresh_kib: int = 0
     """Debt that no round begun since has visited."""
     half_kib: int = 0

@@ -14,15 +14,14 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
 from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
-from virtksm.policy.adaptive.growth import Growth, has_doubled, judge_growth, seconds_to_end
+from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S, MOST_SUM, AdaptivePast, Meter, Round
 
 BATCH_S = 2.0
 """What a batch may take. ksmd holds a mutex meanwhile, so that `echo 0 > run` waits for its end."""
-FIRST_BATCH_S = 0.25
-"""The same for a round's first one, which tells what a page costs now: from 0.3 to 7 microseconds (measured)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
-"""Batches are no larger than this cost allows: cheap pages may be followed by dear ones."""
+"""Batches are no larger than this cost allows: cheap pages may be followed by dear ones. A page costs from 0.3 to 7
+microseconds (measured), and a round's first batch takes it to be the dearest."""
 LOOK_S = 0.25
 """How often a round is looked at: as often as the agent makes passes by default (coalesce_ms)."""
 SLACK_S = 0.02
@@ -32,7 +31,7 @@ LEAST_BATCH_PAGES = 1000
 
 PRICES: Mapping[Growth, float] = {
     Growth.BURST: 0.05,
-    Growth.PAUSE: 0.05,
+    Growth.SERIES: 0.05,
     Growth.STEADY: 1.0,
     Growth.SETTLED: 20.0,
 }
@@ -80,8 +79,7 @@ def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float
     growth = judge_growth(past, memory_kib)
     price, least_s = PRICES[growth], LEAST_WAIT_S if growth is Growth.SETTLED else 0.0
     ends_s = seconds_to_end(growth, past, memory_kib)
-    is_worth_it = growth is not Growth.BURST and has_doubled(past, memory_kib, need.reserve_kib)
-    if is_worth_it or is_half_covered(past, memory_kib):
+    if is_half_covered(past, memory_kib):
         price, least_s, ends_s = PRICES[Growth.SETTLED], 0.0, 0.0
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
@@ -103,7 +101,7 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
     is whole; otherwise the one after it is.
     """
     memory_kib = total_kib(snapshot, past)
-    if is_half_covered(past, memory_kib) and judge_growth(past, memory_kib) in (Growth.BURST, Growth.PAUSE):
+    if is_half_covered(past, memory_kib) and judge_growth(past, memory_kib) in (Growth.BURST, Growth.SERIES):
         scanning_kib, left = 0, past
     else:
         scanning_kib = past.fresh_kib + sum(kib for _, kib in past.young)
@@ -138,12 +136,14 @@ def feed(
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
     if (wait_s := seconds_to_batch(current, now, share, cost_s)) > 0:
         return Settings(pages_to_scan=current.batch_pages, sleep_millisecs=hold), max(wait_s, LOOK_S), past
-    is_first = current.fed is None and now.pages_scanned is not None
-    batch_s = FIRST_BATCH_S if is_first else BATCH_S
-    cautious_s = DEFAULT_PAGE_COST_S if is_first else max(cost_s, CAUTIOUS_PAGE_COST_S)
-    pages = min(max(int(share * batch_s / cautious_s), LEAST_BATCH_PAGES), KERNEL_MAXIMUM)
-    fed = replace(current, fed=now, batch_pages=pages, over_s=now.taken_s + batch_s)
-    look_s = batch_s + SLACK_S if now.pages_scanned is None else seconds_to_look(pages * cost_s)
+    cautious_s = DEFAULT_PAGE_COST_S if current.fed is None else max(cost_s, CAUTIOUS_PAGE_COST_S)
+    pages = min(max(int(share * BATCH_S / cautious_s), LEAST_BATCH_PAGES), KERNEL_MAXIMUM)
+    fed = replace(current, fed=now, batch_pages=pages, over_s=now.taken_s + BATCH_S)
+    scanned = _difference(current.began.pages_scanned, now.pages_scanned)
+    if scanned is None:
+        look_s = BATCH_S + SLACK_S
+    else:  # the round may end before the batch does
+        look_s = seconds_to_look(min(pages, max(total_kib(snapshot, past) // PAGE_KIB - scanned, 0)) * cost_s)
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), look_s, replace(past, round=fed)
 
 
