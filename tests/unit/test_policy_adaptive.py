@@ -241,8 +241,16 @@ def test_6_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
     assert "round" in series(1, 16.0)
 
 
-def test_6_after_a_series_its_debt_is_covered() -> None:
+def test_6_guests_that_are_there_when_it_begins_have_not_just_started() -> None:
     past = AdaptivePast()
+    for tick in range(20):
+        running = {"a": GIB} if tick < 8 else {"a": GIB, "b": GIB}
+        _, past = decide_all(ALWAYS, snap(tick / 2, running), past=past)
+    assert (past.start_s, past.interval_s) == (4.0, 0.0)
+
+
+def test_6_after_a_series_its_debt_is_covered() -> None:
+    past = AdaptivePast(taken_s=0)
     for tick in range(20):
         running = {"a": GIB} if tick < 8 else {"a": GIB, "b": GIB}
         decision, past = decide_all(ALWAYS, snap(tick / 2, running), past=past)
@@ -329,6 +337,16 @@ def test_8_a_batch_that_still_runs_is_left_to_end() -> None:
         decision, _ = decide_all(ALWAYS, after(first, busy), past=past)
         assert decision.target == replace(first.target, merge_across_nodes=None)
         assert LOOK_S <= (decision.next_pass_s or 0) <= LOOK_S + SLACK_S
+
+
+def test_8_a_batch_is_over_where_a_full_scan_ends() -> None:
+    guests = {"a": GIB, "b": GIB}
+    known = {"pages_unshared": 1}
+    first, past = decide_all(ALWAYS, *(snap(at_s, guests, **known) for at_s in (0, 3, 10)))
+    ended = snap(10.3, guests, pages_scanned=5, full_scans=1, ksmd_cpu_seconds=0.1, **known)
+    decision, past = decide_all(ALWAYS, after(first, ended), past=past)
+    assert past.round is not None
+    assert decision.target.sleep_millisecs != first.target.sleep_millisecs
 
 
 def test_8_a_grant_that_got_lost_is_repeated() -> None:

@@ -42,7 +42,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
 
     waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
     waiting_kib = past.fresh_kib + (past.half_kib if past.round is None else 0)
-    if guests_kib.keys() - past.guests_kib.keys():
+    if past.taken_s is not None and guests_kib.keys() - past.guests_kib.keys():
         past = note_start(past, now_s)
     return replace(
         past,

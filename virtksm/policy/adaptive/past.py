@@ -24,6 +24,7 @@ class Meter:
     """The kernel's counters at one moment, to take differences from."""
 
     taken_s: float
+    full_scans: int
     pages_sharing: int
     cpu_s: float | None
     pages_scanned: int | None

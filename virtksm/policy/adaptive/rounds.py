@@ -57,6 +57,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
     ksm = snapshot.ksm
     return Meter(
         taken_s=snapshot.taken_s,
+        full_scans=ksm.full_scans or 0,
         pages_sharing=ksm.pages_sharing or 0,
         cpu_s=ksm.ksmd_cpu_seconds,
         pages_scanned=ksm.pages_scanned,
@@ -156,7 +157,7 @@ def seconds_to_batch(current: Round, now: Meter, share: float, cost_s: float) ->
     used_s, scanned = _used_s(current.fed, now), _difference(current.fed.pages_scanned, now.pages_scanned)
     if scanned is None:
         return left_s + SLACK_S if is_early else 0.0
-    if scanned >= current.batch_pages:
+    if scanned >= current.batch_pages or now.full_scans != current.fed.full_scans:  # it ends where a full scan does
         return 0.0 if used_s is None else min(max(used_s / share - passed_s, 0.0), BATCH_S)
     if is_early:
         return seconds_to_look((current.batch_pages - scanned) * cost_s)
