@@ -31,6 +31,7 @@ MEMORY_MIB = 16
 HANG_S = 30.0
 
 STEPPING_LAW = """\
+policy = "ksmtuned"
 [ksmtuned]
 monitor_interval = 86400
 thres_coef = 100

@@ -27,9 +27,9 @@ from bench.rest import process_cpu_ns
 from bench.stage import Agent
 from tests.lab.ksmtuned_package import find_ksmtuned_file
 
-UNDER_PRESSURE_LAW = "[ksmtuned]\nthres_coef = 100\n"
+UNDER_PRESSURE_LAW = "policy = 'ksmtuned'\n[ksmtuned]\nthres_coef = 100\n"
 UNDER_PRESSURE_CONF = "KSM_THRES_COEF=100\n"
-ADAPTIVE = 'policy = "adaptive"\n[adaptive]\nengage = "always"\n'
+ADAPTIVE = '[adaptive]\nengage = "always"\n'
 
 
 class PeerMissing(Exception):

@@ -135,7 +135,7 @@ def test_any_text_is_imported_to_a_valid_file_with_printable_notes(
     values, notes = parse_ksmtuned_conf(text)
     assert all(note.isprintable() for note in notes)
     loaded = load_bytes(imported(values, notes, source).encode())
-    assert loaded.config == build(values)
+    assert loaded.config == build({**values, "policy": "ksmtuned"})
     assert {name for name, origin in loaded.origins.items() if origin != "default"} == {"policy", *values}
 
 

@@ -30,6 +30,7 @@ HANG_S = 30.0
 VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
 
 STEPPING_LAW = """\
+policy = "ksmtuned"
 [ksmtuned]
 monitor_interval = 3600
 thres_coef = 100
@@ -40,6 +41,7 @@ npages_max = 100000
 """Memory always counts as short, so each step adds exactly one page: pages_to_scan counts the steps, in the kernel."""
 
 PARKING_LAW = """\
+policy = "ksmtuned"
 [ksmtuned]
 monitor_interval = 3600
 thres_coef = 0

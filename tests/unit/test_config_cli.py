@@ -45,7 +45,7 @@ def test_check_prints_every_fault_on_a_line_of_its_own_and_ends_with_2(tmp_path:
     assert capsys.readouterr() == (
         "",
         f"virtksm: {path}: coalesce: is not a known key; did you mean coalesce_ms?\n"
-        f'{path}: policy: is \'best\'; use one of "ksmtuned" | "adaptive"\n',
+        f'{path}: policy: is \'best\'; use one of "adaptive" | "ksmtuned"\n',
     )
 
 

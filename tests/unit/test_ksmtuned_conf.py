@@ -264,7 +264,7 @@ def test_debians_file_with_every_line_uncommented_is_the_defaults_again(tmp_path
     path = tmp_path / "imported.toml"
     path.write_text(imported(values, notes, "/etc/ksmtuned.conf"))
     loaded = load(str(path))
-    assert loaded.config == Config()
+    assert loaded.config == Config(policy="ksmtuned")
     assert {name for name, origin in loaded.origins.items() if origin == str(path)} == {"policy", *values}
 
 

@@ -327,6 +327,6 @@ def test_each_policy_is_built_by_its_name(name: Literal["ksmtuned"]) -> None:
 
 
 def test_a_policy_gets_the_configurations_own_table() -> None:
-    policy = make_policy(replace(Config(), ksmtuned=KsmtunedParams(npages_max=77)))
+    policy = make_policy(Config(policy="ksmtuned", ksmtuned=KsmtunedParams(npages_max=77)))
     decision, _ = policy.decide(host(0), policy.first_past(host(0)), STEP)
     assert decision.target.pages_to_scan == 77

@@ -160,11 +160,11 @@ class AdaptiveParams:
 class Config:
     """All of virtksm's configuration."""
 
-    policy: Literal["ksmtuned", "adaptive"] = key(
-        "ksmtuned",
+    policy: Literal["adaptive", "ksmtuned"] = key(
+        "adaptive",
         "The control law that decides (docs/policies.md).",
-        "Moving from ksmtuned changes nothing at first; adaptive is new.",
-        choices=("ksmtuned", "adaptive"),
+        "It scans what is owed and parks; ksmtuned's law, which `virtksm config import` chooses, scans for ever.",
+        choices=("adaptive", "ksmtuned"),
     )
     host: Literal["auto", "local"] = key(
         "auto",

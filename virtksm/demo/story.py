@@ -17,29 +17,16 @@ import libvirt
 from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.agent.agent import Agent
 from virtksm.agent.main import serve
-from virtksm.config.schema import Config, KsmtunedParams
+from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.demo.guests import PayloadGuest, start_guest
 from virtksm.demo.view import LiveView
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import RuntimePaths
 
-MARGIN_KIB = 64 * 1024
-"""Memory that may go before the policy scans: less than what the guests hold of their own, more than a host's noise."""
+CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
 SAMPLE_S = 0.5
 GUEST_S = 2.5
 """What libvirt itself takes to start a guest (0.5 s) and to end it (2 s), measured on libvirt 9.0."""
-TICKS = 12
-"""How often the policy's timer ticks in a demonstration: every five seconds in one of a minute."""
-
-
-def scarce_config(free_kib: int, duration_s: float) -> Config:
-    """Return a configuration under which a host with `free_kib` to spare counts as short once guests have started.
-
-    The threshold lies MARGIN_KIB below what is free now; the timer ticks TICKS times instead of once a minute.
-    """
-    threshold_kib = max(1, free_kib - MARGIN_KIB)
-    interval_s = max(1, int(duration_s / TICKS))
-    return Config(ksmtuned=KsmtunedParams(monitor_interval=interval_s, thres_coef=0, thres_const=threshold_kib))
 
 
 @dataclass(slots=True)
@@ -69,18 +56,16 @@ class Story:
             host = open_host(self.uri)
             memory = host.host_memory()
             free_kib = memory.free_kib + memory.buffers_kib + memory.cached_kib
-            agent.config = scarce_config(free_kib, self.duration_s)
             self.view.say(
                 "demo",
-                f"{free_kib // 1024} MiB are free here, so the configuration sets the threshold {MARGIN_KIB // 1024} "
-                f"MiB below that and the timer to {agent.config.ksmtuned.monitor_interval} s: the policy acts although "
-                "memory is not short",
+                f'{free_kib // 1024} MiB are free here, so the configuration says engage = "always": the policy acts '
+                "although memory is not short",
             )
             self.view.saw(host.ksm_state().pages_sharing)
             thread.append(threading.Thread(target=self._drive, args=(host, agent, loop), name="demo", daemon=True))
             thread[0].start()
 
-        code = serve(self.uri, Config(), RuntimePaths(str(self.folder / "run")), Config, started=started)
+        code = serve(self.uri, CONFIG, RuntimePaths(str(self.folder / "run")), lambda: CONFIG, started=started)
         self.over.set()
         if thread:
             thread[0].join(timeout=10)
