@@ -33,7 +33,7 @@ PRICES: Mapping[Growth, float] = {
     Growth.BURST: 0.05,
     Growth.SERIES: 0.05,
     Growth.STEADY: 1.0,
-    Growth.SETTLED: 20.0,
+    Growth.SETTLED: 5.0,
 }
 """How many ksmd-seconds a second of waiting of the whole memory is worth: in a burst, one round later covers it all;
 once memory has settled, waiting is nothing but loss."""
@@ -48,6 +48,8 @@ MOST_NARROW_ROUNDS = 13
 TRIED_ROUNDS = 3
 FOUND = 32
 """After so many narrow rounds there must be hidden twins, by the share of the debt that all but the first merged."""
+NEWEST = 0.3
+"""Weight of the last round in what a round is reckoned to take: smart_scan makes one of nine much dearer."""
 STALLED_S = 120.0
 """A round that has not ended after this long and ten times what was reckoned is given up."""
 
@@ -77,16 +79,16 @@ def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float
     memory_kib = total_kib(snapshot, past)
     if debt_kib * NEGLIGIBLE <= memory_kib:
         return None
+    if is_half_covered(past, memory_kib) and past.backoff == 1:
+        return 0.0
     growth = judge_growth(past, memory_kib)
     price, least_s = PRICES[growth], LEAST_WAIT_S if growth is Growth.SETTLED else 0.0
-    ends_s = seconds_to_end(growth, past, memory_kib)
-    if is_half_covered(past, memory_kib):
-        price, least_s, ends_s = PRICES[Growth.SETTLED], 0.0, 0.0
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
     due_kib_s = memory_kib * round_cost_s(snapshot, past) * past.backoff / price
     due_kib_s = max(due_kib_s, least_s * (1 - need.pressure) * debt_kib)
     wait_s = max(due_kib_s - past.waited_kib_s, 0.0) / debt_kib
+    ends_s = seconds_to_end(growth, past, memory_kib)
     return min(wait_s, max(ends_s, LOOK_S)) if ends_s > 0 else wait_s
 
 
@@ -201,10 +203,11 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     gained_kib = max(now.pages_sharing - began.pages_sharing, 0) * PAGE_KIB
     tail_gained_kib = min(past.tail_gained_kib + gained_kib, MOST_SUM) if past.narrow_rounds else 0
     if past.narrow_rounds == 0:
-        is_tail = is_narrow(snapshot, past, ended) and gained_kib * 2 < past.half_kib
+        is_tail = is_narrow(snapshot, past, ended) and gained_kib * 4 < past.half_kib
     else:
         has_found = tail_gained_kib * FOUND > past.half_kib
         is_tail = past.narrow_rounds < (MOST_NARROW_ROUNDS if has_found else TRIED_ROUNDS)
+    per_kib, known = cost_s / max(total_kib(snapshot, past), 1), past.round_cost_s_per_kib
     return replace(
         past,
         round=None,
@@ -212,7 +215,7 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
         half_kib=ended.scanning_kib + (past.half_kib if is_tail else 0),
         tail_gained_kib=tail_gained_kib,
         narrow_rounds=past.narrow_rounds + 1 if is_tail else 0,
-        round_cost_s_per_kib=cost_s / max(total_kib(snapshot, past), 1),
+        round_cost_s_per_kib=per_kib if known is None else known + (per_kib - known) * NEWEST,
         gained_kib=min(past.gained_kib + gained_kib, MOST_SUM),
     )
 
