@@ -96,7 +96,7 @@ class FakeFacts:
     def ksm_counter(self, name: str) -> int | None:
         return self.run if name == "run" else 0
 
-    def cow_ksm(self) -> int | None:
+    def vm_counter(self, name: str) -> int | None:
         return 0
 
     def advisor_mode(self) -> str | None:

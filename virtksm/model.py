@@ -101,10 +101,11 @@ PARKED = Settings(pages_to_scan=0, sleep_millisecs=PARKED_SLEEP_MS)
 class KsmState:
     """KSM's settings and counters; pages are the host's page size.
 
-    Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm, and
-    `ksmd_cpu_seconds` and `cow_ksm` from /proc. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
-    smart_scan left out (6.7), `cow_ksm` writes to merged pages since boot, each of which broke a merge (5.19). The
-    other counters learn of broken merges and ended guests only when ksmd comes by.
+    Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
+    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `pages_scanned` counts visits (Linux 6.6),
+    `pages_skipped` what smart_scan left out (6.7), `cow_ksm` writes to merged pages since boot, each of which broke
+    a merge (5.19), `thp_split_page` huge pages that were split since boot, as ksmd does to merge a part of one
+    (4.5). The other counters learn of broken merges and ended guests only when ksmd comes by.
     """
 
     settings: Settings
@@ -119,6 +120,7 @@ class KsmState:
     pages_skipped: int | None = None
     ksmd_cpu_seconds: float | None = None
     cow_ksm: int | None = None
+    thp_split_page: int | None = None
 
     @property
     def advisor_is_on(self) -> bool:

@@ -69,8 +69,8 @@ class LocalFacts(Protocol):
     def ksm_counter(self, name: str) -> int | None:
         """Return a number of /sys/kernel/mm/ksm, such as `run`; None where the kernel has no such file."""
 
-    def cow_ksm(self) -> int | None:
-        """Return the writes to merged pages since boot (/proc/vmstat); None before Linux 5.19."""
+    def vm_counter(self, name: str) -> int | None:
+        """Return a number of /proc/vmstat, such as `cow_ksm`; None where the kernel does not count it."""
 
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""

@@ -52,7 +52,9 @@ class SimFacts:
         }
         return files.get(name)
 
-    def cow_ksm(self) -> int | None:
+    def vm_counter(self, name: str) -> int | None:
+        if name != "cow_ksm":
+            return None
         host = self._host
         for guest in host.guests_by_name.values():
             guest.catch_up(host.ksmd.trees, host.now_s)

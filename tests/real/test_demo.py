@@ -98,7 +98,7 @@ def test_ctrl_c_gives_everything_back(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("nothing_left")
 def test_a_killed_python_leaves_nothing_behind(tmp_path: Path) -> None:
     with demonstration(tmp_path / "output") as demo:
-        wait_until(lambda: demo.said("boost"), HANG_S, "a setting in the kernel")
+        wait_until(lambda: demo.said("round over"), HANG_S, "a setting in the kernel")
         [python] = [
             child for child in psutil.Process(demo.process.pid).children() if "virtksm" in " ".join(child.cmdline())
         ]

@@ -66,10 +66,10 @@ class ProcFacts:
         text = self._read(name)
         return int(text) if text is not None and text.strip().isdigit() else None
 
-    def cow_ksm(self) -> int | None:
+    def vm_counter(self, name: str) -> int | None:
         try:
             with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii") as file:
-                return parse_vmstat(file.read(), "cow_ksm")
+                return parse_vmstat(file.read(), name)
         except OSError:  # hidden: None, as where the kernel does not count
             return None
 

@@ -87,7 +87,7 @@ class Story:
                 loop.call_soon_threadsafe(agent.stop)
 
     def _act(self, host: LibvirtHost) -> None:
-        step_s = max(0.0, self.duration_s - self.guests * GUEST_S) / (self.guests * 3 + 6)
+        step_s = max(0.0, self.duration_s - self.guests * GUEST_S) / (self.guests * 3 + 9)
         common = PayloadGuest(name="virtksm-demo", memory_mib=128, common_mib=64, zero_mib=8, own_mib=24)
         for number in range(1, self.guests + 1):
             guest = replace(common, name=f"virtksm-demo-{number}", seed=number)
@@ -96,7 +96,7 @@ class Story:
             self.running.append(start_guest(host.connection, guest, kernel=self.kernel, console=console))
             if self._sample(host, 2 * step_s):
                 return
-        if self._sample(host, 5 * step_s):
+        if self._sample(host, 8 * step_s):
             return
         self._stop_guests(self.guests, pause_s=step_s)
         self._sample(host, step_s)

@@ -106,7 +106,7 @@ class AdaptivePolicy:
         if wait_s is None:
             text = f"all of {format_kib(memory_kib)} is covered"
             return self._rest(snapshot, past, need, "rest", text)
-        text = f"{format_kib(past.fresh_kib + past.half_kib)} owed, worth a round in {wait_s:.0f} s"
+        text = f"{format_kib(past.fresh_kib + past.half_kib + past.gone_kib)} owed, worth a round in {wait_s:.0f} s"
         return self._rest(snapshot, past, need, "wait", text, wait_s)
 
     def _close_round(self, snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
@@ -161,6 +161,7 @@ class AdaptivePolicy:
             "young_kib": sum(kib for _, kib in past.young),
             "fresh_kib": past.fresh_kib,
             "half_kib": past.half_kib,
+            "gone_kib": past.gone_kib,
             "waited_kib_s": round(past.waited_kib_s, 1),
             "round_cost_s": round(round_cost_s(snapshot, past), 3),
             "page_cost_us": round(past.page_cost_s * 1e6, 3),

@@ -41,7 +41,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     half_kib = min(int(past.half_kib * stayed), all_kib - fresh_kib)
 
     waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
-    waiting_kib = past.fresh_kib + (past.half_kib if past.round is None else 0)
+    waiting_kib = past.fresh_kib + past.gone_kib + (past.half_kib if past.round is None else 0)
     if past.taken_s is not None and guests_kib.keys() - past.guests_kib.keys():
         past = note_start(past, now_s)
     return replace(
@@ -52,6 +52,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
         recent=recent,
         fresh_kib=fresh_kib,
         half_kib=half_kib,
+        gone_kib=min(past.gone_kib + stopped_kib, known_kib(snapshot)),
         waited_kib_s=min(past.waited_kib_s + waiting_kib * waited_s, float(MOST_SUM)),
         pages_sharing=snapshot.ksm.pages_sharing,
         cow_ksm=snapshot.ksm.cow_ksm,

@@ -29,6 +29,7 @@ class Meter:
     cpu_s: float | None
     pages_scanned: int | None
     pages_skipped: int | None
+    thp_split_page: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ class AdaptivePast:
     """Debt that no round begun since has visited."""
     half_kib: int = 0
     """Debt that one round has visited: merging takes two visits."""
+    gone_kib: int = 0
+    """Memory of guests that have stopped since the last round began: ksmd's counters still tell of it."""
     waited_kib_s: float = 0.0
     """How much debt has waited for how long since the last round began."""
     pages_sharing: int | None = None
@@ -89,6 +92,8 @@ class AdaptivePast:
     """Rounds in a row that skipped most of the old pages (smart_scan) while a second visit was owed."""
     tail_gained_kib: int = 0
     """What those after the first have merged."""
+    retries: int = 0
+    """Rounds made because the last one left much of the half debt unsettled."""
     probe_interval_s: float = 300.0
     probe_due_s: float | None = None
     probe_rounds: int = 0

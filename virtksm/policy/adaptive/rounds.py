@@ -48,6 +48,11 @@ MOST_NARROW_ROUNDS = 13
 TRIED_ROUNDS = 3
 FOUND = 32
 """After so many narrow rounds there must be hidden twins, by the share of the debt that all but the first merged."""
+HUGE_PAGE_KIB = 2048
+UNSETTLED = 8
+MOST_RETRIES = 2
+"""ksmd splits huge pages to merge parts of them, and leaves others in neither tree. If that is more than an eighth of
+what had its second visit, it is visited again, so many times at most."""
 NEWEST = 0.3
 """Weight of the last round in what a round is reckoned to take: smart_scan makes one of nine much dearer."""
 STALLED_S = 120.0
@@ -64,6 +69,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
         cpu_s=ksm.ksmd_cpu_seconds,
         pages_scanned=ksm.pages_scanned,
         pages_skipped=ksm.pages_skipped,
+        thp_split_page=ksm.thp_split_page,
     )
 
 
@@ -75,7 +81,7 @@ def round_cost_s(snapshot: Snapshot, past: AdaptivePast) -> float:
 
 def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float | None:
     """Return how long the debt has yet to wait for its round (rule 6); None if none pays for one."""
-    debt_kib = past.fresh_kib + past.half_kib
+    debt_kib = past.fresh_kib + past.half_kib + past.gone_kib
     memory_kib = total_kib(snapshot, past)
     if debt_kib * NEGLIGIBLE <= memory_kib:
         return None
@@ -118,6 +124,7 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
             scanning_kib=scanning_kib,
             began=read_meter(snapshot),
         ),
+        gone_kib=0,
         waited_kib_s=0.0,
     )
 
@@ -195,7 +202,8 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     """Settle a round's account (rule 7): what was fresh is owed one visit more, what was half is paid.
 
     A narrow round, in which smart_scan skipped most of the old pages, pays for no half debt of which little has merged
-    (rule 10): the twins that it may have were not there. It is cheap, and the wide one will come.
+    (rule 10): the twins that it may have were not there. It is cheap, and the wide one will come. Nor is half debt paid
+    of which much is in neither tree now.
     """
     began, now = ended.began, read_meter(snapshot)
     used_s = _used_s(began, now)
@@ -207,12 +215,18 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     else:
         has_found = tail_gained_kib * FOUND > past.half_kib
         is_tail = past.narrow_rounds < (MOST_NARROW_ROUNDS if has_found else TRIED_ROUNDS)
+    split_kib = (_difference(began.thp_split_page, now.thp_split_page) or 0) * HUGE_PAGE_KIB
+    volatile_kib = (snapshot.ksm.pages_volatile or 0) * PAGE_KIB - ended.scanning_kib
+    unsettled_kib = min(split_kib, volatile_kib, past.half_kib)
+    is_unsettled = not is_tail and past.retries < MOST_RETRIES and unsettled_kib * UNSETTLED > past.half_kib
+    left_kib = past.half_kib if is_tail else unsettled_kib if is_unsettled else 0
     per_kib, known = cost_s / max(total_kib(snapshot, past), 1), past.round_cost_s_per_kib
     return replace(
         past,
         round=None,
         full_scans=snapshot.ksm.full_scans,
-        half_kib=ended.scanning_kib + (past.half_kib if is_tail else 0),
+        half_kib=ended.scanning_kib + left_kib,
+        retries=past.retries + 1 if is_unsettled else 0,
         tail_gained_kib=tail_gained_kib,
         narrow_rounds=past.narrow_rounds + 1 if is_tail else 0,
         round_cost_s_per_kib=per_kib if known is None else known + (per_kib - known) * NEWEST,

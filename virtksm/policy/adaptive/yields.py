@@ -10,6 +10,7 @@ from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 MOST_BACKOFF = 1024
 LEAST_PROBE_S = 60.0
 MOST_PROBE_S = 4 * 3600.0
+LATEST_PROBE_S = 7 * 24 * 3600.0
 PROBE_COST = 400.0
 """A probe waits for at least so many times the ksmd-seconds of a round: its two take half a percent of a core."""
 PROBE_ROUNDS = 2
@@ -26,7 +27,7 @@ def judge_lasting(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
 
 def plan_probe(past: AdaptivePast, now_s: float, cost_s: float) -> AdaptivePast:
     """Set the time of the next probe, counted from now (rule 12)."""
-    return replace(past, probe_due_s=now_s + max(past.probe_interval_s, PROBE_COST * cost_s))
+    return replace(past, probe_due_s=now_s + min(max(past.probe_interval_s, PROBE_COST * cost_s), LATEST_PROBE_S))
 
 
 def probe_is_due(past: AdaptivePast, now_s: float) -> bool:
