@@ -19,6 +19,8 @@ engage = "always"
 settle_s = 1
 """
 COMMON_MIB = 24
+MERGED_SHARE = 0.95
+"""These guests are of huge pages: what little ksmd leaves of one that it has split is left to probes."""
 
 
 def start_twins(guest: GuestFactory, count: int) -> None:
@@ -40,13 +42,13 @@ def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
     assert is_parked(ksm)
-    assert ksm.read("pages_sharing") >= 2 * COMMON_MIB * PAGES_PER_MIB
+    assert ksm.read("pages_sharing") >= 2 * COMMON_MIB * PAGES_PER_MIB * MERGED_SHARE
     full_scans = ksm.read("full_scans")
     start_twins_again = PayloadGuest(name="late", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=9)
     guest(start_twins_again)
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
-    assert ksm.read("pages_sharing") >= 3 * COMMON_MIB * PAGES_PER_MIB
+    assert ksm.read("pages_sharing") >= 3 * COMMON_MIB * PAGES_PER_MIB * MERGED_SHARE
     assert ksm.read("full_scans") > full_scans
     assert agent.lines("foreign_value_found") == []
     assert agent.stop() == 0
