@@ -160,6 +160,26 @@ def test_3_what_has_stopped_owes_nothing() -> None:
     assert past.fresh_kib == 0
 
 
+def test_3_what_has_stopped_is_struck_off_ksmd_s_books_by_one_round() -> None:
+    """The kernel's counters tell of an ended guest until ksmd has come by."""
+    known = {"pages_unshared": 2 * GIB // 4, "full_scans": 5}
+    past = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB, "b/1": GIB}, full_scans=5, probe_due_s=1e6)
+    past = replace(past, round_cost_s_per_kib=1e-6)
+    decision, past = decide_all(ALWAYS, snap(1, {"a": GIB}, **known), past=past)
+    assert (decision.reason.rule, past.gone_kib, past.fresh_kib) == ("wait", GIB, 0)
+    decision, past = decide_all(ALWAYS, snap(60, {"a": GIB}, **known), past=past)
+    assert (decision.reason.rule, past.gone_kib) == ("round", 0)
+    struck_off = snap(62, {"a": GIB}, pages_unshared=GIB // 4, full_scans=6)
+    decision, past = decide_all(ALWAYS, struck_off, past=past)
+    assert (decision.reason.rule, decision.target) == ("rest", PARKED)
+
+
+def test_3_what_ksmd_never_knew_has_not_to_be_struck_off() -> None:
+    past = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB, "b/1": GIB}, probe_due_s=1e6)
+    decision, past = decide_all(ALWAYS, snap(1, {"a": GIB}), past=past)
+    assert (decision.reason.rule, past.gone_kib) == ("rest", 0)
+
+
 def test_3_a_guest_that_cannot_be_read_for_once_has_not_stopped() -> None:
     unread = snap(10, {"a": GIB})
     unread = replace(unread, guests=(replace(unread.guests[0], rss_kib=None),))
@@ -448,6 +468,31 @@ def test_10_it_looks_for_hidden_twins_for_as_long_as_it_finds_them(past: dict[st
 
 def test_10_where_most_of_the_debt_has_merged_it_looks_for_no_hidden_twins() -> None:
     assert narrow_end(merged_kib=GIB).half_kib == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "volatile_kib", "retries", "left_kib"),
+    [
+        (0, GIB, 0, 0),
+        (100, GIB, 0, 100 * 2048),
+        (600, GIB // 2, 1, GIB // 2),
+        (600, GIB // 16, 0, 0),
+        (600, GIB, 2, 0),
+        (None, GIB, 0, 0),
+    ],
+)
+def test_10_what_was_left_of_split_huge_pages_is_visited_again(
+    split: int | None, volatile_kib: int, retries: int, left_kib: int
+) -> None:
+    """ksmd splits a huge page to merge a part of it; the others may be in neither tree after their second visit."""
+    guests = {"a": GIB}
+    before = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=5, half_kib=GIB, probe_due_s=1e6)
+    counted = None if split is None else 50
+    began = begin_round(snap(1, guests, full_scans=5, thp_split_page=counted), replace(before, retries=retries))
+    splits = None if split is None else 50 + split
+    ended = snap(2, guests, full_scans=6, thp_split_page=splits, pages_volatile=volatile_kib // 4)
+    _, past = decide_all(ALWAYS, ended, past=began)
+    assert past.half_kib == left_kib
 
 
 def test_10_narrow_rounds_come_to_an_end() -> None:
