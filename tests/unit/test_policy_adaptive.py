@@ -330,8 +330,28 @@ def test_7_what_appears_during_a_round_is_owed_two_of_its_own() -> None:
     grown = {"a": GIB, "b": 2 * GIB}
     _, past = decide_all(ALWAYS, snap(11, grown), snap(40, grown, full_scans=2), past=past)
     assert past.half_kib == 2 * GIB
-    assert past.round is not None, "it has waited for long enough"
-    assert past.round.scanning_kib == GIB
+    assert past.round is not None, "the second one begins at once"
+    assert (past.round.scanning_kib, past.fresh_kib) == (0, GIB)
+    _, past = decide_all(ALWAYS, snap(50, grown, full_scans=3), snap(60, grown, full_scans=3), past=past)
+    assert past.round is not None
+    assert (past.round.scanning_kib, past.fresh_kib, past.half_kib) == (GIB, 0, 0)
+
+
+def test_7_rounds_come_to_an_end_while_memory_goes_on_growing() -> None:
+    """A second round covers nothing new, or each would be owed another at once."""
+    past, rules, full_scans = AdaptivePast(), [], 0
+    for second in range(400):
+        full_scans += past.round is not None
+        grown = snap(
+            float(second),
+            {"a": 8 * GIB + second * GIB // 16},
+            full_scans=full_scans,
+            pages_unshared=1,
+            ksmd_cpu_seconds=2.0 * full_scans,
+        )
+        decision, past = decide_all(ALWAYS, grown, past=past)
+        rules.append(decision.reason.rule)
+    assert 10 < rules.count("round") < len(rules) / 4
 
 
 def test_8_every_tick_grants_one_batch_by_changing_the_sleep() -> None:

@@ -109,9 +109,8 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
     With the cursor where our last round left it, or where it begins as long as KSM knows of no page, the next full scan
     is whole; otherwise the one after it is.
     """
-    memory_kib = total_kib(snapshot, past)
-    if is_half_covered(past, memory_kib) and judge_growth(past, memory_kib) in (Growth.BURST, Growth.SERIES):
-        scanning_kib, left = 0, past
+    if is_half_covered(past, total_kib(snapshot, past)):
+        scanning_kib, left = 0, past  # what is new waits for a first round of its own, or rounds would never end
     else:
         scanning_kib = past.fresh_kib + sum(kib for _, kib in past.young)
         left = replace(past, young=(), fresh_kib=0)
