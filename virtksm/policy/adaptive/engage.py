@@ -34,19 +34,11 @@ def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool)
     reserve_kib = host.total_kib * params.reserve_percent // 100
     pressure = 0.0 if reserve_kib <= 0 else min(max(1 - available_kib / reserve_kib, 0.0), 1.0)
     if params.engage != "auto":
-        return Need(
-            engaged=params.engage == "always",
-            pressure=pressure,
-            why=f'engage = "{params.engage}"',
-        )
+        return Need(engaged=params.engage == "always", pressure=pressure, why=f'engage = "{params.engage}"')
     wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
     available = f"{format_kib(available_kib)} available"
     if available_kib < wanted_kib:
-        return Need(
-            engaged=True,
-            pressure=pressure,
-            why=f"{available}, less than {format_kib(wanted_kib)}",
-        )
+        return Need(engaged=True, pressure=pressure, why=f"{available}, less than {format_kib(wanted_kib)}")
     potential_kib = sum(max(guest.max_kib or 0, guest.rss_kib or 0) for guest in snapshot.guests)
     if potential_kib + wanted_kib > host.total_kib:
         grown = f"guests may grow to {format_kib(potential_kib)}, which leaves less than {format_kib(wanted_kib)}"

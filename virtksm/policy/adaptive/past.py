@@ -60,7 +60,7 @@ class AdaptivePast:
     guests_kib: Mapping[str, int] = field(default_factory=dict)
     """Resident memory of each guest that is accounted for, by `Guest.key`."""
     young: tuple[tuple[float, int], ...] = ()
-    """Memory that appeared a moment ago, (when, KiB): it is left alone until it has settled."""
+    """Memory that appeared a moment ago, (when, KiB): it pays for no round until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
     """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
     start_s: float | None = None
@@ -76,6 +76,7 @@ class AdaptivePast:
     waited_kib_s: float = 0.0
     """How much debt has waited for how long since the last round began."""
     pages_sharing: int | None = None
+    """As last seen, to notice merges that a write has broken where the kernel does not count them."""
     cow_ksm: int | None = None
     """As last seen, to notice merges that a write has broken."""
     gained_kib: int = 0
@@ -87,7 +88,7 @@ class AdaptivePast:
     round: Round | None = None
     page_cost_s: float = DEFAULT_PAGE_COST_S
     round_cost_s_per_kib: float | None = None
-    """ksmd's CPU time for the last round, for each KiB of memory that there was; None before the first."""
+    """ksmd's CPU time for a round, averaged over the last ones, for each KiB of memory; None before the first."""
     narrow_rounds: int = 0
     """Rounds in a row that skipped most of the old pages (smart_scan) while a second visit was owed."""
     tail_gained_kib: int = 0

@@ -74,7 +74,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
 
 
 def round_cost_s(snapshot: Snapshot, past: AdaptivePast) -> float:
-    """Return the ksmd-seconds that a round is reckoned to take: as the last one, for the memory there is now."""
+    """Return the ksmd-seconds that a round is reckoned to take: as the last ones, for the memory there is now."""
     first = past.page_cost_s / PAGE_KIB
     return total_kib(snapshot, past) * (first if past.round_cost_s_per_kib is None else past.round_cost_s_per_kib)
 
