@@ -96,8 +96,8 @@ class FakeFacts:
     def ksm_counter(self, name: str) -> int | None:
         return self.run if name == "run" else 0
 
-    def vm_counter(self, name: str) -> int | None:
-        return 0
+    def vm_counters(self, *names: str) -> tuple[int | None, ...]:
+        return (0,) * len(names)
 
     def advisor_mode(self) -> str | None:
         return self.advisor()

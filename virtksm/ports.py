@@ -69,8 +69,8 @@ class LocalFacts(Protocol):
     def ksm_counter(self, name: str) -> int | None:
         """Return a number of /sys/kernel/mm/ksm, such as `run`; None where the kernel has no such file."""
 
-    def vm_counter(self, name: str) -> int | None:
-        """Return a number of /proc/vmstat, such as `cow_ksm`; None where the kernel does not count it."""
+    def vm_counters(self, *names: str) -> tuple[int | None, ...]:
+        """Return numbers of /proc/vmstat, such as `cow_ksm`, in one reading; None for what is not counted."""
 
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""

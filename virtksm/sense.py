@@ -31,6 +31,7 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             ksm=ksm,
             guests=hypervisor.measured_guests(),
         )
+    cow_ksm, thp_split_page = local.vm_counters("cow_ksm", "thp_split_page")
     return Snapshot(
         taken_s=now_s,
         source=Source.LOCAL,
@@ -42,8 +43,8 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             pages_scanned=local.ksm_counter("pages_scanned"),
             pages_skipped=local.ksm_counter("pages_skipped"),
             ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
-            cow_ksm=local.vm_counter("cow_ksm"),
-            thp_split_page=local.vm_counter("thp_split_page"),
+            cow_ksm=cow_ksm,
+            thp_split_page=thp_split_page,
         ),
         guests=local.guests(hypervisor.running_guests(maxima)),
     )

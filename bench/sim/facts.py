@@ -52,13 +52,11 @@ class SimFacts:
         }
         return files.get(name)
 
-    def vm_counter(self, name: str) -> int | None:
-        if name != "cow_ksm":
-            return None
+    def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         host = self._host
         for guest in host.guests_by_name.values():
             guest.catch_up(host.ksmd.trees, host.now_s)
-        return host.ksmd.trees.cow_ksm
+        return tuple(host.ksmd.trees.cow_ksm if name == "cow_ksm" else None for name in names)
 
     def advisor_mode(self) -> str | None:
         return "none"

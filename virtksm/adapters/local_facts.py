@@ -66,12 +66,13 @@ class ProcFacts:
         text = self._read(name)
         return int(text) if text is not None and text.strip().isdigit() else None
 
-    def vm_counter(self, name: str) -> int | None:
+    def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         try:
             with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii") as file:
-                return parse_vmstat(file.read(), name)
+                text = file.read()
         except OSError:  # hidden: None, as where the kernel does not count
-            return None
+            text = ""
+        return tuple(parse_vmstat(text, name) for name in names)
 
     def advisor_mode(self) -> str | None:
         text = self._read("advisor_mode")
