@@ -26,6 +26,7 @@ from bench.race.rules import (
     cpu_over_clairvoyant,
     hour_of_best_peer,
     lag_at_most,
+    late_lag_at_most,
     leads_by,
     merges_of_flat,
     parks_again,
@@ -70,7 +71,13 @@ GOALS: Mapping[str, tuple[tuple[str, Rule], ...]] = {
         (REST, rest_below(0.3)),
         *ALWAYS,
     ),
-    "growth": ((SAVINGS, lag_at_most(15)), (HOUR, hour_of_best_peer(5)), (REST, rest_below(0.3)), *ALWAYS),
+    "growth": (
+        (SAVINGS, lag_at_most(15)),
+        (SAVINGS, late_lag_at_most(15)),
+        (HOUR, hour_of_best_peer(5)),
+        (REST, rest_below(0.3)),
+        *ALWAYS,
+    ),
     "churn": ((SAVINGS, savings_within(5)), (HOUR, hour_of_best_peer(5)), (REST, rest_below(1)), *ALWAYS),
     "thrash": (
         (SAVINGS, merges_of_flat(5)),

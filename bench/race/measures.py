@@ -36,6 +36,8 @@ OWED = ("young_kib", "fresh_kib", "half_kib")
 MOST_SHARE = 0.9
 LAG_FROM_SHARE = 0.1
 """A lag is judged once a tenth of the final savings is there: before, a second's delay is all of it."""
+LATE_LAG_S = 15.0
+"""From so long after the last guest's settling on, a lag is that of growing guests, no longer of starting ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All runs over one work. `lag_shares` tells of each how far it was behind flat-out scanning at worst."""
+    """All runs over one work.
+
+    `lag_shares` tells of each how far it was behind flat-out scanning at worst, `late_lag_shares` the same from 15 s
+    after its last guest's settling on.
+    """
 
     work: str
     told: str
@@ -81,6 +87,7 @@ class Results:
     final_mib: float
     figures: Mapping[str, Figures]
     lag_shares: Mapping[str, float]
+    late_lag_shares: Mapping[str, float]
 
 
 def measure_work(records: Sequence[Record], later_cpu_s: Mapping[str, float] | None = None) -> Results:
@@ -92,9 +99,12 @@ def measure_work(records: Sequence[Record], later_cpu_s: Mapping[str, float] | N
         raise ValueError("no records")
     final_pages = max((held_pages(record) for record in records if record.contender != OFF), default=0.0)
     flat = next((record for record in records if record.contender == "flat"), None)
-    lags = {}
+    lags, late_lags = {}, {}
     if flat is not None and final_pages:
-        lags = {record.contender: worst_lag_share(record, flat, final_pages) for record in records}
+        lags = {one.contender: worst_lag_share(one, flat, final_pages, 0.0) for one in records}
+        late_lags = {
+            one.contender: worst_lag_share(one, flat, final_pages, one.last_settled_s + LATE_LAG_S) for one in records
+        }
     return Results(
         work=records[0].work,
         told=records[0].told,
@@ -105,6 +115,7 @@ def measure_work(records: Sequence[Record], later_cpu_s: Mapping[str, float] | N
             for record in records
         },
         lag_shares=lags,
+        late_lag_shares=late_lags,
     )
 
 
@@ -214,12 +225,15 @@ def count_merges(samples: Sequence[Sample]) -> int | None:
     return merged + last.cow_ksm - first.cow_ksm
 
 
-def worst_lag_share(record: Record, flat: Record, final_pages: float) -> float:
-    """Tell how far savings were behind flat-out scanning's at the same moment, at worst, as a share of those."""
+def worst_lag_share(record: Record, flat: Record, final_pages: float, from_s: float) -> float:
+    """Tell how far savings were behind flat-out scanning's at the same moment, at worst, as a share of those.
+
+    Negative: never behind.
+    """
     lags = [
         1 - pages_at(record.samples, sample.at_s) / sample.pages_sharing
         for sample in flat.samples
-        if sample.pages_sharing >= LAG_FROM_SHARE * final_pages
+        if sample.at_s >= from_s and sample.pages_sharing >= LAG_FROM_SHARE * final_pages
     ]
     return max(lags, default=0.0)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.figures import Summary
 from bench.race.goals import judge_work
-from bench.race.measures import Figures, Results
+from bench.race.measures import LATE_LAG_S, Figures, Results
 
 METHOD = """\
 Times are seconds after the last guest's settling (its memory is filled) unless said otherwise; 90 % is of the final
@@ -71,8 +71,13 @@ def write_work(results: Results, names: Sequence[str], picture: str | None) -> l
         write_table(NEIGHBOURS, [neighbour_cells(run) for run in runs]),
     ]
     if results.work == "growth" and results.lag_shares:
-        rows = [(name, f"{100 * results.lag_shares[name]:.1f}") for name in names if name in results.lag_shares]
-        parts.append(write_table(("contender", "behind flat out at worst %"), rows))
+        rows = [
+            (name, f"{100 * results.lag_shares[name]:.1f}", f"{100 * results.late_lag_shares[name]:.1f}")
+            for name in names
+            if name in results.lag_shares
+        ]
+        head = ("contender", "behind flat out at worst %", f"from {LATE_LAG_S:g} s after the last settling on %")
+        parts.append(write_table(head, rows))
     if picture is not None:
         parts.append(f"![{results.work}: savings and ksmd's CPU over time]({picture})")
     return parts

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.race.measures import OFF, Figures, Results
+from bench.race.measures import LATE_LAG_S, OFF, Figures, Results
 
 OURS = "adaptive"
 PEERS = ("ksmtuned", "advisor-boot", "advisor-late", "default")
@@ -169,11 +169,24 @@ def rest_below(percent: float) -> Rule:
 def lag_at_most(percent: float) -> Rule:
     def rule(results: Results) -> Verdict:
         run_of(results, "flat")
-        lag = 100 * results.lag_shares[OURS]
-        goal = f"never more than {percent:g} % behind flat out"
-        return Verdict(column=SAVINGS, measured=f"{lag:.1f} % behind at worst", goal=goal, met=lag <= percent)
+        return lag_verdict(results.lag_shares[OURS], percent, "")
 
     return rule
+
+
+def late_lag_at_most(percent: float) -> Rule:
+    def rule(results: Results) -> Verdict:
+        run_of(results, "flat")
+        when = f", from {LATE_LAG_S:g} s after the last guest's settling"
+        return lag_verdict(results.late_lag_shares[OURS], percent, when)
+
+    return rule
+
+
+def lag_verdict(lag_share: float, percent: float, when: str) -> Verdict:
+    behind = f"{100 * lag_share:.1f} % behind" if lag_share > 0 else f"{-100 * lag_share:.1f} % ahead"
+    goal = f"never more than {percent:g} % behind flat out{when}"
+    return Verdict(column=SAVINGS, measured=f"{behind} at worst", goal=goal, met=100 * lag_share <= percent)
 
 
 def savings_within(percent: float) -> Rule:

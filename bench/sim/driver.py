@@ -34,7 +34,14 @@ class Rewrite:
     common_per_s: float = 0.0
 
 
-Event = Start | Stop | Rewrite
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchAdvisorOn:
+    """Somebody hands pages_to_scan to the kernel's advisor."""
+
+    at_s: float
+
+
+Event = Start | Stop | Rewrite | SwitchAdvisorOn
 Scenario = Sequence[Event]
 
 
@@ -191,6 +198,8 @@ class _Player:
                 trees = self._host.ksmd.trees
                 common.set_rewriting(trees, event.common_per_s, self._host.now_s)
                 own.set_rewriting(trees, event.own_per_s, self._host.now_s)
+            case SwitchAdvisorOn():
+                self._host.ksmd.switch_advisor_on()
 
     def _tell(self, trigger: Trigger) -> None:
         if self._passes is not None:

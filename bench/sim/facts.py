@@ -59,4 +59,4 @@ class SimFacts:
         return tuple(host.ksmd.trees.cow_ksm if name == "cow_ksm" else None for name in names)
 
     def advisor_mode(self) -> str | None:
-        return "none"
+        return "none" if self._host.ksmd.advisor is None else "scan-time"

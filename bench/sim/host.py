@@ -129,6 +129,8 @@ class SimHost:
         self.writes += 1
         for name, value in values.items():
             if name == "pages_to_scan":
+                if self.ksmd.advisor is not None:
+                    raise SettingsRefused(f"failed to set shm_{name}", parameter=name, cause=Cause.UNKNOWN)
                 self.ksmd.pages_to_scan = value
             elif name == "sleep_millisecs":
                 self.ksmd.set_sleep(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import ceil
 
+from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.costs import KsmdCosts, wakes_at_s
 from bench.sim.memory import Region, SimGuest
 from bench.sim.trees import Trees
@@ -37,6 +38,7 @@ class Ksmd:
     run: int = 1
     pages_to_scan: int = 100
     sleep_millisecs: int = 20
+    advisor: Advisor | None = None
     trees: Trees = field(default_factory=Trees)
     pages_scanned: int = 0
     pages_skipped: int = 0
@@ -70,6 +72,10 @@ class Ksmd:
         if sleep_millisecs != self.sleep_millisecs and self._wakes_s is not None:
             self._wakes_s = self.now_s
         self.sleep_millisecs = sleep_millisecs
+
+    def switch_advisor_on(self) -> None:
+        """Write scan-time to advisor_mode: pages_to_scan is the kernel's from now on."""
+        self.advisor, self.pages_to_scan = Advisor(), FIRST_PAGES
 
     def advance(self, until_s: float) -> None:
         """Work until `until_s`."""
@@ -119,6 +125,8 @@ class Ksmd:
         """Visit the next pages that fare alike, or go to the next process."""
         if self.cursor is None:
             self.trees.begin_round()
+            if self.advisor is not None:
+                self.advisor.begin_scan(self.now_s)
             self._spend(self.costs.round_s)
             self._go_to(0)
         guest = self.cursor
@@ -166,6 +174,8 @@ class Ksmd:
             self.cursor = None
             self.full_scans += 1
             self._left = 0
+            if self.advisor is not None:
+                self.pages_to_scan = self.advisor.end_scan(self.now_s, self.cpu_seconds, self.pages_to_scan)
 
     def _forget_process(self, guest: SimGuest) -> None:
         place = self.processes.index(guest)

@@ -2,8 +2,9 @@
 
 Run by hand: `.venv/bin/python -m bench.sim.scale [--hours 24] [--guests 500]`; nothing real is touched. All guests
 start two seconds apart; then, every ten minutes, one ends and a new one starts, and some rewrite their own pages.
-Printed for the policies with their defaults, the kernel's defaults and (four hours of) flat-out scanning: when 90 % of
-what can be saved was saved first, ksmd's CPU time, what was saved on average, and how much of the time ksmd was parked.
+Printed for the policies with their defaults, the kernel's advisor and defaults, and (four hours of) flat-out scanning:
+when 90 % of what can be saved was saved first, ksmd's CPU time, what was saved on average, and how much of the time
+ksmd was parked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Outcome, Rewrite, run_fixed, run_policy
+from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Outcome, Rewrite, SwitchAdvisorOn, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.steps import Start, Stop
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
@@ -54,12 +55,17 @@ def list_contenders() -> list[Contender]:
     def play_default(host: SimHost, events: list[Event], until_s: float) -> Outcome:
         return run_fixed(host, KERNEL_DEFAULT, events, until_s=until_s, sample_every_s=SAMPLE_S)
 
+    def play_advisor(host: SimHost, events: list[Event], until_s: float) -> Outcome:
+        events = [SwitchAdvisorOn(at_s=0.0), *events]
+        return run_fixed(host, KERNEL_DEFAULT, events, until_s=until_s, sample_every_s=SAMPLE_S)
+
     def play_flat(host: SimHost, events: list[Event], until_s: float) -> Outcome:
         return run_fixed(host, FLAT_OUT, events, until_s=until_s, sample_every_s=SAMPLE_S)
 
     return [
         Contender(name="adaptive", play=play_adaptive),
         Contender(name="ksmtuned's law", play=play_law),
+        Contender(name="kernel's advisor", play=play_advisor),
         Contender(name="kernel's default", play=play_default),
         Contender(name="flat out", play=play_flat, most_hours=4.0),
     ]
@@ -105,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.sim.scale", description=__doc__.partition("\n")[0])
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--guests", type=int, default=500)
+    parser.add_argument("--only", help="run this contender alone")
     given = parser.parse_args()
     most_pages = saved_at_most_pages(given.guests)
     settled_s = (given.guests - 1) * START_EVERY_S + (COMMON_MIB + ZERO_MIB + OWN_MIB) / FILL_MIB_PER_S
@@ -112,6 +119,8 @@ def main() -> None:
     print("| contender | hours | 90 % after min | ksmd-s until then | ksmd-s an hour | saved GiB, mean | parked % |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for contender in list_contenders():
+        if given.only not in (None, contender.name):
+            continue
         hours = min(given.hours, contender.most_hours)
         host = SimHost(
             total_kib=HOST_MIB_PER_GUEST * given.guests * 1024,

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 from bench.sim.driver import FLAT_OUT
 from bench.sim.host import SimHost
+from bench.sim.ksmd import Ksmd
 from bench.sim.real_kernel import RealKsmd, lent_ksmd
 from bench.sim.real_memory import COMMON, MergeableProcess
+from tests.lab.ksm import Ksm
 from virtksm.demo.guests import PayloadGuest
 from virtksm.model import Settings
 
@@ -25,6 +27,7 @@ EVERY_S = 0.02
 SCANS = 18
 MOST_S = 60.0
 REWRITE_S = 45.0
+ADVISOR_SLEEP_MS = 20
 HALF_A_CORE = Settings(pages_to_scan=5000, sleep_millisecs=20)
 
 
@@ -58,9 +61,9 @@ def guests(count: int = 4, *, common: int = 256, zero: int = 32, own: int = 96) 
 
 
 def measure(
-    specs: Sequence[PayloadGuest], settings: Settings, *, rewrite_per_s: int, is_over: Callable[[Point], bool]
+    specs: Sequence[PayloadGuest], settings: Settings | None, *, rewrite_per_s: int, is_over: Callable[[Point], bool]
 ) -> Curve:
-    """Run the real ksmd."""
+    """Run the real ksmd, by its advisor if there are no settings."""
     with lent_ksmd() as ksmd, ExitStack() as stack:
         processes = [stack.enter_context(MergeableProcess(spec)) for spec in specs]
         ksmd.begin_at_a_full_scan()
@@ -69,9 +72,12 @@ def measure(
         return _watch_real(ksmd, settings, is_over)
 
 
-def _watch_real(ksmd: RealKsmd, settings: Settings, is_over: Callable[[Point], bool]) -> Curve:
+def _watch_real(ksmd: RealKsmd, settings: Settings | None, is_over: Callable[[Point], bool]) -> Curve:
     first = ksmd.read()
-    ksmd.ksm.write(**dict(settings.items()))
+    if settings is None:
+        ksmd.ksm.write(advisor_mode="scan-time", sleep_millisecs=ADVISOR_SLEEP_MS)
+    else:
+        ksmd.ksm.write(**dict(settings.items()))
     curve: Curve = []
     while not curve or not is_over(curve[-1]):
         now = ksmd.read()
@@ -89,17 +95,23 @@ def _watch_real(ksmd: RealKsmd, settings: Settings, is_over: Callable[[Point], b
 
 
 def simulate(
-    specs: Sequence[PayloadGuest], settings: Settings, *, rewrite_per_s: int, is_over: Callable[[Point], bool]
+    specs: Sequence[PayloadGuest], settings: Settings | None, *, rewrite_per_s: int, is_over: Callable[[Point], bool]
 ) -> Curve:
-    """Run the simulator."""
-    sim = SimHost(total_kib=2**25, fill_mib_per_s=1e9)
+    """Run the simulator; the advisor wants to know how long the machine has been up, and what its ksmd has used."""
+    ksmd = Ksmd(now_s=time.monotonic(), cpu_seconds=RealKsmd(Ksm()).cpu_seconds())
+    sim = SimHost(total_kib=2**25, fill_mib_per_s=1e9, ksmd=ksmd, now_s=ksmd.now_s)
+    booted_s = sim.now_s
     sim.set_parameters({"pages_to_scan": 0, "sleep_millisecs": 600_000})
     for spec in specs:
         common = sim.start(spec).regions[0]
         sim.advance(0.01)
-        common.set_rewriting(sim.ksmd.trees, rewrite_per_s, 0.1)
-    sim.advance(0.1 - sim.now_s)
-    sim.set_parameters(dict(settings.items()))
+        common.set_rewriting(sim.ksmd.trees, rewrite_per_s, booted_s + 0.1)
+    sim.advance(booted_s + 0.1 - sim.now_s)
+    if settings is None:
+        sim.ksmd.switch_advisor_on()
+        sim.set_parameters({"sleep_millisecs": ADVISOR_SLEEP_MS})
+    else:
+        sim.set_parameters(dict(settings.items()))
     begin_s, begin_cpu_seconds = sim.now_s, sim.ksmd.cpu_seconds
     curve: Curve = []
     while not curve or not is_over(curve[-1]):
@@ -132,7 +144,7 @@ def tell(what: str, real: float, simulated: float, unit: str = "") -> None:
     print(f"  {what:<34}{real:12.3f}{simulated:12.3f} {unit:<6}{error}", flush=True)
 
 
-def compare_static(name: str, settings: Settings) -> None:
+def compare_static(name: str, settings: Settings | None) -> None:
     """Compare merging, and the full scans that follow."""
 
     def is_over(point: Point) -> bool:
@@ -186,6 +198,7 @@ def main() -> None:
     comparisons: dict[str, Callable[[], None]] = {
         "flat": lambda: compare_static("flat out", FLAT_OUT),
         "half": lambda: compare_static("5000 pages every 20 ms", HALF_A_CORE),
+        "advisor": lambda: compare_static("by the advisor", None),
         "rewriting": compare_rewriting,
     }
     for name in sys.argv[1:] or comparisons:

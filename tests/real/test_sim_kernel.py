@@ -6,12 +6,14 @@ Time is compared by bench/sim/validate.py, by hand: tests judge no speed.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.memory import Kind
@@ -137,3 +139,57 @@ def test_what_happens_later_counts_alike(both: Both, happen: Callable[[Both], No
     happen(both)
     for _ in range(12):
         both.agree()
+
+
+ADVISED_SCANS = 12
+SLACK_S = 0.05
+"""How much later than a full scan's end the next one may begin (a sleep), or its CPU time may show (a tick)."""
+
+
+@dataclass(frozen=True)
+class ScanEnd:
+    """A full scan was seen to have ended: between two looks, of which these are the later's and the earlier's."""
+
+    from_s: float
+    until_s: float
+    from_cpu_s: float
+    until_cpu_s: float
+    pages_to_scan: int
+
+
+def test_the_advisor_sets_the_pages_that_the_simulated_one_would(both: Both) -> None:
+    both.start(spec("a", common=16, own=16, seed=1))
+    both.real.ksm.write(advisor_mode="scan-time", sleep_millisecs=20)
+    ends = watch_scan_ends(both.real, ADVISED_SCANS)
+    assert len({end.pages_to_scan for end in ends}) > 1
+    # The kernel counts whole seconds, milliseconds and percents, and we know its times within some ms alone.
+    possible, pages_to_scan, begun = [Advisor()], FIRST_PAGES, (0.0, ends[0].until_s)
+    for end in ends:
+        times = {(began_s, ended_s) for began_s in begun for ended_s in (end.from_s, end.until_s)}
+        used_ms = range(int(end.from_cpu_s * 1000), int((end.until_cpu_s + SLACK_S) * 1000) + 1)
+        found = []
+        for before in possible:
+            for (began_s, ended_s), cpu_ms in ((one, ms) for one in times for ms in used_ms):
+                advisor = replace(before)
+                advisor.begin_scan(began_s)
+                if advisor.end_scan(ended_s, cpu_ms / 1000, pages_to_scan) == end.pages_to_scan:
+                    found.append(advisor)
+        assert found, f"{pages_to_scan} pages became {end.pages_to_scan}, which follows from nothing possible: {end}"
+        possible = list({(one.scan_s, one.change_percent, one.cpu_seconds): one for one in found}.values())
+        pages_to_scan, begun = end.pages_to_scan, (end.from_s, end.until_s + SLACK_S)
+
+
+def watch_scan_ends(real: RealKsmd, count: int) -> list[ScanEnd]:
+    ends: list[ScanEnd] = []
+    before = real.read()
+    deadline_s = before.t_s + 60.0
+    while len(ends) < count:
+        assert before.t_s < deadline_s, f"only {len(ends)} full scans in a minute"
+        time.sleep(0.002)
+        now = real.read()
+        if now.full_scans != before.full_scans:
+            assert now.full_scans == before.full_scans + 1, "two full scans between two looks"
+            pages_to_scan = real.ksm.read("pages_to_scan")
+            ends.append(ScanEnd(before.t_s, now.t_s, before.cpu_seconds, now.cpu_seconds, pages_to_scan))
+        before = now
+    return ends

@@ -65,7 +65,7 @@ OFF = figures("off", until_most_s=None, neighbour_rest=rest_of(4.9))
 PEER = figures("ksmtuned")
 
 
-def verdicts(work: str, *runs: Figures, lag: float = 0.0) -> dict[str, list[bool | None]]:
+def verdicts(work: str, *runs: Figures, lag: float = 0.0, late_lag: float = 0.0) -> dict[str, list[bool | None]]:
     results = Results(
         work=work,
         told="made up",
@@ -73,6 +73,7 @@ def verdicts(work: str, *runs: Figures, lag: float = 0.0) -> dict[str, list[bool
         final_mib=1000.0,
         figures={run.contender: run for run in runs},
         lag_shares={run.contender: lag for run in runs},
+        late_lag_shares={run.contender: late_lag for run in runs},
     )
     found: dict[str, list[bool | None]] = {}
     for verdict in judge_work(results):
@@ -146,9 +147,10 @@ def test_a_small_storm_may_be_three_seconds_behind(until_s: float, met: bool) ->
 
 
 def test_growth_is_judged_by_its_lag_behind_flat_out() -> None:
-    assert verdicts("growth", ours(), figures("flat"), PEER, lag=0.15)[SAVINGS] == [True]
-    assert verdicts("growth", ours(), figures("flat"), PEER, lag=0.16)[SAVINGS] == [False]
-    assert verdicts("growth", ours(), PEER)[SAVINGS] == [None]
+    assert verdicts("growth", ours(), figures("flat"), PEER, lag=0.15, late_lag=0.15)[SAVINGS] == [True, True]
+    assert verdicts("growth", ours(), figures("flat"), PEER, lag=1.0, late_lag=-0.2)[SAVINGS] == [False, True]
+    assert verdicts("growth", ours(), figures("flat"), PEER, lag=0.16, late_lag=0.16)[SAVINGS] == [False, False]
+    assert verdicts("growth", ours(), PEER)[SAVINGS] == [None, None]
 
 
 def test_churn_is_judged_by_what_is_held() -> None:

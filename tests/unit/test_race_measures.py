@@ -222,8 +222,11 @@ def test_merges_are_what_is_merged_and_what_was() -> None:
 def test_the_lag_behind_flat_out_leaves_the_first_tenth_out() -> None:
     flat, slow = run("flat", rising(10, 1000)), run("adaptive", lambda at_s: max(at_s - 5, 0) * 10)
 
-    assert worst_lag_share(flat, flat, 1000.0) == 0.0
-    assert worst_lag_share(slow, flat, 1000.0) == pytest.approx(0.5)  # at 100 pages, a tenth
+    assert worst_lag_share(flat, flat, 1000.0, 0.0) == 0.0
+    assert worst_lag_share(slow, flat, 1000.0, 0.0) == pytest.approx(0.5)  # at 100 pages, a tenth
+    assert worst_lag_share(slow, flat, 1000.0, 50.0) == pytest.approx(0.1)
+    fast = run("ksmtuned", lambda at_s: 20 * at_s)
+    assert worst_lag_share(fast, flat, 1000.0, 0.0) == pytest.approx(-1.0)  # ahead at all times
 
 
 def test_an_agents_numbers_tell_what_it_owes_and_how_it_backed_off() -> None:

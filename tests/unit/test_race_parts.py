@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bench.race.contenders import FRUITLESS_SCANS, AdvisorLate, Clairvoyant, Contender, Moment
+from bench.race.contenders import (
+    FRUITLESS_SCANS,
+    WARM_SCANS,
+    AdvisorBoot,
+    AdvisorLate,
+    Clairvoyant,
+    Contender,
+    Moment,
+)
 from bench.race.ground import Ground
 from bench.race.linux import LinuxGuest
 from bench.race.neighbour import parse_times
@@ -177,6 +186,35 @@ def test_the_clairvoyant_gives_up_when_scans_bring_no_more(roots: tuple[Path, Pa
     write_ksm(root, full_scans=6 + FRUITLESS_SCANS)
     contender.act(SETTLED)
     assert read_settings(root)[0] == "0"
+
+
+@dataclass
+class FakeProcess:
+    spec: PayloadGuest
+    has_ended: bool = False
+
+    def end(self) -> None:
+        self.has_ended = True
+
+
+def test_the_advisor_of_boot_is_ready_once_it_has_left_its_first_scans_behind(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, processes = roots[0], []
+
+    def start(spec: PayloadGuest) -> FakeProcess:
+        processes.append(FakeProcess(spec))
+        return processes[-1]
+
+    monkeypatch.setattr("bench.race.contenders.MergeableProcess", start)
+    contender = begun(AdvisorBoot(), root)
+    assert (root / "advisor_mode").read_text() == "scan-time"
+    was_ready = contender.is_ready
+    write_ksm(root, full_scans=3 + WARM_SCANS)
+    assert (was_ready, contender.is_ready) == (False, True)
+    assert [process.has_ended for process in processes] == [True]
+    contender.end()
+    assert len(processes) == 1
 
 
 def test_the_late_advisor_waits_for_the_last_start_and_is_switched_on_once(roots: tuple[Path, Path]) -> None:

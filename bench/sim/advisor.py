@@ -1,0 +1,44 @@
+"""The kernel's advisor, scan-time (Linux 6.8, mm/ksm.c), at its defaults: pages_to_scan, set anew after each full scan.
+
+It aims at full scans of 200 s, between 10 and 70 % of a core. All of its arithmetic is integers; rates seen on a real
+kernel follow from it to the page (tests/unit/test_sim_advisor.py). Switched on, it knows neither when the present scan
+began nor what ksmd had used before: its first scan seems to have taken since boot, for all of ksmd's CPU time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FIRST_PAGES = 500
+MOST_PAGES = 30_000
+TARGET_SCAN_S = 200
+LEAST_CPU_PERCENT, MOST_CPU_PERCENT = 10, 70
+NEWEST_PERCENT = 30
+"""Weight of the last change of the scan time in their average."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Advisor:
+    """What it remembers from scan to scan; times are seconds since boot."""
+
+    began_s: float = 0.0
+    scan_s: int = 0
+    change_percent: int = 0
+    cpu_seconds: float = 0.0
+
+    def begin_scan(self, now_s: float) -> None:
+        """Note that a full scan begins."""
+        self.began_s = now_s
+
+    def end_scan(self, now_s: float, cpu_seconds: float, pages_to_scan: int) -> int:
+        """Return what pages_to_scan becomes after a full scan, with ksmd's CPU time since boot."""
+        scan_s = int(now_s - self.began_s) or 1
+        cpu_percent = int((cpu_seconds - self.cpu_seconds) * 1000) * 100 // (scan_s * 1000) or 1
+        factor = TARGET_SCAN_S * 100 // scan_s or 1
+        change = scan_s * 100 // (self.scan_s or scan_s) or 1
+        change = ((100 - NEWEST_PERCENT) * self.change_percent + NEWEST_PERCENT * change) // 100
+        wanted = pages_to_scan * 100 // factor * change // 100
+        of_a_percent = pages_to_scan // cpu_percent or 1
+        pages = max(min(wanted, of_a_percent * MOST_CPU_PERCENT), of_a_percent * LEAST_CPU_PERCENT)
+        self.scan_s, self.change_percent, self.cpu_seconds = scan_s, change, cpu_seconds
+        return min(pages, MOST_PAGES)
