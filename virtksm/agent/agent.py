@@ -29,6 +29,8 @@ from virtksm.record import PassRecord, RestoreRecord
 
 RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection."""
+STUCK_S = 30.0
+"""A pass that is due for so much longer than a call may take will never come: the pass loop is stuck."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,8 @@ class Agent:
     requests: list[Request] = field(default_factory=list)
     heard_s: float | None = None
     next_pass_s: float | None = None
+    awake_s: float = 0.0
+    """When the pass loop was last seen to go round."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -91,6 +95,13 @@ class Agent:
 
     def stop(self) -> None:
         self.stopping.set()
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Tell whether due passes have stopped coming; no fault of libvirt explains that, as its calls have a limit."""
+        due_s = self.awake_s if self.coalescer.pending else self.next_pass_s
+        if self.cycle is None or due_s is None:
+            return False
+        return now_s > max(due_s, self.awake_s) + self.config.call_timeout_s + STUCK_S
 
     def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -175,7 +186,7 @@ class Agent:
         """Sleep until a trigger is due, the timer ends, a dry run is wished for, or the agent stops."""
         while not self.stopping.is_set():
             self.wake.clear()
-            now_s = time.monotonic()
+            self.awake_s = now_s = time.monotonic()
             waits = [] if self.cycle is None else [self.coalescer.due_s(now_s), self.next_pass_s]
             due_s = min((at_s for at_s in waits if at_s is not None), default=None)
             if self.cycle is not None and any(wish.dry_run for wish in self.requests):
@@ -191,6 +202,7 @@ class Agent:
                 continue
 
     async def _pass(self, cycle: Cycle[Any], occasion: Occasion, wishes: list[Request], heard_s: float | None) -> None:
+        self.awake_s = time.monotonic()
         self.requests = [wish for wish in self.requests if wish not in wishes]
         dry_run = any(wish.dry_run for wish in wishes)
         try:

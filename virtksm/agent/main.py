@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ async def _serve(
         raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy="give another --runtime-dir") from error
     server = ControlServer(agent.handle)
     await server.start(listener)
-    watchdog = asyncio.create_task(_feed_watchdog(notifier))
+    watchdog = asyncio.create_task(_feed_watchdog(notifier, agent))
     try:
         reporter.ready(__version__, uri)
         if started is not None:
@@ -120,8 +121,9 @@ def _listen_for_pokes(
     return fifo
 
 
-async def _feed_watchdog(notifier: Notifier) -> None:
-    """Tell systemd that the loop runs, as often as it wants to know."""
+async def _feed_watchdog(notifier: Notifier, agent: Agent) -> None:
+    """Tell systemd as often as it wants to know that the loop runs and passes come."""
     while notifier.watchdog_interval_s is not None:
-        notifier.send(WATCHDOG="1")
+        if not agent.is_stuck(time.monotonic()):
+            notifier.send(WATCHDOG="1")
         await asyncio.sleep(notifier.watchdog_interval_s)

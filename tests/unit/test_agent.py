@@ -1,0 +1,71 @@
+"""The agent's own judgement of itself, without a loop: when passes have stopped coming."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from virtksm.adapters.systemd import Notifier
+from virtksm.agent.agent import STUCK_S, Agent
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.link import Link
+from virtksm.agent.reporting import Reporter
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle, Memory
+from virtksm.model import Settings, Trigger
+
+LIMIT_S = Config().call_timeout_s + STUCK_S
+
+
+@pytest.fixture
+def agent() -> Agent:
+    """Lend a connected agent that has last been awake at 100 s."""
+    calls, reporter = BlockingCalls(), Reporter(Notifier({}))
+    cycle = Cycle(
+        hypervisor=FakeHypervisor(),
+        local=FakeFacts(),
+        policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
+        store=FakeStore(),
+        clock=FakeClock(),
+        on_conflict="reassert",
+        memory=Memory(),
+    )
+    made = Agent(
+        uri="qemu:///system",
+        config=Config(),
+        link=Link(calls, reporter.connect_failed),
+        calls=calls,
+        reporter=reporter,
+        make_cycle=lambda _host, _config, _memory: cycle,
+        reload_config=Config,
+    )
+    made.cycle, made.awake_s = cycle, 100.0
+    return made
+
+
+def test_without_anything_due_it_is_never_stuck(agent: Agent) -> None:
+    assert not agent.is_stuck(100.0 + 10 * LIMIT_S)
+
+
+def test_a_trigger_that_no_pass_answers_makes_it_stuck(agent: Agent) -> None:
+    agent.offer(Trigger.STARTED)
+    assert not agent.is_stuck(100.0 + LIMIT_S)
+    assert agent.is_stuck(100.5 + LIMIT_S)
+
+
+def test_a_timer_that_no_pass_answers_makes_it_stuck(agent: Agent) -> None:
+    agent.next_pass_s = 700.0
+    assert not agent.is_stuck(700.0 + LIMIT_S)
+    assert agent.is_stuck(700.5 + LIMIT_S)
+
+
+def test_whoever_goes_round_is_not_stuck(agent: Agent) -> None:
+    agent.offer(Trigger.STARTED)
+    agent.awake_s = 200.0
+    assert not agent.is_stuck(150.0 + LIMIT_S)
+
+
+def test_waiting_for_libvirt_is_not_being_stuck(agent: Agent) -> None:
+    agent.offer(Trigger.STARTED)
+    agent.cycle = None
+    assert not agent.is_stuck(100.0 + 10 * LIMIT_S)
