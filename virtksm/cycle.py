@@ -28,6 +28,8 @@ class Memory:
     """What a process remembers between passes and need not outlive it."""
 
     tenure_began: bool = False
+    kept: HostState | None = None
+    """The state as this process last kept it: somebody may remove the runtime folder, and the baseline with it."""
     conflict: ConflictPast = field(default_factory=ConflictPast)
     refused: dict[str, Refused] = field(default_factory=dict)
 
@@ -52,7 +54,7 @@ class Cycle(Generic[Past]):
         """
         began_s = self.clock()
         with self.store.locked():
-            state = self.store.load()
+            state = self._load()
             snapshot = sense(self.hypervisor, self.local, began_s, self._maxima(occasion))
             decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
@@ -86,13 +88,13 @@ class Cycle(Generic[Past]):
     def restore(self) -> RestoreRecord:
         """Write the baseline back over every parameter that still holds our value, and forget those that took it."""
         with self.store.locked():
-            state = self.store.load()
+            state = self._load()
             found = self.hypervisor.ksm_state().settings
             target = restoration(state.ownership, found)
             after, refusals = apply(self.hypervisor, self.local, plan(found, target))
             refused = {error.parameter for error in refusals}
             kept = {name: past for name, past in state.ownership.items() if name in refused}
-            self.store.save(replace(state, ownership=kept))
+            self._save(replace(state, ownership=kept))
         left = tuple(
             name
             for name, past in state.ownership.items()
@@ -103,7 +105,7 @@ class Cycle(Generic[Past]):
     def park(self) -> RestoreRecord:
         """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""
         with self.store.locked():
-            state = self.store.load()
+            state = self._load()
             found = self.hypervisor.ksm_state().settings
             owned, foreign = claim(state.ownership, found, [name for name, _ in PARKED.items()], tenure_begins=False)
             calls = () if foreign else plan(found, PARKED)
@@ -113,6 +115,14 @@ class Cycle(Generic[Past]):
             )
         left = tuple(value.parameter for value in foreign)
         return RestoreRecord(before=found, after=after, left=left, refusals=refusals)
+
+    def _load(self) -> HostState:
+        state = self.store.load()
+        return self.memory.kept if self.memory.kept is not None and state == HostState() else state
+
+    def _save(self, state: HostState) -> None:
+        self.store.save(state)
+        self.memory.kept = state
 
     def _maxima(self, occasion: Occasion) -> Maxima:
         if not self.policy.wants_maxima:
@@ -153,7 +163,7 @@ class Cycle(Generic[Past]):
         *,
         may_confirm: bool,
     ) -> tuple[Settings, tuple[SettingsRefused, ...]]:
-        self.store.save(kept)
+        self._save(kept)
         refusals: tuple[SettingsRefused, ...] = ()
         after = before
         if calls:
@@ -162,7 +172,7 @@ class Cycle(Generic[Past]):
         if may_confirm:
             confirmed = confirm(kept.ownership, target, after)
             if confirmed != kept.ownership:
-                self.store.save(replace(kept, ownership=confirmed))
+                self._save(replace(kept, ownership=confirmed))
         return after, refusals
 
     def _remember(self, conflict: ConflictPast, calls: tuple[Call, ...], refusals: tuple[SettingsRefused, ...]) -> None:

@@ -141,6 +141,23 @@ def test_a_crash_between_the_writes_keeps_the_administrators_baseline(bench: Ben
     assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
 
 
+def test_a_state_that_is_lost_under_the_process_is_kept_again(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.store.state = HostState()
+    bench.policy.target = dataclasses.replace(BUSY, pages_to_scan=500)
+    bench.cycle.run(TIMER)
+    bench.new_process()
+    bench.cycle.restore()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+
+
+def test_a_state_that_is_lost_just_before_the_end_is_restored_all_the_same(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.store.state = HostState()
+    bench.cycle.restore()
+    assert bench.hypervisor.values["pages_to_scan"] == 100
+
+
 def test_a_new_process_takes_a_value_that_is_not_ours_for_the_baseline(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.hypervisor.values["pages_to_scan"] = 77
