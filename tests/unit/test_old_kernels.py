@@ -1,0 +1,133 @@
+"""Older kernels: what their KSM does not tell is None, and both policies do their work without it.
+
+Files as in each version's Documentation/admin-guide/mm/ksm.rst and mm/ksm.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.sim.driver import run_policy
+from bench.sim.facts import SimFacts
+from bench.sim.host import SimHost
+from bench.sim.ksmd import Ksmd
+from bench.sim.visit import Rules
+from bench.steps import Start
+from tests.fakes import FakeClock
+from virtksm.adapters.local_facts import ProcFacts
+from virtksm.config.schema import AdaptiveParams, KsmtunedParams
+from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from virtksm.model import PARKED
+from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.ksmtuned import KsmtunedPolicy
+
+FILES_5_10 = frozenset(
+    {
+        "full_scans",
+        "max_page_sharing",
+        "merge_across_nodes",
+        "pages_shared",
+        "pages_sharing",
+        "pages_to_scan",
+        "pages_unshared",
+        "pages_volatile",
+        "run",
+        "sleep_millisecs",
+        "stable_node_chains",
+        "stable_node_chains_prune_millisecs",
+        "stable_node_dups",
+        "use_zero_pages",
+    }
+)
+FILES_6_6 = FILES_5_10 | {"general_profit", "pages_scanned", "ksm_zero_pages"}
+FILES_6_12 = FILES_6_6 | {
+    "smart_scan",
+    "pages_skipped",
+    "advisor_mode",
+    "advisor_max_cpu",
+    "advisor_min_pages_to_scan",
+    "advisor_max_pages_to_scan",
+    "advisor_target_scan_time",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A version: its files of KSM, whether /proc/vmstat counts writes to merged pages, and how its ksmd visits."""
+
+    version: str
+    files: frozenset[str]
+    counts_broken: bool
+    rules: Rules
+
+
+KERNELS = (
+    Kernel(version="5.10", files=FILES_5_10, counts_broken=False, rules=Rules(smart_scan=False, checksum_first=False)),
+    Kernel(version="5.15", files=FILES_5_10, counts_broken=False, rules=Rules(smart_scan=False, checksum_first=False)),
+    Kernel(version="6.1", files=FILES_5_10, counts_broken=True, rules=Rules(smart_scan=False, checksum_first=False)),
+    Kernel(version="6.6", files=FILES_6_6, counts_broken=True, rules=Rules(smart_scan=False, checksum_first=False)),
+    Kernel(version="6.12", files=FILES_6_12, counts_broken=True, rules=Rules(smart_scan=True, checksum_first=True)),
+)
+COUNTERS = ("run", "pages_scanned", "pages_skipped", "smart_scan", "general_profit", "ksm_zero_pages", "use_zero_pages")
+COMMON_MIB = 48
+GUESTS = 4
+
+
+class OldFacts(SimFacts):
+    """What an older kernel tells of itself."""
+
+    def __init__(self, host: SimHost, kernel: Kernel) -> None:
+        super().__init__(host)
+        self._kernel = kernel
+
+    def ksm_counter(self, name: str) -> int | None:
+        return super().ksm_counter(name) if name in self._kernel.files else None
+
+    def vm_counters(self, *names: str) -> tuple[int | None, ...]:
+        return super().vm_counters(*names) if self._kernel.counts_broken else (None,) * len(names)
+
+    def advisor_mode(self) -> str | None:
+        return super().advisor_mode() if "advisor_mode" in self._kernel.files else None
+
+
+@pytest.fixture(params=KERNELS, ids=lambda kernel: kernel.version)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    found: Kernel = request.param
+    return found
+
+
+def test_what_a_kernel_does_not_tell_is_none_and_never_0(kernel: Kernel, tmp_path: Path) -> None:
+    for name in kernel.files:
+        (tmp_path / name).write_text("none [scan-time]\n" if name == "advisor_mode" else "7\n")
+    facts = ProcFacts(FakeClock(), sys_ksm=str(tmp_path))
+    assert {name: facts.ksm_counter(name) for name in COUNTERS} == {
+        name: 7 if name in kernel.files else None for name in COUNTERS
+    }
+    assert facts.advisor_mode() == ("scan-time" if "advisor_mode" in kernel.files else None)
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "ksmtuned"])
+def test_a_policy_does_its_work_on_a_kernel(kernel: Kernel, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimHost, "facts", property(lambda host: OldFacts(host, kernel)))
+    host = SimHost(total_kib=2**21, ksmd=Ksmd(rules=kernel.rules))
+    host.set_parameters(dict(PARKED.items()))
+    starts = [
+        Start(
+            at_s=2.0 * number,
+            guest=PayloadGuest(name=f"g{number}", memory_mib=128, common_mib=COMMON_MIB, own_mib=64, seed=number),
+        )
+        for number in range(GUESTS)
+    ]
+    law = (
+        AdaptivePolicy(params=AdaptiveParams(engage="always"))
+        if policy == "adaptive"
+        else KsmtunedPolicy(params=KsmtunedParams(thres_coef=100))
+    )
+    run = run_policy(host, law, starts, until_s=300.0)
+    assert run.samples[-1].saved_pages == (GUESTS - 1) * COMMON_MIB * PAGES_PER_MIB
+    assert all(record.refusals == () for _, record in run.passes)
+    is_parked = run.samples[-1].settings.pages_to_scan == 0
+    assert is_parked == (policy == "adaptive")
