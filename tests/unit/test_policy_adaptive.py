@@ -232,6 +232,45 @@ def test_6_debt_waits_longer_while_more_is_to_come() -> None:
     assert settled_s * 4 < steady_s
 
 
+def waits_s(**changes: object) -> float:
+    """Tell how long half a GiB of a guest of 32 GiB waits, with so much of the past changed."""
+    last, past = grown(0)
+    past = replace(past, **changes)  # type: ignore[arg-type]  # as in AdaptivePast
+    wait_s = seconds_to_wait(last, past, judge_need(last, ALWAYS.params, was_engaged=True))
+    assert wait_s is not None
+    return wait_s
+
+
+def test_6_growth_waits_longer_the_less_of_it_has_merged_lately() -> None:
+    series = [waits_s(yielded=share) for share in (1.0, 0.5, 0.1, 0.0)]
+    assert series == sorted(series)
+    assert series[1] < series[2] < series[3] < 12 * series[1], "it comes back carefully, but it does"
+
+
+def test_6_guests_that_start_are_given_the_benefit_of_the_doubt() -> None:
+    assert waits_s(yielded=0.0, has_starts=True) == waits_s(yielded=0.5)
+
+
+@pytest.mark.parametrize(("merged_kib", "yielded"), [(0, 0.25), (GIB // 2, 0.5), (GIB, 0.75), (3 * GIB, 0.75)])
+def test_6_what_merged_of_the_debt_that_was_paid_is_learnt(merged_kib: int, yielded: float) -> None:
+    guests = {"a": GIB}
+    before = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=5, half_kib=GIB, probe_due_s=1e6)
+    began = begin_round(snap(1, guests, full_scans=5), before)
+    _, past = decide_all(ALWAYS, snap(2, guests, full_scans=6, pages_sharing=merged_kib // 4), past=began)
+    assert past.yielded == yielded
+
+
+@pytest.mark.parametrize(("cpu_s", "reckoned_s"), [(4.0, 4.0), (1.0, 2.0 - 0.3)])
+def test_6_a_round_is_reckoned_as_dear_as_the_last_dear_one(cpu_s: float, reckoned_s: float) -> None:
+    guests = {"a": GIB}
+    before = AdaptivePast(
+        taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=5, round_cost_s_per_kib=2 / GIB, probe_due_s=1e6
+    )
+    began = begin_round(snap(1, guests, full_scans=5), before)
+    _, past = decide_all(ALWAYS, snap(9, guests, full_scans=6, ksmd_cpu_seconds=cpu_s), past=began)
+    assert past.round_cost_s_per_kib == pytest.approx(reckoned_s / GIB)
+
+
 def test_6_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
     past = AdaptivePast()
     for step in range(20):

@@ -8,7 +8,7 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 3. Debt is guest memory that has appeared, and merges that were broken; what has stopped owes nothing (`debt`).
 4. Memory is young for settle_s, and pays for no round; then it is fresh debt, owed two visits (`debt`).
 5. Debt that waits adds up: KiB times seconds (`debt`).
-6. A round begins when the waiting is worth it. While more is to come (`growth`), waiting is cheap (`rounds`).
+6. A round begins when waiting for what is likely to merge is worth it, cheap while more comes (`growth`, `rounds`).
 7. A round is one full scan: at its end, what was fresh at its beginning is half paid, half is paid (`rounds`).
 8. ksmd is fed one batch after the other, within the CPU budget; without ticks it does one a minute (`rounds`).
 9. A round that does not get on is given up; its debt stays (`rounds`).
@@ -166,6 +166,7 @@ class AdaptivePolicy:
             "round_cost_s": round(round_cost_s(snapshot, past), 3),
             "page_cost_us": round(past.page_cost_s * 1e6, 3),
             "backoff": past.backoff,
+            "yielded": round(past.yielded, 3),
             "narrow_rounds": past.narrow_rounds,
             "pressure": round(need.pressure, 3),
             "guests": len(snapshot.guests),

@@ -66,4 +66,5 @@ def note_start(past: AdaptivePast, now_s: float) -> AdaptivePast:
     """Note that a guest has started, as the next of a series or the first of a new one."""
     interval_s = MOST_INTERVAL_S + 1 if past.start_s is None else now_s - past.start_s
     is_next = 0 <= interval_s <= MOST_INTERVAL_S
-    return replace(past, start_s=now_s, interval_s=max(past.interval_s, interval_s) if is_next else 0.0)
+    interval_s = max(past.interval_s, interval_s) if is_next else 0.0
+    return replace(past, has_starts=True, start_s=now_s, interval_s=interval_s)

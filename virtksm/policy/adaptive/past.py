@@ -63,6 +63,8 @@ class AdaptivePast:
     """Memory that appeared a moment ago, (when, KiB): it pays for no round until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
     """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
+    has_starts: bool = False
+    """Whether a guest has started since the last round began that covered anything new."""
     start_s: float | None = None
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
@@ -79,6 +81,8 @@ class AdaptivePast:
     """As last seen, to notice merges that a write has broken where the kernel does not count them."""
     cow_ksm: int | None = None
     """As last seen, to notice merges that a write has broken."""
+    yielded: float = 0.5
+    """Which share of the debt has merged at last, averaged over the last ones that were paid."""
     gained_kib: int = 0
     broken_kib: int = 0
     """What rounds have merged, and what was broken, since the two were last compared."""
@@ -88,7 +92,7 @@ class AdaptivePast:
     round: Round | None = None
     page_cost_s: float = DEFAULT_PAGE_COST_S
     round_cost_s_per_kib: float | None = None
-    """ksmd's CPU time for a round, averaged over the last ones, for each KiB of memory; None before the first."""
+    """ksmd's CPU time that a round is reckoned to take, for each KiB of memory; None before the first."""
     narrow_rounds: int = 0
     """Rounds in a row that skipped most of the old pages (smart_scan) while a second visit was owed."""
     tail_gained_kib: int = 0

@@ -30,13 +30,18 @@ FED_SLEEPS_MS = (60_000, 60_001)
 LEAST_BATCH_PAGES = 1000
 
 PRICES: Mapping[Growth, float] = {
-    Growth.BURST: 0.05,
-    Growth.SERIES: 0.05,
-    Growth.STEADY: 1.0,
-    Growth.SETTLED: 5.0,
+    Growth.BURST: 0.1,
+    Growth.SERIES: 0.1,
+    Growth.STEADY: 2.0,
+    Growth.SETTLED: 10.0,
 }
-"""How many ksmd-seconds a second of waiting of the whole memory is worth: in a burst, one round later covers it all;
+"""How many ksmd-seconds it is worth to save the whole memory for a second: in a burst, one round later covers it all;
 once memory has settled, waiting is nothing but loss."""
+STARTS_YIELD = 0.5
+"""Which share of the memory of guests that start is taken to merge; of other debt, as much as did lately."""
+LEAST_YIELD = 0.05
+NEWEST_YIELD = 0.5
+"""Weight of the last debt that was paid in what is taken to merge."""
 LEAST_WAIT_S = 4.0
 """Settled debt has waited for so long on average before its round: guests seldom start alone."""
 PRESSING = 9.0
@@ -54,7 +59,8 @@ MOST_RETRIES = 2
 """ksmd splits huge pages to merge parts of them, and leaves others in neither tree. If that is more than an eighth of
 what had its second visit, it is visited again, so many times at most."""
 NEWEST = 0.3
-"""Weight of the last round in what a round is reckoned to take: smart_scan makes one of nine much dearer."""
+"""Weight of a round that was cheaper than reckoned in what the next is reckoned to take. A dearer one counts in full: a
+first visit costs a tenth of a second one, and smart_scan skips a page only after four."""
 STALLED_S = 120.0
 """A round that has not ended after this long and ten times what was reckoned is given up."""
 
@@ -91,7 +97,8 @@ def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float
     price, least_s = PRICES[growth], LEAST_WAIT_S if growth is Growth.SETTLED else 0.0
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
-    due_kib_s = memory_kib * round_cost_s(snapshot, past) * past.backoff / price
+    share = STARTS_YIELD if past.has_starts else max(past.yielded, LEAST_YIELD)
+    due_kib_s = memory_kib * round_cost_s(snapshot, past) * past.backoff / (price * share)
     due_kib_s = max(due_kib_s, least_s * (1 - need.pressure) * debt_kib)
     wait_s = max(due_kib_s - past.waited_kib_s, 0.0) / debt_kib
     ends_s = seconds_to_end(growth, past, memory_kib)
@@ -113,7 +120,7 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
         scanning_kib, left = 0, past  # what is new waits for a first round of its own, or rounds would never end
     else:
         scanning_kib = past.fresh_kib + sum(kib for _, kib in past.young)
-        left = replace(past, young=(), fresh_kib=0)
+        left = replace(past, young=(), fresh_kib=0, has_starts=False)
     full_scans = snapshot.ksm.full_scans or 0
     whole = past.full_scans == full_scans or known_kib(snapshot) == 0
     return replace(
@@ -228,9 +235,17 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
         retries=past.retries + 1 if is_unsettled else 0,
         tail_gained_kib=tail_gained_kib,
         narrow_rounds=past.narrow_rounds + 1 if is_tail else 0,
-        round_cost_s_per_kib=per_kib if known is None else known + (per_kib - known) * NEWEST,
+        yielded=past.yielded if is_tail else learn_yield(past, max(gained_kib, tail_gained_kib)),
+        round_cost_s_per_kib=per_kib if known is None else max(per_kib, known + (per_kib - known) * NEWEST),
         gained_kib=min(past.gained_kib + gained_kib, MOST_SUM),
     )
+
+
+def learn_yield(past: AdaptivePast, merged_kib: int) -> float:
+    """Return which share of debt is taken to merge, now that what was half covered is paid and so much has merged."""
+    if past.half_kib == 0:
+        return past.yielded
+    return past.yielded + (min(merged_kib / past.half_kib, 1.0) - past.yielded) * NEWEST_YIELD
 
 
 def is_narrow(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> bool:
