@@ -6,7 +6,8 @@ Pure: records in, figures out. Definitions, the same for every contender:
 - the final savings of a work: what the run holds that holds most, so that nobody is judged by less than was possible;
 - time to 90 %: from the last guest's settling in that run to the first sample with 90 % of the final savings, negative
   if it was reached before;
-- parked: the first sample after the 90 % and after the work's last event from which ksmd scans nothing for 10 s;
+- parked: the first sample after the 90 % and after the work's last event from which ksmd scans nothing for 30 s
+  (in runs of less than 300 s: for a tenth of the run);
 - at rest: ksmd's mean over the 120 s after parking; over the last 120 s for whoever never parks (in runs of less than
   300 s: over two fifths of the run);
 - over the hour: the run's CPU, the rest of the hour at that mean, and what is told to come later (the policy
@@ -31,7 +32,8 @@ HELD_WINDOW_S = 30.0
 HELD_WINDOW_SHARE = 0.1
 REST_WINDOW_S = 120.0
 REST_WINDOW_SHARE = 0.4
-PARKED_FOR_S = 10.0
+PARKED_FOR_S = 30.0
+PARKED_FOR_SHARE = 0.1
 OWED = ("young_kib", "fresh_kib", "half_kib")
 MOST_SHARE = 0.9
 LAG_FROM_SHARE = 0.1
@@ -123,7 +125,9 @@ def measure_run(record: Record, final_pages: float, later_cpu_s: float = 0.0) ->
     """Measure one run against the final savings of its work."""
     samples, settled_s = record.samples, record.last_settled_s
     most_s = find_most_s(samples, final_pages)
-    parked_s = None if most_s is None else find_parked_s(samples, max(most_s, settled_s, record.busy_until_s))
+    still_s = min(PARKED_FOR_S, record.length_s * PARKED_FOR_SHARE)
+    busy_until_s = max(most_s or 0.0, settled_s, record.busy_until_s)
+    parked_s = None if most_s is None else find_parked_s(samples, busy_until_s, still_s)
     rest_from_s, rest_until_s = rest_window(record.length_s, parked_s)
     cpu_s = cpu_until_s(samples, record.length_s)
     rest_share = (cpu_until_s(samples, rest_until_s) - cpu_until_s(samples, rest_from_s)) / (rest_until_s - rest_from_s)
@@ -172,15 +176,15 @@ def find_most_s(samples: Sequence[Sample], final_pages: float) -> float | None:
     return next((sample.at_s for sample in samples if sample.pages_sharing >= enough), None)
 
 
-def find_parked_s(samples: Sequence[Sample], from_s: float) -> float | None:
-    """Find from when on, not before `from_s`, ksmd scanned nothing for 10 s."""
+def find_parked_s(samples: Sequence[Sample], from_s: float, still_s: float) -> float | None:
+    """Find from when on, not before `from_s`, ksmd scanned nothing for `still_s` seconds."""
     since_s = None
     for sample in samples:
         if sample.at_s < from_s or not sample.is_parked:
             since_s = None
         elif since_s is None:
             since_s = sample.at_s
-        elif sample.at_s - since_s >= PARKED_FOR_S:
+        elif sample.at_s - since_s >= still_s:
             return since_s
     return None
 

@@ -14,12 +14,12 @@ from bench.race.measures import LATE_LAG_S, Figures, Results
 METHOD = """\
 Times are seconds after the last guest's settling (its memory is filled) unless said otherwise; 90 % is of the final
 savings, which are what the run holds that holds most. Parked: the first moment after the 90 %, and after the work's
-last event, from which ksmd scans nothing for 10 s. At rest: ksmd's mean in the 120 s after parking; of the last 120 s
-for whoever never parks (two fifths of a run of less than 300 s). Over the hour: the run's ksmd CPU, and the rest of
-the hour at that mean; adaptive's with its probes besides, as simulated. Merges: what is merged in the end and what
-was, and has been written to since (cow_ksm). Neighbour: a fixed piece of work timed four times a second, in ms;
-"sweep" is from the last settling to parking (or 90 %, or rest), "rest" as above. Guests' memory is of small pages
-alone, so that KSM's counters see every page."""
+last event, from which ksmd scans nothing for 30 s (a tenth of a run of less than 300 s). At rest: ksmd's mean in the
+120 s after parking; of the last 120 s for whoever never parks (two fifths of a run of less than 300 s). Over the hour:
+the run's ksmd CPU, and the rest of the hour at that mean; adaptive's with its probes besides, as simulated. Merges:
+what is merged in the end and what was, and has been written to since (cow_ksm). Neighbour: a fixed piece of work timed
+four times a second, in ms; "sweep" is from the last settling to parking (or 90 %, or rest), "rest" as above. Guests'
+memory is of small pages alone, so that KSM's counters see every page."""
 
 FIGURES = (
     "contender",

@@ -174,14 +174,14 @@ def test_a_short_run_is_judged_by_its_end() -> None:
 def test_a_pause_between_two_batches_is_no_parking() -> None:
     samples = [sample(at_s / 4, scan=0 if at_s < 30 or at_s > 40 else 100) for at_s in range(200)]
 
-    assert find_parked_s(samples, 0.0) == 41 / 4
-    assert find_parked_s(samples, 45.0) is None
+    assert find_parked_s(samples, 0.0, 10.0) == 41 / 4
+    assert find_parked_s(samples, 45.0, 10.0) is None
 
 
 def test_switched_off_is_parked() -> None:
     samples = [sample(float(at_s), scan=100) for at_s in range(20)]
 
-    assert find_parked_s(samples, 0.0) is None
+    assert find_parked_s(samples, 0.0, 10.0) is None
 
 
 @pytest.mark.parametrize(
