@@ -98,6 +98,7 @@ class Agent:
         self._log = folder / "log"
         self._home = home_options(folder, config)
         self.poke_fifo = folder / "run" / "poke"
+        self.control_socket = str(folder / "run" / "agent" / "control.sock")
         self._uri = uri
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -131,9 +132,13 @@ class Agent:
 
     def passes(self) -> list[Mapping[str, Any]]:
         """Return its `pass_completed` lines so far."""
+        return self.lines("pass_completed")
+
+    def lines(self, event: str) -> list[Mapping[str, Any]]:
+        """Return its lines of one event so far."""
         lines = self._log.read_text(encoding="utf-8").split("\n")[:-1]
         parsed = [json.loads(line) for line in lines if line.startswith("{")]
-        return [line for line in parsed if line.get("event") == "pass_completed"]
+        return [line for line in parsed if line.get("event") == event]
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition, looking every 50 ms; raises AgentFailed when it does not come or the agent ends."""

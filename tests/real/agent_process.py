@@ -159,6 +159,11 @@ class AgentProcess:
         self.signal(signal.SIGUSR1)
         return self.wait_for("pass_completed", lambda line: "signal" in line["triggers"])
 
+    def reload(self) -> Line:
+        """Have it read its configuration again (SIGHUP), and return the pass that follows."""
+        self.signal(signal.SIGHUP)
+        return self.wait_for("pass_completed", lambda line: "reload" in line["triggers"])
+
     def poke(self) -> None:
         """Write to the FIFO, as the hook does."""
         descriptor = os.open(self.home.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, MutableMapping
@@ -18,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from tests.lab.footprint import read_footprint
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
@@ -58,7 +60,10 @@ class Log:
 
 
 async def storm(events: int) -> dict[str, object]:
-    """Stop and start a guest until `events` events were sent, then stop it; tell what the agent made of it."""
+    """Stop and start a guest until `events` events were sent, then stop it; tell what the agent made of it.
+
+    Memory is counted from a tenth of them on.
+    """
     log = Log()
     configure("info", "json", stream=io.StringIO(), renderers=[log.take])
     reporter, calls = Reporter(Notifier({})), BlockingCalls()
@@ -86,15 +91,17 @@ async def storm(events: int) -> dict[str, object]:
     assert link.host is not None
     domain = link.host.connection.lookupByName("test")
 
-    def churn() -> None:
-        for _ in range(events // 2):
+    def churn(turns: int) -> None:
+        for _ in range(turns):
             domain.destroy()
             domain.create()
-        domain.destroy()
 
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    await loop.run_in_executor(None, churn)
+    await loop.run_in_executor(None, churn, events // 20)
+    warm = read_footprint(os.getpid())
+    await loop.run_in_executor(None, churn, events // 2 - events // 20)
+    domain.destroy()
     await log.until(lambda: log.counts["event_received"] == events + 1)
     await log.until(lambda: log.last["event"] == "pass_completed" and not agent.coalescer.pending)
     took_s, seen = loop.time() - began_s, log.last["sensed"]["guests"]
@@ -105,6 +112,7 @@ async def storm(events: int) -> dict[str, object]:
         "passes": log.counts["pass_completed"],
         "windows": took_s / agent.coalescer.window_s,
         "guests_seen": seen,
+        "growth_kib": read_footprint(os.getpid()).rss_kib - warm.rss_kib,
     }
 
 

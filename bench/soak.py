@@ -1,0 +1,306 @@
+"""Everything at once, for a long time: does the agent hold out, and does it grow?
+
+In: seconds, and a number of guests for the storm at the beginning. Guests come and go, the hook's FIFO is poked,
+control clients ask, the configuration is reloaded, and libvirtd is killed, restarted and frozen in turn, all at once.
+Out: samples of the agent's memory, descriptors, threads and CPU time as slopes over the run's later part, how soon the
+agent was connected again after libvirtd's socket answered, and exit code 1 if something is not flat, a connection took
+longer than 2 s, a guest was missed, or the settings were not given back. Started by script/soak, which locks and
+restores KSM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+import libvirt
+
+from bench.figures import Goal, summarize
+from bench.rest import process_cpu_ns
+from bench.stage import PAYLOAD, STEPPING_LAW, Agent, Guests, private_libvirtd
+from tests.lab.churn import Churn
+from tests.lab.footprint import read_footprint
+from tests.lab.ksm import Ksm
+from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.adapters.control import ask
+
+POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S = 0.05, 0.1, 3.0, 10.0
+FROZEN_S = 4.0
+SAMPLE_EVERY_S = 2.0
+WARM_SHARE = 0.3
+"""What comes before is warming up: the allocator, caches, the first connection."""
+MOST_RSS_MIB, MOST_DESCRIPTORS, MOST_THREADS = 2.0, 1.0, 1.0
+"""How much the line through the later samples may rise from its beginning to its end."""
+MOST_CPU_RISE_PERCENT = 50.0
+CONNECTED_WITHIN_S = 2.0
+AT_ONCE = 4
+SOAKING_LAW = f"call_timeout_s = 2\nkeepalive_s = 1\nreconnect_max_ms = 1000\n{STEPPING_LAW}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The agent at a moment, `t_s` seconds from the beginning."""
+
+    t_s: float
+    rss_mib: float
+    descriptors: int
+    threads: int
+    cpu_s: float
+
+
+def rise(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
+    """Tell how much the straight line through a series rises from the first sample to the last."""
+    times = [sample.t_s for sample in samples]
+    slope = statistics.linear_regression(times, [value(sample) for sample in samples]).slope
+    return slope * (times[-1] - times[0])
+
+
+def later(samples: Sequence[Sample]) -> list[Sample]:
+    """Leave the warming up out."""
+    from_s = samples[-1].t_s * WARM_SHARE
+    return [sample for sample in samples if sample.t_s >= from_s]
+
+
+def cpu_rise_percent(samples: Sequence[Sample]) -> float:
+    """Tell by how much more CPU time the second half took than the first, per second."""
+    middle = len(samples) // 2
+    first, mid, last = samples[0], samples[middle], samples[-1]
+    before = (mid.cpu_s - first.cpu_s) / (mid.t_s - first.t_s)
+    after = (last.cpu_s - mid.cpu_s) / (last.t_s - mid.t_s)
+    return 100 * (after / before - 1)
+
+
+def take_sample(pid: int, began_s: float) -> Sample:
+    """Look at the agent."""
+    footprint = read_footprint(pid)
+    return Sample(
+        t_s=time.monotonic() - began_s,
+        rss_mib=footprint.rss_kib / 1024,
+        descriptors=footprint.descriptors,
+        threads=footprint.threads,
+        cpu_s=process_cpu_ns(pid) / 1e9,
+    )
+
+
+class Repeated(threading.Thread):
+    """Does something again and again until `end`; a failure ends the soak with what it says."""
+
+    def __init__(self, every_s: float, do: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._every_s = every_s
+        self._do = do
+        self._over = threading.Event()
+        self.times = 0
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        while not self._over.wait(self._every_s):
+            try:
+                self._do()
+            except Exception as error:  # noqa: BLE001  # told at the end, whatever it is
+                self.failure = error
+                return
+            self.times += 1
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(60.0)
+
+
+class Soak:
+    """One run over one libvirtd and one agent."""
+
+    def __init__(self, libvirtd: PrivateLibvirtd, agent: Agent) -> None:
+        self._libvirtd = libvirtd
+        self._agent = agent
+        self._faults = 0
+        self.answered_unix_s: list[float] = []
+
+    def poke(self) -> None:
+        """Write to the FIFO, as the hook does."""
+        descriptor = os.open(self._agent.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            with contextlib.suppress(BlockingIOError):  # it is full: a pass is due anyway
+                os.write(descriptor, b"p")
+        finally:
+            os.close(descriptor)
+
+    def ask(self) -> None:
+        """Ask for a dry pass, of the agent alone."""
+        answer = ask(
+            self._agent.control_socket, {"op": "retune", "uri": self._libvirtd.uri, "dry_run": True}, timeout_s=30
+        )
+        if answer is None:
+            raise RuntimeError("nobody listens at the control socket")
+
+    def reload(self) -> None:
+        """Have the configuration read again."""
+        os.kill(self._agent.pid, signal.SIGHUP)
+
+    def break_libvirtd(self) -> None:
+        """Kill, restart or freeze the daemon, in turn."""
+        self._faults += 1
+        match self._faults % 3:
+            case 0:
+                self._libvirtd.pause()
+                time.sleep(FROZEN_S)
+                self._libvirtd.resume()
+                return
+            case 1:
+                self._libvirtd.kill()
+            case 2:
+                self._libvirtd.stop()
+        self._libvirtd.start()
+        self.answered_unix_s.append(time.time())
+
+    def reconnected_after_s(self) -> list[float]:
+        """Tell after how long the agent was connected again, each time that the socket answered anew."""
+        connected = [
+            datetime.fromisoformat(one["timestamp"]).timestamp() for one in self._agent.lines("libvirt_connected")
+        ]
+        return [
+            min((at for at in connected if at >= one - CONNECTED_WITHIN_S), default=one + 3600) - one
+            for one in self.answered_unix_s
+        ]
+
+    @contextlib.contextmanager
+    def everything_at_once(self, churn: Churn) -> Iterator[list[Repeated]]:
+        """Do it all until the end."""
+        repeated = [
+            Repeated(POKE_EVERY_S, self.poke),
+            Repeated(ASK_EVERY_S, self.ask),
+            Repeated(RELOAD_EVERY_S, self.reload),
+            Repeated(FAULT_EVERY_S, self.break_libvirtd),
+        ]
+        churn.start()
+        for one in repeated:
+            one.start()
+        try:
+            yield repeated
+        finally:
+            for one in repeated:
+                one.end()
+            churn.end()
+
+
+def storm(uri: str, agent: Agent, guests: int) -> str:
+    """Start `guests` paused guests as fast as libvirt can, and end them all; tell what the agent made of it."""
+    started = Guests(uri)
+    before, passes, began_s = read_footprint(agent.pid), len(agent.passes()), time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda number: started.start(f"storm{number}"), range(guests)))
+        agent.wait_until(lambda: agent.passes()[-1]["sensed"]["guests"] == guests, f"a pass over {guests} guests")
+        list(pool.map(lambda number: started.stop(f"storm{number}"), range(guests)))
+    agent.wait_until(lambda: agent.passes()[-1]["sensed"]["guests"] == 0, "a pass over no guest")
+    started.close()
+    after = read_footprint(agent.pid)
+    return (
+        f"{guests} guests started and destroyed in {time.monotonic() - began_s:.0f} s: "
+        f"{len(agent.passes()) - passes} passes, RSS {before.rss_kib / 1024:.1f} -> {after.rss_kib / 1024:.1f} MiB, "
+        f"descriptors {before.descriptors} -> {after.descriptors}, threads {before.threads} -> {after.threads}"
+    )
+
+
+def judge(samples: Sequence[Sample], reconnected_s: Sequence[float]) -> list[Goal]:
+    """Compare what was measured with what counts as flat."""
+    series = later(samples)
+    goals = [
+        Goal(what="RSS, rise", measured=rise(series, lambda one: one.rss_mib), at_most=MOST_RSS_MIB, unit="MiB"),
+        Goal(
+            what="descriptors, rise",
+            measured=rise(series, lambda one: one.descriptors),
+            at_most=MOST_DESCRIPTORS,
+            unit="",
+        ),
+        Goal(what="threads, rise", measured=rise(series, lambda one: one.threads), at_most=MOST_THREADS, unit=""),
+        Goal(what="CPU time, rise", measured=cpu_rise_percent(series), at_most=MOST_CPU_RISE_PERCENT, unit="%"),
+    ]
+    if reconnected_s:
+        goals.append(
+            Goal(
+                what="connected again after the socket answered, at worst",
+                measured=max(reconnected_s),
+                at_most=CONNECTED_WITHIN_S,
+                unit="s",
+            )
+        )
+    return goals
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="script/soak", description="Put everything on the agent at once, for long.")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long (%(default)s; also: DURATION=)")
+    parser.add_argument("--guests", type=int, default=200, help="paused guests of the first storm (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.seconds < 30 or options.guests < 0:
+        parser.error("--seconds must be 30 or more, --guests 0 or more")
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    options = parse_arguments(arguments)
+    failures = []
+    with private_libvirtd() as libvirtd:
+        with Agent(libvirtd.root / "soak", libvirtd.uri, SOAKING_LAW) as agent:
+            if options.guests:
+                print(storm(libvirtd.uri, agent, options.guests), flush=True)
+            soak, churn = Soak(libvirtd, agent), Churn(libvirtd.uri, PAYLOAD.resolve())
+            began_s, samples = time.monotonic(), list[Sample]()
+            with soak.everything_at_once(churn) as repeated:
+                while time.monotonic() < began_s + options.seconds:
+                    time.sleep(SAMPLE_EVERY_S)
+                    samples.append(take_sample(agent.pid, began_s))
+                    if len(samples) % 30 == 0:
+                        print(tell(samples[-1]), flush=True)
+            failures += [str(one.failure) for one in repeated if one.failure is not None]
+            pokes, asked, reloads, faults = (one.times for one in repeated)
+            failures += miss_nothing(libvirtd, agent)
+            print(
+                f"in {options.seconds:.0f} s: {churn.started} guests started, {pokes} pokes, {asked} requests, "
+                f"{reloads} reloads, libvirtd broken {faults} times; {len(agent.passes())} passes"
+            )
+            reconnected_s = soak.reconnected_after_s()
+        ksm = Ksm()
+        if (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) != (100, 20):
+            failures.append("the settings were not given back")
+    if reconnected_s:
+        summary = summarize(reconnected_s)
+        print(f"connected again after the socket answered: median {summary.median:.2f} s, most {summary.most:.2f} s")
+    goals = judge(samples, reconnected_s)
+    for line in (*(goal.line() for goal in goals), *(f"FAILED: {failure}" for failure in failures)):
+        print(line)
+    return 0 if all(goal.met for goal in goals) and not failures else 1
+
+
+def miss_nothing(libvirtd: PrivateLibvirtd, agent: Agent) -> list[str]:
+    """After all that, the agent has to know the guests that libvirt has; returns what is wrong."""
+    connection = libvirt.open(libvirtd.uri)
+    running = len(connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
+    connection.close()
+    os.kill(agent.pid, signal.SIGUSR1)
+    try:
+        agent.wait_until(lambda: agent.passes()[-1]["sensed"]["guests"] == running, f"a pass over {running} guests")
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what is wrong
+        return [str(error)]
+    return []
+
+
+def tell(sample: Sample) -> str:
+    return (
+        f"{sample.t_s:6.0f} s: RSS {sample.rss_mib:.1f} MiB, {sample.descriptors} descriptors, "
+        f"{sample.threads} threads, {sample.cpu_s:.1f} s of CPU"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""Faults of libvirt's daemon: killed again and again, gone in the middle of a sweep, wedged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from tests.lab.churn import Churn
+from tests.lab.fixtures import GuestFactory
+from tests.lab.footprint import read_footprint
+from tests.lab.ksm import Ksm, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome, AgentProcess
+from virtksm.demo.embedded import end_all
+from virtksm.demo.guests import PayloadGuest
+from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
+
+pytestmark = pytest.mark.real
+
+BASELINE = (100, 20)
+KILLS = 20
+WARM_KILLS = 5
+"""After so many the allocator has what it needs."""
+MOST_GROWTH_KIB = 2048
+SWEEPING_LAW = """\
+policy = "adaptive"
+[adaptive]
+engage = "always"
+settle_s = 1
+"""
+
+
+def settings(ksm: Ksm) -> tuple[int, int]:
+    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
+
+
+@pytest.fixture
+def churn(libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[Churn]:
+    """Lend a churn of guests; all guests end with the test."""
+    running = Churn(libvirtd.uri, payload)
+    try:
+        yield running
+    finally:
+        running.end()
+        end_all(set(libvirtd.processes()) - {libvirtd.pid})
+
+
+def wait_for_a_start(churn: Churn) -> None:
+    started = churn.started
+    wait_until(lambda: churn.started > started, HANG_S, "a guest to start")
+
+
+def test_libvirtd_killed_twenty_times_while_guests_come_and_go_costs_no_guest_and_no_growth(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, churn: Churn, start_agent: AgentFactory
+) -> None:
+    agent = start_agent()
+    churn.start()
+    warm = read_footprint(agent.pid)
+    for kill in range(KILLS):
+        wait_for_a_start(churn)
+        libvirtd.kill()
+        agent.wait_for("libvirt_disconnected")
+        libvirtd.start()
+        agent.wait_for("libvirt_connected")
+        agent.wait_for_pass()
+        if kill + 1 == WARM_KILLS:
+            warm = read_footprint(agent.pid)
+    churn.end()
+    connection = libvirt.open(libvirtd.uri)
+    running = len(connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
+    connection.close()
+    last = agent.step()
+    assert last["sensed"]["guests"] == running
+    assert settings(ksm)[0] == last["after"]["pages_to_scan"] >= len(agent.lines("pass_completed"))
+    assert agent.lines("foreign_value_found") == []
+    now = read_footprint(agent.pid)
+    assert (now.descriptors, now.threads) == (warm.descriptors, warm.threads)
+    assert now.rss_kib - warm.rss_kib < MOST_GROWTH_KIB
+    assert agent.stop() == 0
+    assert settings(ksm) == BASELINE
+
+
+def start_sweep(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> AgentProcess:
+    """Have an agent in the middle of a sweep that takes as long as the test."""
+    agent = start_agent(SWEEPING_LAW + "cpu_percent = 1\n")
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed))
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    assert settings(ksm)[0] > 0
+    return agent
+
+
+def test_a_sweep_stranded_by_libvirts_death_does_one_batch_a_minute_and_ends_after_the_reconnect(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    agent = start_sweep(ksm, start_agent, guest)
+    libvirtd.kill()
+    agent.wait_for("libvirt_disconnected")
+    assert settings(ksm)[1] in FED_SLEEPS_MS, "ksmd sleeps for a minute after the batch that it has"
+    start_agent.home.configure(SWEEPING_LAW)
+    libvirtd.start()
+    agent.wait_for("libvirt_connected")
+    agent.wait_for_pass()
+    agent.reload()
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    assert settings(ksm) == (0, 10_000)
+
+
+def test_a_sweep_stranded_by_the_agents_death_is_ended_by_what_the_unit_runs_afterwards(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    agent = start_sweep(ksm, start_agent, guest)
+    agent.kill()
+    assert settings(ksm)[0] > 0
+    assert agent.home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == BASELINE
+
+
+def test_a_sweep_stranded_by_both_deaths_is_ended_once_libvirt_answers(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    agent = start_sweep(ksm, start_agent, guest)
+    libvirtd.kill()
+    agent.kill()
+    done = agent_home.run("restore", "--on-exit", "--connect", agent.uri)
+    assert (done.returncode, settings(ksm)[1] in FED_SLEEPS_MS) == (3, True)
+    libvirtd.start()
+    assert agent_home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == BASELINE
+
+
+def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_when_it_goes_on(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    libvirtd.pause()
+    try:
+        agent = start_agent(f"call_timeout_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}", connected=False)
+        first = agent.wait_for("libvirt_unreachable")
+        assert "open: no answer within 1 s" in first["error"]
+        again = agent.wait_for("libvirt_unreachable")
+        assert "still waiting for open" in again["error"]
+        wedged = read_footprint(agent.pid)
+        for _ in range(20):
+            done = agent.home.run("retune", "--connect", agent.uri)
+            assert (done.returncode, "still waiting for open" in done.stderr) == (3, True), "it answers at once"
+        assert read_footprint(agent.pid).threads == wedged.threads
+        assert settings(ksm) == BASELINE
+    finally:
+        libvirtd.resume()
+    agent.wait_for("libvirt_connected")
+    agent.wait_for_pass("connected")
+    wait_until(lambda: read_footprint(agent.pid).threads == wedged.threads - 1, HANG_S, "its thread to end")
+
+
+def test_a_libvirtd_wedged_for_good_does_not_keep_the_agent_from_ending(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 3600\n{STEPPING_LAW}")
+    libvirtd.pause()
+    try:
+        assert agent.stop() == 3
+    finally:
+        libvirtd.resume()
+    assert "no answer within 1 s" in agent.lines("settings_left")[0]["error"]
+    assert agent.home.run("restore", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == BASELINE
