@@ -38,9 +38,13 @@ AUTO = AdaptivePolicy(params=AdaptiveParams())
 
 
 def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | None) -> Snapshot:
-    """A local host of 64 GiB with 40 available; `guests` are name to KiB, `ksm` what differs from an idle kernel."""
+    """A local host of 64 GiB with 40 available; `guests` are name to KiB, `ksm` what differs from an idle kernel.
+
+    After a full scan it knows of all pages, unless told otherwise.
+    """
+    known = sum((guests or {}).values()) // 4 if ksm.get("full_scans") else 0
     state = {
-        "pages_shared": 0, "pages_sharing": 0, "pages_unshared": 0, "pages_volatile": 0, "full_scans": 0, "run": 1,
+        "pages_shared": 0, "pages_sharing": 0, "pages_unshared": known, "pages_volatile": 0, "full_scans": 0, "run": 1,
         "pages_scanned": 0, "pages_skipped": 0, "ksmd_cpu_seconds": 0.0, **ksm,
     }  # fmt: skip
     return Snapshot(
@@ -194,6 +198,14 @@ def test_3_merges_that_were_broken_are_debt_but_not_those_of_a_guest_that_stoppe
     assert past.fresh_kib == 600 * 4
     _, past = decide_all(ALWAYS, snap(1, {"a": GIB}, pages_sharing=400), past=covered)
     assert past.fresh_kib == 0
+
+
+@pytest.mark.parametrize(("full_scans", "known", "fresh_kib"), [(5, 0, GIB), (5, 1000, 0), (None, 0, 0)])
+def test_3_what_was_unmerged_is_owed_anew(full_scans: int | None, known: int, fresh_kib: int) -> None:
+    """Whoever writes 2 to run has ksmd forget every page; before any round it knows of none either."""
+    before = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=full_scans, probe_due_s=1e6)
+    _, past = decide_all(ALWAYS, snap(1, {"a": GIB}, full_scans=5, pages_unshared=known), past=before)
+    assert past.fresh_kib == fresh_kib
 
 
 def test_5_debt_that_waits_adds_up() -> None:

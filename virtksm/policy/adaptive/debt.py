@@ -37,7 +37,9 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     all_kib = sum(guests_kib.values()) + sum(kept_kib.values())
     stopped_kib = sum(past.guests_kib[key] for key in stopped)
     stayed = 1 - stopped_kib / (sum(past.guests_kib.values()) or 1)  # what has stopped owes nothing
-    fresh_kib = min(int(past.fresh_kib * stayed) + settled_kib + broken_kib, all_kib)
+    covered_kib = all_kib - sum(kib for _, kib in young)
+    forgotten_kib = covered_kib if past.full_scans is not None and known_kib(snapshot) == 0 else 0  # run=2: unmerged
+    fresh_kib = min(max(int(past.fresh_kib * stayed) + settled_kib + broken_kib, forgotten_kib), all_kib)
     half_kib = min(int(past.half_kib * stayed), all_kib - fresh_kib)
 
     waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
