@@ -78,12 +78,12 @@ def run(*command: str, fails: bool = False, user: str = "") -> str:
     return done.stdout
 
 
-def wait(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+def wait(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition; raises NotSo naming `what`."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + LIMIT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise NotSo(f"waited {limit_s:g} s in vain for {what}")
+            raise NotSo(f"waited {LIMIT_S:g} s in vain for {what}")
         time.sleep(0.05)
 
 
@@ -113,16 +113,9 @@ def log() -> str:
     return run("journalctl", "--boot", "--no-pager", "--output=cat", "--unit=virtksm.service")
 
 
-def wait_logged(pattern: str, seen: str, limit_s: float = LIMIT_S) -> str:
-    """Wait for a line of the log behind what was `seen` of it; return the line."""
-
-    def find() -> re.Match[str] | None:
-        return re.search(f"^.*(?:{pattern}).*$", log()[len(seen) :], re.MULTILINE)
-
-    wait(find, f"{pattern!r} in the log", limit_s)
-    found = find()
-    assert found is not None
-    return found[0]
+def wait_logged(pattern: str, seen: str) -> None:
+    """Wait for a line of the log behind what was `seen` of it."""
+    wait(lambda: re.search(pattern, log()[len(seen) :]), f"{pattern!r} in the log")
 
 
 def heard(trigger: str, guest: str) -> str:
