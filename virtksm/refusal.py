@@ -23,7 +23,8 @@ REMEDIES: Mapping[Cause, str] = {
     Cause.OUT_OF_RANGE: "correct the configuration: pages_to_scan and sleep_millisecs take 0..4294967295, "
     "merge_across_nodes 0 or 1",
     Cause.READ_ONLY: "connect read-write: a read-only libvirt connection cannot set node memory parameters",
-    Cause.NOT_AUTHORIZED: "let this user manage libvirt (group libvirt, or a polkit rule for org.libvirt.unix.manage)",
+    Cause.NOT_AUTHORIZED: "let this user manage libvirt by a polkit rule: org.libvirt.unix.manage, and with libvirt's "
+    "access driver polkit org.libvirt.api.connect.write (docs/security.md)",
     Cause.UNSUPPORTED: "this kernel or libvirt driver does not offer the parameter",
     Cause.UNKNOWN: "see the libvirt daemon's log; on kernels from 6.8 the KSM advisor may be on "
     "(/sys/kernel/mm/ksm/advisor_mode on the host), or libvirt's daemon may not write to /sys",

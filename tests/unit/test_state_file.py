@@ -99,9 +99,9 @@ def test_a_planted_symbolic_link_is_not_followed(paths: RuntimePaths, tmp_path: 
     victim = tmp_path / "victim"
     victim.write_text("precious", encoding="utf-8")
     Path(f"{paths.host_state('local')}.{os.getpid()}.new").symlink_to(victim)
-    with pytest.raises(StateUnusable):
-        StateFile(paths, "local").save(HostState())
+    StateFile(paths, "local").save(HostState())
     assert victim.read_text(encoding="utf-8") == "precious"
+    assert StateFile(paths, "local").load() == HostState()
     Path(paths.host_state("other")).symlink_to(victim)
     with pytest.raises(StateUnusable):
         read_file(paths.host_state("other"))
@@ -117,6 +117,28 @@ def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths
     replace_file(paths.host_state("local"), "new")
     assert victim.read_text(encoding="utf-8") == "precious"
     assert read_file(paths.host_state("local")) == "new"
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(paths: RuntimePaths) -> None:
+    Path(f"{paths.host_state('local')}.{os.getpid()}.new").write_text("half a st", encoding="utf-8")
+    StateFile(paths, "local").save(HostState())
+    assert StateFile(paths, "local").load() == HostState()
+    assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
+
+
+@pytest.mark.real  # as root: it gives a folder away
+def test_what_root_makes_belongs_to_the_folders_owner_and_what_is_there_stays_its_owners(tmp_path: Path) -> None:
+    paths = RuntimePaths(str(tmp_path / "run"))
+    (tmp_path / "run" / "agent").mkdir(parents=True)
+    os.chown(paths.agent_dir, 65534, 65533)
+    mine = Path(paths.host_lock("mine"))
+    mine.touch()
+    for host in ("mine", "local"):
+        with StateFile(paths, host).locked():
+            StateFile(paths, host).save(HostState())
+    owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in Path(paths.agent_dir).iterdir()}
+    agents = (65534, 65533)
+    assert owners == {"local.lock": agents, "local.json": agents, "mine.lock": (0, 0), "mine.json": agents}
 
 
 def test_a_lock_that_somebody_keeps_is_reported_as_told(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Small files of the runtime folder: locks, and whole-or-nothing replacement. Follows no symbolic links."""
+"""Small files of the runtime folder: locks, and whole-or-nothing replacement. Follows no symbolic links.
+
+The folder may be another user's than root: what root makes in it (a one-shot's, a hook's) is given to that user.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.runtime import RuntimePaths
@@ -35,8 +38,12 @@ def ensure_runtime(paths: RuntimePaths) -> None:
 
 def open_lock(path: str) -> int:
     """Open (creating if need be) a lock file; returns its descriptor. Raises StateUnusable."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            return _create(path, flags)
+        except FileExistsError:
+            return os.open(path, flags)
     except OSError as error:
         raise _unusable(path, error) from error
 
@@ -72,7 +79,9 @@ def replace_file(path: str, text: str) -> None:
     """
     temporary = f"{path}.{os.getpid()}.new"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with suppress(FileNotFoundError):  # what a killed process of the same number has left
+            os.unlink(temporary)
+        descriptor = _create(temporary, os.O_WRONLY | os.O_CLOEXEC)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -93,6 +102,18 @@ def read_file(path: str) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(path, error) from error
+
+
+def _create(path: str, flags: int) -> int:
+    """Create a file that belongs to its folder's owner; raises FileExistsError rather than take what is there.
+
+    Only a new file is given away: an old one may be a link to somebody else's, which that owner has put there.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    if os.geteuid() == 0:
+        folder = os.stat(os.path.dirname(path))
+        os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    return descriptor
 
 
 def _unusable(path: str, error: Exception) -> StateUnusable:

@@ -1,0 +1,85 @@
+"""Boots the root that script/test-boot has built, lets the claims run in it, and prints what they print.
+
+It holds the KSM lock meanwhile and gives every setting of KSM back, whatever happened inside. The root itself stays as
+it was: the container writes into memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.ksm import KSM_ROOT, lent_ksm
+
+REPO = Path(__file__).resolve().parents[2]
+INSIDE = "/run/checkout"
+LIMIT_S = 900.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Boot ROOT; what the container's claims and journal say is left in OUT. Returns the container's exit code."""
+    parser = argparse.ArgumentParser(prog="script/test-boot", description=__doc__)
+    parser.add_argument("root", type=Path, metavar="ROOT")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = options.out / "report"
+    report.write_text("", encoding="utf-8")
+    with lent_ksm(), (options.out / "console").open("wb") as console:
+        container = subprocess.Popen(
+            command(options.root, options.out.resolve()), stdin=subprocess.DEVNULL, stdout=console, stderr=console
+        )
+        try:
+            return follow(container, report)
+        finally:
+            end(container)
+
+
+def command(root: Path, out: Path) -> list[str]:
+    """Tell how the container is booted: over the root in memory, with KSM's real files, the checkout and OUT in it."""
+    return [
+        *("systemd-nspawn", "--register=no", "--keep-unit", "--boot", "--machine=virtksm-boot"),
+        *("--directory", str(root), "--volatile=overlay", "--console=pipe"),
+        *("--bind", str(KSM_ROOT), "--bind", f"{out}:/run/out", "--bind-ro", f"{REPO}:{INSIDE}"),
+        *("--bind-ro", f"{REPO}/tests/boot/claims.service:/etc/systemd/system/claims.service"),
+        "systemd.wants=claims.service",
+    ]
+
+
+def follow(container: subprocess.Popen[bytes], report: Path) -> int:
+    """Print the report as it grows, until the container has ended; 1 where it does not end or has made no claim."""
+    deadline = time.monotonic() + LIMIT_S
+    with report.open(encoding="utf-8") as lines:
+        claimed = 0
+        while True:
+            ended = container.poll()  # before the last look: nothing is written after it
+            for line in lines:
+                claimed += 1
+                sys.stdout.write(line)
+                sys.stdout.flush()
+            if ended is not None:
+                return ended if claimed else 1
+            if time.monotonic() > deadline:
+                sys.stderr.write(f"the container has not ended within {LIMIT_S:g} s\n")
+                return 1
+            time.sleep(0.2)
+
+
+def end(container: subprocess.Popen[bytes]) -> None:
+    """End a container that still runs: SIGTERM asks it to shut down, SIGKILL ends it with all that is in it."""
+    for finish in (container.terminate, container.kill):
+        if container.poll() is not None:
+            return
+        finish()
+        try:
+            container.wait(20)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,472 @@
+"""What virtksm's units and polkit rules promise, claim by claim, tried in a booted container on the real kernel.
+
+Runs as root inside, on the distribution's Python alone, and writes one line per claim to /run/out/report. virtksm is
+installed by the README's own lines. A claim that fails does not keep the next from being tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from virtksm.demo.guests import PayloadGuest
+
+CHECKOUT = Path("/run/checkout")
+INSTALLED = Path("/opt/virtksm")
+REPORT = Path("/run/out/report")
+KSM = Path("/sys/kernel/mm/ksm")
+RULES = Path("/etc/polkit-1/rules.d")
+PAYLOAD = Path("/var/lib/libvirt/boot/payload.elf")
+BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
+"""What the administrator had: no value of virtksm's or the kernel's."""
+COMMON_MIB = 40
+LIMIT_S = 60.0
+
+FINE_GRAINED = "50-virtksm-fine-grained.rules"
+NEEDED_BY = {
+    "org.libvirt.unix.manage": ("uri",),
+    "org.libvirt.api.connect.getattr": ("uri",),
+    "org.libvirt.api.connect.read": ("node-memory-tune",),
+    "org.libvirt.api.connect.write": ("node-memory-tune", "--shm-sleep-millisecs", "10000"),
+    "org.libvirt.api.connect.search-domains": ("list",),
+    "org.libvirt.api.domain.getattr": ("domid", "boot1"),
+    "org.libvirt.api.domain.read": ("dumpxml", "boot1"),
+}
+"""What the rules grant, and a virsh command of the agent's calls that fails without it."""
+
+CONFIG = """\
+log_level = "debug"
+[adaptive]
+engage = "always"
+"""
+WATCHED = """\
+[Service]
+WatchdogSec=6
+"""
+
+
+class NotSo(Exception):
+    """A claim does not hold; says what was found instead."""
+
+
+# --- looking and acting ----------------------------------------------------------------------------------------------
+
+
+def run(*command: str, fails: bool = False, user: str = "") -> str:
+    """Run a program and return what it printed; raises NotSo unless it succeeds (or `fails`, where that is claimed)."""
+    identity = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
+    done = subprocess.run(
+        [*identity, *command],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )
+    if (done.returncode != 0) != fails:
+        raise NotSo(f"{' '.join(command)} {'ended well' if fails else f'ended with {done.returncode}'}: {done.stdout}")
+    return done.stdout
+
+
+def wait(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition; raises NotSo naming `what`."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise NotSo(f"waited {LIMIT_S:g} s in vain for {what}")
+        time.sleep(0.05)
+
+
+def claim(condition: object, otherwise: object) -> None:
+    if not condition:
+        raise NotSo(str(otherwise))
+
+
+def ksm(name: str) -> int:
+    return int((KSM / name).read_text(encoding="ascii"))
+
+
+def settings() -> dict[str, int]:
+    return {name: ksm(name) for name in BASELINE}
+
+
+def shown(unit: str, name: str) -> str:
+    return run("systemctl", "show", "--value", f"--property={name}", unit).strip()
+
+
+def main_pid() -> int:
+    return int(shown("virtksm.service", "MainPID"))
+
+
+def log() -> str:
+    """Return all that the unit's processes have logged."""
+    return run("journalctl", "--boot", "--no-pager", "--output=cat", "--unit=virtksm.service")
+
+
+def wait_logged(pattern: str, seen: str) -> None:
+    """Wait for a line of the log behind what was `seen` of it."""
+    wait(lambda: re.search(pattern, log()[len(seen) :]), f"{pattern!r} in the log")
+
+
+def heard(trigger: str, guest: str) -> str:
+    return f'event_received trigger="{trigger}" guest="{guest}"'
+
+
+def retune() -> dict[str, Any]:
+    """Have the agent run a pass, and return its record."""
+    record: dict[str, Any] = json.loads(run("virtksm", "retune", "--json"))
+    return record
+
+
+def is_parked() -> bool:
+    return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
+
+
+def guest_xml(name: str) -> str:
+    path = Path(f"/run/{name}.xml")
+    guest = PayloadGuest(name=name, memory_mib=64, common_mib=COMMON_MIB)
+    path.write_text(guest.domain_xml(PAYLOAD, None), encoding="utf-8")
+    return str(path)
+
+
+def start_guest(name: str) -> int:
+    """Start a guest and return its process."""
+    run("virsh", "create", guest_xml(name))
+    return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
+
+
+def owner_of(pid: int) -> str:
+    return pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name
+
+
+def install_rules(name: str) -> None:
+    """Leave none but this rules file of ours ("" is none at all), and have polkit read it."""
+    write_rules((INSTALLED / "conf" / "polkit" / name).read_text(encoding="utf-8") if name else "")
+
+
+def write_rules(text: str) -> None:
+    (RULES / "50-virtksm.rules").write_text(text, encoding="utf-8")
+    run("systemctl", "reset-failed", "polkit.service")  # or systemd finds it restarted too often
+    run("systemctl", "restart", "polkit.service")
+
+
+def as_virtksm(*virsh: str, denied: bool = False) -> str:
+    return run("virsh", "--connect", "qemu:///system", *virsh, fails=denied, user="virtksm")
+
+
+# --- the claims, in this order ---------------------------------------------------------------------------------------
+
+
+def installed() -> None:
+    """the README's lines install it, switch KSM on and start the agent"""
+    copy_checkout()
+    for name, value in {"run": 0, **BASELINE}.items():
+        (KSM / name).write_text(str(value), encoding="ascii")
+    readme = (INSTALLED / "README.md").read_text(encoding="utf-8")
+    lines = readme.partition("## Install on a host")[2].split("```")[1]
+    drop_in = Path("/etc/virtksm/conf.d/50-boot.toml")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(CONFIG, encoding="utf-8")
+    said = subprocess.run(
+        ["/bin/bash", "-x"],
+        input=lines,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=INSTALLED,
+    )
+    claim(said.returncode == 0, said.stdout)
+    claim(ksm("run") == 1, "KSM is off")
+    claim(shown("virtksm.service", "ActiveState") == "active", log())
+    for unit in ("virtksm.service", "virtksm-ksm.service"):
+        run("systemctl", "is-enabled", unit)
+
+
+def copy_checkout() -> None:
+    """Bring the checkout's files up to date in the root, which may have been built from an older one."""
+    names = run("git", "-c", "safe.directory=*", "-C", str(CHECKOUT), "ls-files", "-co", "--exclude-standard", "-z")
+    for name in filter(None, names.split("\0")):
+        if (CHECKOUT / name).is_file():
+            (INSTALLED / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(CHECKOUT / name, INSTALLED / name)
+    PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(INSTALLED / "build" / "payload.elf", PAYLOAD)
+
+
+def switched_on_again() -> None:
+    """virtksm-ksm.service switches KSM on each time it is started"""
+    (KSM / "run").write_text("0", encoding="ascii")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("run") == 1, "KSM is off")
+
+
+def unprivileged() -> None:
+    """the agent runs as virtksm, in no other group, without any capability or network"""
+    status = Path(f"/proc/{main_pid()}/status").read_text(encoding="ascii")
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    account = pwd.getpwnam("virtksm")
+    claim(set(facts["Uid"].split()) == {str(account.pw_uid)}, facts["Uid"])
+    claim(set(facts["Gid"].split()) | set(facts["Groups"].split()) == {str(account.pw_gid)}, facts["Groups"])
+    claim(not any(int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")), status)
+    claim((facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2"), status)
+    devices = Path(f"/proc/{main_pid()}/net/dev").read_text(encoding="ascii")
+    claim(re.findall(r"^ *(\S+):", devices, re.MULTILINE) == ["lo"], devices)
+
+
+def tunes() -> None:
+    """two guests start, and their common pages are merged; then it parks"""
+    wait_logged("libvirt_connected", "")
+    wait(is_parked, "being parked")
+    seen = log()
+    for name in ("boot1", "boot2"):
+        claim(owner_of(start_guest(name)) != "root", "guests run as root here")
+    wait_logged(heard("started", "boot2"), seen)
+    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
+    wait(is_parked, "being parked again")
+
+
+def reads_guests() -> None:
+    """it reads the guests' memory, KSM's counters and switch without any right"""
+    record = retune()
+    claim((record["source"], record["sensed"]["guests"]) == ("local", 2), record)
+    claim(record["sensed"]["guests_unread"] == 0, record)
+    claim(record["sensed"]["committed_kib"] > 2 * COMMON_MIB * 1024, record)
+    unknown = [name for name, value in record["sensed"].items() if value is None]
+    claim(unknown == ["ksmd_cpu_seconds"], unknown)  # ksmd is outside the container
+
+
+def reads_no_more() -> None:
+    """of a guest's process the user may read cmdline and statm, not its memory or per-process KSM statistics"""
+    [pid] = re.findall(r"\d+", Path("/run/libvirt/qemu/boot1.pid").read_text(encoding="ascii"))
+    for name in ("cmdline", "statm", "stat"):
+        run("cat", f"/proc/{pid}/{name}", user="virtksm")
+    for name in ("ksm_stat", "ksm_merging_pages", "smaps", "environ", "maps"):
+        run("cat", f"/proc/{pid}/{name}", user="virtksm", fails=True)
+
+
+def poked() -> None:
+    """the qemu hook's FIFO is there, root writes to it, and a pass follows"""
+    run("install", "-D", "-m", "755", str(INSTALLED / "hooks/virtksm"), "/etc/libvirt/hooks/qemu.d/virtksm")
+    seen = log()
+    run("/etc/libvirt/hooks/qemu.d/virtksm", "boot1", "started", "begin", "-")
+    wait_logged("pass_completed.*poke", seen)
+
+
+def survives_libvirtd() -> None:
+    """`systemctl restart libvirtd`: the agent stays, connects again and runs a pass"""
+    pid, seen = main_pid(), log()
+    run("systemctl", "restart", "libvirtd.service")
+    wait_logged("libvirt_connected", seen)
+    wait_logged("pass_completed.*connected", seen)
+    claim(main_pid() == pid, "the agent was restarted")
+    claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
+
+
+def reloads() -> None:
+    """`systemctl reload`: the configuration is read again"""
+    seen = log()
+    run("systemctl", "reload", "virtksm.service")
+    wait_logged("config_reloaded", seen)
+
+
+def restores_when_killed() -> None:
+    """SIGKILL: the unit gives the baseline back, and starts the agent again"""
+    comes_back_after(lambda: os.kill(main_pid(), signal.SIGKILL), "signal")
+
+
+def restores_when_wedged() -> None:
+    """SIGSTOP: the watchdog ends the agent, the unit gives the baseline back and starts it again"""
+    drop_in = Path("/run/systemd/system/virtksm.service.d/watchdog.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(WATCHED, encoding="ascii")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm.service")
+    wait(is_parked, "being parked")
+    comes_back_after(lambda: os.kill(main_pid(), signal.SIGSTOP), "watchdog")
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm.service")
+
+
+def comes_back_after(harm: Callable[[], None], result: str) -> None:
+    wait(is_parked, "being parked")
+    pid = main_pid()
+    harm()
+    wait(lambda: settings() == BASELINE, "the baseline")
+    claim(shown("virtksm.service", "Result") == result, shown("virtksm.service", "Result"))
+    wait(lambda: main_pid() not in (0, pid), "another agent")
+    wait(is_parked, "being parked again")
+    claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
+
+
+def leaves_no_strangers() -> None:
+    """root's own commands, with and without an agent, leave nothing that the agent cannot use"""
+    run("virtksm", "retune", "--direct")
+    run("systemctl", "stop", "virtksm.service")
+    run("virtksm", "retune")
+    run("virtksm", "restore")
+    claim(settings() == BASELINE, settings())
+    run("systemctl", "start", "virtksm.service")
+    wait(is_parked, "being parked")
+    strangers = [str(path) for path in Path("/run/virtksm/agent").iterdir() if path.owner() != "virtksm"]
+    claim(not strangers, strangers)
+
+
+def stops() -> None:
+    """`systemctl stop`: the baseline is back, and nothing has failed"""
+    wait(is_parked, "being parked")
+    run("systemctl", "stop", "virtksm.service")
+    claim(settings() == BASELINE, settings())
+    state = (shown("virtksm.service", "ActiveState"), shown("virtksm.service", "Result"))
+    claim(state == ("inactive", "success"), state)
+
+
+def without_a_rule() -> None:
+    """without a polkit rule libvirt turns the agent away, and the log says so"""
+    install_rules("")
+    seen = log()
+    run("systemctl", "start", "virtksm.service")
+    wait_logged("libvirt_unreachable.*authentication", seen)
+    claim(settings() == BASELINE, settings())
+
+
+def with_the_plain_rule() -> None:
+    """50-virtksm.rules lets it in, by itself, and that user may do anything with libvirt: as good as root"""
+    seen = log()
+    install_rules("50-virtksm.rules")
+    wait_logged("libvirt_connected", seen)
+    wait(is_parked, "being parked")
+    guest_xml("boot4")
+    as_virtksm("define", "/run/boot4.xml")
+    as_virtksm("undefine", "boot4")
+
+
+def with_too_little() -> None:
+    """libvirt's access driver polkit and the plain rule: it may look, a setting is refused and the log says why"""
+    run("systemctl", "stop", "virtksm.service")
+    claim(settings() == BASELINE, settings())
+    with Path("/etc/libvirt/libvirtd.conf").open("a", encoding="utf-8") as conf:
+        conf.write('access_drivers = ["polkit"]\n')
+    run("systemctl", "restart", "libvirtd.service")
+    seen = log()
+    run("systemctl", "start", "virtksm.service")
+    wait_logged("settings_refused.*not_authorized", seen)
+    claim(settings() == BASELINE, settings())
+
+
+def with_the_fine_rules() -> None:
+    """50-virtksm-fine-grained.rules and that driver: it tunes, and hears a guest start and stop"""
+    install_rules(FINE_GRAINED)
+    retune()
+    wait(is_parked, "being parked")
+    seen = log()
+    start_guest("boot3")
+    wait_logged(heard("started", "boot3"), seen)
+    wait(lambda: ksm("pages_sharing") >= 2 * COMMON_MIB * 256, "merged pages of a third guest")
+    wait(is_parked, "being parked again")
+    run("virsh", "destroy", "boot3")
+    wait_logged(heard("stopped", "boot3"), seen)
+
+
+def and_no_more() -> None:
+    """that user may then list guests and read their XML, and is denied all else of libvirt"""
+    claim("boot1" in as_virtksm("list"), "boot1 is not seen")
+    as_virtksm("dumpxml", "boot1")
+    as_virtksm("node-memory-tune")
+    for denied in (
+        ("dumpxml", "--security-info", "boot1"),
+        ("define", "/run/boot4.xml"),
+        ("create", "/run/boot4.xml"),
+        ("suspend", "boot1"),
+        ("reset", "boot1"),
+        ("destroy", "boot1"),
+        ("setmem", "boot1", "32M"),
+        ("memtune", "boot1", "--hard-limit", "1G"),
+        ("dump", "boot1", "/run/dump"),
+        ("screenshot", "boot1", "/run/screen"),
+        ("qemu-monitor-command", "boot1", "--hmp", "info version"),
+        ("metadata", "boot1", "--uri", "http://example.org/x", "--key", "x", "--set", "<x/>"),
+        ("pool-create-as", "run", "dir", "--target", "/run"),
+        ("nwfilter-list",),
+        ("net-list",),
+        ("pool-list",),
+        ("nodedev-list",),
+        ("secret-list",),
+    ):
+        said = as_virtksm(*denied, denied=True)
+        claim("access denied" in said, f"virsh {' '.join(denied)}: {said}")
+    claim("boot1" in run("virsh", "list"), "boot1 is gone")
+
+
+def with_any_less() -> None:
+    """each action that those rules grant is needed: without it the call it is for is denied"""
+    rules = (INSTALLED / "conf" / "polkit" / FINE_GRAINED).read_text(encoding="utf-8")
+    granted = re.findall(r'^ +"(org\.libvirt\.[\w.-]+)"', rules, re.MULTILINE)
+    claim(set(granted) == set(NEEDED_BY), granted)
+    for action, call in NEEDED_BY.items():
+        as_virtksm(*call)
+        fewer = re.sub(rf'"{re.escape(action)}"', '"nothing"', rules)
+        write_rules(fewer)
+        as_virtksm(*call, denied=True)
+        write_rules(rules)
+
+
+def and_stops() -> None:
+    """with those rules, too, the baseline is back after `systemctl stop`"""
+    stops()
+
+
+CLAIMS: tuple[Callable[[], None], ...] = (
+    installed,
+    switched_on_again,
+    unprivileged,
+    tunes,
+    reads_guests,
+    reads_no_more,
+    poked,
+    survives_libvirtd,
+    reloads,
+    restores_when_killed,
+    restores_when_wedged,
+    leaves_no_strangers,
+    stops,
+    without_a_rule,
+    with_the_plain_rule,
+    with_too_little,
+    with_the_fine_rules,
+    and_no_more,
+    with_any_less,
+    and_stops,
+)
+
+
+def main() -> int:
+    """Try every claim; returns 1 if one does not hold."""
+    failed = 0
+    with REPORT.open("a", encoding="utf-8", buffering=1) as report:
+        for one in CLAIMS:
+            words = " ".join((one.__doc__ or "").split())
+            try:
+                one()
+            except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
+                failed += 1
+                report.write(f"FAILED  {words}: {error}\n")
+            else:
+                report.write(f"ok      {words}\n")
+        report.write(f"{len(CLAIMS) - failed} of {len(CLAIMS)} claims hold\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
