@@ -12,12 +12,13 @@ from virtksm.adapters.files import ensure_runtime, locked
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
-from virtksm.adapters.poke_fifo import PokeFifo, open_poke_fifo
+from virtksm.adapters.poke_fifo import open_poke_fifo
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.link import Link
+from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
 from virtksm.assemble import make_cycle
 from virtksm.config.schema import Config
@@ -81,7 +82,7 @@ async def _serve(
         reload_config=reload_config,
     )
     agent.install_signals(loop)
-    fifo = _listen_for_pokes(loop, agent, paths, reporter)
+    pokes = _listen_for_pokes(agent, paths, reporter)
     try:
         listener = bind_socket(paths.control_socket)
     except OSError as error:
@@ -98,26 +99,19 @@ async def _serve(
         watchdog.cancel()
         server.close()
         remove_socket(paths.control_socket)
-        if fifo is not None:
-            loop.remove_reader(fifo.descriptor)
-            fifo.close()
+        if pokes is not None:
+            pokes.close()
 
 
-def _listen_for_pokes(
-    loop: asyncio.AbstractEventLoop, agent: Agent, paths: RuntimePaths, reporter: Reporter
-) -> PokeFifo | None:
+def _listen_for_pokes(agent: Agent, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
     try:
         fifo = open_poke_fifo(paths)
     except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
         reporter.poke_unavailable(error)
         return None
-
-    def read() -> None:
-        if fifo.drain():
-            agent.offer(Trigger.POKE)
-
-    loop.add_reader(fifo.descriptor, read)
-    return fifo
+    pokes = Pokes(fifo, lambda: agent.offer(Trigger.POKE), lambda: agent.config.coalesce_ms / 1000)
+    pokes.listen()
+    return pokes
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:
