@@ -20,6 +20,7 @@ from virtksm.agent.control_server import ControlServer, bind_socket, remove_sock
 from virtksm.agent.link import Link
 from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
+from virtksm.agent.status_socket import StatusSocket
 from virtksm.assemble import make_cycle
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
@@ -40,7 +41,8 @@ def serve(
 ) -> ExitCode:
     """Run an agent until SIGTERM or SIGINT; `started` is told of it once its loop runs.
 
-    Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used.
+    Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used, ConfigError
+    if the status socket cannot be given to `status_group`.
     """
     ensure_runtime(paths)
     second = AlreadyRunning(
@@ -72,6 +74,11 @@ async def _serve(
     def cycle_over(host: LibvirtHost, current: Config, memory: Memory) -> Cycle[Any]:
         return make_cycle(host, current, paths, memory=memory, facts=facts)
 
+    def reload() -> Config:
+        fresh = reload_config()
+        readers.follow(fresh.status_group)
+        return fresh
+
     agent = Agent(
         uri=uri,
         config=config,
@@ -79,8 +86,10 @@ async def _serve(
         calls=calls,
         reporter=reporter,
         make_cycle=cycle_over,
-        reload_config=reload_config,
+        reload_config=reload,
     )
+    readers = StatusSocket(paths, agent.handle)
+    readers.follow(config.status_group)
     agent.install_signals(loop)
     pokes = _listen_for_pokes(agent, paths, reporter)
     try:
@@ -98,7 +107,9 @@ async def _serve(
     finally:
         watchdog.cancel()
         server.close()
+        readers.close()
         remove_socket(paths.control_socket)
+        remove_socket(paths.status_socket)
         if pokes is not None:
             pokes.close()
 
