@@ -19,6 +19,7 @@ import pytest
 
 from virtksm.adapters.control import ask
 from virtksm.adapters.files import ensure_runtime
+from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import MAX_OF_A_READER, ControlServer, bind_socket
 from virtksm.agent.status_socket import StatusSocket, bind_for_group
 from virtksm.errors import ConfigError
@@ -173,7 +174,7 @@ def test_whoever_reaches_the_control_socket_all_the_same_is_told_that_he_may_not
     serve(paths, "", test)
 
 
-def test_a_thousand_connections_of_a_member_keep_neither_root_nor_other_members_from_being_served(
+def test_a_thousand_connections_of_a_member_keep_nobody_from_being_served_and_no_pass_from_running(
     paths: RuntimePaths,
 ) -> None:
     async def test(_readers: StatusSocket) -> None:
@@ -183,6 +184,7 @@ def test_a_thousand_connections_of_a_member_keep_neither_root_nor_other_members_
             assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
             retuned = await asyncio.to_thread(ask, paths.control_socket, {"op": "retune"}, timeout_s=LONG_S)
             assert retuned == {"ok": True, "asked": "retune"}
+            assert await BlockingCalls().run("pass", lambda: "passed", LONG_S) == "passed"
             assert await ask_as(SOMEBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
             grown = count_descriptors() - before
             assert grown <= MAX_OF_A_READER + 16, "those with a place, and the pipes of the clients here"
