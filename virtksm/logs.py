@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from virtksm.printable import printable
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
@@ -58,11 +60,11 @@ def _renderers(log_format: str, stream: TextIO) -> list[Processor]:
 
 
 def escape_controls(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape what is not printable in every text (a guest's name is not ours to trust)."""
-    return {
-        key: value if not isinstance(value, str) or value.isprintable() else value.encode("unicode_escape").decode()
-        for key, value in event.items()
-    }
+    """Escape what is not printable in every text (a guest's name is not ours to trust).
+
+    Texts within others' values are shown as literals, which has them escaped.
+    """
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def render_journal(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:

@@ -4,7 +4,8 @@
         poke                  FIFO that the qemu hook writes to
         agent/                the agent's own (systemd: RuntimeDirectory=virtksm/agent)
             agent.lock        held while an agent runs
-            control.sock      requests to the agent
+            control.sock      requests to the agent: root's and its own user's
+            status.sock       questions for its status: those of the configuration's status_group, if it names one
             coalesce.lock     held by the one-shot that waits for hooks
             HOST.lock         held during a pass on that host
             HOST.json         baseline, intended and applied settings, the policy's past
@@ -39,6 +40,10 @@ class RuntimePaths:
     @property
     def control_socket(self) -> str:
         return f"{self.agent_dir}/control.sock"
+
+    @property
+    def status_socket(self) -> str:
+        return f"{self.agent_dir}/status.sock"
 
     @property
     def coalesce_lock(self) -> str:

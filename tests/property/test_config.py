@@ -57,7 +57,9 @@ shells = st.one_of(st.text(), st.lists(shell_parts, max_size=40).map("".join))
 
 
 def value_of_key(one: Key) -> st.SearchStrategy[Value]:
-    return st.sampled_from(one.choices) if one.choices else st.integers(one.minimum, one.maximum)
+    if isinstance(one.default, str):
+        return st.sampled_from(one.choices or ("", "root"))  # a group that every machine has
+    return st.integers(one.minimum, one.maximum)
 
 
 valid = st.fixed_dictionaries({}, optional={name: value_of_key(one) for name, one in KEYS.items()})

@@ -283,6 +283,18 @@ def test_each_choice_is_allowed_and_nothing_else(tmp_path: Path, name: str) -> N
         assert finding.remedy == f"use one of {all_keys()[name].range_text}"
 
 
+def test_a_status_group_must_be_one_of_this_machines(tmp_path: Path) -> None:
+    for group in ("", "root", "daemon"):
+        (tmp_path / "good.toml").write_text(f"status_group = '{group}'\n")
+        assert load(str(tmp_path / "good.toml")).config.status_group == group
+    for other in ("no-such-group", "a b", " root", "-", "a\\u0000b", "x" * 10_000):
+        finding = finding_of(tmp_path, f'status_group = "{other}"')
+        assert finding.key == "status_group"
+        assert finding.problem.endswith("and this machine has no such group")
+        assert len(finding.problem) < 120
+        assert finding.remedy == "create it (groupadd), or name one that exists"
+
+
 def test_values_that_do_not_fit_together_name_both_files(layers: Layers) -> None:
     least = layers.write("vendor/virtksm.toml", "[ksmtuned]\nnpages_min = 500\n")
     layers.load()
@@ -427,7 +439,7 @@ def test_every_key_is_documented_with_values_default_and_reason() -> None:
 def test_every_key_has_choices_or_a_whole_range_with_its_unit() -> None:
     for name, one in all_keys().items():
         if isinstance(one.default, str):
-            assert one.default in one.choices, name
+            assert one.default in (one.choices or ("",)), name
         else:
             assert one.minimum is not None, name
             assert one.maximum is not None, name

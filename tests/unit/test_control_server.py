@@ -9,27 +9,48 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from virtksm.adapters.control import MAX_LINE, ask
-from virtksm.agent.control_server import MAX_CLIENTS, ControlServer, bind_socket, peer_uid, remove_socket
+from virtksm.agent.control_server import (
+    MAX_CLIENTS,
+    ControlServer,
+    Handler,
+    bind_socket,
+    peer_uid,
+    remove_socket,
+)
 
 LONG_S = 30.0
+SHORT_S = 0.05
+MUCH = 10_000_000
+"""More than a socket's buffer holds."""
 
 
 async def echo(request: Mapping[str, object]) -> dict[str, object]:
     return {"ok": True, "asked": dict(request)}
 
 
-def serve(path: Path, client: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a server on `path` with `echo` as long as `client` runs."""
+async def tell_much(_request: Mapping[str, object]) -> dict[str, object]:
+    return {"ok": True, "much": "x" * MUCH}
+
+
+def serve(
+    path: Path,
+    client: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    handle: Handler = echo,
+    patience_s: float = LONG_S,
+    for_readers: bool = False,
+) -> None:
+    """Run a server on `path` as long as `client` runs."""
 
     async def both() -> None:
-        server = ControlServer(echo)
+        server = ControlServer(handle, patience_s=patience_s, for_readers=for_readers)
         await server.start(bind_socket(str(path)))
         try:
             await client()
@@ -131,6 +152,68 @@ def test_a_client_that_goes_away_harms_nobody(path: Path) -> None:
         assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
 
     serve(path, client)
+
+
+@pytest.mark.parametrize("for_readers", [False, True])
+def test_a_hundred_megabytes_are_not_taken_in(path: Path, for_readers: bool) -> None:
+    def pour() -> tuple[int, bytes]:
+        taken, piece = 0, b"x" * 1_000_000
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(LONG_S)
+            connection.connect(str(path))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                while taken < 100_000_000:
+                    taken += connection.send(piece)
+            with suppress(ConnectionResetError):
+                return taken, connection.recv(MAX_LINE)
+        return taken, b""
+
+    async def client() -> None:
+        taken, answer = await asyncio.to_thread(pour)
+        assert taken < 5_000_000, "what the kernel's buffer and the reader's hold, and no more"
+        assert b"too long" in answer
+        assert (await talk(path, b'{"op": "status"}\n'))["ok"] is True
+
+    serve(path, client, for_readers=for_readers)
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"op": "sta'])
+def test_a_client_that_never_ends_its_request_is_left_and_its_place_comes_free(path: Path, sent: bytes) -> None:
+    async def client() -> None:
+        slow = []
+        for _ in range(MAX_CLIENTS):
+            slow.append(await asyncio.open_unix_connection(path))
+            slow[-1][1].write(sent)
+        for reader, writer in slow:
+            assert await asyncio.wait_for(reader.read(), LONG_S) == b"", "closed without an answer"
+            writer.close()
+        assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
+
+    serve(path, client, patience_s=SHORT_S)
+
+
+def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: Path) -> None:
+    async def client() -> None:
+        with ExitStack() as stack:
+            for _ in range(MAX_CLIENTS):
+                deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
+                await asyncio.to_thread(deaf.connect, str(path))
+                deaf.sendall(b'{"op": 1}\n')
+            while b'"ok": true' not in await asyncio.to_thread(exchange, path, b'{"op": 1}\n'):
+                continue
+
+    serve(path, client, handle=tell_much, patience_s=SHORT_S)
+
+
+def test_the_readers_socket_answers_status_alone(path: Path) -> None:
+    async def client() -> None:
+        assert (await talk(path, b'{"op": "status"}\n'))["ok"] is True
+        for sent in (b'{"op": "retune"}\n', b'{"op": ["status"]}\n', b"{}\n"):
+            answer = await talk(path, sent)
+            assert answer["ok"] is False
+            assert "answers status alone" in str(answer["error"])
+
+    serve(path, client, for_readers=True)
 
 
 def test_the_socket_is_its_owners_alone(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from virtksm.adapters.poke_fifo import PokeFifo, open_poke_fifo
 from virtksm.errors import StateUnusable
 from virtksm.runtime import RuntimePaths
+
+SOMEBODY = 65534
 
 
 @pytest.fixture
@@ -66,6 +69,31 @@ def test_a_full_fifo_can_be_drained(fifo: PokeFifo, paths: RuntimePaths) -> None
 def test_only_its_owner_may_poke(fifo: PokeFifo, paths: RuntimePaths) -> None:
     assert os.fstat(fifo.descriptor).st_mode & 0o777 == 0o600
     assert Path(paths.root).stat().st_mode & 0o022 == 0
+
+
+def test_it_is_its_owners_alone_whatever_the_umask(paths: RuntimePaths) -> None:
+    before = os.umask(0)
+    try:
+        open_poke_fifo(paths).close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(Path(paths.poke_fifo).lstat().st_mode) == 0o600
+    assert Path(paths.root).stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_fifo_that_others_may_write_to_is_refused(paths: RuntimePaths, mode: int) -> None:
+    open_poke_fifo(paths).close()
+    Path(paths.poke_fifo).chmod(mode)
+    with pytest.raises(StateUnusable, match=f"may be written to by others .mode 0{mode:o}.: remove it"):
+        open_poke_fifo(paths)
+
+
+def test_a_fifo_of_somebody_elses_is_refused(paths: RuntimePaths) -> None:
+    open_poke_fifo(paths).close()
+    os.chown(paths.poke_fifo, SOMEBODY, -1)
+    with pytest.raises(StateUnusable, match=f"belongs to user {SOMEBODY}"):
+        open_poke_fifo(paths)
 
 
 def test_a_fifo_that_is_there_is_used_with_what_waits_in_it(fifo: PokeFifo, paths: RuntimePaths) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.adapters.files import ensure_folder, locked, read_file, replace_file
+from virtksm.adapters.files import ensure_folder, locked, open_lock, read_file, replace_file
 from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model import PARAMETERS
@@ -60,6 +60,9 @@ def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
         {"parameters": {"pages_to_scan": {"baseline": "100"}}},
         {"parameters": {"pages_to_scan": {"baseline": 100, "intended": "7"}}},
         {"parameters": {"pages_to_scan": {"baseline": 100, "applied": 1.5}}},
+        {"parameters": {"pages_to_scan": {"baseline": True}}},
+        {"parameters": {"pages_to_scan": {"baseline": -1}}},
+        {"parameters": {"pages_to_scan": {"baseline": 100, "intended": 2**32}}},
         {"policy": None},
         {"policy": {"name": 3, "past": None}},
         {"policy": {"name": "ksmtuned", "past": "many"}},
@@ -95,19 +98,54 @@ def test_saving_leaves_no_other_file_behind(paths: RuntimePaths) -> None:
     assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
 
 
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_link_in_the_temporary_files_place_is_not_written_through(
+    paths: RuntimePaths, tmp_path: Path, kind: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    planted = Path(f"{paths.host_state('local')}.{os.getpid()}.new")
+    if kind == "symbolic":
+        planted.symlink_to(victim)
+    else:
+        planted.hardlink_to(victim)
+    StateFile(paths, "local").save(HostState(policy_name="ours"))
+    assert victim.read_text(encoding="utf-8") == "precious"
+    assert StateFile(paths, "local").load() == HostState(policy_name="ours")
+    assert not os.path.lexists(planted)
+
+
 def test_a_planted_symbolic_link_is_not_followed(paths: RuntimePaths, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious", encoding="utf-8")
-    Path(f"{paths.host_state('local')}.{os.getpid()}.new").symlink_to(victim)
-    StateFile(paths, "local").save(HostState())
-    assert victim.read_text(encoding="utf-8") == "precious"
-    assert StateFile(paths, "local").load() == HostState()
     Path(paths.host_state("other")).symlink_to(victim)
     with pytest.raises(StateUnusable):
         read_file(paths.host_state("other"))
     Path(paths.host_lock("other")).symlink_to(victim)
     with pytest.raises(StateUnusable), StateFile(paths, "other").locked():
         raise AssertionError("locked")
+
+
+@pytest.mark.parametrize("name", ["agent_lock", "coalesce_lock"])
+def test_a_lock_is_not_made_where_a_link_leads(paths: RuntimePaths, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    Path(getattr(paths, name)).symlink_to(elsewhere)
+    with pytest.raises(StateUnusable):
+        open_lock(getattr(paths, name))
+    assert not elsewhere.exists()
+
+
+def test_nobody_is_waited_for_where_a_fifo_has_the_states_name(paths: RuntimePaths) -> None:
+    os.mkfifo(paths.host_state("local"))
+    with pytest.raises(StateUnusable, match="is not a regular file"):
+        StateFile(paths, "local").load()
+
+
+def test_a_state_without_end_is_refused(paths: RuntimePaths) -> None:
+    with Path(paths.host_state("local")).open("wb") as file:
+        file.truncate(1 << 32)
+    with pytest.raises(StateUnusable, match="is longer than"):
+        StateFile(paths, "local").load()
 
 
 def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths: RuntimePaths, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The control socket's protocol and client side: one JSON line to the agent, one JSON line back.
 
-The one request is `{"op": "retune", "uri": URI, "dry_run": bool}`. Answers are `{"ok": true, "pass": {...}}`,
-`{"ok": false, "error": ..., "exit_code": ...}`, or `{"ok": false, "other_uri": URI}` from another host's agent.
+`{"op": "retune", "uri": URI, "dry_run": bool}` is answered by `{"ok": true, "pass": {...}}`, or from another host's
+agent by `{"ok": false, "other_uri": URI}`. `{"op": "status"}` is answered by `{"ok": true, "status": {...}}`.
+What fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
 Imports nothing but json and socket, so that a one-shot that finds an agent stays quick.
 """
 
@@ -13,12 +14,15 @@ from collections.abc import Mapping
 
 MAX_LINE = 65536
 """Longest request that the agent reads, in bytes."""
+MAX_ANSWER = 1 << 20
+"""Longest answer that is read, in bytes."""
 
 
 def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[str, object] | None:
     """Send one request to the agent and return its answer; None if no agent listens at `path`.
 
-    Raises OSError (TimeoutError too) when an agent listens but does not answer, and ValueError when it talks nonsense.
+    Raises PermissionError when this user may not ask there, OSError (TimeoutError too) when an agent listens but does
+    not answer, and ValueError when it talks nonsense.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(timeout_s)
@@ -30,12 +34,15 @@ def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[s
             connection.sendall(json.dumps(request).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             pass  # an agent that turns clients away answers unasked; what it said is still there to be read
-        parts: list[bytes] = []
-        while part := connection.recv(MAX_LINE):
-            parts.append(part)
-            if part.endswith(b"\n"):
-                break
-    answer = json.loads(b"".join(parts))
+        said = b""
+        while not said.endswith(b"\n") and (part := connection.recv(MAX_LINE)):
+            said += part
+            if len(said) > MAX_ANSWER:
+                raise ValueError("the agent's answer does not end")
+    try:
+        answer = json.loads(said)
+    except RecursionError:
+        raise ValueError("the agent's answer is nested too deeply") from None
     if not isinstance(answer, dict):
         raise ValueError("the agent's answer is no JSON object")
     return answer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.runtime import RuntimePaths
 
 LOCK_POLL_S = 0.005
+MAX_CHARACTERS = 1 << 24
+"""Longest text that is read whole: a state of 1,000 guests has some 100 KB."""
 
 
 def ensure_folder(path: str, mode: int) -> None:
@@ -79,9 +82,9 @@ def replace_file(path: str, text: str) -> None:
     """
     temporary = f"{path}.{os.getpid()}.new"
     try:
-        with suppress(FileNotFoundError):  # what a killed process of the same number has left
+        with suppress(FileNotFoundError):  # left by a process that was killed; a planted link, hard or symbolic
             os.unlink(temporary)
-        descriptor = _create(temporary, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = _create(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -94,14 +97,25 @@ def replace_file(path: str, text: str) -> None:
 
 
 def read_file(path: str) -> str | None:
-    """Return a file's text, None if there is none; raises StateUnusable."""
+    """Return a regular file's text, None if there is none; raises StateUnusable, and waits for no FIFO's writer."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="utf-8") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unusable(path, error) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _unusable(path, "is not a regular file")
+        with open(descriptor, encoding="utf-8", closefd=False) as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(path, error) from error
+    finally:
+        os.close(descriptor)
+    if len(text) > MAX_CHARACTERS:
+        raise _unusable(path, f"is longer than {MAX_CHARACTERS} characters")
+    return text
 
 
 def _create(path: str, flags: int) -> int:
@@ -116,7 +130,7 @@ def _create(path: str, flags: int) -> int:
     return descriptor
 
 
-def _unusable(path: str, error: Exception) -> StateUnusable:
+def _unusable(path: str, error: Exception | str) -> StateUnusable:
     return StateUnusable(
         f"{path}: {error}",
         remedy="virtksm keeps the baseline there and writes nothing without it; mend it, or give --runtime-dir",

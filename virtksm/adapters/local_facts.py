@@ -22,6 +22,10 @@ YOUNG_S = 5.0
 """A process may still become a guest this long after it was first seen: libvirt forks before it executes QEMU."""
 FORGET_S = 600.0
 """After this long a process is looked at again, should its number have been used again for a guest."""
+MAX_BYTES = 1 << 17
+"""Most of a process's command line that is read: anybody's may be endless, and -uuid is in QEMU's first KiB."""
+NUMBER = "[0-9]{1,20}"
+"""What a 64-bit counter looks like; Python would take other scripts' digits, and refuse too many of them."""
 
 
 class ProcFacts:
@@ -64,11 +68,11 @@ class ProcFacts:
 
     def ksm_counter(self, name: str) -> int | None:
         text = self._read(name)
-        return int(text) if text is not None and text.strip().isdigit() else None
+        return None if text is None else parse_counter(text)
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         try:
-            with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii") as file:
+            with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii", errors="replace") as file:
                 text = file.read()
         except OSError:  # hidden: None, as where the kernel does not count
             text = ""
@@ -122,7 +126,7 @@ def parse_meminfo(text: str) -> HostMemory:
 
     Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt go by.
     """
-    figures = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in text.splitlines()) if rest}
+    figures = dict(re.findall(rf"^(\w+): *({NUMBER}) kB$", text, re.MULTILINE))
     try:
         return HostMemory(
             total_kib=int(figures["MemTotal"]),
@@ -137,8 +141,13 @@ def parse_meminfo(text: str) -> HostMemory:
 
 def parse_vmstat(text: str, name: str) -> int | None:
     """Take one counter of /proc/vmstat; None when the kernel has none of that name."""
-    found = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
+    found = re.search(rf"^{name} ({NUMBER})$", text, re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def parse_counter(text: str) -> int | None:
+    """Parse a sysfs file that holds one number; None if it does not."""
+    return int(text) if re.fullmatch(rf"{NUMBER}\n?", text) else None
 
 
 def parse_guest_uuid(command_line: bytes) -> str | None:
@@ -166,6 +175,6 @@ def _read_process(pid: int, name: str) -> bytes:
     """Return a file of /proc/PID, nothing if the process has ended; a quarter of what a psutil.Process costs."""
     try:
         with open(f"{psutil.PROCFS_PATH}/{pid}/{name}", "rb") as file:
-            return file.read()
+            return file.read(MAX_BYTES)
     except OSError:
         return b""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from virtksm.adapters.files import ensure_folder
 from virtksm.errors import StateUnusable
@@ -33,21 +34,33 @@ class PokeFifo:
 
 
 def open_poke_fifo(paths: RuntimePaths) -> PokeFifo:
-    """Create the FIFO if it is missing (mode 0600) and open it.
+    """Create the FIFO if it is missing (0600 from its first moment) and open it.
 
-    Raises StateUnusable if something else has its name, or if this user may not open it.
+    Raises StateUnusable if something else has its name, if this user may not open it, or if others than root and this
+    user may write to it: whoever pokes has passes run.
     """
     ensure_folder(paths.root, 0o755)
     path = paths.poke_fifo
     try:
-        if not os.path.lexists(path):
+        with suppress(FileExistsError):
             os.mkfifo(path, 0o600)
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise StateUnusable(
             f"{path}: {error.strerror}", remedy="hooks cannot poke the agent; see its owner and mode"
         ) from error
-    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+    fault = _find_fault(os.fstat(descriptor))
+    if fault:
         os.close(descriptor)
-        raise StateUnusable(f"{path} is not a FIFO", remedy="remove it and restart the agent")
+        raise StateUnusable(f"{path} {fault}", remedy="remove it and restart the agent, which makes a new one")
     return PokeFifo(descriptor)
+
+
+def _find_fault(status: os.stat_result) -> str:
+    if not stat.S_ISFIFO(status.st_mode):
+        return "is not a FIFO"
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to user {status.st_uid}, neither to root nor to the agent's user"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"may be written to by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.model import PARAMETERS
+from virtksm.model import KERNEL_MAXIMUM, PARAMETERS
 from virtksm.ownership import HostState, Ownership
 from virtksm.runtime import RuntimePaths
 
@@ -63,7 +63,10 @@ def dump_state(state: HostState) -> str:
 
 def parse_state(text: str) -> HostState:
     """Parse what dump_state wrote; raises ValueError saying what is wrong."""
-    kept = json.loads(text)
+    try:
+        kept = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
         raise ValueError(f"not a virtksm state of schema {SCHEMA}")
     parameters, policy = kept.get("parameters"), kept.get("policy")
@@ -82,7 +85,18 @@ def parse_state(text: str) -> HostState:
 def _parse_ownership(parameter: str, value: object) -> Ownership:
     if parameter not in PARAMETERS or not isinstance(value, dict):
         raise ValueError(f"parameter {parameter!r} is damaged")
-    baseline, intended, applied = (value.get(key) for key in ("baseline", "intended", "applied"))
-    if not isinstance(baseline, int) or not isinstance(intended, int | None) or not isinstance(applied, int | None):
-        raise ValueError(f"parameter {parameter!r} is damaged")
+    baseline, intended, applied = (
+        _parse_setting(parameter, value.get(key)) for key in ("baseline", "intended", "applied")
+    )
+    if baseline is None:
+        raise ValueError(f"parameter {parameter!r} has no baseline")
     return Ownership(baseline=baseline, intended=intended, applied=applied)
+
+
+def _parse_setting(parameter: str, value: object) -> int | None:
+    """Take a value that may go to the kernel one day, or None; JSON's true is no number, but Python's is."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= KERNEL_MAXIMUM:
+        raise ValueError(f"parameter {parameter!r} is damaged")
+    return value

@@ -10,6 +10,8 @@ import os
 import socket
 from collections.abc import Mapping
 
+from virtksm.printable import printable
+
 
 class Notifier:
     """Sends notifications to the socket that `environ` names."""
@@ -32,7 +34,7 @@ class Notifier:
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        text = "\n".join(f"{key}={' '.join(value.splitlines())}" for key, value in values.items())
+        text = "\n".join(f"{key}={printable(' '.join(value.splitlines()))}" for key, value in values.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             try:
                 sender.sendto(text.encode(), address)

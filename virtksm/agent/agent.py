@@ -13,14 +13,17 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+from virtksm import __version__
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
+from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
@@ -31,6 +34,8 @@ RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection."""
 STUCK_S = 30.0
 """A pass that is due for so much longer than a call may take will never come: the pass loop is stuck."""
+MOST_SHOWN = 60
+"""Characters of a request that an answer repeats."""
 
 
 @dataclass(slots=True)
@@ -60,6 +65,11 @@ class Agent:
     next_pass_s: float | None = None
     awake_s: float = 0.0
     """When the pass loop was last seen to go round."""
+    lost_s: float | None = field(default_factory=time.monotonic)
+    """Since when there is no connection to libvirt."""
+    last: PassRecord | None = None
+    last_s: float | None = None
+    """When the last pass ended."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -132,8 +142,29 @@ class Agent:
         match request.get("op"):
             case "retune":
                 return await self._retune(request)
-            case other:
-                return _failure(f"unknown op {other!r}", ExitCode.USAGE)
+            case "status":
+                return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+            case str(other):
+                return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
+            case _:
+                return _failure("op is missing, or no text", ExitCode.USAGE)
+
+    def standing(self) -> Standing:
+        """Return what is known at this moment; asks libvirt nothing."""
+        now_s = time.monotonic()
+        waits = [] if self.cycle is None else [self.coalescer.due_s(now_s), self.next_pass_s]
+        return Standing(
+            version=__version__,
+            uri=self.uri if self.link.host is None else self.link.host.uri,
+            policy=self.config.policy,
+            now_s=now_s,
+            lost_s=self.lost_s,
+            waiting=self.calls.waiting,
+            error=self.reporter.trouble,
+            last=self.last,
+            last_s=self.last_s,
+            next_s=min((at_s for at_s in waits if at_s is not None), default=None),
+        )
 
     async def _retune(self, request: Mapping[str, object]) -> dict[str, object]:
         canonical = self.link.host.uri if self.link.host is not None else None
@@ -158,10 +189,11 @@ class Agent:
         while True:
             host, lost = await self.link.open(self.uri, self.config, self.hear)
             self.cycle = self.make_cycle(host, self.config, self.memory)
+            self.lost_s = None
             self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
             self.offer(Trigger.CONNECTED)
             reason = await lost
-            self.cycle = None
+            self.cycle, self.lost_s = None, time.monotonic()
             self.reporter.disconnected(reason)
             self._give_up_wishes(LibvirtUnreachable(f"libvirt disconnected: {reason}"))
             await self.link.close(self.config.call_timeout_s)
@@ -214,6 +246,7 @@ class Agent:
             return
         if not dry_run:
             ended_s = time.monotonic()
+            self.last, self.last_s = record, ended_s
             if record.decision.next_pass_s is None:
                 self.next_pass_s = None
             else:

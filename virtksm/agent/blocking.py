@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,10 +21,22 @@ Result = TypeVar("Result")
 REMEDY = "libvirt's daemon does not answer: see its log, or restart it; guests go on running"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What has not come back from libvirt, and since when it is waited for (CLOCK_MONOTONIC)."""
+
+    what: str
+    since_s: float
+
+
 class BlockingCalls:
-    """Runs one blocking call at a time; to be used from one asyncio loop."""
+    """Runs one blocking call at a time; to be used from one asyncio loop.
+
+    `waiting` is the call that is out, whether it was abandoned or not.
+    """
 
     def __init__(self) -> None:
+        self.waiting: Waiting | None = None
         self._turn = asyncio.Lock()
         self._abandoned: str | None = None
 
@@ -55,6 +69,7 @@ class BlockingCalls:
                 except RuntimeError:  # the loop is closed: nobody waits any more
                     return
 
+            self.waiting = Waiting(what=what, since_s=time.monotonic())
             threading.Thread(target=work, name=f"libvirt-{what}", daemon=True).start()
             try:
                 # Not wait_for: until Python 3.12 it loses a cancellation that comes together with the result.
@@ -78,6 +93,7 @@ class BlockingCalls:
         error: BaseException | None,
         discard: Callable[[Any], None] | None,
     ) -> None:
+        self.waiting = None
         if not future.done():
             if error is None:
                 future.set_result(result)

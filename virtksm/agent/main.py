@@ -13,13 +13,15 @@ from virtksm.adapters.files import ensure_runtime, locked
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
-from virtksm.adapters.poke_fifo import PokeFifo, open_poke_fifo
+from virtksm.adapters.poke_fifo import open_poke_fifo
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.link import Link
+from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
+from virtksm.agent.status_socket import StatusSocket
 from virtksm.assemble import make_cycle
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
@@ -40,7 +42,8 @@ def serve(
 ) -> ExitCode:
     """Run an agent until SIGTERM or SIGINT; `started` is told of it once its loop runs.
 
-    Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used.
+    Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used, ConfigError
+    if the status socket cannot be given to `status_group`.
     """
     ensure_runtime(paths)
     second = AlreadyRunning(
@@ -72,6 +75,11 @@ async def _serve(
     def cycle_over(host: LibvirtHost, current: Config, memory: Memory) -> Cycle[Any]:
         return make_cycle(host, current, paths, memory=memory, facts=facts)
 
+    def reload() -> Config:
+        fresh = reload_config()
+        readers.follow(fresh.status_group)
+        return fresh
+
     agent = Agent(
         uri=uri,
         config=config,
@@ -79,10 +87,12 @@ async def _serve(
         calls=calls,
         reporter=reporter,
         make_cycle=cycle_over,
-        reload_config=reload_config,
+        reload_config=reload,
     )
+    readers = StatusSocket(paths, agent.handle)
+    readers.follow(config.status_group)
     agent.install_signals(loop)
-    fifo = _listen_for_pokes(loop, agent, paths, reporter)
+    pokes = _listen_for_pokes(agent, paths, reporter)
     try:
         listener = bind_socket(paths.control_socket)
     except OSError as error:
@@ -98,27 +108,22 @@ async def _serve(
     finally:
         watchdog.cancel()
         server.close()
+        readers.close()
         remove_socket(paths.control_socket)
-        if fifo is not None:
-            loop.remove_reader(fifo.descriptor)
-            fifo.close()
+        remove_socket(paths.status_socket)
+        if pokes is not None:
+            pokes.close()
 
 
-def _listen_for_pokes(
-    loop: asyncio.AbstractEventLoop, agent: Agent, paths: RuntimePaths, reporter: Reporter
-) -> PokeFifo | None:
+def _listen_for_pokes(agent: Agent, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
     try:
         fifo = open_poke_fifo(paths)
     except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
         reporter.poke_unavailable(error)
         return None
-
-    def read() -> None:
-        if fifo.drain():
-            agent.offer(Trigger.POKE)
-
-    loop.add_reader(fifo.descriptor, read)
-    return fifo
+    pokes = Pokes(fifo, lambda: agent.offer(Trigger.POKE), lambda: agent.config.coalesce_ms / 1000)
+    pokes.listen()
+    return pokes
 
 
 async def _feed_watchdog(notifier: Notifier, agent: Agent) -> None:

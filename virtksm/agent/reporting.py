@@ -47,6 +47,11 @@ class Reporter:
     def why_unlinked(self) -> str:
         return self._connect_error or "the agent is not connected to libvirt"
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the last attempt to connect, or else the last pass, failed; None if it did not."""
+        return self._connect_error or self._pass_error
+
     def disconnected(self, reason: str) -> None:
         self._log.warning("libvirt_disconnected", reason=reason)
         self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from virtksm import __version__
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import ConfigError, ExitCode, VirtksmError
+from virtksm.printable import printable
 from virtksm.runtime import DEFAULT_RUNTIME_DIR
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
+    "status": "say what the agent knows, also while libvirt does not answer",
     "restore": "give KSM's settings back as virtksm found them",
     "config": "check, show or import configuration",
     "demo": "show the agent at work on throwaway guests",
@@ -107,14 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser(named).parse_args(given)
         code = int(options.run(options))
         sys.stdout.flush()
-    except VirtksmError as error:
+    except ConfigError as error:  # a line for each finding, none with anything unprintable
         print(f"virtksm: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except VirtksmError as error:
+        print(f"virtksm: {printable(str(error))}", file=sys.stderr)
         return int(error.exit_code)
     except BrokenPipeError:  # the reader (head, grep -q) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at the end goes there
         return int(ExitCode.DONE)
     except OSError as error:  # what no adapter foresaw, such as a full disk behind standard output
-        print(f"virtksm: {error}", file=sys.stderr)
+        print(f"virtksm: {printable(str(error))}", file=sys.stderr)
         return int(ExitCode.FAILED)
     except KeyboardInterrupt:
         return 130

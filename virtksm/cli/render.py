@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from virtksm.printable import printable
 from virtksm.units import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -28,14 +29,14 @@ def pass_lines(record: Mapping[str, Any]) -> list[str]:
     ]
     after = decision["target"] if record["outcome"] == "dry_run" else record["after"]
     lines += _change_lines(record["before"], after, would=record["outcome"] == "dry_run")
-    return lines + [f"warning   {note}" for note in record["warnings"]]
+    return [printable(line) for line in lines + [f"warning   {note}" for note in record["warnings"]]]
 
 
 def restore_lines(record: Mapping[str, Any]) -> list[str]:
     """Render what a restore did."""
     lines = _change_lines(record["before"], record["after"], would=False)
     lines += [f"left      {name}: somebody else has changed it since" for name in record["left"]]
-    return lines + [f"warning   {refused['message']}" for refused in record["refused"]]
+    return [printable(line) for line in lines + [f"warning   {one['message']}" for one in record["refused"]]]
 
 
 def _change_lines(before: Mapping[str, int | None], after: Mapping[str, int | None], *, would: bool) -> list[str]:

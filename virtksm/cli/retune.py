@@ -63,6 +63,11 @@ def _through_agent(paths: RuntimePaths, uri: str, *, dry_run: bool) -> dict[str,
     request = {"op": "retune", "uri": uri, "dry_run": dry_run}
     try:
         answer = ask(paths.control_socket, request, timeout_s=ANSWER_WITHIN_S)
+    except PermissionError as error:
+        raise VirtksmError(
+            f"you may not ask the agent at {paths.control_socket}, if one runs",
+            remedy="only root and the agent's own user may have it do anything: run this as root",
+        ) from error
     except (OSError, ValueError) as error:
         raise VirtksmError(
             f"the agent at {paths.control_socket} does not answer: {error}",

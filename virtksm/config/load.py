@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from virtksm.config.groups import group_id
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
 from virtksm.errors import ConfigError, Finding
 
@@ -51,6 +52,7 @@ def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADM
         origins.update(dict.fromkeys(good, file))
     config = build(values)
     findings += _find_inconsistent(config, origins, findings)
+    findings += _find_unknown_group(config, origins)
     if findings:
         raise ConfigError(findings)
     return Loaded(config=config, origins=origins, files=tuple(files))
@@ -215,6 +217,15 @@ def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[F
             where = ", ".join(shown(file) for file in files if file != DEFAULT)
             found.append(Finding(file=where, key=names[0], problem=problem, remedy=remedy))
     return found
+
+
+def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[Finding]:
+    name = config.status_group
+    if not name or group_id(name) is not None:
+        return []
+    problem = f"is {quoted(name)}, and this machine has no such group"
+    remedy = "create it (groupadd), or name one that exists"
+    return [Finding(file=shown(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
 
 
 def _unreadable(file: str, error: OSError) -> Finding:

@@ -21,6 +21,7 @@ KSMTUNEDS = "ksmtuned's own, so that both do the same."
 class Key:
     """What is known of one key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
 
+    A text without choices may be any; what it names is looked for where the configuration is loaded.
     `reason` says why it has its default.
     """
 
@@ -39,6 +40,8 @@ class Key:
             return " | ".join(f'"{choice}"' for choice in self.choices)
         if isinstance(self.default, bool):
             return "true | false"
+        if isinstance(self.default, str):
+            return '"TEXT"'
         return f"{self.minimum}..{self.maximum} {self.unit}".rstrip()
 
 
@@ -216,6 +219,11 @@ class Config:
         unit="s",
         minimum=1,
         maximum=600,
+    )
+    status_group: str = key(
+        "",
+        "A group of users whose members may read the agent's status (`virtksm status`), and nothing else.",
+        "Root and the agent's own user may; nobody else, unless told.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",

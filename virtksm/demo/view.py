@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from virtksm.printable import printable
+
 MIB = 1024 * 1024
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 
@@ -37,7 +39,7 @@ class LiveView:
 
     def say(self, kind: str, text: str) -> None:
         """Print one line: seconds since the start, what it is, and the text."""
-        print(f"{self.now() - self.began_s:6.1f} s  {kind:<8} {text}", file=self.stream, flush=True)
+        print(f"{self.now() - self.began_s:6.1f} s  {kind:<8} {printable(text)}", file=self.stream, flush=True)
 
     def saw(self, pages_sharing: int | None) -> None:
         """Take a reading of pages_sharing; what was shared before the demonstration is not its merit."""

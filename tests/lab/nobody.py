@@ -1,0 +1,38 @@
+"""The command line as another user has it, one with no rights of his own; needs root.
+
+The program is loaded before root is given up: the tree and its interpreter may lie where nobody else may read.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+NOBODY = 65534
+HANG_S = 30.0
+
+_PROGRAM = """
+import os, sys
+import json, virtksm.adapters.control, virtksm.cli.retune, virtksm.cli.status
+from virtksm.cli.main import main
+user, *groups = map(int, sys.argv[1].split())
+os.setgroups(groups)
+os.setgid(user)
+os.setuid(user)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run_as_nobody(*arguments: str, gids: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a virtksm command to its end as the user nobody, who is in the groups `gids`, too."""
+    who = " ".join(map(str, (NOBODY, *gids)))
+    return subprocess.run(
+        [sys.executable, "-c", _PROGRAM, who, *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )

@@ -1,0 +1,142 @@
+"""Names of guests and other texts from outside are data wherever they are shown: one line, nothing unprintable."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from virtksm.adapters.systemd import Notifier
+from virtksm.cli.main import main
+from virtksm.cli.render import pass_lines, restore_lines
+from virtksm.cli.status import status_lines
+from virtksm.demo.view import LiveView
+from virtksm.logs import configure
+from virtksm.printable import printable
+
+NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
+EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"
+
+SETTINGS = {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unconfigured() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def said(log_format: str, **fields: object) -> str:
+    stream = io.StringIO()
+    configure("info", log_format, stream=stream)
+    structlog.get_logger().info("event_received", **fields)
+    return stream.getvalue()
+
+
+@given(name=NAMES)
+@example(name=EVIL)
+def test_what_is_printable_stays_as_it_is_and_the_rest_is_escaped(name: str) -> None:
+    shown = printable(name)
+    assert shown.isprintable()
+    assert (shown == name) == name.isprintable()
+    assert printable(shown) == shown
+
+
+@given(name=NAMES)
+@example(name=EVIL)
+@pytest.mark.parametrize("log_format", ["console", "json", "journal"])
+def test_a_name_makes_one_printable_line_of_the_log_wherever_it_stands(log_format: str, name: str) -> None:
+    line = said(log_format, guest=name, decision={"reason": name, name: [name, (name,)]}, notes=[{"note": name}])
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    if log_format == "journal":
+        assert line.startswith("<6>event_received guest=")
+    if log_format == "json":
+        assert json.loads(line)["guest"] == name
+
+
+@given(name=NAMES)
+@example(name=EVIL)
+def test_a_name_is_one_line_of_the_demonstration(name: str) -> None:
+    stream = io.StringIO()
+    view = LiveView(stream=stream, page_bytes=4096)
+    event = {"event": "event_received", "level": "info", "guest": name, "trigger": "started", "detail": name}
+    with pytest.raises(structlog.DropEvent):
+        view.render(None, "info", event)
+    with pytest.raises(structlog.DropEvent):
+        view.render(None, "info", {"event": "pass_failed", "level": "error", "error": name})
+    shown = stream.getvalue()
+    assert shown.count("\n") == 2
+    assert shown.replace("\n", "").isprintable()
+
+
+@given(text=NAMES)
+@example(text=EVIL)
+def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> None:
+    record = {
+        "uri": text,
+        "source": "local",
+        "policy": text,
+        "triggers": [text],
+        "sensed": dict.fromkeys(("free_kib", "buffers_kib", "cached_kib", "total_kib", "committed_kib", "guests"), 1)
+        | {"guests_unread": 0},
+        "decision": {"parked": False, "reason": text, "rule": text, "target": SETTINGS},
+        "outcome": text,
+        "duration_ms": 1.0,
+        "before": SETTINGS,
+        "after": SETTINGS,
+        "warnings": [text],
+        "left": [text],
+        "refused": [{"message": text}],
+    }
+    libvirt = {"answers": False, "silent_since": text, "silent_s": 3.0, "waiting_for": text, "error": text}
+    status = {
+        "uri": text,
+        "policy": text,
+        "version": text,
+        "libvirt": libvirt,
+        "last_pass": record,
+        "last_pass_ago_s": 1.0,
+        "next_pass_s": None,
+        "stranded": {"possible": False},
+    }
+    lines = pass_lines(record) + restore_lines(record) + status_lines(status)
+    assert all(line.isprintable() for line in lines)
+
+
+@given(text=NAMES.filter(lambda text: "\0" not in text and text.isprintable() is False))
+@example(text=EVIL)
+def test_an_error_costs_one_printable_line(text: str) -> None:
+    told = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder:
+        place = f"{folder}/{text.encode('utf-8', 'replace').decode().replace('/', '_')[:20]}"
+        Path(place).write_text("no folder", encoding="ascii")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stderr", told)
+            assert main(["--runtime-dir", place, "status"]) == 1
+    assert told.getvalue().startswith("virtksm: ")
+    assert told.getvalue().removesuffix("\n").isprintable()
+
+
+@given(text=NAMES)
+@example(text=EVIL)
+def test_systemds_status_line_is_one_printable_line(text: str) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        manager.bind(f"{folder}/notify")
+        Notifier({"NOTIFY_SOCKET": f"{folder}/notify"}, pid=os.getpid()).send(STATUS=f"pass failed: {text}")
+        lines = manager.recv(65536).decode().split("\n")
+    assert len(lines) == 1
+    assert lines[0].startswith("STATUS=pass failed: ")
+    assert lines[0].isprintable()

@@ -1,0 +1,218 @@
+"""Texts of the kernel, of processes, of the kept state, and pokes: whatever they hold, only documented errors come out.
+
+What was found is kept as examples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor
+from virtksm.adapters.local_facts import (
+    ProcFacts,
+    parse_choice,
+    parse_counter,
+    parse_guest_uuid,
+    parse_meminfo,
+    parse_vmstat,
+)
+from virtksm.adapters.poke_fifo import open_poke_fifo
+from virtksm.adapters.state_file import StateFile, dump_state, parse_state
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import SensingFailed, StateUnusable
+from virtksm.model import KERNEL_MAXIMUM, PARAMETERS, Guest, Occasion, Trigger
+from virtksm.policy import POLICIES, make_policy
+from virtksm.runtime import RuntimePaths
+
+Result = TypeVar("Result")
+Failure = TypeVar("Failure", bound=Exception)
+
+ENDLESS = "9" * 5000
+"""More digits than Python turns into a number."""
+names = st.sampled_from(["MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "cow_ksm", "", "\u0661"])
+figures = st.one_of(st.integers().map(str), st.sampled_from(["", " ", "x", "1_0", "\u0661\u0662", "\u00b2", ENDLESS]))
+meminfos = st.lists(st.tuples(names, figures).map(lambda pair: f"{pair[0]}: {pair[1]} kB")).map("\n".join)
+texts = st.one_of(st.text(), meminfos, figures, figures.map(lambda figure: f"{figure}\n"))
+
+
+def outcome(call: Callable[[], Result], documented: type[Failure]) -> Result | Failure:
+    """What a call gives back, or the one error that it may raise."""
+    try:
+        return call()
+    except documented as error:
+        return error
+
+
+@given(text=texts)
+@example(text="MemTotal: \nMemFree: 1 kB\n")
+@example(text=f"MemTotal: {ENDLESS} kB\n")
+@example(text="MemTotal: -1 kB\nMemFree: 1 kB\nBuffers: 1 kB\nCached: 1 kB\n")
+def test_any_meminfo_is_memory_or_an_error(text: str) -> None:
+    memory = outcome(lambda: parse_meminfo(text), ValueError)
+    if isinstance(memory, ValueError):
+        assert str(memory).endswith(" is missing")
+        return
+    kept = (memory.total_kib, memory.free_kib, memory.buffers_kib, memory.cached_kib, memory.available_kib)
+    assert all(kib is None or kib >= 0 for kib in kept)
+
+
+@given(text=texts)
+@example(text=ENDLESS)
+@example(text="\u00b2")
+@example(text=f"cow_ksm {ENDLESS}")
+def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
+    for number in (parse_counter(text), parse_vmstat(text, "cow_ksm")):
+        assert number is None or 0 <= number < 10**20
+    assert parse_choice(text) in text
+
+
+@given(content=st.binary(), begins=st.sampled_from([b"", b"-uuid\0", b"\0-uuid\0", b"qemu\0-uuid"]))
+def test_any_command_line_is_a_guests_or_none(content: bytes, begins: bytes) -> None:
+    uuid = parse_guest_uuid(begins + content)
+    assert uuid is None or isinstance(uuid, str)
+
+
+@given(content=st.binary() | texts.map(str.encode))
+@example(content=b"\xff")
+@example(content=ENDLESS.encode())
+def test_any_bytes_in_the_kernels_files_are_facts_or_a_sensing_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "PROCFS_PATH", folder)
+        for name in ("meminfo", "vmstat", "run", "advisor_mode"):
+            (Path(folder) / name).write_bytes(content)
+        (Path(folder) / "7").mkdir()
+        (Path(folder) / "7" / "cmdline").write_bytes(content)
+        facts = ProcFacts(FakeClock(), sys_ksm=folder)
+        memory = outcome(facts.host_memory, SensingFailed)
+        if isinstance(memory, SensingFailed):
+            assert memory.message.startswith(f"{folder}/meminfo: ")
+            assert memory.remedy
+        assert facts.vm_counters("cow_ksm", "thp_split_page") is not None
+        assert facts.ksm_counter("run") is None or content.strip().isdigit()
+        assert isinstance(facts.advisor_mode(), str)
+
+
+def with_other_values(past: dict[str, object]) -> st.SearchStrategy[dict[str, object]]:
+    """A past with some of its values replaced."""
+    return st.dictionaries(st.sampled_from(sorted(past)), jsons).map(lambda changed: {**past, **changed})
+
+
+jsons: st.SearchStrategy[object] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+settings = st.none() | st.booleans() | st.integers(-1, KERNEL_MAXIMUM + 1) | st.floats()
+ownerships = st.fixed_dictionaries({}, optional=dict.fromkeys(("baseline", "intended", "applied"), settings))
+
+
+def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
+    """Run two passes of a policy and a restore over a kept state; return the kernel, or why there was none."""
+    hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
+    config = Config(policy=name)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RuntimePaths(f"{folder}/run")
+        store = StateFile(paths, "local")
+        with store.locked():
+            Path(paths.host_state("local")).write_bytes(content)
+        clock = FakeClock()
+        cycle = Cycle(
+            hypervisor=hypervisor,
+            local=FakeFacts(rss_kib={"u": 4096}),
+            policy=make_policy(config),
+            store=store,
+            clock=clock,
+            on_conflict="reassert",
+            memory=Memory(),
+        )
+
+        def run() -> FakeHypervisor:
+            for trigger in (Trigger.CONNECTED, Trigger.TIMER):
+                cycle.run(Occasion(triggers=frozenset({trigger})))
+                clock.now_s += 1
+            cycle.restore()
+            return hypervisor
+
+        done = outcome(run, StateUnusable)
+        if isinstance(done, StateUnusable):
+            assert done.message.startswith(f"{paths.host_state('local')}: ")
+            assert done.remedy
+            assert Path(paths.host_state("local")).read_bytes() == content, "damaged, it is kept as it is"
+            assert hypervisor.calls == []
+        return done
+
+
+def check_pass_over(content: bytes, name: str) -> None:
+    """Nothing but numbers that the kernel takes is written, and nothing at all over a state that is damaged."""
+    kernel = pass_over(content, name)
+    if isinstance(kernel, FakeHypervisor):
+        assert all(0 <= value <= KERNEL_MAXIMUM for call in kernel.calls for value in call.values())
+
+
+@given(content=st.binary(), name=st.sampled_from(sorted(POLICIES)))
+@example(content=b"[" * 100_000, name="adaptive")
+@example(content=ENDLESS.encode(), name="adaptive")
+@example(content=b"\xff", name="ksmtuned")
+def test_any_bytes_for_a_state_are_refused_and_nothing_is_written(content: bytes, name: str) -> None:
+    assert isinstance(pass_over(content, name), StateUnusable)
+
+
+@given(
+    parameters=st.dictionaries(st.sampled_from([*PARAMETERS, "run"]), ownerships | jsons, max_size=3),
+    policy=st.fixed_dictionaries({"name": st.sampled_from([*POLICIES, None, 3]), "past": jsons}) | jsons,
+    name=st.sampled_from(sorted(POLICIES)),
+)
+@example(parameters={"pages_to_scan": {"baseline": -1, "applied": 100}}, policy={}, name="adaptive")
+@example(parameters={"sleep_millisecs": {"baseline": True, "applied": 20}}, policy={}, name="adaptive")
+@example(parameters={"pages_to_scan": {"baseline": 2**40, "applied": 100}}, policy={}, name="ksmtuned")
+def test_anything_like_a_state_is_a_state_or_refused(parameters: object, policy: object, name: str) -> None:
+    check_pass_over(json.dumps({"schema": 1, "parameters": parameters, "policy": policy}).encode(), name)
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(POLICIES)))
+def test_a_past_with_anything_in_its_values_begins_anew_or_is_taken(data: st.DataObject, name: str) -> None:
+    kept = json.loads(dump_state(parse_state(first_state(name))))
+    kept["policy"]["past"] = data.draw(with_other_values(kept["policy"]["past"]))
+    check_pass_over(json.dumps(kept).encode(), name)
+
+
+def first_state(name: str) -> str:
+    """The state that two passes of a policy leave."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RuntimePaths(f"{folder}/run")
+        cycle = Cycle(
+            hypervisor=FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),)),
+            local=FakeFacts(rss_kib={"u": 4096}),
+            policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
+            store=StateFile(paths, "local"),
+            clock=FakeClock(),
+            on_conflict="reassert",
+            memory=Memory(),
+        )
+        cycle.run(Occasion(triggers=frozenset({Trigger.CONNECTED})))
+        return Path(paths.host_state("local")).read_text(encoding="utf-8")
+
+
+@given(pokes=st.lists(st.binary(min_size=1, max_size=4096), min_size=1, max_size=8))
+def test_any_pokes_are_somebody_poked(pokes: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RuntimePaths(f"{folder}/run")
+        fifo = open_poke_fifo(paths)
+        for poke in pokes:
+            descriptor = os.open(paths.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(descriptor, poke)
+            os.close(descriptor)
+        assert fifo.drain() is True
+        assert fifo.drain() is False
+        fifo.close()

@@ -1,0 +1,344 @@
+"""What the agent tells of itself: when libvirt counts as silent, what may be stranded, what it costs; and who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from tests.lab.nobody import PROJECT, run_as_nobody
+from virtksm.adapters.control import ask
+from virtksm.adapters.systemd import Notifier
+from virtksm.agent.agent import Agent
+from virtksm.agent.blocking import BlockingCalls, Waiting
+from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.agent.link import Link
+from virtksm.agent.reporting import Reporter
+from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
+from virtksm.cli.main import main
+from virtksm.cli.status import status_lines
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import ExitCode, LibvirtTimeout
+from virtksm.model import PARKED, Occasion, Settings, Trigger
+from virtksm.record import PassRecord
+from virtksm.runtime import RuntimePaths
+
+LONG_S = 30.0
+SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
+NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
+
+
+def passed(target: Settings, *, run: int | None = 1) -> PassRecord:
+    cycle = Cycle(
+        hypervisor=FakeHypervisor(),
+        local=FakeFacts(run=run),
+        policy=TargetPolicy(target=target),
+        store=FakeStore(),
+        clock=FakeClock(),
+        on_conflict="reassert",
+        memory=Memory(),
+    )
+    return cycle.run(Occasion(triggers=frozenset({Trigger.STARTED})))
+
+
+def standing(**changes: Any) -> Standing:  # noqa: ANN401  # any field of Standing
+    calm = Standing(
+        version="1.2.3",
+        uri="qemu:///system",
+        policy="adaptive",
+        now_s=1000.0,
+        lost_s=None,
+        waiting=None,
+        error=None,
+        last=passed(SCANNING),
+        last_s=990.0,
+        next_s=1004.0,
+    )
+    return replace(calm, **changes)
+
+
+A_CALL = Waiting(what="pass", since_s=1000.0 - SILENT_AFTER_S)
+LATE = Waiting(what="pass", since_s=990.0)
+
+
+@pytest.mark.parametrize(
+    ("lost_s", "waiting", "silence"),
+    [
+        (None, None, None),
+        (None, A_CALL, None),
+        (None, LATE, LATE),
+        (900.0, None, Waiting(what=A_CONNECTION, since_s=900.0)),
+        (900.0, Waiting(what="open", since_s=999.5), Waiting(what=A_CONNECTION, since_s=900.0)),
+        (900.0, Waiting(what="open", since_s=950.0), Waiting(what="open", since_s=900.0)),
+        (995.0, LATE, LATE),
+    ],
+)
+def test_libvirt_is_silent_without_a_connection_or_when_a_call_is_late(
+    lost_s: float | None, waiting: Waiting | None, silence: Waiting | None
+) -> None:
+    assert standing(lost_s=lost_s, waiting=waiting).silence == silence
+
+
+@pytest.mark.parametrize(
+    ("last", "lost_s", "waiting", "stranded"),
+    [
+        (passed(SCANNING), None, None, False),
+        (passed(SCANNING), 900.0, None, True),
+        (passed(SCANNING, run=0), 900.0, None, False),
+        (passed(SCANNING, run=None), 900.0, None, True),
+        (passed(PARKED), 900.0, None, False),
+        (passed(PARKED), None, LATE, True),
+        (passed(PARKED), None, replace(LATE, what="close"), False),
+        (None, 900.0, None, None),
+        (None, None, LATE, True),
+    ],
+)
+def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
+    last: PassRecord | None, lost_s: float | None, waiting: Waiting | None, stranded: bool | None
+) -> None:
+    assert standing(last=last, lost_s=lost_s, waiting=waiting).may_be_stranded is stranded
+
+
+@pytest.mark.parametrize(
+    ("settings", "percent"),
+    [
+        (PARKED, 0.0),
+        (SCANNING, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 8)
+        (Settings(pages_to_scan=571_428, sleep_millisecs=60_000), 6.2),
+        (Settings(pages_to_scan=100_000, sleep_millisecs=0), 100.0),
+        (Settings(pages_to_scan=1250, sleep_millisecs=10), 46.7),
+        (Settings(pages_to_scan=None, sleep_millisecs=None), 0.0),
+    ],
+)
+def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, percent: float) -> None:
+    assert round(worst_core_percent(settings), 1) == percent
+
+
+def test_the_fields_are_those_that_are_documented() -> None:
+    last = passed(SCANNING)
+    told = standing(last=last, lost_s=940.0, error="connection refused").as_dict(NOW)
+    assert json.loads(json.dumps(told)) == {
+        "schema": 1,
+        "version": "1.2.3",
+        "uri": "qemu:///system",
+        "policy": "adaptive",
+        "libvirt": {
+            "connected": False,
+            "answers": False,
+            "silent_since": "2026-11-25T11:59:00+00:00",
+            "silent_s": 60.0,
+            "waiting_for": "a connection",
+            "error": "connection refused",
+        },
+        "last_pass": last.as_dict(),
+        "last_pass_ago_s": 10.0,
+        "next_pass_s": 4.0,
+        "stranded": {
+            "possible": True,
+            "settings": {"pages_to_scan": 285_714, "sleep_millisecs": 60_000, "merge_across_nodes": 1},
+            "worst_core_percent": 3.2,
+        },
+    }
+    documented = (PROJECT / "docs/commands.md").read_text(encoding="utf-8")
+    libvirt, stranded = told["libvirt"], told["stranded"]
+    assert isinstance(libvirt, dict)
+    assert isinstance(stranded, dict)
+    plain = [name for name in told if name not in ("libvirt", "stranded")]
+    names = [*plain, *(f"libvirt.{name}" for name in libvirt), *(f"stranded.{name}" for name in stranded)]
+    assert [name for name in names if f"`{name}`" not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ["libvirt   answers", "stranded  no", "next pass in 4.0 s", "last pass 10.0 s ago, for started: applied"]),
+        ({"last": None, "last_s": None, "next_s": None}, ["last pass none yet", "next pass none planned"]),
+        (
+            {"lost_s": 940.0, "error": "refused"},
+            [
+                "libvirt   not answering since 2026-11-25T11:59:00+00:00 (60 s), waiting for: a connection (refused)",
+                "stranded  possibly: only libvirt can slow ksmd down; with 285714 pages every 60000 ms",
+                "3.2 % of a core at worst",
+            ],
+        ),
+        ({"lost_s": 940.0, "last": None}, ["stranded  unknown: no pass yet"]),
+        ({"waiting": LATE, "last": None}, ["stranded  possibly: the first pass has not come back"]),
+        ({"next_s": 990.0}, ["next pass in 0.0 s"]),
+    ],
+)
+def test_people_are_told_in_five_lines(changes: dict[str, Any], told: list[str]) -> None:
+    lines = status_lines(json.loads(json.dumps(standing(**changes).as_dict(NOW))))
+    assert len(lines) == 5
+    assert [text for text in told if not any(text in line for line in lines)] == []
+
+
+def make_agent() -> Agent:
+    """An agent that has not begun: it has no connection, and asks for none."""
+    reporter = Reporter(Notifier({}))
+    calls = BlockingCalls()
+
+    def make_cycle(*_: object) -> Cycle[Any]:
+        raise AssertionError("no pass was asked for")
+
+    return Agent(
+        uri="qemu:///system",
+        config=Config(),
+        link=Link(calls, reporter.connect_failed),
+        calls=calls,
+        reporter=reporter,
+        make_cycle=make_cycle,
+        reload_config=Config,
+    )
+
+
+@pytest.fixture
+def paths() -> Iterator[RuntimePaths]:
+    with tempfile.TemporaryDirectory(prefix="vs", dir="/tmp") as folder:
+        paths = RuntimePaths(folder)
+        Path(paths.agent_dir).mkdir()
+        yield paths
+
+
+def serve(paths: RuntimePaths, handle: Callable[[Mapping[str, object]], Any], client: Callable[[], None]) -> None:
+    """Serve `handle` while `client` runs in a thread of its own."""
+
+    async def both() -> None:
+        server = ControlServer(handle)
+        await server.start(bind_socket(paths.control_socket))
+        try:
+            await asyncio.to_thread(client)
+        finally:
+            server.close()
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    asyncio.run(both())
+
+
+def test_it_answers_while_a_call_of_libvirts_hangs_and_names_the_call(paths: RuntimePaths) -> None:
+    released = threading.Event()
+
+    async def hang() -> None:
+        agent = make_agent()
+        with pytest.raises(LibvirtTimeout):
+            await agent.calls.run("open", released.wait, 0.001)
+        server = ControlServer(agent.handle)
+        await server.start(bind_socket(paths.control_socket))
+        answer = await asyncio.to_thread(ask, paths.control_socket, {"op": "status"}, timeout_s=LONG_S)
+        assert answer is not None
+        status = answer["status"]
+        assert isinstance(status, dict)
+        assert (status["libvirt"]["connected"], status["libvirt"]["answers"]) == (False, False)
+        assert waits_for(agent.calls) == "open"
+        server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    try:
+        asyncio.run(hang())
+    finally:
+        released.set()
+
+
+def waits_for(calls: BlockingCalls) -> str | None:
+    return None if calls.waiting is None else calls.waiting.what
+
+
+def test_a_call_that_comes_back_is_waited_for_no_more_also_if_late() -> None:
+    async def call() -> None:
+        loop = asyncio.get_running_loop()
+        calls, released, back = BlockingCalls(), threading.Event(), asyncio.Event()
+
+        def discard(_late: bool) -> None:
+            loop.call_soon_threadsafe(back.set)
+
+        assert await calls.run("open", lambda: waits_for(calls), LONG_S) == "open"
+        assert waits_for(calls) is None
+        with pytest.raises(LibvirtTimeout):
+            await calls.run("pass", released.wait, 0.001, discard=discard)
+        assert waits_for(calls) == "pass"
+        released.set()
+        await asyncio.wait_for(back.wait(), LONG_S)
+        assert waits_for(calls) is None
+
+    asyncio.run(call())
+
+
+jsons: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+requests = st.fixed_dictionaries(
+    {},
+    optional={"op": st.sampled_from(["retune", "status"]) | jsons, "uri": st.just("qemu:///system") | jsons}
+    | {"dry_run": jsons},
+)
+
+
+@given(request=requests)
+def test_any_request_is_answered_without_a_connection(request: dict[str, object]) -> None:
+    agent = make_agent()
+    answer = asyncio.run(agent.handle(request))
+    assert json.loads(json.dumps(answer)).keys() >= {"ok"}
+    assert len(json.dumps(answer)) < 4096
+    if not answer["ok"] and "other_uri" not in answer:
+        assert answer["error"]
+        assert answer["exit_code"] in list(map(int, ExitCode))
+    assert agent.requests == [], "nothing is kept of it"
+
+
+def test_without_an_agent_it_says_what_to_do(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.FAILED
+    assert capsys.readouterr().err == (f"virtksm: no agent runs with {paths.root}: start it: systemctl start virtksm\n")
+
+
+def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = make_agent()
+
+    def client() -> None:
+        assert main(["--runtime-dir", paths.root, "status", "--json"]) == ExitCode.DONE
+        told = json.loads(capsys.readouterr().out)
+        assert (told["uri"], told["libvirt"]["waiting_for"]) == ("qemu:///system", "a connection")
+        assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.DONE
+        assert capsys.readouterr().out.startswith("agent     qemu:///system, policy adaptive, virtksm ")
+
+    serve(paths, agent.handle, client)
+
+
+async def knows_no_status(_request: Mapping[str, object]) -> dict[str, object]:
+    return {"ok": False, "error": "unknown op 'status'", "exit_code": 2}
+
+
+def test_an_agent_of_another_version_is_told_as_such(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
+    def client() -> None:
+        assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.FAILED
+
+    serve(paths, knows_no_status, client)
+    assert "unknown op 'status': are both of the same version?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [("status", "status_group"), ("retune", "run this as root")],
+)
+def test_who_may_not_ask_is_told_so_in_plain_words(paths: RuntimePaths, command: str, remedy: str) -> None:
+    Path(paths.root).chmod(0o755)
+    Path(paths.agent_dir).chmod(0o750)
+    done = run_as_nobody("--runtime-dir", paths.root, command)
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr.startswith("virtksm: you may not ask the agent ")
+    assert remedy in done.stderr
+    assert done.stderr.count("\n") == 1

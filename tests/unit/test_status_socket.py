@@ -1,0 +1,303 @@
+"""Who may ask the agent what: real sockets, and clients of other users; needs root, as giving up its user does."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from virtksm.adapters.control import ask
+from virtksm.adapters.files import ensure_runtime
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.control_server import MAX_OF_A_READER, ControlServer, bind_socket
+from virtksm.agent.status_socket import StatusSocket, bind_for_group
+from virtksm.errors import ConfigError
+from virtksm.runtime import RuntimePaths
+
+GROUP, OTHER_GROUP = "daemon", "bin"
+GID = grp.getgrnam(GROUP).gr_gid
+NOBODY, SOMEBODY = 65534, 65533
+LONG_S = 60.0
+PYTHON = str(Path(sys.executable).resolve())
+
+ASK = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.settimeout(60)
+try:
+    connection.connect(sys.argv[1])
+except OSError as error:
+    sys.exit(type(error).__name__)
+try:
+    connection.sendall(sys.argv[2].encode() + b"\\n")
+except (BrokenPipeError, ConnectionResetError):
+    pass  # turned away already; what was said is still there
+print(connection.makefile().readline())
+"""
+HOLD = """
+import socket, sys
+held = []
+for _ in range(1000):
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def paths() -> Iterator[RuntimePaths]:
+    folder = Path(tempfile.mkdtemp(prefix="vs", dir="/tmp"))  # where everybody may enter
+    folder.chmod(0o755)
+    paths = RuntimePaths(str(folder / "run"))
+    ensure_runtime(paths)
+    yield paths
+    shutil.rmtree(folder)
+
+
+async def echo(request: Mapping[str, object]) -> dict[str, object]:
+    return {"ok": True, "asked": request["op"]}
+
+
+def open_to_all(paths: RuntimePaths) -> None:
+    Path(paths.agent_dir).chmod(0o755)
+    Path(paths.control_socket).chmod(0o666)
+
+
+def count_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def is_there(path: str) -> bool:
+    return os.path.lexists(path)
+
+
+def serve(paths: RuntimePaths, group: str, test: Callable[[StatusSocket], Awaitable[None]]) -> None:
+    """Serve both sockets as the agent does, while `test` runs."""
+
+    async def both() -> None:
+        control = ControlServer(echo)
+        await control.start(bind_socket(paths.control_socket))
+        readers = StatusSocket(paths, echo)
+        readers.follow(group)
+        try:
+            await test(readers)
+        finally:
+            readers.close()
+            control.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            if tasks:
+                await asyncio.wait(tasks, timeout=LONG_S)
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    asyncio.run(both())
+
+
+async def ask_as(uid: int, gids: list[int], path: str, op: str) -> dict[str, object] | str:
+    """Ask as another user; return the answer, or the name of the error that connecting met."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [PYTHON, "-I", "-S", "-c", ASK, path, json.dumps({"op": op})],
+        user=uid,
+        group=NOBODY,
+        extra_groups=gids,
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=False,
+    )
+    if done.returncode:
+        return done.stderr.strip()
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@contextmanager
+def thousand_connections(uid: int, gids: list[int], path: str) -> Iterator[subprocess.Popen[str]]:
+    """Have another user open 1,000 connections and hold them."""
+    with subprocess.Popen(
+        [PYTHON, "-I", "-S", "-c", HOLD, path],
+        user=uid,
+        group=NOBODY,
+        extra_groups=gids,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holding:
+        try:
+            yield holding
+        finally:
+            holding.kill()
+
+
+def test_a_member_of_the_group_may_read_status_and_nobody_else(paths: RuntimePaths) -> None:
+    async def test(_readers: StatusSocket) -> None:
+        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+        assert await ask_as(NOBODY, [], paths.status_socket, "status") == "PermissionError"
+        assert await ask_as(0, [], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+
+    serve(paths, GROUP, test)
+
+
+def test_a_member_may_change_nothing(paths: RuntimePaths) -> None:
+    async def test(_readers: StatusSocket) -> None:
+        answer = await ask_as(NOBODY, [GID], paths.status_socket, "retune")
+        assert isinstance(answer, dict)
+        assert answer["ok"] is False
+        assert "only root and the agent's own user may ask more" in str(answer["error"])
+        assert await ask_as(NOBODY, [GID], paths.control_socket, "retune") == "PermissionError"
+
+    serve(paths, GROUP, test)
+
+
+def test_whoever_reaches_the_control_socket_all_the_same_is_told_that_he_may_not_ask(paths: RuntimePaths) -> None:
+    async def test(_readers: StatusSocket) -> None:
+        open_to_all(paths)
+        for op in ("status", "retune"):
+            answer = await ask_as(NOBODY, [GID], paths.control_socket, op)
+            assert isinstance(answer, dict)
+            assert answer["error"] == "only root and the agent's own user may ask here"
+
+    serve(paths, "", test)
+
+
+def test_a_thousand_connections_of_a_member_keep_nobody_from_being_served_and_no_pass_from_running(
+    paths: RuntimePaths,
+) -> None:
+    async def test(_readers: StatusSocket) -> None:
+        before = count_descriptors()
+        with thousand_connections(NOBODY, [GID], paths.status_socket) as holding:
+            assert holding.stdout is not None
+            assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+            retuned = await asyncio.to_thread(ask, paths.control_socket, {"op": "retune"}, timeout_s=LONG_S)
+            assert retuned == {"ok": True, "asked": "retune"}
+            assert await BlockingCalls().run("pass", lambda: "passed", LONG_S) == "passed"
+            assert await ask_as(SOMEBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+            grown = count_descriptors() - before
+            assert grown <= MAX_OF_A_READER + 16, "those with a place, and the pipes of the clients here"
+
+    serve(paths, GROUP, test)
+
+
+def test_a_user_has_few_places_and_is_told_so(paths: RuntimePaths) -> None:
+    async def test(_readers: StatusSocket) -> None:
+        with thousand_connections(NOBODY, [GID], paths.status_socket) as holding:
+            assert holding.stdout is not None
+            assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+            answer = await ask_as(NOBODY, [GID], paths.status_socket, "status")
+            assert isinstance(answer, dict)
+            assert answer["error"] == "too many clients"
+
+    serve(paths, GROUP, test)
+
+
+def test_without_a_group_there_is_no_socket_also_where_a_killed_agent_left_one(paths: RuntimePaths) -> None:
+    async def test(_readers: StatusSocket) -> None:
+        assert not is_there(paths.status_socket)
+        assert await ask_as(NOBODY, [GID], paths.control_socket, "status") == "PermissionError"
+
+    bind_for_group(paths.status_socket, GID).close()
+    serve(paths, "", test)
+
+
+def test_the_group_follows_the_configuration(paths: RuntimePaths) -> None:
+    async def test(readers: StatusSocket) -> None:
+        readers.follow(OTHER_GROUP)
+        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == "PermissionError"
+        other = grp.getgrnam(OTHER_GROUP).gr_gid
+        assert await ask_as(NOBODY, [other], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+        readers.follow("")
+        assert not is_there(paths.status_socket)
+
+    serve(paths, GROUP, test)
+
+
+def test_a_group_that_cannot_be_had_is_an_error_and_changes_nothing(paths: RuntimePaths) -> None:
+    async def test(readers: StatusSocket) -> None:
+        with pytest.raises(ConfigError) as unknown:
+            readers.follow("no-such-group")
+        (finding,) = unknown.value.findings
+        assert (finding.file, finding.key) == (paths.status_socket, "status_group")
+        assert "no such group" in finding.problem
+        assert "groupadd" in finding.remedy
+        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+
+    serve(paths, GROUP, test)
+
+
+def test_a_folder_that_cannot_be_opened_to_the_group_is_an_error(paths: RuntimePaths) -> None:
+    Path(paths.agent_dir).rmdir()
+    elsewhere = Path(paths.root).parent / "elsewhere"
+    elsewhere.mkdir()
+    Path(paths.agent_dir).symlink_to(elsewhere)
+
+    async def follow() -> None:
+        StatusSocket(paths, echo).follow(GROUP)
+
+    with pytest.raises(ConfigError, match="cannot be given the socket: Not a directory; the agent's user must be"):
+        asyncio.run(follow())
+    assert list(elsewhere.iterdir()) == []
+    assert elsewhere.stat().st_gid != GID
+
+
+def test_at_no_step_may_anybody_connect_who_may_not_in_the_end(
+    paths: RuntimePaths, at_every_step: Callable[[Callable[[], None]], None]
+) -> None:
+    seen: set[tuple[str, int, int]] = set()
+
+    def look() -> None:
+        for path in (paths.status_socket, f"{paths.status_socket}.new"):
+            if os.path.lexists(path):
+                status = os.lstat(path)
+                seen.add((path, stat.S_IMODE(status.st_mode), status.st_gid))
+
+    at_every_step(look)
+    umask = os.umask(0)
+    try:
+        listener = bind_for_group(paths.status_socket, GID)
+    finally:
+        os.umask(umask)
+    look()
+    listener.close()
+    assert (f"{paths.status_socket}.new", 0o600, 0) in seen
+    assert {step for step in seen if step[0] == paths.status_socket} == {(paths.status_socket, 0o660, GID)}
+    assert {step[1:] for step in seen} <= {(0o600, 0), (0o600, GID), (0o660, GID)}
+
+
+@pytest.fixture
+def at_every_step() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Have something called before whatever Python tells its auditors: each bind, chown, chmod, rename."""
+    looks: list[Callable[[], None]] = []
+
+    def audit(_event: str, _arguments: tuple[object, ...]) -> None:
+        for look in looks:
+            look()
+
+    sys.addaudithook(audit)  # it stays for ever, with nothing to do
+    yield looks.append
+    looks.clear()
+
+
+def test_planted_links_are_replaced_and_what_they_point_to_is_left_alone(paths: RuntimePaths) -> None:
+    victim = Path(paths.root) / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    victim.chmod(0o600)
+    Path(paths.status_socket).symlink_to(victim)
+    Path(f"{paths.status_socket}.new").symlink_to(victim)
+    bind_for_group(paths.status_socket, GID).close()
+    assert victim.read_text(encoding="utf-8") == "precious"
+    assert (stat.S_IMODE(victim.stat().st_mode), victim.stat().st_gid) == (0o600, 0)
+    assert stat.S_ISSOCK(Path(paths.status_socket).lstat().st_mode)

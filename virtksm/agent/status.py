@@ -1,0 +1,116 @@
+"""What the agent knows without asking libvirt: the answer to `status`, as a pure function of one moment.
+
+Rules:
+1. libvirt is silent while there is no connection, and while a call has been out for longer than `SILENT_AFTER_S`:
+   calls take milliseconds, and one that does not come back is waited for, whatever it was given up for. The silence
+   began with the first of the two.
+2. ksmd may be stranded while libvirt is silent and the settings written last, as far as is known, have it scan: only
+   libvirt can slow it down. A pass that has not come back may have written anything. Without any pass, it is unknown.
+3. What that costs at worst: batches of `pages_to_scan` of the dearest pages, with `sleep_millisecs` between them.
+
+`as_dict` is the interface of `virtksm status --json` (docs/commands.md lists the fields); fields are added, never
+renamed, while SCHEMA stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from virtksm.agent.blocking import Waiting
+from virtksm.model import Settings
+from virtksm.record import PassRecord
+
+SCHEMA = 1
+
+SILENT_AFTER_S = 2.0
+DEAR_PAGE_S = 7e-6
+"""ksmd's CPU time for a page of a first scan: 130,000-160,000 pages/s (FACTS, measured)."""
+A_CONNECTION = "a connection"
+A_PASS = "pass"  # noqa: S105  # what BlockingCalls calls it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What the agent knows at one moment; times are CLOCK_MONOTONIC seconds.
+
+    `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
+    the last attempt to connect, or the last pass, failed.
+    """
+
+    version: str
+    uri: str
+    policy: str
+    now_s: float
+    lost_s: float | None
+    waiting: Waiting | None
+    error: str | None
+    last: PassRecord | None
+    last_s: float | None
+    next_s: float | None
+
+    @property
+    def silence(self) -> Waiting | None:
+        """What libvirt has not answered, and since when (rule 1)."""
+        call = self.waiting
+        is_late = call is not None and self.now_s - call.since_s > SILENT_AFTER_S
+        if self.lost_s is None:
+            return call if is_late else None
+        if call is None or not is_late:
+            return Waiting(what=A_CONNECTION, since_s=self.lost_s)
+        return Waiting(what=call.what, since_s=min(self.lost_s, call.since_s))
+
+    @property
+    def may_be_stranded(self) -> bool | None:
+        """Whether ksmd may go on scanning with nobody to slow it down (rule 2); None where that is unknown."""
+        silence = self.silence
+        if silence is None:
+            return False
+        if silence.what == A_PASS:
+            return True
+        if self.last is None:
+            return None
+        return is_scanning(self.last.after) and self.last.snapshot.ksm.run in (None, 1)
+
+    def as_dict(self, now: datetime) -> dict[str, object]:
+        """Return the answer as JSON values; `now` is the wall clock's time."""
+        silence = self.silence
+        settings = None if self.last is None else self.last.after
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "uri": self.uri,
+            "policy": self.policy,
+            "libvirt": {
+                "connected": self.lost_s is None,
+                "answers": silence is None,
+                "silent_since": None if silence is None else _utc(now, self.now_s - silence.since_s),
+                "silent_s": None if silence is None else round(self.now_s - silence.since_s, 3),
+                "waiting_for": None if silence is None else silence.what,
+                "error": self.error,
+            },
+            "last_pass": None if self.last is None else self.last.as_dict(),
+            "last_pass_ago_s": None if self.last_s is None else round(self.now_s - self.last_s, 3),
+            "next_pass_s": None if self.next_s is None else round(max(0.0, self.next_s - self.now_s), 3),
+            "stranded": {
+                "possible": self.may_be_stranded,
+                "settings": None if settings is None else settings.as_dict(),
+                "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
+            },
+        }
+
+
+def is_scanning(settings: Settings) -> bool:
+    """Tell whether ksmd visits pages with these settings."""
+    return bool(settings.pages_to_scan)
+
+
+def worst_core_percent(settings: Settings) -> float:
+    """Return the most that ksmd uses of one core with these settings (rule 3)."""
+    batch_s = (settings.pages_to_scan or 0) * DEAR_PAGE_S
+    sleep_s = (settings.sleep_millisecs or 0) / 1000
+    return 100 * batch_s / (batch_s + sleep_s) if batch_s else 0.0
+
+
+def _utc(now: datetime, ago_s: float) -> str:
+    return (now - timedelta(seconds=ago_s)).astimezone(UTC).isoformat(timespec="seconds")

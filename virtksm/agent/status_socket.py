@@ -1,0 +1,106 @@
+"""The socket on which the members of one group may read the agent's status, and do nothing else.
+
+It is apart from the control socket, so that whoever reads can take neither places nor the kernel's queue from root's
+requests. It is there only while the configuration has a `status_group`. Who may connect is for the kernel to judge, by
+the socket's group and mode, which it has before it listens and before it has its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+from virtksm.agent.control_server import ControlServer, Handler, bind_socket, remove_socket
+from virtksm.config.groups import group_id
+from virtksm.errors import ConfigError, Finding
+from virtksm.runtime import RuntimePaths
+
+BACKLOG = 16
+
+
+class StatusSocket:
+    """Opened, replaced and closed as the configuration says; to be used from one asyncio loop."""
+
+    def __init__(self, paths: RuntimePaths, handle: Handler) -> None:
+        self._paths = paths
+        self._handle = handle
+        self._group: str | None = None
+        self._listener: socket.socket | None = None
+        self._server: ControlServer | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def follow(self, group: str) -> None:
+        """Let `group` read, "" nobody; raises ConfigError and leaves everything as it was."""
+        if group == self._group:
+            return
+        listener = _bind(self._paths, group) if group else None
+        self.close()
+        self._group = group
+        if listener is None:
+            remove_socket(self._paths.status_socket)
+            return
+        self._listener, self._server = listener, ControlServer(self._handle, for_readers=True)
+        self._starting = asyncio.get_running_loop().create_task(self._server.start(listener, backlog=BACKLOG))
+
+    def close(self) -> None:
+        """Answer nobody any more; the name stays, for the next one to take or remove."""
+        self._group = None
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._server is not None:
+            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._listener, self._server, self._starting = None, None, None
+
+
+def _bind(paths: RuntimePaths, group: str) -> socket.socket:
+    gid = group_id(group)
+    if gid is None:
+        problem = f"is {group!r}, and this machine has no such group"
+        raise _fault(paths, problem, "create it (groupadd), or name one that exists")
+    try:
+        admit_group(paths.agent_dir, gid)
+        return bind_for_group(paths.status_socket, gid)
+    except OSError as error:
+        remedy = "the agent's user must be a member of that group (SupplementaryGroups= in its unit), or be root"
+        raise _fault(paths, f"is {group!r}, and cannot be given the socket: {error.strerror}", remedy) from error
+
+
+def admit_group(folder: str, gid: int) -> None:
+    """Let a group reach what it may open in `folder`, without listing it; raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(descriptor, -1, gid)
+        os.fchmod(descriptor, 0o710)
+    finally:
+        os.close(descriptor)
+
+
+def bind_for_group(path: str, gid: int) -> socket.socket:
+    """Return a listening socket at `path` that root, its owner and a group may connect to; raises OSError.
+
+    It takes the place of an older one at once, and has its owner, group and mode before it can be reached.
+    """
+    temporary = f"{path}.new"
+    listener = bind_socket(temporary)
+    try:
+        descriptor = os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            itself = f"/proc/self/fd/{descriptor}"  # chmod has no way of its own not to follow a link
+            os.chown(itself, -1, gid)
+            os.chmod(itself, 0o660)
+        finally:
+            os.close(descriptor)
+        listener.listen(BACKLOG)
+        os.rename(temporary, path)
+    except OSError:
+        listener.close()
+        remove_socket(temporary)
+        raise
+    return listener
+
+
+def _fault(paths: RuntimePaths, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Finding(file=paths.status_socket, key="status_group", problem=problem, remedy=remedy)])
