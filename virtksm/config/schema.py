@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-Value = bool | int | str
+Value = bool | int | str | tuple[str, ...]
 
 T = TypeVar("T", bound=Value)
 
@@ -21,7 +21,7 @@ KSMTUNEDS = "ksmtuned's own, so that both do the same."
 class Key:
     """What is known of one key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
 
-    `reason` says why it has its default.
+    A list holds texts that are not empty. `reason` says why it has its default.
     """
 
     default: Value
@@ -39,6 +39,8 @@ class Key:
             return " | ".join(f'"{choice}"' for choice in self.choices)
         if isinstance(self.default, bool):
             return "true | false"
+        if isinstance(self.default, tuple):
+            return '["TEXT", ...]'
         return f"{self.minimum}..{self.maximum} {self.unit}".rstrip()
 
 
@@ -216,6 +218,12 @@ class Config:
         unit="s",
         minimum=1,
         maximum=600,
+    )
+    private_guests: tuple[str, ...] = key(
+        (),
+        "Guests that KSM must not merge, as shell-style patterns of their names (`tenant-*`, case-sensitive); "
+        "the agent names those that can merge all the same.",
+        "Only the administrator knows who is private; a domain's metadata can say it, too (docs/commands.md).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",
