@@ -24,11 +24,6 @@ NAMESPACE = "urn:virtksm:guest"
 MAX_CHARACTERS = 4 * 1024 * 1024
 """libvirt's own limit for a domain's XML over its sockets."""
 
-REMEDY = (
-    "keep it out with <memoryBacking><nosharepages/></memoryBacking> in its XML (virsh edit) and start it anew, "
-    "or declare it private no longer"
-)
-
 _NOSHAREPAGES = ("domain", "memoryBacking", "nosharepages")
 _GUEST = ("domain", "metadata", f"{NAMESPACE} guest")
 

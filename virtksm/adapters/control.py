@@ -1,7 +1,8 @@
 """The control socket's protocol and client side: one JSON line to the agent, one JSON line back.
 
-The one request is `{"op": "retune", "uri": URI, "dry_run": bool}`. Answers are `{"ok": true, "pass": {...}}`,
-`{"ok": false, "error": ..., "exit_code": ...}`, or `{"ok": false, "other_uri": URI}` from another host's agent.
+Requests are `{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "off", "uri": URI}` or "on". Answers are
+`{"ok": true, "pass": {...}}`, `{"ok": false, "error": ..., "exit_code": ...}`, or `{"ok": false, "other_uri": URI}`
+from another host's agent.
 Imports nothing but json and socket, so that a one-shot that finds an agent stays quick.
 """
 

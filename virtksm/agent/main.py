@@ -19,7 +19,7 @@ from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
-from virtksm.assemble import make_cycle
+from virtksm.assemble import make_cycle, make_switch
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
@@ -78,6 +78,7 @@ async def _serve(
         calls=calls,
         reporter=reporter,
         make_cycle=cycle_over,
+        make_switch=lambda of, current: make_switch(of, current, paths),
         reload_config=reload_config,
     )
     agent.install_signals(loop)
