@@ -237,7 +237,7 @@ class Agent:
             await self.seen.wait()
 
     def _name_exposed(self) -> None:
-        if not self.look.is_due:  # or those not yet read would be named again
+        if self.look.is_complete:  # or those not yet read would be named again
             self.reporter.guests_exposed(self.look.exposed(self.running, self.config.private_guests))
 
     async def _wait_until_due(self) -> None:

@@ -23,13 +23,20 @@ class GuestLook:
     def __init__(self) -> None:
         self._known: dict[str, GuestXml] = {}
         self._due: dict[str, Guest] = {}
+        self._has_seen = False
 
     @property
     def is_due(self) -> bool:
         return bool(self._due)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all guests that the last pass over this connection has seen are read."""
+        return self._has_seen and not self._due
+
     def see(self, running: Iterable[Guest], *, afresh: bool) -> None:
         """Take note of the guests that run; `afresh`, all of them are read again."""
+        self._has_seen = True
         guests = {guest.key: guest for guest in running}
         self._known = {key: xml for key, xml in self._known.items() if key in guests}
         self._due = {
@@ -38,7 +45,7 @@ class GuestLook:
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
-        self._known, self._due = {}, {}
+        self._known, self._due, self._has_seen = {}, {}, False
 
     def next_guests(self) -> tuple[Guest, ...]:
         """Return the guests to read now."""
