@@ -51,9 +51,9 @@ def test_a_new_run_is_read_again_and_so_is_all_when_asked_or_after_a_reconnect()
     assert look.exposed([guest(1, domain_id=2)], ["*"]) == ("guest-1",), "known until it is read again"
     look_at_all(look, hypervisor)
     assert look.exposed([guest(1, domain_id=2)], ["*"]) == ()
-    assert look.is_complete
+    assert (look.is_due, look.is_complete) == (False, True)
     look.forget()
-    assert not look.is_complete, "nothing is known of the new connection's guests"
+    assert (look.is_due, look.is_complete) == (False, False), "nothing is known of the new connection's guests"
     look.see([guest(1, domain_id=2)], afresh=False)
     assert (look.is_due, look.is_complete) == (True, False)
 

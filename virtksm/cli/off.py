@@ -163,7 +163,7 @@ def require_this_machine(options: argparse.Namespace) -> tuple[str, Config]:
 def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
     """Read this machine's KSM, what is merged, and the memory available in KiB; raises SensingFailed."""
     from virtksm.merged import Merged
-    from virtksm.model import KsmState, Settings
+    from virtksm.model import PARAMETERS, KsmState, Settings
 
     shared, sharing = facts.ksm_counter("pages_shared"), facts.ksm_counter("pages_sharing")
     if shared is None or sharing is None:
@@ -171,9 +171,7 @@ def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
             "KSM's counters cannot be read", remedy="is the kernel built with CONFIG_KSM, and /sys/kernel/mm/ksm seen?"
         )
     ksm = KsmState(
-        settings=Settings(
-            pages_to_scan=facts.ksm_counter("pages_to_scan"), sleep_millisecs=facts.ksm_counter("sleep_millisecs")
-        ),
+        settings=Settings(**{name: facts.ksm_counter(name) for name in PARAMETERS}),
         run=facts.ksm_counter("run"),
         advisor_mode=facts.advisor_mode(),
     )
