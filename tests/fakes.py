@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from virtksm.errors import Cause, SettingsRefused, StateUnusable
+from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
 from virtksm.model import PARAMETERS, Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
 from virtksm.ownership import HostState
 from virtksm.ports import Maxima
+from virtksm.switch import SwitchedOff
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
@@ -31,6 +32,7 @@ class FakeHypervisor:
     host: HostMemory = HOST
     running: tuple[Guest, ...] = ()
     measured: tuple[Guest, ...] = ()
+    xml: dict[str, str] = field(default_factory=dict)
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
@@ -55,6 +57,11 @@ class FakeHypervisor:
 
     def measured_guests(self) -> tuple[Guest, ...]:
         return self.measured
+
+    def guest_xml(self, uuid: str) -> str:
+        if uuid not in self.xml:
+            raise GuestVanished(f"guest {uuid} has ended")
+        return self.xml[uuid]
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():
@@ -123,6 +130,27 @@ class FakeStore:
             raise StateUnusable("no space left on device")
         self.state = state
         self.saved.append(state)
+
+
+@dataclass
+class FakeSwitch:
+    """A switch in memory; `damage` is what a damaged file says."""
+
+    off: SwitchedOff | None = None
+    is_full: bool = False
+
+    def read(self) -> SwitchedOff | None:
+        return self.off
+
+    def turn_off(self) -> None:
+        if self.off is not None and not self.off.damage:
+            return
+        if self.is_full:
+            raise StateUnusable("no space left on device")
+        self.off = SwitchedOff(since="2026-01-02T03:04:05Z")
+
+    def turn_on(self) -> None:
+        self.off = None
 
 
 @dataclass

@@ -11,11 +11,22 @@ from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.state_file import StateFile
+from virtksm.adapters.switch_file import SwitchFile
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.policy import make_policy
 from virtksm.runtime import RuntimePaths, host_key
 from virtksm.uri import is_local
+
+
+def is_this_machine(uri: str, config: Config) -> bool:
+    """Return whether the connection `uri` leads to this machine's own kernel."""
+    return config.host == "local" or is_local(uri)
+
+
+def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:
+    """Return the switch of the host behind `uri`, which is no alias."""
+    return SwitchFile(paths.host_switch(host_key(uri, local=is_this_machine(uri, config))))
 
 
 def make_cycle(
@@ -30,12 +41,13 @@ def make_cycle(
 
     `facts` lets an agent keep what it knows of processes from one connection to the next.
     """
-    local = config.host == "local" or is_local(host.uri)
+    local = is_this_machine(host.uri, config)
     return Cycle(
         hypervisor=host,
         local=(facts or ProcFacts(boottime_s)) if local else None,
         policy=make_policy(config),
         store=StateFile(paths, host_key(host.uri, local=local)),
+        switch=make_switch(host.uri, config, paths),
         clock=boottime_s,
         on_conflict=config.on_conflict,
         memory=memory or Memory(),

@@ -2,7 +2,8 @@
 
 A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
 the policy's past are kept before the first write, what was confirmed after it. If sensing fails, nothing is written;
-if the state cannot be kept, nothing is written either.
+if the state cannot be kept, nothing is written either. While virtksm is switched off, every pass parks, and so does a
+restore: the baseline would scan.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Generic
 from virtksm.actuate import Call, apply, plan
 from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
-from virtksm.model import PARKED, KsmState, Occasion, Settings, Snapshot, Trigger
+from virtksm.model import PARKED, Decision, KsmState, Occasion, Settings, Snapshot, Trigger
 from virtksm.ownership import HostState, Ownership, claim, confirm, intend, restoration
 from virtksm.policy.base import Past, Policy
-from virtksm.ports import Clock, Hypervisor, LocalFacts, Maxima, StateStore
+from virtksm.ports import Clock, Hypervisor, LocalFacts, Maxima, StateStore, Switch
 from virtksm.record import Outcome, PassRecord, RestoreRecord
 from virtksm.refusal import Refused, still_refused
 from virtksm.sense import sense
+from virtksm.switch import SwitchedOff, decide_off
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class Memory:
     tenure_began: bool = False
     kept: HostState | None = None
     """The state as this process last kept it: somebody may remove the runtime folder, and the baseline with it."""
+    was_off: bool = False
     conflict: ConflictPast = field(default_factory=ConflictPast)
     refused: dict[str, Refused] = field(default_factory=dict)
 
@@ -42,6 +45,7 @@ class Cycle(Generic[Past]):
     local: LocalFacts | None
     policy: Policy[Past]
     store: StateStore
+    switch: Switch
     clock: Clock
     on_conflict: Mode
     memory: Memory
@@ -55,8 +59,10 @@ class Cycle(Generic[Past]):
         began_s = self.clock()
         with self.store.locked():
             state = self._load()
-            snapshot = sense(self.hypervisor, self.local, began_s, self._maxima(occasion))
-            decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
+            off = self.switch.read()
+            maxima = Maxima.UNASKED if off is not None else self._maxima(occasion)
+            snapshot = sense(self.hypervisor, self.local, began_s, maxima)
+            decision, asked = self._decide(state, snapshot, occasion, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
@@ -64,11 +70,10 @@ class Cycle(Generic[Past]):
             after, refusals = before, tuple[SettingsRefused, ...]()
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-                kept = HostState(
-                    ownership=intended, policy_name=self.policy.name, policy_past=self.policy.dump_past(past)
-                )
+                kept = replace(asked, ownership=intended)
                 after, refusals = self._write(kept, decision.target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, calls, refusals)
+                self.memory.was_off = off is not None
         return PassRecord(
             uri=self.hypervisor.uri,
             policy=self.policy.name,
@@ -83,11 +88,17 @@ class Cycle(Generic[Past]):
             foreign=verdict.news,
             yields_now=verdict.yields_now,
             resumes_now=verdict.resumes_now,
+            switched_off=off,
         )
 
     def restore(self) -> RestoreRecord:
-        """Write the baseline back over every parameter that still holds our value, and forget those that took it."""
+        """Write the baseline back over every parameter that still holds our value, and forget those that took it.
+
+        While switched off, park instead and keep the baseline.
+        """
         with self.store.locked():
+            if self.switch.read() is not None:
+                return replace(self._park(), switched_off=True)
             state = self._load()
             found = self.hypervisor.ksm_state().settings
             target = restoration(state.ownership, found)
@@ -105,14 +116,15 @@ class Cycle(Generic[Past]):
     def park(self) -> RestoreRecord:
         """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""
         with self.store.locked():
-            state = self._load()
-            found = self.hypervisor.ksm_state().settings
-            owned, foreign = claim(state.ownership, found, [name for name, _ in PARKED.items()], tenure_begins=False)
-            calls = () if foreign else plan(found, PARKED)
-            intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-            after, refusals = self._write(
-                replace(state, ownership=intended), PARKED, found, calls, may_confirm=not foreign
-            )
+            return self._park()
+
+    def _park(self) -> RestoreRecord:
+        state = self._load()
+        found = self.hypervisor.ksm_state().settings
+        owned, foreign = claim(state.ownership, found, [name for name, _ in PARKED.items()], tenure_begins=False)
+        calls = () if foreign else plan(found, PARKED)
+        intended = intend(owned, {name: value for call in calls for name, value in call.items()})
+        after, refusals = self._write(replace(state, ownership=intended), PARKED, found, calls, may_confirm=not foreign)
         left = tuple(value.parameter for value in foreign)
         return RestoreRecord(before=found, after=after, left=left, refusals=refusals)
 
@@ -123,6 +135,15 @@ class Cycle(Generic[Past]):
     def _save(self, state: HostState) -> None:
         self.store.save(state)
         self.memory.kept = state
+
+    def _decide(
+        self, state: HostState, snapshot: Snapshot, occasion: Occasion, off: SwitchedOff | None
+    ) -> tuple[Decision, HostState]:
+        """Decide; what is to be kept of the policy comes back as a state without ownership."""
+        if off is not None:
+            return decide_off(off, was_off=self.memory.was_off), HostState()
+        decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
+        return decision, HostState(policy_name=self.policy.name, policy_past=self.policy.dump_past(past))
 
     def _maxima(self, occasion: Occasion) -> Maxima:
         if not self.policy.wants_maxima:

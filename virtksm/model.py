@@ -36,12 +36,14 @@ class Trigger(Enum):
     RELOAD = "reload"
     RETUNE = "retune"
     TIMER = "timer"
+    OFF = "off"
+    ON = "on"
 
 
 EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
 """Triggers that re-evaluate without being a step of the policy (issue: balloon and device passes)."""
 
-EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD})
+EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
 """Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
 
 
@@ -103,9 +105,10 @@ class KsmState:
 
     Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
     and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `pages_scanned` counts visits (Linux 6.6),
-    `pages_skipped` what smart_scan left out (6.7), `cow_ksm` writes to merged pages since boot, each of which broke
-    a merge (5.19), `thp_split_page` huge pages that were split since boot, as ksmd does to merge a part of one
-    (4.5). The other counters learn of broken merges and ended guests only when ksmd comes by.
+    `pages_skipped` what smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
+    writes to merged pages since boot, each of which broke a merge (5.19), `thp_split_page` huge pages that were split
+    since boot, as ksmd does to merge a part of one (4.5). The other counters learn of broken merges and ended guests
+    only when ksmd comes by.
     """
 
     settings: Settings
@@ -118,6 +121,7 @@ class KsmState:
     advisor_mode: str | None = None
     pages_scanned: int | None = None
     pages_skipped: int | None = None
+    ksm_zero_pages: int | None = None
     ksmd_cpu_seconds: float | None = None
     cow_ksm: int | None = None
     thp_split_page: int | None = None

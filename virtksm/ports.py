@@ -13,6 +13,7 @@ from typing import Protocol
 
 from virtksm.model import Guest, HostMemory, KsmState
 from virtksm.ownership import HostState
+from virtksm.switch import SwitchedOff
 
 
 class Maxima(Enum):
@@ -54,6 +55,16 @@ class Hypervisor(Protocol):
         """
 
 
+class Descriptions(Protocol):
+    """libvirt's descriptions of guests, which cost 0.2-1 ms each: no pass reads them."""
+
+    def guest_xml(self, uuid: str) -> str:
+        """Return a running domain's XML (virDomainGetXMLDesc).
+
+        Raises GuestVanished, LibvirtUnreachable, and SensingFailed where it may not be read.
+        """
+
+
 class LocalFacts(Protocol):
     """What this host's /proc and /sys tell beyond libvirt."""
 
@@ -87,6 +98,19 @@ class StateStore(Protocol):
 
     def save(self, state: HostState) -> None:
         """Keep `state`, all of it or none; raises StateUnusable."""
+
+
+class Switch(Protocol):
+    """Whether virtksm is switched off for this host; outlives processes and reboots."""
+
+    def read(self) -> SwitchedOff | None:
+        """Return None while it is on. Never fails: what cannot be read counts as off."""
+
+    def turn_off(self) -> None:
+        """Switch off, for good when this returns; one that is off already keeps its date. Raises StateUnusable."""
+
+    def turn_on(self) -> None:
+        """Switch on, for good when this returns; also what is damaged. Raises StateUnusable."""
 
 
 class Clock(Protocol):

@@ -12,10 +12,16 @@ from enum import Enum
 from virtksm.errors import SettingsRefused
 from virtksm.model import Decision, Occasion, Settings, Snapshot
 from virtksm.ownership import Foreign
+from virtksm.switch import SwitchedOff
 
 SCHEMA = 1
 
 KSM_OFF = "KSM is off on this host (run={run}), so nothing merges; switch it on: echo 1 > /sys/kernel/mm/ksm/run"
+
+KEEP_OUT = (
+    "keep it out with <memoryBacking><nosharepages/></memoryBacking> in its XML (virsh edit) and start it anew, "
+    "or declare it private no longer"
+)
 
 
 class Outcome(Enum):
@@ -31,7 +37,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassRecord:
-    """One pass. `duration_ms` is from the lock to the last read-back."""
+    """One pass. `duration_ms` is from the lock to the last read-back.
+
+    `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
+    """
 
     uri: str
     policy: str
@@ -46,6 +55,8 @@ class PassRecord:
     foreign: tuple[Foreign, ...] = ()
     yields_now: bool = False
     resumes_now: bool = False
+    switched_off: SwitchedOff | None = None
+    exposed: tuple[str, ...] | None = None
 
     @property
     def changed(self) -> dict[str, int]:
@@ -57,13 +68,20 @@ class PassRecord:
         """What stands in the way of merging, each with its remedy."""
         ksm = self.snapshot.ksm
         notes = [str(error) for error in self.refusals]
-        if ksm.run is not None and ksm.run != 1:
+        if self.switched_off is not None and self.switched_off.warning:
+            notes.append(self.switched_off.warning)
+        if ksm.run is not None and ksm.run != 1 and self.switched_off is None:
             notes.append(KSM_OFF.format(run=ksm.run))
         if self.outcome is Outcome.HELD:
             notes.append("an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once")
         if self.outcome is Outcome.YIELDED:
             notes.append("another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back")
-        return notes
+        return notes + self.exposures
+
+    @property
+    def exposures(self) -> list[str]:
+        """The warnings about private guests."""
+        return [f"private guest {name!r} can merge: {KEEP_OUT}" for name in self.exposed or ()]
 
     def as_dict(self) -> dict[str, object]:
         """Return the record as JSON values; memory in KiB, pages in pages, times in the unit of the name."""
@@ -88,6 +106,7 @@ class PassRecord:
                 "pages_unshared": ksm.pages_unshared,
                 "pages_volatile": ksm.pages_volatile,
                 "full_scans": ksm.full_scans,
+                "ksm_zero_pages": ksm.ksm_zero_pages,
                 "ksm_run": ksm.run,
                 "advisor_mode": ksm.advisor_mode,
                 "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
@@ -111,6 +130,7 @@ class PassRecord:
             "foreign": [
                 {"parameter": value.parameter, "ours": value.ours, "found": value.found} for value in self.foreign
             ],
+            "exposed": None if self.exposed is None else list(self.exposed),
             "warnings": self.warnings,
             "duration_ms": round(self.duration_ms, 3),
         }
@@ -118,12 +138,16 @@ class PassRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRecord:
-    """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since."""
+    """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
+
+    `switched_off` says that a restore has parked instead.
+    """
 
     before: Settings
     after: Settings
     left: tuple[str, ...] = ()
     refusals: tuple[SettingsRefused, ...] = ()
+    switched_off: bool = False
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -132,6 +156,7 @@ class RestoreRecord:
             "after": self.after.as_dict(),
             "changed": {name: value for name, value in self.after.items() if getattr(self.before, name) != value},
             "left": list(self.left),
+            "switched_off": self.switched_off,
             "refused": [
                 {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}
                 for error in self.refusals

@@ -1,4 +1,4 @@
-"""The runtime folder's layout: where an agent, the one-shot and the hook find each other. Paths only, no I/O.
+"""The folders' layout: where an agent, the one-shot and the hook find each other. Paths only, no I/O.
 
     /run/virtksm/             root's, 0755: the agent's user can replace nothing here
         poke                  FIFO that the qemu hook writes to
@@ -9,6 +9,8 @@
             coalesce.lock     held by the one-shot that waits for hooks
             HOST.lock         held during a pass on that host
             HOST.json         baseline, intended and applied settings, the policy's past
+    /var/lib/virtksm/         survives reboots
+        HOST.off              there while virtksm is switched off for that host
 
 HOST is `local` for every connection to this machine's own kernel, else the connection's URI.
 """
@@ -16,18 +18,23 @@ HOST is `local` for every connection to this machine's own kernel, else the conn
 from __future__ import annotations
 
 DEFAULT_RUNTIME_DIR = "/run/virtksm"
+DEFAULT_STATE_DIR = "/var/lib/virtksm"
 
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
 
 
 class RuntimePaths:
-    """The names below one runtime folder."""
+    """The names below one runtime folder and one state folder.
 
-    __slots__ = ("agent_dir", "root")
+    Whoever gives a runtime folder of its own alone still obeys the machine's switch.
+    """
 
-    def __init__(self, root: str = DEFAULT_RUNTIME_DIR) -> None:
+    __slots__ = ("agent_dir", "root", "state_dir")
+
+    def __init__(self, root: str = DEFAULT_RUNTIME_DIR, state_dir: str = DEFAULT_STATE_DIR) -> None:
         self.root = root
         self.agent_dir = f"{root}/agent"
+        self.state_dir = state_dir
 
     @property
     def poke_fifo(self) -> str:
@@ -54,6 +61,9 @@ class RuntimePaths:
 
     def host_state(self, host: str) -> str:
         return f"{self.agent_dir}/{host}.json"
+
+    def host_switch(self, host: str) -> str:
+        return f"{self.state_dir}/{host}.off"
 
 
 def host_key(uri: str, *, local: bool) -> str:

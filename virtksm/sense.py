@@ -42,6 +42,7 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             advisor_mode=local.advisor_mode(),
             pages_scanned=local.ksm_counter("pages_scanned"),
             pages_skipped=local.ksm_counter("pages_skipped"),
+            ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
             ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
             cow_ksm=cow_ksm,
             thp_split_page=thp_split_page,

@@ -16,6 +16,11 @@ def requested_uri(connect: str | None, environ: Mapping[str, str] = os.environ) 
     return connect or environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
 
 
+def is_alias(uri: str) -> bool:
+    """Return whether a name is one of libvirt.conf's aliases, of which libvirt alone knows what host it means."""
+    return ":" not in uri
+
+
 def is_local(uri: str) -> bool:
     """Return whether a connection's own URI means this machine's kernel: neither host nor transport, or embedded."""
     scheme, _, rest = uri.partition(":")

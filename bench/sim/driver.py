@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.sim.host import SimHost
 from bench.steps import Start, Stop
-from tests.fakes import FakeStore
+from tests.fakes import FakeStore, FakeSwitch
 from virtksm.agent.coalesce import Coalescer
 from virtksm.cycle import Cycle, Memory
 from virtksm.model import Settings, Trigger
@@ -105,6 +105,7 @@ def run_policy(
         local=host.facts if is_local else None,
         policy=policy,
         store=FakeStore(),
+        switch=FakeSwitch(),
         clock=host.clock,
         on_conflict="reassert",
         memory=Memory(),

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -16,9 +17,10 @@ from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.demo.guests import PayloadGuest, memory_device_xml
-from virtksm.errors import Cause, LibvirtUnreachable, SettingsRefused, Unsupported
+from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.model import PARAMETERS, Guest
-from virtksm.ports import Hypervisor, Maxima
+from virtksm.ports import Descriptions, Hypervisor, Maxima
+from virtksm.privacy import GuestXml, parse_guest_xml
 
 PAGES = 64
 PAGE_BYTES = 4096
@@ -29,10 +31,12 @@ class Host:
     """A hypervisor, what its kernel holds, and how to bring about what only a kernel can."""
 
     hypervisor: Hypervisor
+    descriptions: Descriptions
     kernel: Callable[[str], int]
     switch_advisor_on: Callable[[], None]
     share_pages: Callable[[], None]
-    start_guest: Callable[[str], None]
+    start_guest: Callable[[PayloadGuest], None]
+    end_guest: Callable[[str], None]
 
 
 def fake_host() -> Host:
@@ -44,17 +48,25 @@ def fake_host() -> Host:
     def share_pages() -> None:
         fake.pages_shared = PAGES
 
-    def start_guest(name: str) -> None:
+    def start_guest(spec: PayloadGuest) -> None:
+        name = spec.name
         uuid, domain_id, max_kib = f"uuid of {name}", len(fake.running) + 1, 16 * 1024
+        fake.xml[uuid] = spec.domain_xml(Path("/payload"), None)
         fake.running += (Guest(uuid=uuid, name=name, domain_id=domain_id, max_kib=max_kib),)
         fake.measured += (Guest(uuid=uuid, name=name, domain_id=domain_id, rss_kib=24 * 1024, max_kib=max_kib),)
 
+    def end_guest(name: str) -> None:
+        fake.running = tuple(guest for guest in fake.running if guest.name != name)
+        del fake.xml[f"uuid of {name}"]
+
     return Host(
         hypervisor=fake,
+        descriptions=fake,
         kernel=lambda name: fake.values[name],
         switch_advisor_on=switch_advisor_on,
         share_pages=share_pages,
         start_guest=start_guest,
+        end_guest=end_guest,
     )
 
 
@@ -68,13 +80,20 @@ def real_host(ksm: Ksm, connection: libvirt.virConnect, guest: GuestFactory, sta
         memory.write(b"virtksm contract".ljust(PAGE_BYTES, b"!") * PAGES)
         ksm.merge_all()
 
+    host = LibvirtHost(connection)
     return Host(
-        hypervisor=LibvirtHost(connection),
+        hypervisor=host,
+        descriptions=host,
         kernel=ksm.read,
         switch_advisor_on=switch_advisor_on,
         share_pages=share_pages,
-        start_guest=lambda name: void(guest(PayloadGuest(name=name, memory_mib=16, own_mib=8))),
+        start_guest=lambda spec: void(guest(spec)),
+        end_guest=lambda name: void(connection.lookupByName(name).destroy()),
     )
+
+
+def small(name: str, *, nosharepages: bool = False) -> PayloadGuest:
+    return PayloadGuest(name=name, memory_mib=16, own_mib=8, nosharepages=nosharepages)
 
 
 def void(_result: object) -> None:
@@ -185,7 +204,7 @@ def test_without_guests_the_lists_are_empty(host: Host) -> None:
 
 def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
     for name in ("one", "two"):
-        host.start_guest(name)
+        host.start_guest(small(name))
     running = sorted(host.hypervisor.running_guests(Maxima.KNOWN), key=lambda guest: guest.name)
     measured = sorted(host.hypervisor.measured_guests(), key=lambda guest: guest.name)
     assert [guest.name for guest in running] == [guest.name for guest in measured] == ["one", "two"]
@@ -195,6 +214,20 @@ def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
     assert {guest.max_kib for guest in host.hypervisor.running_guests(Maxima.UNASKED)} == {None}
     assert [guest.max_kib for guest in running] == [guest.max_kib for guest in measured] == [16 * 1024] * 2
     assert all(guest.rss_kib is not None and guest.rss_kib > 8 * 1024 for guest in measured)
+
+
+def test_a_guests_xml_is_its_own_and_gone_with_it(host: Host) -> None:
+    host.start_guest(small("open"))
+    host.start_guest(small("apart", nosharepages=True))
+    uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(Maxima.UNASKED)}
+    xml = {name: host.descriptions.guest_xml(uuid) for name, uuid in uuids.items()}
+    assert "<name>open</name>" in xml["open"]
+    assert parse_guest_xml(xml["open"]) == GuestXml()
+    assert parse_guest_xml(xml["apart"]) == GuestXml(is_kept_out=True)
+    host.end_guest("open")
+    with pytest.raises(GuestVanished):
+        host.descriptions.guest_xml(uuids["open"])
+    assert host.descriptions.guest_xml(uuids["apart"])
 
 
 @pytest.mark.real
@@ -216,6 +249,7 @@ def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(li
         host.host_memory,
         lambda: host.running_guests(Maxima.AFRESH),
         host.measured_guests,
+        lambda: host.guest_xml("00000000-0000-0000-0000-000000000001"),
         lambda: host.set_parameters({"pages_to_scan": 345}),
     )
     for call in calls:

@@ -57,6 +57,8 @@ shells = st.one_of(st.text(), st.lists(shell_parts, max_size=40).map("".join))
 
 
 def value_of_key(one: Key) -> st.SearchStrategy[Value]:
+    if isinstance(one.default, tuple):
+        return st.lists(st.text(min_size=1, max_size=20), max_size=3).map(tuple)
     if isinstance(one.default, str):
         return st.sampled_from(one.choices or ("", "root"))  # a group that every machine has
     return st.integers(one.minimum, one.maximum)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
 from virtksm.adapters.local_facts import (
     ProcFacts,
     parse_choice,
@@ -132,6 +132,7 @@ def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
             local=FakeFacts(rss_kib={"u": 4096}),
             policy=make_policy(config),
             store=store,
+            switch=FakeSwitch(),
             clock=clock,
             on_conflict="reassert",
             memory=Memory(),
@@ -196,6 +197,7 @@ def first_state(name: str) -> str:
             local=FakeFacts(rss_kib={"u": 4096}),
             policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
             store=StateFile(paths, "local"),
+            switch=FakeSwitch(),
             clock=FakeClock(),
             on_conflict="reassert",
             memory=Memory(),

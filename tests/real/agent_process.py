@@ -55,12 +55,13 @@ class AgentSilent(Exception):
 
 
 class AgentHome:
-    """A configuration file and a runtime folder, short enough for a socket, for any number of virtksm processes."""
+    """A configuration file, a runtime and a state folder, short enough for a socket, for any number of processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = folder / "virtksm.toml"
         self.runtime_dir = folder / "run"
+        self.state_dir = folder / "lib"
 
     @property
     def poke_fifo(self) -> Path:
@@ -71,13 +72,19 @@ class AgentHome:
         """Tell where the state of this machine's own KSM is kept."""
         return self.runtime_dir / "agent" / "local.json"
 
+    @property
+    def switch(self) -> Path:
+        """Tell where it is kept that virtksm is off for this machine."""
+        return self.state_dir / "local.off"
+
     def configure(self, text: str) -> None:
         """Write the configuration file whole."""
         self.config.write_text(text, encoding="utf-8")
 
     def command(self, *arguments: str) -> list[str]:
         """Write the command line of a virtksm process that uses this home."""
-        return [VIRTKSM, "--config", str(self.config), "--runtime-dir", str(self.runtime_dir), *arguments]
+        folders = ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)]
+        return [VIRTKSM, "--config", str(self.config), *folders, *arguments]
 
     def run(
         self, *arguments: str, environ: Mapping[str, str] | None = None, prefix: Sequence[str] = ()

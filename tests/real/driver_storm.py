@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.footprint import read_footprint
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_events import EventLoop
@@ -77,6 +77,7 @@ async def storm(events: int) -> dict[str, object]:
             local=FakeFacts(),
             policy=policy,
             store=store,
+            switch=FakeSwitch(),
             clock=boottime_s,
             on_conflict="reassert",
             memory=memory,
@@ -84,7 +85,14 @@ async def storm(events: int) -> dict[str, object]:
 
     link = Link(calls, reporter.connect_failed)
     agent = Agent(
-        uri=URI, config=Config(), link=link, calls=calls, reporter=reporter, make_cycle=make_cycle, reload_config=Config
+        uri=URI,
+        config=Config(),
+        link=link,
+        calls=calls,
+        reporter=reporter,
+        make_cycle=make_cycle,
+        make_switch=lambda _uri, _config: FakeSwitch(),
+        reload_config=Config,
     )
     running = asyncio.create_task(agent.run())
     await log.until(lambda: log.counts["pass_completed"] == 1)

@@ -16,6 +16,7 @@ from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.state_file import StateFile
+from virtksm.adapters.switch_file import SwitchFile
 from virtksm.cycle import Cycle, Memory
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
@@ -49,6 +50,7 @@ def cycle_over(
         local=ProcFacts(boottime_s) if local else None,
         policy=TargetPolicy(target=target),
         store=StateFile(RuntimePaths(str(home.runtime_dir)), "local"),
+        switch=SwitchFile(str(home.switch)),
         clock=boottime_s,
         on_conflict="reassert",
         memory=memory or Memory(),

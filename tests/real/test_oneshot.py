@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 SENSED = {
     "total_kib", "free_kib", "buffers_kib", "cached_kib", "available_kib", "guests", "guests_unread", "committed_kib",
-    "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans", "ksm_run", "advisor_mode",
-    "ksmd_cpu_seconds",
+    "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans", "ksm_zero_pages", "ksm_run",
+    "advisor_mode", "ksmd_cpu_seconds",
 }  # fmt: skip
 FIELDS = {
     "schema", "uri", "policy", "triggers", "source", "sensed", "decision", "outcome", "before", "after", "changed",
-    "refused", "foreign", "warnings", "duration_ms",
+    "refused", "foreign", "exposed", "warnings", "duration_ms",
 }  # fmt: skip
 
 WITH_ALIASES = 'mount --bind "$0" /etc/libvirt && exec "$@"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import STUCK_S, Agent
 from virtksm.agent.blocking import BlockingCalls
@@ -26,6 +26,7 @@ def agent() -> Agent:
         local=FakeFacts(),
         policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
         store=FakeStore(),
+        switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
         memory=Memory(),
@@ -37,6 +38,7 @@ def agent() -> Agent:
         calls=calls,
         reporter=reporter,
         make_cycle=lambda _host, _config, _memory: cycle,
+        make_switch=lambda _uri, _config: FakeSwitch(),
         reload_config=Config,
     )
     made.cycle, made.awake_s = cycle, 100.0

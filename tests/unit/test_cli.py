@@ -51,6 +51,9 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["config", "nonsense"],
         ["agent", "--log-level", "loud"],
         ["demo", "--guests", "many"],
+        ["off", "--fits", "--verify"],
+        ["off", "--force", "--fits"],
+        ["on", "--force"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +70,9 @@ def test_global_options_come_before_the_command_also_with_a_commands_name_as_val
     assert "coalesce_ms = 300" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["retune", "agent", "restore", "config show"])
+@pytest.mark.parametrize(
+    "command", ["retune", "agent", "restore", "off", "off --fits", "off --verify", "on", "config show"]
+)
 def test_a_configuration_that_is_missing_is_exit_code_2_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -360,6 +360,28 @@ def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, probl
     assert finding.remedy == "see its path, owner and mode"
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("'tenant-*'", "is 'tenant-*', not an array"),
+        ("true", "is true, not an array"),
+        ("{}", "is a table, not an array"),
+        ("['a', 1]", "holds 1"),
+        ("[['a']]", "holds an array"),
+        ("['']", "holds an empty text"),
+    ],
+)
+def test_a_list_of_texts_takes_nothing_else(tmp_path: Path, value: str, problem: str) -> None:
+    finding = finding_of(tmp_path, f"private_guests = {value}\n")
+    assert (finding.key, finding.problem) == ("private_guests", problem)
+    assert finding.remedy == 'use ["TEXT", ...]'
+
+
+def test_a_list_of_texts_is_kept_in_its_order(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("private_guests = ['b', 'a*', 'b']\n")
+    assert load(str(tmp_path / "one.toml")).config.private_guests == ("b", "a*", "b")
+
+
 # Nothing raw
 
 
@@ -440,6 +462,8 @@ def test_every_key_has_choices_or_a_whole_range_with_its_unit() -> None:
     for name, one in all_keys().items():
         if isinstance(one.default, str):
             assert one.default in (one.choices or ("",)), name
+        elif isinstance(one.default, tuple):
+            assert one.range_text == '["TEXT", ...]', name
         else:
             assert one.minimum is not None, name
             assert one.maximum is not None, name

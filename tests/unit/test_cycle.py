@@ -8,12 +8,13 @@ from typing import Literal
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model import PARKED, Occasion, Settings, Trigger
 from virtksm.ownership import HostState, Ownership
 from virtksm.record import Outcome
+from virtksm.switch import SwitchedOff
 
 TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
 RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))
@@ -28,6 +29,7 @@ class Bench:
     facts: FakeFacts = field(default_factory=FakeFacts)
     policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY))
     store: FakeStore = field(default_factory=FakeStore)
+    switch: FakeSwitch = field(default_factory=FakeSwitch)
     clock: FakeClock = field(default_factory=FakeClock)
     memory: Memory = field(default_factory=Memory)
     on_conflict: Literal["reassert", "yield"] = "reassert"
@@ -39,6 +41,7 @@ class Bench:
             local=self.facts,
             policy=self.policy,
             store=self.store,
+            switch=self.switch,
             clock=self.clock,
             on_conflict=self.on_conflict,
             memory=self.memory,
@@ -341,6 +344,91 @@ def test_a_past_of_another_version_is_begun_anew_and_the_baseline_kept(bench: Be
 def test_ksm_switched_off_is_said_with_its_remedy(bench: Bench) -> None:
     bench.facts.run = 0
     assert any("echo 1 > /sys/kernel/mm/ksm/run" in note for note in bench.cycle.run(TIMER).warnings)
+
+
+@pytest.mark.parametrize("trigger", Trigger)
+def test_switched_off_every_trigger_parks(bench: Bench, trigger: Trigger) -> None:
+    bench.cycle.run(TIMER)
+    bench.switch.turn_off()
+    record = bench.cycle.run(Occasion(triggers=frozenset({trigger})))
+    assert (record.decision.reason.rule, record.outcome) == ("switched_off", Outcome.APPLIED)
+    assert "since 2026-01-02T03:04:05Z" in record.decision.reason.text
+    assert (bench.hypervisor.values["pages_to_scan"], bench.hypervisor.values["sleep_millisecs"]) == (0, 10_000)
+
+
+def test_switched_off_the_policys_past_is_dropped_and_it_begins_anew_when_switched_on(bench: Bench) -> None:
+    for _ in range(3):
+        bench.cycle.run(TIMER)
+    bench.switch.turn_off()
+    bench.cycle.run(TIMER)
+    assert (bench.store.state.policy_name, bench.store.state.policy_past) == (None, None)
+    bench.switch.turn_on()
+    record = bench.cycle.run(Occasion(triggers=frozenset({Trigger.ON})))
+    assert record.outcome is Outcome.APPLIED
+    assert bench.hypervisor.values["pages_to_scan"] == 400
+    assert bench.store.state.policy_past == {"steps": 1}
+
+
+def test_switched_off_a_restore_parks_and_the_baseline_is_kept_until_on(bench: Bench) -> None:
+    bench.cycle.run(TIMER)
+    bench.switch.turn_off()
+    record = bench.cycle.restore()
+    assert record.switched_off
+    assert bench.hypervisor.values["pages_to_scan"] == 0
+    bench.new_process()
+    bench.cycle.run(TIMER)
+    bench.switch.turn_on()
+    assert not bench.cycle.restore().switched_off
+    assert bench.hypervisor.values["pages_to_scan"] == 100
+    assert bench.hypervisor.values["sleep_millisecs"] == 20
+
+
+def test_off_ends_a_yield_as_other_explicit_requests_do(bench: Bench) -> None:
+    bench.on_conflict = "yield"
+    bench.cycle.run(TIMER)
+    bench.hypervisor.values["pages_to_scan"] = 77
+    assert bench.cycle.run(TIMER).outcome is Outcome.YIELDED
+    bench.switch.turn_off()
+    assert bench.cycle.run(Occasion(triggers=frozenset({Trigger.OFF}))).outcome is Outcome.APPLIED
+    assert bench.hypervisor.values["pages_to_scan"] == 0
+
+
+def test_only_the_first_of_many_passes_that_park_is_no_routine(bench: Bench) -> None:
+    bench.switch.turn_off()
+    assert [bench.cycle.run(TIMER).decision.is_routine for _ in range(3)] == [False, True, True]
+    bench.switch.turn_on()
+    bench.cycle.run(TIMER)
+    bench.switch.turn_off()
+    assert not bench.cycle.run(TIMER).decision.is_routine
+
+
+def test_a_damaged_switch_is_off_with_a_warning_that_names_it(bench: Bench) -> None:
+    bench.switch.off = SwitchedOff(damage="/var/lib/virtksm/local.off: is damaged")
+    record = bench.cycle.run(TIMER)
+    assert bench.hypervisor.values["pages_to_scan"] == 0
+    (note,) = record.warnings
+    assert note.startswith("/var/lib/virtksm/local.off: is damaged")
+    assert "`virtksm on`" in note
+
+
+def test_switched_off_nobody_is_told_to_switch_ksm_on(bench: Bench) -> None:
+    bench.switch.turn_off()
+    bench.facts.run = 2
+    assert bench.cycle.run(TIMER).warnings == []
+
+
+def test_a_dry_run_while_switched_off_writes_nothing(bench: Bench) -> None:
+    bench.switch.turn_off()
+    record = bench.cycle.run(RETUNE, dry_run=True)
+    assert (record.outcome, record.decision.target) == (Outcome.DRY_RUN, PARKED)
+    assert (bench.hypervisor.calls, bench.store.saved) == ([], [])
+
+
+def test_private_guests_that_can_merge_are_warned_of_with_their_remedy(bench: Bench) -> None:
+    record = dataclasses.replace(bench.cycle.run(TIMER), exposed=("tenant-a", "tenant-b"))
+    assert [note for note in record.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
+    assert record.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
+    assert bench.cycle.run(TIMER).as_dict()["exposed"] is None, "a pass alone looks at no guest's XML"
 
 
 def test_the_record_is_plain_json_values(bench: Bench) -> None:

@@ -33,7 +33,7 @@ def taken(text: str) -> dict[str, int]:
     """What is taken of a text, by ksmtuned's names without KSM_ in lower case; it must have brought no note."""
     values, notes = parse_ksmtuned_conf(text)
     assert notes == []
-    return {name.removeprefix("ksmtuned."): int(value) for name, value in values.items()}
+    return {name.removeprefix("ksmtuned."): value for name, value in values.items() if isinstance(value, int)}
 
 
 def source_in_bash(files: list[Path]) -> list[dict[str, str]]:

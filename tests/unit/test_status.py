@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.nobody import PROJECT, run_as_nobody
 from virtksm.adapters.control import ask
 from virtksm.adapters.systemd import Notifier
@@ -46,6 +46,7 @@ def passed(target: Settings, *, run: int | None = 1) -> PassRecord:
         local=FakeFacts(run=run),
         policy=TargetPolicy(target=target),
         store=FakeStore(),
+        switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
         memory=Memory(),
@@ -199,6 +200,7 @@ def make_agent() -> Agent:
         calls=calls,
         reporter=reporter,
         make_cycle=make_cycle,
+        make_switch=lambda _uri, _config: FakeSwitch(),
         reload_config=Config,
     )
 

@@ -1,6 +1,6 @@
-"""Small files of the runtime folder: locks, and whole-or-nothing replacement. Follows no symbolic links.
+"""Small files of the runtime and state folders: locks, whole-or-nothing replacement. Follows no symbolic links.
 
-The folder may be another user's than root: what root makes in it (a one-shot's, a hook's) is given to that user.
+A folder may be another user's than root: what root makes in it (a one-shot's, a hook's) is given to that user.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def locked(path: str, otherwise: AlreadyRunning, *, wait_s: float = 0.0) -> Iter
         os.close(descriptor)
 
 
-def replace_file(path: str, text: str) -> None:
+def replace_file(path: str, text: str, *, mode: int = 0o600, durable: bool = False) -> None:
     """Put `text` in place of `path`: readers see the old text or the new. Raises StateUnusable.
 
-    Without fsync: the runtime folder is on tmpfs and lives as long as the kernel's settings do.
+    Not `durable`, it is not synced: the runtime folder is on tmpfs and lives as long as the kernel's settings do.
     """
     temporary = f"{path}.{os.getpid()}.new"
     try:
@@ -87,13 +87,28 @@ def replace_file(path: str, text: str) -> None:
         descriptor = _create(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(descriptor, mode)  # whatever the umask
                 file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(descriptor)
             os.rename(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
+        if durable:
+            sync_folder(os.path.dirname(path))
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def sync_folder(path: str) -> None:
+    """Have a folder's names on disk, too: what was renamed or removed in it survives a power cut. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_file(path: str) -> str | None:

@@ -13,6 +13,7 @@ import libvirt
 
 from virtksm.errors import (
     Cause,
+    GuestVanished,
     LibvirtUnreachable,
     SensingFailed,
     SettingsRefused,
@@ -78,6 +79,14 @@ class LibvirtHost:
             )
         except libvirt.libvirtError as error:
             raise self._translated(error, "reading the guests' memory") from error
+
+    def guest_xml(self, uuid: str) -> str:
+        try:
+            return self.connection.lookupByUUIDString(uuid).XMLDesc()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise GuestVanished(f"guest {uuid} has ended") from error
+            raise self._translated(error, "reading a guest's XML") from error
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         try:

@@ -1,4 +1,6 @@
-"""systemd's notification protocol (sd_notify(3)): READY, STATUS, WATCHDOG, STOPPING over a datagram socket.
+"""systemd, without its libraries: notifications, and whether a unit is installed.
+
+Notification (sd_notify(3)) is READY, STATUS, WATCHDOG, STOPPING over a datagram socket.
 
 The protocol is one datagram of KEY=value lines; the manual page gives it as stable and free to implement, which saves a
 dependency on libsystemd. Does nothing where NOTIFY_SOCKET is not set.
@@ -8,9 +10,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from virtksm.printable import printable
+
+UNIT_DIRS = (
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+"""Where systemd looks for units (systemd.unit(5))."""
+
+
+def has_unit(name: str, unit_dirs: Iterable[str] = UNIT_DIRS, booted: str = "/run/systemd/system") -> bool:
+    """Return whether systemd runs here (sd_booted(3)) and has a unit of that name."""
+    return os.path.isdir(booted) and any(os.path.isfile(f"{folder}/{name}") for folder in unit_dirs)
 
 
 class Notifier:

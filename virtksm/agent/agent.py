@@ -12,8 +12,9 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from virtksm import __version__
@@ -21,14 +22,17 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
+from virtksm.agent.guest_look import GuestLook, read_guests
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
-from virtksm.model import Occasion, Trigger
+from virtksm.model import Guest, Occasion, Trigger
+from virtksm.ports import Switch
 from virtksm.record import PassRecord, RestoreRecord
+from virtksm.uri import is_alias
 
 RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection."""
@@ -48,7 +52,10 @@ class Request:
 
 @dataclass(slots=True)
 class Agent:
-    """The agent's state. `make_cycle` builds a pass's parts over a new connection from the current configuration."""
+    """The agent's state. `make_cycle` builds a pass's parts over a new connection from the current configuration.
+
+    `make_switch` gives the switch of the host behind a URI, also while there is no connection.
+    """
 
     uri: str
     config: Config
@@ -56,11 +63,14 @@ class Agent:
     calls: BlockingCalls
     reporter: Reporter
     make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
+    make_switch: Callable[[str, Config], Switch]
     reload_config: Callable[[], Config]
     coalescer: Coalescer = field(init=False)
     memory: Memory = field(default_factory=Memory)
     cycle: Cycle[Any] | None = None
     requests: list[Request] = field(default_factory=list)
+    look: GuestLook = field(default_factory=GuestLook)
+    running: tuple[Guest, ...] = ()
     heard_s: float | None = None
     next_pass_s: float | None = None
     awake_s: float = 0.0
@@ -71,6 +81,7 @@ class Agent:
     last_s: float | None = None
     """When the last pass ended."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    seen: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -80,13 +91,15 @@ class Agent:
         """Run until told to stop; then end as `on_exit` says."""
         linking = asyncio.create_task(self._keep_linked())
         passing = asyncio.create_task(self._keep_passing())
+        looking = asyncio.create_task(self._keep_looking())
         ended = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({linking, passing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({linking, passing, looking, ended}, return_when=asyncio.FIRST_COMPLETED)
         linking.cancel()
         self.stopping.set()
         self.wake.set()
-        await asyncio.wait({passing, linking})  # a pass that has begun is finished first
-        for task in (passing, linking):
+        self.seen.set()
+        await asyncio.wait({passing, linking, looking})  # a pass that has begun is finished first
+        for task in (passing, linking, looking):
             if not task.cancelled():
                 task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
         return await self._leave()
@@ -141,7 +154,12 @@ class Agent:
         """Answer one control request."""
         match request.get("op"):
             case "retune":
-                return await self._retune(request)
+                dry_run = request.get("dry_run") is True
+                return self._other_uri(request) or await self._answered_pass(Trigger.RETUNE, dry_run=dry_run)
+            case "off":
+                return self._other_uri(request) or await self._switched(Trigger.OFF)
+            case "on":
+                return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
                 return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
             case str(other):
@@ -166,18 +184,37 @@ class Agent:
             next_s=min((at_s for at_s in waits if at_s is not None), default=None),
         )
 
-    async def _retune(self, request: Mapping[str, object]) -> dict[str, object]:
+    def _other_uri(self, request: Mapping[str, object]) -> dict[str, object] | None:
         canonical = self.link.host.uri if self.link.host is not None else None
         if request.get("uri") not in (self.uri, canonical):
             return {"ok": False, "other_uri": canonical or self.uri}
+        return None
+
+    async def _switched(self, trigger: Trigger) -> dict[str, object]:
+        """Turn the switch, whether libvirt answers or not, and then run a pass."""
+        uri = self.uri if self.link.host is None else self.link.host.uri
+        if is_alias(uri):
+            return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+        switch = self.make_switch(uri, self.config)
+        try:
+            await asyncio.to_thread(switch.turn_off if trigger is Trigger.OFF else switch.turn_on)
+        except VirtksmError as error:
+            return _failure(str(error), error.exit_code)
+        self.reporter.switched(trigger)
+        answer = await self._answered_pass(trigger)
+        if not answer["ok"]:
+            answer["error"] = f"switched {trigger.value}, but no pass was possible yet: {answer['error']}"
+        return answer
+
+    async def _answered_pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
         if self.link.host is None:
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
-        wish = Request(dry_run=request.get("dry_run") is True, answer=asyncio.get_running_loop().create_future())
+        wish = Request(dry_run=dry_run, answer=asyncio.get_running_loop().create_future())
         self.requests.append(wish)
         if wish.dry_run:
             self.wake.set()
         else:
-            self.offer(Trigger.RETUNE)
+            self.offer(trigger)
         try:
             record = await wish.answer
         except VirtksmError as error:
@@ -190,6 +227,7 @@ class Agent:
             host, lost = await self.link.open(self.uri, self.config, self.hear)
             self.cycle = self.make_cycle(host, self.config, self.memory)
             self.lost_s = None
+            self.look.forget()
             self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
             self.offer(Trigger.CONNECTED)
             reason = await lost
@@ -213,6 +251,37 @@ class Agent:
                 heard_s, self.heard_s = self.heard_s, None
                 await self._pass(cycle, occasion, [wish for wish in self.requests if not wish.dry_run], heard_s)
         self._give_up_wishes(VirtksmError("the agent is stopping"))
+
+    async def _keep_looking(self) -> None:
+        """Read the XML of guests that passes have seen, a few at a time, between passes."""
+        while not self.stopping.is_set():
+            host = self.link.host
+            if host is None or not self.look.is_due:
+                await self._wait_seen()
+                continue
+            try:
+                seen, failures = await self.calls.run(
+                    "look at guests", partial(read_guests, host, self.look.next_guests()), self.config.call_timeout_s
+                )
+            except VirtksmError as error:
+                self.reporter.look_failed(error)
+                await self._wait_seen()  # the next pass tells whether libvirt answers again
+                continue
+            for failure in failures:
+                self.reporter.look_failed(failure)
+            if host is self.link.host:
+                self.look.learn(seen)
+                self._name_exposed()
+
+    async def _wait_seen(self) -> None:
+        """Sleep until a pass has seen guests, or the agent stops."""
+        self.seen.clear()
+        if not self.stopping.is_set():
+            await self.seen.wait()
+
+    def _name_exposed(self) -> None:
+        if self.look.is_complete:  # or those not yet read would be named again
+            self.reporter.guests_exposed(self.look.exposed(self.running, self.config.private_guests))
 
     async def _wait_until_due(self) -> None:
         """Sleep until a trigger is due, the timer ends, a dry run is wished for, or the agent stops."""
@@ -244,6 +313,7 @@ class Agent:
         except VirtksmError as error:
             self._fail(error, occasion, wishes)
             return
+        record = replace(record, exposed=self.look.exposed(record.snapshot.guests, self.config.private_guests))
         if not dry_run:
             ended_s = time.monotonic()
             self.last, self.last_s = record, ended_s
@@ -252,6 +322,10 @@ class Agent:
             else:
                 self.next_pass_s = ended_s + record.decision.next_pass_s
             self.reporter.passed(record, heard_s, ended_s)
+            self.running = record.snapshot.guests
+            self.look.see(self.running, afresh=occasion.is_explicit)
+            self._name_exposed()
+            self.seen.set()
         for wish in wishes:
             if not wish.answer.done():
                 wish.answer.set_result(record)

@@ -22,7 +22,7 @@ from virtksm.agent.link import Link
 from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.assemble import make_cycle
+from virtksm.assemble import make_cycle, make_switch
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
@@ -87,6 +87,7 @@ async def _serve(
         calls=calls,
         reporter=reporter,
         make_cycle=cycle_over,
+        make_switch=lambda of, current: make_switch(of, current, paths),
         reload_config=reload,
     )
     readers = StatusSocket(paths, agent.handle)

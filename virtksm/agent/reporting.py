@@ -13,7 +13,7 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.errors import ConfigError, VirtksmError
 from virtksm.model import Occasion, Trigger
-from virtksm.record import Outcome, PassRecord, RestoreRecord
+from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
 
 
 class Reporter:
@@ -25,6 +25,8 @@ class Reporter:
         self._connect_error: str | None = None
         self._pass_error: str | None = None
         self._warnings: list[str] = []
+        self._exposed: set[str] = set()
+        self._look_error: str | None = None
 
     def ready(self, version: str, uri: str) -> None:
         self._log.info("agent_started", version=version, uri=uri)
@@ -79,7 +81,8 @@ class Reporter:
                 error=error.message,
                 remedy=error.remedy,
             )
-        self._warn([note for note in record.warnings if note not in map(str, record.refusals)])
+        told = {*map(str, record.refusals), *record.exposures}
+        self._warn([note for note in record.warnings if note not in told])
         log = self._log.debug if _is_routine(record) else self._log.info
         log("pass_completed", **_canonical(record, heard_s, ended_s))
         self._notifier.send(STATUS=f"{record.decision.reason.text}; {len(record.snapshot.guests)} guests")
@@ -89,6 +92,24 @@ class Reporter:
         self._pass_error = error.message
         log("pass_failed", triggers=occasion.names, error=error.message, remedy=error.remedy)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
+
+    def switched(self, trigger: Trigger) -> None:
+        if trigger is Trigger.OFF:
+            self._log.warning("switched_off", remedy="virtksm scans again after `virtksm on`")
+        else:
+            self._log.info("switched_on")
+
+    def guests_exposed(self, names: tuple[str, ...]) -> None:
+        """Name the private guests that can merge, each once for as long as it can."""
+        for name in names:
+            if name not in self._exposed:
+                self._log.warning("private_guest_exposed", guest=name, remedy=KEEP_OUT)
+        self._exposed = set(names)
+
+    def look_failed(self, error: VirtksmError) -> None:
+        log = self._log.debug if error.message == self._look_error else self._log.warning
+        self._look_error = error.message
+        log("guests_unread", error=error.message, remedy=error.remedy)
 
     def config_rejected(self, error: ConfigError) -> None:
         for finding in error.findings:
@@ -112,7 +133,7 @@ class Reporter:
     def left(self, on_exit: str, record: RestoreRecord) -> None:
         for error in record.refusals:
             self._log.error("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
-        event = "settings_restored" if on_exit == "restore" else "settings_parked"
+        event = "settings_restored" if on_exit == "restore" and not record.switched_off else "settings_parked"
         self._log.info(event, before=record.before.as_dict(), after=record.after.as_dict(), left=list(record.left))
 
     def leaving_failed(self, error: VirtksmError) -> None:

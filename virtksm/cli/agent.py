@@ -32,6 +32,6 @@ def run(options: argparse.Namespace) -> int:
     return serve(
         requested_uri(options.connect),
         config,
-        RuntimePaths(options.runtime_dir),
+        RuntimePaths(options.runtime_dir, options.state_dir),
         lambda: load(options.config).config,
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from virtksm import __version__
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
 from virtksm.printable import printable
-from virtksm.runtime import DEFAULT_RUNTIME_DIR
+from virtksm.runtime import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ COMMANDS = {
     "retune": "run one tuning pass and exit",
     "status": "say what the agent knows, also while libvirt does not answer",
     "restore": "give KSM's settings back as virtksm found them",
+    "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
+    "on": "undo `virtksm off`, and run a pass",
     "config": "check, show or import configuration",
     "demo": "show the agent at work on throwaway guests",
 }
 
 EPILOG = """\
-exit codes: 0 done or nothing to do, 1 other failure, 2 usage or configuration, 3 libvirt unreachable,
+exit codes: 0 done or nothing to do, 1 other failure or not verified, 2 usage or configuration, 3 libvirt unreachable,
 4 the kernel or libvirt refused a setting
 """
 
@@ -60,6 +62,12 @@ def global_options() -> argparse.ArgumentParser:
         metavar="DIR",
         default=DEFAULT_RUNTIME_DIR,
         help="folder of locks, state and sockets (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        default=DEFAULT_STATE_DIR,
+        help="folder of what survives a reboot: whether virtksm is off (default: %(default)s)",
     )
     return parser
 

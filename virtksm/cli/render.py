@@ -11,6 +11,8 @@ TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 m
 if TYPE_CHECKING:
     from typing import Any
 
+    from virtksm.merged import Merged
+
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 
 
@@ -35,8 +37,35 @@ def pass_lines(record: Mapping[str, Any]) -> list[str]:
 def restore_lines(record: Mapping[str, Any]) -> list[str]:
     """Render what a restore did."""
     lines = _change_lines(record["before"], record["after"], would=False)
+    if record["switched_off"]:
+        lines.append("parked    virtksm is switched off, so the baseline is kept until `virtksm on`")
     lines += [f"left      {name}: somebody else has changed it since" for name in record["left"]]
     return [printable(line) for line in lines + [f"warning   {one['message']}" for one in record["refused"]]]
+
+
+def merged_lines(merged: Merged, available_kib: int, unmerge: str | None) -> list[str]:
+    """Render what stays merged, and how to unmerge it, or why that is not told."""
+    if merged.is_nothing:
+        return ["merged    nothing"]
+    lines = [
+        f"merged    still: {format_kib(merged.saved_kib)} are saved (pages_sharing {merged.pages_sharing}, "
+        f"pages_shared {merged.pages_shared}, ksm_zero_pages {merged.zero_pages})"
+    ]
+    if merged.missing_kib(available_kib):
+        lines.append(fit_line(merged, available_kib))
+    if unmerge is None:
+        lines.append("unmerge   not now: free memory (stop guests, or move them away); --force names the command")
+    else:
+        lines.append(f"unmerge   as root on that host: {unmerge}")
+    return lines
+
+
+def fit_line(merged: Merged, available_kib: int) -> str:
+    """Render whether unmerging fits into memory."""
+    needed, available = format_kib(merged.needed_kib), format_kib(available_kib)
+    missing_kib = merged.missing_kib(available_kib)
+    end = f"{format_kib(missing_kib)} are missing" if missing_kib else "it fits"
+    return f"memory    unmerging takes up to {needed}, {available} are available: {end}"
 
 
 def _change_lines(before: Mapping[str, int | None], after: Mapping[str, int | None], *, would: bool) -> list[str]:

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.assemble import make_cycle
     from virtksm.config.load import load
 
-    paths = RuntimePaths(options.runtime_dir)
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
     config = load(options.config).config
     action = config.on_exit if options.on_exit else "restore"
     ensure_runtime(paths)

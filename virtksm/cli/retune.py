@@ -36,12 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run one pass and print it; returns the exit code."""
     gc.disable()  # a process of a tenth of a second has no garbage worth its 4 ms
-    paths = RuntimePaths(options.runtime_dir)
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
     if options.coalesce and not _wait_for_turn(paths):
         return ExitCode.DONE
-    record = None if options.direct else _through_agent(paths, requested_uri(options.connect), dry_run=options.dry_run)
+    request = {"op": "retune", "dry_run": options.dry_run}
+    record = None if options.direct else through_agent(paths, requested_uri(options.connect), request)
     if record is None:
-        record = _directly(paths, options)
+        record = _directly(paths, options, request)
     if options.json:
         import json
 
@@ -53,16 +54,15 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
 
 
-def _through_agent(paths: RuntimePaths, uri: str, *, dry_run: bool) -> dict[str, object] | None:
-    """Return the agent's pass, None if no agent serves this URI.
+def through_agent(paths: RuntimePaths, uri: str, request: dict[str, object]) -> dict[str, object] | None:
+    """Return the pass by which the agent has answered a request, None if no agent serves this URI.
 
     Raises VirtksmError with the agent's exit code if it could not do it, or if it does not answer.
     """
     from virtksm.adapters.control import ask
 
-    request = {"op": "retune", "uri": uri, "dry_run": dry_run}
     try:
-        answer = ask(paths.control_socket, request, timeout_s=ANSWER_WITHIN_S)
+        answer = ask(paths.control_socket, {**request, "uri": uri}, timeout_s=ANSWER_WITHIN_S)
     except PermissionError as error:
         raise VirtksmError(
             f"you may not ask the agent at {paths.control_socket}, if one runs",
@@ -71,7 +71,7 @@ def _through_agent(paths: RuntimePaths, uri: str, *, dry_run: bool) -> dict[str,
     except (OSError, ValueError) as error:
         raise VirtksmError(
             f"the agent at {paths.control_socket} does not answer: {error}",
-            remedy="see `systemctl status virtksm`; `virtksm retune --direct` does without it",
+            remedy=f"see `systemctl status virtksm`; `virtksm {request['op']} --direct` does without it",
         ) from error
     if answer is None or "other_uri" in answer:
         return None
@@ -87,7 +87,7 @@ def _through_agent(paths: RuntimePaths, uri: str, *, dry_run: bool) -> dict[str,
     return record
 
 
-def _directly(paths: RuntimePaths, options: argparse.Namespace) -> dict[str, object]:
+def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
     from virtksm.adapters.libvirt_host import open_host
     from virtksm.assemble import make_cycle
     from virtksm.config.load import load
@@ -97,7 +97,7 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace) -> dict[str, obj
     config = load(options.config).config
     host = open_host(uri)
     if not options.direct and host.uri != uri:  # it was an alias: the agent may know the real one
-        record = _through_agent(paths, host.uri, dry_run=options.dry_run)
+        record = through_agent(paths, host.uri, request)
         if record is not None:
             return record
     cycle = make_cycle(host, config, paths)

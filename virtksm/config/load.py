@@ -106,7 +106,7 @@ def read_values(file: str) -> tuple[dict[str, Value], list[Finding]]:
     for name, value, problem, remedy in _walk(Config, "", document):
         if problem:
             findings.append(Finding(file=shown(file), key=name, problem=problem, remedy=remedy))
-        elif isinstance(value, bool | int | str):
+        elif isinstance(value := _frozen(value), bool | int | str | tuple):
             values[name] = value
     return values, findings
 
@@ -143,6 +143,8 @@ def _is_bare(name: str) -> bool:
 
 def check_value(known: Key, value: object) -> tuple[str, str]:
     """Return (problem, remedy) of a value for its key; both empty if it is valid. TOML's true is no integer."""
+    if isinstance(known.default, tuple):
+        return _check_texts(known, value)
     wanted = type(known.default)
     if type(value) is not wanted:
         names = {int: "an integer", str: "a string", bool: "true or false"}
@@ -152,6 +154,19 @@ def check_value(known: Key, value: object) -> tuple[str, str]:
     if isinstance(value, int) and not _least(known) <= value <= _most(known):
         return f"is {_describe(value)}, out of range", f"use {known.range_text}"
     return "", ""
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_texts(known: Key, value: object) -> tuple[str, str]:
+    if not isinstance(value, list | tuple):
+        return f"is {_describe(value)}, not an array", f"use {known.range_text}"
+    bad = next((one for one in value if not isinstance(one, str) or not one), None)
+    if bad is None:
+        return "", ""
+    return f"holds {_describe(bad) if bad != '' else 'an empty text'}", f"use {known.range_text}"
 
 
 def shown(text: str) -> str:
@@ -182,7 +197,7 @@ def _describe(value: object) -> str:
             return str(value)
         case str():
             return quoted(value)
-        case list():
+        case list() | tuple():
             return "an array"
         case dict():
             return "a table"

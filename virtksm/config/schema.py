@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-Value = bool | int | str
+Value = bool | int | str | tuple[str, ...]
 
 T = TypeVar("T", bound=Value)
 
@@ -21,8 +21,8 @@ KSMTUNEDS = "ksmtuned's own, so that both do the same."
 class Key:
     """What is known of one key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
 
-    A text without choices may be any; what it names is looked for where the configuration is loaded.
-    `reason` says why it has its default.
+    A text without choices may be any; what it names is looked for where the configuration is loaded. A list holds texts
+    that are not empty. `reason` says why it has its default.
     """
 
     default: Value
@@ -42,6 +42,8 @@ class Key:
             return "true | false"
         if isinstance(self.default, str):
             return '"TEXT"'
+        if isinstance(self.default, tuple):
+            return '["TEXT", ...]'
         return f"{self.minimum}..{self.maximum} {self.unit}".rstrip()
 
 
@@ -224,6 +226,12 @@ class Config:
         "",
         "A group of users whose members may read the agent's status (`virtksm status`), and nothing else.",
         "Root and the agent's own user may; nobody else, unless told.",
+    )
+    private_guests: tuple[str, ...] = key(
+        (),
+        "Guests that KSM must not merge, as shell-style patterns of their names (`tenant-*`, case-sensitive); "
+        "the agent names those that can merge all the same.",
+        "Only the administrator knows who is private; a domain's metadata can say it, too (docs/commands.md).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",

@@ -1,6 +1,6 @@
 """Writes configuration as TOML: the documented default file, what is in force, what was imported; and the keys' tables.
 
-Pure. Values are integers and strings only, so a string's JSON form is its TOML form.
+Pure. Values are integers, strings and arrays of strings only, whose JSON form is their TOML form.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def value_of(config: Config, dotted: str) -> Value:
     place: object = config
     for part in dotted.split("."):
         place = getattr(place, part)
-    assert isinstance(place, bool | int | str)
+    assert isinstance(place, bool | int | str | tuple)
     return place
 
 

@@ -1,0 +1,80 @@
+"""Domain XML from anybody: it says something or is a ValueError, and it says what another parser finds in it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from xml.etree import ElementTree as ET
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from virtksm.privacy import NAMESPACE, GuestXml, parse_guest_xml
+
+names = st.sampled_from(["domain", "metadata", "memoryBacking", "nosharepages", "guest", f"{{{NAMESPACE}}}guest", "x"])
+attributes = st.dictionaries(st.sampled_from(["private", "id"]), st.sampled_from(["yes", "no", "", "<&\"'>"]))
+characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
+
+
+def build(parts: tuple[str, dict[str, str], str, list[ET.Element]]) -> ET.Element:
+    name, given_attributes, text, children = parts
+    element = ET.Element(name, given_attributes)
+    element.text = text
+    element.extend(children)
+    return element
+
+
+def elements(children: st.SearchStrategy[list[ET.Element]]) -> st.SearchStrategy[ET.Element]:
+    return st.tuples(names, attributes, st.text(characters, max_size=5), children).map(build)
+
+
+trees = st.recursive(elements(st.just([])), lambda inner: elements(st.lists(inner, max_size=4)), max_leaves=12)
+signs = [
+    "<",
+    ">",
+    "</",
+    "/>",
+    "&",
+    ";",
+    "&#0;",
+    "&#x41;",
+    "<!DOCTYPE",
+    "<!ENTITY a 'b'>",
+    "[",
+    "]>",
+    "<![CDATA[",
+    "]]>",
+]
+words = [
+    "<?xml version='1.0'",
+    " encoding='x'",
+    "?>",
+    "<domain>",
+    "</domain>",
+    "<!--",
+    "-->",
+    "\ud800",
+    "\0",
+    "xmlns:v='",
+]
+soups = st.lists(st.sampled_from([*signs, *words, NAMESPACE]) | st.text(max_size=3), max_size=30).map("".join)
+
+
+@given(st.text() | soups)
+@example("<?xml version='1.0' encoding='nonsense'?><domain/>")
+@example("<?xml version='1.0' encoding='idna'?><domain/>")
+@example("<!DOCTYPE d [<!ENTITY % a 'b'>%a;]><domain/>")
+def test_any_text_is_understood_or_a_value_error(text: str) -> None:
+    with suppress(ValueError):
+        assert isinstance(parse_guest_xml(text), GuestXml)
+
+
+@given(st.lists(trees, max_size=4))
+def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
+    root = ET.Element("domain")
+    root.extend(children)
+    text = ET.tostring(root, encoding="unicode")
+    declared = root.findall(f"metadata/{{{NAMESPACE}}}guest")
+    assert parse_guest_xml(text) == GuestXml(
+        is_private=any(one.get("private", "no") != "no" for one in declared),
+        is_kept_out=root.find("memoryBacking/nosharepages") is not None,
+    )

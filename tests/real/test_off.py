@@ -1,0 +1,280 @@
+"""`virtksm off` and private guests, on the real kernel and a real libvirt: off is off, and who is exposed is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import Ksm, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome, AgentProcess, Line
+from virtksm.demo.guests import PayloadGuest
+from virtksm.privacy import NAMESPACE
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+BASELINE = (100, 20)
+PARKED = (0, 10_000)
+PRIVATE_TENANTS = f'private_guests = ["tenant-*"]\n{STEPPING_LAW}'
+
+
+def settings(ksm: Ksm) -> tuple[int, int]:
+    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
+
+
+def tiny(name: str, *, nosharepages: bool = False) -> PayloadGuest:
+    return PayloadGuest(name=name, memory_mib=16, own_mib=1, nosharepages=nosharepages)
+
+
+def merge_twins(ksm: Ksm, guest: GuestFactory) -> None:
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, seed=seed))
+    ksm.merge_all()
+    assert ksm.read("pages_sharing") >= 2000
+
+
+def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
+    ksm: Ksm, guest: GuestFactory, start_agent: AgentFactory
+) -> None:
+    agent = start_agent()
+    assert agent.step()["after"]["pages_to_scan"] == 2
+    done = agent.home.run("off", "--connect", agent.uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "changed   pages_to_scan: 2 -> 0 pages" in done.stdout
+    assert settings(ksm) == PARKED
+    assert len(agent.lines("switched_off")) == 1
+
+    def answered(trigger: str) -> Line:
+        line = agent.wait_for("pass_completed", lambda line: trigger in line["triggers"])
+        assert line["decision"]["rule"] == "switched_off"
+        assert settings(ksm) == PARKED
+        return line
+
+    guest(tiny("late"), settle=False)
+    answered("started")
+    agent.poke()
+    answered("poke")
+    agent.signal(signal.SIGUSR1)
+    answered("signal")
+    agent.signal(signal.SIGHUP)
+    answered("reload")
+    assert agent.home.run("retune", "--connect", agent.uri).returncode == 0
+    answered("retune")
+    assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == PARKED
+
+    again = agent.home.run("off", "--json", "--connect", agent.uri)
+    told = json.loads(again.stdout)
+    assert (again.returncode, told["off"], told["pass"]["outcome"]) == (0, True, "unchanged")
+
+    done = agent.home.run("on", "--connect", agent.uri)
+    assert done.returncode == 0, done.stderr
+    assert ksm.read("pages_to_scan") == 1, "the policy begins anew"
+    assert agent.home.run("on", "--connect", agent.uri).returncode == 0
+    assert agent.lines("foreign_value_found") == []
+    assert agent.stop() == 0
+    assert settings(ksm) == BASELINE
+
+
+def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agent: AgentFactory) -> None:
+    agent = start_agent()
+    home = agent.home
+    assert home.run("off", "--connect", agent.uri).returncode == 0
+    assert agent.stop() == 0
+    assert settings(ksm) == PARKED, "what it found would scan"
+    assert len(agent.lines("settings_parked")) == 1
+    done = home.run("restore", "--connect", agent.uri)
+    assert (done.returncode, settings(ksm)) == (0, PARKED)
+    assert "switched off" in done.stdout
+
+    agent = start_agent(None)
+    assert agent.lines("pass_completed")[0]["decision"]["rule"] == "switched_off"
+    agent.kill()
+    assert home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == PARKED
+
+    shutil.rmtree(home.runtime_dir)  # as a reboot does, which brings the kernel's defaults back
+    ksm.write(pages_to_scan=100, sleep_millisecs=20)
+    agent = start_agent(None)
+    assert settings(ksm) == PARKED
+    assert home.run("on", "--connect", agent.uri).returncode == 0
+    assert ksm.read("pages_to_scan") == 1
+    assert agent.stop() == 0
+    assert settings(ksm) == BASELINE
+
+
+def test_without_an_agent_off_holds_for_the_hooks_one_shot(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
+    assert ksm.read("pages_to_scan") == 1
+    assert agent_home.run("off", "--connect", libvirtd.uri).returncode == 0
+    assert settings(ksm) == PARKED
+    assert agent_home.run("retune", "--direct", "--coalesce", "--connect", libvirtd.uri).returncode == 0
+    assert settings(ksm) == PARKED
+    assert agent_home.run("on", "--connect", libvirtd.uri).returncode == 0
+    assert ksm.read("pages_to_scan") == 1
+    assert agent_home.run("restore", "--connect", libvirtd.uri).returncode == 0
+    assert settings(ksm) == BASELINE
+
+
+def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, start_agent: AgentFactory) -> None:
+    agent = start_agent()
+    agent.home.state_dir.mkdir()
+    agent.home.switch.write_text("{", encoding="utf-8")
+    assert agent.step()["decision"]["rule"] == "switched_off"
+    assert settings(ksm) == PARKED
+    (warning,) = [line["warning"] for line in agent.lines("warning_raised")]
+    assert str(agent.home.switch) in warning
+    assert agent.home.run("on", "--connect", agent.uri).returncode == 0
+    assert ksm.read("pages_to_scan") == 1
+
+
+def test_off_while_libvirt_is_away_holds_when_it_comes_back(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    agent = start_agent()
+    libvirtd.kill()
+    agent.wait_for("libvirt_disconnected")
+    done = agent.home.run("off", "--connect", agent.uri)
+    assert done.returncode == 3
+    assert "switched off, but no pass was possible yet" in done.stderr
+    libvirtd.start()
+    agent.wait_for_pass("connected")
+    assert settings(ksm) == PARKED
+
+
+def test_verify_fails_until_it_is_off_and_nothing_is_merged(
+    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    merge_twins(ksm, guest)
+    verify = ("off", "--verify", "--connect", libvirtd.uri)
+    done = agent_home.run(*verify)
+    assert done.returncode == 1
+    assert "virtksm is not switched off" in done.stdout
+
+    done = agent_home.run("off", "--connect", libvirtd.uri)
+    assert done.returncode == 0
+    assert "MiB are saved (pages_sharing" in done.stdout
+    assert "unmerge   as root on that host: echo 2 > /sys/kernel/mm/ksm/run" in done.stdout
+    told = json.loads(agent_home.run(*verify, "--json").stdout)
+    assert (told["verified"], told["off"], told["ksm_run"]) == (False, True, 1)
+    assert told["merged"]["pages_sharing"] >= 2000
+    assert len(told["doubts"]) == 1
+    assert agent_home.run("off", "--fits", "--connect", libvirtd.uri).returncode == 0
+
+    ksm.write(run=2)
+    wait_until(lambda: ksm.read("pages_shared") == 0, HANG_S, "all pages to be unmerged")
+    done = agent_home.run(*verify)
+    assert done.returncode == 0, done.stdout
+    assert "verified  KSM is off" in done.stdout
+    ksm.write(run=1, pages_to_scan=100)
+    assert agent_home.run(*verify).returncode == 1, "somebody else lets ksmd scan"
+
+
+def test_a_zero_page_that_is_merged_is_a_doubt(
+    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    ksm.write(use_zero_pages=1)
+    guest(PayloadGuest(name="empty", memory_mib=24, zero_mib=8))
+    ksm.merge_all()
+    assert agent_home.run("off", "--connect", libvirtd.uri).returncode == 0
+    told = json.loads(agent_home.run("off", "--verify", "--json", "--connect", libvirtd.uri).stdout)
+    zero_pages = ksm.read("ksm_zero_pages")
+    assert zero_pages > 0
+    assert told["verified"] is False
+    assert told["merged"]["ksm_zero_pages"] == zero_pages
+
+
+def exposed(agent: AgentProcess, names: list[str]) -> None:
+    """Wait until a pass of the agent's names exactly these."""
+    wait_until(lambda: agent.step()["exposed"] == names, HANG_S, f"{names} to be exposed")
+
+
+def test_private_guests_by_name_are_named_unless_nosharepages_keeps_them_out(
+    guest: GuestFactory, start_agent: AgentFactory
+) -> None:
+    guest(tiny("tenant-apart", nosharepages=True), settle=False)
+    running = guest(tiny("tenant-open"), settle=False)
+    guest(tiny("other"), settle=False)
+    agent = start_agent(PRIVATE_TENANTS)
+    named = agent.wait_for("private_guest_exposed")
+    assert named["guest"] == "tenant-open"
+    assert "<nosharepages/>" in named["remedy"]
+    exposed(agent, ["tenant-open"])
+    running.crash()
+    agent.wait_for("pass_completed", lambda line: "stopped" in line["triggers"])
+    assert agent.step()["exposed"] == []
+    guest(tiny("tenant-open"), settle=False)
+    exposed(agent, ["tenant-open"])
+    assert [line["guest"] for line in agent.lines("private_guest_exposed")] == ["tenant-open"] * 2
+
+
+def test_a_guest_is_private_by_its_metadata_after_a_retune_and_after_a_reconnect(
+    guest: GuestFactory, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    guest(tiny("one"), settle=False)
+    agent = start_agent()
+    declare_private(agent.uri, "one")
+    done = agent.home.run("retune", "--connect", agent.uri)
+    assert done.returncode == 0
+    assert agent.wait_for("private_guest_exposed")["guest"] == "one"
+    exposed(agent, ["one"])
+    assert "private guest 'one' can merge" in agent.home.run("retune", "--connect", agent.uri).stdout
+    libvirtd.restart()
+    agent.wait_for("libvirt_disconnected")
+    agent.wait_for_pass("connected")
+    exposed(agent, ["one"])
+    assert len(agent.lines("private_guest_exposed")) == 1, "it is no news"
+
+
+def test_a_guest_whose_monitor_hangs_holds_up_neither_the_look_nor_the_passes(
+    guest: GuestFactory, start_agent: AgentFactory
+) -> None:
+    hangs = guest(tiny("tenant-hangs"), settle=False)
+    os.kill(hangs.pid, signal.SIGSTOP)
+    try:
+        agent = start_agent(PRIVATE_TENANTS)
+        exposed(agent, ["tenant-hangs"])
+        assert agent.lines("pass_failed") == agent.lines("guests_unread") == []
+    finally:
+        os.kill(hangs.pid, signal.SIGCONT)
+
+
+def test_nosharepages_alone_keeps_all_of_a_guests_memory_out(
+    guest: GuestFactory, libvirtd: PrivateLibvirtd, libvirt_conn: libvirt.virConnect, payload: Path
+) -> None:
+    assert mergeable_kib(guest(tiny("open"), settle=False).pid) >= 16 * 1024
+    assert mergeable_kib(guest(tiny("apart", nosharepages=True), settle=False).pid) == 0
+    backing = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+    domain = libvirt_conn.createXML(tiny("shared").domain_xml(payload, None).replace("<vcpu>", f"{backing}<vcpu>"))
+    try:
+        beside_its_ram_kib = mergeable_kib(libvirtd.guest_pid("shared"))
+    finally:
+        domain.destroy()
+    assert 0 < beside_its_ram_kib < 16 * 1024
+
+
+def declare_private(uri: str, name: str) -> None:
+    """Write virtksm's metadata into a running guest, as the documentation says."""
+    change = [NAMESPACE, "--key", "virtksm", "--set", '<guest private="yes"/>', "--live"]
+    subprocess.run(["virsh", "-c", uri, "metadata", name, *change], check=True, capture_output=True)
+
+
+def mergeable_kib(pid: int) -> int:
+    """Sum up what a process has offered to KSM (the flag mg of its mappings)."""
+    total_kib = size_kib = 0
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("Size:"):
+            size_kib = int(line.split()[1])
+        if line.startswith("VmFlags:") and "mg" in line.split():
+            total_kib += size_kib
+    return total_kib

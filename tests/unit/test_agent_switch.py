@@ -1,0 +1,249 @@
+"""The agent over fakes: off and on through its control requests, and the look at guests' XML between passes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.adapters.systemd import Notifier
+from virtksm.agent.agent import Agent
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.link import Link, Opened
+from virtksm.agent.reporting import Reporter
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle
+from virtksm.errors import LibvirtUnreachable
+from virtksm.logs import configure
+from virtksm.model import Guest, Settings, Trigger
+from virtksm.privacy import NAMESPACE
+
+URI = "qemu:///system"
+LONG_S = 30.0
+BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
+PLAIN = "<domain/>"
+PRIVATE = f'<domain><metadata><v:guest xmlns:v="{NAMESPACE}" private="yes"/></metadata></domain>'
+
+
+class FakeLink(Link):
+    """A link that is connected at once, to a fake, and stays so until it is told that the connection is lost."""
+
+    def __init__(self, calls: BlockingCalls, host: FakeHypervisor) -> None:
+        super().__init__(calls, lambda _error, _wait_s: None)
+        self._fake: Any = host
+        self.lost: asyncio.Future[str] | None = None
+
+    async def open(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+        self.lost = asyncio.get_running_loop().create_future()
+        self.host = self._fake
+        return self._fake, self.lost
+
+    async def close(self, limit_s: float) -> None:
+        self.host = None
+
+
+@dataclass
+class Bench:
+    """An agent and everything around it."""
+
+    config: Config = field(default_factory=lambda: Config(coalesce_ms=0))
+    hypervisor: FakeHypervisor = field(default_factory=FakeHypervisor)
+    switch: FakeSwitch = field(default_factory=FakeSwitch)
+    policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY, next_pass_s=None))
+    store: FakeStore = field(default_factory=FakeStore)
+    said: list[dict[str, Any]] = field(default_factory=list)
+    agent: Agent = field(init=False)
+
+    def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        self.said.append(dict(event))
+        return ""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.said if event["event"] == name]
+
+    def run(self, story: Callable[[], Any]) -> None:
+        """Run the agent as long as `story` goes."""
+        configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
+        calls = BlockingCalls()
+
+        def make_cycle(*_told: object) -> Cycle[int]:
+            return Cycle(
+                hypervisor=self.hypervisor,
+                local=FakeFacts(),
+                policy=self.policy,
+                store=self.store,
+                switch=self.switch,
+                clock=FakeClock(),
+                on_conflict="reassert",
+                memory=self.agent.memory,
+            )
+
+        async def both() -> None:
+            self.agent = Agent(
+                uri=URI,
+                config=self.config,
+                link=FakeLink(calls, self.hypervisor),
+                calls=calls,
+                reporter=Reporter(Notifier({})),
+                make_cycle=make_cycle,
+                make_switch=lambda _uri, _config: self.switch,
+                reload_config=lambda: self.config,
+            )
+            running = asyncio.create_task(self.agent.run())
+            await self.until(lambda: self.events("pass_completed") != [])
+            await asyncio.wait_for(story(), LONG_S)
+            self.agent.stop()
+            await asyncio.wait_for(running, LONG_S)
+
+        asyncio.run(both())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(LONG_S):
+            while not condition():  # noqa: ASYNC110  # the world is fakes and a log, which set no event
+                await asyncio.sleep(0.001)
+
+    async def ask(self, op: str) -> dict[str, Any]:
+        return await self.agent.handle({"op": op, "uri": URI})
+
+    async def pass_for(self, trigger: Trigger) -> dict[str, Any]:
+        before = len(self.events("pass_completed"))
+        self.agent.offer(trigger)
+        await self.until(lambda: len(self.events("pass_completed")) > before)
+        return self.events("pass_completed")[-1]
+
+    async def looked(self) -> None:
+        await self.until(lambda: not self.agent.look.is_due)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    yield Bench()
+    structlog.reset_defaults()
+
+
+def guest(name: str) -> Guest:
+    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
+
+
+def test_off_parks_at_once_and_no_trigger_scans_until_on(bench: Bench) -> None:
+    async def story() -> None:
+        assert bench.hypervisor.values["pages_to_scan"] == 400
+        for _ in range(2):
+            answer = await bench.ask("off")
+            assert (answer["ok"], answer["pass"]["decision"]["rule"]) == (True, "switched_off")
+            assert bench.hypervisor.values["pages_to_scan"] == 0
+        for trigger in (Trigger.STARTED, Trigger.POKE, Trigger.SIGNAL, Trigger.RETUNE, Trigger.RELOAD):
+            await bench.pass_for(trigger)
+            assert bench.hypervisor.values["pages_to_scan"] == 0
+        for _ in range(2):
+            assert (await bench.ask("on"))["pass"]["decision"]["rule"] == "told"
+        assert bench.hypervisor.values["pages_to_scan"] == 400
+
+    bench.run(story)
+    assert (len(bench.events("switched_off")), len(bench.events("switched_on"))) == (2, 2)
+    assert bench.hypervisor.values["pages_to_scan"] == 100, "what it found is restored at its end"
+
+
+def test_an_agent_that_ends_while_off_leaves_ksm_parked(bench: Bench) -> None:
+    async def story() -> None:
+        await bench.ask("off")
+
+    bench.run(story)
+    assert bench.hypervisor.values["pages_to_scan"] == 0
+    assert len(bench.events("settings_parked")) == 1
+    assert bench.events("settings_restored") == []
+
+
+def test_off_is_kept_although_its_pass_fails(bench: Bench) -> None:
+    async def story() -> None:
+        bench.hypervisor.reading_fails = LibvirtUnreachable("gone")
+        answer = await bench.ask("off")
+        assert (answer["ok"], answer["exit_code"]) == (False, 3)
+        assert answer["error"].startswith("switched off, but no pass was possible yet: gone")
+        bench.hypervisor.reading_fails = None
+        await bench.pass_for(Trigger.STARTED)
+        assert bench.hypervisor.values["pages_to_scan"] == 0
+
+    bench.run(story)
+
+
+def test_private_guests_are_named_once_and_again_when_they_come_back(bench: Bench) -> None:
+    bench.config = replace(bench.config, private_guests=("tenant-*",))
+    open_one, apart, other = guest("tenant-open"), guest("tenant-apart"), guest("other")
+    kept_out = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
+    bench.hypervisor.xml = {open_one.uuid: PLAIN, apart.uuid: kept_out, other.uuid: PLAIN}
+
+    async def story() -> None:
+        bench.hypervisor.running = (open_one, apart, other)
+        await bench.pass_for(Trigger.STARTED)
+        await bench.looked()
+        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == ["tenant-open"]
+        bench.hypervisor.running = (apart, other)
+        assert (await bench.pass_for(Trigger.STOPPED))["exposed"] == []
+        bench.hypervisor.running = (open_one, apart, other)
+        await bench.pass_for(Trigger.STARTED)
+        await bench.looked()
+
+    bench.run(story)
+    assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["tenant-open"] * 2
+
+
+def test_metadata_that_changes_is_seen_after_a_retune_and_a_reconnect_is_no_news(bench: Bench) -> None:
+    bench.hypervisor.running = (guest("one"),)
+    bench.hypervisor.xml = {guest("one").uuid: PLAIN}
+
+    async def story() -> None:
+        await bench.looked()
+        bench.hypervisor.xml = {guest("one").uuid: PRIVATE}
+        await bench.ask("retune")
+        await bench.looked()
+        assert (await bench.ask("retune"))["pass"]["exposed"] == ["one"]
+        link = bench.agent.link
+        assert isinstance(link, FakeLink)
+        assert link.lost is not None
+        before = len(bench.events("libvirt_connected"))
+        link.lost.set_result("test")
+        await bench.until(lambda: len(bench.events("libvirt_connected")) > before)
+        await bench.pass_for(Trigger.STARTED)
+        await bench.looked()
+        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == ["one"]
+
+    bench.run(story)
+    assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["one"]
+
+
+def test_a_guest_that_vanishes_before_it_is_looked_at_is_no_error(bench: Bench) -> None:
+    bench.config = replace(bench.config, private_guests=("*",))
+    bench.hypervisor.running = (guest("gone"),)
+
+    async def story() -> None:
+        await bench.looked()
+
+    bench.run(story)
+    assert bench.events("guests_unread") == bench.events("private_guest_exposed") == []
+
+
+def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(bench: Bench) -> None:
+    fails = [LibvirtUnreachable("hangs"), LibvirtUnreachable("hangs")]
+
+    class Hanging(FakeHypervisor):
+        def guest_xml(self, uuid: str) -> str:
+            if fails:
+                raise fails.pop()
+            return PRIVATE
+
+    bench.hypervisor = Hanging(running=(guest("one"),))
+
+    async def story() -> None:
+        while not bench.events("private_guest_exposed"):
+            await bench.pass_for(Trigger.STARTED)
+
+    bench.run(story)
+    assert [event["level"] for event in bench.events("guests_unread")] == ["warning", "debug"]

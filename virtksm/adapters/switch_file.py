@@ -1,0 +1,78 @@
+"""Keeps whether virtksm is switched off for a host, as one file in the state folder: there while it is off.
+
+Some must be able to prove that KSM is off, so whatever cannot be read or understood counts as off; only a file that is
+certainly not there means on. It survives a power cut from the moment `turn_off` returns. Follows no symbolic links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from virtksm.adapters.files import ensure_folder, replace_file, sync_folder
+from virtksm.errors import StateUnusable
+from virtksm.switch import SwitchedOff
+
+SCHEMA = 1
+MAX_BYTES = 4096
+MAX_SINCE = 64
+
+REMEDY = "virtksm keeps there whether it is switched off; mend it, or give --state-dir"
+
+
+class SwitchFile:
+    """The Switch of one host, in the file `path`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def read(self) -> SwitchedOff | None:
+        try:
+            # Nonblocking, as a FIFO in its place must not stop the pass.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return SwitchedOff(damage=f"{self.path}: {error.strerror}")
+        try:
+            return SwitchedOff(since=parse_switch(os.read(descriptor, MAX_BYTES)))
+        except OSError as error:
+            return SwitchedOff(damage=f"{self.path}: {error.strerror}")
+        except ValueError as error:
+            return SwitchedOff(damage=f"{self.path}: {error}")
+        finally:
+            os.close(descriptor)
+
+    def turn_off(self) -> None:
+        known = self.read()
+        if known is not None and not known.damage:
+            return
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        try:
+            ensure_folder(os.path.dirname(self.path), 0o755)
+            # For all to read: the agent is another user than root, who may have written it.
+            replace_file(self.path, json.dumps({"schema": SCHEMA, "since": since}) + "\n", mode=0o644, durable=True)
+        except StateUnusable as error:
+            raise StateUnusable(error.message, remedy=REMEDY) from error
+
+    def turn_on(self) -> None:
+        try:
+            os.unlink(self.path)
+            sync_folder(os.path.dirname(self.path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StateUnusable(f"{self.path}: {error.strerror}", remedy=REMEDY) from error
+
+
+def parse_switch(content: bytes) -> str:
+    """Return since when it is off; raises ValueError if that is not what `turn_off` wrote."""
+    try:
+        kept = json.loads(content)
+    except (ValueError, RecursionError):
+        kept = None
+    since = kept.get("since") if isinstance(kept, dict) and kept.get("schema") == SCHEMA else None
+    if not isinstance(since, str) or not since.isprintable() or not 0 < len(since) <= MAX_SINCE:
+        raise ValueError("is damaged")
+    return since

@@ -1,0 +1,45 @@
+"""Switched off: what a pass decides while `virtksm off` is in force. Pure; adapters/switch_file.py keeps the switch.
+
+Off outranks every policy and every trigger: each pass parks. The policy is not asked, and what it remembers is dropped:
+while off, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins anew when
+`virtksm on` comes, and owes every guest a scan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virtksm.model import PARKED, Decision, Reason
+
+RULE = "switched_off"
+
+WATCH_S = 60.0
+"""How often to look whether another program has set KSM scanning meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchedOff:
+    """`since` is UTC as text. `damage` says why the switch could not be read: that counts as off, too."""
+
+    since: str = ""
+    damage: str = ""
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the switch, with the remedy; empty if nothing is."""
+        if not self.damage:
+            return ""
+        return (
+            f"{self.damage}, so virtksm counts as switched off; `virtksm off` writes it anew, `virtksm on` removes it"
+        )
+
+
+def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:
+    """Park; `was_off` says that the pass before did so, too."""
+    since = f" since {off.since}" if off.since else ""
+    return Decision(
+        target=PARKED,
+        reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: parked"),
+        next_pass_s=WATCH_S,
+        is_routine=was_off,
+    )
