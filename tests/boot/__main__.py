@@ -7,6 +7,7 @@ it was: the container writes into memory.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("root", type=Path, metavar="ROOT")
     parser.add_argument("out", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, leave)
     options.out.mkdir(parents=True, exist_ok=True)
     report = options.out / "report"
     report.write_text("", encoding="utf-8")
@@ -37,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return follow(container, report)
         finally:
             end(container)
+
+
+def leave(number: int, _frame: object) -> None:
+    """End on a signal as on an error: the container with its guests is ended, and KSM's settings are given back."""
+    raise SystemExit(128 + number)
 
 
 def command(root: Path, out: Path) -> list[str]:
