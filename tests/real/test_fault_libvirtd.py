@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import pytest
@@ -35,6 +37,14 @@ settle_s = 1
 
 def settings(ksm: Ksm) -> tuple[int, int]:
     return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
+
+
+def status(agent: AgentProcess) -> dict[str, Any]:
+    """Ask the agent how it stands."""
+    done = agent.home.run("status", "--json")
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 @pytest.fixture
@@ -100,6 +110,9 @@ def test_a_sweep_stranded_by_libvirts_death_does_one_batch_a_minute_and_ends_aft
     libvirtd.kill()
     agent.wait_for("libvirt_disconnected")
     assert settings(ksm)[1] in FED_SLEEPS_MS, "ksmd sleeps for a minute after the batch that it has"
+    told = status(agent)
+    assert (told["libvirt"]["connected"], told["stranded"]["possible"]) == (False, True)
+    assert told["stranded"]["worst_core_percent"] < 10
     start_agent.home.configure(SWEEPING_LAW)
     libvirtd.start()
     agent.wait_for("libvirt_connected")
@@ -146,6 +159,10 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
         for _ in range(20):
             done = agent.home.run("retune", "--connect", agent.uri)
             assert (done.returncode, "still waiting for open" in done.stderr) == (3, True), "it answers at once"
+        told = status(agent)["libvirt"]
+        assert (told["connected"], told["answers"]) == (False, False)
+        assert told["waiting_for"] in ("a connection", "open")
+        assert "not answering since" in agent.home.run("status").stdout
         assert read_footprint(agent.pid).threads == wedged.threads
         assert settings(ksm) == BASELINE
     finally:
