@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.cli.main import COMMANDS
+from virtksm.cli.main import build_parser
 from virtksm.runtime import DEFAULT_RUNTIME_DIR, RuntimePaths
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -49,9 +49,11 @@ def test_systemd_understands_every_line(unit: Path, tmp_path: Path) -> None:
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
-def test_the_agents_unit_calls_commands_that_exist() -> None:
-    assert re.findall(r"^Exec\w+=/usr/bin/virtksm (\w+)", AGENT, flags=re.MULTILINE) == ["agent", "restore"]
-    assert {"agent", "restore"} <= set(COMMANDS)
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_unit_calls_commands_and_options_that_exist(unit: Path) -> None:
+    for command in re.findall(r"^Exec\w+=/usr/bin/virtksm (.+)$", unit.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        name, *options = command.split()
+        assert build_parser(name).parse_args([name, *options]).command == name
 
 
 @pytest.mark.parametrize("spared", ["ProtectProc", "ProcSubset", "PrivateUsers"])
@@ -74,6 +76,11 @@ def test_the_folders_are_those_of_the_program() -> None:
     declared = (CONF / "tmpfiles.d" / "virtksm.conf").read_text(encoding="utf-8")
     made = {(line.split()[0], line.split()[1]) for line in declared.splitlines() if not line.startswith("#")}
     assert made == {("d", DEFAULT_RUNTIME_DIR), ("p", RuntimePaths().poke_fifo)}
+
+
+def test_ksm_stays_off_while_virtksm_is_switched_off() -> None:
+    switch_on = (CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8")
+    assert f"!{RuntimePaths().host_switch('local')}" in settings(switch_on)["ConditionPathExists"]
 
 
 def test_the_agent_is_in_no_other_group() -> None:
