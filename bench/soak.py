@@ -136,12 +136,11 @@ class Soak:
             os.close(descriptor)
 
     def ask(self) -> None:
-        """Ask for a dry pass, of the agent alone."""
-        answer = ask(
-            self._agent.control_socket, {"op": "retune", "uri": self._libvirtd.uri, "dry_run": True}, timeout_s=30
-        )
-        if answer is None:
-            raise RuntimeError("nobody listens at the control socket")
+        """Ask for its status, which it knows whatever libvirt does, and for a dry pass, which it may refuse."""
+        retune = {"op": "retune", "uri": self._libvirtd.uri, "dry_run": True}
+        dry, status = (ask(self._agent.control_socket, one, timeout_s=30) for one in (retune, {"op": "status"}))
+        if dry is None or status is None or not status["ok"]:
+            raise RuntimeError(f"the agent answers {dry} and {status} at its control socket")
 
     def reload(self) -> None:
         """Have the configuration read again."""
@@ -249,6 +248,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
     failures = []
     with private_libvirtd() as libvirtd:
         with Agent(libvirtd.root / "soak", libvirtd.uri, SOAKING_LAW) as agent:
