@@ -161,10 +161,10 @@ class Agent:
 
 
 def home_options(folder: Path, config: str) -> list[str]:
-    """Write a configuration into `folder` and return the options for virtksm to use it, with a runtime folder there."""
+    """Write a configuration into `folder` and return the options for virtksm to use it, with folders there."""
     file = folder / "virtksm.toml"
     file.write_text(config, encoding="utf-8")
-    return ["--config", str(file), "--runtime-dir", str(folder / "run")]
+    return ["--config", str(file), "--runtime-dir", str(folder / "run"), "--state-dir", str(folder / "lib")]
 
 
 def _leave(_number: int, _frame: object) -> None:

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from virtksm.errors import ExitCode, VirtksmError
+from virtksm.runtime import RuntimePaths
 
 PAYLOAD = Path(__file__).resolve().parents[2] / "build" / "payload.elf"
 KSM_RUN = Path("/sys/kernel/mm/ksm/run")
@@ -35,7 +36,11 @@ def run(options: argparse.Namespace) -> int:
     if options.connect is None and (not KSM_RUN.exists() or KSM_RUN.read_text(encoding="ascii").strip() != "1"):
         raise VirtksmError("KSM is off or missing here", remedy="script/demo switches it on and off again around this")
 
+    from virtksm.adapters.switch_file import SwitchFile
     from virtksm.demo.embedded import embedded_libvirt
+
+    if SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch("local")).read() is not None:
+        raise VirtksmError("virtksm is switched off on this host", remedy="a demonstration merges: `virtksm on` first")
 
     with embedded_libvirt(options.folder) as root:  # before anything imports libvirt
         return _tell(options, root.path, options.connect or root.uri)
