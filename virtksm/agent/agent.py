@@ -170,7 +170,6 @@ class Agent:
     def standing(self) -> Standing:
         """Return what is known at this moment; asks libvirt nothing."""
         now_s = time.monotonic()
-        waits = [] if self.cycle is None else [self.coalescer.due_s(now_s), self.next_pass_s]
         return Standing(
             version=__version__,
             uri=self.uri if self.link.host is None else self.link.host.uri,
@@ -181,8 +180,13 @@ class Agent:
             error=self.reporter.trouble,
             last=self.last,
             last_s=self.last_s,
-            next_s=min((at_s for at_s in waits if at_s is not None), default=None),
+            next_s=self._due_s(now_s),
         )
+
+    def _due_s(self, now_s: float) -> float | None:
+        """Return when the next pass is due; None without a connection, or if nothing asks for one."""
+        waits = [] if self.cycle is None else [self.coalescer.due_s(now_s), self.next_pass_s]
+        return min((at_s for at_s in waits if at_s is not None), default=None)
 
     def _other_uri(self, request: Mapping[str, object]) -> dict[str, object] | None:
         canonical = self.link.host.uri if self.link.host is not None else None
@@ -288,8 +292,7 @@ class Agent:
         while not self.stopping.is_set():
             self.wake.clear()
             self.awake_s = now_s = time.monotonic()
-            waits = [] if self.cycle is None else [self.coalescer.due_s(now_s), self.next_pass_s]
-            due_s = min((at_s for at_s in waits if at_s is not None), default=None)
+            due_s = self._due_s(now_s)
             if self.cycle is not None and any(wish.dry_run for wish in self.requests):
                 return
             if due_s is not None and due_s <= now_s:
