@@ -49,6 +49,14 @@ thres_const = 0
 """
 """Memory never counts as short, so every pass parks."""
 
+SWEEPING_LAW = """\
+policy = "adaptive"
+[adaptive]
+engage = "always"
+settle_s = 1
+"""
+"""Sweeps whatever there is, a second after it has settled; more keys of [adaptive] may follow."""
+
 
 class AgentSilent(Exception):
     """The agent did not say in time what was waited for, or ended before it did."""

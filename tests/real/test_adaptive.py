@@ -6,18 +6,12 @@ import pytest
 
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
-from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentHome
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real
 
-LAW = """\
-policy = "adaptive"
-[adaptive]
-engage = "always"
-settle_s = 1
-"""
 COMMON_MIB = 24
 MERGED_SHARE = 0.95
 """These guests are of huge pages: what little ksmd leaves of one that it has split is left to probes."""
@@ -36,7 +30,7 @@ def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
     ksm.write(use_zero_pages=0)
-    agent = start_agent(LAW)
+    agent = start_agent(SWEEPING_LAW)
     assert is_parked(ksm), "nothing is owed yet"
     start_twins(guest, 3)
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
@@ -58,7 +52,7 @@ def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
 def test_an_agent_killed_in_a_round_leaves_ksmd_one_batch_a_minute(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
 ) -> None:
-    agent = start_agent(LAW + "cpu_percent = 1\n")
+    agent = start_agent(SWEEPING_LAW + "cpu_percent = 1\n")
     start_twins(guest, 2)
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
     agent.kill()
@@ -71,7 +65,7 @@ def test_an_agent_killed_in_a_round_leaves_ksmd_one_batch_a_minute(
 def test_a_one_shot_takes_the_next_step_where_the_agent_was(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
 ) -> None:
-    agent = start_agent(LAW)
+    agent = start_agent(SWEEPING_LAW)
     start_twins(guest, 2)
     agent.wait_for(
         "pass_completed", lambda line: line["decision"]["rule"] == "rest" and line["sensed"]["full_scans"] > 1

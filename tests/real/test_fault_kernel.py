@@ -6,17 +6,11 @@ import pytest
 
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
-from tests.real.agent_process import AgentFactory
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 
 pytestmark = pytest.mark.real
 
-LAW = """\
-policy = "adaptive"
-[adaptive]
-engage = "always"
-settle_s = 1
-"""
 COMMON_MIB = 24
 PARKED = (0, 10_000)
 
@@ -25,7 +19,7 @@ PARKED = (0, 10_000)
 def test_ksm_switched_off_under_the_agent_is_said_and_survived(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, run: int
 ) -> None:
-    agent = start_agent(LAW)
+    agent = start_agent(SWEEPING_LAW)
     ksm.write(run=run)
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=seed))
@@ -45,7 +39,7 @@ def test_ksm_switched_off_under_the_agent_is_said_and_survived(
 def test_what_was_unmerged_under_the_agent_merges_again(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    agent = start_agent(LAW)
+    agent = start_agent(SWEEPING_LAW)
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=seed))
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")

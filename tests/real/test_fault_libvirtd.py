@@ -15,7 +15,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
 from virtksm.demo.embedded import end_all
 from virtksm.demo.guests import PayloadGuest
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
@@ -27,12 +27,6 @@ KILLS = 20
 WARM_KILLS = 5
 """After so many the allocator has what it needs."""
 MOST_GROWTH_KIB = 2048
-SWEEPING_LAW = """\
-policy = "adaptive"
-[adaptive]
-engage = "always"
-settle_s = 1
-"""
 
 
 def settings(ksm: Ksm) -> tuple[int, int]:
