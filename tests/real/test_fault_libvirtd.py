@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,28 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
     agent.wait_for("libvirt_connected")
     agent.wait_for_pass("connected")
     wait_until(lambda: read_footprint(agent.pid).threads == wedged.threads - 1, HANG_S, "its thread to end")
+
+
+def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor(
+    libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}")
+    before = read_footprint(agent.pid)
+    for _ in range(3):
+        libvirtd.pause()
+        try:
+            agent.signal(signal.SIGUSR1)
+            agent.wait_for("pass_failed")
+            agent.wait_for("libvirt_disconnected")
+        finally:
+            libvirtd.resume()
+        agent.wait_for("libvirt_connected")
+        agent.wait_for_pass()
+    wait_until(
+        lambda: read_footprint(agent.pid).descriptors == before.descriptors,
+        HANG_S,
+        f"{before.descriptors} descriptors as before",
+    )
 
 
 def test_a_libvirtd_wedged_for_good_does_not_keep_the_agent_from_ending(

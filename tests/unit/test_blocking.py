@@ -106,6 +106,19 @@ def test_when_the_abandoned_call_returns_calls_work_again_and_its_result_is_disc
     run(test)
 
 
+def test_what_is_owed_is_done_once_the_abandoned_call_is_back() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        let_go, closed = threading.Event(), threading.Event()
+        await over(calls, let_go.wait)
+        with pytest.raises(LibvirtTimeout, match="close: still waiting for slow"):
+            await calls.run("close", closed.set, LONG_S, is_owed=True)
+        assert not closed.is_set()
+        let_go.set()
+        assert await asyncio.to_thread(closed.wait, LONG_S)
+
+    run(test)
+
+
 def test_a_failure_that_comes_too_late_is_forgotten() -> None:
     async def test(calls: BlockingCalls) -> None:
         let_go, ended = threading.Event(), threading.Event()

@@ -39,6 +39,7 @@ class BlockingCalls:
         self.waiting: Waiting | None = None
         self._turn = asyncio.Lock()
         self._abandoned: str | None = None
+        self._owed: list[Callable[[], object]] = []
 
     async def run(
         self,
@@ -47,14 +48,17 @@ class BlockingCalls:
         limit_s: float,
         *,
         discard: Callable[[Result], None] | None = None,
+        is_owed: bool = False,
     ) -> Result:
         """Run `call` in a daemon thread, after the calls before it, and return its result; exceptions pass through.
 
         Raises LibvirtTimeout after `limit_s` seconds, or at once while an abandoned call is still out. A result that
-        comes too late is given to `discard`.
+        comes too late is given to `discard`. A call that `is_owed` is made all the same once the abandoned one is back.
         """
         async with self._turn:
             if self._abandoned is not None:
+                if is_owed:
+                    self._owed.append(call)
                 raise LibvirtTimeout(f"{what}: still waiting for {self._abandoned}", remedy=REMEDY)
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
@@ -101,10 +105,17 @@ class BlockingCalls:
                 future.set_exception(error)
             return
         self._abandoned = None
+        owed, self._owed = self._owed, []
+        for call in owed:
+            _start_late(call)
         if error is None:
             _throw_away(result, discard)
 
 
 def _throw_away(result: Result, discard: Callable[[Result], None] | None) -> None:
     if discard is not None:
-        threading.Thread(target=discard, args=(result,), name="libvirt-discard", daemon=True).start()
+        _start_late(partial(discard, result))
+
+
+def _start_late(call: Callable[[], object]) -> None:
+    threading.Thread(target=call, name="libvirt-late", daemon=True).start()

@@ -72,7 +72,7 @@ class Link:
         if subscription is None:
             return
         try:
-            await self._calls.run("close", subscription.close, limit_s)
+            await self._calls.run("close", subscription.close, limit_s, is_owed=True)
         except LibvirtUnreachable as error:
             self._failed(error, 0.0)
 
