@@ -323,6 +323,22 @@ def leaves_no_strangers() -> None:
     claim(not strangers, strangers)
 
 
+def proves_off() -> None:
+    """`virtksm off`, the unit that it names and `off --verify` prove that KSM is off; switching it on waits for `on`"""
+    said = run("virtksm", "off")
+    claim("systemctl start virtksm-unmerge.service" in said, said)
+    run("virtksm", "off", "--verify", fails=True)
+    run("systemctl", "start", "virtksm-unmerge.service")
+    run("virtksm", "off", "--verify")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim((ksm("run"), ksm("pages_sharing")) == (2, 0), f"run {ksm('run')}, {ksm('pages_sharing')} pages sharing")
+    run("virtksm", "on")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("run") == 1, f"run {ksm('run')}")
+    retune()
+    wait(lambda: ksm("pages_sharing") > 0, "guests to merge again")
+
+
 def stops() -> None:
     """`systemctl stop`: the baseline is back, and nothing has failed"""
     wait(is_parked, "being parked")
@@ -440,6 +456,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     restores_when_killed,
     restores_when_wedged,
     leaves_no_strangers,
+    proves_off,
     stops,
     without_a_rule,
     with_the_plain_rule,
