@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 
 Line = Mapping[str, Any]
@@ -273,7 +274,11 @@ def agent_home() -> Iterator[AgentHome]:
 
 
 @pytest.fixture
-def start_agent(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> Iterator[AgentFactory]:
+def start_agent(
+    ksm: Ksm,  # noqa: ARG001  # an agent writes to it: lent as long as one may run
+    libvirtd: PrivateLibvirtd,
+    agent_home: AgentHome,
+) -> Iterator[AgentFactory]:
     """Lend a factory of agents on the private libvirtd; they end with the test."""
     factory = AgentFactory(agent_home, libvirtd.uri)
     try:
