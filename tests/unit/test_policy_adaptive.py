@@ -361,6 +361,32 @@ def test_7_where_ksm_knows_pages_the_first_round_takes_two_full_scans_and_later_
     assert decision.target == PARKED
 
 
+@pytest.mark.parametrize(("found", "more_scans"), [((0, 10_000), 1), ((123, 45), 2), ((5000, 60_001), 2)])
+def test_7_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is(
+    found: tuple[int, int], more_scans: int
+) -> None:
+    """So after an agent that gave the administrator's settings back when it stopped."""
+    guests = {"a": GIB, "b": GIB}
+    before = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=5, probe_due_s=1e6)
+    again = snap(1, guests, full_scans=5)
+    settings = replace(again.ksm.settings, pages_to_scan=found[0], sleep_millisecs=found[1])
+    again = replace(again, ksm=replace(again.ksm, settings=settings))
+    _, past = decide_all(ALWAYS, again, *(snap(at, guests, full_scans=5) for at in range(2, 20)), past=before)
+    assert past.round is not None
+    assert past.round.ends_at_full_scans == 5 + more_scans
+
+
+def test_7_a_round_that_ends_at_settings_of_somebody_else_leaves_the_cursor_anywhere() -> None:
+    guests = {"a": GIB}
+    before = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=5, probe_due_s=1e6)
+    began = begin_round(snap(1, guests, full_scans=5), before)
+    for sleep_millisecs, known in ((FED_SLEEPS_MS[0], 8), (45, None)):
+        ended = snap(2, guests, full_scans=8)
+        settings = replace(ended.ksm.settings, pages_to_scan=123, sleep_millisecs=sleep_millisecs)
+        _, past = decide_all(ALWAYS, replace(ended, ksm=replace(ended.ksm, settings=settings)), past=began)
+        assert past.full_scans == known
+
+
 def test_7_where_ksm_knows_no_page_the_first_round_is_one_full_scan() -> None:
     _, past = in_round()
     assert past.round is not None

@@ -34,6 +34,7 @@ from virtksm.policy.adaptive.rounds import (
     feed,
     has_ended,
     has_stalled,
+    is_scanned_by_others,
     read_meter,
     round_cost_s,
     seconds_to_wait,
@@ -85,6 +86,8 @@ class AdaptivePolicy:
             if not has_ended(snapshot, past.round):
                 return self._scan(snapshot, past, past.round, need)
             past = self._close_round(snapshot, past, past.round)
+        elif is_scanned_by_others(snapshot, past):
+            past = replace(past, full_scans=None)
         return self._between_rounds(snapshot, past, need, occasion)
 
     def _between_rounds(

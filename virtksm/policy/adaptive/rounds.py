@@ -204,6 +204,15 @@ def has_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round) -> bool:
     return snapshot.taken_s - current.began.taken_s > max(STALLED_S, 10 * reckoned_s)
 
 
+def is_scanned_by_others(snapshot: Snapshot, past: AdaptivePast) -> bool:
+    """Tell whether ksmd was found to scan at settings that are not ours: its cursor may be anywhere then (rule 7).
+
+    So it is after an agent that gave the administrator's settings back when it stopped.
+    """
+    found = snapshot.ksm.settings
+    return bool(found.pages_to_scan) and (past.round is None or found.sleep_millisecs not in FED_SLEEPS_MS)
+
+
 def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
     """Settle a round's account (rule 7): what was fresh is owed one visit more, what was half is paid.
 
@@ -230,7 +239,7 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     return replace(
         past,
         round=None,
-        full_scans=snapshot.ksm.full_scans,
+        full_scans=None if is_scanned_by_others(snapshot, past) else snapshot.ksm.full_scans,
         half_kib=ended.scanning_kib + left_kib,
         retries=past.retries + 1 if is_unsettled else 0,
         tail_gained_kib=tail_gained_kib,
