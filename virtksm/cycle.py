@@ -57,6 +57,8 @@ class Cycle(Generic[Past]):
         kernel is no exception: it is in the record.
         """
         began_s = self.clock()
+        if occasion.is_explicit and not dry_run:
+            self.memory.refused.clear()  # whoever asks may have mended the cause, though this pass has nothing to write
         with self.store.locked():
             state = self._load()
             off = self.switch.read()

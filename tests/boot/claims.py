@@ -25,6 +25,7 @@ INSTALLED = Path("/opt/virtksm")
 REPORT = Path("/run/out/report")
 KSM = Path("/sys/kernel/mm/ksm")
 RULES = Path("/etc/polkit-1/rules.d")
+HOOK = Path("/etc/libvirt/hooks/qemu.d/virtksm")
 PAYLOAD = Path("/var/lib/libvirt/boot/payload.elf")
 BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
 """What the administrator had: no value of virtksm's or the kernel's."""
@@ -257,9 +258,9 @@ def reads_no_more() -> None:
 
 def poked() -> None:
     """the qemu hook's FIFO is there, root writes to it, and a pass follows"""
-    run("install", "-D", "-m", "755", str(INSTALLED / "hooks/virtksm"), "/etc/libvirt/hooks/qemu.d/virtksm")
+    run("install", "-D", "-m", "755", str(INSTALLED / "hooks/virtksm"), str(HOOK))
     seen = log()
-    run("/etc/libvirt/hooks/qemu.d/virtksm", "boot1", "started", "begin", "-")
+    run(str(HOOK), "boot1", "started", "begin", "-")
     wait_logged("pass_completed.*poke", seen)
 
 
@@ -370,6 +371,7 @@ def with_the_plain_rule() -> None:
 
 def with_too_little() -> None:
     """libvirt's access driver polkit and the plain rule: it may look, a setting is refused and the log says why"""
+    HOOK.unlink()  # or libvirtd, restarted without an agent, would have root's one-shot tune
     run("systemctl", "stop", "virtksm.service")
     claim(settings() == BASELINE, settings())
     with Path("/etc/libvirt/libvirtd.conf").open("a", encoding="utf-8") as conf:

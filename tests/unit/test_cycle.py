@@ -303,6 +303,22 @@ def test_a_refusal_is_tried_again_when_asked_and_after_ten_minutes(bench: Bench)
     assert len(bench.hypervisor.calls) == 3
 
 
+def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(bench: Bench) -> None:
+    bench.hypervisor.advisor_on = True
+    bench.facts.advisor = lambda: "scan-time"
+    assert bench.cycle.run(TIMER).outcome is Outcome.REFUSED
+    bench.hypervisor.advisor_on = False
+    found = Settings(pages_to_scan=100, sleep_millisecs=20)
+    bench.policy.target, wanted = found, bench.policy.target
+    assert bench.cycle.run(RETUNE, dry_run=True).outcome is Outcome.DRY_RUN
+    bench.policy.target = wanted
+    assert bench.cycle.run(TIMER).outcome is Outcome.HELD
+    bench.policy.target = found
+    assert bench.cycle.run(RETUNE).outcome is Outcome.UNCHANGED
+    bench.policy.target = wanted
+    assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+
+
 def test_the_advisor_moving_pages_to_scan_is_not_another_writer(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.facts.advisor = lambda: "scan-time"
