@@ -19,13 +19,12 @@ from datetime import UTC, datetime, timedelta
 
 from virtksm.agent.blocking import Waiting
 from virtksm.model import Settings
+from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
 from virtksm.record import PassRecord
 
 SCHEMA = 1
 
 SILENT_AFTER_S = 2.0
-DEAR_PAGE_S = 7e-6
-"""ksmd's CPU time for a page of a first scan: 130,000-160,000 pages/s (FACTS, measured)."""
 A_CONNECTION = "a connection"
 A_PASS = "pass"  # noqa: S105  # what BlockingCalls calls it
 
@@ -107,7 +106,7 @@ def is_scanning(settings: Settings) -> bool:
 
 def worst_core_percent(settings: Settings) -> float:
     """Return the most that ksmd uses of one core with these settings (rule 3)."""
-    batch_s = (settings.pages_to_scan or 0) * DEAR_PAGE_S
+    batch_s = (settings.pages_to_scan or 0) * DEFAULT_PAGE_COST_S
     sleep_s = (settings.sleep_millisecs or 0) / 1000
     return 100 * batch_s / (batch_s + sleep_s) if batch_s else 0.0
 
