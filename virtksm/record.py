@@ -111,14 +111,7 @@ class PassRecord:
                 "advisor_mode": ksm.advisor_mode,
                 "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
             },
-            "decision": {
-                "parked": self.decision.is_parked,
-                "rule": self.decision.reason.rule,
-                "reason": self.decision.reason.text,
-                "numbers": dict(self.decision.reason.numbers),
-                "target": self.decision.target.as_dict(),
-                "next_pass_s": self.decision.next_pass_s,
-            },
+            "decision": self.decision_dict(),
             "outcome": self.outcome.value,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -133,6 +126,19 @@ class PassRecord:
             "exposed": None if self.exposed is None else list(self.exposed),
             "warnings": self.warnings,
             "duration_ms": round(self.duration_ms, 3),
+        }
+
+    def decision_dict(self) -> dict[str, object]:
+        """Return the decision as JSON values."""
+        reason = self.decision.reason
+        return {
+            "parked": self.decision.is_parked,
+            "rule": reason.rule,
+            "reason": reason.text,
+            "numbers": dict(reason.numbers),
+            "turns_when": [turn.as_dict() for turn in reason.turns_when],
+            "target": self.decision.target.as_dict(),
+            "next_pass_s": self.decision.next_pass_s,
         }
 
 
