@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -40,6 +41,7 @@ class PassRecord:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
+    `past_before` and `past_after` are what the policy remembered, as kept; None where it began anew, or was not asked.
     """
 
     uri: str
@@ -57,6 +59,8 @@ class PassRecord:
     resumes_now: bool = False
     switched_off: SwitchedOff | None = None
     exposed: tuple[str, ...] | None = None
+    past_before: Mapping[str, object] | None = None
+    past_after: Mapping[str, object] | None = None
 
     @property
     def changed(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ a configuration that never was valid, or a second agent, ends the agent.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -23,15 +24,17 @@ from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
 from virtksm.agent.guest_look import GuestLook, read_guests
+from virtksm.agent.inputs import Inputs, make_law
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
-from virtksm.model import Guest, Occasion, Trigger
+from virtksm.model import Guest, Occasion, Source, Trigger
 from virtksm.ports import Switch
 from virtksm.record import PassRecord, RestoreRecord
+from virtksm.trace import Header
 from virtksm.uri import is_alias
 
 RETRY_S = 15.0
@@ -70,6 +73,7 @@ class Agent:
     cycle: Cycle[Any] | None = None
     requests: list[Request] = field(default_factory=list)
     look: GuestLook = field(default_factory=GuestLook)
+    inputs: Inputs = field(default_factory=Inputs)
     running: tuple[Guest, ...] = ()
     heard_s: float | None = None
     next_pass_s: float | None = None
@@ -162,6 +166,8 @@ class Agent:
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
                 return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+            case "inputs":
+                return {"ok": True, "inputs": self._inputs(request)}
             case str(other):
                 return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
             case _:
@@ -182,6 +188,19 @@ class Agent:
             last_s=self.last_s,
             next_s=self._due_s(now_s),
         )
+
+    def _inputs(self, request: Mapping[str, object]) -> dict[str, object]:
+        """Return the last passes' inputs; asks libvirt nothing."""
+        is_here = self.last is not None and self.last.snapshot.source is Source.LOCAL
+        header = Header(
+            version=__version__,
+            uri=self.uri if self.last is None else self.last.uri,
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            page_bytes=os.sysconf("SC_PAGE_SIZE"),
+            kernel=os.uname().release if is_here else None,
+            law=make_law(self.config),
+        )
+        return self.inputs.answer(request, header, now_s=time.monotonic())
 
     def _due_s(self, now_s: float) -> float | None:
         """Return when the next pass is due; None without a connection, or if nothing asks for one."""
@@ -243,17 +262,18 @@ class Agent:
     async def _keep_passing(self) -> None:
         while not self.stopping.is_set():
             await self._wait_until_due()
-            cycle = self.cycle
+            cycle, config = self.cycle, self.config  # both before a reload, or both after it
             if self.stopping.is_set() or cycle is None:
                 continue
             for wish in [wish for wish in self.requests if wish.dry_run]:
-                await self._pass(cycle, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
+                await self._pass(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
             now_s = time.monotonic()
             due_s = self.coalescer.due_s(now_s)
             if due_s is not None and due_s <= now_s:
                 occasion, self.coalescer = self.coalescer.take(now_s)
                 heard_s, self.heard_s = self.heard_s, None
-                await self._pass(cycle, occasion, [wish for wish in self.requests if not wish.dry_run], heard_s)
+                wishes = [wish for wish in self.requests if not wish.dry_run]
+                await self._pass(cycle, config, occasion, wishes, heard_s)
         self._give_up_wishes(VirtksmError("the agent is stopping"))
 
     async def _keep_looking(self) -> None:
@@ -305,7 +325,9 @@ class Agent:
             except TimeoutError:
                 continue
 
-    async def _pass(self, cycle: Cycle[Any], occasion: Occasion, wishes: list[Request], heard_s: float | None) -> None:
+    async def _pass(
+        self, cycle: Cycle[Any], config: Config, occasion: Occasion, wishes: list[Request], heard_s: float | None
+    ) -> None:
         self.awake_s = time.monotonic()
         self.requests = [wish for wish in self.requests if wish not in wishes]
         dry_run = any(wish.dry_run for wish in wishes)
@@ -320,6 +342,7 @@ class Agent:
         if not dry_run:
             ended_s = time.monotonic()
             self.last, self.last_s = record, ended_s
+            self.inputs.keep(record, config, now_s=ended_s, at_s=time.time())
             if record.decision.next_pass_s is None:
                 self.next_pass_s = None
             else:
