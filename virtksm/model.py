@@ -106,8 +106,9 @@ class KsmState:
     """KSM's settings and counters; pages are the host's page size.
 
     Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
-    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `pages_scanned` counts visits (Linux 6.6),
-    `pages_skipped` what smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
+    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `page_kib` is this machine's page size where
+    local, else 4, as on x86: libvirt does not tell it. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
+    smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
     writes to merged pages since boot, each of which broke a merge (5.19), `thp_split_page` huge pages that were split
     since boot, as ksmd does to merge a part of one (4.5). The other counters learn of broken merges and ended guests
     only when ksmd comes by.
@@ -127,6 +128,7 @@ class KsmState:
     ksmd_cpu_seconds: float | None = None
     cow_ksm: int | None = None
     thp_split_page: int | None = None
+    page_kib: int = 4
 
     @property
     def advisor_is_on(self) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from virtksm.errors import SettingsRefused
-from virtksm.model import Decision, Occasion, Settings, Snapshot
+from virtksm.merged import Merged
+from virtksm.model import Decision, Occasion, Settings, Snapshot, Trigger
 from virtksm.ownership import Foreign
 from virtksm.switch import SwitchedOff
 
@@ -68,6 +69,19 @@ class PassRecord:
         return {name: value for name, value in self.after.items() if getattr(self.before, name) != value}
 
     @property
+    def is_routine(self) -> bool:
+        """Whether it is one tick of many: only the policy asked for it, and all went as before."""
+        is_timer = self.occasion.triggers == {Trigger.TIMER}
+        went_well = self.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not self.foreign
+        return self.decision.is_routine and is_timer and went_well
+
+    @property
+    def saved_kib(self) -> int | None:
+        """The memory that merging saves, zero pages included; None where the counters are not offered."""
+        merged = Merged.of(self.snapshot.ksm)
+        return None if merged is None else merged.saved_kib
+
+    @property
     def warnings(self) -> list[str]:
         """What stands in the way of merging, each with its remedy."""
         ksm = self.snapshot.ksm
@@ -111,6 +125,8 @@ class PassRecord:
                 "pages_volatile": ksm.pages_volatile,
                 "full_scans": ksm.full_scans,
                 "ksm_zero_pages": ksm.ksm_zero_pages,
+                "page_kib": ksm.page_kib,
+                "saved_kib": self.saved_kib,
                 "ksm_run": ksm.run,
                 "advisor_mode": ksm.advisor_mode,
                 "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,

@@ -9,10 +9,9 @@ a configuration that never was valid, or a second agent, ends the agent.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,18 +22,20 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
+from virtksm.agent.diary import Diary
 from virtksm.agent.guest_look import GuestLook, read_guests
-from virtksm.agent.inputs import Inputs, make_law
+from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
+from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
-from virtksm.model import Guest, Occasion, Source, Trigger
+from virtksm.history import History
+from virtksm.model import Guest, Occasion, Trigger
 from virtksm.ports import Switch
 from virtksm.record import PassRecord, RestoreRecord
-from virtksm.trace import Header
 from virtksm.uri import is_alias
 
 RETRY_S = 15.0
@@ -68,6 +69,9 @@ class Agent:
     make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
     make_switch: Callable[[str, Config], Switch]
     reload_config: Callable[[], Config]
+    make_history: Callable[[str, Config], History] | None = None
+    """Gives the history of the host behind a URI; without it, memories end with the agent."""
+    diary: Diary = field(default_factory=Diary)
     coalescer: Coalescer = field(init=False)
     memory: Memory = field(default_factory=Memory)
     cycle: Cycle[Any] | None = None
@@ -93,17 +97,21 @@ class Agent:
 
     async def run(self) -> ExitCode:
         """Run until told to stop; then end as `on_exit` says."""
+        self._open_diary(self.uri)
         linking = asyncio.create_task(self._keep_linked())
         passing = asyncio.create_task(self._keep_passing())
         looking = asyncio.create_task(self._keep_looking())
+        writing = asyncio.create_task(self.diary.keep_writing())
         ended = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({linking, passing, looking, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({linking, passing, looking, writing, ended}, return_when=asyncio.FIRST_COMPLETED)
         linking.cancel()
         self.stopping.set()
         self.wake.set()
         self.seen.set()
         await asyncio.wait({passing, linking, looking})  # a pass that has begun is finished first
-        for task in (passing, linking, looking):
+        self.diary.end()
+        await asyncio.wait({writing})
+        for task in (passing, linking, looking, writing):
             if not task.cancelled():
                 task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
         return await self._leave()
@@ -118,6 +126,7 @@ class Agent:
     def hear(self, event: DomainEvent) -> None:
         """Take a libvirt event, handed over from its thread."""
         self.reporter.event(event)
+        self.diary.hear(event)
         self.offer(event.trigger, heard_s=event.heard_s)
 
     def stop(self) -> None:
@@ -152,6 +161,7 @@ class Agent:
         )
         if self.link.host is not None:
             self.cycle = self.make_cycle(self.link.host, self.config, self.memory)
+        self._open_diary(self._known_uri)
         self.offer(Trigger.RELOAD)
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
@@ -166,19 +176,45 @@ class Agent:
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
                 return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+            case "history":
+                return await self._recalled(recall_history, request)
+            case "decisions":
+                return await self._recalled(recall_decisions, request)
             case "inputs":
-                return {"ok": True, "inputs": self._inputs(request)}
+                answered = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                return {"ok": True, "inputs": answered}
             case str(other):
                 return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
             case _:
                 return _failure("op is missing, or no text", ExitCode.USAGE)
+
+    async def _recalled(
+        self,
+        recall: Callable[[Diary, Mapping[str, object]], Awaitable[dict[str, object]]],
+        request: Mapping[str, object],
+    ) -> dict[str, object]:
+        if "uri" in request and (other := self._other_uri(request)) is not None:
+            return other
+        try:
+            return await recall(self.diary, request)
+        except VirtksmError as error:
+            return _failure(str(error), error.exit_code)
+
+    @property
+    def _known_uri(self) -> str:
+        """The connection's own URI, or what it is to be opened by while there is none."""
+        return self.uri if self.link.host is None else self.link.host.uri
+
+    def _open_diary(self, uri: str) -> None:
+        if self.make_history is not None and not is_alias(uri):
+            self.diary.keep_in(self.make_history(uri, self.config))
 
     def standing(self) -> Standing:
         """Return what is known at this moment; asks libvirt nothing."""
         now_s = time.monotonic()
         return Standing(
             version=__version__,
-            uri=self.uri if self.link.host is None else self.link.host.uri,
+            uri=self._known_uri,
             policy=self.config.policy,
             now_s=now_s,
             lost_s=self.lost_s,
@@ -188,19 +224,6 @@ class Agent:
             last_s=self.last_s,
             next_s=self._due_s(now_s),
         )
-
-    def _inputs(self, request: Mapping[str, object]) -> dict[str, object]:
-        """Return the last passes' inputs; asks libvirt nothing."""
-        is_here = self.last is not None and self.last.snapshot.source is Source.LOCAL
-        header = Header(
-            version=__version__,
-            uri=self.uri if self.last is None else self.last.uri,
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
-            page_bytes=os.sysconf("SC_PAGE_SIZE"),
-            kernel=os.uname().release if is_here else None,
-            law=make_law(self.config),
-        )
-        return self.inputs.answer(request, header, now_s=time.monotonic())
 
     def _due_s(self, now_s: float) -> float | None:
         """Return when the next pass is due; None without a connection, or if nothing asks for one."""
@@ -215,7 +238,7 @@ class Agent:
 
     async def _switched(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
-        uri = self.uri if self.link.host is None else self.link.host.uri
+        uri = self._known_uri
         if is_alias(uri):
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
         switch = self.make_switch(uri, self.config)
@@ -251,6 +274,7 @@ class Agent:
             self.cycle = self.make_cycle(host, self.config, self.memory)
             self.lost_s = None
             self.look.forget()
+            self._open_diary(host.uri)
             self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
             self.offer(Trigger.CONNECTED)
             reason = await lost
@@ -348,6 +372,7 @@ class Agent:
             else:
                 self.next_pass_s = ended_s + record.decision.next_pass_s
             self.reporter.passed(record, heard_s, ended_s)
+            self.diary.take(record)
             self.running = record.snapshot.guests
             self.look.see(self.running, afresh=occasion.is_explicit)
             self._name_exposed()

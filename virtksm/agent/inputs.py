@@ -1,20 +1,26 @@
 """What the last passes were given, for whoever records it (`virtksm record`): a bounded ring of a trace's lines.
 
 It is filled only while somebody has asked lately. Every pass has a number; a recorder names the one that it wants next
-and gets what there is from there on, as the very lines that it writes, and how many it has missed. Pure, but for the
-session's name: time is data.
+and gets what there is from there on, as the very lines that it writes, and how many it has missed. Time is data.
+
+`{"op": "inputs", "session": S, "since": N}` is answered by `{"ok": true, "inputs": {"session", "header", "lines",
+"missed", "next", "more"}}`: `next` is the next question's `since`, `header` is null for whoever has asked before.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
+from virtksm import __version__
 from virtksm.config.laws import law_of
 from virtksm.config.schema import Config
+from virtksm.model import Source
 from virtksm.record import PassRecord
 from virtksm.trace import Header, Law, Pass
 from virtksm.trace.text import dump_line
@@ -70,10 +76,10 @@ class Inputs:
         if self._asked_s is not None:
             self._add(*self._last)
 
-    def answer(self, request: Mapping[str, object], header: Header, *, now_s: float) -> dict[str, object]:
+    def answer(self, request: Mapping[str, object], *, now_s: float, now: datetime) -> dict[str, object]:
         """Return what a recorder has not seen yet, from the pass `since` of the `session` on.
 
-        Whoever comes new begins with the last pass. `header` is completed with the law in force at the first line.
+        Whoever comes new begins with the last pass, and gets the header; `now` is the wall clock's time.
         """
         if self._asked_s is None and self._last is not None:
             self._add(*self._last)
@@ -89,12 +95,25 @@ class Inputs:
             lines[0] = chosen[0].opening
         return {
             "session": self.session,
-            "header": dump_line(replace(header, law=chosen[0].law)) if is_new and chosen else None,
+            "header": dump_line(self._header(chosen[0].law, now)) if is_new and chosen else None,
             "lines": lines,
             "missed": 0 if is_new else missed,
             "next": chosen[-1].seq + 1 if chosen else first,
             "more": bool(chosen) and chosen[-1].seq < self._next - 1,
         }
+
+    def _header(self, law: Law, now: datetime) -> Header:
+        assert self._last is not None, "there is no line without a pass"
+        _, record, _, _ = self._last
+        snapshot = record.snapshot
+        return Header(
+            version=__version__,
+            uri=record.uri,
+            began=now.isoformat(timespec="seconds"),
+            page_bytes=snapshot.ksm.page_kib * 1024,
+            kernel=os.uname().release if snapshot.source is Source.LOCAL else None,
+            law=law,
+        )
 
     def _choose(self, first: int) -> tuple[list[Kept], int]:
         """Return the passes from `first` on that follow each other and fit an answer, and how many lack before them."""
