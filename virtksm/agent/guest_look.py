@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from virtksm.errors import GuestVanished, LibvirtUnreachable, VirtksmError
+from virtksm.guest_xml import UNKNOWN, GuestXml, parse_guest_xml
 from virtksm.model import Guest
 from virtksm.ports import Descriptions
-from virtksm.privacy import UNKNOWN, GuestXml, exposed, parse_guest_xml
+from virtksm.privacy import exposed
 
 READ_AT_ONCE = 8
 
