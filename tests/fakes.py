@@ -5,11 +5,20 @@ The contract tests (tests/contract) run the same cases against each of them and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
+from virtksm.history import (
+    KEEP_S,
+    MOST_DECISIONS,
+    MOST_EVENTS,
+    MOST_SAMPLES,
+    GuestEvent,
+    Sample,
+    Told,
+)
 from virtksm.model import PARAMETERS, Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
 from virtksm.ownership import HostState
 from virtksm.ports import Maxima
@@ -17,6 +26,19 @@ from virtksm.switch import SwitchedOff
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
+SAMPLE = Sample(
+    at_s=1_790_000_000.0,
+    guests=2,
+    committed_kib=4 * 1024 * 1024,
+    total_kib=16 * 1024 * 1024,
+    available_kib=8 * 1024 * 1024,
+    saved_kib=1024 * 1024,
+    ksmd_cpu_seconds=10.0,
+    run=1,
+    pages_to_scan=0,
+    sleep_millisecs=10_000,
+    rule="rest",
+)
 
 
 @dataclass
@@ -106,6 +128,9 @@ class FakeFacts:
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         return (0,) * len(names)
 
+    def page_kib(self) -> int:
+        return 4
+
     def advisor_mode(self) -> str | None:
         return self.advisor()
 
@@ -151,6 +176,41 @@ class FakeSwitch:
 
     def turn_on(self) -> None:
         self.off = None
+
+
+@dataclass
+class FakeHistory:
+    """A history in memory; `aside` is what the next write has to set aside first."""
+
+    kept_samples: list[Sample] = field(default_factory=list)
+    kept_events: list[GuestEvent] = field(default_factory=list)
+    kept_decisions: list[Told] = field(default_factory=list)
+    is_full: bool = False
+    aside: str | None = None
+    writes: int = 0
+
+    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+        if self.is_full:
+            raise StateUnusable("no space left on device")
+        self.writes += 1
+        self.kept_samples += samples
+        self.kept_events += events
+        self.kept_decisions += decisions
+        if samples:
+            oldest_s = max(sample.at_s for sample in samples) - KEEP_S
+            self.kept_samples = [one for one in self.kept_samples if one.at_s >= oldest_s]
+        del self.kept_samples[:-MOST_SAMPLES], self.kept_events[:-MOST_EVENTS], self.kept_decisions[:-MOST_DECISIONS]
+        aside, self.aside = self.aside, None
+        return aside
+
+    def samples(self, since_s: float) -> tuple[Sample, ...]:
+        return tuple(one for one in self.kept_samples if one.at_s >= since_s)
+
+    def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
+        return tuple(one for one in self.kept_events if one.at_s >= since_s)[-most:]
+
+    def decisions(self, most: int) -> tuple[Told, ...]:
+        return tuple(self.kept_decisions[-most:])
 
 
 @dataclass

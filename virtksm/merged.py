@@ -21,6 +21,18 @@ class Merged:
     zero_pages: int | None
     page_kib: int
 
+    @classmethod
+    def of(cls, ksm: KsmState) -> Merged | None:
+        """Return what is merged; None where the counters are not offered."""
+        if ksm.pages_shared is None or ksm.pages_sharing is None:
+            return None
+        return cls(
+            pages_shared=ksm.pages_shared,
+            pages_sharing=ksm.pages_sharing,
+            zero_pages=ksm.ksm_zero_pages,
+            page_kib=ksm.page_kib,
+        )
+
     @property
     def saved_kib(self) -> int:
         return (self.pages_sharing + (self.zero_pages or 0)) * self.page_kib

@@ -83,6 +83,9 @@ class LocalFacts(Protocol):
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         """Return numbers of /proc/vmstat, such as `cow_ksm`, in one reading; None for what is not counted."""
 
+    def page_kib(self) -> int:
+        """Return the size of a page of memory."""
+
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""
 

@@ -46,6 +46,7 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
             cow_ksm=cow_ksm,
             thp_split_page=thp_split_page,
+            page_kib=local.page_kib(),
         ),
         guests=local.guests(hypervisor.running_guests(maxima)),
     )

@@ -86,4 +86,5 @@ def test_the_host_tells_its_numbers(place: Place) -> None:
     counted = place.facts.vm_counters("cow_ksm", "thp_split_page")
     assert len(counted) == 2
     assert all(number is None or number >= 0 for number in counted)
+    assert place.facts.page_kib() == 4
     assert place.facts.advisor_mode() in (None, "none", "scan-time")

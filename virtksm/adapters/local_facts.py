@@ -7,6 +7,7 @@ read of /proc/PID/statm. Reads only.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -77,6 +78,9 @@ class ProcFacts:
         except OSError:  # hidden: None, as where the kernel does not count
             text = ""
         return tuple(parse_vmstat(text, name) for name in names)
+
+    def page_kib(self) -> int:
+        return os.sysconf("SC_PAGE_SIZE") // 1024
 
     def advisor_mode(self) -> str | None:
         text = self._read("advisor_mode")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from virtksm.cli.asking import OF_ONE_VERSION, ask_agent, find_answer
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.runtime import RuntimePaths
@@ -16,8 +17,6 @@ from virtksm.runtime import RuntimePaths
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
     from typing import Any
-
-ANSWER_WITHIN_S = 10.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,33 +41,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ask(paths: RuntimePaths) -> dict[str, Any]:
-    from virtksm.adapters.control import ask
-
-    may_control, answer = True, None
-    try:
-        try:
-            answer = ask(paths.control_socket, {"op": "status"}, timeout_s=ANSWER_WITHIN_S)
-        except PermissionError:
-            may_control = False
-            answer = ask(paths.status_socket, {"op": "status"}, timeout_s=ANSWER_WITHIN_S)
-    except PermissionError:
-        pass
-    except (OSError, ValueError) as error:
-        raise VirtksmError(
-            f"the agent of {paths.root} does not answer: {error}", remedy="see `systemctl status virtksm`"
-        ) from error
-    if answer is None and may_control:
-        raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
+    answer = ask_agent(paths, {"op": "status"})
     if answer is None:
-        raise VirtksmError(
-            f"you may not ask the agent of {paths.root}, if one runs",
-            remedy="only root, the agent's own user and the group that its configuration's status_group names may",
-        )
-    status = answer.get("status")
+        raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
+    status = find_answer(answer, "status")
     if not isinstance(status, dict):
-        raise VirtksmError(
-            f"the agent answers: {answer.get('error', 'nothing')}", remedy="are both of the same version?"
-        )
+        raise VirtksmError("the agent's status cannot be understood", remedy=OF_ONE_VERSION)
     return status
 
 
