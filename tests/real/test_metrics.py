@@ -27,6 +27,9 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 MOST_RSS_KIB = 50 * 1024
 """45 MiB is the goal without metrics (docs/benchmarks.md), and the library with what it imports costs 3 more."""
+SHARES = (
+    "sum(virtksm_guest_saved_bytes) + sum(virtksm_guests_other_saved_bytes) + sum(virtksm_unattributed_saved_bytes)"
+)
 DEBT_AGES = {"young", "fresh", "half", "gone"}
 
 
@@ -119,6 +122,15 @@ def test_a_prometheus_is_told_what_the_status_says(
         assert scraped.value(expression) == pytest.approx(float(expected)), expression
     waited_s = sum(waits(agent.lines("pass_completed"))) / 1000
     assert scraped.value("virtksm_event_to_applied_seconds_sum") == pytest.approx(waited_s, abs=1e-3)
+    guests = of_guests(agent.home, agent.uri)
+    assert sorted(guests) == ["twin1", "twin2"]
+    wait_until(lambda: told_of_guests(scraped) == guests, HANG_S, f"Prometheus to see {guests}")
+    for expression, expected in {
+        SHARES: sensed["saved_kib"] * 1024,
+        "virtksm_guests_unaccounted": 0,
+        "virtksm_profit_bytes": int(Path("/sys/kernel/mm/ksm/general_profit").read_text()),
+    }.items():
+        assert scraped.value(expression) == expected, expression
     assert {series["metric"]["age"] for series in scraped.query("virtksm_scan_debt_bytes")} == DEBT_AGES
     assert scraped.value('virtksm_pass_triggers_total{trigger="started",result="unchanged"}') >= 1
 
@@ -127,12 +139,33 @@ def test_a_prometheus_is_told_what_the_status_says(
     assert read_footprint(agent.pid).rss_kib < MOST_RSS_KIB
 
 
+def of_guests(home: AgentHome, uri: str) -> dict[str, int]:
+    """Return what `virtksm guests` says of each guest."""
+    told = json.loads(home.run("guests", "--json", "--connect", uri).stdout)
+    return {one["name"]: one["saved_bytes"] for one in told["guests"]}
+
+
+def told_of_guests(scraped: PrivatePrometheus) -> dict[str, int]:
+    series = scraped.query("virtksm_guest_saved_bytes")
+    return {one["metric"]["domain"]: int(one["value"][1]) for one in series}
+
+
 def rules(passes: list[Any], rule: str) -> int:
     return sum(line["decision"]["rule"] == rule for line in passes)
 
 
 def waits(passes: list[Any]) -> list[float]:
     return [line["event_to_applied_ms"] for line in passes if "event_to_applied_ms" in line]
+
+
+def test_as_many_guests_are_told_apart_as_are_wanted(start_agent: AgentFactory, guest: GuestFactory, port: int) -> None:
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=32, common_mib=16, seed=seed))
+    agent = start_agent(listening(port, PARKING_LAW) + "guests = 1\n")
+    assert fetch(url(port)).count("\nvirtksm_guest_saved_bytes{") == 1
+    agent.home.configure(listening(port, PARKING_LAW) + "guests = 0\n")
+    agent.reload()
+    wait_until(lambda: "\nvirtksm_guest_saved_bytes{" not in fetch(url(port)), HANG_S, "the reload to be told")
 
 
 def test_while_libvirt_hangs_it_is_answered_and_says_so(

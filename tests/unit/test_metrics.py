@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.prometheus import promtool
 from virtksm.agent.metrics.exposition import render
+from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
 from virtksm.agent.metrics.measures import Measures, Moment, measure
 from virtksm.agent.metrics.table import METRICS
 from virtksm.agent.metrics.tally import BOUNDS_S, Durations, Tally
@@ -23,6 +24,7 @@ from virtksm.errors import Cause, SettingsRefused
 from virtksm.model import Guest, Occasion, Settings, Trigger
 from virtksm.ownership import Foreign
 from virtksm.policy import make_policy
+from virtksm.printable import printable
 from virtksm.record import Outcome, PassRecord
 from virtksm.switch import SwitchedOff
 
@@ -51,7 +53,17 @@ def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassRecord:
     return record
 
 
-def moment(tally: Tally, last: PassRecord | None, *, lost_s: float | None = None) -> Moment:
+SAVINGS = GuestSavings(
+    saved=((Guest(uuid="u1", name="one"), 300), (Guest(uuid="u2", name="two"), 200)),
+    unaccounted=3,
+    unattributed_bytes=-4,
+    profit_bytes=-5,
+)
+
+
+def moment(
+    tally: Tally, last: PassRecord | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
+) -> Moment:
     standing = Standing(
         version="1.2.3",
         uri="qemu:///system",
@@ -64,7 +76,15 @@ def moment(tally: Tally, last: PassRecord | None, *, lost_s: float | None = None
         last_s=None if last is None else 99.0,
         next_s=None,
     )
-    return Moment(standing=standing, tally=tally, python="3.11", started_at_s=1_790_000_000.0)
+    return Moment(
+        standing=standing,
+        tally=tally,
+        savings=savings,
+        shown=ShownGuests(),
+        most_guests=1,
+        python="3.11",
+        started_at_s=1_790_000_000.0,
+    )
 
 
 def measured(record: PassRecord, *, tally: Tally | None = None) -> Measures:
@@ -77,8 +97,10 @@ def all_measures() -> Measures:
     """Everything that can be told, told."""
     tally = Tally()
     tally.exposed = 0
+    record = a_pass()
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
-    return measured(replace(a_pass(), refusals=(refused,)), tally=tally)
+    tally.passed(replace(record, refusals=(refused,)), 0.02, 1_790_000_100.0)
+    return measure(moment(tally, record, savings=SAVINGS))
 
 
 def test_names_are_prometheus_way_and_none_is_node_exporters() -> None:
@@ -168,6 +190,15 @@ def test_debt_is_the_adaptive_policys_alone() -> None:
     assert measured(replace(record, past_after={}))["virtksm_scan_debt_bytes"] == {}, "switched off"
 
 
+def test_guests_are_told_apart_up_to_the_configurations_number() -> None:
+    found = measure(moment(Tally(), a_pass(), savings=SAVINGS))
+    assert found["virtksm_guest_saved_bytes"] == {("one", "u1"): 300}
+    assert found["virtksm_guests_other_saved_bytes"] == {(): 200}
+    assert found["virtksm_unattributed_saved_bytes"] == {(): -4}
+    assert found["virtksm_guests_unaccounted"] == {(): 3}
+    assert found["virtksm_profit_bytes"] == {(): -5}
+
+
 def test_durations_fall_into_the_bucket_of_their_bound() -> None:
     durations = Durations()
     for seconds in (0.0005, 0.001, 0.0011, 31.0):
@@ -218,14 +249,12 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_in_a_label_gets_out_of_it(text: str) -> None:
-    tally = Tally()
-    tally.decisions[text] = 3
-    page = render(moment(tally, None), with_process=False).decode()
+def test_no_name_of_a_guest_gets_out_of_its_label(text: str) -> None:
+    savings = replace(SAVINGS, saved=((Guest(uuid="u1", name=text), 3),))
+    page = render(moment(Tally(), None, savings=savings), with_process=False).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    (sample,) = families["virtksm_decisions"].samples
-    assert sample.value == 3
-    assert sample.labels["rule"].isprintable()
+    (sample,) = families["virtksm_guest_saved_bytes"].samples
+    assert (sample.labels, sample.value) == ({"domain": printable(text), "uuid": "u1"}, 3)
     assert {family for family in families if not family.startswith("virtksm_")} == set()
     assert [one.value for one in families["virtksm_up"].samples] == [1]
 

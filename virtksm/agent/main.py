@@ -97,7 +97,7 @@ async def _serve(
     )
     readers = StatusSocket(paths, agent.handle)
     readers.follow(config.status_group)
-    metrics = Metrics(reporter.tally, agent.standing, reporter.metrics_told)
+    metrics = Metrics(reporter.tally, agent.standing, ProcFacts(boottime_s), reporter.metrics_told)
     metrics.follow(config.metrics)
     agent.install_signals(loop)
     pokes = _listen_for_pokes(agent, paths, reporter)

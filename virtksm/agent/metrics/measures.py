@@ -1,10 +1,11 @@
-"""The metrics' values at one moment, as a pure function of what the agent knows then. Asks nobody."""
+"""The metrics' values at one moment, made of what the agent knows then. Asks nobody."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
 from virtksm.agent.metrics.tally import RESULTS, Durations, Tally
 from virtksm.agent.status import Standing, worst_core_percent
 from virtksm.merged import Merged
@@ -19,16 +20,22 @@ Measures = dict[str, Mapping[Labels, Value]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What the agent knows at one moment; `started_at_s` is Unix time."""
+    """What the agent knows at one moment; `started_at_s` is Unix time.
+
+    `savings` is None where guests' processes cannot be looked at; `most_guests` have a metric of their own.
+    """
 
     standing: Standing
     tally: Tally
+    savings: GuestSavings | None
+    shown: ShownGuests
+    most_guests: int
     python: str
     started_at_s: float
 
 
 def measure(moment: Moment) -> Measures:
-    """Return all values, texts for labels as they are."""
+    """Return all values, texts for labels as they are; `shown` remembers which guests were."""
     standing, tally = moment.standing, moment.tally
     found: Measures = {
         "virtksm_build_info": {(standing.version, moment.python): 1},
@@ -58,6 +65,15 @@ def measure(moment: Moment) -> Measures:
     if standing.last is not None:
         plain |= _of_pass(standing.last)
         found["virtksm_scan_debt_bytes"] = find_debt(standing.last)
+    if moment.savings is not None:
+        shown, others_bytes = moment.shown.choose(moment.savings.saved, moment.most_guests)
+        found["virtksm_guest_saved_bytes"] = shown
+        plain |= {
+            "virtksm_guests_other_saved_bytes": others_bytes,
+            "virtksm_unattributed_saved_bytes": moment.savings.unattributed_bytes,
+            "virtksm_guests_unaccounted": moment.savings.unaccounted,
+            "virtksm_profit_bytes": moment.savings.profit_bytes,
+        }
     found |= {name: {(): value} for name, value in plain.items() if value is not None}
     return found
 

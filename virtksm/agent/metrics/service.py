@@ -12,12 +12,14 @@ import platform
 import time
 from collections.abc import Callable
 
+from virtksm.agent.metrics.guests import GuestLedger, ShownGuests
 from virtksm.agent.metrics.measures import Moment
 from virtksm.agent.metrics.tally import Tally
 from virtksm.agent.status import Standing
 from virtksm.config.address import parse_address
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
+from virtksm.ports import GuestFacts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,12 +32,21 @@ OFF = MetricsParams()
 
 
 class Metrics:
-    """To be used from one asyncio loop. `told` is given what is in the way, and None once nothing is."""
+    """To be used from one asyncio loop. `told` is given what is in the way, and None once nothing is.
+
+    `facts` are its own, apart from those of passes, as they are asked in another thread.
+    """
 
     def __init__(
-        self, tally: Tally, standing: Callable[[], Standing], told: Callable[[VirtksmError | None], None]
+        self,
+        tally: Tally,
+        standing: Callable[[], Standing],
+        facts: GuestFacts,
+        told: Callable[[VirtksmError | None], None],
     ) -> None:
         self._tally = tally
+        self._ledger = GuestLedger(facts)
+        self._shown = ShownGuests()
         self._standing = standing
         self._told = told
         self._started_at_s = time.time()
@@ -43,6 +54,7 @@ class Metrics:
         self._server: MetricsServer | None = None
         self._textfile: Textfile | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self._page = b""
         self._page_s = -FRESH_S
 
@@ -107,9 +119,10 @@ class Metrics:
         self._writing = asyncio.get_running_loop().create_task(self._textfile.keep_writing(self._writing))
 
     async def _fresh_page(self) -> bytes:
-        if time.monotonic() - self._page_s >= FRESH_S:
-            self._page, self._page_s = await self._render(with_process=True), time.monotonic()
-        return self._page
+        async with self._turn:
+            if time.monotonic() - self._page_s >= FRESH_S:
+                self._page, self._page_s = await self._render(with_process=True), time.monotonic()
+            return self._page
 
     async def _file(self) -> bytes:
         return await self._render(with_process=False)  # node_exporter has process_* metrics of its own
@@ -117,9 +130,14 @@ class Metrics:
     async def _render(self, *, with_process: bool) -> bytes:
         from virtksm.agent.metrics.exposition import render
 
+        last = self._standing().last
+        savings = await self._ledger.look(None if last is None else last.snapshot)
         moment = Moment(
             standing=self._standing(),
             tally=self._tally,
+            savings=savings,
+            shown=self._shown,
+            most_guests=self._params.guests,
             python=platform.python_version(),
             started_at_s=self._started_at_s,
         )

@@ -76,4 +76,12 @@ METRICS = (
     _gauge("host_memory_bytes", "The host's memory."),
     _gauge("host_available_bytes", "The host's available memory."),
     _gauge("private_guests_exposed", "Guests declared private that can merge; absent until all are looked at."),
+    # What KSM saves on whom, at the moment of asking, where guests' processes may be read.
+    _gauge("guest_saved_bytes", "Memory that merging saves on a guest, for as many guests as the configuration says.",
+           "domain", "uuid"),
+    _gauge("guests_other_saved_bytes", "The same for all other guests together."),
+    _gauge("unattributed_saved_bytes",
+           "What is left of the memory saved: on guests that may not be read, on other processes, on ended ones."),
+    _gauge("guests_unaccounted", "Running guests of which it cannot be told."),
+    _gauge("profit_bytes", "KSM's general_profit: what merging saves less what ksmd's books cost; may be negative."),
 )  # fmt: skip
