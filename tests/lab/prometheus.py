@@ -16,6 +16,7 @@ from typing import Any
 from tests.lab.ksm import wait_until
 
 LIMIT_S = 30.0
+RULES = sorted((Path(__file__).parents[2] / "conf" / "prometheus").glob("*.rules.yml"))
 JOB = "virtksm"
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.lab.dashboard import as_asked, expressions, read_dashboard
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.lab.prometheus import PrivatePrometheus, fetch, free_port, promtool
+from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, free_port, promtool
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
 from virtksm.agent.metrics.server import MOST_CLIENTS
 from virtksm.demo.guests import PayloadGuest
@@ -60,8 +61,8 @@ def value(page: str, series: str) -> float:
 
 @pytest.fixture
 def scraped(port: int) -> Iterator[PrivatePrometheus]:
-    """Lend a Prometheus that scrapes `port`."""
-    prometheus = PrivatePrometheus(f"127.0.0.1:{port}")
+    """Lend a Prometheus that scrapes `port`, with the rules of conf/prometheus."""
+    prometheus = PrivatePrometheus(f"127.0.0.1:{port}", RULES)
     try:
         yield prometheus
     finally:
@@ -137,6 +138,36 @@ def test_a_prometheus_is_told_what_the_status_says(
     checked = promtool("check", "metrics", text=fetch(url(port)))
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
     assert read_footprint(agent.pid).rss_kib < MOST_RSS_KIB
+
+
+EMPTY_HERE = {"virtksm_refusals_total": "nothing was refused", "changes(": "the agent has not started again"}
+"""Queries of the dashboard that rightly return nothing in this test."""
+
+
+def test_every_query_of_the_dashboard_and_of_the_rules_returns_something(
+    start_agent: AgentFactory, guest: GuestFactory, port: int, scraped: PrivatePrometheus
+) -> None:
+    agent = start_agent(listening(port, SWEEPING_LAW))
+    guest(PayloadGuest(name="one", memory_mib=32, common_mib=16, zero_mib=4))
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    scraped.wait_for("rate(virtksm_event_to_applied_seconds_count[10s]) > 0")
+    queries = [as_asked(expression, rate="10s") for expression in expressions(read_dashboard())]
+    assert len(queries) > 30
+    may_be_empty = {query for query in queries if any(part in query for part in EMPTY_HERE)}
+    assert len(may_be_empty) == len(EMPTY_HERE)
+    for query in queries:
+        if query in may_be_empty:
+            assert scraped.query(query) == [], query
+        else:
+            scraped.wait_for(query)
+
+    known = scraped.rules()
+    wait_until(lambda: {rule["health"] for rule in scraped.rules()} == {"ok"}, HANG_S, "every rule to be evaluated")
+    assert sum(rule["type"] == "alerting" for rule in known) == 12
+    for rule in known:
+        if rule["type"] == "recording":
+            scraped.wait_for(rule["name"])
+    assert scraped.query('ALERTS{alertstate="firing"}') == []
 
 
 def of_guests(home: AgentHome, uri: str) -> dict[str, int]:
