@@ -25,6 +25,7 @@ COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
     "status": "say what the agent knows, also while libvirt does not answer",
+    "doctor": "say what stands in the way of KSM on this host, with remedies",
     "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
     "headroom": "say how much more guest memory this host can take, and what that risks",
     "record": "write what the agent's policy is given to a file, pass after pass",
@@ -38,8 +39,8 @@ COMMANDS = {
 }
 
 EPILOG = """\
-exit codes: 0 done or nothing to do, 1 other failure or not verified, 2 usage or configuration, 3 libvirt unreachable,
-4 the kernel or libvirt refused a setting
+exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration,
+3 libvirt unreachable, 4 the kernel or libvirt refused a setting
 """
 
 
