@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from virtksm.adapters.systemd import Notifier
 from virtksm.cli.main import main
 from virtksm.cli.render import pass_lines, restore_lines
-from virtksm.cli.status import status_lines
+from virtksm.cli.status_text import status_lines
 from virtksm.demo.view import LiveView
 from virtksm.logs import configure
 from virtksm.printable import printable
@@ -109,8 +109,10 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "last_pass_ago_s": 1.0,
         "next_pass_s": None,
         "stranded": {"possible": False},
+        "history_error": text,
+        "events": [{"at_s": 1.0, "domain": text, "kind": text, "detail": text}],
     }
-    lines = pass_lines(record) + restore_lines(record) + status_lines(status)
+    lines = pass_lines(record) + restore_lines(record) + [line for _, line in status_lines(status)]
     assert all(line.isprintable() for line in lines)
 
 
@@ -123,7 +125,7 @@ def test_an_error_costs_one_printable_line(text: str) -> None:
         Path(place).write_text("no folder", encoding="ascii")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stderr", told)
-            assert main(["--runtime-dir", place, "status"]) == 1
+            assert main(["--runtime-dir", place, "restore"]) == 1
     assert told.getvalue().startswith("virtksm: ")
     assert told.getvalue().removesuffix("\n").isprintable()
 

@@ -27,13 +27,14 @@ from virtksm.agent.guest_look import GuestLook, read_guests
 from virtksm.agent.link import Link
 from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.reporting import Reporter
-from virtksm.agent.status import Standing
+from virtksm.agent.status import Standing, look
+from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history import History
 from virtksm.model import Guest, Occasion, Trigger
-from virtksm.ports import Switch
+from virtksm.ports import LocalFacts, Switch
 from virtksm.record import PassRecord, RestoreRecord
 from virtksm.uri import is_alias
 
@@ -71,6 +72,8 @@ class Agent:
     make_history: Callable[[str, Config], History] | None = None
     """Gives the history of the host behind a URI; without it, memories end with the agent."""
     diary: Diary = field(default_factory=Diary)
+    facts: LocalFacts | None = None
+    """This machine's own, for people who ask how things stand; passes have theirs."""
     coalescer: Coalescer = field(init=False)
     memory: Memory = field(default_factory=Memory)
     cycle: Cycle[Any] | None = None
@@ -173,7 +176,8 @@ class Agent:
             case "on":
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
-                return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+                told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+                return (self._other_uri(request) if "uri" in request else None) or told
             case "history":
                 return await self._recalled(recall_history, request)
             case "decisions":
@@ -188,12 +192,11 @@ class Agent:
         recall: Callable[[Diary, Mapping[str, object]], Awaitable[dict[str, object]]],
         request: Mapping[str, object],
     ) -> dict[str, object]:
-        if "uri" in request and (other := self._other_uri(request)) is not None:
-            return other
         try:
-            return await recall(self.diary, request)
+            told = await recall(self.diary, request)
         except VirtksmError as error:
-            return _failure(str(error), error.exit_code)
+            told = _failure(str(error), error.exit_code)
+        return (self._other_uri(request) if "uri" in request else None) or told
 
     @property
     def _known_uri(self) -> str:
@@ -207,6 +210,7 @@ class Agent:
     def standing(self) -> Standing:
         """Return what is known at this moment; asks libvirt nothing."""
         now_s = time.monotonic()
+        is_here = not is_alias(self._known_uri) and is_this_machine(self._known_uri, self.config)
         return Standing(
             version=__version__,
             uri=self._known_uri,
@@ -218,6 +222,7 @@ class Agent:
             last=self.last,
             last_s=self.last_s,
             next_s=self._due_s(now_s),
+            now=look(self.facts if is_here else None, self.last),
         )
 
     def _due_s(self, now_s: float) -> float | None:
