@@ -70,7 +70,7 @@ class Now:
             "page_kib": ksm.page_kib,
             "saved_kib": self.saved_kib,
             "saved_percent": None if self.saved_percent is None else round(self.saved_percent, 2),
-            "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
+            "ksmd_cpu_seconds": None if ksm.ksmd_cpu_seconds is None else round(ksm.ksmd_cpu_seconds, 2),
             "guests": self.guests,
             "guests_unread": self.guests_unread,
             "committed_kib": self.committed_kib,

@@ -324,6 +324,30 @@ def test_any_request_is_answered_without_a_connection(request: dict[str, object]
     assert agent.requests == [], "nothing is kept of it"
 
 
+def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
+    paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--runtime-dir", paths.root, "--state-dir", f"{paths.root}/lib", "status", "--connect", "qemu:///system"]
+    assert main([*command, "--json"]) == ExitCode.FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert (told["agent"], told["uri"], told["policy"]) == (False, "qemu:///system", "adaptive")
+    assert (told["now"]["origin"], told["off"], told["last_pass"], told["events"]) == ("local", False, None, [])
+    assert told["stranded"]["possible"] is None
+    assert main(command) == ExitCode.FAILED
+    assert capsys.readouterr().out.startswith("agent     none serves qemu:///system (systemctl start virtksm)")
+    assert sorted(path.name for path in Path(paths.root).rglob("*")) == ["agent"]
+
+
+@pytest.mark.parametrize("uri", ["qemu+tcp://127.0.0.1:1/system", "no-such-alias"])
+def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
+    paths: RuntimePaths, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--runtime-dir", paths.root, "status", "--connect", uri]) == ExitCode.UNREACHABLE
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert uri in told.err
+
+
 def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
     agent = make_agent()
 

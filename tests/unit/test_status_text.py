@@ -44,7 +44,7 @@ def test_savings_price_settings_and_reason_are_said() -> None:
         "ksm       on",
         "guests    1, holding 1.0 MiB",
         "saved     0.5 MiB, 48.0 % of what the guests hold",
-        "          " + " " * 57 + "▁▅█ in the last hour, 0.5 MiB at most",
+        "last hour " + " " * 28 + "▁█ up to 0.5 MiB",
         "ksmd      3.2 % of a core in the last 5 min; 1.5 CPU-seconds since boot",
         "settings  pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
         "last pass 10.0 s ago, for timer: applied",

@@ -110,12 +110,13 @@ class Agent:
         self.wake.set()
         self.seen.set()
         await asyncio.wait({passing, linking, looking})  # a pass that has begun is finished first
-        self.diary.end()
-        await asyncio.wait({writing})
-        for task in (passing, linking, looking, writing):
+        for task in (passing, linking, looking):
             if not task.cancelled():
                 task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
-        return await self._leave()
+        code = await self._leave()
+        self.diary.end()  # last, so that KSM's settings do not wait for a disk
+        await writing
+        return code
 
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
         """Ask for a pass."""

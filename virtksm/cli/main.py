@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
-    "status": "say what the agent knows, also while libvirt does not answer",
+    "status": "say how the host stands and why, also while libvirt does not answer; or watch it",
     "restore": "give KSM's settings back as virtksm found them",
     "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
     "on": "undo `virtksm off`, and run a pass",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SHOWN = {"uri", "policy", "version", "libvirt", "last_pass", "last_pass_ago_s", "next_pass_s", "stranded"}
 """What is shown of the agent's answer and was always in it."""
 EVERY_S = 2.0
-LEAST_EVERY_S = 0.1
+LEAST_EVERY_S, MOST_EVERY_S = 0.1, 86_400.0
 STEP_S, STEPS = 60.0, 60
 SEEN_S = 7200.0
 """How far back is asked for: the curve begins with what was seen last before it."""
@@ -188,7 +188,10 @@ def _keep_printing(view: View, options: argparse.Namespace) -> int:
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
-    if not LEAST_EVERY_S <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text} is not from {LEAST_EVERY_S:g} to 86400 seconds")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not LEAST_EVERY_S <= seconds <= MOST_EVERY_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {LEAST_EVERY_S:g} to {MOST_EVERY_S:g}")
     return seconds

@@ -59,7 +59,7 @@ def _now_lines(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) ->
     hour = status.get("saved_hour")
     if hour is not None and sum(level is not None for level in hour["saved_kib"]) > 1:
         top = format_kib(max(level for level in hour["saved_kib"] if level is not None))
-        yield "", "good", f"{sparkline(hour['saved_kib'], marks)} in the last hour, {top} at most"
+        yield "last hour", "good", f"{sparkline(hour['saved_kib'][1::2], marks)} up to {top}"
     yield "ksmd", "", _ksmd_text(status.get("ksmd", {}), now["ksmd_cpu_seconds"])
     yield "settings", "", _settings_text(now["settings"])
 
