@@ -82,8 +82,15 @@ class Diary:
 
     def hear(self, event: DomainEvent) -> None:
         """Remember an event of libvirt's."""
-        kind, now_s = event.trigger.value, self.now_s()
-        self._events.append(GuestEvent(at_s=now_s, kind=kind, domain=event.guest, uuid=event.uuid, detail=event.detail))
+        self._events.append(
+            GuestEvent(
+                at_s=self._to_the_millisecond(),
+                kind=event.trigger.value,
+                domain=event.guest,
+                uuid=event.uuid,
+                detail=event.detail,
+            )
+        )
         self._stirred.set()
 
     def take(self, record: PassRecord) -> None:

@@ -190,8 +190,8 @@ def watch(screen: Screen, frame: Callable[[], Sequence[Line]], every_s: float, *
 
 def _keep_painting(screen: Screen, frame: Callable[[], Sequence[Line]], every_s: float, *, colour: bool) -> None:
     while True:
-        due_s = time.monotonic() + every_s
         lines = frame()
+        due_s = time.monotonic() + every_s  # from here, so that keys are heard also where every frame takes long
         while True:
             screen.paint(lines, colour=colour)
             woken = screen.wait(due_s)
