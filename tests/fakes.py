@@ -26,6 +26,19 @@ from virtksm.switch import SwitchedOff
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
+SAMPLE = Sample(
+    at_s=1_790_000_000.0,
+    guests=2,
+    committed_kib=4 * 1024 * 1024,
+    total_kib=16 * 1024 * 1024,
+    available_kib=8 * 1024 * 1024,
+    saved_kib=1024 * 1024,
+    ksmd_cpu_seconds=10.0,
+    run=1,
+    pages_to_scan=0,
+    sleep_millisecs=10_000,
+    rule="rest",
+)
 
 
 @dataclass

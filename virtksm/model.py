@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from virtksm.turn import Turn
+
 PARKED_SLEEP_MS = 10_000
 """sleep_millisecs while parked. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost it nothing;
 a shorter sleep makes it wake for nothing, and 0 makes it spin (docs/policies.md)."""
@@ -188,11 +190,12 @@ Number = int | float | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a policy decided so: the rule that fired, a sentence, and the numbers it looked at."""
+    """Why a policy decided so: the rule that fired, a sentence, the numbers it looked at, and what would turn it."""
 
     rule: str
     text: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    turns_when: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -41,6 +42,7 @@ class PassRecord:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
+    `past_before` and `past_after` are what the policy remembered, as kept; None where it began anew, or was not asked.
     """
 
     uri: str
@@ -58,6 +60,8 @@ class PassRecord:
     resumes_now: bool = False
     switched_off: SwitchedOff | None = None
     exposed: tuple[str, ...] | None = None
+    past_before: Mapping[str, object] | None = None
+    past_after: Mapping[str, object] | None = None
 
     @property
     def changed(self) -> dict[str, int]:
@@ -127,14 +131,7 @@ class PassRecord:
                 "advisor_mode": ksm.advisor_mode,
                 "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
             },
-            "decision": {
-                "parked": self.decision.is_parked,
-                "rule": self.decision.reason.rule,
-                "reason": self.decision.reason.text,
-                "numbers": dict(self.decision.reason.numbers),
-                "target": self.decision.target.as_dict(),
-                "next_pass_s": self.decision.next_pass_s,
-            },
+            "decision": self.decision_dict(),
             "outcome": self.outcome.value,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -149,6 +146,19 @@ class PassRecord:
             "exposed": None if self.exposed is None else list(self.exposed),
             "warnings": self.warnings,
             "duration_ms": round(self.duration_ms, 3),
+        }
+
+    def decision_dict(self) -> dict[str, object]:
+        """Return the decision as JSON values."""
+        reason = self.decision.reason
+        return {
+            "parked": self.decision.is_parked,
+            "rule": reason.rule,
+            "reason": reason.text,
+            "numbers": dict(reason.numbers),
+            "turns_when": [turn.as_dict() for turn in reason.turns_when],
+            "target": self.decision.target.as_dict(),
+            "next_pass_s": self.decision.next_pass_s,
         }
 
 

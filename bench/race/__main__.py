@@ -23,7 +23,7 @@ from bench.race.linux import LinuxGuestUnbuilt, build_linux_guest
 from bench.race.measures import measure_work
 from bench.race.options import Options, parse_options
 from bench.race.peers import CONTENDERS, PeerMissing
-from bench.race.pictures import PlottingAbsent, draw_work, trace_work
+from bench.race.pictures import draw_work, trace_work
 from bench.race.probes import simulate_probes
 from bench.race.records import Record, RecordUnreadable, dump_record, read_records, record_path
 from bench.race.report import write_report
@@ -96,13 +96,10 @@ def tell(folder: Path, records: Sequence[Record]) -> bool:
     works = list_works(quick=records[0].quick)
     measured = [measure_work(runs, {OURS: simulate_probes(works[work])}) for work, runs in by_work.items()]
     pictures = {}
-    try:
-        for work, runs in by_work.items():
-            settled_s = max(run.last_settled_s for run in runs)
-            draw_work(trace_work(runs, order), f"{work}: {runs[0].told[:90]}", settled_s, folder / f"{work}.svg")
-            pictures[work] = f"{work}.svg"
-    except PlottingAbsent as error:
-        print(f"no pictures: {error}")
+    for work, runs in by_work.items():
+        settled_s = max(run.last_settled_s for run in runs)
+        draw_work(trace_work(runs, order), f"{work}: {runs[0].told[:90]}", settled_s, folder / f"{work}.svg")
+        pictures[work] = f"{work}.svg"
     report = write_report(measured, records[0].machine, order, concessions, pictures)
     (folder / "report.md").write_text(report, encoding="utf-8")
     print(f"\n{report}")

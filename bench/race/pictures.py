@@ -1,16 +1,16 @@
 """One picture a work: savings and ksmd's CPU over time, all contenders, as SVG.
 
-In: the records of one work. Out: curves (pure), and a file drawn by matplotlib, which is no dependency of the project:
-it is imported only here and only when a picture is wanted; without it `draw_work` raises PlottingAbsent.
+In: the records of one work. Out: curves (pure), and a file drawn by matplotlib.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from bench.race.measures import OFF, PAGES_PER_MIB
 from bench.race.records import Record
@@ -26,10 +26,6 @@ COLOURS: Mapping[str, str] = {
     "flat": "#9467bd",
     "clairvoyant": "#000000",
 }
-
-
-class PlottingAbsent(Exception):
-    """matplotlib is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +58,9 @@ def trace_work(records: Sequence[Record], order: Sequence[str]) -> list[Curve]:
 
 
 def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path) -> None:
-    """Draw one work's picture; raises PlottingAbsent. `settled_s` marks about when the last guest had settled."""
-    pyplot = _load_pyplot()
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
+    """Draw one work's picture. `settled_s` marks about when the last guest had settled."""
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     for curve in curves:
         width = 2.2 if curve.contender == "adaptive" else 1.2
         dashes = "--" if curve.contender in {"clairvoyant", "flat"} else "-"
@@ -79,16 +75,5 @@ def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path)
     above.set_title(title)
     above.legend(loc="lower right", fontsize="small")
     below.set_xlabel("s since the first guest's start (vertical line: the last guest has filled its memory)")
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def _load_pyplot() -> ModuleType:
-    # By name, so that the type checker does not ask for what may be absent.
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ModuleNotFoundError:
-        raise PlottingAbsent("pictures need matplotlib, which is not in this environment") from None
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "virtksm"  # the same records make the same file
-    return importlib.import_module("matplotlib.pyplot")
+    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same records make the same file
+        figure.savefig(path, metadata={"Date": None})

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import libvirt
 
+from tests.lab.ksm import wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.demo.embedded import end_all
 from virtksm.demo.guests import PayloadGuest, start_guest
 
 KEPT = 2
 HANG_S = 60.0
+NOTICE_S = 10.0
+"""How long libvirt may take to notice that its guests' processes have ended."""
 
 
 class Churn(threading.Thread):
@@ -51,3 +56,25 @@ class Churn(threading.Thread):
         ours = [domain for domain in connection.listAllDomains() if domain.name().startswith("churn")]
         for domain in sorted(ours, key=lambda one: one.ID())[:-KEPT]:
             domain.destroy()
+
+
+def end_guests(libvirtd: PrivateLibvirtd) -> None:
+    """End all guests of the running daemon, also those that it half knows since it was killed while they started.
+
+    It may list such a one for ever, without a process.
+    """
+    end_all(set(libvirtd.processes()) - {libvirtd.pid})
+    try:
+        wait_until(lambda: not _lists_guests(libvirtd.uri), NOTICE_S, "the daemon to notice")
+    except TimeoutError:
+        libvirtd.stop()
+        libvirtd.forget_guests()
+        libvirtd.start()
+
+
+def _lists_guests(uri: str) -> bool:
+    connection = libvirt.open(uri)
+    try:
+        return bool(connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
+    finally:
+        connection.close()

@@ -165,6 +165,11 @@ class PrivateLibvirtd:
         """Let a frozen daemon go on (SIGCONT)."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def forget_guests(self) -> None:
+        """Remove what the daemon, which is off, has written down of running guests."""
+        for status in (self.root / "run" / "libvirt" / "qemu").glob("*.xml"):
+            status.unlink()
+
     def guest_pid(self, name: str) -> int:
         """Tell the pid of the QEMU process of a running guest; raises OSError when it has none."""
         # From libvirt's status file: the name of its pid file holds `&lt;` where the guest's name holds `<`.

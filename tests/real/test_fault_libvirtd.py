@@ -11,13 +11,12 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.lab.churn import Churn
+from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import Footprint, read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.demo.embedded import end_all
 from virtksm.demo.guests import PayloadGuest
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
 
@@ -50,7 +49,7 @@ def churn(libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[Churn]:
         yield running
     finally:
         running.end()
-        end_all(set(libvirtd.processes()) - {libvirtd.pid})
+        end_guests(libvirtd)
 
 
 def calm_footprint(agent: AgentProcess) -> Footprint:
@@ -179,11 +178,14 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
     wait_until(lambda: read_footprint(agent.pid).threads == wedged.threads - 1, HANG_S, "its thread to end")
 
 
+@pytest.mark.parametrize("guests", [0, 1])
 def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor(
-    libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+    libvirtd: PrivateLibvirtd, start_agent: AgentFactory, guest: GuestFactory, guests: int
 ) -> None:
+    for number in range(guests):
+        guest(PayloadGuest(name=f"guest{number}", memory_mib=16))
     agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}")
-    before = read_footprint(agent.pid)
+    before = calm_footprint(agent)
     for _ in range(3):
         libvirtd.pause()
         try:

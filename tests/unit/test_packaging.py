@@ -27,7 +27,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_there_are_pins_to_judge() -> None:
-    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "plot.txt", "run.txt"]
+    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "run.txt"]
 
 
 @pytest.mark.parametrize("path", PIN_FILES, ids=lambda path: path.name)
@@ -45,10 +45,11 @@ def test_pins_are_hashed_and_name_no_index_folder_or_address(path: Path) -> None
 def test_what_pyproject_asks_for_is_pinned() -> None:
     pins = {path.name: parse_pins(path.read_text()) for path in PIN_FILES}
     run = {name_of(requirement) for requirement in DECLARED["project"]["dependencies"]}
+    extras = {name_of(one) for extra in DECLARED["project"]["optional-dependencies"].values() for one in extra}
     groups = DECLARED["dependency-groups"]
 
     assert run == set(pins["run.txt"])
-    assert run | {name_of(requirement) for requirement in groups["dev"]} <= set(pins["dev.txt"])
+    assert run | extras | {name_of(requirement) for requirement in groups["dev"]} <= set(pins["dev.txt"])
     assert {name_of(requirement) for requirement in groups["build"]} == set(pins["build.txt"])
 
 

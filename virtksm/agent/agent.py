@@ -24,6 +24,7 @@ from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
 from virtksm.agent.diary import Diary
 from virtksm.agent.guest_look import GuestLook, read_guests
+from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
 from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.reporting import Reporter
@@ -79,6 +80,7 @@ class Agent:
     cycle: Cycle[Any] | None = None
     requests: list[Request] = field(default_factory=list)
     look: GuestLook = field(default_factory=GuestLook)
+    inputs: Inputs = field(default_factory=Inputs)
     running: tuple[Guest, ...] = ()
     heard_s: float | None = None
     next_pass_s: float | None = None
@@ -183,6 +185,9 @@ class Agent:
                 return await self._recalled(recall_history, request)
             case "decisions":
                 return await self._recalled(recall_decisions, request)
+            case "inputs":
+                answered = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                return {"ok": True, "inputs": answered}
             case str(other):
                 return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
             case _:
@@ -287,17 +292,18 @@ class Agent:
     async def _keep_passing(self) -> None:
         while not self.stopping.is_set():
             await self._wait_until_due()
-            cycle = self.cycle
+            cycle, config = self.cycle, self.config  # both before a reload, or both after it
             if self.stopping.is_set() or cycle is None:
                 continue
             for wish in [wish for wish in self.requests if wish.dry_run]:
-                await self._pass(cycle, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
+                await self._pass(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
             now_s = time.monotonic()
             due_s = self.coalescer.due_s(now_s)
             if due_s is not None and due_s <= now_s:
                 occasion, self.coalescer = self.coalescer.take(now_s)
                 heard_s, self.heard_s = self.heard_s, None
-                await self._pass(cycle, occasion, [wish for wish in self.requests if not wish.dry_run], heard_s)
+                wishes = [wish for wish in self.requests if not wish.dry_run]
+                await self._pass(cycle, config, occasion, wishes, heard_s)
         self._give_up_wishes(VirtksmError("the agent is stopping"))
 
     async def _keep_looking(self) -> None:
@@ -349,7 +355,9 @@ class Agent:
             except TimeoutError:
                 continue
 
-    async def _pass(self, cycle: Cycle[Any], occasion: Occasion, wishes: list[Request], heard_s: float | None) -> None:
+    async def _pass(
+        self, cycle: Cycle[Any], config: Config, occasion: Occasion, wishes: list[Request], heard_s: float | None
+    ) -> None:
         self.awake_s = time.monotonic()
         self.requests = [wish for wish in self.requests if wish not in wishes]
         dry_run = any(wish.dry_run for wish in wishes)
@@ -364,6 +372,7 @@ class Agent:
         if not dry_run:
             ended_s = time.monotonic()
             self.last, self.last_s = record, ended_s
+            self.inputs.keep(record, config, now_s=ended_s, at_s=time.time())
             if record.decision.next_pass_s is None:
                 self.next_pass_s = None
             else:

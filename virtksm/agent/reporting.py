@@ -177,6 +177,7 @@ def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dic
     fields = record.as_dict()
     for name in ("schema", "refused", "foreign", "warnings"):
         fields.pop(name)
+    fields["decision"] = {name: value for name, value in record.decision_dict().items() if name != "turns_when"}
     if heard_s is not None:
         fields["event_to_applied_ms"] = round((ended_s - heard_s) * 1000, 3)
     return fields

@@ -25,9 +25,12 @@ COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
     "status": "say how the host stands and why, also while libvirt does not answer; or watch it",
+    "record": "write what the agent's policy is given to a file, pass after pass",
+    "replay": "run any policy over a recorded file, beside the one that was recorded",
     "restore": "give KSM's settings back as virtksm found them",
     "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
     "on": "undo `virtksm off`, and run a pass",
+    "plot": "draw savings, ksmd's CPU, settings and guests over time",
     "config": "check, show or import configuration",
     "demo": "show the agent at work on throwaway guests",
 }

@@ -1,0 +1,109 @@
+"""Pictures are drawn for real, as SVG that can be read: what is on them, from whom, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.fakes import SAMPLE
+from virtksm.errors import VirtksmError
+from virtksm.history import GuestEvent, Sample
+from virtksm.picture import MOST_NAMES, draw
+
+BEGIN_S = 1_790_000_000.0
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def hour() -> list[Sample]:
+    """Make an hour in which 300 MiB are saved after ten minutes."""
+    return [
+        replace(
+            SAMPLE,
+            at_s=BEGIN_S + step * 10,
+            guests=2 if step < 60 else 3,
+            saved_kib=0 if step < 60 else 300 * 1024,
+            ksmd_cpu_seconds=0.0 if step < 60 else 3.0,
+            pages_to_scan=0,
+        )
+        for step in range(360)
+    ]
+
+
+def start_of(domain: str) -> GuestEvent:
+    return GuestEvent(at_s=BEGIN_S + 600, kind="started", domain=domain, uuid="u")
+
+
+def comments(path: Path) -> str:
+    """Return the texts of a picture: matplotlib draws glyphs, and writes each text before them as a comment."""
+    return "\n".join(line.strip() for line in path.read_text().splitlines() if line.strip().startswith("<!--"))
+
+
+def test_it_shows_savings_cpu_settings_and_guests_over_time(tmp_path: Path) -> None:
+    path = tmp_path / "hour.svg"
+    draw(hour(), [start_of("web1")], "qemu:///system, last 60m", path)
+    shown = comments(path)
+    for text in ("saved memory, MiB", "ksmd, % of one core", "pages_to_scan", "sleep_millisecs", "guests", "started"):
+        assert f"<!-- {text} -->" in shown
+    assert "<!-- web1 -->" in shown
+    assert "<!-- qemu:///system, last 60m -->" in shown
+
+
+def test_the_same_memories_make_the_same_file(tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg"):
+        draw(hour(), [start_of("web1")], "title", tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_png_is_one(tmp_path: Path) -> None:
+    draw(hour(), [], "title", tmp_path / "hour.png")
+    assert (tmp_path / "hour.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("name", ["$x^{2$", "\x1b[31mred", "--></svg><script>", "a\nb", "\u202egnp"])
+def test_a_guests_name_is_no_formula_no_markup_and_no_control_character(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "hour.svg"
+    draw(hour(), [start_of(name)], name, path)
+    ET.parse(path)  # noqa: S314  # our own file, and it must be well-formed
+    assert not set(path.read_text()) & {"\x1b", "\u202e"}
+    assert "<script" not in path.read_text()
+
+
+def test_many_events_are_marked_without_names(tmp_path: Path) -> None:
+    path = tmp_path / "hour.svg"
+    draw(hour(), [start_of(f"web{number}") for number in range(MOST_NAMES + 1)], "title", path)
+    assert "<!-- started -->" in comments(path)
+    assert "web1" not in comments(path)
+
+
+def test_what_the_kernel_does_not_tell_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "hour.svg"
+    samples = [
+        replace(SAMPLE, at_s=BEGIN_S + step, saved_kib=None, ksmd_cpu_seconds=None, pages_to_scan=None)
+        for step in (0, 9)
+    ]
+    draw(samples, [], "title", path)
+    assert "<!-- ksmd, % of one core -->" in comments(path)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_two_samples_there_is_nothing_to_draw(tmp_path: Path, count: int) -> None:
+    with pytest.raises(VirtksmError, match=f"nothing to draw: {count} samples"):
+        draw(hour()[:count], [], "title", tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
+
+
+def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pathlib import Path\n"
+        "from tests.unit.test_picture import draw, hour\n"
+        f"draw(hour(), [], 'title', Path({str(tmp_path / 'none.svg')!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "VirtksmError: drawing needs matplotlib" in done.stderr
+    assert "python3-matplotlib" in done.stderr

@@ -1,0 +1,73 @@
+"""Curves through the agent's memories: samples become what a picture or a line of text shows of them. Pure.
+
+Where nobody looked there is no curve: samples further apart than `GAP_S`, or in the wrong order since the clock was set
+back, begin a new piece. CPU time is a difference of two samples; a counter that fell has begun anew with the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from virtksm.history import Sample
+
+GAP_S = 180.0
+"""Longer than any policy waits between two passes: the agent, libvirt or the host was away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuShare:
+    """The share of one core that ksmd took from `from_s` to `to_s` (1.0: all of it)."""
+
+    from_s: float
+    to_s: float
+    share: float
+
+
+def pieces(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
+    """Cut samples where nobody looked; every piece has one sample at least, and rising times."""
+    piece: list[Sample] = []
+    for sample in samples:
+        if piece and not 0 < sample.at_s - piece[-1].at_s <= GAP_S:
+            yield tuple(piece)
+            piece = []
+        piece.append(sample)
+    if piece:
+        yield tuple(piece)
+
+
+def corners(piece: Sequence[Sample], *names: str) -> Iterator[Sample]:
+    """Leave out samples between two that are their equals in the fields `names`: the curve through them is the same."""
+    for number, sample in enumerate(piece):
+        beside = (piece[max(number - 1, 0)], piece[min(number + 1, len(piece) - 1)])
+        is_end = number in (0, len(piece) - 1)
+        if is_end or any(getattr(one, name) != getattr(sample, name) for one in beside for name in names):
+            yield sample
+
+
+def cpu_shares(samples: Sequence[Sample], width_s: float) -> list[CpuShare]:
+    """Return ksmd's CPU over `width_s` seconds at a time, longer where samples are further apart.
+
+    The kernel counts CPU time in steps of 10 ms, so that narrower stretches tell little.
+    """
+    shares = []
+    for piece in pieces(samples):
+        first: Sample | None = None
+        for number, sample in enumerate(piece):
+            if first is None or _has_fallen(first, sample):
+                first = sample
+                continue
+            took_s = sample.at_s - first.at_s
+            if took_s < width_s and number < len(piece) - 1:
+                continue
+            if first.ksmd_cpu_seconds is not None and sample.ksmd_cpu_seconds is not None:
+                share = (sample.ksmd_cpu_seconds - first.ksmd_cpu_seconds) / took_s
+                shares.append(CpuShare(from_s=first.at_s, to_s=sample.at_s, share=share))
+            first = sample
+    return shares
+
+
+def _has_fallen(before: Sample, after: Sample) -> bool:
+    if before.ksmd_cpu_seconds is None or after.ksmd_cpu_seconds is None:
+        return before.ksmd_cpu_seconds is not after.ksmd_cpu_seconds
+    return after.ksmd_cpu_seconds < before.ksmd_cpu_seconds

@@ -1,0 +1,149 @@
+"""The picture of a host's last hours: what was saved, what it cost, the settings, and the guests, over one time axis.
+
+Drawn by matplotlib, which nothing else in virtksm needs: it is imported when a picture is wanted, and where it is
+absent `draw` says how to get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virtksm.curves import corners, cpu_shares, pieces
+from virtksm.errors import VirtksmError
+from virtksm.history import GuestEvent, Sample
+from virtksm.printable import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = ("png", "svg")
+WIDTH_INCHES, HEIGHT_INCHES = 10.0, 9.0
+SHARES = 300
+"""How many stretches of ksmd's CPU a picture shows at most."""
+LEAST_SHARE_S = 5.0
+MOST_NAMES = 10
+"""Up to so many events carry the guest's name; more would cover each other."""
+MARKS = {"started": ("^", "#2ca02c"), "stopped": ("v", "#d62728")}
+OTHER_MARK = ("d", "#7f7f7f")
+SAVED, CPU, PAGES, SLEEP, GUESTS = "#1f77b4", "#d62728", "#9467bd", "#8c8c8c", "#333333"
+LEGEND: Mapping[str, Any] = {
+    "loc": "lower left",
+    "bbox_to_anchor": (0, 1),
+    "ncols": 4,
+    "fontsize": "small",
+    "frameon": False,
+}
+"""Above the axes, where no curve is."""
+SIZES = (("TiB", 2**30), ("GiB", 2**20), ("MiB", 2**10))
+
+
+def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, path: Path) -> None:
+    """Draw to `path`, in the format of its suffix, one of `FORMATS`; times are this machine's local ones.
+
+    Raises VirtksmError without matplotlib, or without two samples; OSError if it cannot be written.
+    """
+    if len(samples) < 2:
+        raise VirtksmError(
+            f"nothing to draw: {len(samples)} samples in that time", remedy="let the agent run a while, or ask for more"
+        )
+    try:
+        import matplotlib as mpl
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ModuleNotFoundError as error:
+        raise VirtksmError(
+            f"drawing needs matplotlib ({error})",
+            remedy="install python3-matplotlib (apt, dnf, zypper), or virtksm[plot] with pip",
+        ) from error
+    begin_s, end_s = min(sample.at_s for sample in samples), max(sample.at_s for sample in samples)
+    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
+    saved, cpu, settings, guests = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 2, 2))
+    _draw_saved(saved, samples)
+    _draw_cpu(cpu, samples, max((end_s - begin_s) / SHARES, LEAST_SHARE_S))
+    _draw_settings(settings, samples)
+    _draw_guests(guests, samples, [event for event in events if begin_s <= event.at_s <= end_s])
+    for axes in (saved, cpu, settings, guests):
+        axes.grid(visible=True, alpha=0.3)
+    zone = datetime.now(UTC).astimezone().tzinfo
+    locator = AutoDateLocator(tz=zone)  # type: ignore[no-untyped-call]  # matplotlib types it half
+    guests.xaxis.set_major_locator(locator)
+    guests.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
+    guests.yaxis.set_major_locator(MaxNLocator(integer=True))
+    guests.set_xlim(_moment(begin_s), _moment(end_s))
+    saved.set_title(printable(title), parse_math=False)
+    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same memories make the same file
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _draw_saved(axes: Axes, samples: Sequence[Sample]) -> None:
+    known = [sample for sample in samples if sample.saved_kib is not None]
+    unit, kib = _size(max((sample.saved_kib or 0 for sample in known), default=0))
+    for piece in pieces(known):
+        shown = list(corners(piece, "saved_kib"))
+        at = [_moment(sample.at_s) for sample in shown]
+        values = [(sample.saved_kib or 0) / kib for sample in shown]
+        axes.fill_between(at, values, color=SAVED, alpha=0.3, linewidth=0)
+        axes.plot(at, values, color=SAVED)
+    axes.set_ylabel(f"saved memory, {unit}")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_cpu(axes: Axes, samples: Sequence[Sample], width_s: float) -> None:
+    shares = cpu_shares(samples, width_s)
+    starts = [_moment(one.from_s) for one in shares]
+    widths = [_moment(one.to_s) - _moment(one.from_s) for one in shares]
+    axes.bar(starts, [one.share * 100 for one in shares], width=widths, align="edge", color=CPU, alpha=0.7)
+    axes.set_ylabel("ksmd, % of one core")
+    axes.set_ylim(bottom=0, top=max([5.0, *(one.share * 110 for one in shares)]))
+
+
+def _draw_settings(axes: Axes, samples: Sequence[Sample]) -> None:
+    for number, piece in enumerate(pieces(samples)):
+        for name, colour in (("pages_to_scan", PAGES), ("sleep_millisecs", SLEEP)):
+            shown = list(corners(piece, name))
+            at = [_moment(sample.at_s) for sample in shown]
+            values = [_number(getattr(sample, name)) for sample in shown]
+            axes.step(at, values, where="post", color=colour, label=name if number == 0 else None)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=-0.3)
+    axes.set_ylabel("settings: pages, ms")
+    axes.legend(**LEGEND)
+
+
+def _draw_guests(axes: Axes, samples: Sequence[Sample], events: Sequence[GuestEvent]) -> None:
+    for piece in pieces(samples):
+        shown = list(corners(piece, "guests"))
+        at, counts = [_moment(sample.at_s) for sample in shown], [sample.guests for sample in shown]
+        axes.step(at, counts, where="post", color=GUESTS)
+    top = max([1, *(sample.guests for sample in samples)])
+    for kind in dict.fromkeys(event.kind for event in events):
+        mark, colour = MARKS.get(kind, OTHER_MARK)
+        at = [_moment(event.at_s) for event in events if event.kind == kind]
+        axes.plot(at, [top * 1.25] * len(at), mark, color=colour, label=kind, linestyle="none")
+    if len(events) <= MOST_NAMES:
+        for event in events:
+            place = (_moment(event.at_s), top * 1.32)
+            text = printable(event.domain)
+            axes.annotate(text, place, rotation=30, fontsize="small", parse_math=False, annotation_clip=False)
+    axes.set_ylabel("guests")
+    axes.set_ylim(0, top * (2.0 if events and len(events) <= MOST_NAMES else 1.5))
+    if events:
+        axes.legend(**LEGEND)
+
+
+def _moment(at_s: float) -> float:
+    """Return Unix time as matplotlib counts it: days since 1970."""
+    return at_s / 86_400
+
+
+def _number(value: int | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _size(most_kib: int) -> tuple[str, int]:
+    """Return the largest unit of which there is one at least, and its KiB."""
+    return next(((unit, kib) for unit, kib in SIZES if most_kib >= kib), SIZES[-1])
