@@ -180,7 +180,7 @@ class Agent:
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
                 told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
-                return (self._other_uri(request) if "uri" in request else None) or told
+                return self._other_host(request) or told
             case "history":
                 return await self._recalled(recall_history, request)
             case "decisions":
@@ -198,11 +198,12 @@ class Agent:
         recall: Callable[[Diary, Mapping[str, object]], Awaitable[dict[str, object]]],
         request: Mapping[str, object],
     ) -> dict[str, object]:
+        if (other := self._other_host(request)) is not None:
+            return other
         try:
-            told = await recall(self.diary, request)
+            return await recall(self.diary, request)
         except VirtksmError as error:
-            told = _failure(str(error), error.exit_code)
-        return (self._other_uri(request) if "uri" in request else None) or told
+            return _failure(str(error), error.exit_code)
 
     @property
     def _known_uri(self) -> str:
@@ -241,6 +242,10 @@ class Agent:
         if request.get("uri") not in (self.uri, canonical):
             return {"ok": False, "other_uri": canonical or self.uri}
         return None
+
+    def _other_host(self, request: Mapping[str, object]) -> dict[str, object] | None:
+        """Return the answer to a question that means another host; one that names none means this one."""
+        return self._other_uri(request) if "uri" in request else None
 
     async def _switched(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
