@@ -89,7 +89,13 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "triggers": [text],
         "sensed": dict.fromkeys(("free_kib", "buffers_kib", "cached_kib", "total_kib", "committed_kib", "guests"), 1)
         | {"guests_unread": 0},
-        "decision": {"parked": False, "reason": text, "rule": text, "target": SETTINGS},
+        "decision": {
+            "parked": False,
+            "reason": text,
+            "rule": text,
+            "turns_when": [{"text": text}],
+            "target": SETTINGS,
+        },
         "outcome": text,
         "duration_ms": 1.0,
         "before": SETTINGS,
