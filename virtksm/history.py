@@ -16,6 +16,9 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Protocol
 
+from virtksm.merged import Merged
+from virtksm.model import Settings, Snapshot
+
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
 KEEP_S = 86_400.0
@@ -93,6 +96,24 @@ EVENT_FIELDS = tuple(field.name for field in fields(GuestEvent))
 
 sample_row = attrgetter(*SAMPLE_FIELDS)
 event_row = attrgetter(*EVENT_FIELDS)
+
+
+def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sample:
+    """Return the host as a pass left it, at Unix time `at_s`, with the settings `after` it."""
+    merged = Merged.of(snapshot.ksm)
+    return Sample(
+        at_s=at_s,
+        guests=len(snapshot.guests),
+        committed_kib=snapshot.committed_kib,
+        total_kib=snapshot.host.total_kib,
+        available_kib=snapshot.host.available_kib,
+        saved_kib=None if merged is None else merged.saved_kib,
+        ksmd_cpu_seconds=snapshot.ksm.ksmd_cpu_seconds,
+        run=snapshot.ksm.run,
+        pages_to_scan=after.pages_to_scan,
+        sleep_millisecs=after.sleep_millisecs,
+        rule=rule,
+    )
 
 
 def thin(samples: Sequence[Sample], most: int, *, until_s: float) -> tuple[Sample, ...]:

@@ -19,7 +19,7 @@ from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
-from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told
+from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told, sample_of
 from virtksm.record import PassRecord
 
 WRITE_S = 60.0
@@ -92,7 +92,7 @@ class Diary:
             self._samples.pop()
         elif not self._is_shared:
             self._shared_from_s = self._clock()
-        self._samples.append(sample_of(record, now_s))
+        self._samples.append(sample_of(now_s, record.snapshot, record.after, record.decision.reason.rule))
         if not record.is_routine:
             self._decisions.append(Told(at_s=now_s, record=record.as_dict()))
         self._stirred.set()
@@ -185,24 +185,6 @@ class Diary:
         _prepend(self._decisions, batch[2])
         if any(batch):
             self._stirred.set()
-
-
-def sample_of(record: PassRecord, at_s: float) -> Sample:
-    """Return the host as a pass left it, at Unix time `at_s`."""
-    snapshot = record.snapshot
-    return Sample(
-        at_s=at_s,
-        guests=len(snapshot.guests),
-        committed_kib=snapshot.committed_kib,
-        total_kib=snapshot.host.total_kib,
-        available_kib=snapshot.host.available_kib,
-        saved_kib=record.saved_kib,
-        ksmd_cpu_seconds=snapshot.ksm.ksmd_cpu_seconds,
-        run=snapshot.ksm.run,
-        pages_to_scan=record.after.pages_to_scan,
-        sleep_millisecs=record.after.sleep_millisecs,
-        rule=record.decision.reason.rule,
-    )
 
 
 def _prepend(waiting: deque[Value], older: list[Value]) -> None:

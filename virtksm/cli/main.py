@@ -30,6 +30,7 @@ COMMANDS = {
     "restore": "give KSM's settings back as virtksm found them",
     "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
     "on": "undo `virtksm off`, and run a pass",
+    "plot": "draw savings, ksmd's CPU, settings and guests over time",
     "config": "check, show or import configuration",
     "demo": "show the agent at work on throwaway guests",
 }
