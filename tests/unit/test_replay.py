@@ -276,20 +276,28 @@ def test_the_command_prints_both_sides_and_their_sums(capsys: pytest.CaptureFixt
     assert "pages/s at most" in lines[-1]
 
 
+def test_a_law_that_changed_while_recording_is_shown_where_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    said = replayed(capsys, str(TWINS))
+    assert said.count("recorded from here on") == 2
+    assert "recorded from here on: policy ksmtuned, ksmtuned.thres_coef = 100\n" in said
+    steps = json.loads(replayed(capsys, str(TWINS), "--json"))["steps"]
+    assert [step["law"]["policy"] for step in steps if step["law"]] == ["adaptive", "ksmtuned", "adaptive"]
+
+
 def test_only_passes_in_which_an_answer_changes_are_shown_unless_all_are(capsys: pytest.CaptureFixture[str]) -> None:
     shown, everything = (
         json.loads(replayed(capsys, str(TWINS), "--json", *options))["steps"] for options in ((), ("--all",))
     )
     assert len(shown) < len(everything) == sum(isinstance(line, Pass) for line in twins())
-    answers = [(step["recorded"]["rule"], step["recorded"]["target"]) for step in shown]
-    assert all(one != other for one, other in pairwise(answers))
+    answers = [(step["law"], step["recorded"]["rule"], step["recorded"]["target"]) for step in shown]
+    assert all(one != other or other[0] for one, other in pairwise(answers))
 
 
 def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(replayed(capsys, str(TWINS), "--json"))
     assert set(told) == {"schema", "file", "uri", "version", "began", "recorded", "replayed", "steps", "sums"}
     assert told["recorded"] == told["replayed"]
-    assert set(told["steps"][0]) == {"seq", "at_s", "taken_s", "triggers", "recorded", "replayed", "differs"}
+    assert set(told["steps"][0]) == {"seq", "at_s", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
     assert set(told["steps"][0]["replayed"]) == {"parked", "rule", "reason", "target", "next_pass_s"}
     assert told["sums"] == {
         **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,
