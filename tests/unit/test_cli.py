@@ -54,6 +54,12 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["off", "--fits", "--verify"],
         ["off", "--force", "--fits"],
         ["on", "--force"],
+        ["record"],
+        ["record", "file", "--for", "soon"],
+        ["record", "file", "--for", "-1"],
+        ["record", "file", "--for", "nan"],
+        ["replay"],
+        ["replay", "file", "--policy", "none"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
