@@ -106,12 +106,12 @@ def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
 ) -> None:
     record = record_of()
     del record["decision"]["turns_when"]
-    record["decision"] |= {"rule": "later", "numbers": {"odd": None, "share": 0.5}}
+    record["decision"] |= {"rule": "later", "numbers": {"odd": None, "share": 0.5, "sleep_ms": 4_294_967_295}}
     remember(tmp_path, record)
     assert explained(tmp_path) == 0
     said = capsys.readouterr().out
     assert "later of adaptive: not a rule of this version of virtksm" in said
-    assert "odd unknown, share 0.5" in said
+    assert "odd unknown, share 0.5, sleep 4294967295 ms" in said
 
 
 def test_switched_off_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

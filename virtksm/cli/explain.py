@@ -129,9 +129,13 @@ def _number_text(name: str, value: float | None) -> str:
         return f"{name} unknown"
     for ending, unit in ENDINGS.items():
         if name.endswith(ending):
-            text = format_kib(value) if ending.startswith("_kib") else f"{value:g}"
+            text = format_kib(value) if ending.startswith("_kib") else _plain(value)
             return f"{name.removesuffix(ending)} {text}{unit}"
-    return f"{name} {value:g}"
+    return f"{name} {_plain(value)}"
+
+
+def _plain(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 ENDINGS = {"_kib_s": " s", "_kib": "", "_us": " us", "_ms": " ms", "_s": " s"}
