@@ -307,7 +307,7 @@ jsons: st.SearchStrategy[Any] = st.recursive(
 )
 requests = st.fixed_dictionaries(
     {},
-    optional={"op": st.sampled_from(["retune", "status"]) | jsons, "uri": st.just("qemu:///system") | jsons}
+    optional={"op": st.sampled_from(["retune", "status", "inputs"]) | jsons, "uri": st.just("qemu:///system") | jsons}
     | {"dry_run": jsons},
 )
 

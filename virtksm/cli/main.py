@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "say how the host stands and why, also while libvirt does not answer; or watch it",
     "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
     "headroom": "say how much more guest memory this host can take, and what that risks",
+    "explain": "say why the last decisions were made, and what would have changed them",
     "record": "write what the agent's policy is given to a file, pass after pass",
     "replay": "run any policy over a recorded file, beside the one that was recorded",
     "restore": "give KSM's settings back as virtksm found them",
