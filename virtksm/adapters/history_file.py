@@ -190,6 +190,8 @@ def _is_sound(path: str) -> bool:
     try:
         with closing(_open(path)) as database:
             return _version(database) in (0, SCHEMA) and database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except UnicodeDecodeError:  # SQLite quotes what is damaged
+        return False
     except sqlite3.DatabaseError as error:
         if _is_damage(error):
             return False

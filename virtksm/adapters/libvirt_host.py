@@ -150,10 +150,10 @@ def client_version() -> int:
 
 
 def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
-    """Open a connection, read-write unless told otherwise; raises LibvirtUnreachable."""
+    """Open a connection, which can set parameters unless it is `read_only`; raises LibvirtUnreachable."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
     try:
-        return LibvirtHost(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri))
+        return LibvirtHost((libvirt.openReadOnly if read_only else libvirt.open)(uri))
     except libvirt.libvirtError as error:
         raise LibvirtUnreachable(
             f"{uri}: {error.get_error_message()}", remedy=f"does `virsh --connect {uri} uri` work?"
