@@ -19,7 +19,19 @@ from virtksm.history import (
     Sample,
     Told,
 )
-from virtksm.model import PARAMETERS, Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
+from virtksm.model import (
+    PARAMETERS,
+    Decision,
+    Guest,
+    GuestProcess,
+    HostMemory,
+    KsmState,
+    Occasion,
+    OtherProcess,
+    Reason,
+    Settings,
+    Snapshot,
+)
 from virtksm.ownership import HostState
 from virtksm.ports import Maxima
 from virtksm.switch import SwitchedOff
@@ -112,9 +124,19 @@ class FakeFacts:
     run: int | None = 1
     advisor: Callable[[], str | None] = lambda: "none"
     rss_kib: Mapping[str, int] = field(default_factory=dict)
+    of_guests: dict[str, GuestProcess] = field(default_factory=dict)
+    counters: Mapping[str, int | None] = field(default_factory=dict)
+    profit_bytes: int | None = 0
+    other_processes: tuple[OtherProcess, ...] = ()
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         return tuple(replace(one, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
+
+    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        return tuple(self.of_guests.get(one.uuid) for one in running)
+
+    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        return self.other_processes
 
     def host_memory(self) -> HostMemory:
         return self.memory
@@ -123,7 +145,10 @@ class FakeFacts:
         return 1.5
 
     def ksm_counter(self, name: str) -> int | None:
-        return self.run if name == "run" else 0
+        return self.run if name == "run" else self.counters.get(name, 0)
+
+    def general_profit_bytes(self) -> int | None:
+        return self.profit_bytes
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         return (0,) * len(names)

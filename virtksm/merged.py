@@ -34,6 +34,11 @@ class Merged:
         )
 
     @property
+    def merging_pages(self) -> int:
+        """The places that share a page, each page's first included; zero pages are none of them."""
+        return self.pages_shared + self.pages_sharing
+
+    @property
     def saved_kib(self) -> int:
         return (self.pages_sharing + (self.zero_pages or 0)) * self.page_kib
 

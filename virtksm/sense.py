@@ -19,10 +19,7 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host."""
     ksm = hypervisor.ksm_state()
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
-        raise Unsupported(
-            f"the kernel of {hypervisor.uri} has no KSM",
-            remedy="virtksm needs one built with CONFIG_KSM=y (grep CONFIG_KSM /boot/config-$(uname -r))",
-        )
+        raise no_ksm(hypervisor.uri)
     if local is None:
         return Snapshot(
             taken_s=now_s,
@@ -49,4 +46,12 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             page_kib=local.page_kib(),
         ),
         guests=local.guests(hypervisor.running_guests(maxima)),
+    )
+
+
+def no_ksm(uri: str) -> Unsupported:
+    """Return the error that the kernel behind a connection has no KSM."""
+    return Unsupported(
+        f"the kernel of {uri} has no KSM",
+        remedy="virtksm needs one built with CONFIG_KSM=y (grep CONFIG_KSM /boot/config-$(uname -r))",
     )

@@ -22,9 +22,9 @@ from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle
 from virtksm.errors import LibvirtUnreachable
+from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
 from virtksm.model import Guest, Settings, Trigger
-from virtksm.privacy import NAMESPACE
 
 URI = "qemu:///system"
 LONG_S = 30.0

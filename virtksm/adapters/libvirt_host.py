@@ -118,11 +118,11 @@ class LibvirtHost:
         return SensingFailed(message, remedy="try the same with virsh node-memory-tune, and see the daemon's log")
 
 
-def open_host(uri: str) -> LibvirtHost:
-    """Open a read-write connection; raises LibvirtUnreachable."""
+def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
+    """Open a connection, read-write unless told otherwise; raises LibvirtUnreachable."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
     try:
-        return LibvirtHost(libvirt.open(uri))
+        return LibvirtHost(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri))
     except libvirt.libvirtError as error:
         raise LibvirtUnreachable(
             f"{uri}: {error.get_error_message()}", remedy=f"does `virsh --connect {uri} uri` work?"

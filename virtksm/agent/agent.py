@@ -23,7 +23,7 @@ from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
 from virtksm.agent.diary import Diary
-from virtksm.agent.guest_look import GuestLook, read_guests
+from virtksm.agent.guest_look import GuestLook
 from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
 from virtksm.agent.recall import recall_decisions, recall_history
@@ -31,6 +31,7 @@ from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
+from virtksm.describe import read_guests
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history import History
 from virtksm.model import Guest, Occasion, Trigger

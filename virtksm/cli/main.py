@@ -25,6 +25,8 @@ COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
     "status": "say what the agent knows, also while libvirt does not answer",
+    "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
+    "headroom": "say how much more guest memory this host can take, and what that risks",
     "explain": "say why the last decisions were made, and what would have changed them",
     "record": "write what the agent's policy is given to a file, pass after pass",
     "replay": "run any policy over a recorded file, beside the one that was recorded",

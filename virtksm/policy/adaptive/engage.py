@@ -32,12 +32,17 @@ class Need:
     turns: tuple[Turn, ...] = ()
 
 
+def reserve_of_kib(total_kib: int, params: AdaptiveParams) -> int:
+    """Return the memory that should stay available on a host of `total_kib`."""
+    return total_kib * params.reserve_percent // 100
+
+
 def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool) -> Need:
     """Decide whether to act (rule 1) and how hard memory presses (rule 2)."""
     host = snapshot.host
     free_kib = host.free_kib + host.buffers_kib + host.cached_kib
     available_kib = free_kib if host.available_kib is None else host.available_kib
-    reserve_kib = host.total_kib * params.reserve_percent // 100
+    reserve_kib = reserve_of_kib(host.total_kib, params)
     pressure = 0.0 if reserve_kib <= 0 else min(max(1 - available_kib / reserve_kib, 0.0), 1.0)
     if params.engage != "auto":
         return Need(engaged=params.engage == "always", pressure=pressure, why=f'engage = "{params.engage}"')
