@@ -167,8 +167,8 @@ def test_what_an_ended_guest_leaves_is_left_over_until_ksmd_comes_by(
 
 def test_another_process_that_merges_is_named(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     program = (
-        "import mmap; m = mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
-        "m.madvise(12); m.madvise(15); m.write(b'virtksm!' * (1 << 20)); print('up', flush=True); input()"
+        "import mmap; m = mmap.mmap(-1, 128 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
+        "m.madvise(12); m.madvise(15); m.write(b'virtksm!' * (1 << 24)); print('up', flush=True); input()"
     )
     with subprocess.Popen(["python3", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -178,8 +178,8 @@ def test_another_process_that_merges_is_named(ksm: Ksm, libvirtd: PrivateLibvirt
         text = agent_home.run("guests", "--connect", libvirtd.uri).stdout
         other.kill()
     (found,) = [one for one in told["left_over"]["processes"] if one["pid"] == other.pid]
-    assert found["merging_pages"] == 2048
-    assert f"2048 of python3 (pid {other.pid})" in text
+    assert found["merging_pages"] == 32768
+    assert f"32768 of python3 (pid {other.pid})" in text
     assert text.startswith("no guest runs\n")
 
 

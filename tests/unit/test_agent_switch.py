@@ -17,6 +17,7 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent
 from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
@@ -72,7 +73,7 @@ class Bench:
     def run(self, story: Callable[[], Any]) -> None:
         """Run the agent as long as `story` goes."""
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
-        calls = BlockingCalls()
+        calls, reporter = BlockingCalls(), Reporter(Notifier({}))
 
         def make_cycle(*_told: object) -> Cycle[int]:
             return Cycle(
@@ -92,10 +93,11 @@ class Bench:
                 config=self.config,
                 link=FakeLink(calls, self.hypervisor),
                 calls=calls,
-                reporter=Reporter(Notifier({})),
+                reporter=reporter,
                 make_cycle=make_cycle,
                 make_switch=lambda _uri, _config: self.switch,
                 reload_config=lambda: self.config,
+                diary=Diary(reporter.history_kept, reporter.history_failed),
             )
             running = asyncio.create_task(self.agent.run())
             await self.until(lambda: self.events("pass_completed") != [])
