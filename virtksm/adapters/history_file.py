@@ -46,6 +46,8 @@ MOST_ASIDE = 3
 """Files set aside that are kept; while there are so many, nothing is remembered, and nothing lost."""
 MOST_INTEGER = 2**63 - 1
 BUSY_S = 5.0
+DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
+"""The last is what SQLite says of a file whose header wants a newer SQLite; a read-only folder is found out before."""
 MOST_STEPS = 50_000_000
 """Steps of SQLite's machine that reading may take (a million rows); a planted view could ask for any number."""
 TORN_TRIES = 20
@@ -204,7 +206,7 @@ def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
     if isinstance(error, UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return code is not None and code & 0xFF in DAMAGES
 
 
 def _set_aside(path: str) -> str:
