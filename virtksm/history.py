@@ -138,6 +138,11 @@ def as_table(samples: Sequence[Sample], events: Sequence[GuestEvent]) -> dict[st
     }
 
 
+def as_rows(events: Sequence[GuestEvent]) -> list[dict[str, object]]:
+    """Return events as JSON objects."""
+    return [dict(zip(EVENT_FIELDS, event_row(one), strict=True)) for one in events]
+
+
 def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
     """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
     return tuple(

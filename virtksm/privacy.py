@@ -14,14 +14,17 @@ from virtksm.guest_xml import GuestXml
 from virtksm.model import Guest
 
 
+def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:
+    """Return whether a guest is declared private, by its XML or by its name."""
+    return xml.is_private or any(fnmatchcase(guest.name, pattern) for pattern in patterns)
+
+
 def exposed(guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the private guests that can merge, of those whose XML is known by their key."""
     declared = tuple(patterns)
 
     def is_exposed(guest: Guest) -> bool:
         xml = known.get(guest.key)
-        if xml is None or xml.is_kept_out:
-            return False
-        return xml.is_private or any(fnmatchcase(guest.name, pattern) for pattern in declared)
+        return xml is not None and not xml.is_kept_out and is_private(guest, xml, declared)
 
     return tuple(sorted(guest.name for guest in guests if is_exposed(guest)))

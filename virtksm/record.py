@@ -18,7 +18,8 @@ from virtksm.switch import SwitchedOff
 
 SCHEMA = 1
 
-KSM_OFF = "KSM is off on this host (run={run}), so nothing merges; switch it on: echo 1 > /sys/kernel/mm/ksm/run"
+SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
+KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
 
 KEEP_OUT = (
     "keep it out with <memoryBacking><nosharepages/></memoryBacking> in its XML (virsh edit) and start it anew, "

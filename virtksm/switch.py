@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from virtksm.model import PARKED, Decision, Reason
-from virtksm.turn import Turn
+from virtksm.turn import SWITCHED_OFF, Turn
 
 RULE = "switched_off"
 
 WATCH_S = 60.0
 """How often to look whether another program has set KSM scanning meanwhile."""
 
-SWITCHED_ON = Turn(then="asks the policy again", quantity="switched_off", threshold=0, present=1)
+SWITCHED_ON = Turn(then="asks the policy again", quantity=SWITCHED_OFF, threshold=0, present=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from virtksm.units import format_kib
 
 PASSED_S = "passed_s"
 """The quantity of turns that time alone brings about: seconds from now, so that it is 0.0 now."""
+SWITCHED_OFF = "switched_off"
+"""The quantity of `virtksm off`: 1 while it is in force."""
 
 WORDS = {
     "available_kib": "available memory",
@@ -40,7 +42,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The turn as a sentence, without a full stop."""
-        if self.quantity == "switched_off":
+        if self.quantity == SWITCHED_OFF:
             return f"{self.then} after `virtksm on`"
         if self.quantity == PASSED_S:
             left = f"in {self.threshold:.0f} s" if self.threshold > 0 else "at the next look"
@@ -67,4 +69,4 @@ class Turn:
             if rounded[0] != rounded[1]:
                 return rounded
             return f"{self.threshold:.0f} KiB", f"{self.present:.0f} KiB"
-        return f"{self.threshold:g}", f"{self.present:g}"
+        return f"{self.threshold:.0f}", f"{self.present:.0f}"

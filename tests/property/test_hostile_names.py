@@ -23,7 +23,7 @@ from virtksm.cli.guests import survey_dict, survey_lines
 from virtksm.cli.headroom import headroom_lines
 from virtksm.cli.main import main
 from virtksm.cli.render import pass_lines, restore_lines
-from virtksm.cli.status import status_lines
+from virtksm.cli.status_text import status_lines
 from virtksm.demo.view import LiveView
 from virtksm.headroom import Host, find_headroom
 from virtksm.logs import configure
@@ -97,7 +97,13 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "triggers": [text],
         "sensed": dict.fromkeys(("free_kib", "buffers_kib", "cached_kib", "total_kib", "committed_kib", "guests"), 1)
         | {"guests_unread": 0},
-        "decision": {"parked": False, "reason": text, "rule": text, "target": SETTINGS},
+        "decision": {
+            "parked": False,
+            "reason": text,
+            "rule": text,
+            "turns_when": [{"text": text}],
+            "target": SETTINGS,
+        },
         "outcome": text,
         "duration_ms": 1.0,
         "before": SETTINGS,
@@ -117,8 +123,10 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "last_pass_ago_s": 1.0,
         "next_pass_s": None,
         "stranded": {"possible": False},
+        "history_error": text,
+        "events": [{"at_s": 1.0, "domain": text, "kind": text, "detail": text}],
     }
-    lines = pass_lines(record) + restore_lines(record) + status_lines(status)
+    lines = pass_lines(record) + restore_lines(record) + [line for _, line in status_lines(status)]
     assert all(line.isprintable() for line in lines)
 
 
@@ -153,7 +161,7 @@ def test_an_error_costs_one_printable_line(text: str) -> None:
         Path(place).write_text("no folder", encoding="ascii")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stderr", told)
-            assert main(["--runtime-dir", place, "status"]) == 1
+            assert main(["--runtime-dir", place, "restore"]) == 1
     assert told.getvalue().startswith("virtksm: ")
     assert told.getvalue().removesuffix("\n").isprintable()
 

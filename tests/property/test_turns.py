@@ -136,10 +136,33 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
     return looks
 
 
-@given(params, histories() | st.lists(snapshots, min_size=1, max_size=6))
-def test_adaptive_turns_where_it_says(chosen: AdaptiveParams, looks: list[Snapshot]) -> None:
+def covered(snapshot: Snapshot, owed_kib: int, backoff: int) -> AdaptivePast:
+    """Return the past of a host whose guests are visited but for so much, and that has been at it for long."""
+    held = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
+    return AdaptivePast(
+        taken_s=max(snapshot.taken_s - 1, 0.0),
+        engaged=True,
+        guests_kib=held,
+        half_kib=min(owed_kib, sum(held.values())),
+        broken_kib=backoff * owed_kib // 8,
+        gained_kib=owed_kib // 2,
+        backoff=backoff,
+        probe_due_s=snapshot.taken_s + 1000,
+        round_cost_s_per_kib=1e-6,
+    )
+
+
+@given(
+    params,
+    histories() | st.lists(snapshots, min_size=1, max_size=6),
+    st.none() | st.integers(0, 64) | st.integers(0, 2**22),
+    st.sampled_from([1, 2, 64]),
+)
+def test_adaptive_turns_where_it_says(
+    chosen: AdaptiveParams, looks: list[Snapshot], owed_kib: int | None, backoff: int
+) -> None:
     policy = AdaptivePolicy(params=chosen)
-    past = AdaptivePast()
+    past = AdaptivePast() if owed_kib is None else covered(looks[0], owed_kib, backoff)
     for snapshot in looks:
         decision, past = policy.decide(snapshot, past, TIMER)
         for turn in decision.reason.turns_when:
@@ -179,7 +202,7 @@ def happens(policy: AdaptivePolicy, snapshot: Snapshot, past: AdaptivePast, turn
         grown = with_guest(snapshot, Guest(uuid="new", name="new", rss_kib=int(value - turn.present)))
         decision, after = policy.decide(grown, past, TIMER)
         settle_s = settle_seconds(policy.params, judge_need(grown, policy.params, was_engaged=True))
-        if settle_s > 0:  # until then it is young
+        if settle_s > 0 and not ADAPTIVE[turn.then](decision.reason.rule):  # until then it is young
             settled = replace(grown, taken_s=grown.taken_s + settle_s + MARGIN_S)
             decision, after = policy.decide(settled, after, TIMER)
     else:
@@ -244,6 +267,10 @@ def test_switched_off_it_turns_with_the_switch_alone(was_off: bool) -> None:
         (
             Turn(then="decides by memory", quantity="run", threshold=1, present=2),
             "decides by memory when run of /sys/kernel/mm/ksm falls to 1; now 2",
+        ),
+        (
+            Turn(then="ends the round", quantity="full_scans", threshold=12_345_679, present=12_345_678),
+            "ends the round when full_scans rises to 12345679; now 12345678",
         ),
     ],
 )

@@ -55,6 +55,12 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["off", "--force", "--fits"],
         ["on", "--force"],
         ["guests", "--sort", "rss"],
+        ["record"],
+        ["record", "file", "--for", "soon"],
+        ["record", "file", "--for", "-1"],
+        ["record", "file", "--for", "nan"],
+        ["replay"],
+        ["replay", "file", "--policy", "none"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

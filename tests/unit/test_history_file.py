@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from virtksm.adapters import history_file
 from virtksm.adapters.history_file import MAX_BYTES, MOST_ASIDE, MOST_DECISION_CHARACTERS, SCHEMA, HistoryFile
 from virtksm.errors import StateUnusable
 from virtksm.history import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -121,12 +124,21 @@ def test_what_cannot_be_used_is_set_aside_whole_and_a_new_one_begun(
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_damage_is_noticed_also_while_the_agent_runs(path: Path) -> None:
+def unquotable(content: bytes) -> bytes:
+    """Damage a table's name so that what SQLite says of it is no UTF-8."""
+    damaged = content.replace(b"tablesamplessamples", b"table\x80amplessamples")
+    assert damaged != content
+    return damaged
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"garbage" * 1000, unquotable])
+def test_damage_is_noticed_also_while_the_agent_runs(path: Path, damage: Callable[[bytes], bytes]) -> None:
     history = full(path)
-    path.write_bytes(b"garbage" * 1000)
+    content = damage(path.read_bytes())
+    path.write_bytes(content)
     aside = history.keep([SAMPLE], [], [])
     assert aside is not None
-    assert Path(aside).read_bytes() == b"garbage" * 1000
+    assert Path(aside).read_bytes() == content
     assert history.keep([SAMPLE], [], []) is None
     assert history.samples(0) == (SAMPLE, SAMPLE)
 
@@ -168,9 +180,29 @@ def test_an_interrupted_write_is_rolled_back_by_the_agent_and_told_to_readers(
     assert (history.samples(0), history.events(0), history.decisions(9)) == ((SAMPLE,), (EVENT,), (DECISION,))
 
 
+def test_root_reads_what_the_agents_user_keeps_and_the_file_stays_that_users() -> None:
+    with tempfile.TemporaryDirectory(prefix="vh", dir="/tmp") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        path = Path(folder) / "local.history"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                HistoryFile(str(path)).keep([SAMPLE], [], [])
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert HistoryFile(str(path)).samples(0) == (SAMPLE,)
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (NOBODY, NOBODY, 0o600)
+        assert names(path) == ["local.history"]
+
+
 def test_another_users_folder_is_not_written_to(path: Path) -> None:
-    os.chown(path.parent, 65534, 65534)
-    with pytest.raises(StateUnusable, match="belongs to user 65534"):
+    os.chown(path.parent, NOBODY, NOBODY)
+    with pytest.raises(StateUnusable, match=f"belongs to user {NOBODY}"):
         HistoryFile(str(path)).keep([SAMPLE], [], [])
     assert names(path) == []
 

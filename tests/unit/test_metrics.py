@@ -22,6 +22,7 @@ from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model import Guest, Occasion, Settings, Trigger
+from virtksm.now import after_pass
 from virtksm.ownership import Foreign
 from virtksm.policy import make_policy
 from virtksm.printable import printable
@@ -75,6 +76,7 @@ def moment(
         last=last,
         last_s=None if last is None else 99.0,
         next_s=None,
+        now=None if last is None else after_pass(last),
     )
     return Moment(
         standing=standing,

@@ -28,14 +28,15 @@ from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
 from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.reporting import Reporter
-from virtksm.agent.status import Standing
+from virtksm.agent.status import Standing, look
+from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.describe import read_guests
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history import History
 from virtksm.model import Guest, Occasion, Trigger
-from virtksm.ports import Switch
+from virtksm.ports import LocalFacts, Switch
 from virtksm.record import PassRecord, RestoreRecord
 from virtksm.uri import is_alias
 
@@ -73,6 +74,8 @@ class Agent:
     make_history: Callable[[str, Config], History] | None = None
     """Gives the history of the host behind a URI; without it, memories end with the agent."""
     diary: Diary = field(default_factory=Diary)
+    facts: LocalFacts | None = None
+    """This machine's own, for people who ask how things stand; passes have theirs."""
     coalescer: Coalescer = field(init=False)
     memory: Memory = field(default_factory=Memory)
     cycle: Cycle[Any] | None = None
@@ -110,12 +113,13 @@ class Agent:
         self.wake.set()
         self.seen.set()
         await asyncio.wait({passing, linking, looking})  # a pass that has begun is finished first
-        self.diary.end()
-        await asyncio.wait({writing})
-        for task in (passing, linking, looking, writing):
+        for task in (passing, linking, looking):
             if not task.cancelled():
                 task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
-        return await self._leave()
+        code = await self._leave()
+        self.diary.end()  # last, so that KSM's settings do not wait for a disk
+        await writing
+        return code
 
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
         """Ask for a pass."""
@@ -176,7 +180,8 @@ class Agent:
             case "on":
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
-                return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+                told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+                return self._other_host(request) or told
             case "history":
                 return await self._recalled(recall_history, request)
             case "decisions":
@@ -194,7 +199,7 @@ class Agent:
         recall: Callable[[Diary, Mapping[str, object]], Awaitable[dict[str, object]]],
         request: Mapping[str, object],
     ) -> dict[str, object]:
-        if "uri" in request and (other := self._other_uri(request)) is not None:
+        if (other := self._other_host(request)) is not None:
             return other
         try:
             return await recall(self.diary, request)
@@ -213,6 +218,7 @@ class Agent:
     def standing(self) -> Standing:
         """Return what is known at this moment; asks libvirt nothing."""
         now_s = time.monotonic()
+        is_here = not is_alias(self._known_uri) and is_this_machine(self._known_uri, self.config)
         return Standing(
             version=__version__,
             uri=self._known_uri,
@@ -224,6 +230,7 @@ class Agent:
             last=self.last,
             last_s=self.last_s,
             next_s=self._due_s(now_s),
+            now=look(self.facts if is_here else None, self.last),
         )
 
     def _due_s(self, now_s: float) -> float | None:
@@ -236,6 +243,10 @@ class Agent:
         if request.get("uri") not in (self.uri, canonical):
             return {"ok": False, "other_uri": canonical or self.uri}
         return None
+
+    def _other_host(self, request: Mapping[str, object]) -> dict[str, object] | None:
+        """Return the answer to a question that means another host; one that names none means this one."""
+        return self._other_uri(request) if "uri" in request else None
 
     async def _switched(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""

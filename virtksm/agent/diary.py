@@ -27,7 +27,8 @@ WRITE_S = 60.0
 DISK_LIMIT_S = 10.0
 MOST_WAITING_SAMPLES = 360
 MOST_WAITING_EVENTS = 1_000
-MOST_WAITING_DECISIONS = 100
+MOST_WAITING_DECISIONS = 300
+"""More than a storm of events makes in a minute, at four passes a second."""
 
 Value = TypeVar("Value")
 Batch = tuple[list[Sample], list[GuestEvent], list[Told]]
@@ -81,21 +82,31 @@ class Diary:
 
     def hear(self, event: DomainEvent) -> None:
         """Remember an event of libvirt's."""
-        kind, now_s = event.trigger.value, self.now_s()
-        self._events.append(GuestEvent(at_s=now_s, kind=kind, domain=event.guest, uuid=event.uuid, detail=event.detail))
+        self._events.append(
+            GuestEvent(
+                at_s=self._to_the_millisecond(),
+                kind=event.trigger.value,
+                domain=event.guest,
+                uuid=event.uuid,
+                detail=event.detail,
+            )
+        )
         self._stirred.set()
 
     def take(self, record: PassRecord) -> None:
         """Remember a pass that was no dry run: the host as it left it, and the decision, if that was no routine."""
-        now_s = self.now_s()
+        at_s = self._to_the_millisecond()
         if self._is_shared and self._samples:
             self._samples.pop()
         elif not self._is_shared:
             self._shared_from_s = self._clock()
-        self._samples.append(sample_of(now_s, record.snapshot, record.after, record.decision.reason.rule))
+        self._samples.append(sample_of(at_s, record.snapshot, record.after, record.decision.reason.rule))
         if not record.is_routine:
-            self._decisions.append(Told(at_s=now_s, record=record.as_dict()))
+            self._decisions.append(Told(at_s=at_s, record=record.as_dict()))
         self._stirred.set()
+
+    def _to_the_millisecond(self) -> float:
+        return round(self.now_s(), 3)
 
     @property
     def _is_shared(self) -> bool:

@@ -93,6 +93,7 @@ async def _serve(
         make_switch=lambda of, current: make_switch(of, current, paths),
         reload_config=reload,
         make_history=lambda of, current: make_history(of, current, paths),
+        facts=facts,
         diary=Diary(reporter.history_kept, reporter.history_failed),
     )
     readers = StatusSocket(paths, agent.handle)

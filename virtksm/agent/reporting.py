@@ -15,7 +15,8 @@ from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, VirtksmError
 from virtksm.model import Occasion, Trigger
-from virtksm.record import KEEP_OUT, PassRecord, RestoreRecord
+from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
+from virtksm.units import format_kib
 
 
 class Reporter:
@@ -93,7 +94,7 @@ class Reporter:
         self._warn([note for note in record.warnings if note not in told])
         log = self._log.debug if record.is_routine else self._log.info
         log("pass_completed", **_canonical(record, heard_s, ended_s))
-        self._notifier.send(STATUS=f"{record.decision.reason.text}; {len(record.snapshot.guests)} guests")
+        self._notifier.send(STATUS=status_text(record))
 
     def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
         log = self._log.debug if error.message == self._pass_error else self._log.error
@@ -178,6 +179,15 @@ class Reporter:
             if note not in self._warnings:
                 self._log.warning("warning_raised", warning=note)
         self._warnings = notes
+
+
+def status_text(record: PassRecord) -> str:
+    """Return how things stand after a pass as one line: what is saved, for how many, why it scans or does not."""
+    run, guests = record.snapshot.ksm.run, len(record.snapshot.guests)
+    ksm_off = "" if run in (None, 1) else f"KSM is off (run={run}); "
+    outcome = "" if record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({record.outcome.value})"
+    saved = f"{format_kib(record.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
+    return f"{ksm_off}{saved}; {record.decision.reason.text}{outcome}"
 
 
 FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"

@@ -35,6 +35,15 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
     return answer
 
 
+def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
+    """Return the answer of the agent that serves the host behind `uri`, whichever that is for None; None if none does.
+
+    Raises as `ask_agent`.
+    """
+    answer = ask_agent(paths, request if uri is None else {**request, "uri": uri})
+    return None if answer is None or "other_uri" in answer else answer
+
+
 def find_answer(answer: dict[str, object], name: str) -> object:
     """Return what the agent has answered under `name`; raises VirtksmError, with its error, if it has not."""
     if name not in answer:

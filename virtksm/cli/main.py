@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
-    "status": "say what the agent knows, also while libvirt does not answer",
+    "status": "say how the host stands and why, also while libvirt does not answer; or watch it",
+    "doctor": "say what stands in the way of KSM on this host, with remedies",
     "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
     "headroom": "say how much more guest memory this host can take, and what that risks",
+    "explain": "say why the last decisions were made, and what would have changed them",
     "record": "write what the agent's policy is given to a file, pass after pass",
     "replay": "run any policy over a recorded file, beside the one that was recorded",
     "restore": "give KSM's settings back as virtksm found them",
@@ -38,8 +40,8 @@ COMMANDS = {
 }
 
 EPILOG = """\
-exit codes: 0 done or nothing to do, 1 other failure or not verified, 2 usage or configuration, 3 libvirt unreachable,
-4 the kernel or libvirt refused a setting
+exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration,
+3 libvirt unreachable, 4 the kernel or libvirt refused a setting
 """
 
 

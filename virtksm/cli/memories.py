@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from virtksm.cli.asking import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.errors import VirtksmError
 from virtksm.history import GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
 from virtksm.runtime import RuntimePaths
@@ -34,7 +34,9 @@ def read_history(
     `options` are the command's, with the global ones; `uri` the connection asked for, None for the one of whichever
     agent runs, or the usual one. Raises VirtksmError.
     """
-    answer = _ask(options, uri, {"op": "history", "seconds": seconds, "points": points})
+    answer = ask_serving(
+        RuntimePaths(options.runtime_dir), uri, {"op": "history", "seconds": seconds, "points": points}
+    )
     if answer is not None:
         return parse_memories(find_answer(answer, "history"))
     import time
@@ -46,7 +48,7 @@ def read_history(
 
 def read_decisions(options: argparse.Namespace, uri: str | None, last: int) -> tuple[Told, ...]:
     """Return the last decisions that were no routine, at most `last` (1 to 100); as `read_history`."""
-    answer = _ask(options, uri, {"op": "decisions", "last": last})
+    answer = ask_serving(RuntimePaths(options.runtime_dir), uri, {"op": "decisions", "last": last})
     if answer is None:
         return _kept(options, uri).decisions(last)
     told = find_answer(answer, "decisions")
@@ -75,12 +77,6 @@ def _parse_told(one: object) -> Told:
         case {"at": int() | float() as at_s, "pass": dict() as record}:
             return Told(at_s=at_s, record=record)
     raise VirtksmError("a decision of the agent's cannot be understood", remedy=OF_ONE_VERSION)
-
-
-def _ask(options: argparse.Namespace, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the answer of the agent that serves this host, None if none does."""
-    answer = ask_agent(RuntimePaths(options.runtime_dir), request if uri is None else {**request, "uri": uri})
-    return None if answer is None or "other_uri" in answer else answer
 
 
 def _kept(options: argparse.Namespace, uri: str | None) -> History:

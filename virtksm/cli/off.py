@@ -162,17 +162,9 @@ def require_this_machine(options: argparse.Namespace) -> tuple[str, Config]:
 def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
     """Read this machine's KSM, what is merged, and the memory available in KiB; raises SensingFailed."""
     from virtksm.merged import Merged
-    from virtksm.model import PARAMETERS, KsmState, Settings
+    from virtksm.sense import sense_ksm
 
-    ksm = KsmState(
-        settings=Settings(**{name: facts.ksm_counter(name) for name in PARAMETERS}),
-        pages_shared=facts.ksm_counter("pages_shared"),
-        pages_sharing=facts.ksm_counter("pages_sharing"),
-        run=facts.ksm_counter("run"),
-        advisor_mode=facts.advisor_mode(),
-        ksm_zero_pages=facts.ksm_counter("ksm_zero_pages"),
-        page_kib=facts.page_kib(),
-    )
+    ksm = sense_ksm(facts)
     merged = Merged.of(ksm)
     if merged is None:
         raise SensingFailed(

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     steps = counted(replay(chain([header], faults.notice(lines)), lambda law: make_policy(laws.of(law)[1])), sums)
     chosen = steps if options.all else changing(steps)
     if options.json:
-        shown = [step_values(step) for step in chosen]
+        shown = [step_values(step, laws) for step in chosen]
         about = {
             "schema": SCHEMA,
             "file": options.file,
@@ -74,7 +74,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
         return ExitCode.DONE
     for text in chain(
-        head_lines(name, header, recorded, replayed), step_lines(chosen), sums_lines(sums), faults.lines(sums)
+        head_lines(name, header, recorded, replayed),
+        step_lines(chosen, laws, header.law),
+        sums_lines(sums),
+        faults.lines(sums),
     ):
         print(printable(text))
     return ExitCode.DONE
@@ -133,18 +136,20 @@ def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
 
 
 def changing(steps: Iterator[Step]) -> Iterator[Step]:
-    """Yield the first step and those in which either answer is another than in the step before."""
+    """Yield the first step, and those with another answer of either side than the step before, or another law."""
     before = None
     for step in steps:
         answers = [(one.reason.rule, one.target) for one in (step.line.decision, step.replayed)]
-        if answers != before:
+        if answers != before or step.line.law is not None:
             yield step
         before = answers
 
 
-def step_values(step: Step) -> dict[str, object]:
+def step_values(step: Step, laws: Laws) -> dict[str, object]:
     """Return a step as JSON values."""
+    law = step.line.law
     return {
+        "law": None if law is None else law_values(laws.of(law)[0]),
         "seq": step.line.seq,
         "at_s": step.line.at_s,
         "taken_s": step.line.snapshot.taken_s,
@@ -188,15 +193,19 @@ def _law_text(config: Config) -> str:
     return f"policy {config.policy}, {', '.join(own) if own else 'with its defaults'}"
 
 
-def step_lines(steps: Iterator[Step]) -> Iterator[str]:
-    """Yield a row for each step: when, why, and both answers, marked where they differ."""
+def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
+    """Yield a row for each step: when, why, and both answers, marked where they differ; and one for each new law."""
     began_s = None
     for step in steps:
         if began_s is None:
             began_s = step.line.at_s
             yield ROW.format("seconds", "triggers", "recorded", "replayed", "").rstrip()
+        at = f"{step.line.at_s - began_s:.1f}"
+        if step.line.law not in (None, law):
+            law = step.line.law
+            yield f"{at:>9}  recorded from here on: {_law_text(laws.of(law)[0])}"
         yield ROW.format(
-            f"{step.line.at_s - began_s:.1f}",
+            at,
             ",".join(step.line.occasion.names),
             _answer_text(step.line.decision),
             _answer_text(step.replayed),

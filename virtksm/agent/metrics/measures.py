@@ -9,6 +9,7 @@ from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
 from virtksm.agent.metrics.tally import RESULTS, Durations, Tally
 from virtksm.agent.status import Standing, worst_core_percent
 from virtksm.merged import Merged
+from virtksm.now import Now
 from virtksm.policy.adaptive.past import load_past
 from virtksm.record import PassRecord
 
@@ -63,8 +64,11 @@ def measure(moment: Moment) -> Measures:
         "virtksm_private_guests_exposed": tally.exposed,
     }
     if standing.last is not None:
-        plain |= _of_pass(standing.last)
+        plain["virtksm_parked"] = standing.last.decision.is_parked
+        plain["virtksm_worst_core_ratio"] = worst_core_percent(standing.last.after) / 100
         found["virtksm_scan_debt_bytes"] = find_debt(standing.last)
+    if standing.now is not None:
+        plain |= _of_host(standing.now, is_off=tally.is_off)
     if moment.savings is not None:
         shown, others_bytes = moment.shown.choose(moment.savings.saved, moment.most_guests)
         found["virtksm_guest_saved_bytes"] = shown
@@ -78,23 +82,20 @@ def measure(moment: Moment) -> Measures:
     return found
 
 
-def _of_pass(record: PassRecord) -> dict[str, Value | None]:
-    """Return what the last pass has seen and left."""
-    snapshot, host, ksm = record.snapshot, record.snapshot.host, record.snapshot.ksm
-    merged = Merged.of(ksm)
+def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
+    """Return KSM, the host's memory and its guests."""
+    ksm, host, merged = now.ksm, now.host, Merged.of(now.ksm)
     return {
-        "virtksm_ksm_off_while_wanted": None if ksm.run is None else ksm.run != 1 and record.switched_off is None,
-        "virtksm_parked": record.decision.is_parked,
-        "virtksm_saved_bytes": _bytes(record.saved_kib),
+        "virtksm_ksm_off_while_wanted": None if ksm.run is None or is_off is None else ksm.run != 1 and not is_off,
+        "virtksm_saved_bytes": _bytes(now.saved_kib),
         "virtksm_ksmd_cpu_seconds_total": ksm.ksmd_cpu_seconds,
         "virtksm_broken_merges_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.cow_ksm * ksm.page_kib),
         "virtksm_unmerging_bytes": None if merged is None else _bytes(merged.needed_kib),
-        "virtksm_worst_core_ratio": worst_core_percent(record.after) / 100,
-        "virtksm_guests": len(snapshot.guests),
-        "virtksm_guests_unread": snapshot.guests_unread,
-        "virtksm_guests_resident_bytes": _bytes(snapshot.committed_kib),
-        "virtksm_host_memory_bytes": _bytes(host.total_kib),
-        "virtksm_host_available_bytes": _bytes(host.available_kib),
+        "virtksm_guests": now.guests,
+        "virtksm_guests_unread": now.guests_unread,
+        "virtksm_guests_resident_bytes": _bytes(now.committed_kib),
+        "virtksm_host_memory_bytes": None if host is None else _bytes(host.total_kib),
+        "virtksm_host_available_bytes": None if host is None else _bytes(host.available_kib),
     }
 
 

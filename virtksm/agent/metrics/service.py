@@ -130,10 +130,10 @@ class Metrics:
     async def _render(self, *, with_process: bool) -> bytes:
         from virtksm.agent.metrics.exposition import render
 
-        last = self._standing().last
-        savings = await self._ledger.look(None if last is None else last.snapshot)
+        standing = self._standing()
+        savings = await self._ledger.look(None if standing.last is None else standing.last.snapshot)
         moment = Moment(
-            standing=self._standing(),
+            standing=standing,
             tally=self._tally,
             savings=savings,
             shown=self._shown,

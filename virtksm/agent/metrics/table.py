@@ -56,7 +56,7 @@ METRICS = (
     _gauge("libvirt_connected", "1: there is a connection to libvirt."),
     _gauge("libvirt_answers", "0: there is no connection, or a call has been out for more than 2 s."),
     _counter("libvirt_reconnects", "Connections to libvirt after the first one."),
-    # KSM, as of the last pass.
+    # KSM.
     _gauge("switched_off", "1: switched off by `virtksm off`."),
     _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on."),
     _gauge("parked", "1: the last decision was to park, so ksmd rests."),
@@ -69,7 +69,7 @@ METRICS = (
            "gone (of guests that have stopped).", "age"),
     _gauge("stranded_possible", "1: ksmd may go on scanning while libvirt is silent and nobody can slow it down."),
     _gauge("worst_core_ratio", "What ksmd takes of one core at worst with the settings read back last."),
-    # The host and its guests, as of the last pass.
+    # The host and its guests.
     _gauge("guests", "Running guests."),
     _gauge("guests_unread", "Running guests whose memory could not be read."),
     _gauge("guests_resident_bytes", "Memory that guests hold resident, of those whose memory could be read."),
