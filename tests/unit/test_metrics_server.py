@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from virtksm.agent.metrics.server import MOST_BYTES, MOST_CLIENTS, MetricsServer, bind
+from virtksm.agent.metrics.server import MOST_BYTES, MOST_CLIENTS, MetricsServer, bind, parse_request
 from virtksm.config.address import parse_address
 
 PAGE = b"virtksm_up 1\n"
@@ -88,6 +90,21 @@ def test_everything_else_is_refused(line: bytes, status: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
 
     served(work)
+
+
+@given(
+    st.binary()
+    | st.binary().map(lambda rest: b"GET /metrics" + rest)
+    | st.binary().map(lambda rest: rest + b" HTTP/1.1\r\n")
+)
+def test_any_bytes_are_a_request_or_none(sent: bytes) -> None:
+    try:
+        method, path = parse_request(sent)
+    except ValueError:
+        return
+    assert method.isupper()
+    assert path.isprintable()
+    assert sent.startswith(f"{method} {path}".encode())
 
 
 def test_a_head_has_no_body() -> None:

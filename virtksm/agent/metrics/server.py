@@ -90,16 +90,24 @@ class MetricsServer:
             self._clients.pop(writer, None)
 
     async def _answer(self, request: bytes) -> bytes:
-        found = re.match(rb"([A-Z]{1,16}) ([!-~]+) HTTP/1\.[01]\r\n", request)
-        if found is None:
-            return _response("400 Bad Request", b"this is no HTTP/1 request\n")
-        method, path = found[1].decode(), found[2].decode().partition("?")[0]
+        try:
+            method, path = parse_request(request)
+        except ValueError as error:
+            return _response("400 Bad Request", f"{error}\n".encode())
         if path != PAGE:
             return _response("404 Not Found", f"metrics are at {PAGE}\n".encode())
         if method not in ("GET", "HEAD"):
             return _response("405 Method Not Allowed", b"GET it\n", "Allow: GET, HEAD\r\n")
         body = await self._page()
         return _response("200 OK", body, content_type=self._content_type, with_body=method == "GET")
+
+
+def parse_request(request: bytes) -> tuple[str, str]:
+    """Return method and path of an HTTP/1 request; raises ValueError for anything else. Headers matter to no answer."""
+    found = re.match(rb"([A-Z]{1,16}) ([!-~]+) HTTP/1\.[01]\r\n", request)
+    if found is None:
+        raise ValueError("this is no HTTP/1 request")
+    return found[1].decode("ascii"), found[2].decode("ascii").partition("?")[0]
 
 
 def _response(

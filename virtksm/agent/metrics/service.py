@@ -1,8 +1,9 @@
 """Serves the agent's metrics where the configuration wants them, and follows it when it is read again.
 
-Off, it holds nothing and imports nothing. What stands in its way (the library is missing, a port is taken, a folder
-cannot be written to) is told once, and the agent goes on without: tuning a host does not depend on being watched.
-Whoever asks is answered from the agent's memory: never by libvirt, and beside passes.
+Off, it opens nothing and does not import the library. What stands in its way (the library is missing, a port is taken,
+a folder cannot be written to) is told once, and the agent goes on without: tuning a host does not depend on being
+watched. Whoever asks is answered from the agent's memory and this machine's own files, never by libvirt, and beside
+passes.
 """
 
 from __future__ import annotations
@@ -14,17 +15,14 @@ from collections.abc import Callable
 
 from virtksm.agent.metrics.guests import GuestLedger, ShownGuests
 from virtksm.agent.metrics.measures import Moment
+from virtksm.agent.metrics.server import MetricsServer, bind
 from virtksm.agent.metrics.tally import Tally
+from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import Standing
 from virtksm.config.address import parse_address
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
 from virtksm.ports import GuestFacts
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from virtksm.agent.metrics.server import MetricsServer
-    from virtksm.agent.metrics.textfile import Textfile
 
 FRESH_S = 1.0
 """A page is made at most this often, however many ask."""
@@ -90,7 +88,6 @@ class Metrics:
         if not listen:
             return
         from virtksm.agent.metrics.exposition import CONTENT_TYPE
-        from virtksm.agent.metrics.server import MetricsServer, bind
 
         try:
             listener = bind(*parse_address(listen))
@@ -112,8 +109,6 @@ class Metrics:
             self._textfile, self._tally.changed = None, lambda: None
         if not path:
             return
-        from virtksm.agent.metrics.textfile import Textfile
-
         self._textfile = Textfile(path, every_s, self._file, self._told)
         self._tally.changed = self._textfile.stir
         self._writing = asyncio.get_running_loop().create_task(self._textfile.keep_writing(self._writing))
