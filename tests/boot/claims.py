@@ -371,7 +371,6 @@ def with_the_plain_rule() -> None:
 
 def with_too_little() -> None:
     """libvirt's access driver polkit and the plain rule: it may look, a setting is refused and the log says why"""
-    HOOK.unlink()  # or libvirtd, restarted without an agent, would have root's one-shot tune
     run("systemctl", "stop", "virtksm.service")
     claim(settings() == BASELINE, settings())
     with Path("/etc/libvirt/libvirtd.conf").open("a", encoding="utf-8") as conf:
