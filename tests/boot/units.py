@@ -1,6 +1,6 @@
 """What virtksm's units and polkit rules promise, claim by claim, tried in a booted container on the real kernel.
 
-virtksm is installed by the README's own lines.
+virtksm is installed by the lines of docs/install.md.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ def as_virtksm(*virsh: str, denied: bool = False) -> str:
 
 
 def installed() -> None:
-    """the README's lines install it, switch KSM on and start the agent"""
+    """the lines of docs/install.md install it, switch KSM on and start the agent"""
     copy_checkout()
     for name, value in {"run": 0, **BASELINE}.items():
         (KSM / name).write_text(str(value), encoding="ascii")
-    readme = (INSTALLED / "README.md").read_text(encoding="utf-8")
-    lines = readme.partition("## Install on a host")[2].split("```")[1]
+    document = (INSTALLED / "docs" / "install.md").read_text(encoding="utf-8")
+    lines = document.partition("## From a checkout")[2].split("```")[1]
     drop_in = Path("/etc/virtksm/conf.d/50-boot.toml")
     drop_in.parent.mkdir(parents=True)
     drop_in.write_text(CONFIG, encoding="utf-8")
