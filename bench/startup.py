@@ -43,6 +43,16 @@ def time_process(command: list[str], null: int, environ: Mapping[str, str]) -> f
     return elapsed_ms
 
 
+def installed_environ(bytecode: Path) -> dict[str, str]:
+    """Return the environment of a virtksm that is compiled once, by the rounds that warm up, into an empty folder.
+
+    As where it is installed: Python compiles at every start where it may not write, and a tree that is worked on holds
+    bytecode of some modules only.
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
+
+
 def measure(
     agent: Agent, uri: str, kernel: KernelValue, rounds: int, bytecode: Path, defaults: list[str]
 ) -> dict[str, list[float]]:
@@ -50,10 +60,7 @@ def measure(
 
     `bytecode` is an empty folder, `defaults` are the options for a virtksm with the default configuration.
     """
-    # As where it is installed: compiled once, by the rounds that warm up. Python compiles at every start where it may
-    # not write, and a tree that is worked on holds bytecode of some modules only.
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environ["PYTHONPYCACHEPREFIX"] = str(bytecode)
+    environ = installed_environ(bytecode)
     python = str(Path(VIRTKSM).with_name("python"))
     retune = [VIRTKSM, *agent.home, "retune", "--connect", uri]
     commands = {

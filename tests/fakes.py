@@ -5,13 +5,33 @@ The contract tests (tests/contract) run the same cases against each of them and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
-from virtksm.history import Sample
-from virtksm.model import PARAMETERS, Decision, Guest, HostMemory, KsmState, Occasion, Reason, Settings, Snapshot
+from virtksm.history import (
+    KEEP_S,
+    MOST_DECISIONS,
+    MOST_EVENTS,
+    MOST_SAMPLES,
+    GuestEvent,
+    Sample,
+    Told,
+)
+from virtksm.model import (
+    PARAMETERS,
+    Decision,
+    Guest,
+    GuestProcess,
+    HostMemory,
+    KsmState,
+    Occasion,
+    OtherProcess,
+    Reason,
+    Settings,
+    Snapshot,
+)
 from virtksm.ownership import HostState
 from virtksm.ports import Maxima
 from virtksm.switch import SwitchedOff
@@ -104,9 +124,19 @@ class FakeFacts:
     run: int | None = 1
     advisor: Callable[[], str | None] = lambda: "none"
     rss_kib: Mapping[str, int] = field(default_factory=dict)
+    of_guests: dict[str, GuestProcess] = field(default_factory=dict)
+    counters: Mapping[str, int | None] = field(default_factory=dict)
+    profit_bytes: int | None = 0
+    other_processes: tuple[OtherProcess, ...] = ()
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         return tuple(replace(one, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
+
+    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        return tuple(self.of_guests.get(one.uuid) for one in running)
+
+    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        return self.other_processes
 
     def host_memory(self) -> HostMemory:
         return self.memory
@@ -115,10 +145,16 @@ class FakeFacts:
         return 1.5
 
     def ksm_counter(self, name: str) -> int | None:
-        return self.run if name == "run" else 0
+        return self.run if name == "run" else self.counters.get(name, 0)
+
+    def general_profit_bytes(self) -> int | None:
+        return self.profit_bytes
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         return (0,) * len(names)
+
+    def page_kib(self) -> int:
+        return 4
 
     def advisor_mode(self) -> str | None:
         return self.advisor()
@@ -165,6 +201,41 @@ class FakeSwitch:
 
     def turn_on(self) -> None:
         self.off = None
+
+
+@dataclass
+class FakeHistory:
+    """A history in memory; `aside` is what the next write has to set aside first."""
+
+    kept_samples: list[Sample] = field(default_factory=list)
+    kept_events: list[GuestEvent] = field(default_factory=list)
+    kept_decisions: list[Told] = field(default_factory=list)
+    is_full: bool = False
+    aside: str | None = None
+    writes: int = 0
+
+    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+        if self.is_full:
+            raise StateUnusable("no space left on device")
+        self.writes += 1
+        self.kept_samples += samples
+        self.kept_events += events
+        self.kept_decisions += decisions
+        if samples:
+            oldest_s = max(sample.at_s for sample in samples) - KEEP_S
+            self.kept_samples = [one for one in self.kept_samples if one.at_s >= oldest_s]
+        del self.kept_samples[:-MOST_SAMPLES], self.kept_events[:-MOST_EVENTS], self.kept_decisions[:-MOST_DECISIONS]
+        aside, self.aside = self.aside, None
+        return aside
+
+    def samples(self, since_s: float) -> tuple[Sample, ...]:
+        return tuple(one for one in self.kept_samples if one.at_s >= since_s)
+
+    def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
+        return tuple(one for one in self.kept_events if one.at_s >= since_s)[-most:]
+
+    def decisions(self, most: int) -> tuple[Told, ...]:
+        return tuple(self.kept_decisions[-most:])
 
 
 @dataclass

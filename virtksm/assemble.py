@@ -14,6 +14,7 @@ from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
+from virtksm.history import History
 from virtksm.policy import make_policy
 from virtksm.runtime import RuntimePaths, host_key
 from virtksm.uri import is_local
@@ -27,6 +28,13 @@ def is_this_machine(uri: str, config: Config) -> bool:
 def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:
     """Return the switch of the host behind `uri`, which is no alias."""
     return SwitchFile(paths.host_switch(host_key(uri, local=is_this_machine(uri, config))))
+
+
+def make_history(uri: str, config: Config, paths: RuntimePaths) -> History:
+    """Return what is remembered of the host behind `uri`, which is no alias."""
+    from virtksm.adapters.history_file import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
+
+    return HistoryFile(paths.host_history(host_key(uri, local=is_this_machine(uri, config))))
 
 
 def make_cycle(

@@ -64,7 +64,7 @@ class Cycle(Generic[Past]):
             off = self.switch.read()
             maxima = Maxima.UNASKED if off is not None else self._maxima(occasion)
             snapshot = sense(self.hypervisor, self.local, began_s, maxima)
-            decision, asked = self._decide(state, snapshot, occasion, off)
+            decision, asked, recalled = self._decide(state, snapshot, occasion, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
@@ -91,6 +91,8 @@ class Cycle(Generic[Past]):
             yields_now=verdict.yields_now,
             resumes_now=verdict.resumes_now,
             switched_off=off,
+            past_before=recalled,
+            past_after=asked.policy_past,
         )
 
     def restore(self, baseline: Settings | None = None) -> RestoreRecord:
@@ -144,25 +146,24 @@ class Cycle(Generic[Past]):
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, occasion: Occasion, off: SwitchedOff | None
-    ) -> tuple[Decision, HostState]:
-        """Decide; what is to be kept of the policy comes back as a state without ownership."""
+    ) -> tuple[Decision, HostState, Mapping[str, object] | None]:
+        """Decide; return what is to be kept of the policy as a state without ownership, and the past it went by."""
         if off is not None:
-            return decide_off(off, was_off=self.memory.was_off), HostState()
-        decision, past = self.policy.decide(snapshot, self._past(state, snapshot), occasion)
-        return decision, HostState(policy_name=self.policy.name, policy_past=self.policy.dump_past(past))
+            return decide_off(off, was_off=self.memory.was_off), HostState(), None
+        recalled = state.policy_past if state.policy_name == self.policy.name else None
+        before = self.policy.first_past(snapshot)
+        if recalled is not None:
+            try:
+                before = self.policy.load_past(recalled)
+            except ValueError:  # kept by another version: begin anew, the ownership beside it still counts
+                recalled = None
+        decision, past = self.policy.decide(snapshot, before, occasion)
+        return decision, HostState(policy_name=self.policy.name, policy_past=self.policy.dump_past(past)), recalled
 
     def _maxima(self, occasion: Occasion) -> Maxima:
         if not self.policy.wants_maxima:
             return Maxima.UNASKED
         return Maxima.AFRESH if Trigger.MEMORY_DEVICE in occasion.triggers else Maxima.KNOWN
-
-    def _past(self, state: HostState, snapshot: Snapshot) -> Past:
-        if state.policy_name == self.policy.name and state.policy_past is not None:
-            try:
-                return self.policy.load_past(state.policy_past)
-            except ValueError:  # kept by another version: begin anew, the ownership beside it still counts
-                pass
-        return self.policy.first_past(snapshot)
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, occasion: Occasion

@@ -63,6 +63,10 @@ class StateUnusable(VirtksmError):
     """The runtime folder cannot keep the baseline, so nothing may be written to the kernel."""
 
 
+class TraceUnusable(VirtksmError):
+    """A recorded trace cannot be written, or not be understood; the message names the file and the line."""
+
+
 class AlreadyRunning(VirtksmError):
     """Another agent, or a pass that never ends, holds the lock."""
 

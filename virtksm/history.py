@@ -1,24 +1,32 @@
 """What the agent remembers of a host for people: samples, guests' events and decisions. Plain values, no I/O.
 
-Three kinds, each bounded: samples at most every `SAMPLE_S` for a day, to draw curves of; events of guests; and
+Three kinds, each bounded: at most one sample every `SAMPLE_S`, for a day, to draw curves of; events of guests; and
 decisions that were no routine, each with the record of its pass. Times are Unix time (UTC, seconds), since people look
 at them; whoever takes differences minds that clocks are set. Counters since boot start anew with the host: a smaller
 one than before is a reboot. What the kernel or the connection does not offer is None.
+
+Samples and events travel as tables, a list of columns and a list of rows (`as_table`, `parse_samples`,
+`parse_events`): that is the compact form of the agent's answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Protocol
 
+from virtksm.merged import Merged
+from virtksm.model import Settings, Snapshot
+
 SAMPLE_S = 10.0
-"""The least time between two samples; passes that follow each other faster share one."""
+"""Passes that follow each other faster share one sample, that of the last of them."""
 KEEP_S = 86_400.0
 """How long samples are kept."""
 MOST_SAMPLES = int(KEEP_S / SAMPLE_S)
 MOST_EVENTS = 5_000
 MOST_DECISIONS = 1_000
+MOST_REAL = 1e18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +48,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestEvent:
-    """Something that libvirt told of a guest; `kind` is the trigger's name (`started`, `stopped`, ...)."""
+    """Something that libvirt told of a guest; `kind` is the trigger's name (`started`, `stopped`, ...).
+
+    `detail` is how, in words (`booted`, `crashed`, `balloon 65536 KiB`).
+    """
 
     at_s: float
     kind: str
     domain: str
     uuid: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +71,15 @@ class Told:
 class History(Protocol):
     """Where memories are kept: bounded, in the state folder, outliving the agent and the host's reboot.
 
-    Every method blocks on the disk and raises StateUnusable. Reading gives the oldest first.
+    Every method blocks on the disk and raises StateUnusable. Reading gives the oldest first, and nothing where nothing
+    was ever kept.
     """
 
-    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> None:
-        """Add memories, all of them or none, and forget what is too old or too many."""
+    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+        """Add memories, all of them or none, and forget what is too old or too many.
+
+        What is kept already and is damaged, or a newer version's, is set aside first; returns where, else None.
+        """
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
         """Return the samples from `since_s` on."""
@@ -73,3 +89,124 @@ class History(Protocol):
 
     def decisions(self, most: int) -> tuple[Told, ...]:
         """Return the last `most` decisions."""
+
+
+SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
+EVENT_FIELDS = tuple(field.name for field in fields(GuestEvent))
+
+sample_row = attrgetter(*SAMPLE_FIELDS)
+event_row = attrgetter(*EVENT_FIELDS)
+
+
+def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sample:
+    """Return the host as a pass left it, at Unix time `at_s`, with the settings `after` it."""
+    merged = Merged.of(snapshot.ksm)
+    return Sample(
+        at_s=at_s,
+        guests=len(snapshot.guests),
+        committed_kib=snapshot.committed_kib,
+        total_kib=snapshot.host.total_kib,
+        available_kib=snapshot.host.available_kib,
+        saved_kib=None if merged is None else merged.saved_kib,
+        ksmd_cpu_seconds=snapshot.ksm.ksmd_cpu_seconds,
+        run=snapshot.ksm.run,
+        pages_to_scan=after.pages_to_scan,
+        sleep_millisecs=after.sleep_millisecs,
+        rule=rule,
+    )
+
+
+def thin(samples: Sequence[Sample], most: int, *, until_s: float) -> tuple[Sample, ...]:
+    """Return at most `most` samples (1 or more): the last of each of so many equal stretches of time.
+
+    Those after `until_s`, which is now, are left out: they are from before the clock was set back.
+    """
+    samples = [sample for sample in samples if sample.at_s <= until_s]
+    if len(samples) <= most:
+        return tuple(samples)
+    first_s = min(sample.at_s for sample in samples)
+    stretch_s = (max(sample.at_s for sample in samples) - first_s) / most or 1.0
+    stretches = {min(int((sample.at_s - first_s) / stretch_s), most - 1): sample for sample in samples}
+    return tuple(stretches[number] for number in sorted(stretches))
+
+
+def as_table(samples: Sequence[Sample], events: Sequence[GuestEvent]) -> dict[str, object]:
+    """Return samples and events as JSON values, in their compact form."""
+    return {
+        "samples": {"columns": list(SAMPLE_FIELDS), "rows": [list(sample_row(one)) for one in samples]},
+        "events": {"columns": list(EVENT_FIELDS), "rows": [list(event_row(one)) for one in events]},
+    }
+
+
+def as_rows(events: Sequence[GuestEvent]) -> list[dict[str, object]]:
+    """Return events as JSON objects."""
+    return [dict(zip(EVENT_FIELDS, event_row(one), strict=True)) for one in events]
+
+
+def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
+    """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
+    return tuple(
+        Sample(
+            at_s=_real(row, "at_s"),
+            guests=_whole(row, "guests"),
+            committed_kib=_whole(row, "committed_kib"),
+            total_kib=_whole(row, "total_kib"),
+            available_kib=_optional_whole(row, "available_kib"),
+            saved_kib=_optional_whole(row, "saved_kib"),
+            ksmd_cpu_seconds=None if row.get("ksmd_cpu_seconds") is None else _real(row, "ksmd_cpu_seconds"),
+            run=_optional_whole(row, "run"),
+            pages_to_scan=_optional_whole(row, "pages_to_scan"),
+            sleep_millisecs=_optional_whole(row, "sleep_millisecs"),
+            rule=_text(row, "rule"),
+        )
+        for row in _named_rows(columns, rows)
+    )
+
+
+def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
+    """Take events from a table, whose further columns are left out; raises ValueError saying what is wrong."""
+    return tuple(
+        GuestEvent(
+            at_s=_real(row, "at_s"),
+            kind=_text(row, "kind"),
+            domain=_text(row, "domain"),
+            uuid=_text(row, "uuid"),
+            detail=_text(row, "detail"),
+        )
+        for row in _named_rows(columns, rows)
+    )
+
+
+def _named_rows(columns: object, rows: object) -> list[dict[object, object]]:
+    if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
+        raise ValueError("columns are missing")
+    if not isinstance(rows, list | tuple):
+        raise ValueError("rows are missing")
+    if not all(isinstance(row, list | tuple) and len(row) == len(columns) for row in rows):
+        raise ValueError("a row has not as many values as there are columns")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _real(row: Mapping[object, object], name: str) -> float:
+    value = row.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST_REAL:
+        raise ValueError(f"{name} is no number")
+    return float(value)
+
+
+def _whole(row: Mapping[object, object], name: str) -> int:
+    value = row.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} is no whole number")
+    return value
+
+
+def _optional_whole(row: Mapping[object, object], name: str) -> int | None:
+    return None if row.get(name) is None else _whole(row, name)
+
+
+def _text(row: Mapping[object, object], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is no text")
+    return value

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from virtksm.model import KsmState
 from virtksm.switch import SwitchedOff
 
+UNCOUNTED_ZERO_PAGES = "use_zero_pages is 1 on a kernel that does not count the zero pages it merges (before 6.6)"
+COUNT_ZERO_PAGES = "echo 0 > /sys/kernel/mm/ksm/use_zero_pages, and start the guests anew"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
@@ -20,6 +23,23 @@ class Merged:
     pages_sharing: int
     zero_pages: int | None
     page_kib: int
+
+    @classmethod
+    def of(cls, ksm: KsmState) -> Merged | None:
+        """Return what is merged; None where the counters are not offered."""
+        if ksm.pages_shared is None or ksm.pages_sharing is None:
+            return None
+        return cls(
+            pages_shared=ksm.pages_shared,
+            pages_sharing=ksm.pages_sharing,
+            zero_pages=ksm.ksm_zero_pages,
+            page_kib=ksm.page_kib,
+        )
+
+    @property
+    def merging_pages(self) -> int:
+        """The places that share a page, each page's first included; zero pages are none of them."""
+        return self.pages_shared + self.pages_sharing
 
     @property
     def saved_kib(self) -> int:
@@ -69,8 +89,5 @@ def find_doubts(off: SwitchedOff | None, ksm: KsmState, merged: Merged, *, has_u
             f"{merged.pages_sharing} pages share {merged.pages_shared}{zero}: unmerge, as `virtksm off` tells how"
         )
     if has_uncounted_zero_pages:
-        doubts.append(
-            "use_zero_pages is 1 on a kernel that does not count the zero pages it merges (before 6.6): "
-            "echo 0 > /sys/kernel/mm/ksm/use_zero_pages, and start the guests anew"
-        )
+        doubts.append(f"{UNCOUNTED_ZERO_PAGES}: {COUNT_ZERO_PAGES}")
     return doubts

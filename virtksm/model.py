@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from virtksm.turn import Turn
+
 PARKED_SLEEP_MS = 10_000
 """sleep_millisecs while parked. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost it nothing;
 a shorter sleep makes it wake for nothing, and 0 makes it spin (docs/policies.md)."""
@@ -107,8 +109,9 @@ class KsmState:
     """KSM's settings and counters; pages are the host's page size.
 
     Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
-    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `pages_scanned` counts visits (Linux 6.6),
-    `pages_skipped` what smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
+    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `page_kib` is this machine's page size where
+    local, else 4, as on x86: libvirt does not tell it. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
+    smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
     writes to merged pages since boot, each of which broke a merge (5.19), `thp_split_page` huge pages that were split
     since boot, as ksmd does to merge a part of one (4.5). The other counters learn of broken merges and ended guests
     only when ksmd comes by.
@@ -128,6 +131,7 @@ class KsmState:
     ksmd_cpu_seconds: float | None = None
     cow_ksm: int | None = None
     thp_split_page: int | None = None
+    page_kib: int = 4
 
     @property
     def advisor_is_on(self) -> bool:
@@ -135,14 +139,53 @@ class KsmState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessKsm:
+    """What KSM counts for one process, in pages of the host's size.
+
+    Source: /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages (Linux 5.19) where that lacks it. `rmap_items` are the
+    pages that ksmd keeps book of (6.1), `merging_pages` those of them that are merged, the first of each group included
+    (6.4), `zero_pages` those merged into the zero page (6.6), `profit_bytes` the kernel's own ksm_process_profit (6.4).
+    `merges_any` (PR_SET_MEMORY_MERGE) and `is_mergeable` (some mapping may merge) came after 6.12.
+    """
+
+    rmap_items: int | None = None
+    zero_pages: int | None = None
+    merging_pages: int | None = None
+    profit_bytes: int | None = None
+    merges_any: bool | None = None
+    is_mergeable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestProcess:
+    """A guest's QEMU: its command line, and what KSM counts for it; `ksm` is None where this user may not read it."""
+
+    arguments: tuple[str, ...]
+    ksm: ProcessKsm | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherProcess:
+    """A process that is no guest's and has merged pages; `name` is its own choice."""
+
+    pid: int
+    name: str
+    merging_pages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory:
-    """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats, which lacks MemAvailable)."""
+    """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats).
+
+    libvirt tells neither MemAvailable nor swap.
+    """
 
     total_kib: int
     free_kib: int
     buffers_kib: int
     cached_kib: int
     available_kib: int | None = None
+    swap_free_kib: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +232,12 @@ Number = int | float | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a policy decided so: the rule that fired, a sentence, and the numbers it looked at."""
+    """Why a policy decided so: the rule that fired, a sentence, the numbers it looked at, and what would turn it."""
 
     rule: str
     text: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    turns_when: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

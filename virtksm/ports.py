@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
 
-from virtksm.model import Guest, HostMemory, KsmState
+from virtksm.model import Guest, GuestProcess, HostMemory, KsmState, OtherProcess
 from virtksm.ownership import HostState
 from virtksm.switch import SwitchedOff
 
@@ -72,7 +72,7 @@ class LocalFacts(Protocol):
         """Return the same guests with the RSS of their processes; None where no process was found."""
 
     def host_memory(self) -> HostMemory:
-        """Read the host's memory with MemAvailable (/proc/meminfo); raises SensingFailed."""
+        """Read the host's memory with MemAvailable and swap (/proc/meminfo); raises SensingFailed."""
 
     def ksmd_cpu_seconds(self) -> float | None:
         """Return the CPU time that ksmd has used since boot; None where it cannot be seen (containers)."""
@@ -83,8 +83,24 @@ class LocalFacts(Protocol):
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         """Return numbers of /proc/vmstat, such as `cow_ksm`, in one reading; None for what is not counted."""
 
+    def page_kib(self) -> int:
+        """Return the size of a page of memory."""
+
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""
+
+
+class GuestFacts(LocalFacts, Protocol):
+    """What a look at all guests asks of this host besides; no pass does."""
+
+    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        """Return what the guests' processes tell, in the same order; None where no process was found."""
+
+    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        """Return the other processes that have merged pages, of those that may be read."""
+
+    def general_profit_bytes(self) -> int | None:
+        """Return KSM's general_profit, which may be negative; None before Linux 6.4."""
 
 
 class StateStore(Protocol):

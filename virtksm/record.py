@@ -6,17 +6,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from virtksm.errors import SettingsRefused
-from virtksm.model import Decision, Occasion, Settings, Snapshot
+from virtksm.merged import Merged
+from virtksm.model import Decision, Occasion, Settings, Snapshot, Trigger
 from virtksm.ownership import Foreign
 from virtksm.switch import SwitchedOff
 
 SCHEMA = 1
 
-KSM_OFF = "KSM is off on this host (run={run}), so nothing merges; switch it on: echo 1 > /sys/kernel/mm/ksm/run"
+SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
+KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
 
 KEEP_OUT = (
     "keep it out with <memoryBacking><nosharepages/></memoryBacking> in its XML (virsh edit) and start it anew, "
@@ -40,6 +43,7 @@ class PassRecord:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
+    `past_before` and `past_after` are what the policy remembered, as kept; None where it began anew, or was not asked.
     """
 
     uri: str
@@ -57,11 +61,26 @@ class PassRecord:
     resumes_now: bool = False
     switched_off: SwitchedOff | None = None
     exposed: tuple[str, ...] | None = None
+    past_before: Mapping[str, object] | None = None
+    past_after: Mapping[str, object] | None = None
 
     @property
     def changed(self) -> dict[str, int]:
         """The parameters whose value this pass changed in the kernel, with their new value."""
         return {name: value for name, value in self.after.items() if getattr(self.before, name) != value}
+
+    @property
+    def is_routine(self) -> bool:
+        """Whether it is one tick of many: only the policy asked for it, and all went as before."""
+        is_timer = self.occasion.triggers == {Trigger.TIMER}
+        went_well = self.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not self.foreign
+        return self.decision.is_routine and is_timer and went_well
+
+    @property
+    def saved_kib(self) -> int | None:
+        """The memory that merging saves, zero pages included; None where the counters are not offered."""
+        merged = Merged.of(self.snapshot.ksm)
+        return None if merged is None else merged.saved_kib
 
     @property
     def warnings(self) -> list[str]:
@@ -107,18 +126,13 @@ class PassRecord:
                 "pages_volatile": ksm.pages_volatile,
                 "full_scans": ksm.full_scans,
                 "ksm_zero_pages": ksm.ksm_zero_pages,
+                "page_kib": ksm.page_kib,
+                "saved_kib": self.saved_kib,
                 "ksm_run": ksm.run,
                 "advisor_mode": ksm.advisor_mode,
                 "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
             },
-            "decision": {
-                "parked": self.decision.is_parked,
-                "rule": self.decision.reason.rule,
-                "reason": self.decision.reason.text,
-                "numbers": dict(self.decision.reason.numbers),
-                "target": self.decision.target.as_dict(),
-                "next_pass_s": self.decision.next_pass_s,
-            },
+            "decision": self.decision_dict(),
             "outcome": self.outcome.value,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -133,6 +147,19 @@ class PassRecord:
             "exposed": None if self.exposed is None else list(self.exposed),
             "warnings": self.warnings,
             "duration_ms": round(self.duration_ms, 3),
+        }
+
+    def decision_dict(self) -> dict[str, object]:
+        """Return the decision as JSON values."""
+        reason = self.decision.reason
+        return {
+            "parked": self.decision.is_parked,
+            "rule": reason.rule,
+            "reason": reason.text,
+            "numbers": dict(reason.numbers),
+            "turns_when": [turn.as_dict() for turn in reason.turns_when],
+            "target": self.decision.target.as_dict(),
+            "next_pass_s": self.decision.next_pass_s,
         }
 
 

@@ -11,6 +11,7 @@
             HOST.json         baseline, intended and applied settings, the policy's past
     /var/lib/virtksm/         survives reboots
         HOST.off              there while virtksm is switched off for that host
+        HOST.history          what the agent remembers of that host for people
 
 HOST is `local` for every connection to this machine's own kernel, else the connection's URI.
 """
@@ -61,6 +62,9 @@ class RuntimePaths:
 
     def host_state(self, host: str) -> str:
         return f"{self.agent_dir}/{host}.json"
+
+    def host_history(self, host: str) -> str:
+        return f"{self.state_dir}/{host}.history"
 
     def host_switch(self, host: str) -> str:
         return f"{self.state_dir}/{host}.off"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtksm.errors import Unsupported
-from virtksm.model import Snapshot, Source
+from virtksm.model import PARAMETERS, KsmState, Settings, Snapshot, Source
 from virtksm.ports import Hypervisor, LocalFacts, Maxima
 
 
@@ -19,10 +19,7 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host."""
     ksm = hypervisor.ksm_state()
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
-        raise Unsupported(
-            f"the kernel of {hypervisor.uri} has no KSM",
-            remedy="virtksm needs one built with CONFIG_KSM=y (grep CONFIG_KSM /boot/config-$(uname -r))",
-        )
+        raise no_ksm(hypervisor.uri)
     if local is None:
         return Snapshot(
             taken_s=now_s,
@@ -31,21 +28,48 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             ksm=ksm,
             guests=hypervisor.measured_guests(),
         )
-    cow_ksm, thp_split_page = local.vm_counters("cow_ksm", "thp_split_page")
     return Snapshot(
         taken_s=now_s,
         source=Source.LOCAL,
         host=local.host_memory(),
-        ksm=replace(
-            ksm,
-            run=local.ksm_counter("run"),
-            advisor_mode=local.advisor_mode(),
-            pages_scanned=local.ksm_counter("pages_scanned"),
-            pages_skipped=local.ksm_counter("pages_skipped"),
-            ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
-            ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
-            cow_ksm=cow_ksm,
-            thp_split_page=thp_split_page,
-        ),
+        ksm=_with_local_facts(ksm, local),
         guests=local.guests(hypervisor.running_guests(maxima)),
+    )
+
+
+def no_ksm(uri: str) -> Unsupported:
+    """Return the error that the kernel behind a connection has no KSM."""
+    return Unsupported(
+        f"the kernel of {uri} has no KSM",
+        remedy="virtksm needs one built with CONFIG_KSM=y (grep CONFIG_KSM /boot/config-$(uname -r))",
+    )
+
+
+def sense_ksm(local: LocalFacts) -> KsmState:
+    """Read KSM's state from this machine's kernel alone, for people to look at: no pass goes by it."""
+    found = KsmState(
+        settings=Settings(**{name: local.ksm_counter(name) for name in PARAMETERS}),
+        pages_shared=local.ksm_counter("pages_shared"),
+        pages_sharing=local.ksm_counter("pages_sharing"),
+        pages_unshared=local.ksm_counter("pages_unshared"),
+        pages_volatile=local.ksm_counter("pages_volatile"),
+        full_scans=local.ksm_counter("full_scans"),
+    )
+    return _with_local_facts(found, local)
+
+
+def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
+    """Add what libvirt does not tell."""
+    cow_ksm, thp_split_page = local.vm_counters("cow_ksm", "thp_split_page")
+    return replace(
+        ksm,
+        run=local.ksm_counter("run"),
+        advisor_mode=local.advisor_mode(),
+        pages_scanned=local.ksm_counter("pages_scanned"),
+        pages_skipped=local.ksm_counter("pages_skipped"),
+        ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
+        ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
+        cow_ksm=cow_ksm,
+        thp_split_page=thp_split_page,
+        page_kib=local.page_kib(),
     )

@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from virtksm.model import PARKED, Decision, Reason
+from virtksm.turn import SWITCHED_OFF, Turn
 
 RULE = "switched_off"
 
 WATCH_S = 60.0
 """How often to look whether another program has set KSM scanning meanwhile."""
+
+SWITCHED_ON = Turn(then="asks the policy again", quantity=SWITCHED_OFF, threshold=0, present=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:
     since = f" since {off.since}" if off.since else ""
     return Decision(
         target=PARKED,
-        reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: parked"),
+        reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: parked", turns_when=(SWITCHED_ON,)),
         next_pass_s=WATCH_S,
         is_routine=was_off,
     )

@@ -58,5 +58,8 @@ class SimFacts:
             guest.catch_up(host.ksmd.trees, host.now_s)
         return tuple(host.ksmd.trees.cow_ksm if name == "cow_ksm" else None for name in names)
 
+    def page_kib(self) -> int:
+        return 4
+
     def advisor_mode(self) -> str | None:
         return "none" if self._host.ksmd.advisor is None else "scan-time"

@@ -74,6 +74,12 @@ def as_virtksm(*virsh: str, denied: bool = False) -> str:
     return run("virsh", "--connect", "qemu:///system", *virsh, fails=denied, user="virtksm")
 
 
+def doctor(user: str = "") -> dict[str, str]:
+    """Return the verdict of each of `virtksm doctor`'s checks, as this user gets it."""
+    told = json.loads(run("/bin/sh", "-c", "virtksm doctor --json || true", user=user))
+    return {finding["check"]: finding["verdict"] for finding in told["findings"]}
+
+
 # --- the claims, in this order ---------------------------------------------------------------------------------------
 
 
@@ -163,6 +169,21 @@ def reads_no_more() -> None:
         run("cat", f"/proc/{pid}/{name}", user="virtksm")
     for name in ("ksm_stat", "ksm_merging_pages", "smaps", "environ", "maps"):
         run("cat", f"/proc/{pid}/{name}", user="virtksm", fails=True)
+
+
+def diagnoses() -> None:
+    """`virtksm doctor` finds nothing in the way, for root and for the agent's user, and a ksmtuned that is enabled"""
+    for user in ("", "virtksm"):
+        wrong = {check: verdict for check, verdict in doctor(user).items() if verdict in ("WARN", "FAIL")}
+        wrong.pop("huge_pages", None)  # this configuration merges without need
+        claim(not wrong, wrong)
+    unit = Path("/usr/local/lib/systemd/system/ksmtuned.service")
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.write_text("[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n", encoding="ascii")
+    for action, verdict in (("enable", "WARN"), ("mask", "PASS"), ("unmask", "WARN"), ("disable", "PASS")):
+        run("systemctl", action, unit.name)
+        claim(doctor()["ksmtuned"] == verdict, f"after {action}: {doctor()['ksmtuned']}")
+    unit.unlink()
 
 
 def poked() -> None:
@@ -265,6 +286,7 @@ def without_a_rule() -> None:
     run("systemctl", "start", "virtksm.service")
     wait_logged("libvirt_unreachable.*authentication", seen)
     claim(settings() == BASELINE, settings())
+    claim(doctor("virtksm")["permission"] == "FAIL", "doctor says that the agent's user may set")
 
 
 def with_the_plain_rule() -> None:
@@ -289,12 +311,14 @@ def with_too_little() -> None:
     run("systemctl", "start", "virtksm.service")
     wait_logged("settings_refused.*not_authorized", seen)
     claim(settings() == BASELINE, settings())
+    claim(doctor("virtksm")["permission"] == "FAIL", "doctor says that the agent's user may set")
 
 
 def with_the_fine_rules() -> None:
     """50-virtksm-fine-grained.rules and that driver: it tunes, and hears a guest start and stop"""
     install_rules(FINE_GRAINED)
     retune()
+    claim(doctor("virtksm")["permission"] == "PASS", "doctor says that the agent's user may not set")
     wait(is_parked, "being parked")
     seen = log()
     start_guest("boot3")
@@ -360,6 +384,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     tunes,
     reads_guests,
     reads_no_more,
+    diagnoses,
     poked,
     survives_libvirtd,
     reloads,

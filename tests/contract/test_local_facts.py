@@ -13,24 +13,28 @@ import pytest
 from tests.fakes import FakeFacts
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.local_facts import ProcFacts
-from virtksm.model import Guest
-from virtksm.ports import LocalFacts
+from virtksm.model import Guest, GuestProcess, ProcessKsm
+from virtksm.ports import GuestFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    facts: LocalFacts
+    facts: GuestFacts
     start: Callable[[str], Guest]
 
 
 def fake_place() -> Place:
     rss_kib: dict[str, int] = {}
+    of_guests: dict[str, GuestProcess] = {}
 
     def start(name: str) -> Guest:
         rss_kib[f"uuid of {name}"] = 20_000
+        of_guests[f"uuid of {name}"] = GuestProcess(
+            arguments=("qemu", "-name", name), ksm=ProcessKsm(rmap_items=0, zero_pages=0, merging_pages=0)
+        )
         return Guest(uuid=f"uuid of {name}", name=name, domain_id=len(rss_kib))
 
-    return Place(facts=FakeFacts(rss_kib=rss_kib), start=start)
+    return Place(facts=FakeFacts(rss_kib=rss_kib, of_guests=of_guests), start=start)
 
 
 def proc_place(stack: ExitStack) -> Place:
@@ -86,4 +90,23 @@ def test_the_host_tells_its_numbers(place: Place) -> None:
     counted = place.facts.vm_counters("cow_ksm", "thp_split_page")
     assert len(counted) == 2
     assert all(number is None or number >= 0 for number in counted)
+    assert place.facts.page_kib() == 4
     assert place.facts.advisor_mode() in (None, "none", "scan-time")
+
+
+def test_every_guests_process_is_answered_in_order_with_its_command_line_and_its_counts(place: Place) -> None:
+    missing = Guest(uuid=str(uuid4()), name="gone", domain_id=99)
+    one, nobody, two = place.facts.processes((place.start("one"), missing, place.start("two")))
+    assert nobody is None
+    for process, name in ((one, "one"), (two, "two")):
+        assert process is not None
+        assert name in process.arguments
+        assert process.ksm is not None
+        assert (process.ksm.rmap_items, process.ksm.merging_pages, process.ksm.zero_pages) == (0, 0, 0)
+
+
+def test_other_processes_that_have_merged_pages_are_no_guests(place: Place) -> None:
+    running = (place.start("one"),)
+    assert all(one.merging_pages > 0 and one.pid > 0 for one in place.facts.others(running))
+    profit_bytes = place.facts.general_profit_bytes()
+    assert profit_bytes is None or isinstance(profit_bytes, int)

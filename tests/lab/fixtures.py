@@ -124,6 +124,21 @@ def libvirtd(session_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
 
 
 @pytest.fixture
+def small_pages_libvirtd() -> Iterator[PrivateLibvirtd]:
+    """Lend a private libvirtd whose guests have no huge pages: every page of theirs merges at its second visit.
+
+    What ksmd splits of huge pages, and khugepaged puts together again, may wait for a third. A module whose tests count
+    merged pages puts it in the place of `libvirtd`.
+    """
+    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@pytest.fixture
 def libvirt_conn(libvirtd: PrivateLibvirtd) -> Iterator[libvirt.virConnect]:
     """Lend a connection of this test's own; no event loop runs for it."""
     connection = libvirt.open(libvirtd.uri)

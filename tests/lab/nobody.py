@@ -16,6 +16,8 @@ HANG_S = 30.0
 _PROGRAM = """
 import os, sys
 import json, virtksm.adapters.control, virtksm.cli.retune, virtksm.cli.status
+import virtksm.assemble, virtksm.cli.guests, virtksm.cli.headroom, virtksm.config.load, virtksm.survey
+import virtksm.cli.asking, virtksm.cli.doctor, virtksm.doctor.checks, virtksm.doctor.reading
 from virtksm.cli.main import main
 user, *groups = map(int, sys.argv[1].split())
 os.setgroups(groups)

@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,20 @@ import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.fakes import FakeFacts, FakeHypervisor
+from virtksm.accounts import LeftOver
 from virtksm.adapters.systemd import Notifier
+from virtksm.cli.guests import survey_dict, survey_lines
+from virtksm.cli.headroom import headroom_lines
 from virtksm.cli.main import main
 from virtksm.cli.render import pass_lines, restore_lines
-from virtksm.cli.status import status_lines
+from virtksm.cli.status_text import status_lines
 from virtksm.demo.view import LiveView
+from virtksm.headroom import Host, find_headroom
 from virtksm.logs import configure
+from virtksm.model import Guest, GuestProcess, OtherProcess, ProcessKsm
 from virtksm.printable import printable
+from virtksm.survey import survey
 
 NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
 EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"
@@ -89,7 +97,13 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "triggers": [text],
         "sensed": dict.fromkeys(("free_kib", "buffers_kib", "cached_kib", "total_kib", "committed_kib", "guests"), 1)
         | {"guests_unread": 0},
-        "decision": {"parked": False, "reason": text, "rule": text, "target": SETTINGS},
+        "decision": {
+            "parked": False,
+            "reason": text,
+            "rule": text,
+            "turns_when": [{"text": text}],
+            "target": SETTINGS,
+        },
         "outcome": text,
         "duration_ms": 1.0,
         "before": SETTINGS,
@@ -109,9 +123,33 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "last_pass_ago_s": 1.0,
         "next_pass_s": None,
         "stranded": {"possible": False},
+        "history_error": text,
+        "events": [{"at_s": 1.0, "domain": text, "kind": text, "detail": text}],
     }
-    lines = pass_lines(record) + restore_lines(record) + status_lines(status)
+    lines = pass_lines(record) + restore_lines(record) + [line for _, line in status_lines(status)]
     assert all(line.isprintable() for line in lines)
+
+
+@given(text=NAMES)
+@example(text=EVIL)
+def test_a_look_at_guests_prints_one_printable_line_for_each(text: str) -> None:
+    guest = Guest(uuid=text, name=text, domain_id=1)
+    here = FakeHypervisor(uri=text, running=(guest,), xml={text: "<domain/>"})
+    ksm = ProcessKsm(rmap_items=1, merging_pages=1)
+    facts = FakeFacts(
+        of_guests={text: GuestProcess(arguments=(text, "-machine", text), ksm=ksm)},
+        other_processes=(OtherProcess(pid=1, name=text, merging_pages=5),),
+    )
+    found = survey(here, facts)
+    found = replace(found, left_over=LeftOver(merging_pages=7, zero_pages=0, saved_bytes=1, cost_bytes=1))
+    found = replace(found, others=facts.other_processes, notes=(text,))
+    lines = survey_lines(found, found.guests)
+    assert all(line.isprintable() for line in lines)
+    assert lines[1].startswith(printable(text))
+    assert json.loads(json.dumps(survey_dict(found, found.guests)))["guests"][0]["name"] == text
+    host = Host(available_kib=1, reserve_kib=0, saved_kib=0, unmerging_kib=0, swap_free_kib=0, is_merging=True)
+    headroom = find_headroom([], host)
+    assert all(line.isprintable() for line in headroom_lines(found, host, headroom, [text]))
 
 
 @given(text=NAMES.filter(lambda text: "\0" not in text and text.isprintable() is False))
@@ -123,7 +161,7 @@ def test_an_error_costs_one_printable_line(text: str) -> None:
         Path(place).write_text("no folder", encoding="ascii")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stderr", told)
-            assert main(["--runtime-dir", place, "status"]) == 1
+            assert main(["--runtime-dir", place, "restore"]) == 1
     assert told.getvalue().startswith("virtksm: ")
     assert told.getvalue().removesuffix("\n").isprintable()
 

@@ -24,6 +24,8 @@ from virtksm.adapters.local_facts import (
     parse_counter,
     parse_guest_uuid,
     parse_meminfo,
+    parse_process_ksm,
+    parse_signed,
     parse_vmstat,
 )
 from virtksm.adapters.poke_fifo import open_poke_fifo
@@ -75,6 +77,11 @@ def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
     for number in (parse_counter(text), parse_vmstat(text, "cow_ksm")):
         assert number is None or 0 <= number < 10**20
     assert parse_choice(text) in text
+    signed = parse_signed(text)
+    assert signed is None or abs(signed) < 10**20
+    for stat in (text, f"ksm_rmap_items {text}\nksm_process_profit {text}\nksm_mergeable: {text}\n"):
+        ksm = parse_process_ksm(stat, text)
+        assert all(one is None or one >= 0 for one in (ksm.rmap_items, ksm.merging_pages, ksm.zero_pages))
 
 
 @given(content=st.binary(), begins=st.sampled_from([b"", b"-uuid\0", b"\0-uuid\0", b"qemu\0-uuid"]))

@@ -6,6 +6,7 @@ import pytest
 
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
+from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 
@@ -13,6 +14,12 @@ pytestmark = pytest.mark.real
 
 COMMON_MIB = 24
 PARKED = (0, 10_000)
+
+
+@pytest.fixture
+def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Guests of small pages: merged pages are counted here."""
+    return small_pages_libvirtd
 
 
 @pytest.mark.parametrize("run", [0, 2])
@@ -33,7 +40,7 @@ def test_ksm_switched_off_under_the_agent_is_said_and_survived(
     ksm.write(run=1)
     agent.step()
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
-    assert ksm.read("pages_sharing") > COMMON_MIB * PAGES_PER_MIB * 0.9, "what was owed meanwhile was not forgotten"
+    assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, "what was owed meanwhile was not forgotten"
 
 
 def test_what_was_unmerged_under_the_agent_merges_again(
@@ -49,5 +56,5 @@ def test_what_was_unmerged_under_the_agent_merges_again(
     ksm.write(run=1)
     agent.step()
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
-    assert ksm.read("pages_sharing") > COMMON_MIB * PAGES_PER_MIB * 0.9
+    assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
     assert agent.lines("settings_refused") == []

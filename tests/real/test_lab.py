@@ -30,16 +30,11 @@ MAX_PAGE_SHARING = 256
 
 
 @pytest.fixture
-def small_pages_guest(payload: Path) -> Iterator[GuestFactory]:
+def small_pages_guest(small_pages_libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[GuestFactory]:
     """Guests without huge pages, where every page of theirs is one that KSM counts."""
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
-    try:
-        daemon.start()
-        factory = GuestFactory(daemon, payload)
-        yield factory
-        factory.close()
-    finally:
-        daemon.close()
+    factory = GuestFactory(small_pages_libvirtd, payload)
+    yield factory
+    factory.close()
 
 
 def merged_counts(ksm: Ksm, guests: list[RunningGuest]) -> tuple[list[int], int, int, int]:

@@ -1,9 +1,10 @@
-"""The agent over fakes: off and on through its control requests, and the look at guests' XML between passes."""
+"""The agent over fakes: off, on and what it gives a recorder, through its control requests; the look at guests' XML."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,14 +17,15 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent
 from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle
 from virtksm.errors import LibvirtUnreachable
+from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
 from virtksm.model import Guest, Settings, Trigger
-from virtksm.privacy import NAMESPACE
 
 URI = "qemu:///system"
 LONG_S = 30.0
@@ -71,7 +73,7 @@ class Bench:
     def run(self, story: Callable[[], Any]) -> None:
         """Run the agent as long as `story` goes."""
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
-        calls = BlockingCalls()
+        calls, reporter = BlockingCalls(), Reporter(Notifier({}))
 
         def make_cycle(*_told: object) -> Cycle[int]:
             return Cycle(
@@ -91,10 +93,11 @@ class Bench:
                 config=self.config,
                 link=FakeLink(calls, self.hypervisor),
                 calls=calls,
-                reporter=Reporter(Notifier({})),
+                reporter=reporter,
                 make_cycle=make_cycle,
                 make_switch=lambda _uri, _config: self.switch,
                 reload_config=lambda: self.config,
+                diary=Diary(reporter.history_kept, reporter.history_failed),
             )
             running = asyncio.create_task(self.agent.run())
             await self.until(lambda: self.events("pass_completed") != [])
@@ -149,6 +152,23 @@ def test_off_parks_at_once_and_no_trigger_scans_until_on(bench: Bench) -> None:
     bench.run(story)
     assert (len(bench.events("switched_off")), len(bench.events("switched_on"))) == (2, 2)
     assert bench.hypervisor.values["pages_to_scan"] == 100, "what it found is restored at its end"
+
+
+def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: Bench) -> None:
+    async def story() -> None:
+        first = (await bench.ask("inputs"))["inputs"]
+        assert json.loads(first["header"])["uri"] == URI
+        request = {"op": "inputs", "session": first["session"], "since": first["next"]}
+        await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+        await bench.pass_for(Trigger.STARTED)
+        await bench.ask("off")
+        lines = [json.loads(line) for line in (await bench.agent.handle(request))["inputs"]["lines"]]  # type: ignore[index]  # the answer's
+        assert [line["triggers"] for line in lines] == [["started"], ["off"]]
+        assert [line["decision"]["rule"] for line in lines] == ["told", "switched_off"]
+        assert [line["off"] is not None for line in lines] == [False, True]
+        assert lines[1]["past"] is None
+
+    bench.run(story)
 
 
 def test_an_agent_that_ends_while_off_leaves_ksm_parked(bench: Bench) -> None:

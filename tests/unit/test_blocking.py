@@ -32,7 +32,7 @@ def test_a_result_comes_back_from_another_thread() -> None:
     async def test(calls: BlockingCalls) -> None:
         thread = await calls.run("look", threading.current_thread, LONG_S)
         assert thread is not threading.current_thread()
-        assert thread.name == "libvirt-look"
+        assert thread.name == "call-look"
         assert thread.daemon
 
     run(test)
@@ -164,7 +164,7 @@ def test_a_loop_that_has_ended_meanwhile_does_not_matter() -> None:
         await over(calls, let_go.wait)
 
     run(test)
-    workers = [thread for thread in threading.enumerate() if thread.name == "libvirt-slow"]
+    workers = [thread for thread in threading.enumerate() if thread.name == "call-slow"]
     assert len(workers) == 1
     let_go.set()
     workers[0].join(LONG_S)
@@ -197,6 +197,6 @@ def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_moment(fai
 
     run(test)
     for thread in threading.enumerate():
-        if thread.name == "libvirt-discard":
+        if thread.name == "call-discard":
             thread.join(LONG_S)
     assert discarded == ([] if fails else ["connection"]), "nobody else closes it"

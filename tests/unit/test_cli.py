@@ -54,6 +54,13 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["off", "--fits", "--verify"],
         ["off", "--force", "--fits"],
         ["on", "--force"],
+        ["guests", "--sort", "rss"],
+        ["record"],
+        ["record", "file", "--for", "soon"],
+        ["record", "file", "--for", "-1"],
+        ["record", "file", "--for", "nan"],
+        ["replay"],
+        ["replay", "file", "--policy", "none"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +78,8 @@ def test_global_options_come_before_the_command_also_with_a_commands_name_as_val
 
 
 @pytest.mark.parametrize(
-    "command", ["retune", "agent", "restore", "off", "off --fits", "off --verify", "on", "config show"]
+    "command",
+    ["retune", "agent", "restore", "off", "off --fits", "off --verify", "on", "guests", "headroom", "config show"],
 )
 def test_a_configuration_that_is_missing_is_exit_code_2_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

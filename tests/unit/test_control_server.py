@@ -205,13 +205,14 @@ def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: Path) 
     serve(path, client, handle=tell_much, patience_s=SHORT_S)
 
 
-def test_the_readers_socket_answers_status_alone(path: Path) -> None:
+def test_the_readers_socket_answers_questions_alone(path: Path) -> None:
     async def client() -> None:
-        assert (await talk(path, b'{"op": "status"}\n'))["ok"] is True
+        for question in ("status", "history", "decisions"):
+            assert (await talk(path, json.dumps({"op": question}).encode() + b"\n"))["ok"] is True
         for sent in (b'{"op": "retune"}\n', b'{"op": ["status"]}\n', b"{}\n"):
             answer = await talk(path, sent)
             assert answer["ok"] is False
-            assert "answers status alone" in str(answer["error"])
+            assert "answers status, history, decisions alone" in str(answer["error"])
 
     serve(path, client, for_readers=True)
 

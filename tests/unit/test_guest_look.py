@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.guest_look import READ_AT_ONCE, GuestLook, read_guests
+from virtksm.agent.guest_look import READ_AT_ONCE, GuestLook
+from virtksm.describe import read_guests
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.model import Guest
 

@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READS_SYS = {
     "adapters/local_facts.py": set[str](),  # KSM's switch and advisor
+    "doctor/reading/processes.py": set[str](),  # whether libvirt's daemon sees KSM's folder read-only
     "cli/demo.py": {"copyfile"},  # refuses while KSM is off; copies the guests' kernel
 }
 """The modules whose code, not only whose texts for people, names a path below /sys, and what else they may write."""

@@ -15,10 +15,13 @@ OTHER_EVENTS = [0, 1, 3, 4, 6, 7, 8]
 
 
 class NamedDomain:
-    """The one thing that the callbacks ask of a domain."""
+    """What the callbacks ask of a domain."""
 
     def name(self) -> str:
         return "guest"
+
+    def UUIDString(self) -> str:  # noqa: N802  # libvirt's name
+        return "uuid of guest"
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def test_balloon_and_memory_size_changes_are_heard(subscription: Subscription, h
     connection, domain = cast("libvirt.virConnect", None), cast("libvirt.virDomain", NamedDomain())
     subscription._on_balloon(connection, domain, 4096, None)
     subscription._on_memory_size(connection, domain, "virtiomem0", 8192, None)
-    assert [(event.trigger, event.guest, event.detail) for event in heard] == [
-        (Trigger.BALLOON, "guest", "balloon 4096 KiB"),
-        (Trigger.MEMORY_DEVICE, "guest", "virtiomem0 8192 KiB"),
+    assert [(event.trigger, event.guest, event.uuid, event.detail) for event in heard] == [
+        (Trigger.BALLOON, "guest", "uuid of guest", "balloon 4096 KiB"),
+        (Trigger.MEMORY_DEVICE, "guest", "uuid of guest", "virtiomem0 8192 KiB"),
     ]

@@ -5,14 +5,24 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.adapters.local_facts import FORGET_S, YOUNG_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
-from virtksm.model import Guest, HostMemory
+from virtksm.adapters.local_facts import (
+    FORGET_S,
+    YOUNG_S,
+    ProcFacts,
+    parse_choice,
+    parse_meminfo,
+    parse_process_ksm,
+    parse_signed,
+    parse_vmstat,
+)
+from virtksm.model import Guest, HostMemory, ProcessKsm
 
 
 class Qemus:
@@ -162,6 +172,7 @@ def test_meminfo_is_read_as_the_kernel_writes_it() -> None:
         total_kib=16000, free_kib=4000, buffers_kib=10, cached_kib=20, available_kib=9000
     )
     assert parse_meminfo(text.replace("MemAvailable", "Other")).available_kib is None
+    assert parse_meminfo(f"{text}SwapFree: 500 kB\n").swap_free_kib == 500
 
 
 @pytest.mark.parametrize(
@@ -170,3 +181,50 @@ def test_meminfo_is_read_as_the_kernel_writes_it() -> None:
 def test_a_meminfo_that_tells_too_little_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"missing|invalid"):
         parse_meminfo(text)
+
+
+LINUX_6_1 = "ksm_rmap_items 20\n"
+LINUX_6_4 = f"{LINUX_6_1}ksm_merging_pages 7\nksm_process_profit -100\n"
+LINUX_6_6 = LINUX_6_4.replace("ksm_merging", "ksm_zero_pages 3\nksm_merging")
+LINUX_6_18 = f"{LINUX_6_6}ksm_merge_any: no\nksm_mergeable: yes\n"
+COUNTED = ProcessKsm(rmap_items=20, zero_pages=3, merging_pages=7, profit_bytes=-100)
+
+
+@pytest.mark.parametrize(
+    ("stat", "merging", "found"),
+    [
+        ("", "", ProcessKsm()),
+        ("", "7\n", ProcessKsm(merging_pages=7)),
+        (LINUX_6_1, "7\n", ProcessKsm(rmap_items=20, merging_pages=7)),
+        (LINUX_6_4, "7\n", replace(COUNTED, zero_pages=None)),
+        (LINUX_6_6, "7\n", COUNTED),
+        (LINUX_6_18, "8\n", replace(COUNTED, merges_any=False, is_mergeable=True)),
+        ("ksm_zero_pages -1\nksm_mergeable: perhaps\n", "", ProcessKsm()),
+    ],
+)
+def test_a_process_is_counted_as_far_as_its_kernel_does(stat: str, merging: str, found: ProcessKsm) -> None:
+    assert parse_process_ksm(stat, merging) == found
+
+
+@pytest.mark.parametrize(("text", "number"), [("-5\n", -5), ("5\n", 5), ("--5", None), ("", None), ("5 6", None)])
+def test_a_profit_may_be_a_loss(text: str, number: int | None) -> None:
+    assert parse_signed(text) == number
+
+
+def test_the_profit_of_all_is_read_where_the_kernel_has_it(tmp_path: Path) -> None:
+    facts = ProcFacts(FakeClock(), sys_ksm=str(tmp_path))
+    assert facts.general_profit_bytes() is None
+    (tmp_path / "general_profit").write_text("-64\n", encoding="ascii")
+    assert facts.general_profit_bytes() == -64
+
+
+def test_a_guests_process_is_read_and_gone_with_it(qemus: Qemus, facts: ProcFacts) -> None:
+    uuid = str(uuid4())
+    process = qemus.start(uuid)
+    (found,) = facts.processes((guest(uuid),))
+    assert found is not None
+    assert uuid in found.arguments
+    assert found.ksm is not None
+    process.kill()
+    process.wait()
+    assert facts.processes((guest(uuid),)) == (None,)

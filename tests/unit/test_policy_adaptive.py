@@ -720,6 +720,56 @@ def test_merge_across_nodes_waits_until_nothing_is_shared(key: str, shared: int,
     assert ("merge_across_nodes waits" in decision.reason.text) == (key == "never" and shared > 0)
 
 
+# What would turn the decision: tests/property/test_turns.py tries whether it is true
+
+
+def stories() -> dict[str, Decision]:
+    """One decision for each rule."""
+    guests = {"a": GIB, "b": GIB}
+    begun, past = in_round()
+    off = snap(20, guests, run=0)
+    rest = replace(rested(300), probe_due_s=1000)
+    short = replace(past, round=None, fresh_kib=0, half_kib=0, probe_due_s=10)
+    return {
+        "off": decide_all(ALWAYS, off, past=past)[0],
+        "disengaged": decide_all(AUTO, snap(0, guests))[0],
+        "rest": decide_all(ALWAYS, snap(20, {"a": GIB}, full_scans=5), past=rest)[0],
+        "wait": decide_all(ALWAYS, snap(0, guests), snap(3, guests))[0],
+        "round": begun,
+        "probe": decide_all(ALWAYS, snap(20, guests, full_scans=2), past=short)[0],
+        "stalled": decide_all(ALWAYS, snap(1000, guests), past=past)[0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "thens"),
+    [
+        ("off", {"decides by memory"}),
+        ("disengaged", {"engages"}),
+        ("rest", {"owes a round", "probes"}),
+        ("wait", {"begins a round", "probes"}),
+        ("round", {"ends the round", "gives the round up"}),
+        ("probe", {"ends the round", "gives the round up"}),
+        ("stalled", {"begins a round", "probes"}),
+    ],
+)
+def test_every_rule_says_what_would_turn_it(rule: str, thens: set[str]) -> None:
+    decision = stories()[rule]
+    assert decision.reason.rule == rule
+    assert {turn.then for turn in decision.reason.turns_when} == thens
+
+
+def test_engaged_by_memory_it_says_when_it_disengages() -> None:
+    decision, _ = decide_all(AUTO, with_available(snap(0, {"a": GIB}), 12 * GIB))
+    (turn,) = (turn for turn in decision.reason.turns_when if turn.then == "disengages")
+    assert (turn.quantity, turn.threshold, turn.present) == ("available_kib", 16 * GIB - 1, 12 * GIB)
+
+
+def test_what_has_never_to_act_says_of_no_turn() -> None:
+    decision, _ = decide_all(AdaptivePolicy(params=AdaptiveParams(engage="never")), snap(0, {"a": GIB}))
+    assert decision.reason.turns_when == ()
+
+
 # The past as JSON
 
 

@@ -1,95 +1,10 @@
-"""Which guests are private, and which of them can merge: by metadata and by name, kept out by nosharepages alone."""
+"""Which private guests can merge, by metadata and by name."""
 
 from __future__ import annotations
 
-import pytest
-
+from virtksm.guest_xml import UNKNOWN, GuestXml
 from virtksm.model import Guest
-from virtksm.privacy import MAX_CHARACTERS, NAMESPACE, UNKNOWN, GuestXml, exposed, parse_guest_xml
-
-METADATA = f'<metadata><v:guest xmlns:v="{NAMESPACE}" private="yes"/></metadata>'
-NOSHARE = "<memoryBacking><nosharepages/></memoryBacking>"
-
-
-def domain(*parts: str) -> str:
-    return f"<domain type='kvm' id='1'><name>one</name>{''.join(parts)}</domain>"
-
-
-@pytest.mark.parametrize(
-    ("xml", "found"),
-    [
-        (domain(), GuestXml()),
-        (domain(METADATA), GuestXml(is_private=True)),
-        (domain(NOSHARE), GuestXml(is_kept_out=True)),
-        (domain(NOSHARE, METADATA), GuestXml(is_private=True, is_kept_out=True)),
-        (f"<?xml version='1.0' encoding='UTF-16'?>{domain(NOSHARE)}", GuestXml(is_kept_out=True)),
-    ],
-)
-def test_it_reads_what_a_domain_says_of_itself(xml: str, found: GuestXml) -> None:
-    assert parse_guest_xml(xml) == found
-
-
-@pytest.mark.parametrize(
-    ("value", "is_private"), [("yes", True), ("no", False), ("true", True), ("Yes", True), ("", True), ("No", True)]
-)
-def test_a_slip_of_the_pen_declares_a_guest_private(value: str, is_private: bool) -> None:
-    assert parse_guest_xml(domain(METADATA.replace("yes", value))).is_private is is_private
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        "<metadata><guest private='yes'/></metadata>",
-        "<metadata><v:guest xmlns:v='urn:other' private='yes'/></metadata>",
-        f"<metadata><v:guest xmlns:v='{NAMESPACE}'/></metadata>",
-        f"<metadata><o:x xmlns:o='urn:o'><v:guest xmlns:v='{NAMESPACE}' private='yes'/></o:x></metadata>",
-        "<description>&lt;metadata&gt;</description>",
-    ],
-)
-def test_what_is_not_virtksms_declares_nothing(other: str) -> None:
-    assert parse_guest_xml(domain(other)) == GuestXml()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        "<memoryBacking><hugepages/></memoryBacking>",
-        "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
-        "<memoryBacking><locked/></memoryBacking>",
-        "<metadata><x:memoryBacking xmlns:x='urn:x'><x:nosharepages/></x:memoryBacking></metadata>",
-        "<devices><memoryBacking><nosharepages/></memoryBacking></devices>",
-        "<nosharepages/>",
-    ],
-)
-def test_nothing_but_nosharepages_keeps_a_guest_out(other: str) -> None:
-    assert parse_guest_xml(domain(other)).is_kept_out is False
-
-
-@pytest.mark.parametrize(
-    ("xml", "problem"),
-    [
-        ("", "no XML"),
-        ("<domain>", "no XML"),
-        ("<domain/><domain/>", "no XML"),
-        ("<domain>\0</domain>", "no XML"),
-        ("<domain>&nbsp;</domain>", "no XML"),
-        ("<domain>\ud800</domain>", "no XML"),
-        ("<network/>", "no domain"),
-        ("<d:domain xmlns:d='urn:d'/>", "no domain"),
-        ("<!DOCTYPE domain><domain/>", "document type"),
-        ('<!DOCTYPE d [<!ENTITY a "b"><!ENTITY c "&a;&a;">]><domain>&c;</domain>', "document type"),
-        ('<!DOCTYPE d SYSTEM "file:///etc/hostname"><domain/>', "document type"),
-        (" " * (MAX_CHARACTERS + 1), "longer"),
-    ],
-)
-def test_what_libvirt_never_writes_is_refused(xml: str, problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        parse_guest_xml(xml)
-
-
-def test_deep_nesting_costs_no_stack() -> None:
-    depth = 100_000
-    assert parse_guest_xml(domain("<a>" * depth + "</a>" * depth)) == GuestXml()
+from virtksm.privacy import exposed
 
 
 def guest(name: str) -> Guest:

@@ -27,11 +27,12 @@ from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
 from virtksm.cli.main import main
-from virtksm.cli.status import status_lines
+from virtksm.cli.status_text import status_lines
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ExitCode, LibvirtTimeout
 from virtksm.model import PARKED, Occasion, Settings, Trigger
+from virtksm.now import after_pass
 from virtksm.record import PassRecord
 from virtksm.runtime import RuntimePaths
 
@@ -66,6 +67,7 @@ def standing(**changes: Any) -> Standing:  # noqa: ANN401  # any field of Standi
         last=passed(SCANNING),
         last_s=990.0,
         next_s=1004.0,
+        now=None,
     )
     return replace(calm, **changes)
 
@@ -129,9 +131,10 @@ def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, pe
 
 def test_the_fields_are_those_that_are_documented() -> None:
     last = passed(SCANNING)
-    told = standing(last=last, lost_s=940.0, error="connection refused").as_dict(NOW)
+    told = standing(last=last, lost_s=940.0, error="connection refused", now=after_pass(last)).as_dict(NOW)
     assert json.loads(json.dumps(told)) == {
         "schema": 1,
+        "agent": True,
         "version": "1.2.3",
         "uri": "qemu:///system",
         "policy": "adaptive",
@@ -151,20 +154,39 @@ def test_the_fields_are_those_that_are_documented() -> None:
             "settings": {"pages_to_scan": 285_714, "sleep_millisecs": 60_000, "merge_across_nodes": 1},
             "worst_core_percent": 3.2,
         },
+        "off": False,
+        "now": {
+            "origin": "last_pass",
+            "ksm_run": 1,
+            "advisor_mode": "none",
+            "settings": {"pages_to_scan": 285_714, "sleep_millisecs": 60_000, "merge_across_nodes": 1},
+            "pages_shared": 0,
+            "pages_sharing": 0,
+            "ksm_zero_pages": 0,
+            "page_kib": 4,
+            "saved_kib": 0,
+            "saved_percent": None,
+            "ksmd_cpu_seconds": 1.5,
+            "guests": 0,
+            "guests_unread": 0,
+            "committed_kib": 0,
+            "total_kib": 16 * 1024 * 1024,
+            "available_kib": 8 * 1024 * 1024,
+        },
     }
     documented = (PROJECT / "docs/commands.md").read_text(encoding="utf-8")
-    libvirt, stranded = told["libvirt"], told["stranded"]
-    assert isinstance(libvirt, dict)
-    assert isinstance(stranded, dict)
-    plain = [name for name in told if name not in ("libvirt", "stranded")]
-    names = [*plain, *(f"libvirt.{name}" for name in libvirt), *(f"stranded.{name}" for name in stranded)]
+    names = []
+    for name, value in told.items():
+        is_part = name in ("libvirt", "stranded", "now")
+        names += [f"{name}.{inner}" for inner in value] if is_part and isinstance(value, dict) else [name]
     assert [name for name in names if f"`{name}`" not in documented] == []
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({}, ["libvirt   answers", "stranded  no", "next pass in 4.0 s", "last pass 10.0 s ago, for started: applied"]),
+        ({}, ["libvirt   answers", "last pass 10.0 s ago, for started: applied", "next pass in 4.0 s"]),
+        ({}, ["why       as told (rule told)"]),
         ({"last": None, "last_s": None, "next_s": None}, ["last pass none yet", "next pass none planned"]),
         (
             {"lost_s": 940.0, "error": "refused"},
@@ -179,10 +201,10 @@ def test_the_fields_are_those_that_are_documented() -> None:
         ({"next_s": 990.0}, ["next pass in 0.0 s"]),
     ],
 )
-def test_people_are_told_in_five_lines(changes: dict[str, Any], told: list[str]) -> None:
-    lines = status_lines(json.loads(json.dumps(standing(**changes).as_dict(NOW))))
-    assert len(lines) == 5
+def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: list[str]) -> None:
+    lines = [text for _, text in status_lines(json.loads(json.dumps(standing(**changes).as_dict(NOW))))]
     assert [text for text in told if not any(text in line for line in lines)] == []
+    assert ("lost_s" in changes or "waiting" in changes) == any(line.startswith("stranded") for line in lines)
 
 
 def make_agent() -> Agent:
@@ -285,7 +307,7 @@ jsons: st.SearchStrategy[Any] = st.recursive(
 )
 requests = st.fixed_dictionaries(
     {},
-    optional={"op": st.sampled_from(["retune", "status"]) | jsons, "uri": st.just("qemu:///system") | jsons}
+    optional={"op": st.sampled_from(["retune", "status", "inputs"]) | jsons, "uri": st.just("qemu:///system") | jsons}
     | {"dry_run": jsons},
 )
 
@@ -302,9 +324,28 @@ def test_any_request_is_answered_without_a_connection(request: dict[str, object]
     assert agent.requests == [], "nothing is kept of it"
 
 
-def test_without_an_agent_it_says_what_to_do(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.FAILED
-    assert capsys.readouterr().err == (f"virtksm: no agent runs with {paths.root}: start it: systemctl start virtksm\n")
+def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
+    paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--runtime-dir", paths.root, "--state-dir", f"{paths.root}/lib", "status", "--connect", "qemu:///system"]
+    assert main([*command, "--json"]) == ExitCode.FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert (told["agent"], told["uri"], told["policy"]) == (False, "qemu:///system", "adaptive")
+    assert (told["now"]["origin"], told["off"], told["last_pass"], told["events"]) == ("local", False, None, [])
+    assert told["stranded"]["possible"] is None
+    assert main(command) == ExitCode.FAILED
+    assert capsys.readouterr().out.startswith("agent     none serves qemu:///system (systemctl start virtksm)")
+    assert sorted(path.name for path in Path(paths.root).rglob("*")) == ["agent"]
+
+
+@pytest.mark.parametrize("uri", ["qemu+tcp://127.0.0.1:1/system", "no-such-alias"])
+def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
+    paths: RuntimePaths, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--runtime-dir", paths.root, "status", "--connect", uri]) == ExitCode.UNREACHABLE
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert uri in told.err
 
 
 def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:

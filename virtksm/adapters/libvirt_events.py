@@ -46,6 +46,7 @@ class DomainEvent:
 
     trigger: Trigger
     guest: str
+    uuid: str
     detail: str
     heard_s: float
 
@@ -176,4 +177,12 @@ class Subscription:
             self._tell(Trigger.MEMORY_DEVICE, domain, alias)
 
     def _tell(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
-        self._heard(DomainEvent(trigger=trigger, guest=domain.name(), detail=detail, heard_s=time.monotonic()))
+        self._heard(
+            DomainEvent(
+                trigger=trigger,
+                guest=domain.name(),
+                uuid=domain.UUIDString(),
+                detail=detail,
+                heard_s=time.monotonic(),
+            )
+        )

@@ -101,6 +101,32 @@ class LibvirtHost:
                 raise self._translated(error, "setting KSM's parameters") from error
             raise _refused(values, cause, error) from error
 
+    def version(self) -> int:
+        """Return the version of the libvirt at the other end: 9.0.0 is 9,000,000."""
+        try:
+            return self.connection.getLibVersion()
+        except libvirt.libvirtError as error:
+            raise self._translated(error, "asking for libvirt's version") from error
+
+    def setting_refused(self) -> Cause | None:
+        """Return why this connection may not set parameters, None if it may; sets nothing.
+
+        Asks for a counter to be set, which nobody can: who may not set is refused first, for that
+        (virNodeSetMemoryParameters checks the connection, then the access driver, then the names). The daemon logs it.
+        """
+        try:
+            self.connection.setMemoryParameters({"shm_full_scans": 0})
+        except LookupError:
+            return Cause.UNSUPPORTED
+        except libvirt.libvirtError as error:
+            cause = _REFUSALS.get(error.get_error_code())
+            if error.get_error_code() == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED or cause is Cause.OUT_OF_RANGE:
+                return None
+            if cause is None or self._is_broken(error):
+                raise self._translated(error, "asking who may set KSM's parameters") from error
+            return cause
+        return None
+
     def _is_broken(self, error: libvirt.libvirtError) -> bool:
         if error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_INVALID_CONN:
             return True
@@ -118,11 +144,16 @@ class LibvirtHost:
         return SensingFailed(message, remedy="try the same with virsh node-memory-tune, and see the daemon's log")
 
 
-def open_host(uri: str) -> LibvirtHost:
-    """Open a read-write connection; raises LibvirtUnreachable."""
+def client_version() -> int:
+    """Return the version of libvirt's library in this process: 9.0.0 is 9,000,000."""
+    return libvirt.getVersion()
+
+
+def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
+    """Open a connection, which can set parameters unless it is `read_only`; raises LibvirtUnreachable."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
     try:
-        return LibvirtHost(libvirt.open(uri))
+        return LibvirtHost((libvirt.openReadOnly if read_only else libvirt.open)(uri))
     except libvirt.libvirtError as error:
         raise LibvirtUnreachable(
             f"{uri}: {error.get_error_message()}", remedy=f"does `virsh --connect {uri} uri` work?"

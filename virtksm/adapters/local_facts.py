@@ -7,6 +7,7 @@ read of /proc/PID/statm. Reads only.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from itertools import pairwise
 import psutil
 
 from virtksm.errors import SensingFailed
-from virtksm.model import Guest, HostMemory
+from virtksm.model import Guest, GuestProcess, HostMemory, OtherProcess, ProcessKsm
 from virtksm.ports import Clock
 
 YOUNG_S = 5.0
@@ -40,12 +41,24 @@ class ProcFacts:
         self._ksmd_sought = False
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        wanted = {guest.key: guest.uuid for guest in running}
-        self._found = {key: process for key, process in self._found.items() if key in wanted}
-        missing = {uuid: key for key, uuid in wanted.items() if key not in self._found}
-        if missing:
-            self._find(missing)
+        self._seek(running)
         return tuple(replace(guest, rss_kib=self._rss_kib(guest.key)) for guest in running)
+
+    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        self._seek(running)
+        found = (self._found.get(guest.key) for guest in running)
+        return tuple(None if process is None else read_guest_process(process.pid) for process in found)
+
+    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        self._seek(running)
+        of_guests = {process.pid for process in self._found.values()}
+        others = []
+        for pid in psutil.pids():
+            merging_pages = None if pid in of_guests else parse_counter(_read_private(pid, "ksm_merging_pages") or "")
+            if merging_pages:
+                name = _read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
+                others.append(OtherProcess(pid=pid, name=name, merging_pages=merging_pages))
+        return tuple(others)
 
     def host_memory(self) -> HostMemory:
         path = f"{psutil.PROCFS_PATH}/meminfo"
@@ -70,6 +83,10 @@ class ProcFacts:
         text = self._read(name)
         return None if text is None else parse_counter(text)
 
+    def general_profit_bytes(self) -> int | None:
+        text = self._read("general_profit")
+        return None if text is None else parse_signed(text)
+
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         try:
             with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii", errors="replace") as file:
@@ -77,6 +94,9 @@ class ProcFacts:
         except OSError:  # hidden: None, as where the kernel does not count
             text = ""
         return tuple(parse_vmstat(text, name) for name in names)
+
+    def page_kib(self) -> int:
+        return os.sysconf("SC_PAGE_SIZE") // 1024
 
     def advisor_mode(self) -> str | None:
         text = self._read("advisor_mode")
@@ -98,6 +118,14 @@ class ProcFacts:
         except psutil.NoSuchProcess:
             del self._found[key]
             return None
+
+    def _seek(self, running: tuple[Guest, ...]) -> None:
+        """Find the processes of the guests that have none yet, and forget those of guests that have ended."""
+        wanted = {guest.key: guest.uuid for guest in running}
+        self._found = {key: process for key, process in self._found.items() if key in wanted}
+        missing = {uuid: key for key, uuid in wanted.items() if key not in self._found}
+        if missing:
+            self._find(missing)
 
     def _find(self, missing: Mapping[str, str]) -> None:
         """Find the processes of guests, given as UUID to key."""
@@ -122,7 +150,7 @@ class ProcFacts:
 
 
 def parse_meminfo(text: str) -> HostMemory:
-    """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing, which MemAvailable may be (Linux 3.14).
+    """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing; MemAvailable (3.14) and swap may be.
 
     Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt go by.
     """
@@ -134,6 +162,7 @@ def parse_meminfo(text: str) -> HostMemory:
             buffers_kib=int(figures["Buffers"]),
             cached_kib=int(figures["Cached"]),
             available_kib=int(figures["MemAvailable"]) if "MemAvailable" in figures else None,
+            swap_free_kib=int(figures["SwapFree"]) if "SwapFree" in figures else None,
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
@@ -148,6 +177,28 @@ def parse_vmstat(text: str, name: str) -> int | None:
 def parse_counter(text: str) -> int | None:
     """Parse a sysfs file that holds one number; None if it does not."""
     return int(text) if re.fullmatch(rf"{NUMBER}\n?", text) else None
+
+
+def parse_signed(text: str) -> int | None:
+    """Parse a sysfs file that holds one number, negative perhaps; None if it does not."""
+    return int(text) if re.fullmatch(rf"-?{NUMBER}\n?", text) else None
+
+
+def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
+    """Parse /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages for kernels whose ksm_stat lacks it (before 6.4)."""
+    fields = dict(re.findall(r"^(\w+):? (\S+)$", stat, re.MULTILINE))
+
+    def answer(name: str) -> bool | None:
+        return {"yes": True, "no": False}.get(fields.get(name, ""))
+
+    return ProcessKsm(
+        rmap_items=parse_counter(fields.get("ksm_rmap_items", "")),
+        zero_pages=parse_counter(fields.get("ksm_zero_pages", "")),
+        merging_pages=parse_counter(fields.get("ksm_merging_pages", merging_pages)),
+        profit_bytes=parse_signed(fields.get("ksm_process_profit", "")),
+        merges_any=answer("ksm_merge_any"),
+        is_mergeable=answer("ksm_mergeable"),
+    )
 
 
 def parse_guest_uuid(command_line: bytes) -> str | None:
@@ -169,6 +220,29 @@ def _find_ksmd() -> psutil.Process | None:
             except psutil.NoSuchProcess:
                 continue
     return None
+
+
+def read_guest_process(pid: int) -> GuestProcess | None:
+    """Read what the process of a guest tells; None if it has ended."""
+    arguments = _read_process(pid, "cmdline")
+    if not arguments:
+        return None
+    stat, merging_pages = (_read_private(pid, name) for name in ("ksm_stat", "ksm_merging_pages"))
+    return GuestProcess(
+        arguments=tuple(arguments.decode("utf-8", "replace").split("\0")),
+        ksm=None if stat is None or merging_pages is None else parse_process_ksm(stat, merging_pages),
+    )
+
+
+def _read_private(pid: int, name: str) -> str | None:
+    """Return a file of /proc/PID that its owner and root may read; None to others, "" where the kernel has no such."""
+    try:
+        with open(f"{psutil.PROCFS_PATH}/{pid}/{name}", encoding="ascii", errors="replace") as file:
+            return file.read(MAX_BYTES)
+    except PermissionError:
+        return None
+    except OSError:
+        return ""
 
 
 def _read_process(pid: int, name: str) -> bytes:

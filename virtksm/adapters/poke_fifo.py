@@ -49,17 +49,18 @@ def open_poke_fifo(paths: RuntimePaths) -> PokeFifo:
         raise StateUnusable(
             f"{path}: {error.strerror}", remedy="hooks cannot poke the agent; see its owner and mode"
         ) from error
-    fault = _find_fault(os.fstat(descriptor))
+    fault = find_fault(os.fstat(descriptor), os.geteuid())
     if fault:
         os.close(descriptor)
         raise StateUnusable(f"{path} {fault}", remedy="remove it and restart the agent, which makes a new one")
     return PokeFifo(descriptor)
 
 
-def _find_fault(status: os.stat_result) -> str:
+def find_fault(status: os.stat_result, agent_uid: int) -> str:
+    """Return what makes a FIFO unfit for the agent of that user; empty if nothing does."""
     if not stat.S_ISFIFO(status.st_mode):
         return "is not a FIFO"
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, agent_uid):
         return f"belongs to user {status.st_uid}, neither to root nor to the agent's user"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"may be written to by others (mode {stat.S_IMODE(status.st_mode):04o})"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,15 +22,21 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
-from virtksm.agent.guest_look import GuestLook, read_guests
+from virtksm.agent.diary import Diary
+from virtksm.agent.guest_look import GuestLook
+from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
+from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.reporting import Reporter
-from virtksm.agent.status import Standing
+from virtksm.agent.status import Standing, look
+from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
+from virtksm.describe import read_guests
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
+from virtksm.history import History
 from virtksm.model import Guest, Occasion, Trigger
-from virtksm.ports import Switch
+from virtksm.ports import LocalFacts, Switch
 from virtksm.record import PassRecord, RestoreRecord
 from virtksm.uri import is_alias
 
@@ -65,11 +71,17 @@ class Agent:
     make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
     make_switch: Callable[[str, Config], Switch]
     reload_config: Callable[[], Config]
+    make_history: Callable[[str, Config], History] | None = None
+    """Gives the history of the host behind a URI; without it, memories end with the agent."""
+    diary: Diary = field(default_factory=Diary)
+    facts: LocalFacts | None = None
+    """This machine's own, for people who ask how things stand; passes have theirs."""
     coalescer: Coalescer = field(init=False)
     memory: Memory = field(default_factory=Memory)
     cycle: Cycle[Any] | None = None
     requests: list[Request] = field(default_factory=list)
     look: GuestLook = field(default_factory=GuestLook)
+    inputs: Inputs = field(default_factory=Inputs)
     running: tuple[Guest, ...] = ()
     heard_s: float | None = None
     next_pass_s: float | None = None
@@ -89,11 +101,13 @@ class Agent:
 
     async def run(self) -> ExitCode:
         """Run until told to stop; then end as `on_exit` says."""
+        self._open_diary(self.uri)
         linking = asyncio.create_task(self._keep_linked())
         passing = asyncio.create_task(self._keep_passing())
         looking = asyncio.create_task(self._keep_looking())
+        writing = asyncio.create_task(self.diary.keep_writing())
         ended = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({linking, passing, looking, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({linking, passing, looking, writing, ended}, return_when=asyncio.FIRST_COMPLETED)
         linking.cancel()
         self.stopping.set()
         self.wake.set()
@@ -102,7 +116,10 @@ class Agent:
         for task in (passing, linking, looking):
             if not task.cancelled():
                 task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
-        return await self._leave()
+        code = await self._leave()
+        self.diary.end()  # last, so that KSM's settings do not wait for a disk
+        await writing
+        return code
 
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
         """Ask for a pass."""
@@ -114,6 +131,7 @@ class Agent:
     def hear(self, event: DomainEvent) -> None:
         """Take a libvirt event, handed over from its thread."""
         self.reporter.event(event)
+        self.diary.hear(event)
         self.offer(event.trigger, heard_s=event.heard_s)
 
     def stop(self) -> None:
@@ -148,6 +166,7 @@ class Agent:
         )
         if self.link.host is not None:
             self.cycle = self.make_cycle(self.link.host, self.config, self.memory)
+        self._open_diary(self._known_uri)
         self.offer(Trigger.RELOAD)
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
@@ -161,18 +180,48 @@ class Agent:
             case "on":
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "status":
-                return {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+                told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
+                return self._other_host(request) or told
+            case "history":
+                return await self._recalled(recall_history, request)
+            case "decisions":
+                return await self._recalled(recall_decisions, request)
+            case "inputs":
+                answered = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                return {"ok": True, "inputs": answered}
             case str(other):
                 return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
             case _:
                 return _failure("op is missing, or no text", ExitCode.USAGE)
 
+    async def _recalled(
+        self,
+        recall: Callable[[Diary, Mapping[str, object]], Awaitable[dict[str, object]]],
+        request: Mapping[str, object],
+    ) -> dict[str, object]:
+        if (other := self._other_host(request)) is not None:
+            return other
+        try:
+            return await recall(self.diary, request)
+        except VirtksmError as error:
+            return _failure(str(error), error.exit_code)
+
+    @property
+    def _known_uri(self) -> str:
+        """The connection's own URI, or what it is to be opened by while there is none."""
+        return self.uri if self.link.host is None else self.link.host.uri
+
+    def _open_diary(self, uri: str) -> None:
+        if self.make_history is not None and not is_alias(uri):
+            self.diary.keep_in(self.make_history(uri, self.config))
+
     def standing(self) -> Standing:
         """Return what is known at this moment; asks libvirt nothing."""
         now_s = time.monotonic()
+        is_here = not is_alias(self._known_uri) and is_this_machine(self._known_uri, self.config)
         return Standing(
             version=__version__,
-            uri=self.uri if self.link.host is None else self.link.host.uri,
+            uri=self._known_uri,
             policy=self.config.policy,
             now_s=now_s,
             lost_s=self.lost_s,
@@ -181,6 +230,7 @@ class Agent:
             last=self.last,
             last_s=self.last_s,
             next_s=self._due_s(now_s),
+            now=look(self.facts if is_here else None, self.last),
         )
 
     def _due_s(self, now_s: float) -> float | None:
@@ -194,9 +244,13 @@ class Agent:
             return {"ok": False, "other_uri": canonical or self.uri}
         return None
 
+    def _other_host(self, request: Mapping[str, object]) -> dict[str, object] | None:
+        """Return the answer to a question that means another host; one that names none means this one."""
+        return self._other_uri(request) if "uri" in request else None
+
     async def _switched(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
-        uri = self.uri if self.link.host is None else self.link.host.uri
+        uri = self._known_uri
         if is_alias(uri):
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
         switch = self.make_switch(uri, self.config)
@@ -232,6 +286,7 @@ class Agent:
             self.cycle = self.make_cycle(host, self.config, self.memory)
             self.lost_s = None
             self.look.forget()
+            self._open_diary(host.uri)
             self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
             self.offer(Trigger.CONNECTED)
             reason = await lost
@@ -243,17 +298,18 @@ class Agent:
     async def _keep_passing(self) -> None:
         while not self.stopping.is_set():
             await self._wait_until_due()
-            cycle = self.cycle
+            cycle, config = self.cycle, self.config  # both before a reload, or both after it
             if self.stopping.is_set() or cycle is None:
                 continue
             for wish in [wish for wish in self.requests if wish.dry_run]:
-                await self._pass(cycle, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
+                await self._pass(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
             now_s = time.monotonic()
             due_s = self.coalescer.due_s(now_s)
             if due_s is not None and due_s <= now_s:
                 occasion, self.coalescer = self.coalescer.take(now_s)
                 heard_s, self.heard_s = self.heard_s, None
-                await self._pass(cycle, occasion, [wish for wish in self.requests if not wish.dry_run], heard_s)
+                wishes = [wish for wish in self.requests if not wish.dry_run]
+                await self._pass(cycle, config, occasion, wishes, heard_s)
         self._give_up_wishes(VirtksmError("the agent is stopping"))
 
     async def _keep_looking(self) -> None:
@@ -305,7 +361,9 @@ class Agent:
             except TimeoutError:
                 continue
 
-    async def _pass(self, cycle: Cycle[Any], occasion: Occasion, wishes: list[Request], heard_s: float | None) -> None:
+    async def _pass(
+        self, cycle: Cycle[Any], config: Config, occasion: Occasion, wishes: list[Request], heard_s: float | None
+    ) -> None:
         self.awake_s = time.monotonic()
         self.requests = [wish for wish in self.requests if wish not in wishes]
         dry_run = any(wish.dry_run for wish in wishes)
@@ -320,11 +378,13 @@ class Agent:
         if not dry_run:
             ended_s = time.monotonic()
             self.last, self.last_s = record, ended_s
+            self.inputs.keep(record, config, now_s=ended_s, at_s=time.time())
             if record.decision.next_pass_s is None:
                 self.next_pass_s = None
             else:
                 self.next_pass_s = ended_s + record.decision.next_pass_s
             self.reporter.passed(record, heard_s, ended_s)
+            self.diary.take(record)
             self.running = record.snapshot.guests
             self.look.see(self.running, afresh=occasion.is_explicit)
             self._name_exposed()

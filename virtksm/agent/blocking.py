@@ -1,7 +1,8 @@
-"""Blocking libvirt calls beside the event loop: each in a thread of its own, with a limit, one after the other.
+"""Blocking calls, libvirt's or the disk's, beside the event loop: each in a thread of its own, with a limit, in turn.
 
-libvirt's calls cannot be cancelled. A call over its limit is abandoned: the caller gets LibvirtTimeout, and until that
-thread comes back every further call fails at once, so that a hanging daemon costs one thread and not one a pass.
+They cannot be cancelled. A call over its limit is abandoned: the caller gets an error (for libvirt LibvirtTimeout), and
+until that thread comes back every further call fails at once, so that a hanging daemon or disk costs one thread and not
+one a pass. Who waits for different things has an instance for each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from virtksm.errors import LibvirtTimeout
+from virtksm.errors import LibvirtTimeout, VirtksmError
 
 Result = TypeVar("Result")
 
@@ -23,19 +24,26 @@ REMEDY = "libvirt's daemon does not answer: see its log, or restart it; guests g
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """What has not come back from libvirt, and since when it is waited for (CLOCK_MONOTONIC)."""
+    """What has not come back, and since when it is waited for (CLOCK_MONOTONIC)."""
 
     what: str
     since_s: float
 
 
+def libvirt_hangs(message: str) -> VirtksmError:
+    """Return the error for a call that libvirt does not answer."""
+    return LibvirtTimeout(message, remedy=REMEDY)
+
+
 class BlockingCalls:
     """Runs one blocking call at a time; to be used from one asyncio loop.
 
-    `waiting` is the call that is out, whether it was abandoned or not.
+    `waiting` is the call that is out, whether it was abandoned or not. `too_late` makes the error for one over its
+    limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, too_late: Callable[[str], VirtksmError] = libvirt_hangs) -> None:
+        self._too_late = too_late
         self.waiting: Waiting | None = None
         self._turn = asyncio.Lock()
         self._abandoned: str | None = None
@@ -52,14 +60,15 @@ class BlockingCalls:
     ) -> Result:
         """Run `call` in a daemon thread, after the calls before it, and return its result; exceptions pass through.
 
-        Raises LibvirtTimeout after `limit_s` seconds, or at once while an abandoned call is still out. A result that
-        comes too late is given to `discard`. A call that `is_owed` is made all the same once the abandoned one is back.
+        Raises what `too_late` makes after `limit_s` seconds, or at once while an abandoned call is still out. A result
+        that comes too late is given to `discard`. A call that `is_owed` is made all the same once the abandoned one is
+        back.
         """
         async with self._turn:
             if self._abandoned is not None:
                 if is_owed:
                     self._owed.append(call)
-                raise LibvirtTimeout(f"{what}: still waiting for {self._abandoned}", remedy=REMEDY)
+                raise self._too_late(f"{what}: still waiting for {self._abandoned}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
 
@@ -74,7 +83,7 @@ class BlockingCalls:
                     return
 
             self.waiting = Waiting(what=what, since_s=time.monotonic())
-            threading.Thread(target=work, name=f"libvirt-{what}", daemon=True).start()
+            threading.Thread(target=work, name=f"call-{what}", daemon=True).start()
             try:
                 # Not wait_for: until Python 3.12 it loses a cancellation that comes together with the result.
                 await asyncio.wait([future], timeout=limit_s)
@@ -87,7 +96,7 @@ class BlockingCalls:
                     self._abandoned = what
                     future.cancel()
             if future.cancelled():
-                raise LibvirtTimeout(f"{what}: no answer within {limit_s:g} s", remedy=REMEDY)
+                raise self._too_late(f"{what}: no answer within {limit_s:g} s")
             return future.result()
 
     def _finish(
@@ -118,4 +127,4 @@ def _throw_away(result: Result, discard: Callable[[Result], None] | None) -> Non
 
 
 def _start_late(call: Callable[[], object]) -> None:
-    threading.Thread(target=call, name="libvirt-late", daemon=True).start()
+    threading.Thread(target=call, name="late-call", daemon=True).start()

@@ -1,8 +1,8 @@
 """A socket of the agent's: reads one request line from each client, hands it to a handler, writes one answer line.
 
 The control socket hears root and the agent's own user (SO_PEERCRED; it is 0600 from the moment it exists). A socket for
-readers hears whom the kernel lets connect, answers `status` alone, and gives each user few places. Requests are bounded
-in size and time and clients in number, so no client can hold up a pass, or another user's request.
+readers hears whom the kernel lets connect, answers questions alone (READING), and gives each user few places. Requests
+are bounded in size and time and clients in number, so no client can hold up a pass, or another user's request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATIENCE_S = 5.0
 MAX_CLIENTS = 32
 MAX_OF_A_READER = 4
 BACKLOG = 100
-READING = "status"
+READING = ("status", "history", "decisions")
 
 
 def bind_socket(path: str) -> socket.socket:
@@ -115,8 +115,10 @@ class ControlServer:
             return None
         if not isinstance(request, dict):
             return _failure("the request is no JSON object", 2)
-        if self._for_readers and request.get("op") != READING:
-            return _failure(f"this socket answers {READING} alone; only root and the agent's own user may ask more", 1)
+        if self._for_readers and request.get("op") not in READING:
+            return _failure(
+                f"this socket answers {', '.join(READING)} alone; only root and the agent's own user may ask more", 1
+            )
         return await self._handle(request)
 
 

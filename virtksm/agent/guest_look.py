@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from virtksm.errors import GuestVanished, LibvirtUnreachable, VirtksmError
+from virtksm.guest_xml import GuestXml
 from virtksm.model import Guest
-from virtksm.ports import Descriptions
-from virtksm.privacy import UNKNOWN, GuestXml, exposed, parse_guest_xml
+from virtksm.privacy import exposed
 
 READ_AT_ONCE = 8
 
@@ -60,28 +59,3 @@ class GuestLook:
     def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
         return exposed(running, self._known, patterns)
-
-
-Seen = tuple[list[tuple[Guest, GuestXml | None]], list[VirtksmError]]
-
-
-def read_guests(source: Descriptions, guests: Iterable[Guest]) -> Seen:
-    """Read and parse the guests' XML; return it, and what went wrong with single guests.
-
-    Blocks. Raises LibvirtUnreachable when the connection is gone.
-    """
-    seen: list[tuple[Guest, GuestXml | None]] = []
-    failures: list[VirtksmError] = []
-    for guest in guests:
-        try:
-            seen.append((guest, parse_guest_xml(source.guest_xml(guest.uuid))))
-        except GuestVanished:
-            seen.append((guest, None))
-        except LibvirtUnreachable:
-            raise
-        except (VirtksmError, ValueError) as error:
-            seen.append((guest, UNKNOWN))
-            failures.append(
-                error if isinstance(error, VirtksmError) else VirtksmError(f"the XML of {guest.name!r} {error}")
-            )
-    return seen, failures

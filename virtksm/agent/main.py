@@ -18,11 +18,12 @@ from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
+from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link
 from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.assemble import make_cycle, make_switch
+from virtksm.assemble import make_cycle, make_history, make_switch
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
@@ -89,6 +90,9 @@ async def _serve(
         make_cycle=cycle_over,
         make_switch=lambda of, current: make_switch(of, current, paths),
         reload_config=reload,
+        make_history=lambda of, current: make_history(of, current, paths),
+        facts=facts,
+        diary=Diary(reporter.history_kept, reporter.history_failed),
     )
     readers = StatusSocket(paths, agent.handle)
     readers.follow(config.status_group)

@@ -14,6 +14,7 @@ from virtksm.adapters.systemd import Notifier
 from virtksm.errors import ConfigError, VirtksmError
 from virtksm.model import Occasion, Trigger
 from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
+from virtksm.units import format_kib
 
 
 class Reporter:
@@ -27,6 +28,7 @@ class Reporter:
         self._warnings: list[str] = []
         self._exposed: set[str] = set()
         self._look_error: str | None = None
+        self._history_error: str | None = None
 
     def ready(self, version: str, uri: str) -> None:
         self._log.info("agent_started", version=version, uri=uri)
@@ -83,9 +85,9 @@ class Reporter:
             )
         told = {*map(str, record.refusals), *record.exposures}
         self._warn([note for note in record.warnings if note not in told])
-        log = self._log.debug if _is_routine(record) else self._log.info
+        log = self._log.debug if record.is_routine else self._log.info
         log("pass_completed", **_canonical(record, heard_s, ended_s))
-        self._notifier.send(STATUS=f"{record.decision.reason.text}; {len(record.snapshot.guests)} guests")
+        self._notifier.send(STATUS=status_text(record))
 
     def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
         log = self._log.debug if error.message == self._pass_error else self._log.error
@@ -110,6 +112,19 @@ class Reporter:
         log = self._log.debug if error.message == self._look_error else self._log.warning
         self._look_error = error.message
         log("guests_unread", error=error.message, remedy=error.remedy)
+
+    def history_kept(self, set_aside: str | None) -> None:
+        """Take note that the history was kept, and of the unusable file that had its place before."""
+        self._history_error = None
+        if set_aside is not None:
+            self._log.warning(
+                "history_set_aside", file=set_aside, remedy="a new one was begun; look at it, or remove it"
+            )
+
+    def history_failed(self, error: VirtksmError) -> None:
+        log = self._log.debug if error.message == self._history_error else self._log.warning
+        self._history_error = error.message
+        log("history_failed", error=error.message, remedy=error.remedy)
 
     def config_rejected(self, error: ConfigError) -> None:
         for finding in error.findings:
@@ -146,20 +161,23 @@ class Reporter:
         self._warnings = notes
 
 
+def status_text(record: PassRecord) -> str:
+    """Return how things stand after a pass as one line: what is saved, for how many, why it scans or does not."""
+    run, guests = record.snapshot.ksm.run, len(record.snapshot.guests)
+    ksm_off = "" if run in (None, 1) else f"KSM is off (run={run}); "
+    outcome = "" if record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({record.outcome.value})"
+    saved = f"{format_kib(record.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
+    return f"{ksm_off}{saved}; {record.decision.reason.text}{outcome}"
+
+
 FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
-
-
-def _is_routine(record: PassRecord) -> bool:
-    """Tell whether a pass is one tick of many: only the policy asked for it, and all went as before."""
-    is_timer = record.occasion.triggers == {Trigger.TIMER}
-    went_well = record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not record.foreign
-    return record.decision.is_routine and is_timer and went_well
 
 
 def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dict[str, object]:
     fields = record.as_dict()
     for name in ("schema", "refused", "foreign", "warnings"):
         fields.pop(name)
+    fields["decision"] = {name: value for name, value in record.decision_dict().items() if name != "turns_when"}
     if heard_s is not None:
         fields["event_to_applied_ms"] = round((ended_s - heard_s) * 1000, 3)
     return fields

@@ -1,4 +1,4 @@
-"""What the agent knows without asking libvirt: the answer to `status`, as a pure function of one moment.
+"""What the agent knows without asking libvirt: the answer to `status`, a pure function of one moment, `look` aside.
 
 Rules:
 1. libvirt is silent while there is no connection, and while a call has been out for longer than `SILENT_AFTER_S`:
@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from virtksm.agent.blocking import Waiting
+from virtksm.errors import SensingFailed
 from virtksm.model import Settings
+from virtksm.now import Now, Origin, after_pass
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
+from virtksm.ports import LocalFacts
 from virtksm.record import PassRecord
+from virtksm.sense import sense_ksm
 
 SCHEMA = 1
 
@@ -34,7 +38,7 @@ class Standing:
     """What the agent knows at one moment; times are CLOCK_MONOTONIC seconds.
 
     `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
-    the last attempt to connect, or the last pass, failed.
+    the last attempt to connect, or the last pass, failed. `now` is this machine's KSM as it is, or the last pass's.
     """
 
     version: str
@@ -47,6 +51,7 @@ class Standing:
     last: PassRecord | None
     last_s: float | None
     next_s: float | None
+    now: Now | None
 
     @property
     def silence(self) -> Waiting | None:
@@ -77,6 +82,7 @@ class Standing:
         settings = None if self.last is None else self.last.after
         return {
             "schema": SCHEMA,
+            "agent": True,
             "version": self.version,
             "uri": self.uri,
             "policy": self.policy,
@@ -96,7 +102,22 @@ class Standing:
                 "settings": None if settings is None else settings.as_dict(),
                 "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
             },
+            "off": None if self.last is None else self.last.switched_off is not None,
+            "now": None if self.now is None else self.now.as_dict(),
         }
+
+
+def look(local: LocalFacts | None, last: PassRecord | None) -> Now | None:
+    """Read how KSM stands on this machine, some 20 small files; without `local`, or KSM, tell the last pass's."""
+    ksm = None if local is None else sense_ksm(local)
+    if local is None or ksm is None or not any(ksm.settings.items()):
+        return None if last is None else after_pass(last)
+    try:
+        host = local.host_memory()
+    except SensingFailed:  # the pass says so, with the remedy
+        host = None
+    now = Now(origin=Origin.LOCAL, ksm=ksm, host=host)
+    return now if last is None else now.counting(last.snapshot)
 
 
 def is_scanning(settings: Settings) -> bool:

@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
-    "status": "say what the agent knows, also while libvirt does not answer",
+    "status": "say how the host stands and why, also while libvirt does not answer; or watch it",
+    "doctor": "say what stands in the way of KSM on this host, with remedies",
+    "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
+    "headroom": "say how much more guest memory this host can take, and what that risks",
+    "explain": "say why the last decisions were made, and what would have changed them",
+    "record": "write what the agent's policy is given to a file, pass after pass",
+    "replay": "run any policy over a recorded file, beside the one that was recorded",
     "restore": "give KSM's settings back as virtksm found them",
     "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
     "on": "undo `virtksm off`, and run a pass",
+    "plot": "draw savings, ksmd's CPU, settings and guests over time",
     "config": "check, show or import configuration",
     "demo": "show the agent at work on throwaway guests",
 }
 
 EPILOG = """\
-exit codes: 0 done or nothing to do, 1 other failure or not verified, 2 usage or configuration, 3 libvirt unreachable,
-4 the kernel or libvirt refused a setting
+exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration,
+3 libvirt unreachable, 4 the kernel or libvirt refused a setting
 """
 
 

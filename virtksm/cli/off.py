@@ -7,7 +7,6 @@ while libvirt is down.
 from __future__ import annotations
 
 import argparse
-import os
 
 from virtksm.cli.switching import add_switch_options, switch
 from virtksm.errors import ExitCode, SensingFailed, VirtksmError
@@ -57,7 +56,7 @@ def _switch_off(options: argparse.Namespace) -> int:
         pages_shared=sensed["pages_shared"] or 0,
         pages_sharing=sensed["pages_sharing"] or 0,
         zero_pages=sensed["ksm_zero_pages"],
-        page_kib=page_kib(),
+        page_kib=sensed["page_kib"],
     )
     available_kib = sensed["free_kib"] if sensed["available_kib"] is None else sensed["available_kib"]
     is_local = record["source"] == "local"
@@ -163,28 +162,13 @@ def require_this_machine(options: argparse.Namespace) -> tuple[str, Config]:
 def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
     """Read this machine's KSM, what is merged, and the memory available in KiB; raises SensingFailed."""
     from virtksm.merged import Merged
-    from virtksm.model import PARAMETERS, KsmState, Settings
+    from virtksm.sense import sense_ksm
 
-    shared, sharing = facts.ksm_counter("pages_shared"), facts.ksm_counter("pages_sharing")
-    if shared is None or sharing is None:
+    ksm = sense_ksm(facts)
+    merged = Merged.of(ksm)
+    if merged is None:
         raise SensingFailed(
             "KSM's counters cannot be read", remedy="is the kernel built with CONFIG_KSM, and /sys/kernel/mm/ksm seen?"
         )
-    ksm = KsmState(
-        settings=Settings(**{name: facts.ksm_counter(name) for name in PARAMETERS}),
-        run=facts.ksm_counter("run"),
-        advisor_mode=facts.advisor_mode(),
-    )
-    merged = Merged(
-        pages_shared=shared,
-        pages_sharing=sharing,
-        zero_pages=facts.ksm_counter("ksm_zero_pages"),
-        page_kib=page_kib(),
-    )
     host = facts.host_memory()
     return ksm, merged, host.free_kib if host.available_kib is None else host.available_kib
-
-
-def page_kib() -> int:
-    """Return this machine's page size in KiB."""
-    return os.sysconf("SC_PAGE_SIZE") // 1024

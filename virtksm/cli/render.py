@@ -27,6 +27,7 @@ def pass_lines(record: Mapping[str, Any]) -> list[str]:
         f"{format_kib(free_kib)} of {format_kib(sensed['total_kib'])} free or cache",
         f"decided   {'parked' if decision['parked'] else 'scan'}: {decision['reason']} ({record['policy']}, "
         f"rule {decision['rule']})",
+        *(f"turns     {turn['text']}" for turn in decision.get("turns_when", ())),
         f"outcome   {record['outcome']} in {record['duration_ms']:.1f} ms",
     ]
     after = decision["target"] if record["outcome"] == "dry_run" else record["after"]

@@ -1,123 +1,197 @@
-"""`virtksm status`: what the agent knows, at once, also while libvirt does not answer.
+"""`virtksm status`: how a host stands and why, at once, also while libvirt does not answer; --watch repaints it.
 
 Asks the agent and nobody else. Root and the agent's own user ask at the control socket; the members of the
-configuration's `status_group` at the status socket.
+configuration's `status_group` at the status socket. Where no agent serves the host it looks for itself, read-only
+(`status_alone`), and says so.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import os
+import sys
 
+from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.runtime import RuntimePaths
+from virtksm.uri import requested_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
     from typing import Any
 
-ANSWER_WITHIN_S = 10.0
+    from virtksm.cli.status_alone import Alone
+    from virtksm.cli.terminal import Line
+    from virtksm.trend import Point
+
+SHOWN = {"uri", "policy", "version", "libvirt", "last_pass", "last_pass_ago_s", "next_pass_s", "stranded"}
+"""What is shown of the agent's answer and was always in it."""
+EVERY_S = 2.0
+LEAST_EVERY_S, MOST_EVERY_S = 0.1, 86_400.0
+STEP_S, STEPS = 60.0, 60
+SEEN_S = 7200.0
+"""How far back is asked for: the curve begins with what was seen last before it."""
+POINTS = 240
+EVENTS = 5
+MOST_OWN_POINTS = 1_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--json", action="store_true", help="print what the agent knows as JSON")
+    parser.add_argument(
+        "--connect", "-c", metavar="URI", help="the host behind this libvirt connection (default: the agent's)"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON, one line")
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        type=_interval,
+        const=EVERY_S,
+        help=f"show it again every so many seconds ({EVERY_S:g}), until q or Ctrl-C",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the agent's status; returns the exit code.
+    """Print the status; returns the exit code, FAILED where no agent serves the host.
 
-    Raises VirtksmError if there is no agent, if it does not answer, or if this user may not ask.
+    Raises VirtksmError if an agent does not answer, or may not be asked, and if there is nothing to see from here.
     """
-    status = _ask(RuntimePaths(options.runtime_dir))
+    view = View(options)
+    if options.watch is not None:
+        return _watch(view, options)
+    status = view.look()
+    _print(status, options)
+    return ExitCode.DONE if status["agent"] else ExitCode.FAILED
+
+
+class View:
+    """Looks at the host, and remembers what it saw where nobody else does."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._paths = RuntimePaths(options.runtime_dir, options.state_dir)
+        self._alone: Alone | None = None
+        self._seen: list[Point] = []
+
+    def look(self) -> dict[str, Any]:
+        """Return what `--json` prints; raises VirtksmError."""
+        answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
+        if answer is None:
+            status = self._look_alone()
+        else:
+            told = find_answer(answer, "status")
+            if not isinstance(told, dict) or not told.keys() >= SHOWN:
+                raise VirtksmError("the agent's status cannot be understood", remedy=OF_ONE_VERSION)
+            status = {"agent": True, **told}
+        return {**status, **self._remembered(status.get("now") or {})}
+
+    def _look_alone(self) -> dict[str, Any]:
+        if self._alone is None:
+            from virtksm.cli.status_alone import Alone
+            from virtksm.config.load import load
+
+            uri = requested_uri(self._options.connect)
+            self._alone = Alone(uri, load(self._options.config).config, self._paths)
+        return self._alone.look()
+
+    def _remembered(self, now: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that need the past."""
+        import time
+
+        from virtksm.cli.memories import read_history
+        from virtksm.history import as_rows
+        from virtksm.trend import Point, core_share, points_of, saved_levels
+
+        events, points, error, now_s = [], [], None, time.time()
+        try:
+            told = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
+        except VirtksmError as failed:
+            error = str(failed)
+        else:
+            events, points, now_s = list(told.events[-EVENTS:]), points_of(told.samples), told.now_s
+        seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), cpu_seconds=now.get("ksmd_cpu_seconds"))
+        points += self._seen
+        share = core_share(points, seen)
+        self._seen = [*self._seen[1 - MOST_OWN_POINTS :], seen]
+        return {
+            "ksmd": {
+                "cpu_seconds": seen.cpu_seconds,
+                "core_percent": None if share is None else round(share[0], 2),
+                "over_s": None if share is None else round(share[1], 1),
+            },
+            "saved_hour": {
+                "step_s": STEP_S,
+                "saved_kib": saved_levels([*points, seen], until_s=now_s, step_s=STEP_S, steps=STEPS),
+            },
+            "events": as_rows(events),
+            "history_error": error,
+        }
+
+
+def _print(status: dict[str, Any], options: argparse.Namespace) -> None:
     if options.json:
         import json
 
-        print(json.dumps(status))
-    else:
-        print("\n".join(status_lines(status)))
-    return ExitCode.DONE
+        print(json.dumps(status), flush=True)
+        return
+    from virtksm.cli.terminal import may_colour, render
+
+    print("\n".join(render(_lines(status), colour=may_colour(sys.stdout, os.environ))), flush=True)
 
 
-def _ask(paths: RuntimePaths) -> dict[str, Any]:
-    from virtksm.adapters.control import ask
+def _lines(status: dict[str, Any]) -> list[Line]:
+    from virtksm.cli.sparkline import choose_marks
+    from virtksm.cli.status_text import status_lines
 
-    may_control, answer = True, None
-    try:
+    return status_lines(status, marks=choose_marks(sys.stdout.encoding, os.environ))
+
+
+def _watch(view: View, options: argparse.Namespace) -> int:
+    from virtksm.cli.terminal import Screen, is_paintable, may_colour, watch
+
+    if options.json or not is_paintable(sys.stdout, os.environ):
+        return _keep_printing(view, options)
+
+    def frame() -> list[Line]:
+        import time
+
+        title = f"virtksm status, every {options.watch:g} s, q ends {time.strftime('%H:%M:%S'):>12}"
         try:
-            answer = ask(paths.control_socket, {"op": "status"}, timeout_s=ANSWER_WITHIN_S)
-        except PermissionError:
-            may_control = False
-            answer = ask(paths.status_socket, {"op": "status"}, timeout_s=ANSWER_WITHIN_S)
-    except PermissionError:
-        pass
-    except (OSError, ValueError) as error:
-        raise VirtksmError(
-            f"the agent of {paths.root} does not answer: {error}", remedy="see `systemctl status virtksm`"
-        ) from error
-    if answer is None and may_control:
-        raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
-    if answer is None:
-        raise VirtksmError(
-            f"you may not ask the agent of {paths.root}, if one runs",
-            remedy="only root, the agent's own user and the group that its configuration's status_group names may",
-        )
-    status = answer.get("status")
-    if not isinstance(status, dict):
-        raise VirtksmError(
-            f"the agent answers: {answer.get('error', 'nothing')}", remedy="are both of the same version?"
-        )
-    return status
+            return [("dim", title), *_lines(view.look())]
+        except VirtksmError as error:
+            return [("dim", title), ("bad", printable(f"error     {error}"))]
+
+    keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+    screen = Screen(sys.stdout.fileno(), keys, sys.stdout.encoding)
+    return watch(screen, frame, options.watch, colour=may_colour(sys.stdout, os.environ))
 
 
-def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """Render the agent's answer."""
-    lines = [
-        f"agent     {status['uri']}, policy {status['policy']}, virtksm {status['version']}",
-        f"libvirt   {_libvirt_text(status['libvirt'])}",
-        f"last pass {_last_text(status)}",
-        f"next pass {_next_text(status['next_pass_s'])}",
-        f"stranded  {_stranded_text(status['stranded'])}",
-    ]
-    return [printable(line) for line in lines]
+def _keep_printing(view: View, options: argparse.Namespace) -> int:
+    """Print one status after the other, as no terminal is there to repaint."""
+    import time
+
+    try:
+        while True:
+            began_s = time.monotonic()
+            try:
+                _print(view.look(), options)
+            except VirtksmError as error:
+                print(f"virtksm: {printable(str(error))}", file=sys.stderr, flush=True)
+            if not options.json:
+                print(flush=True)
+            time.sleep(max(0.0, began_s + options.watch - time.monotonic()))
+    except KeyboardInterrupt:
+        return ExitCode.DONE
 
 
-def _libvirt_text(libvirt: Mapping[str, Any]) -> str:
-    why = f" ({libvirt['error']})" if libvirt["error"] else ""
-    if libvirt["answers"]:
-        return f"answers{why}"
-    return (
-        f"not answering since {libvirt['silent_since']} ({libvirt['silent_s']:.0f} s), "
-        f"waiting for: {libvirt['waiting_for']}{why}"
-    )
-
-
-def _last_text(status: Mapping[str, Any]) -> str:
-    last = status["last_pass"]
-    if last is None:
-        return "none yet"
-    after = ", ".join(f"{name} {value}" for name, value in last["after"].items() if value is not None)
-    return (
-        f"{status['last_pass_ago_s']:.1f} s ago, for {', '.join(last['triggers'])}: {last['outcome']}, {after}; "
-        f"{last['decision']['reason']}"
-    )
-
-
-def _next_text(next_pass_s: float | None) -> str:
-    return "none planned" if next_pass_s is None else f"in {next_pass_s:.1f} s"
-
-
-def _stranded_text(stranded: Mapping[str, Any]) -> str:
-    if stranded["possible"] is None:
-        return "unknown: no pass yet, and libvirt does not answer"
-    if not stranded["possible"]:
-        return "no"
-    if stranded["settings"] is None:
-        return "possibly: the first pass has not come back; only libvirt can slow ksmd down"
-    return (
-        f"possibly: only libvirt can slow ksmd down; with {stranded['settings']['pages_to_scan']} pages every "
-        f"{stranded['settings']['sleep_millisecs']} ms, known last, it takes {stranded['worst_core_percent']:.1f} % "
-        "of a core at worst"
-    )
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not LEAST_EVERY_S <= seconds <= MOST_EVERY_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {LEAST_EVERY_S:g} to {MOST_EVERY_S:g}")
+    return seconds

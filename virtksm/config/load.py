@@ -129,7 +129,7 @@ def _walk(table: type[object], prefix: str, document: Mapping[str, object]) -> I
         if name in known:
             yield dotted, value, *check_value(known[name], value)
         elif name not in inner:
-            yield dotted, value, "is not a known key", _suggest(dotted)
+            yield dotted, value, "is not a known key", suggest(dotted)
         elif isinstance(value, Mapping):
             yield from _walk(inner[name], f"{dotted}.", value)
         else:
@@ -205,7 +205,8 @@ def _describe(value: object) -> str:
             return "a date or time"
 
 
-def _suggest(dotted: str) -> str:
+def suggest(dotted: str) -> str:
+    """Return the remedy for a key that is not known."""
     import difflib
 
     table, _, last = dotted.rpartition(".")

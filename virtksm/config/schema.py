@@ -224,7 +224,8 @@ class Config:
     )
     status_group: str = key(
         "",
-        "A group of users whose members may read the agent's status (`virtksm status`), and nothing else.",
+        "A group of users whose members may ask the agent what it knows and remembers (`virtksm status`), "
+        "and nothing else.",
         "Root and the agent's own user may; nobody else, unless told.",
     )
     private_guests: tuple[str, ...] = key(

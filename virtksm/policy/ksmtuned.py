@@ -25,11 +25,12 @@ kernel has, if that is above 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model import KERNEL_MAXIMUM, PARKED, Decision, Number, Occasion, Reason, Settings, Snapshot, Source
+from virtksm.turn import Turn
 
 NAME = "ksmtuned"
 
@@ -113,18 +114,25 @@ def decide_settings(
 
     if not 0 < total_kib <= MOST_TOTAL_KIB:  # rule 1
         text = f"the host's total memory is given as {total_kib} KiB, so there is nothing to tune: parked"
-        return PARKED, Reason(rule="unknown", text=text, numbers=numbers), npages
+        known = Turn(
+            then="decides by memory",
+            quantity="total_kib",
+            threshold=min(max(total_kib, 1), MOST_TOTAL_KIB),
+            present=total_kib,
+        )
+        return PARKED, Reason(rule="unknown", text=text, numbers=numbers, turns_when=(known,)), npages
 
     thres_kib = threshold_kib(total_kib, params)  # rule 3
     sleep_ms = scaled_sleep_ms(total_kib, params)  # rule 4
     numbers |= {"thres_kib": thres_kib, "sleep_ms": sleep_ms}
+    turns = tuple(find_turns(total_kib, committed_kib, free_kib, thres_kib, is_step=is_step))
 
     if committed_kib + thres_kib < total_kib and free_kib > thres_kib:  # rule 5
         text = (
             f"{in_mib(free_kib)} free, above the threshold of {in_mib(thres_kib)}; "
             f"guests hold {in_mib(committed_kib)} of {in_mib(total_kib)}: parked"
         )
-        return PARKED, Reason(rule="stop", text=text, numbers=numbers), npages
+        return PARKED, Reason(rule="stop", text=text, numbers=numbers, turns_when=turns), npages
 
     if is_step and free_kib < thres_kib:  # rule 6
         rule, delta = "boost", params.npages_boost
@@ -138,7 +146,25 @@ def decide_settings(
         f"of {in_mib(total_kib)}: {rule} from {npages} to {stepped} pages every {sleep_ms} ms"
     )
     target = Settings(pages_to_scan=stepped, sleep_millisecs=sleep_ms)
-    return target, Reason(rule=rule, text=text, numbers=numbers | {"npages": stepped}), stepped
+    numbers["npages"] = stepped
+    return target, Reason(rule=rule, text=text, numbers=numbers, turns_when=turns), stepped
+
+
+def find_turns(total_kib: int, committed_kib: int, free_kib: int, thres_kib: int, *, is_step: bool) -> Iterator[Turn]:
+    """Yield what would turn the decision: where rules 5 and 6 have their borders."""
+    has_room, has_free = committed_kib + thres_kib < total_kib, free_kib > thres_kib
+    if has_room and has_free:
+        yield Turn(then="scans", quantity="free_kib", threshold=thres_kib, present=free_kib)
+        yield Turn(then="scans", quantity="committed_kib", threshold=total_kib - thres_kib, present=committed_kib)
+        return
+    if has_room:
+        yield Turn(then="parks", quantity="free_kib", threshold=thres_kib + 1, present=free_kib)
+    elif has_free and thres_kib < total_kib:
+        yield Turn(then="parks", quantity="committed_kib", threshold=total_kib - thres_kib - 1, present=committed_kib)
+    if is_step and free_kib < thres_kib:
+        yield Turn(then="eases off (decay)", quantity="free_kib", threshold=thres_kib, present=free_kib)
+    elif is_step and thres_kib > 0:
+        yield Turn(then="scans harder (boost)", quantity="free_kib", threshold=thres_kib - 1, present=free_kib)
 
 
 def in_mib(kib: int) -> str:

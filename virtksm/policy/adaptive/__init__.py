@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import PARKED, Decision, Occasion, Reason, Settings, Snapshot, Source
-from virtksm.policy.adaptive.debt import PAGE_KIB, account, total_kib
+from virtksm.policy.adaptive.debt import PAGE_KIB, account, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
@@ -33,12 +33,13 @@ from virtksm.policy.adaptive.rounds import (
     end_round,
     feed,
     has_ended,
-    has_stalled,
     is_scanned_by_others,
     read_meter,
     round_cost_s,
     seconds_to_wait,
+    seconds_until_stalled,
 )
+from virtksm.policy.adaptive.turns import find_turns
 from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judge_lasting, plan_probe, probe_is_due
 from virtksm.units import format_kib
 
@@ -76,8 +77,7 @@ class AdaptivePolicy:
     def decide(self, snapshot: Snapshot, past: AdaptivePast, occasion: Occasion) -> tuple[Decision, AdaptivePast]:
         """Decide by the rules of this package's docstring. Pure; raises nothing."""
         need = judge_need(snapshot, self.params, was_engaged=past.engaged)
-        settle_s = self.params.settle_s * (1 - need.pressure)
-        past = replace(account(snapshot, past, settle_s), engaged=need.engaged)
+        past = replace(account(snapshot, past, settle_seconds(self.params, need)), engaged=need.engaged)
         if snapshot.ksm.run not in (None, 1):
             return self._rest(snapshot, stand_down(past), need, "off", "KSM is switched off, so nothing can merge")
         if not need.engaged:
@@ -109,7 +109,7 @@ class AdaptivePolicy:
         if wait_s is None:
             text = f"all of {format_kib(memory_kib)} is covered"
             return self._rest(snapshot, past, need, "rest", text)
-        text = f"{format_kib(past.fresh_kib + past.half_kib + past.gone_kib)} owed, worth a round in {wait_s:.0f} s"
+        text = f"{format_kib(owed_kib(past))} owed, worth a round in {wait_s:.0f} s"
         return self._rest(snapshot, past, need, "wait", text, wait_s)
 
     def _close_round(self, snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
@@ -122,7 +122,7 @@ class AdaptivePolicy:
     def _scan(
         self, snapshot: Snapshot, past: AdaptivePast, current: Round, need: Need
     ) -> tuple[Decision, AdaptivePast]:
-        if has_stalled(snapshot, past, current):
+        if seconds_until_stalled(snapshot, past, current) < 0:
             past = plan_probe(stand_down(past), snapshot.taken_s, round_cost_s(snapshot, past))
             return self._rest(snapshot, past, need, "stalled", "ksmd does not get on with its round: given up")
         settings, next_pass_s, past = feed(snapshot, past, current, self.params, need.pressure)
@@ -175,13 +175,19 @@ class AdaptivePolicy:
             "guests": len(snapshot.guests),
             "guests_unread": snapshot.guests_unread,
         }
+        turns = tuple(find_turns(snapshot, past, need, settle_seconds(self.params, need)))
         decision = Decision(
             target=replace(settings, merge_across_nodes=merge),
-            reason=Reason(rule=rule, text=text, numbers=numbers),
+            reason=Reason(rule=rule, text=text, numbers=numbers, turns_when=turns),
             next_pass_s=next_pass_s,
             is_routine=rule == past.rule,
         )
         return decision, replace(past, rule=rule)
+
+
+def settle_seconds(params: AdaptiveParams, need: Need) -> float:
+    """Return how long memory is young (rule 4): shorter, the more memory presses."""
+    return params.settle_s * (1 - need.pressure)
 
 
 def seconds_to_round(snapshot: Snapshot, past: AdaptivePast, need: Need, occasion: Occasion) -> float | None:

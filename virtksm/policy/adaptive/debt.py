@@ -84,6 +84,11 @@ def total_kib(snapshot: Snapshot, past: AdaptivePast) -> int:
     return max(sum(past.guests_kib.values()), known_kib(snapshot))
 
 
+def owed_kib(past: AdaptivePast) -> int:
+    """Return the debt that waits for a round; what is young is not among it."""
+    return past.fresh_kib + past.half_kib + past.gone_kib
+
+
 def known_kib(snapshot: Snapshot) -> int:
     """Return the memory that KSM has visited and not forgotten."""
     ksm = snapshot.ksm

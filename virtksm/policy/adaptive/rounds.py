@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, known_kib, total_kib
+from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S, MOST_SUM, AdaptivePast, Meter, Round
@@ -87,10 +87,18 @@ def round_cost_s(snapshot: Snapshot, past: AdaptivePast) -> float:
 
 def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float | None:
     """Return how long the debt has yet to wait for its round (rule 6); None if none pays for one."""
-    debt_kib = past.fresh_kib + past.half_kib + past.gone_kib
+    debt_kib = owed_kib(past)
     memory_kib = total_kib(snapshot, past)
     if debt_kib * NEGLIGIBLE <= memory_kib:
         return None
+    wait_s = max(worth_kib_s(snapshot, past, need) - past.waited_kib_s, 0.0) / debt_kib
+    ends_s = seconds_to_end(judge_growth(past, memory_kib), past, memory_kib)
+    return min(wait_s, max(ends_s, LOOK_S)) if ends_s > 0 else wait_s
+
+
+def worth_kib_s(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float:
+    """Return how much waiting is worth a round (rule 6), 0.0 where a second one is owed: KiB times seconds."""
+    memory_kib = total_kib(snapshot, past)
     if is_half_covered(past, memory_kib) and past.backoff == 1:
         return 0.0
     growth = judge_growth(past, memory_kib)
@@ -99,10 +107,7 @@ def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float
     price *= 1 + PRESSING * need.pressure
     share = STARTS_YIELD if past.has_starts else max(past.yielded, LEAST_YIELD)
     due_kib_s = memory_kib * round_cost_s(snapshot, past) * past.backoff / (price * share)
-    due_kib_s = max(due_kib_s, least_s * (1 - need.pressure) * debt_kib)
-    wait_s = max(due_kib_s - past.waited_kib_s, 0.0) / debt_kib
-    ends_s = seconds_to_end(growth, past, memory_kib)
-    return min(wait_s, max(ends_s, LOOK_S)) if ends_s > 0 else wait_s
+    return max(due_kib_s, least_s * (1 - need.pressure) * owed_kib(past))
 
 
 def is_half_covered(past: AdaptivePast, memory_kib: int) -> bool:
@@ -198,10 +203,10 @@ def has_ended(snapshot: Snapshot, current: Round) -> bool:
     return full_scans >= current.ends_at_full_scans or full_scans + 2 < current.ends_at_full_scans
 
 
-def has_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round) -> bool:
-    """Tell whether ksmd does not get on (rule 9): switched off unseen, or starved of CPU."""
+def seconds_until_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round) -> float:
+    """Return how much longer ksmd may take, below 0 if it does not get on (rule 9): switched off unseen, or starved."""
     reckoned_s = max(round_cost_s(snapshot, past), total_kib(snapshot, past) / PAGE_KIB * past.page_cost_s)
-    return snapshot.taken_s - current.began.taken_s > max(STALLED_S, 10 * reckoned_s)
+    return max(STALLED_S, 10 * reckoned_s) - (snapshot.taken_s - current.began.taken_s)
 
 
 def is_scanned_by_others(snapshot: Snapshot, past: AdaptivePast) -> bool:

@@ -8,10 +8,29 @@ from xml.etree import ElementTree as ET
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from virtksm.privacy import NAMESPACE, GuestXml, parse_guest_xml
+from virtksm.guest_xml import NAMESPACE, GuestXml, parse_guest_xml
 
-names = st.sampled_from(["domain", "metadata", "memoryBacking", "nosharepages", "guest", f"{{{NAMESPACE}}}guest", "x"])
-attributes = st.dictionaries(st.sampled_from(["private", "id"]), st.sampled_from(["yes", "no", "", "<&\"'>"]))
+names = st.sampled_from(
+    [
+        *(
+            "domain",
+            "metadata",
+            "memoryBacking",
+            "nosharepages",
+            "hugepages",
+            "devices",
+            "hostdev",
+            "cpu",
+            "numa",
+            "cell",
+        ),
+        *("guest", f"{{{NAMESPACE}}}guest", "x"),
+    ]
+)
+attributes = st.dictionaries(
+    st.sampled_from(["private", "id", "type", "memAccess"]),
+    st.sampled_from(["yes", "no", "", "pci", "shared", "<&\"'>"]),
+)
 characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
 
 
@@ -73,8 +92,12 @@ def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
     root = ET.Element("domain")
     root.extend(children)
     text = ET.tostring(root, encoding="unicode")
+    cells = root.findall("cpu/numa/cell")
     declared = root.findall(f"metadata/{{{NAMESPACE}}}guest")
     assert parse_guest_xml(text) == GuestXml(
         is_private=any(one.get("private", "no") != "no" for one in declared),
         is_kept_out=root.find("memoryBacking/nosharepages") is not None,
+        has_hugepages=root.find("memoryBacking/hugepages") is not None,
+        is_shared=bool(cells) and all(cell.get("memAccess") == "shared" for cell in cells),
+        pins_memory=root.find("devices/hostdev[@type='pci']") is not None,
     )

@@ -1,0 +1,117 @@
+"""The port History: the fake and the file keep the same memories, forget the same ones, and fail in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeHistory
+from virtksm.adapters.history_file import HistoryFile
+from virtksm.errors import StateUnusable
+from virtksm.history import (
+    KEEP_S,
+    MOST_DECISIONS,
+    MOST_EVENTS,
+    MOST_SAMPLES,
+    GuestEvent,
+    History,
+    Sample,
+    Told,
+)
+
+NOW_S = 1_800_000_000.25
+SAMPLE = Sample(
+    at_s=NOW_S,
+    guests=3,
+    committed_kib=700_000,
+    total_kib=16_000_000,
+    available_kib=None,
+    saved_kib=123_456,
+    ksmd_cpu_seconds=1.25,
+    run=None,
+    pages_to_scan=285_714,
+    sleep_millisecs=60_000,
+    rule="sweep",
+)
+EVENT = GuestEvent(at_s=NOW_S, kind="started", domain="vm ü\n", uuid="1-2-3", detail="booted")
+DECISION = Told(at_s=NOW_S, record={"schema": 1, "decision": {"rule": "ü", "numbers": {"a": None, "b": 0.5}}})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A history, the same one as another process sees it, and how to make writing fail."""
+
+    history: History
+    reopen: Callable[[], History]
+    fill: Callable[[], object]
+
+
+@pytest.fixture(params=["fake", "file"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    if request.param == "fake":
+        fake = FakeHistory()
+        return Kept(history=fake, reopen=lambda: fake, fill=lambda: setattr(fake, "is_full", True))
+    path = tmp_path / "lib" / "local.history"
+    return Kept(
+        history=HistoryFile(str(path)),
+        reopen=lambda: HistoryFile(str(path)),
+        # What the journal would be called is a folder: writing fails as on a full disk, for root too.
+        fill=lambda: Path(f"{path}-journal").mkdir(),
+    )
+
+
+def test_at_first_there_is_nothing(kept: Kept) -> None:
+    for history in (kept.history, kept.reopen()):
+        assert (history.samples(0), history.events(0), history.decisions(100)) == ((), (), ())
+    assert kept.history.keep([], [], []) is None
+    assert (kept.history.samples(0), kept.history.events(0), kept.history.decisions(100)) == ((), (), ())
+
+
+def test_what_is_kept_is_there_for_other_processes_the_oldest_first(kept: Kept) -> None:
+    later = replace(SAMPLE, at_s=NOW_S + 10, ksmd_cpu_seconds=None, saved_kib=None)
+    assert kept.history.keep([SAMPLE], [EVENT], []) is None
+    assert kept.reopen().keep([later], [replace(EVENT, at_s=NOW_S + 20, detail="")], [DECISION]) is None
+    for history in (kept.history, kept.reopen()):
+        assert history.samples(0) == (SAMPLE, later)
+        assert history.samples(NOW_S + 10) == (later,)
+        assert history.events(0) == (EVENT, replace(EVENT, at_s=NOW_S + 20, detail=""))
+        assert history.events(NOW_S + 20.5) == ()
+        assert history.events(0, 1) == history.events(NOW_S + 1)
+        assert history.decisions(5) == (DECISION,)
+
+
+def test_what_is_too_old_or_too_many_is_forgotten(kept: Kept) -> None:
+    old = replace(SAMPLE, at_s=NOW_S - KEEP_S - 1)
+    kept.history.keep([old, SAMPLE], [], [])
+    assert kept.history.samples(0) == (SAMPLE,)
+    many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MOST_SAMPLES + 5)]
+    events = [replace(EVENT, at_s=NOW_S + number) for number in range(MOST_EVENTS + 5)]
+    decisions = [Told(at_s=NOW_S + number, record={}) for number in range(MOST_DECISIONS + 5)]
+    kept.history.keep(many, events, decisions)
+    assert kept.history.samples(0) == tuple(many[5:])
+    assert kept.history.events(0) == tuple(events[5:])
+    assert kept.history.decisions(MOST_DECISIONS * 2) == tuple(decisions[5:])
+    assert kept.history.decisions(2) == tuple(decisions[-2:])
+
+
+def test_a_clock_that_is_set_back_forgets_nothing_yet(kept: Kept) -> None:
+    behind = replace(SAMPLE, at_s=NOW_S - 10 * KEEP_S)
+    kept.history.keep([SAMPLE], [], [])
+    kept.history.keep([behind], [], [])
+    assert kept.history.samples(0) == (SAMPLE, behind), "in the order of their coming"
+    kept.history.keep([replace(SAMPLE, at_s=NOW_S + 10)], [], [])
+    assert kept.history.samples(0) == (SAMPLE, replace(SAMPLE, at_s=NOW_S + 10))
+
+
+def test_a_write_that_fails_says_so_and_keeps_what_was_there(kept: Kept) -> None:
+    kept.history.keep([SAMPLE], [EVENT], [DECISION])
+    before = kept.history.samples(0), kept.history.events(0), kept.history.decisions(5)
+    kept.fill()
+    with pytest.raises(StateUnusable):
+        kept.history.keep([replace(SAMPLE, at_s=NOW_S + 10)], [EVENT], [DECISION])
+    if isinstance(kept.history, HistoryFile):
+        Path(f"{kept.history.path}-journal").rmdir()
+    assert (kept.history.samples(0), kept.history.events(0), kept.history.decisions(5)) == before

@@ -1,0 +1,171 @@
+"""A host on which nothing stands in the way of KSM: as facts, and as a tree of files. Tests spoil it in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from virtksm.config.schema import Config
+from virtksm.doctor.checks.hook import HOOK
+from virtksm.doctor.checks.kernel import SWITCH_UNIT
+from virtksm.doctor.checks.writers import UNITS
+from virtksm.doctor.facts import (
+    AgentSeen,
+    Daemon,
+    Facts,
+    Folders,
+    Guests,
+    Here,
+    HookFile,
+    Hooks,
+    Kernel,
+    Libvirt,
+    Own,
+    Swap,
+    Tuned,
+    Unit,
+)
+from virtksm.guest_xml import GuestXml
+from virtksm.model import Guest, HostMemory, KsmState, Settings
+from virtksm.ownership import HostState
+
+URI = "qemu:///system"
+ABSENT = Unit(is_installed=False, is_enabled=False)
+HOOK_FILE = HookFile(path=HOOK, is_executable=True, is_roots=True, changed_s=5000.0)
+GUEST = Guest(uuid="u1", name="web", domain_id=1)
+VAULT = Guest(uuid="u2", name="vault", domain_id=2)
+
+KERNEL = Kernel(
+    release="6.18.0",
+    has_ksm=True,
+    numbers={
+        "run": 1,
+        "pages_to_scan": 0,
+        "sleep_millisecs": 10_000,
+        "merge_across_nodes": 1,
+        "max_page_sharing": 256,
+        "use_zero_pages": 0,
+        "ksm_zero_pages": 0,
+        "pages_shared": 1000,
+        "pages_sharing": 9000,
+    },
+    advisor_mode="none",
+    huge_pages="madvise",
+    memory_nodes=1,
+    memory=HostMemory(
+        total_kib=1 << 20,
+        free_kib=100_000,
+        buffers_kib=10_000,
+        cached_kib=50_000,
+        available_kib=200_000,
+        swap_free_kib=1 << 20,
+    ),
+    swap=Swap(total_kib=1 << 20, free_kib=1 << 20),
+    page_kib=4,
+)
+DAEMON = Daemon(pid=50, name="libvirtd", age_s=1000.0, sees_sys_read_only=False, confined_by=None)
+HERE = Here(
+    kernel=KERNEL,
+    processes=frozenset({"systemd", "libvirtd"}),
+    booted=True,
+    units=dict.fromkeys((*UNITS, SWITCH_UNIT), ABSENT),
+    tuned=Tuned(profiles=("virtual-host",), ksm_in=None),
+    daemon=DAEMON,
+    hooks=Hooks(files=(HOOK_FILE,), program="/usr/bin/virtksm", apparmor_is_on=False, selinux_enforces=False),
+)
+LIBVIRT = Libvirt(
+    uri=URI,
+    version=9_000_000,
+    client_version=9_000_000,
+    refused=None,
+    ksm=KsmState(settings=Settings(pages_to_scan=0, sleep_millisecs=10_000, merge_across_nodes=1)),
+    guests=Guests(
+        running=(GUEST, VAULT),
+        xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
+    ),
+)
+AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
+OWN = Own(
+    configuration=Config(private_guests=("vault",)),
+    off=None,
+    agent=AGENT,
+    folders=Folders(root="/run/virtksm", faults=(), kept=HostState()),
+)
+HEALTHY = Facts(here=HERE, libvirt=LIBVIRT, own=OWN)
+
+
+def with_here(**changed: object) -> Facts:
+    """Return healthy facts but for these of Here."""
+    return replace(HEALTHY, here=replace(HERE, **changed))  # type: ignore[arg-type]  # tests name fields
+
+
+def with_kernel(**changed: object) -> Facts:
+    """Return healthy facts but for these of Kernel."""
+    return with_here(kernel=replace(KERNEL, **changed))  # type: ignore[arg-type]  # as above
+
+
+def with_numbers(**numbers: object) -> Facts:
+    """Return healthy facts but for these of KSM's numbers."""
+    return with_kernel(numbers={**KERNEL.numbers, **numbers})
+
+
+def with_hooks(**changed: object) -> Facts:
+    """Return healthy facts but for these of Hooks."""
+    return with_here(hooks=replace(HERE.hooks, **changed))  # type: ignore[arg-type]  # as above
+
+
+def with_libvirt(**changed: object) -> Facts:
+    """Return healthy facts but for these of Libvirt."""
+    return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))  # type: ignore[arg-type]  # as above
+
+
+def with_own(**changed: object) -> Facts:
+    """Return healthy facts but for these of Own."""
+    return replace(HEALTHY, own=replace(OWN, **changed))  # type: ignore[arg-type]  # as above
+
+
+STATUS = "Name:\t{name}\nUmask:\t0022\nPid:\t{pid}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
+STARTED_TICKS = 100_000
+UPTIME_S = 6000.0
+"""With 100 ticks a second the daemon is 5,000 s old."""
+
+FILES: Mapping[str, str] = {
+    "sys/kernel/mm/ksm/run": "1\n",
+    "sys/kernel/mm/ksm/pages_to_scan": "0\n",
+    "sys/kernel/mm/ksm/sleep_millisecs": "10000\n",
+    "sys/kernel/mm/ksm/merge_across_nodes": "1\n",
+    "sys/kernel/mm/ksm/max_page_sharing": "256\n",
+    "sys/kernel/mm/ksm/use_zero_pages": "0\n",
+    "sys/kernel/mm/ksm/ksm_zero_pages": "0\n",
+    "sys/kernel/mm/ksm/pages_shared": "1000\n",
+    "sys/kernel/mm/ksm/pages_sharing": "9000\n",
+    "sys/kernel/mm/ksm/advisor_mode": "[none] scan-time\n",
+    "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
+    "sys/devices/system/node/has_memory": "0\n",
+    "proc/sys/kernel/osrelease": "6.18.0\n",
+    "proc/uptime": f"{UPTIME_S} 1.0\n",
+    "proc/meminfo": "MemTotal: 1048576 kB\nMemFree: 100000 kB\nMemAvailable: 200000 kB\nBuffers: 10000 kB\n"
+    "Cached: 50000 kB\nSwapTotal: 1048576 kB\nSwapFree: 1048576 kB\n",
+    "proc/1/status": STATUS.format(name="systemd", pid=1, uid=0),
+    "proc/50/status": STATUS.format(name="libvirtd", pid=50, uid=0),
+    "proc/50/comm": "libvirtd\n",
+    "proc/50/stat": f"50 (libvirtd) S {' '.join(['0'] * 18)} {STARTED_TICKS} 0 0\n",
+    "proc/50/mountinfo": "1 0 254:0 / / rw,relatime - ext4 /dev/vda rw\n2 1 0:5 / /sys rw,nosuid - sysfs sysfs rw\n",
+    "etc/tuned/active_profile": "virtual-host\n",
+    "usr/lib/tuned/virtual-host/tuned.conf": "[main]\ninclude=throughput\n[sysctl]\nvm.swappiness=10\n",
+    "usr/lib/tuned/throughput/tuned.conf": "[main]\nsummary=fast\n",
+}
+
+
+def write_tree(root: Path, **changed: str | None) -> Path:
+    """Write a healthy host's files below `root`, but for `changed`, whose None leaves one out; returns `root`.
+
+    Keywords cannot hold slashes: give them as a dictionary, `**{"proc/uptime": "x"}`.
+    """
+    for name, text in {**FILES, **changed}.items():
+        if text is not None:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return root

@@ -1,0 +1,59 @@
+"""The agent's answers about its memories stay shorter than what a client reads, whatever it remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.contract.test_history import EVENT, NOW_S, SAMPLE
+from tests.fakes import FakeHistory
+from virtksm.adapters.control import MAX_ANSWER
+from virtksm.agent.diary import Diary
+from virtksm.agent.recall import recall_decisions, recall_history
+from virtksm.history import MOST_EVENTS, MOST_SAMPLES, Told
+
+
+def answer_of(history: FakeHistory, recall: Callable[..., object], request: Mapping[str, object]) -> dict[str, object]:
+    async def story() -> object:
+        diary = Diary(wall_clock=lambda: NOW_S + 86_000)
+        diary.keep_in(history)
+        answer = recall(diary, request)
+        assert asyncio.iscoroutine(answer)
+        return await answer
+
+    answer = asyncio.run(story())
+    assert isinstance(answer, dict)
+    assert len(json.dumps(answer)) < MAX_ANSWER
+    return answer
+
+
+@pytest.mark.parametrize("points", [1, 60, 1000])
+def test_a_full_history_fits(points: int) -> None:
+    long_name = "\u2028" * 255
+    history = FakeHistory(
+        kept_samples=[replace(SAMPLE, at_s=NOW_S + 9.9 * n, saved_kib=2**63 - 1 - n) for n in range(MOST_SAMPLES)],
+        kept_events=[replace(EVENT, at_s=NOW_S + n, domain=long_name) for n in range(MOST_EVENTS)],
+    )
+    told = answer_of(history, recall_history, {"seconds": 86_400, "points": points})["history"]
+    assert isinstance(told, dict)
+    assert points * 0.9 <= len(told["samples"]["rows"]) <= points
+    assert told["events"]["rows"][-1][0] == NOW_S + MOST_EVENTS - 1, "the last ones are told"
+    assert len(told["events"]["rows"]) > 100
+
+
+@given(sizes=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=100), last=st.integers(1, 100))
+@settings(max_examples=25, deadline=None)
+def test_as_many_decisions_as_fit_are_told_the_last_ones(sizes: list[int], last: int) -> None:
+    history = FakeHistory(
+        kept_decisions=[Told(at_s=NOW_S + n, record={"x": "y" * size}) for n, size in enumerate(sizes)]
+    )
+    told = answer_of(history, recall_decisions, {"last": last})["decisions"]
+    assert isinstance(told, list)
+    assert len(told) <= last
+    assert [one["at"] for one in told] == [NOW_S + n for n in range(len(sizes))][len(sizes) - len(told) :]

@@ -1,0 +1,86 @@
+"""Files and answers from anybody: `virtksm doctor` gives each check an outcome, on one printable line, and no crash."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.lab.healthy_host import FILES, HEALTHY, STATUS, URI, write_tree
+from virtksm.cli.doctor import finding_lines
+from virtksm.doctor.checks import CHECKS, examine
+from virtksm.doctor.facts import AgentSeen, Unknown
+from virtksm.doctor.finding import Verdict
+from virtksm.doctor.reading import read_here
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.own import parse_agent
+
+MORE_FILES = (
+    "proc/50/attr/current",
+    "proc/51/status",
+    "proc/1٣/status",
+    "etc/libvirt/hooks/qemu",
+    "etc/libvirt/hooks/qemu.d/virtksm",
+    "sys/module/apparmor/parameters/enabled",
+    "sys/fs/selinux/enforce",
+    "usr/lib/systemd/system/ksmtuned.service",
+    "usr/lib/systemd/system/x.wants/ksmtuned.service",
+)
+words = st.sampled_from(
+    ["[", "]", "-", "0-1", ",", "9" * 25, "kB\n", "MemTotal: ", " / /sys ro - x y rw", "\0", "Name:\t", "Uid:\t0\t0\t",
+     "1\n", "include=", "ksm", "٣", STATUS.format(name="ksmtuned", pid=1, uid=0), "50 (x) ", "0 " * 25, "\x1b[2J", "\n"]
+)  # fmt: skip
+contents = st.lists(words | st.text(max_size=4), max_size=12).map("".join)
+trees = st.dictionaries(st.sampled_from([*FILES, *MORE_FILES]), contents | st.none(), max_size=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["answers", "error", "possible", "message"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+KEYS = ["uri", "libvirt", "stranded", "last_pass"]
+
+
+@given(trees)
+@example({"proc/uptime": "0.1"})
+@example({"proc/50/comm": "\n", "proc/50/stat": ")" * 50})
+def test_any_tree_of_files_gives_each_check_an_outcome_and_no_line_is_forged(changed: Mapping[str, str | None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            root = write_tree(Path(folder), **changed)
+        except UnicodeEncodeError:  # of a lone surrogate, which no file can be made of here
+            return
+        here = read_here(Root(str(root)), URI, now_s=2e9)
+    findings = examine(replace(HEALTHY, here=here))
+    assert [one.check for one in findings] == [check.name for check in CHECKS]
+    for one in findings:
+        assert bool(one.outcome.remedy) == (one.outcome.verdict in (Verdict.WARN, Verdict.FAIL))
+    remedies = sum(bool(one.outcome.remedy) for one in findings)
+    lines = finding_lines(findings, colour=False)
+    assert len(lines) == len(CHECKS) + remedies
+    assert all(line.isprintable() for line in lines)
+
+
+@given(
+    json_values
+    | st.dictionaries(st.sampled_from(KEYS), json_values)
+    | st.fixed_dictionaries(dict.fromkeys(KEYS, json_values))
+)
+def test_whatever_an_agent_answers_is_understood_or_refused(status: object) -> None:
+    assert isinstance(parse_agent(status), AgentSeen | Unknown)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_text_are_read_all_the_same(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_tree(Path(folder))
+        for name in ("sys/kernel/mm/ksm/run", "proc/meminfo", "proc/50/status", "proc/50/stat", "proc/50/mountinfo"):
+            (root / name).write_bytes(content)
+        here = read_here(Root(str(root)), URI, now_s=2e9)
+    assert all(line.isprintable() for line in finding_lines(examine(replace(HEALTHY, here=here)), colour=False))

@@ -1,0 +1,95 @@
+"""What a real agent remembers of real guests: it outlives the agent, also one that is killed."""
+
+from __future__ import annotations
+
+import argparse
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import wait_until
+from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from virtksm.adapters.history_file import HistoryFile
+from virtksm.cli.main import build_parser
+from virtksm.cli.memories import Memories, read_decisions, read_history
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+HOUR_S = 3600.0
+
+
+def options_of(home: AgentHome) -> argparse.Namespace:
+    return build_parser("status").parse_args(home.command("status")[1:])
+
+
+def remembered(home: AgentHome, uri: str | None = None) -> Memories:
+    return read_history(options_of(home), uri, seconds=HOUR_S)
+
+
+def file_of(home: AgentHome) -> Path:
+    return home.state_dir / "local.history"
+
+
+def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory, guest: GuestFactory) -> None:
+    began_s = time.time()
+    agent = start_agent(PARKING_LAW)
+    one = guest(PayloadGuest(name="kept", memory_mib=16), settle=False)
+    agent.wait_for("event_received")
+    agent.wait_for_pass("started")
+    told = remembered(agent.home)
+    assert [(event.kind, event.domain, event.uuid, event.detail) for event in told.events] == [
+        ("started", "kept", one.domain.UUIDString(), "booted")
+    ]
+    assert told.samples[-1].guests == 1
+    assert told.samples[-1].committed_kib > 0
+    assert told.samples[-1].run == 1
+    assert all(began_s <= sample.at_s <= told.now_s for sample in told.samples)
+    assert agent.stop() == 0
+    assert stat.S_IMODE(file_of(agent.home).stat().st_mode) == 0o600
+
+    alone = remembered(agent.home, agent.uri)
+    assert (alone.events, len(alone.samples)) == (told.events, len(told.samples)), "the file tells without an agent"
+    decisions = read_decisions(options_of(agent.home), agent.uri, 100)
+    assert [told.record["triggers"] for told in decisions] == [["connected"], ["started"]]
+
+    second = start_agent(PARKING_LAW)
+    second.reload()  # has what waits written at once
+    history = HistoryFile(str(file_of(agent.home)))
+    wait_until(lambda: len(history.decisions(100)) >= 3, HANG_S, "the second agent's first write")
+    second.kill()
+    assert remembered(agent.home, agent.uri).events == told.events
+
+    third = start_agent(PARKING_LAW)
+    assert remembered(third.home).events[0] == told.events[0]
+    triggers = [one.record["triggers"] for one in read_decisions(options_of(third.home), None, 100)]
+    assert triggers[:3] == [["connected"], ["started"], ["connected"]]
+    assert triggers[3:] in ([["connected"]], [["reload"], ["connected"]]), "the last minute may be lost"
+
+
+def test_a_damaged_history_is_set_aside_and_costs_no_pass(start_agent: AgentFactory, agent_home: AgentHome) -> None:
+    agent_home.state_dir.mkdir()
+    file_of(agent_home).write_bytes(b"garbage" * 100)
+    agent = start_agent(PARKING_LAW)
+    wait_until(lambda: agent.lines("history_set_aside") != [], HANG_S, "the damage to be told")
+    aside = agent.lines("history_set_aside")[0]["file"]
+    assert Path(aside).read_bytes() == b"garbage" * 100
+    assert len(remembered(agent_home).samples) == 1
+    assert agent.stop() == 0
+
+
+def test_an_agent_that_cannot_keep_its_history_says_so_once_and_goes_on(
+    start_agent: AgentFactory, agent_home: AgentHome
+) -> None:
+    file_of(agent_home).mkdir(parents=True)
+    agent = start_agent(PARKING_LAW)
+    wait_until(lambda: agent.lines("history_failed") != [], HANG_S, "the failure to be told")
+    failed = agent.lines("history_failed")[0]
+    assert (failed["level"], failed["error"]) == ("warning", f"{file_of(agent_home)}: Is a directory")
+    agent.reload()
+    agent.step()
+    assert agent.stop() == 0
+    assert {line["level"] for line in agent.lines("history_failed")[1:]} <= {"debug"}

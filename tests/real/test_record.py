@@ -1,0 +1,193 @@
+"""`virtksm record` of a real agent with real guests, and `virtksm replay` of what it has written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import wait_until
+from tests.lab.nobody import run_as_nobody
+from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+
+class Recording:
+    """A running `virtksm record`."""
+
+    def __init__(self, home: AgentHome, *options: str) -> None:
+        self.file = home.folder / "trace.jsonl"
+        self._process = subprocess.Popen(
+            home.command("record", str(self.file), *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the whole lines that are in the file."""
+        if not self.file.exists():
+            return []
+        return [
+            json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines(keepends=True) if "\n" in line
+        ]
+
+    def passes(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if line["kind"] == "pass"]
+
+    def wait_for_passes(self, number: int) -> None:
+        wait_until(
+            lambda: len(self.passes()) >= number or self._process.poll() is not None,
+            HANG_S,
+            f"{number} recorded passes",
+        )
+        if self._process.poll() is not None:
+            pytest.fail(f"the recording has ended: {self._process.communicate()}")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+        """End it and return its exit code, its summary and its complaints."""
+        self._process.send_signal(how)
+        said, complained = self._process.communicate(timeout=HANG_S)
+        return self._process.returncode, said, complained
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate(timeout=HANG_S)
+
+
+@pytest.fixture
+def record(agent_home: AgentHome) -> Iterator[Callable[..., Recording]]:
+    """Lend what begins recordings, which end with the test."""
+    begun: list[Recording] = []
+
+    def begin(*options: str) -> Recording:
+        begun.append(Recording(agent_home, *options))
+        begun[-1].wait_for_passes(1)
+        return begun[-1]
+
+    try:
+        yield begin
+    finally:
+        for one in begun:
+            one.close()
+
+
+def replayed(home: AgentHome, file: Path, *options: str) -> dict[str, Any]:
+    bare = [one for one in home.command("replay", str(file), "--all", "--json", *options) if one != str(home.config)]
+    bare.remove("--config")
+    done = subprocess.run(bare, check=False, capture_output=True, text=True, timeout=HANG_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert isinstance(told, dict)
+    return told
+
+
+def sweep(agent: AgentProcess, guest: GuestFactory) -> None:
+    """Two twins start and are merged, and one stops."""
+    first, _ = (
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed)) for seed in (1, 2)
+    )
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    first.domain.destroy()
+    agent.wait_for_pass("stopped")
+
+
+def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again(
+    start_agent: AgentFactory, guest: GuestFactory, record: Callable[..., Recording]
+) -> None:
+    agent = start_agent(SWEEPING_LAW)
+    one = record()
+    sweep(agent, guest)
+    agent.reload()
+    told = one.lines()
+    code, said, complained = one.end(signal.SIGINT)
+    assert (code, complained) == (0, "")
+    made = one.passes()
+    assert said == f"recorded {len(made)} passes to {one.file}, 0 missed\n"
+    assert one.file.stat().st_mode & 0o777 == 0o600
+    header, end = told[0], one.lines()[-1]
+    assert (header["kind"], header["uri"], header["law"]["policy"]) == ("header", agent.uri, "adaptive")
+    assert header["law"]["config"]["adaptive.engage"] == "always"
+    assert (end["kind"], end["passes"], end["missed"]) == ("end", len(made), 0)
+    assert [line["seq"] for line in made] == list(range(made[0]["seq"], made[0]["seq"] + len(made)))
+    assert {"twin1", "twin2"} == {one["name"] for line in made for one in line["snapshot"]["guests"]}
+    assert {"round", "rest", "wait"} <= {line["decision"]["rule"] for line in made}
+    assert [line["kind"] for line in told if "past" in line] == ["pass"], "every pass but the first follows from one"
+
+    again = replayed(agent.home, one.file)
+    assert again["sums"]["passes"] == len(made)
+    assert (again["sums"]["differing"], again["sums"]["began_anew"]) == (0, 0)
+    for step, line in zip(again["steps"], made, strict=True):
+        assert step["replayed"]["reason"] == line["decision"]["reason"]
+        assert step["replayed"]["next_pass_s"] == line["decision"]["next_pass_s"]
+    other = replayed(agent.home, one.file, "--policy", "ksmtuned", "--set", "ksmtuned.thres_coef=100")
+    assert other["sums"]["differing"] > 0
+    assert {step["replayed"]["rule"] for step in other["steps"]} <= {"boost", "decay", "hold"}
+
+
+def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_recording(
+    start_agent: AgentFactory, record: Callable[..., Recording]
+) -> None:
+    """The one-shot takes a step of the law that the agent has not seen; another agent is another session."""
+    agent = start_agent(STEPPING_LAW)
+    one = record()
+    assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
+    agent.step()
+    one.wait_for_passes(2)
+    assert agent.stop() == 0
+    agent = start_agent(None)
+    agent.step()
+    agent.step()
+    wait_until(lambda: [line["kind"] for line in one.lines()].count("header") == 2, HANG_S, "the new agent's lines")
+    assert one.end()[0] == 0
+    assert [line["kind"] for line in one.lines() if line["kind"] != "pass"] == ["header", "gap", "header", "end"]
+    steps = [line["past"]["npages"] for line in one.passes() if line.get("past")]
+    assert 2 in steps, "what the one-shot had left"
+    assert replayed(agent.home, one.file)["sums"]["differing"] == 0
+
+
+def test_without_an_agent_or_over_a_file_that_exists_nothing_is_recorded(
+    start_agent: AgentFactory, agent_home: AgentHome
+) -> None:
+    file = agent_home.folder / "trace.jsonl"
+    done = agent_home.run("record", str(file))
+    assert (done.returncode, file.exists()) == (1, False)
+    assert "no agent runs" in done.stderr
+    start_agent()
+    file.write_text("precious\n", encoding="utf-8")
+    done = agent_home.run("record", str(file), "--for", "0")
+    assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
+    assert "--force" in done.stderr
+    assert agent_home.run("record", str(file), "--for", "0", "--force").returncode == 0
+    assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')
+
+
+def test_nobody_else_may_record(start_agent: AgentFactory) -> None:
+    home = start_agent().home
+    home.folder.chmod(0o755)
+    done = run_as_nobody("--runtime-dir", str(home.runtime_dir), "record", "/dev/null", "--force")
+    assert done.returncode == 1
+    assert "may" in done.stderr
+
+
+def test_an_anonymous_recording_names_nobody(
+    start_agent: AgentFactory, guest: GuestFactory, record: Callable[..., Recording]
+) -> None:
+    agent = start_agent(SWEEPING_LAW)
+    one = record("--anonymous")
+    sweep(agent, guest)
+    assert one.end()[0] == 0
+    text = one.file.read_text(encoding="utf-8")
+    assert "twin" not in text
+    assert "guest-2" in text
+    assert replayed(agent.home, one.file)["sums"]["differing"] == 0

@@ -1,0 +1,110 @@
+"""`virtksm status` on real guests: what is saved, with an agent, without one, and while it is watched."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import Ksm, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.pseudo_terminal import PseudoTerminal
+from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+
+def look(home: AgentHome, *arguments: str, code: int = 0) -> dict[str, Any]:
+    done = home.run("status", "--json", *arguments)
+    assert (done.returncode, done.stderr) == (code, "")
+    status = json.loads(done.stdout)
+    assert isinstance(status, dict)
+    return status
+
+
+def start_twins(guest: GuestFactory) -> None:
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=16, seed=seed))
+
+
+def test_what_twins_save_is_told_with_their_events_and_what_ksmd_took(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    agent = start_agent(PARKING_LAW)
+    start_twins(guest)
+    ksm.merge_all()
+    agent.step()
+    status = look(agent.home)
+    now = status["now"]
+    assert (status["agent"], now["origin"], now["guests"], now["guests_unread"]) == (True, "local", 2, 0)
+    assert now["saved_kib"] == (now["pages_sharing"] + now["ksm_zero_pages"]) * now["page_kib"]
+    assert now["saved_kib"] >= 15 * 1024, "one of two copies of what they have in common"
+    assert now["saved_percent"] == pytest.approx(100 * now["saved_kib"] / now["committed_kib"], abs=0.01)
+    assert now["ksm_run"] == 1
+    assert now["settings"]["pages_to_scan"] == ksm.read("pages_to_scan"), "the kernel's, as it is"
+    assert status["off"] is False
+    assert [(event["domain"], event["kind"]) for event in status["events"]] == [
+        ("twin1", "started"),
+        ("twin2", "started"),
+    ]
+    assert status["saved_hour"]["saved_kib"][-1] == now["saved_kib"]
+    assert status["ksmd"]["cpu_seconds"] > 0
+    told = agent.home.run("status").stdout
+    for text in ("agent     qemu:///system", "guests    2, holding", "saved     ", "event     ", "why       "):
+        assert text in told
+
+
+def test_without_an_agent_it_looks_for_itself_and_leaves_no_trace(
+    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    start_twins(guest)
+    ksm.merge_all()
+    status = look(agent_home, "--connect", libvirtd.uri, code=1)
+    now = status["now"]
+    assert (status["agent"], status["libvirt"]["answers"], status["last_pass"]) == (False, True, None)
+    assert (now["origin"], now["guests"]) == ("local", 2)
+    assert now["saved_kib"] >= 15 * 1024
+    assert now["committed_kib"] > 64 * 1024
+    assert not agent_home.runtime_dir.exists()
+    assert not agent_home.state_dir.exists()
+
+
+def test_without_an_agent_a_libvirtd_that_hangs_costs_seconds_and_the_kernel_is_told(
+    libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    libvirtd.pause()
+    try:
+        status = look(agent_home, "--connect", libvirtd.uri, code=1)
+    finally:
+        libvirtd.resume()
+    assert status["libvirt"]["answers"] is False
+    assert "no answer within 5 s" in status["libvirt"]["error"]
+    assert status["now"]["ksm_run"] == 1
+    assert status["now"]["guests"] is None
+
+
+def test_another_hosts_agent_is_not_taken_for_this_ones(start_agent: AgentFactory) -> None:
+    agent = start_agent(PARKING_LAW)
+    assert look(agent.home, "--connect", agent.uri)["agent"] is True
+    assert look(agent.home, "--connect", "test:///default", code=1)["agent"] is False
+
+
+def test_an_agent_killed_under_a_watcher_is_told_and_its_successor_too(start_agent: AgentFactory) -> None:
+    agent = start_agent(PARKING_LAW)
+    terminal = PseudoTerminal(agent.home.command("status", "--connect", agent.uri, "--watch", "0.2"))
+    try:
+        terminal.wait_for_frame("last pass ")
+        agent.kill()
+        frame = terminal.wait_for_frame("agent     none serves")
+        assert "libvirt   answers" in frame
+        start_agent(PARKING_LAW)
+        terminal.wait_for_frame("last pass ")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.process.wait(HANG_S) == 0
+        wait_until(lambda: terminal.mode() == terminal.mode_before, HANG_S, "the terminal to be given back")
+    finally:
+        terminal.close()

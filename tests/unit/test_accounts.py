@@ -1,0 +1,107 @@
+"""Shares of what KSM saves: twins save alike, sums are the kernel's counters, what it does not count is None."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtksm.accounts import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
+from virtksm.merged import Merged
+from virtksm.model import ProcessKsm
+
+PAGE = 4096
+
+
+def host(shared: int, sharing: int, zero: int | None = 0) -> Merged:
+    return Merged(pages_shared=shared, pages_sharing=sharing, zero_pages=zero, page_kib=4)
+
+
+def process(merging: int, *, zero: int = 0, items: int = 0) -> ProcessKsm:
+    return ProcessKsm(rmap_items=items, zero_pages=zero, merging_pages=merging)
+
+
+def test_twins_save_half_of_their_common_pages_each() -> None:
+    twin = settle(process(1000, items=1500), 8192, host(1000, 1000))
+    assert twin == Account(
+        merged_bytes=1000 * PAGE,
+        zero_bytes=0,
+        unmerged_bytes=8192 * 1024 - 1000 * PAGE,
+        saved_bytes=500 * PAGE,
+        cost_bytes=1500 * ITEM_BYTES,
+        profit_bytes=500 * PAGE - 1500 * ITEM_BYTES,
+    )
+
+
+def test_a_zero_page_saves_a_whole_page_and_is_not_resident() -> None:
+    account = settle(process(10, zero=100, items=110), 4096, host(5, 5, 100))
+    assert account is not None
+    assert account.saved_bytes == 105 * PAGE
+    assert (account.merged_bytes, account.zero_bytes) == (110 * PAGE, 100 * PAGE)
+    assert account.unmerged_bytes == 4096 * 1024 - 10 * PAGE
+
+
+def test_books_without_a_merge_are_a_loss() -> None:
+    account = settle(process(0, items=1000), 8192, host(0, 0))
+    assert account is not None
+    assert (account.saved_bytes, account.profit_bytes) == (0, -1000 * ITEM_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("ksm", "known"),
+    [
+        (ProcessKsm(), None),  # before Linux 5.19
+        (ProcessKsm(rmap_items=100), None),
+        (ProcessKsm(merging_pages=100), (50 * PAGE, None, None)),  # 5.19
+        (ProcessKsm(merging_pages=100, rmap_items=64), (50 * PAGE, PAGE, 49 * PAGE)),  # 6.1
+    ],
+)
+def test_what_a_kernel_does_not_count_is_not_known(
+    ksm: ProcessKsm, known: tuple[int, int | None, int | None] | None
+) -> None:
+    account = settle(ksm, None, host(50, 50, None))
+    assert (account and (account.saved_bytes, account.cost_bytes, account.profit_bytes)) == known
+    assert account is None or account.unmerged_bytes is None
+
+
+def test_an_rss_read_before_more_merged_is_not_negative() -> None:
+    account = settle(process(1000), 100, host(500, 500))
+    assert account is not None
+    assert account.unmerged_bytes == 0
+
+
+def test_what_guests_leave_is_others() -> None:
+    merged = host(100, 300, 50)
+    ksm = process(200, zero=20, items=500)
+    account = settle(ksm, None, merged)
+    assert account is not None
+    left = find_left_over([(ksm, account)], merged, merged.saved_kib * 1024 - 800 * ITEM_BYTES)
+    assert (left.merging_pages, left.zero_pages) == (200, 30)
+    assert left.saved_bytes == (150 + 30) * PAGE
+    assert left.cost_bytes == 300 * ITEM_BYTES
+
+
+def test_what_the_host_does_not_count_leaves_nothing_known() -> None:
+    left = find_left_over([], host(100, 300, None), None)
+    assert (left.merging_pages, left.zero_pages, left.cost_bytes) == (400, None, None)
+    assert left.saved_bytes == 300 * PAGE
+    assert find_cost_bytes(host(1, 1), None) is None
+
+
+counts = st.integers(0, 10**7)
+
+
+@given(st.lists(st.tuples(counts, counts, counts), max_size=30), st.floats(0, 1))
+def test_the_shares_of_all_add_up_to_the_kernels_counters(processes: list[tuple[int, int, int]], part: float) -> None:
+    merging = sum(one[0] for one in processes)
+    merged = host(merging - int(merging * part), int(merging * part), sum(one[1] for one in processes))
+    profit_bytes = merged.saved_kib * 1024 - sum(one[2] for one in processes) * ITEM_BYTES
+    settled = []
+    for merging_pages, zero, items in processes:
+        ksm = process(merging_pages, zero=zero, items=items)
+        account = settle(ksm, None, merged)
+        assert account is not None
+        settled.append((ksm, account))
+    left = find_left_over(settled, merged, profit_bytes)
+    assert (left.merging_pages, left.zero_pages, left.cost_bytes) == (0, 0, 0)
+    assert 0 <= left.saved_bytes <= len(processes)

@@ -1,0 +1,92 @@
+"""The agent over fakes: what happens to it is remembered, and asked for, by whoever means its host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.fakes import FakeFacts, FakeHistory
+from tests.unit.test_agent_switch import URI, Bench, guest
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.errors import StateUnusable
+from virtksm.model import Trigger
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    yield Bench()
+    structlog.reset_defaults()
+
+
+def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) -> None:
+    history = FakeHistory()
+    bench.hypervisor.running = (guest("vm"),)
+
+    async def story() -> None:
+        bench.agent.make_history = lambda _uri, _config: history
+        event = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=0.0)
+        bench.agent.hear(event)
+        await bench.until(lambda: len(bench.events("pass_completed")) > 1)
+        dry = await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+        assert dry["ok"]
+        told: Any = await bench.agent.handle({"op": "history", "seconds": 60, "points": 5})
+        assert [row[2] for row in told["history"]["events"]["rows"]] == ["vm"]
+        assert len(told["history"]["samples"]["rows"]) == 1
+        decisions: Any = await bench.agent.handle({"op": "decisions", "last": 5, "uri": URI})
+        triggers = [one["pass"]["triggers"] for one in decisions["decisions"]]
+        assert triggers == [["connected"], ["started"]], "a dry run is none"
+        bench.agent.reload()
+        await bench.until(lambda: history.kept_decisions != [])
+
+    bench.run(story)
+    assert [one.domain for one in history.kept_events] == ["vm"]
+    assert history.kept_samples[-1].guests == 1
+
+
+def test_a_history_that_cannot_be_kept_or_read_ends_nothing(bench: Bench) -> None:
+    class Broken(FakeHistory):
+        def samples(self, since_s: float) -> tuple[()]:
+            raise StateUnusable("the disk is gone")
+
+    async def story() -> None:
+        bench.agent.make_history = lambda _uri, _config: Broken(is_full=True)
+        bench.agent.reload()
+        await bench.until(lambda: bench.events("history_failed") != [])
+        answer = await bench.agent.handle({"op": "history"})
+        assert (answer["ok"], answer["error"], answer["exit_code"]) == (False, "the disk is gone", 1)
+        bench.agent.reload()
+        await bench.until(lambda: len(bench.events("history_failed")) > 1)
+
+    bench.run(story)
+    assert [event["level"] for event in bench.events("history_failed")][:2] == ["warning", "debug"]
+
+
+@pytest.mark.parametrize("op", ["status", "history", "decisions"])
+def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str) -> None:
+    async def story() -> None:
+        assert (await bench.agent.handle({"op": op}))["ok"] is True
+        assert (await bench.ask(op))["ok"] is True
+        assert await bench.agent.handle({"op": op, "uri": "other:///"}) == {"ok": False, "other_uri": URI}
+
+    bench.run(story)
+
+
+def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
+    async def story() -> None:
+        bench.agent.facts = FakeFacts(run=2)
+        told: Any = (await bench.ask("status"))["status"]
+        assert (told["now"]["origin"], told["now"]["ksm_run"]) == ("local", 2)
+        for uri in ("qemu+ssh://far/system", "alias"):
+            bench.hypervisor.uri = uri
+            told = (await bench.agent.handle({"op": "status"}))["status"]
+            assert told["now"]["origin"] == "last_pass"
+        bench.agent.config = replace(bench.agent.config, host="local")
+        bench.hypervisor.uri = "qemu+unix:///system"
+        told = (await bench.agent.handle({"op": "status"}))["status"]
+        assert told["now"]["origin"] == "local"
+
+    bench.run(story)

@@ -1,0 +1,294 @@
+"""The agent's diary over a fake history and a clock of the test's: what it remembers, when it writes, what fails."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
+from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import VirtksmError
+from virtksm.history import GuestEvent, Sample, Told
+from virtksm.model import Guest, Occasion, Settings, Trigger
+from virtksm.record import PassRecord
+
+LONG_S = 30.0
+NEVER_S = 3600.0
+WALL_S = 1_800_000_000.0
+EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=1.0)
+
+
+def a_pass(*, routine: bool = False) -> PassRecord:
+    hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
+    cycle = Cycle(
+        hypervisor=hypervisor,
+        local=FakeFacts(rss_kib={"u": 1000}),
+        policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
+        store=FakeStore(),
+        switch=FakeSwitch(),
+        clock=FakeClock(),
+        on_conflict="reassert",
+        memory=Memory(),
+    )
+    record = cycle.run(Occasion(triggers=frozenset({Trigger.TIMER})))
+    ksm = replace(record.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
+    return replace(
+        record,
+        decision=replace(record.decision, is_routine=routine),
+        snapshot=replace(record.snapshot, ksm=ksm),
+    )
+
+
+@dataclass
+class Desk:
+    """A diary, its history, its clocks, and what it has reported."""
+
+    history: FakeHistory = field(default_factory=FakeHistory)
+    clock: FakeClock = field(default_factory=FakeClock)
+    kept: list[str | None] = field(default_factory=list)
+    failed: list[VirtksmError] = field(default_factory=list)
+    diary: Diary = field(init=False)
+
+    def run(self, story: Callable[[], Awaitable[None]], **limits: float) -> None:
+        """Run the diary as long as `story` goes, and then to its end."""
+
+        async def both() -> None:
+            self.diary = Diary(
+                self.kept.append,
+                self.failed.append,
+                wall_clock=lambda: WALL_S + self.clock.now_s,
+                clock=self.clock,
+                **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
+            )
+            self.diary.keep_in(self.history)
+            writing = asyncio.create_task(self.diary.keep_writing())
+            await asyncio.wait_for(story(), LONG_S)
+            self.diary.end()
+            await asyncio.wait_for(writing, LONG_S)
+
+        asyncio.run(both())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(LONG_S):
+        while not condition():  # noqa: ASYNC110  # a fake history sets no event
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) -> None:
+    record = a_pass()
+
+    async def story() -> None:
+        desk.diary.hear(EVENT)
+        desk.diary.take(record)
+
+    desk.run(story)
+    at_s = WALL_S + desk.clock.now_s
+    assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
+    assert desk.history.kept_decisions == [Told(at_s=at_s, record=record.as_dict())]
+    assert desk.history.kept_samples == [
+        Sample(
+            at_s=at_s,
+            guests=1,
+            committed_kib=1000,
+            total_kib=16 * 1024 * 1024,
+            available_kib=8 * 1024 * 1024,
+            saved_kib=480,
+            ksmd_cpu_seconds=1.5,
+            run=1,
+            pages_to_scan=400,
+            sleep_millisecs=10,
+            rule="told",
+        )
+    ]
+
+
+def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
+    async def story() -> None:
+        for _ in range(41):
+            desk.diary.take(a_pass(routine=True))
+            desk.clock.now_s += 1.0
+
+    desk.run(story, write_s=NEVER_S)
+    assert [one.at_s - WALL_S for one in desk.history.kept_samples] == [1009.0, 1019.0, 1029.0, 1039.0, 1040.0]
+    assert desk.history.kept_decisions == []
+
+
+def test_a_sample_that_may_still_be_shared_waits_for_the_next_write(desk: Desk) -> None:
+    async def story() -> None:
+        desk.diary.take(a_pass())
+        await until(lambda: desk.history.kept_decisions)
+        assert desk.history.kept_samples == []
+        desk.clock.now_s += 10.0
+        await until(lambda: desk.history.kept_samples)
+
+    desk.run(story)
+    assert len(desk.history.kept_samples) == 1
+
+
+def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_while_there_is_nothing(
+    desk: Desk,
+) -> None:
+    desk.history.aside = "elsewhere"
+
+    async def story() -> None:
+        await until(lambda: desk.kept)
+        desk.diary.hear(EVENT)
+        await asyncio.sleep(0.05)
+        assert desk.history.kept_events == [], "it waits for more"
+
+    desk.run(story, write_s=NEVER_S)
+    assert desk.kept == ["elsewhere", None]
+    assert len(desk.history.kept_events) == 1, "its end waits for nothing"
+
+
+def test_nothing_new_is_not_written(desk: Desk) -> None:
+    async def story() -> None:
+        await until(lambda: desk.kept)
+        desk.diary.hear(EVENT)
+        await until(lambda: desk.history.kept_events)
+        await asyncio.sleep(0.05)
+
+    desk.run(story)
+    assert desk.history.writes == 2
+
+
+def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_room(desk: Desk) -> None:
+    desk.history.is_full = True
+
+    async def story() -> None:
+        desk.diary.hear(EVENT)
+        await until(lambda: len(desk.failed) > 2)
+        for _ in range(MOST_WAITING_EVENTS + 50):
+            desk.diary.hear(EVENT)
+        for _ in range(MOST_WAITING_SAMPLES + 50):
+            desk.diary.take(a_pass())
+            desk.clock.now_s += 10.0
+        failures = len(desk.failed)
+        await until(lambda: len(desk.failed) > failures + 1)
+        desk.history.is_full = False
+
+    desk.run(story)
+    assert str(desk.failed[0]) == "no space left on device"
+    assert len(desk.history.kept_events) == MOST_WAITING_EVENTS
+    assert len(desk.history.kept_samples) == MOST_WAITING_SAMPLES
+    assert len(desk.history.kept_decisions) == MOST_WAITING_DECISIONS
+    newest = [one.at_s for one in desk.history.kept_samples]
+    assert newest == sorted(newest)
+    assert newest[-1] == WALL_S + desk.clock.now_s - 10.0, "the oldest are given up"
+
+
+class HangingHistory(FakeHistory):
+    """A disk that does not answer until released; `tries` counts who has come to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+        self.tries = 0
+
+    def keep(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
+        self.tries += 1
+        self.released.wait(LONG_S)
+        return super().keep(*batch)
+
+
+def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_written_twice(desk: Desk) -> None:
+    desk.history = history = HangingHistory()
+
+    async def story() -> None:
+        await until(lambda: desk.failed)
+        threads = threading.active_count()
+        for _ in range(5):
+            desk.diary.hear(EVENT)
+            await asyncio.sleep(0.01)
+        assert (history.tries, threading.active_count()) == (1, threads)
+        with pytest.raises(VirtksmError, match="does not answer"):
+            await desk.diary.samples(0)
+        history.released.set()
+        await until(lambda: len(desk.history.kept_events) == 5)
+        assert len(await desk.diary.events(0, 100)) == 5
+
+    try:
+        desk.run(story, disk_limit_s=0.01)
+    finally:
+        history.released.set()
+    assert len(desk.failed) == 1
+    assert "no answer within" in str(desk.failed[0])
+
+
+def test_a_hanging_disk_does_not_keep_the_agent_from_its_end(desk: Desk) -> None:
+    desk.history = history = HangingHistory()
+
+    async def story() -> None:
+        desk.diary.hear(EVENT)
+
+    try:
+        desk.run(story, disk_limit_s=0.01)
+    finally:
+        history.released.set()
+    assert len(desk.failed) == 1
+
+
+def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
+    async def story() -> None:
+        await until(lambda: desk.kept)
+        desk.history.keep([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
+        desk.diary.hear(EVENT)
+        desk.diary.take(a_pass())
+        answer = await recall_history(desk.diary, {"op": "history", "seconds": 5000})
+        told: Any = answer["history"]
+        assert told["now_s"] == WALL_S + desk.clock.now_s
+        assert [row[2] for row in told["events"]["rows"]] == ["old", "vm"]
+        assert len(told["samples"]["rows"]) == 1
+        decisions: Any = (await recall_decisions(desk.diary, {"op": "decisions"}))["decisions"]
+        assert [(one["at"], one["pass"]["schema"]) for one in decisions] == [(told["now_s"], 1)]
+        assert await desk.diary.samples(told["now_s"] + 1) == ()
+
+    desk.run(story, write_s=NEVER_S)
+
+
+def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
+    async def story() -> None:
+        diary = Diary()
+        diary.take(a_pass())
+        diary.hear(EVENT)
+        assert [len(await diary.samples(0)), len(await diary.events(0, 9)), len(await diary.decisions(9))] == [1, 1, 1]
+
+    asyncio.run(story())
+
+
+OUT_OF_BOUNDS: list[tuple[str, object]] = [
+    *(("seconds", value) for value in (0, -1, True, "60", None, float("nan"), float("inf"), 10**400, [60])),
+    *[("points", value) for value in (0, 1001, True, "1", None)],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_BOUNDS)
+def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
+    async def story() -> None:
+        with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
+            await recall_history(Diary(), {name: value})
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("last", [0, 101, True, "1", None])
+def test_so_many_decisions_are_not_told(last: object) -> None:
+    async def story() -> None:
+        with pytest.raises(BadRequest, match="last must be a number from 1 to 100"):
+            await recall_decisions(Diary(), {"last": last})
+
+    asyncio.run(story())

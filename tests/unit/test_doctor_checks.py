@@ -1,0 +1,377 @@
+"""Each check of `virtksm doctor`: what makes it pass, and what makes it warn or fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.lab.healthy_host import (
+    AGENT,
+    DAEMON,
+    GUEST,
+    HEALTHY,
+    HERE,
+    HOOK_FILE,
+    KERNEL,
+    LIBVIRT,
+    OWN,
+    VAULT,
+    with_here,
+    with_hooks,
+    with_kernel,
+    with_libvirt,
+    with_numbers,
+    with_own,
+)
+from virtksm.config.schema import AdaptiveParams, Config
+from virtksm.doctor.checks import CHECKS, examine
+from virtksm.doctor.checks.kernel import SWITCH_UNIT
+from virtksm.doctor.facts import Facts, Folders, Guests, Swap, Tuned, Unit, Unknown, Unreachable
+from virtksm.doctor.finding import Outcome, Verdict, worst
+from virtksm.errors import Cause
+from virtksm.guest_xml import GuestXml
+from virtksm.model import Guest, GuestProcess, KsmState, ProcessKsm, Settings
+from virtksm.ownership import HostState, Ownership
+from virtksm.switch import SwitchedOff
+
+PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
+UNREADABLE = Unknown(why="/some/file: Permission denied")
+INSTALLED = Unit(is_installed=True, is_enabled=False)
+ENABLED = Unit(is_installed=True, is_enabled=True)
+ALWAYS = replace(OWN, configuration=Config(adaptive=AdaptiveParams(engage="always")))
+OFF = SwitchedOff(since="2026-01-01T00:00:00Z")
+
+
+def outcome(facts: Facts, check: str) -> Outcome:
+    (found,) = [finding.outcome for finding in examine(facts) if finding.check == check]
+    return found
+
+
+def units(**states: Unit) -> dict[str, Unit]:
+    return {**HERE.units, **{name.replace("_", "-") + ".service": state for name, state in states.items()}}
+
+
+def running(*names: str) -> Facts:
+    return with_here(processes=frozenset(names))
+
+
+def without_agent(facts: Facts) -> Facts:
+    return replace(facts, own=replace(facts.own, agent=None))
+
+
+def with_agent(**changed: object) -> Facts:
+    return with_own(agent=replace(AGENT, **changed))  # type: ignore[arg-type]  # tests name fields
+
+
+def with_xml(web: GuestXml, vault: GuestXml, **config: tuple[str, ...]) -> Facts:
+    guests = Guests(running=(GUEST, VAULT), xml={GUEST.key: web, VAULT.key: vault})
+    own = replace(OWN, configuration=Config(**config))  # type: ignore[arg-type]  # private_guests alone
+    return replace(HEALTHY, libvirt=replace(LIBVIRT, guests=guests), own=own)
+
+
+def with_process(guest: Guest, **counted: bool) -> Facts:
+    process = GuestProcess(arguments=(), ksm=ProcessKsm(**counted))
+    assert isinstance(LIBVIRT.guests, Guests)
+    return with_libvirt(guests=replace(LIBVIRT.guests, processes={guest.key: process}))
+
+
+def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str | None = None) -> Facts:
+    hooks = replace(
+        HERE.hooks,
+        apparmor_is_on=label is None,
+        selinux_enforces=label is not None,
+        program=program,
+        files=(replace(HOOK_FILE, selinux_label=label),),
+    )
+    return with_here(daemon=replace(DAEMON, confined_by=by), hooks=hooks)
+
+
+def scanning_without_agent(**changed: int) -> Facts:
+    kept = HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=500, applied=500)})
+    folders = replace(OWN.folders, kept=kept)
+    numbers = {**KERNEL.numbers, "pages_to_scan": 500, **changed}
+    here = replace(HERE, kernel=replace(KERNEL, numbers=numbers), hooks=replace(HERE.hooks, files=()))
+    return replace(HEALTHY, here=here, own=replace(OWN, agent=None, folders=folders))
+
+
+CASES: list[tuple[str, Facts, Verdict, str]] = [
+    ("ksm_built", HEALTHY, PASS, "Linux 6.18.0"),
+    ("ksm_built", with_kernel(has_ksm=False), FAIL, "has no /sys/kernel/mm/ksm"),
+    ("ksm_built", with_kernel(has_ksm=UNREADABLE), WARN, "cannot tell: /some/file: Permission denied"),
+    ("ksm_run", HEALTHY, PASS, "run is 1"),
+    ("ksm_run", with_numbers(run=0), FAIL, "run is 0: nothing merges"),
+    ("ksm_run", with_numbers(run=2), FAIL, "run is 2: nothing merges"),
+    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, off=OFF)), INFO, "virtksm is switched off"),
+    ("ksm_run", with_numbers(run=7), WARN, "cannot tell: run is 7"),
+    ("ksm_run", with_numbers(run=None), WARN, "cannot tell: run is None"),
+    ("ksm_run", with_kernel(has_ksm=False), INFO, "no KSM in this kernel"),
+    ("advisor", HEALTHY, PASS, "advisor_mode is none"),
+    ("advisor", with_kernel(advisor_mode=None), PASS, "this kernel has none"),
+    ("advisor", with_kernel(advisor_mode="scan-time"), FAIL, "the kernel refuses pages_to_scan"),
+    ("max_page_sharing", HEALTHY, PASS, "is 256"),
+    ("max_page_sharing", with_numbers(max_page_sharing=None), PASS, "no limit"),
+    ("max_page_sharing", with_numbers(max_page_sharing=19), WARN, "costs 5 %"),
+    ("max_page_sharing", with_numbers(max_page_sharing=20), PASS, "is 20"),
+    ("max_page_sharing", with_numbers(max_page_sharing=257), WARN, "takes longer"),
+    ("max_page_sharing", with_numbers(max_page_sharing=0), WARN, "costs 100 %"),
+    ("use_zero_pages", HEALTHY, PASS, "is off"),
+    ("use_zero_pages", with_numbers(use_zero_pages=1), PASS, "they are counted"),
+    ("use_zero_pages", with_numbers(use_zero_pages=1, ksm_zero_pages=None), WARN, "before 6.6"),
+    ("huge_pages", HEALTHY, PASS, "only when memory is short"),
+    ("huge_pages", replace(with_kernel(huge_pages="always"), own=ALWAYS), WARN, "each merge splits a huge page"),
+    ("huge_pages", replace(with_kernel(huge_pages="never"), own=ALWAYS), PASS, "makes none"),
+    ("huge_pages", with_kernel(huge_pages=UNREADABLE), WARN, "cannot tell"),
+    ("numa", HEALTHY, PASS, "one NUMA node"),
+    ("numa", with_kernel(memory_nodes=2), WARN, "merge_across_nodes is 1 with 2 NUMA nodes"),
+    (
+        "numa",
+        replace(
+            with_kernel(memory_nodes=2),
+            own=replace(OWN, configuration=Config(adaptive=AdaptiveParams(merge_across_nodes="always"))),
+        ),
+        INFO,
+        "the configuration asks",
+    ),
+    (
+        "numa",
+        with_kernel(memory_nodes=2, numbers={**KERNEL.numbers, "merge_across_nodes": 0}),
+        PASS,
+        "each merges its own",
+    ),
+    (
+        "numa",
+        with_kernel(memory_nodes=2, numbers={**KERNEL.numbers, "merge_across_nodes": None}),
+        PASS,
+        "does not tell them apart",
+    ),
+    ("swap", HEALTHY, PASS, "1.0 GiB of 1.0 GiB"),
+    ("swap", with_kernel(swap=Swap(total_kib=1000, free_kib=99)), WARN, "nothing left to give way"),
+    ("swap", with_kernel(swap=Swap(total_kib=0, free_kib=0)), PASS, "would fit into memory without"),
+    (
+        "swap",
+        with_kernel(swap=Swap(total_kib=0, free_kib=0), numbers={**KERNEL.numbers, "pages_sharing": 900_000}),
+        WARN,
+        "OOM killer",
+    ),
+    ("swap", with_kernel(swap=UNREADABLE), WARN, "cannot tell"),
+    ("headroom", HEALTHY, PASS, "unmerging takes up to 39.1 MiB, 195.3 MiB are available"),
+    ("headroom", with_numbers(pages_shared=0, pages_sharing=0), PASS, "nothing is merged"),
+    ("headroom", with_numbers(pages_sharing=100_000), WARN, "would go to swap"),
+    ("headroom", with_numbers(pages_sharing=1_000_000), FAIL, "are missing, swap included"),
+    ("headroom", with_numbers(pages_shared=None), WARN, "cannot tell: KSM's counters are missing"),
+    ("headroom", with_kernel(memory=UNREADABLE), WARN, "cannot tell"),
+    ("libvirt_reachable", HEALTHY, PASS, "qemu:///system"),
+    ("libvirt_reachable", replace(HEALTHY, libvirt=Unreachable(why="no", remedy="start it")), FAIL, "no"),
+    ("libvirt_version", HEALTHY, PASS, "libvirt 9.0.0, here 9.0.0"),
+    ("libvirt_version", with_libvirt(version=10_001), FAIL, "0.10.1, here 9.0.0: without virNodeSetMemoryParameters"),
+    ("libvirt_version", with_libvirt(version=8_000_000), WARN, "older than virtksm was tried with"),
+    ("libvirt_version", with_libvirt(client_version=8_000_000), WARN, "older than virtksm was tried with"),
+    ("libvirt_parameters", HEALTHY, PASS, "pages_to_scan 0, sleep_millisecs 10000, merge_across_nodes 1"),
+    ("libvirt_parameters", with_libvirt(ksm=None), FAIL, "not offered: pages_to_scan, sleep_millisecs"),
+    (
+        "libvirt_parameters",
+        with_libvirt(ksm=KsmState(settings=Settings(pages_to_scan=1, sleep_millisecs=None, merge_across_nodes=None))),
+        FAIL,
+        "not offered: sleep_millisecs",
+    ),
+    ("libvirt_parameters", with_libvirt(ksm=UNREADABLE), WARN, "cannot tell"),
+    ("permission", HEALTHY, PASS, "libvirt would let this user"),
+    ("permission", with_libvirt(refused=Cause.NOT_AUTHORIZED), FAIL, "refuses this user (not authorized)"),
+    ("permission", with_libvirt(refused=UNREADABLE), WARN, "cannot tell"),
+    ("permission", with_libvirt(uri="qemu:///session"), FAIL, "a session's daemon"),
+    ("sys_writable", HEALTHY, PASS, "libvirtd (pid 50) sees it writable"),
+    ("sys_writable", with_here(daemon=replace(DAEMON, sees_sys_read_only=True)), FAIL, "sees /sys read-only"),
+    ("sys_writable", with_here(daemon=None), INFO, "embedded"),
+    ("sys_writable", with_here(daemon=UNREADABLE), WARN, "cannot tell"),
+    ("ksmtuned", HEALTHY, PASS, "neither installed nor running"),
+    ("ksmtuned", running("ksmtuned"), FAIL, "ksmtuned runs"),
+    ("ksmtuned", with_here(units=units(ksmtuned=ENABLED)), WARN, "after the next boot"),
+    ("ksmtuned", with_here(units=units(ksmtuned=INSTALLED)), PASS, "neither runs nor is enabled"),
+    ("ksmtuned", with_here(processes=UNREADABLE), WARN, "cannot tell"),
+    ("tuned", HEALTHY, PASS, "does not mention KSM"),
+    ("tuned", with_here(tuned=Tuned(profiles=(), ksm_in=None)), PASS, "no active profile"),
+    (
+        "tuned",
+        with_here(tuned=Tuned(profiles=("rt",), ksm_in="/x/script.sh"), processes=frozenset({"tuned"})),
+        WARN,
+        "profile rt mentions KSM in /x/script.sh",
+    ),
+    (
+        "tuned",
+        with_here(tuned=Tuned(profiles=("rt",), ksm_in="/x/script.sh"), units=units(tuned=ENABLED)),
+        WARN,
+        "it may stop or set KSM",
+    ),
+    ("tuned", with_here(tuned=Tuned(profiles=("rt",), ksm_in="/x/script.sh")), PASS, "neither runs nor is enabled"),
+    ("mom", HEALTHY, PASS, "neither installed nor running"),
+    ("mom", running("momd"), WARN, "momd runs"),
+    ("mom", with_here(units=units(mom_vdsm=ENABLED)), WARN, "mom-vdsm.service is enabled"),
+    ("virt_handler", HEALTHY, PASS, "does not run"),
+    ("virt_handler", running("virt-handler"), WARN, "ksmConfiguration"),
+    ("hook_installed", HEALTHY, PASS, "qemu.d/virtksm"),
+    ("hook_installed", with_hooks(files=()), INFO, "needed only where no agent runs"),
+    (
+        "hook_installed",
+        with_libvirt(version=6_004_000),
+        FAIL,
+        "libvirt 6.4.0 knows no qemu.d",
+    ),
+    ("hook_installed", with_hooks(files=UNREADABLE), WARN, "cannot tell"),
+    ("hook_executable", HEALTHY, PASS, "root's alone"),
+    ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_executable=False),)), FAIL, "passes it over"),
+    ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_roots=False),)), FAIL, "others than root"),
+    ("hook_executable", with_hooks(files=()), INFO, "no hook is installed"),
+    ("hook_seen", HEALTHY, PASS, "has started since"),
+    ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.0),)), WARN, "newer than libvirtd (pid 50)"),
+    (
+        "hook_seen",
+        with_hooks(
+            files=(
+                replace(HOOK_FILE, changed_s=1.0),
+                replace(HOOK_FILE, path="/etc/libvirt/hooks/qemu", changed_s=2000.0),
+            )
+        ),
+        PASS,
+        "has started since",
+    ),
+    (
+        "hook_seen",
+        with_hooks(
+            files=(
+                replace(HOOK_FILE, changed_s=1.0),
+                replace(HOOK_FILE, path="/etc/libvirt/hooks/qemu", changed_s=2000.0, is_executable=False),
+            )
+        ),
+        WARN,
+        "every hook is newer",
+    ),
+    ("hook_seen", with_here(daemon=replace(DAEMON, age_s=UNREADABLE)), WARN, "cannot tell"),
+    ("hook_seen", with_here(daemon=None), INFO, "embedded"),
+    ("hook_program", HEALTHY, PASS, "/usr/bin/virtksm"),
+    ("hook_program", with_hooks(program=None), PASS, "an agent listens"),
+    ("hook_program", without_agent(with_hooks(program=None)), FAIL, "no agent listens"),
+    ("hook_confinement", HEALTHY, PASS, "neither AppArmor nor SELinux is on"),
+    ("hook_confinement", confined("libvirtd (enforce)"), PASS, "libvirtd (enforce)"),
+    ("hook_confinement", confined("libvirtd (enforce)", program="/opt/virtksm/x"), WARN, "leads to /opt/virtksm/x"),
+    ("hook_confinement", confined("libvirtd (complain)", program="/opt/virtksm/x"), PASS, "complain"),
+    ("hook_confinement", confined("unconfined", program="/opt/virtksm/x"), PASS, "not confined"),
+    ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:virt_hook_unconfined_exec_t:s0"), PASS, "hook"),
+    ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:user_home_t:s0"), WARN, "user_home_t"),
+    ("guests_merge", HEALTHY, PASS, "2 guests run, 1 of them private and kept apart"),
+    ("guests_merge", with_xml(GuestXml(), GuestXml()), PASS, "2 guests run"),
+    (
+        "guests_merge",
+        with_xml(GuestXml(has_hugepages=True), GuestXml(is_kept_out=True)),
+        WARN,
+        "2 of 2 cannot: web (huge pages), vault (nosharepages in its XML)",
+    ),
+    (
+        "guests_merge",
+        with_libvirt(guests=Guests(running=(GUEST,), xml={}, unread=("the XML of 'web' is no XML",))),
+        WARN,
+        "cannot tell: the XML of 'web'",
+    ),
+    ("guests_merge", with_process(GUEST, is_mergeable=False), WARN, "1 of 2 cannot: web (QEMU offers nothing to KSM)"),
+    ("guests_merge", with_process(VAULT, merges_any=True), PASS, "2 guests run"),
+    ("guests_merge", replace(HEALTHY, libvirt=Unreachable(why="no", remedy="yes")), INFO, "no connection"),
+    ("private_guests", HEALTHY, PASS, "1 of 2 guests are private"),
+    ("private_guests", with_xml(GuestXml(), GuestXml()), PASS, "none is private"),
+    ("private_guests", with_xml(GuestXml(), GuestXml(), private_guests=("v*",)), FAIL, "1 can merge: vault"),
+    ("private_guests", with_xml(GuestXml(is_private=True), GuestXml()), FAIL, "1 can merge: web"),
+    ("private_guests", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
+    ("private_guests", with_process(VAULT, merges_any=True), FAIL, "1 can merge, as KSM is on for the whole process"),
+    ("private_guests", with_process(VAULT, merges_any=False), PASS, "kept out"),
+    ("private_guests", with_process(GUEST, merges_any=True), PASS, "kept out"),
+    (
+        "private_guests",
+        with_libvirt(guests=Guests(running=(GUEST,), xml={}, unread=("the XML of 'web' is no XML",))),
+        WARN,
+        "cannot tell",
+    ),
+    ("configuration", HEALTHY, PASS, "policy adaptive"),
+    ("configuration", with_own(configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
+    ("configuration", with_own(configuration=("one fault",)), FAIL, "one fault"),
+    ("switched_on", HEALTHY, PASS, "not in force"),
+    ("switched_on", with_own(off=OFF), INFO, "switched off since 2026-01-01T00:00:00Z"),
+    ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as switched off"),
+    ("agent", HEALTHY, PASS, "serves qemu:///system"),
+    ("agent", with_own(agent=None), INFO, "the hook starts passes"),
+    ("agent", without_agent(with_hooks(files=())), WARN, "nothing tunes KSM"),
+    ("agent", without_agent(replace(HEALTHY, here=UNREADABLE)), WARN, "nothing tunes KSM"),
+    ("agent", with_agent(silence="since noon, waiting for pass"), FAIL, "since noon"),
+    ("agent", with_agent(outcome="refused", refusal="pages_to_scan: no"), FAIL, "pages_to_scan: no"),
+    ("agent", with_agent(outcome="held"), FAIL, "earlier"),
+    ("agent", with_agent(outcome="yielded"), WARN, "it has yielded"),
+    ("agent", with_own(agent=UNREADABLE), WARN, "cannot tell"),
+    ("stranded", HEALTHY, PASS, "no"),
+    ("stranded", with_agent(is_stranded=True, worst_core_percent=83.4), FAIL, "83 % of a core"),
+    ("stranded", with_agent(is_stranded=True, worst_core_percent=None), FAIL, "an unknown share of a core"),
+    ("stranded", with_agent(is_stranded=None), WARN, "cannot tell"),
+    ("stranded", scanning_without_agent(), FAIL, "500 pages every 10000 ms"),
+    ("stranded", scanning_without_agent(run=0), PASS, "no"),
+    ("stranded", scanning_without_agent(pages_to_scan=100), PASS, "no"),
+    ("stranded", with_own(agent=None), INFO, "the hook's passes"),
+    ("folders", HEALTHY, PASS, "/run/virtksm"),
+    (
+        "folders",
+        with_own(folders=Folders(root="/r", faults=("/r is not a folder",), kept=UNREADABLE)),
+        FAIL,
+        "/r is not a folder",
+    ),
+    ("folders", with_own(folders=Folders(root="/r", faults=(), kept=UNREADABLE)), WARN, "cannot tell"),
+]
+
+
+@pytest.mark.parametrize(("check", "facts", "verdict", "detail"), CASES, ids=[f"{c[0]}-{c[2].value}" for c in CASES])
+def test_a_check_says(check: str, facts: Facts, verdict: Verdict, detail: str) -> None:
+    found = outcome(facts, check)
+    assert (found.verdict, detail in found.detail) == (verdict, True), found
+    assert bool(found.remedy) == (verdict in (WARN, FAIL)), "who is warned is told what to do, and nobody else"
+    assert "\n" not in found.remedy
+
+
+def test_every_check_is_seen_to_pass_and_to_find_something() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(set(names)) == len(names)
+    passing = {check for check, _, verdict, _ in CASES if verdict is PASS}
+    finding = {check for check, _, verdict, detail in CASES if verdict in (WARN, FAIL) and "cannot tell" not in detail}
+    assert passing == finding == set(names)
+
+
+def test_a_healthy_host_has_nothing_but_passes() -> None:
+    assert {finding.outcome.verdict for finding in examine(HEALTHY)} == {PASS}
+    assert worst(examine(HEALTHY)) is PASS
+
+
+def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_tell() -> None:
+    findings = examine(replace(HEALTHY, here=Unknown(why="another machine: run this command there")))
+    unjudged = {finding.check for finding in findings if "another machine" in finding.outcome.detail}
+    assert unjudged == {
+        *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
+        *("swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler"),
+        *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement"),
+    }
+    assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}
+
+
+def test_the_switch_is_turned_by_the_unit_where_there_is_one() -> None:
+    by_hand = outcome(with_numbers(run=0), "ksm_run").remedy
+    assert by_hand == "echo 1 > /sys/kernel/mm/ksm/run"
+    kernel = replace(KERNEL, numbers={**KERNEL.numbers, "run": 0})
+    with_unit = with_here(kernel=kernel, units={**HERE.units, SWITCH_UNIT: INSTALLED})
+    assert outcome(with_unit, "ksm_run").remedy.startswith(f"systemctl enable {SWITCH_UNIT}")
+
+
+def test_long_lists_of_guests_are_cut() -> None:
+    many = tuple(replace(GUEST, uuid=str(number), name=f"g{number}") for number in range(7))
+    guests = Guests(running=many, xml={one.key: GuestXml(is_shared=True) for one in many})
+    detail = outcome(with_libvirt(guests=guests), "guests_merge").detail
+    assert detail.startswith("7 of 7 cannot: g0 (shared memory")
+    assert detail.endswith("g4 (shared memory (memfd or file)) and 2 more")
+
+
+def test_the_worst_finding_counts() -> None:
+    assert worst(examine(with_numbers(max_page_sharing=2))) is WARN
+    assert worst(examine(with_numbers(max_page_sharing=2, run=0))) is FAIL
+    assert worst(examine(with_own(off=OFF))) is PASS

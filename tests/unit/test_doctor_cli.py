@@ -1,0 +1,157 @@
+"""`virtksm doctor` as people and programs see it: lines, colours, exit codes, JSON, other machines."""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.lab.healthy_host import GUEST, HEALTHY, with_libvirt, with_numbers
+from virtksm.cli.doctor import ask_about, exit_code, finding_lines
+from virtksm.cli.main import main
+from virtksm.doctor.checks import CHECKS, examine
+from virtksm.doctor.facts import Guests, Libvirt, Unknown
+from virtksm.doctor.finding import Verdict
+from virtksm.doctor.reading.libvirt import read_libvirt
+from virtksm.errors import ExitCode
+from virtksm.guest_xml import GuestXml
+from virtksm.runtime import RuntimePaths
+
+NOWHERE = "qemu:///system?socket=/nonexistent/socket"
+
+
+def run(tmp_path: Path, *arguments: str) -> int:
+    config = tmp_path / "virtksm.toml"
+    config.touch()
+    folders = ["--runtime-dir", str(tmp_path / "run"), "--state-dir", str(tmp_path / "lib")]
+    return main(["--config", str(config), *folders, "doctor", *arguments])
+
+
+def test_a_finding_is_a_line_and_its_remedy_another() -> None:
+    lines = finding_lines(examine(with_numbers(run=0)), colour=False)
+    assert lines[1:3] == [
+        " kernel: KSM is switched on                 : FAIL (run is 0: nothing merges)",
+        "         -> echo 1 > /sys/kernel/mm/ksm/run",
+    ]
+    assert len(lines) == len(CHECKS) + 1
+
+
+def test_verdicts_stand_below_each_other() -> None:
+    lines = finding_lines(examine(HEALTHY), colour=False)
+    assert len({line.index(" : PASS (") for line in lines}) == 1
+
+
+def test_colour_marks_the_verdict_alone() -> None:
+    lines = finding_lines(examine(with_numbers(run=0)), colour=True)
+    assert "\033[32mPASS\033[0m (Linux 6.18.0)" in lines[0]
+    assert "\033[31mFAIL\033[0m (run" in lines[1]
+    assert "\033" not in lines[2]
+
+
+def test_a_guests_name_cannot_forge_lines() -> None:
+    bad = replace(GUEST, name="x\n kernel: fine : PASS\033[2J")
+    guests = Guests(running=(bad,), xml={bad.key: GuestXml(is_shared=True)})
+    lines = finding_lines(examine(with_libvirt(guests=guests)), colour=False)
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == len(CHECKS) + 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "strict", "code"),
+    [
+        (Verdict.PASS, False, ExitCode.DONE),
+        (Verdict.PASS, True, ExitCode.DONE),
+        (Verdict.WARN, False, ExitCode.DONE),
+        (Verdict.WARN, True, ExitCode.FAILED),
+        (Verdict.FAIL, False, ExitCode.FAILED),
+        (Verdict.FAIL, True, ExitCode.FAILED),
+    ],
+)
+def test_the_exit_code_follows_the_worst_finding(verdict: Verdict, strict: bool, code: ExitCode) -> None:
+    assert exit_code(verdict, strict=strict) == code
+
+
+def test_without_libvirt_it_still_answers_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--connect", NOWHERE, "--json") == ExitCode.FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert (told["schema"], told["uri"], told["worst"]) == (1, NOWHERE, "FAIL")
+    assert [one["check"] for one in told["findings"]] == [check.name for check in CHECKS]
+    by_name = {one["check"]: one for one in told["findings"]}
+    assert by_name["libvirt_reachable"]["verdict"] == "FAIL"
+    assert by_name["libvirt_version"] == {
+        "check": "libvirt_version",
+        "group": "libvirt",
+        "what": "new enough",
+        "verdict": "INFO",
+        "detail": "no connection to libvirt",
+        "remedy": None,
+    }
+    assert all((one["remedy"] is None) == (one["verdict"] in ("PASS", "INFO")) for one in told["findings"])
+
+
+def test_it_makes_no_folder(tmp_path: Path) -> None:
+    run(tmp_path, "--connect", NOWHERE)
+    assert [path.name for path in tmp_path.iterdir()] == ["virtksm.toml"]
+
+
+def test_a_faulty_configuration_is_a_finding_and_the_rest_is_still_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "virtksm.toml").write_text("policy = 1\n", encoding="ascii")
+    assert run(tmp_path, "--connect", NOWHERE) == ExitCode.FAILED
+    out = capsys.readouterr().out
+    assert "configuration" in out
+    assert "policy: is 1, not a string" in out
+    assert "built with KSM" in out
+
+
+@pytest.mark.parametrize("uri", ["qemu+unix://nowhere.invalid/system?socket=/nonexistent/socket", "nowhere"])
+def test_another_machine_and_an_unknown_alias_are_not_judged_by_this_ones_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], uri: str
+) -> None:
+    assert run(tmp_path, "--connect", uri, "--json") == ExitCode.FAILED
+    findings = {one["check"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["ksm_built"]["verdict"] == findings["swap"]["verdict"] == "INFO"
+    assert findings["libvirt_reachable"]["verdict"] == "FAIL"
+
+
+def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
+    seen = read_libvirt("test:///default")
+    assert isinstance(seen, Libvirt)
+    assert seen.ksm is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b'{"ok": true, "status": {"uri": 1}}\n', "not understood"),
+        (b'{"ok": true, "status": []}\n', "not understood"),
+        (b'{"ok": false, "error": "no"}\n', "the agent answers: no"),
+        (b"garbage\n", "does not answer"),
+        (b"", "does not answer"),
+    ],
+)
+def test_an_agent_that_talks_nonsense_is_unknown(answer: bytes, why: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="vd", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+        paths = RuntimePaths(folder, folder)
+        Path(paths.agent_dir).mkdir()
+        server.bind(paths.control_socket)
+        server.listen()
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        seen = ask_about(paths)
+        thread.join()
+    assert isinstance(seen, Unknown)
+    assert why in seen.why

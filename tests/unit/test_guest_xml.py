@@ -1,0 +1,172 @@
+"""What a guest's XML says: private by metadata, kept out by nosharepages alone, its memory and what lies behind it."""
+
+from __future__ import annotations
+
+import pytest
+
+from virtksm.guest_xml import MAX_CHARACTERS, NAMESPACE, GuestXml, parse_guest_xml
+
+METADATA = f'<metadata><v:guest xmlns:v="{NAMESPACE}" private="yes"/></metadata>'
+NOSHARE = "<memoryBacking><nosharepages/></memoryBacking>"
+
+
+def domain(*parts: str) -> str:
+    return f"<domain type='kvm' id='1'><name>one</name>{''.join(parts)}</domain>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "found"),
+    [
+        (domain(), GuestXml()),
+        (domain(METADATA), GuestXml(is_private=True)),
+        (domain(NOSHARE), GuestXml(is_kept_out=True)),
+        (domain(NOSHARE, METADATA), GuestXml(is_private=True, is_kept_out=True)),
+        (f"<?xml version='1.0' encoding='UTF-16'?>{domain(NOSHARE)}", GuestXml(is_kept_out=True)),
+    ],
+)
+def test_it_reads_what_a_domain_says_of_itself(xml: str, found: GuestXml) -> None:
+    assert parse_guest_xml(xml) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "is_private"), [("yes", True), ("no", False), ("true", True), ("Yes", True), ("", True), ("No", True)]
+)
+def test_a_slip_of_the_pen_declares_a_guest_private(value: str, is_private: bool) -> None:
+    assert parse_guest_xml(domain(METADATA.replace("yes", value))).is_private is is_private
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "<metadata><guest private='yes'/></metadata>",
+        "<metadata><v:guest xmlns:v='urn:other' private='yes'/></metadata>",
+        f"<metadata><v:guest xmlns:v='{NAMESPACE}'/></metadata>",
+        f"<metadata><o:x xmlns:o='urn:o'><v:guest xmlns:v='{NAMESPACE}' private='yes'/></o:x></metadata>",
+        "<description>&lt;metadata&gt;</description>",
+    ],
+)
+def test_what_is_not_virtksms_declares_nothing(other: str) -> None:
+    assert parse_guest_xml(domain(other)) == GuestXml()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "<memoryBacking><hugepages/></memoryBacking>",
+        "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
+        "<memoryBacking><locked/></memoryBacking>",
+        "<metadata><x:memoryBacking xmlns:x='urn:x'><x:nosharepages/></x:memoryBacking></metadata>",
+        "<devices><memoryBacking><nosharepages/></memoryBacking></devices>",
+        "<nosharepages/>",
+    ],
+)
+def test_nothing_but_nosharepages_keeps_a_guest_out(other: str) -> None:
+    assert parse_guest_xml(domain(other)).is_kept_out is False
+
+
+@pytest.mark.parametrize(
+    ("xml", "problem"),
+    [
+        ("", "no XML"),
+        ("<domain>", "no XML"),
+        ("<domain/><domain/>", "no XML"),
+        ("<domain>\0</domain>", "no XML"),
+        ("<domain>&nbsp;</domain>", "no XML"),
+        ("<domain>\ud800</domain>", "no XML"),
+        ("<network/>", "no domain"),
+        ("<d:domain xmlns:d='urn:d'/>", "no domain"),
+        ("<!DOCTYPE domain><domain/>", "document type"),
+        ('<!DOCTYPE d [<!ENTITY a "b"><!ENTITY c "&a;&a;">]><domain>&c;</domain>', "document type"),
+        ('<!DOCTYPE d SYSTEM "file:///etc/hostname"><domain/>', "document type"),
+        (" " * (MAX_CHARACTERS + 1), "longer"),
+    ],
+)
+def test_what_libvirt_never_writes_is_refused(xml: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        parse_guest_xml(xml)
+
+
+def test_deep_nesting_costs_no_stack() -> None:
+    depth = 100_000
+    assert parse_guest_xml(domain("<a>" * depth + "</a>" * depth)) == GuestXml()
+
+
+MEMORY = "<memory unit='KiB'>24576</memory><currentMemory unit='KiB'>16384</currentMemory>"
+
+
+@pytest.mark.parametrize(
+    ("memory", "amounts"),
+    [
+        (MEMORY, (24576, 16384)),
+        ("<memory>24576</memory>", (24576, None)),
+        ("<memory unit='MiB'>24</memory>", (None, None)),
+        ("<memory unit='KiB'>24<!-- -->576</memory>", (24576, None)),
+        ("<memory unit='KiB'>2e4</memory><currentMemory unit='KiB'>-1</currentMemory>", (None, None)),
+        (f"<memory unit='KiB'>{'9' * 19}</memory><currentMemory unit='KiB'>\u0661</currentMemory>", (None, None)),
+        (f"<devices>{MEMORY}</devices>", (None, None)),
+    ],
+)
+def test_its_memory_is_what_libvirt_writes_in_kib(memory: str, amounts: tuple[int | None, int | None]) -> None:
+    xml = parse_guest_xml(domain(memory))
+    assert (xml.memory_kib, xml.current_kib) == amounts
+
+
+@pytest.mark.parametrize(
+    ("backing", "is_shared"),
+    [
+        ("<source type='memfd'/>", True),
+        ("<source type='memfd'/><access mode='shared'/>", True),
+        ("<source type='memfd'/><access mode='private'/>", False),
+        ("<source type='file'/>", False),
+        ("<source type='file'/><access mode='shared'/>", True),
+        ("<source type='anonymous'/><access mode='private'/>", False),
+        ("<access mode='shared'/>", True),
+        ("", False),
+    ],
+)
+def test_its_ram_is_shared_as_qemu_maps_it(backing: str, is_shared: bool) -> None:
+    assert parse_guest_xml(domain(f"<memoryBacking>{backing}</memoryBacking>")).is_shared is is_shared
+
+
+@pytest.mark.parametrize(
+    ("access", "cells", "is_shared"),
+    [
+        ("private", ["shared", "shared"], True),
+        ("private", ["shared", None], False),
+        ("shared", ["shared", None], True),
+        ("shared", ["private"], False),
+    ],
+)
+def test_a_numa_cell_overrules_the_access_of_all(access: str, cells: list[str | None], is_shared: bool) -> None:
+    written = "".join("<cell/>" if cell is None else f"<cell memAccess='{cell}'/>" for cell in cells)
+    numa = f"<cpu><numa>{written}</numa></cpu>"
+    xml = domain(f"<memoryBacking><access mode='{access}'/></memoryBacking>", numa)
+    assert parse_guest_xml(xml).is_shared is is_shared
+
+
+@pytest.mark.parametrize(
+    ("device", "pins"),
+    [
+        ("<hostdev mode='subsystem' type='pci' managed='yes'><source/></hostdev>", True),
+        ("<interface type='hostdev'/>", True),
+        ("<interface type='vdpa'/>", True),
+        ("<disk type='nvme' device='disk'/>", True),
+        ("<hostdev mode='subsystem' type='usb'/>", False),
+        ("<hostdev mode='subsystem' type='mdev' model='vfio-pci'/>", False),
+        ("<interface type='network'/>", False),
+        ("<disk type='file'/>", False),
+    ],
+)
+def test_a_device_that_reaches_all_memory_pins_it(device: str, pins: bool) -> None:
+    assert parse_guest_xml(domain(f"<devices><controller type='pci'/>{device}</devices>")).pins_memory is pins
+
+
+def test_huge_pages_and_the_administrators_own_arguments_are_read() -> None:
+    qemu = "http://libvirt.org/schemas/domain/qemu/1.0"
+    arguments = (
+        f"<q:commandline xmlns:q='{qemu}'><q:arg value='-M'/><q:env name='a'/><q:arg value='x=y'/></q:commandline>"
+    )
+    xml = parse_guest_xml(
+        domain("<memoryBacking><hugepages><page size='2048'/></hugepages></memoryBacking>", arguments)
+    )
+    assert xml == GuestXml(has_hugepages=True, qemu_arguments=("-M", "x=y"))

@@ -1,0 +1,105 @@
+"""Room for more guest memory: its four rules, and what happens at their borders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtksm.headroom import MOST_RATIO, GuestNeed, Headroom, Host, find_headroom
+
+GIB = 1024 * 1024
+EMPTY = Host(
+    available_kib=20 * GIB, reserve_kib=4 * GIB, saved_kib=0, unmerging_kib=0, swap_free_kib=0, is_merging=True
+)
+MERGED = replace(EMPTY, saved_kib=4 * GIB, unmerging_kib=5 * GIB)
+GROWN = GuestNeed(held_kib=8 * GIB, max_kib=8 * GIB)
+
+
+def rooms(headroom: Headroom) -> tuple[int, int, int]:
+    return headroom.safe_kib, headroom.unmerged_kib, headroom.at_ratio_kib
+
+
+def test_without_guests_all_but_the_reserve_is_room() -> None:
+    headroom = find_headroom([], EMPTY)
+    assert rooms(headroom) == (16 * GIB, 16 * GIB, 16 * GIB)
+    assert (headroom.merge_ratio, headroom.missing_kib) == (0.0, 0)
+
+
+def test_at_the_ratio_new_memory_takes_less_than_its_size() -> None:
+    headroom = find_headroom([GROWN], MERGED)
+    assert headroom.merge_ratio == 0.5
+    assert rooms(headroom) == (11 * GIB, 16 * GIB, 32 * GIB)
+    assert headroom.needed_kib == 5 * GIB + 32 * GIB
+    assert (headroom.missing_kib, headroom.missing_after_swap_kib) == (17 * GIB, 17 * GIB)
+
+
+@pytest.mark.parametrize(("swap_kib", "after_kib"), [(None, None), (0, 17 * GIB), (10 * GIB, 7 * GIB), (20 * GIB, 0)])
+def test_swap_is_told_apart(swap_kib: int | None, after_kib: int | None) -> None:
+    headroom = find_headroom([GROWN], replace(MERGED, swap_free_kib=swap_kib))
+    assert (headroom.missing_kib, headroom.missing_after_swap_kib) == (17 * GIB, after_kib)
+
+
+def test_ksm_that_is_off_merges_nothing_new() -> None:
+    headroom = find_headroom([GROWN], replace(MERGED, is_merging=False))
+    assert headroom.merge_ratio == 0.5, "what is merged stays so"
+    assert rooms(headroom) == (11 * GIB, 16 * GIB, 16 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("guest", "growth_kib"),
+    [
+        (GuestNeed(held_kib=2 * GIB, max_kib=8 * GIB), 6 * GIB),
+        (GuestNeed(held_kib=9 * GIB, max_kib=8 * GIB), 0),
+        (GuestNeed(held_kib=None, max_kib=8 * GIB), 8 * GIB),
+        (GuestNeed(held_kib=2 * GIB, max_kib=None), 0),
+        (GuestNeed(held_kib=None, max_kib=None), 0),
+        (GuestNeed(held_kib=1 * GIB, max_kib=8 * GIB, is_preallocated=True), 0),
+    ],
+)
+def test_what_running_guests_may_still_take_is_no_room(guest: GuestNeed, growth_kib: int) -> None:
+    headroom = find_headroom([guest], EMPTY)
+    assert headroom.growth_kib == growth_kib
+    assert rooms(headroom) == (16 * GIB - growth_kib,) * 3
+
+
+def test_a_host_that_is_full_has_no_room_and_says_what_is_missing() -> None:
+    headroom = find_headroom([replace(GROWN, max_kib=16 * GIB)], replace(MERGED, available_kib=3 * GIB))
+    assert rooms(headroom) == (0, 0, 0)
+    assert headroom.missing_kib == 10 * GIB
+
+
+def test_more_saved_than_held_is_no_basis_for_guests() -> None:
+    assert find_headroom([GROWN], replace(MERGED, saved_kib=100 * GIB)).merge_ratio == MOST_RATIO
+    assert find_headroom([replace(GROWN, held_kib=None)], MERGED).merge_ratio == 0.0
+
+
+amounts = st.integers(0, 2**40)
+needs = st.builds(
+    GuestNeed,
+    held_kib=st.none() | amounts,
+    max_kib=st.none() | amounts,
+    is_preallocated=st.booleans(),
+)
+hosts = st.builds(
+    Host,
+    available_kib=amounts,
+    reserve_kib=amounts,
+    saved_kib=amounts,
+    unmerging_kib=amounts,
+    swap_free_kib=st.none() | amounts,
+    is_merging=st.booleans(),
+)
+
+
+@given(st.lists(needs, max_size=8), hosts)
+def test_the_rooms_stand_in_order_and_the_safe_one_fits_whatever_happens(guests: list[GuestNeed], host: Host) -> None:
+    headroom = find_headroom(guests, host)
+    assert 0 <= headroom.safe_kib <= headroom.unmerged_kib
+    assert headroom.unmerged_kib <= headroom.at_ratio_kib or host.available_kib < host.reserve_kib
+    if headroom.safe_kib:
+        taken_kib = host.unmerging_kib + headroom.growth_kib + headroom.safe_kib
+        assert taken_kib <= host.available_kib - host.reserve_kib
+    assert headroom.missing_kib >= (headroom.missing_after_swap_kib or 0)

@@ -1,0 +1,234 @@
+"""The history's file: bounded, private, readable by root alone without a trace, and damage costs nothing but itself."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
+from virtksm.adapters import history_file
+from virtksm.adapters.history_file import MAX_BYTES, MOST_ASIDE, MOST_DECISION_CHARACTERS, SCHEMA, HistoryFile
+from virtksm.errors import StateUnusable
+from virtksm.history import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "local.history"
+
+
+def names(path: Path) -> list[str]:
+    return sorted(one.name for one in path.parent.iterdir())
+
+
+def full(path: Path) -> HistoryFile:
+    """Fill a history to all its bounds, in batches of the size of the agent's."""
+    history = HistoryFile(str(path))
+    record, uuid, batches = {"reason": "x" * 2000}, "12345678-1234-1234-1234-123456789abc", 40
+    for batch in range(batches):
+        times = [NOW_S + batch * 1000 + number for number in range(MOST_EVENTS // batches)]
+        history.keep(
+            [replace(SAMPLE, at_s=at_s, saved_kib=int(at_s)) for at_s in times] * 2,
+            [replace(EVENT, at_s=at_s, uuid=uuid) for at_s in times],
+            [Told(at_s=at_s, record=record) for at_s in times[: MOST_DECISIONS // batches]],
+        )
+    return history
+
+
+def test_it_is_its_owners_alone_whatever_the_umask(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        HistoryFile(str(path)).keep([SAMPLE], [], [])
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert names(path) == ["local.history"], "no companion file between two writes"
+
+
+def test_a_day_and_its_events_and_decisions_take_a_few_mib_and_no_more(path: Path) -> None:
+    full(path)
+    size = path.stat().st_size
+    assert size < 5 << 20
+    for _ in range(3):
+        full(path)
+    assert path.stat().st_size < size * 1.5, "what is forgotten makes room"
+
+
+def test_decisions_are_bounded_in_size_too(path: Path) -> None:
+    history = HistoryFile(str(path))
+    big = {"warnings": ["x" * (MOST_DECISION_CHARACTERS // 10)]}
+    history.keep([], [], [Told(at_s=NOW_S + number, record=big) for number in range(30)])
+    told = history.decisions(100)
+    assert 8 <= len(told) < 10
+    assert told[-1].at_s == NOW_S + 29
+
+
+def test_reading_writes_nothing(path: Path) -> None:
+    history = full(path)
+    path.parent.chmod(0o500)
+    before = path.stat()
+    assert len(history.samples(0)) == MOST_SAMPLES
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ino, names(path)) == (before.st_mtime_ns, before.st_ino, ["local.history"])
+    path.parent.chmod(0o700)
+
+
+def newer(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    database.close()
+
+
+def other_tables(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE samples RENAME COLUMN rule TO law")
+    database.close()
+
+
+def torn(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    newer,
+    other_tables,
+    torn,
+    lambda path: path.write_bytes(b"garbage" * 1000),
+    lambda path: path.write_bytes(path.read_bytes()[:100] + b"\xff" * 5000 + path.read_bytes()[5100:]),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_cannot_be_used_is_set_aside_whole_and_a_new_one_begun(
+    path: Path, damage: Callable[[Path], object]
+) -> None:
+    full(path)
+    damage(path)
+    content = path.read_bytes()
+    history = HistoryFile(str(path))
+    with pytest.raises(StateUnusable, match=r"local\.history"):
+        history.samples(0)
+    aside = history.keep([SAMPLE], [EVENT], [DECISION])
+    assert aside is not None
+    assert Path(aside).read_bytes() == content
+    assert history.samples(0) == (SAMPLE,)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_damage_is_noticed_also_while_the_agent_runs(path: Path) -> None:
+    history = full(path)
+    path.write_bytes(b"garbage" * 1000)
+    aside = history.keep([SAMPLE], [], [])
+    assert aside is not None
+    assert Path(aside).read_bytes() == b"garbage" * 1000
+    assert history.keep([SAMPLE], [], []) is None
+    assert history.samples(0) == (SAMPLE, SAMPLE)
+
+
+def test_files_set_aside_are_never_too_many_and_never_lost(path: Path) -> None:
+    for number in range(MOST_ASIDE):
+        path.write_bytes(b"garbage %d" % number)
+        assert HistoryFile(str(path)).keep([SAMPLE], [], []) is not None
+    path.write_bytes(b"garbage")
+    with pytest.raises(StateUnusable, match=r"remove them"):
+        HistoryFile(str(path)).keep([SAMPLE], [], [])
+    assert path.read_bytes() == b"garbage"
+    assert len(names(path)) == MOST_ASIDE + 1
+    for one in path.parent.glob("*.aside-*"):
+        one.unlink()
+    assert HistoryFile(str(path)).keep([SAMPLE], [], []) is not None
+
+
+def test_an_interrupted_write_is_rolled_back_by_the_agent_and_told_to_readers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill a process in the middle of a big transaction, when its journal is on disk and the file half written."""
+    monkeypatch.setattr(history_file, "TORN_PAUSE_S", 0.0)
+    HistoryFile(str(path)).keep([SAMPLE], [EVENT], [DECISION])
+    pid = os.fork()
+    if pid == 0:
+        database = sqlite3.connect(path, isolation_level=None)
+        database.execute("PRAGMA cache_size = 1")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("UPDATE samples SET rule = 'torn'")
+        database.executemany("INSERT INTO events (at_s) VALUES (?)", [(float(number),) for number in range(20_000)])
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert Path(f"{path}-journal").exists()
+    with pytest.raises(StateUnusable, match="was interrupted"):
+        HistoryFile(str(path)).samples(0)
+    assert HistoryFile(str(path)).keep([], [], []) is None
+    history = HistoryFile(str(path))
+    assert (history.samples(0), history.events(0), history.decisions(9)) == ((SAMPLE,), (EVENT,), (DECISION,))
+
+
+def test_root_reads_what_the_agents_user_keeps_and_the_file_stays_that_users() -> None:
+    with tempfile.TemporaryDirectory(prefix="vh", dir="/tmp") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        path = Path(folder) / "local.history"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                HistoryFile(str(path)).keep([SAMPLE], [], [])
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert HistoryFile(str(path)).samples(0) == (SAMPLE,)
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (NOBODY, NOBODY, 0o600)
+        assert names(path) == ["local.history"]
+
+
+def test_another_users_folder_is_not_written_to(path: Path) -> None:
+    os.chown(path.parent, NOBODY, NOBODY)
+    with pytest.raises(StateUnusable, match=f"belongs to user {NOBODY}"):
+        HistoryFile(str(path)).keep([SAMPLE], [], [])
+    assert names(path) == []
+
+
+@pytest.mark.parametrize(
+    "plant", [lambda path, other: path.symlink_to(other), lambda path, _: path.mkdir(), lambda path, _: os.mkfifo(path)]
+)
+def test_what_is_no_regular_file_is_neither_read_nor_written(
+    path: Path, tmp_path: Path, plant: Callable[[Path, Path], object]
+) -> None:
+    other = tmp_path / "other"
+    HistoryFile(str(other)).keep([SAMPLE], [], [])
+    content = other.read_bytes()
+    plant(path, other)
+    for act in (lambda: HistoryFile(str(path)).samples(0), lambda: HistoryFile(str(path)).keep([SAMPLE], [], [])):
+        with pytest.raises(StateUnusable, match=r"local\.history"):
+            act()
+    assert other.read_bytes() == content
+
+
+def test_a_planted_view_cannot_keep_a_reader_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_file, "MOST_STEPS", 100_000)
+    database = sqlite3.connect(path)
+    database.execute(f"PRAGMA user_version = {SCHEMA}")
+    database.execute(
+        "CREATE VIEW decisions AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) "
+        "SELECT id, 1.0 AS at_s, '{}' AS record FROM n"
+    )
+    database.close()
+    with pytest.raises(StateUnusable, match="interrupted"):
+        HistoryFile(str(path)).decisions(1)
+
+
+def test_an_endless_file_is_not_read_whole(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(StateUnusable, match="is longer than"):
+        HistoryFile(str(path)).samples(0)

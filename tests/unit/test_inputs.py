@@ -1,0 +1,231 @@
+"""What the agent keeps of its passes' inputs for a recorder: bounded, numbered, and complete or said to be not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.unit.test_policy_adaptive import TIMER, snap
+from virtksm.adapters.control import MAX_ANSWER
+from virtksm.agent.inputs import ASKED_S, MOST_CHARACTERS, MOST_PASSES, Inputs
+from virtksm.config.schema import AdaptiveParams, Config
+from virtksm.model import PARKED, Guest, Snapshot, Source
+from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.past import AdaptivePast, dump_past
+from virtksm.record import Outcome, PassRecord
+from virtksm.replay import replay
+from virtksm.switch import SwitchedOff, decide_off
+from virtksm.trace import Pass
+from virtksm.trace.text import parse_line, parse_lines
+
+CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
+POLICY = AdaptivePolicy(params=CONFIG.adaptive)
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@dataclass
+class Agent:
+    """An agent's passes over a host of some guests, a second apart; what it remembers goes through JSON as on disk."""
+
+    inputs: Inputs = field(default_factory=Inputs)
+    guests: int = 1
+    now_s: float = 0.0
+    kept: dict[str, Any] | None = None
+
+    def snapshot(self) -> Snapshot:
+        seen = snap(self.now_s)
+        guests = (
+            Guest(uuid=f"6f1c2a52-5f57-4b1e-9f3e-{number:012d}", name=f"guest-{number}", domain_id=number, rss_kib=1000)
+            for number in range(self.guests)
+        )
+        return replace(seen, guests=tuple(guests))
+
+    def step(self, config: Config = CONFIG, off: SwitchedOff | None = None) -> PassRecord:
+        """Make a pass and have it kept."""
+        self.now_s += 1
+        seen, before = self.snapshot(), self.kept
+        if off is not None:
+            decision, before, self.kept = decide_off(off, was_off=False), None, None
+        else:
+            past = AdaptivePast() if before is None else POLICY.load_past(before)
+            decision, past = POLICY.decide(seen, past, TIMER)
+            self.kept = json.loads(json.dumps(dump_past(past)))
+        record = PassRecord(
+            uri="qemu:///system",
+            policy="adaptive",
+            occasion=TIMER,
+            snapshot=seen,
+            decision=decision,
+            outcome=Outcome.APPLIED,
+            before=seen.ksm.settings,
+            after=PARKED,
+            duration_ms=1.0,
+            switched_off=off,
+            past_before=before,
+            past_after=self.kept,
+        )
+        self.inputs.keep(record, config, now_s=self.now_s, at_s=1e9 + self.now_s)
+        return record
+
+    def ask(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask as a recorder does that got `before`."""
+        request = {} if before is None else {"session": before["session"], "since": before["next"]}
+        return self.inputs.answer(request, now_s=self.now_s, now=NOW)
+
+
+def passes(answer: Mapping[str, Any]) -> list[Pass]:
+    read = [parse_line(line) for line in answer["lines"]]
+    assert all(isinstance(line, Pass) for line in read)
+    return [line for line in read if isinstance(line, Pass)]
+
+
+def test_a_recorder_begins_with_the_last_pass_and_gets_each_one_after_it_once() -> None:
+    agent = Agent()
+    agent.step()
+    last = agent.step()
+    first = agent.ask()
+    (line,) = passes(first)
+    assert (line.snapshot, line.seq, line.continues) == (last.snapshot, 1, False)
+    assert line.past == last.past_before
+    header = json.loads(first["header"])
+    assert (header["uri"], header["began"]) == ("qemu:///system", "2026-01-02T03:04:05+00:00")
+    assert header["law"]["config"]["adaptive.engage"] == "always"
+    second = agent.ask(first)
+    assert second["lines"] == []
+    records = [agent.step() for _ in range(3)]
+    third = agent.ask(second)
+    assert (third["header"], third["missed"], third["more"]) == (None, 0, False)
+    assert [line.snapshot for line in passes(third)] == [record.snapshot for record in records]
+    assert all(line.continues and line.law is None for line in passes(third))
+    assert passes(agent.ask(third)) == []
+
+
+def test_what_is_recorded_decides_the_same_again() -> None:
+    agent = Agent()
+    agent.step()
+    answer = agent.ask()
+    texts = [answer["header"], *answer["lines"]]
+    for step in range(40):
+        agent.step(off=SwitchedOff() if step in (20, 21) else None)
+        answer = agent.ask(answer)
+        texts += answer["lines"]
+    steps = list(replay(parse_lines(texts, "t"), lambda _law: POLICY))
+    assert len(steps) == 41
+    assert {step.replayed.reason.rule for step in steps} > {"switched_off", "wait"}
+    assert [step.line.seq for step in steps if step.differs] == []
+
+
+def test_before_the_first_pass_there_is_nothing_and_the_recorder_stays_a_new_one() -> None:
+    agent = Agent()
+    answer = agent.ask()
+    assert (answer["header"], answer["lines"]) == (None, [])
+    agent.step()
+    assert len(passes(agent.ask())) == 1
+
+
+def test_a_recorder_that_is_too_slow_is_told_what_it_missed() -> None:
+    agent = Agent()
+    agent.step()
+    answer = agent.ask()
+    for _ in range(MOST_PASSES + 7):
+        agent.now_s -= 0.99
+        agent.step()
+    answer = agent.ask(answer)
+    assert answer["missed"] == 7
+    first, *others = passes(answer)
+    assert (first.seq, first.continues) == (8, False)
+    assert first.past is not None
+    assert first.law is not None
+    assert all(line.continues for line in others)
+
+
+def test_passes_are_kept_only_while_somebody_asks_and_a_recorder_that_was_away_is_told() -> None:
+    agent = Agent()
+    agent.step()
+    answer = agent.ask()
+    agent.now_s += ASKED_S
+    agent.step()
+    agent.step()
+    agent.step()
+    again = agent.ask(answer)
+    assert [line.seq for line in passes(again)] == [3], "the last one, which the agent knows anyway"
+    assert again["missed"] == 2
+    assert passes(again)[0].continues is False
+
+
+def test_after_a_step_of_somebody_else_s_the_past_is_there() -> None:
+    agent = Agent()
+    agent.step()
+    answer = agent.ask()
+    agent.step()
+    assert agent.kept is not None
+    agent.kept = {**agent.kept, "backoff": 8}
+    agent.step()
+    follows, breaks = passes(agent.ask(answer))
+    assert (follows.continues, breaks.continues) == (True, False)
+    assert breaks.past is not None
+    assert breaks.past["backoff"] == 8
+
+
+def test_a_law_that_changes_is_there_with_the_first_pass_under_it() -> None:
+    agent = Agent()
+    agent.step()
+    answer = agent.ask()
+    agent.step()
+    agent.step(replace(CONFIG, policy="ksmtuned"))
+    agent.step(replace(CONFIG, policy="ksmtuned"))
+    assert [line.law and line.law.policy for line in passes(agent.ask(answer))] == [None, "ksmtuned", None]
+
+
+def test_with_500_guests_its_memory_and_its_answers_are_bounded() -> None:
+    agent = Agent(guests=500)
+    agent.step()
+    answer = agent.ask()
+    for _ in range(60):
+        agent.step()
+        agent.now_s -= 0.75
+    assert len(agent.inputs._kept) > 8
+    assert sum(one.characters for one in agent.inputs._kept) <= MOST_CHARACTERS
+    got = 0
+    while True:
+        answer = agent.ask(answer)
+        assert len(json.dumps({"ok": True, "inputs": answer})) < MAX_ANSWER
+        got += len(answer["lines"]) + answer["missed"]
+        if not answer["more"]:
+            break
+    assert got == 60
+
+
+def test_a_pass_too_large_for_any_answer_is_missed_and_said() -> None:
+    agent = Agent()
+    agent.step()
+    answer = agent.ask()
+    agent.guests = 20_000
+    agent.step()
+    agent.guests = 1
+    agent.step()  # goes by what is remembered of 20,000 guests
+    agent.step()
+    answer = agent.ask(answer)
+    assert (answer["missed"], [line.seq for line in passes(answer)]) == (2, [3])
+
+
+@pytest.mark.parametrize("since", [None, "x", 1.5, -5, 10**30])
+def test_a_senseless_question_has_an_answer(since: object) -> None:
+    agent = Agent()
+    agent.step()
+    session = agent.ask()["session"]
+    answer = agent.inputs.answer({"session": session, "since": since}, now_s=agent.now_s, now=NOW)
+    assert len(answer["lines"]) <= 1  # type: ignore[arg-type]  # a list
+
+
+def test_another_machine_s_kernel_is_not_told() -> None:
+    agent = Agent()
+    record = agent.step()
+    remote = replace(record, snapshot=replace(record.snapshot, source=Source.LIBVIRT))
+    agent.inputs.keep(remote, CONFIG, now_s=2.0, at_s=0.0)
+    assert json.loads(agent.ask()["header"])["kernel"] is None

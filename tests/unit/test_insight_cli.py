@@ -1,0 +1,134 @@
+"""What `virtksm guests` and `virtksm headroom` print: numbers in columns, what is missing as a dash, risks in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.fakes import FakeFacts, FakeHypervisor
+from virtksm.cli.guests import HEADINGS, survey_lines
+from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_lines, need_of
+from virtksm.config.schema import Config
+from virtksm.headroom import GuestNeed, Host, find_headroom
+from virtksm.model import Guest, GuestProcess, KsmState, OtherProcess, ProcessKsm, Settings
+from virtksm.survey import Survey, survey
+
+GIB = 1024 * 1024
+XML = "<domain><memory>2097152</memory><currentMemory>1048576</currentMemory></domain>"
+HOST = Host(
+    available_kib=20 * GIB, reserve_kib=4 * GIB, saved_kib=GIB, unmerging_kib=GIB, swap_free_kib=0, is_merging=True
+)
+
+
+def look(*names: str, others: tuple[OtherProcess, ...] = (), sharing: int = 512) -> Survey:
+    guests = tuple(Guest(uuid=name, name=name, domain_id=1) for name in names)
+    process = GuestProcess(arguments=("qemu",), ksm=ProcessKsm(rmap_items=1024, zero_pages=256, merging_pages=512))
+
+    class Kernel(FakeHypervisor):
+        def ksm_state(self) -> KsmState:
+            return replace(super().ksm_state(), pages_shared=512, pages_sharing=sharing)
+
+    facts = FakeFacts(
+        rss_kib=dict.fromkeys(names, GIB),
+        of_guests=dict.fromkeys(names, process),
+        counters={"ksm_zero_pages": 512},
+        profit_bytes=4096 * 1024,
+        other_processes=others,
+    )
+    return survey(Kernel(running=guests, xml=dict.fromkeys(names, XML)), facts)
+
+
+def lines_of(found: Survey) -> list[str]:
+    return survey_lines(found, found.guests)
+
+
+def test_names_stand_left_and_amounts_right_each_below_its_heading() -> None:
+    heading, one, two, *_ = lines_of(look("one", "a-longer-name"))
+    assert heading.split("  ")[0] == HEADINGS[0]
+    assert {line.index("yes") for line in (one, two)} == {heading.index("CAN MERGE")}
+    assert "1.0 GiB" in one
+    assert "2.0 GiB" in one
+    for name in HEADINGS[1:-1]:
+        end = heading.index(f" {name} ") + 1 + len(name)
+        assert one[end - 1] == two[end - 1] == "B"
+
+
+def test_a_sum_that_adds_up_says_so() -> None:
+    *_, host, guests, left = lines_of(look("one", "two"))
+    assert "4.0 MiB saved (pages_sharing 512, pages_shared 512, ksm_zero_pages 512), profit 4.0 MiB" in host
+    assert guests == "guests    4.0 MiB of it saved on guests"
+    assert left == "left over 0.0 MiB, 0 merging pages"
+
+
+def test_what_is_left_over_is_named_the_rest_summed_up() -> None:
+    others = tuple(OtherProcess(pid=number, name="app", merging_pages=10) for number in range(1, 8))
+    told = [line.strip() for line in lines_of(look("one", others=others))]
+    named = told[told.index("left over 2.0 MiB, 512 merging pages") + 1 :]
+    assert named[:5] == [f"10 of app (pid {number})" for number in range(1, 6)]
+    assert named[5] == "20 of 2 more processes"
+    assert named[6].startswith("442 of processes that have ended")
+
+
+def test_ksmd_that_goes_on_meanwhile_is_no_mystery() -> None:
+    *_, left, why = lines_of(look("one", "two", sharing=500))
+    assert left.endswith("-12 merging pages")
+    assert why.strip() == "ksmd went on meanwhile"
+
+
+def test_a_host_without_guests_says_so_and_keeps_its_counters() -> None:
+    told = lines_of(look())
+    assert told[0] == "no guest runs"
+    assert told[2].startswith("host      4.0 MiB saved")
+
+
+@pytest.mark.parametrize(
+    ("swap_kib", "text"),
+    [
+        (None, "swap is not known"),
+        (0, "and there is no swap"),
+        (100 * GIB, "which swap can hold (100.0 GiB free)"),
+        (GIB, "12.0 GiB of them also with all free swap (1.0 GiB)"),
+    ],
+)
+def test_the_risk_says_what_swap_can_hold(swap_kib: int | None, text: str) -> None:
+    host = replace(HOST, swap_free_kib=swap_kib)
+    headroom = find_headroom([GuestNeed(held_kib=2 * GIB, max_kib=2 * GIB)], host)
+    told = "\n".join(headroom_lines(look("one"), host, headroom, ["a note"]))
+    assert f"13.0 GiB are missing, {text}" in told
+    assert "50.0 % of what they hold" in told
+    assert told.endswith("note      a note")
+
+
+def test_what_fits_fits() -> None:
+    host = replace(HOST, saved_kib=0, unmerging_kib=0)
+    assert "it fits" in "\n".join(headroom_lines(look(), host, find_headroom([], host), []))
+
+
+def test_zero_pages_are_held_and_huge_pages_taken_at_the_start() -> None:
+    (one,) = look("one").guests
+    assert need_of(one) == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB)
+    huge = replace(one, xml=replace(one.xml, has_hugepages=True))
+    assert need_of(huge).growth_kib == 0
+
+
+def test_each_thing_that_makes_the_figures_doubtful_is_noted() -> None:
+    found = look("one")
+    (one,) = found.guests
+    assert find_notes(found, is_full=True) == []
+    unread = replace(one, guest=replace(one.guest, rss_kib=None), xml=replace(one.xml, memory_kib=None))
+    parked = replace(found.ksm, settings=Settings(pages_to_scan=0, sleep_millisecs=10_000))
+    doubtful = replace(found, guests=(unread,), ksm=parked)
+    assert [note.split(":")[0] for note in find_notes(doubtful, is_full=False)] == [
+        "the RSS of 1 guest cannot be read",
+        "what 1 guest may have cannot be read",
+        "of another machine libvirt tells neither cache that can be freed, nor swap, nor merged zero pages",
+        "ksmd is parked",
+    ]
+    (off,) = find_notes(replace(found, ksm=replace(found.ksm, run=0)), is_full=True)
+    assert off.startswith("KSM is off")
+
+
+def test_the_reserve_is_the_policys() -> None:
+    assert find_reserve_kib(Config(), 100 * GIB) == 20 * GIB
+    assert find_reserve_kib(Config(policy="ksmtuned"), 100 * GIB) == 20 * GIB

@@ -1,0 +1,134 @@
+"""How a command comes by the memories: from the agent that serves the host, else from the file."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.test_history import DECISION, EVENT, SAMPLE
+from virtksm.adapters.history_file import HistoryFile
+from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.cli.main import build_parser
+from virtksm.cli.memories import Memories, read_decisions, read_history
+from virtksm.errors import VirtksmError
+from virtksm.history import as_table
+from virtksm.runtime import RuntimePaths
+
+Handler = Callable[[Mapping[str, object]], Any]
+
+
+@pytest.fixture
+def options() -> Iterator[argparse.Namespace]:
+    with tempfile.TemporaryDirectory(prefix="vm", dir="/tmp") as folder:
+        config = Path(folder) / "virtksm.toml"
+        config.write_text("", encoding="ascii")
+        paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
+        Path(paths.agent_dir).mkdir(parents=True)
+        named = ["--config", str(config), "--runtime-dir", paths.root, "--state-dir", paths.state_dir]
+        yield build_parser("status").parse_args([*named, "status"])
+
+
+def beside(options: argparse.Namespace, handle: Handler, client: Callable[[], None]) -> None:
+    """Serve `handle` while `client` runs in a thread of its own."""
+
+    async def both() -> None:
+        server = ControlServer(handle)
+        await server.start(bind_socket(RuntimePaths(options.runtime_dir).control_socket))
+        try:
+            await asyncio.to_thread(client)
+        finally:
+            server.close()
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    asyncio.run(both())
+
+
+def keep(options: argparse.Namespace, host: str) -> None:
+    recent = replace(SAMPLE, at_s=time.time() - 5)
+    HistoryFile(f"{options.state_dir}/{host}.history").keep(
+        [replace(recent, at_s=recent.at_s - 1000), recent, replace(recent, at_s=recent.at_s + 1000)],
+        [replace(EVENT, at_s=recent.at_s)],
+        [DECISION, replace(DECISION, at_s=1.0)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "host"),
+    [
+        (None, "local"),
+        ("qemu:///system", "local"),
+        ("qemu:///session", "local"),
+        ("qemu+ssh://far/system", "qemu_2bssh_3a_2f_2ffar_2fsystem"),
+    ],
+)
+def test_without_an_agent_the_file_of_that_host_tells(
+    options: argparse.Namespace, uri: str | None, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    assert read_history(options, uri, seconds=60).samples == ()
+    keep(options, host)
+    told = read_history(options, uri, seconds=60)
+    assert (len(told.samples), len(told.events)) == (1, 1)
+    assert len(read_history(options, uri, seconds=2000, points=100).samples) == 2, "not what is ahead of the clock"
+    assert len(read_history(options, uri, seconds=2000, points=1).samples) == 1
+    assert [one.at_s for one in read_decisions(options, uri, 1)] == [1.0]
+
+
+def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(options: argparse.Namespace) -> None:
+    keep(options, "local")
+    asked: list[dict[str, object]] = []
+
+    async def handle(request: Mapping[str, object]) -> dict[str, object]:
+        asked.append(dict(request))
+        if request.get("uri") == "other:///host":
+            return {"ok": False, "other_uri": "qemu:///system"}
+        if request["op"] == "history":
+            return {"ok": True, "history": {"now_s": 5, **as_table([SAMPLE], [EVENT, EVENT])}}
+        return {"ok": True, "decisions": [{"at": 7, "pass": {"schema": 1}}]}
+
+    def client() -> None:
+        expected = Memories(now_s=5, samples=(SAMPLE,), events=(EVENT, EVENT))
+        assert read_history(options, None, seconds=60, points=7) == expected
+        assert read_history(options, "qemu:///system", seconds=60, points=7) == expected
+        assert [(one.at_s, one.record) for one in read_decisions(options, None, 3)] == [(7, {"schema": 1})]
+        assert len(read_history(options, "other:///host", seconds=60).samples) == 1
+
+    beside(options, handle, client)
+    assert asked[:3] == [
+        {"op": "history", "seconds": 60, "points": 7},
+        {"op": "history", "seconds": 60, "points": 7, "uri": "qemu:///system"},
+        {"op": "decisions", "last": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ok": False, "error": "the disk hangs", "exit_code": 1},
+        {"ok": True, "history": [], "decisions": {}},
+        {"ok": True, "history": {"now_s": "x", "samples": {}, "events": {}}, "decisions": [1]},
+        {"ok": True, "history": {"now_s": 1, "samples": {}, "events": {}}, "decisions": [{"at": 1}]},
+        {"ok": True},
+    ],
+)
+def test_an_agent_that_cannot_tell_is_an_error_with_a_remedy(
+    options: argparse.Namespace, answer: dict[str, object]
+) -> None:
+    async def handle(_request: Mapping[str, object]) -> dict[str, object]:
+        return answer
+
+    def client() -> None:
+        for read in (lambda: read_history(options, None, seconds=60), lambda: read_decisions(options, None, 3)):
+            with pytest.raises(VirtksmError, match="of the same version"):
+                read()
+
+    beside(options, handle, client)

@@ -1,0 +1,75 @@
+"""Why a guest cannot merge: each obstacle alone and together, and what overrules it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from virtksm.guest_xml import UNKNOWN, GuestXml
+from virtksm.obstacles import Obstacle, find_obstacles, is_merge_off
+
+OFF = ("qemu", "-machine", "pc,usb=off,mem-merge=off,memory-backend=pc.ram", "-m", "24")
+ON = ("qemu", "-machine", "pc,usb=off,memory-backend=pc.ram", "-m", "24")
+APART = GuestXml(is_kept_out=True)
+
+
+@pytest.mark.parametrize(
+    ("xml", "arguments", "found"),
+    [
+        (UNKNOWN, (), []),
+        (UNKNOWN, ON, []),
+        (APART, OFF, ["nosharepages"]),
+        (APART, (), ["nosharepages"]),
+        (UNKNOWN, OFF, ["mem_merge_off"]),
+        (GuestXml(qemu_arguments=OFF), (), ["mem_merge_off"]),
+        (GuestXml(qemu_arguments=OFF), ON, []),
+        (GuestXml(has_hugepages=True), ON, ["hugepages"]),
+        (GuestXml(is_shared=True), ON, ["shared_memory"]),
+        (GuestXml(has_hugepages=True, is_shared=True), ON, ["hugepages"]),
+        (GuestXml(pins_memory=True), ON, ["pinned"]),
+        (replace(APART, has_hugepages=True, pins_memory=True), OFF, ["nosharepages", "hugepages", "pinned"]),
+    ],
+)
+def test_each_obstacle_is_named_once(xml: GuestXml, arguments: tuple[str, ...], found: list[str]) -> None:
+    assert [one.value for one in find_obstacles(xml, arguments)] == found
+
+
+def test_the_kernels_word_counts_where_nothing_else_tells() -> None:
+    assert find_obstacles(UNKNOWN, ON, is_mergeable=True) == ()
+    assert find_obstacles(UNKNOWN, ON, is_mergeable=False) == (Obstacle.NOT_OFFERED,)
+    assert find_obstacles(APART, OFF, is_mergeable=False) == (Obstacle.NOSHAREPAGES,)
+
+
+def test_a_process_that_merges_any_memory_is_kept_out_by_no_request_of_its_own() -> None:
+    assert find_obstacles(APART, OFF, merges_any=True) == ()
+    assert find_obstacles(UNKNOWN, OFF, merges_any=True) == ()
+    assert find_obstacles(GuestXml(has_hugepages=True), OFF, merges_any=True) == (Obstacle.HUGEPAGES,)
+
+
+def test_ksm_that_is_off_stands_in_every_guests_way() -> None:
+    assert find_obstacles(UNKNOWN, ksm_run=1) == find_obstacles(UNKNOWN, ksm_run=None) == ()
+    assert find_obstacles(UNKNOWN, ksm_run=0) == find_obstacles(UNKNOWN, ksm_run=2) == (Obstacle.KSM_OFF,)
+    assert find_obstacles(APART, ksm_run=0) == (Obstacle.NOSHAREPAGES, Obstacle.KSM_OFF)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_off"),
+    [
+        (OFF, True),
+        (ON, False),
+        ((*OFF, "-machine", "mem-merge=on"), False),
+        ((*ON, "-M", "mem-merge=off"), True),
+        ((*ON, "--machine", "mem-merge=no"), True),
+        ((*ON, "-name", "guest=mem-merge=off"), False),
+        ((), False),
+        (("-machine",), False),
+    ],
+)
+def test_the_last_word_on_the_command_line_holds(arguments: tuple[str, ...], is_off: bool) -> None:
+    assert is_merge_off(arguments) is is_off
+
+
+def test_every_obstacle_has_its_words() -> None:
+    assert len({one.text for one in Obstacle}) == len(Obstacle)
+    assert {one.value for one in Obstacle if not one.is_whole} == {"hugepages", "shared_memory", "pinned"}

@@ -1,0 +1,76 @@
+"""`virtksm plot`: which times and names it takes, what a trace tells, and that mistakes leave no file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import LOCAL_HOST
+from virtksm.cli.main import main
+from virtksm.cli.plot import memories_of, seconds
+from virtksm.model import Decision, Guest, KsmState, Occasion, Reason, Settings, Snapshot, Source, Trigger
+from virtksm.trace import Gap, Line, Pass
+
+PARKED = Settings(pages_to_scan=0, sleep_millisecs=10_000)
+WEB, DB = Guest(uuid="1", name="web", domain_id=1), Guest(uuid="2", name="db", domain_id=2)
+
+
+def make_pass(at_s: float, *guests: Guest) -> Pass:
+    ksm = KsmState(settings=PARKED, pages_shared=10, pages_sharing=256, ksm_zero_pages=256, page_kib=4)
+    return Pass(
+        seq=1,
+        at_s=at_s,
+        occasion=Occasion(triggers=frozenset({Trigger.TIMER})),
+        snapshot=Snapshot(taken_s=1.0, source=Source.LOCAL, host=LOCAL_HOST, ksm=ksm, guests=guests),
+        decision=Decision(target=PARKED, reason=Reason(rule="rest", text="covered"), next_pass_s=None),
+        outcome="unchanged",
+        after=PARKED,
+    )
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("30m", 1800), ("24h", 86_400), ("2d", 172_800)])
+def test_times_have_a_unit(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0h", "5", "h", "-1h", "1.5h", "1w", "9999999999s", "\u0661h"])
+def test_what_is_no_time_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot", f"--last={text}", "-o", str(tmp_path / "x.svg")])
+    assert "such as 24h" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x", "svg"])
+def test_a_picture_of_another_kind_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plot", "-o", name])
+    assert "ends neither in .svg nor in .png" in capsys.readouterr().err
+
+
+def test_a_trace_that_is_none_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("nonsense\n", encoding="ascii")
+    assert main(["plot", str(trace), "-o", str(tmp_path / "x.svg")]) == 1
+    assert f"{trace}:1: no JSON" in capsys.readouterr().err
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_a_trace_tells_of_each_pass_and_of_the_guests_that_came_and_went() -> None:
+    lines: list[Line] = [make_pass(10.0, WEB), make_pass(20.0, WEB, DB), Gap(missed=3), make_pass(30.0, DB)]
+    told = memories_of(lines)
+    assert [(sample.at_s, sample.guests, sample.saved_kib) for sample in told.samples] == [
+        (10.0, 1, 2048),
+        (20.0, 2, 2048),
+        (30.0, 1, 2048),
+    ]
+    assert [(event.at_s, event.kind, event.domain) for event in told.events] == [
+        (20.0, "started", "db"),
+        (30.0, "stopped", "web"),
+    ]
+
+
+def test_a_guest_that_was_started_anew_between_two_passes_has_stopped_and_started() -> None:
+    told = memories_of([make_pass(10.0, WEB), make_pass(20.0, replace(WEB, domain_id=7))])
+    assert sorted(event.kind for event in told.events) == ["started", "stopped"]

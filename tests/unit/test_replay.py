@@ -1,0 +1,360 @@
+"""Replays: of a real trace (tests/traces), which decides the same again, and of traces made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import TargetPolicy
+from tests.unit.test_policy_adaptive import TIMER, snap
+from tests.unit.test_trace import HEADER, PASS
+from virtksm.adapters.trace_file import read_trace
+from virtksm.cli.main import main
+from virtksm.config.laws import change_law, law_of, read_law
+from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
+from virtksm.errors import ConfigError
+from virtksm.model import PARKED, Decision, Reason, Settings
+from virtksm.policy import make_policy
+from virtksm.replay import Step, Sums, replay
+from virtksm.switch import SwitchedOff
+from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
+from virtksm.trace.text import dump_line, parse_lines
+
+TWINS = Path(__file__).parents[1] / "traces" / "twins.jsonl"
+"""Recorded on real guests: four that have much in common, started apart; a one-shot's pass, off and on, reloads."""
+
+FED = Settings(pages_to_scan=100_000, sleep_millisecs=60_000)
+
+
+def twins() -> list[Line | Torn]:
+    return list(parse_lines(read_trace(str(TWINS)), "twins"))
+
+
+def own(law: Law) -> Any:  # noqa: ANN401  # a policy and its past
+    return make_policy(read_law(law.policy, law.config, "twins"))
+
+
+def traced(at_s: float, target: Settings = PARKED, **changes: Any) -> Pass:  # noqa: ANN401  # fields of a pass
+    """A pass that the recorded policy, called "target", has answered so, after one that it follows."""
+    return replace(
+        PASS,
+        snapshot=snap(at_s),
+        occasion=TIMER,
+        decision=Decision(target=target, reason=Reason(rule="told", text="as told"), next_pass_s=1.0),
+        **{"continues": True, "past": None, **changes},
+    )
+
+
+def header(policy: str = "target") -> Header:
+    return replace(HEADER, law=Law(policy=policy, config={}))
+
+
+def steps_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> list[Step]:
+    return list(replay(lines, lambda _law: policy or TargetPolicy(target=PARKED)))
+
+
+# The real trace
+
+
+def test_the_recorded_policy_decides_the_same_again() -> None:
+    steps = list(replay(twins(), own))
+    assert {step.line.decision.reason.rule for step in steps} >= {"round", "wait", "rest", "boost", "switched_off"}
+    for step in steps:
+        recorded, replayed = step.line.decision, step.replayed
+        assert replace(replayed, reason=replace(replayed.reason, turns_when=())) == recorded
+    assert [step.began_anew for step in steps].count(True) == 0
+
+
+def test_a_trace_that_begins_in_the_middle_decides_the_same_where_the_past_is_told() -> None:
+    lines = twins()
+    first, *_ = (
+        number for number, line in enumerate(lines) if isinstance(line, Pass) and not line.continues and number > 1
+    )
+    assert [step.differs for step in replay([lines[0], *lines[first:]], own)].count(True) == 0
+    assert [step.differs for step in replay([lines[0], *lines[40:]], own)].count(True) > 0, "the past is missing"
+
+
+def test_an_agent_that_looked_less_would_have_been_another_story() -> None:
+    config = Config(adaptive=AdaptiveParams(engage="never"))
+    steps = list(replay(twins(), lambda law: make_policy(replace(config, policy="adaptive"))))
+    assert all(step.replayed.is_parked for step in steps)
+    assert any(step.differs for step in steps)
+
+
+# Traces made by hand
+
+
+def test_it_takes_over_what_the_recorded_policy_remembered_and_goes_on_by_itself() -> None:
+    lines: list[Line | Torn] = [header(), traced(1, continues=False, past={"steps": 7}), traced(2)]
+    policy = Counting()
+    steps_of(lines, policy)
+    assert policy.pasts == [7, 8]
+
+
+def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one_begins_anew() -> None:
+    lines: list[Line | Torn] = [
+        header(),
+        traced(1, continues=False, past={"steps": 7}),
+        Gap(missed=3),
+        traced(9, continues=False, past={"steps": 20}),
+        traced(10, continues=False, past={"else": 1}),
+        traced(11, continues=False),
+    ]
+    policy = Counting()
+    steps = steps_of(lines, policy)
+    assert policy.pasts == [7, 20, 0, 0]
+    assert [step.began_anew for step in steps] == [False, False, True, False]
+
+
+def test_another_policy_goes_on_with_its_own_past() -> None:
+    lines: list[Line | Torn] = [
+        header("other"),
+        traced(1, continues=False, past={"steps": 7}),
+        traced(2, continues=False, past={}),
+    ]
+    policy = Counting()
+    steps_of(lines, policy)
+    assert policy.pasts == [0, 1]
+
+
+def test_switched_off_it_parks_and_begins_anew_afterwards() -> None:
+    off = SwitchedOff(since="then")
+    lines: list[Line | Torn] = [
+        header(),
+        traced(1, continues=False),
+        traced(2),
+        traced(3, off=off),
+        traced(4, off=off),
+        traced(5),
+    ]
+    policy = Counting()
+    steps = steps_of(lines, policy)
+    assert policy.pasts == [0, 1, 0]
+    assert [step.replayed.reason.rule for step in steps] == ["told", "told", "switched_off", "switched_off", "told"]
+    assert [step.replayed.is_routine for step in steps] == [False, False, False, True, False]
+
+
+def test_a_law_that_changes_in_between_is_followed_and_another_policy_begins_anew() -> None:
+    chosen: list[str] = []
+    policies = {name: Counting(name=name) for name in ("target", "other")}
+
+    def choose(law: Law) -> TargetPolicy:
+        chosen.append(law.policy)
+        return policies[law.policy]
+
+    other = Law(policy="other", config={})
+    list(replay([header(), traced(1), traced(2), traced(3, law=other), traced(4)], choose))
+    assert chosen == ["target", "other"]
+    assert (policies["target"].pasts, policies["other"].pasts) == ([0, 1], [0, 1])
+
+
+class Counting(TargetPolicy):
+    """A policy that notes what it remembered at each of its answers."""
+
+    def __init__(self, name: str = "target") -> None:
+        super().__init__(target=PARKED, name=name)
+        self.pasts: list[int] = []
+
+    def decide(self, snapshot: Any, past: int, occasion: Any) -> tuple[Decision, int]:  # noqa: ANN401  # the port's
+        self.pasts.append(past)
+        return super().decide(snapshot, past, occasion)
+
+
+def test_time_between_passes_that_do_not_follow_each_other_is_not_counted() -> None:
+    lines: list[Line | Torn] = [
+        header(),
+        traced(1),
+        traced(3),
+        Gap(missed=1),
+        traced(100),
+        traced(101),
+        traced(7),
+        header(),
+        traced(500),
+    ]
+    assert [step.lasted_s for step in steps_of(lines)] == [None, 2, None, 1, None, None]
+
+
+def sums_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> dict[str, Any]:
+    sums = Sums()
+    for step in steps_of(lines, policy):
+        sums.take(step)
+    return sums.as_dict()
+
+
+def test_a_changed_sleep_grants_a_batch_at_once_and_an_unchanged_one_a_batch_a_sleep() -> None:
+    """100,000 pages take 0.7 s at the dearest, and a minute of sleep follows."""
+    lines: list[Line | Torn] = [header(), traced(0, FED), traced(60.7, FED), traced(121.4)]
+    told = sums_of(lines)
+    assert told["seconds"] == pytest.approx(121.4)
+    assert told["recorded"]["pages_per_s"] == pytest.approx((1 + 1 + 1) * 100_000 / 121.4, rel=0.001)
+    assert told["recorded"]["parked_percent"] == 0
+    assert told["replayed"] == {"parked_percent": 100.0, "pages_per_s": 0.0}
+    assert (told["passes"], told["differing"]) == (3, 2)
+
+
+def test_nothing_is_divided_by_no_time() -> None:
+    assert sums_of([header(), traced(0)])["recorded"] == {"parked_percent": None, "pages_per_s": None}
+
+
+# Laws from a trace and from the command line
+
+
+def test_a_law_survives_the_trace() -> None:
+    config = Config(policy="ksmtuned", ksmtuned=KsmtunedParams(npages_max=77), adaptive=AdaptiveParams(engage="never"))
+    assert read_law("ksmtuned", json.loads(json.dumps(law_of(config))), "t") == config
+    assert read_law("adaptive", {}, "t") == Config()
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "finding"),
+    [
+        ("later", {}, "t: policy: is 'later'; use one of"),
+        ("adaptive", {"adaptive.later": 1}, "t: adaptive.later: is not a known key; read it with the version"),
+        ("adaptive", {"adaptive.settle_s": "x"}, "t: adaptive.settle_s: is 'x', not an integer"),
+        ("adaptive", {"log_level": "info"}, "t: log_level: is not a known key"),
+        ("ksmtuned", {"ksmtuned.npages_min": 9, "ksmtuned.npages_max": 1}, "t: ksmtuned.npages_min: 9 is more than"),
+    ],
+)
+def test_a_law_that_this_virtksm_does_not_know_is_told(policy: str, kept: dict[str, object], finding: str) -> None:
+    with pytest.raises(ConfigError, match=finding):
+        read_law(policy, kept, "t")
+
+
+@pytest.mark.parametrize(
+    ("policy", "text", "finding"),
+    [
+        (None, "adaptive.engag=auto", "--set: adaptive.engag: is not a known key; did you mean adaptive.engage?"),
+        (None, "adaptive.engage", "--set: adaptive.engage: has no value; write adaptive.engage=VALUE"),
+        (None, "adaptive.engage=perhaps", "--set: adaptive.engage: is 'perhaps'; use one of"),
+        (None, "adaptive.settle_s=soon", "--set: adaptive.settle_s: is 'soon', not an integer; use 0..3600 s"),
+        (None, f"adaptive.settle_s={'9' * 5000}", "--set: adaptive.settle_s: is '999"),
+        (None, "adaptive.settle_s=4000", "--set: adaptive.settle_s: is 4000, out of range; use 0..3600 s"),
+        (None, "ksmtuned.npages_max=9", "--set: ksmtuned.npages_max: is no key of the policy adaptive; leave it out"),
+        (
+            None,
+            "policy=ksmtuned",
+            "--set: policy: is no key of the policy adaptive; leave it out, or choose another --p",
+        ),
+        ("ksmtuned", "ksmtuned.npages_max=9", "--set: ksmtuned.npages_min: 64 is more than ksmtuned.npages_max, 9"),
+    ],
+)
+def test_what_cannot_be_set_is_told_with_key_and_remedy(policy: str | None, text: str, finding: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        change_law(Config(), policy, [text])
+    assert str(caught.value).startswith(finding)
+
+
+def test_every_fault_of_the_command_line_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        change_law(Config(), None, ["x", "adaptive.settle_s=x", "adaptive.engage=always"])
+    assert [finding.key for finding in caught.value.findings] == ["x", "adaptive.settle_s"]
+
+
+# The command
+
+
+def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["replay", *arguments]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out
+
+
+def test_the_command_prints_both_sides_and_their_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = replayed(capsys, str(TWINS), "--policy", "ksmtuned", "--set", "ksmtuned.thres_coef=100").splitlines()
+    assert lines[1].startswith("recorded  policy adaptive, adaptive.engage = always")
+    assert lines[2] == "replayed  policy ksmtuned, ksmtuned.thres_coef = 100"
+    assert any("rest: parked" in line and "boost: 300 pages, 10 ms" in line and "differs" in line for line in lines)
+    assert lines[-1].startswith("replayed  parked ")
+    assert "pages/s at most" in lines[-1]
+
+
+def test_a_law_that_changed_while_recording_is_shown_where_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    said = replayed(capsys, str(TWINS))
+    assert said.count("recorded from here on") == 2
+    assert "recorded from here on: policy ksmtuned, ksmtuned.thres_coef = 100\n" in said
+    steps = json.loads(replayed(capsys, str(TWINS), "--json"))["steps"]
+    assert [step["law"]["policy"] for step in steps if step["law"]] == ["adaptive", "ksmtuned", "adaptive"]
+
+
+def test_only_passes_in_which_an_answer_changes_are_shown_unless_all_are(capsys: pytest.CaptureFixture[str]) -> None:
+    shown, everything = (
+        json.loads(replayed(capsys, str(TWINS), "--json", *options))["steps"] for options in ((), ("--all",))
+    )
+    assert len(shown) < len(everything) == sum(isinstance(line, Pass) for line in twins())
+    answers = [(step["law"], step["recorded"]["rule"], step["recorded"]["target"]) for step in shown]
+    assert all(one != other or other[0] for one, other in pairwise(answers))
+
+
+def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(replayed(capsys, str(TWINS), "--json"))
+    assert set(told) == {"schema", "file", "uri", "version", "began", "recorded", "replayed", "steps", "sums"}
+    assert told["recorded"] == told["replayed"]
+    assert set(told["steps"][0]) == {"seq", "at_s", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
+    assert set(told["steps"][0]["replayed"]) == {"parked", "rule", "reason", "target", "next_pass_s"}
+    assert told["sums"] == {
+        **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,
+    }  # fmt: skip
+    assert set(told["sums"]["replayed"]) == {"parked_percent", "pages_per_s"}
+
+
+def test_a_configuration_file_stands_in_for_the_recorded_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "virtksm.toml"
+    file.write_text('policy = "adaptive"\n[adaptive]\nengage = "never"\n', encoding="utf-8")
+    assert main(["--config", str(file), "replay", str(TWINS)]) == 0
+    said = capsys.readouterr().out
+    assert "replayed  policy adaptive, adaptive.engage = never" in said
+    assert "replayed  parked 100.0 % of the time" in said
+
+
+def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    law = Law(policy="adaptive", config={"adaptive.engage": "always"})
+    parts: list[Line] = [
+        replace(HEADER, law=law),
+        traced(1, continues=False, past={"else": 1}),
+        Gap(missed=4),
+        Gap(missed=None),
+    ]
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(f"{dump_line(line)}\n" for line in parts) + '{"kind": "pa', encoding="utf-8")
+    said = replayed(capsys, str(file), "--set", "adaptive.engage=auto")
+    assert "unknown   what guests may grow to" in said
+    assert "missing   4 passes or more, in 2 gaps" in said
+    assert "torn      the last line is not whole" in said
+    assert "anew      1 times" in said
+    sums = json.loads(replayed(capsys, str(file), "--json"))["sums"]
+    assert (sums["gaps"], sums["missed"], sums["torn"], sums["began_anew"]) == (2, 4, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["none.jsonl"], 1, "none.jsonl: it cannot be read: No such file or directory: see its path"),
+        ([str(TWINS), "--set", "adaptive.x=1"], 2, "--set: adaptive.x: is not a known key"),
+    ],
+)
+def test_faults_are_one_line_with_the_remedy(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    assert main(["replay", *arguments]) == code
+    assert capsys.readouterr().err.startswith(f"virtksm: {said}")
+
+
+def test_texts_of_a_trace_harm_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;evil\x07"
+    made = traced(1, continues=False)
+    made = replace(made, decision=replace(made.decision, reason=Reason(rule=evil, text=evil)))
+    law = Law(policy="adaptive", config={})
+    file = tmp_path / "t.jsonl"
+    parts: list[Line] = [replace(HEADER, uri=evil, began=evil, version=evil, law=law), made]
+    file.write_text("".join(f"{dump_line(line)}\n" for line in parts), encoding="utf-8")
+    assert "\x1b" not in replayed(capsys, str(file))

@@ -1,0 +1,137 @@
+"""The status for people: what is saved, at what price and why, and what stands in the way; and systemd's one line."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeFacts
+from tests.unit.test_diary import a_pass
+from tests.unit.test_status import NOW, standing
+from virtksm.agent.reporting import status_text
+from virtksm.agent.status import look
+from virtksm.cli.sparkline import BLOCKS
+from virtksm.cli.status_text import status_lines
+from virtksm.errors import SensingFailed
+from virtksm.model import HostMemory, Settings
+from virtksm.now import Now, Origin, after_pass
+from virtksm.record import Outcome
+
+
+def status(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # any field of the answer
+    told = standing(last=a_pass(), now=after_pass(a_pass())).as_dict(NOW)
+    return {**json.loads(json.dumps(told)), **changes}
+
+
+def now(**changes: object) -> dict[str, object]:
+    return {**after_pass(a_pass()).as_dict(), **changes}
+
+
+def lines(told: dict[str, Any]) -> list[tuple[str, str]]:
+    return status_lines(told, marks=BLOCKS)
+
+
+def test_savings_price_settings_and_reason_are_said() -> None:
+    hour = {"step_s": 60.0, "saved_kib": [None] * 57 + [0, 240, 480]}
+    ksmd = {"cpu_seconds": 12.34, "core_percent": 3.21, "over_s": 299.0}
+    event = {"at_s": time.time() - 5, "domain": "vm", "kind": "stopped", "uuid": "u", "detail": "crashed"}
+    told = [text for _, text in lines(status(saved_hour=hour, ksmd=ksmd, events=[event]))]
+    assert told[2:9] == [
+        "ksm       on",
+        "guests    1, holding 1.0 MiB",
+        "saved     0.5 MiB, 48.0 % of what the guests hold",
+        "last hour " + " " * 28 + "▁█ up to 0.5 MiB",
+        "ksmd      3.2 % of a core in the last 5 min; 1.5 CPU-seconds since boot",
+        "settings  pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
+        "last pass 10.0 s ago, for timer: applied",
+    ]
+    assert told[-1].endswith(" vm stopped (crashed)")
+    assert len(told[-1].split()[1]) == len("12:34:56")
+
+
+def test_an_event_of_long_ago_has_its_date() -> None:
+    event = {"at_s": time.time() - 90_000, "domain": "vm", "kind": "stopped", "uuid": "u", "detail": ""}
+    words = lines(status(events=[event]))[-1][1].split()
+    assert (len(words[1]), words[3:]) == (len("2026-11-25"), ["vm", "stopped"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "tone", "text"),
+    [
+        ({"now": now(ksm_run=0)}, "warn", "ksm       off (run=0): nothing merges; echo 1 > /sys/kernel/mm/ksm/run"),
+        ({"now": now(ksm_run=2)}, "warn", "ksm       off, unmerged (run=2): nothing merges"),
+        ({"now": now(ksm_run=None)}, "", "ksm       unknown, as libvirt does not tell"),
+        ({"now": now(advisor_mode="scan-time")}, "", "ksm       on, and the kernel's advisor (scan-time) sets"),
+        ({"off": True}, "warn", "ksm       on; virtksm is switched off, until `virtksm on`"),
+        ({"now": now(saved_kib=None, saved_percent=None)}, "", "saved     unknown"),
+        ({"now": now(guests=None)}, "", "guests    unknown"),
+        ({"now": now(guests_unread=2)}, "", "guests    1 (2 unread), holding"),
+        ({"now": now(ksmd_cpu_seconds=None)}, "", "ksmd      CPU time unknown"),
+        ({"history_error": "no"}, "warn", "history   no"),
+        ({"agent": False}, "warn", "agent     none serves qemu:///system"),
+    ],
+)
+def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, text: str) -> None:
+    assert [(of, shown) for of, shown in lines(status(**changes)) if shown.startswith(text)] != []
+    assert {of for of, shown in lines(status(**changes)) if shown.startswith(text)} == {tone}
+
+
+def test_an_agent_that_does_not_know_the_newer_fields_is_shown_without_them() -> None:
+    told = status()
+    for name in ("agent", "now", "off"):
+        del told[name]
+    assert [text.split()[0] for _, text in lines(told)] == ["agent", "libvirt", "last", "why", "next"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "0.5 MiB saved, 1 guest; as told"),
+        ({"outcome": Outcome.YIELDED}, "0.5 MiB saved, 1 guest; as told (yielded)"),
+    ],
+)
+def test_systemd_is_told_in_one_line(changes: dict[str, Any], line: str) -> None:
+    assert status_text(replace(a_pass(), **changes)) == line
+
+
+def test_systemd_is_told_first_that_ksm_is_off() -> None:
+    record = a_pass()
+    ksm = replace(record.snapshot.ksm, run=0)
+    assert status_text(replace(record, snapshot=replace(record.snapshot, ksm=ksm))).startswith("KSM is off (run=0); ")
+
+
+class Told(FakeFacts):
+    """Facts whose memory cannot be read."""
+
+    def host_memory(self) -> HostMemory:
+        raise SensingFailed("hidden")
+
+
+def test_the_look_is_at_this_machine_with_the_last_passs_guests_else_at_the_last_pass() -> None:
+    assert look(None, None) is None
+    assert look(None, a_pass()) == after_pass(a_pass())
+    found = look(FakeFacts(), a_pass())
+    assert isinstance(found, Now)
+    assert (found.origin, found.guests, found.ksm.settings.pages_to_scan) == (Origin.LOCAL, 1, 0)
+    alone = look(FakeFacts(), None)
+    assert isinstance(alone, Now)
+    assert (alone.guests, alone.committed_kib, alone.saved_percent) == (None, None, None)
+    hidden = look(Told(), None)
+    assert isinstance(hidden, Now)
+    assert (hidden.host, hidden.as_dict()["total_kib"]) == (None, None)
+
+
+class NoKsm(FakeFacts):
+    """A kernel without KSM."""
+
+    def ksm_counter(self, name: str) -> int | None:
+        return None
+
+
+def test_without_ksm_in_this_kernel_there_is_nothing_to_look_at() -> None:
+    assert look(NoKsm(), None) is None
+    assert after_pass(a_pass()).ksm.settings == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)

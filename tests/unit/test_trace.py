@@ -1,0 +1,165 @@
+"""Traces: what is refused in them and how that is said, what is forgiven, and what is left of guests without names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import FileIO
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_policy_adaptive import TIMER, snap
+from virtksm.adapters.trace_file import append_lines, create_trace, read_trace
+from virtksm.errors import TraceUnusable
+from virtksm.model import PARKED, Decision, Reason
+from virtksm.trace import Gap, Header, Law, Pass, Torn
+from virtksm.trace.nameless import Nameless
+from virtksm.trace.text import dump_line, parse_line, parse_lines
+
+HEADER = Header(
+    version="0.1.0",
+    uri="qemu+ssh://vault.example/system",
+    began="2026-01-02T03:04:05+00:00",
+    page_bytes=4096,
+    kernel=None,
+    law=Law(policy="adaptive", config={"adaptive.engage": "always"}),
+)
+PASS = Pass(
+    seq=3,
+    at_s=1.5,
+    occasion=TIMER,
+    snapshot=snap(1, {"vault": 1024}),
+    decision=Decision(target=PARKED, reason=Reason(rule="rest", text="all is covered"), next_pass_s=20.0),
+    outcome="applied",
+    after=PARKED,
+    continues=False,
+    past={"guests_kib": {"vault/1": 7, "gone/3": 8}, "rule": "rest"},
+)
+
+
+def changed(line: Header | Pass, **changes: object) -> str:
+    return json.dumps({**json.loads(dump_line(line)), **changes})
+
+
+def without(line: Header | Pass, *path: str) -> str:
+    kept: dict[str, object] = json.loads(dump_line(line))
+    place: dict[str, object] = kept
+    for name in path[:-1]:
+        inner = place[name]
+        assert isinstance(inner, dict)
+        place = inner
+    del place[path[-1]]
+    return json.dumps(kept)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        ("", "no JSON: "),
+        ("[]", "no JSON object"),
+        ('{"kind": "pass"', "no JSON: "),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"kind": "gap", "missed": NaN}', "no JSON: NaN is no number"),
+        ('{"kind": "gap", "missed": true}', "missed is True, not int | None"),
+        ('{"kind": "else"}', "kind is 'else', not header, pass, gap or end"),
+        (changed(PASS, triggers="timer"), "triggers are no list"),
+        (changed(PASS, triggers=["whim"]), "triggers: 'whim' is none of connected, started"),
+        (changed(PASS, seq=1e300), "seq is 1e+300, not int"),
+        (changed(PASS, snapshot=[]), "snapshot is no object"),
+        (changed(PASS, past=[]), "past is no object"),
+        (without(PASS, "at_s"), "at_s is missing"),
+        (without(PASS, "snapshot", "host", "total_kib"), "total_kib is missing"),
+        (without(PASS, "decision", "rule"), "decision.rule is None, not str"),
+        (changed(HEADER, schema=2), "its schema is 2, and this virtksm reads 1: use one as new as the trace"),
+        (changed(HEADER, format="else"), "not a virtksm-trace"),
+        (changed(HEADER, law=None), "law is no object"),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_line_and_remedy(second: str, problem: str) -> None:
+    with pytest.raises(TraceUnusable) as caught:
+        list(parse_lines([dump_line(HEADER) + "\n", second + "\n"], "t.jsonl"))
+    assert caught.value.message.startswith(f"t.jsonl:2: {problem}")
+    assert "virtksm record" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        ([], "t.jsonl: it is empty"),
+        (["PRECIOUS"], "t.jsonl:1: no JSON"),
+        ([dump_line(PASS)], "t.jsonl:1: a trace begins with its header"),
+        ([dump_line(HEADER)[:-1]], "t.jsonl:1: no JSON"),
+    ],
+)
+def test_what_is_no_trace_at_all_is_told(texts: list[str], problem: str) -> None:
+    with pytest.raises(TraceUnusable) as caught:
+        list(parse_lines(texts, "t.jsonl"))
+    assert caught.value.message.startswith(problem)
+
+
+def test_a_last_line_that_is_torn_is_said_and_a_whole_one_without_its_end_is_none() -> None:
+    texts = [f"{dump_line(HEADER)}\n", f"{dump_line(PASS)}\n", dump_line(PASS)]
+    assert list(parse_lines(texts, "t")) == [HEADER, PASS, PASS]
+    assert list(parse_lines([*texts[:2], texts[2][:-20]], "t")) == [HEADER, PASS, Torn()]
+
+
+def test_fields_of_a_later_virtksm_are_left_alone_and_those_that_an_earlier_one_did_not_know_have_their_default() -> (
+    None
+):
+    kept: dict[str, object] = json.loads(dump_line(PASS))
+    snapshot = kept["snapshot"]
+    assert isinstance(snapshot, dict)
+    del snapshot["ksm"]["cow_ksm"], snapshot["ksm"]["page_kib"]
+    snapshot["ksm"]["later"] = snapshot["later"] = kept["later"] = {"any": "thing"}
+    assert parse_line(json.dumps(kept)) == PASS
+
+
+def test_without_names_what_the_policy_remembers_of_a_guest_is_still_that_guest_s() -> None:
+    nameless = Nameless()
+    header, stripped = nameless.strip(HEADER), nameless.strip(PASS)
+    assert isinstance(header, Header)
+    assert isinstance(stripped, Pass)
+    assert header.uri == "qemu+ssh:"
+    assert stripped.past == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8}, "rule": "rest"}
+    assert stripped.snapshot.guests[0].key == "guest-1/1"
+    assert "vault" not in dump_line(header) + dump_line(stripped)
+    assert nameless.strip(Gap(missed=1)) == Gap(missed=1)
+
+
+@pytest.mark.parametrize("past", [None, {"npages": 3}, {"guests_kib": 4}])
+def test_a_past_that_knows_no_guests_is_left_as_it_is(past: Mapping[str, object] | None) -> None:
+    stripped = Nameless().strip(Pass(**{**{name: getattr(PASS, name) for name in PASS.__slots__}, "past": past}))
+    assert isinstance(stripped, Pass)
+    assert stripped.past == past
+
+
+def test_a_file_is_its_owner_s_alone_and_none_is_overwritten_unless_told(tmp_path: Path) -> None:
+    path = str(tmp_path / "t.jsonl")
+    with create_trace(path) as file:
+        append_lines(file, path, ["one", "two"])
+        assert list(read_trace(path)) == ["one\n", "two\n"], "on disk as soon as it is written"
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    with pytest.raises(TraceUnusable, match="it exists: name another file, or replace it with --force"):
+        create_trace(path)
+    with create_trace(path, replaces=True):
+        pass
+    assert list(read_trace(path)) == []
+
+
+def test_no_link_is_followed_to_what_would_be_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept", encoding="utf-8")
+    (tmp_path / "t").symlink_to("precious")
+    for replaces in (False, True):
+        with pytest.raises(TraceUnusable):
+            create_trace(str(tmp_path / "t"), replaces=replaces)
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_file_that_cannot_be_read_or_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TraceUnusable, match="none: it cannot be read: No such file"):
+        list(read_trace(str(tmp_path / "none")))
+    with pytest.raises(TraceUnusable, match="it cannot be written: No such file"):
+        create_trace(str(tmp_path / "none" / "t"))
+    with FileIO("/dev/full", "w") as full, pytest.raises(TraceUnusable, match="No space left"):
+        append_lines(full, "/dev/full", ["line"])

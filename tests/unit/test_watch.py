@@ -1,0 +1,285 @@
+"""`virtksm status --watch` in a real pseudo-terminal, before an agent that is a fake: frames, keys, signals, sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.test_history import EVENT, NOW_S, SAMPLE
+from tests.lab.ksm import wait_until
+from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.real.agent_process import VIRTKSM
+from tests.unit.test_status import NOW, passed, standing
+from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
+from virtksm.cli.terminal import ENTER, LEAVE, fit
+from virtksm.history import as_table
+from virtksm.model import Settings
+from virtksm.now import after_pass
+from virtksm.runtime import RuntimePaths
+
+STATUS = standing(now=after_pass(passed(Settings(pages_to_scan=400, sleep_millisecs=10)))).as_dict(NOW)
+
+
+class StandIn:
+    """Answers in the place of an agent, in a thread of its own; `status` may be changed."""
+
+    def __init__(self, paths: RuntimePaths) -> None:
+        self.status: dict[str, object] = dict(STATUS)
+        self.asked = 0
+        self._paths = paths
+        self._loop = asyncio.new_event_loop()
+        self._server = ControlServer(self._answer)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._server.start(bind_socket(paths.control_socket)), self._loop).result(
+            HANG_S
+        )
+
+    async def _answer(self, request: Mapping[str, object]) -> dict[str, object]:
+        if request["op"] == "status":
+            self.asked += 1
+            return {"ok": True, "status": self.status}
+        return {"ok": True, "history": {"now_s": NOW_S, **as_table([SAMPLE], [EVENT])}}
+
+    def die(self) -> None:
+        """End as a killed agent does: the socket's name stays, and nobody listens."""
+
+        async def close() -> None:
+            self._server.close()
+            await asyncio.sleep(0.05)
+
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(close(), self._loop).result(HANG_S)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(HANG_S)
+            self._loop.close()
+
+
+@pytest.fixture
+def paths() -> Iterator[RuntimePaths]:
+    with tempfile.TemporaryDirectory(prefix="vw", dir="/tmp") as folder:
+        paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
+        Path(paths.agent_dir).mkdir(parents=True)
+        yield paths
+
+
+@pytest.fixture
+def agent(paths: RuntimePaths) -> Iterator[StandIn]:
+    stand_in = StandIn(paths)
+    yield stand_in
+    stand_in.die()
+    remove_socket(paths.control_socket)
+
+
+Start = Callable[..., PseudoTerminal]
+
+
+@pytest.fixture
+def start(paths: RuntimePaths) -> Iterator[Start]:
+    """Lend a way to start it in terminals that end with the test."""
+    terminals: list[PseudoTerminal] = []
+
+    def start_one(*arguments: str, **how: Any) -> PseudoTerminal:  # noqa: ANN401  # as PseudoTerminal has it
+        folders = ["--runtime-dir", paths.root, "--state-dir", paths.state_dir]
+        terminals.append(PseudoTerminal([VIRTKSM, *folders, "status", *(arguments or ("--watch", "0.1"))], **how))
+        return terminals[-1]
+
+    yield start_one
+    for terminal in terminals:
+        terminal.close()
+
+
+def is_given_back(terminal: PseudoTerminal) -> bool:
+    said = terminal.said
+    return said.count(ENTER) == said.count(LEAVE) and said.rstrip("\r\n").endswith(LEAVE)
+
+
+def test_it_repaints_in_place_and_q_ends_it(agent: StandIn, start: Start) -> None:
+    terminal = start()
+    frame = terminal.wait_for_frame("agent     qemu:///system")
+    assert frame[0].startswith("virtksm status, every 0.1 s, q ends")
+    assert "settings  pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1" in frame
+    assert next(line for line in frame if line.startswith("event")).endswith("started (booted)")
+    agent.status["uri"] = "test:///changed"
+    terminal.wait_for_frame("test:///changed")
+    before = terminal.mode()
+    terminal.type(b"q")
+    assert terminal.wait_ended() == 0
+    assert is_given_back(terminal)
+    assert before != terminal.mode_before, "keys came one by one meanwhile"
+    assert terminal.said.count("\x1b[2J") == 0, "clearing the whole screen flickers"
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (lambda terminal: terminal.type(b"\x03"), 0),
+        (lambda terminal: terminal.process.send_signal(signal.SIGINT), 0),
+        (lambda terminal: terminal.process.send_signal(signal.SIGTERM), 143),
+        (lambda terminal: terminal.process.send_signal(signal.SIGHUP), 129),
+    ],
+)
+@pytest.mark.usefixtures("agent")
+def test_the_terminal_is_given_back_whatever_ends_it(
+    start: Start, end: Callable[[PseudoTerminal], None], code: int
+) -> None:
+    terminal = start()
+    terminal.wait_for_frame("agent     qemu:///system")
+    end(terminal)
+    assert terminal.process.wait(HANG_S) == code
+    assert terminal.mode() == terminal.mode_before
+    terminal.wait_ended()
+    assert is_given_back(terminal)
+
+
+def test_a_signal_ends_it_also_while_the_agent_does_not_answer(paths: RuntimePaths, start: Start) -> None:
+    with_nobody_reading = bind_socket(paths.control_socket)
+    with_nobody_reading.listen(5)
+    terminal = start()
+    wait_until(lambda: ENTER in terminal.said, HANG_S, "the screen to be taken")
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.process.wait(HANG_S) == 143
+    assert terminal.mode() == terminal.mode_before
+    terminal.wait_ended()
+    assert is_given_back(terminal)
+    with_nobody_reading.close()
+
+
+def test_frames_are_cut_to_the_terminals_size_which_may_change(agent: StandIn, start: Start) -> None:
+    agent.status["uri"] = "x" * 300
+    terminal = start("--watch", "3600", columns=60, rows=5)
+    frame = terminal.wait_for_frame("agent")
+    assert (len(frame), max(map(len, frame))) == (5, 59)
+    terminal.resize(200, 40)
+    frame = terminal.wait_for_frame("settings")
+    assert max(map(len, frame)) == 199
+    assert agent.asked == 1, "a new size repaints what is known"
+    terminal.resize(1, 1)
+    wait_until(lambda: terminal.frames()[-1] == [""], HANG_S, "a frame for the smallest terminal")
+    terminal.type(b"q")
+    assert terminal.wait_ended() == 0
+
+
+def test_stopped_by_ctrl_z_it_gives_the_terminal_back_and_takes_it_again(agent: StandIn, start: Start) -> None:
+    terminal = start()
+    terminal.wait_for_frame("agent")
+    terminal.process.send_signal(signal.SIGTSTP)
+    _, status = os.waitpid(terminal.process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    wait_until(lambda: is_given_back(terminal), HANG_S, "the terminal to be given back")
+    assert terminal.mode() == terminal.mode_before
+    terminal.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: terminal.said.count(ENTER) == 2, HANG_S, "the terminal to be taken again")
+    agent.status["uri"] = "test:///again"
+    terminal.wait_for_frame("test:///again")
+    terminal.type(b"q")
+    assert terminal.wait_ended() == 0
+    assert is_given_back(terminal)
+
+
+def test_an_agent_that_dies_meanwhile_is_told_and_one_that_comes_back_is_asked(
+    agent: StandIn, start: Start, paths: RuntimePaths
+) -> None:
+    terminal = start()
+    terminal.wait_for_frame("agent     qemu:///system")
+    agent.die()
+    frame = terminal.wait_for_frame("agent     none serves")
+    assert any(line.startswith("ksm ") for line in frame), "this machine's kernel is told all the same"
+    again = StandIn(paths)
+    terminal.wait_for_frame("agent     qemu:///system")
+    again.status = {}
+    terminal.wait_for_frame("error")
+    terminal.type(b"q")
+    assert terminal.wait_ended() == 0
+    again.die()
+
+
+def test_colour_is_for_terminals_and_never_with_no_color(agent: StandIn, start: Start, paths: RuntimePaths) -> None:
+    agent.status = {**STATUS, "last_pass": None, "stranded": {**_stranded(), "possible": None}}
+    painted = start("--watch", "0.1")
+    painted.wait_for_frame("stranded")
+    assert "\x1b[31mstranded" in painted.said
+    plain = start("--watch", "0.1", environ={"NO_COLOR": "1"})
+    plain.wait_for_frame("stranded")
+    assert "\x1b[31m" not in plain.said
+    once = start("--connect", "qemu:///system")
+    assert once.wait_ended() == 0
+    assert "\x1b[31mstranded" in once.said
+    piped = subprocess.run(
+        [VIRTKSM, "--runtime-dir", paths.root, "status"], capture_output=True, check=True, timeout=HANG_S
+    )
+    assert b"\x1b" not in piped.stdout
+    assert b"stranded" in piped.stdout
+
+
+def _stranded() -> dict[str, object]:
+    stranded = STATUS["stranded"]
+    assert isinstance(stranded, dict)
+    return stranded
+
+
+@pytest.mark.parametrize("arguments", [("--watch", "0.1"), ("--json", "--watch", "0.1")])
+@pytest.mark.usefixtures("agent")
+def test_without_a_terminal_one_follows_the_other(paths: RuntimePaths, arguments: tuple[str, ...]) -> None:
+    command = [VIRTKSM, "--runtime-dir", paths.root, "status", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        while sum(line.startswith(("agent ", "{")) for line in lines) < 3:
+            lines.append(process.stdout.readline())
+            assert lines[-1], "it ended"
+        if "--json" in arguments:
+            assert [json.loads(line)["agent"] for line in lines] == [True] * 3
+        assert "\x1b" not in "".join(lines)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(HANG_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_dumb_terminal_is_no_screen(start: Start) -> None:
+    terminal = start(environ={"TERM": "dumb"})
+    wait_until(lambda: terminal.said.count("agent     qemu") > 2, HANG_S, "three of them")
+    assert "\x1b" not in terminal.said
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "x", "nan", "1e9"])
+def test_an_interval_that_is_none_is_refused(interval: str, paths: RuntimePaths) -> None:
+    done = subprocess.run(
+        [VIRTKSM, "--runtime-dir", paths.root, "status", "--watch", interval],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 2
+    assert f"argument --watch: {interval!r} is no number from 0.1 to 86400" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "shown"),
+    [
+        ("abc", 2, "ab"),
+        ("abc", 9, "abc"),
+        ("日本語", 5, "日本"),
+        ("e\u0301e\u0301", 1, "e\u0301"),
+        ("▁▂▃", 2, "▁▂"),
+        ("x", 0, ""),
+    ],
+)
+def test_text_is_cut_to_columns_not_characters(text: str, columns: int, shown: str) -> None:
+    assert fit(text, columns) == shown

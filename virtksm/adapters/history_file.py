@@ -1,0 +1,280 @@
+"""Keeps a host's history as one SQLite file in the state folder: HOST.history, 0600, at most a few MiB.
+
+The library is well kept, in every distribution, and its files can be looked at with tools that are there already. Only
+the agent writes, in one transaction a minute at most: a rollback journal, which is gone between two writes, so that
+reading needs no companion file and leaves nothing behind. Reading takes the file's bytes into memory and lets SQLite
+look at those: no lock, no link followed, nothing written, whatever is in the file and whosoever it is. The schema's
+version is in `PRAGMA user_version`; what is damaged or newer is renamed, not removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from virtksm.adapters.files import ensure_folder
+from virtksm.errors import StateUnusable
+from virtksm.history import (
+    EVENT_FIELDS,
+    KEEP_S,
+    MOST_DECISIONS,
+    MOST_EVENTS,
+    MOST_SAMPLES,
+    SAMPLE_FIELDS,
+    GuestEvent,
+    Sample,
+    Told,
+    event_row,
+    parse_events,
+    parse_samples,
+    sample_row,
+)
+
+SCHEMA = 1
+MAX_BYTES = 32 << 20
+"""Largest file that is read: many times what is ever written."""
+MOST_DECISION_CHARACTERS = 4 << 20
+"""All decisions together: a pass has 2 KB, and more where many private guests can merge."""
+MOST_ASIDE = 3
+"""Files set aside that are kept; while there are so many, nothing is remembered, and nothing lost."""
+MOST_INTEGER = 2**63 - 1
+BUSY_S = 5.0
+MOST_STEPS = 50_000_000
+"""Steps of SQLite's machine that reading may take (a million rows); a planted view could ask for any number."""
+TORN_TRIES = 20
+TORN_PAUSE_S = 0.05
+
+REMEDY = "virtksm remembers there what it did, for people to look at; mend it, or give --state-dir"
+
+TABLES = (
+    f"CREATE TABLE samples (id INTEGER PRIMARY KEY, {', '.join(SAMPLE_FIELDS)}, CHECK (at_s IS NOT NULL))",
+    f"CREATE TABLE events (id INTEGER PRIMARY KEY, {', '.join(EVENT_FIELDS)}, CHECK (at_s IS NOT NULL))",
+    "CREATE TABLE decisions (id INTEGER PRIMARY KEY, at_s, record, CHECK (at_s IS NOT NULL))",
+    f"PRAGMA user_version = {SCHEMA}",
+)
+SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id"  # noqa: S608  # our own names
+EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # as above
+DECISIONS = "SELECT at_s, record FROM decisions ORDER BY id DESC LIMIT ?"
+OLD_SAMPLES = "DELETE FROM samples WHERE at_s < ?"
+SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
+SURPLUS_DECISIONS = """
+DELETE FROM decisions WHERE id <= (
+    SELECT max(id) FROM (SELECT id, sum(length(record)) OVER (ORDER BY id DESC) AS characters FROM decisions)
+    WHERE characters > ?
+)
+"""
+
+
+class HistoryFile:
+    """The History of one host, in the file `path`; whoever keeps must be the one who owns its folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._is_sound = False
+
+    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+        with _translated(self.path):
+            _prepare(self.path)
+            aside = None if self._is_sound or _is_sound(self.path) else _set_aside(self.path)
+            self._is_sound = True
+            try:
+                self._write(samples, events, decisions)
+            except sqlite3.DatabaseError as error:
+                self._is_sound = not _is_damage(error)
+                if self._is_sound:
+                    raise
+                aside = _set_aside(self.path)
+                self._write(samples, events, decisions)
+        return aside
+
+    def samples(self, since_s: float) -> tuple[Sample, ...]:
+        rows = self._read(SAMPLES, since_s)
+        with _translated(self.path):
+            return parse_samples(SAMPLE_FIELDS, rows)
+
+    def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
+        rows = self._read(EVENTS, since_s, most)
+        with _translated(self.path):
+            return parse_events(EVENT_FIELDS, rows[::-1])
+
+    def decisions(self, most: int) -> tuple[Told, ...]:
+        rows = self._read(DECISIONS, most)
+        with _translated(self.path):
+            return tuple(parse_told(at_s, record) for at_s, record in rows[::-1])
+
+    def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> None:
+        with closing(_open(self.path)) as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            for statement in TABLES if _version(database) == 0 else ():
+                database.execute(statement)
+            _insert(database, "samples", SAMPLE_FIELDS, map(sample_row, samples))
+            _insert(database, "events", EVENT_FIELDS, map(event_row, events))
+            _insert(
+                database, "decisions", ("at_s", "record"), ((told.at_s, json.dumps(told.record)) for told in decisions)
+            )
+            if samples:
+                database.execute(OLD_SAMPLES, (max(sample.at_s for sample in samples) - KEEP_S,))
+            for table, most in (("samples", MOST_SAMPLES), ("events", MOST_EVENTS), ("decisions", MOST_DECISIONS)):
+                database.execute(SURPLUS.format(table=table), (most,))
+            database.execute(SURPLUS_DECISIONS, (MOST_DECISION_CHARACTERS,))
+
+    def _read(self, query: str, *values: float) -> list[tuple[Any, ...]]:
+        """Query a picture of the file in memory."""
+        with _translated(self.path):
+            content = _read_whole(self.path)
+            if content is None:
+                return []
+            with closing(sqlite3.connect(":memory:")) as database:
+                database.execute("PRAGMA trusted_schema = OFF")
+                database.deserialize(content)
+                database.set_progress_handler(lambda: 1, MOST_STEPS)
+                if _version(database) != SCHEMA:
+                    raise ValueError(f"is no history of schema {SCHEMA}")
+                return database.execute(query, values).fetchall()
+
+
+def parse_told(at_s: object, record: object) -> Told:
+    """Take a decision as it was kept; raises ValueError."""
+    if not isinstance(at_s, int | float) or not isinstance(record, str):
+        raise ValueError("a decision is damaged")
+    try:
+        kept = json.loads(record)
+    except RecursionError:
+        raise ValueError("a decision is nested too deeply") from None
+    if not isinstance(kept, dict):
+        raise ValueError("a decision is no JSON object")
+    return Told(at_s=float(at_s), record=kept)
+
+
+def _prepare(path: str) -> None:
+    """Create the folder and an empty file with the right mode, if they are missing; raises StateUnusable, OSError.
+
+    SQLite is told names, not descriptors, and an open database may name further files to remove: root opens none where
+    another user can put what he likes.
+    """
+    folder = os.path.dirname(path)
+    ensure_folder(folder, 0o755)
+    owner = os.stat(folder).st_uid
+    if owner != os.geteuid():
+        raise StateUnusable(
+            f"{folder} belongs to user {owner}, and this agent runs as {os.geteuid()}",
+            remedy="run the agent as that user, or give it a --state-dir of its own",
+        )
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("is not a regular file")
+        os.fchmod(descriptor, 0o600)  # whatever the umask
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: str) -> sqlite3.Connection:
+    database = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
+    database.execute("PRAGMA journal_mode = DELETE")
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("PRAGMA trusted_schema = OFF")
+    return database
+
+
+def _is_sound(path: str) -> bool:
+    """Tell whether the file is new or a whole history of this version; an interrupted write is rolled back here."""
+    try:
+        with closing(_open(path)) as database:
+            return _version(database) in (0, SCHEMA) and database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except UnicodeDecodeError:  # SQLite quotes what is damaged
+        return False
+    except sqlite3.DatabaseError as error:
+        if _is_damage(error):
+            return False
+        raise
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Tell whether the file is what is wrong: no database, a damaged one, or other tables than ours."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+def _set_aside(path: str) -> str:
+    """Rename what cannot be used, with what an interrupted write has left of it; raises StateUnusable, OSError."""
+    folder, name = os.path.split(path)
+    if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MOST_ASIDE:
+        raise StateUnusable(
+            f"{path} is damaged or a newer version's, and {MOST_ASIDE} such files were set aside before",
+            remedy=f"look at {path}.aside-*, and remove them",
+        )
+    aside = f"{path}.aside-{time.time_ns()}"
+    os.rename(path, aside)
+    journal = f"{path}-journal"
+    if os.path.lexists(journal):
+        os.rename(journal, f"{aside}-journal")
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return aside
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _insert(
+    database: sqlite3.Connection, table: str, columns: tuple[str, ...], rows: Iterator[tuple[object, ...]]
+) -> None:
+    places = ", ".join("?" for _ in columns)
+    statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"  # noqa: S608  # names of our own
+    database.executemany(statement, (tuple(map(_storable, row)) for row in rows))
+
+
+def _storable(value: object) -> object:
+    """Return a value that SQLite takes: its integers have 64 bits, its texts are UTF-8."""
+    if isinstance(value, int):
+        return min(value, MOST_INTEGER)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
+def _read_whole(path: str) -> bytes | None:
+    """Return the file as it is between two writes, None if there is none; raises OSError, ValueError, StateUnusable."""
+    for _ in range(TORN_TRIES):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("is not a regular file")
+            content = file.read(MAX_BYTES + 1)
+            # In this order: a write that was given up has changed the file before its journal goes.
+            is_whole = not os.path.lexists(f"{path}-journal") and _state(os.fstat(descriptor)) == _state(found)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"is longer than {MAX_BYTES} bytes")
+        if is_whole:
+            return content or None
+        time.sleep(TORN_PAUSE_S)
+    raise StateUnusable(
+        f"{path}: a write to it has not ended, or was interrupted", remedy="the agent mends it as soon as it runs"
+    )
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    return found.st_mtime_ns, found.st_size
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StateUnusable(f"{path}: {error.strerror}", remedy=REMEDY) from error
+    except (sqlite3.Error, ValueError, MemoryError) as error:
+        raise StateUnusable(f"{path}: {error}", remedy=REMEDY) from error

@@ -1,0 +1,48 @@
+"""Traces on disk: written line by line for their owner alone, read line by line whatever their length."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import FileIO
+
+from virtksm.errors import TraceUnusable
+
+MOST_OF_A_LINE = 1 << 22
+"""Characters: with 500 guests a line has some 110,000."""
+
+
+def create_trace(path: str, *, replaces: bool = False) -> FileIO:
+    """Open a new trace for writing; with `replaces` also where a file is. Raises TraceUnusable."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if replaces else os.O_EXCL)
+    try:
+        descriptor = os.open(path, flags, 0o600)  # it names guests
+    except FileExistsError as error:
+        raise TraceUnusable(f"{path}: it exists", remedy="name another file, or replace it with --force") from error
+    except OSError as error:
+        raise _unusable(path, error, "be written") from error
+    return FileIO(descriptor, "w")
+
+
+def append_lines(file: FileIO, path: str, lines: list[str]) -> None:
+    """Write whole lines, at once and past any buffer; raises TraceUnusable."""
+    left = memoryview("".join(f"{line}\n" for line in lines).encode())
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise _unusable(path, error, "be written") from error
+
+
+def read_trace(path: str) -> Iterator[str]:
+    """Yield a trace's lines, the last one perhaps without its end; raises TraceUnusable."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            while line := file.readline(MOST_OF_A_LINE):
+                yield line
+    except OSError as error:
+        raise _unusable(path, error, "be read") from error
+
+
+def _unusable(path: str, error: OSError, what: str) -> TraceUnusable:
+    return TraceUnusable(f"{path}: it cannot {what}: {error.strerror}", remedy="see its path, owner and mode")

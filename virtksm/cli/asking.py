@@ -1,0 +1,51 @@
+"""How a command asks the agent what it knows: at the control socket, or at the readers' where that is closed to it."""
+
+from __future__ import annotations
+
+from virtksm.errors import VirtksmError
+from virtksm.runtime import RuntimePaths
+
+ANSWER_WITHIN_S = 10.0
+OF_ONE_VERSION = "are both of the same version?"
+
+
+def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
+    """Return the agent's answer to a question (`status`, `history`, `decisions`), None if no agent runs.
+
+    Raises VirtksmError if it does not answer, or if this user may not ask.
+    """
+    from virtksm.adapters.control import ask
+
+    try:
+        try:
+            return ask(paths.control_socket, request, timeout_s=ANSWER_WITHIN_S)
+        except PermissionError:
+            answer = ask(paths.status_socket, request, timeout_s=ANSWER_WITHIN_S)
+    except PermissionError:
+        answer = None
+    except (OSError, ValueError) as error:
+        raise VirtksmError(
+            f"the agent of {paths.root} does not answer: {error}", remedy="see `systemctl status virtksm`"
+        ) from error
+    if answer is None:
+        raise VirtksmError(
+            f"you may not ask the agent of {paths.root}, if one runs",
+            remedy="only root, the agent's own user and the group that its configuration's status_group names may",
+        )
+    return answer
+
+
+def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
+    """Return the answer of the agent that serves the host behind `uri`, whichever that is for None; None if none does.
+
+    Raises as `ask_agent`.
+    """
+    answer = ask_agent(paths, request if uri is None else {**request, "uri": uri})
+    return None if answer is None or "other_uri" in answer else answer
+
+
+def find_answer(answer: dict[str, object], name: str) -> object:
+    """Return what the agent has answered under `name`; raises VirtksmError, with its error, if it has not."""
+    if name not in answer:
+        raise VirtksmError(f"the agent answers: {answer.get('error', 'nothing')}", remedy=OF_ONE_VERSION)
+    return answer[name]

@@ -1,0 +1,192 @@
+"""`virtksm guests`: each running guest, what KSM saves on it, what that costs, and why one cannot merge."""
+
+from __future__ import annotations
+
+import argparse
+
+from virtksm.cli.survey import add_survey_options, look
+from virtksm.errors import ExitCode
+from virtksm.printable import printable
+from virtksm.units import format_kib
+
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from virtksm.model import OtherProcess
+    from virtksm.survey import SeenGuest, Survey
+
+SCHEMA = 1
+MOST_NAMED = 5
+"""Of the other processes that have merged pages: the rest is summed up."""
+HEADINGS = ("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN MERGE")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    add_survey_options(parser)
+    parser.add_argument(
+        "--sort",
+        choices=list(_ORDERS),
+        default="saved",
+        help="the most saved or memory first, or by name (%(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the guests; returns the exit code."""
+    found, *_ = look(options)
+    guests = sorted(sorted(found.guests, key=_by_name), key=_ORDERS[options.sort])
+    if options.json:
+        import json
+
+        print(json.dumps(survey_dict(found, guests)))
+    else:
+        print("\n".join(survey_lines(found, guests)))
+    return ExitCode.DONE
+
+
+def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
+    """Return JSON values (docs/commands.md)."""
+    from virtksm.accounts import find_cost_bytes
+
+    merged, left = found.merged, found.left_over
+    return {
+        "schema": SCHEMA,
+        "uri": found.uri,
+        "source": found.source.value,
+        "guests": [_guest_dict(one) for one in guests],
+        "host": {
+            "ksm_run": found.ksm.run,
+            "pages_shared": merged.pages_shared,
+            "pages_sharing": merged.pages_sharing,
+            "ksm_zero_pages": merged.zero_pages,
+            "page_bytes": merged.page_kib * 1024,
+            "saved_bytes": merged.saved_kib * 1024,
+            "cost_bytes": find_cost_bytes(merged, found.general_profit_bytes),
+            "profit_bytes": found.general_profit_bytes,
+        },
+        "left_over": None
+        if left is None
+        else {
+            "merging_pages": left.merging_pages,
+            "zero_pages": left.zero_pages,
+            "saved_bytes": left.saved_bytes,
+            "cost_bytes": left.cost_bytes,
+            "processes": [
+                {"pid": one.pid, "name": one.name, "merging_pages": one.merging_pages} for one in found.others
+            ],
+        },
+        "notes": list(found.notes),
+    }
+
+
+def _guest_dict(seen: SeenGuest) -> dict[str, object]:
+    account = seen.account
+    ksm = None if seen.process is None else seen.process.ksm
+    return {
+        "name": seen.guest.name,
+        "uuid": seen.guest.uuid,
+        "memory_bytes": _bytes(seen.xml.current_kib),
+        "maximum_bytes": _bytes(seen.max_kib),
+        "rss_bytes": _bytes(seen.guest.rss_kib),
+        "merged_bytes": None if account is None else account.merged_bytes,
+        "unmerged_bytes": None if account is None else account.unmerged_bytes,
+        "saved_bytes": None if account is None else account.saved_bytes,
+        "cost_bytes": None if account is None else account.cost_bytes,
+        "profit_bytes": None if account is None else account.profit_bytes,
+        "can_merge": seen.can_merge,
+        "obstacles": None if seen.obstacles is None else [one.value for one in seen.obstacles],
+        "kernel": None
+        if ksm is None
+        else {
+            "ksm_rmap_items": ksm.rmap_items,
+            "ksm_zero_pages": ksm.zero_pages,
+            "ksm_merging_pages": ksm.merging_pages,
+            "ksm_process_profit": ksm.profit_bytes,
+            "ksm_merge_any": ksm.merges_any,
+            "ksm_mergeable": ksm.is_mergeable,
+        },
+    }
+
+
+def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
+    """Render the guests as a table, their sum, the host's own counters, what is left over, and what is missing."""
+    rows = [HEADINGS, *(_row(one) for one in guests)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = []
+    for name, *amounts, can_merge in rows:
+        aligned = [f"{amount:>{width}}" for amount, width in zip(amounts, widths[1:-1], strict=True)]
+        lines.append("  ".join([f"{name:<{widths[0]}}", *aligned, can_merge]))
+    if not found.guests:
+        lines = ["no guest runs"]
+    merged, left = found.merged, found.left_over
+    profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
+    zero = "" if merged.zero_pages is None else f", ksm_zero_pages {merged.zero_pages}"
+    lines += [
+        "",
+        f"host      {format_kib(merged.saved_kib)} saved (pages_sharing {merged.pages_sharing}, pages_shared "
+        f"{merged.pages_shared}{zero}), profit {profit}",
+    ]
+    if left is not None:
+        lines += [
+            f"guests    {_amount(found.of_guests_bytes)} of it saved on guests",
+            f"left over {_amount(left.saved_bytes)}, {left.merging_pages} merging pages",
+            *(f"          {text}" for text in _left_texts(left.merging_pages, found.others)),
+        ]
+    return [printable(line) for line in lines + [f"note      {note}" for note in found.notes]]
+
+
+def _left_texts(merging_pages: int, others: Sequence[OtherProcess]) -> list[str]:
+    if merging_pages < 0:
+        return ["ksmd went on meanwhile"]
+    texts = [f"{one.merging_pages} of {one.name} (pid {one.pid})" for one in others[:MOST_NAMED]]
+    if rest := others[MOST_NAMED:]:
+        texts.append(f"{sum(one.merging_pages for one in rest)} of {len(rest)} more processes")
+    of_none = merging_pages - sum(one.merging_pages for one in others)
+    if of_none > 0:
+        texts.append(f"{of_none} of processes that have ended since ksmd came by, or that may not be read")
+    return texts
+
+
+def _row(seen: SeenGuest) -> tuple[str, ...]:
+    account = seen.account
+    amounts: list[int | None] = [_bytes(seen.xml.current_kib), _bytes(seen.max_kib), _bytes(seen.guest.rss_kib)]
+    if account is None:
+        amounts += [None] * 5
+    else:
+        amounts += [account.merged_bytes, account.unmerged_bytes, account.saved_bytes, account.cost_bytes]
+        amounts.append(account.profit_bytes)
+    return (printable(seen.guest.name), *("-" if one is None else _amount(one) for one in amounts), _merge_text(seen))
+
+
+def _merge_text(seen: SeenGuest) -> str:
+    if seen.obstacles is None:
+        return "unknown"
+    if seen.can_merge:
+        return "yes"
+    return f"no: {', '.join(one.text for one in seen.obstacles)}"
+
+
+def _amount(count_bytes: int) -> str:
+    return format_kib(count_bytes / 1024)
+
+
+def _bytes(kib: int | None) -> int | None:
+    return None if kib is None else kib * 1024
+
+
+def _by_name(seen: SeenGuest) -> str:
+    return seen.guest.name
+
+
+def _by_saved(seen: SeenGuest) -> int:
+    return 1 if seen.account is None else -seen.account.saved_bytes
+
+
+def _by_memory(seen: SeenGuest) -> int:
+    return 1 if seen.xml.current_kib is None else -seen.xml.current_kib
+
+
+_ORDERS: dict[str, Callable[[SeenGuest], int | str]] = {"saved": _by_saved, "memory": _by_memory, "name": _by_name}

@@ -1,0 +1,158 @@
+"""`virtksm headroom`: how much more guest memory the host can take, and what is needed if everything unmerges."""
+
+from __future__ import annotations
+
+import argparse
+
+from virtksm.cli.survey import add_survey_options, look
+from virtksm.errors import ExitCode
+from virtksm.printable import printable
+from virtksm.units import format_kib
+
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtksm.config.schema import Config
+    from virtksm.headroom import GuestNeed, Headroom, Host
+    from virtksm.survey import SeenGuest, Survey
+
+SCHEMA = 1
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    add_survey_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the headroom; returns the exit code."""
+    from virtksm.headroom import Host, find_headroom
+
+    found, config, hypervisor, facts = look(options)
+    memory = hypervisor.host_memory() if facts is None else facts.host_memory()
+    host = Host(
+        available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
+        reserve_kib=find_reserve_kib(config, memory.total_kib),
+        saved_kib=found.merged.saved_kib if found.left_over is None else found.of_guests_bytes // 1024,
+        unmerging_kib=found.merged.needed_kib,
+        swap_free_kib=memory.swap_free_kib,
+        is_merging=found.ksm.run in (None, 1),
+    )
+    headroom = find_headroom([need_of(one) for one in found.guests], host)
+    notes = find_notes(found, is_full=memory.available_kib is not None)
+    if options.json:
+        import json
+
+        print(json.dumps(headroom_dict(found, host, headroom, notes)))
+    else:
+        print("\n".join(headroom_lines(found, host, headroom, notes)))
+    return ExitCode.DONE
+
+
+def find_reserve_kib(config: Config, total_kib: int) -> int:
+    """Return what the policy in force wants to stay available on a host of `total_kib`."""
+    if config.policy == "ksmtuned":
+        from virtksm.policy.ksmtuned import threshold_kib
+
+        return threshold_kib(total_kib, config.ksmtuned)
+    from virtksm.policy.adaptive.engage import reserve_of_kib
+
+    return reserve_of_kib(total_kib, config.adaptive)
+
+
+def need_of(seen: SeenGuest) -> GuestNeed:
+    """Return what a guest holds and may have."""
+    from virtksm.headroom import GuestNeed
+
+    rss_kib = seen.guest.rss_kib
+    return GuestNeed(
+        held_kib=None if rss_kib is None else rss_kib + seen.zero_kib,
+        max_kib=seen.max_kib,
+        is_preallocated=seen.xml.has_hugepages,
+    )
+
+
+def find_notes(found: Survey, *, is_full: bool) -> list[str]:
+    """Return what the figures lack; `is_full` says whether the host tells MemAvailable and swap."""
+    from virtksm.survey import guests_text
+
+    unread = [one for one in found.guests if one.guest.rss_kib is None]
+    boundless = [one for one in found.guests if one.max_kib is None]
+    notes = []
+    if unread:
+        notes.append(f"the RSS of {guests_text(len(unread))} cannot be read: all that they may have counts as growth")
+    if boundless:
+        notes.append(f"what {guests_text(len(boundless))} may have cannot be read: they count as fully grown")
+    if not is_full:
+        notes.append(
+            "of another machine libvirt tells neither cache that can be freed, nor swap, nor merged zero pages: "
+            "run this command there"
+        )
+    if found.ksm.run not in (None, 1):
+        notes.append("KSM is off, so nothing more merges: systemctl start virtksm-ksm (or ksm) switches it on")
+    elif found.ksm.settings.pages_to_scan == 0:
+        notes.append("ksmd is parked: new memory merges once it scans again")
+    return notes
+
+
+def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> dict[str, object]:
+    """Return JSON values (docs/commands.md)."""
+    return {
+        "schema": SCHEMA,
+        "uri": found.uri,
+        "source": found.source.value,
+        "ksm_run": found.ksm.run,
+        "guests": len(found.guests),
+        "available_kib": host.available_kib,
+        "reserve_kib": host.reserve_kib,
+        "growth_kib": headroom.growth_kib,
+        "saved_kib": host.saved_kib,
+        "merge_ratio": round(headroom.merge_ratio, 4),
+        "room_kib": {
+            "safe": headroom.safe_kib,
+            "unmerged": headroom.unmerged_kib,
+            "at_ratio": headroom.at_ratio_kib,
+        },
+        "risk": {
+            "unmerging_kib": host.unmerging_kib,
+            "needed_kib": headroom.needed_kib,
+            "missing_kib": headroom.missing_kib,
+            "swap_free_kib": host.swap_free_kib,
+            "missing_after_swap_kib": headroom.missing_after_swap_kib,
+        },
+        "notes": list(notes),
+    }
+
+
+def headroom_lines(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> list[str]:
+    """Render the rooms, the risk and what is missing."""
+    percent = f"{headroom.merge_ratio * 100:.1f} %"
+    lines = [
+        f"host      {found.uri} ({found.source.value}): {format_kib(host.available_kib)} available, of which "
+        f"{format_kib(host.reserve_kib)} are the policy's reserve",
+        f"guests    {len(found.guests)}, which may still grow by {format_kib(headroom.growth_kib)}; KSM saves "
+        f"{format_kib(host.saved_kib)} on them: {percent} of what they hold",
+        f"room      {format_kib(headroom.at_ratio_kib)} of guest memory if it merges like that",
+        f"          {format_kib(headroom.unmerged_kib)} if what is new does not merge",
+        f"          {format_kib(headroom.safe_kib)} if, moreover, all that is merged unmerges: this is safe",
+        f"risk      with {format_kib(headroom.at_ratio_kib)} more, if everything unmerges: "
+        f"{format_kib(headroom.needed_kib)} needed, {format_kib(host.available_kib)} available: "
+        f"{_missing_text(host, headroom)}",
+    ]
+    return [printable(line) for line in lines + [f"note      {note}" for note in notes]]
+
+
+def _missing_text(host: Host, headroom: Headroom) -> str:
+    if not headroom.missing_kib:
+        return "it fits"
+    missing = f"{format_kib(headroom.missing_kib)} are missing"
+    if host.swap_free_kib is None or headroom.missing_after_swap_kib is None:
+        return f"{missing}, swap is not known"
+    if host.swap_free_kib == 0:
+        return f"{missing}, and there is no swap"
+    if headroom.missing_after_swap_kib == 0:
+        return f"{missing}, which swap can hold ({format_kib(host.swap_free_kib)} free)"
+    after = format_kib(headroom.missing_after_swap_kib)
+    return f"{missing}, {after} of them also with all free swap ({format_kib(host.swap_free_kib)})"

@@ -1,0 +1,91 @@
+"""What is remembered of a host, for whichever command shows it: asks the agent, and reads the file where none serves.
+
+The file is the agent's, 0600 in the state folder, and a minute behind it; root reads it while no agent runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.errors import VirtksmError
+from virtksm.history import GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
+from virtksm.runtime import RuntimePaths
+from virtksm.uri import is_alias, requested_uri
+
+MOST_POINTS = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memories:
+    """Samples and events, the oldest first, and the Unix time `now_s` of whoever told them."""
+
+    now_s: float
+    samples: tuple[Sample, ...]
+    events: tuple[GuestEvent, ...]
+
+
+def read_history(
+    options: argparse.Namespace, uri: str | None, *, seconds: float, points: int = MOST_POINTS
+) -> Memories:
+    """Return what is remembered of the last `seconds`, at most `points` samples.
+
+    `options` are the command's, with the global ones; `uri` the connection asked for, None for the one of whichever
+    agent runs, or the usual one. Raises VirtksmError.
+    """
+    answer = ask_serving(
+        RuntimePaths(options.runtime_dir), uri, {"op": "history", "seconds": seconds, "points": points}
+    )
+    if answer is not None:
+        return parse_memories(find_answer(answer, "history"))
+    import time
+
+    history, now_s = _kept(options, uri), time.time()
+    samples = thin(history.samples(now_s - seconds), points, until_s=now_s)
+    return Memories(now_s=now_s, samples=samples, events=history.events(now_s - seconds))
+
+
+def read_decisions(options: argparse.Namespace, uri: str | None, last: int) -> tuple[Told, ...]:
+    """Return the last decisions that were no routine, at most `last` (1 to 100); as `read_history`."""
+    answer = ask_serving(RuntimePaths(options.runtime_dir), uri, {"op": "decisions", "last": last})
+    if answer is None:
+        return _kept(options, uri).decisions(last)
+    told = find_answer(answer, "decisions")
+    if not isinstance(told, list):
+        raise VirtksmError("the agent's decisions are no list", remedy=OF_ONE_VERSION)
+    return tuple(_parse_told(one) for one in told)
+
+
+def parse_memories(told: object) -> Memories:
+    """Take the agent's answer to `history`; raises VirtksmError."""
+    try:
+        match told:
+            case {"now_s": int() | float() as now_s, "samples": dict() as samples, "events": dict() as events}:
+                return Memories(
+                    now_s=now_s,
+                    samples=parse_samples(samples.get("columns"), samples.get("rows")),
+                    events=parse_events(events.get("columns"), events.get("rows")),
+                )
+    except ValueError as error:
+        raise VirtksmError(f"the agent's history cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+    raise VirtksmError("the agent's history cannot be understood", remedy=OF_ONE_VERSION)
+
+
+def _parse_told(one: object) -> Told:
+    match one:
+        case {"at": int() | float() as at_s, "pass": dict() as record}:
+            return Told(at_s=at_s, record=record)
+    raise VirtksmError("a decision of the agent's cannot be understood", remedy=OF_ONE_VERSION)
+
+
+def _kept(options: argparse.Namespace, uri: str | None) -> History:
+    from virtksm.assemble import make_history
+    from virtksm.config.load import load
+
+    named = requested_uri(uri)
+    if is_alias(named):
+        from virtksm.adapters.libvirt_host import open_host
+
+        named = open_host(named).uri
+    return make_history(named, load(options.config).config, RuntimePaths(options.runtime_dir, options.state_dir))

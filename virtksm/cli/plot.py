@@ -1,0 +1,122 @@
+"""`virtksm plot`: a picture of what was saved, what it cost, the settings and the guests, over time.
+
+Of the agent's memories, or of a trace of `virtksm record`. matplotlib is wanted here alone, and is no dependency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from virtksm.errors import ExitCode
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from virtksm.cli.memories import Memories
+    from virtksm.history import GuestEvent, Sample
+    from virtksm.model import Guest
+    from virtksm.trace import Line, Torn
+
+SCHEMA = 1
+LAST = "24h"
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("trace", metavar="FILE", nargs="?", help="draw this trace of `virtksm record`")
+    source.add_argument(
+        "--last",
+        metavar="TIME",
+        type=seconds,
+        help=f"draw what the agent remembers of that time: 90s, 30m, 24h (default: {LAST}; it remembers a day)",
+    )
+    parser.add_argument(
+        "--output", "-o", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
+    )
+    parser.add_argument("--connect", "-c", metavar="URI", help="of that libvirt connection (default: the agent's)")
+    parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
+    parser.set_defaults(run=run)
+
+
+def seconds(text: str) -> float:
+    """Take a time such as 90s, 30m, 24h or 1d; raises argparse's error for anything else."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if found is None or int(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: a number with s, m, h or d, such as {LAST}")
+    return float(int(found[1]) * UNITS_S[found[2]])
+
+
+def picture(text: str) -> Path:
+    """Take a picture's name; raises argparse's error for one of another kind."""
+    path = Path(text)
+    if path.suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in .svg nor in .png")
+    return path
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw, and say what was drawn; returns the exit code."""
+    from virtksm.picture import draw
+
+    title, memories = _remembered(options) if options.trace is None else _traced(options.trace)
+    draw(memories.samples, memories.events, title, options.output)
+    if options.json:
+        import json
+
+        drawn = {"output": str(options.output), "samples": len(memories.samples), "events": len(memories.events)}
+        print(json.dumps({"schema": SCHEMA, **drawn}))
+    else:
+        print(f"drawn     {options.output}: {len(memories.samples)} samples, {len(memories.events)} events")
+    return ExitCode.DONE
+
+
+def _remembered(options: argparse.Namespace) -> tuple[str, Memories]:
+    from virtksm.cli.memories import read_history
+
+    last_s = seconds(LAST) if options.last is None else options.last
+    memories = read_history(options, options.connect, seconds=last_s)
+    return options.connect or "KSM", memories
+
+
+def _traced(name: str) -> tuple[str, Memories]:
+    from virtksm.adapters.trace_file import read_trace
+    from virtksm.trace.text import parse_lines
+
+    return name, memories_of(parse_lines(read_trace(name), name))
+
+
+def memories_of(lines: Iterable[Line | Torn]) -> Memories:
+    """Return what a trace tells: a sample for each pass, and the guests that came and went between two.
+
+    A trace has no word on why, so that a guest found after a gap counts as started then.
+    """
+    from virtksm.cli.memories import Memories
+    from virtksm.history import sample_of
+    from virtksm.trace import Pass
+
+    samples: list[Sample] = []
+    events: list[GuestEvent] = []
+    known: dict[str, Guest] | None = None
+    for line in lines:
+        if not isinstance(line, Pass):
+            continue
+        samples.append(sample_of(line.at_s, line.snapshot, line.after, line.decision.reason.rule))
+        running = {guest.key: guest for guest in line.snapshot.guests}
+        if known is not None:
+            events += new_guests(line.at_s, "started", known, running)
+            events += new_guests(line.at_s, "stopped", running, known)
+        known = running
+    return Memories(now_s=samples[-1].at_s if samples else 0.0, samples=tuple(samples), events=tuple(events))
+
+
+def new_guests(at_s: float, kind: str, before: Mapping[str, Guest], after: Mapping[str, Guest]) -> list[GuestEvent]:
+    """Return an event of this kind for each guest that is not in `before`."""
+    from virtksm.history import GuestEvent
+
+    new = [guest for key, guest in after.items() if key not in before]
+    return [GuestEvent(at_s=at_s, kind=kind, domain=guest.name, uuid=guest.uuid) for guest in new]

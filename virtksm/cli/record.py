@@ -1,0 +1,169 @@
+"""`virtksm record`: writes what the agent's policy is given, pass after pass, to a file for `virtksm replay`.
+
+Asks the agent once a second for what has been since, and writes the lines as they come. An agent that has ended is
+waited for. What was missed is said in the file and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from virtksm.cli.asking import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.errors import ExitCode, VirtksmError
+from virtksm.printable import printable
+from virtksm.runtime import RuntimePaths
+
+ASK_EVERY_S = 1.0
+ENDED_BY = (signal.SIGINT, signal.SIGTERM)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("file", metavar="FILE", help="a new file; it names guests, so only its owner may read it")
+    parser.add_argument("--for", dest="seconds", metavar="SECONDS", type=_seconds, help="end after so long")
+    parser.add_argument("--anonymous", action="store_true", help="number the guests instead of naming them")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"is {text!r:.40}, not a number of seconds")
+    return seconds
+
+
+def run(options: argparse.Namespace) -> int:
+    """Record until the time is over, SIGINT or SIGTERM; returns the exit code.
+
+    Raises VirtksmError if there is no agent, if this user may not ask it, or if FILE cannot be written.
+    """
+    from virtksm.adapters.trace_file import append_lines, create_trace
+
+    paths = RuntimePaths(options.runtime_dir)
+    recorder = Recorder(lambda request: ask_agent(paths, request), is_anonymous=options.anonymous)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
+    lines = recorder.ask()
+    if recorder.is_away:
+        raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
+    ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
+    with create_trace(options.file, replaces=options.force) as file:
+        append_lines(file, options.file, lines)
+        while _wait(recorder, ends_s):
+            append_lines(file, options.file, recorder.ask())
+        append_lines(file, options.file, recorder.end(time.time()))
+    if recorder.session is None:
+        raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
+    print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
+    return ExitCode.DONE
+
+
+def _wait(recorder: Recorder, ends_s: float) -> bool:
+    """Wait until the agent is to be asked again; return False if the recording is over."""
+    left_s = 0.0 if recorder.has_more else min(ASK_EVERY_S, ends_s - time.monotonic())
+    return left_s >= 0.0 and signal.sigtimedwait(ENDED_BY, left_s) is None
+
+
+class Recorder:
+    """What one recording has got so far; `ask` sends a request to the agent, and gives None where none runs."""
+
+    def __init__(
+        self, send: Callable[[dict[str, object]], dict[str, object] | None], *, is_anonymous: bool = False
+    ) -> None:
+        self._send = send
+        self._rewrite = _stripping() if is_anonymous else None
+        self.session: object = None
+        self._next: object = None
+        self.passes = 0
+        self.missed = 0
+        self.has_more = False
+        self.is_away = False
+
+    def ask(self) -> list[str]:
+        """Return the lines that have come since; raises VirtksmError, but for an agent that is away for a while."""
+        answer = self._answer()
+        if answer is None:
+            self.has_more = False
+            return []
+        match find_answer(answer, "inputs"):
+            case {
+                "session": str() as session,
+                "header": str() | None as header,
+                "lines": list() as lines,
+                "missed": int() as missed,
+                "next": int() as following,
+                "more": bool() as has_more,
+            } if all(isinstance(line, str) for line in lines):
+                pass
+            case _:
+                raise VirtksmError("the agent's inputs cannot be understood", remedy=OF_ONE_VERSION)
+        before = self._between(header, missed)
+        if header is not None or self.session == session:  # else the agent is new, and has made no pass yet
+            self.session, self._next = session, following
+        self.has_more = has_more
+        self.passes += len(lines)
+        self.missed += missed
+        return before + [self._rewritten(line) for line in ([] if header is None else [header]) + lines]
+
+    def end(self, at_s: float) -> list[str]:
+        """Return the last lines of a recording that is ended in order."""
+        from virtksm.trace import End
+        from virtksm.trace.text import dump_line
+
+        lines = self.ask()
+        while self.has_more:
+            lines += self.ask()
+        if self.session is None:
+            return []
+        return [*lines, dump_line(End(at_s=round(at_s, 3), passes=self.passes, missed=self.missed))]
+
+    def _answer(self) -> dict[str, object] | None:
+        """Return the agent's answer, None while it is away; raises VirtksmError if it never was there."""
+        request = {"op": "inputs", "session": self.session, "since": self._next}
+        try:
+            answer = self._send(request)
+        except VirtksmError as error:
+            if self.session is None:
+                raise
+            answer, why = None, str(error)
+        else:
+            why = "it has ended"
+        if answer is None and self.session is not None and not self.is_away:
+            print(f"virtksm: waiting for the agent: {printable(why)}", file=sys.stderr)
+        self.is_away = answer is None
+        return answer
+
+    def _between(self, header: str | None, missed: int) -> list[str]:
+        """Return the line that says what is missing before an answer's lines."""
+        is_another = header is not None and self.session is not None
+        if not is_another and not missed:
+            return []
+        from virtksm.trace import Gap
+        from virtksm.trace.text import dump_line
+
+        return [dump_line(Gap(missed=None if is_another else missed))]
+
+    def _rewritten(self, line: str) -> str:
+        return line if self._rewrite is None else self._rewrite(line)
+
+
+def _stripping() -> Callable[[str], str]:
+    from virtksm.trace.nameless import Nameless
+    from virtksm.trace.text import dump_line, parse_line
+
+    nameless = Nameless()
+
+    def rewrite(line: str) -> str:
+        try:
+            return dump_line(nameless.strip(parse_line(line)))
+        except ValueError as error:
+            raise VirtksmError(f"the agent's inputs cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+
+    return rewrite

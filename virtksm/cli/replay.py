@@ -1,0 +1,229 @@
+"""`virtksm replay`: what another policy, or another configuration, would have decided on a recorded host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from virtksm.adapters.trace_file import read_trace
+from virtksm.config.laws import change_law, law_of, read_law
+from virtksm.config.schema import Config, all_keys
+from virtksm.errors import ExitCode
+from virtksm.model import Decision
+from virtksm.policy import make_policy
+from virtksm.printable import printable
+from virtksm.replay import Step, Sums, replay
+from virtksm.trace import Gap, Header, Law, Line, Torn
+from virtksm.trace.text import parse_lines
+
+SCHEMA = 1
+ROW = "{:>9}  {:<18} {:<30} {:<30} {}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("file", metavar="FILE", help="what `virtksm record` has written")
+    parser.add_argument("--policy", choices=all_keys()["policy"].choices, help="default: the recorded one")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a key of that policy, as in adaptive.engage=always; may be repeated",
+    )
+    parser.add_argument("--all", action="store_true", help="show every pass, not only those where an answer changes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replay a trace and print both answers; returns the exit code.
+
+    The configuration is the recorded one, or that of the global --config, if that is given. Raises TraceUnusable, and
+    ConfigError for what cannot be set.
+    """
+    base = None
+    if options.config is not None:
+        from virtksm.config.load import load
+
+        base = load(options.config).config
+    name = printable(options.file)
+    lines = parse_lines(read_trace(options.file), name)
+    header = next(lines)
+    assert isinstance(header, Header), "parse_lines sees to it"
+    laws = Laws(name=name, base=base, policy=options.policy, changes=options.changes)
+    recorded, replayed = laws.of(header.law)
+    sums, faults = Sums(), Faults()
+    steps = counted(replay(chain([header], faults.notice(lines)), lambda law: make_policy(laws.of(law)[1])), sums)
+    chosen = steps if options.all else changing(steps)
+    if options.json:
+        shown = [step_values(step, laws) for step in chosen]
+        about = {
+            "schema": SCHEMA,
+            "file": options.file,
+            "uri": header.uri,
+            "version": header.version,
+            "began": header.began,
+            "recorded": law_values(recorded),
+            "replayed": law_values(replayed),
+        }
+        print(json.dumps({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
+        return ExitCode.DONE
+    for text in chain(
+        head_lines(name, header, recorded, replayed),
+        step_lines(chosen, laws, header.law),
+        sums_lines(sums),
+        faults.lines(sums),
+    ):
+        print(printable(text))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laws:
+    """What the command line makes of a law that was in force when the trace called `name` was recorded."""
+
+    name: str
+    base: Config | None
+    policy: str | None
+    changes: list[str]
+
+    def of(self, law: Law) -> tuple[Config, Config]:
+        """Return the recorded and the replayed configuration; raises ConfigError with every finding."""
+        recorded = read_law(law.policy, law.config, self.name)
+        return recorded, change_law(self.base or recorded, self.policy, self.changes)
+
+
+@dataclass(slots=True)
+class Faults:
+    """What a trace lacks."""
+
+    gaps: int = 0
+    missed: int = 0
+    is_torn: bool = False
+
+    def notice(self, lines: Iterator[Line | Torn]) -> Iterator[Line | Torn]:
+        """Pass lines on and take note of those that tell of something missing."""
+        for line in lines:
+            if isinstance(line, Gap):
+                self.gaps += 1
+                self.missed += line.missed or 0
+            self.is_torn |= isinstance(line, Torn)
+            yield line
+
+    def as_dict(self) -> dict[str, object]:
+        return {"gaps": self.gaps, "missed": self.missed, "torn": self.is_torn}
+
+    def lines(self, sums: Sums) -> Iterator[str]:
+        """Yield a line for each fault; read them when the trace has been read."""
+        if self.gaps:
+            yield f"missing   {self.missed} passes or more, in {self.gaps} gaps"
+        if self.is_torn:
+            yield "torn      the last line is not whole, as after a kill: left out"
+        if sums.began_anew:
+            yield f"anew      {sums.began_anew} times, as what the policy remembered is another version's"
+
+
+def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
+    """Pass steps on and count them."""
+    for step in steps:
+        sums.take(step)
+        yield step
+
+
+def changing(steps: Iterator[Step]) -> Iterator[Step]:
+    """Yield the first step, and those with another answer of either side than the step before, or another law."""
+    before = None
+    for step in steps:
+        answers = [(one.reason.rule, one.target) for one in (step.line.decision, step.replayed)]
+        if answers != before or step.line.law is not None:
+            yield step
+        before = answers
+
+
+def step_values(step: Step, laws: Laws) -> dict[str, object]:
+    """Return a step as JSON values."""
+    law = step.line.law
+    return {
+        "law": None if law is None else law_values(laws.of(law)[0]),
+        "seq": step.line.seq,
+        "at_s": step.line.at_s,
+        "taken_s": step.line.snapshot.taken_s,
+        "triggers": step.line.occasion.names,
+        "recorded": _answer_values(step.line.decision),
+        "replayed": _answer_values(step.replayed),
+        "differs": step.differs,
+    }
+
+
+def _answer_values(decision: Decision) -> dict[str, object]:
+    return {
+        "parked": decision.is_parked,
+        "rule": decision.reason.rule,
+        "reason": decision.reason.text,
+        "target": decision.target.as_dict(),
+        "next_pass_s": decision.next_pass_s,
+    }
+
+
+def law_values(config: Config) -> dict[str, object]:
+    """Return a policy and its own keys as JSON values."""
+    own = {name: value for name, value in law_of(config).items() if name.startswith(f"{config.policy}.")}
+    return {"policy": config.policy, "config": own}
+
+
+def head_lines(name: str, header: Header, recorded: Config, replayed: Config) -> Iterator[str]:
+    """Yield what the trace is and which two laws are compared."""
+    yield f"trace     {name}: {header.uri}, from {header.began} on, by virtksm {header.version}"
+    yield f"recorded  {_law_text(recorded)}"
+    yield f"replayed  {_law_text(replayed)}"
+    yield "open loop what is sensed is what the recorded settings have led to (docs/trace.md)"
+    if make_policy(replayed).wants_maxima and not make_policy(recorded).wants_maxima:
+        yield "unknown   what guests may grow to: the recorded policy did not ask for it"
+
+
+def _law_text(config: Config) -> str:
+    keys = all_keys()
+    other = [f"{name} = {value}" for name, value in law_of(config).items() if value != keys[name].default]
+    own = [text for text in other if text.startswith(f"{config.policy}.")]
+    return f"policy {config.policy}, {', '.join(own) if own else 'with its defaults'}"
+
+
+def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
+    """Yield a row for each step: when, why, and both answers, marked where they differ; and one for each new law."""
+    began_s = None
+    for step in steps:
+        if began_s is None:
+            began_s = step.line.at_s
+            yield ROW.format("seconds", "triggers", "recorded", "replayed", "").rstrip()
+        at = f"{step.line.at_s - began_s:.1f}"
+        if step.line.law not in (None, law):
+            law = step.line.law
+            yield f"{at:>9}  recorded from here on: {_law_text(laws.of(law)[0])}"
+        yield ROW.format(
+            at,
+            ",".join(step.line.occasion.names),
+            _answer_text(step.line.decision),
+            _answer_text(step.replayed),
+            "differs" if step.differs else "",
+        ).rstrip()
+
+
+def _answer_text(decision: Decision) -> str:
+    target = decision.target
+    if decision.is_parked:
+        return f"{decision.reason.rule}: parked"
+    return f"{decision.reason.rule}: {target.pages_to_scan} pages, {target.sleep_millisecs} ms"
+
+
+def sums_lines(sums: Sums) -> Iterator[str]:
+    """Yield what both came to; read them when the trace has been read."""
+    yield f"passes    {sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
+    for side, share in (("recorded", sums.recorded), ("replayed", sums.replayed)):
+        if sums.lasted_s:
+            parked, pages_per_s = 100 * share.parked_s / sums.lasted_s, share.pages / sums.lasted_s
+            yield f"{side}  parked {parked:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"

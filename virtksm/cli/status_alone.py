@@ -1,0 +1,114 @@
+"""How a host stands where no agent serves it: sensed here, read-only, with nothing kept and nobody deciding.
+
+libvirt is asked over a read-only connection in a thread of its own, for a few seconds at most: while it hangs, this
+machine's kernel is still told.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from virtksm import __version__
+from virtksm.adapters.clock import boottime_s
+from virtksm.adapters.libvirt_host import LibvirtHost, open_host
+from virtksm.adapters.local_facts import ProcFacts
+from virtksm.assemble import is_this_machine, make_switch
+from virtksm.config.schema import Config
+from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.model import Snapshot
+from virtksm.now import Now, Origin
+from virtksm.ports import Maxima
+from virtksm.runtime import RuntimePaths
+from virtksm.sense import sense, sense_ksm
+from virtksm.uri import is_alias
+
+LIMIT_S = 5.0
+SCHEMA = 1
+
+
+class Alone:
+    """Looks at one host as often as asked; keeps its connection in between."""
+
+    def __init__(self, uri: str, config: Config, paths: RuntimePaths, *, limit_s: float = LIMIT_S) -> None:
+        self.uri = uri
+        self._config = config
+        self._paths = paths
+        self._limit_s = limit_s
+        self._facts = ProcFacts(boottime_s)
+        self._in_thread = ProcFacts(boottime_s)
+        self._host: LibvirtHost | None = None
+        self._answers: queue.SimpleQueue[Snapshot | VirtksmError] = queue.SimpleQueue()
+        self._is_out = False
+
+    def look(self) -> dict[str, object]:
+        """Return what `virtksm status --json` prints; raises VirtksmError for another machine that cannot be asked."""
+        try:
+            snapshot, error = self._ask(), None
+        except VirtksmError as failed:
+            snapshot, error = None, failed
+        is_here = not is_alias(self.uri) and is_this_machine(self.uri, self._config)
+        if error is not None and not is_here:
+            raise error
+        now = self._now(snapshot, is_here=is_here)
+        off = None if is_alias(self.uri) else make_switch(self.uri, self._config, self._paths).read() is not None
+        return {
+            "schema": SCHEMA,
+            "agent": False,
+            "version": __version__,
+            "uri": self.uri,
+            "policy": self._config.policy,
+            "libvirt": {
+                "connected": error is None,
+                "answers": error is None,
+                "silent_since": None,
+                "silent_s": None,
+                "waiting_for": None,
+                "error": None if error is None else str(error),
+            },
+            "last_pass": None,
+            "last_pass_ago_s": None,
+            "next_pass_s": None,
+            "stranded": {"possible": None, "settings": None, "worst_core_percent": None},
+            "off": off,
+            "now": None if now is None else now.as_dict(),
+        }
+
+    def _now(self, snapshot: Snapshot | None, *, is_here: bool) -> Now | None:
+        if is_here:
+            try:
+                host = self._facts.host_memory()
+            except VirtksmError:  # as good as unknown, for people
+                host = None
+            now = Now(origin=Origin.LOCAL, ksm=sense_ksm(self._facts), host=host)
+            return now if snapshot is None else now.counting(snapshot)
+        if snapshot is None:
+            return None
+        return Now(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
+
+    def _ask(self) -> Snapshot:
+        """Sense through libvirt; what an earlier look has given up is still waited for, and not asked again."""
+        if not self._is_out:
+            self._is_out = True
+            threading.Thread(target=self._sense, name="libvirt-status", daemon=True).start()
+        try:
+            answer = self._answers.get(timeout=self._limit_s)
+        except queue.Empty:
+            raise LibvirtTimeout(
+                f"{self.uri}: no answer within {self._limit_s:g} s", remedy="see the log of libvirt's daemon"
+            ) from None
+        self._is_out = False
+        if isinstance(answer, VirtksmError):
+            raise answer
+        return answer
+
+    def _sense(self) -> None:
+        try:
+            if self._host is None:
+                self._host = open_host(self.uri, read_only=True)
+                self.uri = self._host.uri
+            local = self._in_thread if is_this_machine(self.uri, self._config) else None
+            self._answers.put(sense(self._host, local, boottime_s(), Maxima.UNASKED))
+        except VirtksmError as error:
+            self._host = None
+            self._answers.put(error)

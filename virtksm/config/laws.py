@@ -1,0 +1,88 @@
+"""A policy with its configuration, apart from all other keys: taken out of a Config, kept in a trace, changed by hand.
+
+Values are checked by the same table as configuration files; every fault is a Finding, and all come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from virtksm.config.load import build, check_value, quoted, suggest
+from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies
+from virtksm.errors import ConfigError, Finding
+
+SET = "--set"
+
+
+def law_of(config: Config) -> dict[str, Value]:
+    """Return the keys of all policies' tables, by dotted name."""
+    return {name: getattr(getattr(config, name.partition(".")[0]), name.partition(".")[2]) for name in _law_keys()}
+
+
+def read_law(policy: str, kept: Mapping[str, object], place: str) -> Config:
+    """Return the Config of a policy and its keys as kept at `place`; what is missing has its default.
+
+    Raises ConfigError with every finding.
+    """
+    known = {"policy": all_keys()["policy"], **_law_keys()}
+    values: dict[str, Value] = {}
+    findings = []
+    for name, value in {"policy": policy, **kept}.items():
+        problem, remedy = "is not a known key", "read it with the version of virtksm that has written it"
+        if name in known:
+            problem, remedy = check_value(known[name], value)
+        if problem:
+            findings.append(Finding(file=place, key=name, problem=problem, remedy=remedy))
+        else:
+            assert isinstance(value, bool | int | str | tuple)
+            values[name] = value
+    return _built(values, findings, place)
+
+
+def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Config:
+    """Return the Config with another policy, if one is named, and with each `key=value` of `texts`.
+
+    Raises ConfigError with every finding.
+    """
+    values: dict[str, Value] = {**law_of(config), "policy": config.policy if policy is None else policy}
+    findings = []
+    for text in texts:
+        name, equals, said = text.partition("=")
+        name, said = name.strip(), said.strip()
+        value, problem, remedy = _parsed(name, said) if equals else (said, "has no value", f"write {name}=VALUE")
+        if not problem and name.partition(".")[0] != values["policy"]:
+            problem, remedy = f"is no key of the policy {values['policy']}", "leave it out, or choose another --policy"
+        if problem:
+            findings.append(Finding(file=SET, key=name, problem=problem, remedy=remedy))
+        values[name] = value
+    return _built(values, findings, SET)
+
+
+def _law_keys() -> dict[str, Key]:
+    tables = all_keys()["policy"].choices
+    return {name: one for name, one in all_keys().items() if name.partition(".")[0] in tables and "." in name}
+
+
+def _parsed(name: str, text: str) -> tuple[Value, str, str]:
+    """Return the value that a text stands for, with the problem and the remedy if it does not."""
+    known = all_keys().get(name)
+    if known is None:
+        return text, "is not a known key", suggest(name)
+    value: Value = text
+    if isinstance(known.default, int):
+        try:
+            value = int(text)
+        except ValueError:  # also for what has too many digits
+            return text, f"is {quoted(text)}, not an integer", f"use {known.range_text}"
+    return value, *check_value(known, value)
+
+
+def _built(values: Mapping[str, Value], findings: list[Finding], place: str) -> Config:
+    if findings:
+        raise ConfigError(findings)
+    config = build(values)
+    for names, problem, remedy in find_inconsistencies(config):
+        findings.append(Finding(file=place, key=names[0], problem=problem, remedy=remedy))
+    if findings:
+        raise ConfigError(findings)
+    return config

@@ -1,0 +1,80 @@
+"""Checks of the guests: who cannot merge, and who is private and can. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from virtksm.doctor.facts import Facts, Guests, known
+from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
+from virtksm.guest_xml import UNKNOWN
+from virtksm.model import Guest
+from virtksm.obstacles import Obstacle, find_obstacles
+from virtksm.privacy import exposed, is_private
+from virtksm.record import KEEP_OUT
+
+MOST_NAMED = 5
+
+
+def check_can_merge(facts: Facts) -> Outcome:
+    """Judge whether every guest that is not private can merge."""
+    guests = known(facts.connection.guests)
+    patterns = facts.config.private_guests
+    kept_apart, stuck = 0, []
+    for guest in guests.running:
+        obstacles = _obstacles(guests, guest)
+        if obstacles and is_private(guest, guests.xml.get(guest.key, UNKNOWN), patterns):
+            kept_apart += 1
+        elif obstacles:
+            stuck.append(f"{guest.name} ({', '.join(one.text for one in obstacles)})")
+    if stuck:
+        return warned(
+            f"{len(stuck)} of {len(guests.running)} cannot: {_named(stuck)}",
+            "take that out of the guest's XML (virsh edit) and start it anew, or declare it private, if that is meant",
+        )
+    if guests.unread:
+        raise CannotTell(_named(guests.unread))
+    apart = f", {kept_apart} of them private and kept apart" if kept_apart else ""
+    return passed(f"{len(guests.running)} guests run{apart}")
+
+
+def check_private(facts: Facts) -> Outcome:
+    """Judge whether a private guest can merge."""
+    guests = known(facts.connection.guests)
+    patterns = facts.config.private_guests
+    names = exposed(guests.running, guests.xml, patterns)
+    if names:
+        return failed(f"{len(names)} can merge: {_named(names)}", KEEP_OUT)
+    private = [one for one in guests.running if is_private(one, guests.xml.get(one.key, UNKNOWN), patterns)]
+    overruled = [guest.name for guest in private if _merges_any(guests, guest)]
+    if overruled:
+        return failed(
+            f"{len(overruled)} can merge, as KSM is on for the whole process, whatever the XML says: "
+            f"{_named(overruled)}",
+            "take MemoryKSM= out of the unit of libvirt's daemon, and start these guests anew",
+        )
+    if guests.unread:
+        raise CannotTell(_named(guests.unread))
+    if not private:
+        return passed("none is private")
+    return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
+
+
+def _obstacles(guests: Guests, guest: Guest) -> tuple[Obstacle, ...]:
+    process = guests.processes.get(guest.key)
+    ksm = None if process is None else process.ksm
+    return find_obstacles(
+        guests.xml.get(guest.key, UNKNOWN),
+        () if process is None else process.arguments,
+        is_mergeable=None if ksm is None else ksm.is_mergeable,
+        merges_any=_merges_any(guests, guest),
+    )
+
+
+def _merges_any(guests: Guests, guest: Guest) -> bool | None:
+    process = guests.processes.get(guest.key)
+    return None if process is None or process.ksm is None else process.ksm.merges_any
+
+
+def _named(words: Sequence[str]) -> str:
+    more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
+    return ", ".join(words[:MOST_NAMED]) + more

@@ -1,0 +1,111 @@
+"""Checks of the qemu hook: installed where it is needed, executable, seen by libvirt's daemon, not confined. Pure.
+
+libvirt (9.0) looks for hooks when its daemon starts and on a reload: only if there was one that it may execute does it
+call any, and then it looks each time for which ones. qemu.d is known to it since 6.5.0 (docs/hook.md).
+"""
+
+from __future__ import annotations
+
+from virtksm.doctor.checks.libvirt import version_text
+from virtksm.doctor.facts import Facts, HookFile, Hooks, Libvirt, known
+from virtksm.doctor.finding import DoesNotApply, Outcome, failed, info, passed, warned
+
+HOOK = "/etc/libvirt/hooks/qemu.d/virtksm"
+PROGRAM = "/usr/bin/virtksm"
+QEMU_D_SINCE = 6_005_000
+APPARMOR_RUNS = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
+"""The folders from which Debian's AppArmor profile of libvirtd lets hooks execute programs."""
+
+
+def check_installed(facts: Facts) -> Outcome:
+    """Judge whether the hook is where libvirt looks for it."""
+    hook = _find(facts)
+    if hook is None:
+        return info("not installed; needed only where no agent runs")
+    if isinstance(facts.libvirt, Libvirt) and facts.libvirt.version < QEMU_D_SINCE:
+        return failed(
+            f"libvirt {version_text(facts.libvirt.version)} knows no qemu.d, which came with 6.5.0",
+            "take a newer libvirt, or run an agent",
+        )
+    return passed(HOOK)
+
+
+def check_executable(facts: Facts) -> Outcome:
+    """Judge whether libvirt can execute it, and nobody but root can change it."""
+    hook = _required(facts)
+    if not hook.is_executable:
+        return failed("it is not executable: libvirt passes it over", f"chmod 755 {HOOK}")
+    if not hook.is_roots:
+        return failed(
+            "others than root may change it, and libvirt runs it as root", f"chown root: {HOOK}; chmod 755 {HOOK}"
+        )
+    return passed("and root's alone")
+
+
+def check_seen(facts: Facts) -> Outcome:
+    """Judge whether the daemon has looked for hooks since there were any."""
+    _required(facts)
+    daemon = known(facts.this_machine.daemon)
+    if daemon is None:
+        raise DoesNotApply("no daemon: the driver is embedded")
+    age_s = known(daemon.age_s)
+    hooks = [hook for hook in known(facts.this_machine.hooks.files) if hook.is_executable]
+    if any(hook.changed_s >= age_s for hook in hooks):
+        return passed(f"{daemon.name} (pid {daemon.pid}) has started since")
+    return warned(
+        f"every hook is newer than {daemon.name} (pid {daemon.pid}), which looks for hooks when it starts or reloads",
+        f"systemctl restart {daemon.name} (guests run on); a reload does as well, but cannot be seen from here",
+    )
+
+
+def check_program(facts: Facts) -> Outcome:
+    """Judge whether what the hook starts where no agent listens is there."""
+    _required(facts)
+    if facts.this_machine.hooks.program is not None:
+        return passed(PROGRAM)
+    agent = known(facts.own.agent)
+    if agent is not None:
+        return passed(f"{PROGRAM} is missing, but an agent listens")
+    return failed(f"{PROGRAM} is missing, and no agent listens: a poke starts nothing", f"install virtksm as {PROGRAM}")
+
+
+def check_confinement(facts: Facts) -> Outcome:
+    """Judge whether AppArmor or SELinux keeps the hook from its work."""
+    hook = _required(facts)
+    hooks = facts.this_machine.hooks
+    if not hooks.apparmor_is_on and not hooks.selinux_enforces:
+        return passed("neither AppArmor nor SELinux is on")
+    daemon = known(facts.this_machine.daemon)
+    by = None if daemon is None else known(daemon.confined_by)
+    if by is None or "unconfined" in by:
+        return passed("libvirt's daemon is not confined")
+    return _judge_selinux(hook, by) if hooks.selinux_enforces else _judge_apparmor(hooks, by)
+
+
+def _judge_selinux(hook: HookFile, by: str) -> Outcome:
+    if hook.selinux_label is None or "virt_hook" in hook.selinux_label or ":bin_t:" in hook.selinux_label:
+        return passed(f"the daemon is {by}, the hook {hook.selinux_label or 'without a label'}")
+    return warned(
+        f"the daemon is {by}, and the hook is labelled {hook.selinux_label}: SELinux may refuse it",
+        f"restorecon -v {HOOK}; see refusals with ausearch -m avc",
+    )
+
+
+def _judge_apparmor(hooks: Hooks, by: str) -> Outcome:
+    if hooks.program is None or hooks.program.startswith(APPARMOR_RUNS) or "complain" in by:
+        return passed(f"the daemon's profile is {by}")
+    return warned(
+        f"the daemon's profile is {by}, and {PROGRAM} leads to {hooks.program}, which it may not execute",
+        f"put a program at {PROGRAM}, not a link (docs/hook.md)",
+    )
+
+
+def _find(facts: Facts) -> HookFile | None:
+    return next((hook for hook in known(facts.this_machine.hooks.files) if hook.path == HOOK), None)
+
+
+def _required(facts: Facts) -> HookFile:
+    hook = _find(facts)
+    if hook is None:
+        raise DoesNotApply("no hook is installed")
+    return hook

@@ -1,0 +1,73 @@
+"""Checks of the libvirt connection: reachable, new enough, KSM's parameters offered, and permission to set. Pure."""
+
+from __future__ import annotations
+
+from virtksm.doctor.facts import Facts, Unreachable, known
+from virtksm.doctor.finding import DoesNotApply, Outcome, failed, passed, warned
+from virtksm.model import PARAMETERS
+from virtksm.refusal import REMEDIES
+
+LEAST = 10_002
+"""0.10.2 brought virNodeSetMemoryParameters."""
+TRIED = 9_000_000
+"""9.0.0, Debian 12's, is the oldest that virtksm was tried with, and what libvirt-python is required to be."""
+
+NEEDED = "KSM needs a hypervisor driver on a Linux host, such as qemu:///system"
+SESSION = ":///session"
+
+
+def check_reachable(facts: Facts) -> Outcome:
+    """Judge whether a connection can be opened."""
+    if isinstance(facts.libvirt, Unreachable):
+        return failed(facts.libvirt.why, facts.libvirt.remedy)
+    return passed(facts.libvirt.uri)
+
+
+def check_version(facts: Facts) -> Outcome:
+    """Judge whether libvirt is new enough."""
+    connection = facts.connection
+    detail = f"libvirt {version_text(connection.version)}, here {version_text(connection.client_version)}"
+    if connection.version < LEAST:
+        return failed(f"{detail}: without virNodeSetMemoryParameters", "take libvirt 0.10.2 or newer, better 9.0")
+    if min(connection.version, connection.client_version) < TRIED:
+        return warned(f"{detail}: older than virtksm was tried with", "take libvirt 9.0 or newer")
+    return passed(detail)
+
+
+def check_parameters(facts: Facts) -> Outcome:
+    """Judge whether the driver offers KSM's parameters."""
+    ksm = known(facts.connection.ksm)
+    values = dict.fromkeys(PARAMETERS) if ksm is None else ksm.settings.as_dict()
+    missing = [name for name in ("pages_to_scan", "sleep_millisecs") if values[name] is None]
+    if missing:
+        return failed(f"not offered: {', '.join(missing)}", NEEDED)
+    return passed(", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
+
+
+def check_permission(facts: Facts) -> Outcome:
+    """Judge whether this user may set KSM's parameters."""
+    connection = facts.connection
+    if SESSION in connection.uri:
+        return failed("a session's daemon is its user's, who may not set them", "connect to qemu:///system")
+    refused = known(connection.refused)
+    if refused is None:
+        return passed("libvirt would let this user")
+    return failed(f"libvirt refuses this user ({refused.value.replace('_', ' ')})", REMEDIES[refused])
+
+
+def check_sys_writable(facts: Facts) -> Outcome:
+    """Judge whether libvirt's daemon itself may write to /sys."""
+    daemon = known(facts.this_machine.daemon)
+    if daemon is None:
+        raise DoesNotApply("no daemon: the driver is embedded")
+    if known(daemon.sees_sys_read_only):
+        return failed(
+            f"{daemon.name} (pid {daemon.pid}) sees /sys read-only: the kernel will refuse every setting",
+            "give its container or unit a writable /sys/kernel/mm/ksm (ReadWritePaths=, or a bind mount)",
+        )
+    return passed(f"{daemon.name} (pid {daemon.pid}) sees it writable")
+
+
+def version_text(number: int) -> str:
+    """Return libvirt's number of a version as text: 9000000 is 9.0.0."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -1,0 +1,95 @@
+"""Checks of virtksm itself: its configuration, its switch, its agent, its folder. Pure."""
+
+from __future__ import annotations
+
+from virtksm.config.schema import Config
+from virtksm.doctor.checks.hook import HOOK
+from virtksm.doctor.facts import Facts, Here, known
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
+from virtksm.model import PARAMETERS
+
+
+def check_configuration(facts: Facts) -> Outcome:
+    """Judge whether the configuration has faults."""
+    configuration = facts.own.configuration
+    if isinstance(configuration, Config):
+        return passed(f"policy {configuration.policy}")
+    more = f" (and {len(configuration) - 1} more)" if len(configuration) > 1 else ""
+    return failed(f"{configuration[0]}{more}", "see all of them with `virtksm config check`")
+
+
+def check_on(facts: Facts) -> Outcome:
+    """Say whether virtksm is switched off."""
+    off = facts.own.off
+    if off is None:
+        return passed("`virtksm off` is not in force")
+    if off.damage:
+        return warned(f"{off.damage}: counts as switched off", "`virtksm off` writes it anew, `virtksm on` removes it")
+    return info(f"switched off since {off.since}, until `virtksm on`")
+
+
+def check_agent(facts: Facts) -> Outcome:
+    """Judge whether an agent runs, and does what it should."""
+    agent = known(facts.own.agent)
+    if agent is None:
+        return _without_agent(facts)
+    if agent.silence is not None:
+        return failed(
+            f"it runs, but libvirt does not answer it: {agent.silence}", "systemctl status libvirtd (or virtqemud)"
+        )
+    if agent.outcome in ("refused", "held"):
+        return failed(
+            f"a setting was refused: {agent.refusal or 'earlier'}", "see `virtksm status`; `virtksm retune` tries again"
+        )
+    if agent.outcome == "yielded":
+        return warned("it has yielded to another program that sets KSM", "stop that program, then `virtksm retune`")
+    return passed(f"serves {agent.uri}")
+
+
+def check_stranded(facts: Facts) -> Outcome:
+    """Judge whether ksmd scans with nobody left to slow it down."""
+    agent = known(facts.own.agent)
+    if agent is None:
+        return _stranded_without_agent(facts)
+    if agent.is_stranded is None:
+        raise CannotTell("the agent does not know: no pass yet, and libvirt does not answer")
+    if not agent.is_stranded:
+        return passed("no")
+    percent = "an unknown share" if agent.worst_core_percent is None else f"{agent.worst_core_percent:.0f} %"
+    return failed(
+        f"ksmd may take {percent} of a core, and libvirt, which alone can slow it down, does not answer",
+        "mend libvirt's daemon; meanwhile as root: echo 0 > /sys/kernel/mm/ksm/run",
+    )
+
+
+def check_folder(facts: Facts) -> Outcome:
+    """Judge whether the runtime and state folders can be used."""
+    folders = facts.own.folders
+    if folders.faults:
+        return failed(
+            folders.faults[0], "mend it, or remove it: it is made anew (the baseline is then what the kernel has)"
+        )
+    known(folders.kept)
+    return passed(folders.root)
+
+
+def _without_agent(facts: Facts) -> Outcome:
+    if isinstance(facts.here, Here) and any(hook.path == HOOK for hook in known(facts.here.hooks.files)):
+        return info("none runs: the hook starts passes")
+    return warned("none runs, and no hook starts passes: nothing tunes KSM", "systemctl start virtksm.service")
+
+
+def _stranded_without_agent(facts: Facts) -> Outcome:
+    here = facts.this_machine
+    if any(hook.path == HOOK for hook in known(here.hooks.files)):
+        raise DoesNotApply("no agent: the hook's passes leave KSM as they decide")
+    kept = known(facts.own.folders.kept).ownership
+    found = {name: here.kernel.number(name) for name in PARAMETERS}
+    is_ours = "pages_to_scan" in kept and kept["pages_to_scan"].holds(found["pages_to_scan"])
+    if is_ours and found["pages_to_scan"] and here.kernel.number("run") == 1:
+        return failed(
+            f"no agent runs, and ksmd goes on with its settings: {found['pages_to_scan']} pages every "
+            f"{found['sleep_millisecs']} ms",
+            "systemctl start virtksm.service, or `virtksm restore`",
+        )
+    return passed("no")

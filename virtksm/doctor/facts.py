@@ -1,0 +1,230 @@
+"""What the checks judge: plain values. A fact that could not be read is `Unknown` and says why; None is an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from virtksm.config.schema import Config
+from virtksm.doctor.finding import CannotTell, DoesNotApply
+from virtksm.errors import Cause
+from virtksm.guest_xml import GuestXml
+from virtksm.model import Guest, GuestProcess, HostMemory, KsmState
+from virtksm.ownership import HostState
+from virtksm.switch import SwitchedOff
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """A fact that could not be read."""
+
+    why: str
+
+
+def known(fact: T | Unknown) -> T:
+    """Return a fact; raises CannotTell if it could not be read."""
+    if isinstance(fact, Unknown):
+        raise CannotTell(fact.why)
+    return fact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """SwapTotal and SwapFree of /proc/meminfo."""
+
+    total_kib: int
+    free_kib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """The kernel of this machine. `has_ksm`: /sys/kernel/mm/ksm is there; `numbers` are those in its files, by name.
+
+    A number is None where the kernel has no such file. `huge_pages` is the choice in transparent_hugepage/enabled.
+    """
+
+    release: str
+    has_ksm: bool | Unknown
+    numbers: Mapping[str, int | Unknown | None]
+    advisor_mode: str | Unknown | None
+    huge_pages: str | Unknown | None
+    memory_nodes: int | Unknown
+    memory: HostMemory | Unknown
+    swap: Swap | Unknown
+    page_kib: int
+
+    def number(self, name: str) -> int | None:
+        """Return one of KSM's numbers; raises CannotTell."""
+        return known(self.numbers[name])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What the files of systemd's unit folders say: enabled is wanted or required by another unit."""
+
+    is_installed: bool
+    is_enabled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """tuned's active profiles, and the first of their files that mentions KSM."""
+
+    profiles: tuple[str, ...]
+    ksm_in: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """libvirt's daemon behind the connection. `confined_by`: its AppArmor profile or SELinux context, None for none."""
+
+    pid: int
+    name: str
+    age_s: float | Unknown
+    sees_sys_read_only: bool | Unknown
+    confined_by: str | Unknown | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookFile:
+    """A file where libvirt looks for QEMU's hooks; `changed_s` is how long ago it was (ctime)."""
+
+    path: str
+    is_executable: bool
+    is_roots: bool
+    changed_s: float
+    selinux_label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What is in libvirt's folder of hooks, as its daemon sees it.
+
+    `program` is where /usr/bin/virtksm, which the hook starts, leads to; None if it is missing or not executable.
+    """
+
+    files: tuple[HookFile, ...] | Unknown
+    program: str | None
+    apparmor_is_on: bool
+    selinux_enforces: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What only this machine's own files tell. `processes`: the names (comm) of root's processes.
+
+    `units` by name; `booted`: whether systemd runs here. `daemon` is None where there is none: the embedded driver.
+    """
+
+    kernel: Kernel
+    processes: frozenset[str] | Unknown
+    booted: bool
+    units: Mapping[str, Unit]
+    tuned: Tuned | Unknown
+    daemon: Daemon | Unknown | None
+    hooks: Hooks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guests:
+    """The running guests, what their XML says, by their key, and what their processes tell, where they may be read.
+
+    `unread` says of which the XML was not to be had, and why: such a guest counts as one that can merge.
+    """
+
+    running: tuple[Guest, ...]
+    xml: Mapping[str, GuestXml]
+    processes: Mapping[str, GuestProcess] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Libvirt:
+    """One connection. Versions are libvirt's numbers (9.0.0 is 9,000,000).
+
+    `refused` is why this user may not set parameters, None if he may; `ksm` is None where the driver offers nothing.
+    """
+
+    uri: str
+    version: int
+    client_version: int
+    refused: Cause | Unknown | None
+    ksm: KsmState | Unknown | None
+    guests: Guests | Unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreachable:
+    """No connection, and why, with the remedy."""
+
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSeen:
+    """What an agent says of itself (`virtksm status --json`).
+
+    `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
+    a setting was refused, or empty.
+    """
+
+    uri: str
+    silence: str | None
+    is_stranded: bool | None
+    worst_core_percent: float | None
+    outcome: str | None
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """virtksm's runtime folder `root`: what is wrong with it or with the state folder, each a sentence.
+
+    `kept` is what is kept of the host in it.
+    """
+
+    root: str
+    faults: tuple[str, ...]
+    kept: HostState | Unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """virtksm itself. `configuration`, or the faults of it; `agent` is None where none runs."""
+
+    configuration: Config | tuple[str, ...]
+    off: SwitchedOff | None
+    agent: AgentSeen | Unknown | None
+    folders: Folders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that is judged. `here` is Unknown where the connection leads to another machine."""
+
+    here: Here | Unknown
+    libvirt: Libvirt | Unreachable
+    own: Own
+
+    @property
+    def this_machine(self) -> Here:
+        """Raises DoesNotApply on another machine."""
+        if isinstance(self.here, Unknown):
+            raise DoesNotApply(self.here.why)
+        return self.here
+
+    @property
+    def connection(self) -> Libvirt:
+        """Raises DoesNotApply where there is none."""
+        if isinstance(self.libvirt, Unreachable):
+            raise DoesNotApply("no connection to libvirt")
+        return self.libvirt
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force; the defaults where it has faults, which is a finding of its own."""
+        return self.own.configuration if isinstance(self.own.configuration, Config) else Config()

@@ -1,0 +1,79 @@
+"""Files below a root that tests may move: what they say, that they are missing (None), or why that cannot be told.
+
+Reads are bounded and wait for nobody: a file may be endless, a FIFO, a folder, or somebody else's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from virtksm.adapters.local_facts import parse_counter
+from virtksm.doctor.facts import Unknown
+
+MOST_BYTES = 1 << 20
+"""/proc/PID/mountinfo is the longest: some 100 bytes a mount."""
+
+
+class Root:
+    """The file tree that is looked at, `/` but in tests. Paths have no leading slash."""
+
+    def __init__(self, path: str = "/") -> None:
+        self._path = path.rstrip("/")
+
+    def path(self, relative: str) -> str:
+        """Return the path to open."""
+        return f"{self._path}/{relative}"
+
+    def text(self, relative: str) -> str | Unknown | None:
+        """Return a file's text; None if it is missing."""
+        try:
+            descriptor = os.open(self.path(relative), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            return _unknown(relative, error)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return Unknown(why=f"/{relative} is no regular file")
+            with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
+                content = file.read(MOST_BYTES + 1)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            return _unknown(relative, error)
+        finally:
+            os.close(descriptor)
+        if len(content) > MOST_BYTES:
+            return Unknown(why=f"/{relative} is longer than {MOST_BYTES} bytes")
+        return content.decode("utf-8", "replace")
+
+    def number(self, relative: str) -> int | Unknown | None:
+        """Return the number that a file holds; None if it is missing."""
+        text = self.text(relative)
+        if not isinstance(text, str):
+            return text
+        number = parse_counter(text)
+        return Unknown(why=f"/{relative} holds no number") if number is None else number
+
+    def names(self, relative: str) -> tuple[str, ...] | Unknown:
+        """Return the names in a folder, sorted; none if it is missing."""
+        try:
+            return tuple(sorted(os.listdir(self.path(relative))))  # noqa: PTH208  # names are all that is needed
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except (OSError, ValueError) as error:
+            return _unknown(relative, error)
+
+    def is_folder(self, relative: str) -> bool | Unknown:
+        """Return whether there is such a folder."""
+        try:
+            return stat.S_ISDIR(os.stat(self.path(relative)).st_mode)  # noqa: PTH116  # errors tell apart
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (OSError, ValueError) as error:
+            return _unknown(relative, error)
+
+
+def _unknown(relative: str, error: OSError | ValueError) -> Unknown:
+    return Unknown(why=f"/{relative}: {error.strerror if isinstance(error, OSError) else error}")

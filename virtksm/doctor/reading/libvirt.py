@@ -1,0 +1,104 @@
+"""Reads what one libvirt connection says, within a limit: a hanging daemon must not hang who asks what is wrong."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from virtksm.adapters.clock import boottime_s
+from virtksm.adapters.libvirt_host import LibvirtHost, client_version, open_host
+from virtksm.adapters.local_facts import ProcFacts
+from virtksm.describe import read_guests
+from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
+from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
+from virtksm.model import Guest, GuestProcess, KsmState
+from virtksm.ports import Maxima
+from virtksm.uri import is_local
+
+T = TypeVar("T")
+
+ANSWER_WITHIN_S = 10.0
+
+
+def read_libvirt(uri: str, *, within_s: float = ANSWER_WITHIN_S) -> Libvirt | Unreachable:
+    """Open `uri` and read all that the checks need."""
+    answers: list[Libvirt | Unreachable] = []
+    reader = threading.Thread(target=lambda: answers.append(_read(uri)), daemon=True)
+    reader.start()
+    reader.join(within_s)
+    if answers:
+        return answers[0]
+    return Unreachable(
+        why=f"{uri} does not answer within {within_s:g} s", remedy="systemctl status libvirtd (or virtqemud); its log"
+    )
+
+
+def _read(uri: str) -> Libvirt | Unreachable:
+    try:
+        host, may_manage = _open(uri)
+        return Libvirt(
+            uri=host.uri,
+            version=host.version(),
+            client_version=client_version(),
+            refused=_refused(host) if may_manage else Cause.NOT_AUTHORIZED,
+            ksm=_read_ksm(host),
+            guests=_told(lambda: _read_guests(host)),
+        )
+    except VirtksmError as error:
+        return Unreachable(why=error.message, remedy=error.remedy)
+
+
+def _open(uri: str) -> tuple[LibvirtHost, bool]:
+    """Open read-write, or read-only where that is all that this user may; returns whether it is read-write."""
+    try:
+        return open_host(uri), True
+    except LibvirtUnreachable:
+        try:
+            return open_host(uri, read_only=True), False
+        except LibvirtUnreachable:
+            pass
+        raise
+
+
+def _refused(host: LibvirtHost) -> Cause | Unknown | None:
+    """Root may always (libvirt asks polkit nothing about it), so only others are asked for, as the daemon logs that."""
+    if os.geteuid() == 0 and is_local(host.uri):
+        return None
+    return _told(host.setting_refused)
+
+
+def _read_ksm(host: LibvirtHost) -> KsmState | Unknown | None:
+    try:
+        return host.ksm_state()
+    except Unsupported:
+        return None
+    except VirtksmError as error:
+        return Unknown(why=error.message)
+
+
+def _read_guests(host: LibvirtHost) -> Guests:
+    seen, failures = read_guests(host, host.running_guests(Maxima.UNASKED))
+    described = [(guest, xml) for guest, xml in seen if xml is not None]
+    running = tuple(guest for guest, _ in described)
+    return Guests(
+        running=running,
+        xml={guest.key: xml for guest, xml in described},
+        processes=_read_processes(running) if is_local(host.uri) else {},
+        unread=tuple(error.message for error in failures),
+    )
+
+
+def _read_processes(running: tuple[Guest, ...]) -> dict[str, GuestProcess]:
+    facts = ProcFacts(boottime_s)
+    facts.guests(running)  # finds them
+    processes = zip(running, facts.processes(running), strict=True)
+    return {guest.key: process for guest, process in processes if process is not None}
+
+
+def _told(ask: Callable[[], T]) -> T | Unknown:
+    try:
+        return ask()
+    except VirtksmError as error:
+        return Unknown(why=error.message)

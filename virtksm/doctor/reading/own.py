@@ -1,0 +1,105 @@
+"""Reads virtksm's own state: configuration, switch, agent, folders. Makes nothing that is missing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from virtksm.adapters.poke_fifo import find_fault
+from virtksm.adapters.state_file import StateFile
+from virtksm.assemble import is_this_machine, make_switch
+from virtksm.config.load import load
+from virtksm.config.schema import Config
+from virtksm.doctor.facts import AgentSeen, Folders, Own, Unknown
+from virtksm.errors import ConfigError, StateUnusable
+from virtksm.ownership import HostState
+from virtksm.runtime import RuntimePaths, host_key
+
+
+def read_config(path: str | None) -> Config | tuple[str, ...]:
+    """Load the configuration; return its faults if there are any."""
+    try:
+        return load(path).config
+    except ConfigError as error:
+        return tuple(str(finding) for finding in error.findings)
+
+
+def read_own(
+    uri: str, configuration: Config | tuple[str, ...], paths: RuntimePaths, agent: AgentSeen | Unknown | None
+) -> Own:
+    """Read what virtksm keeps of the host behind `uri`; `agent` is what that said of itself."""
+    config = configuration if isinstance(configuration, Config) else Config()
+    host = host_key(uri, local=is_this_machine(uri, config))
+    return Own(
+        configuration=configuration,
+        off=make_switch(uri, config, paths).read(),
+        agent=agent,
+        folders=_read_folders(paths, host),
+    )
+
+
+def parse_agent(status: object) -> AgentSeen | Unknown:
+    """Take what is judged from an agent's status (docs/commands.md); Unknown if it is none."""
+    try:
+        return _parse_agent(status)  # type: ignore[arg-type]  # what it takes for granted is an error below
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        return Unknown(why="what the agent says is not understood: is it of this version?")
+
+
+def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
+    libvirt, stranded, last = status["libvirt"], status["stranded"], status["last_pass"]
+    silence = None
+    if not libvirt["answers"]:
+        why = f" ({libvirt['error']})" if libvirt["error"] else ""
+        silence = f"since {libvirt['silent_since']}, waiting for {libvirt['waiting_for']}{why}"
+    refused = last["refused"] if last is not None else []
+    percent = stranded["worst_core_percent"]
+    return AgentSeen(
+        uri=str(status["uri"]),
+        silence=silence,
+        is_stranded=None if stranded["possible"] is None else bool(stranded["possible"]),
+        worst_core_percent=None if percent is None else float(percent),
+        outcome=None if last is None else str(last["outcome"]),
+        refusal=f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}" if refused else "",
+    )
+
+
+def _read_folders(paths: RuntimePaths, host: str) -> Folders:
+    faults = [fault for folder in (paths.root, paths.agent_dir, paths.state_dir) if (fault := _folder_fault(folder))]
+    if fault := _fifo_fault(paths):
+        faults.append(fault)
+    kept: HostState | Unknown
+    try:
+        kept = StateFile(paths, host).load()
+    except StateUnusable as error:
+        if isinstance(error.__cause__, ValueError):
+            faults.append(error.message)
+        kept = Unknown(why=error.message)
+    return Folders(root=paths.root, faults=tuple(faults), kept=kept)
+
+
+def _folder_fault(path: str) -> str:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:  # made by whoever needs it
+        return ""
+    except OSError as error:
+        return "" if isinstance(error, PermissionError) else f"{path}: {error.strerror}"
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{path} is not a folder"
+    if status.st_mode & 0o022:
+        return f"{path} may be written to by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    if os.geteuid() in (0, status.st_uid) and not os.access(path, os.W_OK | os.X_OK):
+        return f"{path} cannot be written to"
+    return ""
+
+
+def _fifo_fault(paths: RuntimePaths) -> str:
+    try:
+        agent_uid = os.stat(paths.agent_dir).st_uid  # noqa: PTH116  # as above
+        fault = find_fault(os.lstat(paths.poke_fifo), agent_uid)
+    except OSError:  # neither need be there
+        return ""
+    return f"{paths.poke_fifo} {fault}" if fault else ""

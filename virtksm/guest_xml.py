@@ -1,0 +1,151 @@
+"""What a guest's XML says of its memory: how much, what lies behind it, what pins it, whether it is private. Pure.
+
+The XML is libvirt's own output for a running guest, yet names and metadata in it are the guest's owner's. It is safe to
+parse: expat reads it without looking anything up, a document type (without which there are no entities to expand) is
+refused, nesting costs no stack, and what is larger than any domain is not read at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from xml.parsers import expat
+
+NAMESPACE = "urn:virtksm:guest"
+"""The namespace of virtksm's element <guest private="yes"/> in a domain's <metadata>."""
+
+MAX_CHARACTERS = 4 * 1024 * 1024
+"""libvirt's own limit for a domain's XML over its sockets."""
+
+MOST_DIGITS = 18
+"""Of an amount of memory in KiB: what has more is no memory."""
+
+_GUEST = ("domain", "metadata", f"{NAMESPACE} guest")
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_QEMU_ARGUMENT = ("domain", f"{_QEMU} commandline", f"{_QEMU} arg")
+_CELL = ("domain", "cpu", "numa", "cell")
+_PINNING_DEVICES = frozenset(
+    {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
+)
+"""Devices (element, type) that reach the guest's memory past its process, through VFIO or vDPA, which pins all of it.
+
+Mediated devices (mdev) pin only what they use.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestXml:
+    """What a running guest's XML says; memory in KiB, None where it does not say.
+
+    `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is what it may have (`memory`),
+    `current_kib` what it is given now (`currentMemory`, the balloon). `has_hugepages` and `is_shared` tell of its RAM,
+    `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    """
+
+    is_private: bool = False
+    is_kept_out: bool = False
+    memory_kib: int | None = None
+    current_kib: int | None = None
+    has_hugepages: bool = False
+    is_shared: bool = False
+    pins_memory: bool = False
+    qemu_arguments: tuple[str, ...] = ()
+
+
+UNKNOWN = GuestXml()
+"""Of XML that cannot be read: as far as is known, the guest can merge."""
+
+
+def parse_guest_xml(text: str) -> GuestXml:
+    """Parse a domain's XML; raises ValueError if it is none.
+
+    Any value of `private` but "no" declares the guest private, so that a slip of the pen does not expose it.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
+    reader = _Reader()
+    try:
+        reader.parser.Parse(text.encode(), True)  # noqa: FBT003  # expat takes no keyword
+    except (expat.ExpatError, UnicodeEncodeError) as error:
+        raise ValueError(f"is no XML: {error}") from error
+    if reader.roots != ["domain"]:
+        raise ValueError("is no domain's XML")
+    return reader.found()
+
+
+class _Reader:
+    """Expat's callbacks, and what they have come by."""
+
+    def __init__(self) -> None:
+        self.roots: list[str] = []
+        self._path: list[str] = []
+        self._text: list[str] = []
+        self._unit = "KiB"
+        self._amounts: dict[str, int | None] = {}
+        self._backing: dict[str, Mapping[str, str]] = {}
+        self._cells: list[str | None] = []
+        self._arguments: list[str] = []
+        self._is_private = self._pins_memory = False
+        self.parser = parser = expat.ParserCreate(encoding="utf-8", namespace_separator=" ")
+        parser.StartElementHandler = self._begin
+        parser.EndElementHandler = self._end
+        parser.StartDoctypeDeclHandler = self._refuse
+
+    def found(self) -> GuestXml:
+        backing = self._backing
+        # Without an <access>, QEMU shares memfd and nothing else.
+        access = backing.get("access", {}).get("mode")
+        is_memfd = backing.get("source", {}).get("type") == "memfd"
+        default = access or ("shared" if is_memfd else "private")
+        return GuestXml(
+            is_private=self._is_private,
+            is_kept_out="nosharepages" in backing,
+            memory_kib=self._amounts.get("memory"),
+            current_kib=self._amounts.get("currentMemory"),
+            has_hugepages="hugepages" in backing,
+            is_shared=all((cell or default) == "shared" for cell in self._cells or [None]),
+            pins_memory=self._pins_memory,
+            qemu_arguments=tuple(self._arguments),
+        )
+
+    def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
+        path = self._path
+        if not path:
+            self.roots.append(name)
+        path.append(name)
+        if len(path) == 2 and name in ("memory", "currentMemory"):
+            self._text, self._unit = [], attributes.get("unit", "KiB")
+            self.parser.CharacterDataHandler = self._text.append
+        elif len(path) == 3:
+            self._begin_third(name, attributes)
+        elif len(path) == 4 and tuple(path) == _CELL:
+            self._cells.append(attributes.get("memAccess"))
+
+    def _begin_third(self, name: str, attributes: Mapping[str, str]) -> None:
+        root, parent, _ = place = tuple(self._path)
+        if root != "domain":
+            return
+        if parent == "memoryBacking":
+            self._backing[name] = attributes
+        elif parent == "devices":
+            self._pins_memory = self._pins_memory or (name, attributes.get("type")) in _PINNING_DEVICES
+        elif place == _GUEST:
+            self._is_private = self._is_private or attributes.get("private", "no") != "no"
+        elif place == _QEMU_ARGUMENT:
+            self._arguments.append(attributes.get("value", ""))
+
+    def _end(self, name: str) -> None:
+        if len(self._path) == 2 and name in ("memory", "currentMemory"):
+            self.parser.CharacterDataHandler = None
+            self._amounts[name] = _parse_kib("".join(self._text), self._unit)
+        self._path.pop()
+
+    def _refuse(self, *_told: object) -> None:
+        raise ValueError("has a document type, which libvirt never writes")
+
+
+def _parse_kib(text: str, unit: str) -> int | None:
+    # libvirt writes every amount in KiB.
+    if unit != "KiB" or not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+        return None
+    return int(text)

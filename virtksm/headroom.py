@@ -1,0 +1,89 @@
+"""How much more guest memory a host can take, and what it risks. Pure; amounts in KiB.
+
+1. What guests hold is their RSS and their merged zero pages, which the RSS lacks. The merge ratio is the share of it
+   that KSM saves, 0 where nothing is merged. While KSM is off nothing new merges, and the ratio counts as 0 below.
+2. To be kept for what runs already: the reserve of the policy in force, and the guests' growth: of each the memory that
+   it may have less what it holds, all of it where that cannot be read. What lies in huge pages was taken at the start.
+3. Room, that is memory of new guests, on three assumptions, and never less than 0, which means that the host is full:
+   - safe: all that is merged unmerges, and nothing merges again:  available - reserve - growth - needed for unmerging;
+   - unmerged: what is merged stays so, new memory and growth do not merge:  available - reserve - growth;
+   - at the ratio: new memory and growth merge as what is there does:  (available - reserve) / (1 - ratio) - growth.
+4. The risk of taking the room at the ratio: if everything unmerges then, the host needs what unmerging needs, the
+   growth and that room whole. What of it is not available is missing, the reserve being used up; swap, told apart,
+   gives what is free of it, and for the rest the kernel ends processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MOST_RATIO = 0.95
+"""A ratio above this is no basis for new guests, which are never that much alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestNeed:
+    """What a guest holds, and what it may have; None where that is not known. `is_preallocated`: in huge pages."""
+
+    held_kib: int | None
+    max_kib: int | None
+    is_preallocated: bool = False
+
+    @property
+    def growth_kib(self) -> int:
+        if self.is_preallocated or self.max_kib is None:
+            return 0
+        return max(self.max_kib - (self.held_kib or 0), 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the arithmetic takes of the host; `swap_free_kib` is None where it is not told.
+
+    `saved_kib` is what KSM saves on the guests, `unmerging_kib` what unmerging all that is merged takes.
+    `is_merging` is False while KSM is off.
+    """
+
+    available_kib: int
+    reserve_kib: int
+    saved_kib: int
+    unmerging_kib: int
+    swap_free_kib: int | None
+    is_merging: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headroom:
+    """The rooms of rule 3, and the risk of rule 4; `missing_after_swap_kib` is None where swap is not told."""
+
+    merge_ratio: float
+    growth_kib: int
+    safe_kib: int
+    unmerged_kib: int
+    at_ratio_kib: int
+    needed_kib: int
+    missing_kib: int
+    missing_after_swap_kib: int | None
+
+
+def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
+    """Return the room for more guest memory."""
+    known = list(guests)
+    held_kib = sum(guest.held_kib or 0 for guest in known)
+    growth_kib = sum(guest.growth_kib for guest in known)
+    ratio = min(host.saved_kib / held_kib, MOST_RATIO) if held_kib else 0.0
+    free_kib = host.available_kib - host.reserve_kib
+    at_ratio_kib = max(int(free_kib / (1 - (ratio if host.is_merging else 0.0))) - growth_kib, 0)
+    needed_kib = host.unmerging_kib + growth_kib + at_ratio_kib
+    missing_kib = max(needed_kib - host.available_kib, 0)
+    return Headroom(
+        merge_ratio=ratio,
+        growth_kib=growth_kib,
+        safe_kib=max(free_kib - growth_kib - host.unmerging_kib, 0),
+        unmerged_kib=max(free_kib - growth_kib, 0),
+        at_ratio_kib=at_ratio_kib,
+        needed_kib=needed_kib,
+        missing_kib=missing_kib,
+        missing_after_swap_kib=None if host.swap_free_kib is None else max(missing_kib - host.swap_free_kib, 0),
+    )

@@ -1,0 +1,86 @@
+"""KSM and memory at one moment, as values and as JSON: what `virtksm status` shows beside what the agent decided. Pure.
+
+`as_dict` is `now` of `virtksm status --json` (docs/commands.md lists the fields); fields are added, never renamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from virtksm.merged import Merged
+from virtksm.model import HostMemory, KsmState, Snapshot
+from virtksm.record import PassRecord
+
+
+class Origin(Enum):
+    """Where the numbers of a moment are from."""
+
+    LOCAL = "local"
+    """This machine's kernel, read just now; guests are those of the last pass, or listed just now."""
+    LIBVIRT = "libvirt"
+    """The connection, asked just now."""
+    LAST_PASS = "last_pass"  # noqa: S105  # no password
+    """The last pass, since libvirt is not asked and the host is another machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """One moment. None is what nobody knows: memory that cannot be read, guests while there was no pass."""
+
+    origin: Origin
+    ksm: KsmState
+    host: HostMemory | None = None
+    guests: int | None = None
+    guests_unread: int | None = None
+    committed_kib: int | None = None
+
+    def counting(self, snapshot: Snapshot) -> Now:
+        """Return the same with the guests of a snapshot."""
+        return replace(
+            self,
+            guests=len(snapshot.guests),
+            guests_unread=snapshot.guests_unread,
+            committed_kib=snapshot.committed_kib,
+        )
+
+    @property
+    def saved_kib(self) -> int | None:
+        merged = Merged.of(self.ksm)
+        return None if merged is None else merged.saved_kib
+
+    @property
+    def saved_percent(self) -> float | None:
+        """What is saved beside what the guests hold resident, which counts every place of a merged page."""
+        if self.saved_kib is None or not self.committed_kib:
+            return None
+        return 100 * self.saved_kib / self.committed_kib
+
+    def as_dict(self) -> dict[str, object]:
+        """Return JSON values; memory in KiB, pages in pages of `page_kib`."""
+        ksm, host = self.ksm, self.host
+        return {
+            "origin": self.origin.value,
+            "ksm_run": ksm.run,
+            "advisor_mode": ksm.advisor_mode,
+            "settings": ksm.settings.as_dict(),
+            "pages_shared": ksm.pages_shared,
+            "pages_sharing": ksm.pages_sharing,
+            "ksm_zero_pages": ksm.ksm_zero_pages,
+            "page_kib": ksm.page_kib,
+            "saved_kib": self.saved_kib,
+            "saved_percent": None if self.saved_percent is None else round(self.saved_percent, 2),
+            "ksmd_cpu_seconds": None if ksm.ksmd_cpu_seconds is None else round(ksm.ksmd_cpu_seconds, 2),
+            "guests": self.guests,
+            "guests_unread": self.guests_unread,
+            "committed_kib": self.committed_kib,
+            "total_kib": None if host is None else host.total_kib,
+            "available_kib": None if host is None else host.available_kib,
+        }
+
+
+def after_pass(record: PassRecord) -> Now:
+    """Return the moment that a pass has left."""
+    snapshot = record.snapshot
+    ksm = replace(snapshot.ksm, settings=record.after)
+    return Now(origin=Origin.LAST_PASS, ksm=ksm, host=snapshot.host).counting(snapshot)

@@ -1,0 +1,90 @@
+"""Why a guest's memory cannot merge: by its XML, its QEMU's command line, the kernel's word on its process. Pure.
+
+Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/insight.md), the devices by memory that io_uring has pinned.
+Locked memory is no obstacle: it merges. Nor is a private mapping of a file or memfd: what the guest has written merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from itertools import pairwise
+
+from virtksm.guest_xml import GuestXml
+
+
+class Obstacle(Enum):
+    """What keeps a guest's RAM from merging; the values are those of --json, `text` says it in words."""
+
+    NOSHAREPAGES = "nosharepages"
+    MERGE_OFF = "mem_merge_off"
+    HUGEPAGES = "hugepages"
+    SHARED_MEMORY = "shared_memory"
+    PINNED = "pinned"
+    NOT_OFFERED = "not_offered"
+    KSM_OFF = "ksm_off"
+
+    @property
+    def text(self) -> str:
+        return _TEXTS[self]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the process merges; else video memory and firmware beside its RAM do."""
+        return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED)
+
+
+_TEXTS = {
+    Obstacle.NOSHAREPAGES: "nosharepages in its XML",
+    Obstacle.MERGE_OFF: "mem-merge=off on QEMU's command line",
+    Obstacle.HUGEPAGES: "huge pages",
+    Obstacle.SHARED_MEMORY: "shared memory (memfd or file)",
+    Obstacle.PINNED: "pinned by a device (VFIO or vDPA)",
+    Obstacle.NOT_OFFERED: "QEMU offers nothing to KSM",
+    Obstacle.KSM_OFF: "KSM is off",
+}
+
+
+def find_obstacles(
+    xml: GuestXml,
+    arguments: Sequence[str] = (),
+    *,
+    is_mergeable: bool | None = None,
+    merges_any: bool | None = None,
+    ksm_run: int | None = None,
+) -> tuple[Obstacle, ...]:
+    """Return what keeps a guest's RAM from merging; nothing if it can merge, as far as is known.
+
+    `arguments` is its QEMU's command line, or nothing where that cannot be read: then the arguments in the XML count.
+    `is_mergeable` and `merges_any` are ksm_mergeable and ksm_merge_any of /proc/PID/ksm_stat, `ksm_run` KSM's `run`;
+    None where they are not known. A process that merges any memory (systemd's MemoryKSM=, which overrides
+    nosharepages and mem-merge=off) is kept out by neither.
+    """
+    found = []
+    if xml.is_kept_out and not merges_any:
+        found.append(Obstacle.NOSHAREPAGES)
+    elif is_merge_off(arguments or xml.qemu_arguments) and not merges_any:
+        found.append(Obstacle.MERGE_OFF)
+    if xml.has_hugepages:
+        found.append(Obstacle.HUGEPAGES)
+    elif xml.is_shared:
+        found.append(Obstacle.SHARED_MEMORY)
+    if xml.pins_memory:
+        found.append(Obstacle.PINNED)
+    if is_mergeable is False and not found:
+        found.append(Obstacle.NOT_OFFERED)
+    if ksm_run is not None and ksm_run != 1:
+        found.append(Obstacle.KSM_OFF)
+    return tuple(found)
+
+
+def is_merge_off(arguments: Sequence[str]) -> bool:
+    """Return whether QEMU's arguments switch merging off for the machine; the last one that says anything holds."""
+    said = [
+        value
+        for name, options in pairwise(arguments)
+        if name in ("-machine", "--machine", "-M")
+        for key, _, value in (option.partition("=") for option in options.split(","))
+        if key == "mem-merge"
+    ]
+    return bool(said) and said[-1] in ("off", "no", "false", "n")

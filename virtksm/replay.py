@@ -1,0 +1,166 @@
+"""Runs a policy over a recorded trace, beside the one that was recorded. Pure.
+
+Open loop: the snapshots are those that the recorded settings have led to. Whatever another policy would have done to
+ksmd, merging and memory, and when it would have asked for its passes, is not in them. What is true is each decision by
+itself: this is what that policy answers to that host, with all that it remembers of the passes before.
+
+A policy that is the recorded one by name takes over what that one remembered where the trace says it (at the beginning,
+after a gap); with the recorded configuration it decides the same. Another one begins anew with the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtksm.model import Decision, Settings, Snapshot
+from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
+from virtksm.policy.base import Policy
+from virtksm.switch import decide_off
+from virtksm.trace import Header, Law, Line, Pass, Torn
+
+Chooser = Callable[[Law], Policy[Any]]
+"""Gives the policy to run where a law was in force."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One pass and both answers to it. `lasted_s` is the time since the pass before it, None where none follows on it.
+
+    `began_anew` says that what the recorded policy remembered could not be taken over.
+    """
+
+    line: Pass
+    replayed: Decision
+    lasted_s: float | None
+    began_anew: bool
+
+    @property
+    def differs(self) -> bool:
+        recorded, replayed = self.line.decision, self.replayed
+        return (recorded.target, recorded.reason.rule) != (replayed.target, replayed.reason.rule)
+
+
+def replay(lines: Iterable[Line | Torn], choose: Chooser) -> Iterator[Step]:
+    """Yield a step for each pass of a trace; raises what `choose` raises."""
+    player: _Player | None = None
+    before: Snapshot | None = None
+    for line in lines:
+        match line:
+            case Header():
+                player, before = _Player(choose, line.law), None
+            case Pass():
+                assert player is not None, "a trace begins with its header"
+                replayed, began_anew = player.decide(line)
+                lasted_s = None
+                if before is not None and line.snapshot.taken_s >= before.taken_s:
+                    lasted_s = line.snapshot.taken_s - before.taken_s
+                before = line.snapshot
+                yield Step(line=line, replayed=replayed, lasted_s=lasted_s, began_anew=began_anew)
+            case _:
+                before = None
+
+
+class _Player:
+    """The policy that is replayed and what it remembers, as a cycle would keep it."""
+
+    def __init__(self, choose: Chooser, law: Law) -> None:
+        self._choose = choose
+        self._take(law)
+        self._past: Any = None
+        self._was_off = False
+
+    def decide(self, line: Pass) -> tuple[Decision, bool]:
+        """Answer a pass, and say whether the policy had to begin anew where the recorded one had a past."""
+        if line.law is not None:
+            name = self._policy.name
+            self._take(line.law)
+            self._past = self._past if self._policy.name == name else None
+        if line.off is not None:
+            decision = decide_off(line.off, was_off=self._was_off)
+            self._past, self._was_off = None, True
+            return decision, False
+        self._was_off = False
+        began_anew = False
+        if not line.continues and self._policy.name == self._recorded:
+            self._past = None
+            if line.past is not None:
+                try:
+                    self._past = self._policy.load_past(line.past)
+                except ValueError:  # another version's
+                    began_anew = True
+        if self._past is None:
+            self._past = self._policy.first_past(line.snapshot)
+        decision, self._past = self._policy.decide(line.snapshot, self._past, line.occasion)
+        return decision, began_anew
+
+    def _take(self, law: Law) -> None:
+        self._policy, self._recorded = self._choose(law), law.policy
+
+
+@dataclass(slots=True)
+class Share:
+    """What one side's settings came to: time parked, and pages that ksmd was granted at most."""
+
+    parked_s: float = 0.0
+    pages: float = 0.0
+    _settings: Settings | None = None
+    _is_granted: bool = False
+
+    def pass_time(self, lasted_s: float) -> None:
+        """Count the settings of the pass before, which have held for so long."""
+        settings = self._settings
+        if settings is None or not settings.pages_to_scan:
+            self.parked_s += lasted_s
+            return
+        batch, sleep_s = settings.pages_to_scan, (settings.sleep_millisecs or 0) / 1000
+        self.pages += batch * (self._is_granted + lasted_s / (sleep_s + batch * DEFAULT_PAGE_COST_S))
+
+    def take(self, before: Settings, settings: Settings) -> None:
+        """Take new settings; a changed sleep grants a batch at once."""
+        held = before if self._settings is None else self._settings
+        self._is_granted = settings.sleep_millisecs != held.sleep_millisecs
+        self._settings = settings
+
+
+@dataclass(slots=True)
+class Sums:
+    """What a replay came to; `lasted_s` leaves out what lies between passes that do not follow each other."""
+
+    passes: int = 0
+    differing: int = 0
+    lasted_s: float = 0.0
+    began_anew: int = 0
+    recorded: Share = field(default_factory=Share)
+    replayed: Share = field(default_factory=Share)
+
+    def take(self, step: Step) -> None:
+        """Count one step after the other."""
+        if step.lasted_s is not None:
+            self.lasted_s += step.lasted_s
+            self.recorded.pass_time(step.lasted_s)
+            self.replayed.pass_time(step.lasted_s)
+        found = step.line.snapshot.ksm.settings
+        self.recorded.take(found, step.line.decision.target)
+        self.replayed.take(found, step.replayed.target)
+        self.passes += 1
+        self.differing += step.differs
+        self.began_anew += step.began_anew
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "passes": self.passes,
+            "seconds": round(self.lasted_s, 3),
+            "differing": self.differing,
+            "began_anew": self.began_anew,
+            "recorded": self._share(self.recorded),
+            "replayed": self._share(self.replayed),
+        }
+
+    def _share(self, share: Share) -> dict[str, object]:
+        lasted_s = self.lasted_s
+        return {
+            "parked_percent": round(100 * share.parked_s / lasted_s, 1) if lasted_s else None,
+            "pages_per_s": round(share.pages / lasted_s, 1) if lasted_s else None,
+        }

@@ -1,0 +1,188 @@
+"""A look at all guests for people: their memory, their XML, and what KSM does for each. Never part of a pass.
+
+Every guest costs a call of libvirt for its XML, and where the connection is local a few files of /proc. Elsewhere their
+memory is libvirt's to tell (2-5 ms a guest), and of KSM there are only the host's counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from virtksm.accounts import Account, LeftOver, find_left_over, settle
+from virtksm.describe import read_guests
+from virtksm.guest_xml import UNKNOWN, GuestXml
+from virtksm.merged import Merged
+from virtksm.model import Guest, GuestProcess, KsmState, OtherProcess, Source
+from virtksm.obstacles import Obstacle, find_obstacles
+from virtksm.ports import Descriptions, GuestFacts, Hypervisor, Maxima
+from virtksm.sense import no_ksm
+
+
+class Connection(Hypervisor, Descriptions, Protocol):
+    """A libvirt connection that also describes guests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenGuest:
+    """One guest. `xml` is UNKNOWN where it could not be read, `process` None where there is none to be seen.
+
+    `account` is None where the kernel does not tell, `obstacles` None where it is not known whether it can merge.
+    """
+
+    guest: Guest
+    xml: GuestXml
+    process: GuestProcess | None
+    account: Account | None
+    obstacles: tuple[Obstacle, ...] | None
+
+    @property
+    def can_merge(self) -> bool | None:
+        return None if self.obstacles is None else not self.obstacles
+
+    @property
+    def zero_kib(self) -> int:
+        """The zero pages merged of it, which are no part of its RSS."""
+        return 0 if self.account is None else self.account.zero_bytes // 1024
+
+    @property
+    def max_kib(self) -> int | None:
+        """What it may have by its XML, else by libvirt's statistics."""
+        return self.guest.max_kib if self.xml.memory_kib is None else self.xml.memory_kib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """All running guests; `notes` say what is missing.
+
+    `left_over` is None where no account could be made of any guest; `others` are processes that have part in it.
+    """
+
+    uri: str
+    source: Source
+    ksm: KsmState
+    merged: Merged
+    general_profit_bytes: int | None
+    guests: tuple[SeenGuest, ...]
+    left_over: LeftOver | None
+    others: tuple[OtherProcess, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def of_guests_bytes(self) -> int:
+        """What KSM saves on the guests that could be read."""
+        return sum(one.account.saved_bytes for one in self.guests if one.account is not None)
+
+
+def survey(host: Connection, local: GuestFacts | None) -> Survey:
+    """Look at all running guests; `local` is None for a remote host.
+
+    Raises what the hypervisor raises, and Unsupported on a kernel without KSM; a guest that ends meanwhile is left out.
+    """
+    listed = host.measured_guests() if local is None else host.running_guests(Maxima.UNASKED)
+    seen, failures = read_guests(host, listed)
+    described = [(guest, xml) for guest, xml in seen if xml is not None]
+    running = tuple(guest for guest, _ in described)
+    if local is None:
+        processes: tuple[GuestProcess | None, ...] = (None,) * len(running)
+        ksm, profit_bytes = host.ksm_state(), None
+    else:
+        running, processes = local.guests(running), local.processes(running)
+        ksm = replace(
+            host.ksm_state(),
+            run=local.ksm_counter("run"),
+            ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
+            page_kib=local.page_kib(),
+        )
+        profit_bytes = local.general_profit_bytes()
+    merged = Merged.of(ksm)
+    if merged is None:
+        raise no_ksm(host.uri)
+    guests = tuple(
+        look_at(guest, xml, process, merged, ksm.run)
+        for guest, (_, xml), process in zip(running, described, processes, strict=True)
+    )
+    settled = [
+        (one.process.ksm, one.account)
+        for one in guests
+        if one.account is not None and one.process is not None and one.process.ksm is not None
+    ]
+    left_over = None
+    if settled or not (guests or local is None):
+        left_over = find_left_over(settled, merged, profit_bytes)
+    others = () if local is None or left_over is None or left_over.merging_pages <= 0 else local.others(running)
+    return Survey(
+        uri=host.uri,
+        source=Source.LIBVIRT if local is None else Source.LOCAL,
+        ksm=ksm,
+        merged=merged,
+        general_profit_bytes=profit_bytes,
+        guests=guests,
+        left_over=left_over,
+        others=tuple(sorted(others, key=lambda one: -one.merging_pages)),
+        notes=(*find_notes(guests, merged, is_local=local is not None), *(str(failure) for failure in failures)),
+    )
+
+
+def look_at(guest: Guest, xml: GuestXml, process: GuestProcess | None, merged: Merged, run: int | None) -> SeenGuest:
+    """Put together what is known of one guest."""
+    ksm = None if process is None else process.ksm
+    return SeenGuest(
+        guest=guest,
+        xml=xml,
+        process=process,
+        account=None if ksm is None else settle(ksm, guest.rss_kib, merged),
+        obstacles=None
+        if xml is UNKNOWN
+        else find_obstacles(
+            xml,
+            () if process is None else process.arguments,
+            is_mergeable=None if ksm is None else ksm.is_mergeable,
+            merges_any=None if ksm is None else ksm.merges_any,
+            ksm_run=run,
+        ),
+    )
+
+
+def find_notes(guests: Iterable[SeenGuest], merged: Merged, *, is_local: bool) -> list[str]:
+    """Return what could not be told and why, each with its remedy."""
+    if not is_local:
+        return [
+            "of another machine libvirt tells only the guests' memory and KSM's pages: run this command there for what "
+            "each guest saves and costs"
+        ]
+    lost = denied = uncounted = uncosted = overruled = 0
+    for one in guests:
+        ksm = None if one.process is None else one.process.ksm
+        lost += one.process is None
+        denied += one.process is not None and ksm is None
+        uncounted += ksm is not None and ksm.merging_pages is None
+        uncosted += ksm is not None and ksm.rmap_items is None
+        overruled += ksm is not None and bool(ksm.merges_any) and one.xml.is_kept_out
+    notes = []
+    if overruled:
+        notes.append(
+            f"nosharepages is overruled for {guests_text(overruled)}: KSM is switched on for the whole process, as by "
+            "MemoryKSM= in the unit of libvirt's daemon, which must go before they start again"
+        )
+    if lost:
+        notes.append(
+            f"no process was found for {guests_text(lost)}: do they run on this machine, and is /proc all to be seen?"
+        )
+    if denied:
+        notes.append(
+            f"what KSM does for {guests_text(denied)} is for root to read (/proc/PID/ksm_stat): run this as root"
+        )
+    if uncounted:
+        notes.append("this kernel counts nothing by process: it takes Linux 5.19, and 6.6 for all of it")
+    elif uncosted:
+        notes.append("this kernel does not count bookkeeping by process: it takes Linux 6.1")
+    if merged.zero_pages is None:
+        notes.append("this kernel does not count the zero pages that KSM merges: it takes Linux 6.6")
+    return notes
+
+
+def guests_text(count: int) -> str:
+    """Return a number of guests in words."""
+    return "1 guest" if count == 1 else f"{count} guests"

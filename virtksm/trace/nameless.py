@@ -1,0 +1,42 @@
+"""Takes guests' names and identities out of a trace, so that it can be shown to others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from virtksm.trace import Header, Line, Pass, Past
+
+
+class Nameless:
+    """Strips line after line; each guest keeps one number throughout, and each URI its scheme."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, str] = {}
+
+    def strip(self, line: Line) -> Line:
+        """Return the line without names."""
+        match line:
+            case Header():
+                return replace(line, uri=line.uri.partition(":")[0] + ":")
+            case Pass():
+                guests = tuple(
+                    replace(guest, uuid=self._number(guest.uuid), name=self._number(guest.uuid))
+                    for guest in line.snapshot.guests
+                )
+                snapshot = replace(line.snapshot, guests=guests)
+                return replace(line, snapshot=snapshot, past=self._nameless_past(line.past))
+        return line
+
+    def _nameless_past(self, past: Past | None) -> Past | None:
+        known = None if past is None else past.get("guests_kib")
+        if past is None or not isinstance(known, Mapping):
+            return past
+        return {**past, "guests_kib": {self._nameless_key(str(key)): kib for key, kib in known.items()}}
+
+    def _nameless_key(self, key: str) -> str:
+        uuid, _, run = key.rpartition("/")  # Guest.key
+        return f"{self._number(uuid)}/{run}"
+
+    def _number(self, uuid: str) -> str:
+        return self._numbers.setdefault(uuid, f"guest-{len(self._numbers) + 1}")
