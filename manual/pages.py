@@ -54,7 +54,7 @@ def program_page(command: Command, commands_document: str) -> str:
 
 def configuration_page(document: str) -> str:
     """Return virtksm.toml(5): docs/configuration.md, with the keys as a list instead of its tables."""
-    before = without_links(document.partition("## All keys")[0].partition("\n")[2])
+    before = _for_a_terminal(document.partition("## All keys")[0].partition("\n")[2])
     parts = [_title("virtksm.toml", 5, "configuration of virtksm"), "# DESCRIPTION\n", _raised(before), "# KEYS\n"]
     for table in ("", *tables_of(Config)):
         parts.append(f"## [{table}]\n" if table else "## Top level\n")
@@ -64,7 +64,7 @@ def configuration_page(document: str) -> str:
 
 def hook_page(document: str) -> str:
     """Return virtksm-hook(7): docs/hook.md."""
-    text = without_links(document.partition("\n")[2])
+    text = _for_a_terminal(document.partition("\n")[2])
     return _finished(
         [_title("virtksm-hook", 7, "tells virtksm when a guest comes or goes"), "# DESCRIPTION\n", _raised(text)],
         "virtksm-hook(7)",
@@ -76,12 +76,23 @@ def section(document: str, heading: str) -> str:
     found = re.search(rf"^## {re.escape(heading)}\n+(.*?)(?=^## |\Z)", document, flags=re.MULTILINE | re.DOTALL)
     if found is None:
         raise ValueError(f"no section {heading!r}")
-    return without_links(found[1])
+    return _for_a_terminal(found[1])
 
 
 def without_links(text: str) -> str:
     """Leave of a link to another document its words alone: man pages have no folders."""
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text)
+
+
+def without_tables(text: str) -> str:
+    """Turn tables of two columns into lists, which have room where a terminal is narrow."""
+    rows = re.compile(r"^\|.*\|\n\| --- \| --- \|\n((?:\|.*\|\n?)+)", flags=re.MULTILINE)
+    cells = re.compile(r"^\| (.*?) \| (.*) \|$", flags=re.MULTILINE)
+    return rows.sub(lambda table: cells.sub(r"\1\n:   \2\n", table[1]), text)
+
+
+def _for_a_terminal(text: str) -> str:
+    return without_tables(without_links(text))
 
 
 def _title(name: str, number: int, summary: str) -> str:

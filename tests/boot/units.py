@@ -5,6 +5,7 @@ virtksm is installed by the lines of docs/install.md.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
