@@ -62,9 +62,9 @@ BUSY = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=100\n"
 
 
 def apt(*arguments: str) -> str:
-    """Run apt-get as an administrator would, with nobody to answer its questions and no network."""
+    """Run apt-get as an administrator would, with nobody to answer its questions."""
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
-    return run("apt-get", "--quiet", "--yes", "--no-install-recommends", "--no-download", *arguments)
+    return run("apt-get", "--quiet", "--yes", "--no-install-recommends", *arguments)
 
 
 def install(package: Path) -> str:
