@@ -13,6 +13,10 @@ from virtksm import __version__
 from virtksm.config.schema import Config, Key, all_keys, tables_of
 from virtksm.config.toml_text import format_value
 
+ENVIRONMENT = {
+    "`LIBVIRT_DEFAULT_URI`": "the connection where **\\--connect** does not name one",
+    "`NO_COLOR`": "set, to whatever it may be: no colours on a terminal",
+}
 FILES = {
     "/etc/virtksm/virtksm.toml, /etc/virtksm/conf.d/\\*.toml": "configuration; virtksm.toml(5)",
     "/run/virtksm/agent": "locks, sockets, the values that were found; kept when the agent stops",
@@ -47,7 +51,7 @@ def program_page(command: Command, commands_document: str) -> str:
             parts += [text for option, text in zip(one.options, _options(one), strict=True) if "-h" not in option.flags]
     parts += ["# EXIT STATUS\n", section(commands_document, "Exit codes")]
     parts += ["# SIGNALS\n", "Of the agent. " + section(commands_document, "Signals")]
-    parts += ["# ENVIRONMENT\n", "`LIBVIRT_DEFAULT_URI`\n:   the connection where **\\--connect** does not name one\n"]
+    parts += ["# ENVIRONMENT\n", *(f"{name}\n:   {meaning}\n" for name, meaning in ENVIRONMENT.items())]
     parts += ["# FILES\n", *(f"{path}\n:   {meaning}\n" for path, meaning in FILES.items())]
     return _finished(parts, "virtksm(1)")
 

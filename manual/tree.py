@@ -56,10 +56,10 @@ def describe(parser: argparse.ArgumentParser, summary: str = "") -> Command:
 
 def _option(action: argparse.Action, formatter: argparse.HelpFormatter) -> Option:
     choices = tuple(map(str, action.choices or ()))
-    metavar = action.metavar if isinstance(action.metavar, str) else (choices and "|".join(choices)) or action.dest
+    named = action.metavar if isinstance(action.metavar, str) else "|".join(choices) or action.dest.upper()
     return Option(
         flags=tuple(action.option_strings),
-        metavar="" if action.nargs == 0 else metavar if action.metavar or choices else metavar.upper(),
+        metavar="" if action.nargs == 0 else named,
         choices=choices,
         help=formatter._expand_help(action) if action.help else "",  # noqa: SLF001
     )
