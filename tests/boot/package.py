@@ -91,6 +91,12 @@ def is_active(unit: str) -> bool:
     return shown(unit, "ActiveState") == "active"
 
 
+def traces() -> list[str]:
+    """Return every file and folder with virtksm's name, but those that may stay."""
+    left_out = [word for place in HOLDS_TRACES for word in ("-path", place, "-prune", "-o")]
+    return run("find", "/", *left_out, "-iname", "*virtksm*", "-print").splitlines()
+
+
 def takes_over() -> None:
     """Install the package over ksmtuned, and claim what must be so afterwards."""
     said = install(PACKAGES[0])
@@ -268,7 +274,7 @@ def removed() -> None:
     apt("remove", "virtksm")
     claim(settings() == BASELINE, settings())
     claim(ksm("run") == 0, f"run is {ksm('run')}")
-    claim(HOOK.exists(), "a configuration file is gone before the purge")
+    claim({str(HOOK), "/etc/virtksm"} <= set(traces()), f"configuration is gone before the purge: {traces()}")
     start_guest("boot7")
     claim(settings() == BASELINE, settings())
 
@@ -285,9 +291,7 @@ def purged() -> None:
     """`apt purge` leaves no file, no user, no unit, no setting; all guests still run"""
     apt("purge", "virtksm")
     claim((settings(), ksm("run")) == (BASELINE, 0), (settings(), ksm("run")))
-    names = ["-path", HOLDS_TRACES[0], *(word for place in HOLDS_TRACES[1:] for word in ("-o", "-path", place))]
-    found = run("find", "/", "(", *names, ")", "-prune", "-o", "-iname", "*virtksm*", "-print")
-    claim(not found, found)
+    claim(not traces(), traces())
     claim("virtksm" not in {user.pw_name for user in pwd.getpwall()}, "the user is left")
     known = run("systemctl", "list-units", "--all", "--no-legend", "--plain", "virtksm*")
     claim(not known, known)
