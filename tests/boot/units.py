@@ -271,7 +271,7 @@ def restores_when_killed() -> None:
 def restores_when_wedged() -> None:
     """SIGSTOP: the watchdog ends the agent, the unit gives the baseline back and starts it again"""
     drop_in = Path("/run/systemd/system/virtksm.service.d/watchdog.conf")
-    drop_in.parent.mkdir(parents=True)
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
     drop_in.write_text(WATCHED, encoding="ascii")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "virtksm.service")
