@@ -16,7 +16,7 @@ from virtksm.actuate import Call, apply, plan
 from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
 from virtksm.model import PARKED, Decision, KsmState, Occasion, Settings, Snapshot, Trigger
-from virtksm.ownership import HostState, Ownership, claim, confirm, intend, restoration
+from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, intend, restoration
 from virtksm.policy.base import Past, Policy
 from virtksm.ports import Clock, Hypervisor, LocalFacts, Maxima, StateStore, Switch
 from virtksm.record import Outcome, PassRecord, RestoreRecord
@@ -95,16 +95,20 @@ class Cycle(Generic[Past]):
             past_after=asked.policy_past,
         )
 
-    def restore(self) -> RestoreRecord:
+    def restore(self, baseline: Settings | None = None) -> RestoreRecord:
         """Write the baseline back over every parameter that still holds our value, and forget those that took it.
 
-        While switched off, park instead and keep the baseline.
+        With a `baseline` its parameters get its values, whosever they hold. While switched off, park instead and keep
+        the baseline.
         """
         with self.store.locked():
-            if self.switch.read() is not None:
-                return replace(self._park(), switched_off=True)
             state = self._load()
             found = self.hypervisor.ksm_state().settings
+            if baseline is not None:
+                state = replace(state, ownership=adopt(state.ownership, found, baseline))
+                self._save(state)
+            if self.switch.read() is not None:
+                return replace(self._park(), switched_off=True)
             target = restoration(state.ownership, found)
             after, refusals = apply(self.hypervisor, self.local, plan(found, target))
             refused = {error.parameter for error in refusals}

@@ -7,6 +7,7 @@ Rules, each parameter judged alone:
 3. A parameter that we never wrote cannot be taken from us: its value is the baseline, whenever it changes.
 4. Any other value found later was put there by another writer: foreign. The baseline stays.
 5. Restoring writes the baseline over values that are still ours, and leaves the others.
+6. What another tuner has left behind is nobody's: it is taken for ours, over a baseline that is given.
 
 Baseline and intention are kept before the first write, so a crash at any point leaves rule 1 enough to tell whose value
 it is. Pure: in goes what was kept and what was found, out comes what to keep.
@@ -75,6 +76,19 @@ def claim(
         else:
             foreign.append(Foreign(parameter=parameter, ours=past.applied, found=value))
     return owned, tuple(foreign)
+
+
+def adopt(kept: Mapping[str, Ownership], found: Settings, baseline: Settings) -> dict[str, Ownership]:
+    """Take what is found for ours wherever `baseline` has a value, which becomes the baseline (rule 6)."""
+    values = {name: (value, getattr(found, name)) for name, value in baseline.items()}
+    return {
+        **kept,
+        **{
+            name: Ownership(baseline=value, intended=present, applied=present)
+            for name, (value, present) in values.items()
+            if present is not None
+        },
+    }
 
 
 def intend(owned: Mapping[str, Ownership], values: Mapping[str, int]) -> dict[str, Ownership]:

@@ -1,4 +1,4 @@
-"""Boots the root that script/test-boot has built, lets the claims run in it, and prints what they print.
+"""Boots a root that script/test-boot or test-install has built, has claims tried in it, and prints what they print.
 
 It holds the KSM lock meanwhile and gives every setting of KSM back, whatever happened inside. The root itself stays as
 it was: the container writes into memory.
@@ -22,8 +22,9 @@ LIMIT_S = 900.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Boot ROOT; what the container's claims and journal say is left in OUT. Returns the container's exit code."""
-    parser = argparse.ArgumentParser(prog="script/test-boot", description=__doc__)
+    """Boot ROOT and try CLAIMS, a module; what they and the journal say is left in OUT. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.boot", description=__doc__)
+    parser.add_argument("claims", metavar="CLAIMS")
     parser.add_argument("root", type=Path, metavar="ROOT")
     parser.add_argument("out", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
@@ -32,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = options.out / "report"
     report.write_text("", encoding="utf-8")
     with lent_ksm(), (options.out / "console").open("wb") as console:
-        container = subprocess.Popen(
-            command(options.root, options.out.resolve()), stdin=subprocess.DEVNULL, stdout=console, stderr=console
-        )
+        booting = command(options.claims, options.root, options.out.resolve())
+        container = subprocess.Popen(booting, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         try:
             return follow(container, report)
         finally:
@@ -46,14 +46,14 @@ def leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def command(root: Path, out: Path) -> list[str]:
+def command(claims: str, root: Path, out: Path) -> list[str]:
     """Tell how the container is booted: over the root in memory, with KSM's real files, the checkout and OUT in it."""
     return [
         *("systemd-nspawn", "--register=no", "--keep-unit", "--boot", "--machine=virtksm-boot"),
         *("--directory", str(root), "--volatile=overlay", "--console=pipe"),
         *("--bind", str(KSM_ROOT), "--bind", f"{out}:/run/out", "--bind-ro", f"{REPO}:{INSIDE}"),
-        *("--bind-ro", f"{REPO}/tests/boot/claims.service:/etc/systemd/system/claims.service"),
-        "systemd.wants=claims.service",
+        *("--bind-ro", f"{REPO}/tests/boot/claims@.service:/etc/systemd/system/claims@.service"),
+        f"systemd.wants=claims@{claims}.service",
     ]
 
 

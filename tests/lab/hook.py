@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 HOOK = Path(__file__).resolve().parents[2] / "hooks" / "virtksm"
+NOWHERE = Path("/nonexistent")
 READ_AT_MOST = 1 << 20
 
 _RECORDER = """\
@@ -68,9 +69,16 @@ class Record:
     descriptors: Mapping[int, str]
 
 
-def install_hook(target: Path, *, fifo: Path, virtksm: Path, search: str | None = None) -> None:
-    """Copy the hook to `target` with other constants; `search` replaces its PATH. Raises ValueError if one is gone."""
-    wanted = {"FIFO": str(fifo), "VIRTKSM": str(virtksm)} | ({} if search is None else {"PATH": search})
+def install_hook(
+    target: Path, *, fifo: Path, virtksm: Path, search: str | None = None, systemd: Path | None = None
+) -> None:
+    """Copy the hook to `target` with other constants; raises ValueError if one is gone.
+
+    `search` replaces its PATH; `systemd` is the folder that tells it that systemd runs, by default a missing one.
+    """
+    wanted = {"FIFO": str(fifo), "VIRTKSM": str(virtksm), "SYSTEMD": str(systemd or NOWHERE)}
+    if search is not None:
+        wanted["PATH"] = search
     lines = HOOK.read_text(encoding="utf-8").splitlines()
     for name, value in wanted.items():
         (at,) = [at for at, line in enumerate(lines) if line.startswith(f"{name}=")]

@@ -294,6 +294,23 @@ def test_restore_with_nothing_to_restore_is_done(libvirtd: PrivateLibvirtd, agen
     assert KsmState.save() == found
 
 
+def test_restore_gives_the_kernels_defaults_when_asked_whoever_set_what_is_there(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    ksm.write(pages_to_scan=1250, sleep_millisecs=10)
+    done = agent_home.run("restore", "--defaults", "--connect", libvirtd.uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert settings_in(ksm) == (100, 20)
+    assert agent_home.run("retune", "--direct", "--connect", libvirtd.uri).returncode == 0
+    assert settings_in(ksm) != (100, 20)
+    assert agent_home.run("restore", "--connect", libvirtd.uri).returncode == 0
+    assert settings_in(ksm) == (100, 20), "they are what is given back from then on"
+
+
+def settings_in(ksm: Ksm) -> tuple[int, int]:
+    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
+
+
 def test_without_root_it_says_in_one_line_what_is_missing(
     ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:

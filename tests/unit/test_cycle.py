@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable, Unsupported
-from virtksm.model import PARKED, Occasion, Settings, Trigger
+from virtksm.model import KERNEL_DEFAULTS, PARKED, Occasion, Settings, Trigger
 from virtksm.ownership import HostState, Ownership
 from virtksm.record import Outcome
 from virtksm.switch import SwitchedOff
@@ -190,6 +190,36 @@ def test_restore_reports_a_refused_merge_across_nodes_and_goes_on(bench: Bench) 
     bench.hypervisor.pages_shared = 0
     assert bench.cycle.restore().refusals == ()
     assert bench.hypervisor.values["merge_across_nodes"] == 1
+
+
+def test_restore_with_a_baseline_gives_that_and_the_next_tenure_begins_with_it(bench: Bench) -> None:
+    bench.hypervisor.values |= {"pages_to_scan": 1250, "sleep_millisecs": 10}  # as ksmtuned leaves it
+    record = bench.cycle.restore(KERNEL_DEFAULTS)
+    assert record.left == ()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+    bench.new_process()
+    bench.cycle.run(TIMER)
+    bench.cycle.restore()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+
+
+def test_restore_with_a_baseline_that_is_refused_keeps_it_for_the_next(bench: Bench) -> None:
+    bench.hypervisor.values["pages_to_scan"] = 1250
+    bench.hypervisor.advisor_on = True
+    assert [error.parameter for error in bench.cycle.restore(KERNEL_DEFAULTS).refusals] == ["pages_to_scan"]
+    bench.hypervisor.advisor_on = False
+    bench.cycle.restore()
+    assert bench.hypervisor.values["pages_to_scan"] == 100
+
+
+def test_switched_off_a_restore_with_a_baseline_parks_and_gives_it_once_on(bench: Bench) -> None:
+    bench.hypervisor.values |= {"pages_to_scan": 1250, "sleep_millisecs": 10}
+    bench.switch.turn_off()
+    assert bench.cycle.restore(KERNEL_DEFAULTS).switched_off
+    assert bench.hypervisor.values["pages_to_scan"] == 0
+    bench.switch.turn_on()
+    bench.cycle.restore()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
 
 
 def test_restoring_twice_changes_nothing_more(bench: Bench) -> None:

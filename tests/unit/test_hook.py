@@ -176,6 +176,7 @@ def test_the_shipped_hook_is_executable_and_names_the_agents_fifo() -> None:
     assert os.access(HOOK, os.X_OK)
     assert f"FIFO={RuntimePaths().poke_fifo}" in lines
     assert "VIRTKSM=/usr/bin/virtksm" in lines
+    assert "SYSTEMD=/run/systemd/system" in lines  # sd_booted(3)
 
 
 @pytest.mark.parametrize(("operation", "sub"), ACTING)
@@ -385,6 +386,15 @@ def test_whether_a_pass_is_needed_is_seen_from_what_dd_says(place: Place, body: 
         ran = place.run("guest", "started", "begin")
     assert (ran.status, ran.stdout, ran.stderr) == (0, b"", b"")
     assert len(place.records()) == started
+
+
+def test_under_systemd_it_pokes_and_starts_nothing(place: Place) -> None:
+    install_hook(place.hook, fifo=place.fifo, virtksm=place.virtksm, systemd=place.work)
+    assert_well(place.run("guest", "started", "begin"))
+    with Listener(place.fifo) as listener:
+        assert_well(place.run("guest", "started", "begin"))
+        assert listener.read_pokes() == ["started"]
+    assert place.records() == []
 
 
 def test_a_path_without_programs_does_no_harm(place: Place) -> None:

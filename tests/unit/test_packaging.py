@@ -1,4 +1,4 @@
-"""What is declared once must be true everywhere: the pins fit pyproject.toml and name no place, the program starts."""
+"""What is declared once must be true everywhere: the pins fit pyproject.toml, packages take all, the program starts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from virtksm import __version__
 
 PROJECT = Path(__file__).parents[2]
 PIN_FILES = sorted((PROJECT / "requirements").glob("*.txt"))
+PACKAGING = PROJECT / "packaging"
+SPEC = (PACKAGING / "rpm" / "virtksm.spec").read_text(encoding="utf-8")
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 
 
@@ -66,6 +68,36 @@ def test_the_installed_program_is_this_tree() -> None:
 
     assert run.stdout.split() == ["virtksm", __version__]
     assert metadata.version("virtksm") == __version__
+
+
+def test_every_package_has_this_version() -> None:
+    changelog = (PACKAGING / "debian" / "changelog").read_text(encoding="utf-8")
+    assert changelog.startswith(f"virtksm ({__version__}-")
+    assert re.findall(r"^Version: +(\S+)$", SPEC, flags=re.MULTILINE) == [__version__]
+    assert f"## {__version__}" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_package_takes_all_that_a_host_needs() -> None:
+    debian = "\n".join(path.read_text(encoding="utf-8") for path in (PACKAGING / "debian").iterdir() if path.is_file())
+    needed = [path.relative_to(PROJECT) for path in (PROJECT / "conf").rglob("*") if path.is_file()]
+    assert len(needed) > 10
+    for path in (*needed, Path("hooks/virtksm")):
+        for package in (debian, SPEC):
+            assert str(path) in package or f"{path.parent}/*" in package, path
+
+
+def test_debian_starts_what_is_to_be_started_and_names_every_unit() -> None:
+    rules = (PACKAGING / "debian" / "rules").read_text(encoding="utf-8")
+    [others] = re.findall(r"for name in (.*);", rules)
+    assert {*re.findall(r"--name=(virtksm[\w-]*)", rules), *others.split()} == {
+        path.stem for path in (PROJECT / "conf" / "systemd").iterdir()
+    }
+
+
+def test_debian_is_told_the_package_of_every_requirement() -> None:
+    overrides = (PACKAGING / "debian" / "py3dist-overrides").read_text(encoding="utf-8")
+    required = {name_of(one) for one in DECLARED["project"]["dependencies"]}
+    assert {line.split()[0] for line in overrides.splitlines()} == required
 
 
 def test_the_editable_install_adds_no_import_hook() -> None:

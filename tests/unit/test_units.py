@@ -13,8 +13,16 @@ from virtksm.runtime import DEFAULT_RUNTIME_DIR, RuntimePaths
 
 CONF = Path(__file__).parents[2] / "conf"
 UNITS = sorted((CONF / "systemd").glob("*.service"))
+ALL_UNITS = [*UNITS, CONF / "systemd" / "virtksm-retune.socket"]
 AGENT = (CONF / "systemd" / "virtksm.service").read_text(encoding="utf-8")
-SAFEST = {"virtksm.service": 1.0, "virtksm-ksm.service": 1.5, "virtksm-unmerge.service": 1.5}
+SAFEST = {
+    "virtksm.service": 1.0,
+    "virtksm-after-ksmtuned.service": 1.0,
+    "virtksm-ksm.service": 1.5,
+    "virtksm-ksm-restore.service": 1.5,
+    "virtksm-retune.service": 1.0,
+    "virtksm-unmerge.service": 1.5,
+}
 """The highest exposure that systemd may see in each; 0 is none, and 9.6 that of a unit without a line of hardening."""
 
 
@@ -64,17 +72,19 @@ def test_with_the_drop_in_for_metrics_systemd_sees_the_network_alone(tmp_path: P
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
-def test_systemd_understands_every_line(unit: Path, tmp_path: Path) -> None:
-    copy = tmp_path / unit.name  # the program is not installed where the tests run, and verify looks for it
-    copy.write_text(unit.read_text(encoding="utf-8").replace("/usr/bin/virtksm", "/bin/true"), encoding="utf-8")
-    verdict = analyze("verify", "--man=no", copy)
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    copies = [tmp_path / unit.name for unit in ALL_UNITS]
+    for unit, copy in zip(ALL_UNITS, copies, strict=True):  # the program that verify looks for is not installed here
+        copy.write_text(unit.read_text(encoding="utf-8").replace("/usr/bin/virtksm", "/bin/true"), encoding="utf-8")
+    verdict = analyze("verify", "--man=no", *copies)
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+@pytest.mark.parametrize("unit", ALL_UNITS, ids=lambda path: path.name)
 def test_a_unit_calls_commands_and_options_that_exist(unit: Path) -> None:
-    for command in re.findall(r"^Exec\w+=/usr/bin/virtksm (.+)$", unit.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    for command in re.findall(
+        r"^Exec\w+=-?/usr/bin/virtksm (.+)$", unit.read_text(encoding="utf-8"), flags=re.MULTILINE
+    ):
         name, *options = command.split()
         assert build_parser(name).parse_args([name, *options]).command == name
 
@@ -87,7 +97,8 @@ def test_what_would_cost_facts_is_left_out_and_says_why(spared: str) -> None:
 
 def test_the_agent_requires_no_libvirt_and_wants_none_that_conflicts_with_another() -> None:
     unit = settings(AGENT)
-    assert not {"Requires", "Requisite", "BindsTo", "PartOf", "Wants", "Upholds"} & set(unit)
+    assert not {"Requires", "Requisite", "BindsTo", "PartOf", "Upholds"} & set(unit)
+    assert unit["Wants"] == ["virtksm-after-ksmtuned.service"]
     after = " ".join(unit["After"]).split()
     assert {"libvirtd.service", "libvirtd.socket", "virtqemud.service", "virtqemud.socket"} <= set(after)
 
@@ -104,6 +115,27 @@ def test_the_folders_are_those_of_the_program() -> None:
 def test_ksm_stays_off_while_virtksm_is_switched_off() -> None:
     switch_on = (CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8")
     assert f"!{RuntimePaths().host_switch('local')}" in settings(switch_on)["ConditionPathExists"]
+
+
+@pytest.mark.parametrize("unit", ["virtksm-after-ksmtuned.service", "virtksm-retune.service"])
+def test_what_acts_in_the_agents_place_has_its_folders_and_no_more_rights(unit: str) -> None:
+    own, agents = settings((CONF / "systemd" / unit).read_text(encoding="utf-8")), settings(AGENT)
+    assert set(own.pop("SystemCallFilter")) < set(agents.pop("SystemCallFilter"))
+    differs = {name for name in {*own, *agents} if own.get(name) != agents.get(name)}
+    assert differs <= {
+        *("Description", "Documentation", "After", "Before", "Conflicts", "Wants", "WantedBy", "ConditionPathExists"),
+        *("Type", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecReload", "ExecStopPost"),
+        *("StartLimitIntervalSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec"),
+        *("Restart", "RestartSec", "RestartPreventExitStatus"),
+    }
+
+
+def test_the_agent_and_the_socket_that_stands_for_it_stop_each_other() -> None:
+    socket = settings((CONF / "systemd" / "virtksm-retune.socket").read_text(encoding="utf-8"))
+    assert socket["ListenFIFO"] == [RuntimePaths().poke_fifo]
+    assert "virtksm.service" in " ".join(socket["Conflicts"]).split()
+    assert {"virtksm-retune.socket", "ksmtuned.service"} <= set(" ".join(settings(AGENT)["Conflicts"]).split())
+    assert "virtksm-retune.socket" in " ".join(settings(AGENT)["After"]).split(), "or the two stop and start at once"
 
 
 def test_the_agent_is_in_no_other_group() -> None:

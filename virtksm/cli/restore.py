@@ -12,7 +12,13 @@ from virtksm.uri import requested_uri
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--defaults",
+        action="store_true",
+        help="give the kernel's own defaults instead of what was found, which ksmtuned or the like had left behind",
+    )
+    which.add_argument(
         "--on-exit",
         action="store_true",
         help="do what the configuration's on_exit says (restore, park or leave) instead of always restoring",
@@ -30,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.adapters.libvirt_host import open_host
     from virtksm.assemble import make_cycle
     from virtksm.config.load import load
+    from virtksm.model import KERNEL_DEFAULTS
 
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
     config = load(options.config).config
@@ -43,7 +50,10 @@ def run(options: argparse.Namespace) -> int:
             print("nothing to do: on_exit is leave")
             return ExitCode.DONE
         cycle = make_cycle(open_host(requested_uri(options.connect)), config, paths)
-        record = (cycle.park() if action == "park" else cycle.restore()).as_dict()
+        if action == "park":
+            record = cycle.park().as_dict()
+        else:
+            record = cycle.restore(KERNEL_DEFAULTS if options.defaults else None).as_dict()
     if options.json:
         import json
 

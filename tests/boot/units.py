@@ -1,7 +1,6 @@
 """What virtksm's units and polkit rules promise, claim by claim, tried in a booted container on the real kernel.
 
-Runs as root inside, on the distribution's Python alone, and writes one line per claim to /run/out/report. virtksm is
-installed by the README's own lines. A claim that fails does not keep the next from being tried.
+virtksm is installed by the lines of docs/install.md.
 """
 
 from __future__ import annotations
@@ -13,26 +12,38 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from virtksm.demo.guests import PayloadGuest
+from tests.boot.inside import (
+    BASELINE,
+    CHECKOUT,
+    COMMON_MIB,
+    CONFIG,
+    HOOK,
+    KSM,
+    PAYLOAD,
+    claim,
+    guest_xml,
+    heard,
+    is_parked,
+    ksm,
+    log,
+    main_pid,
+    owner_of,
+    report,
+    retune,
+    run,
+    settings,
+    shown,
+    start_guest,
+    wait,
+    wait_logged,
+)
 
-CHECKOUT = Path("/run/checkout")
 INSTALLED = Path("/opt/virtksm")
-REPORT = Path("/run/out/report")
-KSM = Path("/sys/kernel/mm/ksm")
 RULES = Path("/etc/polkit-1/rules.d")
-HOOK = Path("/etc/libvirt/hooks/qemu.d/virtksm")
-PAYLOAD = Path("/var/lib/libvirt/boot/payload.elf")
-BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
-"""What the administrator had: no value of virtksm's or the kernel's."""
-COMMON_MIB = 40
-LIMIT_S = 60.0
-
 FINE_GRAINED = "50-virtksm-fine-grained.rules"
 NEEDED_BY = {
     "org.libvirt.unix.manage": ("uri",),
@@ -44,12 +55,6 @@ NEEDED_BY = {
     "org.libvirt.api.domain.read": ("dumpxml", "boot1"),
 }
 """What the rules grant, and a virsh command of the agent's calls that fails without it."""
-
-CONFIG = """\
-log_level = "debug"
-[adaptive]
-engage = "always"
-"""
 TEXTFILE = Path("/var/lib/virtksm/virtksm.prom")
 METRICS = f"""\
 [metrics]
@@ -66,101 +71,6 @@ WATCHED = """\
 [Service]
 WatchdogSec=6
 """
-
-
-class NotSo(Exception):
-    """A claim does not hold; says what was found instead."""
-
-
-# --- looking and acting ----------------------------------------------------------------------------------------------
-
-
-def run(*command: str, fails: bool = False, user: str = "") -> str:
-    """Run a program and return what it printed; raises NotSo unless it succeeds (or `fails`, where that is claimed)."""
-    identity = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
-    done = subprocess.run(
-        [*identity, *command],
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        cwd="/",
-    )
-    if (done.returncode != 0) != fails:
-        raise NotSo(f"{' '.join(command)} {'ended well' if fails else f'ended with {done.returncode}'}: {done.stdout}")
-    return done.stdout
-
-
-def wait(condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition; raises NotSo naming `what`."""
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise NotSo(f"waited {LIMIT_S:g} s in vain for {what}")
-        time.sleep(0.05)
-
-
-def claim(condition: object, otherwise: object) -> None:
-    if not condition:
-        raise NotSo(str(otherwise))
-
-
-def ksm(name: str) -> int:
-    return int((KSM / name).read_text(encoding="ascii"))
-
-
-def settings() -> dict[str, int]:
-    return {name: ksm(name) for name in BASELINE}
-
-
-def shown(unit: str, name: str) -> str:
-    return run("systemctl", "show", "--value", f"--property={name}", unit).strip()
-
-
-def main_pid() -> int:
-    return int(shown("virtksm.service", "MainPID"))
-
-
-def log() -> str:
-    """Return all that the unit's processes have logged."""
-    return run("journalctl", "--boot", "--no-pager", "--output=cat", "--unit=virtksm.service")
-
-
-def wait_logged(pattern: str, seen: str) -> None:
-    """Wait for a line of the log behind what was `seen` of it."""
-    wait(lambda: re.search(pattern, log()[len(seen) :]), f"{pattern!r} in the log")
-
-
-def heard(trigger: str, guest: str) -> str:
-    return f'event_received trigger="{trigger}" guest="{guest}"'
-
-
-def retune() -> dict[str, Any]:
-    """Have the agent run a pass, and return its record."""
-    record: dict[str, Any] = json.loads(run("virtksm", "retune", "--json"))
-    return record
-
-
-def is_parked() -> bool:
-    return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
-
-
-def guest_xml(name: str) -> str:
-    path = Path(f"/run/{name}.xml")
-    guest = PayloadGuest(name=name, memory_mib=64, common_mib=COMMON_MIB)
-    path.write_text(guest.domain_xml(PAYLOAD, None), encoding="utf-8")
-    return str(path)
-
-
-def start_guest(name: str) -> int:
-    """Start a guest and return its process."""
-    run("virsh", "create", guest_xml(name))
-    return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
-
-
-def owner_of(pid: int) -> str:
-    return pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name
 
 
 def install_rules(name: str) -> None:
@@ -188,12 +98,12 @@ def doctor(user: str = "") -> dict[str, str]:
 
 
 def installed() -> None:
-    """the README's lines install it, switch KSM on and start the agent"""
+    """the lines of docs/install.md install it, switch KSM on and start the agent"""
     copy_checkout()
     for name, value in {"run": 0, **BASELINE}.items():
         (KSM / name).write_text(str(value), encoding="ascii")
-    readme = (INSTALLED / "README.md").read_text(encoding="utf-8")
-    lines = readme.partition("## Install on a host")[2].split("```")[1]
+    document = (INSTALLED / "docs" / "install.md").read_text(encoding="utf-8")
+    lines = document.partition("## From a checkout")[2].split("```")[1]
     drop_in = Path("/etc/virtksm/conf.d/50-boot.toml")
     drop_in.parent.mkdir(parents=True)
     drop_in.write_text(CONFIG, encoding="utf-8")
@@ -361,7 +271,7 @@ def restores_when_killed() -> None:
 def restores_when_wedged() -> None:
     """SIGSTOP: the watchdog ends the agent, the unit gives the baseline back and starts it again"""
     drop_in = Path("/run/systemd/system/virtksm.service.d/watchdog.conf")
-    drop_in.parent.mkdir(parents=True)
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
     drop_in.write_text(WATCHED, encoding="ascii")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "virtksm.service")
@@ -444,7 +354,6 @@ def with_the_plain_rule() -> None:
 
 def with_too_little() -> None:
     """libvirt's access driver polkit and the plain rule: it may look, a setting is refused and the log says why"""
-    HOOK.unlink()  # or libvirtd, restarted without an agent, would have root's one-shot tune
     run("systemctl", "stop", "virtksm.service")
     claim(settings() == BASELINE, settings())
     with Path("/etc/libvirt/libvirtd.conf").open("a", encoding="utf-8") as conf:
@@ -546,23 +455,5 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     and_stops,
 )
 
-
-def main() -> int:
-    """Try every claim; returns 1 if one does not hold."""
-    failed = 0
-    with REPORT.open("a", encoding="utf-8", buffering=1) as report:
-        for one in CLAIMS:
-            words = " ".join((one.__doc__ or "").split())
-            try:
-                one()
-            except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
-                failed += 1
-                report.write(f"FAILED  {words}: {error}\n")
-            else:
-                report.write(f"ok      {words}\n")
-        report.write(f"{len(CLAIMS) - failed} of {len(CLAIMS)} claims hold\n")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(report(CLAIMS))

@@ -1,0 +1,142 @@
+"""What claims need inside a booted container: looking, acting, and a report of one line per claim.
+
+Runs as root on the distribution's Python alone. A claim is a function whose docstring says what is claimed; one that
+fails does not keep the next from being tried.
+"""
+
+from __future__ import annotations
+
+import json
+import pwd
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from virtksm.demo.guests import PayloadGuest
+
+CHECKOUT = Path("/run/checkout")
+REPORT = Path("/run/out/report")
+KSM = Path("/sys/kernel/mm/ksm")
+HOOK = Path("/etc/libvirt/hooks/qemu.d/virtksm")
+PAYLOAD = Path("/var/lib/libvirt/boot/payload.elf")
+BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
+"""What the administrator had: no value of virtksm's or the kernel's."""
+COMMON_MIB = 40
+LIMIT_S = 60.0
+CONFIG = """\
+log_level = "debug"
+[adaptive]
+engage = "always"
+"""
+
+
+class NotSo(Exception):
+    """A claim does not hold; says what was found instead."""
+
+
+def run(*command: str, fails: bool = False, user: str = "") -> str:
+    """Run a program and return what it printed; raises NotSo unless it succeeds (or `fails`, where that is claimed)."""
+    identity = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
+    done = subprocess.run(
+        [*identity, *command],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )
+    if (done.returncode != 0) != fails:
+        raise NotSo(f"{' '.join(command)} {'ended well' if fails else f'ended with {done.returncode}'}: {done.stdout}")
+    return done.stdout
+
+
+def wait(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition; raises NotSo naming `what`."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise NotSo(f"waited {LIMIT_S:g} s in vain for {what}")
+        time.sleep(0.05)
+
+
+def claim(condition: object, otherwise: object) -> None:
+    if not condition:
+        raise NotSo(str(otherwise))
+
+
+def ksm(name: str) -> int:
+    return int((KSM / name).read_text(encoding="ascii"))
+
+
+def settings() -> dict[str, int]:
+    return {name: ksm(name) for name in BASELINE}
+
+
+def shown(unit: str, name: str) -> str:
+    return run("systemctl", "show", "--value", f"--property={name}", unit).strip()
+
+
+def main_pid() -> int:
+    return int(shown("virtksm.service", "MainPID"))
+
+
+def log() -> str:
+    """Return all that the unit's processes have logged."""
+    return run("journalctl", "--boot", "--no-pager", "--output=cat", "--unit=virtksm.service")
+
+
+def wait_logged(pattern: str, seen: str) -> None:
+    """Wait for a line of the log behind what was `seen` of it."""
+    wait(lambda: re.search(pattern, log()[len(seen) :]), f"{pattern!r} in the log")
+
+
+def heard(trigger: str, guest: str) -> str:
+    return f'event_received trigger="{trigger}" guest="{guest}"'
+
+
+def retune() -> dict[str, Any]:
+    """Have the agent run a pass, and return its record."""
+    record: dict[str, Any] = json.loads(run("virtksm", "retune", "--json"))
+    return record
+
+
+def is_parked() -> bool:
+    return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
+
+
+def guest_xml(name: str) -> str:
+    path = Path(f"/run/{name}.xml")
+    guest = PayloadGuest(name=name, memory_mib=64, common_mib=COMMON_MIB)
+    path.write_text(guest.domain_xml(PAYLOAD, None), encoding="utf-8")
+    return str(path)
+
+
+def start_guest(name: str) -> int:
+    """Start a guest and return its process."""
+    run("virsh", "create", guest_xml(name))
+    return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
+
+
+def owner_of(pid: int) -> str:
+    return pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name
+
+
+def report(claims: Sequence[Callable[[], None]]) -> int:
+    """Try every claim; returns 1 if one does not hold."""
+    failed = 0
+    with REPORT.open("a", encoding="utf-8", buffering=1) as lines:
+        for one in claims:
+            words = " ".join((one.__doc__ or "").split())
+            try:
+                one()
+            except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
+                failed += 1
+                lines.write(f"FAILED  {words}: {error}\n")
+            else:
+                lines.write(f"ok      {words}\n")
+        lines.write(f"{len(claims) - failed} of {len(claims)} claims hold\n")
+    return 1 if failed else 0

@@ -1,0 +1,321 @@
+"""What the Debian package promises, claim by claim, tried in a booted Debian on the real kernel with real guests.
+
+The container has libvirt, and apt's cache has the distribution's ksmtuned. The claims follow one host: from ksmtuned to
+virtksm and back, then through an upgrade to the removal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.boot.inside import (
+    BASELINE,
+    CHECKOUT,
+    COMMON_MIB,
+    CONFIG,
+    HOOK,
+    KSM,
+    PAYLOAD,
+    claim,
+    heard,
+    is_parked,
+    ksm,
+    log,
+    main_pid,
+    report,
+    retune,
+    run,
+    settings,
+    shown,
+    start_guest,
+    wait,
+    wait_logged,
+)
+
+PACKAGES = sorted((CHECKOUT / "build" / "boot" / "packages").glob("virtksm_*.deb"))
+DROP_IN = Path("/etc/virtksm/conf.d/50-boot.toml")
+CONFIGURATION = Path("/etc/virtksm/virtksm.toml")
+STATE = Path("/run/virtksm/agent/local.json")
+FIFO = Path("/run/virtksm/poke")
+KERNELS = {"pages_to_scan": 100, "sleep_millisecs": 20}
+UNITS = ("virtksm.service", "virtksm-ksm.service")
+HOLDS_TRACES = ("/proc", "/sys", "/dev", "/run/checkout", "/run/out", "/var/log", "/var/cache/apt", "/run/systemd")
+"""Where a package's name may stay: other file systems, what the test brought along, logs, apt's cache, this unit."""
+
+LIBVIRTDS: list[str] = []
+"""Which run of libvirtd was there before virtksm."""
+IN_BASH = """
+source /usr/share/bash-completion/completions/virtksm
+COMP_WORDS=(virtksm resto) COMP_CWORD=1
+_virtksm
+echo "${COMPREPLY[@]}"
+"""
+IDLE = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=0\nKSM_THRES_CONST=1\n"
+BUSY = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=100\n"
+
+
+def apt(*arguments: str) -> str:
+    """Run apt-get as an administrator would, with nobody to answer its questions."""
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    return run("apt-get", "--quiet", "--yes", "--no-install-recommends", *arguments)
+
+
+def install(package: Path) -> str:
+    return apt("install", str(package))
+
+
+def installed_version() -> str:
+    return run("dpkg-query", "--show", "--showformat=${Version}", "virtksm")
+
+
+def install_ksmtuned(configuration: str) -> None:
+    apt("install", "ksmtuned")
+    Path("/etc/ksmtuned.conf").write_text(configuration, encoding="ascii")
+    run("systemctl", "restart", "ksmtuned.service")
+
+
+def agents_baseline() -> dict[str, int]:
+    """Return what the agent would give back."""
+    parameters = json.loads(STATE.read_text(encoding="utf-8"))["parameters"]
+    return {name: parameters[name]["baseline"] for name in KERNELS}
+
+
+def is_active(unit: str) -> bool:
+    return shown(unit, "ActiveState") == "active"
+
+
+def traces() -> list[str]:
+    """Return every file and folder with virtksm's name, but those that may stay."""
+    left_out = [word for place in HOLDS_TRACES for word in ("-path", place, "-prune", "-o")]
+    return run("find", "/", *left_out, "-iname", "*virtksm*", "-print").splitlines()
+
+
+def takes_over() -> None:
+    """Install the package over ksmtuned, and claim what must be so afterwards."""
+    said = install(PACKAGES[0])
+    claim("ksmtuned" in re.findall(r"REMOVED:\s+(\S+)", said), said)
+    wait(lambda: is_active("virtksm.service"), "the agent")
+    wait_logged("pass_completed", "")
+    claim(ksm("run") == 1, f"run is {ksm('run')}")
+    claim(agents_baseline() == KERNELS, agents_baseline())
+    claim(shown("ksmtuned.service", "LoadState") == "not-found", "ksmtuned is still there")
+
+
+# --- the claims, in this order ---------------------------------------------------------------------------------------
+
+
+def from_idle() -> None:
+    """with ksmtuned idle (run=0), `apt install ./virtksm.deb` takes its place: KSM runs, the baseline is its default"""
+    for name, value in {"run": 0, **KERNELS}.items():
+        (KSM / name).write_text(str(value), encoding="ascii")
+    run("virsh", "list")
+    LIBVIRTDS.append(shown("libvirtd.service", "InvocationID"))
+    install_ksmtuned(IDLE)
+    wait(lambda: ksm("run") == 0, "ksmtuned to be idle")
+    takes_over()
+
+
+def and_back() -> None:
+    """`apt install ksmtuned` is the way back: virtksm goes, with the kernel's settings as they were"""
+    said = apt("install", "ksmtuned")
+    claim("virtksm" in re.findall(r"REMOVED:\s+(\S+)", said), said)
+    claim(not STATE.exists(), f"{STATE} is left")
+    wait(lambda: is_active("ksmtuned.service"), "ksmtuned")
+    claim(settings() == KERNELS, settings())
+
+
+def from_busy() -> None:
+    """with ksmtuned busy (1250 pages, 10 ms), it does the same, and those values are nobody's baseline"""
+    install_ksmtuned(BUSY)
+    wait(lambda: settings() == {"pages_to_scan": 1250, "sleep_millisecs": 10}, "ksmtuned to be busy")
+    takes_over()
+    claim(not Path("/run/ksmtune.pid").exists(), "ksmtuned's trace is left")
+    run("systemctl", "stop", "virtksm.service")
+    claim(settings() == KERNELS, settings())
+
+
+def takes_its_settings() -> None:
+    """ksmtuned's configuration is still there, and `virtksm config import` turns it into ours"""
+    imported = Path("/run/imported.toml")
+    run("virtksm", "config", "import", "/etc/ksmtuned.conf", "-o", str(imported))
+    run("virtksm", "config", "check", str(imported))
+    claim("thres_coef = 100" in imported.read_text(encoding="utf-8"), imported.read_text(encoding="utf-8"))
+
+
+def serves() -> None:
+    """both units are enabled, the agent runs as virtksm and starts again with the administrator's own baseline"""
+    for name, value in BASELINE.items():
+        (KSM / name).write_text(str(value), encoding="ascii")
+    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+    DROP_IN.write_text(CONFIG, encoding="utf-8")
+    edited = CONFIGURATION.read_text(encoding="utf-8").replace('#log_format = "auto"', 'log_format = "journal"')
+    CONFIGURATION.write_text(edited, encoding="utf-8")
+    run("systemctl", "start", "virtksm.service")
+    for unit in UNITS:
+        run("systemctl", "is-enabled", unit)
+    claim(Path(f"/proc/{main_pid()}").owner() == "virtksm", Path(f"/proc/{main_pid()}").owner())
+    wait(is_parked, "being parked")
+    claim(agents_baseline() == BASELINE, agents_baseline())
+
+
+def explains_itself() -> None:
+    """man pages, documents, and completion for bash, zsh and fish are where those look for them"""
+    listed = set(run("dpkg", "--listfiles", "virtksm").split())
+    for path in (
+        "/usr/share/man/man1/virtksm.1.gz",
+        "/usr/share/man/man5/virtksm.toml.5.gz",
+        "/usr/share/man/man7/virtksm-hook.7.gz",
+        "/usr/share/bash-completion/completions/virtksm",
+        "/usr/share/zsh/vendor-completions/_virtksm",
+        "/usr/share/fish/vendor_completions.d/virtksm.fish",
+        "/usr/share/doc/virtksm/docs/commands.md",
+    ):
+        claim(path in listed, path)
+    said = run("bash", "-c", IN_BASH)
+    claim(said.split()[-1:] == ["restore"], said)
+    offered = run("fish", "-c", "complete -C 'virtksm agent --log-level '")
+    claim({line.split("\t")[0] for line in offered.splitlines()} == {"debug", "info", "warning", "error"}, offered)
+
+
+def tunes() -> None:
+    """two guests start, their common pages are merged in the real kernel; then it parks"""
+    shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
+    seen = log()
+    for name in ("boot1", "boot2"):
+        start_guest(name)
+    wait_logged(heard("started", "boot2"), seen)
+    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
+    wait(is_parked, "being parked again")
+
+
+def hook_is_heard() -> None:
+    """libvirtd, reloaded and never restarted, runs the installed hook, and its poke leads to a pass"""
+    claim(re.search(r"event_received.*poke|pass_completed.*poke", log()), "no poke in the log")
+    claim([shown("libvirtd.service", "InvocationID")] == LIBVIRTDS, "libvirtd was restarted")
+
+
+def survives_libvirtd() -> None:
+    """`systemctl restart libvirtd`: the agent stays, the guests stay, and the hook goes on poking"""
+    pid, seen = main_pid(), log()
+    run("systemctl", "restart", "libvirtd.service")
+    wait_logged("pass_completed.*connected", seen)
+    claim(main_pid() == pid, "the agent was restarted")
+    claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
+    seen = log()
+    start_guest("boot3")
+    wait_logged("pass_completed.*poke|pass_completed.*started", seen)
+    wait(is_parked, "being parked again")
+
+
+def upgrades_under_load() -> None:
+    """an upgrade while guests start keeps them, what is merged, the configuration without a question, the baseline"""
+    merged = ksm("pages_sharing")
+    start_guest("boot4")
+    pid = main_pid()
+    said = install(PACKAGES[1])
+    start_guest("boot5")
+    claim(installed_version() == version(PACKAGES[1]), said)
+    claim(main_pid() not in (0, pid), "the old agent still runs")
+    wait(lambda: ksm("pages_sharing") >= merged + 2 * COMMON_MIB * 256, "merged pages of two guests more")
+    wait(is_parked, "being parked")
+    claim(retune()["sensed"]["guests"] == 5, "a guest was lost")
+    claim(agents_baseline() == BASELINE, agents_baseline())
+    shows = run("virtksm", "config", "show")
+    claim(re.search(rf'log_format = "journal" +# {CONFIGURATION}', shows), shows)
+    claim(re.search(rf'engage = "always" +# {DROP_IN}', shows), shows)
+    claim(not list(CONFIGURATION.parent.glob("*.dpkg-*")), "dpkg has asked")
+    claim(ksm("run") == 1, "KSM is off")
+
+
+def version(package: Path) -> str:
+    return package.name.split("_")[1]
+
+
+def without_an_agent() -> None:
+    """virtksm-retune.socket in the agent's place: a guest's start leads to one pass, and its end gives settings back"""
+    DROP_IN.write_text('policy = "ksmtuned"\n[ksmtuned]\nthres_coef = 100\n', encoding="utf-8")
+    run("systemctl", "start", "virtksm-retune.socket")
+    claim(not is_active("virtksm.service"), "the agent still runs")
+    claim(settings() == BASELINE, settings())
+    claim((FIFO.owner(), FIFO.stat().st_mode & 0o777) == ("virtksm", 0o600), oct(FIFO.stat().st_mode))
+    start_guest("boot6")
+    wait(lambda: settings() != BASELINE, "a pass")
+    wait(lambda: not is_active("virtksm-retune.service"), "the pass to end")
+    passes = shown("virtksm-retune.service", "InvocationID")
+    time.sleep(2)  # one poke, one pass: the same is not answered again and again
+    claim(shown("virtksm-retune.service", "InvocationID") == passes, "it runs for ever")
+    claim(shown("virtksm-retune.socket", "Result") == "success", shown("virtksm-retune.socket", "Result"))
+    run("systemctl", "stop", "virtksm-retune.socket")
+    claim(settings() == BASELINE, settings())
+    claim(FIFO.is_fifo(), "the agent has no FIFO")
+
+
+def and_with_one_again() -> None:
+    """the agent back in the socket's place listens to its FIFO as before"""
+    DROP_IN.write_text(CONFIG, encoding="utf-8")
+    run("systemctl", "start", "virtksm-retune.socket")
+    run("systemctl", "start", "virtksm.service")
+    claim(not is_active("virtksm-retune.socket"), "the socket still listens")
+    wait(is_parked, "being parked")
+    seen = log()
+    run(str(HOOK), "boot1", "started", "begin", "-")
+    wait_logged("pass_completed.*poke", seen)
+
+
+def removed() -> None:
+    """`apt remove` under load gives KSM's settings and switch back; the hook that is left does no harm to a guest"""
+    apt("remove", "virtksm")
+    claim(settings() == BASELINE, settings())
+    claim(ksm("run") == 0, f"run is {ksm('run')}")
+    claim({str(HOOK), "/etc/virtksm"} <= set(traces()), f"configuration is gone before the purge: {traces()}")
+    start_guest("boot7")
+    claim(settings() == BASELINE, settings())
+
+
+def comes_back() -> None:
+    """installed again, it has its configuration, and tunes"""
+    install(PACKAGES[1])
+    wait(is_parked, "being parked")
+    claim(ksm("run") == 1, f"run is {ksm('run')}")
+    claim("50-boot.toml" in run("virtksm", "config", "show"), run("virtksm", "config", "show"))
+
+
+def purged() -> None:
+    """`apt purge` leaves no file, no user, no unit, no setting; all guests still run"""
+    apt("purge", "virtksm")
+    claim((settings(), ksm("run")) == (BASELINE, 0), (settings(), ksm("run")))
+    claim(not traces(), traces())
+    claim("virtksm" not in {user.pw_name for user in pwd.getpwall()}, "the user is left")
+    known = run("systemctl", "list-units", "--all", "--no-legend", "--plain", "virtksm*")
+    claim(not known, known)
+    guests = run("virsh", "list", "--name").split()
+    claim(guests == [f"boot{number}" for number in range(1, 8)], guests)
+
+
+CLAIMS: tuple[Callable[[], None], ...] = (
+    from_idle,
+    and_back,
+    from_busy,
+    takes_its_settings,
+    serves,
+    explains_itself,
+    tunes,
+    hook_is_heard,
+    survives_libvirtd,
+    upgrades_under_load,
+    without_an_agent,
+    and_with_one_again,
+    removed,
+    comes_back,
+    purged,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(report(CLAIMS))

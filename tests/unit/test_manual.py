@@ -1,0 +1,151 @@
+"""Man pages and completion: they name all that the program offers, and bash completes by them."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from manual.completions import make_bash_script, make_fish_script, make_zsh_script
+from manual.pages import configuration_page, hook_page, program_page, section, without_links, without_tables
+from manual.tree import describe
+from virtksm.cli.main import COMMANDS, build_parser
+from virtksm.config.schema import all_keys
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROOT = describe(build_parser())
+GUESTS = ("web one", "web-2", "db")
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def with_guest() -> argparse.ArgumentParser:
+    """Return a parser of which one command takes a guest's name, a file and a choice."""
+    parser = argparse.ArgumentParser(prog="virtksm")
+    below = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser("look", help="look at %% of it")
+    below.add_argument("guest", metavar="GUEST", help="whom (default: %(default)s)", default="all")
+    below.add_argument("--out", "-o", metavar="FILE", help="where to")
+    below.add_argument("--sort", choices=("name", "memory"))
+    below.add_argument("--secret", help=argparse.SUPPRESS)
+    return parser
+
+
+def complete_in_bash(script: str, tmp_path: Path, *words: str) -> list[str]:
+    """Return what bash offers for the last word of a command line; `virsh` knows the GUESTS."""
+    virsh = tmp_path / "virsh"
+    virsh.write_text("#!/bin/sh\n" + "".join(f"echo '{name}'\n" for name in GUESTS), encoding="utf-8")
+    virsh.chmod(0o755)
+    asked = f"""{script}
+        PATH={tmp_path}:$PATH
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+        _virtksm
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    run = subprocess.run(["bash", "-c", asked, "-", *words], check=True, capture_output=True, text=True)
+    assert run.stderr == ""
+    return run.stdout.split("\n")[:-1]
+
+
+def test_the_tree_has_every_command() -> None:
+    assert [command.words[1] for command in ROOT.commands] == list(COMMANDS)
+
+
+def test_the_tree_tells_what_help_tells_and_hides_what_it_hides() -> None:
+    [look] = describe(with_guest()).commands
+    told = [(option.flags, option.metavar, option.choices, option.help) for option in look.options]
+    assert (look.words, look.summary) == (("virtksm", "look"), "look at %% of it")
+    assert told[1:] == [
+        ((), "GUEST", (), "whom (default: all)"),
+        (("--out", "-o"), "FILE", (), "where to"),
+        (("--sort",), "name|memory", ("name", "memory"), ""),
+    ]
+
+
+def test_the_programs_page_has_every_command_and_option() -> None:
+    page = program_page(ROOT, read("commands.md")).replace("\\", "")
+    for command in ROOT.walk():
+        assert command is ROOT or f"\n## {' '.join(command.words[1:])}\n" in page
+        _, _, own = page.partition(f"`{command.usage}`")
+        for option in command.options:
+            assert option.flags == ("-h", "--help") or all(f"**{flag}**" in own for flag in option.flags)
+    assert "\n4\n:   the kernel or libvirt refused a setting\n" in page
+    assert "| --- |" not in page
+    assert "SIGUSR1" in page
+
+
+def test_the_configurations_page_has_every_key_with_its_default() -> None:
+    page = configuration_page(read("configuration.md")).replace("\\", "")
+    for name, key in all_keys().items():
+        assert f"\n**{name.rpartition('.')[2]}**\n:   {key.meaning}\n\n    {key.range_text}; default" in page
+    assert "# WHERE IT IS READ FROM" in page
+    assert "| --- |" not in page, "tables of keys are wider than a terminal"
+
+
+def test_the_hooks_page_is_the_document() -> None:
+    page = hook_page(read("hook.md"))
+    assert "# WHAT IT NEVER DOES\n" in page
+    assert section(read("hook.md"), "What it never does") in page
+
+
+@pytest.mark.parametrize("name", ["commands.md", "configuration.md", "hook.md"])
+def test_pages_have_no_links_between_documents(name: str) -> None:
+    assert "](" not in without_links(read(name).replace("](https://", ""))
+    assert "[TOML](https://toml.io)" in without_links("[TOML](https://toml.io)")
+
+
+def test_a_table_becomes_a_list() -> None:
+    table = "Before.\n\n| code | meaning |\n| --- | --- |\n| 0 | `a\\|b` |\n| 1 | no |\n\nAfter.\n"
+    assert without_tables(table) == "Before.\n\n0\n:   `a\\|b`\n\n1\n:   no\n\n\nAfter.\n"
+
+
+def test_a_section_that_is_gone_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no section 'Exit codes'"):
+        section("# Commands\n", "Exit codes")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("virtksm", "ret"), ["retune"]),
+        (("virtksm", "restore", "--de"), ["--defaults"]),
+        (("virtksm", "config", ""), ["check", "show", "import"]),
+        (("virtksm", "agent", "--log-level", "e"), ["error"]),
+        (("virtksm", "--config", "agent", "config", "im"), ["import"]),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(
+    tmp_path: Path, words: tuple[str, ...], offered: list[str]
+) -> None:
+    assert set(offered) == set(complete_in_bash(make_bash_script(ROOT), tmp_path, *words))
+
+
+def test_bash_completes_names_of_guests_and_files(tmp_path: Path) -> None:
+    script = make_bash_script(describe(with_guest()))
+    assert complete_in_bash(script, tmp_path, "virtksm", "look", "w") == ["web one", "web-2"]
+    (tmp_path / "a-file").touch()
+    offered = complete_in_bash(script, tmp_path, "virtksm", "look", "--out", f"{tmp_path}/a-")
+    assert offered == [f"{tmp_path}/a-file"]
+
+
+def test_zsh_and_fish_are_told_every_command_and_option() -> None:
+    for script in (make_zsh_script(ROOT), make_fish_script(ROOT)):
+        assert "%(" not in script
+        for command in ROOT.walk():
+            assert command is ROOT or command.words[-1] in script
+            for flag in (flag for option in command.options for flag in option.flags if flag.startswith("--")):
+                assert (flag in script) or (f"-l {flag[2:]} " in script + " ")
+
+
+def test_fish_offers_each_word_at_its_place() -> None:
+    lines = make_fish_script(describe(with_guest())).splitlines()
+    assert "complete -c virtksm -n 'not __fish_seen_subcommand_from look' -a look -d 'look at %% of it'" in lines
+    assert [line.partition("from look' ")[2] for line in lines if "-n '__fish" in line] == [
+        "-s h -l help -d 'show this help message and exit'",
+        "-xa '(virsh --readonly list --name 2>/dev/null)'",
+        "-l out -s o -F -d 'where to'",
+        "-l sort -xa 'name memory'",
+    ]
