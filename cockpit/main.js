@@ -1,0 +1,304 @@
+/* The page: asks, shows, and acts.
+
+   One round every two seconds asks the agent for its status, and whatever has changed by it for more: the guests and
+   the last decisions after a pass, the history now and then. While nobody looks at the page it asks nothing. */
+
+import { FAILED, NO_AGENT, Problem, askToAct, askToRead, runJson } from "./agent.js";
+import { Chart, niceAbove } from "./chart.js";
+import { showDecisions } from "./decisions.js";
+import { byId, element, setChildren, setText } from "./dom.js";
+import { showFindings } from "./findings.js";
+import { GuestTable } from "./guests.js";
+import { cpuCurve, parseSamples, sampleOf, savedCurve } from "./history.js";
+import { noticesOf } from "./notices.js";
+import { applySettings, readSettings } from "./settings.js";
+import { formatBytes, formatDuration, formatKib, formatPercent } from "./units.js";
+
+const ROUND_MS = 2000;
+const GUESTS_EVERY_MS = 15000;
+const HISTORY_EVERY_MS = 60000;
+const POINTS = 300;
+const LATELY_S = 300;
+const LIVE_EVERY_S = 10;
+
+const guestTable = new GuestTable(byId("guests"));
+const savedChart = new Chart(byId("saved-chart"), {
+    name: "Saved memory",
+    format: formatKib,
+    leastTop: 1024,
+    niceTop: kib => kib < 1024 * 1024 ? niceAbove(kib, 1024) : niceAbove(kib, 1024 * 1024),
+});
+const cpuChart = new Chart(byId("cpu-chart"), {
+    name: "CPU time of ksmd", format: formatPercent, leastTop: 5, niceTop: percent => niceAbove(percent),
+});
+const permission = cockpit.permission({ admin: true });
+
+let status = null;
+let samples = [];
+let shownPass = "";
+let guestsAtMs = 0;
+let historyAtMs = 0;
+let isActing = false;
+let round = null;
+
+/* --- asking ------------------------------------------------------------------------------------------------------ */
+
+/* Ask once round, or wait for the round that is under way. */
+function look() {
+    round = round || lookOnce().finally(() => { round = null });
+    return round;
+}
+
+async function lookOnce() {
+    let problem = null;
+    try {
+        status = (await askToRead({ op: "status" })).status;
+    } catch (trouble) {
+        problem = trouble;
+        status = await lookWithoutAgent();
+        if (status instanceof Problem) {
+            problem = trouble.kind === NO_AGENT ? status : trouble;
+            status = null;
+        }
+    }
+    showNotices(noticesOf(problem, status));
+    showStatus();
+    showRights();
+    await Promise.all([lookAtPast(problem), lookAtGuests()]);
+    showCharts();
+    byId("page").setAttribute("aria-busy", "false");
+}
+
+async function lookWithoutAgent() {
+    try {
+        const told = await runJson("status");
+        return told.agent ? { ...told, agent: false } : told;
+    } catch (trouble) {
+        return trouble;
+    }
+}
+
+async function lookAtPast(problem) {
+    if (problem !== null) {
+        samples = [];
+        historyAtMs = 0;
+        shownPass = "";
+        showDecisions(byId("decisions"), []);
+        return;
+    }
+    try {
+        if (Date.now() - historyAtMs >= HISTORY_EVERY_MS) {
+            const span = Number(byId("span").value);
+            const { history } = await askToRead({ op: "history", seconds: span + LATELY_S, points: POINTS });
+            samples = parseSamples(history.samples);
+            historyAtMs = Date.now();
+        }
+        addLive();
+        const pass = JSON.stringify(status.last_pass);
+        if (pass !== shownPass) {
+            showDecisions(byId("decisions"), (await askToRead({ op: "decisions", last: 10 })).decisions);
+            shownPass = pass;
+            guestsAtMs = 0;
+        }
+    } catch (trouble) {
+        showNotices(noticesOf(trouble, status));
+    }
+}
+
+/* The last sample is the present one; it stays once it is old enough to be worth a point of its own. */
+function addLive() {
+    if (status.now === null)
+        return;
+    const sample = { ...sampleOf(status, Date.now() / 1000), isLive: true };
+    const [last, before] = [samples[samples.length - 1], samples[samples.length - 2]];
+    if (last && last.isLive && before && last.at_s - before.at_s < LIVE_EVERY_S)
+        samples.pop();
+    samples.push(sample);
+}
+
+async function lookAtGuests() {
+    if (Date.now() - guestsAtMs < GUESTS_EVERY_MS)
+        return;
+    guestsAtMs = Date.now();
+    try {
+        const told = await runJson("guests", ...hostArguments());
+        guestTable.show(told.guests);
+        setText(byId("profit"), formatBytes(told.host.profit_bytes));
+        setChildren(byId("guest-notes"), ...told.notes.map(note => element("li", {}, note)));
+        announceGuests(told.guests.length);
+    } catch (trouble) {
+        guestTable.show([]);
+        setText(byId("profit"), "–");
+        setChildren(byId("guest-notes"), element("li", {}, trouble.message));
+    }
+}
+
+async function examine() {
+    setText(byId("doctor-summary"), "Checking…");
+    try {
+        const { findings } = await runJson("doctor", ...hostArguments());
+        showFindings({ summary: byId("doctor-summary"), todo: byId("todo"), rest: byId("rest"), fold: byId("fold") },
+                     findings);
+    } catch (trouble) {
+        setText(byId("doctor-summary"), trouble.message);
+    }
+}
+
+async function lookAtSettings() {
+    try {
+        const settings = await readSettings();
+        for (const name of ["policy", "engage"]) {
+            byId(name).value = settings[name].value;
+            setText(byId(`${name}-origin`), settings[name].origin === "default"
+                ? "This is the default."
+                : `From ${settings[name].origin}.`);
+        }
+        followPolicy();
+    } catch (trouble) {
+        setText(byId("policy-origin"), trouble.message);
+    }
+}
+
+/* The agent knows which connection is meant; without one the commands' own default is. */
+function hostArguments() {
+    return status === null ? [] : ["--connect", status.uri];
+}
+
+/* --- showing ----------------------------------------------------------------------------------------------------- */
+
+function showStatus() {
+    const { now = null, last_pass: last = null } = status || {};
+    setText(byId("subtitle"), status === null
+        ? "virtksm cannot be asked."
+        : `${status.uri}, ${status.agent ? `policy ${status.policy}, ` : ""}virtksm ${status.version}`);
+    setText(byId("saved"), now === null ? "–" : formatKib(now.saved_kib));
+    setText(byId("saved-share"), now === null || now.saved_percent === null
+        ? ""
+        : `${formatPercent(now.saved_percent)} of what the guests hold`);
+    setText(byId("guest-count"), now === null || now.guests === null ? "–" : now.guests);
+    setText(byId("committed"), now === null || now.guests === null ? "" : `holding ${formatKib(now.committed_kib)}`);
+    setText(byId("state"), stateText(now, last));
+    setText(byId("next"), status && status.next_pass_s !== null
+        ? `next pass in ${formatDuration(status.next_pass_s)}`
+        : "");
+    setText(byId("why"), last === null
+        ? "no pass is known yet"
+        : `${last.decision.reason} (rule ${last.decision.rule})`);
+}
+
+function stateText(now, last) {
+    if (now === null)
+        return "unknown";
+    if (now.ksm_run === 0 || now.ksm_run === 2)
+        return "KSM off";
+    const { pages_to_scan: pages, sleep_millisecs: sleepMs } = now.settings;
+    if (pages === 0)
+        return last === null ? "Not scanning" : "Parked";
+    return `Scanning ${pages} pages every ${sleepMs} ms`;
+}
+
+function showCharts() {
+    const untilS = Date.now() / 1000;
+    const spanS = Number(byId("span").value);
+    const cpu = cpuCurve(samples, Math.max(LIVE_EVERY_S, spanS / 180));
+    savedChart.show(savedCurve(samples), untilS - spanS, untilS);
+    cpuChart.show(cpu, untilS - spanS, untilS);
+    showCpu(untilS);
+}
+
+/* ksmd's share of a core in the last five minutes, or since the last sample before where that is longer ago. */
+function showCpu(untilS) {
+    const known = samples.filter(one => one.ksmd_cpu_seconds !== null);
+    const last = known[known.length - 1];
+    const since = last && (known.findLast(one => one.at_s <= untilS - LATELY_S) || known[0]);
+    const tookS = last ? last.at_s - since.at_s : 0;
+    const tookCpuS = last ? last.ksmd_cpu_seconds - since.ksmd_cpu_seconds : 0;
+    const isKnown = tookS >= 1 && tookCpuS >= 0;
+    setText(byId("cpu"), isKnown ? `${formatPercent(100 * tookCpuS / tookS)} of a core` : "–");
+    const total = status && status.now && status.now.ksmd_cpu_seconds;
+    setText(byId("cpu-total"), [isKnown ? `in the last ${formatDuration(tookS)}` : "",
+                                typeof total === "number" ? `${total.toFixed(1)} s since boot` : ""]
+            .filter(Boolean).join("; "));
+}
+
+function showNotices(notices) {
+    setChildren(byId("notices"), ...notices.map(notice => element(
+        "div", { class: `notice ${notice.level}`, role: notice.level === "danger" ? "alert" : null },
+        element("strong", {}, notice.title), element("p", {}, notice.text))));
+}
+
+function showRights() {
+    const isAllowed = permission.allowed === true;
+    byId("rights").hidden = permission.allowed !== false;
+    byId("retune").disabled = !isAllowed || isActing || status === null || !status.agent;
+    byId("settings").querySelector("fieldset").disabled = !isAllowed || isActing;
+}
+
+function followPolicy() {
+    byId("engage").disabled = byId("policy").value !== "adaptive";
+}
+
+let announced = null;
+function announceGuests(count) {
+    if (announced !== null && announced !== count)
+        setText(byId("announcer"), count === 1 ? "1 guest runs" : `${count} guests run`);
+    announced = count;
+}
+
+/* --- acting ------------------------------------------------------------------------------------------------------ */
+
+/* Do something, say what came of it, and look again. */
+async function act(work) {
+    isActing = true;
+    showRights();
+    try {
+        showResult("success", await work());
+    } catch (trouble) {
+        showResult("danger", trouble instanceof Problem ? trouble.message : String(trouble));
+    }
+    isActing = false;
+    await look();
+}
+
+function showResult(level, text) {
+    const result = byId("result");
+    result.className = `notice ${level}`;
+    result.hidden = false;
+    setText(result.querySelector("p"), text);
+    setText(byId("announcer"), text);
+}
+
+async function retune() {
+    const { pass } = await askToAct({ op: "retune", uri: status.uri, dry_run: false });
+    if (pass.refused.length)
+        throw new Problem(FAILED, pass.refused.map(one => one.message).join("; "));
+    return `A pass has run (${pass.outcome}): ${pass.decision.reason}`;
+}
+
+async function apply() {
+    try {
+        return await applySettings(byId("policy").value, byId("engage").value);
+    } finally {
+        await lookAtSettings();
+    }
+}
+
+/* --- beginning --------------------------------------------------------------------------------------------------- */
+
+byId("retune").addEventListener("click", () => act(retune));
+byId("examine").addEventListener("click", examine);
+byId("policy").addEventListener("change", followPolicy);
+byId("settings").addEventListener("submit", event => {
+    event.preventDefault();
+    act(apply);
+});
+byId("span").addEventListener("change", () => {
+    historyAtMs = 0;
+    look();
+});
+byId("result").querySelector("button").addEventListener("click", () => { byId("result").hidden = true });
+permission.addEventListener("changed", showRights);
+cockpit.addEventListener("visibilitychange", () => cockpit.hidden || look());
+window.setInterval(() => cockpit.hidden || look(), ROUND_MS);
+look().then(examine);
+lookAtSettings();
