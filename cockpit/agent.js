@@ -122,5 +122,5 @@ function commandProblem(name, error) {
         return new Problem(NOT_INSTALLED, "there is no command virtksm on this host");
     if (error.problem === "access-denied")
         return new Problem(DENIED, "administrative access is needed");
-    return new Problem(FAILED, error.message || `virtksm ${name} failed`);
+    return new Problem(FAILED, (error.message || `virtksm ${name} failed`).replace(/^virtksm: /, ""));
 }

@@ -1,4 +1,4 @@
-/* The last decisions that were no routine, the newest first, each with its reason. */
+/* The last decisions that were no routine, the newest first, each with its reason; the newest with what would turn it. */
 
 import { element, setChildren } from "./dom.js";
 import { formatKib, formatTime } from "./units.js";
@@ -6,11 +6,11 @@ import { formatKib, formatTime } from "./units.js";
 const NAMES = { pages_to_scan: "pages", sleep_millisecs: "sleep (ms)", merge_across_nodes: "across nodes" };
 
 export function showDecisions(table, decisions) {
-    const rows = [...decisions].reverse().map(rowOf);
+    const rows = [...decisions].reverse().map((told, number) => rowOf(told, number === 0));
     setChildren(table.tBodies[0], ...(rows.length ? rows : [emptyRow()]));
 }
 
-function rowOf(told) {
+function rowOf(told, isNewest) {
     const { decision, sensed, triggers } = told.pass;
     return element(
         "tr", { role: "row" },
@@ -19,7 +19,7 @@ function rowOf(told) {
         element("td", { role: "cell", "data-label": "Why" },
                 element("div", {},
                         decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
-                        ...turns(decision))),
+                        ...(isNewest ? turns(decision) : []))),
         element("td", { role: "cell", "data-label": "Did" }, whatChanged(told.pass)),
         element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(sensed.saved_kib)));
 }

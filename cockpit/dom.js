@@ -27,12 +27,11 @@ export function setText(target, text) {
         target.textContent = shown;
 }
 
-/* Exchange the children where they would look different; focus and reading position stay otherwise. */
+/* Exchange the children where they would look different; selections and reading positions stay otherwise. */
 export function setChildren(target, ...children) {
-    const fresh = document.createElement(target.tagName);
-    fresh.append(...children.map(asNode));
-    if (fresh.innerHTML !== target.innerHTML)
-        target.replaceChildren(...fresh.childNodes);
+    const [fresh, shown] = [children.map(asNode), target.childNodes];
+    if (fresh.length !== shown.length || fresh.some((child, number) => !child.isEqualNode(shown[number])))
+        target.replaceChildren(...fresh);
 }
 
 function asNode(child) {

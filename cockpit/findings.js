@@ -5,12 +5,13 @@ import { element, setChildren, setText } from "./dom.js";
 const TO_DO = ["FAIL", "WARN"];
 
 /* `view` has the elements `summary`, `todo` and `rest`, two lists, and `fold`, the details element around the second. */
-export function showFindings(view, findings) {
+export function showFindings(view, findings, isRoot) {
     const urgent = TO_DO.flatMap(verdict => findings.filter(one => one.verdict === verdict));
     const rest = findings.filter(one => !TO_DO.includes(one.verdict));
-    setText(view.summary, urgent.length === 0
+    const result = urgent.length === 0
         ? "Nothing stands in the way of KSM on this host."
-        : `${urgent.length} of ${findings.length} checks found something to do.`);
+        : `${urgent.length} of ${findings.length} checks found something to do.`;
+    setText(view.summary, isRoot ? result : `${result} They were made as you, without administrative access.`);
     setChildren(view.todo, ...urgent.map(itemOf));
     setChildren(view.rest, ...rest.map(itemOf));
     view.fold.hidden = rest.length === 0;

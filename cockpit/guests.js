@@ -23,11 +23,10 @@ function mergeText(guest) {
 export class GuestTable {
     constructor(table) {
         this.table = table;
-        this.guests = [];
         this.key = "saved_bytes";
         this.isAscending = false;
         table.tHead.replaceChildren(element("tr", { role: "row" }, ...COLUMNS.map(column => this.headerOf(column))));
-        this.draw();
+        this.show(null);
     }
 
     headerOf(column) {
@@ -44,8 +43,10 @@ export class GuestTable {
         this.draw();
     }
 
+    /* Show guests, or null where they are not known. */
     show(guests) {
-        this.guests = guests;
+        this.isKnown = guests !== null;
+        this.guests = guests || [];
         this.draw();
     }
 
@@ -57,7 +58,7 @@ export class GuestTable {
                 header.removeAttribute("aria-sort");
         }
         const rows = [...this.guests].sort((one, other) => this.compare(one, other)).map(rowOf);
-        setChildren(this.table.tBodies[0], ...(rows.length ? rows : [emptyRow()]));
+        setChildren(this.table.tBodies[0], ...(rows.length ? rows : [emptyRow(this.isKnown)]));
     }
 
     /* What is unknown comes last, either way. */
@@ -83,7 +84,7 @@ function rowOf(guest) {
     }));
 }
 
-function emptyRow() {
+function emptyRow(isKnown) {
     return element("tr", { role: "row", class: "empty" },
-                   element("td", { role: "cell", colspan: COLUMNS.length }, "No guest runs."));
+                   element("td", { role: "cell", colspan: COLUMNS.length }, isKnown ? "No guest runs." : "Not known."));
 }

@@ -15,7 +15,8 @@ import { applySettings, readSettings } from "./settings.js";
 import { formatBytes, formatDuration, formatKib, formatPercent } from "./units.js";
 
 const ROUND_MS = 2000;
-const GUESTS_EVERY_MS = 15000;
+const GUESTS_EVERY_MS = 10000;
+const ALONE_EVERY_MS = 10000;
 const HISTORY_EVERY_MS = 60000;
 const POINTS = 300;
 const LATELY_S = 300;
@@ -34,12 +35,16 @@ const cpuChart = new Chart(byId("cpu-chart"), {
 const permission = cockpit.permission({ admin: true });
 
 let status = null;
+let alone = null;
 let samples = [];
 let shownPass = "";
 let guestsAtMs = 0;
+let guestsAsked = null;
+let guestsShown = null;
 let historyAtMs = 0;
 let isActing = false;
 let round = null;
+let guestsRound = null;
 
 /* --- asking ------------------------------------------------------------------------------------------------------ */
 
@@ -53,29 +58,38 @@ async function lookOnce() {
     let problem = null;
     try {
         status = (await askToRead({ op: "status" })).status;
+        alone = null;
     } catch (trouble) {
-        problem = trouble;
-        status = await lookWithoutAgent();
-        if (status instanceof Problem) {
-            problem = trouble.kind === NO_AGENT ? status : trouble;
-            status = null;
-        }
+        if (alone === null || alone.trouble.kind !== trouble.kind || Date.now() - alone.atMs >= ALONE_EVERY_MS)
+            alone = await lookWithoutAgent(trouble);
+        ({ problem, status } = alone);
     }
     showNotices(noticesOf(problem, status));
     showStatus();
     showRights();
-    await Promise.all([lookAtPast(problem), lookAtGuests()]);
+    await lookAtPast(problem);
     showCharts();
-    byId("page").setAttribute("aria-busy", "false");
+    if (countGuests() !== guestsAsked)
+        guestsAtMs = 0;
+    const listed = lookAtGuests();
+    if (byId("page").getAttribute("aria-busy") === "true") {
+        await listed;
+        byId("page").setAttribute("aria-busy", "false");
+    }
 }
 
-async function lookWithoutAgent() {
+/* Ask the command where the agent cannot be asked: it looks for itself, and says what is wrong. */
+async function lookWithoutAgent(trouble) {
+    const seen = { trouble, problem: trouble, status: null, atMs: Date.now() };
     try {
-        const told = await runJson("status");
-        return told.agent ? { ...told, agent: false } : told;
-    } catch (trouble) {
-        return trouble;
+        seen.status = await runJson("status");
+        if (seen.status.agent)
+            seen.problem = null;
+    } catch (other) {
+        if (trouble.kind === NO_AGENT)
+            seen.problem = other;
     }
+    return seen;
 }
 
 async function lookAtPast(problem) {
@@ -95,10 +109,11 @@ async function lookAtPast(problem) {
         }
         addLive();
         const pass = JSON.stringify(status.last_pass);
-        if (pass !== shownPass) {
+        if (status.last_pass !== null && pass !== shownPass) {
             showDecisions(byId("decisions"), (await askToRead({ op: "decisions", last: 10 })).decisions);
             shownPass = pass;
-            guestsAtMs = 0;
+            if (status.last_pass.triggers.some(trigger => trigger !== "timer"))
+                guestsAtMs = 0;
         }
     } catch (trouble) {
         showNotices(noticesOf(trouble, status));
@@ -116,10 +131,16 @@ function addLive() {
     samples.push(sample);
 }
 
-async function lookAtGuests() {
-    if (Date.now() - guestsAtMs < GUESTS_EVERY_MS)
-        return;
+/* Ask for the guests where that is due, one command at a time. */
+function lookAtGuests() {
+    if (guestsRound === null && Date.now() - guestsAtMs >= GUESTS_EVERY_MS)
+        guestsRound = lookAtGuestsOnce().finally(() => { guestsRound = null });
+    return guestsRound;
+}
+
+async function lookAtGuestsOnce() {
     guestsAtMs = Date.now();
+    guestsAsked = countGuests();
     try {
         const told = await runJson("guests", ...hostArguments());
         guestTable.show(told.guests);
@@ -127,10 +148,14 @@ async function lookAtGuests() {
         setChildren(byId("guest-notes"), ...told.notes.map(note => element("li", {}, note)));
         announceGuests(told.guests.length);
     } catch (trouble) {
-        guestTable.show([]);
+        guestTable.show(null);
         setText(byId("profit"), "–");
         setChildren(byId("guest-notes"), element("li", {}, trouble.message));
     }
+}
+
+function countGuests() {
+    return status === null || status.now === null ? null : status.now.guests;
 }
 
 async function examine() {
@@ -138,7 +163,7 @@ async function examine() {
     try {
         const { findings } = await runJson("doctor", ...hostArguments());
         showFindings({ summary: byId("doctor-summary"), todo: byId("todo"), rest: byId("rest"), fold: byId("fold") },
-                     findings);
+                     findings, permission.allowed === true);
     } catch (trouble) {
         setText(byId("doctor-summary"), trouble.message);
     }
@@ -238,11 +263,10 @@ function followPolicy() {
     byId("engage").disabled = byId("policy").value !== "adaptive";
 }
 
-let announced = null;
 function announceGuests(count) {
-    if (announced !== null && announced !== count)
+    if (guestsShown !== null && guestsShown !== count)
         setText(byId("announcer"), count === 1 ? "1 guest runs" : `${count} guests run`);
-    announced = count;
+    guestsShown = count;
 }
 
 /* --- acting ------------------------------------------------------------------------------------------------------ */

@@ -36,6 +36,14 @@ function twoDigits(number) {
 /* Escape what is not printable: controls, line ends, bidirectional overrides, which could make a guest's name look like
    another's. It is no HTML: texts reach the page through textContent alone. */
 export function printable(text) {
-    return String(text).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu,
-                                one => `\\u{${one.codePointAt(0).toString(16)}}`);
+    return String(text).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, escape);
+}
+
+const SHORT = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
+
+function escape(one) {
+    const [code, hex] = [one.codePointAt(0), one.codePointAt(0).toString(16)];
+    if (code < 0x100)
+        return SHORT[one] || `\\x${hex.padStart(2, "0")}`;
+    return code < 0x10000 ? `\\u${hex.padStart(4, "0")}` : `\\U${hex.padStart(8, "0")}`;
 }

@@ -1,7 +1,8 @@
 """A real Cockpit on loopback, for a host whose virtksm is a test's own: cockpit-ws, its bridge, the page of this tree.
 
-Everything lives in one mount namespace, in which /etc/virtksm, /run/virtksm and /var/lib/virtksm are a temporary folder's
-and so nobody else's; the page, the command that it runs and the agent all use their ordinary paths. There is no login:
+Everything lives in one mount namespace, in which /etc/virtksm, /run/virtksm and /var/lib/virtksm are a temporary
+folder's and so nobody else's, and libvirt's sockets those of the private libvirtd: the page, the command that it runs
+and the agent all use their ordinary paths, and `qemu:///system`. There is no login:
 `cockpit-ws --local-session` serves one session, root's or that of a user without rights, to whoever connects.
 Neither systemd nor D-Bus is needed. Processes are ended by their handles, and end with the process that started them.
 """
@@ -16,15 +17,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from tests.lab.ksm import wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import AgentHome
 
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
 COCKPIT_WS = "/usr/lib/cockpit/cockpit-ws"
 HANG_S = 30.0
+URI = "qemu:///system"
 # Folder in the temporary folder, and what it covers.
 _COVERED = {"etc": "/etc/virtksm", "run": "/run/virtksm", "lib": "/var/lib/virtksm"}
 
@@ -48,7 +51,8 @@ class CockpitHome(AgentHome):
 class CockpitHost:
     """The namespace and what runs in it; use it as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, libvirtd: PrivateLibvirtd) -> None:
+        self._sockets = libvirtd.socket_path.parent
         self._folder = Path(tempfile.mkdtemp(prefix="vc", dir="/tmp"))  # a socket's path has at most 108 characters
         self._folder.chmod(0o755)
         self.home = CockpitHome(self._folder)
@@ -109,6 +113,7 @@ class CockpitHost:
             f"mount --bind {shlex.quote(str(source))} {folder}/{name}"
             for name, source in (("tree", PROJECT), ("venv", Path(sys.prefix).resolve()))
         ]
+        binds.append(f"mount --bind {shlex.quote(str(self._sockets))} /run/libvirt")
         script = " && ".join([*binds, "echo ready", "exec sleep infinity"])
         holder = self._start(["unshare", "--mount", "--propagation", "private", "sh", "-c", script], subprocess.PIPE)
         assert holder.stdout is not None
@@ -131,12 +136,12 @@ class CockpitHost:
         page.mkdir()
         (page / "virtksm").symlink_to(tree / "cockpit")
 
-    def _start(self, command: list[str], output: object) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], output: BinaryIO | int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command],
             stdin=subprocess.DEVNULL,
-            stdout=output,  # type: ignore[arg-type]  # a file or PIPE, as the caller wants it
-            stderr=subprocess.STDOUT if output is not subprocess.PIPE else None,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             env=self._environment(),
         )
         self._processes.append(process)
@@ -144,7 +149,11 @@ class CockpitHost:
 
     def _environment(self) -> dict[str, str]:
         return {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("LIBVIRT_", "XDG_", "COCKPIT_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("LIBVIRT_", "XDG_", "COCKPIT_"))
+            },
             "PATH": f"{self._folder / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self._folder),
             "XDG_DATA_HOME": str(self._folder / "share"),

@@ -182,7 +182,9 @@ class Agent:
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "reload":
                 faults = self.reload()
-                return {"ok": True, "policy": self.config.policy} if faults is None else _failure(str(faults), faults.exit_code)
+                if faults is not None:
+                    return _failure(str(faults), faults.exit_code)
+                return {"ok": True, "policy": self.config.policy}
             case "status":
                 told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
                 return self._other_host(request) or told
