@@ -43,8 +43,9 @@ export class Chart {
         this.svg.replaceChildren(
             ...this.valueMarks(), ...this.timeMarks(), ...this.curve.flatMap(piece => this.drawPiece(piece)),
             ...this.cursor());
-        this.svg.setAttribute("aria-label", `${this.name}: ${this.summary(points)}`);
-        setText(this.caption, this.chosen === null ? this.summary(points) : this.chosenText());
+        const text = this.chosen === null ? this.summary(points) : this.chosenText();
+        this.svg.setAttribute("aria-label", `${this.name}: ${text}`);
+        setText(this.caption, text);
     }
 
     summary(points) {

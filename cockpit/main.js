@@ -50,8 +50,14 @@ let guestsRound = null;
 
 /* Ask once round, or wait for the round that is under way. */
 function look() {
-    round = round || lookOnce().finally(() => { round = null });
+    round = round || lookOnce().catch(showBug).finally(() => { round = null });
     return round;
+}
+
+/* Whatever else goes wrong is an answer that this page does not understand. */
+function showBug(trouble) {
+    showNotices([{ level: "danger", title: "This page does not understand what virtksm says",
+                   text: `Are they of the same version? (${trouble})` }]);
 }
 
 async function lookOnce() {

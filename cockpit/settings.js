@@ -27,7 +27,7 @@ export async function applySettings(policy, engage) {
             await run(["config", "check"], "require");
             return await settle(policy, engage);
         } catch (problem) {
-            await putBack(file, before.text);
+            await putBack(file, before.text, problem);
             throw problem;
         }
     } finally {
@@ -71,13 +71,17 @@ function replace(file, text, tag) {
     });
 }
 
-/* Put the former file back, and have the agent read that, should it have read the other one. */
-async function putBack(file, text) {
-    await replace(file, text, undefined);
+/* Put the former file back (null: there was none), and have the agent read that, should it have read the other one. */
+async function putBack(file, text, problem) {
+    try {
+        await replace(file, text, undefined);
+    } catch (other) {
+        throw new Problem(FAILED, `${problem.message}; and it could not be put back: ${other.message}`);
+    }
     try {
         await askToAct({ op: "reload" });
     } catch {
-        // It said so already: this is what is being answered for.
+        // The problem that is being answered for, or one that was there before.
     }
 }
 

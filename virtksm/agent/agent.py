@@ -181,10 +181,7 @@ class Agent:
             case "on":
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "reload":
-                faults = self.reload()
-                if faults is not None:
-                    return _failure(str(faults), faults.exit_code)
-                return {"ok": True, "policy": self.config.policy}
+                return self._reloaded()
             case "status":
                 told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
                 return self._other_host(request) or told
@@ -199,6 +196,13 @@ class Agent:
                 return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
             case _:
                 return _failure("op is missing, or no text", ExitCode.USAGE)
+
+    def _reloaded(self) -> dict[str, object]:
+        """Read the configuration again, and tell what is in force, or the faults."""
+        faults = self.reload()
+        if faults is not None:
+            return _failure(str(faults), faults.exit_code)
+        return {"ok": True, "policy": self.config.policy}
 
     async def _recalled(
         self,
