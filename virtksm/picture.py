@@ -26,6 +26,8 @@ SHARES = 300
 LEAST_SHARE_S = 5.0
 MOST_NAMES = 10
 """Up to so many events carry the guest's name; more would cover each other."""
+LABELS = 40
+"""So many names would fit beside each other."""
 MARKS = {"started": ("^", "#2ca02c"), "stopped": ("v", "#d62728")}
 OTHER_MARK = ("d", "#7f7f7f")
 SAVED, CPU, PAGES, SLEEP, GUESTS = "#1f77b4", "#d62728", "#9467bd", "#8c8c8c", "#333333"
@@ -72,7 +74,7 @@ def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, pa
     locator = AutoDateLocator(tz=zone)  # type: ignore[no-untyped-call]  # matplotlib types it half
     guests.xaxis.set_major_locator(locator)
     guests.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
-    guests.yaxis.set_major_locator(MaxNLocator(integer=True))
+    guests.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     guests.set_xlim(_moment(begin_s), _moment(end_s))
     saved.set_title(printable(title), parse_math=False)
     with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same memories make the same file
@@ -125,14 +127,25 @@ def _draw_guests(axes: Axes, samples: Sequence[Sample], events: Sequence[GuestEv
         at = [_moment(event.at_s) for event in events if event.kind == kind]
         axes.plot(at, [top * 1.25] * len(at), mark, color=colour, label=kind, linestyle="none")
     if len(events) <= MOST_NAMES:
-        for event in events:
-            place = (_moment(event.at_s), top * 1.32)
-            text = printable(event.domain)
-            axes.annotate(text, place, rotation=30, fontsize="small", parse_math=False, annotation_clip=False)
+        for at_s, names in _labels(events, (samples[-1].at_s - samples[0].at_s) / LABELS):
+            place = (_moment(at_s), top * 1.32)
+            axes.annotate(names, place, rotation=30, fontsize="small", parse_math=False, annotation_clip=False)
     axes.set_ylabel("guests")
     axes.set_ylim(0, top * (2.0 if events and len(events) <= MOST_NAMES else 1.5))
     if events:
         axes.legend(**LEGEND)
+
+
+def _labels(events: Sequence[GuestEvent], apart_s: float) -> list[tuple[float, str]]:
+    """Return when to write which names; those closer than `apart_s` share a place."""
+    labels: list[tuple[float, str]] = []
+    for event in sorted(events, key=lambda one: one.at_s):
+        name = printable(event.domain)
+        if labels and event.at_s - labels[-1][0] < apart_s:
+            labels[-1] = (labels[-1][0], f"{labels[-1][1]}, {name}")
+        else:
+            labels.append((event.at_s, name))
+    return labels
 
 
 def _moment(at_s: float) -> float:

@@ -54,6 +54,7 @@ def test_any_values_are_kept_huge_ones_as_the_largest_that_fits(
 @example(places=[(0, b"SQLite format 3\0")])
 @example(places=[(3651, b"\x80")])
 @example(places=[(18, b"\2\2")])
+@example(places=[(18, b"\3")])
 @settings(max_examples=150, deadline=None)
 def test_a_file_damaged_anywhere_is_an_error_or_read_and_is_written_again(places: list[tuple[int, bytes]]) -> None:
     with tempfile.TemporaryDirectory(prefix="vh", dir="/tmp") as folder:

@@ -128,7 +128,7 @@ def test_without_an_agent_off_holds_for_the_hooks_one_shot(
 
 def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, start_agent: AgentFactory) -> None:
     agent = start_agent()
-    agent.home.state_dir.mkdir()
+    agent.home.state_dir.mkdir(exist_ok=True)  # the agent's history may be in it already
     agent.home.switch.write_text("{", encoding="utf-8")
     assert agent.step()["decision"]["rule"] == "switched_off"
     assert settings(ksm) == PARKED

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 SENSED = {
     "total_kib", "free_kib", "buffers_kib", "cached_kib", "available_kib", "guests", "guests_unread", "committed_kib",
     "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans", "ksm_zero_pages", "ksm_run",
-    "advisor_mode", "ksmd_cpu_seconds",
+    "advisor_mode", "ksmd_cpu_seconds", "page_kib", "saved_kib",
 }  # fmt: skip
 FIELDS = {
     "schema", "uri", "policy", "triggers", "source", "sensed", "decision", "outcome", "before", "after", "changed",

@@ -1,4 +1,4 @@
-"""CI's guard against tests left out, tried on small suites of its own in a pytest of their own."""
+"""The guard against tests left out, tried on small suites of its own in a pytest of their own."""
 
 from __future__ import annotations
 
@@ -74,3 +74,11 @@ def test_a_run_without_a_passed_real_test_fails(tmp_path: Path, suite: str) -> N
 
     assert run.returncode == 1
     assert "no test marked `real` passed" in run.stdout
+
+
+def test_a_run_that_is_to_have_nothing_real_is_accepted_without_a_real_test_and_none_other_left_out(
+    tmp_path: Path,
+) -> None:
+    suite = "def test_other(): pass\n"
+    assert run_guarded(tmp_path, suite, "--nothing-real").returncode == 0
+    assert run_guarded(tmp_path, suite + "def test_it(): pytest.skip('no root')\n", "--nothing-real").returncode == 1

@@ -124,12 +124,21 @@ def test_what_cannot_be_used_is_set_aside_whole_and_a_new_one_begun(
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_damage_is_noticed_also_while_the_agent_runs(path: Path) -> None:
+def unquotable(content: bytes) -> bytes:
+    """Damage a table's name so that what SQLite says of it is no UTF-8."""
+    damaged = content.replace(b"tablesamplessamples", b"table\x80amplessamples")
+    assert damaged != content
+    return damaged
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"garbage" * 1000, unquotable])
+def test_damage_is_noticed_also_while_the_agent_runs(path: Path, damage: Callable[[bytes], bytes]) -> None:
     history = full(path)
-    path.write_bytes(b"garbage" * 1000)
+    content = damage(path.read_bytes())
+    path.write_bytes(content)
     aside = history.keep([SAMPLE], [], [])
     assert aside is not None
-    assert Path(aside).read_bytes() == b"garbage" * 1000
+    assert Path(aside).read_bytes() == content
     assert history.keep([SAMPLE], [], []) is None
     assert history.samples(0) == (SAMPLE, SAMPLE)
 

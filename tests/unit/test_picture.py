@@ -73,6 +73,14 @@ def test_a_guests_name_is_no_formula_no_markup_and_no_control_character(tmp_path
     assert "<script" not in path.read_text()
 
 
+def test_names_at_the_same_time_stand_beside_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "hour.svg"
+    later = replace(start_of("web3"), at_s=BEGIN_S + 1800)
+    draw(hour(), [start_of("web1"), later, start_of("web2")], "title", path)
+    assert "<!-- web1, web2 -->" in comments(path)
+    assert "<!-- web3 -->" in comments(path)
+
+
 def test_many_events_are_marked_without_names(tmp_path: Path) -> None:
     path = tmp_path / "hour.svg"
     draw(hour(), [start_of(f"web{number}") for number in range(MOST_NAMES + 1)], "title", path)

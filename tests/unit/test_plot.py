@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from virtksm.cli.plot import memories_of, seconds
 from virtksm.model import Decision, Guest, KsmState, Occasion, Reason, Settings, Snapshot, Source, Trigger
 from virtksm.trace import Gap, Line, Pass
 
+TRACES = Path(__file__).parents[1] / "traces"
 PARKED = Settings(pages_to_scan=0, sleep_millisecs=10_000)
 WEB, DB = Guest(uuid="1", name="web", domain_id=1), Guest(uuid="2", name="db", domain_id=2)
 
@@ -74,3 +76,11 @@ def test_a_trace_tells_of_each_pass_and_of_the_guests_that_came_and_went() -> No
 def test_a_guest_that_was_started_anew_between_two_passes_has_stopped_and_started() -> None:
     told = memories_of([make_pass(10.0, WEB), make_pass(20.0, replace(WEB, domain_id=7))])
     assert sorted(event.kind for event in told.events) == ["started", "stopped"]
+
+
+def test_a_recorded_trace_of_real_guests_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "twins.svg"
+    assert main(["plot", str(TRACES / "twins.jsonl"), "-o", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"schema": 1, "output": str(path), "samples": 92, "events": 8}
+    assert "<!-- saved memory, MiB -->" in path.read_text()

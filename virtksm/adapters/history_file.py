@@ -46,6 +46,8 @@ MOST_ASIDE = 3
 """Files set aside that are kept; while there are so many, nothing is remembered, and nothing lost."""
 MOST_INTEGER = 2**63 - 1
 BUSY_S = 5.0
+DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
+"""The last is what SQLite says of a file whose header wants a newer SQLite; a read-only folder is found out before."""
 MOST_STEPS = 50_000_000
 """Steps of SQLite's machine that reading may take (a million rows); a planted view could ask for any number."""
 TORN_TRIES = 20
@@ -86,7 +88,7 @@ class HistoryFile:
             self._is_sound = True
             try:
                 self._write(samples, events, decisions)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 self._is_sound = not _is_damage(error)
                 if self._is_sound:
                     raise
@@ -190,18 +192,21 @@ def _is_sound(path: str) -> bool:
     try:
         with closing(_open(path)) as database:
             return _version(database) in (0, SCHEMA) and database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-    except UnicodeDecodeError:  # SQLite quotes what is damaged
-        return False
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if _is_damage(error):
             return False
         raise
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Tell whether the file is what is wrong: no database, a damaged one, or other tables than ours."""
+def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
+    """Tell whether the file is what is wrong: no database, a damaged one, or other tables than ours.
+
+    SQLite quotes a damaged schema in its message, which Python may not be able to decode.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return code is not None and code & 0xFF in DAMAGES
 
 
 def _set_aside(path: str) -> str:

@@ -9,7 +9,7 @@ from io import FileIO
 from virtksm.errors import TraceUnusable
 
 MOST_OF_A_LINE = 1 << 22
-"""Characters: with 500 guests a line has some 110,000."""
+"""Characters: ten times what an agent tells of one pass."""
 
 
 def create_trace(path: str, *, replaces: bool = False) -> FileIO:

@@ -29,8 +29,8 @@ ASKED_S = 60.0
 """For so long after a question passes are kept for the next one."""
 MOST_PASSES = 512
 MOST_CHARACTERS = 1 << 22
-"""Of all lines together: with 500 guests a line has some 110,000, what the policy remembered included."""
-MOST_OF_A_LINE = 400_000
+"""Of all lines together: with 500 guests a pass has some 140,000."""
+MOST_OF_A_PASS = 400_000
 MOST_OF_AN_ANSWER = 600_000
 """Bounds an answer well within what a client reads (adapters/control.py), quotation marks escaped."""
 
@@ -148,7 +148,7 @@ class Inputs:
         opening = dump_line(replace(line, law=law, continues=False))
         kept = Kept(seq=seq, law=law, line=dump_line(line), opening=opening)
         self._left = None if record.past_after is None else json.dumps(record.past_after)
-        if kept.characters <= MOST_OF_A_LINE:
+        if kept.characters <= MOST_OF_A_PASS:
             self._kept.append(kept)
         while len(self._kept) > MOST_PASSES or sum(one.characters for one in self._kept) > MOST_CHARACTERS:
             self._kept.popleft()

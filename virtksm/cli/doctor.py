@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from virtksm.doctor.finding import Finding, Verdict
 
 SCHEMA = 1
-COLOURS = {"PASS": "32", "WARN": "33", "FAIL": "31"}
+TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
         told = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
         print(json.dumps({**told, "findings": [one.as_dict() for one in findings]}))
     else:
-        print("\n".join(finding_lines(findings, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))))
+        from virtksm.cli.terminal import may_colour
+
+        print("\n".join(finding_lines(findings, colour=may_colour(sys.stdout, os.environ))))
     return exit_code(verdict, strict=options.strict)
 
 
@@ -81,5 +83,7 @@ def finding_lines(findings: Sequence[Finding], *, colour: bool) -> list[str]:
 
 
 def _coloured(verdict: Verdict, *, colour: bool) -> str:
-    code = COLOURS.get(verdict.value) if colour else None
-    return verdict.value if code is None else f"\033[{code}m{verdict.value}\033[0m"
+    from virtksm.cli.terminal import render
+
+    (shown,) = render([(TONES.get(verdict.value, ""), verdict.value)], colour=colour)
+    return shown
