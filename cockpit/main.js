@@ -7,19 +7,19 @@ import { FAILED, NO_AGENT, Problem, askToAct, askToRead, runJson } from "./agent
 import { Chart, niceAbove } from "./chart.js";
 import { showDecisions } from "./decisions.js";
 import { byId, element, setChildren, setText } from "./dom.js";
+import { LATELY_S, showCpu, showFacts } from "./facts.js";
 import { showFindings } from "./findings.js";
 import { GuestTable } from "./guests.js";
 import { cpuCurve, parseSamples, sampleOf, savedCurve } from "./history.js";
 import { noticesOf } from "./notices.js";
 import { applySettings, readSettings } from "./settings.js";
-import { formatBytes, formatDuration, formatKib, formatPercent } from "./units.js";
+import { formatBytes, formatKib, formatPercent } from "./units.js";
 
 const ROUND_MS = 2000;
 const GUESTS_EVERY_MS = 10000;
 const ALONE_EVERY_MS = 10000;
 const HISTORY_EVERY_MS = 60000;
 const POINTS = 300;
-const LATELY_S = 300;
 const LIVE_EVERY_S = 10;
 
 const guestTable = new GuestTable(byId("guests"));
@@ -71,7 +71,7 @@ async function lookOnce() {
         ({ problem, status } = alone);
     }
     showNotices(noticesOf(problem, status));
-    showStatus();
+    showFacts(status);
     showRights();
     await lookAtPast(problem);
     showCharts();
@@ -197,59 +197,13 @@ function hostArguments() {
 
 /* --- showing ----------------------------------------------------------------------------------------------------- */
 
-function showStatus() {
-    const { now = null, last_pass: last = null } = status || {};
-    setText(byId("subtitle"), status === null
-        ? "virtksm cannot be asked."
-        : `${status.uri}, ${status.agent ? `policy ${status.policy}, ` : ""}virtksm ${status.version}`);
-    setText(byId("saved"), now === null ? "–" : formatKib(now.saved_kib));
-    setText(byId("saved-share"), now === null || now.saved_percent === null
-        ? ""
-        : `${formatPercent(now.saved_percent)} of what the guests hold`);
-    setText(byId("guest-count"), now === null || now.guests === null ? "–" : now.guests);
-    setText(byId("committed"), now === null || now.guests === null ? "" : `holding ${formatKib(now.committed_kib)}`);
-    setText(byId("state"), stateText(now, last));
-    setText(byId("next"), status && status.next_pass_s !== null
-        ? `next pass in ${formatDuration(status.next_pass_s)}`
-        : "");
-    setText(byId("why"), last === null
-        ? "no pass is known yet"
-        : `${last.decision.reason} (rule ${last.decision.rule})`);
-}
-
-function stateText(now, last) {
-    if (now === null)
-        return "unknown";
-    if (now.ksm_run === 0 || now.ksm_run === 2)
-        return "KSM off";
-    const { pages_to_scan: pages, sleep_millisecs: sleepMs } = now.settings;
-    if (pages === 0)
-        return last === null ? "Not scanning" : "Parked";
-    return `Scanning ${pages} pages every ${sleepMs} ms`;
-}
-
 function showCharts() {
     const untilS = Date.now() / 1000;
     const spanS = Number(byId("span").value);
     const cpu = cpuCurve(samples, Math.max(LIVE_EVERY_S, spanS / 180));
     savedChart.show(savedCurve(samples), untilS - spanS, untilS);
     cpuChart.show(cpu, untilS - spanS, untilS);
-    showCpu(untilS);
-}
-
-/* ksmd's share of a core in the last five minutes, or since the last sample before where that is longer ago. */
-function showCpu(untilS) {
-    const known = samples.filter(one => one.ksmd_cpu_seconds !== null);
-    const last = known[known.length - 1];
-    const since = last && (known.findLast(one => one.at_s <= untilS - LATELY_S) || known[0]);
-    const tookS = last ? last.at_s - since.at_s : 0;
-    const tookCpuS = last ? last.ksmd_cpu_seconds - since.ksmd_cpu_seconds : 0;
-    const isKnown = tookS >= 1 && tookCpuS >= 0;
-    setText(byId("cpu"), isKnown ? `${formatPercent(100 * tookCpuS / tookS)} of a core` : "–");
-    const total = status && status.now && status.now.ksmd_cpu_seconds;
-    setText(byId("cpu-total"), [isKnown ? `in the last ${formatDuration(tookS)}` : "",
-                                typeof total === "number" ? `${total.toFixed(1)} s since boot` : ""]
-            .filter(Boolean).join("; "));
+    showCpu(status, samples, untilS);
 }
 
 function showNotices(notices) {

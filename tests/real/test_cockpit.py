@@ -110,6 +110,8 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     assert (
         page.locator("#saved-chart figcaption").inner_text().startswith(f"now {format_kib(status['now']['saved_kib'])}")
     )
+    expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s since boot")
+    expect(page.locator("#cpu")).to_contain_text(" % of a core")
     expect(page.locator("#cpu-chart polyline")).not_to_have_count(0)
     guests = told(host, "guests")["guests"]
     assert column(page, "#guests", "Guest") == [one["name"] for one in guests]
