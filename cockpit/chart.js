@@ -11,7 +11,8 @@ const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 24;
 const MARKS = 2;
-const LEAST_PX_A_TIME = 110;
+const LEAST_PX_A_TIME = 80;
+const STEPS_S = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200];
 
 export class Chart {
     /* `figure` has an svg and a figcaption; `format` words a value; the scale goes to `leastTop` at least. */
@@ -122,13 +123,14 @@ export class Chart {
     }
 
     timeMarks() {
-        const count = Math.max(1, Math.min(6, Math.floor((this.width - LEFT - RIGHT) / LEAST_PX_A_TIME)));
-        return Array.from({ length: count + 1 }, (_, number) => {
-            const atS = this.sinceS + (this.untilS - this.sinceS) * number / count;
-            const anchor = number === 0 ? "start" : number === count ? "end" : "middle";
-            const text = number === count ? "now" : shortTime(atS);
-            return svgElement("text", { class: "mark", x: this.x(atS), y: HEIGHT - 6, "text-anchor": anchor }, text);
-        });
+        const marks = roundTimes(this.sinceS, this.untilS, (this.width - LEFT - RIGHT) / LEAST_PX_A_TIME)
+                .filter(atS => this.x(this.untilS) - this.x(atS) >= LEAST_PX_A_TIME / 2)
+                .map(atS => this.timeMark(this.x(atS), "middle", shortTime(atS)));
+        return [...marks, this.timeMark(this.x(this.untilS), "end", "now")];
+    }
+
+    timeMark(x, anchor, text) {
+        return svgElement("text", { class: "mark", x, y: HEIGHT - 6, "text-anchor": anchor }, text);
     }
 
     cursor() {
@@ -144,6 +146,16 @@ export class Chart {
 
 function shortTime(atS) {
     return new Date(atS * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+}
+
+/* Times between two that are round on the clock here, at most about `most` of them. */
+export function roundTimes(sinceS, untilS, most) {
+    const stepS = STEPS_S.find(step => (untilS - sinceS) / step <= most) || STEPS_S[STEPS_S.length - 1];
+    const offsetS = -60 * new Date(untilS * 1000).getTimezoneOffset();
+    const found = [];
+    for (let atS = Math.ceil((sinceS + offsetS) / stepS) * stepS - offsetS; atS <= untilS; atS += stepS)
+        found.push(atS);
+    return found;
 }
 
 /* The least of 1, 2, 5, 10, 20... times `unit` that is not below `value`. */

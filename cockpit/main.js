@@ -42,6 +42,7 @@ let guestsAtMs = 0;
 let guestsAsked = null;
 let guestsShown = null;
 let historyAtMs = 0;
+let aheadS = 0;
 let isActing = false;
 let round = null;
 let guestsRound = null;
@@ -112,6 +113,7 @@ async function lookAtPast(problem) {
             const { history } = await askToRead({ op: "history", seconds: span + LATELY_S, points: POINTS });
             samples = parseSamples(history.samples);
             historyAtMs = Date.now();
+            aheadS = history.now_s - Date.now() / 1000;
         }
         addLive();
         const pass = JSON.stringify(status.last_pass);
@@ -126,11 +128,16 @@ async function lookAtPast(problem) {
     }
 }
 
+/* The time by the agent's clock, from which the browser's may differ. */
+function nowS() {
+    return Date.now() / 1000 + aheadS;
+}
+
 /* The last sample is the present one; it stays once it is old enough to be worth a point of its own. */
 function addLive() {
     if (status.now === null)
         return;
-    const sample = { ...sampleOf(status, Date.now() / 1000), isLive: true };
+    const sample = { ...sampleOf(status, nowS()), isLive: true };
     const [last, before] = [samples[samples.length - 1], samples[samples.length - 2]];
     if (last && last.isLive && before && last.at_s - before.at_s < LIVE_EVERY_S)
         samples.pop();
@@ -198,7 +205,7 @@ function hostArguments() {
 /* --- showing ----------------------------------------------------------------------------------------------------- */
 
 function showCharts() {
-    const untilS = Date.now() / 1000;
+    const untilS = nowS();
     const spanS = Number(byId("span").value);
     const cpu = cpuCurve(samples, Math.max(LIVE_EVERY_S, spanS / 180));
     savedChart.show(savedCurve(samples), untilS - spanS, untilS);
@@ -215,8 +222,8 @@ function showNotices(notices) {
 function showRights() {
     const isAllowed = permission.allowed === true;
     byId("rights").hidden = permission.allowed !== false;
-    byId("retune").disabled = !isAllowed || isActing || status === null || !status.agent;
-    byId("settings").querySelector("fieldset").disabled = !isAllowed || isActing;
+    byId("retune").disabled = !isAllowed || status === null || !status.agent;
+    byId("settings").querySelector("fieldset").disabled = !isAllowed;
 }
 
 function followPolicy() {
@@ -231,10 +238,11 @@ function announceGuests(count) {
 
 /* --- acting ------------------------------------------------------------------------------------------------------ */
 
-/* Do something, say what came of it, and look again. */
+/* Do something, one thing at a time, say what came of it, and look again. Nothing is disabled meanwhile: focus stays. */
 async function act(work) {
+    if (isActing)
+        return;
     isActing = true;
-    showRights();
     try {
         showResult("success", await work());
     } catch (trouble) {

@@ -49,7 +49,7 @@ def page() -> Iterator[Page]:
             route.fulfill(body="<!DOCTYPE html><table><thead></thead><tbody></tbody></table>", content_type="text/html")
 
     with chromium() as browser:
-        looked = open_page(browser)
+        looked = open_page(browser, timezone_id="UTC")
         looked.page.route(f"{ORIGIN}/**", serve)
         looked.page.goto(f"{ORIGIN}/")
         yield looked.page
@@ -110,6 +110,12 @@ def test_a_scale_ends_above_what_it_shows_and_not_far_above(page: Page) -> None:
     tops = call(page, "chart", "given.map(value => it.niceAbove(value))", values)
     for value, top in zip(values, tops, strict=True):
         assert value <= top <= max(1, 2.5 * value)
+
+
+def test_the_times_below_a_curve_are_round_and_few(page: Page) -> None:
+    for span_s, step_s in ((300, 60), (3600, 600), (21_600, 3600), (86_400, 10_800)):
+        marks = call(page, "chart", "it.roundTimes(1790000123 - given, 1790000123, 8)", span_s)
+        assert marks == [at_s for at_s in range(1790000123 - span_s, 1790000124) if at_s % step_s == 0]
 
 
 def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> None:
