@@ -1,7 +1,7 @@
 /* The facts of the moment: what is saved and held, what ksmd does, and why. */
 
 import { byId, setText } from "./dom.js";
-import { formatDuration, formatKib, formatPercent } from "./units.js";
+import { formatDuration, formatKib, formatPercent, oneDecimal } from "./units.js";
 
 export const LATELY_S = 300;
 
@@ -48,5 +48,5 @@ export function showCpu(status, samples, untilS) {
     const tookS = since ? untilS - since.at_s : null;
     setText(byId("cpu"), since ? `${formatPercent(100 * (total - since.ksmd_cpu_seconds) / tookS)} of a core` : "–");
     setText(byId("cpu-total"), [since ? `in the last ${formatDuration(tookS)}` : "",
-                                total === null ? "" : `${total.toFixed(1)} s since boot`].filter(Boolean).join("; "));
+                                total === null ? "" : `${oneDecimal(total)} s since boot`].filter(Boolean).join("; "));
 }

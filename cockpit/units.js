@@ -3,7 +3,13 @@
 export function formatKib(kib) {
     if (kib === null || kib === undefined)
         return "unknown";
-    return Math.abs(kib) < 1024 * 1024 ? `${(kib / 1024).toFixed(1)} MiB` : `${(kib / 1024 / 1024).toFixed(1)} GiB`;
+    return kib < 1024 * 1024 ? `${oneDecimal(kib / 1024)} MiB` : `${oneDecimal(kib / 1024 / 1024)} GiB`;
+}
+
+/* Between two that are equally near, Python takes the even one and JavaScript the larger: that differs for x.25 alone. */
+export function oneDecimal(value) {
+    const isBetween = Math.abs(value) % 1 === 0.25;
+    return (isBetween ? value - 0.05 * Math.sign(value) : value).toFixed(1);
 }
 
 export function formatBytes(bytes) {
@@ -11,7 +17,7 @@ export function formatBytes(bytes) {
 }
 
 export function formatPercent(percent) {
-    return percent === null || percent === undefined ? "unknown" : `${percent.toFixed(1)} %`;
+    return percent === null || percent === undefined ? "unknown" : `${oneDecimal(percent)} %`;
 }
 
 export function formatDuration(seconds) {

@@ -64,8 +64,10 @@ def call(page: Page, module: str, expression: str, argument: object = None) -> A
 
 
 def test_amounts_and_texts_from_outside_are_worded_as_by_the_commands(page: Page) -> None:
-    amounts = [None, 0, 1, 51, 52, 1023, 1024, 397_824, 1024 * 1024 - 1, 1024 * 1024, 3_500_000, -2_662]
+    amounts = [None, *range(-4096, 8192), *range(1024 * 1024 - 8, 3 * 1024 * 1024, 4096), -3_500_000]
     assert call(page, "units", "given.map(it.formatKib)", amounts) == [format_kib(kib) for kib in amounts]
+    shares = [hundredths / 100 for hundredths in range(10_001)]
+    assert call(page, "units", "given.map(it.formatPercent)", shares) == [f"{share:.1f} %" for share in shares]
     known = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) not in {"Cs", "Cn"}]
     differs = "given.filter(code => it.printable(String.fromCodePoint(code)) !== String.fromCodePoint(code))"
     escaped = call(page, "units", differs, known)
