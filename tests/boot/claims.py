@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,18 @@ CONFIG = """\
 log_level = "debug"
 [adaptive]
 engage = "always"
+"""
+TEXTFILE = Path("/var/lib/virtksm/virtksm.prom")
+METRICS = f"""\
+[metrics]
+listen = "127.0.0.1:9876"
+textfile = "{TEXTFILE}"
+textfile_s = 1
+"""
+READS_ALL = """\
+[Service]
+AmbientCapabilities=CAP_DAC_READ_SEARCH
+CapabilityBoundingSet=CAP_DAC_READ_SEARCH
 """
 WATCHED = """\
 [Service]
@@ -302,6 +315,44 @@ def reloads() -> None:
     wait_logged("config_reloaded", seen)
 
 
+def tells_metrics() -> None:
+    """metrics: the file needs nothing; the port conf/prometheus/listen.conf; savings by guest CAP_DAC_READ_SEARCH"""
+    config = Path("/etc/virtksm/conf.d/60-metrics.toml")
+    config.write_text(METRICS, encoding="utf-8")
+    seen = log()
+    run("systemctl", "reload", "virtksm.service")
+    wait_logged("metrics_unavailable.*metrics.listen", seen)
+    wait(lambda: TEXTFILE.exists() and "\nvirtksm_guests 2.0\n" in TEXTFILE.read_text(encoding="utf-8"), "the file")
+    claim((TEXTFILE.owner(), TEXTFILE.stat().st_mode & 0o777) == ("virtksm", 0o644), TEXTFILE.stat())
+    drop_ins = Path("/run/systemd/system/virtksm.service.d")
+    drop_ins.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(INSTALLED / "conf" / "prometheus" / "listen.conf", drop_ins / "listen.conf")
+    restart_and_wait_for_metrics("virtksm_guests_unaccounted 2.0")
+    (drop_ins / "guests.conf").write_text(READS_ALL, encoding="utf-8")
+    restart_and_wait_for_metrics("virtksm_guests_unaccounted 0.0")
+    for path in (config, drop_ins / "listen.conf", drop_ins / "guests.conf"):
+        path.unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm.service")
+    claim(not TEXTFILE.exists(), "the file is still there")
+    wait(is_parked, "being parked")
+
+
+def restart_and_wait_for_metrics(line: str) -> None:
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm.service")
+    wait(lambda: f"\n{line}\n" in metrics(), f"{line} among the metrics")
+
+
+def metrics() -> str:
+    """Return what the agent serves, nothing where it does not answer."""
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:9876/metrics", timeout=10) as answer:
+            return str(answer.read().decode("utf-8"))
+    except OSError:
+        return ""
+
+
 def restores_when_killed() -> None:
     """SIGKILL: the unit gives the baseline back, and starts the agent again"""
     comes_back_after(lambda: os.kill(main_pid(), signal.SIGKILL), "signal")
@@ -480,6 +531,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     poked,
     survives_libvirtd,
     reloads,
+    tells_metrics,
     restores_when_killed,
     restores_when_wedged,
     leaves_no_strangers,

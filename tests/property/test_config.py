@@ -56,15 +56,19 @@ shell_parts = st.sampled_from([*OURS, *shell_signs, *shell_quotes, *shell_words]
 shells = st.one_of(st.text(), st.lists(shell_parts, max_size=40).map("".join))
 
 
-def value_of_key(one: Key) -> st.SearchStrategy[Value]:
+TEXTS = {"status_group": "root", "metrics.listen": "[::1]:9876", "metrics.textfile": "/tmp/one.prom"}
+"""A good one for each key that not every text will do for: the group is one that every machine has."""
+
+
+def value_of_key(name: str, one: Key) -> st.SearchStrategy[Value]:
     if isinstance(one.default, tuple):
         return st.lists(st.text(min_size=1, max_size=20), max_size=3).map(tuple)
     if isinstance(one.default, str):
-        return st.sampled_from(one.choices or ("", "root"))  # a group that every machine has
+        return st.sampled_from(one.choices or ("", TEXTS[name]))
     return st.integers(one.minimum, one.maximum)
 
 
-valid = st.fixed_dictionaries({}, optional={name: value_of_key(one) for name, one in KEYS.items()})
+valid = st.fixed_dictionaries({}, optional={name: value_of_key(name, one) for name, one in KEYS.items()})
 
 
 @pytest.fixture(scope="module")

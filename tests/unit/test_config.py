@@ -68,6 +68,25 @@ def finding_of(folder: Path, content: str | bytes) -> Finding:
     return finding
 
 
+# Places
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "problem"),
+    [
+        ('listen = "localhost:9876"', "metrics.listen", "is 'localhost:9876', no address with a port"),
+        ('listen = "127.0.0.1:99999"', "metrics.listen", "is '127.0.0.1:99999', whose port is none"),
+        ('listen = "127.0.0.300:1"', "metrics.listen", "is '127.0.0.300:1', whose address is none"),
+        ('textfile = "virtksm.prom"', "metrics.textfile", "is 'virtksm.prom'"),
+        ('textfile = "/var/lib/virtksm/virtksm.txt"', "metrics.textfile", "is '/var/lib/virtksm/virtksm.txt'"),
+        (r'textfile = "/a\nb.prom"', "metrics.textfile", r"is '/a\nb.prom'"),
+    ],
+)
+def test_metrics_need_a_place_that_can_be(tmp_path: Path, line: str, key: str, problem: str) -> None:
+    finding = finding_of(tmp_path, f"[metrics]\n{line}\n")
+    assert (finding.key, finding.problem) == (key, problem)
+
+
 # Layers
 
 

@@ -41,6 +41,29 @@ def test_systemd_calls_the_unit_safe(unit: Path) -> None:
     assert float(exposure[1]) <= SAFEST[unit.name], verdict.stdout
 
 
+def test_with_the_drop_in_for_metrics_systemd_sees_the_network_alone(tmp_path: Path) -> None:
+    with_drop_in = (
+        tmp_path / "virtksm.service"
+    )  # offline, systemd reads no drop-ins: what comes last holds all the same
+    with_drop_in.write_text(f"{AGENT}\n{(CONF / 'prometheus' / 'listen.conf').read_text(encoding='utf-8')}")
+    opened = {"PrivateNetwork=", "RestrictAddressFamilies=~AF_(INET|INET6)", "IPAddressDeny="}
+    bare, wide = (
+        {
+            line.split()[1]
+            for line in analyze("security", "--offline=true", "--no-pager", unit).stdout.splitlines()
+            if line.startswith("✗")
+        }
+        for unit in (CONF / "systemd" / "virtksm.service", with_drop_in)
+    )
+    assert wide - bare == opened
+    verified = with_drop_in.with_name("virtksm-verified.service")
+    verified.write_text(
+        with_drop_in.read_text(encoding="utf-8").replace("/usr/bin/virtksm", "/bin/true"), encoding="utf-8"
+    )
+    verdict = analyze("verify", "--man=no", verified)
+    assert (verdict.returncode, verdict.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
 def test_systemd_understands_every_line(unit: Path, tmp_path: Path) -> None:
     copy = tmp_path / unit.name  # the program is not installed where the tests run, and verify looks for it

@@ -20,6 +20,7 @@ from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link
+from virtksm.agent.metrics.service import Metrics
 from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status_socket import StatusSocket
@@ -79,6 +80,7 @@ async def _serve(
     def reload() -> Config:
         fresh = reload_config()
         readers.follow(fresh.status_group)
+        metrics.follow(fresh.metrics)
         return fresh
 
     agent = Agent(
@@ -96,6 +98,8 @@ async def _serve(
     )
     readers = StatusSocket(paths, agent.handle)
     readers.follow(config.status_group)
+    metrics = Metrics(reporter.tally, agent.standing, ProcFacts(boottime_s), reporter.metrics_told)
+    metrics.follow(config.metrics)
     agent.install_signals(loop)
     pokes = _listen_for_pokes(agent, paths, reporter)
     try:
@@ -114,6 +118,7 @@ async def _serve(
         watchdog.cancel()
         server.close()
         readers.close()
+        await metrics.close()
         remove_socket(paths.control_socket)
         remove_socket(paths.status_socket)
         if pokes is not None:

@@ -5,12 +5,14 @@ Repeats are not news: a failure that stays the same is logged once, and again wh
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import structlog
 
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
+from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, VirtksmError
 from virtksm.model import Occasion, Trigger
 from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
@@ -18,7 +20,7 @@ from virtksm.units import format_kib
 
 
 class Reporter:
-    """Turns what happens into log events and status lines."""
+    """Turns what happens into log events and status lines, and counts it in its `tally`."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._log: Any = structlog.get_logger()
@@ -29,6 +31,8 @@ class Reporter:
         self._exposed: set[str] = set()
         self._look_error: str | None = None
         self._history_error: str | None = None
+        self._metrics_error: str | None = None
+        self.tally = Tally()
 
     def ready(self, version: str, uri: str) -> None:
         self._log.info("agent_started", version=version, uri=uri)
@@ -39,6 +43,7 @@ class Reporter:
 
     def connected(self, uri: str, *, is_local: bool) -> None:
         self._connect_error = None
+        self.tally.connected()
         self._log.info("libvirt_connected", uri=uri, source="local" if is_local else "libvirt")
         self._notifier.send(STATUS=f"connected to {uri}")
 
@@ -57,12 +62,14 @@ class Reporter:
         return self._connect_error or self._pass_error
 
     def disconnected(self, reason: str) -> None:
+        self.tally.disconnected()
         self._log.warning("libvirt_disconnected", reason=reason)
         self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")
 
     def passed(self, record: PassRecord, heard_s: float | None, ended_s: float) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
         self._pass_error = None
+        self.tally.passed(record, None if heard_s is None else ended_s - heard_s, time.time())
         for value in record.foreign:
             self._log.warning(
                 "foreign_value_found",
@@ -92,10 +99,12 @@ class Reporter:
     def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
         log = self._log.debug if error.message == self._pass_error else self._log.error
         self._pass_error = error.message
+        self.tally.failed(occasion.names)
         log("pass_failed", triggers=occasion.names, error=error.message, remedy=error.remedy)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
     def switched(self, trigger: Trigger) -> None:
+        self.tally.switched(is_off=trigger is Trigger.OFF)
         if trigger is Trigger.OFF:
             self._log.warning("switched_off", remedy="virtksm scans again after `virtksm on`")
         else:
@@ -107,6 +116,7 @@ class Reporter:
             if name not in self._exposed:
                 self._log.warning("private_guest_exposed", guest=name, remedy=KEEP_OUT)
         self._exposed = set(names)
+        self.tally.exposed = len(names)
 
     def look_failed(self, error: VirtksmError) -> None:
         log = self._log.debug if error.message == self._look_error else self._log.warning
@@ -124,9 +134,18 @@ class Reporter:
     def history_failed(self, error: VirtksmError) -> None:
         log = self._log.debug if error.message == self._history_error else self._log.warning
         self._history_error = error.message
+        self.tally.history_failures += 1
         log("history_failed", error=error.message, remedy=error.remedy)
 
+    def metrics_told(self, error: VirtksmError | None) -> None:
+        """Take note of what keeps metrics from being had where the configuration wants them; None: nothing does."""
+        if error is not None:
+            log = self._log.debug if error.message == self._metrics_error else self._log.warning
+            log("metrics_unavailable", error=error.message, remedy=error.remedy)
+        self._metrics_error = None if error is None else error.message
+
     def config_rejected(self, error: ConfigError) -> None:
+        self.tally.config_is_read = False
         for finding in error.findings:
             self._log.error(
                 "config_rejected",
@@ -137,6 +156,7 @@ class Reporter:
             )
 
     def config_reloaded(self) -> None:
+        self.tally.config_is_read = True
         self._log.info("config_reloaded")
 
     def poke_unavailable(self, error: VirtksmError) -> None:

@@ -162,6 +162,43 @@ class AdaptiveParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsParams:
+    """Where the agent's metrics can be had, for Prometheus (docs/metrics.md)."""
+
+    listen: str = key(
+        "",
+        "Address and port at which the agent serves /metrics, such as 127.0.0.1:9876 or [::1]:9876; empty: none.",
+        "No port is open unless it is wanted. Whoever reaches it may read it: no password, no encryption.",
+    )
+    textfile: str = key(
+        "",
+        "File, NAME.prom in the folder of node_exporter's textfile collector, that the agent keeps up to date; "
+        "empty: none.",
+        "For hosts that have node_exporter and want no further port.",
+    )
+    textfile_s: int = key(
+        15,
+        "Least time between two writings of the file.",
+        "As often as is usually scraped.",
+        unit="s",
+        minimum=1,
+        maximum=3600,
+    )
+    guests: int = key(
+        50,
+        "Most guests that have a metric of their own; the others are told as one sum.",
+        "Each is a time series in every Prometheus that scrapes this host.",
+        unit="guests",
+        minimum=0,
+        maximum=1000,
+    )
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self.listen or self.textfile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All of virtksm's configuration."""
 
@@ -248,10 +285,11 @@ class Config:
     )
     ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)
     adaptive: AdaptiveParams = field(default_factory=AdaptiveParams)
+    metrics: MetricsParams = field(default_factory=MetricsParams)
 
 
 def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Yield (keys, problem, remedy) for values that are valid alone but not together."""
+    """Yield (keys, problem, remedy) for values that do not fit together, and for texts that name no possible place."""
     law = config.ksmtuned
     if law.npages_min > law.npages_max:
         yield (
@@ -259,6 +297,21 @@ def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str,
             f"{law.npages_min} is more than ksmtuned.npages_max, {law.npages_max}",
             "lower npages_min or raise npages_max",
         )
+    yield from _find_bad_places(config.metrics)
+
+
+def _find_bad_places(metrics: MetricsParams) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    if metrics.listen:
+        from virtksm.config.address import parse_address  # only where there is one
+
+        try:
+            parse_address(metrics.listen)
+        except ValueError as error:
+            yield ("metrics.listen",), str(error), "use ADDRESS:PORT, such as 127.0.0.1:9876 or [::1]:9876"
+    path = metrics.textfile
+    if path and not (path.startswith("/") and path.endswith(".prom") and path.isprintable()):
+        remedy = "use a whole path that ends in .prom, as node_exporter reads no other"
+        yield ("metrics.textfile",), f"is {path[:60]!r}", remedy
 
 
 def keys_of(table: type[Any]) -> dict[str, Key]:

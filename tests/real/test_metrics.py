@@ -1,0 +1,361 @@
+"""The agent's metrics, asked by a real Prometheus: they say what the status says, and asking costs no pass anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.dashboard import as_asked, expressions, read_dashboard
+from tests.lab.fixtures import GuestFactory
+from tests.lab.footprint import read_footprint
+from tests.lab.ksm import Ksm, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, free_port, promtool
+from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
+from virtksm.agent.metrics.server import MOST_CLIENTS
+from virtksm.demo.guests import PayloadGuest
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+MOST_RSS_KIB = 50 * 1024
+"""45 MiB is the goal without metrics (docs/benchmarks.md), and the library with what it imports costs 3 more."""
+SHARES = (
+    "sum(virtksm_guest_saved_bytes) + sum(virtksm_guests_other_saved_bytes) + sum(virtksm_unattributed_saved_bytes)"
+)
+DEBT_AGES = {"young", "fresh", "half", "gone"}
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+def url(port: int) -> str:
+    return f"http://127.0.0.1:{port}/metrics"
+
+
+def listening(port: int, law: str) -> str:
+    return f'{law}\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
+
+
+def status_of(home: AgentHome) -> dict[str, Any]:
+    status = json.loads(home.run("status", "--json").stdout)
+    assert isinstance(status, dict)
+    return status
+
+
+def value(page: str, series: str) -> float:
+    """Return one series' value in an exposition."""
+    (found,) = [line.removeprefix(f"{series} ") for line in page.splitlines() if line.startswith(f"{series} ")]
+    return float(found)
+
+
+@pytest.fixture
+def scraped(port: int) -> Iterator[PrivatePrometheus]:
+    """Lend a Prometheus that scrapes `port`, with the rules of conf/prometheus."""
+    prometheus = PrivatePrometheus(f"127.0.0.1:{port}", RULES)
+    try:
+        yield prometheus
+    finally:
+        prometheus.close()
+
+
+def test_a_prometheus_is_told_what_the_status_says(
+    start_agent: AgentFactory, guest: GuestFactory, port: int, scraped: PrivatePrometheus
+) -> None:
+    agent = start_agent(listening(port, SWEEPING_LAW))
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed))
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+
+    def agrees() -> bool:
+        """Tell whether Prometheus has come by since the last pass."""
+        at_s = scraped.query("virtksm_last_pass_timestamp_seconds")
+        passes = scraped.query("sum(virtksm_passes_total)")
+        return bool(at_s and passes) and float(passes[0]["value"][1]) == len(agent.lines("pass_completed"))
+
+    wait_until(agrees, HANG_S, "Prometheus to see the last pass")
+    status = status_of(agent.home)
+    last = status["last_pass"]
+    now, numbers = status["now"], last["decision"]["numbers"]
+    assert now["saved_kib"] > 0
+    for expression, expected in {
+        "up": 1,
+        "virtksm_up": 1,
+        "virtksm_saved_bytes": now["saved_kib"] * 1024,
+        "virtksm_unmerging_bytes": (now["saved_kib"] + now["pages_shared"] * now["page_kib"]) * 1024,
+        "virtksm_ksmd_cpu_seconds_total": now["ksmd_cpu_seconds"],
+        "virtksm_guests": now["guests"],
+        "virtksm_guests_unread": 0,
+        "virtksm_guests_resident_bytes": now["committed_kib"] * 1024,
+        "virtksm_host_memory_bytes": now["total_kib"] * 1024,
+        "virtksm_libvirt_connected": status["libvirt"]["connected"],
+        "virtksm_libvirt_answers": status["libvirt"]["answers"],
+        "virtksm_libvirt_reconnects_total": 0,
+        "virtksm_stranded_possible": status["stranded"]["possible"],
+        "virtksm_worst_core_ratio": status["stranded"]["worst_core_percent"] / 100,
+        "virtksm_parked": last["decision"]["parked"],
+        "virtksm_switched_off": 0,
+        "virtksm_ksm_off_while_wanted": 0,
+        "virtksm_private_guests_exposed": 0,
+        f'virtksm_last_pass_result{{result="{last["outcome"]}"}}': 1,
+        "sum(virtksm_last_pass_result)": 1,
+        f'virtksm_build_info{{version="{status["version"]}"}}': 1,
+        'virtksm_policy_info{policy="adaptive"}': 1,
+        'virtksm_scan_debt_bytes{age="fresh"}': numbers["fresh_kib"] * 1024,
+        "sum(virtksm_decisions_total)": len(agent.lines("pass_completed")),
+        'virtksm_decisions_total{rule="round"}': rules(agent.lines("pass_completed"), "round"),
+        "virtksm_pass_duration_seconds_count": len(agent.lines("pass_completed")),
+        "virtksm_event_to_applied_seconds_count": len(waits(agent.lines("pass_completed"))),
+        "sum(virtksm_conflicts_total)": 0,
+    }.items():
+        assert scraped.value(expression) == pytest.approx(float(expected)), expression
+    assert 0 < scraped.value("virtksm_host_available_bytes") < now["total_kib"] * 1024
+    waited_s = sum(waits(agent.lines("pass_completed"))) / 1000
+    assert scraped.value("virtksm_event_to_applied_seconds_sum") == pytest.approx(waited_s, abs=1e-3)
+    guests = of_guests(agent.home, agent.uri)
+    assert sorted(guests) == ["twin1", "twin2"]
+    wait_until(lambda: told_of_guests(scraped) == guests, HANG_S, f"Prometheus to see {guests}")
+    for expression, expected in {
+        SHARES: now["saved_kib"] * 1024,
+        "virtksm_guests_unaccounted": 0,
+        "virtksm_profit_bytes": int(Path("/sys/kernel/mm/ksm/general_profit").read_text()),
+    }.items():
+        assert scraped.value(expression) == expected, expression
+    assert {series["metric"]["age"] for series in scraped.query("virtksm_scan_debt_bytes")} == DEBT_AGES
+    assert scraped.value('virtksm_pass_triggers_total{trigger="started",result="unchanged"}') >= 1
+
+    checked = promtool("check", "metrics", text=fetch(url(port)))
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    assert read_footprint(agent.pid).rss_kib < MOST_RSS_KIB
+
+
+EMPTY_HERE = {"virtksm_refusals_total": "nothing was refused", "changes(": "the agent has not started again"}
+"""Queries of the dashboard that rightly return nothing in this test."""
+
+
+def test_every_query_of_the_dashboard_and_of_the_rules_returns_something(
+    start_agent: AgentFactory, guest: GuestFactory, port: int, scraped: PrivatePrometheus
+) -> None:
+    agent = start_agent(listening(port, SWEEPING_LAW))
+    guest(PayloadGuest(name="one", memory_mib=32, common_mib=16, zero_mib=4))
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    scraped.wait_for("rate(virtksm_event_to_applied_seconds_count[10s]) > 0")
+    queries = [as_asked(expression, rate="10s") for expression in expressions(read_dashboard())]
+    assert len(queries) > 30
+    may_be_empty = {query for query in queries if any(part in query for part in EMPTY_HERE)}
+    assert len(may_be_empty) == len(EMPTY_HERE)
+    for query in queries:
+        if query in may_be_empty:
+            assert scraped.query(query) == [], query
+        else:
+            scraped.wait_for(query)
+
+    known = scraped.rules()
+    wait_until(lambda: {rule["health"] for rule in scraped.rules()} == {"ok"}, HANG_S, "every rule to be evaluated")
+    assert sum(rule["type"] == "alerting" for rule in known) == 12
+    for rule in known:
+        if rule["type"] == "recording":
+            scraped.wait_for(rule["name"])
+    assert scraped.query('ALERTS{alertstate="firing"}') == []
+
+
+def of_guests(home: AgentHome, uri: str) -> dict[str, int]:
+    """Return what `virtksm guests` says of each guest."""
+    told = json.loads(home.run("guests", "--json", "--connect", uri).stdout)
+    return {one["name"]: one["saved_bytes"] for one in told["guests"]}
+
+
+def told_of_guests(scraped: PrivatePrometheus) -> dict[str, int]:
+    series = scraped.query("virtksm_guest_saved_bytes")
+    return {one["metric"]["domain"]: int(one["value"][1]) for one in series}
+
+
+def rules(passes: list[Any], rule: str) -> int:
+    return sum(line["decision"]["rule"] == rule for line in passes)
+
+
+def waits(passes: list[Any]) -> list[float]:
+    return [line["event_to_applied_ms"] for line in passes if "event_to_applied_ms" in line]
+
+
+def test_as_many_guests_are_told_apart_as_are_wanted(start_agent: AgentFactory, guest: GuestFactory, port: int) -> None:
+    for seed in (1, 2):
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=32, common_mib=16, seed=seed))
+    agent = start_agent(listening(port, PARKING_LAW) + "guests = 1\n")
+    assert fetch(url(port)).count("\nvirtksm_guest_saved_bytes{") == 1
+    agent.home.configure(listening(port, PARKING_LAW) + "guests = 0\n")
+    agent.reload()
+    wait_until(lambda: "\nvirtksm_guest_saved_bytes{" not in fetch(url(port)), HANG_S, "the reload to be told")
+
+
+def test_while_libvirt_hangs_it_is_answered_and_says_so(
+    libvirtd: PrivateLibvirtd, start_agent: AgentFactory, port: int
+) -> None:
+    law = f"call_timeout_s = 1\nkeepalive_s = 3600\n{STEPPING_LAW}"
+    agent = start_agent(listening(port, law))
+    libvirtd.pause()
+    try:
+        agent.signal(signal.SIGUSR1)
+        agent.wait_for("pass_failed")
+        wait_until(lambda: value(fetch(url(port)), "virtksm_libvirt_answers") == 0, HANG_S, "the silence to be told")
+        page = fetch(url(port))
+        assert value(page, "virtksm_libvirt_connected") == 1
+        assert value(page, "virtksm_stranded_possible") == 1
+        assert value(page, 'virtksm_last_pass_result{result="failed"}') == 1
+        assert value(page, 'virtksm_pass_triggers_total{result="failed",trigger="signal"}') == 1
+    finally:
+        libvirtd.resume()
+    wait_until(lambda: value(fetch(url(port)), "virtksm_libvirt_answers") == 1, HANG_S, "libvirt to answer again")
+
+
+def test_a_reconnect_and_a_conflict_are_counted_and_a_switch_shown(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory, port: int
+) -> None:
+    agent = start_agent(listening(port, PARKING_LAW))
+    ksm.write(pages_to_scan=77)
+    agent.step()
+    libvirtd.stop()
+    agent.wait_for("libvirt_unreachable")
+    assert value(fetch(url(port)), "virtksm_libvirt_connected") == 0
+    libvirtd.start()
+    agent.wait_for_pass("connected")
+    ksm.write(run=0)
+    agent.step()
+    wait_until(lambda: value(fetch(url(port)), "virtksm_ksm_off_while_wanted") == 1, HANG_S, "KSM's switch to be told")
+    assert agent.home.run("off", "--connect", agent.uri).returncode == 0
+    wait_until(lambda: value(fetch(url(port)), "virtksm_switched_off") == 1, HANG_S, "the switch to be told")
+    page = fetch(url(port))
+    assert value(page, 'virtksm_conflicts_total{parameter="pages_to_scan"}') == 1
+    assert value(page, "virtksm_libvirt_reconnects_total") == 1
+    assert value(page, "virtksm_ksm_off_while_wanted") == 0
+
+
+def is_answered(port: int) -> bool:
+    try:
+        return "virtksm_up 1" in fetch(url(port))
+    except OSError:
+        return False
+
+
+def test_a_reload_opens_moves_and_closes_the_port_and_counts_go_on(start_agent: AgentFactory, port: int) -> None:
+    agent = start_agent(PARKING_LAW)
+    assert not is_answered(port)
+    agent.home.configure(listening(port, PARKING_LAW))
+    agent.reload()
+    assert is_answered(port)
+    other = free_port()
+    agent.home.configure(listening(other, PARKING_LAW))
+    agent.reload()
+    assert (is_answered(port), is_answered(other)) == (False, True)
+    assert value(fetch(url(other)), 'virtksm_pass_triggers_total{result="applied",trigger="connected"}') == 1, "was off"
+    agent.home.configure(PARKING_LAW)
+    agent.reload()
+    assert not is_answered(other)
+    assert agent.stop() == 0
+
+
+def test_a_port_that_is_taken_is_told_once_and_costs_no_pass(start_agent: AgentFactory, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        agent = start_agent(listening(port, PARKING_LAW))
+        (told,) = agent.lines("metrics_unavailable")
+        assert told["error"] == f"metrics.listen 127.0.0.1:{port}: Address already in use"
+        agent.reload()
+        assert [line["level"] for line in agent.lines("metrics_unavailable")] == ["warning", "debug"]
+    agent.reload()
+    assert is_answered(port)
+
+
+def test_without_the_library_it_names_package_and_key_and_goes_on(
+    start_agent: AgentFactory, port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError('No module named prometheus_client')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    agent = start_agent(listening(port, PARKING_LAW), environ={"PYTHONPATH": path})
+    (told,) = agent.lines("metrics_unavailable")
+    assert "prometheus_client" in told["error"]
+    assert "python3-prometheus-client" in told["remedy"]
+    assert "metrics.listen" in told["remedy"]
+    agent.step()
+    assert not is_answered(port)
+    assert agent.stop() == 0
+
+
+def test_what_is_off_is_not_imported(start_agent: AgentFactory, tmp_path: Path) -> None:
+    (tmp_path / "prometheus_client.py").write_text("print(1 / 0)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    agent = start_agent(PARKING_LAW, environ={"PYTHONPATH": path})
+    agent.reload()
+    assert agent.stop() == 0
+
+
+def test_the_text_file_is_kept_for_node_exporter_and_goes_with_the_agent(
+    start_agent: AgentFactory, tmp_path: Path
+) -> None:
+    file = tmp_path / "virtksm.prom"
+    agent = start_agent(f'{PARKING_LAW}\n[metrics]\ntextfile = "{file}"\ntextfile_s = 1\n')
+    wait_until(lambda: file.exists() and has_passes(file, 1), HANG_S, "the file to be written")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    agent.step()
+    wait_until(lambda: has_passes(file, 2), HANG_S, "the second pass to be written")
+    text = file.read_text(encoding="utf-8")
+    checked = promtool("check", "metrics", text=text)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    assert "process_" not in text.replace("virtksm_", "")
+    moved = tmp_path / "moved.prom"
+    agent.home.configure(f'{PARKING_LAW}\n[metrics]\ntextfile = "{moved}"\n')
+    agent.reload()
+    wait_until(lambda: moved.exists() and not file.exists(), HANG_S, "the other file to be written")
+    assert agent.stop() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def has_passes(file: Path, least: int) -> bool:
+    series = 'virtksm_passes_total{result="'
+    counts = [line.rpartition(" ")[2] for line in file.read_text().splitlines() if line.startswith(series)]
+    return sum(map(float, counts)) >= least
+
+
+def test_a_file_that_cannot_be_written_is_told_once_and_costs_no_pass(
+    start_agent: AgentFactory, tmp_path: Path
+) -> None:
+    file = tmp_path / "missing" / "virtksm.prom"
+    agent = start_agent(f'{PARKING_LAW}\n[metrics]\ntextfile = "{file}"\ntextfile_s = 1\n')
+    told = agent.wait_for("metrics_unavailable")
+    assert str(file) in told["error"]
+    agent.step()
+    agent.wait_for("metrics_unavailable", lambda line: line["level"] == "debug")
+    file.parent.mkdir()
+    agent.step()
+    wait_until(file.exists, HANG_S, "the file to be written")
+    assert agent.stop() == 0
+
+
+def test_a_thousand_connections_keep_nobody_from_being_answered_and_no_pass_from_running(
+    start_agent: AgentFactory, port: int
+) -> None:
+    agent = start_agent(listening(port, PARKING_LAW))
+    assert is_answered(port)
+    before = read_footprint(agent.pid)
+    with ExitStack() as idle:
+        for number in range(1000):
+            client = idle.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S))
+            client.sendall(b"GET /metrics HTTP/1.1\r\n" if number % 2 else b"")
+            if number % 250 == 249:
+                assert is_answered(port)
+                agent.step()
+        during = read_footprint(agent.pid)
+        assert during.descriptors - before.descriptors <= MOST_CLIENTS + 4
+        assert during.threads - before.threads <= 1, "a pass has a thread"
+        assert is_answered(port)
+    assert agent.stop() == 0

@@ -1,0 +1,271 @@
+"""What is measured, what it is called, and the text that Prometheus is given."""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.lab.prometheus import promtool
+from virtksm.agent.metrics.exposition import render
+from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
+from virtksm.agent.metrics.measures import Measures, Moment, measure
+from virtksm.agent.metrics.table import METRICS
+from virtksm.agent.metrics.tally import BOUNDS_S, Durations, Tally
+from virtksm.agent.status import Standing
+from virtksm.config.schema import Config
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import Cause, SettingsRefused
+from virtksm.model import Guest, Occasion, Settings, Trigger
+from virtksm.now import after_pass
+from virtksm.ownership import Foreign
+from virtksm.policy import make_policy
+from virtksm.printable import printable
+from virtksm.record import Outcome, PassRecord
+from virtksm.switch import SwitchedOff
+
+PROJECT = Path(__file__).parents[2]
+KSMD_COLLECTOR = [
+    "full_scans", "merge_across_nodes", "pages_shared", "pages_sharing", "pages_to_scan", "pages_unshared",
+    "pages_volatile", "run", "sleep_millisecs", "sleep_seconds",
+]  # fmt: skip
+"""What node_exporter's collector/ksmd_linux.go tells."""
+
+
+def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassRecord:
+    cycle = Cycle(
+        hypervisor=FakeHypervisor(running=(Guest(uuid="u1", name="one"), Guest(uuid="u2", name="two"))),
+        local=FakeFacts(rss_kib={"u1": 1024}, run=run),
+        policy=make_policy(Config())
+        if policy == "adaptive"
+        else TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
+        store=FakeStore(),
+        switch=FakeSwitch(),
+        clock=FakeClock(),
+        on_conflict="reassert",
+        memory=Memory(),
+    )
+    record: PassRecord = cycle.run(Occasion(triggers=frozenset({Trigger.CONNECTED, Trigger.STARTED})))
+    return record
+
+
+SAVINGS = GuestSavings(
+    saved=((Guest(uuid="u1", name="one"), 300), (Guest(uuid="u2", name="two"), 200)),
+    unaccounted=3,
+    unattributed_bytes=-4,
+    profit_bytes=-5,
+)
+
+
+def moment(
+    tally: Tally, last: PassRecord | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
+) -> Moment:
+    standing = Standing(
+        version="1.2.3",
+        uri="qemu:///system",
+        policy="adaptive",
+        now_s=100.0,
+        lost_s=lost_s,
+        waiting=None,
+        error=None,
+        last=last,
+        last_s=None if last is None else 99.0,
+        next_s=None,
+        now=None if last is None else after_pass(last),
+    )
+    return Moment(
+        standing=standing,
+        tally=tally,
+        savings=savings,
+        shown=ShownGuests(),
+        most_guests=1,
+        python="3.11",
+        started_at_s=1_790_000_000.0,
+    )
+
+
+def measured(record: PassRecord, *, tally: Tally | None = None) -> Measures:
+    tally = tally or Tally()
+    tally.passed(record, 0.02, 1_790_000_100.0)
+    return measure(moment(tally, record))
+
+
+def all_measures() -> Measures:
+    """Everything that can be told, told."""
+    tally = Tally()
+    tally.exposed = 0
+    record = a_pass()
+    refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
+    tally.passed(replace(record, refusals=(refused,)), 0.02, 1_790_000_100.0)
+    return measure(moment(tally, record, savings=SAVINGS))
+
+
+def test_names_are_prometheus_way_and_none_is_node_exporters() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"virtksm(_[a-z]+)+", name) for name in names)
+    assert {metric.name for metric in METRICS if metric.kind == "counter"} == {
+        name for name in names if name.endswith("_total")
+    }
+    assert not [
+        name for name in names for one in KSMD_COLLECTOR if re.fullmatch(f"virtksm_(ksm_)?{one}(_total)?", name)
+    ]
+    assert all(metric.meaning.endswith(".") for metric in METRICS)
+
+
+def test_everything_in_the_table_is_measured_and_nothing_else() -> None:
+    assert set(all_measures()) == {metric.name for metric in METRICS}
+
+
+def test_every_value_has_its_labels() -> None:
+    labels = {metric.name: len(metric.labels) for metric in METRICS}
+    assert [name for name, values in all_measures().items() for one in values if len(one) != labels[name]] == []
+
+
+def test_before_any_pass_nothing_is_told_that_is_not_known() -> None:
+    found = measure(moment(Tally(), None, lost_s=50.0))
+    assert found["virtksm_libvirt_connected"] == {(): False}
+    assert found["virtksm_libvirt_answers"] == {(): False}
+    assert found["virtksm_passes_total"][("applied",)] == 0
+    for unknown in ("saved_bytes", "guests", "switched_off", "stranded_possible", "private_guests_exposed"):
+        assert f"virtksm_{unknown}" not in found
+
+
+def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
+    tally = Tally()
+    record = a_pass()
+    found = measured(record, tally=tally)
+    result = record.outcome.value
+    assert sum(tally.passes.values()) == tally.passes[result] == 1
+    assert found["virtksm_pass_triggers_total"] == {("connected", result): 1, ("started", result): 1}
+    assert found["virtksm_decisions_total"] == {(record.decision.reason.rule,): 1}
+    assert found["virtksm_last_pass_result"] == {
+        (one,): int(one == result) for one in ("applied", "unchanged", "yielded", "held", "refused", "failed")
+    }
+    tally.failed(["timer"])
+    found = measure(moment(tally, record))
+    assert found["virtksm_pass_triggers_total"][("timer", "failed")] == 1
+    assert found["virtksm_last_pass_result"][("failed",)] == 1
+    assert found["virtksm_last_pass_timestamp_seconds"] == {(): 1_790_000_100.0}, "it did not fail"
+
+
+def test_conflicts_and_refusals_are_counted_by_parameter() -> None:
+    refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
+    foreign = Foreign(parameter="sleep_millisecs", ours=10, found=20)
+    record = replace(a_pass(), outcome=Outcome.REFUSED, refusals=(refused,), foreign=(foreign,))
+    found = measured(record)
+    assert found["virtksm_refusals_total"] == {("pages_to_scan", "advisor_on"): 1}
+    assert found["virtksm_conflicts_total"][("sleep_millisecs",)] == 1
+    assert found["virtksm_conflicts_total"][("pages_to_scan",)] == 0
+
+
+def test_reconnects_are_the_connections_after_the_first() -> None:
+    tally = Tally()
+    for expected in (0, 1, 2):
+        tally.connected()
+        assert measure(moment(tally, None))["virtksm_libvirt_reconnects_total"] == {(): expected}
+
+
+@pytest.mark.parametrize(
+    ("run", "off", "expected"),
+    [(1, None, False), (0, None, True), (2, None, True), (0, SwitchedOff(since="2026-01-02T03:04:05Z"), False)],
+)
+def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: SwitchedOff | None, *, expected: bool) -> None:
+    found = measured(replace(a_pass(run=run), switched_off=off))
+    assert found["virtksm_ksm_off_while_wanted"] == {(): expected}
+    assert found["virtksm_switched_off"] == {(): off is not None}
+
+
+def test_debt_is_the_adaptive_policys_alone() -> None:
+    record = a_pass()
+    found = measured(record)
+    past = record.past_after
+    assert past is not None
+    assert set(found["virtksm_scan_debt_bytes"]) == {("young",), ("fresh",), ("half",), ("gone",)}
+    assert sum(map(float, found["virtksm_scan_debt_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
+    assert measured(a_pass(policy="target"))["virtksm_scan_debt_bytes"] == {}
+    assert measured(replace(record, past_after={}))["virtksm_scan_debt_bytes"] == {}, "switched off"
+
+
+def test_guests_are_told_apart_up_to_the_configurations_number() -> None:
+    found = measure(moment(Tally(), a_pass(), savings=SAVINGS))
+    assert found["virtksm_guest_saved_bytes"] == {("one", "u1"): 300}
+    assert found["virtksm_guests_other_saved_bytes"] == {(): 200}
+    assert found["virtksm_unattributed_saved_bytes"] == {(): -4}
+    assert found["virtksm_guests_unaccounted"] == {(): 3}
+    assert found["virtksm_profit_bytes"] == {(): -5}
+
+
+def test_durations_fall_into_the_bucket_of_their_bound() -> None:
+    durations = Durations()
+    for seconds in (0.0005, 0.001, 0.0011, 31.0):
+        durations.add(seconds)
+    buckets = dict(durations.cumulative())
+    assert (buckets[0.001], buckets[0.0025], buckets[30.0], buckets[float("inf")]) == (2, 3, 3, 4)
+    assert len(buckets) == len(BOUNDS_S) + 1
+    assert durations.sum_s == pytest.approx(31.0026)
+
+
+def test_what_changes_is_told_to_whoever_waits_for_it() -> None:
+    tally, told = Tally(), []
+    tally.changed = lambda: told.append(1)
+    tally.connected()
+    tally.passed(a_pass(), None, 1.0)
+    tally.failed(["timer"])
+    tally.disconnected()
+    tally.switched(is_off=True)
+    assert len(told) == 5
+
+
+# The exposition
+
+
+def test_promtool_finds_no_fault() -> None:
+    for with_process in (False, True):
+        record = a_pass()
+        tally = Tally()
+        tally.passed(record, 0.02, 1.0)
+        text = render(moment(tally, record), with_process=with_process).decode()
+        checked = promtool("check", "metrics", text=text)
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+        assert ("process_resident_memory_bytes" in text) == with_process
+        assert "_created" not in text
+
+
+HOSTILE = [
+    'quote " end',
+    "back \\ slash",
+    "line\nend",
+    '"} 1\nvirtksm_up 0',
+    "\x1b[31mred\x00",
+    "\u202eright to left",
+    "lone \udc80 surrogate",
+    "".join(map(chr, range(256))),
+    string.punctuation,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_of_a_guest_gets_out_of_its_label(text: str) -> None:
+    savings = replace(SAVINGS, saved=((Guest(uuid="u1", name=text), 3),))
+    page = render(moment(Tally(), None, savings=savings), with_process=False).decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    (sample,) = families["virtksm_guest_saved_bytes"].samples
+    assert (sample.labels, sample.value) == ({"domain": printable(text), "uuid": "u1"}, 3)
+    assert {family for family in families if not family.startswith("virtksm_")} == set()
+    assert [one.value for one in families["virtksm_up"].samples] == [1]
+
+
+# Documents
+
+
+def test_the_documented_table_is_the_programs() -> None:
+    text = (PROJECT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(virtksm_\w+)` \| (\w+) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    expected = [(one.name, one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning) for one in METRICS]
+    assert rows == expected

@@ -1,0 +1,131 @@
+"""Savings by guest: read beside the loop, seldom, bounded in number, and adding up to what the kernel says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes import LOCAL_HOST, FakeFacts
+from virtksm.agent.metrics.guests import GuestLedger, GuestSavings, ShownGuests, read_savings
+from virtksm.model import Guest, GuestProcess, KsmState, ProcessKsm, Settings, Snapshot, Source
+
+PAGE = 4096
+ONE, TWO, HIDDEN = (Guest(uuid=f"u{number}", name=f"guest{number}", rss_kib=4096) for number in (1, 2, 3))
+SNAPSHOT = Snapshot(
+    taken_s=1.0,
+    source=Source.LOCAL,
+    host=LOCAL_HOST,
+    ksm=KsmState(settings=Settings(pages_to_scan=0, sleep_millisecs=10_000)),
+    guests=(ONE, TWO, HIDDEN),
+)
+
+
+def facts() -> FakeFacts:
+    """Two guests of 300 and 100 merging pages, 10 zero pages, one that may not be read, and 100 pages of others."""
+    return FakeFacts(
+        of_guests={
+            "u1": GuestProcess(arguments=(), ksm=ProcessKsm(merging_pages=300, zero_pages=10, rmap_items=500)),
+            "u2": GuestProcess(arguments=(), ksm=ProcessKsm(merging_pages=100, zero_pages=0, rmap_items=500)),
+            "u3": GuestProcess(arguments=(), ksm=None),
+        },
+        counters={"pages_shared": 250, "pages_sharing": 250, "ksm_zero_pages": 10},
+        profit_bytes=-5,
+    )
+
+
+def test_the_shares_and_what_is_left_add_up_to_what_the_host_saves() -> None:
+    found = read_savings(facts(), SNAPSHOT.guests)
+    assert found is not None
+    assert found.saved == ((ONE, (150 + 10) * PAGE), (TWO, 50 * PAGE))
+    assert found.unattributed_bytes == 50 * PAGE
+    assert (found.unaccounted, found.profit_bytes) == (1, -5)
+
+
+def test_without_rights_everything_is_unattributed() -> None:
+    blind = replace(facts(), of_guests={})
+    found = read_savings(blind, SNAPSHOT.guests)
+    assert found == GuestSavings(saved=(), unaccounted=3, unattributed_bytes=260 * PAGE, profit_bytes=-5)
+
+
+def test_a_kernel_without_ksm_tells_nothing() -> None:
+    assert read_savings(replace(facts(), counters={"pages_shared": None}), SNAPSHOT.guests) is None
+
+
+@dataclass
+class SlowFacts(FakeFacts):
+    """Facts that come when the test lets them."""
+
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    looks: int = 0
+
+    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        self.looks += 1
+        self.may_answer.wait(10)
+        return super().processes(running)
+
+
+def slow() -> SlowFacts:
+    known = facts()
+    return SlowFacts(of_guests=known.of_guests, counters=known.counters, profit_bytes=known.profit_bytes)
+
+
+def test_who_asks_again_soon_gets_the_same_look() -> None:
+    told = slow()
+    told.may_answer.set()
+
+    async def work() -> None:
+        ledger = GuestLedger(told)
+        first, second = await asyncio.gather(ledger.look(SNAPSHOT), ledger.look(SNAPSHOT))
+        assert first is second is not None
+
+    asyncio.run(work())
+    assert told.looks == 1
+
+
+def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
+    told = slow()
+
+    async def work() -> None:
+        ledger = GuestLedger(told, limit_s=0.05)
+        assert await ledger.look(SNAPSHOT) is None
+        assert await ledger.look(SNAPSHOT) is None
+
+    asyncio.run(work())
+    assert told.looks == 1
+    told.may_answer.set()
+
+
+@pytest.mark.parametrize("last", [None, replace(SNAPSHOT, source=Source.LIBVIRT)])
+def test_another_hosts_guests_are_not_looked_for_here(last: Snapshot | None) -> None:
+    told = slow()
+    assert asyncio.run(GuestLedger(told).look(last)) is None
+    assert told.looks == 0
+
+
+def test_a_guest_that_is_shown_stays_shown_while_it_runs() -> None:
+    shown = ShownGuests()
+    assert shown.choose([(ONE, 10), (TWO, 20), (HIDDEN, 5)], 2) == ({("guest2", "u2"): 20, ("guest1", "u1"): 10}, 5)
+    assert shown.choose([(ONE, 1), (TWO, 2), (HIDDEN, 50)], 2) == ({("guest2", "u2"): 2, ("guest1", "u1"): 1}, 50)
+    assert shown.choose([(TWO, 2), (HIDDEN, 50)], 2) == ({("guest2", "u2"): 2, ("guest3", "u3"): 50}, 0)
+    assert shown.choose([(TWO, 2), (HIDDEN, 50)], 0) == ({}, 52)
+
+
+saved_lists = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(0, 1 << 40)), max_size=20, unique_by=lambda one: one[0]
+).map(lambda ones: [(Guest(uuid=f"u{number}", name=f"g{number}"), count) for number, count in ones])
+
+
+@given(st.lists(st.tuples(saved_lists, st.integers(0, 10)), max_size=5))
+def test_never_more_than_wanted_are_shown_and_nothing_is_lost(
+    rounds: list[tuple[list[tuple[Guest, int]], int]],
+) -> None:
+    shown = ShownGuests()
+    for saved, most in rounds:
+        alone, others = shown.choose(saved, most)
+        assert len(alone) == min(most, len(saved))
+        assert sum(alone.values()) + others == sum(count for _, count in saved)

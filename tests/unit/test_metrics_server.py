@@ -1,0 +1,188 @@
+"""The agent's web server on real sockets: one page, and nobody who can keep it from others."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtksm.agent.metrics.server import MOST_BYTES, MOST_CLIENTS, MetricsServer, bind, parse_request
+from virtksm.config.address import parse_address
+
+PAGE = b"virtksm_up 1\n"
+TYPE = "text/plain; version=0.0.4"
+HANG_S = 10.0
+
+
+def served(work: Callable[[int], Awaitable[None]], *, patience_s: float = 5.0, body: bytes = PAGE) -> None:
+    """Run `work` beside a server, given its port."""
+
+    async def run() -> None:
+        listener = bind("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+
+        async def page() -> bytes:
+            return body
+
+        server = MetricsServer(listener, page, TYPE, patience_s=patience_s)
+        try:
+            await asyncio.wait_for(work(port), HANG_S)
+        finally:
+            server.close()
+
+    asyncio.run(run())
+
+
+async def ask(port: int, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        return await reader.read()
+    finally:
+        await close(writer)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):  # the server let it go first
+        await writer.wait_closed()
+
+
+def request(line: bytes, headers: bytes = b"Host: x\r\n") -> bytes:
+    return line + b"\r\n" + headers + b"\r\n"
+
+
+@pytest.mark.parametrize("line", [b"GET /metrics HTTP/1.1", b"GET /metrics HTTP/1.0", b"GET /metrics?x=1 HTTP/1.1"])
+def test_the_page_is_served(line: bytes) -> None:
+    async def work(port: int) -> None:
+        head, _, body = (await ask(port, request(line))).partition(b"\r\n\r\n")
+        assert head.split(b"\r\n") == [
+            b"HTTP/1.1 200 OK",
+            b"Content-Type: " + TYPE.encode(),
+            b"Content-Length: %d" % len(PAGE),
+            b"Connection: close",
+        ]
+        assert body == PAGE
+
+    served(work)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET / HTTP/1.1", b"404 Not Found"),
+        (b"GET /metrics/../etc/passwd HTTP/1.1", b"404 Not Found"),
+        (b"POST /metrics HTTP/1.1", b"405 Method Not Allowed"),
+        (b"GET /metrics HTTP/2.0", b"400 Bad Request"),
+        (b"GET  /metrics HTTP/1.1", b"400 Bad Request"),
+        (b"\x16\x03\x01\x02\x00", b"400 Bad Request"),
+        (b"", b"400 Bad Request"),
+    ],
+)
+def test_everything_else_is_refused(line: bytes, status: bytes) -> None:
+    async def work(port: int) -> None:
+        answer = await ask(port, request(line))
+        assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
+
+    served(work)
+
+
+@given(
+    st.binary()
+    | st.binary().map(lambda rest: b"GET /metrics" + rest)
+    | st.binary().map(lambda rest: rest + b" HTTP/1.1\r\n")
+)
+def test_any_bytes_are_a_request_or_none(sent: bytes) -> None:
+    try:
+        method, path = parse_request(sent)
+    except ValueError:
+        return
+    assert method.isupper()
+    assert path.isprintable()
+    assert sent.startswith(f"{method} {path}".encode())
+
+
+def test_a_head_has_no_body() -> None:
+    async def work(port: int) -> None:
+        head, _, body = (await ask(port, request(b"HEAD /metrics HTTP/1.1"))).partition(b"\r\n\r\n")
+        assert b"Content-Length: %d" % len(PAGE) in head
+        assert body == b""
+
+    served(work)
+
+
+def test_a_request_that_is_too_long_is_not_taken_in() -> None:
+    async def work(port: int) -> None:
+        answer = await ask(port, b"GET /metrics HTTP/1.1\r\n" + b"A" * MOST_BYTES)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+
+    served(work)
+
+
+def test_a_client_that_says_nothing_is_let_go() -> None:
+    async def work(port: int) -> None:
+        assert await ask(port, b"GET /metrics") == b""
+
+    served(work, patience_s=0.05)
+
+
+def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
+    async def work(port: int) -> None:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST_CLIENTS)]
+        assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
+        assert await idle[0][0].read() == b"", "the oldest was let go"
+        idle[-1][1].write(request(b"GET /metrics HTTP/1.1"))
+        assert PAGE in await idle[-1][0].read()
+        for _, writer in idle:
+            await close(writer)
+
+    served(work)
+
+
+def receive_all(client: socket.socket) -> int:
+    """Return how many bytes come until the server has no more, or breaks off."""
+    count = 0
+    with suppress(ConnectionError):
+        while chunk := client.recv(1 << 16):
+            count += len(chunk)
+    return count
+
+
+def test_a_client_that_does_not_read_is_let_go() -> None:
+    body = bytes(32 << 20)  # more than the kernel takes for it
+
+    async def work(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(request(b"GET /metrics HTTP/1.1"))
+            await asyncio.sleep(1)  # ten times as long as it may take
+            assert await asyncio.to_thread(receive_all, client) < len(body)
+
+    served(work, patience_s=0.1, body=body)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9876", ("127.0.0.1", 9876)),
+        ("192.0.2.7:1", ("192.0.2.7", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[fe80:0::1]:80", ("fe80::1", 80)),
+    ],
+)
+def test_an_address_has_a_port(text: str, expected: tuple[str, int]) -> None:
+    assert parse_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9876", ":9876", "localhost:9876", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.256:1", "::1:9876",
+     "[::1]", "[127.0.0.1]:1", "127.0.0.1:9876 ", "127.0.0.1:٣", "[::g]:1", "127.0.0.1:9876\n"],
+)  # fmt: skip
+def test_what_is_no_address_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^is "):
+        parse_address(text)

@@ -1,0 +1,66 @@
+"""Puts measures into Prometheus' text format, by its client library, which is imported here alone.
+
+Every family is made anew for each exposition out of the agent's own counts, and no registry of the library's is used:
+its counters add a series with each one's time of creation, which versions before 0.17 let nobody switch off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from virtksm.agent.metrics.measures import Labels, Moment, Value, measure
+from virtksm.agent.metrics.table import METRICS, Metric
+from virtksm.agent.metrics.tally import Durations
+from virtksm.printable import printable
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_process = ProcessCollector(registry=None)
+
+
+class _Families(Collector):
+    """What one exposition holds."""
+
+    def __init__(self, moment: Moment, *, with_process: bool) -> None:
+        self._moment = moment
+        self._with_process = with_process
+
+    def collect(self) -> Iterator[Family]:
+        measures = measure(self._moment)
+        for metric in METRICS:
+            if metric.name in measures:
+                yield make_family(metric, measures[metric.name])
+        if self._with_process:
+            yield from _process.collect()
+
+
+def render(moment: Moment, *, with_process: bool) -> bytes:
+    """Return the exposition; `with_process` adds the library's process_* metrics of the agent's own process."""
+    return generate_latest(_Families(moment, with_process=with_process))
+
+
+def make_family(metric: Metric, values: Mapping[Labels, Value]) -> Family:
+    """Return one metric in the library's form; texts in labels are made printable, and the library escapes them."""
+    if metric.kind == "histogram":
+        family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+        for labels, value in values.items():
+            assert isinstance(value, Durations)
+            buckets = [(_bound(bound_s), count) for bound_s, count in value.cumulative()]
+            family.add_metric(labels, buckets, value.sum_s)
+        return family
+    made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    plain = made(metric.name, metric.meaning, labels=metric.labels)
+    for labels, value in values.items():
+        assert not isinstance(value, Durations)
+        plain.add_metric([printable(text) for text in labels], float(value))
+    return plain
+
+
+def _bound(bound_s: float) -> str:
+    return "+Inf" if math.isinf(bound_s) else str(bound_s)

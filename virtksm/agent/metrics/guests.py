@@ -1,0 +1,110 @@
+"""What KSM saves on each guest, for metrics: read from this host's /proc beside the agent's loop, and not too often.
+
+No pass does it (a guest costs three small files), and libvirt is not asked: the guests are those that the last pass has
+seen. A look that takes too long is left alone, and its metrics are missing until it is back. On another host than
+this one there is nothing to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from virtksm.accounts import Account, find_left_over, settle
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.errors import SensingFailed
+from virtksm.merged import Merged
+from virtksm.model import Guest, ProcessKsm, Snapshot, Source
+from virtksm.ports import GuestFacts
+
+LOOK_S = 5.0
+"""A look may be so old; 150 guests take some 10 ms."""
+LIMIT_S = 2.0
+"""How long a page waits for a look: a fifth of what Prometheus waits for a page by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSavings:
+    """What KSM saves on guests, `saved` on each that could be read; `unattributed_bytes` is on nobody known.
+
+    `profit_bytes` is the kernel's general_profit, None where it is not told; `unaccounted` guests could not be read.
+    """
+
+    saved: tuple[tuple[Guest, int], ...]
+    unaccounted: int
+    unattributed_bytes: int
+    profit_bytes: int | None
+
+
+class GuestLedger:
+    """The last look; to be used from one asyncio loop."""
+
+    def __init__(self, facts: GuestFacts, *, limit_s: float = LIMIT_S) -> None:
+        self._facts = facts
+        self._limit_s = limit_s
+        self._calls = BlockingCalls(SensingFailed)
+        self._turn = asyncio.Lock()
+        self._seen: GuestSavings | None = None
+        self._seen_s = -LOOK_S
+
+    async def look(self, last: Snapshot | None) -> GuestSavings | None:
+        """Return what is saved on the guests that a pass has seen last; None where that cannot be told."""
+        if last is None or last.source is not Source.LOCAL:
+            return None
+        async with self._turn:
+            if time.monotonic() - self._seen_s >= LOOK_S:
+                try:
+                    self._seen = await self._calls.run(
+                        "look at guests' processes", lambda: read_savings(self._facts, last.guests), self._limit_s
+                    )
+                except SensingFailed:
+                    return None
+                self._seen_s = time.monotonic()
+            return self._seen
+
+
+def read_savings(facts: GuestFacts, running: tuple[Guest, ...]) -> GuestSavings | None:
+    """Read what KSM saves on running guests; None on a kernel without KSM. Blocks."""
+    processes = facts.processes(running)
+    pages_shared, pages_sharing = facts.ksm_counter("pages_shared"), facts.ksm_counter("pages_sharing")
+    if pages_shared is None or pages_sharing is None:
+        return None
+    merged = Merged(
+        pages_shared=pages_shared,
+        pages_sharing=pages_sharing,
+        zero_pages=facts.ksm_counter("ksm_zero_pages"),
+        page_kib=facts.page_kib(),
+    )
+    profit_bytes = facts.general_profit_bytes()
+    settled: list[tuple[Guest, ProcessKsm, Account]] = []
+    for guest, process in zip(running, processes, strict=True):
+        ksm = None if process is None else process.ksm
+        account = None if ksm is None else settle(ksm, guest.rss_kib, merged)
+        if ksm is not None and account is not None:
+            settled.append((guest, ksm, account))
+    left_over = find_left_over([(ksm, account) for _, ksm, account in settled], merged, profit_bytes)
+    return GuestSavings(
+        saved=tuple((guest, account.saved_bytes) for guest, _, account in settled),
+        unaccounted=len(running) - len(settled),
+        unattributed_bytes=left_over.saved_bytes,
+        profit_bytes=profit_bytes,
+    )
+
+
+class ShownGuests:
+    """Which guests have a metric of their own: those on which most is saved, and then as long as they run.
+
+    So no series comes and goes because two guests save about the same.
+    """
+
+    def __init__(self) -> None:
+        self._uuids: frozenset[str] = frozenset()
+
+    def choose(self, saved: Iterable[tuple[Guest, int]], most: int) -> tuple[dict[tuple[str, ...], int], int]:
+        """Return what is saved on each of `most` guests, by name and UUID, and the sum of the others."""
+        ranked = sorted(saved, key=lambda one: (one[0].uuid not in self._uuids, -one[1], one[0].uuid))
+        shown, others = ranked[:most], ranked[most:]
+        self._uuids = frozenset(guest.uuid for guest, _ in shown)
+        return {(guest.name, guest.uuid): count for guest, count in shown}, sum(count for _, count in others)

@@ -1,0 +1,116 @@
+"""The metrics' values at one moment, made of what the agent knows then. Asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
+from virtksm.agent.metrics.tally import RESULTS, Durations, Tally
+from virtksm.agent.status import Standing, worst_core_percent
+from virtksm.merged import Merged
+from virtksm.now import Now
+from virtksm.policy.adaptive.past import load_past
+from virtksm.record import PassRecord
+
+Labels = tuple[str, ...]
+Value = int | float | Durations
+Measures = dict[str, Mapping[Labels, Value]]
+"""By the metric's name, then by the values of its labels; a metric of which nothing is known is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What the agent knows at one moment; `started_at_s` is Unix time.
+
+    `savings` is None where guests' processes cannot be looked at; `most_guests` have a metric of their own.
+    """
+
+    standing: Standing
+    tally: Tally
+    savings: GuestSavings | None
+    shown: ShownGuests
+    most_guests: int
+    python: str
+    started_at_s: float
+
+
+def measure(moment: Moment) -> Measures:
+    """Return all values, texts for labels as they are; `shown` remembers which guests were."""
+    standing, tally = moment.standing, moment.tally
+    found: Measures = {
+        "virtksm_build_info": {(standing.version, moment.python): 1},
+        "virtksm_policy_info": {(standing.policy,): 1},
+        "virtksm_passes_total": {(result,): count for result, count in tally.passes.items()},
+        "virtksm_pass_triggers_total": tally.by_trigger,
+        "virtksm_decisions_total": {(rule,): count for rule, count in tally.decisions.items()},
+        "virtksm_last_pass_result": {(result,): int(result == tally.last_result) for result in RESULTS},
+        "virtksm_conflicts_total": {(parameter,): count for parameter, count in tally.conflicts.items()},
+        "virtksm_refusals_total": tally.refusals,
+    }
+    plain: dict[str, Value | None] = {
+        "virtksm_up": 1,
+        "virtksm_start_time_seconds": moment.started_at_s,
+        "virtksm_config_last_reload_successful": tally.config_is_read,
+        "virtksm_pass_duration_seconds": tally.durations,
+        "virtksm_event_to_applied_seconds": tally.latencies,
+        "virtksm_last_pass_timestamp_seconds": tally.last_at_s,
+        "virtksm_history_failures_total": tally.history_failures,
+        "virtksm_libvirt_connected": standing.lost_s is None,
+        "virtksm_libvirt_answers": standing.silence is None,
+        "virtksm_libvirt_reconnects_total": max(tally.connections - 1, 0),
+        "virtksm_switched_off": tally.is_off,
+        "virtksm_stranded_possible": standing.may_be_stranded,
+        "virtksm_private_guests_exposed": tally.exposed,
+    }
+    if standing.last is not None:
+        plain["virtksm_parked"] = standing.last.decision.is_parked
+        plain["virtksm_worst_core_ratio"] = worst_core_percent(standing.last.after) / 100
+        found["virtksm_scan_debt_bytes"] = find_debt(standing.last)
+    if standing.now is not None:
+        plain |= _of_host(standing.now, is_off=tally.is_off)
+    if moment.savings is not None:
+        shown, others_bytes = moment.shown.choose(moment.savings.saved, moment.most_guests)
+        found["virtksm_guest_saved_bytes"] = shown
+        plain |= {
+            "virtksm_guests_other_saved_bytes": others_bytes,
+            "virtksm_unattributed_saved_bytes": moment.savings.unattributed_bytes,
+            "virtksm_guests_unaccounted": moment.savings.unaccounted,
+            "virtksm_profit_bytes": moment.savings.profit_bytes,
+        }
+    found |= {name: {(): value} for name, value in plain.items() if value is not None}
+    return found
+
+
+def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
+    """Return KSM, the host's memory and its guests."""
+    ksm, host, merged = now.ksm, now.host, Merged.of(now.ksm)
+    return {
+        "virtksm_ksm_off_while_wanted": None if ksm.run is None or is_off is None else ksm.run != 1 and not is_off,
+        "virtksm_saved_bytes": _bytes(now.saved_kib),
+        "virtksm_ksmd_cpu_seconds_total": ksm.ksmd_cpu_seconds,
+        "virtksm_broken_merges_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.cow_ksm * ksm.page_kib),
+        "virtksm_unmerging_bytes": None if merged is None else _bytes(merged.needed_kib),
+        "virtksm_guests": now.guests,
+        "virtksm_guests_unread": now.guests_unread,
+        "virtksm_guests_resident_bytes": _bytes(now.committed_kib),
+        "virtksm_host_memory_bytes": None if host is None else _bytes(host.total_kib),
+        "virtksm_host_available_bytes": None if host is None else _bytes(host.available_kib),
+    }
+
+
+def find_debt(record: PassRecord) -> dict[Labels, Value]:
+    """Return the adaptive policy's debt after a pass, by age; nothing where another policy decided, or none."""
+    if record.policy != "adaptive" or record.past_after is None:
+        return {}
+    try:
+        past = load_past(record.past_after)
+    except ValueError:  # switched off: the policy was not asked
+        return {}
+    young_kib = sum(kib for _, kib in past.young)
+    ages = {"young": young_kib, "fresh": past.fresh_kib, "half": past.half_kib, "gone": past.gone_kib}
+    return {(age,): kib * 1024 for age, kib in ages.items()}
+
+
+def _bytes(kib: int | None) -> int | None:
+    return None if kib is None else kib * 1024

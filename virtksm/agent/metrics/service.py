@@ -1,0 +1,139 @@
+"""Serves the agent's metrics where the configuration wants them, and follows it when it is read again.
+
+Off, it opens nothing and does not import the library. What stands in its way (the library is missing, a port is taken,
+a folder cannot be written to) is told once, and the agent goes on without: tuning a host does not depend on being
+watched. Whoever asks is answered from the agent's memory and this machine's own files, never by libvirt, and beside
+passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable
+
+from virtksm.agent.metrics.guests import GuestLedger, ShownGuests
+from virtksm.agent.metrics.measures import Moment
+from virtksm.agent.metrics.server import MetricsServer, bind
+from virtksm.agent.metrics.tally import Tally
+from virtksm.agent.metrics.textfile import Textfile
+from virtksm.agent.status import Standing
+from virtksm.config.address import parse_address
+from virtksm.config.schema import MetricsParams
+from virtksm.errors import VirtksmError
+from virtksm.ports import GuestFacts
+
+FRESH_S = 1.0
+"""A page is made at most this often, however many ask."""
+OFF = MetricsParams()
+
+
+class Metrics:
+    """To be used from one asyncio loop. `told` is given what is in the way, and None once nothing is.
+
+    `facts` are its own, apart from those of passes, as they are asked in another thread.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        standing: Callable[[], Standing],
+        facts: GuestFacts,
+        told: Callable[[VirtksmError | None], None],
+    ) -> None:
+        self._tally = tally
+        self._ledger = GuestLedger(facts)
+        self._shown = ShownGuests()
+        self._standing = standing
+        self._told = told
+        self._started_at_s = time.time()
+        self._params = OFF
+        self._server: MetricsServer | None = None
+        self._textfile: Textfile | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._page = b""
+        self._page_s = -FRESH_S
+
+    def follow(self, params: MetricsParams) -> None:
+        """Serve as `params` say from now on; what was in the way before is tried again."""
+        if params.is_wanted:
+            try:
+                import virtksm.agent.metrics.exposition  # noqa: F401  # the first import is the one that can fail
+            except ImportError as error:
+                remedy = (
+                    "install python3-prometheus-client (apt), python3-prometheus_client (dnf) or virtksm[metrics] "
+                    "(pip), or empty metrics.listen and metrics.textfile; then reload"
+                )
+                self._told(VirtksmError(f"[metrics] needs the package prometheus_client ({error})", remedy=remedy))
+                params = OFF
+        self._listen(params.listen)
+        self._write_to(params.textfile, params.textfile_s)
+        self._params = params
+
+    async def close(self) -> None:
+        """Serve nobody any more; returns when the file is removed."""
+        self._listen("")
+        self._write_to("", 0)
+        if self._writing is not None:
+            await self._writing
+
+    def _listen(self, listen: str) -> None:
+        if self._server is not None:
+            if listen == self._params.listen:
+                return
+            self._server.close()
+            self._server = None
+        if not listen:
+            return
+        from virtksm.agent.metrics.exposition import CONTENT_TYPE
+
+        try:
+            listener = bind(*parse_address(listen))
+        except OSError as error:
+            remedy = (
+                "choose an address of this machine and a free port, or see docs/metrics.md for the unit; then reload"
+            )
+            self._told(VirtksmError(f"metrics.listen {listen}: {error.strerror}", remedy=remedy))
+            return
+        self._server = MetricsServer(listener, self._fresh_page, CONTENT_TYPE)
+
+    def _write_to(self, path: str, every_s: float) -> None:
+        if self._textfile is not None:
+            if path == self._textfile.path:
+                self._textfile.every_s = every_s
+                self._textfile.stir()
+                return
+            self._textfile.end()
+            self._textfile, self._tally.changed = None, lambda: None
+        if not path:
+            return
+        self._textfile = Textfile(path, every_s, self._file, self._told)
+        self._tally.changed = self._textfile.stir
+        self._writing = asyncio.get_running_loop().create_task(self._textfile.keep_writing(self._writing))
+
+    async def _fresh_page(self) -> bytes:
+        async with self._turn:
+            if time.monotonic() - self._page_s >= FRESH_S:
+                self._page, self._page_s = await self._render(with_process=True), time.monotonic()
+            return self._page
+
+    async def _file(self) -> bytes:
+        return await self._render(with_process=False)  # node_exporter has process_* metrics of its own
+
+    async def _render(self, *, with_process: bool) -> bytes:
+        from virtksm.agent.metrics.exposition import render
+
+        standing = self._standing()
+        savings = await self._ledger.look(None if standing.last is None else standing.last.snapshot)
+        moment = Moment(
+            standing=standing,
+            tally=self._tally,
+            savings=savings,
+            shown=self._shown,
+            most_guests=self._params.guests,
+            python=platform.python_version(),
+            started_at_s=self._started_at_s,
+        )
+        return render(moment, with_process=with_process)

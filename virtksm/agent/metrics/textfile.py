@@ -1,0 +1,86 @@
+"""Keeps a file for node_exporter's textfile collector: written whole when something has changed, and not too often.
+
+Nothing here wakes a resting agent. The file is removed when the agent ends, or is told to write another; one that was
+killed leaves it, and its age tells (node_textfile_mtime_seconds).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from virtksm.adapters.files import replace_file
+from virtksm.agent.blocking import BlockingCalls
+from virtksm.errors import StateUnusable, VirtksmError
+
+LIMIT_S = 10.0
+REMEDY = "the folder must be there and the agent's to write (docs/metrics.md)"
+
+
+def file_hangs(message: str) -> VirtksmError:
+    """Return the error for a disk that does not answer."""
+    return StateUnusable(message, remedy="the disk behind metrics.textfile does not answer: see the kernel's log")
+
+
+class Textfile:
+    """One file; `told` is given the error of each writing that failed, and None for one that went well."""
+
+    def __init__(
+        self,
+        path: str,
+        every_s: float,
+        page: Callable[[], Awaitable[bytes]],
+        told: Callable[[VirtksmError | None], None],
+    ) -> None:
+        self.path = path
+        self.every_s = every_s
+        self._page = page
+        self._told = told
+        self._calls = BlockingCalls(file_hangs)
+        self._stirred = asyncio.Event()
+        self._stirred.set()
+        self._ended = asyncio.Event()
+
+    def stir(self) -> None:
+        """Have it written, at once or as soon as `every_s` has gone by since the last time."""
+        self._stirred.set()
+
+    def end(self) -> None:
+        """Have `keep_writing` remove the file and return."""
+        self._ended.set()
+        self._stirred.set()
+
+    async def keep_writing(self, after: asyncio.Task[None] | None = None) -> None:
+        """Write until `end` is called, once `after` is done."""
+        if after is not None:
+            await asyncio.wait({after})
+        while not self._ended.is_set():
+            self._stirred.clear()
+            await self._attempt("write metrics.textfile", self._replace, (await self._page()).decode())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), self.every_s)
+            await self._stirred.wait()
+        await self._attempt("remove metrics.textfile", self._remove)
+
+    async def _attempt(self, what: str, call: Callable[..., None], *arguments: str) -> None:
+        try:
+            await self._calls.run(what, lambda: call(*arguments), LIMIT_S)
+        except VirtksmError as error:
+            self._told(error)
+        else:
+            self._told(None)
+
+    def _replace(self, text: str) -> None:
+        try:
+            replace_file(self.path, text, mode=0o644)
+        except StateUnusable as error:
+            raise VirtksmError(error.message, remedy=REMEDY) from error
+
+    def _remove(self) -> None:
+        try:
+            with suppress(FileNotFoundError):
+                os.remove(self.path)  # noqa: PTH107  # as all paths here, a str
+        except OSError as error:
+            raise VirtksmError(f"{self.path}: {error.strerror}", remedy=REMEDY) from error
