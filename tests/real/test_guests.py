@@ -200,7 +200,7 @@ def test_guests_stand_in_the_order_asked_for(
     order: tuple[str, ...],
     names: list[str],
 ) -> None:
-    guest(twin(1))
+    guest(twin(1, zero_mib=8))  # which merge among themselves
     guest(PayloadGuest(name="big", memory_mib=64, common_mib=8, seed=2))
     guest(PayloadGuest(name="apart", memory_mib=48, common_mib=8, seed=3, nosharepages=True))
     ksm.merge_all()
