@@ -22,7 +22,7 @@ from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle
-from virtksm.errors import LibvirtUnreachable
+from virtksm.errors import ConfigError, Finding, LibvirtUnreachable
 from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
 from virtksm.model import Guest, Settings, Trigger
@@ -169,6 +169,26 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
         assert lines[1]["past"] is None
 
     bench.run(story)
+
+
+def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_faults(bench: Bench) -> None:
+    fault = Finding(file="/etc/x.toml", key="policy", problem="is 3, not a text", remedy="use one of the choices")
+
+    def refuse() -> Config:
+        raise ConfigError([fault])
+
+    async def story() -> None:
+        bench.config = Config(coalesce_ms=0, policy="ksmtuned")
+        assert await bench.ask("reload") == {"ok": True, "policy": "ksmtuned"}
+        bench.agent.reload_config = refuse
+        assert await bench.ask("reload") == {"ok": False, "error": str(fault), "exit_code": 2}
+        assert bench.agent.config.policy == "ksmtuned"
+        await bench.until(
+            lambda: "reload" in [name for one in bench.events("pass_completed") for name in one["triggers"]]
+        )
+
+    bench.run(story)
+    assert (len(bench.events("config_reloaded")), len(bench.events("config_rejected"))) == (1, 1)
 
 
 def test_an_agent_that_ends_while_off_leaves_ksm_parked(bench: Bench) -> None:

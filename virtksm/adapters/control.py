@@ -2,7 +2,8 @@
 
 `{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "off", "uri": URI}` or "on", are answered by
 `{"ok": true, "pass": {...}}`, or from another host's agent by `{"ok": false, "other_uri": URI}`. `{"op": "status"}` is
-answered by `{"ok": true, "status": {...}}`; `history` and `decisions` are described in agent/recall.py, `inputs` in
+answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the configuration is read again) by
+`{"ok": true, "policy": NAME}`; `history` and `decisions` are described in agent/recall.py, `inputs` in
 agent/inputs.py. What fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
 Imports nothing but json and socket, so that a one-shot that finds an agent stays quick.
 """

@@ -150,14 +150,14 @@ class Agent:
         loop.add_signal_handler(signal.SIGUSR1, self.offer, Trigger.SIGNAL)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    def reload(self) -> None:
+    def reload(self) -> ConfigError | None:
         """Read the configuration again; an invalid one is reported and the old one kept. A pass follows either way."""
         try:
             self.config = self.reload_config()
         except ConfigError as error:
             self.reporter.config_rejected(error)
             self.offer(Trigger.SIGNAL)
-            return
+            return error
         self.reporter.config_reloaded()
         self.coalescer = Coalescer(
             window_s=self.config.coalesce_ms / 1000,
@@ -168,6 +168,7 @@ class Agent:
             self.cycle = self.make_cycle(self.link.host, self.config, self.memory)
         self._open_diary(self._known_uri)
         self.offer(Trigger.RELOAD)
+        return None
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
         """Answer one control request."""
@@ -179,6 +180,8 @@ class Agent:
                 return self._other_uri(request) or await self._switched(Trigger.OFF)
             case "on":
                 return self._other_uri(request) or await self._switched(Trigger.ON)
+            case "reload":
+                return self._reloaded()
             case "status":
                 told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
                 return self._other_host(request) or told
@@ -193,6 +196,13 @@ class Agent:
                 return _failure(f"unknown op {other[:MOST_SHOWN]!r}", ExitCode.USAGE)
             case _:
                 return _failure("op is missing, or no text", ExitCode.USAGE)
+
+    def _reloaded(self) -> dict[str, object]:
+        """Read the configuration again, and tell what is in force, or the faults."""
+        faults = self.reload()
+        if faults is not None:
+            return _failure(str(faults), faults.exit_code)
+        return {"ok": True, "policy": self.config.policy}
 
     async def _recalled(
         self,

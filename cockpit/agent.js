@@ -1,0 +1,126 @@
+/* Asks the agent at its sockets, and runs virtksm's commands, as root where Cockpit may and else as who is logged in.
+
+   The protocol is virtksm/adapters/control.py's: one JSON line there, one back. Whatever goes wrong becomes a Problem
+   whose `kind` says what to do about it. */
+
+const CONTROL_SOCKET = "/run/virtksm/agent/control.sock";
+const STATUS_SOCKET = "/run/virtksm/agent/status.sock";
+const MOST_ANSWER = 1 << 20;
+const READ_WITHIN_MS = 10000;
+const ACT_WITHIN_MS = 60000;
+
+export const NO_AGENT = "no-agent";
+export const DENIED = "access-denied";
+export const NOT_INSTALLED = "not-installed";
+export const FAILED = "failed";
+
+export class Problem extends Error {
+    constructor(kind, message) {
+        super(message);
+        this.kind = kind;
+    }
+}
+
+/* Ask what any reader may (`status`, `history`, `decisions`): at the control socket, or where that is closed at the
+   status socket. */
+export async function askToRead(request) {
+    try {
+        return await askAt(CONTROL_SOCKET, request, "try", READ_WITHIN_MS);
+    } catch (problem) {
+        if (problem.kind !== DENIED)
+            throw problem;
+    }
+    try {
+        return await askAt(STATUS_SOCKET, request, "try", READ_WITHIN_MS);
+    } catch (problem) {
+        throw problem.kind === NO_AGENT ? new Problem(DENIED, "there is no status_group") : problem;
+    }
+}
+
+/* Have the agent do something (`retune`, `reload`), which root alone may. */
+export function askToAct(request) {
+    return askAt(CONTROL_SOCKET, request, "require", ACT_WITHIN_MS);
+}
+
+function askAt(path, request, superuser, withinMs) {
+    return new Promise((resolve, reject) => {
+        const channel = cockpit.channel({ payload: "stream", unix: path, superuser });
+        const timer = window.setTimeout(() => channel.close("timeout"), withinMs);
+        let said = "";
+        channel.addEventListener("message", (_event, data) => {
+            said += data;
+            if (said.length > MOST_ANSWER)
+                channel.close("too-large");
+        });
+        channel.addEventListener("close", (_event, options) => {
+            window.clearTimeout(timer);
+            try {
+                resolve(parseAnswer(said, options.problem));
+            } catch (problem) {
+                reject(problem);
+            }
+        });
+        channel.send(JSON.stringify(request) + "\n");
+    });
+}
+
+function parseAnswer(said, trouble) {
+    if (!said.endsWith("\n"))
+        throw socketProblem(trouble);
+    let answer;
+    try {
+        answer = JSON.parse(said);
+    } catch {
+        throw new Problem(FAILED, "the agent's answer is no JSON: are virtksm and this page of the same version?");
+    }
+    if (answer.ok)
+        return answer;
+    if (answer.other_uri)
+        throw new Problem(FAILED, `the agent serves ${answer.other_uri} by now`);
+    throw new Problem(FAILED, String(answer.error));
+}
+
+function socketProblem(trouble) {
+    if (trouble === "not-found" || trouble === "terminated")
+        return new Problem(NO_AGENT, "no agent runs");
+    if (trouble === "access-denied" || trouble === "authentication-failed")
+        return new Problem(DENIED, "you may not ask the agent");
+    if (trouble === "timeout")
+        return new Problem(FAILED, "the agent does not answer: see `systemctl status virtksm`");
+    return new Problem(FAILED, `the agent's answer broke off (${trouble || "it closed the connection"})`);
+}
+
+/* Run a virtksm command and return what it prints. */
+export function run(args, superuser = "try") {
+    return spawnVirtksm(args, superuser).then(([output, failure]) => {
+        if (failure)
+            throw failure;
+        return output;
+    });
+}
+
+/* Run a virtksm command with --json; an exit code that only sums up what it says is no failure. */
+export async function runJson(...args) {
+    const [output, failure] = await spawnVirtksm([...args, "--json"], "try");
+    try {
+        return JSON.parse(output);
+    } catch {
+        throw failure || new Problem(FAILED, `virtksm ${args[0]} printed no JSON`);
+    }
+}
+
+function spawnVirtksm(args, superuser) {
+    return new Promise(resolve => {
+        cockpit.spawn(["virtksm", ...args], { superuser, err: "message" })
+                .then(output => resolve([output, null]))
+                .catch((error, output) => resolve([output || "", commandProblem(args[0], error)]));
+    });
+}
+
+function commandProblem(name, error) {
+    if (error.problem === "not-found")
+        return new Problem(NOT_INSTALLED, "there is no command virtksm on this host");
+    if (error.problem === "access-denied")
+        return new Problem(DENIED, "administrative access is needed");
+    return new Problem(FAILED, (error.message || `virtksm ${name} failed`).replace(/^virtksm: /, ""));
+}

@@ -1,0 +1,41 @@
+/* The last decisions that were no routine, the newest first, each with its reason; the newest with what would turn it. */
+
+import { element, setChildren } from "./dom.js";
+import { formatKib, formatTime } from "./units.js";
+
+const NAMES = { pages_to_scan: "pages", sleep_millisecs: "sleep (ms)", merge_across_nodes: "across nodes" };
+
+export function showDecisions(table, decisions) {
+    const rows = [...decisions].reverse().map((told, number) => rowOf(told, number === 0));
+    setChildren(table.tBodies[0], ...(rows.length ? rows : [emptyRow()]));
+}
+
+function rowOf(told, isNewest) {
+    const { decision, sensed, triggers } = told.pass;
+    return element(
+        "tr", { role: "row" },
+        element("th", { role: "rowheader", scope: "row", "data-label": "When" }, formatTime(told.at)),
+        element("td", { role: "cell", "data-label": "For" }, triggers.join(", ")),
+        element("td", { role: "cell", "data-label": "Why" },
+                element("div", {},
+                        decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
+                        ...(isNewest ? turns(decision) : []))),
+        element("td", { role: "cell", "data-label": "Did" }, whatChanged(told.pass)),
+        element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(sensed.saved_kib)));
+}
+
+function turns(decision) {
+    return (decision.turns_when || []).map(turn => element("div", { class: "minor" }, turn.text));
+}
+
+function whatChanged(pass) {
+    const changes = Object.keys(NAMES)
+            .filter(name => pass.after[name] !== null && pass.after[name] !== pass.before[name])
+            .map(name => `${NAMES[name]} ${pass.before[name]} → ${pass.after[name]}`);
+    const refusals = pass.refused.map(one => one.message);
+    return [pass.outcome, [...changes, ...refusals].join("; ")].filter(Boolean).join(": ");
+}
+
+function emptyRow() {
+    return element("tr", { role: "row", class: "empty" }, element("td", { role: "cell", colspan: 5 }, "None yet."));
+}

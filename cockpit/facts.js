@@ -1,0 +1,52 @@
+/* The facts of the moment: what is saved and held, what ksmd does, and why. */
+
+import { byId, setText } from "./dom.js";
+import { formatDuration, formatKib, formatPercent, oneDecimal } from "./units.js";
+
+export const LATELY_S = 300;
+
+/* Show a status, null where there is none. */
+export function showFacts(status) {
+    const { now = null, last_pass: last = null } = status || {};
+    setText(byId("subtitle"), status === null
+        ? "virtksm cannot be asked."
+        : `${status.uri}, ${status.agent ? `policy ${status.policy}, ` : ""}virtksm ${status.version}`);
+    setText(byId("saved"), now === null ? "–" : formatKib(now.saved_kib));
+    setText(byId("saved-share"), now === null || now.saved_percent === null
+        ? ""
+        : `${formatPercent(now.saved_percent)} of what the guests hold`);
+    setText(byId("guest-count"), now === null || now.guests === null ? "–" : now.guests);
+    setText(byId("committed"), now === null || now.guests === null ? "" : `holding ${formatKib(now.committed_kib)}`);
+    setText(byId("state"), stateText(now, last));
+    setText(byId("next"), status && status.next_pass_s !== null
+        ? `next pass in ${formatDuration(status.next_pass_s)}`
+        : "");
+    setText(byId("why"), last === null
+        ? "no pass is known yet"
+        : `${last.decision.reason} (rule ${last.decision.rule})`);
+}
+
+function stateText(now, last) {
+    if (now === null)
+        return "unknown";
+    if (now.ksm_run === 0 || now.ksm_run === 2)
+        return "KSM off";
+    const { pages_to_scan: pages, sleep_millisecs: sleepMs } = now.settings;
+    if (pages === 0)
+        return last === null ? "Not scanning" : "Parked";
+    return `Scanning ${pages} pages every ${sleepMs} ms`;
+}
+
+/* Show what ksmd took of a core lately: in five minutes, or since the last sample before where that is longer ago
+   (virtksm/trend.py). Samples of before a reboot do not count. */
+export function showCpu(status, samples, untilS) {
+    const total = status === null || status.now === null ? null : status.now.ksmd_cpu_seconds;
+    const known = total === null
+        ? []
+        : samples.filter(one => one.ksmd_cpu_seconds !== null && one.ksmd_cpu_seconds <= total && untilS - one.at_s >= 1);
+    const since = known.findLast(one => one.at_s <= untilS - LATELY_S) || known[0];
+    const tookS = since ? untilS - since.at_s : null;
+    setText(byId("cpu"), since ? `${formatPercent(100 * (total - since.ksmd_cpu_seconds) / tookS)} of a core` : "–");
+    setText(byId("cpu-total"), [since ? `in the last ${formatDuration(tookS)}` : "",
+                                total === null ? "" : `${oneDecimal(total)} s since boot`].filter(Boolean).join("; "));
+}

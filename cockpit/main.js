@@ -1,0 +1,296 @@
+/* The page: asks, shows, and acts.
+
+   One round every two seconds asks the agent for its status, and whatever has changed by it for more: the guests and
+   the last decisions after a pass, the history now and then. While nobody looks at the page it asks nothing. */
+
+import { FAILED, NO_AGENT, Problem, askToAct, askToRead, runJson } from "./agent.js";
+import { Chart, niceAbove } from "./chart.js";
+import { showDecisions } from "./decisions.js";
+import { byId, element, setChildren, setText } from "./dom.js";
+import { LATELY_S, showCpu, showFacts } from "./facts.js";
+import { showFindings } from "./findings.js";
+import { GuestTable } from "./guests.js";
+import { cpuCurve, parseSamples, sampleOf, savedCurve } from "./history.js";
+import { noticesOf } from "./notices.js";
+import { applySettings, readSettings } from "./settings.js";
+import { formatBytes, formatKib, formatPercent } from "./units.js";
+
+const ROUND_MS = 2000;
+const GUESTS_EVERY_MS = 10000;
+const ALONE_EVERY_MS = 10000;
+const HISTORY_EVERY_MS = 60000;
+const POINTS = 300;
+const LIVE_EVERY_S = 10;
+
+const guestTable = new GuestTable(byId("guests"));
+const savedChart = new Chart(byId("saved-chart"), {
+    name: "Saved memory",
+    format: formatKib,
+    leastTop: 1024,
+    niceTop: kib => kib < 1024 * 1024 ? niceAbove(kib, 1024) : niceAbove(kib, 1024 * 1024),
+});
+const cpuChart = new Chart(byId("cpu-chart"), {
+    name: "CPU time of ksmd", format: formatPercent, leastTop: 5, niceTop: percent => niceAbove(percent),
+});
+const permission = cockpit.permission({ admin: true });
+
+let status = null;
+let alone = null;
+let samples = [];
+let shownPass = "";
+let guestsAtMs = 0;
+let guestsAsked = null;
+let guestsShown = null;
+let historyAtMs = 0;
+let aheadS = 0;
+let isActing = false;
+let round = null;
+let guestsRound = null;
+
+/* --- asking ------------------------------------------------------------------------------------------------------ */
+
+/* Ask once round, or wait for the round that is under way. */
+function look() {
+    round = round || lookOnce().catch(showBug).finally(() => { round = null });
+    return round;
+}
+
+/* Whatever else goes wrong is an answer that this page does not understand. */
+function showBug(trouble) {
+    showNotices([{ level: "danger", title: "This page does not understand what virtksm says",
+                   text: `Are they of the same version? (${trouble})` }]);
+}
+
+async function lookOnce() {
+    let problem = null;
+    try {
+        status = (await askToRead({ op: "status" })).status;
+        alone = null;
+    } catch (trouble) {
+        if (alone === null || alone.trouble.kind !== trouble.kind || Date.now() - alone.atMs >= ALONE_EVERY_MS)
+            alone = await lookWithoutAgent(trouble);
+        ({ problem, status } = alone);
+    }
+    showNotices(noticesOf(problem, status));
+    showFacts(status);
+    showRights();
+    await lookAtPast(problem);
+    showCharts();
+    if (countGuests() !== guestsAsked)
+        guestsAtMs = 0;
+    const listed = lookAtGuests();
+    if (byId("page").getAttribute("aria-busy") === "true") {
+        await listed;
+        byId("page").setAttribute("aria-busy", "false");
+    }
+}
+
+/* Ask the command where the agent cannot be asked: it looks for itself, and says what is wrong. */
+async function lookWithoutAgent(trouble) {
+    const seen = { trouble, problem: trouble, status: null, atMs: Date.now() };
+    try {
+        seen.status = await runJson("status");
+        if (seen.status.agent)
+            seen.problem = null;
+    } catch (other) {
+        if (trouble.kind === NO_AGENT)
+            seen.problem = other;
+    }
+    return seen;
+}
+
+async function lookAtPast(problem) {
+    if (problem !== null) {
+        samples = [];
+        historyAtMs = 0;
+        shownPass = "";
+        showDecisions(byId("decisions"), []);
+        return;
+    }
+    try {
+        if (Date.now() - historyAtMs >= HISTORY_EVERY_MS) {
+            const span = Number(byId("span").value);
+            const { history } = await askToRead({ op: "history", seconds: span + LATELY_S, points: POINTS });
+            samples = parseSamples(history.samples);
+            historyAtMs = Date.now();
+            aheadS = history.now_s - Date.now() / 1000;
+        }
+        addLive();
+        const pass = JSON.stringify(status.last_pass);
+        if (status.last_pass !== null && pass !== shownPass) {
+            showDecisions(byId("decisions"), (await askToRead({ op: "decisions", last: 10 })).decisions);
+            shownPass = pass;
+            if (status.last_pass.triggers.some(trigger => trigger !== "timer"))
+                guestsAtMs = 0;
+        }
+    } catch (trouble) {
+        showNotices(noticesOf(trouble, status));
+    }
+}
+
+/* The time by the agent's clock, from which the browser's may differ. */
+function nowS() {
+    return Date.now() / 1000 + aheadS;
+}
+
+/* The last sample is the present one; it stays once it is old enough to be worth a point of its own. */
+function addLive() {
+    if (status.now === null)
+        return;
+    const sample = { ...sampleOf(status, nowS()), isLive: true };
+    const [last, before] = [samples[samples.length - 1], samples[samples.length - 2]];
+    if (last && last.isLive && before && last.at_s - before.at_s < LIVE_EVERY_S)
+        samples.pop();
+    samples.push(sample);
+}
+
+/* Ask for the guests where that is due, one command at a time. */
+function lookAtGuests() {
+    if (guestsRound === null && Date.now() - guestsAtMs >= GUESTS_EVERY_MS)
+        guestsRound = lookAtGuestsOnce().finally(() => { guestsRound = null });
+    return guestsRound;
+}
+
+async function lookAtGuestsOnce() {
+    guestsAtMs = Date.now();
+    guestsAsked = countGuests();
+    try {
+        const told = await runJson("guests", ...hostArguments());
+        guestTable.show(told.guests);
+        setText(byId("profit"), formatBytes(told.host.profit_bytes));
+        setChildren(byId("guest-notes"), ...told.notes.map(note => element("li", {}, note)));
+        announceGuests(told.guests.length);
+    } catch (trouble) {
+        guestTable.show(null);
+        setText(byId("profit"), "–");
+        setChildren(byId("guest-notes"), element("li", {}, trouble.message));
+    }
+}
+
+function countGuests() {
+    return status === null || status.now === null ? null : status.now.guests;
+}
+
+async function examine() {
+    setText(byId("doctor-summary"), "Checking…");
+    try {
+        const { findings } = await runJson("doctor", ...hostArguments());
+        showFindings({ summary: byId("doctor-summary"), todo: byId("todo"), rest: byId("rest"), fold: byId("fold") },
+                     findings, permission.allowed === true);
+    } catch (trouble) {
+        setText(byId("doctor-summary"), trouble.message);
+    }
+}
+
+async function lookAtSettings() {
+    try {
+        const settings = await readSettings();
+        for (const name of ["policy", "engage"]) {
+            byId(name).value = settings[name].value;
+            setText(byId(`${name}-origin`), settings[name].origin === "default"
+                ? "This is the default."
+                : `From ${settings[name].origin}.`);
+        }
+        followPolicy();
+    } catch (trouble) {
+        setText(byId("policy-origin"), trouble.message);
+    }
+}
+
+/* The agent knows which connection is meant; without one the commands' own default is. */
+function hostArguments() {
+    return status === null ? [] : ["--connect", status.uri];
+}
+
+/* --- showing ----------------------------------------------------------------------------------------------------- */
+
+function showCharts() {
+    const untilS = nowS();
+    const spanS = Number(byId("span").value);
+    const cpu = cpuCurve(samples, Math.max(LIVE_EVERY_S, spanS / 180));
+    savedChart.show(savedCurve(samples), untilS - spanS, untilS);
+    cpuChart.show(cpu, untilS - spanS, untilS);
+    showCpu(status, samples, untilS);
+}
+
+function showNotices(notices) {
+    setChildren(byId("notices"), ...notices.map(notice => element(
+        "div", { class: `notice ${notice.level}`, role: notice.level === "danger" ? "alert" : null },
+        element("strong", {}, notice.title), element("p", {}, notice.text))));
+}
+
+function showRights() {
+    const isAllowed = permission.allowed === true;
+    byId("rights").hidden = permission.allowed !== false;
+    byId("retune").disabled = !isAllowed || status === null || !status.agent;
+    byId("settings").querySelector("fieldset").disabled = !isAllowed;
+}
+
+function followPolicy() {
+    byId("engage").disabled = byId("policy").value !== "adaptive";
+}
+
+function announceGuests(count) {
+    if (guestsShown !== null && guestsShown !== count)
+        setText(byId("announcer"), count === 1 ? "1 guest runs" : `${count} guests run`);
+    guestsShown = count;
+}
+
+/* --- acting ------------------------------------------------------------------------------------------------------ */
+
+/* Do something, one thing at a time, say what came of it, and look again. Nothing is disabled meanwhile: focus stays. */
+async function act(work) {
+    if (isActing)
+        return;
+    isActing = true;
+    try {
+        showResult("success", await work());
+    } catch (trouble) {
+        showResult("danger", trouble instanceof Problem ? trouble.message : String(trouble));
+    }
+    isActing = false;
+    await look();
+}
+
+function showResult(level, text) {
+    const result = byId("result");
+    result.className = `notice ${level}`;
+    result.hidden = false;
+    setText(result.querySelector("p"), text);
+    setText(byId("announcer"), text);
+}
+
+async function retune() {
+    const { pass } = await askToAct({ op: "retune", uri: status.uri, dry_run: false });
+    if (pass.refused.length)
+        throw new Problem(FAILED, pass.refused.map(one => one.message).join("; "));
+    return `A pass has run (${pass.outcome}): ${pass.decision.reason}`;
+}
+
+async function apply() {
+    try {
+        return await applySettings(byId("policy").value, byId("engage").value);
+    } finally {
+        await lookAtSettings();
+    }
+}
+
+/* --- beginning --------------------------------------------------------------------------------------------------- */
+
+byId("retune").addEventListener("click", () => act(retune));
+byId("examine").addEventListener("click", examine);
+byId("policy").addEventListener("change", followPolicy);
+byId("settings").addEventListener("submit", event => {
+    event.preventDefault();
+    act(apply);
+});
+byId("span").addEventListener("change", () => {
+    historyAtMs = 0;
+    look();
+});
+byId("result").querySelector("button").addEventListener("click", () => { byId("result").hidden = true });
+permission.addEventListener("changed", showRights);
+cockpit.addEventListener("visibilitychange", () => cockpit.hidden || look());
+window.setInterval(() => cockpit.hidden || look(), ROUND_MS);
+look().then(examine);
+lookAtSettings();

@@ -1,0 +1,68 @@
+/* What to do where something is missing: an agent, permission, KSM, libvirt. Pure: facts in, notices out. */
+
+import { DENIED, NOT_INSTALLED, NO_AGENT } from "./agent.js";
+
+const START = "systemctl enable --now virtksm.service";
+const SWITCH_ON = "systemctl enable --now virtksm-ksm.service";
+
+/* Return notices {level, title, text}: of a Problem in asking the agent (or null), and a status (or null). */
+export function noticesOf(problem, status) {
+    return [...ofProblem(problem), ...(status === null ? [] : [...ofHost(status), ...ofAgent(status)])];
+}
+
+function ofProblem(problem) {
+    switch (problem && problem.kind) {
+    case undefined:
+    case null:
+        return [];
+    case NOT_INSTALLED:
+        return [{ level: "danger", title: "virtksm is not installed on this host",
+                  text: "Install the package virtksm, then reload this page." }];
+    case NO_AGENT:
+        return [{ level: "warning", title: "No agent runs on this host",
+                  text: `Start it as root: ${START}. Until then nothing tunes KSM; this is what can be seen without.` }];
+    case DENIED:
+        return [{ level: "warning", title: "You may not ask the agent",
+                  text: "Turn on administrative access, or have an administrator put you into the group that the " +
+                        "configuration's status_group names." }];
+    default:
+        return [{ level: "danger", title: "The agent does not answer as it should", text: problem.message }];
+    }
+}
+
+function ofHost(status) {
+    const { now, off } = status;
+    if (now === null || (now.origin === "local" && now.ksm_run === null))
+        return [{ level: "danger", title: "No KSM can be seen on this host",
+                  text: "Its kernel has none (CONFIG_KSM), or it has not been asked yet; see the checks below." }];
+    const notices = [];
+    if (off)
+        notices.push({ level: "warning", title: "virtksm is switched off",
+                       text: "It keeps KSM parked until root runs: virtksm on" });
+    else if (now.ksm_run === 0 || now.ksm_run === 2)
+        notices.push({ level: "warning", title: "KSM is switched off",
+                       text: `Nothing merges. Switch it on as root: ${SWITCH_ON}` });
+    if (now.advisor_mode !== null && now.advisor_mode !== "none")
+        notices.push({ level: "warning", title: `The kernel's own advisor (${now.advisor_mode}) sets the pages to scan`,
+                       text: "As root: echo none > /sys/kernel/mm/ksm/advisor_mode" });
+    return notices;
+}
+
+function ofAgent(status) {
+    const { libvirt, last_pass: last, stranded } = status;
+    const notices = [];
+    if (!libvirt.answers)
+        notices.push({ level: "danger", title: "libvirt does not answer",
+                       text: libvirt.error || `Waiting for ${libvirt.waiting_for || "it"}.` });
+    if (status.agent && stranded.possible)
+        notices.push({ level: "danger", title: "ksmd may go on scanning, and only libvirt could slow it down",
+                       text: stranded.worst_core_percent === null
+                           ? "The first pass has not come back."
+                           : `At worst it takes ${stranded.worst_core_percent} % of a core until libvirt answers.` });
+    for (const text of last === null ? [] : last.warnings)
+        notices.push({ level: "warning", title: "The last pass warns", text });
+    for (const name of (last && last.exposed) || [])
+        notices.push({ level: "warning", title: `${name} is declared private, and its memory can merge`,
+                       text: "Give it <memoryBacking><nosharepages/></memoryBacking>, which holds from its next start." });
+    return notices;
+}

@@ -1,0 +1,303 @@
+"""The page KSM in a real Cockpit and a real browser, with a real agent and real guests behind it."""
+
+from __future__ import annotations
+
+import grp
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.lab.browser import HANG_MS, Looked, chromium, open_page
+from tests.lab.cockpit import URI, CockpitHost
+from tests.lab.fixtures import GuestFactory
+from tests.lab.ksm import Ksm
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentProcess
+from virtksm.demo.guests import PayloadGuest
+from virtksm.units import format_kib
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+Json = dict[str, Any]
+Visit = Callable[..., Looked]
+GROUP = "daemon"
+PAGE = "/cockpit/@localhost/virtksm/index.html"
+HOSTILE = "<img src=x onerror=alert(1)>\u202e"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as lent:
+        yield lent
+
+
+@pytest.fixture
+def host(
+    ksm: Ksm,  # noqa: ARG001  # an agent writes to it: lent as long as one may run
+    libvirtd: PrivateLibvirtd,
+) -> Iterator[CockpitHost]:
+    with CockpitHost(libvirtd) as lent:
+        yield lent
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Lend a way to open the page and wait until it shows something; its profile ends with the test."""
+    opened: list[Looked] = []
+
+    def look(address: str, **options: Any) -> Looked:  # noqa: ANN401  # Browser.new_context's own
+        looked = open_page(browser, **options)
+        opened.append(looked)
+        looked.page.goto(address + PAGE)
+        expect(looked.page.locator("#page")).to_have_attribute("aria-busy", "false", timeout=HANG_MS)
+        return looked
+
+    try:
+        yield look
+    finally:
+        for looked in opened:
+            looked.page.context.close()
+
+
+@pytest.fixture
+def start(host: CockpitHost) -> Iterator[Callable[..., AgentProcess]]:
+    """Lend a way to start an agent on the host's ordinary places."""
+    factory = AgentFactory(host.home, URI)
+    try:
+        yield lambda config=PARKING_LAW: factory(config, prefix=host.prefix)
+    finally:
+        factory.close()
+
+
+def told(host: CockpitHost, *arguments: str) -> Json:
+    done = host.home.run(*arguments, "--json", prefix=host.prefix)
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def twin(number: int) -> PayloadGuest:
+    return PayloadGuest(name=f"twin{number}", memory_mib=48, common_mib=16, seed=number)
+
+
+def column(page: Page, table: str, label: str) -> list[str]:
+    return [text.strip() for text in page.locator(f"{table} tbody [data-label='{label}']").all_inner_texts()]
+
+
+def test_it_shows_what_the_commands_say_and_what_happens_next(
+    ksm: Ksm, host: CockpitHost, start: Callable[..., AgentProcess], guest: GuestFactory, visit: Visit
+) -> None:
+    agent = start()
+    guest(twin(1))
+    guest(twin(2))
+    ksm.merge_all()
+    agent.step()
+    looked = visit(host.serve())
+    page = looked.page
+
+    status = told(host, "status")
+    assert page.locator("#saved").inner_text() == format_kib(status["now"]["saved_kib"])
+    assert page.locator("#saved-share").inner_text().startswith(f"{status['now']['saved_percent']:.1f} %")
+    assert page.locator("#guest-count").inner_text() == "2"
+    assert page.locator("#committed").inner_text() == f"holding {format_kib(status['now']['committed_kib'])}"
+    assert page.locator("#subtitle").inner_text() == f"{URI}, policy ksmtuned, virtksm {status['version']}"
+    assert page.locator("#why").inner_text().startswith(status["last_pass"]["decision"]["reason"])
+    assert (
+        page.locator("#saved-chart figcaption").inner_text().startswith(f"now {format_kib(status['now']['saved_kib'])}")
+    )
+    expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s since boot")
+    expect(page.locator("#cpu")).to_contain_text(" % of a core")
+    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0)
+    guests = told(host, "guests")["guests"]
+    assert column(page, "#guests", "Guest") == [one["name"] for one in guests]
+    assert column(page, "#guests", "Saved") == [format_kib(one["saved_bytes"] / 1024) for one in guests]
+    findings = told(host, "doctor")["findings"]
+    urgent = [one for one in findings if one["verdict"] in {"FAIL", "WARN"}]
+    expect(page.locator("#todo li")).to_have_count(len(urgent))
+    expect(page.locator("#rest li")).to_have_count(len(findings) - len(urgent))
+    for one in urgent:
+        expect(page.locator("#todo")).to_contain_text(one["remedy"])
+    whys = column(page, "#decisions", "Why")
+    assert whys[0].startswith(status["last_pass"]["decision"]["reason"])
+
+    guest(PayloadGuest(name=HOSTILE, memory_mib=16, seed=3))
+    expect(page.locator("#guests tbody tr")).to_have_count(3)
+    expect(page.locator("#guest-count")).to_have_text("3")
+    assert "<img src=x onerror=alert(1)>\\u202e" in column(page, "#guests", "Guest")
+    assert page.locator("img").count() == 0
+    expect(page.get_by_role("status")).to_have_text("3 guests run")
+
+    page.get_by_role("button", name="Retune now").click()
+    agent.wait_for_pass("retune")
+    expect(page.locator("#result")).to_contain_text("A pass has run (unchanged)")
+    expect(page.locator("#decisions tbody tr").first.locator("[data-label='For']")).to_have_text("retune")
+    assert looked.complaints == []
+
+
+def test_its_table_sorts_by_keyboard_and_nothing_is_in_the_way_of_people_who_see_little_or_nothing(
+    host: CockpitHost, start: Callable[..., AgentProcess], guest: GuestFactory, visit: Visit
+) -> None:
+    start()
+    for number, memory_mib in ((1, 32), (2, 16), (10, 24)):
+        guest(PayloadGuest(name=f"guest{number}", memory_mib=memory_mib, seed=number))
+    address = host.serve()
+    page = visit(address, color_scheme="light").page
+    button = page.get_by_role("button", name="Memory")
+    header = page.get_by_role("columnheader", name="Memory")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(header).to_have_attribute("aria-sort", "descending")
+    assert column(page, "#guests", "Guest") == ["guest1", "guest10", "guest2"]
+    page.keyboard.press("Enter")
+    expect(header).to_have_attribute("aria-sort", "ascending")
+    assert column(page, "#guests", "Guest") == ["guest2", "guest10", "guest1"]
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Space")
+    expect(page.locator("th[aria-sort]")).to_have_text("Guest")
+    assert column(page, "#guests", "Guest") == ["guest1", "guest2", "guest10"], "numbers in names count as such"
+    page.locator("#saved-chart svg").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#saved-chart figcaption")).to_contain_text(": 0.0 MiB")
+
+    assert not page.locator("html.pf-theme-dark").count()
+    for theme in ("light", "dark"):
+        page.evaluate("style => window.dispatchEvent(new CustomEvent('cockpit-style', { detail: { style } }))", theme)
+        assert page.locator("html.pf-theme-dark").count() == (theme == "dark")
+        for width in (1280, 320):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            found = Axe().run(page)
+            assert found.violations_count == 0, found.generate_report()
+    assert visit(address, color_scheme="dark").page.locator("html.pf-theme-dark").count() == 1
+
+
+def test_settings_are_kept_in_a_drop_in_that_the_agent_follows(
+    host: CockpitHost, start: Callable[..., AgentProcess], visit: Visit
+) -> None:
+    agent = start("")
+    home = host.home
+    page = visit(host.serve()).page
+    result, apply = page.locator("#result"), page.get_by_role("button", name="Apply")
+    expect(page.locator("#policy")).to_have_value("adaptive")
+    later = home.drop_in.with_name("90-later.toml")
+    later.parent.mkdir()
+    later.write_text("nonsense = 1\n")
+    page.locator("#engage").select_option("never")
+    apply.click()
+    expect(result).to_contain_text("nonsense: is not a known key")
+    assert not home.drop_in.exists(), "there was none"
+    later.unlink()
+    page.locator("#engage").select_option("never")
+    apply.click()
+    expect(result).to_contain_text("Saved, and the agent follows it.")
+    agent.wait_for("config_reloaded")
+    assert told(host, "config", "show")["adaptive.engage"]["origin"] == "/etc/virtksm/conf.d/80-cockpit.toml"
+    assert home.drop_in.stat().st_mode & 0o777 == 0o644
+    page.locator("#policy").select_option("ksmtuned")
+    expect(page.locator("#engage")).to_be_disabled()
+    apply.click()
+    expect(page.locator("#subtitle")).to_contain_text("policy ksmtuned")
+    assert told(host, "status")["policy"] == "ksmtuned"
+    written = home.drop_in.read_text()
+
+    for text, complaint in (
+        ('policy = "ksmtuned"\n', "90-later.toml comes later and sets policy to ksmtuned"),
+        ('status_group = "no-such-group"\n', "no such group"),
+    ):
+        later.write_text(text)
+        page.locator("#policy").select_option("adaptive")
+        apply.click()
+        expect(result).to_contain_text(complaint)
+        assert home.drop_in.read_text() == written, "what was there is put back"
+        assert told(host, "status")["policy"] == "ksmtuned"
+        later.unlink()
+
+    home.drop_in.write_text(f"{written}# mine\n")
+    page.locator("#policy").select_option("adaptive")
+    apply.click()
+    expect(result).to_contain_text("was edited by hand and is left as it is")
+    assert home.drop_in.read_text() == f"{written}# mine\n"
+
+
+def test_without_administrative_access_it_shows_all_and_changes_nothing(
+    host: CockpitHost, start: Callable[..., AgentProcess], guest: GuestFactory, visit: Visit
+) -> None:
+    agent = start(f'status_group = "{GROUP}"\n{PARKING_LAW}')
+    guest(twin(1))
+    looked = visit(host.serve(as_nobody=(grp.getgrnam(GROUP).gr_gid,)))
+    page = looked.page
+    expect(page.get_by_text("Only shown: changing anything takes administrative access.")).to_be_visible()
+    expect(page.locator("#subtitle")).to_contain_text("policy ksmtuned")
+    expect(page.locator("#guests tbody th")).to_have_text("twin1")
+    expect(page.locator("#decisions tbody tr")).not_to_have_count(0)
+    for control in ("#retune", "#policy", "#engage", "#settings button"):
+        expect(page.locator(control)).to_be_disabled()
+    asked = """async request => {
+        const { askToAct } = await import("./agent.js");
+        return askToAct(request).then(() => "done", problem => problem.kind);
+    }"""
+    for request in ({"op": "retune", "uri": URI, "dry_run": False}, {"op": "reload"}):
+        assert page.evaluate(asked, request) == "access-denied"
+    applied = """async () => {
+        const { applySettings } = await import("./settings.js");
+        return applySettings("adaptive", "never").then(() => "done", problem => problem.message);
+    }"""
+    assert "cannot be made" in page.evaluate(applied)
+    assert not host.home.drop_in.exists()
+    assert not agent.lines("config_reloaded")
+    assert not [line for line in agent.lines("pass_completed") if "retune" in line["triggers"]]
+    assert looked.complaints == []
+
+    stranger = visit(host.serve(as_nobody=())).page
+    expect(stranger.locator("#notices")).to_contain_text("You may not ask the agent")
+    expect(stranger.locator("#notices")).to_contain_text("Turn on administrative access")
+    expect(stranger.locator("#guests tbody th")).to_have_text("twin1")
+
+
+def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
+    ksm: Ksm, host: CockpitHost, start: Callable[..., AgentProcess], visit: Visit
+) -> None:
+    looked = visit(host.serve())
+    page = looked.page
+    notices = page.locator("#notices")
+    expect(notices).to_contain_text("No agent runs on this host")
+    expect(notices).to_contain_text("systemctl enable --now virtksm.service")
+    expect(page.locator("#retune")).to_be_disabled()
+    assert page.locator("#saved").inner_text() == format_kib(told(host, "status")["now"]["saved_kib"])
+    page.locator("#engage").select_option("always")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.locator("#result")).to_contain_text("No agent runs: it will hold once one does.")
+
+    agent = start("")
+    expect(notices).to_be_empty()
+    expect(page.locator("#retune")).to_be_enabled()
+    ksm.write(run=0)
+    expect(notices).to_contain_text("KSM is switched off")
+    ksm.write(run=1)
+    expect(notices).to_be_empty()
+    (host.home.folder / "bin" / "virtksm").unlink()
+    agent.stop()
+    expect(notices).to_contain_text("virtksm is not installed")
+    assert looked.complaints == []
+
+
+def test_it_is_a_page_of_cockpits_shell(
+    host: CockpitHost, start: Callable[..., AgentProcess], browser: Browser
+) -> None:
+    start()
+    looked = open_page(browser)
+    page = looked.page
+    try:
+        page.goto(host.serve())
+        page.get_by_role("link", name="KSM").click()
+        frame = page.frame_locator("iframe[name='cockpit1:localhost/virtksm']")
+        expect(frame.get_by_role("heading", name="Kernel Samepage Merging")).to_be_visible()
+        expect(frame.locator("#page")).to_have_attribute("aria-busy", "false")
+        expect(frame.locator("#subtitle")).to_contain_text(URI)
+    finally:
+        page.context.close()
