@@ -176,6 +176,7 @@ def explains_itself() -> None:
         "/usr/share/zsh/vendor-completions/_virtksm",
         "/usr/share/fish/vendor_completions.d/virtksm.fish",
         "/usr/share/doc/virtksm/docs/commands.md",
+        "/usr/share/cockpit/virtksm/manifest.json",
     ):
         claim(path in listed, path)
     said = run("bash", "-c", IN_BASH)
