@@ -6,6 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.ksm import wait_until
+
+AGENTS_THREADS = 2
+"""An agent's own, and libvirt's event loop's."""
+HANG_S = 30.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
@@ -25,3 +31,15 @@ def read_footprint(pid: int) -> Footprint:
         threads=len(list((proc / "task").iterdir())),
         rss_kib=int(rss_kib),
     )
+
+
+def calm_footprint(pid: int) -> Footprint:
+    """Read what an agent holds while no call of libvirt or to the disk is out; raises TimeoutError."""
+    found: list[Footprint] = []
+
+    def is_calm() -> bool:
+        found.append(read_footprint(pid))
+        return found[-1].threads == AGENTS_THREADS
+
+    wait_until(is_calm, HANG_S, "the agent to have two threads")
+    return found[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.footprint import read_footprint
+from tests.lab.footprint import calm_footprint, read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory
@@ -66,7 +66,7 @@ def test_a_sigterm_in_the_middle_of_a_pass_lets_it_end_and_restores(
 ) -> None:
     ksm.write(pages_to_scan=123, sleep_millisecs=45)
     agent = start_agent()
-    idle = read_footprint(agent.pid).threads
+    idle = calm_footprint(agent.pid).threads
     libvirtd.pause()
     try:
         agent.signal(signal.SIGUSR1)

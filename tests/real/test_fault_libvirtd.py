@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
-from tests.lab.footprint import Footprint, read_footprint
+from tests.lab.footprint import calm_footprint, read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
@@ -52,18 +52,6 @@ def churn(libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[Churn]:
         end_guests(libvirtd)
 
 
-def calm_footprint(agent: AgentProcess) -> Footprint:
-    """Read what the agent holds while no call of libvirt is out: two threads, its own and libvirt's event loop's."""
-    found: list[Footprint] = []
-
-    def is_calm() -> bool:
-        found.append(read_footprint(agent.pid))
-        return found[-1].threads == 2
-
-    wait_until(is_calm, HANG_S, "the agent to have two threads")
-    return found[-1]
-
-
 def wait_for_a_start(churn: Churn) -> None:
     started = churn.started
     wait_until(lambda: churn.started > started, HANG_S, "a guest to start")
@@ -74,7 +62,7 @@ def test_libvirtd_killed_twenty_times_while_guests_come_and_go_costs_no_guest_an
 ) -> None:
     agent = start_agent()
     churn.start()
-    warm = calm_footprint(agent)
+    warm = calm_footprint(agent.pid)
     for kill in range(KILLS):
         wait_for_a_start(churn)
         libvirtd.kill()
@@ -83,7 +71,7 @@ def test_libvirtd_killed_twenty_times_while_guests_come_and_go_costs_no_guest_an
         agent.wait_for("libvirt_connected")
         agent.wait_for_pass()
         if kill + 1 == WARM_KILLS:
-            warm = calm_footprint(agent)
+            warm = calm_footprint(agent.pid)
     churn.end()
     connection = libvirt.open(libvirtd.uri)
     running = len(connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
@@ -92,7 +80,7 @@ def test_libvirtd_killed_twenty_times_while_guests_come_and_go_costs_no_guest_an
     assert last["sensed"]["guests"] == running
     assert settings(ksm)[0] == last["after"]["pages_to_scan"] >= len(agent.lines("pass_completed"))
     assert agent.lines("foreign_value_found") == []
-    now = calm_footprint(agent)
+    now = calm_footprint(agent.pid)
     assert now.descriptors == warm.descriptors
     assert now.rss_kib - warm.rss_kib < MOST_GROWTH_KIB
     assert agent.stop() == 0
@@ -185,7 +173,7 @@ def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor
     for number in range(guests):
         guest(PayloadGuest(name=f"guest{number}", memory_mib=16))
     agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}")
-    before = calm_footprint(agent)
+    before = calm_footprint(agent.pid)
     for _ in range(3):
         libvirtd.pause()
         try:
