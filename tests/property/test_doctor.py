@@ -49,6 +49,7 @@ KEYS = ["uri", "libvirt", "stranded", "last_pass"]
 
 @given(trees)
 @example({"proc/uptime": "0.1"})
+@example({"sys/devices/system/node/has_memory": "9" * 200 + "["})
 @example({"proc/50/comm": "\n", "proc/50/stat": ")" * 50})
 def test_any_tree_of_files_gives_each_check_an_outcome_and_no_line_is_forged(changed: Mapping[str, str | None]) -> None:
     with tempfile.TemporaryDirectory() as folder:

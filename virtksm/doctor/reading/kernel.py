@@ -42,7 +42,8 @@ def parse_swap(text: str) -> Swap:
 
 def parse_count(text: str) -> int:
     """Count what a kernel's list names, such as 3 for "0-1,4"; raises ValueError if it is none."""
-    if not re.fullmatch(r"(\d{1,5}(-\d{1,5})?,?)+\n?", text, re.ASCII):
+    span = r"\d{1,5}(-\d{1,5})?"
+    if not re.fullmatch(rf"{span}(,{span})*\n?", text, re.ASCII):  # one way to match, or digits take for ever
         raise ValueError("holds no list of numbers")
     spans = re.findall(r"(\d+)(?:-(\d+))?", text)
     return sum(int(last or first) - int(first) + 1 for first, last in spans)
