@@ -183,7 +183,7 @@ def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor
             libvirtd.resume()
         agent.wait_for("libvirt_connected")
         agent.wait_for_pass()
-    assert len(agent.lines("pass_failed")) >= 3
+    assert agent.lines("pass_failed")
     wait_until(
         lambda: read_footprint(agent.pid).descriptors == before.descriptors,
         HANG_S,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -200,3 +203,40 @@ def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_moment(fai
         if thread.name == "call-discard":
             thread.join(LONG_S)
     assert discarded == ([] if fails else ["connection"]), "nobody else closes it"
+
+
+class Held:
+    """Stands for a connection that a call uses."""
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garbage_collector(*, is_late: bool) -> None:
+    kept: list[weakref.ref[Held]] = []
+    go_on = threading.Event()
+
+    def fail() -> None:
+        held = Held()
+        kept.append(weakref.ref(held))
+        go_on.wait(LONG_S)
+        raise KeyError("lost")
+
+    async def attempt(calls: BlockingCalls) -> None:
+        with suppress(KeyError, LibvirtTimeout):
+            await calls.run("fail", fail, AT_ONCE_S if is_late else LONG_S)
+
+    async def test(calls: BlockingCalls) -> None:
+        if not is_late:
+            go_on.set()
+        await attempt(calls)
+        go_on.set()
+        for _ in range(500):  # until its thread has ended
+            if kept[0]() is None:
+                break
+            await asyncio.sleep(0.01)
+        assert kept[0]() is None
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()

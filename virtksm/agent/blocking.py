@@ -71,19 +71,10 @@ class BlockingCalls:
                 raise self._too_late(f"{what}: still waiting for {self._abandoned}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
-
-            def work() -> None:
-                try:
-                    finish = partial(self._finish, future, call(), None)
-                except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the call was asked for
-                    finish = partial(self._finish, future, None, error)
-                try:
-                    loop.call_soon_threadsafe(finish, discard)
-                except RuntimeError:  # the loop is closed: nobody waits any more
-                    return
-
             self.waiting = Waiting(what=what, since_s=time.monotonic())
-            threading.Thread(target=work, name=f"call-{what}", daemon=True).start()
+            threading.Thread(
+                target=self._work, args=(call, future, loop, discard), name=f"call-{what}", daemon=True
+            ).start()
             try:
                 # Not wait_for: until Python 3.12 it loses a cancellation that comes together with the result.
                 await asyncio.wait([future], timeout=limit_s)
@@ -97,7 +88,29 @@ class BlockingCalls:
                     future.cancel()
             if future.cancelled():
                 raise self._too_late(f"{what}: no answer within {limit_s:g} s")
-            return future.result()
+            try:
+                return future.result()
+            finally:
+                del future  # or its error's traceback would hold it, and with it a lost connection
+
+    def _work(
+        self,
+        call: Callable[[], Result],
+        future: asyncio.Future[Result],
+        loop: asyncio.AbstractEventLoop,
+        discard: Callable[[Result], None] | None,
+    ) -> None:
+        """Make the call, in its thread, and tell the loop."""
+        try:
+            finish = partial(self._finish, future, call(), None)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the call was asked for
+            finish = partial(self._finish, future, None, error)
+        try:
+            loop.call_soon_threadsafe(finish, discard)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+        finally:
+            del finish, future  # as in `run`
 
     def _finish(
         self,
