@@ -184,9 +184,11 @@ def test_an_anonymous_recording_names_nobody(
     start_agent: AgentFactory, guest: GuestFactory, record: Callable[..., Recording]
 ) -> None:
     agent = start_agent(SWEEPING_LAW)
-    one = record("--anonymous")
+    one = record("--anonymous", "--json")
     sweep(agent, guest)
-    assert one.end()[0] == 0
+    code, said, _ = one.end()
+    assert code == 0
+    assert json.loads(said) == {"schema": 1, "file": str(one.file), "passes": len(one.passes()), "missed": 0}
     text = one.file.read_text(encoding="utf-8")
     assert "twin" not in text
     assert "guest-2" in text

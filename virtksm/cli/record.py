@@ -17,6 +17,7 @@ from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.runtime import RuntimePaths
 
+SCHEMA = 1
 ASK_EVERY_S = 1.0
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", dest="seconds", metavar="SECONDS", type=_seconds, help="end after so long")
     parser.add_argument("--anonymous", action="store_true", help="number the guests instead of naming them")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.add_argument("--json", action="store_true", help="print the summary at the end as JSON")
     parser.set_defaults(run=run)
 
 
@@ -61,7 +63,13 @@ def run(options: argparse.Namespace) -> int:
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
         raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
-    print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
+    if options.json:
+        import json
+
+        told = {"file": options.file, "passes": recorder.passes, "missed": recorder.missed}
+        print(json.dumps({"schema": SCHEMA, **told}))
+    else:
+        print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
     return ExitCode.DONE
 
 
