@@ -26,6 +26,8 @@ KEEP_S = 86_400.0
 MOST_SAMPLES = int(KEEP_S / SAMPLE_S)
 MOST_EVENTS = 5_000
 MOST_DECISIONS = 1_000
+MOST_POINTS = 1_000
+"""How many samples an answer has at most."""
 MOST_REAL = 1e18
 
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.errors import VirtksmError
-from virtksm.history import GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
+from virtksm.history import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
 from virtksm.runtime import RuntimePaths
 from virtksm.uri import is_alias, requested_uri
-
-MOST_POINTS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
