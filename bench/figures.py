@@ -1,7 +1,7 @@
 """Figures of a benchmark: medians and percentiles of samples, the machine they come from, goals met or missed.
 
-Pure, apart from `read_machine`. Percentiles are nearest-rank: p99 of 200 samples is the 198th smallest, a value that
-was really measured.
+Pure, apart from `read_machine` and `read_revision`. Percentiles are nearest-rank: p99 of 200 samples is the 198th
+smallest, a value that was really measured.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ def read_machine() -> dict[str, object]:
         "qemu": _first_line("qemu-system-x86_64", "--version"),
         "load_1_min": os.getloadavg()[0],
     }
+
+
+def read_revision() -> str:
+    """Tell which commit the checkout is at, with `-dirty` where a tracked file was changed."""
+    return _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*")
 
 
 def _first_line(*command: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import libvirt
 
-from bench.figures import read_machine
+from bench.figures import read_machine, read_revision
 from bench.race.contenders import Contender
 from bench.race.goals import judge_work
 from bench.race.ground import Disturbed, Ground, private_ground
@@ -25,7 +25,7 @@ from bench.race.options import Options, parse_options
 from bench.race.peers import CONTENDERS, PeerMissing
 from bench.race.pictures import draw_work, trace_work
 from bench.race.probes import simulate_probes
-from bench.race.records import Record, RecordUnreadable, dump_record, read_records, record_path
+from bench.race.records import Record, RecordUnreadable, keep_record, read_records, record_path
 from bench.race.report import write_report
 from bench.race.rules import OURS
 from bench.race.run import Unready, run_work
@@ -63,19 +63,20 @@ def list_runs(options: Options) -> list[tuple[Work, str]]:
 
 def run_all(options: Options, ground: Ground) -> list[str]:
     """Run what is wanted and keep the records; return what failed, a line each."""
-    machine, failures = read_machine(), []
+    machine, revision, failures = read_machine(), read_revision(), []
+    del machine["load_1_min"]  # of the command's beginning, not of each run's
     runs = list_runs(options)
     for number, (work, name) in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {work.name}, {name}: {work.length_s:g} s", flush=True)
         contender: Contender = CONTENDERS[name]()
         began_s = time.monotonic()
         try:
-            record = run_work(ground, work, name, contender, quick=options.quick, machine=machine)
+            record = run_work(ground, work, name, contender, quick=options.quick, machine=machine, revision=revision)
         except RUN_FAILURES as error:
             failures.append(f"{work.name}, {name}: {error}")
             print(f"  FAILED: {error}", flush=True)
             continue
-        record_path(options.output, work.name, name).write_text(dump_record(record), encoding="utf-8")
+        keep_record(options.output, record)
         last = record.samples[-1]
         print(
             f"  saved {last.pages_sharing / 256:.0f} MiB of {work.expected_sharing_pages / 256:.0f} possible, ksmd "
@@ -100,7 +101,7 @@ def tell(folder: Path, records: Sequence[Record]) -> bool:
         settled_s = max(run.last_settled_s for run in runs)
         draw_work(trace_work(runs, order), f"{work}: {runs[0].told[:90]}", settled_s, folder / f"{work}.svg")
         pictures[work] = f"{work}.svg"
-    report = write_report(measured, records[0].machine, order, concessions, pictures)
+    report = write_report(measured, records, order, concessions, pictures)
     (folder / "report.md").write_text(report, encoding="utf-8")
     print(f"\n{report}")
     verdicts = [verdict for results in measured for verdict in judge_work(results)]

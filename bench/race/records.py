@@ -1,18 +1,21 @@
 """What one run of the race leaves behind: its samples, its guests' times, its neighbour's times, as one JSON file.
 
-In and out: a `Record` and its file. All times are seconds since the first guest's start. Counters are the kernel's own,
-as read: their differences count, as they run on from run to run. A counter that the kernel lacks is None.
+In and out: a `Record` and its file, compressed, since all are kept in the repository with the report that is made of
+them. All times are seconds since the first guest's start. Counters are the kernel's own, as read: their differences
+count, as they run on from run to run. A counter that the kernel lacks is None.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class RecordUnreadable(Exception):
@@ -58,8 +61,9 @@ class GuestLife:
 class Record:
     """One contender's run over one work. `decisions` are an agent's, in order, as its log tells them.
 
-    `neighbour` are pairs of the time and the ms that the neighbour's piece of work took then. `own_cpu_s` is the CPU
-    time of the contender's own processes, None where it has none.
+    `revision` is the checkout's commit, with `-dirty` where it was changed. `neighbour` are pairs of the time and the
+    ms that the neighbour's piece of work took then. `own_cpu_s` is the CPU time of the contender's own processes, None
+    where it has none.
     """
 
     work: str
@@ -71,6 +75,7 @@ class Record:
     savings_until_s: float
     expected_sharing_pages: int
     began_utc: str
+    revision: str
     machine: Mapping[str, object]
     guests: Sequence[GuestLife]
     samples: Sequence[Sample]
@@ -114,16 +119,22 @@ def parse_record(text: str) -> Record:
 
 def record_path(folder: Path, work: str, contender: str) -> Path:
     """Tell where a run's record is kept."""
-    return folder / f"{work}-{contender}.json"
+    return folder / f"{work}-{contender}.json.gz"
+
+
+def keep_record(folder: Path, record: Record) -> None:
+    """Write a record to its file; the same record makes the same bytes."""
+    packed = gzip.compress(dump_record(record).encode(), mtime=0)
+    record_path(folder, record.work, record.contender).write_bytes(packed)
 
 
 def read_records(folder: Path) -> list[Record]:
     """Read all records of a folder; raises RecordUnreadable, also when quick runs lie beside full ones."""
     records = []
-    for path in sorted(folder.glob("*-*.json")):
+    for path in sorted(folder.glob("*-*.json.gz")):
         try:
-            records.append(parse_record(path.read_text(encoding="utf-8")))
-        except RecordUnreadable as error:
+            records.append(parse_record(gzip.decompress(path.read_bytes()).decode()))
+        except (RecordUnreadable, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
             raise RecordUnreadable(f"{path}: {error}; remove it or choose another --output") from error
     if len({record.quick for record in records}) > 1:
         raise RecordUnreadable(f"{folder} holds quick and full runs: choose another --output for one of them")

@@ -5,11 +5,12 @@ Pure: records in, text out. What the words mean is in measures.py and rules.py, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.figures import Summary
 from bench.race.goals import judge_work
 from bench.race.measures import LATE_LAG_S, Figures, Results
+from bench.race.records import Record
 
 METHOD = """\
 Times are seconds after the last guest's settling (its memory is filled) unless said otherwise; 90 % is of the final
@@ -40,25 +41,43 @@ NEIGHBOURS = ("contender", "sweep median ms", "sweep p99 ms", "rest median ms", 
 
 def write_report(
     measured: Sequence[Results],
-    machine: Mapping[str, object],
+    records: Sequence[Record],
     order: Sequence[str],
     concessions: Mapping[str, str],
     pictures: Mapping[str, str],
 ) -> str:
-    """Write everything about the works, at least one; `order` is the contenders', `pictures` names a work's file."""
+    """Write everything about the works, at least one, that `records` were measured to.
+
+    `order` is the contenders', `pictures` names a work's file.
+    """
     names = [name for name in order if any(name in results.figures for results in measured)]
     kind = "quick run: smaller guests, shorter runs" if measured[0].quick else "full run"
     parts = [
         f"# Race ({kind})",
-        "\n".join(f"- {name}: {value}" for name, value in machine.items()),
+        "\n\n".join(write_machines(records)),
         METHOD,
         "## Contenders",
         "\n".join(f"- **{name}**: {concessions[name]}" for name in names if name in concessions),
     ]
     for results in measured:
         parts += write_work(results, names, pictures.get(results.work))
-    parts += ["## Goals", write_goals(measured)]
+    parts += ["## Goals", write_goals(measured), "## Runs", write_runs(records)]
     return "\n\n".join(parts) + "\n"
+
+
+def write_machines(records: Sequence[Record]) -> Iterator[str]:
+    """Write a list for each machine that has run something, most often one."""
+    machines = dict.fromkeys(
+        "\n".join(f"- {name}: {value}" for name, value in record.machine.items()) for record in records
+    )
+    for number, machine in enumerate(machines, start=1):
+        yield machine if len(machines) == 1 else f"Machine {number} of {len(machines)}:\n\n{machine}"
+
+
+def write_runs(records: Iterable[Record]) -> str:
+    """Write when each run began, and what of this repository it had."""
+    rows = [(record.work, record.contender, record.began_utc, record.revision) for record in records]
+    return write_table(("work", "contender", "began", "commit"), rows)
 
 
 def write_work(results: Results, names: Sequence[str], picture: str | None) -> list[str]:

@@ -35,7 +35,14 @@ class Unready(Exception):
 
 
 def run_work(
-    ground: Ground, work: Work, name: str, contender: Contender, *, quick: bool, machine: Mapping[str, object]
+    ground: Ground,
+    work: Work,
+    name: str,
+    contender: Contender,
+    *,
+    quick: bool,
+    machine: Mapping[str, object],
+    revision: str,
 ) -> Record:
     """Run one contender over one work, `work.length_s` and some seconds before."""
     ground.clear()
@@ -61,6 +68,7 @@ def run_work(
         savings_until_s=work.savings_until_s,
         expected_sharing_pages=work.expected_sharing_pages,
         began_utc=began_utc.isoformat(timespec="seconds"),
+        revision=revision,
         machine=machine,
         guests=ground.guests,
         samples=sampler.samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,6 +195,7 @@ def made_up_record(contender: str, samples: int = 1200) -> Record:
         savings_until_s=300.0,
         expected_sharing_pages=1,
         began_utc="2026-01-01T00:00:00+00:00",
+        revision="0123abc",
         machine={"cores": 2},
         guests=[GuestLife(name="g0", started_s=0.0, settled_s=1.0)],
         samples=[
@@ -239,7 +241,7 @@ def test_the_report_tells_machine_concessions_figures_and_goals() -> None:
 
     report = write_report(
         [measure_work(records)],
-        records[0].machine,
+        records,
         ["adaptive", "ksmtuned"],
         {"ksmtuned": "told a fib"},
         {"storm": "storm.svg"},
@@ -251,10 +253,25 @@ def test_the_report_tells_machine_concessions_figures_and_goals() -> None:
     assert "![storm: savings and ksmd's CPU over time](storm.svg)" in report
     assert "| storm | ksmd at rest |" in report
     assert "MISSED" in report
+    assert "| storm | ksmtuned | 2026-01-01T00:00:00+00:00 | 0123abc |" in report
+
+
+def test_the_report_tells_every_machine_once() -> None:
+    one, other = {"cores": 2, "kernel": "6.12"}, {"cores": 2, "kernel": "6.18"}
+    records = [
+        replace(made_up_record(name), machine=machine) for name, machine in zip("abc", (one, other, one), strict=True)
+    ]
+
+    report = write_report([measure_work(records)], records, ["a", "b", "c"], {}, {})
+
+    assert report.count("- kernel: 6.12") == report.count("- kernel: 6.18") == 1
+    assert report.index("Machine 1 of 2") < report.index("6.12") < report.index("Machine 2 of 2") < report.index("6.18")
 
 
 def test_the_report_without_ours_judges_nothing() -> None:
-    assert "Nothing to judge" in write_report([measure_work([made_up_record("flat")])], {}, ["flat"], {}, {})
+    records = [made_up_record("flat")]
+
+    assert "Nothing to judge" in write_report([measure_work(records)], records, ["flat"], {}, {})
 
 
 def test_a_cell_cannot_break_a_table() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from bench.race.records import (
     Record,
     RecordUnreadable,
     Sample,
-    dump_record,
+    keep_record,
     parse_record,
     read_records,
     record_path,
@@ -68,6 +70,7 @@ def run(
         "savings_until_s": 300.0,
         "expected_sharing_pages": 1000,
         "began_utc": "2026-01-01T00:00:00+00:00",
+        "revision": "0123abc",
         "machine": {"cores": 2},
         "guests": [GuestLife(name="g0", started_s=0.1, settled_s=SETTLED_S)],
         "samples": [
@@ -253,7 +256,7 @@ def test_a_policy_that_says_nothing_of_the_kind() -> None:
 
 def test_records_survive_their_file(tmp_path: Path) -> None:
     record = run("adaptive", rising(20, 1000), own_cpu_s=1.5)
-    record_path(tmp_path, "storm", "adaptive").write_text(dump_record(record))
+    keep_record(tmp_path, record)
 
     (back,) = read_records(tmp_path)
 
@@ -261,6 +264,9 @@ def test_records_survive_their_file(tmp_path: Path) -> None:
     assert back.guests == record.guests
     assert back.neighbour == record.neighbour
     assert measure_run(back, 1000.0) == measure_run(record, 1000.0)
+    before = record_path(tmp_path, "storm", "adaptive").read_bytes()
+    keep_record(tmp_path, back)
+    assert record_path(tmp_path, "storm", "adaptive").read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 2, "columns": []}', "nonsense"])
@@ -269,9 +275,20 @@ def test_what_is_no_record_is_refused(text: str) -> None:
         parse_record(text)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", gzip.compress(b"{}"), gzip.compress(b"\xff"), gzip.compress(b"{}")[:-3]]
+)
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: bytes) -> None:
+    path = record_path(tmp_path, "storm", "flat")
+    path.write_bytes(content)
+
+    with pytest.raises(RecordUnreadable, match=re.escape(str(path))):
+        read_records(tmp_path)
+
+
 def test_quick_and_full_runs_are_not_mixed(tmp_path: Path) -> None:
-    record_path(tmp_path, "storm", "flat").write_text(dump_record(run("flat", rising(1, 1))))
-    record_path(tmp_path, "storm", "off").write_text(dump_record(run("off", rising(1, 1), quick=True)))
+    keep_record(tmp_path, run("flat", rising(1, 1)))
+    keep_record(tmp_path, run("off", rising(1, 1), quick=True))
 
     with pytest.raises(RecordUnreadable, match="quick and full"):
         read_records(tmp_path)
