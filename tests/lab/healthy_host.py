@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from virtksm.config.schema import Config
-from virtksm.doctor.checks.hook import HOOK
+from virtksm.doctor.checks.hook import HOOK, SOCKET_UNIT
 from virtksm.doctor.checks.kernel import SWITCH_UNIT
 from virtksm.doctor.checks.writers import UNITS
 from virtksm.doctor.facts import (
@@ -69,7 +69,7 @@ HERE = Here(
     kernel=KERNEL,
     processes=frozenset({"systemd", "libvirtd"}),
     booted=True,
-    units=dict.fromkeys((*UNITS, SWITCH_UNIT), ABSENT),
+    units=dict.fromkeys((*UNITS, SWITCH_UNIT, SOCKET_UNIT), ABSENT),
     tuned=Tuned(profiles=("virtual-host",), ksm_in=None),
     daemon=DAEMON,
     hooks=Hooks(files=(HOOK_FILE,), program="/usr/bin/virtksm", apparmor_is_on=False, selinux_enforces=False),

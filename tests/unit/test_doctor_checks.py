@@ -26,8 +26,9 @@ from tests.lab.healthy_host import (
 )
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import CHECKS, examine
+from virtksm.doctor.checks.hook import SOCKET_UNIT
 from virtksm.doctor.checks.kernel import SWITCH_UNIT
-from virtksm.doctor.facts import Facts, Folders, Guests, Swap, Tuned, Unit, Unknown, Unreachable
+from virtksm.doctor.facts import Facts, Folders, Guests, Hooks, Swap, Tuned, Unit, Unknown, Unreachable
 from virtksm.doctor.finding import Outcome, Verdict, worst
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
@@ -40,6 +41,7 @@ UNREADABLE = Unknown(why="/some/file: Permission denied")
 INSTALLED = Unit(is_installed=True, is_enabled=False)
 ENABLED = Unit(is_installed=True, is_enabled=True)
 ALWAYS = replace(OWN, configuration=Config(adaptive=AdaptiveParams(engage="always")))
+NO_HOOK = replace(HERE.hooks, files=())
 OFF = SwitchedOff(since="2026-01-01T00:00:00Z")
 
 
@@ -87,11 +89,16 @@ def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str | None = 
     return with_here(daemon=replace(DAEMON, confined_by=by), hooks=hooks)
 
 
-def scanning_without_agent(**changed: int) -> Facts:
+def listening() -> Facts:
+    """Return healthy facts but for the agent, in whose place systemd's socket unit listens."""
+    return without_agent(with_here(units={**HERE.units, SOCKET_UNIT: ENABLED}))
+
+
+def scanning_without_agent(*, hooks: Hooks = NO_HOOK, **changed: int) -> Facts:
     kept = HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=500, applied=500)})
     folders = replace(OWN.folders, kept=kept)
     numbers = {**KERNEL.numbers, "pages_to_scan": 500, **changed}
-    here = replace(HERE, kernel=replace(KERNEL, numbers=numbers), hooks=replace(HERE.hooks, files=()))
+    here = replace(HERE, kernel=replace(KERNEL, numbers=numbers), hooks=hooks)
     return replace(HEALTHY, here=here, own=replace(OWN, agent=None, folders=folders))
 
 
@@ -296,8 +303,10 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("switched_on", with_own(off=OFF), INFO, "switched off since 2026-01-01T00:00:00Z"),
     ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as switched off"),
     ("agent", HEALTHY, PASS, "serves qemu:///system"),
-    ("agent", with_own(agent=None), INFO, "the hook starts passes"),
-    ("agent", without_agent(with_hooks(files=())), WARN, "nothing tunes KSM"),
+    ("agent", without_agent(with_here(booted=False)), INFO, "the hook's pokes start passes"),
+    ("agent", listening(), INFO, "the hook's pokes start passes"),
+    ("agent", with_own(agent=None), WARN, "no hook's poke starts a pass"),
+    ("agent", without_agent(with_here(booted=False, hooks=NO_HOOK)), WARN, "nothing tunes KSM"),
     ("agent", without_agent(replace(HEALTHY, here=UNREADABLE)), WARN, "nothing tunes KSM"),
     ("agent", with_agent(silence="since noon, waiting for pass"), FAIL, "since noon"),
     ("agent", with_agent(outcome="refused", refusal="pages_to_scan: no"), FAIL, "pages_to_scan: no"),
@@ -311,7 +320,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("stranded", scanning_without_agent(), FAIL, "500 pages every 10000 ms"),
     ("stranded", scanning_without_agent(run=0), PASS, "no"),
     ("stranded", scanning_without_agent(pages_to_scan=100), PASS, "no"),
-    ("stranded", with_own(agent=None), INFO, "the hook's passes"),
+    ("stranded", listening(), INFO, "the hook's passes"),
+    ("stranded", scanning_without_agent(hooks=HERE.hooks), FAIL, "500 pages every 10000 ms"),
     ("folders", HEALTHY, PASS, "/run/virtksm"),
     (
         "folders",

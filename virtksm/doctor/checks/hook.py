@@ -7,11 +7,13 @@ call any, and then it looks each time for which ones. qemu.d is known to it sinc
 from __future__ import annotations
 
 from virtksm.doctor.checks.libvirt import version_text
-from virtksm.doctor.facts import Facts, HookFile, Hooks, Libvirt, known
+from virtksm.doctor.facts import Facts, Here, HookFile, Hooks, Libvirt, known
 from virtksm.doctor.finding import DoesNotApply, Outcome, failed, info, passed, warned
 
 HOOK = "/etc/libvirt/hooks/qemu.d/virtksm"
 PROGRAM = "/usr/bin/virtksm"
+SOCKET_UNIT = "virtksm-retune.socket"
+"""What listens for the hook's pokes under systemd where no agent does; the hook itself starts nothing there."""
 QEMU_D_SINCE = 6_005_000
 APPARMOR_RUNS = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 """The folders from which Debian's AppArmor profile of libvirtd lets hooks execute programs."""
@@ -67,6 +69,12 @@ def check_program(facts: Facts) -> Outcome:
     if agent is not None:
         return passed(f"{PROGRAM} is missing, but an agent listens")
     return failed(f"{PROGRAM} is missing, and no agent listens: a poke starts nothing", f"install virtksm as {PROGRAM}")
+
+
+def starts_passes(here: Here) -> bool:
+    """Tell whether a poke starts a pass where no agent runs; raises CannotTell."""
+    has_hook = any(hook.path == HOOK for hook in known(here.hooks.files))
+    return has_hook and (not here.booted or here.units[SOCKET_UNIT].is_enabled)
 
 
 def check_confinement(facts: Facts) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtksm.config.schema import Config
-from virtksm.doctor.checks.hook import HOOK
+from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
 from virtksm.doctor.facts import Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.model import PARAMETERS
@@ -74,14 +74,17 @@ def check_folder(facts: Facts) -> Outcome:
 
 
 def _without_agent(facts: Facts) -> Outcome:
-    if isinstance(facts.here, Here) and any(hook.path == HOOK for hook in known(facts.here.hooks.files)):
-        return info("none runs: the hook starts passes")
-    return warned("none runs, and no hook starts passes: nothing tunes KSM", "systemctl start virtksm.service")
+    if not isinstance(facts.here, Here):
+        return warned("none runs: nothing tunes KSM", "systemctl start virtksm.service on that host")
+    if starts_passes(facts.here):
+        return info("none runs: the hook's pokes start passes")
+    remedy = f"systemctl start virtksm.service, or enable --now {SOCKET_UNIT} (docs/hook.md)"
+    return warned("none runs, and no hook's poke starts a pass: nothing tunes KSM", remedy)
 
 
 def _stranded_without_agent(facts: Facts) -> Outcome:
     here = facts.this_machine
-    if any(hook.path == HOOK for hook in known(here.hooks.files)):
+    if starts_passes(here):
         raise DoesNotApply("no agent: the hook's passes leave KSM as they decide")
     kept = known(facts.own.folders.kept).ownership
     found = {name: here.kernel.number(name) for name in PARAMETERS}

@@ -7,6 +7,7 @@ import time
 
 from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
+from virtksm.doctor.checks.hook import SOCKET_UNIT
 from virtksm.doctor.checks.kernel import SWITCH_UNIT
 from virtksm.doctor.checks.writers import UNITS
 from virtksm.doctor.facts import AgentSeen, Facts, Here, Libvirt, Unknown
@@ -42,7 +43,7 @@ def read_here(root: Root, uri: str, *, now_s: float) -> Here:
         kernel=read_kernel(root, page_kib=os.sysconf("SC_PAGE_SIZE") // 1024),
         processes=processes if isinstance(processes, Unknown) else frozenset(one.name for one in processes),
         booted=root.is_folder("run/systemd/system") is True,
-        units=read_units(root, (*UNITS, SWITCH_UNIT)),
+        units=read_units(root, (*UNITS, SWITCH_UNIT, SOCKET_UNIT)),
         tuned=read_tuned(root),
         daemon=daemon,
         hooks=read_hooks(root, daemon, now_s=now_s),
