@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +45,13 @@ def calm_footprint(pid: int) -> Footprint:
 
     wait_until(is_calm, HANG_S, "the agent to have two threads")
     return found[-1]
+
+
+def peak_bytes(do: Callable[[], object]) -> int:
+    """Tell how much memory of Python's own something takes at once, beside what was there."""
+    tracemalloc.start()
+    try:
+        do()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
+from tests.lab.footprint import peak_bytes
 from virtksm.adapters import history_file
 from virtksm.adapters.history_file import MAX_BYTES, MOST_ASIDE, MOST_DECISION_CHARACTERS, SCHEMA, HistoryFile
 from virtksm.errors import StateUnusable
@@ -241,3 +242,9 @@ def test_an_endless_file_is_not_read_whole(path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(StateUnusable, match="is longer than"):
         HistoryFile(str(path)).samples(0)
+
+
+def test_reading_takes_what_the_file_has_and_not_what_it_may_have(path: Path) -> None:
+    history = HistoryFile(str(path))
+    history.keep([SAMPLE], [EVENT], [DECISION])
+    assert peak_bytes(lambda: history.samples(0)) < 1 << 20

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.adapters.files import ensure_folder, locked, open_lock, read_file, replace_file
+from tests.lab.footprint import peak_bytes
+from virtksm.adapters import files
+from virtksm.adapters.files import (
+    PIECE_BYTES,
+    ensure_folder,
+    locked,
+    open_lock,
+    read_at_most,
+    read_file,
+    replace_file,
+)
 from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model import PARAMETERS
@@ -146,6 +156,30 @@ def test_a_state_without_end_is_refused(paths: RuntimePaths) -> None:
         file.truncate(1 << 32)
     with pytest.raises(StateUnusable, match="is longer than"):
         StateFile(paths, "local").load()
+
+
+def test_reading_takes_what_the_file_has_and_not_what_it_may_have(paths: RuntimePaths) -> None:
+    file = StateFile(paths, "local")
+    file.save(HostState())
+    assert peak_bytes(file.load) < 4 * PIECE_BYTES
+
+
+def test_a_limit_counts_bytes_and_cuts_nothing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text"
+    path.write_text("ü" * 50)
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
+    assert read_file(str(path)) == "ü" * 50
+    path.write_text("ü" * 51)
+    with pytest.raises(StateUnusable, match="is longer than 100 bytes"):
+        read_file(str(path))
+
+
+@pytest.mark.parametrize("most", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES, 1 << 30])
+def test_of_a_file_no_more_is_read_than_asked_for(tmp_path: Path, most: int) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(os.urandom(2 * PIECE_BYTES + 5))
+    with path.open("rb") as file:
+        assert read_at_most(file, most) == path.read_bytes()[:most]
 
 
 def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths: RuntimePaths, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from virtksm.adapters.files import ensure_folder
+from virtksm.adapters.files import ensure_folder, read_at_most
 from virtksm.errors import StateUnusable
 from virtksm.history import (
     EVENT_FIELDS,
@@ -258,7 +258,7 @@ def _read_whole(path: str) -> bytes | None:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise ValueError("is not a regular file")
-            content = file.read(MAX_BYTES + 1)
+            content = read_at_most(file, MAX_BYTES + 1)
             # In this order: a write that was given up has changed the file before its journal goes.
             is_whole = not os.path.lexists(f"{path}-journal") and _state(os.fstat(descriptor)) == _state(found)
         if len(content) > MAX_BYTES:
