@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import LOCAL_HOST
 from virtksm.cli.main import main
-from virtksm.cli.plot import memories_of, seconds
+from virtksm.cli.plot import memories_of
 from virtksm.model import Decision, Guest, KsmState, Occasion, Reason, Settings, Snapshot, Source, Trigger
 from virtksm.trace import Gap, Line, Pass
 
@@ -30,18 +30,6 @@ def make_pass(at_s: float, *guests: Guest) -> Pass:
         outcome="unchanged",
         after=PARKED,
     )
-
-
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("30m", 1800), ("24h", 86_400), ("2d", 172_800)])
-def test_times_have_a_unit(text: str, expected: float) -> None:
-    assert seconds(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "0h", "5", "h", "-1h", "1.5h", "1w", "9999999999s", "\u0661h"])
-def test_what_is_no_time_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["plot", f"--last={text}", "-o", str(tmp_path / "x.svg")])
-    assert "such as 24h" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["x.pdf", "x", "svg"])

@@ -267,7 +267,7 @@ def test_an_interval_that_is_none_is_refused(interval: str, paths: RuntimePaths)
         timeout=HANG_S,
     )
     assert done.returncode == 2
-    assert f"argument --watch: {interval!r} is no number from 0.1 to 86400" in done.stderr
+    assert f"argument --watch: {interval!r} is no time from 0.1 s to 1 d" in done.stderr
 
 
 @pytest.mark.parametrize(

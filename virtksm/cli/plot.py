@@ -6,9 +6,9 @@ Of the agent's memories, or of a trace of `virtksm record`. matplotlib is wanted
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
+from virtksm.cli.timespan import DAY_S, YEAR_S, timespan
 from virtksm.errors import ExitCode
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from virtksm.trace import Line, Torn
 
 SCHEMA = 1
-LAST = "24h"
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--last",
         metavar="TIME",
-        type=seconds,
-        help=f"draw what the agent remembers of that time: 90s, 30m, 24h (default: {LAST}; it remembers a day)",
+        type=timespan(1, YEAR_S),
+        help="draw what the agent remembers of that time: 90s, 30m, 24h (default: 24h; it remembers a day)",
     )
     parser.add_argument(
         "--output", "-o", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
@@ -41,14 +39,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect", "-c", metavar="URI", help="of that libvirt connection (default: the agent's)")
     parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
     parser.set_defaults(run=run)
-
-
-def seconds(text: str) -> float:
-    """Take a time such as 90s, 30m, 24h or 1d; raises argparse's error for anything else."""
-    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if found is None or int(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: a number with s, m, h or d, such as {LAST}")
-    return float(int(found[1]) * UNITS_S[found[2]])
 
 
 def picture(text: str) -> Path:
@@ -78,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 def _remembered(options: argparse.Namespace) -> tuple[str, Memories]:
     from virtksm.cli.memories import read_history
 
-    last_s = seconds(LAST) if options.last is None else options.last
+    last_s = DAY_S if options.last is None else options.last
     memories = read_history(options, options.connect, seconds=last_s)
     return options.connect or "KSM", memories
 

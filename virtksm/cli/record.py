@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from virtksm.cli.asking import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.runtime import RuntimePaths
@@ -25,21 +26,13 @@ ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("file", metavar="FILE", help="a new file; it names guests, so only its owner may read it")
-    parser.add_argument("--for", dest="seconds", metavar="SECONDS", type=_seconds, help="end after so long")
+    parser.add_argument(
+        "--for", dest="seconds", metavar="TIME", type=timespan(0, YEAR_S), help="end after so long: 90s, 30m, 24h"
+    )
     parser.add_argument("--anonymous", action="store_true", help="number the guests instead of naming them")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--json", action="store_true", help="print the summary at the end as JSON")
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise argparse.ArgumentTypeError(f"is {text!r:.40}, not a number of seconds")
-    return seconds
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import os
 import sys
 
 from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.runtime import RuntimePaths
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SHOWN = {"uri", "policy", "version", "libvirt", "last_pass", "last_pass_ago_s", "next_pass_s", "stranded"}
 """What is shown of the agent's answer and was always in it."""
 EVERY_S = 2.0
-LEAST_EVERY_S, MOST_EVERY_S = 0.1, 86_400.0
+LEAST_EVERY_S = 0.1
 STEP_S, STEPS = 60.0, 60
 SEEN_S = 7200.0
 """How far back is asked for: the curve begins with what was seen last before it."""
@@ -45,11 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON, one line")
     parser.add_argument(
         "--watch",
-        metavar="SECONDS",
+        metavar="TIME",
         nargs="?",
-        type=_interval,
+        type=timespan(LEAST_EVERY_S, DAY_S),
         const=EVERY_S,
-        help=f"show it again every so many seconds ({EVERY_S:g}), until q or Ctrl-C",
+        help=f"show it again every so often (default: {EVERY_S:g} s), until q or Ctrl-C",
     )
     parser.set_defaults(run=run)
 
@@ -185,13 +186,3 @@ def _keep_printing(view: View, options: argparse.Namespace) -> int:
             time.sleep(max(0.0, began_s + options.watch - time.monotonic()))
     except KeyboardInterrupt:
         return ExitCode.DONE
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not LEAST_EVERY_S <= seconds <= MOST_EVERY_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from {LEAST_EVERY_S:g} to {MOST_EVERY_S:g}")
-    return seconds

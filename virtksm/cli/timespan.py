@@ -1,0 +1,38 @@
+"""Spans of time on the command line: a number of seconds, or one with a unit (systemd.time(7) has the same units)."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+DAY_S = 86_400.0
+YEAR_S = 365 * DAY_S
+
+
+def timespan(least_s: float, most_s: float) -> Callable[[str], float]:
+    """Return what takes 90, 90s, 1.5m, 24h or 1d, in seconds; raises argparse's error for others and out of range."""
+
+    def take(text: str) -> float:
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", text, re.ASCII)
+        seconds = -1.0 if found is None else float(found[1]) * UNITS_S[found[2]]
+        if not least_s <= seconds <= most_s:
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.40} is no time from {least_s:g} s to {in_words(most_s)}: "
+                "a number of seconds, or one with s, m, h or d"
+            )
+        return seconds
+
+    return take
+
+
+def in_words(seconds: float) -> str:
+    """Write a whole number of days, hours, minutes, or else seconds."""
+    for unit in ("d", "h", "m"):
+        if seconds >= UNITS_S[unit] and seconds % UNITS_S[unit] == 0:
+            return f"{seconds / UNITS_S[unit]:g} {unit}"
+    return f"{seconds:g} s"
