@@ -164,6 +164,21 @@ def test_3_what_has_stopped_owes_nothing() -> None:
     assert past.fresh_kib == 0
 
 
+def test_3_what_stops_while_a_round_covers_it_owes_no_second_visit() -> None:
+    guests = {"a": GIB, "b": 3 * GIB}
+    known = {"pages_unshared": GIB, "full_scans": 5}
+    past = AdaptivePast(
+        taken_s=0, engaged=True, guests_kib={"a/1": GIB, "b/1": 3 * GIB}, fresh_kib=4 * GIB, full_scans=5
+    )
+    past = begin_round(snap(1, guests, **known), past)
+    assert past.round is not None
+    assert past.round.scanning_kib == 4 * GIB
+    _, past = decide_all(
+        ALWAYS, snap(2, {"a": GIB}, **known), snap(3, {"a": GIB}, **{**known, "full_scans": 6}), past=past
+    )
+    assert past.half_kib == GIB
+
+
 def test_3_what_has_stopped_is_struck_off_ksmd_s_books_by_one_round() -> None:
     """The kernel's counters tell of an ended guest until ksmd has come by."""
     known = {"pages_unshared": 2 * GIB // 4, "full_scans": 5}

@@ -41,6 +41,9 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     forgotten_kib = covered_kib if past.full_scans is not None and known_kib(snapshot) == 0 else 0  # run=2: unmerged
     fresh_kib = min(max(int(past.fresh_kib * stayed) + settled_kib + broken_kib, forgotten_kib), all_kib)
     half_kib = min(int(past.half_kib * stayed), all_kib - fresh_kib)
+    current = past.round
+    if current is not None:
+        current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
 
     waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
     waiting_kib = past.fresh_kib + past.gone_kib + (past.half_kib if past.round is None else 0)
@@ -54,6 +57,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
         recent=recent,
         fresh_kib=fresh_kib,
         half_kib=half_kib,
+        round=current,
         gone_kib=min(past.gone_kib + stopped_kib, known_kib(snapshot)),
         waited_kib_s=min(past.waited_kib_s + waiting_kib * waited_s, float(MOST_SUM)),
         pages_sharing=snapshot.ksm.pages_sharing,
