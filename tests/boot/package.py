@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.boot.inside import (
     BASELINE,
@@ -57,6 +58,17 @@ COMP_WORDS=(virtksm resto) COMP_CWORD=1
 _virtksm
 echo "${COMPREPLY[@]}"
 """
+IN_ZSH = r"""
+zmodload zsh/zpty
+zpty shell 'TERM=dumb zsh -f -i'
+zpty -w shell 'autoload -Uz compinit; compinit -u -D'
+zpty -w shell 'virtksm() { print -r -- to""ld: "$@" so"". }'
+for typed in 'virtksm rest' 'virtksm agent --log-level deb'; do
+    zpty -w -n shell "$typed"$'\t\n'
+    zpty -r -m shell said '*told: * so.*'
+    print -r -- ${${said##*told: }%% so.*}
+done
+"""
 IDLE = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=0\nKSM_THRES_CONST=1\n"
 BUSY = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=100\n"
 
@@ -85,6 +97,11 @@ def agents_baseline() -> dict[str, int]:
     """Return what the agent would give back."""
     parameters = json.loads(STATE.read_text(encoding="utf-8"))["parameters"]
     return {name: parameters[name]["baseline"] for name in KERNELS}
+
+
+def told() -> dict[str, Any]:
+    status: dict[str, Any] = json.loads(run("virtksm", "status", "--json"))
+    return status
 
 
 def is_active(unit: str) -> bool:
@@ -181,6 +198,8 @@ def explains_itself() -> None:
         claim(path in listed, path)
     said = run("bash", "-c", IN_BASH)
     claim(said.split()[-1:] == ["restore"], said)
+    typed = run("zsh", "-f", "-c", IN_ZSH)
+    claim(typed.splitlines() == ["restore", "agent --log-level debug"], typed)
     offered = run("fish", "-c", "complete -C 'virtksm agent --log-level '")
     claim({line.split("\t")[0] for line in offered.splitlines()} == {"debug", "info", "warning", "error"}, offered)
 
@@ -288,6 +307,23 @@ def comes_back() -> None:
     claim("50-boot.toml" in run("virtksm", "config", "show"), run("virtksm", "config", "show"))
 
 
+def stays_off() -> None:
+    """removed while `virtksm off` holds, KSM stays parked; installed again, it is still off, until `virtksm on`"""
+    run("virtksm", "off")
+    said = apt("remove", "virtksm")
+    claim("virtksm is switched off" in said, said)
+    claim(is_parked() and ksm("run") == 0, f"{settings()}, run is {ksm('run')}")
+    install(PACKAGES[1])
+    claim(ksm("run") == 0, f"run is {ksm('run')}, and it is off")
+    wait(lambda: is_active("virtksm.service"), "the agent")
+    retune()
+    claim(told()["off"], "it is no longer off")
+    claim(is_parked(), settings())
+    run("virtksm", "on")
+    claim(not told()["off"], "it is still off")
+    claim(agents_baseline() == BASELINE, agents_baseline())
+
+
 def purged() -> None:
     """`apt purge` leaves no file, no user, no unit, no setting; all guests still run"""
     apt("purge", "virtksm")
@@ -315,6 +351,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     and_with_one_again,
     removed,
     comes_back,
+    stays_off,
     purged,
 )
 
