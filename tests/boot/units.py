@@ -218,6 +218,24 @@ def survives_libvirtd() -> None:
     claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
 
 
+def needs_no_libvirt() -> None:
+    """libvirt stopped, the agent starts and waits; where a socket listens, it has the daemon started"""
+    sockets = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
+    run("systemctl", "stop", "virtksm.service", *sockets, "libvirtd.service")
+    seen = log()
+    run("systemctl", "start", "virtksm.service")
+    wait_logged("libvirt_unreachable", seen)
+    pid = main_pid()
+    run("systemctl", "start", *sockets)
+    wait_logged("pass_completed.*connected", seen)
+    claim(shown("libvirtd.service", "ActiveState") == "active", "the daemon was not started")
+    claim(main_pid() == pid, "the agent was restarted")
+    run("systemctl", "stop", "virtksm.service", "libvirtd.service")
+    run("systemctl", "start", "virtksm.service")
+    wait(lambda: shown("libvirtd.service", "ActiveState") == "active", "the daemon")
+    claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
+
+
 def reloads() -> None:
     """`systemctl reload`: the configuration is read again"""
     seen = log()
@@ -439,6 +457,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     diagnoses,
     poked,
     survives_libvirtd,
+    needs_no_libvirt,
     reloads,
     tells_metrics,
     restores_when_killed,
