@@ -231,6 +231,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_executable", with_hooks(files=()), INFO, "no hook is installed"),
     ("hook_seen", HEALTHY, PASS, "has started since"),
     ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.0),)), WARN, "newer than libvirtd (pid 50)"),
+    ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.96),)), PASS, "has started since"),
+    ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.94),)), WARN, "newer than libvirtd"),
     (
         "hook_seen",
         with_hooks(
