@@ -18,7 +18,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -229,6 +232,32 @@ class PrivateLibvirtd:
     def _last_words(self) -> str:
         texts = [path.read_text(errors="replace")[-2000:] for path in (self.root / "stderr", self.log) if path.exists()]
         return "\n".join(texts)
+
+
+@contextmanager
+def restarted_after_crashes(daemon: PrivateLibvirtd) -> Iterator[None]:
+    """Start a daemon that ends by itself again, as systemd does (Restart=on-failure).
+
+    libvirtd 9.0.0 crashes at times when it goes on after it was frozen: a thread that takes away the event callbacks of
+    a client that has left meanwhile finds them gone (SIGSEGV in a thread prio-rpc-libvir).
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        is_over = False
+        while not is_over:
+            is_over = over.wait(0.02)
+            if not daemon.running:
+                daemon.kill()
+                daemon.start()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _ended(handle: int, timeout_s: float) -> bool:

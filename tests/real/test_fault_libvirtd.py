@@ -15,7 +15,7 @@ from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import calm_footprint, read_footprint
 from tests.lab.ksm import Ksm, wait_until
-from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
 from virtksm.demo.guests import PayloadGuest
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
@@ -175,14 +175,15 @@ def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor
     agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}")
     before = calm_footprint(agent.pid)
     for _ in range(3):
-        libvirtd.pause()
-        try:
-            agent.signal(signal.SIGUSR1)
-            agent.wait_for("libvirt_disconnected")
-        finally:
-            libvirtd.resume()
-        agent.wait_for("libvirt_connected")
-        agent.wait_for_pass()
+        with restarted_after_crashes(libvirtd):
+            libvirtd.pause()
+            try:
+                agent.signal(signal.SIGUSR1)
+                agent.wait_for("libvirt_disconnected")
+            finally:
+                libvirtd.resume()
+            agent.wait_for("libvirt_connected")
+            agent.wait_for_pass()
     assert agent.lines("pass_failed")
     wait_until(
         lambda: read_footprint(agent.pid).descriptors == before.descriptors,

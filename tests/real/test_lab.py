@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import pytest
 from tests.lab.fixtures import QEMU_CACHE, REPO, GuestFactory, RunningGuest
 from tests.lab.guest_memory import COMMON, OWN, page_identity, payload_pages
 from tests.lab.ksm import Ksm, KsmState, merging_pages, merging_pages_of_others, wait_until
-from tests.lab.libvirtd import LibvirtdFailed, PrivateLibvirtd
+from tests.lab.libvirtd import LibvirtdFailed, PrivateLibvirtd, restarted_after_crashes
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadFailed, PayloadGuest, memory_device_xml, wait_settled
 
 pytestmark = pytest.mark.real
@@ -268,6 +270,15 @@ def test_guests_survive_the_daemon_being_killed_and_restarted(libvirtd: PrivateL
         assert libvirtd.guest_pid("survivor") == running.pid
     finally:
         connection.close()
+
+
+def test_a_daemon_that_crashes_is_started_again(libvirtd: PrivateLibvirtd) -> None:
+    crashed = libvirtd.pid
+    with restarted_after_crashes(libvirtd):
+        os.kill(crashed, signal.SIGSEGV)
+        wait_until(lambda: not Path(f"/proc/{crashed}").exists(), 20.0, "its end")
+    assert libvirtd.pid != crashed
+    libvirt.open(libvirtd.uri).close()
 
 
 def test_the_private_libvirtd_is_local_and_its_uri_reaches_it_from_another_process(
