@@ -54,7 +54,7 @@ LIBVIRTDS: list[str] = []
 """Which run of libvirtd was there before virtksm."""
 IN_BASH = """
 source /usr/share/bash-completion/completions/virtksm
-COMP_WORDS=(virtksm resto) COMP_CWORD=1
+COMP_WORDS=(virtksm "$@") COMP_CWORD=$#
 _virtksm
 echo "${COMPREPLY[@]}"
 """
@@ -63,11 +63,9 @@ zmodload zsh/zpty
 zpty shell 'TERM=dumb zsh -f -i'
 zpty -w shell 'autoload -Uz compinit; compinit -u -D'
 zpty -w shell 'virtksm() { print -r -- to""ld: "$@" so"". }'
-for typed in 'virtksm rest' 'virtksm agent --log-level deb'; do
-    zpty -w -n shell "$typed"$'\t\n'
-    zpty -r -m shell said '*told: * so.*'
-    print -r -- ${${said##*told: }%% so.*}
-done
+zpty -w -n shell "virtksm $*"$'\t\n'
+zpty -r -m shell said '*told: * so.*'
+print -r -- ${${said##*told: }%% so.*}
 """
 IDLE = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=0\nKSM_THRES_CONST=1\n"
 BUSY = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=100\n"
@@ -99,9 +97,9 @@ def agents_baseline() -> dict[str, int]:
     return {name: parameters[name]["baseline"] for name in KERNELS}
 
 
-def told() -> dict[str, Any]:
-    status: dict[str, Any] = json.loads(run("virtksm", "status", "--json"))
-    return status
+def status() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(run("virtksm", "status", "--json"))
+    return told
 
 
 def is_active(unit: str) -> bool:
@@ -196,12 +194,18 @@ def explains_itself() -> None:
         "/usr/share/cockpit/virtksm/manifest.json",
     ):
         claim(path in listed, path)
-    said = run("bash", "-c", IN_BASH)
-    claim(said.split()[-1:] == ["restore"], said)
-    typed = run("zsh", "-f", "-c", IN_ZSH)
-    claim(typed.splitlines() == ["restore", "agent --log-level debug"], typed)
-    offered = run("fish", "-c", "complete -C 'virtksm agent --log-level '")
-    claim({line.split("\t")[0] for line in offered.splitlines()} == {"debug", "info", "warning", "error"}, offered)
+    claims_completed("resto", "restore", {"restore"})
+    claims_completed("agent --log-level deb", "agent --log-level debug", {"debug"})
+
+
+def claims_completed(typed: str, by_zsh: str, offered: set[str]) -> None:
+    """Claim what the shells make of words behind `virtksm`; zsh types on as far as what it offers is the same."""
+    said = run("bash", "-c", IN_BASH, "-", *typed.split())
+    claim(set(said.split()) == offered, said)
+    said = run("zsh", "-f", "-c", IN_ZSH, "-", *typed.split())
+    claim(said.strip() == by_zsh, said)
+    said = run("fish", "-c", f"complete -C 'virtksm {typed}'")
+    claim({line.split("\t")[0] for line in said.splitlines()} == offered, said)
 
 
 def tunes() -> None:
@@ -213,6 +217,12 @@ def tunes() -> None:
     wait_logged(heard("started", "boot2"), seen)
     wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
     wait(is_parked, "being parked again")
+
+
+def knows_guests() -> None:
+    """bash, zsh and fish complete the names of running guests"""
+    claims_completed("guests boo", "guests boot", {"boot1", "boot2"})
+    claims_completed("guests boot1 boot", "guests boot1 boot", {"boot1", "boot2"})
 
 
 def hook_is_heard() -> None:
@@ -317,10 +327,10 @@ def stays_off() -> None:
     claim(ksm("run") == 0, f"run is {ksm('run')}, and it is off")
     wait(lambda: is_active("virtksm.service"), "the agent")
     retune()
-    claim(told()["off"], "it is no longer off")
+    claim(status()["off"], "it is no longer off")
     claim(is_parked(), settings())
     run("virtksm", "on")
-    claim(not told()["off"], "it is still off")
+    claim(not status()["off"], "it is still off")
     claim(agents_baseline() == BASELINE, agents_baseline())
 
 
@@ -344,6 +354,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     serves,
     explains_itself,
     tunes,
+    knows_guests,
     hook_is_heard,
     survives_libvirtd,
     upgrades_under_load,

@@ -94,6 +94,11 @@ def test_twins_save_alike_and_each_guest_that_cannot_merge_says_why(
     told = run(agent_home, "guests", "--connect", libvirtd.uri)
     found = by_name(told)
     assert set(found) == {"twin1", "twin2", "apart", *backed}
+    few = run(agent_home, "guests", "twin2", found["apart"]["uuid"], "--connect", libvirtd.uri)
+    assert by_name(few) == {name: found[name] for name in ("twin2", "apart")}
+    missed = agent_home.run("guests", "twin2", "gone", "--connect", libvirtd.uri)
+    assert (missed.returncode, missed.stdout) == (1, "")
+    assert "no running guest is called gone" in missed.stderr
 
     for name in ("twin1", "twin2", "file"):
         one = found[name]

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
-from virtksm.cli.guests import HEADINGS, survey_lines
+from virtksm.cli.guests import HEADINGS, choose, survey_lines
 from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_lines, need_of
 from virtksm.config.schema import Config
+from virtksm.errors import VirtksmError
 from virtksm.headroom import GuestNeed, Host, find_headroom
 from virtksm.model import Guest, GuestProcess, KsmState, OtherProcess, ProcessKsm, Settings
 from virtksm.survey import Survey, survey
@@ -74,6 +75,15 @@ def test_ksmd_that_goes_on_meanwhile_is_no_mystery() -> None:
     *_, left, why = lines_of(look("one", "two", sharing=500))
     assert left.endswith("-12 merging pages")
     assert why.strip() == "ksmd went on meanwhile"
+
+
+def test_guests_are_chosen_by_name_or_uuid() -> None:
+    found = look("one", "two", "three").guests
+    found = (replace(found[0], guest=replace(found[0].guest, uuid="5f1c-1")), *found[1:])
+    assert choose(found, []) == [*found]
+    assert [seen.guest.name for seen in choose(found, ["three", "5f1c-1", "three"])] == ["one", "three"]
+    with pytest.raises(VirtksmError, match=r"no running guest is called tw\\x1b"):
+        choose(found, ["one", "tw\x1b"])
 
 
 def test_a_host_without_guests_says_so_and_keeps_its_counters() -> None:

@@ -126,6 +126,7 @@ def test_bash_completes_commands_options_and_choices(
 def test_bash_completes_names_of_guests_and_files(tmp_path: Path) -> None:
     script = make_bash_script(describe(with_guest()))
     assert complete_in_bash(script, tmp_path, "virtksm", "look", "w") == ["web one", "web-2"]
+    assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", "guests", "web-2", "w") == ["web one", "web-2"]
     (tmp_path / "a-file").touch()
     offered = complete_in_bash(script, tmp_path, "virtksm", "look", "--out", f"{tmp_path}/a-")
     assert offered == [f"{tmp_path}/a-file"]

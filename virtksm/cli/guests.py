@@ -1,11 +1,11 @@
-"""`virtksm guests`: each running guest, what KSM saves on it, what that costs, and why one cannot merge."""
+"""`virtksm guests`: the running guests, what KSM saves on it, what that costs, and why one cannot merge."""
 
 from __future__ import annotations
 
 import argparse
 
 from virtksm.cli.survey import add_survey_options, look
-from virtksm.errors import ExitCode
+from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.units import format_kib
 
@@ -24,6 +24,9 @@ HEADINGS = ("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
+    parser.add_argument(
+        "guests", metavar="GUEST", nargs="*", help="show this running guest, by its name or UUID (default: all)"
+    )
     add_survey_options(parser)
     parser.add_argument(
         "--sort",
@@ -35,9 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the guests; returns the exit code."""
+    """Print the guests; returns the exit code. Raises VirtksmError, also for a guest that does not run."""
     found, *_ = look(options)
-    guests = sorted(sorted(found.guests, key=_by_name), key=_ORDERS[options.sort])
+    guests = sorted(sorted(choose(found.guests, options.guests), key=_by_name), key=_ORDERS[options.sort])
     if options.json:
         import json
 
@@ -45,6 +48,14 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(survey_lines(found, guests)))
     return ExitCode.DONE
+
+
+def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest]:
+    """Return the guests whose name or UUID is wanted, all where none is; raises VirtksmError if one is missing."""
+    known = {name for seen in guests for name in (seen.guest.name, seen.guest.uuid)}
+    if missing := [name for name in wanted if name not in known]:
+        raise VirtksmError(f"no running guest is called {printable(missing[0])}", remedy="`virtksm guests` shows all")
+    return [seen for seen in guests if not wanted or {seen.guest.name, seen.guest.uuid} & {*wanted}]
 
 
 def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
