@@ -99,7 +99,7 @@ def tell(folder: Path, records: Sequence[Record]) -> bool:
     pictures = {}
     for work, runs in by_work.items():
         settled_s = max(run.last_settled_s for run in runs)
-        draw_work(trace_work(runs, order), f"{work}: {runs[0].told[:90]}", settled_s, folder / f"{work}.svg")
+        draw_work(trace_work(runs, order), f"{work}: {runs[0].told}", settled_s, folder / f"{work}.svg")
         pictures[work] = f"{work}.svg"
     report = write_report(measured, records, order, concessions, pictures)
     (folder / "report.md").write_text(report, encoding="utf-8")

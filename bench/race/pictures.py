@@ -5,6 +5,7 @@ In: the records of one work. Out: curves (pure), and a file drawn by matplotlib.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from bench.race.measures import OFF, PAGES_PER_MIB
 from bench.race.records import Record
 
 POINTS_MOST = 400
+TITLE_CHARACTERS = 100
 COLOURS: Mapping[str, str] = {
     "adaptive": "#d62728",
     "ksmtuned-law": "#ff9896",
@@ -72,7 +74,7 @@ def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.3)
-    above.set_title(title)
+    above.set_title(textwrap.fill(title, TITLE_CHARACTERS), fontsize="medium")
     above.legend(loc="lower right", fontsize="small")
     below.set_xlabel("s since the first guest's start (vertical line: the last guest has filled its memory)")
     with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same records make the same file
