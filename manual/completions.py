@@ -34,11 +34,11 @@ _virtksm() {
     case "$place ${COMP_WORDS[at]}" in
 """
 
-ZSH_VALUES = {"FILE": "_files", "DIR": "_files -/", "GUEST": "_virtksm_guests"}
+ZSH_VALUES = {"FILE": "_files", "DIR": "_files -/", "GUEST": "__virtksm_guest_names"}
 ZSH_HEAD = f"""\
 #compdef virtksm
 # Completion of virtksm for zsh.
-_virtksm_guests() {{
+__virtksm_guest_names() {{
   local -a names
   names=(${{(f)"$({GUESTS})"}})
   compadd -a names

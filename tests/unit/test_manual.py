@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 from pathlib import Path
 
@@ -139,6 +140,12 @@ def test_zsh_and_fish_are_told_every_command_and_option() -> None:
             assert command is ROOT or command.words[-1] in script
             for flag in (flag for option in command.options for flag in option.flags if flag.startswith("--")):
                 assert (flag in script) or (f"-l {flag[2:]} " in script + " ")
+
+
+def test_no_two_functions_for_zsh_have_one_name() -> None:
+    names = re.findall(r"^(\w+)\(\) \{$", make_zsh_script(ROOT), re.MULTILINE)
+    assert "__virtksm_guest_names" in names
+    assert len(names) == len(set(names))
 
 
 def test_fish_offers_each_word_at_its_place() -> None:
