@@ -2,7 +2,7 @@
 
 `console` is for people, `json` for collectors, `journal` for systemd: a priority prefix `<N>` (sd-daemon(3)) and
 key=value pairs. `auto` picks console on a terminal, journal where JOURNAL_STREAM is set, json otherwise. Imported only
-by commands that log; the one-shot does not.
+by commands that log; the one-shot does not. All else takes structlog from here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO
 
-import structlog
-
 from virtksm.printable import printable
 
+# Where rich is installed, structlog imports it for tracebacks in colour: 6 MiB and tens of ms that nobody has use for.
+_hides_rich = "rich" not in sys.modules
+if _hides_rich:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # which makes its import an ImportError
+import structlog  # noqa: E402
+
+if _hides_rich:
+    del sys.modules["rich"]
+
+get_logger = structlog.get_logger
+DropEvent = structlog.DropEvent
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 

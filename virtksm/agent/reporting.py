@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import structlog
-
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, VirtksmError
+from virtksm.logs import get_logger
 from virtksm.model import Occasion, Trigger
 from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
 from virtksm.units import format_kib
@@ -23,7 +22,7 @@ class Reporter:
     """Turns what happens into log events and status lines, and counts it in its `tally`."""
 
     def __init__(self, notifier: Notifier) -> None:
-        self._log: Any = structlog.get_logger()
+        self._log: Any = get_logger()
         self._notifier = notifier
         self._connect_error: str | None = None
         self._pass_error: str | None = None

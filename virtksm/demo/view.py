@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import structlog
-
+from virtksm.logs import DropEvent
 from virtksm.printable import printable
 
 MIB = 1024 * 1024
@@ -69,7 +68,7 @@ class LiveView:
                 if event["level"] in {"warning", "error"}:
                     self.problems.append(f"{name}: {text}")
                 self.say(event["level"], f"{name}: {text}")
-        raise structlog.DropEvent
+        raise DropEvent
 
     def verdict(self) -> list[str]:
         """Return what is missing for the demonstration to have shown its point; empty when nothing is."""
