@@ -14,9 +14,9 @@ from playwright.sync_api import Browser, Page, expect
 from tests.lab.browser import HANG_MS, Looked, chromium, open_page
 from tests.lab.cockpit import URI, CockpitHost
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentProcess
+from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentProcess
 from virtksm.demo.guests import PayloadGuest
 from virtksm.units import format_kib
 
@@ -97,6 +97,8 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     guest(twin(2))
     ksm.merge_all()
     agent.step()
+    known = "ksmd's share of a core, which takes a sample from a second before"
+    wait_until(lambda: told(host, "status")["ksmd"]["core_percent"] is not None, HANG_S, known)
     looked = visit(host.serve())
     page = looked.page
 
