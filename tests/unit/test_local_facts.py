@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from tests.fakes import FakeClock
@@ -228,3 +229,18 @@ def test_a_guests_process_is_read_and_gone_with_it(qemus: Qemus, facts: ProcFact
     process.kill()
     process.wait()
     assert facts.processes((guest(uuid),)) == (None,)
+
+
+def test_ksmds_time_is_a_whole_number_of_ticks(
+    tmp_path: Path, facts: ProcFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    user, system = 5, 25155
+    assert user / 100 + system / 100 != (user + system) / 100
+    ksmd = tmp_path / "37"
+    ksmd.mkdir()
+    (tmp_path / "stat").write_text("cpu 1 2 3 4\nbtime 1800000000\n", encoding="ascii")
+    (ksmd / "comm").write_text("ksmd\n", encoding="ascii")
+    (ksmd / "cmdline").touch()
+    (ksmd / "stat").write_text(f"37 (ksmd) {'0 ' * 11}{user} {system} {'0 ' * 35}\n", encoding="ascii")
+    assert facts.ksmd_cpu_seconds() == (user + system) / 100

@@ -77,7 +77,7 @@ class ProcFacts:
             times = self._ksmd.cpu_times()
         except psutil.Error:
             return None
-        return float(times.user + times.system)
+        return round(times.user + times.system, 2)  # both are ticks of 10 ms, whose sum as floats may miss one
 
     def ksm_counter(self, name: str) -> int | None:
         text = self._read(name)
