@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,15 @@ HANG_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """A process at a moment."""
+    """A process at a moment. `held`: what its descriptors lead to, sorted; sockets and pipes without their numbers."""
 
-    descriptors: int
+    held: tuple[str, ...]
     threads: int
     rss_kib: int
+
+    @property
+    def descriptors(self) -> int:
+        return len(self.held)
 
 
 def read_footprint(pid: int) -> Footprint:
@@ -29,19 +34,33 @@ def read_footprint(pid: int) -> Footprint:
     proc = Path(f"/proc/{pid}")
     (rss_kib,) = re.findall(r"^VmRSS:\s+(\d+) kB$", (proc / "status").read_text(encoding="utf-8"), re.MULTILINE)
     return Footprint(
-        descriptors=len(list((proc / "fd").iterdir())),
-        threads=len(list((proc / "task").iterdir())),
+        held=tuple(sorted(_read_held(proc / "fd"))),
+        threads=count_threads(pid),
         rss_kib=int(rss_kib),
     )
 
 
+def count_threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _read_held(folder: Path) -> Iterator[str]:
+    for descriptor in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield re.sub(r":\[\d+\]$", "", str(descriptor.readlink()))
+
+
 def calm_footprint(pid: int) -> Footprint:
-    """Read what an agent holds while no call of libvirt or to the disk is out; raises TimeoutError."""
+    """Read what an agent holds while no call of libvirt or to the disk is out; raises TimeoutError.
+
+    Its threads are counted before and after: one that ends in between had its file open when descriptors were read.
+    """
     found: list[Footprint] = []
 
     def is_calm() -> bool:
+        was_calm = count_threads(pid) == AGENTS_THREADS
         found.append(read_footprint(pid))
-        return found[-1].threads == AGENTS_THREADS
+        return was_calm and found[-1].threads == AGENTS_THREADS
 
     wait_until(is_calm, HANG_S, "the agent to have two threads")
     return found[-1]
