@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
@@ -140,6 +140,17 @@ def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
         assert PAGE in await idle[-1][0].read()
         for _, writer in idle:
             await close(writer)
+
+    served(work)
+
+
+def test_clients_that_come_faster_than_they_are_taken_in_wait_in_the_kernel() -> None:
+    async def work(port: int) -> None:
+        assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
+        with ExitStack() as flood:  # the loop does nothing meanwhile, so that nobody is taken in
+            for _ in range(20 * MOST_CLIENTS):
+                flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
+            assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
 
     served(work)
 

@@ -18,8 +18,11 @@ PATIENCE_S = 5.0
 """How long a client may take to ask and to read the answer."""
 MOST_BYTES = 8192
 """Of a request: its first line and its headers."""
-BACKLOG = 16
-"""Clients that wait in the kernel, and that are taken in before the loop does something else."""
+AT_ONCE = 16
+"""Clients that are taken in before the loop does something else."""
+WAITING = 1024
+"""Clients that wait in the kernel for that. One more would be let wait by it for a second, then for two, and so on, a
+Prometheus behind a flood of others, too."""
 PAGE = "/metrics"
 PLAIN = "text/plain; charset=utf-8"
 
@@ -31,7 +34,7 @@ def bind(address: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an agent that ended a moment ago had it
         listener.bind((address, port))
-        listener.listen(BACKLOG)
+        listener.listen(WAITING)
     except OSError:
         listener.close()
         raise
@@ -68,7 +71,8 @@ class MetricsServer:
             writer.transport.abort()
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=MOST_BYTES, backlog=BACKLOG)
+        self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=MOST_BYTES, backlog=AT_ONCE)
+        self._listener.listen(WAITING)  # the loop let no more wait than it takes in at once
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= MOST_CLIENTS:
