@@ -5,7 +5,7 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_host import LibvirtHost
@@ -14,10 +14,12 @@ from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
-from virtksm.history import History
 from virtksm.policy import make_policy
 from virtksm.runtime import RuntimePaths, host_key
 from virtksm.uri import is_local
+
+if TYPE_CHECKING:  # imports are start-up time, and the one-shot counts it
+    from virtksm.history import History
 
 
 def is_this_machine(uri: str, config: Config) -> bool:
