@@ -21,7 +21,7 @@ MOST_BYTES = 8192
 AT_ONCE = 16
 """Clients that are taken in before the loop does something else."""
 WAITING = 1024
-"""Clients that wait in the kernel for that. One more would be let wait by it for a second, then for two, and so on, a
+"""Clients that wait in the kernel for that. One more would have to wait for a second, then for two, and so on: a
 Prometheus behind a flood of others, too."""
 PAGE = "/metrics"
 PLAIN = "text/plain; charset=utf-8"
