@@ -28,6 +28,7 @@ from virtksm.model import (
     KsmState,
     Occasion,
     OtherProcess,
+    OthersMemory,
     Reason,
     Settings,
     Snapshot,
@@ -128,6 +129,7 @@ class FakeFacts:
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
+    others_kib: int = 0
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         return tuple(replace(one, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
@@ -137,6 +139,9 @@ class FakeFacts:
 
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes
+
+    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
+        return OthersMemory(kib=self.others_kib, processes=int(self.others_kib > 0), unread=0)
 
     def host_memory(self) -> HostMemory:
         return self.memory
@@ -255,6 +260,7 @@ class TargetPolicy:
     target: Settings
     name: str = "target"
     wants_maxima: bool = False
+    wants_others: bool = False
     next_pass_s: float | None = 60.0
 
     def first_past(self, snapshot: Snapshot) -> int:  # the port's signature

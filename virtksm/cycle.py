@@ -63,7 +63,8 @@ class Cycle(Generic[Past]):
             state = self._load()
             off = self.switch.read()
             maxima = Maxima.UNASKED if off is not None else self._maxima(occasion)
-            snapshot = sense(self.hypervisor, self.local, began_s, maxima)
+            others = off is None and self.policy.wants_others
+            snapshot = sense(self.hypervisor, self.local, began_s, maxima, others=others)
             decision, asked, recalled = self._decide(state, snapshot, occasion, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
             before = snapshot.ksm.settings

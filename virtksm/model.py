@@ -208,14 +208,30 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OthersMemory:
+    """Memory that may merge and is no guest's, where it can be read, in KiB.
+
+    `processes` hold it; of `unread` ones this user may not read whether they may merge.
+    """
+
+    kib: int
+    processes: int
+    unread: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps."""
+    """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
+
+    `others` is None where nobody asked, on another machine, and on kernels that do not tell (before 6.1).
+    """
 
     taken_s: float
     source: Source
     host: HostMemory
     ksm: KsmState
     guests: tuple[Guest, ...]
+    others: OthersMemory | None = None
 
     @property
     def committed_kib(self) -> int:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
 
-from virtksm.model import Guest, GuestProcess, HostMemory, KsmState, OtherProcess
+from virtksm.model import Guest, GuestProcess, HostMemory, KsmState, OtherProcess, OthersMemory
 from virtksm.ownership import HostState
 from virtksm.switch import SwitchedOff
 
@@ -70,6 +70,9 @@ class LocalFacts(Protocol):
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         """Return the same guests with the RSS of their processes; None where no process was found."""
+
+    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
+        """Return the memory that may merge and is no guest's, as of the last minute; None where the kernel hides it."""
 
     def host_memory(self) -> HostMemory:
         """Read the host's memory with MemAvailable and swap (/proc/meminfo); raises SensingFailed."""

@@ -15,8 +15,13 @@ from virtksm.model import PARAMETERS, KsmState, Settings, Snapshot, Source
 from virtksm.ports import Hypervisor, LocalFacts, Maxima
 
 
-def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima: Maxima) -> Snapshot:
-    """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host."""
+def sense(
+    hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima: Maxima, *, others: bool = False
+) -> Snapshot:
+    """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
+
+    `others` asks for the memory of others as well, where local.
+    """
     ksm = hypervisor.ksm_state()
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
         raise no_ksm(hypervisor.uri)
@@ -28,12 +33,14 @@ def sense(hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima
             ksm=ksm,
             guests=hypervisor.measured_guests(),
         )
+    guests = local.guests(hypervisor.running_guests(maxima))
     return Snapshot(
         taken_s=now_s,
         source=Source.LOCAL,
         host=local.host_memory(),
         ksm=_with_local_facts(ksm, local),
-        guests=local.guests(hypervisor.running_guests(maxima)),
+        guests=guests,
+        others=local.others_memory(guests) if others else None,
     )
 
 

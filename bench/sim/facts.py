@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from virtksm.model import Guest, HostMemory
+from virtksm.model import Guest, HostMemory, OthersMemory
 
 if TYPE_CHECKING:
     from bench.sim.host import SimHost
@@ -24,6 +24,12 @@ class SimFacts:
         now_s = self._host.now_s
         rss_kib = {guest.uuid: guest.rss_kib(now_s) for guest in self._host.guests_by_name.values()}
         return tuple(replace(one, rss_kib=rss_kib.get(one.uuid)) for one in running)
+
+    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
+        others_kib = [process.rss_kib(self._host.now_s) for process in self._host.others_by_name.values()]
+        if self._host.hides_others:
+            return OthersMemory(kib=0, processes=0, unread=len(others_kib))
+        return OthersMemory(kib=sum(others_kib), processes=len(others_kib), unread=0)
 
     def host_memory(self) -> HostMemory:
         memory = self._host.host_memory()
@@ -54,8 +60,8 @@ class SimFacts:
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         host = self._host
-        for guest in host.guests_by_name.values():
-            guest.catch_up(host.ksmd.trees, host.now_s)
+        for process in host.processes:
+            process.catch_up(host.ksmd.trees, host.now_s)
         return tuple(host.ksmd.trees.cow_ksm if name == "cow_ksm" else None for name in names)
 
     def page_kib(self) -> int:

@@ -33,6 +33,10 @@ class SimHost:
     ksmd: Ksmd = field(default_factory=Ksmd)
     now_s: float = 0.0
     guests_by_name: dict[str, SimGuest] = field(default_factory=dict)
+    others_by_name: dict[str, SimGuest] = field(default_factory=dict)
+    """Processes that are no guests and let their memory merge (MemoryKSM=, prctl)."""
+    hides_others: bool = False
+    """Whether whoever looks at them may not read that."""
     merge_across_nodes: int = 1
     uri: str = "qemu:///system"
     writes: int = 0
@@ -56,12 +60,24 @@ class SimHost:
 
     def start(self, spec: PayloadGuest) -> SimGuest:
         """Start a guest; raises ValueError for what the simulator does not know (rebooting, a second of its name)."""
-        if spec.name in self.guests_by_name:
+        guest = self._make(spec)
+        self.guests_by_name[spec.name] = guest
+        if not spec.nosharepages:
+            self.ksmd.enter(guest)
+        return guest
+
+    def start_other(self, spec: PayloadGuest) -> None:
+        """Start a process with such memory that libvirt knows nothing of."""
+        self.others_by_name[spec.name] = self._make(spec)
+        self.ksmd.enter(self.others_by_name[spec.name])
+
+    def _make(self, spec: PayloadGuest) -> SimGuest:
+        if spec.name in self.guests_by_name | self.others_by_name:
             raise ValueError(f"guest {spec.name!r} runs already")
         if spec.reboot_after_s or spec.off_after_s or spec.hotplug_mib:
             raise ValueError(f"guest {spec.name!r}: the simulator knows no reboot, power-off and hot-plug")
         self._starts += 1
-        guest = make_guest(
+        return make_guest(
             spec,
             uuid=f"00000000-0000-4000-8000-{self._starts:012x}",
             domain_id=self._starts,
@@ -69,10 +85,6 @@ class SimHost:
             fill_mib_per_s=self.fill_mib_per_s,
             overhead_kib=self.guest_overhead_kib,
         )
-        self.guests_by_name[spec.name] = guest
-        if not spec.nosharepages:
-            self.ksmd.enter(guest)
-        return guest
 
     def stop(self, name: str) -> None:
         """End a guest."""
@@ -81,10 +93,15 @@ class SimHost:
             self.ksmd.leave(guest)
 
     @property
+    def processes(self) -> list[SimGuest]:
+        """Those of guests and of others."""
+        return [*self.guests_by_name.values(), *self.others_by_name.values()]
+
+    @property
     def saved_pages(self) -> int:
         """Tell what is truly saved now; pages_sharing learns of writes and of ended guests only when ksmd comes by."""
-        for guest in self.guests_by_name.values():
-            guest.catch_up(self.ksmd.trees, self.now_s)
+        for process in self.processes:
+            process.catch_up(self.ksmd.trees, self.now_s)
         return self.ksmd.trees.live.saved
 
     # Hypervisor
@@ -105,7 +122,7 @@ class SimHost:
         )
 
     def host_memory(self) -> HostMemory:
-        used_kib = self.own_kib + sum(guest.rss_kib(self.now_s) for guest in self.guests_by_name.values())
+        used_kib = self.own_kib + sum(process.rss_kib(self.now_s) for process in self.processes)
         free_kib = max(0, self.total_kib - used_kib + 4 * self.saved_pages)
         return HostMemory(
             total_kib=self.total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0, available_kib=free_kib

@@ -104,6 +104,12 @@ def retune() -> dict[str, Any]:
     return record
 
 
+def doctor(user: str = "") -> dict[str, str]:
+    """Return the verdict of each of `virtksm doctor`'s checks, as this user gets it."""
+    told = json.loads(run("/bin/sh", "-c", "virtksm doctor --json || true", user=user))
+    return {finding["check"]: finding["verdict"] for finding in told["findings"]}
+
+
 def is_parked() -> bool:
     return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
 

@@ -25,6 +25,7 @@ from tests.boot.inside import (
     KSM,
     PAYLOAD,
     claim,
+    doctor,
     heard,
     is_parked,
     ksm,
@@ -67,6 +68,15 @@ zpty -w -n shell "virtksm $*"$'\t\n'
 zpty -r -m shell said '*told: * so.*'
 print -r -- ${${said##*told: }%% so.*}
 """
+HOLDS = """
+import ctypes, sys, time
+if sys.argv[1] == "by itself":
+    ctypes.CDLL(None).prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE
+data = bytearray(b"x" * (int(sys.argv[2]) << 20))
+time.sleep(600)
+"""
+MEMORY_KSM = 254
+"""The first systemd that knows MemoryKSM=."""
 IDLE = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=0\nKSM_THRES_CONST=1\n"
 BUSY = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=100\n"
 
@@ -244,6 +254,38 @@ def survives_libvirtd() -> None:
     wait(is_parked, "being parked again")
 
 
+def sees_memory_of_others() -> None:
+    """the agent has no right to see whose memory may merge, and doctor says so; of MemoryKSM= systemd tells it (254)"""
+    started = hold_others("others", "by itself")
+    numbers = retune()["decision"]["numbers"]
+    claim(numbers["others_kib"] == 0 and numbers["others_unread"] > 0, numbers)
+    claim(doctor()["others_seen"] == "WARN", doctor())
+    claim(doctor("virtksm")["others_seen"] == "WARN", "a user who may not look gives a verdict")
+    run("systemctl", "stop", started)
+    if int(run("systemctl", "--version").split()[1]) < MEMORY_KSM:
+        return
+    merged = ksm("pages_sharing")
+    started = hold_others("others", "by its unit", "--property=MemoryKSM=yes")
+    numbers = retune()["decision"]["numbers"]
+    claim(numbers["others_kib"] >= COMMON_MIB * 1024, numbers)
+    claim(doctor()["others_seen"] == "PASS", doctor())
+    wait(lambda: ksm("pages_sharing") > merged + COMMON_MIB * 256 * 0.9, "merged pages of others")
+    wait(is_parked, "being parked")
+    run("systemctl", "stop", started)
+
+
+def hold_others(name: str, how: str, *options: str) -> str:
+    """Start a service that holds equal pages and an agent that has not asked yet; return the service's name."""
+    run("systemd-run", f"--unit={name}", *options, "/usr/bin/python3", "-c", HOLDS, how, str(COMMON_MIB))
+    process = Path("/proc", shown(name, "MainPID"))
+    wait(lambda: "ksm_merge_any: yes" in (process / "ksm_stat").read_text(encoding="ascii"), "memory that may merge")
+    wait(lambda: int((process / "statm").read_text(encoding="ascii").split()[1]) > COMMON_MIB * 256, "its memory")
+    seen = log()
+    run("systemctl", "restart", "virtksm.service")
+    wait_logged("pass_completed", seen)
+    return f"{name}.service"
+
+
 def upgrades_under_load() -> None:
     """an upgrade while guests start keeps them, what is merged, the configuration without a question, the baseline"""
     merged = ksm("pages_sharing")
@@ -357,6 +399,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     knows_guests,
     hook_is_heard,
     survives_libvirtd,
+    sees_memory_of_others,
     upgrades_under_load,
     without_an_agent,
     and_with_one_again,

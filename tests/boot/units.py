@@ -5,7 +5,6 @@ virtksm is installed by the lines of docs/install.md.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
@@ -25,6 +24,7 @@ from tests.boot.inside import (
     KSM,
     PAYLOAD,
     claim,
+    doctor,
     guest_xml,
     heard,
     is_parked,
@@ -86,12 +86,6 @@ def write_rules(text: str) -> None:
 
 def as_virtksm(*virsh: str, denied: bool = False) -> str:
     return run("virsh", "--connect", "qemu:///system", *virsh, fails=denied, user="virtksm")
-
-
-def doctor(user: str = "") -> dict[str, str]:
-    """Return the verdict of each of `virtksm doctor`'s checks, as this user gets it."""
-    told = json.loads(run("/bin/sh", "-c", "virtksm doctor --json || true", user=user))
-    return {finding["check"]: finding["verdict"] for finding in told["findings"]}
 
 
 # --- the claims, in this order ---------------------------------------------------------------------------------------

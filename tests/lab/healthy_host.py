@@ -27,7 +27,7 @@ from virtksm.doctor.facts import (
     Unit,
 )
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, HostMemory, KsmState, Settings
+from virtksm.model import Guest, HostMemory, KsmState, OthersMemory, Settings
 from virtksm.ownership import HostState
 
 URI = "qemu:///system"
@@ -83,6 +83,7 @@ LIBVIRT = Libvirt(
     guests=Guests(
         running=(GUEST, VAULT),
         xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
+        others=OthersMemory(kib=0, processes=0, unread=0),
     ),
 )
 AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,8 @@ ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 LAST_START_S = 60.0
 UNTIL_S = 240.0
 """Settling, waiting and two rounds over a few hundred MiB take seconds; what waits for longer waits for a probe."""
+PROBED_S = 400.0
+"""The first probe comes five minutes after the last round."""
 TOTAL_KIB = 16 * 1024 * 1024
 
 
@@ -68,6 +72,23 @@ def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> 
     memory_pages = sum(start.guest.content_mib + overhead_mib for start in starts) * PAGES_PER_MIB
     rounds = ours.samples[-1].pages_scanned / memory_pages
     assert rounds <= 4 * (len(starts) + 1)
+
+
+@settings(max_examples=10)
+@given(storms(), st.booleans(), st.sampled_from([0, 1]))
+def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_probe_where_not(
+    starts: list[Start], hides_others: bool, guests: int
+) -> None:
+    """Parking must not starve it: beside guests that run or without any."""
+    spec = PayloadGuest(name="other", memory_mib=256, common_mib=64, own_mib=16, image=99, seed=99)
+    host = new_host()
+    host.hides_others = hides_others
+    for number in range(2):
+        host.start_other(replace(spec, name=f"other{number}", seed=100 + number))
+    until_s = UNTIL_S + (PROBED_S if hides_others else 0.0)
+    ours = run_policy(host, ALWAYS, starts[:guests], until_s=until_s, sample_every_s=10.0)
+    assert ours.samples[-1].saved_pages >= 64 * PAGES_PER_MIB
+    assert ours.samples[-1].settings.pages_to_scan == 0
 
 
 @settings(max_examples=20)

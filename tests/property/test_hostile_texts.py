@@ -21,14 +21,13 @@ from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
 from virtksm.adapters.local_facts import (
     ProcFacts,
     parse_choice,
-    parse_counter,
     parse_guest_uuid,
     parse_meminfo,
-    parse_process_ksm,
-    parse_signed,
     parse_vmstat,
 )
+from virtksm.adapters.others import parse_groups
 from virtksm.adapters.poke_fifo import open_poke_fifo
+from virtksm.adapters.proc_files import parse_anonymous_kib, parse_counter, parse_process_ksm, parse_signed
 from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
@@ -82,6 +81,22 @@ def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
     for stat in (text, f"ksm_rmap_items {text}\nksm_process_profit {text}\nksm_mergeable: {text}\n"):
         ksm = parse_process_ksm(stat, text)
         assert all(one is None or one >= 0 for one in (ksm.rmap_items, ksm.merging_pages, ksm.zero_pages))
+
+
+@given(text=texts)
+@example(text=ENDLESS)
+def test_any_answer_of_systemds_is_control_groups_below_the_root(text: str) -> None:
+    for answer in (text, f"MemoryKSM=yes\nControlGroup={text}", f"ControlGroup=/a/../../{text}\nMemoryKSM=yes\n"):
+        for group in parse_groups(answer):
+            assert group.startswith("/")
+            assert ".." not in group.split("/")
+
+
+@given(content=st.binary() | texts.map(str.encode))
+@example(content=ENDLESS.encode())
+def test_any_statm_is_memory(content: bytes) -> None:
+    for statm in (content, b"9 9 " + content, b"9 " + content + b" 1"):
+        assert 0 <= parse_anonymous_kib(statm, 4) < 4 * 10**20
 
 
 @given(content=st.binary(), begins=st.sampled_from([b"", b"-uuid\0", b"\0-uuid\0", b"qemu\0-uuid"]))

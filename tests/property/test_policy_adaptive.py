@@ -16,12 +16,14 @@ from virtksm.model import (
     HostMemory,
     KsmState,
     Occasion,
+    OthersMemory,
     Settings,
     Snapshot,
     Source,
     Trigger,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.debt import OTHERS
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS, LOOK_S
 
@@ -74,6 +76,7 @@ snapshots = st.builds(
         ksmd_cpu_seconds=st.none() | st.floats(0, 1e6),
     ),
     guests=guests,
+    others=st.none() | st.builds(OthersMemory, kib=kib, processes=st.integers(0, 9), unread=st.integers(0, 9)),
 )
 occasions = st.builds(Occasion, triggers=st.frozensets(st.sampled_from(Trigger), min_size=1))
 passes = st.lists(st.tuples(snapshots, occasions), min_size=1, max_size=12)
@@ -134,6 +137,8 @@ def test_less_memory_never_makes_it_scan_slower(
 def test_a_host_that_has_settled_is_left_in_peace(chosen: AdaptiveParams, snapshot: Snapshot) -> None:
     """Nothing owed, nothing changes, no probe due: the same parked settings for ever."""
     known = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
+    if snapshot.others is not None:
+        known[OTHERS] = snapshot.others.kib
     past = AdaptivePast(
         taken_s=snapshot.taken_s, guests_kib=known, pages_sharing=snapshot.ksm.pages_sharing, probe_due_s=2e6
     )

@@ -18,7 +18,18 @@ from tests.property.test_policy_ksmtuned import pasts as ksmtuned_pasts
 from tests.property.test_policy_ksmtuned import policies as ksmtuned_policies
 from tests.property.test_policy_ksmtuned import snapshots as ksmtuned_snapshots
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import Decision, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
+from virtksm.model import (
+    Decision,
+    Guest,
+    HostMemory,
+    KsmState,
+    Occasion,
+    OthersMemory,
+    Settings,
+    Snapshot,
+    Source,
+    Trigger,
+)
 from virtksm.policy.adaptive import AdaptivePolicy, settle_seconds
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.past import AdaptivePast
@@ -46,7 +57,7 @@ ADAPTIVE: Mapping[str, Callable[[str], bool]] = {
     "owes a round": lambda rule: rule in ("wait", "round"),
     "begins a round": lambda rule: rule == "round",
     "probes": lambda rule: rule == "probe",
-    "gives the round up": lambda rule: rule == "stalled",
+    "gives the round up": lambda rule: rule in ("stalled", "empty"),
 }
 
 
@@ -91,6 +102,8 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
     total_kib = draw(st.integers(1, 2**24))
     at_s, full_scans = draw(st.floats(0, 1e5)), 0
     held: dict[str, int] = {}
+    others_kib = 0
+    counts = {"processes": st.just(1), "unread": st.just(0)}
     looks = []
     for _ in range(draw(st.integers(1, 8))):
         at_s += draw(st.sampled_from([0.25, 1.0, 5.0, 30.0, 150.0, 2000.0]))
@@ -102,6 +115,7 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
         known = draw(st.sampled_from([0, 0, sum(held.values()) // 4, total_kib // 8]))
         available_kib = draw(st.integers(0, total_kib) | st.integers(total_kib // 5 - 3, total_kib // 5 + 3))
         broken = draw(st.integers(0, known))
+        others_kib = draw(st.sampled_from([0, others_kib, total_kib // 8]))
         looks.append(
             Snapshot(
                 taken_s=at_s,
@@ -131,6 +145,7 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
                     )
                     for name, kib in held.items()
                 ),
+                others=draw(st.none() | st.builds(OthersMemory, kib=st.just(others_kib), **counts)),
             )
         )
     return looks

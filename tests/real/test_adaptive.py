@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bench.sim.real_memory import MergeableProcess
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
@@ -91,3 +94,29 @@ def test_with_memory_to_spare_it_leaves_guests_alone(ksm: Ksm, start_agent: Agen
     full_scans = ksm.read("full_scans")
     wait_until(lambda: agent.step()["decision"]["rule"] == "disengaged", HANG_S, "another pass")
     assert ksm.read("full_scans") == full_scans
+
+
+def test_memory_of_others_is_debt_and_merges_without_any_guest(ksm: Ksm, start_agent: AgentFactory) -> None:
+    """Two processes of nobody's that let their memory merge, with an agent that may read so."""
+    ksm.write(use_zero_pages=0)
+    spec = PayloadGuest(name="other", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, image=7)
+    with MergeableProcess(replace(spec, seed=1)), MergeableProcess(replace(spec, seed=2)):
+        agent = start_agent(SWEEPING_LAW)
+        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+        line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+        assert is_parked(ksm)
+        assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
+        assert line["decision"]["numbers"]["others_kib"] >= 2 * (COMMON_MIB + 16) * 1024
+        assert "of others than guests" in line["decision"]["reason"]
+
+
+def test_where_no_guest_may_merge_nothing_is_owed_after_one_batch(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    agent = start_agent(SWEEPING_LAW)
+    guest(PayloadGuest(name="vault", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, nosharepages=True))
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "empty")
+    line = agent.step()
+    assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("rest", ksm.read("full_scans"))
+    assert line["decision"]["numbers"]["fresh_kib"] == 0
+    assert is_parked(ksm)

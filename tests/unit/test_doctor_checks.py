@@ -32,7 +32,7 @@ from virtksm.doctor.facts import Facts, Folders, Guests, Hooks, Swap, Tuned, Uni
 from virtksm.doctor.finding import Outcome, Verdict, worst
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, GuestProcess, KsmState, ProcessKsm, Settings
+from virtksm.model import Guest, GuestProcess, KsmState, OthersMemory, ProcessKsm, Settings
 from virtksm.ownership import HostState, Ownership
 from virtksm.switch import SwitchedOff
 
@@ -41,6 +41,8 @@ UNREADABLE = Unknown(why="/some/file: Permission denied")
 INSTALLED = Unit(is_installed=True, is_enabled=False)
 ENABLED = Unit(is_installed=True, is_enabled=True)
 ALWAYS = replace(OWN, configuration=Config(adaptive=AdaptiveParams(engage="always")))
+GIB = 1024 * 1024
+OTHERS = OthersMemory(kib=2 * GIB, processes=3, unread=0)
 NO_HOOK = replace(HERE.hooks, files=())
 OFF = SwitchedOff(since="2026-01-01T00:00:00Z")
 
@@ -76,6 +78,12 @@ def with_process(guest: Guest, **counted: bool) -> Facts:
     process = GuestProcess(arguments=(), ksm=ProcessKsm(**counted))
     assert isinstance(LIBVIRT.guests, Guests)
     return with_libvirt(guests=replace(LIBVIRT.guests, processes={guest.key: process}))
+
+
+def with_others(others: OthersMemory | None, *, seen_kib: int | None) -> Facts:
+    assert isinstance(LIBVIRT.guests, Guests)
+    facts = with_libvirt(guests=replace(LIBVIRT.guests, others=others))
+    return replace(facts, own=replace(OWN, agent=replace(AGENT, others_kib=seen_kib)))
 
 
 def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str | None = None) -> Facts:
@@ -298,6 +306,14 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         WARN,
         "cannot tell",
     ),
+    ("others_seen", HEALTHY, PASS, "there is none"),
+    ("others_seen", with_others(OTHERS, seen_kib=GIB), PASS, "3 processes that are no guests hold 2.0 GiB"),
+    ("others_seen", with_others(OTHERS, seen_kib=GIB - 1), WARN, "of which the agent sees 1024.0 MiB"),
+    ("others_seen", with_others(OTHERS, seen_kib=None), PASS, "hold 2.0 GiB"),
+    ("others_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "hold 2.0 GiB"),
+    ("others_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), WARN, "cannot tell: whether 7 processes"),
+    ("others_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
+    ("others_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
     ("configuration", HEALTHY, PASS, "policy adaptive"),
     ("configuration", with_own(configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
     ("configuration", with_own(configuration=("one fault",)), FAIL, "one fault"),
@@ -362,7 +378,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
     assert unjudged == {
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
         *("swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler"),
-        *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement"),
+        *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "others_seen"),
     }
     assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}
 

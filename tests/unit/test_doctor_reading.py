@@ -340,6 +340,7 @@ def test_an_agents_status_is_taken_apart() -> None:
         "last_pass": {
             "outcome": "refused",
             "refused": [{"parameter": "pages_to_scan", "cause": "advisor_on", "message": "x"}],
+            "decision": {"numbers": {"others_kib": 4096}},
         },
     }
     silence = "since noon, waiting for pass (it hangs)"
@@ -350,6 +351,7 @@ def test_an_agents_status_is_taken_apart() -> None:
         worst_core_percent=12.5,
         outcome="refused",
         refusal="pages_to_scan, advisor on",
+        others_kib=4096,
     )
 
 

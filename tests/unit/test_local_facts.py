@@ -19,10 +19,9 @@ from virtksm.adapters.local_facts import (
     ProcFacts,
     parse_choice,
     parse_meminfo,
-    parse_process_ksm,
-    parse_signed,
     parse_vmstat,
 )
+from virtksm.adapters.proc_files import parse_process_ksm, parse_signed
 from virtksm.model import Guest, HostMemory, ProcessKsm
 
 

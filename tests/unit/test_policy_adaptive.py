@@ -12,9 +12,21 @@ from dataclasses import replace
 import pytest
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import PARKED, Decision, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
+from virtksm.model import (
+    PARKED,
+    Decision,
+    Guest,
+    HostMemory,
+    KsmState,
+    Occasion,
+    OthersMemory,
+    Settings,
+    Snapshot,
+    Source,
+    Trigger,
+)
 from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
-from virtksm.policy.adaptive.debt import total_kib
+from virtksm.policy.adaptive.debt import OTHERS, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
@@ -56,6 +68,10 @@ def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | No
             Guest(uuid=name, name=name, domain_id=1, rss_kib=kib, max_kib=kib) for name, kib in (guests or {}).items()
         ),
     )
+
+
+def with_others(snapshot: Snapshot, kib: int | None) -> Snapshot:
+    return replace(snapshot, others=None if kib is None else OthersMemory(kib=kib, processes=1, unread=0))
 
 
 def with_available(snapshot: Snapshot, available_kib: int) -> Snapshot:
@@ -533,7 +549,7 @@ def test_8_a_cheap_batch_makes_the_next_one_no_larger_than_is_safe() -> None:
 
 def test_9_a_round_that_does_not_get_on_is_given_up() -> None:
     _, past = in_round()
-    decision, past = decide_all(ALWAYS, snap(1000, {"a": GIB, "b": GIB}), past=past)
+    decision, past = decide_all(ALWAYS, snap(1000, {"a": GIB, "b": GIB}, pages_volatile=1), past=past)
     assert (decision.reason.rule, decision.target, past.round) == ("stalled", PARKED, None)
     assert past.fresh_kib == 2 * GIB, "the debt is owed still"
 
@@ -706,9 +722,75 @@ def test_12_a_clock_that_began_anew_puts_off_no_probe() -> None:
     assert past.probe_due_s < 1000
 
 
-def test_12_without_any_memory_to_merge_nothing_is_probed() -> None:
-    decision, _ = decide_all(ALWAYS, *(snap(at) for at in range(0, 100_000, 100)))
-    assert decision.target == PARKED
+def test_12_without_any_guest_a_probe_looks_for_memory_of_others_one_batch_long_and_ever_later() -> None:
+    """Memory that nobody told of must not wait for ever; where there is none, ksmd has nothing to visit."""
+    past, at_s, began, scanned = AdaptivePast(), 0.0, [], 0
+    while at_s < 86_400:
+        decision, past = decide_all(ALWAYS, snap(at_s), past=past)
+        if decision.reason.rule == "probe" and scanned == 0:
+            began.append(round(at_s))
+        scanned = scanned + 1 if decision.reason.rule == "probe" else 0
+        assert scanned <= BATCH_S / LOOK_S
+        at_s += decision.next_pass_s or 1
+    assert began[:4] == [300, 902, 2104, 4506]
+    assert past.probe_interval_s == MOST_PROBE_S
+
+
+def test_9_where_ksm_knows_of_no_page_after_a_batch_nothing_is_owed() -> None:
+    """Guests that are all kept out (nosharepages) owe nothing, and are not looked at four times a second for ever."""
+    guests = {"a": GIB, "b": GIB}
+    decision, past = in_round()
+    rules = []
+    for tick in range(1, 400):
+        decision, past = decide_all(ALWAYS, after(decision, snap(10 + tick * LOOK_S, guests)), past=past)
+        rules.append(decision.reason.rule)
+    assert rules.index("empty") == round(BATCH_S / LOOK_S) - 1
+    assert set(rules[rules.index("empty") + 1 :]) == {"rest"}
+    assert (decision.target, past.fresh_kib, past.half_kib) == (PARKED, 0, 0)
+    assert decision.reason.text == "nothing is owed, and KSM knows of no page that may merge: parked"
+    decision, past = decide_all(ALWAYS, *(snap(at, {**guests, "c": GIB}) for at in (110, 115, 125)), past=past)
+    assert decision.reason.rule == "round", "one more guest may be one that can merge"
+
+
+@pytest.mark.parametrize(
+    "sign", [{"pages_volatile": 1}, {"pages_scanned": 1}, {"full_scans": 1}, {"ksmd_cpu_seconds": 2.5}]
+)
+def test_9_a_round_that_has_got_anywhere_is_not_empty(sign: Mapping[str, float]) -> None:
+    decision, past = in_round()
+    decision, past = decide_all(ALWAYS, after(decision, snap(13, {"a": GIB, "b": GIB}, **sign)), past=past)
+    assert decision.reason.rule == "round"
+
+
+# Rule 3, of others
+
+
+def resting() -> AdaptivePast:
+    return replace(rested(300), probe_due_s=1e4)
+
+
+def test_3_memory_of_others_is_debt_as_guests_is() -> None:
+    looks = [with_others(snap(at, {"a": GIB}, full_scans=5), kib) for at, kib in ((60, 0), (70, GIB), (81, GIB))]
+    decision, past = decide_all(ALWAYS, *looks, past=resting())
+    assert (past.guests_kib[OTHERS], past.fresh_kib) == (GIB, GIB)
+    assert decision.reason.rule == "wait"
+    assert decision.reason.numbers["others_kib"] == GIB
+    decision, past = decide_all(ALWAYS, with_others(snap(90, {"a": GIB}, full_scans=5), GIB), past=past)
+    assert decision.reason.rule == "round"
+
+
+def test_3_others_that_end_owe_nothing_and_are_no_start_of_a_guest() -> None:
+    looks = [with_others(snap(at, {"a": GIB}, full_scans=5), kib) for at, kib in ((60, None), (70, GIB), (71, 0))]
+    _, past = decide_all(ALWAYS, *looks, past=resting())
+    assert past.start_s is None
+    assert past.guests_kib[OTHERS] == 0
+    _, past = decide_all(ALWAYS, with_others(snap(72, {"a": GIB}, full_scans=5), None), past=past)
+    assert OTHERS not in past.guests_kib, "where it can no longer be read it is not guessed"
+
+
+def test_3_how_much_is_others_is_said() -> None:
+    past = replace(resting(), guests_kib={"a/1": GIB, OTHERS: GIB})
+    decision, _ = decide_all(ALWAYS, with_others(snap(60, {"a": GIB}, full_scans=5), GIB), past=past)
+    assert decision.reason.text == "all of 2.0 GiB, 1.0 GiB of it of others than guests, is covered: parked"
 
 
 def test_12_memory_of_others_is_probed_too() -> None:
@@ -752,7 +834,8 @@ def stories() -> dict[str, Decision]:
         "wait": decide_all(ALWAYS, snap(0, guests), snap(3, guests))[0],
         "round": begun,
         "probe": decide_all(ALWAYS, snap(20, guests, full_scans=2), past=short)[0],
-        "stalled": decide_all(ALWAYS, snap(1000, guests), past=past)[0],
+        "stalled": decide_all(ALWAYS, snap(1000, guests, pages_unshared=1), past=past)[0],
+        "empty": decide_all(ALWAYS, snap(1000, guests), past=past)[0],
     }
 
 
@@ -766,6 +849,7 @@ def stories() -> dict[str, Decision]:
         ("round", {"ends the round", "gives the round up"}),
         ("probe", {"ends the round", "gives the round up"}),
         ("stalled", {"begins a round", "probes"}),
+        ("empty", {"owes a round", "probes"}),
     ],
 )
 def test_every_rule_says_what_would_turn_it(rule: str, thens: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -314,6 +315,20 @@ def test_a_configuration_file_stands_in_for_the_recorded_one(
     said = capsys.readouterr().out
     assert "replayed  policy adaptive, adaptive.engage = never" in said
     assert "replayed  parked 100.0 % of the time" in said
+
+
+def test_a_policy_that_asks_for_more_than_was_recorded_is_said_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts: list[Line] = [replace(HEADER, law=Law(policy="ksmtuned", config={})), traced(1, continues=False)]
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(f"{dump_line(line)}\n" for line in parts), encoding="utf-8")
+    said = replayed(capsys, str(file), "--policy", "adaptive")
+    assert re.findall("^unknown   .*: the recorded policy did not ask for it$", said, re.MULTILINE) == [
+        "unknown   what guests may grow to: the recorded policy did not ask for it",
+        "unknown   mergeable memory that is no guest's: the recorded policy did not ask for it",
+    ]
+    assert "unknown" not in replayed(capsys, str(file))
 
 
 def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

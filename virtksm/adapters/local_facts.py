@@ -15,18 +15,23 @@ from itertools import pairwise
 
 import psutil
 
+from virtksm.adapters.others import OthersLook
+from virtksm.adapters.proc_files import (
+    NUMBER,
+    parse_counter,
+    parse_process_ksm,
+    parse_signed,
+    read_private,
+    read_process,
+)
 from virtksm.errors import SensingFailed
-from virtksm.model import Guest, GuestProcess, HostMemory, OtherProcess, ProcessKsm
+from virtksm.model import Guest, GuestProcess, HostMemory, OtherProcess, OthersMemory
 from virtksm.ports import Clock
 
 YOUNG_S = 5.0
 """A process may still become a guest this long after it was first seen: libvirt forks before it executes QEMU."""
 FORGET_S = 600.0
 """After this long a process is looked at again, should its number have been used again for a guest."""
-MAX_BYTES = 1 << 17
-"""Most of a process's command line that is read: anybody's may be endless, and -uuid is in QEMU's first KiB."""
-NUMBER = "[0-9]{1,20}"
-"""What a 64-bit counter looks like; Python would take other scripts' digits, and refuse too many of them."""
 
 
 class ProcFacts:
@@ -37,12 +42,17 @@ class ProcFacts:
         self._sys_ksm = sys_ksm
         self._found: dict[str, psutil.Process] = {}
         self._others: dict[int, float] = {}
+        self._others_look = OthersLook(clock)
         self._ksmd: psutil.Process | None = None
         self._ksmd_sought = False
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         self._seek(running)
         return tuple(replace(guest, rss_kib=self._rss_kib(guest.key)) for guest in running)
+
+    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
+        self._seek(running)
+        return self._others_look.memory({process.pid for process in self._found.values()})
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         self._seek(running)
@@ -54,9 +64,9 @@ class ProcFacts:
         of_guests = {process.pid for process in self._found.values()}
         others = []
         for pid in psutil.pids():
-            merging_pages = None if pid in of_guests else parse_counter(_read_private(pid, "ksm_merging_pages") or "")
+            merging_pages = None if pid in of_guests else parse_counter(read_private(pid, "ksm_merging_pages") or "")
             if merging_pages:
-                name = _read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
+                name = read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
                 others.append(OtherProcess(pid=pid, name=name, merging_pages=merging_pages))
         return tuple(others)
 
@@ -139,7 +149,7 @@ class ProcFacts:
             seen[pid] = first_s if now_s - first_s < FORGET_S else now_s
             if YOUNG_S < now_s - first_s < FORGET_S:
                 continue
-            uuid = parse_guest_uuid(_read_process(pid, "cmdline"))
+            uuid = parse_guest_uuid(read_process(pid, "cmdline"))
             if uuid is not None and uuid in missing:
                 try:
                     self._found[missing[uuid]] = psutil.Process(pid)
@@ -174,33 +184,6 @@ def parse_vmstat(text: str, name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def parse_counter(text: str) -> int | None:
-    """Parse a sysfs file that holds one number; None if it does not."""
-    return int(text) if re.fullmatch(rf"{NUMBER}\n?", text) else None
-
-
-def parse_signed(text: str) -> int | None:
-    """Parse a sysfs file that holds one number, negative perhaps; None if it does not."""
-    return int(text) if re.fullmatch(rf"-?{NUMBER}\n?", text) else None
-
-
-def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
-    """Parse /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages for kernels whose ksm_stat lacks it (before 6.4)."""
-    fields = dict(re.findall(r"^(\w+):? (\S+)$", stat, re.MULTILINE))
-
-    def answer(name: str) -> bool | None:
-        return {"yes": True, "no": False}.get(fields.get(name, ""))
-
-    return ProcessKsm(
-        rmap_items=parse_counter(fields.get("ksm_rmap_items", "")),
-        zero_pages=parse_counter(fields.get("ksm_zero_pages", "")),
-        merging_pages=parse_counter(fields.get("ksm_merging_pages", merging_pages)),
-        profit_bytes=parse_signed(fields.get("ksm_process_profit", "")),
-        merges_any=answer("ksm_merge_any"),
-        is_mergeable=answer("ksm_mergeable"),
-    )
-
-
 def parse_guest_uuid(command_line: bytes) -> str | None:
     """Return what follows -uuid on the command line of a guest's process, None if it is none."""
     arguments = command_line.split(b"\0")
@@ -214,7 +197,7 @@ def parse_choice(text: str) -> str:
 
 def _find_ksmd() -> psutil.Process | None:
     for pid in sorted(psutil.pids()):
-        if _read_process(pid, "comm") == b"ksmd\n" and not _read_process(pid, "cmdline"):
+        if read_process(pid, "comm") == b"ksmd\n" and not read_process(pid, "cmdline"):
             try:
                 return psutil.Process(pid)
             except psutil.NoSuchProcess:
@@ -224,31 +207,11 @@ def _find_ksmd() -> psutil.Process | None:
 
 def read_guest_process(pid: int) -> GuestProcess | None:
     """Read what the process of a guest tells; None if it has ended."""
-    arguments = _read_process(pid, "cmdline")
+    arguments = read_process(pid, "cmdline")
     if not arguments:
         return None
-    stat, merging_pages = (_read_private(pid, name) for name in ("ksm_stat", "ksm_merging_pages"))
+    stat, merging_pages = (read_private(pid, name) for name in ("ksm_stat", "ksm_merging_pages"))
     return GuestProcess(
         arguments=tuple(arguments.decode("utf-8", "replace").split("\0")),
         ksm=None if stat is None or merging_pages is None else parse_process_ksm(stat, merging_pages),
     )
-
-
-def _read_private(pid: int, name: str) -> str | None:
-    """Return a file of /proc/PID that its owner and root may read; None to others, "" where the kernel has no such."""
-    try:
-        with open(f"{psutil.PROCFS_PATH}/{pid}/{name}", encoding="ascii", errors="replace") as file:
-            return file.read(MAX_BYTES)
-    except PermissionError:
-        return None
-    except OSError:
-        return ""
-
-
-def _read_process(pid: int, name: str) -> bytes:
-    """Return a file of /proc/PID, nothing if the process has ended; a quarter of what a psutil.Process costs."""
-    try:
-        with open(f"{psutil.PROCFS_PATH}/{pid}/{name}", "rb") as file:
-            return file.read(MAX_BYTES)
-    except OSError:
-        return b""

@@ -182,8 +182,11 @@ def head_lines(name: str, header: Header, recorded: Config, replayed: Config) ->
     yield f"recorded  {_law_text(recorded)}"
     yield f"replayed  {_law_text(replayed)}"
     yield "open loop what is sensed is what the recorded settings have led to (docs/trace.md)"
-    if make_policy(replayed).wants_maxima and not make_policy(recorded).wants_maxima:
+    asked, asks = make_policy(recorded), make_policy(replayed)
+    if asks.wants_maxima and not asked.wants_maxima:
         yield "unknown   what guests may grow to: the recorded policy did not ask for it"
+    if asks.wants_others and not asked.wants_others:
+        yield "unknown   mergeable memory that is no guest's: the recorded policy did not ask for it"
 
 
 def _law_text(config: Config) -> str:

@@ -10,7 +10,7 @@ from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, GuestProcess, HostMemory, KsmState
+from virtksm.model import Guest, GuestProcess, HostMemory, KsmState, OthersMemory
 from virtksm.ownership import HostState
 from virtksm.switch import SwitchedOff
 
@@ -132,13 +132,15 @@ class Here:
 class Guests:
     """The running guests, what their XML says, by their key, and what their processes tell, where they may be read.
 
-    `unread` says of which the XML was not to be had, and why: such a guest counts as one that can merge.
+    `unread` says of which the XML was not to be had, and why: such a guest counts as one that can merge. `others` is
+    mergeable memory that is no guest's; None where nothing tells of it.
     """
 
     running: tuple[Guest, ...]
     xml: Mapping[str, GuestXml]
     processes: Mapping[str, GuestProcess] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    others: OthersMemory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +171,7 @@ class AgentSeen:
     """What an agent says of itself (`virtksm status --json`).
 
     `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
-    a setting was refused, or empty.
+    a setting was refused, or empty. `others_kib` is the memory of others that it counts, None if its policy does not.
     """
 
     uri: str
@@ -178,6 +180,7 @@ class AgentSeen:
     worst_core_percent: float | None
     outcome: str | None
     refusal: str
+    others_kib: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

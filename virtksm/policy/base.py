@@ -26,6 +26,10 @@ class Policy(Protocol[Past]):
     def wants_maxima(self) -> bool:
         """Whether it looks at `Guest.max_kib`: asking for it costs a call for each guest that is new."""
 
+    @property
+    def wants_others(self) -> bool:
+        """Whether it looks at `Snapshot.others`: that costs a look at every process, once a minute."""
+
     def first_past(self, snapshot: Snapshot) -> Past:
         """Return the past to begin with where none was kept."""
 

@@ -69,6 +69,11 @@ class KsmtunedPolicy:
         """Return False: the script knows nothing of it."""
         return False
 
+    @property
+    def wants_others(self) -> bool:
+        """Return False: nor of this."""
+        return False
+
     def first_past(self, snapshot: Snapshot) -> KsmtunedPast:
         """Return the past to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
         found = snapshot.ksm.settings.pages_to_scan or 0

@@ -28,6 +28,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "round": "rules 7 and 8: a round is one full scan, fed to ksmd batch by batch within the CPU budget",
         "probe": "rule 12: two rounds look for what no debt tells of",
         "stalled": "rule 9: a round that does not get on is given up; its debt stays",
+        "empty": "rule 9: where KSM knows of no page after a batch, no memory may merge, and nothing is owed",
         "switched_off": SWITCHED_OFF,
     },
 }

@@ -20,6 +20,7 @@ from virtksm.model import (
     KsmState,
     Number,
     Occasion,
+    OthersMemory,
     Reason,
     Settings,
     Snapshot,
@@ -110,6 +111,7 @@ def _pass_values(line: Pass) -> dict[str, object]:
             "host": _values(snapshot.host),
             "ksm": {**_values(snapshot.ksm), "settings": snapshot.ksm.settings.as_dict()},
             "guests": [_values(guest) for guest in snapshot.guests],
+            "others": None if snapshot.others is None else _values(snapshot.others),
         },
         "decision": {
             "rule": decision.reason.rule,
@@ -172,7 +174,7 @@ def _occasion(kept: object) -> Occasion:
 
 def _snapshot(kept: Mapping[str, object]) -> Snapshot:
     ksm = _object("snapshot.ksm", kept.get("ksm"))
-    guests = kept.get("guests")
+    guests, others = kept.get("guests"), kept.get("others")
     if not isinstance(guests, list):
         raise ValueError("snapshot.guests are no list")
     return _built(
@@ -182,6 +184,7 @@ def _snapshot(kept: Mapping[str, object]) -> Snapshot:
         host=_built(HostMemory, _object("snapshot.host", kept.get("host"))),
         ksm=_built(KsmState, ksm, settings=_built(Settings, _object("ksm.settings", ksm.get("settings")))),
         guests=tuple(_built(Guest, _object("a guest", guest)) for guest in guests),
+        others=None if others is None else _built(OthersMemory, _object("snapshot.others", others)),
     )
 
 

@@ -72,6 +72,7 @@ CHECKS = (
         "guests",
         ("guests_merge", "all can merge", guests.check_can_merge),
         ("private_guests", "no private one can merge", guests.check_private),
+        ("others_seen", "memory of others is seen", guests.check_others),
     ),
     *_group(
         "virtksm",

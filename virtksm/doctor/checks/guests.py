@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtksm.doctor.facts import Facts, Guests, known
-from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
+from virtksm.doctor.facts import AgentSeen, Facts, Guests, known
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
 from virtksm.guest_xml import UNKNOWN
 from virtksm.model import Guest
 from virtksm.obstacles import Obstacle, find_obstacles
 from virtksm.privacy import exposed, is_private
 from virtksm.record import KEEP_OUT
+from virtksm.units import format_kib
 
 MOST_NAMED = 5
 
@@ -57,6 +58,27 @@ def check_private(facts: Facts) -> Outcome:
     if not private:
         return passed("none is private")
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
+
+
+def check_others(facts: Facts) -> Outcome:
+    """Judge whether the agent sees the mergeable memory that is no guest's, as its probes alone find it otherwise."""
+    facts.this_machine  # noqa: B018  # elsewhere there is nothing to judge
+    others = known(facts.connection.guests).others
+    if others is None:
+        raise DoesNotApply("this kernel does not tell of processes (before 6.1), or they are hidden from this user")
+    if others.unread:
+        raise CannotTell(f"whether {others.unread} processes may merge is for root to read")
+    if others.kib == 0:
+        return passed("there is none")
+    agent = facts.own.agent
+    seen_kib = agent.others_kib if isinstance(agent, AgentSeen) else None
+    text = f"{others.processes} processes that are no guests hold {format_kib(others.kib)}"
+    if seen_kib is not None and seen_kib * 2 < others.kib:
+        return warned(
+            f"{text}, of which the agent sees {format_kib(seen_kib)}: its probes find the rest, up to 4 hours apart",
+            "give the unit of such a service MemoryKSM=yes (systemd 254), which every user may read",
+        )
+    return passed(text)
 
 
 def _obstacles(guests: Guests, guest: Guest) -> tuple[Obstacle, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from virtksm.adapters.local_facts import parse_counter
+from virtksm.adapters.proc_files import parse_counter
 from virtksm.doctor.facts import Unknown
 
 MOST_BYTES = 1 << 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from virtksm.adapters.local_facts import NUMBER, parse_choice, parse_meminfo
+from virtksm.adapters.local_facts import parse_choice, parse_meminfo
+from virtksm.adapters.proc_files import NUMBER
 from virtksm.doctor.facts import Kernel, Swap, Unknown
 from virtksm.doctor.reading.files import Root
 from virtksm.model import PARAMETERS, HostMemory

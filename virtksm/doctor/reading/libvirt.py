@@ -13,7 +13,7 @@ from virtksm.adapters.local_facts import ProcFacts
 from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
-from virtksm.model import Guest, GuestProcess, KsmState
+from virtksm.model import Guest, GuestProcess, KsmState, OthersMemory
 from virtksm.ports import Maxima
 from virtksm.uri import is_local
 
@@ -82,19 +82,21 @@ def _read_guests(host: LibvirtHost) -> Guests:
     seen, failures = read_guests(host, host.running_guests(Maxima.UNASKED))
     described = [(guest, xml) for guest, xml in seen if xml is not None]
     running = tuple(guest for guest, _ in described)
+    processes, others = _read_processes(running) if is_local(host.uri) else ({}, None)
     return Guests(
         running=running,
         xml={guest.key: xml for guest, xml in described},
-        processes=_read_processes(running) if is_local(host.uri) else {},
+        processes=processes,
         unread=tuple(error.message for error in failures),
+        others=others,
     )
 
 
-def _read_processes(running: tuple[Guest, ...]) -> dict[str, GuestProcess]:
+def _read_processes(running: tuple[Guest, ...]) -> tuple[dict[str, GuestProcess], OthersMemory | None]:
     facts = ProcFacts(boottime_s)
-    facts.guests(running)  # finds them
     processes = zip(running, facts.processes(running), strict=True)
-    return {guest.key: process for guest, process in processes if process is not None}
+    found = {guest.key: process for guest, process in processes if process is not None}
+    return found, facts.others_memory(running)
 
 
 def _told(ask: Callable[[], T]) -> T | Unknown:

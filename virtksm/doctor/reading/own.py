@@ -55,6 +55,7 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
         why = f" ({libvirt['error']})" if libvirt["error"] else ""
         silence = f"since {libvirt['silent_since']}, waiting for {libvirt['waiting_for']}{why}"
     refused = last["refused"] if last is not None else []
+    others_kib = last["decision"]["numbers"].get("others_kib") if last is not None else None
     percent = stranded["worst_core_percent"]
     return AgentSeen(
         uri=str(status["uri"]),
@@ -63,6 +64,7 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
         worst_core_percent=None if percent is None else float(percent),
         outcome=None if last is None else str(last["outcome"]),
         refusal=f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}" if refused else "",
+        others_kib=None if others_kib is None else int(others_kib),
     )
 
 

@@ -5,13 +5,13 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 
 1. Engage when memory is short or will be, always or never, as configured (`engage`).
 2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
-3. Debt is guest memory that has appeared, and merges that were broken; what has stopped owes nothing (`debt`).
+3. Debt is memory of guests and others that has appeared, and broken merges; what has stopped owes nothing (`debt`).
 4. Memory is young for settle_s, and pays for no round; then it is fresh debt, owed two visits (`debt`).
 5. Debt that waits adds up: KiB times seconds (`debt`).
 6. A round begins when waiting for what is likely to merge is worth it, cheap while more comes (`growth`, `rounds`).
 7. A round is one full scan: at its end, what was fresh at its beginning is half paid, half is paid (`rounds`).
 8. ksmd is fed one batch after the other, within the CPU budget; without ticks it does one a minute (`rounds`).
-9. A round that does not get on is given up; its debt stays (`rounds`).
+9. A round that does not get on is given up; its debt stays, unless no memory may merge at all (`rounds`).
 10. A round in which smart_scan skipped most old pages pays nothing: their twins are still to be met (`rounds`).
 11. Merges that are broken within the next round's time double the price of rounds (`yields`).
 12. Without debt: park, and probe now and then, sooner after a probe that found something (`yields`).
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model import PARKED, Decision, Occasion, Reason, Settings, Snapshot, Source
-from virtksm.policy.adaptive.debt import PAGE_KIB, account, owed_kib, total_kib
+from virtksm.policy.adaptive.debt import OTHERS, PAGE_KIB, account, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
@@ -37,6 +37,7 @@ from virtksm.policy.adaptive.rounds import (
     read_meter,
     round_cost_s,
     seconds_to_wait,
+    seconds_until_empty,
     seconds_until_stalled,
 )
 from virtksm.policy.adaptive.turns import find_turns
@@ -64,6 +65,10 @@ class AdaptivePolicy:
     @property
     def wants_maxima(self) -> bool:
         return self.params.engage == "auto"
+
+    @property
+    def wants_others(self) -> bool:
+        return True
 
     def first_past(self, snapshot: Snapshot) -> AdaptivePast:
         return AdaptivePast()
@@ -96,7 +101,7 @@ class AdaptivePolicy:
         if past.probe_due_s is None:
             past = plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
         memory_kib = total_kib(snapshot, past)
-        if past.probe_rounds == 0 and memory_kib > 0 and probe_is_due(past, snapshot.taken_s):
+        if past.probe_rounds == 0 and probe_is_due(past, snapshot.taken_s):
             past = replace(past, probe_rounds=PROBE_ROUNDS)
         wait_s = seconds_to_round(snapshot, past, need, occasion)
         if wait_s is not None and wait_s < LOOK_S:
@@ -107,8 +112,7 @@ class AdaptivePolicy:
         if past.round is not None:
             return self._scan(snapshot, past, past.round, need)
         if wait_s is None:
-            text = f"all of {format_kib(memory_kib)} is covered"
-            return self._rest(snapshot, past, need, "rest", text)
+            return self._rest(snapshot, past, need, "rest", covered_text(snapshot, past))
         text = f"{format_kib(owed_kib(past))} owed, worth a round in {wait_s:.0f} s"
         return self._rest(snapshot, past, need, "wait", text, wait_s)
 
@@ -122,6 +126,10 @@ class AdaptivePolicy:
     def _scan(
         self, snapshot: Snapshot, past: AdaptivePast, current: Round, need: Need
     ) -> tuple[Decision, AdaptivePast]:
+        empty_s = seconds_until_empty(snapshot, current)
+        if empty_s is not None and empty_s <= 0:
+            past = forgo(snapshot, past)
+            return self._rest(snapshot, past, need, "empty", "KSM knows of no page that may merge, so nothing is owed")
         if seconds_until_stalled(snapshot, past, current) < 0:
             past = plan_probe(stand_down(past), snapshot.taken_s, round_cost_s(snapshot, past))
             return self._rest(snapshot, past, need, "stalled", "ksmd does not get on with its round: given up")
@@ -175,6 +183,8 @@ class AdaptivePolicy:
             "guests": len(snapshot.guests),
             "guests_unread": snapshot.guests_unread,
         }
+        if snapshot.others is not None:
+            numbers |= {"others_kib": snapshot.others.kib, "others_unread": snapshot.others.unread}
         turns = tuple(find_turns(snapshot, past, need, settle_seconds(self.params, need)))
         decision = Decision(
             target=replace(settings, merge_across_nodes=merge),
@@ -205,6 +215,22 @@ def stand_down(past: AdaptivePast) -> AdaptivePast:
     return replace(
         past, round=None, full_scans=None, fresh_kib=past.fresh_kib + past.round.scanning_kib, probe_rounds=0
     )
+
+
+def forgo(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
+    """Drop the round and what is owed, as no memory may merge; what has appeared since is owed, and probes go on."""
+    past = replace(past, round=None, full_scans=None, fresh_kib=0, half_kib=0, gone_kib=0, narrow_rounds=0, retries=0)
+    past = count_probe_round(replace(past, probe_rounds=min(past.probe_rounds, 1)), 0, total_kib(snapshot, past))
+    return plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
+
+
+def covered_text(snapshot: Snapshot, past: AdaptivePast) -> str:
+    """Say that nothing is owed, and of how much memory; of others', too, where there is any."""
+    memory_kib, others_kib = total_kib(snapshot, past), past.guests_kib.get(OTHERS, 0)
+    if known_kib(snapshot) == 0:
+        return "nothing is owed, and KSM knows of no page that may merge"
+    others = f", {format_kib(others_kib)} of it of others than guests," if others_kib else ""
+    return f"all of {format_kib(memory_kib)}{others} is covered"
 
 
 def progress(snapshot: Snapshot, current: Round) -> str:

@@ -1,8 +1,8 @@
 """Rules 3 to 5 of the adaptive law: which memory is still owed visits, and how long it has waited.
 
-Debt is memory that has appeared and that ksmd has not visited as often as merging needs (twice: a page's checksum must
-hold still between two visits). It comes in three ages: young (appeared a moment ago, left alone while it settles),
-fresh (owed two visits) and half (owed one). Pure.
+Debt is memory that has appeared, of guests and of others, and that ksmd has not visited as often as merging needs
+(twice: a page's checksum must hold still between two visits). It comes in three ages: young (appeared a moment ago,
+left alone while it settles), fresh (owed two visits) and half (owed one). Pure.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 PAGE_KIB = 4
 """KSM merges base pages; on hosts with larger ones the debt of broken merges is underestimated, nothing else."""
+OTHERS = "others"
+"""What stands for the memory of others among the guests'. It counts as a sum: processes come and go, and what they do
+not change together is no debt."""
 NEGLIGIBLE = 256
 """Less than this fraction of the memory, owed or gained, is nothing: it pays for no round, and probes find it."""
 
@@ -23,6 +26,8 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     """Return the past with the debt as of this snapshot; `settle_s` seconds make young memory fresh."""
     now_s = snapshot.taken_s
     guests_kib = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
+    if snapshot.others is not None:
+        guests_kib[OTHERS] = snapshot.others.kib
     unread = {guest.key for guest in snapshot.guests if guest.rss_kib is None}
     kept_kib = {key: kib for key, kib in past.guests_kib.items() if key in unread}  # unread is not gone
     appeared_kib = sum(max(kib - past.guests_kib.get(key, 0), 0) for key, kib in guests_kib.items())  # rule 3
@@ -47,7 +52,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
 
     waited_s = 0.0 if past.taken_s is None else max(now_s - past.taken_s, 0.0)  # rule 5
     waiting_kib = past.fresh_kib + past.gone_kib + (past.half_kib if past.round is None else 0)
-    if past.taken_s is not None and guests_kib.keys() - past.guests_kib.keys():
+    if past.taken_s is not None and guests_kib.keys() - past.guests_kib.keys() - {OTHERS}:
         past = note_start(past, now_s)
     return replace(
         past,
@@ -81,9 +86,9 @@ def _broken_kib(snapshot: Snapshot, past: AdaptivePast, *, has_stopped: bool) ->
 
 
 def total_kib(snapshot: Snapshot, past: AdaptivePast) -> int:
-    """Return the memory that a round has to visit: the guests', or all that KSM knows of if that is more.
+    """Return the memory that a round has to visit: that of guests and others, or all that KSM knows of if that is more.
 
-    The difference is mergeable memory of others (systemd's MemoryKSM=, prctl), which has no guest to stand for it.
+    The difference is mergeable memory that nobody told of: others' that may not be read.
     """
     return max(sum(past.guests_kib.values()), known_kib(snapshot))
 

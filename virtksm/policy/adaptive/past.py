@@ -58,7 +58,7 @@ class AdaptivePast:
     """The rule that the last pass ended with."""
     engaged: bool = False
     guests_kib: Mapping[str, int] = field(default_factory=dict)
-    """Resident memory of each guest that is accounted for, by `Guest.key`."""
+    """Resident memory of each guest that is accounted for, by `Guest.key`, and that of others (debt.OTHERS)."""
     young: tuple[tuple[float, int], ...] = ()
     """Memory that appeared a moment ago, (when, KiB): it pays for no round until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()

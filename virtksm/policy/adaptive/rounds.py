@@ -209,6 +209,20 @@ def seconds_until_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round
     return max(STALLED_S, 10 * reckoned_s) - (snapshot.taken_s - current.began.taken_s)
 
 
+def seconds_until_empty(snapshot: Snapshot, current: Round) -> float | None:
+    """Return in how long it is plain that no memory may merge (rule 9), 0 or below if it is; None if some may.
+
+    It is once KSM knows of no page after a batch. A ksmd that works may still be on its way to its first page.
+    """
+    if current.fed is None:
+        return None
+    now = read_meter(snapshot)
+    scanned = _difference(current.fed.pages_scanned, now.pages_scanned)
+    if scanned or now.full_scans != current.fed.full_scans or known_kib(snapshot):
+        return None
+    return max(BATCH_S, 2 * (_used_s(current.fed, now) or 0.0)) - (now.taken_s - current.fed.taken_s)
+
+
 def is_scanned_by_others(snapshot: Snapshot, past: AdaptivePast) -> bool:
     """Tell whether ksmd was found to scan at settings that are not ours: its cursor may be anywhere then (rule 7).
 

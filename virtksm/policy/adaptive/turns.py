@@ -14,7 +14,7 @@ from virtksm.policy.adaptive.debt import NEGLIGIBLE, account, known_kib, owed_ki
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast, Round
-from virtksm.policy.adaptive.rounds import LOOK_S, seconds_until_stalled, worth_kib_s
+from virtksm.policy.adaptive.rounds import LOOK_S, seconds_until_empty, seconds_until_stalled, worth_kib_s
 from virtksm.policy.adaptive.yields import judge_lasting
 from virtksm.turn import PASSED_S, Turn
 
@@ -42,7 +42,8 @@ def _of_round(snapshot: Snapshot, past: AdaptivePast, current: Round) -> Iterato
             threshold=current.ends_at_full_scans,
             present=snapshot.ksm.full_scans,
         )
-    left_s = max(seconds_until_stalled(snapshot, past, current), 0.0)
+    left_s, empty_s = seconds_until_stalled(snapshot, past, current), seconds_until_empty(snapshot, current)
+    left_s = max(left_s if empty_s is None else min(left_s, empty_s), 0.0)
     yield Turn(then="gives the round up", quantity=PASSED_S, threshold=left_s, present=0.0)
 
 
@@ -53,7 +54,7 @@ def _between_rounds(snapshot: Snapshot, past: AdaptivePast, need: Need, settle_s
         yield from _of_debt(snapshot, counted, need, memory_kib, is_settled=counted == past and not past.young)
     else:
         yield from _of_rest(snapshot, counted, memory_kib, settle_s)
-    if past.probe_due_s is not None and memory_kib > 0:  # rule 12
+    if past.probe_due_s is not None:  # rule 12
         yield Turn(then="probes", quantity=PASSED_S, threshold=past.probe_due_s - snapshot.taken_s, present=0.0)
 
 

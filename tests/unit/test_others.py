@@ -1,0 +1,187 @@
+"""Memory that may merge and is no guest's: as root and as a user, by /proc, by systemd's answer, and by neither."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fakes import FakeClock
+from virtksm.adapters.others import ASK_S, LOOK_S, OthersLook, may_merge, parse_groups
+from virtksm.adapters.proc_files import parse_process_ksm
+from virtksm.model import OthersMemory
+
+MIB_PAGES = 256
+NEW = "ksm_rmap_items 9\nksm_merge_any: {any}\nksm_mergeable: {any}\n"
+OLD = "ksm_rmap_items {items}\n"
+UNITS = """MemoryKSM=no
+ControlGroup=/system.slice/ssh.service
+
+ControlGroup=/system.slice/web.service
+MemoryKSM=yes
+
+MemoryKSM=yes
+ControlGroup=
+"""
+
+
+class Home:
+    """A /proc, a cgroup hierarchy and a systemd that answers by a program on the path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.cgroups, self.booted = folder / "proc", folder / "cgroup", folder / "booted"
+        self.asked = folder / "asked"
+        self._programs = folder / "bin"
+        for made in (self.proc, self.cgroups, self.booted, self._programs):
+            made.mkdir()
+        self.clock = FakeClock()
+        self.look = OthersLook(self.clock, cgroups=str(self.cgroups), booted=str(self.booted))
+        self.process(1, NEW.format(any="no"))
+
+    def process(self, pid: int, stat: str | None, *, anonymous_mib: int = 10) -> None:
+        """Make a process; without `stat` its kernel has no such file."""
+        folder = self.proc / str(pid)
+        folder.mkdir(exist_ok=True)
+        pages = anonymous_mib * MIB_PAGES
+        (folder / "statm").write_text(f"999999 {pages + 700} 700 1 0 1 0\n")
+        if stat is not None:
+            (folder / "ksm_stat").write_text(stat)
+
+    def systemctl(self, script: str) -> None:
+        program = self._programs / "systemctl"
+        program.write_text(f'#!/bin/sh\necho "$@" >>{self.asked}\n{script}\n')
+        program.chmod(0o755)
+
+    def group(self, path: str, *pids: int) -> None:
+        folder = self.cgroups / path
+        folder.mkdir(parents=True)
+        (folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+
+    def seen(self, *of_guests: int) -> OthersMemory | None:
+        return self.look.memory(of_guests)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    home = Home(tmp_path)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(home.proc))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return home
+
+
+@pytest.fixture
+def hidden(home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A user who may not read other users' ksm_stat, as any but root."""
+    monkeypatch.setattr("virtksm.adapters.others.read_private", lambda pid, name: None)
+    return home
+
+
+def test_root_sees_every_process_that_lets_memory_merge_but_the_guests(home: Home) -> None:
+    home.process(10, NEW.format(any="yes"), anonymous_mib=100)
+    home.process(11, NEW.format(any="no"), anonymous_mib=200)
+    home.process(12, NEW.format(any="yes"), anonymous_mib=400)
+    home.process(13, "")  # the kernel's own, or a zombie
+    assert home.seen(12) == OthersMemory(kib=100 * 1024, processes=1, unread=0)
+    assert not home.asked.exists(), "root need not ask systemd"
+
+
+def test_before_the_kernel_says_who_may_merge_it_counts_whom_ksmd_has_visited(home: Home) -> None:
+    home.process(10, OLD.format(items=5))
+    home.process(11, OLD.format(items=0))
+    assert home.seen() == OthersMemory(kib=10 * 1024, processes=1, unread=0)
+
+
+def test_without_ksm_stat_nothing_is_known(home: Home) -> None:
+    (home.proc / "1" / "ksm_stat").unlink()
+    home.process(10, None)
+    assert home.seen() is None
+
+
+def test_where_processes_are_hidden_nothing_is_known(home: Home) -> None:
+    home.process(10, NEW.format(any="yes"))
+    for name in ("ksm_stat", "statm"):
+        (home.proc / "1" / name).unlink()
+    (home.proc / "1").rmdir()
+    assert home.seen() is None
+
+
+def test_a_user_sees_the_services_that_let_their_memory_merge_and_counts_the_rest_as_unread(hidden: Home) -> None:
+    for pid in (10, 11, 12):
+        hidden.process(pid, "", anonymous_mib=pid)
+    hidden.process(13, "", anonymous_mib=0)  # the kernel's own
+    hidden.systemctl(f"cat <<'END'\n{UNITS}END")
+    hidden.group("system.slice/web.service", 10)
+    hidden.group("system.slice/web.service/workers", 11)
+    hidden.group("system.slice/ssh.service", 12)
+    assert hidden.seen() == OthersMemory(kib=21 * 1024, processes=2, unread=2)
+    assert hidden.asked.read_text() == "show --property=ControlGroup --property=MemoryKSM *.service\n"
+
+
+@pytest.mark.parametrize("script", ["exit 1", "printf '\\377'", ""])
+def test_a_systemd_that_tells_nothing_leaves_all_unread(hidden: Home, script: str) -> None:
+    hidden.process(10, "")
+    hidden.systemctl(script)
+    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=2)
+
+
+def test_a_systemd_that_hangs_is_given_up(hidden: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtksm.adapters.others.ANSWER_WITHIN_S", 0.1)
+    hidden.systemctl("exec sleep 60")
+    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=1)
+
+
+def test_where_systemd_does_not_run_all_is_unread_and_nobody_is_asked(hidden: Home) -> None:
+    hidden.systemctl(f"cat <<'END'\n{UNITS}END")
+    hidden.group("system.slice/web.service", 1)
+    hidden.booted.rmdir()
+    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=1)
+    assert not hidden.asked.exists()
+
+
+def test_without_its_program_all_is_unread(hidden: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=1)
+
+
+def test_a_look_holds_for_a_minute_and_systemds_answer_for_five(hidden: Home) -> None:
+    hidden.process(10, "")
+    hidden.systemctl(f"cat <<'END'\n{UNITS}END")
+    hidden.group("system.slice/web.service", 10)
+    began_s, asked = hidden.clock.now_s, []
+    for passed_s in (0.0, LOOK_S - 1, LOOK_S, ASK_S - LOOK_S, ASK_S):
+        hidden.process(10, "", anonymous_mib=int(passed_s) + 1)
+        hidden.clock.now_s = began_s + passed_s
+        seen = hidden.seen()
+        assert seen is not None
+        assert seen.kib == (1 if passed_s < LOOK_S else int(passed_s) + 1) * 1024
+        asked.append(len(hidden.asked.read_text().splitlines()))
+    assert asked == [1, 1, 1, 1, 2]
+
+
+def test_a_clock_that_began_anew_ends_both(home: Home) -> None:
+    home.process(10, NEW.format(any="yes"))
+    first = home.seen()
+    home.process(11, NEW.format(any="yes"))
+    home.clock.now_s -= 500
+    assert home.seen() != first
+
+
+@pytest.mark.parametrize(
+    ("stat", "may"),
+    [
+        (NEW.format(any="yes"), True),
+        (NEW.format(any="no"), False),
+        ("ksm_merge_any: no\nksm_mergeable: yes\n", True),
+        ("ksm_rmap_items 3\n", True),
+        ("", False),
+    ],
+)
+def test_who_may_merge(stat: str, may: bool) -> None:
+    assert may_merge(parse_process_ksm(stat)) == may
+
+
+def test_systemds_answer_is_read_paragraph_by_paragraph() -> None:
+    assert parse_groups(UNITS) == ("/system.slice/web.service",)
+    assert parse_groups("ControlGroup=/x.service\n\nControlGroup=/y.service\n") == ()  # before systemd 254
