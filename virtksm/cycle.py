@@ -21,7 +21,7 @@ from virtksm.policy.base import Past, Policy
 from virtksm.ports import Clock, Hypervisor, LocalFacts, Maxima, StateStore, Switch
 from virtksm.record import Outcome, PassRecord, RestoreRecord
 from virtksm.refusal import Refused, still_refused
-from virtksm.sense import sense
+from virtksm.sense import sense, sense_settings
 from virtksm.switch import SwitchedOff, decide_off
 
 
@@ -33,6 +33,8 @@ class Memory:
     kept: HostState | None = None
     """The state as this process last kept it: somebody may remove the runtime folder, and the baseline with it."""
     was_off: bool = False
+    files_agree: bool = False
+    """Whether libvirt was seen to tell of KSM what this machine's files do: they are read in its place from then on."""
     conflict: ConflictPast = field(default_factory=ConflictPast)
     refused: dict[str, Refused] = field(default_factory=dict)
 
@@ -63,8 +65,16 @@ class Cycle(Generic[Past]):
             state = self._load()
             off = self.switch.read()
             maxima = Maxima.UNASKED if off is not None else self._maxima(occasion)
-            others = off is None and self.policy.wants_others
-            snapshot = sense(self.hypervisor, self.local, began_s, maxima, others=others)
+            snapshot = sense(
+                self.hypervisor,
+                self.local,
+                began_s,
+                maxima,
+                others=off is None and self.policy.wants_others,
+                files_agree=self.memory.files_agree,
+            )
+            if self.local is not None and not self.memory.files_agree:
+                self.memory.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, recalled = self._decide(state, snapshot, occasion, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
             before = snapshot.ksm.settings

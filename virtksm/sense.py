@@ -1,8 +1,9 @@
 """Sensing: one snapshot of the host from a libvirt connection and, where the host is this one, from /proc and /sys.
 
-KSM's settings and the list of guests always come from libvirt. Memory comes from /proc where local: the host's, since
-every call of libvirt wakes its threads a dozen times, and the guests' (1 ms for 150), since there it costs 2-5 ms a
-guest. Otherwise it comes from libvirt, too: the snapshot says which.
+The list of guests always comes from libvirt. Where local, memory comes from /proc: the host's, since every call of
+libvirt wakes its threads a dozen times, and the guests' (1 ms for 150), since there it costs 2-5 ms a guest. So does
+KSM's state from /sys, once libvirt has said the same of its settings. Otherwise all comes from libvirt: the snapshot
+says which.
 Raises what the hypervisor raises, and Unsupported on a kernel without KSM; writes nothing.
 """
 
@@ -16,13 +17,23 @@ from virtksm.ports import Hypervisor, LocalFacts, Maxima
 
 
 def sense(
-    hypervisor: Hypervisor, local: LocalFacts | None, now_s: float, maxima: Maxima, *, others: bool = False
+    hypervisor: Hypervisor,
+    local: LocalFacts | None,
+    now_s: float,
+    maxima: Maxima,
+    *,
+    others: bool = False,
+    files_agree: bool = False,
 ) -> Snapshot:
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
 
-    `others` asks for the memory of others as well, where local.
+    `others` asks for the memory of others as well, where local; `files_agree` says that this machine's files tell what
+    libvirt tells of KSM: two calls less, which wake libvirt's threads some thirty times.
     """
-    ksm = hypervisor.ksm_state()
+    ksm = sense_ksm(local) if files_agree and local is not None else None
+    if ksm is None or not any(ksm.settings.items()):
+        ksm = hypervisor.ksm_state()
+        ksm = ksm if local is None else _with_local_facts(ksm, local)
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
         raise no_ksm(hypervisor.uri)
     if local is None:
@@ -38,7 +49,7 @@ def sense(
         taken_s=now_s,
         source=Source.LOCAL,
         host=local.host_memory(),
-        ksm=_with_local_facts(ksm, local),
+        ksm=ksm,
         guests=guests,
         others=local.others_memory(guests) if others else None,
     )
@@ -52,10 +63,15 @@ def no_ksm(uri: str) -> Unsupported:
     )
 
 
+def sense_settings(local: LocalFacts) -> Settings:
+    """Read KSM's settings from this machine's kernel."""
+    return Settings(**{name: local.ksm_counter(name) for name in PARAMETERS})
+
+
 def sense_ksm(local: LocalFacts) -> KsmState:
-    """Read KSM's state from this machine's kernel alone, for people to look at: no pass goes by it."""
+    """Read KSM's state from this machine's kernel alone."""
     found = KsmState(
-        settings=Settings(**{name: local.ksm_counter(name) for name in PARAMETERS}),
+        settings=sense_settings(local),
         pages_shared=local.ksm_counter("pages_shared"),
         pages_sharing=local.ksm_counter("pages_sharing"),
         pages_unshared=local.ksm_counter("pages_unshared"),

@@ -45,6 +45,7 @@ class SimFacts:
             "run": ksmd.run,
             "pages_to_scan": ksmd.pages_to_scan,
             "sleep_millisecs": ksmd.sleep_millisecs,
+            "merge_across_nodes": self._host.merge_across_nodes,
             "full_scans": ksmd.full_scans,
             "pages_shared": ksmd.trees.pages_shared,
             "pages_sharing": ksmd.trees.pages_sharing,

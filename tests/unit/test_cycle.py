@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable, Unsupported
-from virtksm.model import KERNEL_DEFAULTS, PARKED, Occasion, Settings, Trigger
+from virtksm.model import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Occasion, Settings, Trigger
 from virtksm.ownership import HostState, Ownership
 from virtksm.record import Outcome
 from virtksm.switch import SwitchedOff
@@ -61,6 +61,58 @@ def test_a_kernel_without_ksm_is_unsupported_and_nothing_is_written(bench: Bench
     with pytest.raises(Unsupported, match="has no KSM"):
         bench.cycle.run(TIMER)
     assert (bench.hypervisor.calls, bench.store.saved) == ([], [])
+
+
+def agreeing(bench: Bench) -> Bench:
+    """Let this machine's files say what libvirt does."""
+    bench.hypervisor = CountingHypervisor()
+    bench.facts.counters = bench.hypervisor.values
+    return bench
+
+
+class CountingHypervisor(FakeHypervisor):
+    """Counts how often it was asked for KSM's state."""
+
+    asked = 0
+
+    def ksm_state(self) -> KsmState:
+        self.asked += 1
+        return super().ksm_state()
+
+
+def asked(bench: Bench) -> int:
+    assert isinstance(bench.hypervisor, CountingHypervisor)
+    return bench.hypervisor.asked
+
+
+def test_ksm_is_read_from_this_machines_files_once_libvirt_has_said_the_same(bench: Bench) -> None:
+    agreeing(bench).cycle.run(TIMER)
+    first = asked(bench)
+    assert bench.cycle.run(TIMER).outcome is Outcome.UNCHANGED
+    assert asked(bench) == first, "nothing was written, so libvirt was not asked"
+    bench.hypervisor.values["pages_to_scan"] = 77
+    record = bench.cycle.run(TIMER)
+    assert (record.before.pages_to_scan, record.after.pages_to_scan) == (77, 400)
+    assert asked(bench) == first + 1, "what was written is read back through libvirt"
+    bench.new_process()
+    bench.cycle.run(TIMER)
+    assert asked(bench) == first + 2
+
+
+def test_files_that_say_something_else_are_not_believed(bench: Bench) -> None:
+    """As where the connection only seems to lead to this machine."""
+    agreeing(bench).facts.counters = {"pages_to_scan": 5, "sleep_millisecs": 20, "merge_across_nodes": 1}
+    for _ in range(3):
+        assert bench.cycle.run(TIMER).before.pages_to_scan != 5
+    assert not bench.memory.files_agree
+
+
+def test_files_that_vanish_leave_libvirts_answer(bench: Bench) -> None:
+    agreeing(bench).cycle.run(TIMER)
+    before = asked(bench)
+    bench.facts.counters = dict.fromkeys(PARAMETERS)
+    assert bench.cycle.run(TIMER).before == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)
+    assert asked(bench) > before
 
 
 def test_it_writes_pages_before_sleep_in_one_call_and_only_what_differs(bench: Bench) -> None:
