@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import psutil
 
-from virtksm.adapters.others import OthersLook
 from virtksm.adapters.proc_files import (
     NUMBER,
     parse_counter,
@@ -27,6 +27,9 @@ from virtksm.adapters.proc_files import (
 from virtksm.errors import SensingFailed
 from virtksm.model import Guest, GuestProcess, HostMemory, OtherProcess, OthersMemory
 from virtksm.ports import Clock
+
+if TYPE_CHECKING:
+    from virtksm.adapters.others import OthersLook
 
 YOUNG_S = 5.0
 """A process may still become a guest this long after it was first seen: libvirt forks before it executes QEMU."""
@@ -42,7 +45,7 @@ class ProcFacts:
         self._sys_ksm = sys_ksm
         self._found: dict[str, psutil.Process] = {}
         self._others: dict[int, float] = {}
-        self._others_look = OthersLook(clock)
+        self._others_look: OthersLook | None = None
         self._ksmd: psutil.Process | None = None
         self._ksmd_sought = False
 
@@ -51,6 +54,10 @@ class ProcFacts:
         return tuple(replace(guest, rss_kib=self._rss_kib(guest.key)) for guest in running)
 
     def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
+        if self._others_look is None:
+            from virtksm.adapters.others import OthersLook  # imports are start-up time, and not every policy asks
+
+            self._others_look = OthersLook(self._clock)
         self._seek(running)
         return self._others_look.memory({process.pid for process in self._found.values()})
 

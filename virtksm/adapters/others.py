@@ -58,7 +58,9 @@ class OthersLook:
         in_units: Collection[int] | None = None
         for pid in pids:
             stat = "" if pid in of_guests else read_private(pid, "ksm_stat")
-            is_told |= stat != ""
+            if stat == "":  # the kernel's own, ended, or of a kernel without
+                continue
+            is_told = True
             if stat is not None and not may_merge(parse_process_ksm(stat)):
                 continue
             if stat is None and in_units is None:
