@@ -607,6 +607,8 @@ def test_10_where_most_of_the_debt_has_merged_it_looks_for_no_hidden_twins() -> 
         (600, GIB // 16, 0, 0),
         (600, GIB, 2, 0),
         (None, GIB, 0, 0),
+        (0, GIB, 1, GIB),
+        (0, GIB, 2, 0),
     ],
 )
 def test_10_what_was_left_of_split_huge_pages_is_visited_again(
@@ -621,6 +623,15 @@ def test_10_what_was_left_of_split_huge_pages_is_visited_again(
     ended = snap(2, guests, full_scans=6, thp_split_page=splits, pages_volatile=volatile_kib // 4)
     _, past = decide_all(ALWAYS, ended, past=began)
     assert past.half_kib == left_kib
+
+
+def test_10_split_pages_of_which_a_retry_has_merged_an_eighth_are_left_alone() -> None:
+    before = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB}, full_scans=5, half_kib=GIB, probe_due_s=1e6)
+    began = begin_round(snap(1, {"a": GIB}, full_scans=5, thp_split_page=50), replace(before, retries=1))
+    for merged_kib, left_kib in ((GIB // 8, 0), (GIB // 8 - 4, GIB)):
+        counters = {"pages_volatile": GIB // 4, "pages_sharing": merged_kib // 4, "thp_split_page": 50}
+        ended = snap(2, {"a": GIB}, full_scans=6, **counters)
+        assert decide_all(ALWAYS, ended, past=began)[1].half_kib == left_kib
 
 
 def test_10_narrow_rounds_come_to_an_end() -> None:
