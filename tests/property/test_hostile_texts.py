@@ -25,7 +25,7 @@ from virtksm.adapters.local_facts import (
     parse_meminfo,
     parse_vmstat,
 )
-from virtksm.adapters.others import parse_groups
+from virtksm.adapters.others import parse_group, parse_groups
 from virtksm.adapters.poke_fifo import open_poke_fifo
 from virtksm.adapters.proc_files import parse_anonymous_kib, parse_counter, parse_process_ksm, parse_signed
 from virtksm.adapters.state_file import StateFile, dump_state, parse_state
@@ -86,10 +86,10 @@ def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
 @given(text=texts)
 @example(text=ENDLESS)
 def test_any_answer_of_systemds_is_control_groups_below_the_root(text: str) -> None:
-    for answer in (text, f"MemoryKSM=yes\nControlGroup={text}", f"ControlGroup=/a/../../{text}\nMemoryKSM=yes\n"):
-        for group in parse_groups(answer):
-            assert group.startswith("/")
-            assert ".." not in group.split("/")
+    for answer in (text, f"MemoryKSM=yes\nControlGroup={text}", f"ControlGroup=/{text}\nMemoryKSM=yes\n"):
+        assert all(group.startswith("/") and len(group) > 1 for group in parse_groups(answer))
+    for groups in (text, f"0::{text}", f"1:name=systemd:{text}"):
+        assert parse_group(groups) in groups
 
 
 @given(content=st.binary() | texts.map(str.encode))

@@ -15,7 +15,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READS_SYS = {
     "adapters/local_facts.py": set[str](),  # KSM's switch and advisor
-    "adapters/others.py": set[str](),  # the processes of a control group
     "doctor/reading/processes.py": set[str](),  # whether libvirt's daemon sees KSM's folder read-only
     "cli/demo.py": {"copyfile"},  # refuses while KSM is off; copies the guests' kernel
 }

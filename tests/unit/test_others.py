@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.adapters.others import ASK_S, LOOK_S, OthersLook, may_merge, parse_groups
+from virtksm.adapters.others import ASK_S, LOOK_S, OthersLook, may_merge, parse_group, parse_groups
 from virtksm.adapters.proc_files import parse_process_ksm
 from virtksm.model import OthersMemory
 
@@ -28,16 +28,16 @@ ControlGroup=
 
 
 class Home:
-    """A /proc, a cgroup hierarchy and a systemd that answers by a program on the path."""
+    """A /proc, and a systemd that answers by a program on the path."""
 
     def __init__(self, folder: Path) -> None:
-        self.proc, self.cgroups, self.booted = folder / "proc", folder / "cgroup", folder / "booted"
+        self.proc, self.booted = folder / "proc", folder / "booted"
         self.asked = folder / "asked"
         self._programs = folder / "bin"
-        for made in (self.proc, self.cgroups, self.booted, self._programs):
+        for made in (self.proc, self.booted, self._programs):
             made.mkdir()
         self.clock = FakeClock()
-        self.look = OthersLook(self.clock, cgroups=str(self.cgroups), booted=str(self.booted))
+        self.look = OthersLook(self.clock, booted=str(self.booted))
         self.process(1, NEW.format(any="no"))
 
     def process(self, pid: int, stat: str | None, *, anonymous_mib: int = 10) -> None:
@@ -55,9 +55,8 @@ class Home:
         program.chmod(0o755)
 
     def group(self, path: str, *pids: int) -> None:
-        folder = self.cgroups / path
-        folder.mkdir(parents=True)
-        (folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        for pid in pids:
+            (self.proc / str(pid) / "cgroup").write_text(f"0::/{path}\n")
 
     def seen(self, *of_guests: int) -> OthersMemory | None:
         return self.look.memory(of_guests)
@@ -114,7 +113,7 @@ def test_a_user_sees_the_services_that_let_their_memory_merge_and_counts_the_res
     hidden.systemctl(f"cat <<'END'\n{UNITS}END")
     hidden.group("system.slice/web.service", 10)
     hidden.group("system.slice/web.service/workers", 11)
-    hidden.group("system.slice/ssh.service", 12)
+    hidden.group("system.slice/web.service-of-another-name", 12)
     assert hidden.seen() == OthersMemory(kib=21 * 1024, processes=2, unread=2)
     assert hidden.asked.read_text() == "show --property=ControlGroup --property=MemoryKSM *.service\n"
 
@@ -185,3 +184,17 @@ def test_who_may_merge(stat: str, may: bool) -> None:
 def test_systemds_answer_is_read_paragraph_by_paragraph() -> None:
     assert parse_groups(UNITS) == ("/system.slice/web.service",)
     assert parse_groups("ControlGroup=/x.service\n\nControlGroup=/y.service\n") == ()  # before systemd 254
+    assert parse_groups("ControlGroup=/\nMemoryKSM=yes\n") == (), "that would be everybody"
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("0::/system.slice/a.service\n", "/system.slice/a.service"),
+        ("12:pids:/x\n1:name=systemd:/system.slice/a.service\n0::/\n", "/system.slice/a.service"),
+        ("4:cpu,cpuacct:/x\n", ""),
+        ("", ""),
+    ],
+)
+def test_where_systemd_has_a_process(text: str, group: str) -> None:
+    assert parse_group(text) == group

@@ -8,13 +8,13 @@ have. A look at every process is made once a minute, the question to systemd eve
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection
 
 import psutil
 
 from virtksm.adapters.proc_files import (
     parse_anonymous_kib,
-    parse_counter,
     parse_process_ksm,
     read_private,
     read_process,
@@ -30,11 +30,10 @@ INIT = 1
 
 
 class OthersLook:
-    """Looks at all processes but the guests'. `booted` is there where systemd runs, `cgroups` is the v2 hierarchy."""
+    """Looks at all processes but the guests'. `booted` is there where systemd runs."""
 
-    def __init__(self, clock: Clock, *, cgroups: str = "/sys/fs/cgroup", booted: str = "/run/systemd/system") -> None:
+    def __init__(self, clock: Clock, *, booted: str = "/run/systemd/system") -> None:
         self._clock = clock
-        self._cgroups = cgroups
         self._booted = booted
         self._looked_s: float | None = None
         self._seen: OthersMemory | None = None
@@ -55,31 +54,26 @@ class OthersLook:
         page_kib = os.sysconf("SC_PAGE_SIZE") // 1024
         kib = processes = unread = 0
         is_told = False
-        in_units: Collection[int] | None = None
         for pid in pids:
             stat = "" if pid in of_guests else read_private(pid, "ksm_stat")
             if stat == "":  # the kernel's own, ended, or of a kernel without
                 continue
             is_told = True
-            if stat is not None and not may_merge(parse_process_ksm(stat)):
-                continue
-            if stat is None and in_units is None:
-                in_units = set(self._pids_of_units(now_s))
-            held_kib = parse_anonymous_kib(read_process(pid, "statm"), page_kib)
-            if stat is None and in_units is not None and pid not in in_units:
-                unread += held_kib > 0  # the kernel's own threads hold nothing
-                continue
-            kib += held_kib
-            processes += 1
+            may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(parse_process_ksm(stat))
+            if may or stat is None:
+                held_kib = parse_anonymous_kib(read_process(pid, "statm"), page_kib)
+                kib += held_kib if may else 0
+                processes += may
+                unread += not may and held_kib > 0  # the kernel's own threads hold nothing
         return OthersMemory(kib=kib, processes=processes, unread=unread) if is_told else None
 
-    def _pids_of_units(self, now_s: float) -> Iterator[int]:
+    def _is_in_merging_unit(self, pid: int, now_s: float) -> bool:
         if not is_fresh(self._asked_s, now_s, ASK_S):
             self._groups, self._asked_s = self._ask(), now_s
-        for group in self._groups:
-            for folder, _, files in os.walk(f"{self._cgroups}{group}"):
-                if "cgroup.procs" in files:
-                    yield from read_group(f"{folder}/cgroup.procs")
+        if not self._groups:
+            return False
+        group = parse_group(read_process(pid, "cgroup").decode("utf-8", "replace"))
+        return any(group == of_unit or group.startswith(f"{of_unit}/") for of_unit in self._groups)
 
     def _ask(self) -> tuple[str, ...]:
         """Return the control groups of the services that let their memory merge; none where nobody answers."""
@@ -112,14 +106,15 @@ def parse_groups(text: str) -> tuple[str, ...]:
     """Take the control groups of units with MemoryKSM=yes from what `systemctl show` prints: a paragraph a unit."""
     units = (dict(line.partition("=")[::2] for line in unit.splitlines()) for unit in text.split("\n\n"))
     groups = (unit.get("ControlGroup", "") for unit in units if unit.get("MemoryKSM") == "yes")
-    return tuple(group for group in groups if group.startswith("/") and ".." not in group.split("/"))
+    return tuple(group for group in groups if group.startswith("/") and group != "/")
 
 
-def read_group(path: str) -> Iterator[int]:
-    """Yield the processes of a control group by its cgroup.procs; none if it is gone."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            pids = [parse_counter(line) for line in file]
-    except OSError:
-        return
-    yield from (pid for pid in pids if pid is not None)
+def parse_group(text: str) -> str:
+    """Return where systemd has a process, by its /proc/PID/cgroup (cgroups(7)); "" for what is none.
+
+    The unified hierarchy's line is "0::PATH"; where there are older ones, systemd's is "N:name=systemd:PATH".
+    """
+    groups: dict[str, str] = {
+        name: group for _, name, group in re.findall(r"^([0-9]+):([^:\n]*):(.*)$", text, re.MULTILINE)
+    }
+    return groups.get("name=systemd", groups.get("", ""))
