@@ -798,6 +798,14 @@ def test_3_others_that_end_owe_nothing_and_are_no_start_of_a_guest() -> None:
     assert OTHERS not in past.guests_kib, "where it can no longer be read it is not guessed"
 
 
+def test_3_what_others_that_ended_have_left_in_ksmds_books_is_owed_one_round() -> None:
+    past = replace(resting(), guests_kib={"a/1": GIB, OTHERS: GIB})
+    decision, past = decide_all(ALWAYS, with_others(snap(60, {"a": GIB}, full_scans=5), GIB // 2), past=past)
+    assert (past.gone_kib, past.fresh_kib) == (GIB // 2, 0)
+    decision, past = decide_all(ALWAYS, with_others(snap(80, {"a": GIB}, full_scans=5), GIB // 2), past=past)
+    assert (decision.reason.rule, past.gone_kib) == ("round", 0)
+
+
 def test_3_how_much_is_others_is_said() -> None:
     past = replace(resting(), guests_kib={"a/1": GIB, OTHERS: GIB})
     decision, _ = decide_all(ALWAYS, with_others(snap(60, {"a": GIB}, full_scans=5), GIB), past=past)

@@ -41,6 +41,8 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     recent = tuple((at_s, kib) for at_s, kib in recent if 0 <= now_s - at_s < RECENT_S)
     all_kib = sum(guests_kib.values()) + sum(kept_kib.values())
     stopped_kib = sum(past.guests_kib[key] for key in stopped)
+    if OTHERS in guests_kib:  # a sum: what it falls by is what processes have held that ended
+        stopped_kib += max(past.guests_kib.get(OTHERS, 0) - guests_kib[OTHERS], 0)
     stayed = 1 - stopped_kib / (sum(past.guests_kib.values()) or 1)  # what has stopped owes nothing
     covered_kib = all_kib - sum(kib for _, kib in young)
     forgotten_kib = covered_kib if past.full_scans is not None and known_kib(snapshot) == 0 else 0  # run=2: unmerged
