@@ -23,11 +23,9 @@ from virtksm.model import (
     PARAMETERS,
     Decision,
     Guest,
-    GuestProcess,
     HostMemory,
     KsmState,
     Occasion,
-    OtherProcess,
     OthersMemory,
     Reason,
     Settings,
@@ -35,6 +33,7 @@ from virtksm.model import (
 )
 from virtksm.ownership import HostState
 from virtksm.ports import Maxima
+from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.switch import SwitchedOff
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)

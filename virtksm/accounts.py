@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from virtksm.merged import Merged
-from virtksm.model import ProcessKsm
+from virtksm.processes import ProcessKsm
 
 ITEM_BYTES = 64
 """struct ksm_rmap_item of a 64-bit kernel; tests/real/test_guests.py compares with ksm_process_profit."""

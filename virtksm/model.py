@@ -139,41 +139,6 @@ class KsmState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessKsm:
-    """What KSM counts for one process, in pages of the host's size.
-
-    Source: /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages (Linux 5.19) where that lacks it. `rmap_items` are the
-    pages that ksmd keeps book of (6.1), `merging_pages` those of them that are merged, the first of each group included
-    (6.4), `zero_pages` those merged into the zero page (6.6), `profit_bytes` the kernel's own ksm_process_profit (6.4).
-    `merges_any` (PR_SET_MEMORY_MERGE) and `is_mergeable` (some mapping may merge) came after 6.12.
-    """
-
-    rmap_items: int | None = None
-    zero_pages: int | None = None
-    merging_pages: int | None = None
-    profit_bytes: int | None = None
-    merges_any: bool | None = None
-    is_mergeable: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestProcess:
-    """A guest's QEMU: its command line, and what KSM counts for it; `ksm` is None where this user may not read it."""
-
-    arguments: tuple[str, ...]
-    ksm: ProcessKsm | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherProcess:
-    """A process that is no guest's and has merged pages; `name` is its own choice."""
-
-    pid: int
-    name: str
-    merging_pages: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory:
     """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats).
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from virtksm.model import Guest, GuestProcess, HostMemory, KsmState, OtherProcess, OthersMemory
+from virtksm.model import Guest, HostMemory, KsmState, OthersMemory
 from virtksm.ownership import HostState
 from virtksm.switch import SwitchedOff
+
+if TYPE_CHECKING:
+    from virtksm.processes import GuestProcess, OtherProcess
 
 
 class Maxima(Enum):

@@ -14,9 +14,10 @@ from virtksm.accounts import Account, LeftOver, find_left_over, settle
 from virtksm.describe import read_guests
 from virtksm.guest_xml import UNKNOWN, GuestXml
 from virtksm.merged import Merged
-from virtksm.model import Guest, GuestProcess, KsmState, OtherProcess, Source
+from virtksm.model import Guest, KsmState, Source
 from virtksm.obstacles import Obstacle, find_obstacles
 from virtksm.ports import Descriptions, GuestFacts, Hypervisor, Maxima
+from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.sense import no_ksm
 
 

@@ -13,8 +13,9 @@ import pytest
 from tests.fakes import FakeFacts
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.local_facts import ProcFacts
-from virtksm.model import Guest, GuestProcess, ProcessKsm
+from virtksm.model import Guest
 from virtksm.ports import GuestFacts
+from virtksm.processes import GuestProcess, ProcessKsm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from tests.real.agent_process import AgentHome
 from virtksm.accounts import ITEM_BYTES
 from virtksm.adapters.local_facts import read_guest_process
 from virtksm.demo.guests import PayloadGuest, start_guest, wait_settled
-from virtksm.model import ProcessKsm
+from virtksm.processes import ProcessKsm
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

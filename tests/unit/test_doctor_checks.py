@@ -32,8 +32,9 @@ from virtksm.doctor.facts import Facts, Folders, Guests, Hooks, Swap, Tuned, Uni
 from virtksm.doctor.finding import Outcome, Verdict, worst
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, GuestProcess, KsmState, OthersMemory, ProcessKsm, Settings
+from virtksm.model import Guest, KsmState, OthersMemory, Settings
 from virtksm.ownership import HostState, Ownership
+from virtksm.processes import GuestProcess, ProcessKsm
 from virtksm.switch import SwitchedOff
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
@@ -307,10 +308,11 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         "cannot tell",
     ),
     ("others_seen", HEALTHY, PASS, "there is none"),
-    ("others_seen", with_others(OTHERS, seen_kib=GIB), PASS, "3 processes that are no guests hold 2.0 GiB"),
+    ("others_seen", with_others(OTHERS, seen_kib=GIB), PASS, "2.0 GiB of 3 processes that libvirt does not run"),
     ("others_seen", with_others(OTHERS, seen_kib=GIB - 1), WARN, "of which the agent sees 1024.0 MiB"),
-    ("others_seen", with_others(OTHERS, seen_kib=None), PASS, "hold 2.0 GiB"),
-    ("others_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "hold 2.0 GiB"),
+    ("others_seen", with_others(OTHERS, seen_kib=None), PASS, "2.0 GiB of 3 processes"),
+    ("others_seen", with_others(replace(OTHERS, processes=1), seen_kib=None), PASS, "2.0 GiB of 1 process that"),
+    ("others_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "2.0 GiB of 3 processes"),
     ("others_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), WARN, "cannot tell: whether 7 processes"),
     ("others_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
     ("others_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),

@@ -22,7 +22,8 @@ from virtksm.adapters.local_facts import (
     parse_vmstat,
 )
 from virtksm.adapters.proc_files import parse_process_ksm, parse_signed
-from virtksm.model import Guest, HostMemory, ProcessKsm
+from virtksm.model import Guest, HostMemory
+from virtksm.processes import ProcessKsm
 
 
 class Qemus:

@@ -10,7 +10,6 @@ import pytest
 
 from tests.fakes import FakeClock
 from virtksm.adapters.others import ASK_S, LOOK_S, OthersLook, may_merge, parse_group, parse_groups
-from virtksm.adapters.proc_files import parse_process_ksm
 from virtksm.model import OthersMemory
 
 MIB_PAGES = 256
@@ -174,11 +173,13 @@ def test_a_clock_that_began_anew_ends_both(home: Home) -> None:
         (NEW.format(any="no"), False),
         ("ksm_merge_any: no\nksm_mergeable: yes\n", True),
         ("ksm_rmap_items 3\n", True),
+        ("ksm_rmap_items 0\nksm_merging_pages 0\n", False),
+        ("ksm_rmap_items 3\nksm_merge_any: no\nksm_mergeable: no\n", False),
         ("", False),
     ],
 )
 def test_who_may_merge(stat: str, may: bool) -> None:
-    assert may_merge(parse_process_ksm(stat)) == may
+    assert may_merge(stat) == may
 
 
 def test_systemds_answer_is_read_paragraph_by_paragraph() -> None:

@@ -25,11 +25,12 @@ from virtksm.adapters.proc_files import (
     read_process,
 )
 from virtksm.errors import SensingFailed
-from virtksm.model import Guest, GuestProcess, HostMemory, OtherProcess, OthersMemory
+from virtksm.model import Guest, HostMemory, OthersMemory
 from virtksm.ports import Clock
 
 if TYPE_CHECKING:
     from virtksm.adapters.others import OthersLook
+    from virtksm.processes import GuestProcess, OtherProcess
 
 YOUNG_S = 5.0
 """A process may still become a guest this long after it was first seen: libvirt forks before it executes QEMU."""
@@ -67,6 +68,8 @@ class ProcFacts:
         return tuple(None if process is None else read_guest_process(process.pid) for process in found)
 
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        from virtksm.processes import OtherProcess  # as above: no pass asks
+
         self._seek(running)
         of_guests = {process.pid for process in self._found.values()}
         others = []
@@ -214,6 +217,8 @@ def _find_ksmd() -> psutil.Process | None:
 
 def read_guest_process(pid: int) -> GuestProcess | None:
     """Read what the process of a guest tells; None if it has ended."""
+    from virtksm.processes import GuestProcess
+
     arguments = read_process(pid, "cmdline")
     if not arguments:
         return None

@@ -15,11 +15,10 @@ import psutil
 
 from virtksm.adapters.proc_files import (
     parse_anonymous_kib,
-    parse_process_ksm,
     read_private,
     read_process,
 )
-from virtksm.model import OthersMemory, ProcessKsm
+from virtksm.model import OthersMemory
 from virtksm.ports import Clock
 
 LOOK_S = 60.0
@@ -59,7 +58,7 @@ class OthersLook:
             if stat == "":  # the kernel's own, ended, or of a kernel without
                 continue
             is_told = True
-            may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(parse_process_ksm(stat))
+            may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat)
             if may or stat is None:
                 held_kib = parse_anonymous_kib(read_process(pid, "statm"), page_kib)
                 kib += held_kib if may else 0
@@ -95,11 +94,14 @@ def is_fresh(at_s: float | None, now_s: float, for_s: float) -> bool:
     return at_s is not None and 0 <= now_s - at_s < for_s
 
 
-def may_merge(ksm: ProcessKsm) -> bool:
-    """Tell whether a process lets memory merge; before the kernel said so (after 6.12), whether ksmd has seen any."""
-    if ksm.merges_any is None and ksm.is_mergeable is None:
-        return bool(ksm.rmap_items)
-    return bool(ksm.merges_any or ksm.is_mergeable)
+def may_merge(stat: str) -> bool:
+    """Tell by its ksm_stat whether a process lets memory merge; before the kernel says so, whether ksmd has seen any.
+
+    The kernel says so in ksm_merge_any and ksm_mergeable (after 6.12).
+    """
+    if answers := re.findall(r"^ksm_merge(?:_any|able): (yes|no)$", stat, re.MULTILINE):
+        return "yes" in answers
+    return re.search("^ksm_rmap_items [1-9]", stat, re.MULTILINE) is not None
 
 
 def parse_groups(text: str) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import psutil
 
-from virtksm.model import ProcessKsm
+if TYPE_CHECKING:
+    from virtksm.processes import ProcessKsm
 
 MAX_BYTES = 1 << 17
 """Most of a process's command line that is read: anybody's may be endless, and -uuid is in QEMU's first KiB."""
@@ -46,6 +48,8 @@ def parse_signed(text: str) -> int | None:
 
 def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
     """Parse /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages for kernels whose ksm_stat lacks it (before 6.4)."""
+    from virtksm.processes import ProcessKsm  # making it is start-up time, and no pass asks
+
     fields = dict(re.findall(r"^(\w+):? (\S+)$", stat, re.MULTILINE))
 
     def answer(name: str) -> bool | None:

@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from virtksm.model import OtherProcess
+    from virtksm.processes import OtherProcess
     from virtksm.survey import SeenGuest, Survey
 
 SCHEMA = 1

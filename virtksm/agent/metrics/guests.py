@@ -16,8 +16,9 @@ from virtksm.accounts import Account, find_left_over, settle
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.merged import Merged
-from virtksm.model import Guest, ProcessKsm, Snapshot, Source
+from virtksm.model import Guest, Snapshot, Source
 from virtksm.ports import GuestFacts
+from virtksm.processes import ProcessKsm
 
 LOOK_S = 5.0
 """A look may be so old; 150 guests take some 10 ms."""

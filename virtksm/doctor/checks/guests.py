@@ -72,7 +72,8 @@ def check_others(facts: Facts) -> Outcome:
         return passed("there is none")
     agent = facts.own.agent
     seen_kib = agent.others_kib if isinstance(agent, AgentSeen) else None
-    text = f"{others.processes} processes that are no guests hold {format_kib(others.kib)}"
+    processes = "1 process" if others.processes == 1 else f"{others.processes} processes"
+    text = f"{format_kib(others.kib)} of {processes} that libvirt does not run"
     if seen_kib is not None and seen_kib * 2 < others.kib:
         return warned(
             f"{text}, of which the agent sees {format_kib(seen_kib)}: its probes find the rest, up to 4 hours apart",

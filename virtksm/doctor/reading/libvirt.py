@@ -13,8 +13,9 @@ from virtksm.adapters.local_facts import ProcFacts
 from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
-from virtksm.model import Guest, GuestProcess, KsmState, OthersMemory
+from virtksm.model import Guest, KsmState, OthersMemory
 from virtksm.ports import Maxima
+from virtksm.processes import GuestProcess
 from virtksm.uri import is_local
 
 T = TypeVar("T")
