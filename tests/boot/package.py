@@ -260,7 +260,7 @@ def sees_memory_of_others() -> None:
     numbers = retune()["decision"]["numbers"]
     claim(numbers["others_kib"] == 0 and numbers["others_unread"] > 0, numbers)
     claim(doctor()["others_seen"] == "WARN", doctor())
-    claim(doctor("virtksm")["others_seen"] == "WARN", "a user who may not look gives a verdict")
+    claim(doctor("virtksm")["others_seen"] == "INFO", "a user who may not look gives a verdict")
     run("systemctl", "stop", started)
     if int(run("systemctl", "--version").split()[1]) < MEMORY_KSM:
         return

@@ -225,8 +225,10 @@ def needs_no_libvirt() -> None:
     claim(shown("libvirtd.service", "ActiveState") == "active", "the daemon was not started")
     claim(main_pid() == pid, "the agent was restarted")
     run("systemctl", "stop", "virtksm.service", "libvirtd.service")
+    seen = log()
     run("systemctl", "start", "virtksm.service")
     wait(lambda: shown("libvirtd.service", "ActiveState") == "active", "the daemon")
+    wait_logged("pass_completed.*connected", seen)
     claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
 
 

@@ -313,7 +313,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("others_seen", with_others(OTHERS, seen_kib=None), PASS, "2.0 GiB of 3 processes"),
     ("others_seen", with_others(replace(OTHERS, processes=1), seen_kib=None), PASS, "2.0 GiB of 1 process that"),
     ("others_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "2.0 GiB of 3 processes"),
-    ("others_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), WARN, "cannot tell: whether 7 processes"),
+    ("others_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), INFO, "whether 7 processes may merge"),
     ("others_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
     ("others_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
     ("configuration", HEALTHY, PASS, "policy adaptive"),

@@ -67,7 +67,7 @@ def check_others(facts: Facts) -> Outcome:
     if others is None:
         raise DoesNotApply("this kernel does not tell of processes (before 6.1), or they are hidden from this user")
     if others.unread:
-        raise CannotTell(f"whether {others.unread} processes may merge is for root to read")
+        raise DoesNotApply(f"whether {others.unread} processes may merge is for root to read")
     if others.kib == 0:
         return passed("there is none")
     agent = facts.own.agent
