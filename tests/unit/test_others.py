@@ -58,7 +58,7 @@ class Home:
             (self.proc / str(pid) / "cgroup").write_text(f"0::/{path}\n")
 
     def seen(self, *of_guests: int) -> OthersMemory | None:
-        return self.look.memory(of_guests)
+        return self.look.memory(lambda: of_guests)
 
 
 @pytest.fixture
@@ -156,6 +156,18 @@ def test_a_look_holds_for_a_minute_and_systemds_answer_for_five(hidden: Home) ->
         assert seen.kib == (1 if passed_s < LOOK_S else int(passed_s) + 1) * 1024
         asked.append(len(hidden.asked.read_text().splitlines()))
     assert asked == [1, 1, 1, 1, 2]
+
+
+def test_guests_are_sought_for_a_new_look_alone(home: Home) -> None:
+    sought: list[float] = []
+
+    def of_guests() -> tuple[int, ...]:
+        sought.append(home.clock.now_s)
+        return ()
+
+    for _ in range(3):
+        home.look.memory(of_guests)
+    assert len(sought) == 1
 
 
 def test_a_clock_that_began_anew_ends_both(home: Home) -> None:

@@ -59,8 +59,7 @@ class ProcFacts:
             from virtksm.adapters.others import OthersLook  # imports are start-up time, and not every policy asks
 
             self._others_look = OthersLook(self._clock)
-        self._seek(running)
-        return self._others_look.memory({process.pid for process in self._found.values()})
+        return self._others_look.memory(lambda: self._pids_of(running))
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         self._seek(running)
@@ -70,8 +69,7 @@ class ProcFacts:
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         from virtksm.processes import OtherProcess  # as above: no pass asks
 
-        self._seek(running)
-        of_guests = {process.pid for process in self._found.values()}
+        of_guests = self._pids_of(running)
         others = []
         for pid in psutil.pids():
             merging_pages = None if pid in of_guests else parse_counter(read_private(pid, "ksm_merging_pages") or "")
@@ -138,6 +136,10 @@ class ProcFacts:
         except psutil.NoSuchProcess:
             del self._found[key]
             return None
+
+    def _pids_of(self, running: tuple[Guest, ...]) -> set[int]:
+        self._seek(running)
+        return {process.pid for process in self._found.values()}
 
     def _seek(self, running: tuple[Guest, ...]) -> None:
         """Find the processes of the guests that have none yet, and forget those of guests that have ended."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import psutil
 
@@ -35,11 +35,14 @@ class OthersLook:
         self._asked_s: float | None = None
         self._groups: tuple[str, ...] = ()
 
-    def memory(self, of_guests: Collection[int]) -> OthersMemory | None:
-        """Return what was seen in the last minute; None where processes are hidden or the kernel does not tell."""
+    def memory(self, of_guests: Callable[[], Collection[int]]) -> OthersMemory | None:
+        """Return what was seen in the last minute; None where processes are hidden or the kernel does not tell.
+
+        `of_guests` returns the guests' processes; it is called for a new look alone.
+        """
         now_s = self._clock()
         if not is_fresh(self._looked_s, now_s, LOOK_S):
-            self._seen, self._looked_s = self._look(of_guests, now_s), now_s
+            self._seen, self._looked_s = self._look(of_guests(), now_s), now_s
         return self._seen
 
     def _look(self, of_guests: Collection[int], now_s: float) -> OthersMemory | None:
