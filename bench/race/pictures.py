@@ -61,7 +61,7 @@ def trace_work(records: Sequence[Record], order: Sequence[str]) -> list[Curve]:
 
 def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path) -> None:
     """Draw one work's picture. `settled_s` marks about when the last guest had settled."""
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(10.5, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for curve in curves:
         width = 2.2 if curve.contender == "adaptive" else 1.2
@@ -75,7 +75,7 @@ def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path)
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.3)
     above.set_title(textwrap.fill(title, TITLE_CHARACTERS), fontsize="medium")
-    above.legend(loc="lower right", fontsize="small")
+    figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     below.set_xlabel("s since the first guest's start (vertical line: the last guest has filled its memory)")
     with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same records make the same file
         figure.savefig(path, metadata={"Date": None})
