@@ -80,6 +80,15 @@ def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> 
     assert rounds <= 4 * (len(starts) + 1)
 
 
+def test_guests_that_fill_side_by_side_for_long_take_one_pair_of_rounds() -> None:
+    """One after the other is full, and the rate falls to an eighth of its highest: the last ones are waited for."""
+    guest = PayloadGuest(name="", memory_mib=900, common_mib=80, own_mib=600, slow_mib_per_s=40)
+    starts = [Start(at_s=5.0 * one, guest=replace(guest, name=f"g{one}", seed=one + 1)) for one in range(8)]
+    ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
+    assert ours.samples[-1].full_scans == 2
+    assert ours.samples[-1].saved_pages >= 7 * 80 * PAGES_PER_MIB
+
+
 def least_paid(starts_s: list[float], common_mib: int, own_mib: int) -> float:
     """Return the least that anybody pays who knows all starts: ksmd-seconds, and waiting at the law's settled price.
 

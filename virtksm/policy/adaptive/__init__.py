@@ -213,7 +213,12 @@ def stand_down(past: AdaptivePast) -> AdaptivePast:
     if past.round is None:
         return past
     return replace(
-        past, round=None, full_scans=None, fresh_kib=past.fresh_kib + past.round.scanning_kib, probe_rounds=0
+        past,
+        round=None,
+        full_scans=None,
+        fresh_kib=past.fresh_kib + past.round.scanning_kib,
+        pair_left=0,
+        probe_rounds=0,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtksm.model import Snapshot
-from virtksm.policy.adaptive.growth import RECENT_S, note_start
+from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
 PAGE_KIB = 4
@@ -56,7 +56,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
     waiting_kib = past.fresh_kib + past.gone_kib + (past.half_kib if past.round is None else 0)
     if past.taken_s is not None and guests_kib.keys() - past.guests_kib.keys() - {OTHERS}:
         past = note_start(past, now_s)
-    return replace(
+    past = replace(
         past,
         taken_s=now_s,
         guests_kib={**kept_kib, **guests_kib},
@@ -72,6 +72,7 @@ def account(snapshot: Snapshot, past: AdaptivePast, settle_s: float) -> Adaptive
         broken_kib=min(past.broken_kib + broken_kib, MOST_SUM),
         probe_due_s=None if past.taken_s is not None and past.taken_s > now_s else past.probe_due_s,  # another boot's
     )
+    return note_burst(past, total_kib(snapshot, past))
 
 
 def _broken_kib(snapshot: Snapshot, past: AdaptivePast, *, has_stopped: bool) -> int:

@@ -13,6 +13,11 @@ burst it is what is waited for."""
 BURST_S = 120.0
 """Memory that would double so soon at the present rate is in a burst (guests start): it ends soon, and one round then
 covers it all."""
+LULL_S, LULL_SHARE = 2 * BURST_S, 1 / 16
+"""A burst goes on while memory would still double so soon, and that share of its highest rate is left: guests that
+start on a busy host fill their memory by fits and starts (measured: eight, in a minute, at 37 to 270 MiB a second)."""
+LULL_RECENT_S = RECENT_S / 2
+"""Where so little appears, the last look decides, so that a burst that ends is seen to end no later than without."""
 STEADY_S = 40.0
 """Debt that would double so soon at the present rate is still growing."""
 PATIENCE = 1.05
@@ -30,14 +35,36 @@ class Growth(Enum):
     SETTLED = "settled"
 
 
-def is_burst(appeared: tuple[tuple[float, int], ...], memory_kib: int) -> bool:
-    """Tell whether so much has appeared lately that the memory would double within two minutes."""
-    return sum(kib for _, kib in appeared) * BURST_S > memory_kib * RECENT_S
+def note_burst(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
+    """Note the highest rate of the burst that goes on, or that there is none."""
+    recent_kib = sum(kib for _, kib in past.recent)
+    if past.burst_kib:
+        past = replace(past, burst_kib=max(past.burst_kib, recent_kib))
+    return replace(past, burst_kib=max(past.burst_kib, recent_kib) if burst_left_s(past, memory_kib) > 0 else 0)
 
 
-def judge_growth(past: AdaptivePast, memory_kib: int) -> Growth:
+def burst_left_s(past: AdaptivePast, memory_kib: int) -> float:
+    """Return in how many seconds a burst will be over if nothing more appears; 0.0 or below: there is none."""
+    left_s = _left_s(past, RECENT_S, memory_kib * RECENT_S / BURST_S)
+    if past.burst_kib == 0:
+        return left_s
+    least_kib = max(memory_kib * LULL_RECENT_S / LULL_S, past.burst_kib * LULL_SHARE * LULL_RECENT_S / RECENT_S)
+    return max(left_s, _left_s(past, LULL_RECENT_S, least_kib))
+
+
+def _left_s(past: AdaptivePast, window_s: float, least_kib: float) -> float:
+    """Return how much longer more than `least_kib` will have appeared within `window_s`; 0.0 or below: it has not."""
+    appeared_kib, now_s = 0, past.taken_s or 0.0
+    for at_s, kib in reversed(past.recent):
+        appeared_kib += kib
+        if appeared_kib > least_kib:
+            return at_s + window_s - now_s
+    return 0.0
+
+
+def judge_growth(past: AdaptivePast) -> Growth:
     """Tell whether more memory is to be expected, so that a round should wait for it (rule 6)."""
-    if is_burst(past.recent, memory_kib):
+    if past.burst_kib:
         return Growth.BURST
     if _series_left_s(past) > 0:
         return Growth.SERIES
@@ -49,10 +76,7 @@ def seconds_to_end(growth: Growth, past: AdaptivePast, memory_kib: int) -> float
     """Return in how many seconds a burst or a series will be over if nothing more appears; 0.0 for the others."""
     if growth is Growth.SERIES:
         return _series_left_s(past)
-    left_s, now_s, recent = 0.0, past.taken_s or 0.0, past.recent
-    while growth is Growth.BURST and is_burst(recent, memory_kib):
-        left_s, recent = recent[0][0] + RECENT_S - now_s, recent[1:]
-    return left_s
+    return burst_left_s(past, memory_kib) if growth is Growth.BURST else 0.0
 
 
 def _series_left_s(past: AdaptivePast) -> float:

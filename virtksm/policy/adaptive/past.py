@@ -7,7 +7,7 @@ Counters that the kernel or the connection does not offer are None.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 DEFAULT_PAGE_COST_S = 7e-6
@@ -63,8 +63,10 @@ class AdaptivePast:
     """Memory that appeared a moment ago, (when, KiB): it pays for no round until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
     """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
+    burst_kib: int = 0
+    """The most that appeared so lately in the present burst; 0 outside of one."""
     has_starts: bool = False
-    """Whether a guest has started since the last round began that covered anything new."""
+    """Whether a guest has started since the last pair of rounds began."""
     start_s: float | None = None
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
@@ -90,6 +92,8 @@ class AdaptivePast:
     full_scans: int | None = None
     """The full scan at whose end our last round left ksmd's cursor; None if it may be anywhere."""
     round: Round | None = None
+    pair_left: int = 0
+    """Rounds of the present pair that have yet to end: the second one begins as soon as the first has ended."""
     page_cost_s: float = DEFAULT_PAGE_COST_S
     round_cost_s_per_kib: float | None = None
     """ksmd's CPU time that a round is reckoned to take, for each KiB of memory; None before the first."""
@@ -112,8 +116,8 @@ def dump_past(past: AdaptivePast) -> dict[str, object]:
 
 
 def load_past(kept: Mapping[str, object]) -> AdaptivePast:
-    """Rebuild a past from what `dump_past` gave; raises ValueError if it is not one."""
-    values = _checked(AdaptivePast, kept)
+    """Rebuild a past from what `dump_past` gave, also an older version's; raises ValueError if it is not one."""
+    values = {**dump_past(AdaptivePast()), **_checked(AdaptivePast, kept)}
     if not isinstance(values["guests_kib"], Mapping):
         raise ValueError("guests_kib is damaged")  # bad data, not a bad call
     guests_kib = {str(key): _plain(str(key), kib, "int") for key, kib in values["guests_kib"].items()}
@@ -136,19 +140,24 @@ def _appeared(kept: object) -> tuple[tuple[float, int], ...]:
 
 
 def _checked(made: type[Any], kept: object) -> dict[str, Any]:
-    """Return the fields of a dataclass as kept; bool, int and float are checked against its annotations."""
+    """Return the fields of a dataclass as kept; bool, int and float are checked against its annotations.
+
+    Those that have a default may be missing: an older version knew nothing of them.
+    """
     declared = {one.name: str(one.type) for one in fields(made)}
-    if not isinstance(kept, Mapping) or kept.keys() != declared.keys():
+    needed = {one.name for one in fields(made) if one.default is MISSING and one.default_factory is MISSING}
+    if not isinstance(kept, Mapping) or not needed <= kept.keys() <= declared.keys():
         raise ValueError(f"not what the adaptive policy keeps: {made.__name__} has other keys")
     values = dict(kept)
-    for name, kind in declared.items():
-        if values[name] is None and kind.endswith("| None"):
+    for name, value in kept.items():
+        kind = declared[name]
+        if value is None and kind.endswith("| None"):
             continue
         base = kind.removesuffix(" | None")
-        if base == "str" and not isinstance(values[name], str):
-            raise ValueError(f"{name} is {values[name]!r}, not text")
+        if base == "str" and not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, not text")
         if base in ("bool", "int", "float"):
-            values[name] = _plain(name, values[name], base)
+            values[name] = _plain(name, value, base)
     return values
 
 

@@ -94,16 +94,16 @@ def seconds_to_wait(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float
     if debt_kib * NEGLIGIBLE <= memory_kib:
         return None
     wait_s = max(worth_kib_s(snapshot, past, need) - past.waited_kib_s, 0.0) / debt_kib
-    ends_s = seconds_to_end(judge_growth(past, memory_kib), past, memory_kib)
+    ends_s = seconds_to_end(judge_growth(past), past, memory_kib)
     return min(wait_s, max(ends_s, LOOK_S)) if ends_s > 0 else wait_s
 
 
 def worth_kib_s(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float:
     """Return how much waiting is worth a round (rule 6), 0.0 where a second one is owed: KiB times seconds."""
     memory_kib = total_kib(snapshot, past)
-    if is_half_covered(past, memory_kib) and past.backoff == 1:
+    if is_second_due(past, memory_kib) and past.backoff == 1:
         return 0.0
-    growth = judge_growth(past, memory_kib)
+    growth = judge_growth(past)
     price, least_s = PRICES[growth], LEAST_WAIT_S if growth is Growth.SETTLED else 0.0
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
@@ -112,9 +112,9 @@ def worth_kib_s(snapshot: Snapshot, past: AdaptivePast, need: Need) -> float:
     return max(due_kib_s, least_s * (1 - need.pressure) * owed_kib(past))
 
 
-def is_half_covered(past: AdaptivePast, memory_kib: int) -> bool:
-    """Tell whether a second round is owed. It is not put off, whatever else is to come: the first would be in vain."""
-    return past.half_kib * NEGLIGIBLE > memory_kib
+def is_second_due(past: AdaptivePast, memory_kib: int) -> bool:
+    """Tell whether a pair's second round is owed. It is not put off, whatever else is to come: savings wait for it."""
+    return past.pair_left > 0 and past.half_kib * NEGLIGIBLE > memory_kib
 
 
 def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
@@ -123,20 +123,20 @@ def begin_round(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
     With the cursor where our last round left it, or where it begins as long as KSM knows of no page, the next full scan
     is whole; otherwise the one after it is.
     """
-    if is_half_covered(past, total_kib(snapshot, past)):
-        scanning_kib, left = 0, past  # what is new waits for a first round of its own, or rounds would never end
-    else:
-        scanning_kib = past.fresh_kib + sum(kib for _, kib in past.young)
-        left = replace(past, young=(), fresh_kib=0, has_starts=False)
+    is_second = is_second_due(past, total_kib(snapshot, past))
     full_scans = snapshot.ksm.full_scans or 0
     whole = past.full_scans == full_scans or known_kib(snapshot) == 0
     return replace(
-        left,
+        past,
         round=Round(
             ends_at_full_scans=full_scans + (1 if whole else 2),
-            scanning_kib=scanning_kib,
+            scanning_kib=past.fresh_kib + sum(kib for _, kib in past.young),
             began=read_meter(snapshot),
         ),
+        pair_left=past.pair_left if is_second else 2,
+        has_starts=past.has_starts and is_second,
+        young=(),
+        fresh_kib=0,
         gone_kib=0,
         waited_kib_s=0.0,
     )
@@ -237,6 +237,8 @@ def is_scanned_by_others(snapshot: Snapshot, past: AdaptivePast) -> bool:
 def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
     """Settle a round's account (rule 7): what was fresh is owed one visit more, what was half is paid.
 
+    Rounds come in pairs: the second follows at once. What was fresh when that began waits then, or none was the last.
+
     A narrow round, in which smart_scan skipped most of the old pages, pays for no half debt of which little has merged
     (rule 10): the twins that it may have were not there. It is cheap, and the wide one will come. Nor is half debt paid
     of which much is in neither tree now.
@@ -245,6 +247,7 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     gained_kib = max(now.pages_sharing - began.pages_sharing, 0) * PAGE_KIB
+    is_second = past.pair_left <= 1
     tail_gained_kib = min(past.tail_gained_kib + gained_kib, MOST_SUM) if past.narrow_rounds else 0
     if past.narrow_rounds == 0:
         is_tail = is_narrow(snapshot, past, ended) and gained_kib * 4 < past.half_kib
@@ -263,10 +266,11 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
         round=None,
         full_scans=None if is_scanned_by_others(snapshot, past) else snapshot.ksm.full_scans,
         half_kib=ended.scanning_kib + left_kib,
+        pair_left=1 if left_kib else max(past.pair_left - 1, 0),
         retries=past.retries + 1 if is_unsettled else 0,
         tail_gained_kib=tail_gained_kib,
-        narrow_rounds=past.narrow_rounds + 1 if is_tail else 0,
-        yielded=past.yielded if is_tail else learn_yield(past, max(gained_kib, tail_gained_kib)),
+        narrow_rounds=past.narrow_rounds + is_second if is_tail else 0,
+        yielded=learn_yield(past, max(gained_kib, tail_gained_kib)) if is_second and not is_tail else past.yielded,
         round_cost_s_per_kib=per_kib if known is None else max(per_kib, known + (per_kib - known) * NEWEST),
         gained_kib=min(past.gained_kib + gained_kib, MOST_SUM),
     )

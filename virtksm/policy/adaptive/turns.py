@@ -69,7 +69,7 @@ def _of_debt(
         return
     if worth > waited_kib_s:
         yield Turn(then="begins a round", quantity="waited_kib_s", threshold=worth, present=waited_kib_s)
-    if is_settled and judge_growth(past, memory_kib) is Growth.SETTLED:
+    if is_settled and judge_growth(past) is Growth.SETTLED:
         left_s = max(worth - waited_kib_s, 0.0) / debt_kib
         yield Turn(then="begins a round", quantity=PASSED_S, threshold=left_s, present=0.0)
 
