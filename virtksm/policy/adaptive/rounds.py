@@ -267,7 +267,7 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
         full_scans=None if is_scanned_by_others(snapshot, past) else snapshot.ksm.full_scans,
         half_kib=ended.scanning_kib + left_kib,
         pair_left=1 if left_kib else max(past.pair_left - 1, 0),
-        retries=past.retries + 1 if is_unsettled else 0,
+        retries=past.retries + is_second if is_unsettled else 0,
         tail_gained_kib=tail_gained_kib,
         narrow_rounds=past.narrow_rounds + is_second if is_tail else 0,
         yielded=learn_yield(past, max(gained_kib, tail_gained_kib)) if is_second and not is_tail else past.yielded,
