@@ -276,16 +276,21 @@ def filling(*rates_mib: int, old_kib: int = 0) -> Growth:
 
 def test_6_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
     """Measured on a busy host: 37 to 270 MiB a second, with 46 as a burst's least for what was there by then."""
-    assert filling(270, 37, 110, 37, old_kib=11 * GIB // 2) is Growth.BURST
-    assert filling(37, old_kib=11 * GIB // 2) is not Growth.BURST, "none begins so"
+    assert filling(*[270] * 8, 37, 37, 110, 37, old_kib=4 * GIB) is Growth.BURST
+    assert filling(37, old_kib=6 * GIB) is not Growth.BURST, "none begins so"
 
 
 @pytest.mark.parametrize(
     ("rates_mib", "why"),
-    [((270, 110, 0), "nothing comes any more"), ((270, 10), "too little of memory"), ((2000, 37), "too little of it")],
+    [
+        ((*[270] * 8, 0), "nothing comes any more"),
+        ((*[270] * 8, 3), "next to nothing does"),
+        ((*[270] * 8, 37, 37, 37, 37), "a quarter of the eight seconds is over"),
+        ((270, 37, 37), "it has not lasted"),
+    ],
 )
-def test_6_a_burst_ends_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
-    assert filling(*rates_mib, old_kib=11 * GIB // 2) is not Growth.BURST, why
+def test_6_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
+    assert filling(*rates_mib, old_kib=4 * GIB) is not Growth.BURST, why
 
 
 def test_6_debt_waits_longer_while_more_is_to_come() -> None:

@@ -13,8 +13,8 @@ burst it is what is waited for."""
 BURST_S = 120.0
 """Memory that would double so soon at the present rate is in a burst (guests start): it ends soon, and one round then
 covers it all."""
-LULL_S, LULL_SHARE = 2 * BURST_S, 1 / 16
-"""A burst goes on while memory would still double so soon, and that share of its highest rate is left: guests that
+LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
+"""Where memory would still double so soon, a burst goes on for that share of the time that it has lasted: guests that
 start on a busy host fill their memory by fits and starts (measured: eight, in a minute, at 37 to 270 MiB a second)."""
 LULL_RECENT_S = RECENT_S / 2
 """Where so little appears, the last look decides, so that a burst that ends is seen to end no later than without."""
@@ -36,20 +36,26 @@ class Growth(Enum):
 
 
 def note_burst(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
-    """Note the highest rate of the burst that goes on, or that there is none."""
-    recent_kib = sum(kib for _, kib in past.recent)
-    if past.burst_kib:
-        past = replace(past, burst_kib=max(past.burst_kib, recent_kib))
-    return replace(past, burst_kib=max(past.burst_kib, recent_kib) if burst_left_s(past, memory_kib) > 0 else 0)
+    """Note since when there has been a burst, and when memory last appeared at the rate of one; or that none is."""
+    if _full_rate_left_s(past, memory_kib) > 0:
+        since_s = past.taken_s if past.burst_since_s is None else past.burst_since_s
+        return replace(past, burst_since_s=since_s, burst_at_s=past.taken_s)
+    if burst_left_s(past, memory_kib) > 0:
+        return past
+    return replace(past, burst_since_s=None, burst_at_s=None)
 
 
 def burst_left_s(past: AdaptivePast, memory_kib: int) -> float:
     """Return in how many seconds a burst will be over if nothing more appears; 0.0 or below: there is none."""
-    left_s = _left_s(past, RECENT_S, memory_kib * RECENT_S / BURST_S)
-    if past.burst_kib == 0:
+    left_s = _full_rate_left_s(past, memory_kib)
+    if past.burst_since_s is None or past.burst_at_s is None or past.taken_s is None:
         return left_s
-    least_kib = max(memory_kib * LULL_RECENT_S / LULL_S, past.burst_kib * LULL_SHARE * LULL_RECENT_S / RECENT_S)
-    return max(left_s, _left_s(past, LULL_RECENT_S, least_kib))
+    patience_s = past.burst_at_s + LULL_SHARE * (past.burst_at_s - past.burst_since_s) - past.taken_s
+    return max(left_s, min(_left_s(past, LULL_RECENT_S, memory_kib * LULL_RECENT_S / LULL_S), patience_s))
+
+
+def _full_rate_left_s(past: AdaptivePast, memory_kib: int) -> float:
+    return _left_s(past, RECENT_S, memory_kib * RECENT_S / BURST_S)
 
 
 def _left_s(past: AdaptivePast, window_s: float, least_kib: float) -> float:
@@ -64,7 +70,7 @@ def _left_s(past: AdaptivePast, window_s: float, least_kib: float) -> float:
 
 def judge_growth(past: AdaptivePast) -> Growth:
     """Tell whether more memory is to be expected, so that a round should wait for it (rule 6)."""
-    if past.burst_kib:
+    if past.burst_since_s is not None:
         return Growth.BURST
     if _series_left_s(past) > 0:
         return Growth.SERIES

@@ -13,7 +13,7 @@ from typing import Any
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (FACTS, measured)."""
 
-ADDED = frozenset({"burst_kib", "pair_left"})
+ADDED = frozenset({"burst_since_s", "burst_at_s", "pair_left"})
 """What pasts kept before 27 November 2026 lack: it is at its default then."""
 MOST = 2.0**53
 """Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
@@ -65,8 +65,10 @@ class AdaptivePast:
     """Memory that appeared a moment ago, (when, KiB): it pays for no round until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
     """Memory that appeared in the last seconds, (when, KiB), settled or not: more is likely to come."""
-    burst_kib: int = 0
-    """The most that appeared so lately in the present burst; 0 outside of one."""
+    burst_since_s: float | None = None
+    """Since when there has been a burst; None outside of one."""
+    burst_at_s: float | None = None
+    """When memory last appeared at a burst's rate."""
     has_starts: bool = False
     """Whether a guest has started since the last pair of rounds began."""
     start_s: float | None = None
