@@ -293,6 +293,15 @@ def test_6_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tup
     assert filling(*rates_mib, old_kib=4 * GIB) is not Growth.BURST, why
 
 
+@pytest.mark.parametrize(("at_s", "since_s"), [(10.3, 2.0), (5000.0, 5000.0), (1.0, 1.0)])
+def test_6_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_finds(
+    at_s: float, since_s: float
+) -> None:
+    """Nor is one of before a reboot; a lull of a quarter of eight seconds would be too long for a new one."""
+    past = AdaptivePast(taken_s=10.0, guests_kib={"a/1": GIB}, burst_since_s=2.0, burst_at_s=10.0)
+    assert decide_all(AUTO, snap(at_s, {"a": 2 * GIB}), past=past)[1].burst_since_s == since_s
+
+
 def test_6_debt_waits_longer_while_more_is_to_come() -> None:
     waits_s = []
     for appeared_kib in (0, GIB // 32):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from enum import Enum
 
@@ -38,8 +39,8 @@ class Growth(Enum):
 def note_burst(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
     """Note since when there has been a burst, and when memory last appeared at the rate of one; or that none is."""
     if _full_rate_left_s(past, memory_kib) > 0:
-        since_s = past.taken_s if past.burst_since_s is None else past.burst_since_s
-        return replace(past, burst_since_s=since_s, burst_at_s=past.taken_s)
+        goes_on = _patience_s(past) >= -RECENT_S  # else an agent has stopped in an earlier one
+        return replace(past, burst_since_s=past.burst_since_s if goes_on else past.taken_s, burst_at_s=past.taken_s)
     if burst_left_s(past, memory_kib) > 0:
         return past
     return replace(past, burst_since_s=None, burst_at_s=None)
@@ -47,15 +48,19 @@ def note_burst(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
 
 def burst_left_s(past: AdaptivePast, memory_kib: int) -> float:
     """Return in how many seconds a burst will be over if nothing more appears; 0.0 or below: there is none."""
-    left_s = _full_rate_left_s(past, memory_kib)
-    if past.burst_since_s is None or past.burst_at_s is None or past.taken_s is None:
-        return left_s
-    patience_s = past.burst_at_s + LULL_SHARE * (past.burst_at_s - past.burst_since_s) - past.taken_s
-    return max(left_s, min(_left_s(past, LULL_RECENT_S, memory_kib * LULL_RECENT_S / LULL_S), patience_s))
+    lull_left_s = min(_left_s(past, LULL_RECENT_S, memory_kib * LULL_RECENT_S / LULL_S), _patience_s(past))
+    return max(_full_rate_left_s(past, memory_kib), lull_left_s)
 
 
 def _full_rate_left_s(past: AdaptivePast, memory_kib: int) -> float:
     return _left_s(past, RECENT_S, memory_kib * RECENT_S / BURST_S)
+
+
+def _patience_s(past: AdaptivePast) -> float:
+    """Return how much longer a lull ends no burst; below 0.0 where there is none, or where the clock began anew."""
+    if past.burst_since_s is None or past.burst_at_s is None or past.taken_s is None or past.taken_s < past.burst_at_s:
+        return -math.inf
+    return past.burst_at_s + LULL_SHARE * (past.burst_at_s - past.burst_since_s) - past.taken_s
 
 
 def _left_s(past: AdaptivePast, window_s: float, least_kib: float) -> float:
