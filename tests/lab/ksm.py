@@ -137,7 +137,8 @@ class Ksm:
         while merged != merged_before:
             self._wait_full_scans(2, deadline - time.monotonic())
             merged, merged_before = self.read("pages_shared") + self.read("pages_sharing"), merged
-        self.write(pages_to_scan=0, sleep_millisecs=1000)
+        # Kernel: writing run waits for ksmd's lock, so for the end of the batch of 20,000 pages that it may be in.
+        self.write(pages_to_scan=0, sleep_millisecs=1000, run=1)
 
     def _wait_full_scans(self, count: int, timeout_s: float) -> None:
         target = self.read("full_scans") + count
