@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 import pytest
 
+from bench.sim.real_memory import MergeableProcess
 from tests.lab.fixtures import QEMU_CACHE, REPO, GuestFactory, RunningGuest
 from tests.lab.guest_memory import COMMON, OWN, page_identity, payload_pages
 from tests.lab.ksm import Ksm, KsmState, merging_pages, merging_pages_of_others, wait_until
@@ -323,3 +324,12 @@ def test_ksm_is_restored_to_the_last_value(ksm: Ksm) -> None:
     state.restore()
     assert KsmState.save() == state
     assert (ksm.read("run"), ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (0, 123, 45)
+
+
+def test_ksmd_is_at_rest_once_all_is_merged(ksm: Ksm) -> None:
+    with MergeableProcess(PayloadGuest(name="", memory_mib=64, image=IMAGE, common_mib=32, own_mib=32)):
+        for _ in range(8):  # without waiting for it, ksmd is in a batch half of the times
+            ksm.merge_all()
+            scanned = ksm.read("pages_scanned")
+            time.sleep(0.1)
+            assert ksm.read("pages_scanned") == scanned
