@@ -327,8 +327,9 @@ def test_ksm_is_restored_to_the_last_value(ksm: Ksm) -> None:
 
 
 def test_ksmd_is_at_rest_once_all_is_merged(ksm: Ksm) -> None:
-    with MergeableProcess(PayloadGuest(name="", memory_mib=64, image=IMAGE, common_mib=32, own_mib=32)):
-        for _ in range(8):  # without waiting for it, ksmd is in a batch half of the times
+    ksm.write(smart_scan=0)
+    with MergeableProcess(PayloadGuest(name="", memory_mib=80, image=IMAGE, own_mib=64)):
+        for _ in range(8):  # without waiting for it, ksmd is in a batch most of the times
             ksm.merge_all()
             scanned = ksm.read("pages_scanned")
             time.sleep(0.1)
