@@ -32,11 +32,11 @@ LEAST_BATCH_PAGES = 1000
 PRICES: Mapping[Growth, float] = {
     Growth.BURST: 0.1,
     Growth.SERIES: 0.1,
-    Growth.STEADY: 2.0,
+    Growth.STEADY: 1.0,
     Growth.SETTLED: 10.0,
 }
 """How many ksmd-seconds it is worth to save the whole memory for a second: in a burst, one round later covers it all;
-once memory has settled, waiting is nothing but loss."""
+once memory has settled, waiting is nothing but loss; steady growth lies halfway (the geometric mean)."""
 STARTS_YIELD = 0.5
 """Which share of the memory of guests that start is taken to merge; of other debt, as much as did lately."""
 LEAST_YIELD = 0.05
