@@ -89,6 +89,16 @@ def test_guests_that_fill_side_by_side_for_long_take_one_pair_of_rounds() -> Non
     assert ours.samples[-1].saved_pages >= 7 * 80 * PAGES_PER_MIB
 
 
+def test_steady_growth_is_merged_soon_in_few_rounds() -> None:
+    """The race's growth: at every full minute no more than 15 % behind what may merge."""
+    guest = PayloadGuest(name="", memory_mib=768, common_mib=62, own_mib=62, grow_mib_per_min=64)
+    starts = [Start(at_s=2.0 * one, guest=replace(guest, name=f"g{one}", seed=one // 2)) for one in range(4)]
+    ours = run_policy(new_host(), ALWAYS, starts, until_s=600.0, sample_every_s=60.0)
+    for minute, sample in enumerate(ours.samples[1:], start=1):
+        assert sample.saved_pages >= 0.85 * (3 * 62 + 2 * 62 + 2 * 64 * minute) * PAGES_PER_MIB
+    assert ours.samples[-1].full_scans <= 60  # with growth twice as dear 72
+
+
 def least_paid(starts_s: list[float], common_mib: int, own_mib: int) -> float:
     """Return the least that anybody pays who knows all starts: ksmd-seconds, and waiting at the law's settled price.
 
