@@ -1,0 +1,47 @@
+"""A blocking call with a limit, without an event loop."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from virtksm.bounded import BoundedCalls
+from virtksm.errors import SensingFailed
+
+HANG_S = 0.01
+
+
+@pytest.fixture
+def calls() -> BoundedCalls:
+    return BoundedCalls(SensingFailed)
+
+
+def test_a_call_that_returns_in_time_gives_its_result(calls: BoundedCalls) -> None:
+    assert calls.run("adding", lambda: 1 + 1, 60.0) == 2
+    assert calls.waiting_for is None
+
+
+def test_an_exception_passes_through(calls: BoundedCalls) -> None:
+    def fail() -> None:
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        calls.run("failing", fail, 60.0)
+
+
+def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until_it_is_back(
+    calls: BoundedCalls,
+) -> None:
+    goes_on, was_called = threading.Event(), threading.Event()
+    with pytest.raises(SensingFailed, match=r"^hanging: no answer within 0\.01 s$"):
+        calls.run("hanging", goes_on.wait, HANG_S)
+    with pytest.raises(SensingFailed, match=r"^next: still waiting for hanging$"):
+        calls.run("next", was_called.set, 60.0)
+    assert not was_called.is_set()
+
+    goes_on.set()
+    while calls.waiting_for is not None:
+        goes_on.wait(0.001)
+    calls.run("next", was_called.set, 60.0)
+    assert was_called.is_set()
