@@ -100,6 +100,16 @@ def test_a_saved_and_a_restored_guest_each_change_the_setting_in_the_kernel(
         libvirt_conn.lookupByName("guest").destroy()
 
 
+def test_a_guest_that_reports_balloon_sizes_unasked_causes_a_pass_after_the_other_and_no_step(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    agent = start_agent()
+    guest(PayloadGuest(name="chatters", memory_mib=64, own_mib=1, chatters=True))
+    steps = agent.wait_for_pass("balloon")["after"]["pages_to_scan"]
+    agent.wait_for_pass("balloon")
+    assert ksm.read("pages_to_scan") == steps
+
+
 def test_a_balloon_change_re_evaluates_without_a_step(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
     ballooned = guest(PayloadGuest(name="balloon", memory_mib=64, own_mib=1, balloon=True))
     agent = start_agent()

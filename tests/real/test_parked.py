@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm
-from tests.real.agent_process import PARKING_LAW, AgentFactory
+from tests.lab.ksm import Ksm, wait_until
+from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory
 from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -30,8 +30,7 @@ def test_parked_ksmd_uses_no_cpu(ksm: Ksm, start_agent: AgentFactory, guest: Gue
         guest(PayloadGuest(name=f"busy{seed}", memory_mib=48, common_mib=20, own_mib=20, seed=seed))
     ksm.write(pages_to_scan=2000, sleep_millisecs=0)
     scanning = ksmd_ticks()
-    time.sleep(0.5)
-    assert ksmd_ticks() > scanning, "otherwise this test measures nothing"
+    wait_until(lambda: ksmd_ticks() > scanning, HANG_S, "ksmd to work, or this test measures nothing")
 
     agent = start_agent(PARKING_LAW)
     assert (ksm.read("run"), ksm.read("pages_to_scan")) == (1, 0)
