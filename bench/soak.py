@@ -1,11 +1,13 @@
 """Everything at once, for a long time: does the agent hold out, and does it grow?
 
 In: seconds, and a number of guests for the storm at the beginning. Guests come and go, the hook's FIFO is poked,
-control clients ask, the configuration is reloaded, and libvirtd is killed, restarted and frozen in turn, all at once.
+control clients ask, the configuration is reloaded, and libvirtd is killed, restarted and frozen in turn; beside it
+hostile neighbours: a guest that chatters by its balloon, a user who connects to the metrics' port three thousand times
+a second, one who holds his process's mmap lock, and a journal that hangs; all at once.
 Out: samples of the agent's memory, descriptors, threads and CPU time as slopes over the run's later part, how soon the
 agent was connected again after libvirtd's socket answered, and exit code 1 if something is not flat, a connection took
-longer than 2 s, a guest was missed, or the settings were not given back. Started by script/soak, which locks and
-restores KSM.
+longer than 2 s, a scrape was not answered, a guest was missed, or the settings were not given back. Started by
+script/soak, which locks and restores KSM.
 """
 
 from __future__ import annotations
@@ -21,21 +23,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 
 import libvirt
 
 from bench.figures import Goal, summarize
+from bench.neighbours import Journal, flood
 from bench.rest import process_cpu_ns
-from bench.stage import PAYLOAD, STEPPING_LAW, Agent, Guests, private_libvirtd
+from bench.stage import HANG_S, PAYLOAD, STEPPING_LAW, Agent, Guests, private_libvirtd
 from tests.lab.churn import Churn
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.prometheus import fetch, free_port
 from virtksm.adapters.control import ask
+from virtksm.demo.guests import PayloadGuest, start_guest
 
-POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S = 0.05, 0.1, 3.0, 10.0
-FROZEN_S = 4.0
+POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S, SCRAPE_EVERY_S, WEDGE_EVERY_S = (
+    0.05,
+    0.1,
+    3.0,
+    10.0,
+    1.0,
+    20.0,
+)
+FROZEN_S, WEDGED_S, LOOK_S = 4.0, 15.0, 0.01
 SAMPLE_EVERY_S = 2.0
 WARM_SHARE = 0.3
 """What comes before is warming up: the allocator, caches, the first connection."""
@@ -120,11 +131,14 @@ class Repeated(threading.Thread):
 class Soak:
     """One run over one libvirtd and one agent."""
 
-    def __init__(self, libvirtd: PrivateLibvirtd, agent: Agent) -> None:
+    def __init__(self, libvirtd: PrivateLibvirtd, agent: Agent, journal: Journal, port: int) -> None:
         self._libvirtd = libvirtd
         self._agent = agent
+        self._journal = journal
+        self._port = port
+        self._over = threading.Event()
         self._faults = 0
-        self.answered_unix_s: list[float] = []
+        self.reconnected_s: list[float] = []
 
     def poke(self) -> None:
         """Write to the FIFO, as the hook does."""
@@ -160,17 +174,23 @@ class Soak:
             case 2:
                 self._libvirtd.stop()
         self._libvirtd.start()
-        self.answered_unix_s.append(time.time())
+        answered_s = time.monotonic()
+        while not self._is_connected() and time.monotonic() < answered_s + HANG_S:
+            time.sleep(LOOK_S)
+        self.reconnected_s.append(time.monotonic() - answered_s)
 
-    def reconnected_after_s(self) -> list[float]:
-        """Tell after how long the agent was connected again, each time that the socket answered anew."""
-        connected = [
-            datetime.fromisoformat(one["timestamp"]).timestamp() for one in self._agent.lines("libvirt_connected")
-        ]
-        return [
-            min((at for at in connected if at >= one - CONNECTED_WITHIN_S), default=one + 3600) - one
-            for one in self.answered_unix_s
-        ]
+    def _is_connected(self) -> bool:
+        answer = ask(self._agent.control_socket, {"op": "status"}, timeout_s=30)
+        status = {} if answer is None else answer["status"]
+        return isinstance(status, dict) and bool(status["libvirt"]["answers"])
+
+    def scrape(self) -> None:
+        """Ask for the metrics, as Prometheus does; raises OSError where it is not answered in its time."""
+        fetch(f"http://127.0.0.1:{self._port}/metrics")
+
+    def wedge_journal(self) -> None:
+        """Have nobody read the log for a while."""
+        self._journal.wedge(self._over, WEDGED_S)
 
     @contextlib.contextmanager
     def everything_at_once(self, churn: Churn) -> Iterator[list[Repeated]]:
@@ -180,6 +200,8 @@ class Soak:
             Repeated(ASK_EVERY_S, self.ask),
             Repeated(RELOAD_EVERY_S, self.reload),
             Repeated(FAULT_EVERY_S, self.break_libvirtd),
+            Repeated(SCRAPE_EVERY_S, self.scrape),
+            Repeated(WEDGE_EVERY_S, self.wedge_journal),
         ]
         churn.start()
         for one in repeated:
@@ -187,6 +209,7 @@ class Soak:
         try:
             yield repeated
         finally:
+            self._over.set()
             for one in repeated:
                 one.end()
             churn.end()
@@ -208,6 +231,13 @@ def storm(uri: str, agent: Agent, guests: int) -> str:
         f"{len(agent.passes()) - passes} passes, RSS {before.rss_kib / 1024:.1f} -> {after.rss_kib / 1024:.1f} MiB, "
         f"descriptors {before.descriptors} -> {after.descriptors}, threads {before.threads} -> {after.threads}"
     )
+
+
+def chatter(uri: str) -> None:
+    """Start a guest that reports another balloon size each second for as long as it lives."""
+    connection = libvirt.open(uri)
+    start_guest(connection, PayloadGuest(name="chatters", memory_mib=16, chatters=True), kernel=PAYLOAD.resolve())
+    connection.close()
 
 
 def judge(samples: Sequence[Sample], reconnected_s: Sequence[float]) -> list[Goal]:
@@ -249,27 +279,34 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
-    failures = []
+    failures, port = [], free_port()
+    law = f'{SOAKING_LAW}\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
     with private_libvirtd() as libvirtd:
-        with Agent(libvirtd.root / "soak", libvirtd.uri, SOAKING_LAW) as agent:
+        folder = libvirtd.root / "soak"
+        folder.mkdir()
+        journal = Journal(folder / "log")
+        with Agent(folder, libvirtd.uri, law, through=journal) as agent:
             if options.guests:
                 print(storm(libvirtd.uri, agent, options.guests), flush=True)
-            soak, churn = Soak(libvirtd, agent), Churn(libvirtd.uri, PAYLOAD.resolve())
+            chatter(libvirtd.uri)
+            soak, churn = Soak(libvirtd, agent, journal, port), Churn(libvirtd.uri, PAYLOAD.resolve())
             began_s, samples = time.monotonic(), list[Sample]()
-            with soak.everything_at_once(churn) as repeated:
+            with flood(port, options.seconds), soak.everything_at_once(churn) as repeated:
                 while time.monotonic() < began_s + options.seconds:
                     time.sleep(SAMPLE_EVERY_S)
                     samples.append(take_sample(agent.pid, began_s))
                     if len(samples) % 30 == 0:
                         print(tell(samples[-1]), flush=True)
             failures += [str(one.failure) for one in repeated if one.failure is not None]
-            pokes, asked, reloads, faults = (one.times for one in repeated)
+            pokes, asked, reloads, faults, scrapes, wedges = (one.times for one in repeated)
             failures += miss_nothing(libvirtd, agent)
+            dropped = sum(line["lines"] for line in agent.lines("log_lines_dropped"))
             print(
                 f"in {options.seconds:.0f} s: {churn.started} guests started, {pokes} pokes, {asked} requests, "
-                f"{reloads} reloads, libvirtd broken {faults} times; {len(agent.passes())} passes"
+                f"{reloads} reloads, {scrapes} scrapes beside the flood, libvirtd broken {faults} times, the journal "
+                f"{wedges} times ({dropped} lines lost); {len(agent.passes())} passes told"
             )
-            reconnected_s = soak.reconnected_after_s()
+            reconnected_s = soak.reconnected_s
         ksm = Ksm()
         if (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) != (100, 20):
             failures.append("the settings were not given back")

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import libvirt
 
+from bench.neighbours import Journal
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.demo.guests import PayloadGuest, start_guest
 
@@ -91,11 +92,15 @@ class Guests:
 
 
 class Agent:
-    """`virtksm agent` as a process, its JSON log in a file. A context manager: entered it has run its first pass."""
+    """`virtksm agent` as a process, its JSON log in a file. A context manager: entered it has run its first pass.
 
-    def __init__(self, folder: Path, uri: str, config: str) -> None:
-        folder.mkdir()
+    `through` is where it writes its log, if not to that file itself.
+    """
+
+    def __init__(self, folder: Path, uri: str, config: str, *, through: Journal | None = None) -> None:
+        folder.mkdir(exist_ok=True)
         self._log = folder / "log"
+        self._through = through
         self._home = home_options(folder, config)
         self.poke_fifo = folder / "run" / "poke"
         self.control_socket = str(folder / "run" / "agent" / "control.sock")
@@ -118,7 +123,7 @@ class Agent:
                 [VIRTKSM, *self._home, "agent", "--connect", self._uri, "--log-format", "json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=log,
+                stderr=log if self._through is None else self._through.end.fileno(),
             )
         try:
             self.wait_until(lambda: bool(self.passes()), "its first pass")
