@@ -29,7 +29,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_there_are_pins_to_judge() -> None:
-    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "run.txt"]
+    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "lock.txt", "run.txt"]
 
 
 @pytest.mark.parametrize("path", PIN_FILES, ids=lambda path: path.name)
