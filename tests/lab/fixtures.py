@@ -113,29 +113,40 @@ def session_libvirtd() -> Iterator[PrivateLibvirtd]:
         daemon.close()
 
 
-@pytest.fixture
-def libvirtd(session_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
-    """Lend the private libvirtd, running, whatever the test before has done to it."""
-    if not session_libvirtd.running:
-        session_libvirtd.stop()
-        session_libvirtd.start()
-    session_libvirtd.resume()
-    return session_libvirtd
-
-
-@pytest.fixture
-def small_pages_libvirtd() -> Iterator[PrivateLibvirtd]:
-    """Lend a private libvirtd whose guests have no huge pages: every page of theirs merges at its second visit.
-
-    What ksmd splits of huge pages, and khugepaged puts together again, may wait for a third. A module whose tests count
-    merged pages puts it in the place of `libvirtd`.
-    """
+@pytest.fixture(scope="session")
+def session_small_pages_libvirtd() -> Iterator[PrivateLibvirtd]:
+    """Run one for all tests whose guests have small pages; tests use `small_pages_libvirtd`."""
     daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
     try:
         daemon.start()
         yield daemon
     finally:
         daemon.close()
+
+
+def ready(daemon: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Return a daemon that runs, whatever the test before has done to it."""
+    if not daemon.running:
+        daemon.stop()
+        daemon.start()
+    daemon.resume()
+    return daemon
+
+
+@pytest.fixture
+def libvirtd(session_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Lend the private libvirtd, running."""
+    return ready(session_libvirtd)
+
+
+@pytest.fixture
+def small_pages_libvirtd(session_small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Lend a private libvirtd whose guests have no huge pages: every page of theirs merges at its second visit.
+
+    What ksmd splits of huge pages, and khugepaged puts together again, may wait for a third. A module whose tests count
+    merged pages puts it in the place of `libvirtd`.
+    """
+    return ready(session_small_pages_libvirtd)
 
 
 @pytest.fixture
