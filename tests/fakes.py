@@ -32,7 +32,6 @@ from virtksm.model import (
     Snapshot,
 )
 from virtksm.ownership import HostState
-from virtksm.ports import Maxima
 from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.switch import SwitchedOff
 
@@ -70,6 +69,8 @@ class FakeHypervisor:
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
+    told_max_kib: dict[str, int | None] = field(default_factory=dict)
+    stale: set[str | None] = field(default_factory=set)
 
     def ksm_state(self) -> KsmState:
         if self.reading_fails is not None:
@@ -86,8 +87,19 @@ class FakeHypervisor:
     def host_memory(self) -> HostMemory:
         return self.host
 
-    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
-        return tuple(one if maxima is not Maxima.UNASKED else replace(one, max_kib=None) for one in self.running)
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
+        if not with_max:
+            return tuple(replace(one, max_kib=None) for one in self.running)
+        stale, self.stale = self.stale, set()
+        known = {} if None in stale else self.told_max_kib
+        self.told_max_kib = {
+            one.key: known[one.key] if one.key in known and one.uuid not in stale else one.max_kib
+            for one in self.running
+        }
+        return tuple(replace(one, max_kib=self.told_max_kib[one.key]) for one in self.running)
+
+    def forget_max(self, uuid: str | None = None) -> None:
+        self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
         return self.measured

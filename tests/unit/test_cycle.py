@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 import pytest
@@ -373,6 +376,62 @@ def test_a_refusal_by_the_advisor_is_diagnosed_and_not_repeated_every_tick(bench
     assert len(bench.hypervisor.calls) == 1
     bench.hypervisor.advisor_on = False
     assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+
+
+SUBSETS = [frozenset(chosen) for number in range(1, len(PARAMETERS) + 1) for chosen in combinations(PARAMETERS, number)]
+VALUES = {"pages_to_scan": 400, "sleep_millisecs": 10, "merge_across_nodes": 0}
+
+
+@pytest.mark.parametrize("wanted", [frozenset[str](), *SUBSETS])
+@pytest.mark.parametrize("offered", SUBSETS)
+def test_every_target_meets_every_subset_of_offered_parameters(
+    bench: Bench, wanted: frozenset[str], offered: frozenset[str]
+) -> None:
+    found = {name: value for name, value in bench.hypervisor.values.items() if name in offered}
+    bench.hypervisor.values = dict(found)
+    bench.policy.target = Settings(**{name: value if name in wanted else None for name, value in VALUES.items()})
+    asked = bench.cycle.run(RETUNE, dry_run=True)
+    record = bench.cycle.run(TIMER)
+    assert asked.outcome is Outcome.DRY_RUN
+    for refusals in (asked.refusals, record.refusals):
+        assert {(one.parameter, one.cause) for one in refusals} == {
+            (name, Cause.UNSUPPORTED) for name in wanted - offered
+        }
+    assert bench.hypervisor.values == found | {name: VALUES[name] for name in wanted & offered}
+    assert bench.cycle.run(TIMER).refusals == (), "it is said once"
+    bench.cycle.restore()
+    assert bench.hypervisor.values == found
+    bench.cycle.park()
+    assert bench.hypervisor.values == found | {name: value for name, value in PARKED.items() if name in offered}
+
+
+def test_who_asks_is_told_again_of_a_parameter_that_is_not_offered_and_it_is_set_once_it_is(bench: Bench) -> None:
+    del bench.hypervisor.values["sleep_millisecs"]
+    assert bench.cycle.run(TIMER).outcome is Outcome.REFUSED
+    assert bench.cycle.run(TIMER).outcome is Outcome.UNCHANGED
+    assert bench.cycle.run(RETUNE).outcome is Outcome.REFUSED
+    bench.hypervisor.values["sleep_millisecs"] = 20
+    assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+    assert bench.hypervisor.values["sleep_millisecs"] == 10
+
+
+def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench: Bench) -> None:
+    bench.store = SlowStore(clock=bench.clock)
+    record = bench.cycle.run(TIMER)
+    assert record.snapshot.taken_s == bench.clock.now_s
+    assert record.duration_ms == 0
+
+
+@dataclass
+class SlowStore(FakeStore):
+    """A store whose lock another process holds for a while."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.clock.now_s += 5
+        yield
 
 
 def test_a_refusal_is_tried_again_when_asked_and_after_ten_minutes(bench: Bench) -> None:

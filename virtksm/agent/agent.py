@@ -132,6 +132,8 @@ class Agent:
         """Take a libvirt event, handed over from its thread."""
         self.reporter.event(event)
         self.diary.hear(event)
+        if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:
+            self.cycle.hypervisor.forget_max(event.uuid)
         self.offer(event.trigger, heard_s=event.heard_s)
 
     def stop(self) -> None:
