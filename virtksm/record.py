@@ -10,16 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from virtksm.errors import SettingsRefused
+from virtksm.errors import Cause, SettingsRefused
 from virtksm.merged import Merged
-from virtksm.model import Decision, Occasion, Settings, Snapshot, Trigger
+from virtksm.model import Decision, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.ownership import Foreign
+from virtksm.refusal import REMEDIES
 from virtksm.switch import SwitchedOff
 
 SCHEMA = 1
 
 SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
 KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
+
+FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
+ADVISOR_UNSEEN = f"or, which cannot be seen from here: {REMEDIES[Cause.ADVISOR_ON]}"
 
 KEEP_OUT = (
     "keep it out with <memoryBacking><nosharepages/></memoryBacking> in its XML (virsh edit) and start it anew, "
@@ -94,8 +98,14 @@ class PassRecord:
         if self.outcome is Outcome.HELD:
             notes.append("an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once")
         if self.outcome is Outcome.YIELDED:
-            notes.append("another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back")
+            yields = "another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back"
+            notes.append(f"{yields}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else yields)
         return notes + self.exposures
+
+    @property
+    def foreign_remedy(self) -> str:
+        """What to do about another writer: a remote host's kernel may be one itself."""
+        return f"{FOREIGN}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else FOREIGN
 
     @property
     def exposures(self) -> list[str]:

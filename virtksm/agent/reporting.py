@@ -75,7 +75,7 @@ class Reporter:
                 parameter=value.parameter,
                 ours=value.ours,
                 found=value.found,
-                remedy=FOREIGN,
+                remedy=record.foreign_remedy,
             )
         if record.yields_now:
             self._log.warning("conflict_yielded", remedy="virtksm writes nothing until `virtksm retune` or a reload")
@@ -187,9 +187,6 @@ def status_text(record: PassRecord) -> str:
     outcome = "" if record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({record.outcome.value})"
     saved = f"{format_kib(record.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
     return f"{ksm_off}{saved}; {record.decision.reason.text}{outcome}"
-
-
-FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
 
 
 def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dict[str, object]:
