@@ -183,6 +183,7 @@ class FakeStore:
     state: HostState = field(default_factory=HostState)
     saved: list[HostState] = field(default_factory=list)
     is_full: bool = False
+    is_own: bool = True
 
     @contextmanager
     def locked(self) -> Iterator[None]:

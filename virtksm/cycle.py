@@ -16,7 +16,7 @@ from virtksm.actuate import Call, apply, plan, unoffered
 from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
 from virtksm.model import PARKED, Decision, KsmState, Occasion, Settings, Snapshot
-from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, intend, restoration
+from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.policy.base import Past, Policy
 from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.record import Outcome, PassRecord, RestoreRecord
@@ -118,10 +118,14 @@ class Cycle(Generic[Past]):
         """Write the baseline back over every parameter that still holds our value, and forget those that took it.
 
         With a `baseline` its parameters get its values, whosever they hold. While switched off, park instead and keep
-        the baseline.
+        the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
         """
+        doubted: tuple[str, ...] = ()
         with self.store.locked():
             state = self._load()
+            if not self.store.is_own:
+                owned, doubted = distrust(state.ownership)
+                state = replace(state, ownership=owned)
             found = self.hypervisor.ksm_state().settings
             if baseline is not None:
                 state = replace(state, ownership=adopt(state.ownership, found, baseline))
@@ -138,7 +142,7 @@ class Cycle(Generic[Past]):
             for name, past in state.ownership.items()
             if not past.never_written and not past.holds(getattr(found, name))
         )
-        return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals)
+        return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals, doubted=doubted)
 
     def park(self) -> RestoreRecord:
         """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""

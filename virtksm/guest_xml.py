@@ -41,8 +41,8 @@ class GuestXml:
     """What a running guest's XML says; memory in KiB, None where it does not say.
 
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is what it may have (`memory`),
-    `current_kib` what it is given now (`currentMemory`, the balloon). `has_hugepages` and `is_shared` tell of all its RAM,
-    `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    `current_kib` what it is given now (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
+    RAM, `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
     """
 
     is_private: bool = False

@@ -110,6 +110,10 @@ class GuestFacts(LocalFacts, Protocol):
 class StateStore(Protocol):
     """Where a host's state is kept between passes and processes."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether nobody but this process's user can have put there what `load` returns."""
+
     def locked(self) -> AbstractContextManager[None]:
         """Hold the pass lock; raises AlreadyRunning if another process keeps it for too long."""
 

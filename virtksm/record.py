@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from virtksm.errors import Cause, SettingsRefused
+from virtksm.errors import Cause, ExitCode, SettingsRefused
 from virtksm.merged import Merged
 from virtksm.model import Decision, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.ownership import Foreign
@@ -177,7 +177,8 @@ class PassRecord:
 class RestoreRecord:
     """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
 
-    `switched_off` says that a restore has parked instead.
+    `switched_off` says that a restore has parked instead; `doubted` are parameters that got the kernel's default, since
+    what was kept of them is nothing that anybody sets, and may be planted.
     """
 
     before: Settings
@@ -185,6 +186,20 @@ class RestoreRecord:
     left: tuple[str, ...] = ()
     refusals: tuple[SettingsRefused, ...] = ()
     switched_off: bool = False
+    doubted: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[SettingsRefused, ...]:
+        """The refusals that leave work to somebody; merge_across_nodes waits by nature until nothing is shared."""
+        return tuple(
+            error
+            for error in self.refusals
+            if (error.parameter, error.cause) != ("merge_across_nodes", Cause.PAGES_SHARED)
+        )
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.REFUSED if self.failures else ExitCode.DONE
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -193,6 +208,7 @@ class RestoreRecord:
             "after": self.after.as_dict(),
             "changed": {name: value for name, value in self.after.items() if getattr(self.before, name) != value},
             "left": list(self.left),
+            "doubted": list(self.doubted),
             "switched_off": self.switched_off,
             "refused": [
                 {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}

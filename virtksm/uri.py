@@ -22,7 +22,7 @@ def is_alias(uri: str) -> bool:
 
 
 def is_local(uri: str) -> bool:
-    """Return whether a connection's own URI means this machine's kernel: it names no host, and no way but a socket here.
+    """Return whether a connection's own URI means this machine's kernel: it names no host, nor a transport to one.
 
     By hand, as RFC 3986 splits a URI: importing urllib.parse takes 8 ms, and a one-shot counts them.
     """

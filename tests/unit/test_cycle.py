@@ -12,8 +12,9 @@ from typing import Literal
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.cli.render import restore_lines
 from virtksm.cycle import Cycle, Memory
-from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable, Unsupported
+from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Occasion, Settings, Trigger
 from virtksm.ownership import HostState, Ownership
 from virtksm.record import Outcome
@@ -241,10 +242,49 @@ def test_restore_reports_a_refused_merge_across_nodes_and_goes_on(bench: Bench) 
     bench.hypervisor.pages_shared = 9
     record = bench.cycle.restore()
     assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+    assert record.exit_code is ExitCode.DONE, "while memory is merged it has to wait"
     assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
     bench.hypervisor.pages_shared = 0
     assert bench.cycle.restore().refusals == ()
     assert bench.hypervisor.values["merge_across_nodes"] == 1
+
+
+PLANTED = HostState(
+    ownership={
+        "pages_to_scan": Ownership(baseline=2**32 - 1, intended=0, applied=0),
+        "sleep_millisecs": Ownership(baseline=0, intended=10_000, applied=10_000),
+        "merge_across_nodes": Ownership(baseline=0, intended=1, applied=1),
+    }
+)
+
+
+def test_a_baseline_that_may_be_planted_and_that_nobody_sets_is_the_kernels_default(bench: Bench) -> None:
+    bench.store.is_own, bench.store.state = False, PLANTED
+    bench.hypervisor.values |= dict(PARKED.items())
+    record = bench.cycle.restore()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
+    assert record.as_dict()["doubted"] == ["pages_to_scan", "sleep_millisecs"]
+    assert "".join(restore_lines(record.as_dict())).count("doubted") == 2
+    assert bench.store.state == HostState()
+
+
+def test_an_administrators_own_odd_baseline_is_given_back_as_it_was(bench: Bench) -> None:
+    odd = {"pages_to_scan": 2**32 - 1, "sleep_millisecs": 0, "merge_across_nodes": 1}
+    bench.hypervisor.values = dict(odd)
+    bench.cycle.run(TIMER)
+    assert bench.cycle.restore().doubted == ()
+    assert bench.hypervisor.values == odd
+
+
+@pytest.mark.parametrize(("pages", "sleep_ms"), [(1_000_000, 1), (0, 3_600_000), (100, 20)])
+def test_a_baseline_that_somebody_may_have_set_is_given_back_whoever_kept_it(
+    bench: Bench, pages: int, sleep_ms: int
+) -> None:
+    bench.hypervisor.values |= {"pages_to_scan": pages, "sleep_millisecs": sleep_ms}
+    bench.cycle.run(TIMER)
+    bench.store.is_own = False
+    assert bench.cycle.restore().doubted == ()
+    assert bench.hypervisor.values == {"pages_to_scan": pages, "sleep_millisecs": sleep_ms, "merge_across_nodes": 1}
 
 
 def test_restore_with_a_baseline_gives_that_and_the_next_tenure_begins_with_it(bench: Bench) -> None:
@@ -323,6 +363,18 @@ def test_after_three_reassertions_in_ten_minutes_it_yields_with_one_warning(benc
     later = bench.cycle.run(TIMER)
     assert (later.outcome, later.yields_now, later.foreign) == (Outcome.YIELDED, False, ())
     assert bench.hypervisor.values["pages_to_scan"] == 78
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_remote_hosts_advisor_is_named_as_one_who_may_have_written(bench: Bench, *, is_local: bool) -> None:
+    cycle = bench.cycle if is_local else dataclasses.replace(bench.cycle, local=None)
+    cycle.run(TIMER)
+    for _ in range(4):
+        bench.hypervisor.values["pages_to_scan"] = 77
+        record = cycle.run(TIMER)
+        assert ("advisor_mode" in record.foreign_remedy) is not is_local
+    assert record.outcome is Outcome.YIELDED
+    assert any("advisor_mode" in note for note in record.warnings) is not is_local
 
 
 def test_reassertions_long_ago_do_not_count(bench: Bench) -> None:

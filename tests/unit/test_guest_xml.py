@@ -185,9 +185,7 @@ def test_huge_pages_with_a_nodeset_count_for_its_numa_cells_alone(
 ) -> None:
     written = "".join("<page size='2048'/>" if one is None else f"<page nodeset='{one}'/>" for one in pages)
     numa = "".join("<cell/>" if one is None else f"<cell id='{one}'/>" for one in cells)
-    xml = domain(
-        f"<memoryBacking><hugepages>{written}</hugepages></memoryBacking>", f"<cpu><numa>{numa}</numa></cpu>"
-    )
+    xml = domain(f"<memoryBacking><hugepages>{written}</hugepages></memoryBacking>", f"<cpu><numa>{numa}</numa></cpu>")
     assert parse_guest_xml(xml).has_hugepages is is_all_huge
 
 

@@ -20,7 +20,7 @@ from virtksm.errors import (
     Unsupported,
     VirtksmError,
 )
-from virtksm.model import KERNEL_MAXIMUM, PARAMETERS, Guest, HostMemory, KsmState, Settings
+from virtksm.model import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 
 
 class LibvirtHost:
@@ -169,7 +169,7 @@ def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
 def parse_parameters(values: Mapping[str, int]) -> KsmState:
     """Turn virNodeGetMemoryParameters' dictionary into a KsmState; what is missing or makes no sense is None."""
     return KsmState(
-        settings=Settings(**{name: _counter(values, f"shm_{name}", KERNEL_MAXIMUM) for name in PARAMETERS}),
+        settings=Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS}),
         pages_shared=_counter(values, "shm_pages_shared"),
         pages_sharing=_counter(values, "shm_pages_sharing"),
         pages_unshared=_counter(values, "shm_pages_unshared"),

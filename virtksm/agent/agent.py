@@ -432,7 +432,7 @@ class Agent:
                 work: Callable[[], RestoreRecord] = cycle.restore if self.config.on_exit == "restore" else cycle.park
                 record = await self.calls.run(self.config.on_exit, work, self.config.call_timeout_s)
                 self.reporter.left(self.config.on_exit, record)
-                code = ExitCode.REFUSED if record.refusals else code
+                code = record.exit_code
             except VirtksmError as error:
                 self.reporter.leaving_failed(error)
                 code = ExitCode(error.exit_code)

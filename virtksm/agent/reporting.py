@@ -166,7 +166,10 @@ class Reporter:
 
     def left(self, on_exit: str, record: RestoreRecord) -> None:
         for error in record.refusals:
-            self._log.error("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
+            log = self._log.error if error in record.failures else self._log.warning
+            log("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
+        for parameter in record.doubted:
+            self._log.warning("baseline_doubted", parameter=parameter)
         event = "settings_restored" if on_exit == "restore" and not record.switched_off else "settings_parked"
         self._log.info(event, before=record.before.as_dict(), after=record.after.as_dict(), left=list(record.left))
 
