@@ -5,6 +5,7 @@ The contract tests (tests/contract) run the same cases against each of them and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from virtksm.history import (
     KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
+    MOST_OF_A_KIND,
     MOST_SAMPLES,
     GuestEvent,
     Sample,
@@ -241,6 +243,15 @@ class FakeHistory:
         if samples:
             oldest_s = max(sample.at_s for sample in samples) - KEEP_S
             self.kept_samples = [one for one in self.kept_samples if one.at_s >= oldest_s]
+        for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
+            of_kind = [one for one in self.kept_events if one.kind == kind]
+            of_guests = Counter[str]()
+            kept = set[int]()
+            for one in reversed(of_kind):
+                of_guests[one.uuid] += 1
+                if of_guests[one.uuid] <= most_of_a_guest and len(kept) < most:
+                    kept.add(id(one))
+            self.kept_events = [one for one in self.kept_events if one.kind != kind or id(one) in kept]
         del self.kept_samples[:-MOST_SAMPLES], self.kept_events[:-MOST_EVENTS], self.kept_decisions[:-MOST_DECISIONS]
         aside, self.aside = self.aside, None
         return aside

@@ -43,7 +43,7 @@ class Trigger(Enum):
 
 
 EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
-"""Triggers that re-evaluate without being a step of the policy (issue: balloon and device passes)."""
+"""Triggers that re-evaluate without being a step of the policy. A guest causes them by itself, as often as it likes."""
 
 EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
 """Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""

@@ -12,7 +12,7 @@ from enum import Enum
 
 from virtksm.errors import Cause, ExitCode, SettingsRefused
 from virtksm.merged import Merged
-from virtksm.model import Decision, Occasion, Settings, Snapshot, Source, Trigger
+from virtksm.model import EVALUATING_ONLY, Decision, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.ownership import Foreign
 from virtksm.refusal import REMEDIES
 from virtksm.switch import SwitchedOff
@@ -22,6 +22,7 @@ SCHEMA = 1
 SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
 KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
 
+HELD = "an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once"
 FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
 ADVISOR_UNSEEN = f"or, which cannot be seen from here: {REMEDIES[Cause.ADVISOR_ON]}"
 
@@ -75,10 +76,14 @@ class PassRecord:
 
     @property
     def is_routine(self) -> bool:
-        """Whether it is one tick of many: only the policy asked for it, and all went as before."""
-        is_timer = self.occasion.triggers == {Trigger.TIMER}
-        went_well = self.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not self.foreign
-        return self.decision.is_routine and is_timer and went_well
+        """Whether it is one tick of many: nobody but the policy and guests asked for it, and all goes on as before."""
+        is_new = self.refusals or self.foreign or self.yields_now or self.resumes_now
+        return self.decision.is_routine and self.is_unasked and not is_new
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether only the policy's timer asked for it, and what a guest does by itself, as often as it likes."""
+        return self.occasion.triggers <= EVALUATING_ONLY | {Trigger.TIMER}
 
     @property
     def saved_kib(self) -> int | None:
@@ -96,7 +101,7 @@ class PassRecord:
         if ksm.run is not None and ksm.run != 1 and self.switched_off is None:
             notes.append(KSM_OFF.format(run=ksm.run))
         if self.outcome is Outcome.HELD:
-            notes.append("an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once")
+            notes.append(HELD)
         if self.outcome is Outcome.YIELDED:
             yields = "another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back"
             notes.append(f"{yields}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else yields)

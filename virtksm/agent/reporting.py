@@ -13,8 +13,8 @@ from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, VirtksmError
 from virtksm.logs import get_logger
-from virtksm.model import Occasion, Trigger
-from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
+from virtksm.model import EVALUATING_ONLY, Occasion, Trigger
+from virtksm.record import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
 from virtksm.units import format_kib
 
 
@@ -38,7 +38,9 @@ class Reporter:
         self._notifier.send(READY="1", STATUS=f"connecting to {uri}")
 
     def event(self, event: DomainEvent) -> None:
-        self._log.info("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
+        """Tell of an event; one that a guest makes by itself is not written at level info, however many it makes."""
+        log = self._log.debug if event.trigger in EVALUATING_ONLY else self._log.info
+        log("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
 
     def connected(self, uri: str, *, is_local: bool) -> None:
         self._connect_error = None
@@ -65,7 +67,7 @@ class Reporter:
         self._log.warning("libvirt_disconnected", reason=reason)
         self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")
 
-    def passed(self, record: PassRecord, heard_s: float | None, ended_s: float) -> None:
+    def passed(self, record: PassRecord, heard_s: float | None, ended_s: float, *, is_news: bool) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
         self._pass_error = None
         self.tally.passed(record, None if heard_s is None else ended_s - heard_s, time.time())
@@ -89,9 +91,9 @@ class Reporter:
                 error=error.message,
                 remedy=error.remedy,
             )
-        told = {*map(str, record.refusals), *record.exposures}
+        told = {*map(str, record.refusals), *record.exposures, HELD}
         self._warn([note for note in record.warnings if note not in told])
-        log = self._log.debug if record.is_routine else self._log.info
+        log = self._log.info if is_news else self._log.debug
         log("pass_completed", **_canonical(record, heard_s, ended_s))
         self._notifier.send(STATUS=status_text(record))
 
