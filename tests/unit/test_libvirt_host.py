@@ -128,6 +128,16 @@ def test_a_maximum_that_changes_before_a_pass_that_fails_is_asked_by_the_next() 
     assert bench.maxima(Trigger.TIMER) == [192, 64]
 
 
+def test_guests_that_have_gone_leave_nothing_behind_where_nobody_asks_for_maxima() -> None:
+    bench = Bench()
+    bench.switch.turn_off()
+    bench.maxima(Trigger.TIMER)
+    for uuid in ("gone", "one", None):
+        bench.host.forget_max(uuid)
+    bench.maxima(Trigger.TIMER)
+    assert bench.host.stale == {"one", None}
+
+
 @pytest.mark.parametrize("trigger", [Trigger.RETUNE, Trigger.RELOAD])
 def test_who_asks_has_every_maximum_asked_again(trigger: Trigger) -> None:
     bench = Bench()

@@ -30,7 +30,7 @@ class LibvirtHost:
         self.connection = connection
         self.uri = connection.getURI()
         self._max_kib: dict[str, int | None] = {}
-        self._stale: set[str | None] = set()
+        self.stale: set[str | None] = set()
         """The guests whose maximum is to be asked again; None stands for all of them."""
 
     def ksm_state(self) -> KsmState:
@@ -53,10 +53,11 @@ class LibvirtHost:
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
         except libvirt.libvirtError as error:
             raise self._translated(error, "listing the guests") from error
+        self.stale &= {None, *(guest.uuid for guest in guests)}  # of others nothing is known, and nothing piles up
         if not with_max:
             return tuple(guests)
-        stale = frozenset(self._stale)
-        self._stale -= stale  # before asking: what is named meanwhile is for the next list
+        stale = frozenset(self.stale)
+        self.stale -= stale  # before asking: what is named meanwhile is for the next list
         known = {} if None in stale else self._max_kib
         self._max_kib = {
             guest.key: known[guest.key] if guest.key in known and guest.uuid not in stale else _read_max_kib(domain)
@@ -65,7 +66,7 @@ class LibvirtHost:
         return tuple(replace(guest, max_kib=self._max_kib[guest.key]) for guest in guests)
 
     def forget_max(self, uuid: str | None = None) -> None:
-        self._stale.add(uuid)
+        self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
         try:
