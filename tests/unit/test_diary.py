@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
 from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
@@ -281,6 +281,27 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         decisions: Any = (await recall_decisions(desk.diary, {"op": "decisions"}))["decisions"]
         assert [(one["at"], one["pass"]["schema"]) for one in decisions] == [(told["now_s"], 1)]
         assert await desk.diary.samples(told["now_s"] + 1) == ()
+
+    desk.run(story, write_s=NEVER_S)
+
+
+def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> None:
+    class Slow(FakeHistory):
+        """A disk that takes five seconds."""
+
+        def samples(self, since_s: float) -> tuple[Sample, ...]:
+            desk.clock.now_s += 5
+            return super().samples(since_s)
+
+    desk.history = Slow()
+
+    async def story() -> None:
+        desk.clock.now_s += 4
+        sample = replace(SAMPLE, at_s=WALL_S + desk.clock.now_s + 1)
+        desk.history.keep([sample], [], [])
+        told: Any = (await recall_history(desk.diary, {"op": "history"}))["history"]
+        assert told["now_s"] == WALL_S + desk.clock.now_s
+        assert [row[0] for row in told["samples"]["rows"]] == [sample.at_s]
 
     desk.run(story, write_s=NEVER_S)
 

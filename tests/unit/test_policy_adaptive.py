@@ -895,6 +895,15 @@ def test_merge_across_nodes_waits_until_nothing_is_shared(key: str, shared: int,
     assert ("merge_across_nodes waits" in decision.reason.text) == (key == "never" and shared > 0)
 
 
+def test_a_merge_across_nodes_that_the_kernel_has_not_waits_for_nothing() -> None:
+    policy = AdaptivePolicy(params=AdaptiveParams(merge_across_nodes="never"))
+    seen = snap(0, {"a": GIB}, pages_shared=7)
+    settings = replace(seen.ksm.settings, merge_across_nodes=None)
+    decision, _ = policy.decide(replace(seen, ksm=replace(seen.ksm, settings=settings)), AdaptivePast(), TIMER)
+    assert decision.target.merge_across_nodes == 0, "so that the pass says once that it is not offered"
+    assert "waits" not in decision.reason.text
+
+
 # What would turn the decision: tests/property/test_turns.py tries whether it is true
 
 
