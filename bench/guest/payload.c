@@ -13,6 +13,7 @@
  *   grow=MiB                      once settled, add so much own memory a minute until memory is full
  *   balloon=1                     answer virtio balloon requests, so that libvirt sends balloon events; the
  *                                 "inflated" pages are not given back, the guest's memory stays as it is
+ *   balloon=2                     report another size all the time, as a hostile guest may
  *   reboot_after=S, off_after=S   reset or power off S seconds after settling
  *
  * One page's content depends on (kind, owner, index, generation) alone, and these four stand in its first
@@ -215,6 +216,11 @@ static void answer_balloon(u16 port)
     if (asked != in32(port + 4))
         out32(port + 4, asked);
 }
+/* Report another size every 50 ms, whatever was asked for. QEMU tells libvirt once a second. */
+static void chatter(u16 port, u64 ms)
+{
+    out32(port + 4, in32(port) - ((u32)divide(ms, 50, 0) & 255));
+}
 
 /* ---- options ---- */
 
@@ -222,7 +228,7 @@ static struct option { const char *name; u32 most, value; } options[] = {
     {"common", 4095, 0}, {"zero", 4095, 0}, {"own", 4095, 0}, {"seed", 0xffffffff, 0}, {"slow", 100000, 0},
     {"rewrite", 1000000, 0}, {"rewrite_common", 1000000, 0}, {"grow", 100000, 0},
     {"reboot_after", 1000000, 0}, {"off_after", 1000000, 0}, {"image", 0xffffffff, 0},
-    {"balloon", 1, 0},
+    {"balloon", 2, 0},
 };
 enum {
     O_COMMON, O_ZERO, O_OWN, O_SEED, O_SLOW, O_REWRITE, O_REWRITE_COMMON, O_GROW, O_REBOOT, O_OFF, O_IMAGE,
@@ -310,7 +316,9 @@ static void __attribute__((noreturn)) live(u32 common, u32 own_from, u32 own, u3
         u64 full = divide(ms * value(O_GROW) * PAGES_PER_MIB, 60000, 0);
         for (; grown < full && grown < room; grown++)
             write_page(own_from + own + grown, OWN, value(O_SEED), own + grown, 0);
-        if (balloon)
+        if (balloon && value(O_BALLOON) == 2)
+            chatter(balloon, ms);
+        else if (balloon)
             answer_balloon(balloon);
         if (value(O_REBOOT) && ms >= value(O_REBOOT) * 1000ull)
             out8(0x64, 0xfe); /* the keyboard controller's reset line */
