@@ -142,6 +142,7 @@ class Cycle(Generic[Past]):
             for name, past in state.ownership.items()
             if not past.never_written and not past.holds(getattr(found, name))
         )
+        doubted = tuple(name for name in doubted if getattr(target, name) is not None)
         return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals, doubted=doubted)
 
     def park(self) -> RestoreRecord:

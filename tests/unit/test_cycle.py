@@ -268,6 +268,14 @@ def test_a_baseline_that_may_be_planted_and_that_nobody_sets_is_the_kernels_defa
     assert bench.store.state == HostState()
 
 
+def test_of_a_doubtful_baseline_nothing_is_told_where_somebody_else_has_set_the_parameter(bench: Bench) -> None:
+    bench.store.is_own, bench.store.state = False, PLANTED
+    bench.hypervisor.values |= {"pages_to_scan": 77, "sleep_millisecs": 10_000}
+    record = bench.cycle.restore()
+    assert (record.left, record.doubted) == (("pages_to_scan",), ("sleep_millisecs",))
+    assert bench.hypervisor.values["pages_to_scan"] == 77
+
+
 def test_an_administrators_own_odd_baseline_is_given_back_as_it_was(bench: Bench) -> None:
     odd = {"pages_to_scan": 2**32 - 1, "sleep_millisecs": 0, "merge_across_nodes": 1}
     bench.hypervisor.values = dict(odd)

@@ -230,6 +230,17 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
     ]
 
 
+def test_the_chatter_of_many_guests_is_given_up_before_a_start(desk: Desk) -> None:
+    async def story() -> None:
+        await until(lambda: desk.kept)
+        desk.diary.hear(EVENT)
+        for number in range(MOST_WAITING_EVENTS + 50):
+            desk.diary.hear(replace(EVENT, trigger=Trigger.BALLOON, uuid=str(number)))
+
+    desk.run(story, write_s=NEVER_S)
+    assert desk.history.kept_events[0].kind == "started"
+
+
 def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_written_twice(desk: Desk) -> None:
     desk.history = history = HangingHistory()
 

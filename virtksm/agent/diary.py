@@ -99,7 +99,8 @@ class Diary:
         self._events.pop(key, None)
         self._events[key] = event
         if len(self._events) > MOST_WAITING_EVENTS:
-            del self._events[next(iter(self._events))]
+            chatter = (key for key, waits in self._events.items() if key is not waits)
+            del self._events[next(chatter, next(iter(self._events)))]
 
     def take(self, record: PassRecord, *, is_news: bool) -> None:
         """Remember a pass that was no dry run: the host as it left it, and the decision, if that was news."""
