@@ -5,6 +5,7 @@ The contract tests (tests/contract) run the same cases against each of them and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from virtksm.history import (
     KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
+    MOST_OF_A_KIND,
     MOST_SAMPLES,
     GuestEvent,
     Sample,
@@ -32,7 +34,6 @@ from virtksm.model import (
     Snapshot,
 )
 from virtksm.ownership import HostState
-from virtksm.ports import Maxima
 from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.switch import SwitchedOff
 
@@ -70,6 +71,8 @@ class FakeHypervisor:
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
+    told_max_kib: dict[str, int | None] = field(default_factory=dict)
+    stale: set[str | None] = field(default_factory=set)
 
     def ksm_state(self) -> KsmState:
         if self.reading_fails is not None:
@@ -86,8 +89,19 @@ class FakeHypervisor:
     def host_memory(self) -> HostMemory:
         return self.host
 
-    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
-        return tuple(one if maxima is not Maxima.UNASKED else replace(one, max_kib=None) for one in self.running)
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
+        if not with_max:
+            return tuple(replace(one, max_kib=None) for one in self.running)
+        stale, self.stale = self.stale, set()
+        known = {} if None in stale else self.told_max_kib
+        self.told_max_kib = {
+            one.key: known[one.key] if one.key in known and one.uuid not in stale else one.max_kib
+            for one in self.running
+        }
+        return tuple(replace(one, max_kib=self.told_max_kib[one.key]) for one in self.running)
+
+    def forget_max(self, uuid: str | None = None) -> None:
+        self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
         return self.measured
@@ -171,6 +185,7 @@ class FakeStore:
     state: HostState = field(default_factory=HostState)
     saved: list[HostState] = field(default_factory=list)
     is_full: bool = False
+    is_own: bool = True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -228,6 +243,15 @@ class FakeHistory:
         if samples:
             oldest_s = max(sample.at_s for sample in samples) - KEEP_S
             self.kept_samples = [one for one in self.kept_samples if one.at_s >= oldest_s]
+        for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
+            of_kind = [one for one in self.kept_events if one.kind == kind]
+            of_guests = Counter[str]()
+            kept = set[int]()
+            for one in reversed(of_kind):
+                of_guests[one.uuid] += 1
+                if of_guests[one.uuid] <= most_of_a_guest and len(kept) < most:
+                    kept.add(id(one))
+            self.kept_events = [one for one in self.kept_events if one.kind != kind or id(one) in kept]
         del self.kept_samples[:-MOST_SAMPLES], self.kept_events[:-MOST_EVENTS], self.kept_decisions[:-MOST_DECISIONS]
         aside, self.aside = self.aside, None
         return aside

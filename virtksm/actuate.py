@@ -1,8 +1,8 @@
 """Actuating: turns a target into the fewest libvirt calls, makes them, and reads back what the kernel took.
 
-Only what differs is written. pages_to_scan goes before sleep_millisecs in one call (a changed sleep wakes ksmd);
-merge_across_nodes has a call of its own, since the kernel may refuse it alone. This is the one place that writes KSM
-settings, and libvirt is its only way.
+Only what differs is written, and only what the kernel offers. pages_to_scan goes before sleep_millisecs in one call (a
+changed sleep wakes ksmd); merge_across_nodes has a call of its own, since the kernel may refuse it alone. This is the
+one place that writes KSM settings, and libvirt is its only way.
 """
 
 from __future__ import annotations
@@ -19,10 +19,20 @@ Call = Mapping[str, int]
 
 
 def plan(found: Settings, target: Settings) -> tuple[Call, ...]:
-    """Return the calls that lead from `found` to `target`, in order; none when nothing differs."""
-    changed = {name: value for name, value in target.items() if getattr(found, name) != value}
+    """Return the calls that lead from `found` to `target`, in order; none when nothing differs.
+
+    A parameter that was found as None is left out: it has no baseline, so it could never be given back.
+    """
+    changed = {name: value for name, value in target.items() if getattr(found, name) not in (None, value)}
     alone = {name: changed.pop(name) for name in ("merge_across_nodes",) if name in changed}
     return tuple(call for call in (changed, alone) if call)
+
+
+def unoffered(found: Settings, target: Settings) -> tuple[SettingsRefused, ...]:
+    """Return a refusal for every parameter of `target` that was found as None."""
+    return tuple(
+        refusal(name, value, None, Cause.UNSUPPORTED) for name, value in target.items() if getattr(found, name) is None
+    )
 
 
 def apply(

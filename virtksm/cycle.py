@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
-from virtksm.actuate import Call, apply, plan
+from virtksm.actuate import Call, apply, plan, unoffered
 from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
-from virtksm.model import PARKED, Decision, KsmState, Occasion, Settings, Snapshot, Trigger
-from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, intend, restoration
+from virtksm.model import PARKED, Decision, KsmState, Occasion, Settings, Snapshot
+from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.policy.base import Past, Policy
-from virtksm.ports import Clock, Hypervisor, LocalFacts, Maxima, StateStore, Switch
+from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.record import Outcome, PassRecord, RestoreRecord
 from virtksm.refusal import Refused, still_refused
 from virtksm.sense import sense, sense_settings
@@ -37,6 +37,8 @@ class Memory:
     """Whether libvirt was seen to tell of KSM what this machine's files do: they are read in its place from then on."""
     conflict: ConflictPast = field(default_factory=ConflictPast)
     refused: dict[str, Refused] = field(default_factory=dict)
+    lacking: frozenset[str] = frozenset()
+    """The parameters that the kernel did not offer in the last pass, which has said so: no error every tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +60,19 @@ class Cycle(Generic[Past]):
         Raises LibvirtUnreachable, SensingFailed, Unsupported, StateUnusable or AlreadyRunning. A setting refused by the
         kernel is no exception: it is in the record.
         """
-        began_s = self.clock()
         if occasion.is_explicit and not dry_run:
             self.memory.refused.clear()  # whoever asks may have mended the cause, though this pass has nothing to write
+            self.memory.lacking = frozenset()
+            self.hypervisor.forget_max()
         with self.store.locked():
+            began_s = self.clock()  # not before: another pass may have held the lock for seconds
             state = self._load()
             off = self.switch.read()
-            maxima = Maxima.UNASKED if off is not None else self._maxima(occasion)
             snapshot = sense(
                 self.hypervisor,
                 self.local,
                 began_s,
-                maxima,
+                with_max=off is None and self.policy.wants_maxima,
                 others=off is None and self.policy.wants_others,
                 files_agree=self.memory.files_agree,
             )
@@ -80,13 +83,18 @@ class Cycle(Generic[Past]):
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
             calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, occasion))
-            after, refusals = before, tuple[SettingsRefused, ...]()
+            lacking = unoffered(before, decision.target)
+            after = before
+            refusals = tuple(error for error in lacking if error.parameter not in self.memory.lacking)
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
                 kept = replace(asked, ownership=intended)
-                after, refusals = self._write(kept, decision.target, before, calls, may_confirm=verdict.may_write)
-                self._remember(conflict, calls, refusals)
+                after, refused = self._write(kept, decision.target, before, calls, may_confirm=verdict.may_write)
+                self._remember(conflict, calls, refused)
+                self.memory.lacking = frozenset(error.parameter for error in lacking)
+                refusals += refused
                 self.memory.was_off = off is not None
+            ended_s = self.clock()
         return PassRecord(
             uri=self.hypervisor.uri,
             policy=self.policy.name,
@@ -96,7 +104,7 @@ class Cycle(Generic[Past]):
             outcome=_outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
             before=before,
             after=after,
-            duration_ms=(self.clock() - began_s) * 1000,
+            duration_ms=(ended_s - began_s) * 1000,
             refusals=refusals,
             foreign=verdict.news,
             yields_now=verdict.yields_now,
@@ -110,10 +118,14 @@ class Cycle(Generic[Past]):
         """Write the baseline back over every parameter that still holds our value, and forget those that took it.
 
         With a `baseline` its parameters get its values, whosever they hold. While switched off, park instead and keep
-        the baseline.
+        the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
         """
+        doubted: tuple[str, ...] = ()
         with self.store.locked():
             state = self._load()
+            if not self.store.is_own:
+                owned, doubted = distrust(state.ownership)
+                state = replace(state, ownership=owned)
             found = self.hypervisor.ksm_state().settings
             if baseline is not None:
                 state = replace(state, ownership=adopt(state.ownership, found, baseline))
@@ -130,7 +142,8 @@ class Cycle(Generic[Past]):
             for name, past in state.ownership.items()
             if not past.never_written and not past.holds(getattr(found, name))
         )
-        return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals)
+        doubted = tuple(name for name in doubted if getattr(target, name) is not None)
+        return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals, doubted=doubted)
 
     def park(self) -> RestoreRecord:
         """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""
@@ -170,11 +183,6 @@ class Cycle(Generic[Past]):
                 recalled = None
         decision, past = self.policy.decide(snapshot, before, occasion)
         return decision, HostState(policy_name=self.policy.name, policy_past=self.policy.dump_past(past)), recalled
-
-    def _maxima(self, occasion: Occasion) -> Maxima:
-        if not self.policy.wants_maxima:
-            return Maxima.UNASKED
-        return Maxima.AFRESH if Trigger.MEMORY_DEVICE in occasion.triggers else Maxima.KNOWN
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, occasion: Occasion

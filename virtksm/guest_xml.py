@@ -24,6 +24,9 @@ _GUEST = ("domain", "metadata", f"{NAMESPACE} guest")
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _QEMU_ARGUMENT = ("domain", f"{_QEMU} commandline", f"{_QEMU} arg")
 _CELL = ("domain", "cpu", "numa", "cell")
+_PAGE = ("domain", "memoryBacking", "hugepages", "page")
+MOST_CELLS = 4096
+"""NUMA cells of a guest that are told apart: a thousand times what any guest has."""
 _PINNING_DEVICES = frozenset(
     {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
 )
@@ -38,8 +41,8 @@ class GuestXml:
     """What a running guest's XML says; memory in KiB, None where it does not say.
 
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is what it may have (`memory`),
-    `current_kib` what it is given now (`currentMemory`, the balloon). `has_hugepages` and `is_shared` tell of its RAM,
-    `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    `current_kib` what it is given now (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
+    RAM, `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
     """
 
     is_private: bool = False
@@ -83,7 +86,8 @@ class _Reader:
         self._unit = "KiB"
         self._amounts: dict[str, int | None] = {}
         self._backing: dict[str, Mapping[str, str]] = {}
-        self._cells: list[str | None] = []
+        self._cells: list[Mapping[str, str]] = []
+        self._pages: list[Mapping[str, str]] = []
         self._arguments: list[str] = []
         self._is_private = self._pins_memory = False
         self.parser = parser = expat.ParserCreate(encoding="utf-8", namespace_separator=" ")
@@ -102,11 +106,21 @@ class _Reader:
             is_kept_out="nosharepages" in backing,
             memory_kib=self._amounts.get("memory"),
             current_kib=self._amounts.get("currentMemory"),
-            has_hugepages="hugepages" in backing,
-            is_shared=all((cell or default) == "shared" for cell in self._cells or [None]),
+            has_hugepages="hugepages" in backing and self._is_all_huge(),
+            is_shared=all(cell.get("memAccess", default) == "shared" for cell in self._cells or [{}]),
             pins_memory=self._pins_memory,
             qemu_arguments=tuple(self._arguments),
         )
+
+    def _is_all_huge(self) -> bool:
+        """Return whether huge pages back every NUMA cell: a page with a nodeset is for the cells in it alone."""
+        if not self._pages or any("nodeset" not in page for page in self._pages):
+            return True
+        nodes = 0
+        for page in self._pages:
+            nodes |= _parse_nodeset(page["nodeset"])
+        cells = [_parse_node(cell.get("id", str(number))) for number, cell in enumerate(self._cells)]
+        return all(cell is not None and nodes >> cell & 1 for cell in cells or [0])
 
     def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
         path = self._path
@@ -119,7 +133,9 @@ class _Reader:
         elif len(path) == 3:
             self._begin_third(name, attributes)
         elif len(path) == 4 and tuple(path) == _CELL:
-            self._cells.append(attributes.get("memAccess"))
+            self._cells.append(attributes)
+        elif len(path) == 4 and tuple(path) == _PAGE:
+            self._pages.append(attributes)
 
     def _begin_third(self, name: str, attributes: Mapping[str, str]) -> None:
         root, parent, _ = place = tuple(self._path)
@@ -142,6 +158,22 @@ class _Reader:
 
     def _refuse(self, *_told: object) -> None:
         raise ValueError("has a document type, which libvirt never writes")
+
+
+def _parse_nodeset(text: str) -> int:
+    """Return the cells of a nodeset as libvirt writes it ("0-2,5"), as bits; what is none of it names no cell."""
+    nodes = 0
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low, high = _parse_node(first), _parse_node(last if dash else first)
+        if low is not None and high is not None and low <= high:
+            nodes |= (1 << high + 1) - (1 << low)
+    return nodes
+
+
+def _parse_node(text: str) -> int | None:
+    is_number = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    return int(text) if is_number and int(text) < MOST_CELLS else None
 
 
 def _parse_kib(text: str, unit: str) -> int | None:

@@ -1,7 +1,8 @@
 """What the agent remembers of a host for people: samples, guests' events and decisions. Plain values, no I/O.
 
-Three kinds, each bounded: at most one sample every `SAMPLE_S`, for a day, to draw curves of; events of guests; and
-decisions that were no routine, each with the record of its pass. Times are Unix time (UTC, seconds), since people look
+Three kinds, each bounded: at most one sample every `SAMPLE_S`, for a day, to draw curves of; events of guests, so many
+of each kind and of each guest, so that none pushes out what befell the others; and decisions that were news, each with
+the record of its pass. Times are Unix time (UTC, seconds), since people look
 at them; whoever takes differences minds that clocks are set. Counters since boot start anew with the host: a smaller
 one than before is a reboot. What the kernel or the connection does not offer is None.
 
@@ -17,7 +18,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from virtksm.merged import Merged
-from virtksm.model import Settings, Snapshot
+from virtksm.model import EVALUATING_ONLY, Settings, Snapshot, Trigger
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
@@ -25,6 +26,13 @@ KEEP_S = 86_400.0
 """How long samples are kept."""
 MOST_SAMPLES = int(KEEP_S / SAMPLE_S)
 MOST_EVENTS = 5_000
+MOST_OF_A_KIND: Mapping[str, tuple[int, int]] = {
+    Trigger.STARTED.value: (2_000, 200),
+    Trigger.STOPPED.value: (2_000, 200),
+    Trigger.BALLOON.value: (250, 50),
+    Trigger.MEMORY_DEVICE.value: (250, 50),
+}
+"""How many events of a kind are kept: of all guests, and of one. An answer of 1,000 has always room for starts."""
 MOST_DECISIONS = 1_000
 MOST_POINTS = 1_000
 """How many samples an answer has at most."""
@@ -60,6 +68,15 @@ class GuestEvent:
     domain: str
     uuid: str
     detail: str = ""
+
+
+def replaces(event: GuestEvent) -> tuple[str, str] | GuestEvent:
+    """Return a key: an event stands for the earlier ones of the same key, which need not be kept any more.
+
+    Of what a guest makes by itself, as often as it likes, only the last in a while is worth keeping.
+    """
+    is_chatter = any(event.kind == trigger.value for trigger in EVALUATING_ONLY)
+    return (event.uuid, event.kind) if is_chatter else event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class Trigger(Enum):
 
 
 EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
-"""Triggers that re-evaluate without being a step of the policy (issue: balloon and device passes)."""
+"""Triggers that re-evaluate without being a step of the policy. A guest causes them by itself, as often as it likes."""
 
 EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
 """Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
@@ -96,6 +96,13 @@ merge_across_nodes can be refused for reasons of its own and goes last, in a cal
 
 KERNEL_MAXIMUM = 2**32 - 1
 """The largest pages_to_scan and sleep_millisecs: unsigned int in mm/ksm.c and in libvirt's typed parameters."""
+
+MAXIMA: Mapping[str, int] = {
+    "pages_to_scan": KERNEL_MAXIMUM,
+    "sleep_millisecs": KERNEL_MAXIMUM,
+    "merge_across_nodes": 1,
+}
+"""The largest value that the kernel takes for each parameter; the smallest is 0."""
 
 KERNEL_DEFAULTS = Settings(pages_to_scan=100, sleep_millisecs=20)
 """What the kernel begins with (mm/ksm.c); merge_across_nodes aside, which no other tuner of KSM is known to set."""

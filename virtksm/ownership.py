@@ -8,6 +8,8 @@ Rules, each parameter judged alone:
 4. Any other value found later was put there by another writer: foreign. The baseline stays.
 5. Restoring writes the baseline over values that are still ours, and leaves the others.
 6. What another tuner has left behind is nobody's: it is taken for ours, over a baseline that is given.
+7. A baseline that another user may have planted counts only where somebody may have set it in earnest; else the
+   kernel's own value is given back.
 
 Baseline and intention are kept before the first write, so a crash at any point leaves rule 1 enough to tell whose value
 it is. Pure: in goes what was kept and what was found, out comes what to keep.
@@ -18,7 +20,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from virtksm.model import PARAMETERS, Settings
+from virtksm.model import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
+
+EARNEST: Mapping[str, range] = {
+    "pages_to_scan": range(1_000_001),
+    "sleep_millisecs": range(1, 3_600_001),
+    "merge_across_nodes": range(MAXIMA["merge_across_nodes"] + 1),
+}
+"""Bounds a baseline that may be planted: ksmd takes 7 s for 1,000,000 pages, and heeds no other setting meanwhile;
+without a sleep it never rests; a batch an hour is no scanning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +99,13 @@ def adopt(kept: Mapping[str, Ownership], found: Settings, baseline: Settings) ->
             if present is not None
         },
     }
+
+
+def distrust(kept: Mapping[str, Ownership]) -> tuple[dict[str, Ownership], tuple[str, ...]]:
+    """Put the kernel's defaults in place of what nobody sets in earnest (rule 7); return of which parameters, too."""
+    doubted = tuple(name for name, past in kept.items() if past.baseline not in EARNEST[name])
+    defaults = dict(KERNEL_DEFAULTS.items())
+    return {**kept, **{name: replace(kept[name], baseline=defaults[name]) for name in doubted}}, doubted
 
 
 def intend(owned: Mapping[str, Ownership], values: Mapping[str, int]) -> dict[str, Ownership]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from virtksm.model import Guest, HostMemory, KsmState, OthersMemory
@@ -17,16 +16,6 @@ from virtksm.switch import SwitchedOff
 
 if TYPE_CHECKING:
     from virtksm.processes import GuestProcess, OtherProcess
-
-
-class Maxima(Enum):
-    """Whether a policy wants to know what guests may grow to, which costs a call of libvirt for each (0.1 ms)."""
-
-    UNASKED = "unasked"
-    KNOWN = "known"
-    """Ask once for each run of a guest."""
-    AFRESH = "afresh"
-    """Ask again, since memory devices have come or gone."""
 
 
 class Hypervisor(Protocol):
@@ -45,8 +34,17 @@ class Hypervisor(Protocol):
     def host_memory(self) -> HostMemory:
         """Read the host's memory (virNodeGetMemoryStats)."""
 
-    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
-        """List the running domains (virConnectListAllDomains); their `rss_kib` stays None."""
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
+        """List the running domains (virConnectListAllDomains); their `rss_kib` stays None.
+
+        `with_max` tells what they may grow to: a call (0.1 ms) for each that is new, or that `forget_max` has named.
+        """
+
+    def forget_max(self, uuid: str | None = None) -> None:
+        """Ask again what a guest may grow to, as memory devices have come or gone; without a name, of all guests.
+
+        May be called by any thread, at any time: it holds for the next list with maxima that begins.
+        """
 
     def measured_guests(self) -> tuple[Guest, ...]:
         """List the running domains with their RSS (virConnectGetAllDomainStats, 2-5 ms a guest)."""
@@ -111,6 +109,10 @@ class GuestFacts(LocalFacts, Protocol):
 
 class StateStore(Protocol):
     """Where a host's state is kept between passes and processes."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether nobody but this process's user can have put there what `load` returns."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the pass lock; raises AlreadyRunning if another process keeps it for too long."""

@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from virtksm.errors import SettingsRefused
+from virtksm.errors import Cause, ExitCode, SettingsRefused
 from virtksm.merged import Merged
-from virtksm.model import Decision, Occasion, Settings, Snapshot, Trigger
+from virtksm.model import EVALUATING_ONLY, Decision, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.ownership import Foreign
+from virtksm.refusal import REMEDIES
 from virtksm.switch import SwitchedOff
 
 SCHEMA = 1
 
 SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
 KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
+
+HELD = "an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once"
+FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
+ADVISOR_UNSEEN = f"or, which cannot be seen from here: {REMEDIES[Cause.ADVISOR_ON]}"
 
 KEEP_OUT = (
     "keep it out with <memoryBacking><nosharepages/></memoryBacking> in its XML (virsh edit) and start it anew, "
@@ -71,10 +76,14 @@ class PassRecord:
 
     @property
     def is_routine(self) -> bool:
-        """Whether it is one tick of many: only the policy asked for it, and all went as before."""
-        is_timer = self.occasion.triggers == {Trigger.TIMER}
-        went_well = self.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not self.foreign
-        return self.decision.is_routine and is_timer and went_well
+        """Whether it is one tick of many: nobody but the policy and guests asked for it, and all goes on as before."""
+        is_new = self.refusals or self.foreign or self.yields_now or self.resumes_now
+        return self.decision.is_routine and self.is_unasked and not is_new
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether only the policy's timer asked for it, and what a guest does by itself, as often as it likes."""
+        return self.occasion.triggers <= EVALUATING_ONLY | {Trigger.TIMER}
 
     @property
     def saved_kib(self) -> int | None:
@@ -92,10 +101,16 @@ class PassRecord:
         if ksm.run is not None and ksm.run != 1 and self.switched_off is None:
             notes.append(KSM_OFF.format(run=ksm.run))
         if self.outcome is Outcome.HELD:
-            notes.append("an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once")
+            notes.append(HELD)
         if self.outcome is Outcome.YIELDED:
-            notes.append("another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back")
+            yields = "another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back"
+            notes.append(f"{yields}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else yields)
         return notes + self.exposures
+
+    @property
+    def foreign_remedy(self) -> str:
+        """What to do about another writer: a remote host's kernel may be one itself."""
+        return f"{FOREIGN}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else FOREIGN
 
     @property
     def exposures(self) -> list[str]:
@@ -167,7 +182,8 @@ class PassRecord:
 class RestoreRecord:
     """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
 
-    `switched_off` says that a restore has parked instead.
+    `switched_off` says that a restore has parked instead; `doubted` are parameters that got the kernel's default, since
+    what was kept of them is nothing that anybody sets, and may be planted.
     """
 
     before: Settings
@@ -175,6 +191,20 @@ class RestoreRecord:
     left: tuple[str, ...] = ()
     refusals: tuple[SettingsRefused, ...] = ()
     switched_off: bool = False
+    doubted: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[SettingsRefused, ...]:
+        """The refusals that leave work to somebody; merge_across_nodes waits by nature until nothing is shared."""
+        return tuple(
+            error
+            for error in self.refusals
+            if (error.parameter, error.cause) != ("merge_across_nodes", Cause.PAGES_SHARED)
+        )
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.REFUSED if self.failures else ExitCode.DONE
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -183,6 +213,7 @@ class RestoreRecord:
             "after": self.after.as_dict(),
             "changed": {name: value for name, value in self.after.items() if getattr(self.before, name) != value},
             "left": list(self.left),
+            "doubted": list(self.doubted),
             "switched_off": self.switched_off,
             "refused": [
                 {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model import KERNEL_MAXIMUM, KsmState, Occasion
+from virtksm.model import MAXIMA, KsmState, Occasion
 
 RETRY_AFTER_S = 600.0
 
@@ -37,8 +37,7 @@ def diagnose(parameter: str, value: int, ksm: KsmState, reported: Cause = Cause.
         return reported
     if getattr(ksm.settings, parameter) is None:
         return Cause.UNSUPPORTED
-    limit = 1 if parameter == "merge_across_nodes" else KERNEL_MAXIMUM
-    if not 0 <= value <= limit:
+    if not 0 <= value <= MAXIMA[parameter]:
         return Cause.OUT_OF_RANGE
     if parameter == "pages_to_scan" and ksm.advisor_is_on:
         return Cause.ADVISOR_ON

@@ -13,22 +13,22 @@ from dataclasses import replace
 
 from virtksm.errors import Unsupported
 from virtksm.model import PARAMETERS, KsmState, Settings, Snapshot, Source
-from virtksm.ports import Hypervisor, LocalFacts, Maxima
+from virtksm.ports import Hypervisor, LocalFacts
 
 
 def sense(
     hypervisor: Hypervisor,
     local: LocalFacts | None,
     now_s: float,
-    maxima: Maxima,
     *,
+    with_max: bool = False,
     others: bool = False,
     files_agree: bool = False,
 ) -> Snapshot:
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
 
-    `others` asks for the memory of others as well, where local; `files_agree` says that this machine's files tell what
-    libvirt tells of KSM: two calls less, which wake libvirt's threads some thirty times.
+    `with_max` asks what guests may grow to, `others` for the memory of others, where local; `files_agree` says that
+    this machine's files tell what libvirt tells of KSM: two calls less, which wake libvirt's threads thirty times.
     """
     ksm = sense_ksm(local) if files_agree and local is not None else None
     if ksm is None or not any(ksm.settings.items()):
@@ -44,7 +44,7 @@ def sense(
             ksm=ksm,
             guests=hypervisor.measured_guests(),
         )
-    guests = local.guests(hypervisor.running_guests(maxima))
+    guests = local.guests(hypervisor.running_guests(with_max=with_max))
     return Snapshot(
         taken_s=now_s,
         source=Source.LOCAL,

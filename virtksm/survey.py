@@ -16,7 +16,7 @@ from virtksm.guest_xml import UNKNOWN, GuestXml
 from virtksm.merged import Merged
 from virtksm.model import Guest, KsmState, Source
 from virtksm.obstacles import Obstacle, find_obstacles
-from virtksm.ports import Descriptions, GuestFacts, Hypervisor, Maxima
+from virtksm.ports import Descriptions, GuestFacts, Hypervisor
 from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.sense import no_ksm
 
@@ -81,7 +81,7 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
 
     Raises what the hypervisor raises, and Unsupported on a kernel without KSM; a guest that ends meanwhile is left out.
     """
-    listed = host.measured_guests() if local is None else host.running_guests(Maxima.UNASKED)
+    listed = host.measured_guests() if local is None else host.running_guests(with_max=False)
     seen, failures = read_guests(host, listed)
     described = [(guest, xml) for guest, xml in seen if xml is not None]
     running = tuple(guest for guest, _ in described)

@@ -22,6 +22,11 @@ def is_alias(uri: str) -> bool:
 
 
 def is_local(uri: str) -> bool:
-    """Return whether a connection's own URI means this machine's kernel: neither host nor transport, or embedded."""
+    """Return whether a connection's own URI means this machine's kernel: it names no host, nor a transport to one.
+
+    By hand, as RFC 3986 splits a URI: importing urllib.parse takes 8 ms, and a one-shot counts them.
+    """
     scheme, _, rest = uri.partition(":")
-    return "+" not in scheme and not (rest.startswith("//") and not rest.startswith("///"))
+    _, _, transport = scheme.partition("+")
+    names_host = rest.startswith("//") and rest[2:3] not in ("", "/", "?", "#")
+    return transport.lower() in ("", "unix") and not names_host

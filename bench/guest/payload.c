@@ -13,7 +13,7 @@
  *   grow=MiB                      once settled, add so much own memory a minute until memory is full
  *   balloon=1                     answer virtio balloon requests, so that libvirt sends balloon events; the
  *                                 "inflated" pages are not given back, the guest's memory stays as it is
- *   chatter=1                     report another balloon size twenty times a second, unasked, as a hostile guest may
+ *   balloon=2                     report another size all the time, as a hostile guest may
  *   reboot_after=S, off_after=S   reset or power off S seconds after settling
  *
  * One page's content depends on (kind, owner, index, generation) alone, and these four stand in its first
@@ -194,17 +194,45 @@ static void zero_page(u32 number)
     __asm__ volatile("rep stosl" : "+D"(page), "+c"(count) : "a"(0) : "memory");
 }
 
+/* ---- the balloon: legacy virtio-pci, whose configuration begins at 20 in the device's ports ---- */
+
+static u32 pci_read(u32 slot, u32 reg)
+{
+    out32(0xcf8, 0x80000000u | slot << 11 | reg);
+    return in32(0xcfc);
+}
+/* The balloon's configuration port, or 0 when bus 0 has no balloon. */
+static u16 find_balloon(void)
+{
+    for (u32 slot = 0; slot < 32; slot++)
+        if (pci_read(slot, 0) == 0x10021af4)
+            return (u16)((pci_read(slot, 0x10) & ~3u) + 20);
+    return 0;
+}
+/* Report the size asked for as reached: QEMU then tells libvirt of a change. */
+static void answer_balloon(u16 port)
+{
+    u32 asked = in32(port);
+    if (asked != in32(port + 4))
+        out32(port + 4, asked);
+}
+/* Report another size every 50 ms, whatever was asked for. QEMU tells libvirt once a second. */
+static void chatter(u16 port, u64 ms)
+{
+    out32(port + 4, in32(port) - ((u32)divide(ms, 50, 0) & 255));
+}
+
 /* ---- options ---- */
 
 static struct option { const char *name; u32 most, value; } options[] = {
     {"common", 4095, 0}, {"zero", 4095, 0}, {"own", 4095, 0}, {"seed", 0xffffffff, 0}, {"slow", 100000, 0},
     {"rewrite", 1000000, 0}, {"rewrite_common", 1000000, 0}, {"grow", 100000, 0},
     {"reboot_after", 1000000, 0}, {"off_after", 1000000, 0}, {"image", 0xffffffff, 0},
-    {"balloon", 1, 0}, {"chatter", 1, 0},
+    {"balloon", 2, 0},
 };
 enum {
     O_COMMON, O_ZERO, O_OWN, O_SEED, O_SLOW, O_REWRITE, O_REWRITE_COMMON, O_GROW, O_REBOOT, O_OFF, O_IMAGE,
-    O_BALLOON, O_CHATTER, O_ALL
+    O_BALLOON, O_ALL
 };
 
 /* Length of `prefix` if `text` begins with it, else 0. */
@@ -247,33 +275,7 @@ static void parse_options(const char *line)
         at = digit;
     }
 }
-
 static u32 value(int option) { return options[option].value; }
-
-/* ---- the balloon: legacy virtio-pci, whose configuration begins at 20 in the device's ports ---- */
-
-static u32 pci_read(u32 slot, u32 reg)
-{
-    out32(0xcf8, 0x80000000u | slot << 11 | reg);
-    return in32(0xcfc);
-}
-/* The balloon's configuration port, or 0 when bus 0 has no balloon. */
-static u16 find_balloon(void)
-{
-    for (u32 slot = 0; slot < 32; slot++)
-        if (pci_read(slot, 0) == 0x10021af4)
-            return (u16)((pci_read(slot, 0x10) & ~3u) + 20);
-    return 0;
-}
-/* Report the size asked for as reached: QEMU then tells libvirt of a change. Or report any other, unasked. */
-static void answer_balloon(u16 port)
-{
-    u32 asked = in32(port), reported = in32(port + 4);
-    if (value(O_CHATTER))
-        out32(port + 4, reported ? 0 : 256);
-    else if (asked != reported)
-        out32(port + 4, asked);
-}
 
 /* ---- the two phases ---- */
 
@@ -296,7 +298,7 @@ static void fill(u32 common, u32 zero, u32 own)
 static void __attribute__((noreturn)) live(u32 common, u32 own_from, u32 own, u32 room)
 {
     u32 grown = 0, index;
-    u16 balloon = value(O_BALLOON) | value(O_CHATTER) ? find_balloon() : 0;
+    u16 balloon = value(O_BALLOON) ? find_balloon() : 0;
     u64 rewritten = 0, again = 0, again_from = 0;
     if (value(O_REWRITE_COMMON)) /* all guests count rewrites from the same moment: equal content, in step */
         again_from = (u64)wall_second() * value(O_REWRITE_COMMON);
@@ -314,7 +316,9 @@ static void __attribute__((noreturn)) live(u32 common, u32 own_from, u32 own, u3
         u64 full = divide(ms * value(O_GROW) * PAGES_PER_MIB, 60000, 0);
         for (; grown < full && grown < room; grown++)
             write_page(own_from + own + grown, OWN, value(O_SEED), own + grown, 0);
-        if (balloon)
+        if (balloon && value(O_BALLOON) == 2)
+            chatter(balloon, ms);
+        else if (balloon)
             answer_balloon(balloon);
         if (value(O_REBOOT) && ms >= value(O_REBOOT) * 1000ull)
             out8(0x64, 0xfe); /* the keyboard controller's reset line */
@@ -343,7 +347,7 @@ __attribute__((used)) void boot(u32 magic, const u32 *multiboot)
     print("virtksm-guest: settled common="), print_number(value(O_COMMON));
     print(" zero="), print_number(value(O_ZERO));
     print(" own="), print_number(value(O_OWN)), print("\n");
-    u32 afterwards = value(O_REWRITE) | value(O_REWRITE_COMMON) | value(O_GROW) | value(O_BALLOON) | value(O_CHATTER);
+    u32 afterwards = value(O_REWRITE) | value(O_REWRITE_COMMON) | value(O_GROW) | value(O_BALLOON);
     if (!(afterwards | value(O_REBOOT) | value(O_OFF)))
         halt();
     live(common, common + zero, own, room - common - zero - own);

@@ -15,7 +15,6 @@ from bench.sim.memory import SimGuest, make_guest
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model import KERNEL_MAXIMUM, PARAMETERS, Guest, HostMemory, KsmState, Settings
-from virtksm.ports import Maxima
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -128,14 +127,22 @@ class SimHost:
             total_kib=self.total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0, available_kib=free_kib
         )
 
-    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         return tuple(
-            Guest(uuid=guest.uuid, name=name, domain_id=guest.domain_id, max_kib=guest.spec.memory_mib * 1024)
+            Guest(
+                uuid=guest.uuid,
+                name=name,
+                domain_id=guest.domain_id,
+                max_kib=guest.spec.memory_mib * 1024 if with_max else None,
+            )
             for name, guest in self.guests_by_name.items()
         )
 
+    def forget_max(self, uuid: str | None = None) -> None:
+        """Nothing is remembered of it."""
+
     def measured_guests(self) -> tuple[Guest, ...]:
-        return self.facts.guests(self.running_guests(Maxima.KNOWN))
+        return self.facts.guests(self.running_guests(with_max=True))
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():

@@ -10,17 +10,20 @@ import pytest
 
 from tests.fakes import FakeHistory
 from virtksm.adapters.history_file import HistoryFile
+from virtksm.agent.recall import MOST_TOLD_EVENTS
 from virtksm.errors import StateUnusable
 from virtksm.history import (
     KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
+    MOST_OF_A_KIND,
     MOST_SAMPLES,
     GuestEvent,
     History,
     Sample,
     Told,
 )
+from virtksm.model import EVALUATING_ONLY
 
 NOW_S = 1_800_000_000.25
 SAMPLE = Sample(
@@ -88,13 +91,34 @@ def test_what_is_too_old_or_too_many_is_forgotten(kept: Kept) -> None:
     kept.history.keep([old, SAMPLE], [], [])
     assert kept.history.samples(0) == (SAMPLE,)
     many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MOST_SAMPLES + 5)]
-    events = [replace(EVENT, at_s=NOW_S + number) for number in range(MOST_EVENTS + 5)]
+    events = [replace(EVENT, at_s=NOW_S + number, kind="other") for number in range(MOST_EVENTS + 5)]
     decisions = [Told(at_s=NOW_S + number, record={}) for number in range(MOST_DECISIONS + 5)]
     kept.history.keep(many, events, decisions)
     assert kept.history.samples(0) == tuple(many[5:])
     assert kept.history.events(0) == tuple(events[5:])
     assert kept.history.decisions(MOST_DECISIONS * 2) == tuple(decisions[5:])
     assert kept.history.decisions(2) == tuple(decisions[-2:])
+
+
+@pytest.mark.parametrize("batch", [50, 10_000])
+@pytest.mark.parametrize("kind", MOST_OF_A_KIND)
+def test_the_events_of_one_guest_push_out_its_own_alone(kept: Kept, kind: str, batch: int) -> None:
+    most, most_of_a_guest = MOST_OF_A_KIND[kind]
+    others = [replace(EVENT, at_s=NOW_S, kind=one, uuid="other") for one in MOST_OF_A_KIND]
+    kept.history.keep([], others, [])
+    loud = [replace(EVENT, at_s=NOW_S + number, kind=kind, uuid="loud") for number in range(1, most_of_a_guest + 30)]
+    for first in range(0, len(loud), batch):
+        kept.history.keep([], loud[first : first + batch], [])
+    assert kept.history.events(0) == (*others, *loud[-most_of_a_guest:])
+    crowd = [replace(EVENT, at_s=NOW_S + 9_999, kind=kind, uuid=str(number)) for number in range(most + 10)]
+    kept.history.keep([], crowd, [])
+    others_of_another_kind = tuple(one for one in others if one.kind != kind)
+    assert kept.history.events(0) == (*others_of_another_kind, *crowd[10:])
+
+
+def test_the_bounds_of_each_kind_are_within_that_of_all_and_an_answer_has_room_for_starts() -> None:
+    assert sum(most for most, _ in MOST_OF_A_KIND.values()) <= MOST_EVENTS
+    assert sum(MOST_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MOST_TOLD_EVENTS // 2
 
 
 def test_a_clock_that_is_set_back_forgets_nothing_yet(kept: Kept) -> None:

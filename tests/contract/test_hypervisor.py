@@ -20,7 +20,7 @@ from virtksm.demo.guests import PayloadGuest, memory_device_xml
 from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.guest_xml import GuestXml, parse_guest_xml
 from virtksm.model import PARAMETERS, Guest
-from virtksm.ports import Descriptions, Hypervisor, Maxima
+from virtksm.ports import Descriptions, Hypervisor
 
 PAGES = 64
 PAGE_BYTES = 4096
@@ -198,28 +198,36 @@ def test_merge_across_nodes_takes_0_and_1_alone(host: Host) -> None:
 
 
 def test_without_guests_the_lists_are_empty(host: Host) -> None:
-    assert host.hypervisor.running_guests(Maxima.KNOWN) == ()
+    assert host.hypervisor.running_guests(with_max=True) == ()
     assert host.hypervisor.measured_guests() == ()
 
 
 def test_it_lists_and_measures_the_running_guests(host: Host) -> None:
     for name in ("one", "two"):
         host.start_guest(small(name))
-    running = sorted(host.hypervisor.running_guests(Maxima.KNOWN), key=lambda guest: guest.name)
+    running = sorted(host.hypervisor.running_guests(with_max=True), key=lambda guest: guest.name)
     measured = sorted(host.hypervisor.measured_guests(), key=lambda guest: guest.name)
     assert [guest.name for guest in running] == [guest.name for guest in measured] == ["one", "two"]
     assert [guest.uuid for guest in running] == [guest.uuid for guest in measured]
     assert len({guest.domain_id for guest in running}) == 2
     assert [guest.key for guest in measured] == [f"{guest.uuid}/{guest.domain_id}" for guest in running]
-    assert {guest.max_kib for guest in host.hypervisor.running_guests(Maxima.UNASKED)} == {None}
+    assert {guest.max_kib for guest in host.hypervisor.running_guests(with_max=False)} == {None}
     assert [guest.max_kib for guest in running] == [guest.max_kib for guest in measured] == [16 * 1024] * 2
     assert all(guest.rss_kib is not None and guest.rss_kib > 8 * 1024 for guest in measured)
+
+
+def test_what_a_guest_may_grow_to_can_be_forgotten_of_one_and_of_all(host: Host) -> None:
+    host.start_guest(small("one"))
+    (running,) = host.hypervisor.running_guests(with_max=True)
+    for uuid in (running.uuid, "nobody's", None):
+        host.hypervisor.forget_max(uuid)
+        assert host.hypervisor.running_guests(with_max=True) == (running,)
 
 
 def test_a_guests_xml_is_its_own_and_gone_with_it(host: Host) -> None:
     host.start_guest(small("open"))
     host.start_guest(small("apart", nosharepages=True))
-    uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(Maxima.UNASKED)}
+    uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
     xml = {name: host.descriptions.guest_xml(uuid) for name, uuid in uuids.items()}
     assert "<name>open</name>" in xml["open"]
     assert replace(parse_guest_xml(xml["open"]), memory_kib=None, current_kib=None) == GuestXml()
@@ -231,13 +239,14 @@ def test_a_guests_xml_is_its_own_and_gone_with_it(host: Host) -> None:
 
 
 @pytest.mark.real
-def test_a_memory_module_counts_when_asked_afresh(libvirt_conn: libvirt.virConnect, guest: GuestFactory) -> None:
+def test_a_memory_module_counts_once_the_guest_is_named(libvirt_conn: libvirt.virConnect, guest: GuestFactory) -> None:
     host = LibvirtHost(libvirt_conn)
     running = guest(PayloadGuest(name="plug", memory_mib=64, own_mib=1, hotplug_mib=256))
-    assert [one.max_kib for one in host.running_guests(Maxima.KNOWN)] == [64 * 1024]
+    assert [one.max_kib for one in host.running_guests(with_max=True)] == [64 * 1024]
     running.domain.attachDevice(memory_device_xml(128))
-    assert [one.max_kib for one in host.running_guests(Maxima.KNOWN)] == [64 * 1024]
-    assert [one.max_kib for one in host.running_guests(Maxima.AFRESH)] == [192 * 1024]
+    assert [one.max_kib for one in host.running_guests(with_max=True)] == [64 * 1024]
+    host.forget_max(running.domain.UUIDString())
+    assert [one.max_kib for one in host.running_guests(with_max=True)] == [192 * 1024]
 
 
 @pytest.mark.real
@@ -247,7 +256,7 @@ def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(li
     calls: tuple[Callable[[], object], ...] = (
         host.ksm_state,
         host.host_memory,
-        lambda: host.running_guests(Maxima.AFRESH),
+        lambda: host.running_guests(with_max=True),
         host.measured_guests,
         lambda: host.guest_xml("00000000-0000-0000-0000-000000000001"),
         lambda: host.set_parameters({"pages_to_scan": 345}),

@@ -111,6 +111,7 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "after": SETTINGS,
         "warnings": [text],
         "left": [text],
+        "doubted": [text],
         "switched_off": True,
         "refused": [{"message": text}],
     }

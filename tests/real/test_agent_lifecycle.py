@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -182,6 +184,22 @@ def test_restore_gives_back_what_a_killed_agent_left(ksm: Ksm, start_agent: Agen
     assert "pages_to_scan: 2 -> 100 pages" in done.stdout
     again = agent.home.run("restore", "--connect", agent.uri)
     assert (again.returncode, settings(ksm)) == (0, BASELINE)
+
+
+def test_a_baseline_that_the_agents_user_has_planted_is_bounded_when_root_restores(
+    ksm: Ksm, start_agent: AgentFactory
+) -> None:
+    agent = start_agent(PARKING_LAW)
+    agent.kill()
+    planted = json.loads(agent.home.state.read_text())
+    planted["parameters"]["pages_to_scan"]["baseline"] = 2**32 - 1
+    planted["parameters"]["sleep_millisecs"]["baseline"] = 45
+    agent.home.state.write_text(json.dumps(planted))
+    os.chown(agent.home.state.parent, 65534, 65534)
+    done = agent.home.run("restore", "--connect", agent.uri)
+    assert done.returncode == 0, done.stderr
+    assert settings(ksm) == (BASELINE[0], 45)
+    assert "doubted   pages_to_scan" in done.stdout
 
 
 @pytest.mark.parametrize("on_exit", ["restore", "park", "leave"])

@@ -34,6 +34,34 @@ def file_of(home: AgentHome) -> Path:
     return home.state_dir / "local.history"
 
 
+def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
+    start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    agent = start_agent(PARKING_LAW)
+    guest(PayloadGuest(name="other", memory_mib=16), settle=False)
+    agent.wait_for_pass("started")
+    guest(PayloadGuest(name="loud", memory_mib=64, own_mib=1, chatters=True))
+    agent.wait_for_pass("started")
+    for _ in range(6):
+        agent.wait_for_pass("balloon")
+    chatter = [
+        line
+        for line in (*agent.lines("event_received"), *agent.lines("pass_completed"))
+        if line.get("trigger") == "balloon" or line.get("triggers") == ["balloon"]
+    ]
+    heard = agent.lines("event_received")
+    assert len(chatter) >= 12
+    assert {line["level"] for line in chatter} == {"debug"}
+    told = remembered(agent.home).events
+    assert [(event.kind, event.domain) for event in told if event.kind != "balloon"] == [
+        ("started", "other"),
+        ("started", "loud"),
+    ]
+    assert len(told) < len(heard), "of those in a minute the last is kept"
+    decisions = read_decisions(options_of(agent.home), agent.uri, 100)
+    assert [told.record["triggers"] for told in decisions] == [["connected"], ["started"], ["started"]]
+
+
 def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory, guest: GuestFactory) -> None:
     began_s = time.time()
     agent = start_agent(PARKING_LAW)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import STUCK_S, Agent
 from virtksm.agent.blocking import BlockingCalls
@@ -12,7 +15,7 @@ from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
-from virtksm.model import Settings, Trigger
+from virtksm.model import Guest, Settings, Trigger
 
 LIMIT_S = Config().call_timeout_s + STUCK_S
 
@@ -65,6 +68,22 @@ def test_whoever_goes_round_is_not_stuck(agent: Agent) -> None:
     agent.offer(Trigger.STARTED)
     agent.awake_s = 200.0
     assert not agent.is_stuck(150.0 + LIMIT_S)
+
+
+def test_a_guest_that_is_given_a_memory_device_is_asked_again_what_it_may_grow_to(agent: Agent) -> None:
+    assert agent.cycle is not None
+    hypervisor = agent.cycle.hypervisor
+    assert isinstance(hypervisor, FakeHypervisor)
+    hypervisor.running = (Guest(uuid="u", name="vm", max_kib=64), Guest(uuid="v", name="other", max_kib=64))
+
+    def maxima() -> list[int | None]:
+        return [guest.max_kib for guest in hypervisor.running_guests(with_max=True)]
+
+    assert maxima() == [64, 64]
+    hypervisor.running = tuple(replace(one, max_kib=192) for one in hypervisor.running)
+    agent.hear(DomainEvent(trigger=Trigger.BALLOON, guest="other", uuid="v", detail="", heard_s=0.0))
+    agent.hear(DomainEvent(trigger=Trigger.MEMORY_DEVICE, guest="vm", uuid="u", detail="dimm0", heard_s=0.0))
+    assert maxima() == [192, 64]
 
 
 def test_waiting_for_libvirt_is_not_being_stuck(agent: Agent) -> None:

@@ -22,7 +22,7 @@ from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle
-from virtksm.errors import ConfigError, Finding, LibvirtUnreachable
+from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
 from virtksm.model import Guest, Settings, Trigger
@@ -62,6 +62,7 @@ class Bench:
     store: FakeStore = field(default_factory=FakeStore)
     said: list[dict[str, Any]] = field(default_factory=list)
     agent: Agent = field(init=False)
+    code: ExitCode | None = None
 
     def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
         self.said.append(dict(event))
@@ -103,7 +104,7 @@ class Bench:
             await self.until(lambda: self.events("pass_completed") != [])
             await asyncio.wait_for(story(), LONG_S)
             self.agent.stop()
-            await asyncio.wait_for(running, LONG_S)
+            self.code = await asyncio.wait_for(running, LONG_S)
 
         asyncio.run(both())
 
@@ -152,6 +153,23 @@ def test_off_parks_at_once_and_no_trigger_scans_until_on(bench: Bench) -> None:
     bench.run(story)
     assert (len(bench.events("switched_off")), len(bench.events("switched_on"))) == (2, 2)
     assert bench.hypervisor.values["pages_to_scan"] == 100, "what it found is restored at its end"
+
+
+@pytest.mark.parametrize(("is_ours", "code"), [(True, ExitCode.DONE), (False, ExitCode.REFUSED)])
+def test_a_merge_across_nodes_that_has_to_wait_fails_no_end_and_another_refusal_does(
+    bench: Bench, *, is_ours: bool, code: ExitCode
+) -> None:
+    bench.policy.target = replace(BUSY, merge_across_nodes=0)
+
+    async def story() -> None:
+        bench.hypervisor.pages_shared = 9
+        bench.hypervisor.advisor_on = not is_ours
+
+    bench.run(story)
+    assert bench.code is code
+    levels = {event["parameter"]: event["level"] for event in bench.events("restore_refused")}
+    assert levels == {"merge_across_nodes": "warning"} | ({} if is_ours else {"pages_to_scan": "error"})
+    assert bench.store.state.ownership["merge_across_nodes"].baseline == 1, "it is given back later"
 
 
 def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: Bench) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.cli.render import restore_lines
 from virtksm.cycle import Cycle, Memory
-from virtksm.errors import Cause, LibvirtUnreachable, StateUnusable, Unsupported
+from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Occasion, Settings, Trigger
 from virtksm.ownership import HostState, Ownership
 from virtksm.record import Outcome
@@ -238,10 +242,57 @@ def test_restore_reports_a_refused_merge_across_nodes_and_goes_on(bench: Bench) 
     bench.hypervisor.pages_shared = 9
     record = bench.cycle.restore()
     assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+    assert record.exit_code is ExitCode.DONE, "while memory is merged it has to wait"
     assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
     bench.hypervisor.pages_shared = 0
     assert bench.cycle.restore().refusals == ()
     assert bench.hypervisor.values["merge_across_nodes"] == 1
+
+
+PLANTED = HostState(
+    ownership={
+        "pages_to_scan": Ownership(baseline=2**32 - 1, intended=0, applied=0),
+        "sleep_millisecs": Ownership(baseline=0, intended=10_000, applied=10_000),
+        "merge_across_nodes": Ownership(baseline=0, intended=1, applied=1),
+    }
+)
+
+
+def test_a_baseline_that_may_be_planted_and_that_nobody_sets_is_the_kernels_default(bench: Bench) -> None:
+    bench.store.is_own, bench.store.state = False, PLANTED
+    bench.hypervisor.values |= dict(PARKED.items())
+    record = bench.cycle.restore()
+    assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
+    assert record.as_dict()["doubted"] == ["pages_to_scan", "sleep_millisecs"]
+    assert "".join(restore_lines(record.as_dict())).count("doubted") == 2
+    assert bench.store.state == HostState()
+
+
+def test_of_a_doubtful_baseline_nothing_is_told_where_somebody_else_has_set_the_parameter(bench: Bench) -> None:
+    bench.store.is_own, bench.store.state = False, PLANTED
+    bench.hypervisor.values |= {"pages_to_scan": 77, "sleep_millisecs": 10_000}
+    record = bench.cycle.restore()
+    assert (record.left, record.doubted) == (("pages_to_scan",), ("sleep_millisecs",))
+    assert bench.hypervisor.values["pages_to_scan"] == 77
+
+
+def test_an_administrators_own_odd_baseline_is_given_back_as_it_was(bench: Bench) -> None:
+    odd = {"pages_to_scan": 2**32 - 1, "sleep_millisecs": 0, "merge_across_nodes": 1}
+    bench.hypervisor.values = dict(odd)
+    bench.cycle.run(TIMER)
+    assert bench.cycle.restore().doubted == ()
+    assert bench.hypervisor.values == odd
+
+
+@pytest.mark.parametrize(("pages", "sleep_ms"), [(1_000_000, 1), (0, 3_600_000), (100, 20)])
+def test_a_baseline_that_somebody_may_have_set_is_given_back_whoever_kept_it(
+    bench: Bench, pages: int, sleep_ms: int
+) -> None:
+    bench.hypervisor.values |= {"pages_to_scan": pages, "sleep_millisecs": sleep_ms}
+    bench.cycle.run(TIMER)
+    bench.store.is_own = False
+    assert bench.cycle.restore().doubted == ()
+    assert bench.hypervisor.values == {"pages_to_scan": pages, "sleep_millisecs": sleep_ms, "merge_across_nodes": 1}
 
 
 def test_restore_with_a_baseline_gives_that_and_the_next_tenure_begins_with_it(bench: Bench) -> None:
@@ -322,6 +373,18 @@ def test_after_three_reassertions_in_ten_minutes_it_yields_with_one_warning(benc
     assert bench.hypervisor.values["pages_to_scan"] == 78
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_remote_hosts_advisor_is_named_as_one_who_may_have_written(bench: Bench, *, is_local: bool) -> None:
+    cycle = bench.cycle if is_local else dataclasses.replace(bench.cycle, local=None)
+    cycle.run(TIMER)
+    for _ in range(4):
+        bench.hypervisor.values["pages_to_scan"] = 77
+        record = cycle.run(TIMER)
+        assert ("advisor_mode" in record.foreign_remedy) is not is_local
+    assert record.outcome is Outcome.YIELDED
+    assert any("advisor_mode" in note for note in record.warnings) is not is_local
+
+
 def test_reassertions_long_ago_do_not_count(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     for _ in range(6):
@@ -373,6 +436,62 @@ def test_a_refusal_by_the_advisor_is_diagnosed_and_not_repeated_every_tick(bench
     assert len(bench.hypervisor.calls) == 1
     bench.hypervisor.advisor_on = False
     assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+
+
+SUBSETS = [frozenset(chosen) for number in range(1, len(PARAMETERS) + 1) for chosen in combinations(PARAMETERS, number)]
+VALUES = {"pages_to_scan": 400, "sleep_millisecs": 10, "merge_across_nodes": 0}
+
+
+@pytest.mark.parametrize("wanted", [frozenset[str](), *SUBSETS])
+@pytest.mark.parametrize("offered", SUBSETS)
+def test_every_target_meets_every_subset_of_offered_parameters(
+    bench: Bench, wanted: frozenset[str], offered: frozenset[str]
+) -> None:
+    found = {name: value for name, value in bench.hypervisor.values.items() if name in offered}
+    bench.hypervisor.values = dict(found)
+    bench.policy.target = Settings(**{name: value if name in wanted else None for name, value in VALUES.items()})
+    asked = bench.cycle.run(RETUNE, dry_run=True)
+    record = bench.cycle.run(TIMER)
+    assert asked.outcome is Outcome.DRY_RUN
+    for refusals in (asked.refusals, record.refusals):
+        assert {(one.parameter, one.cause) for one in refusals} == {
+            (name, Cause.UNSUPPORTED) for name in wanted - offered
+        }
+    assert bench.hypervisor.values == found | {name: VALUES[name] for name in wanted & offered}
+    assert bench.cycle.run(TIMER).refusals == (), "it is said once"
+    bench.cycle.restore()
+    assert bench.hypervisor.values == found
+    bench.cycle.park()
+    assert bench.hypervisor.values == found | {name: value for name, value in PARKED.items() if name in offered}
+
+
+def test_who_asks_is_told_again_of_a_parameter_that_is_not_offered_and_it_is_set_once_it_is(bench: Bench) -> None:
+    del bench.hypervisor.values["sleep_millisecs"]
+    assert bench.cycle.run(TIMER).outcome is Outcome.REFUSED
+    assert bench.cycle.run(TIMER).outcome is Outcome.UNCHANGED
+    assert bench.cycle.run(RETUNE).outcome is Outcome.REFUSED
+    bench.hypervisor.values["sleep_millisecs"] = 20
+    assert bench.cycle.run(TIMER).outcome is Outcome.APPLIED
+    assert bench.hypervisor.values["sleep_millisecs"] == 10
+
+
+def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench: Bench) -> None:
+    bench.store = SlowStore(clock=bench.clock)
+    record = bench.cycle.run(TIMER)
+    assert record.snapshot.taken_s == bench.clock.now_s
+    assert record.duration_ms == 0
+
+
+@dataclass
+class SlowStore(FakeStore):
+    """A store whose lock another process holds for a while."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.clock.now_s += 5
+        yield
 
 
 def test_a_refusal_is_tried_again_when_asked_and_after_ten_minutes(bench: Bench) -> None:

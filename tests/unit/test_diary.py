@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
 from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
@@ -26,7 +26,7 @@ WALL_S = 1_800_000_000.0
 EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=1.0)
 
 
-def a_pass(*, routine: bool = False) -> PassRecord:
+def a_pass() -> PassRecord:
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
     cycle = Cycle(
         hypervisor=hypervisor,
@@ -40,11 +40,7 @@ def a_pass(*, routine: bool = False) -> PassRecord:
     )
     record = cycle.run(Occasion(triggers=frozenset({Trigger.TIMER})))
     ksm = replace(record.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
-    return replace(
-        record,
-        decision=replace(record.decision, is_routine=routine),
-        snapshot=replace(record.snapshot, ksm=ksm),
-    )
+    return replace(record, snapshot=replace(record.snapshot, ksm=ksm))
 
 
 @dataclass
@@ -83,6 +79,12 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def failed_again(desk: Desk) -> None:
+    """Wait for a write that began after this and failed."""
+    failures = len(desk.failed)
+    await until(lambda: len(desk.failed) > failures + 1)
+
+
 @pytest.fixture
 def desk() -> Desk:
     return Desk()
@@ -93,7 +95,7 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
 
     async def story() -> None:
         desk.diary.hear(EVENT)
-        desk.diary.take(record)
+        desk.diary.take(record, is_news=True)
 
     desk.run(story)
     at_s = WALL_S + desk.clock.now_s
@@ -119,7 +121,7 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
 def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
     async def story() -> None:
         for _ in range(41):
-            desk.diary.take(a_pass(routine=True))
+            desk.diary.take(a_pass(), is_news=False)
             desk.clock.now_s += 1.0
 
     desk.run(story, write_s=NEVER_S)
@@ -129,7 +131,7 @@ def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_de
 
 def test_a_sample_that_may_still_be_shared_waits_for_the_next_write(desk: Desk) -> None:
     async def story() -> None:
-        desk.diary.take(a_pass())
+        desk.diary.take(a_pass(), is_news=True)
         await until(lambda: desk.history.kept_decisions)
         assert desk.history.kept_samples == []
         desk.clock.now_s += 10.0
@@ -172,13 +174,12 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
     async def story() -> None:
         desk.diary.hear(EVENT)
         await until(lambda: len(desk.failed) > 2)
-        for _ in range(MOST_WAITING_EVENTS + 50):
-            desk.diary.hear(EVENT)
+        for number in range(MOST_WAITING_EVENTS + 50):
+            desk.diary.hear(replace(EVENT, uuid=str(number)))
         for _ in range(MOST_WAITING_SAMPLES + 50):
-            desk.diary.take(a_pass())
+            desk.diary.take(a_pass(), is_news=True)
             desk.clock.now_s += 10.0
-        failures = len(desk.failed)
-        await until(lambda: len(desk.failed) > failures + 1)
+        await failed_again(desk)
         desk.history.is_full = False
 
     desk.run(story)
@@ -205,14 +206,49 @@ class HangingHistory(FakeHistory):
         return super().keep(*batch)
 
 
+def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_while_the_disk_is_full(desk: Desk) -> None:
+    desk.history.is_full = True
+
+    def balloon(uuid: str, kib: int) -> DomainEvent:
+        return DomainEvent(trigger=Trigger.BALLOON, guest=uuid, uuid=uuid, detail=f"balloon {kib} KiB", heard_s=1.0)
+
+    async def story() -> None:
+        for round_ in range(2):
+            desk.diary.hear(replace(EVENT, detail=str(round_)))
+            for number in range(3 * MOST_WAITING_EVENTS):
+                desk.diary.hear(balloon("loud", number + round_))
+            desk.diary.hear(balloon("quiet", 5))
+            await failed_again(desk)
+        desk.history.is_full = False
+
+    desk.run(story)
+    assert [(one.uuid, one.detail) for one in desk.history.kept_events] == [
+        ("u", "0"),
+        ("u", "1"),
+        ("loud", f"balloon {3 * MOST_WAITING_EVENTS} KiB"),
+        ("quiet", "balloon 5 KiB"),
+    ]
+
+
+def test_the_chatter_of_many_guests_is_given_up_before_a_start(desk: Desk) -> None:
+    async def story() -> None:
+        await until(lambda: desk.kept)
+        desk.diary.hear(EVENT)
+        for number in range(MOST_WAITING_EVENTS + 50):
+            desk.diary.hear(replace(EVENT, trigger=Trigger.BALLOON, uuid=str(number)))
+
+    desk.run(story, write_s=NEVER_S)
+    assert desk.history.kept_events[0].kind == "started"
+
+
 def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_written_twice(desk: Desk) -> None:
     desk.history = history = HangingHistory()
 
     async def story() -> None:
         await until(lambda: desk.failed)
         threads = threading.active_count()
-        for _ in range(5):
-            desk.diary.hear(EVENT)
+        for number in range(5):
+            desk.diary.hear(replace(EVENT, uuid=str(number)))
             await asyncio.sleep(0.01)
         assert (history.tries, threading.active_count()) == (1, threads)
         with pytest.raises(VirtksmError, match="does not answer"):
@@ -247,7 +283,7 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         await until(lambda: desk.kept)
         desk.history.keep([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
         desk.diary.hear(EVENT)
-        desk.diary.take(a_pass())
+        desk.diary.take(a_pass(), is_news=True)
         answer = await recall_history(desk.diary, {"op": "history", "seconds": 5000})
         told: Any = answer["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
@@ -260,10 +296,31 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
     desk.run(story, write_s=NEVER_S)
 
 
+def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> None:
+    class Slow(FakeHistory):
+        """A disk that takes five seconds."""
+
+        def samples(self, since_s: float) -> tuple[Sample, ...]:
+            desk.clock.now_s += 5
+            return super().samples(since_s)
+
+    desk.history = Slow()
+
+    async def story() -> None:
+        desk.clock.now_s += 4
+        sample = replace(SAMPLE, at_s=WALL_S + desk.clock.now_s + 1)
+        desk.history.keep([sample], [], [])
+        told: Any = (await recall_history(desk.diary, {"op": "history"}))["history"]
+        assert told["now_s"] == WALL_S + desk.clock.now_s
+        assert [row[0] for row in told["samples"]["rows"]] == [sample.at_s]
+
+    desk.run(story, write_s=NEVER_S)
+
+
 def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
     async def story() -> None:
         diary = Diary()
-        diary.take(a_pass())
+        diary.take(a_pass(), is_news=True)
         diary.hear(EVENT)
         assert [len(await diary.samples(0)), len(await diary.events(0, 9)), len(await diary.decisions(9))] == [1, 1, 1]
 

@@ -161,6 +161,34 @@ def test_a_device_that_reaches_all_memory_pins_it(device: str, pins: bool) -> No
     assert parse_guest_xml(domain(f"<devices><controller type='pci'/>{device}</devices>")).pins_memory is pins
 
 
+@pytest.mark.parametrize(
+    ("pages", "cells", "is_all_huge"),
+    [
+        ([], [], True),
+        ([None], [None, None], True),
+        (["0"], [], True),
+        (["0"], [None], True),
+        (["0"], [None, None], False),
+        (["1"], ["0", "1"], False),
+        (["0-1"], ["1", "0"], True),
+        (["0", "1"], [None, None], True),
+        (["0,2-3"], ["0", "2", "3"], True),
+        (["0,2-3"], ["0", "1", "2", "3"], False),
+        (["0", None], [None, None], True),
+        ([""], [None], False),
+        (["x-1,3-0,-,0-99999999999999999999"], [None], False),
+        (["0"], ["x"], False),
+    ],
+)
+def test_huge_pages_with_a_nodeset_count_for_its_numa_cells_alone(
+    pages: list[str | None], cells: list[str | None], *, is_all_huge: bool
+) -> None:
+    written = "".join("<page size='2048'/>" if one is None else f"<page nodeset='{one}'/>" for one in pages)
+    numa = "".join("<cell/>" if one is None else f"<cell id='{one}'/>" for one in cells)
+    xml = domain(f"<memoryBacking><hugepages>{written}</hugepages></memoryBacking>", f"<cpu><numa>{numa}</numa></cpu>")
+    assert parse_guest_xml(xml).has_hugepages is is_all_huge
+
+
 def test_huge_pages_and_the_administrators_own_arguments_are_read() -> None:
     qemu = "http://libvirt.org/schemas/domain/qemu/1.0"
     arguments = (

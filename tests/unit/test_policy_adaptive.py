@@ -29,7 +29,7 @@ from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.debt import OTHERS
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
-from virtksm.policy.adaptive.past import ADDED, AdaptivePast, dump_past, load_past
+from virtksm.policy.adaptive.past import MOST_CHARACTERS, MOST_KEPT, AdaptivePast, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     BATCH_S,
     CAUTIOUS_PAGE_COST_S,
@@ -895,6 +895,15 @@ def test_merge_across_nodes_waits_until_nothing_is_shared(key: str, shared: int,
     assert ("merge_across_nodes waits" in decision.reason.text) == (key == "never" and shared > 0)
 
 
+def test_a_merge_across_nodes_that_the_kernel_has_not_waits_for_nothing() -> None:
+    policy = AdaptivePolicy(params=AdaptiveParams(merge_across_nodes="never"))
+    seen = snap(0, {"a": GIB}, pages_shared=7)
+    settings = replace(seen.ksm.settings, merge_across_nodes=None)
+    decision, _ = policy.decide(replace(seen, ksm=replace(seen.ksm, settings=settings)), AdaptivePast(), TIMER)
+    assert decision.target.merge_across_nodes == 0, "so that the pass says once that it is not offered"
+    assert "waits" not in decision.reason.text
+
+
 # What would turn the decision: tests/property/test_turns.py tries whether it is true
 
 
@@ -966,11 +975,26 @@ def test_a_damaged_past_is_a_value_error_or_a_past_that_can_be_decided_on(name: 
     ALWAYS.decide(snap(20, {"a": GIB}), past, TIMER)
 
 
-@pytest.mark.parametrize("name", sorted(ADDED))
-def test_of_an_older_version_s_past_what_it_knew_is_kept(name: str) -> None:
-    past = in_round()[1]
-    kept = {key: value for key, value in dump_past(past).items() if key != name}
-    assert load_past(json.loads(json.dumps(kept))) == replace(past, **{name: getattr(AdaptivePast(), name)})
+@pytest.mark.parametrize("name", sorted(dump_past(AdaptivePast())))
+def test_an_older_version_s_past_which_lacks_something_is_a_value_error(name: str) -> None:
+    kept = {key: value for key, value in dump_past(in_round()[1]).items() if key != name}
+    with pytest.raises(ValueError, match="not what the adaptive policy keeps"):
+        load_past(kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"guests_kib": dict.fromkeys(map(str, range(MOST_KEPT + 1)), 1)},
+        {"guests_kib": {"u" * (MOST_CHARACTERS + 1): 1}},
+        {"guests_kib": {1: 1}},
+        {"young": [(1.0, 1)] * (MOST_KEPT + 1)},
+        {"rule": "r" * (MOST_CHARACTERS + 1)},
+    ],
+)
+def test_a_past_beyond_any_size_is_a_value_error(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"damaged|no text"):
+        load_past({**dump_past(AdaptivePast()), **change})
 
 
 @pytest.mark.parametrize("kept", [{}, {"npages": 1, "stepped_at_s": None}, {**dump_past(AdaptivePast()), "more": 1}])

@@ -213,6 +213,17 @@ def test_a_balloon_or_device_re_evaluates_without_a_step(
     assert decision.next_pass_s == 50
 
 
+@pytest.mark.parametrize("free_kib", [0, TOTAL_KIB])
+def test_7_what_a_guest_does_by_itself_is_routine_while_nothing_changes_and_a_step_never_is(free_kib: int) -> None:
+    balloon = Occasion(triggers=frozenset({Trigger.BALLOON}))
+    changing, _ = POLICY.decide(host(free_kib, pages_to_scan=123), past(400), balloon)
+    settled = host(free_kib)
+    settled = replace(settled, ksm=replace(settled.ksm, settings=changing.target))
+    going_on, _ = POLICY.decide(settled, past(400), balloon)
+    assert [changing.is_routine, going_on.is_routine] == [False, True]
+    assert not POLICY.decide(settled, past(400), STEP)[0].is_routine
+
+
 @pytest.mark.parametrize("trigger", sorted(set(Trigger) - {Trigger.BALLOON, Trigger.MEMORY_DEVICE}, key=str))
 def test_every_other_trigger_is_one_step_also_in_a_burst(trigger: Trigger) -> None:
     burst = Occasion(triggers=frozenset({trigger, Trigger.BALLOON, Trigger.STOPPED}))

@@ -21,18 +21,29 @@ from virtksm.adapters.files import (
     read_file,
     replace_file,
 )
-from virtksm.adapters.state_file import StateFile, dump_state, parse_state
+from virtksm.adapters.state_file import MAX_CHARACTERS, StateFile, dump_state, parse_state
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.model import PARAMETERS
+from virtksm.model import MAXIMA
 from virtksm.ownership import HostState, Ownership
+from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
 from virtksm.runtime import RuntimePaths
 
-VALUES = st.integers(min_value=0, max_value=2**32 - 1)
-OWNERSHIPS = st.builds(Ownership, baseline=VALUES, intended=st.none() | VALUES, applied=st.none() | VALUES)
+OWNERSHIPS = {
+    name: st.builds(
+        Ownership,
+        baseline=st.integers(0, most),
+        intended=st.none() | st.integers(0, most),
+        applied=st.none() | st.integers(0, most),
+    )
+    for name, most in MAXIMA.items()
+}
+METER = Meter(
+    taken_s=1.0, full_scans=1, pages_sharing=1, cpu_s=1.0, pages_scanned=1, pages_skipped=None, thp_split_page=None
+)
 PASTS = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
 STATES = st.builds(
     HostState,
-    ownership=st.dictionaries(st.sampled_from(PARAMETERS), OWNERSHIPS),
+    ownership=st.fixed_dictionaries({}, optional=OWNERSHIPS),
     policy_name=st.none() | st.text(),
     policy_past=st.none() | PASTS,
 )
@@ -73,9 +84,13 @@ def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
         {"parameters": {"pages_to_scan": {"baseline": True}}},
         {"parameters": {"pages_to_scan": {"baseline": -1}}},
         {"parameters": {"pages_to_scan": {"baseline": 100, "intended": 2**32}}},
+        {"parameters": {"merge_across_nodes": {"baseline": 2}}},
+        {"parameters": {"pages_to_scan": {"baseline": 10**400}}},
         {"policy": None},
         {"policy": {"name": 3, "past": None}},
         {"policy": {"name": "ksmtuned", "past": "many"}},
+        {"policy": {"name": "ksmtuned", "past": {"nested": [[[[[[[[]]]]]]]]}}},
+        {"policy": {"name": "ksmtuned", "past": {"long": "x" * MAX_CHARACTERS}}},
     ],
 )
 def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, damage: dict[str, object]) -> None:
@@ -90,6 +105,35 @@ def test_what_is_not_text_is_damaged_too(paths: RuntimePaths) -> None:
     Path(paths.host_state("local")).write_bytes(b"\xff\xfe")
     with pytest.raises(StateUnusable):
         StateFile(paths, "local").load()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+MEMORY = dump_past(AdaptivePast(round=Round(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
+
+
+@given(
+    past=st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MEMORY.items()}) | JSON,
+    parameters=st.dictionaries(st.sampled_from([*MAXIMA, "run"]), JSON) | JSON,
+)
+def test_of_any_state_what_is_taken_can_be_kept_again_and_decided_on(past: object, parameters: object) -> None:
+    kept = {**GOOD, "policy": {"name": "adaptive", "past": past}}
+    for document in (kept, {**kept, "parameters": parameters}):
+        try:
+            state = parse_state(json.dumps(document))
+            remembered = load_past(state.policy_past or {})
+        except ValueError:
+            continue
+        assert parse_state(dump_state(state)) == state
+        assert load_past(json.loads(json.dumps(dump_past(remembered)))) == remembered
+
+
+def test_a_state_is_ones_own_where_nobody_else_owns_its_folder(paths: RuntimePaths) -> None:
+    assert StateFile(paths, "local").is_own
+    Path(paths.agent_dir).rename(f"{paths.agent_dir}.gone")
+    assert not StateFile(paths, "local").is_own
 
 
 def test_each_host_has_a_state_of_its_own(paths: RuntimePaths) -> None:

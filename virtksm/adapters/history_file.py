@@ -26,6 +26,7 @@ from virtksm.history import (
     KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
+    MOST_OF_A_KIND,
     MOST_SAMPLES,
     SAMPLE_FIELDS,
     GuestEvent,
@@ -66,6 +67,19 @@ EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY
 DECISIONS = "SELECT at_s, record FROM decisions ORDER BY id DESC LIMIT ?"
 OLD_SAMPLES = "DELETE FROM samples WHERE at_s < ?"
 SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
+SURPLUS_OF_A_GUEST = """
+DELETE FROM events WHERE id IN (
+    SELECT id FROM (
+        SELECT id, row_number() OVER (PARTITION BY uuid ORDER BY id DESC) AS number FROM events WHERE kind = ?
+    )
+    WHERE number > ?
+)
+"""
+SURPLUS_OF_A_KIND = """
+DELETE FROM events WHERE kind = ?1 AND id <= (
+    SELECT id FROM events WHERE kind = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2
+)
+"""
 SURPLUS_DECISIONS = """
 DELETE FROM decisions WHERE id <= (
     SELECT max(id) FROM (SELECT id, sum(length(record)) OVER (ORDER BY id DESC) AS characters FROM decisions)
@@ -123,6 +137,9 @@ class HistoryFile:
             )
             if samples:
                 database.execute(OLD_SAMPLES, (max(sample.at_s for sample in samples) - KEEP_S,))
+            for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
+                database.execute(SURPLUS_OF_A_GUEST, (kind, most_of_a_guest))
+                database.execute(SURPLUS_OF_A_KIND, (kind, most))
             for table, most in (("samples", MOST_SAMPLES), ("events", MOST_EVENTS), ("decisions", MOST_DECISIONS)):
                 database.execute(SURPLUS.format(table=table), (most,))
             database.execute(SURPLUS_DECISIONS, (MOST_DECISION_CHARACTERS,))

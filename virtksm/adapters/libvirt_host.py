@@ -20,8 +20,7 @@ from virtksm.errors import (
     Unsupported,
     VirtksmError,
 )
-from virtksm.model import PARAMETERS, Guest, HostMemory, KsmState, Settings
-from virtksm.ports import Maxima
+from virtksm.model import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 
 
 class LibvirtHost:
@@ -31,6 +30,8 @@ class LibvirtHost:
         self.connection = connection
         self.uri = connection.getURI()
         self._max_kib: dict[str, int | None] = {}
+        self.stale: set[str | None] = set()
+        """The guests whose maximum is to be asked again; None stands for all of them."""
 
     def ksm_state(self) -> KsmState:
         try:
@@ -46,20 +47,26 @@ class LibvirtHost:
             raise self._translated(error, "reading the host's memory") from error
         return parse_memory_stats(values)
 
-    def running_guests(self, maxima: Maxima) -> tuple[Guest, ...]:
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         try:
             domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
         except libvirt.libvirtError as error:
             raise self._translated(error, "listing the guests") from error
-        if maxima is Maxima.UNASKED:
+        self.stale &= {None, *(guest.uuid for guest in guests)}  # of others nothing is known, and nothing piles up
+        if not with_max:
             return tuple(guests)
-        known = {} if maxima is Maxima.AFRESH else self._max_kib
+        stale = frozenset(self.stale)
+        self.stale -= stale  # before asking: what is named meanwhile is for the next list
+        known = {} if None in stale else self._max_kib
         self._max_kib = {
-            guest.key: known[guest.key] if guest.key in known else _read_max_kib(domain)
+            guest.key: known[guest.key] if guest.key in known and guest.uuid not in stale else _read_max_kib(domain)
             for guest, domain in zip(guests, domains, strict=True)
         }
         return tuple(replace(guest, max_kib=self._max_kib[guest.key]) for guest in guests)
+
+    def forget_max(self, uuid: str | None = None) -> None:
+        self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
         try:
@@ -161,9 +168,9 @@ def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
 
 
 def parse_parameters(values: Mapping[str, int]) -> KsmState:
-    """Turn virNodeGetMemoryParameters' dictionary into a KsmState; what is missing is None."""
+    """Turn virNodeGetMemoryParameters' dictionary into a KsmState; what is missing or makes no sense is None."""
     return KsmState(
-        settings=Settings(**{name: _counter(values, f"shm_{name}") for name in PARAMETERS}),
+        settings=Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS}),
         pages_shared=_counter(values, "shm_pages_shared"),
         pages_sharing=_counter(values, "shm_pages_sharing"),
         pages_unshared=_counter(values, "shm_pages_unshared"),
@@ -174,30 +181,31 @@ def parse_parameters(values: Mapping[str, int]) -> KsmState:
 
 def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:
     """Turn virNodeGetMemoryStats' dictionary (KiB) into a HostMemory; raises SensingFailed if one is missing."""
-    try:
-        return HostMemory(
-            total_kib=values["total"],
-            free_kib=values["free"],
-            buffers_kib=values["buffers"],
-            cached_kib=values["cached"],
-        )
-    except KeyError as error:
-        raise SensingFailed(
-            f"libvirt does not report the host's {error.args[0]} memory",
-            remedy="is the host a Linux machine?",
-        ) from error
+
+    def read(name: str) -> int:
+        kib = _counter(values, name)
+        if kib is None:
+            raise SensingFailed(
+                f"libvirt does not report the host's {name} memory", remedy="is the host a Linux machine?"
+            )
+        return kib
+
+    return HostMemory(
+        total_kib=read("total"), free_kib=read("free"), buffers_kib=read("buffers"), cached_kib=read("cached")
+    )
 
 
 def _read_max_kib(domain: libvirt.virDomain) -> int | None:
     try:
-        return domain.maxMemory()
+        return _counter({"max": domain.maxMemory()}, "max")
     except libvirt.libvirtError:  # the guest has ended, or the connection has, which the next call will tell
         return None
 
 
-def _counter(values: Mapping[str, object], name: str) -> int | None:
+def _counter(values: Mapping[str, object], name: str, most: int = 2**64 - 1) -> int | None:
+    """Return a number of libvirt's, which are unsigned; None for what is missing or is no such number."""
     value = values.get(name)
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most else None
 
 
 def _refused(values: Mapping[str, int], cause: Cause, error: Exception) -> SettingsRefused:

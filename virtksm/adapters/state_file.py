@@ -6,16 +6,21 @@ A file that cannot be understood is an error, never taken for "no state": it may
 from __future__ import annotations
 
 import json
+import os
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.model import KERNEL_MAXIMUM, PARAMETERS
+from virtksm.model import MAXIMA
 from virtksm.ownership import HostState, Ownership
 from virtksm.runtime import RuntimePaths
 
 SCHEMA = 1
+MAX_CHARACTERS = 1 << 22
+"""Of a state: that of 1,000 guests has some 100,000."""
+MOST_LEVELS = 8
+"""How deeply a policy's past may nest: adaptive's has four levels."""
 LOCK_WAIT_S = 5.0
 
 
@@ -24,8 +29,16 @@ class StateFile:
 
     def __init__(self, paths: RuntimePaths, host: str) -> None:
         self._paths = paths
+        self._folder = paths.agent_dir
         self._lock = paths.host_lock(host)
         self._file = paths.host_state(host)
+
+    @property
+    def is_own(self) -> bool:
+        try:
+            return os.stat(self._folder).st_uid == os.geteuid()
+        except OSError:
+            return False
 
     def locked(self) -> AbstractContextManager[None]:
         ensure_runtime(self._paths)
@@ -63,6 +76,8 @@ def dump_state(state: HostState) -> str:
 
 def parse_state(text: str) -> HostState:
     """Parse what dump_state wrote; raises ValueError saying what is wrong."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
     try:
         kept = json.loads(text)
     except RecursionError:
@@ -73,7 +88,7 @@ def parse_state(text: str) -> HostState:
     if not isinstance(parameters, dict) or not isinstance(policy, dict):
         raise ValueError("parameters or policy is missing")
     name, past = policy.get("name"), policy.get("past")
-    if not isinstance(name, str | None) or not isinstance(past, dict | None):
+    if not isinstance(name, str | None) or not isinstance(past, dict | None) or not _is_shallow(past, MOST_LEVELS):
         raise ValueError("policy is damaged")
     return HostState(
         ownership={key: _parse_ownership(key, value) for key, value in parameters.items()},
@@ -83,7 +98,7 @@ def parse_state(text: str) -> HostState:
 
 
 def _parse_ownership(parameter: str, value: object) -> Ownership:
-    if parameter not in PARAMETERS or not isinstance(value, dict):
+    if parameter not in MAXIMA or not isinstance(value, dict):
         raise ValueError(f"parameter {parameter!r} is damaged")
     baseline, intended, applied = (
         _parse_setting(parameter, value.get(key)) for key in ("baseline", "intended", "applied")
@@ -97,6 +112,14 @@ def _parse_setting(parameter: str, value: object) -> int | None:
     """Take a value that may go to the kernel one day, or None; JSON's true is no number, but Python's is."""
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= KERNEL_MAXIMUM:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAXIMA[parameter]:
         raise ValueError(f"parameter {parameter!r} is damaged")
     return value
+
+
+def _is_shallow(value: object, levels: int) -> bool:
+    """Tell whether a JSON value nests no deeper than `levels`: what can be read can then be written again."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)
+    return True

@@ -26,6 +26,7 @@ from virtksm.agent.diary import Diary
 from virtksm.agent.guest_look import GuestLook
 from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
+from virtksm.agent.news import News
 from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing, look
@@ -82,6 +83,7 @@ class Agent:
     requests: list[Request] = field(default_factory=list)
     look: GuestLook = field(default_factory=GuestLook)
     inputs: Inputs = field(default_factory=Inputs)
+    news: News = field(default_factory=News)
     running: tuple[Guest, ...] = ()
     heard_s: float | None = None
     next_pass_s: float | None = None
@@ -132,6 +134,8 @@ class Agent:
         """Take a libvirt event, handed over from its thread."""
         self.reporter.event(event)
         self.diary.hear(event)
+        if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:
+            self.cycle.hypervisor.forget_max(event.uuid)
         self.offer(event.trigger, heard_s=event.heard_s)
 
     def stop(self) -> None:
@@ -393,8 +397,9 @@ class Agent:
                 self.next_pass_s = None
             else:
                 self.next_pass_s = ended_s + record.decision.next_pass_s
-            self.reporter.passed(record, heard_s, ended_s)
-            self.diary.take(record)
+            is_news = self.news.is_news(record, ended_s)
+            self.reporter.passed(record, heard_s, ended_s, is_news=is_news)
+            self.diary.take(record, is_news=is_news)
             self.running = record.snapshot.guests
             self.look.see(self.running, afresh=occasion.is_explicit)
             self._name_exposed()
@@ -430,7 +435,7 @@ class Agent:
                 work: Callable[[], RestoreRecord] = cycle.restore if self.config.on_exit == "restore" else cycle.park
                 record = await self.calls.run(self.config.on_exit, work, self.config.call_timeout_s)
                 self.reporter.left(self.config.on_exit, record)
-                code = ExitCode.REFUSED if record.refusals else code
+                code = record.exit_code
             except VirtksmError as error:
                 self.reporter.leaving_failed(error)
                 code = ExitCode(error.exit_code)

@@ -3,7 +3,8 @@
 Nothing here wakes a resting agent: memories come with passes and events, and a minute after the first that is not yet
 kept, all are written in one go; what is younger is lost with a process that is killed. The disk is talked to beside the
 loop, one call at a time and each with a limit. While it does not answer, or fails, memories wait, and the oldest of too
-many are given up; it is reported once, and the agent goes on.
+many are given up; it is reported once, and the agent goes on. Of what a guest makes by itself (balloon, memory devices)
+the last of its kind waits alone, so that the history gets one a minute.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
-from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told, sample_of
+from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
 from virtksm.record import PassRecord
 
 WRITE_S = 60.0
@@ -66,7 +67,7 @@ class Diary:
         self._history: History | None = None
         self._is_new = False
         self._samples: deque[Sample] = deque(maxlen=MOST_WAITING_SAMPLES)
-        self._events: deque[GuestEvent] = deque(maxlen=MOST_WAITING_EVENTS)
+        self._events: dict[object, GuestEvent] = {}
         self._decisions: deque[Told] = deque(maxlen=MOST_WAITING_DECISIONS)
         self._shared_from_s = -SAMPLE_S
         """Since when the last sample is shared by passes."""
@@ -82,7 +83,7 @@ class Diary:
 
     def hear(self, event: DomainEvent) -> None:
         """Remember an event of libvirt's."""
-        self._events.append(
+        self._add_event(
             GuestEvent(
                 at_s=self._to_the_millisecond(),
                 kind=event.trigger.value,
@@ -93,15 +94,23 @@ class Diary:
         )
         self._stirred.set()
 
-    def take(self, record: PassRecord) -> None:
-        """Remember a pass that was no dry run: the host as it left it, and the decision, if that was no routine."""
+    def _add_event(self, event: GuestEvent) -> None:
+        key = replaces(event)
+        self._events.pop(key, None)
+        self._events[key] = event
+        if len(self._events) > MOST_WAITING_EVENTS:
+            chatter = (key for key, waits in self._events.items() if key is not waits)
+            del self._events[next(chatter, next(iter(self._events)))]
+
+    def take(self, record: PassRecord, *, is_news: bool) -> None:
+        """Remember a pass that was no dry run: the host as it left it, and the decision, if that was news."""
         at_s = self._to_the_millisecond()
         if self._is_shared and self._samples:
             self._samples.pop()
         elif not self._is_shared:
             self._shared_from_s = self._clock()
         self._samples.append(sample_of(at_s, record.snapshot, record.after, record.decision.reason.rule))
-        if not record.is_routine:
+        if is_news:
             self._decisions.append(Told(at_s=at_s, record=record.as_dict()))
         self._stirred.set()
 
@@ -138,7 +147,8 @@ class Diary:
     async def events(self, since_s: float, most: int) -> tuple[GuestEvent, ...]:
         """Return the last `most` events (1 or more) from `since_s` on, also those not kept yet; as `samples`."""
         found = await self._read(
-            lambda history: history.events(since_s, most), lambda: [one for one in self._events if one.at_s >= since_s]
+            lambda history: history.events(since_s, most),
+            lambda: [one for one in self._events.values() if one.at_s >= since_s],
         )
         return found[-most:]
 
@@ -181,7 +191,7 @@ class Diary:
 
     def _take_out(self, *, is_last: bool) -> Batch:
         """Take what is to be written; the last sample waits as long as further passes may share it."""
-        batch = list(self._samples), list(self._events), list(self._decisions)
+        batch = list(self._samples), list(self._events.values()), list(self._decisions)
         for waiting in (self._samples, self._events, self._decisions):
             waiting.clear()
         if self._is_shared and batch[0] and not is_last:
@@ -192,7 +202,9 @@ class Diary:
     def _put_back(self, batch: Batch) -> None:
         """Wait with them for the next write, before what has come since; the oldest of too many are given up."""
         _prepend(self._samples, batch[0])
-        _prepend(self._events, batch[1])
+        newer, self._events = self._events, {}
+        for event in (*batch[1], *newer.values()):
+            self._add_event(event)
         _prepend(self._decisions, batch[2])
         if any(batch):
             self._stirred.set()

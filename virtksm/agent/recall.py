@@ -35,11 +35,12 @@ class BadRequest(VirtksmError):
 
 async def recall_history(diary: Diary, request: Mapping[str, object]) -> dict[str, object]:
     """Answer with samples and events of the last `seconds`, a day unless said; raises BadRequest, StateUnusable."""
-    now_s = diary.now_s()
-    since_s = now_s - _number(request, "seconds", KEEP_S, MOST_REAL)
+    since_s = diary.now_s() - _number(request, "seconds", KEEP_S, MOST_REAL)
     points = int(_number(request, "points", MOST_POINTS, MOST_POINTS))
-    samples = thin(await diary.samples(since_s), points, until_s=now_s)
+    found = await diary.samples(since_s)
     events = await diary.events(since_s, MOST_TOLD_EVENTS)
+    now_s = diary.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
+    samples = thin(found, points, until_s=now_s)
     told = _last_that_fit(events, EVENTS_BYTES, event_row)
     return {"ok": True, "history": {"now_s": now_s, **as_table(samples, told)}}
 

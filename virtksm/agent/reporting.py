@@ -13,8 +13,8 @@ from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, VirtksmError
 from virtksm.logs import get_logger
-from virtksm.model import Occasion, Trigger
-from virtksm.record import KEEP_OUT, Outcome, PassRecord, RestoreRecord
+from virtksm.model import EVALUATING_ONLY, Occasion, Trigger
+from virtksm.record import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
 from virtksm.units import format_kib
 
 
@@ -38,7 +38,9 @@ class Reporter:
         self._notifier.send(READY="1", STATUS=f"connecting to {uri}")
 
     def event(self, event: DomainEvent) -> None:
-        self._log.info("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
+        """Tell of an event; one that a guest makes by itself is not written at level info, however many it makes."""
+        log = self._log.debug if event.trigger in EVALUATING_ONLY else self._log.info
+        log("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
 
     def connected(self, uri: str, *, is_local: bool) -> None:
         self._connect_error = None
@@ -65,7 +67,7 @@ class Reporter:
         self._log.warning("libvirt_disconnected", reason=reason)
         self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")
 
-    def passed(self, record: PassRecord, heard_s: float | None, ended_s: float) -> None:
+    def passed(self, record: PassRecord, heard_s: float | None, ended_s: float, *, is_news: bool) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
         self._pass_error = None
         self.tally.passed(record, None if heard_s is None else ended_s - heard_s, time.time())
@@ -75,7 +77,7 @@ class Reporter:
                 parameter=value.parameter,
                 ours=value.ours,
                 found=value.found,
-                remedy=FOREIGN,
+                remedy=record.foreign_remedy,
             )
         if record.yields_now:
             self._log.warning("conflict_yielded", remedy="virtksm writes nothing until `virtksm retune` or a reload")
@@ -89,9 +91,9 @@ class Reporter:
                 error=error.message,
                 remedy=error.remedy,
             )
-        told = {*map(str, record.refusals), *record.exposures}
+        told = {*map(str, record.refusals), *record.exposures, HELD}
         self._warn([note for note in record.warnings if note not in told])
-        log = self._log.debug if record.is_routine else self._log.info
+        log = self._log.info if is_news else self._log.debug
         log("pass_completed", **_canonical(record, heard_s, ended_s))
         self._notifier.send(STATUS=status_text(record))
 
@@ -166,7 +168,10 @@ class Reporter:
 
     def left(self, on_exit: str, record: RestoreRecord) -> None:
         for error in record.refusals:
-            self._log.error("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
+            log = self._log.error if error in record.failures else self._log.warning
+            log("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
+        for parameter in record.doubted:
+            self._log.warning("baseline_doubted", parameter=parameter)
         event = "settings_restored" if on_exit == "restore" and not record.switched_off else "settings_parked"
         self._log.info(event, before=record.before.as_dict(), after=record.after.as_dict(), left=list(record.left))
 
@@ -187,9 +192,6 @@ def status_text(record: PassRecord) -> str:
     outcome = "" if record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({record.outcome.value})"
     saved = f"{format_kib(record.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
     return f"{ksm_off}{saved}; {record.decision.reason.text}{outcome}"
-
-
-FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
 
 
 def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dict[str, object]:

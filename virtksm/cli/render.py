@@ -40,6 +40,10 @@ def restore_lines(record: Mapping[str, Any]) -> list[str]:
     lines = _change_lines(record["before"], record["after"], would=False)
     if record["switched_off"]:
         lines.append("parked    virtksm is switched off, so the baseline is kept until `virtksm on`")
+    lines += [
+        f"doubted   {name}: nobody sets what was kept of it, so it gets the kernel's default"
+        for name in record["doubted"]
+    ]
     lines += [f"left      {name}: somebody else has changed it since" for name in record["left"]]
     return [printable(line) for line in lines + [f"warning   {one['message']}" for one in record["refused"]]]
 

@@ -50,10 +50,9 @@ def run(options: argparse.Namespace) -> int:
             print("nothing to do: on_exit is leave")
             return ExitCode.DONE
         cycle = make_cycle(open_host(requested_uri(options.connect)), config, paths)
-        if action == "park":
-            record = cycle.park().as_dict()
-        else:
-            record = cycle.restore(KERNEL_DEFAULTS if options.defaults else None).as_dict()
+        defaults = KERNEL_DEFAULTS if options.defaults else None
+        restored = cycle.park() if action == "park" else cycle.restore(defaults)
+    record = restored.as_dict()
     if options.json:
         import json
 
@@ -62,4 +61,4 @@ def run(options: argparse.Namespace) -> int:
         from virtksm.cli.render import restore_lines
 
         print("\n".join(restore_lines(record)))
-    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+    return restored.exit_code

@@ -18,7 +18,6 @@ from virtksm.config.schema import Config
 from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.model import Snapshot
 from virtksm.now import Now, Origin
-from virtksm.ports import Maxima
 from virtksm.runtime import RuntimePaths
 from virtksm.sense import sense, sense_ksm
 from virtksm.uri import is_alias
@@ -108,7 +107,7 @@ class Alone:
                 self._host = open_host(self.uri, read_only=True)
                 self.uri = self._host.uri
             local = self._in_thread if is_this_machine(self.uri, self._config) else None
-            self._answers.put(sense(self._host, local, boottime_s(), Maxima.UNASKED))
+            self._answers.put(sense(self._host, local, boottime_s()))
         except VirtksmError as error:
             self._host = None
             self._answers.put(error)

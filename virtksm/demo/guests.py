@@ -48,7 +48,7 @@ class PayloadGuest:
     `common_mib` pages are equal in all guests of the same `image`, `own_mib` pages only in those of the same `seed`.
     `slow_mib_per_s` 0 fills as fast as the machine can. `hotplug_mib` is the room for memory devices, 0 none.
     With `balloon` it answers libvirt's requests (and so sends events), but gives no memory back; with `chatters` it
-    reports another size twenty times a second, unasked, of which QEMU tells one a second.
+    reports another size all the time, and an event comes every second.
     `virt_type` "qemu" is software emulation, which runs everywhere; "kvm" needs /dev/kvm.
     Raises ValueError when the content does not fit into the memory.
     """
@@ -98,8 +98,7 @@ class PayloadGuest:
             "grow": self.grow_mib_per_min,
             "reboot_after": self.reboot_after_s,
             "off_after": self.off_after_s,
-            "balloon": int(self.balloon),
-            "chatter": int(self.chatters),
+            "balloon": 2 if self.chatters else int(self.balloon),
         }
         return " ".join(["virtksm-guest", *(f"{name}={value}" for name, value in options.items() if value)])
 

@@ -97,7 +97,9 @@ class KsmtunedPolicy:
         if occasion.is_step:
             past = KsmtunedPast(npages=npages, stepped_at_s=snapshot.taken_s)
         next_pass_s = seconds_until_step(snapshot.taken_s, past.stepped_at_s, self.params.monitor_interval)
-        return Decision(target=target, reason=reason, next_pass_s=next_pass_s), past
+        goes_on = all(getattr(snapshot.ksm.settings, name) == value for name, value in target.items())
+        is_routine = goes_on and not occasion.is_step
+        return Decision(target=target, reason=reason, next_pass_s=next_pass_s, is_routine=is_routine), past
 
 
 def decide_settings(

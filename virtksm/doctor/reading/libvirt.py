@@ -14,7 +14,6 @@ from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
 from virtksm.model import Guest, KsmState, OthersMemory
-from virtksm.ports import Maxima
 from virtksm.processes import GuestProcess
 from virtksm.uri import is_local
 
@@ -80,7 +79,7 @@ def _read_ksm(host: LibvirtHost) -> KsmState | Unknown | None:
 
 
 def _read_guests(host: LibvirtHost) -> Guests:
-    seen, failures = read_guests(host, host.running_guests(Maxima.UNASKED))
+    seen, failures = read_guests(host, host.running_guests(with_max=False))
     described = [(guest, xml) for guest, xml in seen if xml is not None]
     running = tuple(guest for guest, _ in described)
     processes, others = _read_processes(running) if is_local(host.uri) else ({}, None)

@@ -162,7 +162,8 @@ class AdaptivePolicy:
         next_pass_s: float,
     ) -> tuple[Decision, AdaptivePast]:
         merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
-        if merge is not None and merge != snapshot.ksm.settings.merge_across_nodes and snapshot.ksm.pages_shared:
+        has = snapshot.ksm.settings.merge_across_nodes
+        if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
         if past.backoff > 1:

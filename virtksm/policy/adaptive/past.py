@@ -13,8 +13,10 @@ from typing import Any
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (FACTS, measured)."""
 
-ADDED = frozenset({"burst_since_s", "burst_at_s", "pair_left"})
-"""What pasts kept before 27 November 2026 lack: it is at its default then."""
+MOST_KEPT = 100_000
+"""Bounds how many guests, and how many times of growth, are kept."""
+MOST_CHARACTERS = 1_000
+"""Bounds a text that is kept: the rule, and a guest's key."""
 MOST = 2.0**53
 """Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
 MOST_SUM = 2**52
@@ -120,11 +122,11 @@ def dump_past(past: AdaptivePast) -> dict[str, object]:
 
 
 def load_past(kept: Mapping[str, object]) -> AdaptivePast:
-    """Rebuild a past from what `dump_past` gave, also an older version's; raises ValueError if it is not one."""
-    values = {**dump_past(AdaptivePast()), **_checked(AdaptivePast, kept)}
-    if not isinstance(values["guests_kib"], Mapping):
+    """Rebuild a past from what `dump_past` gave; raises ValueError if it is not one, as another version's is not."""
+    values = _checked(AdaptivePast, kept)
+    if not isinstance(values["guests_kib"], Mapping) or len(values["guests_kib"]) > MOST_KEPT:
         raise ValueError("guests_kib is damaged")  # bad data, not a bad call
-    guests_kib = {str(key): _plain(str(key), kib, "int") for key, kib in values["guests_kib"].items()}
+    guests_kib = {_text("guest", key): _plain("KiB", kib, "int") for key, kib in values["guests_kib"].items()}
     appeared = {name: _appeared(values[name]) for name in ("young", "recent")}
     return AdaptivePast(**{**values, **appeared, "guests_kib": guests_kib, "round": _round(values["round"])})
 
@@ -138,7 +140,9 @@ def _round(kept: object) -> Round | None:
 
 
 def _appeared(kept: object) -> tuple[tuple[float, int], ...]:
-    if not isinstance(kept, list | tuple) or not all(isinstance(one, list | tuple) and len(one) == 2 for one in kept):
+    if not isinstance(kept, list | tuple) or len(kept) > MOST_KEPT:
+        raise ValueError("young or recent is damaged")
+    if not all(isinstance(one, list | tuple) and len(one) == 2 for one in kept):
         raise ValueError("young or recent is damaged")
     return tuple((_plain("when", at_s, "float"), _plain("how much", kib, "int")) for at_s, kib in kept)
 
@@ -146,7 +150,7 @@ def _appeared(kept: object) -> tuple[tuple[float, int], ...]:
 def _checked(made: type[Any], kept: object) -> dict[str, Any]:
     """Return the fields of a dataclass as kept; bool, int and float are checked against its annotations."""
     declared = {one.name: str(one.type) for one in fields(made)}
-    if not isinstance(kept, Mapping) or not declared.keys() - ADDED <= kept.keys() <= declared.keys():
+    if not isinstance(kept, Mapping) or kept.keys() != declared.keys():
         raise ValueError(f"not what the adaptive policy keeps: {made.__name__} has other keys")
     values = dict(kept)
     for name, value in kept.items():
@@ -154,11 +158,17 @@ def _checked(made: type[Any], kept: object) -> dict[str, Any]:
         if value is None and kind.endswith("| None"):
             continue
         base = kind.removesuffix(" | None")
-        if base == "str" and not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}, not text")
+        if base == "str":
+            _text(name, value)
         if base in ("bool", "int", "float"):
             values[name] = _plain(name, value, base)
     return values
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
+        raise ValueError(f"{name} is no text")
+    return value
 
 
 def _plain(name: str, value: object, kind: str) -> Any:  # noqa: ANN401  # what kind says

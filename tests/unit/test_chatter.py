@@ -1,0 +1,156 @@
+"""One guest sends thousands of balloon events over hours: what is logged and kept stays bounded, and others' stays."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import Counter
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
+from tests.unit.test_diary import LONG_S, WALL_S, until
+from virtksm.adapters.history_file import HistoryFile
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.adapters.systemd import Notifier
+from virtksm.agent.diary import Diary
+from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
+from virtksm.agent.reporting import Reporter
+from virtksm.config.schema import AdaptiveParams, KsmtunedParams
+from virtksm.cycle import Cycle, Memory
+from virtksm.history import MOST_OF_A_KIND
+from virtksm.logs import configure
+from virtksm.model import Guest, Occasion, Trigger
+from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.base import Policy
+from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.record import PassRecord
+
+EVERY_S = 1.08
+MIB = 1024
+GIB = 1024 * MIB
+POLICIES: dict[str, Policy[Any]] = {
+    "adaptive": AdaptivePolicy(params=AdaptiveParams(engage="always")),
+    "ksmtuned, parked": KsmtunedPolicy(params=KsmtunedParams()),
+    "ksmtuned, scanning": KsmtunedPolicy(params=KsmtunedParams(thres_coef=100)),
+}
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Have the log at level info taken down: the names of its events, and their guests."""
+    lines: list[str] = []
+
+    def take(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        lines.append(f"{event['event']} {event.get('guest', '')}".strip())
+        return ""
+
+    configure("info", "json", stream=io.StringIO(), renderers=[take])
+    yield lines
+    structlog.reset_defaults()
+
+
+class Host:
+    """A host with one guest that inflates and deflates its balloon by 256 MiB, and others that start and stop."""
+
+    def __init__(self, policy: Policy[Any]) -> None:
+        self.clock = FakeClock()
+        self.hypervisor = FakeHypervisor(running=(Guest(uuid="loud", name="loud"), Guest(uuid="other", name="other")))
+        self.rss_kib = {"loud": GIB, "other": GIB}
+        self.memory = Memory()
+        self.cycle = Cycle(
+            hypervisor=self.hypervisor,
+            local=FakeFacts(rss_kib=self.rss_kib),
+            policy=policy,
+            store=FakeStore(),
+            switch=FakeSwitch(),
+            clock=self.clock,
+            on_conflict="reassert",
+            memory=self.memory,
+        )
+
+    def run(self, *triggers: Trigger) -> PassRecord:
+        return self.cycle.run(Occasion(triggers=frozenset(triggers)))
+
+
+def event(trigger: Trigger, guest: str, detail: str = "") -> DomainEvent:
+    return DomainEvent(trigger=trigger, guest=guest, uuid=guest, detail=detail, heard_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "events"), [("adaptive", 10_000), ("ksmtuned, parked", 3_000), ("ksmtuned, scanning", 3_000)]
+)
+def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
+    policy: str, events: int, said: list[str], tmp_path: Path
+) -> None:
+    host, reporter, news = Host(POLICIES[policy]), Reporter(Notifier({})), News()
+    kept: list[str | None] = []
+    diary = Diary(kept.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0)
+    history = HistoryFile(str(tmp_path / "lib" / "local.history"))
+
+    def hear(heard: DomainEvent, *more: Trigger) -> None:
+        """Do what the agent does with an event."""
+        reporter.event(heard)
+        diary.hear(heard)
+        record = host.run(heard.trigger, *more)
+        is_news = news.is_news(record, host.clock.now_s)
+        reporter.passed(record, host.clock.now_s, host.clock.now_s, is_news=is_news)
+        diary.take(record, is_news=is_news)
+
+    async def written() -> None:
+        """Wait for a write, as it comes once a minute."""
+        before = len(kept)
+        diary.keep_in(history)
+        await until(lambda: len(kept) > before)
+
+    async def story() -> None:
+        writing = asyncio.create_task(diary.keep_writing())
+        hear(event(Trigger.STARTED, "other", "booted"))
+        hear(event(Trigger.STARTED, "loud", "booted"))
+        written_s = host.clock.now_s
+        for number in range(events):
+            host.clock.now_s += EVERY_S
+            host.rss_kib["loud"] = GIB + 256 * MIB * (number % 2)
+            hear(event(Trigger.BALLOON, "loud", f"balloon {number} KiB"), *[Trigger.TIMER] * (number % 3 == 0))
+            if host.clock.now_s - written_s >= 60:
+                written_s = host.clock.now_s
+                await asyncio.wait_for(written(), LONG_S)
+        hear(event(Trigger.STOPPED, "other", "shut down"))
+        diary.end()
+        await asyncio.wait_for(writing, LONG_S)
+
+    asyncio.run(story())
+    most_news = MOST_AT_ONCE + events * EVERY_S / REFILL_S + 3
+    lines = Counter(said)
+    assert lines.pop("pass_completed") <= most_news
+    assert lines == {"event_received other": 2, "event_received loud": 1}
+    assert len(history.decisions(events)) <= most_news
+    befell = history.events(0)
+    assert [(one.kind, one.domain) for one in befell if one.kind != "balloon"] == [
+        ("started", "other"),
+        ("started", "loud"),
+        ("stopped", "other"),
+    ]
+    balloon = [one for one in befell if one.kind == "balloon"]
+    assert len(balloon) == MOST_OF_A_KIND["balloon"][1]
+    assert balloon[-1].detail == f"balloon {events - 1} KiB", "the last is kept"
+    assert all(later.at_s - one.at_s >= 59 for one, later in pairwise(balloon[:-1])), "one a minute, and one at the end"
+
+
+def test_what_somebody_asks_for_or_befalls_a_guest_is_news_however_much_was_told_before() -> None:
+    host, news = Host(POLICIES["ksmtuned, scanning"]), News()
+    for _ in range(10 * MOST_AT_ONCE):
+        news.is_news(host.run(Trigger.TIMER), host.clock.now_s)
+    assert not news.is_news(host.run(Trigger.TIMER), host.clock.now_s)
+    for trigger in (Trigger.STARTED, Trigger.STOPPED, Trigger.RETUNE, Trigger.POKE):
+        assert news.is_news(host.run(trigger, Trigger.BALLOON), host.clock.now_s)
+    refused = replace(host.run(Trigger.TIMER), yields_now=True)
+    assert news.is_news(refused, host.clock.now_s)
+    assert not news.is_news(host.run(Trigger.TIMER), host.clock.now_s - 1000), "a clock that is behind brings nothing"
+    assert news.is_news(host.run(Trigger.TIMER), host.clock.now_s + REFILL_S)

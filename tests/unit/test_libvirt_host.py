@@ -1,0 +1,147 @@
+"""The libvirt adapter over a connection that is a fake: what is asked again, and what is not."""
+
+# ruff: noqa: N802  # the names of libvirt-python
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import libvirt
+import pytest
+
+from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.adapters.libvirt_host import LibvirtHost
+from virtksm.cycle import Cycle, Memory
+from virtksm.errors import SensingFailed
+from virtksm.model import KERNEL_DEFAULTS, Occasion, Trigger
+
+
+@dataclass
+class Domain:
+    """A running guest; `asked` counts how often it was asked for its maximum."""
+
+    uuid: str
+    max_kib: int
+    asked: int = 0
+
+    def name(self) -> str:
+        return self.uuid
+
+    def UUIDString(self) -> str:
+        return self.uuid
+
+    def ID(self) -> int:
+        return 1
+
+    def maxMemory(self) -> int:
+        self.asked += 1
+        return self.max_kib
+
+
+@dataclass
+class Connection:
+    """A connection to a host with two guests."""
+
+    domains: list[Domain] = field(default_factory=lambda: [Domain("one", 64), Domain("two", 64)])
+    listing_fails: bool = False
+    parameters: dict[str, int] = field(default_factory=lambda: {"shm_pages_to_scan": 100, "shm_sleep_millisecs": 20})
+
+    def getURI(self) -> str:
+        return "qemu:///system"
+
+    def isAlive(self) -> int:
+        return 1
+
+    def getMemoryParameters(self) -> dict[str, int]:
+        return self.parameters
+
+    def setMemoryParameters(self, values: dict[str, int]) -> int:
+        self.parameters |= values
+        return 0
+
+    def listAllDomains(self, _flags: int) -> list[Domain]:
+        if self.listing_fails:
+            raise libvirt.libvirtError("not now")
+        return self.domains
+
+    @property
+    def asked(self) -> list[int]:
+        return [domain.asked for domain in self.domains]
+
+
+@dataclass
+class Bench:
+    """A cycle over that connection, and what it knows of guests."""
+
+    connection: Connection = field(default_factory=Connection)
+    switch: FakeSwitch = field(default_factory=FakeSwitch)
+
+    def __post_init__(self) -> None:
+        self.host = LibvirtHost(cast(libvirt.virConnect, self.connection))
+        self.cycle = Cycle(
+            hypervisor=self.host,
+            local=FakeFacts(),
+            policy=TargetPolicy(target=KERNEL_DEFAULTS, wants_maxima=True),
+            store=FakeStore(),
+            switch=self.switch,
+            clock=FakeClock(),
+            on_conflict="reassert",
+            memory=Memory(),
+        )
+
+    def maxima(self, trigger: Trigger) -> list[int | None]:
+        record = self.cycle.run(Occasion(triggers=frozenset({trigger})))
+        return [guest.max_kib for guest in record.snapshot.guests]
+
+
+def test_a_maximum_is_asked_once_and_again_only_of_the_guest_that_an_event_names() -> None:
+    bench = Bench()
+    assert [bench.maxima(Trigger.TIMER) for _ in range(3)] == [[64, 64]] * 3
+    assert bench.connection.asked == [1, 1]
+    bench.connection.domains[1].max_kib = 192
+    for _ in range(100):
+        bench.host.forget_max("two")
+    assert bench.maxima(Trigger.MEMORY_DEVICE) == bench.maxima(Trigger.TIMER) == [64, 192]
+    assert bench.connection.asked == [1, 2]
+
+
+def test_a_maximum_that_changes_while_off_is_asked_when_on() -> None:
+    bench = Bench()
+    bench.maxima(Trigger.TIMER)
+    bench.connection.domains[0].max_kib = 192
+    bench.switch.turn_off()
+    bench.host.forget_max("one")
+    assert bench.maxima(Trigger.MEMORY_DEVICE) == [None, None]
+    bench.switch.turn_on()
+    assert bench.maxima(Trigger.TIMER) == [192, 64]
+
+
+def test_a_maximum_that_changes_before_a_pass_that_fails_is_asked_by_the_next() -> None:
+    bench = Bench()
+    bench.maxima(Trigger.TIMER)
+    bench.connection.domains[0].max_kib = 192
+    bench.host.forget_max("one")
+    bench.connection.listing_fails = True
+    with pytest.raises(SensingFailed):
+        bench.maxima(Trigger.MEMORY_DEVICE)
+    bench.connection.listing_fails = False
+    assert bench.maxima(Trigger.TIMER) == [192, 64]
+
+
+def test_guests_that_have_gone_leave_nothing_behind_where_nobody_asks_for_maxima() -> None:
+    bench = Bench()
+    bench.switch.turn_off()
+    bench.maxima(Trigger.TIMER)
+    for uuid in ("gone", "one", None):
+        bench.host.forget_max(uuid)
+    bench.maxima(Trigger.TIMER)
+    assert bench.host.stale == {"one", None}
+
+
+@pytest.mark.parametrize("trigger", [Trigger.RETUNE, Trigger.RELOAD])
+def test_who_asks_has_every_maximum_asked_again(trigger: Trigger) -> None:
+    bench = Bench()
+    bench.maxima(Trigger.TIMER)
+    for domain in bench.connection.domains:
+        domain.max_kib = 192
+    assert bench.maxima(trigger) == [192, 192]
