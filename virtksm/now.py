@@ -51,14 +51,10 @@ class Now:
 
     @property
     def saved_percent(self) -> float | None:
-        """What is saved, of what guests would hold if nothing were merged.
-
-        Their resident memory counts every place of a merged page; merged zero pages alone are outside of it.
-        """
-        merged = Merged.of(self.ksm)
-        if merged is None or not self.committed_kib:
+        """What is saved beside what the guests hold resident, which counts every place of a merged page."""
+        if self.saved_kib is None or not self.committed_kib:
             return None
-        return 100 * merged.saved_kib / (self.committed_kib + merged.zero_kib)
+        return 100 * self.saved_kib / self.committed_kib
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON values; memory in KiB, pages in pages of `page_kib`."""

@@ -8,7 +8,6 @@ import pytest
 
 from virtksm.merged import Merged, find_doubts
 from virtksm.model import KsmState, Settings
-from virtksm.now import Now, Origin
 from virtksm.switch import SwitchedOff
 
 NOTHING = Merged(pages_shared=0, pages_sharing=0, zero_pages=0, page_kib=4)
@@ -23,23 +22,6 @@ def test_zero_pages_are_saved_too_and_unmerging_takes_a_copy_for_every_place() -
     assert replace(SOME, page_kib=64).needed_kib == 105 * 64
     assert not replace(NOTHING, zero_pages=1).is_nothing
     assert NOTHING.is_nothing
-
-
-@pytest.mark.parametrize(
-    ("zero_pages", "committed_kib", "percent"),
-    [
-        (0, 400, 90.0),
-        (None, 400, 90.0),
-        (100, 400, 95.0),  # in pages: 90 and 100 saved, of 100 resident and 100 zero pages
-        (60, 0, None),
-        (60, None, None),
-    ],
-)
-def test_the_share_saved_is_of_what_guests_would_hold_if_nothing_were_merged(
-    zero_pages: int | None, committed_kib: int | None, percent: float | None
-) -> None:
-    ksm = replace(PARKED_KSM, pages_shared=10, pages_sharing=90, ksm_zero_pages=zero_pages)
-    assert Now(origin=Origin.LOCAL, ksm=ksm, committed_kib=committed_kib).saved_percent == percent
 
 
 @pytest.mark.parametrize(("available_kib", "missing_kib"), [(0, 420), (419, 1), (420, 0), (10_000, 0)])

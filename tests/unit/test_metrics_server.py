@@ -21,11 +21,15 @@ TYPE = "text/plain; version=0.0.4"
 HANG_S = 10.0
 
 
-def served(work: Callable[[int], Awaitable[None]], *, patience_s: float = 5.0, body: bytes = PAGE) -> None:
-    """Run `work` beside a server, given its port."""
+def served(
+    work: Callable[[int], Awaitable[None]], *, patience_s: float = 5.0, body: bytes = PAGE, buffer: int | None = None
+) -> None:
+    """Run `work` beside a server, given its port; `buffer` bytes are what the kernel takes for a client."""
 
     async def run() -> None:
         listener = bind("127.0.0.1", 0)
+        if buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         port = listener.getsockname()[1]
 
         async def page() -> bytes:
@@ -174,16 +178,16 @@ def test_a_client_that_is_taken_in_before_it_asks_is_read_before_it_is_let_go() 
 
 
 def test_where_nobody_reads_the_oldest_answer_gives_way() -> None:
-    body = bytes(16 << 20)  # more than the kernel takes for it
-
     async def work(port: int) -> None:
         with ExitStack() as flood:
             for _ in range(MOST_CLIENTS):
-                client = flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
+                client = flood.enter_context(socket.socket())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", port))
                 client.sendall(request(b"GET /metrics HTTP/1.1"))
             assert b"404 Not Found" in await ask(port, request(b"GET /late HTTP/1.1"))
 
-    served(work, patience_s=HANG_S, body=body)
+    served(work, patience_s=10 * HANG_S, body=bytes(1 << 20), buffer=4096)
 
 
 def test_who_keeps_the_agents_descriptors_short_is_waited_for() -> None:
