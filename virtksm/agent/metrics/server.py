@@ -30,7 +30,7 @@ PATIENCE_S = 5.0
 GRACE_S = 0.2
 MOST_BYTES = 8192
 """Of a request: its first line and its headers."""
-PIECE_BYTES = 1 << 16
+PIECE_BYTES = 1 << 14
 AT_ONCE = 64
 """Clients that are taken in before the loop does something else: some 2 ms."""
 WAITING = 1024
