@@ -1,7 +1,8 @@
 """How much more guest memory a host can take, and what it risks. Pure; amounts in KiB.
 
 1. What guests hold is their RSS and their merged zero pages, which the RSS lacks. The merge ratio is the share of it
-   that KSM saves, 0 where nothing is merged. While KSM is off nothing new merges, and the ratio counts as 0 below.
+   that KSM saves, 0 where nothing is merged; where no guest's zero pages are known, all of the host's are theirs.
+   While KSM is off nothing new merges, and the ratio counts as 0 below.
 2. To be kept for what runs already: the reserve of the policy in force, and the guests' growth: of each the memory that
    it may have less what it holds, all of it where that cannot be read. What lies in huge pages was taken at the start.
 3. Room, that is memory of new guests, on three assumptions, and never less than 0, which means that the host is full:
@@ -41,13 +42,14 @@ class GuestNeed:
 class Host:
     """What the arithmetic takes of the host; `swap_free_kib` is None where it is not told.
 
-    `saved_kib` is what KSM saves on the guests, `unmerging_kib` what unmerging all that is merged takes.
-    `is_merging` is False while KSM is off.
+    `saved_kib` is what KSM saves on the guests, `zero_kib` what of it are zero pages that no guest's
+    figure has; `unmerging_kib` is what unmerging all that is merged takes. `is_merging` is False while KSM is off.
     """
 
     available_kib: int
     reserve_kib: int
     saved_kib: int
+    zero_kib: int = 0
     unmerging_kib: int
     swap_free_kib: int | None
     is_merging: bool
@@ -72,7 +74,7 @@ def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
     known = list(guests)
     held_kib = sum(guest.held_kib or 0 for guest in known)
     growth_kib = sum(guest.growth_kib for guest in known)
-    ratio = min(host.saved_kib / held_kib, MOST_RATIO) if held_kib else 0.0
+    ratio = min(host.saved_kib / (held_kib + host.zero_kib), MOST_RATIO) if held_kib else 0.0
     free_kib = host.available_kib - host.reserve_kib
     at_ratio_kib = max(int(free_kib / (1 - (ratio if host.is_merging else 0.0))) - growth_kib, 0)
     needed_kib = host.unmerging_kib + growth_kib + at_ratio_kib

@@ -42,8 +42,13 @@ class Merged:
         return self.pages_shared + self.pages_sharing
 
     @property
+    def zero_kib(self) -> int:
+        """The merged zero pages, which are in nobody's resident memory."""
+        return (self.zero_pages or 0) * self.page_kib
+
+    @property
     def saved_kib(self) -> int:
-        return (self.pages_sharing + (self.zero_pages or 0)) * self.page_kib
+        return self.pages_sharing * self.page_kib + self.zero_kib
 
     @property
     def needed_kib(self) -> int:

@@ -18,6 +18,7 @@ from virtksm.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 9.0
@@ -28,6 +29,10 @@ MOST_NAMES = 10
 """Up to so many events carry the guest's name; more would cover each other."""
 LABELS = 40
 """So many names would fit beside each other."""
+LONGEST_LABEL, LONGEST_TITLE = 16, 100
+"""In characters: more would not fit into their axes."""
+LABELS_FROM = 0.42
+"""Where names begin, of the axes' height: what is below is the curve's."""
 MARKS = {"started": ("^", "#2ca02c"), "stopped": ("v", "#d62728")}
 OTHER_MARK = ("d", "#7f7f7f")
 SAVED, CPU, PAGES, SLEEP, GUESTS = "#1f77b4", "#d62728", "#9467bd", "#8c8c8c", "#333333"
@@ -53,17 +58,25 @@ def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, pa
         )
     try:
         import matplotlib as mpl
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
     except ModuleNotFoundError as error:
         raise VirtksmError(
             f"drawing needs matplotlib ({error})",
             remedy="install python3-matplotlib (apt, dnf, zypper), or virtksm[plot] with pip",
         ) from error
+    figure = make_figure(samples, events, title)
+    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same memories make the same file
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def make_figure(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str) -> Figure:
+    """Return the picture, of two samples at least."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     begin_s, end_s = min(sample.at_s for sample in samples), max(sample.at_s for sample in samples)
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
-    saved, cpu, settings, guests = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 2, 2))
+    saved, cpu, settings, guests = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 2, 3))
     _draw_saved(saved, samples)
     _draw_cpu(cpu, samples, max((end_s - begin_s) / SHARES, LEAST_SHARE_S))
     _draw_settings(settings, samples)
@@ -76,9 +89,8 @@ def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, pa
     guests.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))  # type: ignore[no-untyped-call]
     guests.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     guests.set_xlim(_moment(begin_s), _moment(end_s))
-    saved.set_title(printable(title), parse_math=False)
-    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same memories make the same file
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    saved.set_title(_shortened(printable(title), LONGEST_TITLE), parse_math=False)
+    return figure
 
 
 def _draw_saved(axes: Axes, samples: Sequence[Sample]) -> None:
@@ -122,18 +134,29 @@ def _draw_guests(axes: Axes, samples: Sequence[Sample], events: Sequence[GuestEv
         at, counts = [_moment(sample.at_s) for sample in shown], [sample.guests for sample in shown]
         axes.step(at, counts, where="post", color=GUESTS)
     top = max([1, *(sample.guests for sample in samples)])
+    has_names = 0 < len(events) <= MOST_NAMES
+    height = top * (1.35 / LABELS_FROM if has_names else 1.5)
     for kind in dict.fromkeys(event.kind for event in events):
         mark, colour = MARKS.get(kind, OTHER_MARK)
         at = [_moment(event.at_s) for event in events if event.kind == kind]
         axes.plot(at, [top * 1.25] * len(at), mark, color=colour, label=kind, linestyle="none")
-    if len(events) <= MOST_NAMES:
-        for at_s, names in _labels(events, (samples[-1].at_s - samples[0].at_s) / LABELS):
-            place = (_moment(at_s), top * 1.32)
-            axes.annotate(names, place, rotation=30, fontsize="small", parse_math=False, annotation_clip=False)
+    if has_names:
+        begin_s, end_s = samples[0].at_s, samples[-1].at_s
+        for at_s, names in _labels(events, (end_s - begin_s) / LABELS):
+            side, points = ("left", 2) if at_s - begin_s < end_s - at_s else ("right", -2)  # towards the middle
+            place = (_moment(at_s), height * LABELS_FROM)
+            text = _shortened(names, LONGEST_LABEL)
+            label = axes.annotate(text, place, (points, 0), textcoords="offset points", parse_math=False)
+            label.set(rotation=90, ha=side, va="bottom", fontsize="small", clip_on=True)
+            label.set_in_layout(False)
     axes.set_ylabel("guests")
-    axes.set_ylim(0, top * (2.0 if events and len(events) <= MOST_NAMES else 1.5))
+    axes.set_ylim(0, height)
     if events:
         axes.legend(**LEGEND)
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _labels(events: Sequence[GuestEvent], apart_s: float) -> list[tuple[float, str]]:

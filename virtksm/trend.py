@@ -51,8 +51,14 @@ def core_share(points: Sequence[Point], now: Point) -> tuple[float, float] | Non
     if now.cpu_seconds is None:
         return None
     began: Point | None = None
+    before_s = 0.0
     for point in points:
-        if point.cpu_seconds is None or point.cpu_seconds > now.cpu_seconds or now.at_s - point.at_s < LEAST_S:
+        if point.cpu_seconds is None or now.at_s - point.at_s < LEAST_S:
+            continue
+        if point.cpu_seconds < before_s:  # the host was booted between the two
+            began = None
+        before_s = point.cpu_seconds
+        if point.cpu_seconds > now.cpu_seconds:
             continue
         if began is None or began.at_s < now.at_s - LATELY_S:
             began = point

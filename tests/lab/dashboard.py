@@ -26,8 +26,8 @@ def expressions(dashboard: Mapping[str, Any]) -> Iterator[str]:
 
 
 def as_asked(expression: str, *, rate: str, instance: str = ".*") -> str:
-    """Return a query with Grafana's variables filled in."""
-    for name, value in {"$__rate_interval": rate, "$__interval": rate, "$instance": instance}.items():
+    """Return a query with Grafana's variables filled in, for all of the time that there was."""
+    for name, value in {"$__rate_interval": rate, "$__interval": rate, "$__from": "0", "$instance": instance}.items():
         expression = expression.replace(name, value)
     assert "$" not in expression, expression
     return expression

@@ -36,6 +36,11 @@ def test_at_the_ratio_new_memory_takes_less_than_its_size() -> None:
     assert (headroom.missing_kib, headroom.missing_after_swap_kib) == (17 * GIB, 17 * GIB)
 
 
+def test_zero_pages_that_no_guests_figure_has_are_held_all_the_same() -> None:
+    host = replace(MERGED, saved_kib=24 * GIB, zero_kib=22 * GIB)
+    assert find_headroom([GROWN], host).merge_ratio == 24 / (8 + 22)
+
+
 @pytest.mark.parametrize(("swap_kib", "after_kib"), [(None, None), (0, 17 * GIB), (10 * GIB, 7 * GIB), (20 * GIB, 0)])
 def test_swap_is_told_apart(swap_kib: int | None, after_kib: int | None) -> None:
     headroom = find_headroom([GROWN], replace(MERGED, swap_free_kib=swap_kib))

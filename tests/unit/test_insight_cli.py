@@ -13,6 +13,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.headroom import GuestNeed, Host, find_headroom
 from virtksm.model import Guest, KsmState, Settings
+from virtksm.printable import width
 from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.survey import Survey, survey
 
@@ -54,6 +55,12 @@ def test_names_stand_left_and_amounts_right_each_below_its_heading() -> None:
     for name in HEADINGS[1:-1]:
         end = heading.index(f" {name} ") + 1 + len(name)
         assert one[end - 1] == two[end - 1] == "B"
+
+
+@pytest.mark.parametrize("name", ["仮想マシン", "e\u0301te\u0301", "ascii", "a\x1bb"])
+def test_names_of_any_width_leave_the_columns_where_they_are(name: str) -> None:
+    heading, one, two, *_ = lines_of(look(name, "a-longer-name"))
+    assert {width(line[: line.index("yes")]) for line in (one, two)} == {heading.index("CAN MERGE")}
 
 
 def test_a_sum_that_adds_up_says_so() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import LOCAL_HOST, FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.prometheus import promtool
 from virtksm.agent.metrics.exposition import render
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
@@ -40,7 +40,7 @@ KSMD_COLLECTOR = [
 def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassRecord:
     cycle = Cycle(
         hypervisor=FakeHypervisor(running=(Guest(uuid="u1", name="one"), Guest(uuid="u2", name="two"))),
-        local=FakeFacts(rss_kib={"u1": 1024}, run=run),
+        local=FakeFacts(memory=replace(LOCAL_HOST, swap_free_kib=512), rss_kib={"u1": 1024}, run=run),
         policy=make_policy(Config())
         if policy == "adaptive"
         else TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
@@ -58,7 +58,6 @@ SAVINGS = GuestSavings(
     saved=((Guest(uuid="u1", name="one"), 300), (Guest(uuid="u2", name="two"), 200)),
     unaccounted=3,
     unattributed_bytes=-4,
-    profit_bytes=-5,
 )
 
 
@@ -82,6 +81,7 @@ def moment(
         standing=standing,
         tally=tally,
         savings=savings,
+        profit_bytes=-5,
         shown=ShownGuests(),
         most_guests=1,
         python="3.11",
@@ -198,7 +198,29 @@ def test_guests_are_told_apart_up_to_the_configurations_number() -> None:
     assert found["virtksm_guests_other_saved_bytes"] == {(): 200}
     assert found["virtksm_unattributed_saved_bytes"] == {(): -4}
     assert found["virtksm_guests_unaccounted"] == {(): 3}
+
+
+def test_profit_is_told_where_no_guests_process_is() -> None:
+    found = measure(moment(Tally(), a_pass(), savings=None))
+    assert "virtksm_unattributed_saved_bytes" not in found
     assert found["virtksm_profit_bytes"] == {(): -5}
+
+
+def test_zero_pages_and_swap_are_missing_where_nobody_tells_them() -> None:
+    record = a_pass()
+    found = measured(record)
+    assert found["virtksm_zero_pages_bytes"] == {(): 0}
+    assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
+    snapshot = record.snapshot
+    untold = replace(
+        snapshot,
+        ksm=replace(snapshot.ksm, ksm_zero_pages=None),
+        host=replace(snapshot.host, swap_free_kib=None),
+    )
+    found = measured(replace(record, snapshot=untold))
+    assert "virtksm_zero_pages_bytes" not in found
+    assert "virtksm_host_swap_free_bytes" not in found
+    assert found["virtksm_saved_bytes"] == {(): 0}
 
 
 def test_durations_fall_into_the_bucket_of_their_bound() -> None:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.agent.metrics.server import MOST_BYTES, MOST_CLIENTS, MetricsServer, bind, parse_request
+from virtksm.agent.metrics.server import MOST_BYTES, MOST_CLIENTS, WAITING, MetricsServer, bind, parse_request
 from virtksm.config.address import parse_address
+from virtksm.errors import VirtksmError
 
 PAGE = b"virtksm_up 1\n"
 TYPE = "text/plain; version=0.0.4"
 HANG_S = 10.0
 
 
-def served(work: Callable[[int], Awaitable[None]], *, patience_s: float = 5.0, body: bytes = PAGE) -> None:
-    """Run `work` beside a server, given its port."""
+def served(
+    work: Callable[[int], Awaitable[None]], *, patience_s: float = 5.0, body: bytes = PAGE, buffer: int | None = None
+) -> None:
+    """Run `work` beside a server, given its port; `buffer` bytes are what the kernel takes for a client."""
 
     async def run() -> None:
         listener = bind("127.0.0.1", 0)
+        if buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         port = listener.getsockname()[1]
 
         async def page() -> bytes:
@@ -75,7 +81,8 @@ def test_the_page_is_served(line: bytes) -> None:
 @pytest.mark.parametrize(
     ("line", "status"),
     [
-        (b"GET / HTTP/1.1", b"404 Not Found"),
+        (b"GET /metric HTTP/1.1", b"404 Not Found"),
+        (b"POST / HTTP/1.1", b"405 Method Not Allowed"),
         (b"GET /metrics/../etc/passwd HTTP/1.1", b"404 Not Found"),
         (b"POST /metrics HTTP/1.1", b"405 Method Not Allowed"),
         (b"GET /metrics HTTP/2.0", b"400 Bad Request"),
@@ -144,15 +151,120 @@ def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
     served(work)
 
 
+def test_a_client_that_has_asked_is_answered_whoever_comes_after_it() -> None:
+    async def work(port: int) -> None:
+        with ExitStack() as flood:  # the loop does nothing meanwhile: it finds all of them at once, in this order
+            asker = flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
+            for _ in range(3 * MOST_CLIENTS):
+                flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
+            asker.sendall(request(b"GET /metrics HTTP/1.1"))
+            assert PAGE in await asyncio.to_thread(receive_text, asker)
+
+    served(work)
+
+
+def test_a_client_that_is_taken_in_before_it_asks_is_read_before_it_is_let_go() -> None:
+    async def work(port: int) -> None:
+        asker = await asyncio.open_connection("127.0.0.1", port)
+        assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))  # so that the first is taken in
+        with ExitStack() as flood:
+            asker[1].write(request(b"GET /metrics HTTP/1.1"))
+            for _ in range(3 * MOST_CLIENTS):
+                flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
+            assert PAGE in await asker[0].read()
+        await close(asker[1])
+
+    served(work)
+
+
+def test_where_nobody_reads_the_oldest_answer_gives_way() -> None:
+    async def work(port: int) -> None:
+        with ExitStack() as flood:
+            for _ in range(MOST_CLIENTS):
+                client = flood.enter_context(socket.socket())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", port))
+                client.sendall(request(b"GET /metrics HTTP/1.1"))
+            assert b"404 Not Found" in await ask(port, request(b"GET /late HTTP/1.1"))
+
+    served(work, patience_s=10 * HANG_S, body=bytes(1 << 20), buffer=4096)
+
+
+def test_who_keeps_the_agents_descriptors_short_is_waited_for() -> None:
+    async def work(port: int) -> None:
+        assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
+        with socket.create_connection(("127.0.0.1", port), HANG_S / 2) as client:
+            client.sendall(request(b"GET /metrics HTTP/1.1"))
+            with no_more_descriptors():
+                await asyncio.sleep(0.05)  # the loop looks, and can take nobody in
+            assert PAGE in await asyncio.to_thread(receive_text, client)
+
+    served(work)
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_long_pages_are_given_whole_again_and_again() -> None:
+    body = b"virtksm_up 1\n" * 40_000
+
+    async def work(port: int) -> None:
+        for _ in range(100):
+            assert (await ask(port, request(b"GET /metrics HTTP/1.1"))).endswith(b"\r\n\r\n" + body)
+
+    served(work, body=body)
+
+
+def test_the_root_has_a_link_to_the_page() -> None:
+    async def work(port: int) -> None:
+        head, _, body = (await ask(port, request(b"GET / HTTP/1.1"))).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/html")
+        assert b'<a href="/metrics">' in body
+        assert (await ask(port, request(b"HEAD / HTTP/1.1"))).endswith(b"\r\n\r\n")
+
+    served(work)
+
+
+def test_a_page_that_cannot_be_made_is_an_error_and_the_server_goes_on() -> None:
+    async def page() -> bytes:
+        raise VirtksmError("metrics cannot be made", remedy="report it")
+
+    async def run() -> None:
+        listener = bind("127.0.0.1", 0)
+        server = MetricsServer(listener, page, TYPE)
+        port = listener.getsockname()[1]
+        for _ in range(2):
+            answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
+            assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+            assert answer.endswith(b"metrics cannot be made\n")
+        server.close()
+
+    asyncio.run(run())
+
+
 def test_clients_that_come_faster_than_they_are_taken_in_wait_in_the_kernel() -> None:
     async def work(port: int) -> None:
         assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
         with ExitStack() as flood:  # the loop does nothing meanwhile, so that nobody is taken in
-            for _ in range(20 * MOST_CLIENTS):
+            for _ in range(WAITING // 2):
                 flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
             assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
 
     served(work)
+
+
+def receive_text(client: socket.socket) -> bytes:
+    text = b""
+    while chunk := client.recv(1 << 16):
+        text += chunk
+    return text
 
 
 def receive_all(client: socket.socket) -> int:

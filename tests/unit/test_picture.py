@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from tests.fakes import SAMPLE
 from virtksm.errors import VirtksmError
 from virtksm.history import GuestEvent, Sample
-from virtksm.picture import MOST_NAMES, draw
+from virtksm.picture import MOST_NAMES, draw, make_figure
 
 BEGIN_S = 1_790_000_000.0
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -86,6 +87,38 @@ def test_many_events_are_marked_without_names(tmp_path: Path) -> None:
     draw(hour(), [start_of(f"web{number}") for number in range(MOST_NAMES + 1)], "title", path)
     assert "<!-- started -->" in comments(path)
     assert "web1" not in comments(path)
+
+
+def event(domain: str, after_s: float, kind: str = "started") -> GuestEvent:
+    return GuestEvent(at_s=BEGIN_S + after_s, kind=kind, domain=domain, uuid="u")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [event("first", 0), event("last", 3590)],
+        [event(f"guest-{number}", 3560 + number) for number in range(4)],
+        [event(f"guest-with-a-long-name-{number}", number * 390) for number in range(MOST_NAMES)],
+        [event("W" * 120, 1800), event("x" * 59, 3500)],
+        [event(f"guest-{number}", number * 35, kind) for number, kind in enumerate(["started", "crashed"] * 50)],
+    ],
+    ids=["at both ends", "close together", "many", "very long", "a hundred"],
+)
+def test_names_stay_in_their_axes_and_apart_and_all_texts_in_the_picture(events: list[GuestEvent]) -> None:
+    figure = make_figure(hour(), events, "/a/long/path" * 50)
+    figure.draw_without_rendering()
+    axes = figure.axes[-1]
+    names = [(text, text.get_window_extent()) for text in axes.texts]
+    assert bool(names) == (len(events) <= MOST_NAMES)
+    for text, box in names:
+        assert text.get_clip_on(), "what a font makes too long is cut off"
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
+        assert "W" in text.get_text() or axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1, text
+    for (_, one), (_, other) in itertools.combinations(names, 2):
+        assert not one.overlaps(other)
+    whole = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert figure.bbox.x0 <= whole.x0 < whole.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= whole.y0 < whole.y1 <= figure.bbox.y1
 
 
 def test_what_the_kernel_does_not_tell_is_left_out(tmp_path: Path) -> None:

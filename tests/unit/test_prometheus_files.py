@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab.dashboard import DASHBOARD, expressions, read_dashboard
+from tests.lab.dashboard import DASHBOARD, as_asked, expressions, read_dashboard
 from tests.lab.prometheus import RULES, promtool
 from virtksm.agent.metrics.table import METRICS
 
@@ -41,7 +42,7 @@ def test_promtool_understands_every_rule() -> None:
 def test_rules_do_what_their_tests_say() -> None:
     tested = promtool("test", "rules", *TESTS)
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert len(TESTS) == 2
+    assert len(TESTS) == 3
 
 
 def test_every_rule_has_a_test() -> None:
@@ -90,3 +91,43 @@ def test_panels_are_told_apart_and_lie_beside_each_other() -> None:
 def test_the_dashboard_names_no_data_source_of_somebodys() -> None:
     uids = set(re.findall(r'"uid": "([^"]*)"', DASHBOARD.read_text(encoding="utf-8")))
     assert uids == {"${datasource}", "virtksm"}
+
+
+STARTS_S = (600, 4260, 4320)
+"""When the agent of one host starts, three times."""
+FIRST_S, SECOND_S, THIRD_S = STARTS_S
+
+
+@pytest.mark.parametrize("step_s", [15, 60, 300, 1200], ids="every {} s".format)
+def test_every_start_of_an_agent_is_drawn_where_it_was_at_any_zoom(tmp_path: Path, step_s: int) -> None:
+    """Grafana asks for a value at each step, and with useValueForTime draws at the time in ms that the value says."""
+    (annotation,) = read_dashboard()["annotations"]["list"]
+    assert annotation["useValueForTime"] is True
+    asked = as_asked(annotation["expr"], rate=f"{step_s}s")
+    values = f"_x10 {FIRST_S}x60 {SECOND_S} {THIRD_S}x100"  # the second agent ends after one scrape
+    drawn = {
+        at_s: FIRST_S if at_s < SECOND_S else SECOND_S if at_s < THIRD_S else THIRD_S
+        for at_s in range(1200, 8000, step_s)
+    }
+    assert set(drawn.values()) >= {FIRST_S, THIRD_S}
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": 'virtksm_start_time_seconds{instance="a"}', "values": values}],
+        "promql_expr_test": [
+            {
+                "expr": asked,
+                "eval_time": f"{at_s}s",
+                "exp_samples": [{"labels": '{instance="a"}', "value": 1000 * start_s}],
+            }
+            for at_s, start_s in drawn.items()
+        ],
+    }
+    file = tmp_path / "annotation_test.yml"
+    file.write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}), encoding="utf-8")  # JSON is YAML
+    tested = promtool("test", "rules", file)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_an_annotation_of_before_the_shown_time_is_not_drawn() -> None:
+    (annotation,) = read_dashboard()["annotations"]["list"]
+    assert annotation["expr"].endswith(" > $__from")

@@ -6,7 +6,7 @@ import argparse
 
 from virtksm.cli.survey import add_survey_options, look
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.printable import printable
+from virtksm.printable import printable, width
 from virtksm.units import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
@@ -125,11 +125,11 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
 def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
     """Render the guests as a table, their sum, the host's own counters, what is left over, and what is missing."""
     rows = [HEADINGS, *(_row(one) for one in guests)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    widths = [max(width(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = []
     for name, *amounts, can_merge in rows:
-        aligned = [f"{amount:>{width}}" for amount, width in zip(amounts, widths[1:-1], strict=True)]
-        lines.append("  ".join([f"{name:<{widths[0]}}", *aligned, can_merge]))
+        aligned = [amount.rjust(columns) for amount, columns in zip(amounts, widths[1:-1], strict=True)]
+        lines.append("  ".join([name + " " * (widths[0] - width(name)), *aligned, can_merge]))
     if not found.guests:
         lines = ["no guest runs"]
     merged, left = found.merged, found.left_over

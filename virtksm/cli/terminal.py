@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
+from virtksm.printable import width
+
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -57,10 +59,8 @@ def fit(text: str, columns: int) -> str:
     """Cut printable text to so many columns; some characters take two of them, some none."""
     if text.isascii():
         return text[:columns]
-    import unicodedata
-
     for end, one in enumerate(text):
-        columns -= 2 if unicodedata.east_asian_width(one) in "WF" else unicodedata.category(one) not in ("Mn", "Me")
+        columns -= width(one)
         if columns < 0:
             return text[:end]
     return text

@@ -182,7 +182,7 @@ class MetricsParams:
         "As often as is usually scraped.",
         unit="s",
         minimum=1,
-        maximum=3600,
+        maximum=120,
     )
     guests: int = key(
         50,

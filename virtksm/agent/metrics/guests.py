@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from virtksm.accounts import Account, find_left_over, settle
+from virtksm.accounts import Account, settle
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.merged import Merged
 from virtksm.model import Guest, Snapshot, Source
 from virtksm.ports import GuestFacts
-from virtksm.processes import ProcessKsm
 
 LOOK_S = 5.0
 """A look may be so old; 150 guests take some 10 ms."""
@@ -30,13 +29,12 @@ LIMIT_S = 2.0
 class GuestSavings:
     """What KSM saves on guests, `saved` on each that could be read; `unattributed_bytes` is on nobody known.
 
-    `profit_bytes` is the kernel's general_profit, None where it is not told; `unaccounted` guests could not be read.
+    `unaccounted` guests could not be read.
     """
 
     saved: tuple[tuple[Guest, int], ...]
     unaccounted: int
     unattributed_bytes: int
-    profit_bytes: int | None
 
 
 class GuestLedger:
@@ -49,6 +47,10 @@ class GuestLedger:
         self._turn = asyncio.Lock()
         self._seen: GuestSavings | None = None
         self._seen_s = -LOOK_S
+
+    def profit_bytes(self, last: Snapshot | None) -> int | None:
+        """Return the kernel's general_profit, which everybody may read and no guest's process holds up."""
+        return None if last is None or last.source is not Source.LOCAL else self._facts.general_profit_bytes()
 
     async def look(self, last: Snapshot | None) -> GuestSavings | None:
         """Return what is saved on the guests that a pass has seen last; None where that cannot be told."""
@@ -78,19 +80,16 @@ def read_savings(facts: GuestFacts, running: tuple[Guest, ...]) -> GuestSavings 
         zero_pages=facts.ksm_counter("ksm_zero_pages"),
         page_kib=facts.page_kib(),
     )
-    profit_bytes = facts.general_profit_bytes()
-    settled: list[tuple[Guest, ProcessKsm, Account]] = []
+    settled: list[tuple[Guest, Account]] = []
     for guest, process in zip(running, processes, strict=True):
         ksm = None if process is None else process.ksm
         account = None if ksm is None else settle(ksm, guest.rss_kib, merged)
-        if ksm is not None and account is not None:
-            settled.append((guest, ksm, account))
-    left_over = find_left_over([(ksm, account) for _, ksm, account in settled], merged, profit_bytes)
+        if account is not None:
+            settled.append((guest, account))
     return GuestSavings(
-        saved=tuple((guest, account.saved_bytes) for guest, _, account in settled),
+        saved=tuple((guest, account.saved_bytes) for guest, account in settled),
         unaccounted=len(running) - len(settled),
-        unattributed_bytes=left_over.saved_bytes,
-        profit_bytes=profit_bytes,
+        unattributed_bytes=merged.saved_kib * 1024 - sum(account.saved_bytes for _, account in settled),
     )
 
 

@@ -24,11 +24,13 @@ class Moment:
     """What the agent knows at one moment; `started_at_s` is Unix time.
 
     `savings` is None where guests' processes cannot be looked at; `most_guests` have a metric of their own.
+    `profit_bytes` is the kernel's general_profit, None where it is not told.
     """
 
     standing: Standing
     tally: Tally
     savings: GuestSavings | None
+    profit_bytes: int | None
     shown: ShownGuests
     most_guests: int
     python: str
@@ -62,6 +64,7 @@ def measure(moment: Moment) -> Measures:
         "virtksm_switched_off": tally.is_off,
         "virtksm_stranded_possible": standing.may_be_stranded,
         "virtksm_private_guests_exposed": tally.exposed,
+        "virtksm_profit_bytes": moment.profit_bytes,
     }
     if standing.last is not None:
         plain["virtksm_parked"] = standing.last.decision.is_parked
@@ -76,7 +79,6 @@ def measure(moment: Moment) -> Measures:
             "virtksm_guests_other_saved_bytes": others_bytes,
             "virtksm_unattributed_saved_bytes": moment.savings.unattributed_bytes,
             "virtksm_guests_unaccounted": moment.savings.unaccounted,
-            "virtksm_profit_bytes": moment.savings.profit_bytes,
         }
     found |= {name: {(): value} for name, value in plain.items() if value is not None}
     return found
@@ -88,6 +90,7 @@ def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
     return {
         "virtksm_ksm_off_while_wanted": None if ksm.run is None or is_off is None else ksm.run != 1 and not is_off,
         "virtksm_saved_bytes": _bytes(now.saved_kib),
+        "virtksm_zero_pages_bytes": None if merged is None or merged.zero_pages is None else _bytes(merged.zero_kib),
         "virtksm_ksmd_cpu_seconds_total": ksm.ksmd_cpu_seconds,
         "virtksm_broken_merges_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.cow_ksm * ksm.page_kib),
         "virtksm_unmerging_bytes": None if merged is None else _bytes(merged.needed_kib),
@@ -96,6 +99,7 @@ def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
         "virtksm_guests_resident_bytes": _bytes(now.committed_kib),
         "virtksm_host_memory_bytes": None if host is None else _bytes(host.total_kib),
         "virtksm_host_available_bytes": None if host is None else _bytes(host.available_kib),
+        "virtksm_host_swap_free_bytes": None if host is None else _bytes(host.swap_free_kib),
     }
 
 

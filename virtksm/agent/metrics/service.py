@@ -77,7 +77,7 @@ class Metrics:
         self._listen("")
         self._write_to("", 0)
         if self._writing is not None:
-            await self._writing
+            await asyncio.wait({self._writing})
 
     def _listen(self, listen: str) -> None:
         if self._server is not None:
@@ -116,7 +116,12 @@ class Metrics:
     async def _fresh_page(self) -> bytes:
         async with self._turn:
             if time.monotonic() - self._page_s >= FRESH_S:
-                self._page, self._page_s = await self._render(with_process=True), time.monotonic()
+                try:
+                    self._page = await self._render(with_process=True)
+                except VirtksmError as error:
+                    self._told(error)
+                    raise
+                self._page_s = time.monotonic()
             return self._page
 
     async def _file(self) -> bytes:
@@ -126,14 +131,20 @@ class Metrics:
         from virtksm.agent.metrics.exposition import render
 
         standing = self._standing()
-        savings = await self._ledger.look(None if standing.last is None else standing.last.snapshot)
+        last = None if standing.last is None else standing.last.snapshot
+        savings = await self._ledger.look(last)
         moment = Moment(
             standing=standing,
             tally=self._tally,
             savings=savings,
+            profit_bytes=self._ledger.profit_bytes(last),
             shown=self._shown,
             most_guests=self._params.guests,
             python=platform.python_version(),
             started_at_s=self._started_at_s,
         )
-        return render(moment, with_process=with_process)
+        try:
+            return render(moment, with_process=with_process)
+        except Exception as error:  # whatever another's library raises: tuning does not depend on it
+            remedy = "if prometheus_client is 0.16 or newer, this is a fault of virtksm: report it"
+            raise VirtksmError(f"metrics cannot be made: {error!r}", remedy=remedy) from error

@@ -61,6 +61,7 @@ METRICS = (
     _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on."),
     _gauge("parked", "1: the last decision was to park, so ksmd rests."),
     _gauge("saved_bytes", "Memory that merging saves, zero pages included."),
+    _gauge("zero_pages_bytes", "Merged zero pages: all else that is merged is in guests' resident memory, too."),
     _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot."),
     _counter("broken_merges_bytes", "Merged memory written to since boot (cow_ksm); each write has broken a merge."),
     _gauge("unmerging_bytes", "Memory that unmerging all that is merged would take."),
@@ -75,6 +76,7 @@ METRICS = (
     _gauge("guests_resident_bytes", "Memory that guests hold resident, of those whose memory could be read."),
     _gauge("host_memory_bytes", "The host's memory."),
     _gauge("host_available_bytes", "The host's available memory."),
+    _gauge("host_swap_free_bytes", "The host's free swap."),
     _gauge("private_guests_exposed", "Guests declared private that can merge; absent until all are looked at."),
     # What KSM saves on whom, at the moment of asking, where guests' processes may be read.
     _gauge("guest_saved_bytes", "Memory that merging saves on a guest, for as many guests as the configuration says.",

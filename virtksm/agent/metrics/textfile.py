@@ -1,7 +1,8 @@
 """Keeps a file for node_exporter's textfile collector: written whole when something has changed, and not too often.
 
-Nothing here wakes a resting agent. The file is removed when the agent ends, or is told to write another; one that was
-killed leaves it, and its age tells (node_textfile_mtime_seconds).
+It is written every ALIVE_S at least, so that its age tells whether the agent lives (node_textfile_mtime_seconds), and
+what no pass changes is not older: that libvirt hangs. The file is removed when the agent ends, or is told to write
+another; one that was killed leaves it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
 
 LIMIT_S = 10.0
+ALIVE_S = 60.0
+"""An agent at rest passes at least as often, and each pass stirs."""
 REMEDY = "the folder must be there and the agent's to write (docs/metrics.md)"
 
 
@@ -33,11 +36,14 @@ class Textfile:
         every_s: float,
         page: Callable[[], Awaitable[bytes]],
         told: Callable[[VirtksmError | None], None],
+        *,
+        alive_s: float = ALIVE_S,
     ) -> None:
         self.path = path
         self.every_s = every_s
         self._page = page
         self._told = told
+        self._alive_s = alive_s
         self._calls = BlockingCalls(file_hangs)
         self._stirred = asyncio.Event()
         self._stirred.set()
@@ -58,15 +64,20 @@ class Textfile:
             await asyncio.wait({after})
         while not self._ended.is_set():
             self._stirred.clear()
-            await self._attempt("write metrics.textfile", self._replace, (await self._page()).decode())
+            await self._attempt(self._write())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), self.every_s)
-            await self._stirred.wait()
-        await self._attempt("remove metrics.textfile", self._remove)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stirred.wait(), max(self._alive_s - self.every_s, 0))
+        await self._attempt(self._calls.run("remove metrics.textfile", self._remove, LIMIT_S))
 
-    async def _attempt(self, what: str, call: Callable[..., None], *arguments: str) -> None:
+    async def _write(self) -> None:
+        text = (await self._page()).decode()
+        await self._calls.run("write metrics.textfile", lambda: self._replace(text), LIMIT_S)
+
+    async def _attempt(self, work: Awaitable[None]) -> None:
         try:
-            await self._calls.run(what, lambda: call(*arguments), LIMIT_S)
+            await work
         except VirtksmError as error:
             self._told(error)
         else:

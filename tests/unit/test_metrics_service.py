@@ -1,0 +1,103 @@
+"""The agent's metrics as a service: the text file tells that the agent lives, and faults are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes import FakeFacts
+from tests.lab.ksm import wait_until
+from tests.lab.prometheus import free_port
+from tests.unit.test_metrics import moment
+from tests.unit.test_metrics_server import ask, request
+from virtksm.agent.metrics.service import Metrics
+from virtksm.agent.metrics.tally import Tally
+from virtksm.agent.metrics.textfile import Textfile
+from virtksm.agent.status import Standing
+from virtksm.config.schema import MetricsParams
+from virtksm.errors import VirtksmError
+
+HANG_S = 10.0
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, is_so, HANG_S, "the service")
+
+
+def test_a_file_is_written_anew_though_nothing_changes(tmp_path: Path) -> None:
+    pages = iter(range(1000))
+    file = tmp_path / "virtksm.prom"
+
+    async def page() -> bytes:
+        return b"%d\n" % next(pages)
+
+    async def work() -> None:
+        textfile = Textfile(str(file), 0.01, page, lambda error: None, alive_s=0.02)
+        writing = asyncio.create_task(textfile.keep_writing())
+        await until(lambda: file.exists() and int(file.read_text()) >= 3)
+        textfile.end()
+        await writing
+        assert not file.exists()
+
+    asyncio.run(work())
+
+
+@dataclass
+class Faulty:
+    """An agent whose standing cannot be told apart from one that is right, until the library is given it."""
+
+    is_faulty: bool = True
+    told: list[VirtksmError | None] = field(default_factory=list)
+
+    def standing(self) -> Standing:
+        known = moment(Tally(), None).standing
+        object.__setattr__(known, "version", object() if self.is_faulty else "1.2.3")
+        return known
+
+    def metrics(self) -> Metrics:
+        return Metrics(Tally(), self.standing, FakeFacts(), self.told.append)
+
+
+def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:
+    file = tmp_path / "virtksm.prom"
+    agent = Faulty()
+
+    async def work() -> None:
+        metrics = agent.metrics()
+        metrics.follow(MetricsParams(textfile=str(file), textfile_s=1))
+        await until(lambda: bool(agent.told))
+        assert not file.exists()
+        agent.is_faulty = False
+        metrics.follow(MetricsParams(textfile=str(file), textfile_s=1))
+        await until(file.exists)
+        await metrics.close()
+
+    asyncio.run(work())
+    first = agent.told[0]
+    assert first is not None
+    assert "metrics cannot be made: " in first.message
+    assert agent.told[-1] is None
+    assert not file.exists()
+
+
+def test_a_fault_of_the_library_is_told_to_who_asks() -> None:
+    agent = Faulty()
+
+    async def work() -> None:
+        metrics = agent.metrics()
+        port = free_port()
+        metrics.follow(MetricsParams(listen=f"127.0.0.1:{port}"))
+        answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
+        assert answer.startswith(b"HTTP/1.1 500 ")
+        agent.is_faulty = False
+        answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
+        text = answer.partition(b"\r\n\r\n")[2].decode()
+        assert "virtksm_up" in {family.name for family in text_string_to_metric_families(text)}
+        await metrics.close()
+
+    asyncio.run(work())
+    assert [error is None for error in agent.told] == [False]
