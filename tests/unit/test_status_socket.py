@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ import pytest
 from virtksm.adapters.control import ask
 from virtksm.adapters.files import ensure_runtime
 from virtksm.agent.blocking import BlockingCalls
-from virtksm.agent.control_server import MAX_OF_A_READER, ControlServer, bind_socket
+from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
 from virtksm.agent.status_socket import StatusSocket, bind_for_group
 from virtksm.errors import ConfigError
 from virtksm.runtime import RuntimePaths
@@ -200,6 +200,21 @@ def test_a_user_has_few_places_and_is_told_so(paths: RuntimePaths) -> None:
             answer = await ask_as(NOBODY, [GID], paths.status_socket, "status")
             assert isinstance(answer, dict)
             assert answer["error"] == "too many clients"
+
+    serve(paths, GROUP, test)
+
+
+def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePaths) -> None:
+    """A user namespace gives a member as many as /etc/subuid has for him."""
+
+    async def test(_readers: StatusSocket) -> None:
+        with ExitStack() as stack:
+            for number in range(MAX_CLIENTS // MAX_OF_A_READER):
+                holding = stack.enter_context(thousand_connections(60_000 + number, [GID], paths.status_socket))
+                assert holding.stdout is not None
+                assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+            for uid in (NOBODY, SOMEBODY, 0):
+                assert await ask_as(uid, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
 
     serve(paths, GROUP, test)
 
