@@ -15,7 +15,7 @@ import structlog
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
-from virtksm.agent.agent import Agent
+from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link, Opened
@@ -42,7 +42,7 @@ class FakeLink(Link):
         self._fake: Any = host
         self.lost: asyncio.Future[str] | None = None
 
-    async def open(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
         self.lost = asyncio.get_running_loop().create_future()
         self.host = self._fake
         return self._fake, self.lost
@@ -96,7 +96,7 @@ class Bench:
                 reporter=reporter,
                 make_cycle=make_cycle,
                 make_switch=lambda _uri, _config: self.switch,
-                reload_config=lambda: self.config,
+                read_config=lambda: FreshConfig(config=self.config),
                 diary=Diary(reporter.history_kept, reporter.history_failed),
             )
             running = asyncio.create_task(self.agent.run())
@@ -174,13 +174,13 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
 def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_faults(bench: Bench) -> None:
     fault = Finding(file="/etc/x.toml", key="policy", problem="is 3, not a text", remedy="use one of the choices")
 
-    def refuse() -> Config:
+    def refuse() -> FreshConfig:
         raise ConfigError([fault])
 
     async def story() -> None:
         bench.config = Config(coalesce_ms=0, policy="ksmtuned")
         assert await bench.ask("reload") == {"ok": True, "policy": "ksmtuned"}
-        bench.agent.reload_config = refuse
+        bench.agent.read_config = refuse
         assert await bench.ask("reload") == {"ok": False, "error": str(fault), "exit_code": 2}
         assert bench.agent.config.policy == "ksmtuned"
         await bench.until(

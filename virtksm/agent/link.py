@@ -12,9 +12,11 @@ from virtksm.adapters.libvirt_events import DomainEvent, Subscription
 from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtUnreachable, VirtksmError
+from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 
 FIRST_WAIT_S = 0.1
+MOST_WAIT_S = 60.0
+"""Between two attempts where libvirt refuses: each asks polkit, which answers one question a second."""
 
 Value = TypeVar("Value")
 Opened = tuple[LibvirtHost, "asyncio.Future[str]"]
@@ -30,17 +32,24 @@ class Link:
         self._subscription: Subscription | None = None
         self.host: LibvirtHost | None = None
 
-    async def open(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
-        """Open and subscribe, trying until it works.
+    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
+        """Open and subscribe, trying until it works; `config` is asked for what is in force at each attempt.
 
-        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`.
+        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`, or up to a minute where the answer
+        will be the same until somebody changes something.
         """
+
+        def wait_s(state: tenacity.RetryCallState) -> float:
+            is_lasting = state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses)
+            most_s = MOST_WAIT_S if is_lasting else config().reconnect_max_ms / 1000
+            return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)
+
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(LibvirtUnreachable),
-            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=config.reconnect_max_ms / 1000),
+            wait=wait_s,
             before_sleep=self._report,
         )
-        return await attempts(self._open_once, uri, config, hear)
+        return await attempts(lambda: self._open_once(uri, config(), hear))
 
     async def _open_once(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
         loop = asyncio.get_running_loop()
