@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent, FreshConfig
@@ -22,7 +22,7 @@ from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle
-from virtksm.errors import ConfigError, Finding, LibvirtUnreachable
+from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
 from virtksm.model import Guest, Settings, Trigger
@@ -60,7 +60,13 @@ class Bench:
     switch: FakeSwitch = field(default_factory=FakeSwitch)
     policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY, next_pass_s=None))
     store: FakeStore = field(default_factory=FakeStore)
+    facts: FakeFacts | None = field(default_factory=FakeFacts)
+    clock: FakeClock = field(default_factory=FakeClock)
+    history: FakeHistory | None = None
+    notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)
+    histories: int = 0
+    code: ExitCode | None = None
     agent: Agent = field(init=False)
 
     def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
@@ -73,16 +79,16 @@ class Bench:
     def run(self, story: Callable[[], Any]) -> None:
         """Run the agent as long as `story` goes."""
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
-        calls, reporter = BlockingCalls(), Reporter(Notifier({}))
+        calls, reporter = BlockingCalls(), Reporter(self.notifier)
 
         def make_cycle(*_told: object) -> Cycle[int]:
             return Cycle(
                 hypervisor=self.hypervisor,
-                local=FakeFacts(),
+                local=self.facts,
                 policy=self.policy,
                 store=self.store,
                 switch=self.switch,
-                clock=FakeClock(),
+                clock=self.clock,
                 on_conflict="reassert",
                 memory=self.agent.memory,
             )
@@ -97,15 +103,31 @@ class Bench:
                 make_cycle=make_cycle,
                 make_switch=lambda _uri, _config: self.switch,
                 read_config=lambda: FreshConfig(config=self.config),
-                diary=Diary(reporter.history_kept, reporter.history_failed),
+                make_history=None if self.history is None else self.make_history,
+                facts=self.facts,
+                diary=Diary(reporter.history_kept, reporter.history_failed, write_s=0.001),
+                retry_s=0.001,
             )
             running = asyncio.create_task(self.agent.run())
             await self.until(lambda: self.events("pass_completed") != [])
             await asyncio.wait_for(story(), LONG_S)
             self.agent.stop()
-            await asyncio.wait_for(running, LONG_S)
+            self.code = await asyncio.wait_for(running, LONG_S)
 
         asyncio.run(both())
+
+    def make_history(self, _uri: str, _config: Config) -> FakeHistory:
+        assert self.history is not None
+        self.histories += 1
+        return self.history
+
+    async def lose(self) -> None:
+        """Lose the connection."""
+        link = self.agent.link
+        assert isinstance(link, FakeLink)
+        await self.until(lambda: link.lost is not None and not link.lost.done())
+        assert link.lost is not None
+        link.lost.set_result("test")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LONG_S):
@@ -245,11 +267,8 @@ def test_metadata_that_changes_is_seen_after_a_retune_and_a_reconnect_is_no_news
         await bench.ask("retune")
         await bench.looked()
         assert (await bench.ask("retune"))["pass"]["exposed"] == ["one"]
-        link = bench.agent.link
-        assert isinstance(link, FakeLink)
-        assert link.lost is not None
         before = len(bench.events("libvirt_connected"))
-        link.lost.set_result("test")
+        await bench.lose()
         await bench.until(lambda: len(bench.events("libvirt_connected")) > before)
         await bench.pass_for(Trigger.STARTED)
         await bench.looked()
