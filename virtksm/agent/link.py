@@ -38,15 +38,9 @@ class Link:
         Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`, or up to a minute where the answer
         will be the same until somebody changes something.
         """
-
-        def wait_s(state: tenacity.RetryCallState) -> float:
-            is_lasting = state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses)
-            most_s = MOST_WAIT_S if is_lasting else config().reconnect_max_ms / 1000
-            return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)
-
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(LibvirtUnreachable),
-            wait=wait_s,
+            wait=lambda state: wait_s(state, config().reconnect_max_ms / 1000),
             before_sleep=self._report,
         )
         return await attempts(lambda: self._open_once(uri, config(), hear))
@@ -89,6 +83,13 @@ class Link:
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, VirtksmError):
             self._failed(error, state.next_action.sleep if state.next_action is not None else 0.0)
+
+
+def wait_s(state: tenacity.RetryCallState, most_s: float) -> float:
+    """Return how long to wait after a failed attempt: `most_s` at most, or MOST_WAIT_S where libvirt refuses."""
+    if state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses):
+        most_s = MOST_WAIT_S
+    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, sink: Callable[[Value], None], value: Value) -> None:

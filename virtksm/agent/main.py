@@ -136,7 +136,7 @@ async def _serve(
         server = ControlServer(agent.handle, crashed=reporter.request_failed)
         stack.callback(server.close)
         await server.start(listener)
-        watchdog = asyncio.create_task(_feed_watchdog(notifier, agent, events))
+        watchdog = asyncio.create_task(feed_watchdog(notifier, agent, events))
         stack.callback(watchdog.cancel)
         reporter.ready(__version__, uri)
         if started is not None:
@@ -162,12 +162,11 @@ def _listen_for_pokes(agent: Agent, paths: RuntimePaths, reporter: Reporter) -> 
     return pokes
 
 
-async def _feed_watchdog(notifier: Notifier, agent: Agent, events: EventLoop) -> None:
+async def feed_watchdog(notifier: Notifier, agent: Agent, events: EventLoop) -> None:
     """Tell systemd as often as it wants to know that the loop runs, passes come and libvirt's events are heard."""
     while notifier.watchdog_interval_s is not None:
         is_heard = events.check()
-        if not is_heard:
-            agent.reporter.events_unheard()
-        elif not agent.is_stuck(time.monotonic()):
+        agent.reporter.events_heard(is_heard=is_heard)
+        if is_heard and not agent.is_stuck(time.monotonic()):
             notifier.send(WATCHDOG="1")
         await asyncio.sleep(notifier.watchdog_interval_s)

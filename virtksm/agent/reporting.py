@@ -143,11 +143,11 @@ class Reporter:
         trace = "".join(traceback.format_exception(error))[-MOST_OF_A_TRACEBACK:]
         log(event, **about, error=text, traceback=trace, remedy=BUG)
 
-    def events_unheard(self) -> None:
-        """Report that libvirt's event loop has ended or hangs; the watchdog, which is not fed then, ends the agent."""
-        if not self._is_unheard:
-            self._log.error("events_unheard", remedy="systemd's watchdog starts the agent again; else restart it")
-        self._is_unheard = True
+    def events_heard(self, *, is_heard: bool) -> None:
+        """Take note of whether libvirt's event loop runs; while it does not, the watchdog is not fed."""
+        if not is_heard and not self._is_unheard:
+            self._log.error("event_loop_stopped", remedy="systemd's watchdog starts the agent again; else restart it")
+        self._is_unheard = not is_heard
 
     def switched(self, trigger: Trigger) -> None:
         self.tally.switched(is_off=trigger is Trigger.OFF)
