@@ -16,12 +16,12 @@ import pytest
 import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
-from tests.unit.test_agent_switch import Bench, guest
+from tests.unit.test_agent_switch import Bench, FakeLink, guest
 from virtksm.adapters.libvirt_events import DomainEvent, EventLoop
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import FreshConfig
 from virtksm.agent.main import feed_watchdog
-from virtksm.config.schema import Config
+from virtksm.config.schema import Config, keys_of
 from virtksm.errors import ConfigError, ExitCode, Finding
 from virtksm.model import Trigger
 
@@ -120,6 +120,26 @@ def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> N
         assert (agent.config, agent.cycle, agent.coalescer.window_s) == before
 
     bench.run(story)
+
+
+def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(bench: Bench) -> None:
+    """Each part of the agent asks for the configuration where it needs it; keepalive is set once a connection."""
+
+    async def story() -> None:
+        agent, followed = bench.agent, list[FreshConfig]()
+        bench.config, agent.follow_config = Config(coalesce_ms=77, reconnect_max_ms=777), followed.append
+        assert (await bench.ask("reload"))["ok"] is True
+        link = agent.link
+        assert isinstance(link, FakeLink)
+        assert link.config is not None
+        assert [one.config for one in followed] == [bench.config]
+        for in_force in (agent.config, bench.cycle_config, link.config()):
+            assert in_force is bench.config
+        assert agent.coalescer.window_s == 0.077
+
+    bench.run(story)
+    late = [name for name, key in keys_of(Config).items() if "next connection" in key.meaning]
+    assert late == ["keepalive_s"]
 
 
 def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released: threading.Event) -> None:

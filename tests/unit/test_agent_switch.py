@@ -41,9 +41,11 @@ class FakeLink(Link):
         super().__init__(calls, lambda _error, _wait_s: None)
         self._fake: Any = host
         self.lost: asyncio.Future[str] | None = None
+        self.config: Callable[[], Config] | None = None
 
     async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
         self.lost = asyncio.get_running_loop().create_future()
+        self.config = config
         self.host = self._fake
         return self._fake, self.lost
 
@@ -67,6 +69,7 @@ class Bench:
     said: list[dict[str, Any]] = field(default_factory=list)
     histories: int = 0
     code: ExitCode | None = None
+    cycle_config: Config | None = None
     agent: Agent = field(init=False)
 
     def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
@@ -81,7 +84,8 @@ class Bench:
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
         calls, reporter = BlockingCalls(), Reporter(self.notifier)
 
-        def make_cycle(*_told: object) -> Cycle[int]:
+        def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
+            self.cycle_config = config
             return Cycle(
                 hypervisor=self.hypervisor,
                 local=self.facts,
