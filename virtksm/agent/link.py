@@ -43,9 +43,9 @@ class Link:
             wait=lambda state: wait_s(state, config().reconnect_max_ms / 1000),
             before_sleep=self._report,
         )
-        return await attempts(lambda: self._open_once(uri, config(), hear))
+        return await attempts(self._open_once, uri, config, hear)
 
-    async def _open_once(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+    async def _open_once(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[str] = loop.create_future()
 
@@ -60,11 +60,11 @@ class Link:
                 heard=lambda event: _hand_over(loop, hear, event),
                 closed=lambda reason: _hand_over(loop, lose, reason),
             )
-            subscription.register(config.keepalive_s)
+            subscription.register(config().keepalive_s)
             return host, subscription
 
         host, subscription = await self._calls.run(
-            "open", work, config.call_timeout_s, discard=lambda late: late[1].close()
+            "open", work, config().call_timeout_s, discard=lambda late: late[1].close()
         )
         self.host, self._subscription = host, subscription
         return host, lost
