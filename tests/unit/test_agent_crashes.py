@@ -54,6 +54,13 @@ PORTS: dict[type, str] = {
 }
 """Every port, and the bench's part that stands for it."""
 OF_REMOTE_HOSTS = {(Hypervisor, "host_memory"), (Hypervisor, "measured_guests")}
+BESIDE_PASSES = {
+    (Switch, "turn_off"),
+    (Switch, "turn_on"),
+    (Descriptions, "guest_xml"),
+    *((History, name) for name in ("keep", "samples", "events", "decisions")),
+}
+"""What no pass asks for."""
 ERRORS: tuple[Callable[[], Exception], ...] = (
     lambda: RuntimeError("injected"),
     lambda: KeyError("injected"),
@@ -176,6 +183,9 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
         assert "in _raise" in event["traceback"]
     loud = [(event["event"], event["error"]) for event in crashes if event["level"] == "error"]
     assert sorted(set(loud)) == sorted(loud) == sorted({(one["event"], one["error"]) for one in crashes}), "each once"
+    if (port, member) not in BESIDE_PASSES:
+        assert bench.events("pass_crashed"), "it cost a pass"
+        assert bench.agent.reporter.tally.passes["failed"] > 0
     assert bench.agent.reporter.tally.crashes.total() == len(crashes), "and all are counted"
     assert bench.code is ExitCode.DONE
     assert bench.hypervisor.values["pages_to_scan"] == 100, "on_exit has happened"
