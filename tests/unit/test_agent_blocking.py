@@ -183,6 +183,34 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(bench: Bench, relea
     bench.run(story)
 
 
+class HangingHistory(FakeHistory):
+    """A history on a disk that hangs."""
+
+    def __init__(self, released: threading.Event) -> None:
+        super().__init__()
+        self._released = released
+
+    def keep(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
+        self._released.wait(LONG_S)
+        return super().keep(*batch)
+
+
+def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
+    bench: Bench, released: threading.Event
+) -> None:
+    bench.history, bench.disk_limit_s = HangingHistory(released), SHORT_S
+
+    async def story() -> None:
+        await bench.until(lambda: bench.events("history_failed") != [])
+        await lives(bench)
+        answer = await bench.ask("history")
+        assert (answer["ok"], answer["exit_code"]) == (False, 1)
+        assert "still waiting for keep the history" in answer["error"]
+
+    bench.run(story)
+    assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
+
+
 def test_while_the_disk_hangs_it_ends(bench: Bench, released: threading.Event) -> None:
     bench.switch = HangingSwitch(released=released)
 

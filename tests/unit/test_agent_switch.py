@@ -67,6 +67,7 @@ class Bench:
     history: FakeHistory | None = None
     notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)
+    disk_limit_s: float = LONG_S
     histories: int = 0
     code: ExitCode | None = None
     cycle_config: Config | None = None
@@ -109,7 +110,9 @@ class Bench:
                 read_config=lambda: FreshConfig(config=self.config),
                 make_history=None if self.history is None else self.make_history,
                 facts=self.facts,
-                diary=Diary(reporter.history_kept, reporter.history_failed, write_s=0.001),
+                diary=Diary(
+                    reporter.history_kept, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
+                ),
                 retry_s=0.001,
             )
             running = asyncio.create_task(self.agent.run())
