@@ -285,6 +285,7 @@ class TargetPolicy:
     wants_maxima: bool = False
     wants_others: bool = False
     next_pass_s: float | None = 60.0
+    is_routine: bool = False
 
     def first_past(self, snapshot: Snapshot) -> int:  # the port's signature
         return 0
@@ -303,6 +304,7 @@ class TargetPolicy:
             target=self.target,
             reason=Reason(rule="told", text="as told", numbers={"free_kib": snapshot.host.free_kib}),
             next_pass_s=self.next_pass_s,
+            is_routine=self.is_routine,
         )
         return decision, past + occasion.is_step
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from virtksm.errors import GuestVanished, LibvirtUnreachable, VirtksmError
+from virtksm.errors import GuestVanished, LibvirtUnreachable, Unforeseen, VirtksmError
 from virtksm.guest_xml import UNKNOWN, GuestXml, parse_guest_xml
 from virtksm.model import Guest
 from virtksm.ports import Descriptions
@@ -12,10 +12,11 @@ from virtksm.ports import Descriptions
 Seen = tuple[list[tuple[Guest, GuestXml | None]], list[VirtksmError]]
 
 
-def read_guests(source: Descriptions, guests: Iterable[Guest]) -> Seen:
+def read_guests(source: Descriptions, guests: Iterable[Guest], *, is_over: Callable[[], bool] = lambda: False) -> Seen:
     """Read and parse the guests' XML; return it, and what went wrong with single guests.
 
-    Instead of the XML stands None for a guest that has ended, UNKNOWN where it could not be had.
+    Instead of the XML stands None for a guest that has ended, UNKNOWN where it could not be had, for whatever reason:
+    no guest keeps the others from being read. `is_over` is asked after each guest whether to leave those that follow.
     Blocks. Raises LibvirtUnreachable when the connection is gone.
     """
     seen: list[tuple[Guest, GuestXml | None]] = []
@@ -27,9 +28,13 @@ def read_guests(source: Descriptions, guests: Iterable[Guest]) -> Seen:
             seen.append((guest, None))
         except LibvirtUnreachable:
             raise
-        except (VirtksmError, ValueError) as error:
+        except ValueError as error:
             seen.append((guest, UNKNOWN))
-            failures.append(
-                error if isinstance(error, VirtksmError) else VirtksmError(f"the XML of {guest.name!r} {error}")
-            )
+            failures.append(VirtksmError(f"the XML of {guest.name!r} {error}"))
+        except Exception as error:  # noqa: BLE001  # what nobody thought of is no reason to leave out the others
+            seen.append((guest, UNKNOWN))
+            failures.append(Unforeseen(f"the XML of {guest.name!r} cannot be read: {type(error).__name__}: {error}"))
+            failures[-1].__cause__ = error
+        if is_over():
+            break
     return seen, failures

@@ -41,8 +41,16 @@ class LibvirtUnreachable(VirtksmError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class LibvirtRefuses(LibvirtUnreachable):
+    """libvirt answers, and lets nobody in: no right, no driver for the URI. The same until somebody changes it."""
+
+
 class LibvirtTimeout(LibvirtUnreachable):
     """A libvirt call did not return within its limit: the daemon hangs or is stopped."""
+
+
+class Unforeseen(VirtksmError):
+    """An exception that nobody thought of, its `__cause__`, where what goes on says what could not be had."""
 
 
 class GuestVanished(VirtksmError):

@@ -2,7 +2,8 @@
 
 `console` is for people, `json` for collectors, `journal` for systemd: a priority prefix `<N>` (sd-daemon(3)) and
 key=value pairs. `auto` picks console on a terminal, journal where JOURNAL_STREAM is set, json otherwise. Imported only
-by commands that log; the one-shot does not. All else takes structlog from here.
+by commands that log; the one-shot does not. All else takes structlog from here. Who must not wait for whoever reads
+the log (the agent) has a LineQueue before it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from virtksm.printable import printable
 
@@ -30,10 +34,93 @@ DropEvent = structlog.DropEvent
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
+MOST_WAITING = 1 << 20
+"""Characters that wait for a reader of the log: some 700 passes."""
+CLOSE_LIMIT_S = 2.0
+"""How long an agent's end waits for a reader of its last lines."""
+
 Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
 
 
-def choose_format(log_format: str, stream: TextIO, environ: Mapping[str, str] = os.environ) -> str:
+class Stream(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+    def isatty(self) -> bool: ...
+
+
+class LineQueue:
+    """A stream whose writing never waits: a thread hands the lines over, as fast as they are read.
+
+    Lines that find no room are dropped and counted, and `log_lines_dropped` says so once there is room again. They go
+    to the descriptor itself: a thread that hangs must hold no lock that the interpreter's end takes.
+    """
+
+    def __init__(self, target: TextIO, *, most_waiting: int = MOST_WAITING) -> None:
+        self._is_terminal = target.isatty()
+        self._descriptor = target.fileno()
+        self._most_waiting = most_waiting
+        self._lines: deque[bytes] = deque()
+        self._waiting = 0
+        self._dropped = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._hand_over, name="log", daemon=True).start()
+
+    def write(self, text: str) -> None:
+        """Take one or more whole lines."""
+        line = text.encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._waiting + len(line) > self._most_waiting:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._waiting += len(line)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Do nothing: whoever writes shall not wait."""
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
+        """Wait until all lines are handed over, but not for long: who does not read now may never."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, limit_s)
+
+    def _hand_over(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._lines))
+                line = self._lines.popleft()
+            _write_whole(self._descriptor, line)
+            with self._changed:
+                dropped = 0 if self._lines else self._dropped
+                self._dropped -= dropped
+            if dropped:
+                get_logger().warning("log_lines_dropped", lines=dropped, remedy=UNREAD)
+            with self._changed:
+                self._waiting -= len(line)
+                self._changed.notify_all()
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    while line:
+        try:
+            line = line[os.write(descriptor, line) :]
+        except BlockingIOError:  # somebody else who has it made it one that does not wait
+            select.select([], [descriptor], [])
+        except OSError:  # nobody reads it any more: there is no other place to say so
+            return
+
+
+UNREAD = "whoever reads the log did not for a while: see the journal (systemd-journald) and its disk"
+
+
+def choose_format(log_format: str, stream: Stream, environ: Mapping[str, str] = os.environ) -> str:
     """Return console, json or journal for `log_format`, resolving auto."""
     if log_format != "auto":
         return log_format
@@ -43,23 +130,23 @@ def choose_format(log_format: str, stream: TextIO, environ: Mapping[str, str] = 
 
 
 def configure(
-    log_level: str, log_format: str, *, stream: TextIO | None = None, renderers: list[Processor] | None = None
+    log_level: str, log_format: str, *, stream: Stream | None = None, renderers: list[Processor] | None = None
 ) -> None:
     """Configure structlog for the process; `renderers` replaces the output's last steps (the demo's live view)."""
-    stream = stream or sys.stderr
+    target: Any = stream or sys.stderr
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(renderers or _renderers(choose_format(log_format, stream), stream)),
+            *(renderers or _renderers(choose_format(log_format, target), target)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log_level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(target),  # one write a line
         cache_logger_on_first_use=False,
     )
 
 
-def _renderers(log_format: str, stream: TextIO) -> list[Processor]:
+def _renderers(log_format: str, stream: Stream) -> list[Processor]:
     if log_format == "console":
         plain = not stream.isatty() or "NO_COLOR" in os.environ
         return [escape_controls, structlog.dev.ConsoleRenderer(colors=not plain)]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.lab.ksm import wait_until
 
-AGENTS_THREADS = 2
-"""An agent's own, and libvirt's event loop's."""
+AGENTS_THREADS = 3
+"""An agent's own, its log's, and libvirt's event loop's."""
 HANG_S = 30.0
 
 
@@ -62,7 +62,7 @@ def calm_footprint(pid: int) -> Footprint:
         found.append(read_footprint(pid))
         return was_calm and found[-1].threads == AGENTS_THREADS
 
-    wait_until(is_calm, HANG_S, "the agent to have two threads")
+    wait_until(is_calm, HANG_S, "the agent to have three threads")
     return found[-1]
 
 

@@ -24,7 +24,7 @@ from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.systemd import Notifier
-from virtksm.agent.agent import Agent
+from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
@@ -92,7 +92,7 @@ async def storm(events: int) -> dict[str, object]:
         reporter=reporter,
         make_cycle=make_cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
-        reload_config=Config,
+        read_config=lambda: FreshConfig(config=Config()),
     )
     running = asyncio.create_task(agent.run())
     await log.until(lambda: log.counts["pass_completed"] == 1)

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
-from virtksm.agent.agent import STUCK_S, Agent
+from virtksm.agent.agent import STUCK_S, Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
@@ -42,7 +42,7 @@ def agent() -> Agent:
         reporter=reporter,
         make_cycle=lambda _host, _config, _memory: cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
-        reload_config=Config,
+        read_config=lambda: FreshConfig(config=Config()),
     )
     made.cycle, made.awake_s = cycle, 100.0
     return made

@@ -39,7 +39,7 @@ def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) 
         decisions: Any = await bench.agent.handle({"op": "decisions", "last": 5, "uri": URI})
         triggers = [one["pass"]["triggers"] for one in decisions["decisions"]]
         assert triggers == [["connected"], ["started"]], "a dry run is none"
-        bench.agent.reload()
+        await bench.agent.reload()
         await bench.until(lambda: history.kept_decisions != [])
 
     bench.run(story)
@@ -54,11 +54,11 @@ def test_a_history_that_cannot_be_kept_or_read_ends_nothing(bench: Bench) -> Non
 
     async def story() -> None:
         bench.agent.make_history = lambda _uri, _config: Broken(is_full=True)
-        bench.agent.reload()
+        await bench.agent.reload()
         await bench.until(lambda: bench.events("history_failed") != [])
         answer = await bench.agent.handle({"op": "history"})
         assert (answer["ok"], answer["error"], answer["exit_code"]) == (False, "the disk is gone", 1)
-        bench.agent.reload()
+        await bench.agent.reload()
         await bench.until(lambda: len(bench.events("history_failed")) > 1)
 
     bench.run(story)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
-from virtksm.agent.agent import Agent
+from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link, Opened
@@ -41,9 +41,11 @@ class FakeLink(Link):
         super().__init__(calls, lambda _error, _wait_s: None)
         self._fake: Any = host
         self.lost: asyncio.Future[str] | None = None
+        self.config: Callable[[], Config] | None = None
 
-    async def open(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
         self.lost = asyncio.get_running_loop().create_future()
+        self.config = config
         self.host = self._fake
         return self._fake, self.lost
 
@@ -60,9 +62,16 @@ class Bench:
     switch: FakeSwitch = field(default_factory=FakeSwitch)
     policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY, next_pass_s=None))
     store: FakeStore = field(default_factory=FakeStore)
+    facts: FakeFacts | None = field(default_factory=FakeFacts)
+    clock: FakeClock = field(default_factory=FakeClock)
+    history: FakeHistory | None = None
+    notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)
-    agent: Agent = field(init=False)
+    disk_limit_s: float = LONG_S
+    histories: int = 0
     code: ExitCode | None = None
+    cycle_config: Config | None = None
+    agent: Agent = field(init=False)
 
     def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
         self.said.append(dict(event))
@@ -74,16 +83,17 @@ class Bench:
     def run(self, story: Callable[[], Any]) -> None:
         """Run the agent as long as `story` goes."""
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
-        calls, reporter = BlockingCalls(), Reporter(Notifier({}))
+        calls, reporter = BlockingCalls(), Reporter(self.notifier)
 
-        def make_cycle(*_told: object) -> Cycle[int]:
+        def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
+            self.cycle_config = config
             return Cycle(
                 hypervisor=self.hypervisor,
-                local=FakeFacts(),
+                local=self.facts,
                 policy=self.policy,
                 store=self.store,
                 switch=self.switch,
-                clock=FakeClock(),
+                clock=self.clock,
                 on_conflict="reassert",
                 memory=self.agent.memory,
             )
@@ -97,8 +107,13 @@ class Bench:
                 reporter=reporter,
                 make_cycle=make_cycle,
                 make_switch=lambda _uri, _config: self.switch,
-                reload_config=lambda: self.config,
-                diary=Diary(reporter.history_kept, reporter.history_failed),
+                read_config=lambda: FreshConfig(config=self.config),
+                make_history=None if self.history is None else self.make_history,
+                facts=self.facts,
+                diary=Diary(
+                    reporter.history_kept, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
+                ),
+                retry_s=0.001,
             )
             running = asyncio.create_task(self.agent.run())
             await self.until(lambda: self.events("pass_completed") != [])
@@ -107,6 +122,19 @@ class Bench:
             self.code = await asyncio.wait_for(running, LONG_S)
 
         asyncio.run(both())
+
+    def make_history(self, _uri: str, _config: Config) -> FakeHistory:
+        assert self.history is not None
+        self.histories += 1
+        return self.history
+
+    async def lose(self) -> None:
+        """Lose the connection."""
+        link = self.agent.link
+        assert isinstance(link, FakeLink)
+        await self.until(lambda: link.lost is not None and not link.lost.done())
+        assert link.lost is not None
+        link.lost.set_result("test")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LONG_S):
@@ -192,13 +220,13 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
 def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_faults(bench: Bench) -> None:
     fault = Finding(file="/etc/x.toml", key="policy", problem="is 3, not a text", remedy="use one of the choices")
 
-    def refuse() -> Config:
+    def refuse() -> FreshConfig:
         raise ConfigError([fault])
 
     async def story() -> None:
         bench.config = Config(coalesce_ms=0, policy="ksmtuned")
         assert await bench.ask("reload") == {"ok": True, "policy": "ksmtuned"}
-        bench.agent.reload_config = refuse
+        bench.agent.read_config = refuse
         assert await bench.ask("reload") == {"ok": False, "error": str(fault), "exit_code": 2}
         assert bench.agent.config.policy == "ksmtuned"
         await bench.until(
@@ -263,11 +291,8 @@ def test_metadata_that_changes_is_seen_after_a_retune_and_a_reconnect_is_no_news
         await bench.ask("retune")
         await bench.looked()
         assert (await bench.ask("retune"))["pass"]["exposed"] == ["one"]
-        link = bench.agent.link
-        assert isinstance(link, FakeLink)
-        assert link.lost is not None
         before = len(bench.events("libvirt_connected"))
-        link.lost.set_result("test")
+        await bench.lose()
         await bench.until(lambda: len(bench.events("libvirt_connected")) > before)
         await bench.pass_for(Trigger.STARTED)
         await bench.looked()

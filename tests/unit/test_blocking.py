@@ -17,6 +17,8 @@ from virtksm.errors import LibvirtTimeout
 
 LONG_S = 60.0
 AT_ONCE_S = 0.01
+MORE_THAN_THERE_IS = 1 << 46
+"""Bytes for a thread's stack."""
 
 
 def run(test: Callable[[BlockingCalls], Coroutine[Any, Any, None]]) -> None:
@@ -48,6 +50,33 @@ def test_an_exception_passes_through() -> None:
     async def test(calls: BlockingCalls) -> None:
         with pytest.raises(KeyError, match="mine"):
             await calls.run("fail", fail, LONG_S)
+        assert await calls.run("next", lambda: 1, LONG_S) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [StopIteration("mine"), SystemExit("mine"), KeyboardInterrupt("mine")])
+def test_what_no_future_can_raise_or_would_end_the_loop_is_an_error_of_its_call_alone(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    async def test(calls: BlockingCalls) -> None:
+        with pytest.raises(RuntimeError, match=f"{type(error).__name__}: mine"):
+            await calls.run("fail", fail, LONG_S)
+        assert await calls.run("next", lambda: 1, LONG_S) == 1
+
+    run(test)
+
+
+def test_where_the_system_has_no_thread_left_nothing_is_waited_for_and_the_next_call_is_made() -> None:
+    async def test(calls: BlockingCalls) -> None:
+        usual = threading.stack_size(MORE_THAN_THERE_IS)
+        try:
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await calls.run("fail", lambda: 0, LONG_S)
+        finally:
+            threading.stack_size(usual)
+        assert calls.waiting is None
         assert await calls.run("next", lambda: 1, LONG_S) == 1
 
     run(test)

@@ -59,6 +59,18 @@ def test_a_new_run_is_read_again_and_so_is_all_when_asked_or_after_a_reconnect()
     assert (look.is_due, look.is_complete) == (True, False)
 
 
+def test_after_a_look_that_failed_as_a_whole_the_others_come_first_and_each_alone() -> None:
+    guests = [guest(number) for number in range(READ_AT_ONCE + 2)]
+    hypervisor = FakeHypervisor(xml={one.uuid: PLAIN for one in guests})
+    look = GuestLook()
+    look.see(guests, afresh=False)
+    look.postpone(look.next_guests())
+    assert look.next_guests() == (guests[READ_AT_ONCE],)
+    assert look_at_all(look, hypervisor) == [1] * len(guests)
+    look.see(guests, afresh=True)
+    assert look_at_all(look, hypervisor) == [READ_AT_ONCE, 2], "once all were read, it goes on as before"
+
+
 def test_what_is_due_stays_due_through_passes_until_it_is_read_or_gone() -> None:
     look = GuestLook()
     look.see([guest(1), guest(2)], afresh=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import cast
 
 import libvirt
@@ -101,3 +103,37 @@ def test_balloon_and_memory_size_changes_are_heard(subscription: Subscription, h
         (Trigger.BALLOON, "guest", "uuid of guest", "balloon 4096 KiB"),
         (Trigger.MEMORY_DEVICE, "guest", "uuid of guest", "virtiomem0 8192 KiB"),
     ]
+
+
+LOOP = """
+import threading
+import libvirt
+from virtksm.adapters.libvirt_events import EventLoop
+
+loop = EventLoop()
+loop.start()
+def until_well():
+    while not loop.check():
+        pass
+assert loop.check()
+until_well()
+until_well()
+hangs, held = threading.Event(), threading.Event()
+def hang(timer, _opaque):
+    libvirt.virEventRemoveTimeout(timer)
+    held.set()
+    hangs.wait()
+libvirt.virEventAddTimeout(0, hang, None)
+held.wait()
+loop.check()
+print("hangs:", loop.check(), loop.check())
+hangs.set()
+until_well()
+loop.stop()
+print("ended:", loop.check(), loop.check())
+"""
+
+
+def test_an_event_loop_that_hangs_or_has_ended_is_noticed() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("hangs: False False\nended: False False\n", "")

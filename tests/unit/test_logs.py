@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import structlog
 
-from virtksm.logs import choose_format, configure
+from virtksm.logs import LineQueue, choose_format, configure
 
 REPO = Path(__file__).resolve().parents[2]
 EVIL = "guest\n<0>forged level=error\x1b[31m\u202e"
@@ -95,3 +98,93 @@ def test_the_console_names_event_and_fields() -> None:
 def test_what_is_below_the_least_level_is_not_said(least: str, heard: int) -> None:
     levels = ("debug", "info", "warning")
     assert sum(bool(said("json", level, least=least)) for level in levels) == heard
+
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
+PIPE = 65_536
+"""What a pipe takes that nobody reads."""
+
+
+@pytest.fixture
+def journal() -> Iterator[tuple[TextIO, TextIO]]:
+    """Lend both ends of a pipe, as a journal's: for who reads, and for who writes."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, encoding="utf-8") as reader, os.fdopen(writing, "w", encoding="utf-8") as writer:
+        yield reader, writer
+
+
+def say(number: int) -> None:
+    structlog.get_logger().info("pass_completed", number=number, much="x" * 1000)
+
+
+def test_a_journal_that_hangs_delays_nobody_and_what_found_no_room_is_counted(journal: tuple[TextIO, TextIO]) -> None:
+    reader, writer = journal
+    lines = LineQueue(writer, most_waiting=PIPE)
+    configure("info", "json", stream=lines)
+    sent = 4 * PIPE // 1000
+    for number in range(sent):
+        say(number)
+    lines.close(0.0)  # nobody reads: it ends all the same
+    told = (json.loads(line) for line in reader)
+    read: list[int] = []
+    dropped = 0
+    while len(read) + dropped < sent:
+        line = next(told)
+        if line["event"] == "log_lines_dropped":
+            dropped += line["lines"]
+        else:
+            read.append(line["number"])
+    assert dropped > 0
+    assert read == sorted(read), "in their order"
+    say(-1)
+    assert next(told)["number"] == -1, "and writing goes on"
+
+
+def test_the_last_lines_before_the_end_are_written_where_somebody_reads(journal: tuple[TextIO, TextIO]) -> None:
+    reader, writer = journal
+    read: list[str] = []
+    reading = threading.Thread(target=lambda: read.extend(reader.readline() for _ in range(300)))
+    reading.start()
+    lines = LineQueue(writer)
+    configure("info", "json", stream=lines)
+    for number in range(300):
+        say(number)
+    lines.close(30.0)
+    reading.join(30.0)
+    assert [json.loads(line)["number"] for line in read] == list(range(300))
+
+
+def test_a_journal_that_has_gone_ends_nothing(journal: tuple[TextIO, TextIO]) -> None:
+    reader, writer = journal
+    reader.close()
+    lines = LineQueue(writer)
+    configure("info", "json", stream=lines)
+    say(1)
+    lines.close(30.0)
+
+
+def test_a_descriptor_that_does_not_wait_loses_no_line(journal: tuple[TextIO, TextIO]) -> None:
+    reader, writer = journal
+    os.set_blocking(writer.fileno(), False)
+    lines = LineQueue(writer)
+    configure("info", "json", stream=lines)
+    for number in range(200):
+        say(number)
+    assert [json.loads(reader.readline())["number"] for _ in range(200)] == list(range(200))
+
+
+@pytest.mark.parametrize("log_format", ["console", "json", "journal"])
+def test_through_the_queue_lines_look_as_without_it(journal: tuple[TextIO, TextIO], log_format: str) -> None:
+    reader, writer = journal
+    lines = LineQueue(writer)
+    configure("info", log_format, stream=lines)
+    structlog.get_logger().info("pass_completed", guest=EVIL)
+    line, direct = reader.readline(), said(log_format, guest=EVIL)
+    assert TIME.sub("", line) == TIME.sub("", direct)
+
+
+def test_a_text_that_is_no_utf8_is_a_line_all_the_same(journal: tuple[TextIO, TextIO]) -> None:
+    reader, writer = journal
+    lines = LineQueue(writer)
+    lines.write("lone \udcff\n")
+    assert reader.readline() == "lone \\udcff\n"

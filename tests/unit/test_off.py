@@ -12,7 +12,7 @@ from tests.fakes import FakeSwitch
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.adapters.systemd import Notifier, has_unit
-from virtksm.agent.agent import Agent
+from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
@@ -126,7 +126,7 @@ def agent_with(switch: Switch, uri: str = URI) -> Agent:
         reporter=reporter,
         make_cycle=lambda *_: pytest.fail("there is no connection"),
         make_switch=lambda _uri, _config: switch,
-        reload_config=Config,
+        read_config=lambda: FreshConfig(config=Config()),
     )
 
 

@@ -20,7 +20,7 @@ from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwi
 from tests.lab.nobody import PROJECT, run_as_nobody
 from virtksm.adapters.control import ask
 from virtksm.adapters.systemd import Notifier
-from virtksm.agent.agent import Agent
+from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls, Waiting
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.agent.link import Link
@@ -223,7 +223,7 @@ def make_agent() -> Agent:
         reporter=reporter,
         make_cycle=make_cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
-        reload_config=Config,
+        read_config=lambda: FreshConfig(config=Config()),
     )
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ import pytest
 from virtksm.adapters.control import ask
 from virtksm.adapters.files import ensure_runtime
 from virtksm.agent.blocking import BlockingCalls
-from virtksm.agent.control_server import MAX_OF_A_READER, ControlServer, bind_socket
+from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
 from virtksm.agent.status_socket import StatusSocket, bind_for_group
 from virtksm.errors import ConfigError
 from virtksm.runtime import RuntimePaths
@@ -70,6 +70,10 @@ async def echo(request: Mapping[str, object]) -> dict[str, object]:
     return {"ok": True, "asked": request["op"]}
 
 
+def gid_of(group: str) -> int | None:
+    return grp.getgrnam(group).gr_gid if group else None
+
+
 def open_to_all(paths: RuntimePaths) -> None:
     Path(paths.agent_dir).chmod(0o755)
     Path(paths.control_socket).chmod(0o666)
@@ -90,7 +94,7 @@ def serve(paths: RuntimePaths, group: str, test: Callable[[StatusSocket], Awaita
         control = ControlServer(echo)
         await control.start(bind_socket(paths.control_socket))
         readers = StatusSocket(paths, echo)
-        readers.follow(group)
+        readers.follow(group, gid_of(group))
         try:
             await test(readers)
         finally:
@@ -204,6 +208,21 @@ def test_a_user_has_few_places_and_is_told_so(paths: RuntimePaths) -> None:
     serve(paths, GROUP, test)
 
 
+def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePaths) -> None:
+    """A user namespace gives a member as many as /etc/subuid has for him."""
+
+    async def test(_readers: StatusSocket) -> None:
+        with ExitStack() as stack:
+            for number in range(MAX_CLIENTS // MAX_OF_A_READER):
+                holding = stack.enter_context(thousand_connections(60_000 + number, [GID], paths.status_socket))
+                assert holding.stdout is not None
+                assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+            for uid in (NOBODY, SOMEBODY, 0):
+                assert await ask_as(uid, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+
+    serve(paths, GROUP, test)
+
+
 def test_without_a_group_there_is_no_socket_also_where_a_killed_agent_left_one(paths: RuntimePaths) -> None:
     async def test(_readers: StatusSocket) -> None:
         assert not is_there(paths.status_socket)
@@ -215,11 +234,11 @@ def test_without_a_group_there_is_no_socket_also_where_a_killed_agent_left_one(p
 
 def test_the_group_follows_the_configuration(paths: RuntimePaths) -> None:
     async def test(readers: StatusSocket) -> None:
-        readers.follow(OTHER_GROUP)
+        readers.follow(OTHER_GROUP, gid_of(OTHER_GROUP))
         assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == "PermissionError"
         other = grp.getgrnam(OTHER_GROUP).gr_gid
         assert await ask_as(NOBODY, [other], paths.status_socket, "status") == {"ok": True, "asked": "status"}
-        readers.follow("")
+        readers.follow("", None)
         assert not is_there(paths.status_socket)
 
     serve(paths, GROUP, test)
@@ -228,7 +247,7 @@ def test_the_group_follows_the_configuration(paths: RuntimePaths) -> None:
 def test_a_group_that_cannot_be_had_is_an_error_and_changes_nothing(paths: RuntimePaths) -> None:
     async def test(readers: StatusSocket) -> None:
         with pytest.raises(ConfigError) as unknown:
-            readers.follow("no-such-group")
+            readers.follow("no-such-group", None)
         (finding,) = unknown.value.findings
         assert (finding.file, finding.key) == (paths.status_socket, "status_group")
         assert "no such group" in finding.problem
@@ -245,7 +264,7 @@ def test_a_folder_that_cannot_be_opened_to_the_group_is_an_error(paths: RuntimeP
     Path(paths.agent_dir).symlink_to(elsewhere)
 
     async def follow() -> None:
-        StatusSocket(paths, echo).follow(GROUP)
+        StatusSocket(paths, echo).follow(GROUP, GID)
 
     with pytest.raises(ConfigError, match="cannot be given the socket: Not a directory; the agent's user must be"):
         asyncio.run(follow())

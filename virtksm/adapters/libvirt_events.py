@@ -65,6 +65,8 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._stopping = False
+        self._answered = threading.Event()
+        self._answered.set()
         self._thread = threading.Thread(target=self._run, name="libvirt-events", daemon=True)
 
     def start(self) -> None:
@@ -77,6 +79,14 @@ class EventLoop:
         libvirt.virEventAddTimeout(0, _forget_timer, None)
         self._thread.join(wait_s)
 
+    def check(self) -> bool:
+        """Tell whether the loop runs and has answered the last check; asks it again, which wakes it once."""
+        is_well = self._answered.is_set() and self._thread.is_alive()
+        if is_well:
+            self._answered.clear()
+            libvirt.virEventAddTimeout(0, _answer, self._answered)
+        return is_well
+
     def _run(self) -> None:
         while not self._stopping:
             libvirt.virEventRunDefaultImpl()
@@ -84,6 +94,11 @@ class EventLoop:
 
 def _forget_timer(timer: int, _opaque: object) -> None:
     libvirt.virEventRemoveTimeout(timer)
+
+
+def _answer(timer: int, answered: threading.Event) -> None:
+    libvirt.virEventRemoveTimeout(timer)
+    answered.set()
 
 
 class Subscription:

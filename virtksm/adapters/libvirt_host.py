@@ -14,6 +14,7 @@ import libvirt
 from virtksm.errors import (
     Cause,
     GuestVanished,
+    LibvirtRefuses,
     LibvirtUnreachable,
     SensingFailed,
     SettingsRefused,
@@ -135,7 +136,9 @@ class LibvirtHost:
         return None
 
     def _is_broken(self, error: libvirt.libvirtError) -> bool:
-        if error.get_error_domain() == libvirt.VIR_FROM_RPC or error.get_error_code() == libvirt.VIR_ERR_INVALID_CONN:
+        """Tell whether it is the connection that failed: its socket, or all of it. A call alone may, as too large."""
+        kind = error.get_error_domain(), error.get_error_code()
+        if kind == (libvirt.VIR_FROM_RPC, libvirt.VIR_ERR_SYSTEM_ERROR) or kind[1] == libvirt.VIR_ERR_INVALID_CONN:
             return True
         try:
             return self.connection.isAlive() == 0
@@ -162,9 +165,8 @@ def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
     try:
         return LibvirtHost((libvirt.openReadOnly if read_only else libvirt.open)(uri))
     except libvirt.libvirtError as error:
-        raise LibvirtUnreachable(
-            f"{uri}: {error.get_error_message()}", remedy=f"does `virsh --connect {uri} uri` work?"
-        ) from error
+        made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
+        raise made(f"{uri}: {error.get_error_message()}", remedy=f"does `virsh --connect {uri} uri` work?") from error
 
 
 def parse_parameters(values: Mapping[str, int]) -> KsmState:
@@ -222,3 +224,16 @@ _REFUSALS = {
     libvirt.VIR_ERR_OPERATION_INVALID: Cause.UNSUPPORTED,
     libvirt.VIR_ERR_INVALID_ARG: Cause.OUT_OF_RANGE,
 }
+
+_LASTING = (
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+    libvirt.VIR_ERR_ACCESS_DENIED,
+    libvirt.VIR_ERR_OPERATION_DENIED,
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_NO_SUPPORT,
+    libvirt.VIR_ERR_INVALID_ARG,
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+)
+"""Errors of opening that a further attempt meets again."""

@@ -36,6 +36,7 @@ class Notifier:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._watchdog_usec = environ.get("WATCHDOG_USEC", "")
         watched_pid = environ.get("WATCHDOG_PID", "")
+        self._unsent: dict[str, str] = {}
         self._is_watched = not watched_pid or watched_pid == str(pid if pid is not None else os.getpid())
 
     @property
@@ -46,13 +47,20 @@ class Notifier:
         return int(self._watchdog_usec) / 2_000_000 or None
 
     def send(self, **values: str) -> None:
-        """Send one datagram of KEY=value lines; a manager that is gone is no failure of ours."""
+        """Send one datagram of KEY=value lines; a manager that is gone is no failure of ours.
+
+        Never waits: what a manager that is too busy to read does not take is sent with the next, unless that has news.
+        """
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        text = "\n".join(f"{key}={printable(' '.join(value.splitlines()))}" for key, value in values.items())
+        self._unsent |= values
+        text = "\n".join(f"{key}={printable(' '.join(value.splitlines()))}" for key, value in self._unsent.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             try:
-                sender.sendto(text.encode(), address)
-            except OSError:
+                sender.sendto(text.encode(), socket.MSG_DONTWAIT, address)
+            except BlockingIOError:
                 return
+            except OSError:
+                pass
+        self._unsent.clear()

@@ -1,8 +1,10 @@
 """The host agent: hears what happens to guests, and runs a pass for it.
 
 One asyncio loop owns all state. Triggers come from libvirt's event thread, the poke FIFO, signals, the control socket
-and the policy's timer and meet in the coalescer; the pass loop takes them out, one pass at a time. Every libvirt call
-runs beside the loop with a limit (`blocking`). A failed pass is reported once per change and tried again later; only
+and the policy's timer and meet in the coalescer; the pass loop takes them out, one pass at a time. Whatever may block
+(libvirt, a disk, the name service) runs beside the loop with a limit (`blocking`). A failed pass is reported once per
+change and tried again later. This is an outermost layer: an exception that nobody thought of costs the pass, the
+request or the step in which it came, and is logged with its traceback; the agent goes on, and `on_exit` happens. Only
 a configuration that never was valid, or a second agent, ends the agent.
 """
 
@@ -12,6 +14,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +25,7 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
-from virtksm.agent.diary import Diary
+from virtksm.agent.diary import DISK_LIMIT_S, Diary, disk_hangs
 from virtksm.agent.guest_look import GuestLook
 from virtksm.agent.inputs import Inputs
 from virtksm.agent.link import Link
@@ -33,16 +36,21 @@ from virtksm.agent.status import Standing, look
 from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
-from virtksm.describe import read_guests
-from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
+from virtksm.describe import Seen, read_guests
+from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
 from virtksm.history import History
 from virtksm.model import Guest, Occasion, Trigger
-from virtksm.ports import LocalFacts, Switch
+from virtksm.ports import Descriptions, LocalFacts, Switch
 from virtksm.record import PassRecord, RestoreRecord
+from virtksm.runtime import host_key
 from virtksm.uri import is_alias
 
 RETRY_S = 15.0
-"""When to try again after a pass that failed for another reason than a lost connection."""
+"""When to try again after a pass that failed for another reason than a lost connection, or a step that crashed."""
+CONFIG_LIMIT_S = 10.0
+"""For reading the configuration, and asking the name service for its group."""
+LOOK_S = 0.05
+"""No further guest's XML is read in a look that has taken so long: a pass may be waiting for it."""
 STUCK_S = 30.0
 """A pass that is due for so much longer than a call may take will never come: the pass loop is stuck."""
 MOST_SHOWN = 60
@@ -57,11 +65,27 @@ class Request:
     answer: asyncio.Future[PassRecord]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshConfig:
+    """A configuration that was read just now, with the number of its `status_group`, None without one."""
+
+    config: Config
+    status_gid: int | None = None
+
+
+def config_hangs(message: str) -> ConfigError:
+    """Return the error for a configuration that cannot be read in time."""
+    remedy = "its disk, or the name service (nsswitch.conf: SSSD, LDAP), does not answer: see its log"
+    return ConfigError([Finding(file="the configuration", key="", problem=message, remedy=remedy)])
+
+
 @dataclass(slots=True)
 class Agent:
     """The agent's state. `make_cycle` builds a pass's parts over a new connection from the current configuration.
 
-    `make_switch` gives the switch of the host behind a URI, also while there is no connection.
+    `make_switch` gives the switch of the host behind a URI, also while there is no connection. `read_config` blocks and
+    raises ConfigError; `follow_config` has all but the agent's own do as a new configuration says, or raises
+    ConfigError and changes nothing.
     """
 
     uri: str
@@ -71,7 +95,8 @@ class Agent:
     reporter: Reporter
     make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
     make_switch: Callable[[str, Config], Switch]
-    reload_config: Callable[[], Config]
+    read_config: Callable[[], FreshConfig]
+    follow_config: Callable[[FreshConfig], None] = lambda _fresh: None
     make_history: Callable[[str, Config], History] | None = None
     """Gives the history of the host behind a URI; without it, memories end with the agent."""
     diary: Diary = field(default_factory=Diary)
@@ -84,6 +109,15 @@ class Agent:
     look: GuestLook = field(default_factory=GuestLook)
     inputs: Inputs = field(default_factory=Inputs)
     news: News = field(default_factory=News)
+    config_calls: BlockingCalls = field(default_factory=lambda: BlockingCalls(config_hangs))
+    switch_calls: BlockingCalls = field(default_factory=lambda: BlockingCalls(disk_hangs))
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    config_limit_s: float = CONFIG_LIMIT_S
+    disk_limit_s: float = DISK_LIMIT_S
+    look_s: float = LOOK_S
+    retry_s: float = RETRY_S
+    history_key: str | None = None
+    """Whose history the diary keeps."""
     running: tuple[Guest, ...] = ()
     heard_s: float | None = None
     next_pass_s: float | None = None
@@ -96,6 +130,8 @@ class Agent:
     """When the last pass ended."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    """A SIGHUP has come that no reload has answered yet."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -104,24 +140,34 @@ class Agent:
     async def run(self) -> ExitCode:
         """Run until told to stop; then end as `on_exit` says."""
         self._open_diary(self.uri)
-        linking = asyncio.create_task(self._keep_linked())
-        passing = asyncio.create_task(self._keep_passing())
-        looking = asyncio.create_task(self._keep_looking())
-        writing = asyncio.create_task(self.diary.keep_writing())
-        ended = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({linking, passing, looking, writing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        linking, reloading = self._start("linking", self._hold_link), self._start("reloading", self._reload_when_told)
+        passing, looking = self._start("passing", self._pass_when_due), self._start("looking", self._look_when_due)
+        writing = self._start("writing", self.diary.keep_writing)
+        await self.stopping.wait()
         linking.cancel()
-        self.stopping.set()
+        reloading.cancel()
         self.wake.set()
         self.seen.set()
-        await asyncio.wait({passing, linking, looking})  # a pass that has begun is finished first
-        for task in (passing, linking, looking):
-            if not task.cancelled():
-                task.result()  # neither ends by itself: whatever stopped it is a bug, and is raised
+        await asyncio.wait({passing, linking, looking, reloading})  # a pass that has begun is finished first
+        self._give_up_wishes(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.diary.end()  # last, so that KSM's settings do not wait for a disk
         await writing
         return code
+
+    def _start(self, name: str, step: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Take a step again and again, in a task of its own, until the agent stops; no exception ends it."""
+
+        async def keep() -> None:
+            while not self.stopping.is_set():
+                try:
+                    await step()
+                except Exception as error:  # noqa: BLE001  # the outermost layer
+                    self.reporter.task_crashed(name, error)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self.stopping.wait(), self.retry_s)
+
+        return asyncio.create_task(keep(), name=name)
 
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
         """Ask for a pass."""
@@ -132,11 +178,14 @@ class Agent:
 
     def hear(self, event: DomainEvent) -> None:
         """Take a libvirt event, handed over from its thread."""
-        self.reporter.event(event)
-        self.diary.hear(event)
-        if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:
-            self.cycle.hypervisor.forget_max(event.uuid)
-        self.offer(event.trigger, heard_s=event.heard_s)
+        self.offer(event.trigger, heard_s=event.heard_s)  # first: nothing that is only told may delay the pass
+        try:
+            if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:
+                self.cycle.hypervisor.forget_max(event.uuid)
+            self.reporter.event(event)
+            self.diary.hear(event)
+        except Exception as error:  # noqa: BLE001  # the outermost layer of libvirt's events
+            self.reporter.task_crashed("hearing an event", error)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -152,27 +201,37 @@ class Agent:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
         loop.add_signal_handler(signal.SIGUSR1, self.offer, Trigger.SIGNAL)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGHUP, self.hung_up.set)
 
-    def reload(self) -> ConfigError | None:
+    async def _reload_when_told(self) -> None:
+        await self.hung_up.wait()
+        self.hung_up.clear()
+        await self.reload()
+
+    async def reload(self) -> ConfigError | None:
         """Read the configuration again; an invalid one is reported and the old one kept. A pass follows either way."""
-        try:
-            self.config = self.reload_config()
-        except ConfigError as error:
-            self.reporter.config_rejected(error)
-            self.offer(Trigger.SIGNAL)
-            return error
-        self.reporter.config_reloaded()
-        self.coalescer = Coalescer(
-            window_s=self.config.coalesce_ms / 1000,
-            pending=self.coalescer.pending,
-            began_s=self.coalescer.began_s,
-        )
-        if self.link.host is not None:
-            self.cycle = self.make_cycle(self.link.host, self.config, self.memory)
+        async with self.reloading:
+            self.reporter.tally.config_is_read = False  # until it is
+            try:
+                read = self.config_calls.run("reading it", self.read_config, self.config_limit_s)
+                self._put_in_force(await read)
+            except ConfigError as error:
+                self.reporter.config_rejected(error)
+                self.offer(Trigger.SIGNAL)
+                return error
+            self.reporter.config_reloaded()
+            self.offer(Trigger.RELOAD)
+            return None
+
+    def _put_in_force(self, fresh: FreshConfig) -> None:
+        """Do as a configuration says from now on, in everything or, where it raises, in nothing."""
+        host = self.link.host
+        cycle = None if host is None else self.make_cycle(host, fresh.config, self.memory)
+        self.follow_config(fresh)
+        self.config, self.cycle = fresh.config, cycle
+        self.coalescer = replace(self.coalescer, window_s=self.config.coalesce_ms / 1000)
+        self.history_key = None  # a reload looks at the file again: somebody may have mended it
         self._open_diary(self._known_uri)
-        self.offer(Trigger.RELOAD)
-        return None
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
         """Answer one control request."""
@@ -185,7 +244,7 @@ class Agent:
             case "on":
                 return self._other_uri(request) or await self._switched(Trigger.ON)
             case "reload":
-                return self._reloaded()
+                return await self._reloaded()
             case "status":
                 told = {"ok": True, "status": self.standing().as_dict(datetime.now(UTC))}
                 return self._other_host(request) or told
@@ -201,9 +260,9 @@ class Agent:
             case _:
                 return _failure("op is missing, or no text", ExitCode.USAGE)
 
-    def _reloaded(self) -> dict[str, object]:
+    async def _reloaded(self) -> dict[str, object]:
         """Read the configuration again, and tell what is in force, or the faults."""
-        faults = self.reload()
+        faults = await self.reload()
         if faults is not None:
             return _failure(str(faults), faults.exit_code)
         return {"ok": True, "policy": self.config.policy}
@@ -226,8 +285,17 @@ class Agent:
         return self.uri if self.link.host is None else self.link.host.uri
 
     def _open_diary(self, uri: str) -> None:
-        if self.make_history is not None and not is_alias(uri):
+        """Keep what is remembered of the host behind `uri` from now on, if that is another one than so far."""
+        if self.make_history is None or is_alias(uri):
+            return
+        key = host_key(uri, local=is_this_machine(uri, self.config))
+        if key == self.history_key:
+            return
+        try:
             self.diary.keep_in(self.make_history(uri, self.config))
+            self.history_key = key
+        except Exception as error:  # noqa: BLE001  # without SQLite, say: the agent goes on without a history
+            self.reporter.task_crashed("opening the history", error)
 
     def standing(self) -> Standing:
         """Return what is known at this moment; asks libvirt nothing."""
@@ -269,7 +337,8 @@ class Agent:
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
         switch = self.make_switch(uri, self.config)
         try:
-            await asyncio.to_thread(switch.turn_off if trigger is Trigger.OFF else switch.turn_on)
+            turn = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
+            await self.switch_calls.run(f"switch {trigger.value}", turn, self.disk_limit_s)
         except VirtksmError as error:
             return _failure(str(error), error.exit_code)
         self.reporter.switched(trigger)
@@ -281,6 +350,8 @@ class Agent:
     async def _answered_pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
         if self.link.host is None:
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+        if self.stopping.is_set():
+            return _failure("the agent is stopping", ExitCode.FAILED)
         wish = Request(dry_run=dry_run, answer=asyncio.get_running_loop().create_future())
         self.requests.append(wish)
         if wish.dry_run:
@@ -293,59 +364,68 @@ class Agent:
             return _failure(str(error), error.exit_code)
         return {"ok": True, "pass": record.as_dict()}
 
-    async def _keep_linked(self) -> None:
-        """Hold a connection: open it, and after its end open another, for ever."""
-        while True:
-            host, lost = await self.link.open(self.uri, self.config, self.hear)
-            self.cycle = self.make_cycle(host, self.config, self.memory)
-            self.lost_s = None
-            self.look.forget()
-            self._open_diary(host.uri)
-            self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
-            self.offer(Trigger.CONNECTED)
+    async def _hold_link(self) -> None:
+        """Open a connection, and hold it until it is lost."""
+        host, lost = await self.link.open(self.uri, lambda: self.config, self.hear)
+        try:
+            self._take_up(host)
             reason = await lost
-            self.cycle, self.lost_s = None, time.monotonic()
-            self.reporter.disconnected(reason)
-            self._give_up_wishes(LibvirtUnreachable(f"libvirt disconnected: {reason}"))
-            await self.link.close(self.config.call_timeout_s)
+        except Exception:
+            await self._let_go("internal error")
+            raise
+        await self._let_go(reason)
 
-    async def _keep_passing(self) -> None:
-        while not self.stopping.is_set():
-            await self._wait_until_due()
-            cycle, config = self.cycle, self.config  # both before a reload, or both after it
-            if self.stopping.is_set() or cycle is None:
-                continue
-            for wish in [wish for wish in self.requests if wish.dry_run]:
-                await self._pass(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
-            now_s = time.monotonic()
-            due_s = self.coalescer.due_s(now_s)
-            if due_s is not None and due_s <= now_s:
-                occasion, self.coalescer = self.coalescer.take(now_s)
-                heard_s, self.heard_s = self.heard_s, None
-                wishes = [wish for wish in self.requests if not wish.dry_run]
-                await self._pass(cycle, config, occasion, wishes, heard_s)
-        self._give_up_wishes(VirtksmError("the agent is stopping"))
+    def _take_up(self, host: LibvirtHost) -> None:
+        self.cycle = self.make_cycle(host, self.config, self.memory)
+        self.lost_s = None
+        self.look.forget()
+        self._open_diary(host.uri)
+        self.reporter.connected(host.uri, is_local=self.cycle.local is not None)
+        self.offer(Trigger.CONNECTED)
 
-    async def _keep_looking(self) -> None:
+    async def _let_go(self, reason: str) -> None:
+        self.cycle, self.lost_s = None, time.monotonic()
+        self.reporter.disconnected(reason)
+        self._give_up_wishes(LibvirtUnreachable(f"libvirt disconnected: {reason}"))
+        await self.link.close(self.config.call_timeout_s)
+
+    async def _pass_when_due(self) -> None:
+        """Wait until a pass is due, and run it, after the dry runs that are wished for."""
+        await self._wait_until_due()
+        cycle, config = self.cycle, self.config  # both before a reload, or both after it
+        if self.stopping.is_set() or cycle is None:
+            return
+        for wish in [wish for wish in self.requests if wish.dry_run]:
+            await self._pass(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [wish], None)
+        now_s = time.monotonic()
+        due_s = self.coalescer.due_s(now_s)
+        if due_s is not None and due_s <= now_s:
+            occasion, self.coalescer = self.coalescer.take(now_s)
+            heard_s, self.heard_s = self.heard_s, None
+            wishes = [wish for wish in self.requests if not wish.dry_run]
+            await self._pass(cycle, config, occasion, wishes, heard_s)
+
+    async def _look_when_due(self) -> None:
         """Read the XML of guests that passes have seen, a few at a time, between passes."""
-        while not self.stopping.is_set():
-            host = self.link.host
-            if host is None or not self.look.is_due:
-                await self._wait_seen()
-                continue
-            try:
-                seen, failures = await self.calls.run(
-                    "look at guests", partial(read_guests, host, self.look.next_guests()), self.config.call_timeout_s
-                )
-            except VirtksmError as error:
-                self.reporter.look_failed(error)
-                await self._wait_seen()  # the next pass tells whether libvirt answers again
-                continue
-            for failure in failures:
-                self.reporter.look_failed(failure)
-            if host is self.link.host:
-                self.look.learn(seen)
-                self._name_exposed()
+        host = self.link.host
+        if host is None or not self.look.is_due:
+            await self._wait_seen()
+            return
+        guests = self.look.next_guests()
+        try:
+            seen, failures = await self.calls.run(
+                "look at guests", partial(_read_a_while, host, guests, self.look_s), self.config.call_timeout_s
+            )
+        except VirtksmError as error:
+            self.look.postpone(guests)  # or whichever of them it is would keep the others from being read
+            self.reporter.look_failed(error)
+            await self._wait_seen()  # the next pass tells whether libvirt answers again
+            return
+        for failure in failures:
+            self.reporter.look_failed(failure)
+        if host is self.link.host:
+            self.look.learn(seen)
+            self._name_exposed()
 
     async def _wait_seen(self) -> None:
         """Sleep until a pass has seen guests, or the agent stops."""
@@ -381,66 +461,95 @@ class Agent:
         self.awake_s = time.monotonic()
         self.requests = [wish for wish in self.requests if wish not in wishes]
         dry_run = any(wish.dry_run for wish in wishes)
+        failure = VirtksmError("internal error", remedy="see the agent's log")
         try:
             record = await self.calls.run(
                 "pass", lambda: cycle.run(occasion, dry_run=dry_run), self.config.call_timeout_s
             )
+            record = replace(record, exposed=self.look.exposed(record.snapshot.guests, self.config.private_guests))
+            if not dry_run:
+                self._take_note(record, config, occasion, heard_s)
+            _answer(wishes, record)
         except VirtksmError as error:
-            self._fail(error, occasion, wishes)
+            failure = error
+            if not dry_run:
+                self.reporter.pass_failed(error, occasion)
+        except Exception as error:  # noqa: BLE001  # the outermost layer: it costs this pass alone
+            self.reporter.pass_crashed(error, occasion, dry_run=dry_run)
+        else:
             return
-        record = replace(record, exposed=self.look.exposed(record.snapshot.guests, self.config.private_guests))
-        if not dry_run:
-            ended_s = time.monotonic()
-            self.last, self.last_s = record, ended_s
-            self.inputs.keep(record, config, now_s=ended_s, at_s=time.time())
-            if record.decision.next_pass_s is None:
-                self.next_pass_s = None
-            else:
-                self.next_pass_s = ended_s + record.decision.next_pass_s
-            is_news = self.news.is_news(record, ended_s)
-            self.reporter.passed(record, heard_s, ended_s, is_news=is_news)
-            self.diary.take(record, is_news=is_news)
-            self.running = record.snapshot.guests
-            self.look.see(self.running, afresh=occasion.is_explicit)
-            self._name_exposed()
-            self.seen.set()
-        for wish in wishes:
-            if not wish.answer.done():
-                wish.answer.set_result(record)
+        finally:
+            _disappoint(wishes, failure)
+        if not dry_run:  # after a lost connection, connecting brings a pass of its own
+            self.next_pass_s = time.monotonic() + self.retry_s
+
+    def _take_note(self, record: PassRecord, config: Config, occasion: Occasion, heard_s: float | None) -> None:
+        """Keep and tell what a pass has done that was no dry run."""
+        ended_s = time.monotonic()
+        self.last, self.last_s = record, ended_s
+        next_s = record.decision.next_pass_s
+        self.next_pass_s = None if next_s is None else ended_s + next_s
+        self.inputs.keep(record, config, now_s=ended_s, at_s=time.time())
+        is_news = self.news.is_news(record, ended_s)
+        self.reporter.passed(record, heard_s, ended_s, is_news=is_news)
+        self.diary.take(record, is_news=is_news)
+        self.running = record.snapshot.guests
+        self.look.see(self.running, afresh=occasion.is_explicit)
+        self._name_exposed()
+        self.seen.set()
 
     def _give_up_wishes(self, error: VirtksmError) -> None:
         wishes, self.requests = self.requests, []
-        for wish in wishes:
-            if not wish.answer.done():
-                wish.answer.set_exception(error)
-
-    def _fail(self, error: VirtksmError, occasion: Occasion, wishes: list[Request]) -> None:
-        """Report a failed pass and come back later; after a lost connection, connecting brings a pass of its own."""
-        self.reporter.pass_failed(error, occasion)
-        self.next_pass_s = time.monotonic() + RETRY_S
-        for wish in wishes:
-            if not wish.answer.done():
-                wish.answer.set_exception(error)
+        _disappoint(wishes, error)
 
     async def _leave(self) -> ExitCode:
-        """Do what `on_exit` says, and close the connection."""
+        """Do what `on_exit` says, and close the connection; whatever goes wrong, the rest of it is done."""
         self.reporter.stopping()
         code = ExitCode.DONE
-        cycle = self.cycle
-        has_nothing_to_leave = cycle is None and not self.memory.tenure_began
-        if self.config.on_exit != "leave" and not has_nothing_to_leave:
-            try:
-                if cycle is None:
-                    raise LibvirtUnreachable("not connected to libvirt", remedy="run `virtksm restore` once it answers")
-                work: Callable[[], RestoreRecord] = cycle.restore if self.config.on_exit == "restore" else cycle.park
-                record = await self.calls.run(self.config.on_exit, work, self.config.call_timeout_s)
-                self.reporter.left(self.config.on_exit, record)
-                code = record.exit_code
-            except VirtksmError as error:
-                self.reporter.leaving_failed(error)
-                code = ExitCode(error.exit_code)
-        await self.link.close(self.config.call_timeout_s)
+        try:
+            code = await self._do_on_exit()
+        except VirtksmError as error:
+            self.reporter.leaving_failed(error)
+            code = ExitCode(error.exit_code)
+        except Exception as error:  # noqa: BLE001  # the outermost layer
+            self.reporter.task_crashed("leaving", error)
+            code = ExitCode.FAILED
+        try:
+            await self.link.close(self.config.call_timeout_s)
+        except Exception as error:  # noqa: BLE001  # likewise
+            self.reporter.task_crashed("closing the connection", error)
         return code
+
+    async def _do_on_exit(self) -> ExitCode:
+        cycle, on_exit = self.cycle, self.config.on_exit
+        has_nothing_to_leave = cycle is None and not self.memory.tenure_began
+        if on_exit == "leave" or has_nothing_to_leave:
+            return ExitCode.DONE
+        if cycle is None:
+            raise LibvirtUnreachable("not connected to libvirt", remedy="run `virtksm restore` once it answers")
+        work: Callable[[], RestoreRecord] = cycle.restore if on_exit == "restore" else cycle.park
+        record = await self.calls.run(on_exit, work, self.config.call_timeout_s)
+        self.reporter.left(on_exit, record)
+        return record.exit_code
+
+
+def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], look_s: float) -> Seen:
+    """Read guests' XML, no further one once `look_s` is over. Blocks."""
+    end_s = time.monotonic() + look_s
+    return read_guests(source, guests, is_over=lambda: time.monotonic() >= end_s)
+
+
+def _answer(wishes: list[Request], record: PassRecord) -> None:
+    for wish in wishes:
+        if not wish.answer.done():
+            wish.answer.set_result(record)
+
+
+def _disappoint(wishes: list[Request], error: VirtksmError) -> None:
+    """Answer what has no answer yet by an error."""
+    for wish in wishes:
+        if not wish.answer.done():
+            wish.answer.set_exception(error)
 
 
 def _failure(message: str, code: ExitCode) -> dict[str, object]:

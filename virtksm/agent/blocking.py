@@ -71,10 +71,15 @@ class BlockingCalls:
                 raise self._too_late(f"{what}: still waiting for {self._abandoned}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
-            self.waiting = Waiting(what=what, since_s=time.monotonic())
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._work, args=(call, future, loop, discard), name=f"call-{what}", daemon=True
-            ).start()
+            )
+            self.waiting = Waiting(what=what, since_s=time.monotonic())
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no thread left: nothing is out
+                self.waiting = None
+                raise
             try:
                 # Not wait_for: until Python 3.12 it loses a cancellation that comes together with the result.
                 await asyncio.wait([future], timeout=limit_s)
@@ -124,7 +129,7 @@ class BlockingCalls:
             if error is None:
                 future.set_result(result)
             else:
-                future.set_exception(error)
+                future.set_exception(_raisable(error))
             return
         self._abandoned = None
         owed, self._owed = self._owed, []
@@ -132,6 +137,15 @@ class BlockingCalls:
             _start_late(call)
         if error is None:
             _throw_away(result, discard)
+
+
+def _raisable(error: BaseException) -> Exception:
+    """Return what a future can raise in the loop's name: no StopIteration, and nothing that would end the loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError(f"{type(error).__name__}: {error}")
+    raised.__cause__ = error
+    return raised
 
 
 def _throw_away(result: Result, discard: Callable[[Result], None] | None) -> None:

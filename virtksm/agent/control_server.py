@@ -2,7 +2,9 @@
 
 The control socket hears root and the agent's own user (SO_PEERCRED; it is 0600 from the moment it exists). A socket for
 readers hears whom the kernel lets connect, answers questions alone (READING), and gives each user few places. Requests
-are bounded in size and time and clients in number, so no client can hold up a pass, or another user's request.
+are bounded in size and time and clients in number, so no client can hold up a pass. Where all places are taken, whoever
+comes gets that of another: of one who has not asked, if there is one, and never root's unless root comes. So root is
+always heard.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 from virtksm.adapters.control import MAX_LINE
 
@@ -54,18 +58,41 @@ def peer_uid(connection: socket.socket) -> int:
     return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
 
 
+@dataclass(slots=True, eq=False)
+class Client:
+    """Somebody with a place. `has_asked` tells a request that is read from a place that is only taken."""
+
+    uid: int
+    writer: asyncio.StreamWriter
+    task: asyncio.Task[None]
+    has_asked: bool = False
+
+
 class ControlServer:
-    """Serves a socket with `handle`, which must not raise.
+    """Serves a socket with `handle`; what that raises is answered by "internal error" and told to `crashed`.
 
     `patience_s` is how long a client may take to ask, and then to read the answer.
     """
 
-    def __init__(self, handle: Handler, *, for_readers: bool = False, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        handle: Handler,
+        *,
+        for_readers: bool = False,
+        patience_s: float = PATIENCE_S,
+        crashed: Callable[[str, Exception], None] = lambda _op, _error: None,
+    ) -> None:
         self._handle = handle
         self._for_readers = for_readers
         self._patience_s = patience_s
-        self._clients: Counter[int] = Counter()
+        self._crashed = crashed
+        self._clients: list[Client] = []
         self._server: asyncio.Server | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many places are taken."""
+        return len(self._clients)
 
     async def start(self, listener: socket.socket, *, backlog: int = BACKLOG) -> None:
         """Serve `listener`; `backlog` is also how many clients are taken in before the loop does something else."""
@@ -76,50 +103,86 @@ class ControlServer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        uid = peer_uid(writer.get_extra_info("socket"))
-        refusal = self._find_refusal(uid)
+        task = asyncio.current_task()
+        assert task is not None, "asyncio serves each client in a task"
+        client = Client(uid=peer_uid(writer.get_extra_info("socket")), writer=writer, task=task)
+        refusal = self._find_refusal(client.uid)
         if refusal is not None:
             writer.write(_line(refusal))
             writer.close()
             return
-        self._clients[uid] += 1
+        self._clients.append(client)
         try:
-            answer = await self._answer(reader)
+            answer = await self._answer(reader, client)
             if answer is not None:
-                writer.write(_line(answer))
+                writer.write(answer)
             writer.close()
             await asyncio.wait_for(writer.wait_closed(), self._patience_s)
         except (OSError, TimeoutError):  # the client went away or does not read: its loss alone
-            pass
+            _abort(writer)
+        except asyncio.CancelledError:
+            _abort(writer)
+            raise
         finally:
-            writer.transport.abort()
-            self._clients[uid] -= 1
-            self._clients += Counter()  # forgets who has none left
+            if client in self._clients:
+                self._clients.remove(client)
 
     def _find_refusal(self, uid: int) -> dict[str, object] | None:
-        """Return the answer to a client that is not heard."""
+        """Return the answer to a client that is not heard; one that is heard has a place when this returns."""
         is_stranger = uid not in (0, os.geteuid())
         if is_stranger and not self._for_readers:
             return _failure("only root and the agent's own user may ask here", 1)
-        if self._clients.total() >= MAX_CLIENTS or (is_stranger and self._clients[uid] >= MAX_OF_A_READER):
+        places = Counter(client.uid for client in self._clients)
+        if is_stranger and places[uid] >= MAX_OF_A_READER:
             return _failure("too many clients", 1)
+        if len(self._clients) < MAX_CLIENTS:
+            return None
+        leaving = [client for client in self._clients if uid == 0 or client.uid != 0]  # nobody takes root's place
+        if not leaving:
+            return _failure("too many clients", 1)
+        # Of those, one who has not asked; of the user with most places; the first to come.
+        self._turn_out(min(leaving, key=lambda client: (client.has_asked, client.uid == 0, -places[client.uid])))
         return None
 
-    async def _answer(self, reader: asyncio.StreamReader) -> dict[str, object] | None:
+    def _turn_out(self, client: Client) -> None:
+        """Give up a client's place, for another one."""
+        self._clients.remove(client)
+        if not client.writer.is_closing():
+            client.writer.write(_line(_failure("too many clients", 1)))
+            client.writer.close()
+        client.task.cancel()
+
+    async def _answer(self, reader: asyncio.StreamReader, client: Client) -> bytes | None:
+        """Return the answer to a client's request as a line; None where none comes."""
         try:
             line = await asyncio.wait_for(reader.readline(), self._patience_s)
+            client.has_asked = True
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return _failure("the request is no JSON line, or too long", 2)
+            return _line(_failure("the request is no JSON line, or too long", 2))
         except TimeoutError:
             return None
         if not isinstance(request, dict):
-            return _failure("the request is no JSON object", 2)
-        if self._for_readers and request.get("op") not in READING:
-            return _failure(
-                f"this socket answers {', '.join(READING)} alone; only root and the agent's own user may ask more", 1
+            return _line(_failure("the request is no JSON object", 2))
+        op = request.get("op")
+        if self._for_readers and op not in READING:
+            return _line(
+                _failure(
+                    f"this socket answers {', '.join(READING)} alone; only root and the agent's own user may ask more",
+                    1,
+                )
             )
-        return await self._handle(request)
+        try:
+            return _line(await self._handle(request))
+        except Exception as error:  # noqa: BLE001  # the last resort: whatever it is, it costs this request alone
+            self._crashed(str(op), error)
+            return _line(_failure("internal error", 1))
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    """End a connection at once. A transport that has just ended by itself raises AttributeError (CPython to 3.13)."""
+    with suppress(AttributeError):
+        writer.transport.abort()
 
 
 def _line(answer: Mapping[str, object]) -> bytes:

@@ -49,7 +49,7 @@ class Diary:
     def __init__(
         self,
         kept: Callable[[str | None], None] = lambda _aside: None,
-        failed: Callable[[VirtksmError], None] = lambda _error: None,
+        failed: Callable[[Exception], None] = lambda _error: None,
         *,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = boottime_s,
@@ -182,7 +182,7 @@ class Diary:
             self._is_new = False
             try:
                 aside = await self._calls.run("keep the history", lambda: history.keep(*batch), self._disk_limit_s)
-            except VirtksmError as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, what is remembered waits for another try
                 self._failed(error)
                 if self._calls.waiting is None:  # it has failed; one that was given up may still be done
                     self._put_back(batch)

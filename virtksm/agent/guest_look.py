@@ -2,7 +2,8 @@
 
 A pass tells which guests run; what is not known of them yet is read between passes. Each look is one short call, so
 that a pass that becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is struck off;
-XML that cannot be read or understood says so once and counts as that of a guest that can merge.
+XML that cannot be read or understood says so once and counts as that of a guest that can merge. After a look that
+failed as a whole, those are read first that it was not for, and each guest alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class GuestLook:
         self._known: dict[str, GuestXml] = {}
         self._due: dict[str, Guest] = {}
         self._has_seen = False
+        self._at_once = READ_AT_ONCE
 
     @property
     def is_due(self) -> bool:
@@ -48,13 +50,22 @@ class GuestLook:
 
     def next_guests(self) -> tuple[Guest, ...]:
         """Return the guests to read now."""
-        return tuple(self._due.values())[:READ_AT_ONCE]
+        return tuple(self._due.values())[: self._at_once]
+
+    def postpone(self, guests: Iterable[Guest]) -> None:
+        """Read these after all others that are due, and each guest alone until nothing is due."""
+        self._at_once = 1
+        for guest in guests:
+            if self._due.pop(guest.key, None) is not None:
+                self._due[guest.key] = guest
 
     def learn(self, seen: Iterable[tuple[Guest, GuestXml | None]]) -> None:
         """Take what `read_guests` found; None for a guest that has ended."""
         for guest, xml in seen:
             if self._due.pop(guest.key, None) is not None and xml is not None:
                 self._known[guest.key] = xml
+        if not self._due:
+            self._at_once = READ_AT_ONCE
 
     def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""

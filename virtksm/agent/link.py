@@ -12,9 +12,11 @@ from virtksm.adapters.libvirt_events import DomainEvent, Subscription
 from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtUnreachable, VirtksmError
+from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 
 FIRST_WAIT_S = 0.1
+MOST_WAIT_S = 60.0
+"""Between two attempts where libvirt refuses: each asks polkit, which answers one question a second."""
 
 Value = TypeVar("Value")
 Opened = tuple[LibvirtHost, "asyncio.Future[str]"]
@@ -30,19 +32,20 @@ class Link:
         self._subscription: Subscription | None = None
         self.host: LibvirtHost | None = None
 
-    async def open(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
-        """Open and subscribe, trying until it works.
+    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
+        """Open and subscribe, trying until it works; `config` is asked for what is in force at each attempt.
 
-        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`.
+        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`, or up to a minute where the answer
+        will be the same until somebody changes something.
         """
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(LibvirtUnreachable),
-            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=config.reconnect_max_ms / 1000),
+            wait=lambda state: wait_s(state, config().reconnect_max_ms / 1000),
             before_sleep=self._report,
         )
         return await attempts(self._open_once, uri, config, hear)
 
-    async def _open_once(self, uri: str, config: Config, hear: Callable[[DomainEvent], None]) -> Opened:
+    async def _open_once(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[str] = loop.create_future()
 
@@ -57,11 +60,11 @@ class Link:
                 heard=lambda event: _hand_over(loop, hear, event),
                 closed=lambda reason: _hand_over(loop, lose, reason),
             )
-            subscription.register(config.keepalive_s)
+            subscription.register(config().keepalive_s)
             return host, subscription
 
         host, subscription = await self._calls.run(
-            "open", work, config.call_timeout_s, discard=lambda late: late[1].close()
+            "open", work, config().call_timeout_s, discard=lambda late: late[1].close()
         )
         self.host, self._subscription = host, subscription
         return host, lost
@@ -80,6 +83,13 @@ class Link:
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, VirtksmError):
             self._failed(error, state.next_action.sleep if state.next_action is not None else 0.0)
+
+
+def wait_s(state: tenacity.RetryCallState, most_s: float) -> float:
+    """Return how long to wait after a failed attempt: `most_s` at most, or MOST_WAIT_S where libvirt refuses."""
+    if state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses):
+        most_s = MOST_WAIT_S
+    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, sink: Callable[[Value], None], value: Value) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from virtksm import __version__
@@ -15,7 +16,7 @@ from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.poke_fifo import open_poke_fifo
 from virtksm.adapters.systemd import Notifier
-from virtksm.agent.agent import Agent
+from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.diary import Diary
@@ -25,6 +26,7 @@ from virtksm.agent.pokes import Pokes
 from virtksm.agent.reporting import Reporter
 from virtksm.agent.status_socket import StatusSocket
 from virtksm.assemble import make_cycle, make_history, make_switch
+from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
@@ -40,89 +42,113 @@ def serve(
     paths: RuntimePaths,
     reload_config: Callable[[], Config],
     *,
+    configure_log: Callable[[Config], None] = lambda _config: None,
     started: Started | None = None,
 ) -> ExitCode:
     """Run an agent until SIGTERM or SIGINT; `started` is told of it once its loop runs.
 
-    Raises AlreadyRunning if this runtime folder has an agent, StateUnusable if the folder cannot be used, ConfigError
-    if the status socket cannot be given to `status_group`.
+    `reload_config` may block; `configure_log` has the log follow what it returns. Raises AlreadyRunning if this runtime
+    folder has an agent, StateUnusable if the folder cannot be used, ConfigError if the status socket cannot be given to
+    `status_group`.
     """
     ensure_runtime(paths)
     second = AlreadyRunning(
         f"an agent already runs with {paths.root}",
         remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
     )
+
+    def read_config() -> FreshConfig:
+        return _with_group(reload_config())
+
     with locked(paths.agent_lock, second):
         events = EventLoop()
         events.start()
         try:
-            return asyncio.run(_serve(uri, config, paths, reload_config, started))
+            return asyncio.run(_serve(uri, _with_group(config), paths, read_config, configure_log, events, started))
         finally:
             events.stop()
 
 
+def _with_group(config: Config) -> FreshConfig:
+    """Complete a configuration by what only calls that may block can tell."""
+    if config.metrics.is_wanted:
+        with suppress(ImportError):  # Metrics tells of it
+            import virtksm.agent.metrics.exposition  # noqa: F401  # here, as it reads many files
+    return FreshConfig(config=config, status_gid=group_id(config.status_group) if config.status_group else None)
+
+
 async def _serve(
     uri: str,
-    config: Config,
+    fresh: FreshConfig,
     paths: RuntimePaths,
-    reload_config: Callable[[], Config],
+    read_config: Callable[[], FreshConfig],
+    configure_log: Callable[[Config], None],
+    events: EventLoop,
     started: Started | None,
 ) -> ExitCode:
     loop = asyncio.get_running_loop()
     notifier = Notifier()
     reporter = Reporter(notifier)
+    loop.set_exception_handler(lambda _loop, context: _report_stray(reporter, context))
     calls = BlockingCalls()
     facts = ProcFacts(boottime_s)
 
     def cycle_over(host: LibvirtHost, current: Config, memory: Memory) -> Cycle[Any]:
         return make_cycle(host, current, paths, memory=memory, facts=facts)
 
-    def reload() -> Config:
-        fresh = reload_config()
-        readers.follow(fresh.status_group)
-        metrics.follow(fresh.metrics)
-        return fresh
+    def follow(fresh: FreshConfig) -> None:
+        readers.follow(fresh.config.status_group, fresh.status_gid)  # first: it alone may refuse
+        metrics.follow(fresh.config.metrics)
+        configure_log(fresh.config)
 
     agent = Agent(
         uri=uri,
-        config=config,
+        config=fresh.config,
         link=Link(calls, reporter.connect_failed),
         calls=calls,
         reporter=reporter,
         make_cycle=cycle_over,
         make_switch=lambda of, current: make_switch(of, current, paths),
-        reload_config=reload,
+        read_config=read_config,
+        follow_config=follow,
         make_history=lambda of, current: make_history(of, current, paths),
         facts=facts,
         diary=Diary(reporter.history_kept, reporter.history_failed),
     )
-    readers = StatusSocket(paths, agent.handle)
-    readers.follow(config.status_group)
-    metrics = Metrics(reporter.tally, agent.standing, ProcFacts(boottime_s), reporter.metrics_told)
-    metrics.follow(config.metrics)
-    agent.install_signals(loop)
-    pokes = _listen_for_pokes(agent, paths, reporter)
-    try:
-        listener = bind_socket(paths.control_socket)
-    except OSError as error:
-        raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy="give another --runtime-dir") from error
-    server = ControlServer(agent.handle)
-    await server.start(listener)
-    watchdog = asyncio.create_task(_feed_watchdog(notifier, agent))
-    try:
+    async with AsyncExitStack() as stack:
+        readers = StatusSocket(paths, agent.handle, reporter.request_failed)
+        stack.callback(remove_socket, paths.status_socket)
+        stack.callback(readers.close)
+        readers.follow(fresh.config.status_group, fresh.status_gid)
+        metrics = Metrics(reporter.tally, agent.standing, ProcFacts(boottime_s), reporter.metrics_told)
+        stack.push_async_callback(metrics.close)
+        metrics.follow(fresh.config.metrics)
+        agent.install_signals(loop)
+        pokes = _listen_for_pokes(agent, paths, reporter)
+        if pokes is not None:
+            stack.callback(pokes.close)
+        try:
+            listener = bind_socket(paths.control_socket)
+        except OSError as error:
+            remedy = "give another --runtime-dir"
+            raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy=remedy) from error
+        stack.callback(remove_socket, paths.control_socket)
+        server = ControlServer(agent.handle, crashed=reporter.request_failed)
+        stack.callback(server.close)
+        await server.start(listener)
+        watchdog = asyncio.create_task(feed_watchdog(notifier, agent, events))
+        stack.callback(watchdog.cancel)
         reporter.ready(__version__, uri)
         if started is not None:
             started(agent, loop)
         return await agent.run()
-    finally:
-        watchdog.cancel()
-        server.close()
-        readers.close()
-        await metrics.close()
-        remove_socket(paths.control_socket)
-        remove_socket(paths.status_socket)
-        if pokes is not None:
-            pokes.close()
+
+
+def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:
+    """Report what a callback of the loop's has raised, which asyncio would write to standard error by itself."""
+    error = context.get("exception")
+    message = str(context["message"])
+    reporter.task_crashed(message, error if isinstance(error, Exception) else RuntimeError(message))
 
 
 def _listen_for_pokes(agent: Agent, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
@@ -136,9 +162,11 @@ def _listen_for_pokes(agent: Agent, paths: RuntimePaths, reporter: Reporter) -> 
     return pokes
 
 
-async def _feed_watchdog(notifier: Notifier, agent: Agent) -> None:
-    """Tell systemd as often as it wants to know that the loop runs and passes come."""
+async def feed_watchdog(notifier: Notifier, agent: Agent, events: EventLoop) -> None:
+    """Tell systemd as often as it wants to know that the loop runs, passes come and libvirt's events are heard."""
     while notifier.watchdog_interval_s is not None:
-        if not agent.is_stuck(time.monotonic()):
+        is_heard = events.check()
+        agent.reporter.events_heard(is_heard=is_heard)
+        if is_heard and not agent.is_stuck(time.monotonic()):
             notifier.send(WATCHDOG="1")
         await asyncio.sleep(notifier.watchdog_interval_s)

@@ -35,8 +35,8 @@ class Pokes:
         self._fifo.close()
 
     def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._fifo.descriptor)  # first: a reading that fails shall not be made again at once
+        self._pause = loop.call_later(max(self._window_s(), LEAST_PAUSE_S), self.listen)
         if self._fifo.drain():
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._fifo.descriptor)
-            self._pause = loop.call_later(max(self._window_s(), LEAST_PAUSE_S), self.listen)
             self._heard()

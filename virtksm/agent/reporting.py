@@ -6,16 +6,25 @@ Repeats are not news: a failure that stays the same is logged once, and again wh
 from __future__ import annotations
 
 import time
+import traceback
 from typing import Any
 
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
-from virtksm.errors import ConfigError, VirtksmError
+from virtksm.errors import ConfigError, Unforeseen, VirtksmError
 from virtksm.logs import get_logger
 from virtksm.model import EVALUATING_ONLY, Occasion, Trigger
 from virtksm.record import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
 from virtksm.units import format_kib
+
+STATUS_S = 10.0
+"""A pass that is routine changes systemd's status line no sooner: each change wakes PID 1 and who listens to it."""
+MOST_CRASHES = 100
+"""Of so many different ones it is known that they were logged."""
+MOST_OF_A_TRACEBACK = 8_000
+MOST_OF_AN_OP = 60
+BUG = "this is a fault of virtksm's: please report it with these lines; the agent goes on"
 
 
 class Reporter:
@@ -31,6 +40,9 @@ class Reporter:
         self._look_error: str | None = None
         self._history_error: str | None = None
         self._metrics_error: str | None = None
+        self._crashes: set[str] = set()
+        self._is_unheard = False
+        self._status_s = -STATUS_S
         self.tally = Tally()
 
     def ready(self, version: str, uri: str) -> None:
@@ -95,7 +107,9 @@ class Reporter:
         self._warn([note for note in record.warnings if note not in told])
         log = self._log.info if is_news else self._log.debug
         log("pass_completed", **_canonical(record, heard_s, ended_s))
-        self._notifier.send(STATUS=status_text(record))
+        if is_news or ended_s - self._status_s >= STATUS_S:
+            self._status_s = ended_s
+            self._notifier.send(STATUS=status_text(record))
 
     def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
         log = self._log.debug if error.message == self._pass_error else self._log.error
@@ -103,6 +117,39 @@ class Reporter:
         self.tally.failed(occasion.names)
         log("pass_failed", triggers=occasion.names, error=error.message, remedy=error.remedy)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
+
+    def pass_crashed(self, error: Exception, occasion: Occasion, *, dry_run: bool) -> None:
+        """Report a pass that ended by an exception that nobody thought of."""
+        if not dry_run:
+            self._pass_error = f"internal error: {_text(error)}"
+            self.tally.failed(occasion.names)
+            self._notifier.send(STATUS=f"pass failed: {self._pass_error}")
+        self._crashed("pass", "pass_crashed", error, triggers=occasion.names)
+
+    def request_failed(self, op: str, error: Exception) -> None:
+        """Report a request that ended likewise."""
+        self._crashed("request", "request_failed", error, op=op[:MOST_OF_AN_OP])
+
+    def task_crashed(self, task: str, error: Exception) -> None:
+        """Report that one of the agent's tasks met such an exception; it goes on."""
+        self._crashed("task", "task_crashed", error, task=task)
+
+    def _crashed(self, where: str, event: str, error: Exception, **about: object) -> None:
+        """Log an exception with its traceback, once per text, and count it."""
+        text = _text(error)
+        log = self._log.debug if f"{event} {text}" in self._crashes else self._log.error
+        if len(self._crashes) >= MOST_CRASHES:
+            self._crashes.clear()
+        self._crashes.add(f"{event} {text}")
+        self.tally.crashes[where] += 1
+        trace = "".join(traceback.format_exception(error))[-MOST_OF_A_TRACEBACK:]
+        log(event, **about, error=text, traceback=trace, remedy=BUG)
+
+    def events_heard(self, *, is_heard: bool) -> None:
+        """Take note of whether libvirt's event loop runs; while it does not, the watchdog is not fed."""
+        if not is_heard and not self._is_unheard:
+            self._log.error("event_loop_stopped", remedy="systemd's watchdog starts the agent again; else restart it")
+        self._is_unheard = not is_heard
 
     def switched(self, trigger: Trigger) -> None:
         self.tally.switched(is_off=trigger is Trigger.OFF)
@@ -120,6 +167,9 @@ class Reporter:
         self.tally.exposed = len(names)
 
     def look_failed(self, error: VirtksmError) -> None:
+        if isinstance(error, Unforeseen):
+            self.task_crashed("looking", error)
+            return
         log = self._log.debug if error.message == self._look_error else self._log.warning
         self._look_error = error.message
         log("guests_unread", error=error.message, remedy=error.remedy)
@@ -132,10 +182,13 @@ class Reporter:
                 "history_set_aside", file=set_aside, remedy="a new one was begun; look at it, or remove it"
             )
 
-    def history_failed(self, error: VirtksmError) -> None:
+    def history_failed(self, error: Exception) -> None:
+        self.tally.history_failures += 1
+        if not isinstance(error, VirtksmError):
+            self.task_crashed("writing", error)
+            return
         log = self._log.debug if error.message == self._history_error else self._log.warning
         self._history_error = error.message
-        self.tally.history_failures += 1
         log("history_failed", error=error.message, remedy=error.remedy)
 
     def metrics_told(self, error: VirtksmError | None) -> None:
@@ -183,6 +236,10 @@ class Reporter:
             if note not in self._warnings:
                 self._log.warning("warning_raised", warning=note)
         self._warnings = notes
+
+
+def _text(error: Exception) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def status_text(record: PassRecord) -> str:

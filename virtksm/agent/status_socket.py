@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 
 from virtksm.agent.control_server import ControlServer, Handler, bind_socket, remove_socket
-from virtksm.config.groups import group_id
 from virtksm.errors import ConfigError, Finding
 from virtksm.runtime import RuntimePaths
 
@@ -22,25 +22,31 @@ BACKLOG = 16
 class StatusSocket:
     """Opened, replaced and closed as the configuration says; to be used from one asyncio loop."""
 
-    def __init__(self, paths: RuntimePaths, handle: Handler) -> None:
+    def __init__(
+        self, paths: RuntimePaths, handle: Handler, crashed: Callable[[str, Exception], None] = lambda _op, _error: None
+    ) -> None:
         self._paths = paths
         self._handle = handle
+        self._crashed = crashed
         self._group: str | None = None
         self._listener: socket.socket | None = None
         self._server: ControlServer | None = None
         self._starting: asyncio.Task[None] | None = None
 
-    def follow(self, group: str) -> None:
-        """Let `group` read, "" nobody; raises ConfigError and leaves everything as it was."""
+    def follow(self, group: str, gid: int | None) -> None:
+        """Let `group` read, "" nobody; `gid` is its number, None if there is no such group.
+
+        Asks no name service, as it must not block. Raises ConfigError and leaves everything as it was.
+        """
         if group == self._group:
             return
-        listener = _bind(self._paths, group) if group else None
+        listener = _bind(self._paths, group, gid) if group else None
         self.close()
         self._group = group
         if listener is None:
             remove_socket(self._paths.status_socket)
             return
-        self._listener, self._server = listener, ControlServer(self._handle, for_readers=True)
+        self._listener, self._server = listener, ControlServer(self._handle, for_readers=True, crashed=self._crashed)
         self._starting = asyncio.get_running_loop().create_task(self._server.start(listener, backlog=BACKLOG))
 
     def close(self) -> None:
@@ -55,8 +61,7 @@ class StatusSocket:
         self._listener, self._server, self._starting = None, None, None
 
 
-def _bind(paths: RuntimePaths, group: str) -> socket.socket:
-    gid = group_id(group)
+def _bind(paths: RuntimePaths, group: str, gid: int | None) -> socket.socket:
     if gid is None:
         problem = f"is {group!r}, and this machine has no such group"
         raise _fault(paths, problem, "create it (groupadd), or name one that exists")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from virtksm.runtime import RuntimePaths
 from virtksm.uri import requested_uri
@@ -25,13 +26,23 @@ def run(options: argparse.Namespace) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code."""
     from virtksm.agent.main import serve
     from virtksm.config.load import load
-    from virtksm.logs import configure
+    from virtksm.config.schema import Config
+    from virtksm.logs import LineQueue, configure
 
     config = load(options.config).config
-    configure(options.log_level or config.log_level, options.log_format or config.log_format)
-    return serve(
-        requested_uri(options.connect),
-        config,
-        RuntimePaths(options.runtime_dir, options.state_dir),
-        lambda: load(options.config).config,
-    )
+    lines = LineQueue(sys.stderr)
+
+    def configure_log(current: Config) -> None:
+        configure(options.log_level or current.log_level, options.log_format or current.log_format, stream=lines)
+
+    configure_log(config)
+    try:
+        return serve(
+            requested_uri(options.connect),
+            config,
+            RuntimePaths(options.runtime_dir, options.state_dir),
+            lambda: load(options.config).config,
+            configure_log=configure_log,
+        )
+    finally:
+        lines.close()

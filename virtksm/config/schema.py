@@ -245,7 +245,8 @@ class Config:
     )
     keepalive_s: int = key(
         10,
-        "A connection that was silent for this long is probed, and given up if it stays silent as long again.",
+        "A connection that was silent for this long is probed, and given up if it stays silent as long again; a reload "
+        "changes it from the next connection on.",
         "A hanging libvirtd is then given up after 20 s; probing twice as often costs twice the wake-ups.",
         unit="s",
         minimum=1,

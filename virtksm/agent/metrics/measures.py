@@ -49,6 +49,7 @@ def measure(moment: Moment) -> Measures:
         "virtksm_last_pass_result": {(result,): int(result == tally.last_result) for result in RESULTS},
         "virtksm_conflicts_total": {(parameter,): count for parameter, count in tally.conflicts.items()},
         "virtksm_refusals_total": tally.refusals,
+        "virtksm_crashes_total": {(cost,): count for cost, count in tally.crashes.items()},
     }
     plain: dict[str, Value | None] = {
         "virtksm_up": 1,

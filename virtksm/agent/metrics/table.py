@@ -51,6 +51,7 @@ METRICS = (
     _gauge("last_pass_result", "1 for what became of the last pass, 0 for the other results.", "result"),
     _counter("conflicts", "Values found that another program has set, by parameter.", "parameter"),
     _counter("refusals", "Settings that the kernel or libvirt refused, by parameter and cause.", "parameter", "cause"),
+    _counter("crashes", "Exceptions that nobody thought of, by what each of them cost: pass, request or task.", "cost"),
     _counter("history_failures", "Writings of the agent's history that failed."),
     # libvirt.
     _gauge("libvirt_connected", "1: there is a connection to libvirt."),

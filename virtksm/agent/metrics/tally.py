@@ -57,6 +57,8 @@ class Tally:
         """By parameter and cause."""
         self.connections = 0
         self.history_failures = 0
+        self.crashes = Counter(dict.fromkeys(("pass", "request", "task"), 0))
+        """Exceptions that nobody thought of, by where they came."""
         self.last_result: str | None = None
         self.last_at_s: float | None = None
         """When the last pass that did not fail ended, in Unix time."""

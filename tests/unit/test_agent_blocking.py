@@ -1,0 +1,384 @@
+"""The agent while something hangs that it needs (name service, disk, systemd): passes go on, requests are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
+from tests.unit.test_agent_switch import Bench, FakeLink, guest
+from virtksm.adapters.libvirt_events import DomainEvent, EventLoop
+from virtksm.adapters.systemd import Notifier
+from virtksm.agent.agent import FreshConfig
+from virtksm.agent.main import feed_watchdog
+from virtksm.config.schema import Config, keys_of
+from virtksm.errors import ConfigError, ExitCode, Finding
+from virtksm.model import Trigger
+
+SHORT_S = 0.02
+LONG_S = 30.0
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    yield Bench()
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """Lend what hanging calls wait for; it is set at the end."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@dataclass
+class HangingSwitch(FakeSwitch):
+    """A switch on a disk that hangs."""
+
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def turn_off(self) -> None:
+        self.released.wait(LONG_S)
+        super().turn_off()
+
+
+async def lives(bench: Bench) -> None:
+    """Hold it to running passes, and to answering."""
+    await bench.pass_for(Trigger.STARTED)
+    assert (await bench.ask("retune"))["ok"] is True
+    assert (await bench.ask("status"))["ok"] is True
+
+
+def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released: threading.Event) -> None:
+    def read() -> FreshConfig:
+        released.wait(LONG_S)
+        return FreshConfig(config=Config(coalesce_ms=1))
+
+    async def story() -> None:
+        bench.agent.read_config = read
+        bench.agent.hung_up.set()  # as SIGHUP does
+        await bench.until(lambda: bench.agent.config_calls.waiting is not None)
+        await lives(bench)
+
+    bench.run(story)
+    assert bench.code is ExitCode.DONE, "and it ends while the call is out"
+    assert bench.events("config_reloaded") == []
+
+
+def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
+    bench: Bench, released: threading.Event
+) -> None:
+    def read() -> FreshConfig:
+        released.wait(LONG_S)
+        return FreshConfig(config=Config(coalesce_ms=1))
+
+    async def story() -> None:
+        before = bench.agent.config
+        bench.agent.read_config, bench.agent.config_limit_s = read, SHORT_S
+        for _ in range(2):
+            answer = await bench.ask("reload")
+            assert (answer["ok"], answer["exit_code"]) == (False, 2)
+            assert "the name service" in answer["error"]
+            assert bench.agent.config is before
+            assert not bench.agent.reporter.tally.config_is_read
+        await lives(bench)
+        released.set()
+        await bench.until(lambda: bench.agent.config_calls.waiting is None)
+        bench.agent.config_limit_s = LONG_S
+        assert (await bench.ask("reload"))["ok"] is True
+        assert bench.agent.config.coalesce_ms == 1
+        assert bench.agent.reporter.tally.config_is_read
+
+    bench.run(story)
+    assert len(bench.events("config_rejected")) == 2
+
+
+def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> None:
+    fault = Finding(file="status.sock", key="status_group", problem="cannot be given the socket", remedy="x")
+
+    def refuse(_fresh: FreshConfig) -> None:
+        raise ConfigError([fault])
+
+    async def story() -> None:
+        agent = bench.agent
+        before = agent.config, agent.cycle, agent.coalescer.window_s
+        bench.config = Config(coalesce_ms=77)
+        agent.follow_config = refuse
+        assert (await bench.ask("reload"))["ok"] is False
+        assert (agent.config, agent.cycle, agent.coalescer.window_s) == before
+
+    bench.run(story)
+
+
+def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(bench: Bench) -> None:
+    """Each part of the agent asks for the configuration where it needs it; keepalive is set once a connection."""
+
+    async def story() -> None:
+        agent, followed = bench.agent, list[FreshConfig]()
+        bench.config, agent.follow_config = Config(coalesce_ms=77, reconnect_max_ms=777), followed.append
+        assert (await bench.ask("reload"))["ok"] is True
+        link = agent.link
+        assert isinstance(link, FakeLink)
+        assert link.config is not None
+        assert [one.config for one in followed] == [bench.config]
+        for in_force in (agent.config, bench.cycle_config, link.config()):
+            assert in_force is bench.config
+        assert agent.coalescer.window_s == 0.077
+
+    bench.run(story)
+    late = [name for name, key in keys_of(Config).items() if "next connection" in key.meaning]
+    assert late == ["keepalive_s"]
+
+
+def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released: threading.Event) -> None:
+    read = threading.Semaphore(0)
+
+    def slow() -> FreshConfig:
+        read.release()
+        released.wait(LONG_S)
+        return FreshConfig(config=bench.config)
+
+    async def story() -> None:
+        bench.agent.read_config = slow
+        bench.agent.hung_up.set()
+        await bench.until(lambda: read.acquire(blocking=False))
+        for _ in range(100):
+            bench.agent.hung_up.set()
+            await asyncio.sleep(0)
+        released.set()
+        await bench.until(lambda: len(bench.events("config_reloaded")) == 2)
+        await lives(bench)
+
+    bench.run(story)
+    assert len(bench.events("config_reloaded")) == 2, "the one that was under way, and one for all that came then"
+
+
+def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(bench: Bench, released: threading.Event) -> None:
+    bench.switch = HangingSwitch(released=released)
+
+    async def story() -> None:
+        bench.agent.disk_limit_s = SHORT_S
+        for _ in range(2):
+            answer = await bench.ask("off")
+            assert answer["ok"] is False
+            assert "the disk behind the state folder does not answer" in answer["error"]
+            await lives(bench)
+        released.set()
+        bench.agent.disk_limit_s = LONG_S
+        await bench.until(lambda: bench.agent.switch_calls.waiting is None)
+        assert (await bench.ask("off"))["ok"] is True
+
+    bench.run(story)
+
+
+class HangingHistory(FakeHistory):
+    """A history on a disk that hangs."""
+
+    def __init__(self, released: threading.Event) -> None:
+        super().__init__()
+        self._released = released
+
+    def keep(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
+        self._released.wait(LONG_S)
+        return super().keep(*batch)
+
+
+def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
+    bench: Bench, released: threading.Event
+) -> None:
+    bench.history, bench.disk_limit_s = HangingHistory(released), SHORT_S
+
+    async def story() -> None:
+        await bench.until(lambda: bench.events("history_failed") != [])
+        await lives(bench)
+        answer = await bench.ask("history")
+        assert (answer["ok"], answer["exit_code"]) == (False, 1)
+        assert "still waiting for keep the history" in answer["error"]
+
+    bench.run(story)
+    assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
+
+
+def test_while_the_disk_hangs_it_ends(bench: Bench, released: threading.Event) -> None:
+    bench.switch = HangingSwitch(released=released)
+
+    async def story() -> None:
+        asking = asyncio.create_task(bench.ask("off"))
+        await bench.until(lambda: bench.agent.switch_calls.waiting is not None)
+        asking.cancel()
+
+    bench.run(story)
+    assert bench.code is ExitCode.DONE
+
+
+def test_many_offs_at_once_are_all_answered(bench: Bench) -> None:
+    async def story() -> None:
+        answers = await asyncio.gather(*(bench.ask("off") for _ in range(50)), *(bench.ask("on") for _ in range(50)))
+        assert [answer["ok"] for answer in answers] == [True] * 100
+
+    bench.run(story)
+
+
+class Noting(Bench):
+    """Notes whether a pass was asked for already when an event is logged."""
+
+    def take(self, logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        if event["event"] == "event_received":
+            event["is_pending"] = bool(self.agent.coalescer.pending)
+        return super().take(logger, method, event)
+
+
+def test_a_pass_is_asked_for_before_its_event_is_told(bench: Bench) -> None:
+    """A log or a diary that is slow delays no pass."""
+    bench = Noting()
+
+    async def story() -> None:
+        bench.agent.hear(DomainEvent(trigger=Trigger.STARTED, guest="one", uuid="u", detail="booted", heard_s=0.0))
+
+    bench.run(story)
+    assert [event["is_pending"] for event in bench.events("event_received")] == [True]
+
+
+def test_the_history_of_a_host_is_opened_once_however_often_it_reconnects(bench: Bench) -> None:
+    bench.history = FakeHistory()
+
+    async def story() -> None:
+        for number in range(3):
+            await bench.lose()
+            await bench.until(lambda: len(bench.events("libvirt_connected")) == number + 2)  # noqa: B023  # waited for at once
+        assert bench.histories == 1
+        assert (await bench.ask("reload"))["ok"] is True
+        assert bench.histories == 2, "a reload looks again"
+
+    bench.run(story)
+
+
+class Named(FakeHypervisor):
+    """Remembers in which call each guest's XML was read."""
+
+    def guest_xml(self, uuid: str) -> str:
+        self.threads = [*getattr(self, "threads", []), threading.current_thread()]
+        if uuid == "uuid of 1":
+            raise RuntimeError("a bug")
+        return "<domain/>"
+
+
+def test_a_look_that_took_long_reads_no_further_guest_and_a_bug_for_one_costs_that_one(bench: Bench) -> None:
+    bench.hypervisor = hypervisor = Named(running=tuple(guest(str(number)) for number in range(5)))
+    bench.config = Config(coalesce_ms=0, private_guests=("*",))
+
+    async def story() -> None:
+        await bench.looked()
+        bench.agent.look_s = 0.0
+        bench.agent.look.forget()
+        hypervisor.threads = []
+        await bench.pass_for(Trigger.STARTED)
+        await bench.looked()
+
+    bench.run(story)
+    assert len(set(hypervisor.threads)) == 5, "each in a call of its own: a pass waits for one guest at most"
+    (crash, *_) = bench.events("task_crashed")
+    assert "the XML of '1' cannot be read: RuntimeError: a bug" in crash["error"]
+    assert "in guest_xml" in crash["traceback"]
+    exposed = [event["guest"] for event in bench.events("private_guest_exposed")]
+    assert exposed == [str(number) for number in range(5)], "all are read; who could not be counts as able to merge"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(LONG_S)
+        yield listening
+
+
+def fill(address: str) -> None:
+    """Send until a manager that does not read takes no more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+        while True:
+            sender.sendto(b"X=1", socket.MSG_DONTWAIT, address)
+
+
+def drain(manager: socket.socket) -> None:
+    while has_mail(manager):
+        manager.recv(1000)
+
+
+def has_mail(manager: socket.socket) -> bool:
+    return bool(select.select([manager], [], [], 0)[0])
+
+
+def test_a_systemd_that_is_too_busy_delays_nothing_and_hears_of_it_later(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    fill(manager.getsockname())
+    notifier.send(READY="1", STATUS="connecting")
+    notifier.send(STATUS="connected")
+    drain(manager)
+    notifier.send(WATCHDOG="1")
+    assert manager.recv(1000) == b"READY=1\nSTATUS=connected\nWATCHDOG=1"
+    notifier.send(STATUS="well")
+    assert manager.recv(1000) == b"STATUS=well"
+
+
+def test_an_agent_beside_a_systemd_that_hangs_lives_and_ends(bench: Bench, manager: socket.socket) -> None:
+    bench.notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    fill(manager.getsockname())
+
+    async def story() -> None:
+        await lives(bench)
+
+    bench.run(story)
+    assert bench.code is ExitCode.DONE
+
+
+def test_a_routine_pass_sends_systemd_no_status_of_its_own(bench: Bench, manager: socket.socket) -> None:
+    bench.notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    bench.policy.is_routine = True
+
+    async def story() -> None:
+        drain(manager)
+        for _ in range(20):
+            await bench.pass_for(Trigger.TIMER)
+            assert not has_mail(manager)
+        bench.policy.is_routine = False
+        await bench.pass_for(Trigger.TIMER)
+        assert b"STATUS=" in manager.recv(1000)
+
+    bench.run(story)
+
+
+class DeafThenWell:
+    """libvirt's event loop, as the watchdog asks for it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def check(self) -> bool:
+        self.asked += 1
+        return self.asked > 3
+
+
+def test_an_event_loop_that_does_not_run_is_told_and_starves_the_watchdog(bench: Bench, manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "2000"})
+    events = DeafThenWell()
+
+    async def story() -> None:
+        feeding = asyncio.create_task(feed_watchdog(notifier, bench.agent, cast("EventLoop", events)))
+        assert await asyncio.to_thread(manager.recv, 1000) == b"WATCHDOG=1"
+        assert events.asked == 4
+        feeding.cancel()
+
+    bench.run(story)
+    assert len(bench.events("event_loop_stopped")) == 1

@@ -1,0 +1,226 @@
+"""An exception that nobody thought of, out of every method of every port: it costs one pass, request or step.
+
+The methods are taken from the Protocols, so that a new one is held to it by itself. The agent is the real one, over
+fakes of which one raises; requests come through a real socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import structlog
+
+from tests.fakes import FakeHistory
+from tests.unit.test_agent_switch import BUSY, URI, Bench, guest
+from virtksm.adapters.control import ask
+from virtksm.adapters.libvirt_events import DomainEvent
+from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.config.schema import Config
+from virtksm.errors import ExitCode
+from virtksm.history import History
+from virtksm.model import Trigger
+from virtksm.policy.base import Policy
+from virtksm.ports import Clock, Descriptions, Hypervisor, LocalFacts, StateStore, Switch
+
+LONG_S = 30.0
+CRASHES = ("pass_crashed", "request_failed", "task_crashed")
+REQUESTS: tuple[dict[str, object], ...] = (
+    {"op": "status"},
+    {"op": "retune", "uri": URI},
+    {"op": "retune", "uri": URI, "dry_run": True},
+    {"op": "off", "uri": URI},
+    {"op": "on", "uri": URI},
+    {"op": "history"},
+    {"op": "decisions"},
+    {"op": "inputs"},
+    {"op": "reload"},
+    {"op": "nonsense"},
+)
+PORTS: dict[type, str] = {
+    Hypervisor: "hypervisor",
+    Descriptions: "hypervisor",
+    LocalFacts: "facts",
+    StateStore: "store",
+    Switch: "switch",
+    Clock: "clock",
+    History: "history",
+    Policy: "policy",
+}
+"""Every port, and the bench's part that stands for it."""
+OF_REMOTE_HOSTS = {(Hypervisor, "host_memory"), (Hypervisor, "measured_guests")}
+BESIDE_PASSES = {
+    (Switch, "turn_off"),
+    (Switch, "turn_on"),
+    (Descriptions, "guest_xml"),
+    (Hypervisor, "forget_max"),
+    *((History, name) for name in ("keep", "samples", "events", "decisions")),
+}
+"""What no pass asks for."""
+ERRORS: tuple[Callable[[], Exception], ...] = (
+    lambda: RuntimeError("injected"),
+    lambda: KeyError("injected"),
+    lambda: psutil.AccessDenied(pid=1, msg="injected"),
+    lambda: StopIteration("injected"),
+)
+
+
+def members_of(protocol: type) -> list[str]:
+    """Return what a Protocol asks for, but for plain data."""
+    return [
+        name
+        for name, member in vars(protocol).items()
+        if (callable(member) or isinstance(member, property)) and (name == "__call__" or not name.startswith("_"))
+    ]
+
+
+AT_THE_END = {(StateStore, "is_own")}
+"""What a restore alone asks for."""
+CASES = [(port, name) for port in PORTS for name in members_of(port) if (port, name) not in AT_THE_END]
+
+
+@dataclass
+class Faulty:
+    """A port of which one member raises while it is armed; all else is the fake's."""
+
+    port: Any
+    member: str
+    make: Callable[[], Exception]
+    is_armed: bool = False
+    raised: int = 0
+
+    def __call__(self) -> Any:  # noqa: ANN401  # the fake's
+        return self.__getattr__("__call__")()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # the fake's
+        value = getattr(self.port, name)
+        if name != self.member:
+            return value
+        if not callable(value):
+            self._raise()
+            return value
+
+        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  # the fake's
+            self._raise()
+            return value(*arguments, **named)
+
+        return call
+
+    def _raise(self) -> None:
+        if self.is_armed:
+            self.raised += 1
+            raise self.make()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(config=Config(coalesce_ms=0, private_guests=("*",)), history=FakeHistory())
+    bench.policy.wants_maxima = bench.policy.wants_others = True
+    bench.hypervisor.running = (guest("one"), guest("two"))
+    bench.hypervisor.xml = {one.uuid: "<domain/>" for one in bench.hypervisor.running}
+    yield bench
+    structlog.reset_defaults()
+
+
+async def ask_all(bench: Bench, path: str) -> None:
+    """Make every request, each of which has to be answered."""
+    server = ControlServer(bench.agent.handle, crashed=bench.agent.reporter.request_failed)
+    await server.start(bind_socket(path))
+    for request in REQUESTS:
+        answer = await asyncio.to_thread(ask, path, request, timeout_s=LONG_S)
+        assert answer is not None
+        assert answer["ok"] is True or "error" in answer, (request, answer)
+    server.close()
+
+
+def test_the_ports_are_all() -> None:
+    assert len(CASES) >= 30
+    assert (LocalFacts, "ksmd_cpu_seconds") in CASES
+    assert (Hypervisor, "uri") in CASES
+    assert (Clock, "__call__") in CASES
+    assert (Policy, "decide") in CASES
+
+
+@pytest.mark.parametrize("make", ERRORS, ids=lambda make: type(make()).__name__)
+@pytest.mark.parametrize(("port", "member"), CASES, ids=[f"{port.__name__}.{name}" for port, name in CASES])
+def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
+    bench: Bench, tmp_path: Path, port: type, member: str, make: Callable[[], Exception]
+) -> None:
+    if (port, member) in OF_REMOTE_HOSTS:
+        bench.facts = None
+    part = PORTS[port]
+    faulty = Faulty(getattr(bench, part), member, make)
+    setattr(bench, part, faulty)
+
+    async def story() -> None:
+        agent = bench.agent
+        await bench.looked()
+        faulty.is_armed = True
+        event = DomainEvent(trigger=Trigger.MEMORY_DEVICE, guest="one", uuid="u", detail="dimm0", heard_s=0.0)
+        for _ in range(2):
+            agent.hear(event)
+            await ask_all(bench, str(tmp_path / "sock"))
+        await bench.lose()
+        await bench.until(lambda: bench.events("libvirt_disconnected") != [])
+        await bench.until(lambda: agent.reporter.tally.connections > 1 or bench.events("task_crashed") != [])
+        assert faulty.raised > 0, "nothing here asks for it: widen the story"
+        faulty.is_armed = False
+        await bench.until(lambda: agent.cycle is not None)
+        passes = len(bench.events("pass_completed"))
+        answer = await bench.ask("on")
+        assert answer["ok"] is True, answer
+        assert len(bench.events("pass_completed")) > passes, "the next pass goes on"
+        assert bench.hypervisor.values["pages_to_scan"] == BUSY.pages_to_scan
+
+    bench.run(story)
+    crashes = [event for event in bench.said if event["event"] in CRASHES]
+    assert crashes, "it is logged"
+    for event in crashes:
+        assert "injected" in event["traceback"]
+        assert "Traceback" in event["traceback"]
+        assert "in _raise" in event["traceback"]
+    loud = [(event["event"], event["error"]) for event in crashes if event["level"] == "error"]
+    assert sorted(set(loud)) == sorted(loud) == sorted({(one["event"], one["error"]) for one in crashes}), "each once"
+    if (port, member) not in BESIDE_PASSES:
+        assert bench.events("pass_crashed"), "it cost a pass"
+        assert bench.agent.reporter.tally.passes["failed"] > 0
+    assert bench.agent.reporter.tally.crashes.total() == len(crashes), "and all are counted"
+    assert bench.code is ExitCode.DONE
+    assert bench.hypervisor.values["pages_to_scan"] == 100, "on_exit has happened"
+
+
+@pytest.mark.parametrize(
+    ("part", "member"), [("hypervisor", "ksm_state"), ("hypervisor", "set_parameters"), ("store", "is_own")]
+)
+def test_an_exception_at_the_end_is_told_and_the_agent_ends(bench: Bench, part: str, member: str) -> None:
+    faulty: Any = Faulty(getattr(bench, part), member, lambda: RuntimeError("injected"))
+    setattr(bench, part, faulty)
+
+    async def story() -> None:
+        faulty.is_armed = True
+
+    bench.run(story)
+    assert [event["task"] for event in bench.events("task_crashed")] == ["leaving"]
+    assert bench.code is ExitCode.FAILED
+
+
+def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) -> None:
+    bench.policy.next_pass_s = 1_000_000.0
+
+    async def story() -> None:
+        due_s = bench.agent.next_pass_s
+        for error in (RuntimeError("a bug"), None):
+            bench.hypervisor.reading_fails = error or psutil.AccessDenied(pid=1)
+            answer = await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+            assert (answer["ok"], answer["error"]) == (False, "internal error: see the agent's log")
+        bench.hypervisor.reading_fails = None
+        assert bench.agent.next_pass_s == due_s
+
+    bench.run(story)
+    assert len(bench.events("pass_crashed")) == 2
+    assert bench.agent.reporter.tally.passes["failed"] == 0
