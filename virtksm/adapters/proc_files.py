@@ -84,7 +84,7 @@ def read_private(pid: int, name: str) -> str | None:
         return ""
 
 
-def read_process(pid: int, name: str, max_bytes: int = 1 << 14) -> bytes:
+def read_process(pid: int, name: str, max_bytes: int = 1 << 13) -> bytes:
     """Return a file of /proc/PID, nothing if the process has ended or hides it."""
     try:
         return _read(pid, name, max_bytes)
@@ -133,10 +133,9 @@ def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
 def parse_stat(text: bytes) -> Stat | None:
     """Parse /proc/PID/stat (proc_pid_stat(5)); None for what is none (it ended)."""
     fields = text.rpartition(b")")[2].split()  # the name in front may hold anything
-    found = [parse_counter(field.decode("ascii", "replace")) for field in fields]
-    if len(found) < 20:
+    if len(fields) < 20:
         return None
-    flags, user, system, started = found[6], found[11], found[12], found[19]
+    flags, user, system, started = (parse_counter(fields[at].decode("ascii", "replace")) for at in (6, 11, 12, 19))
     if flags is None or user is None or system is None or started is None:
         return None
     return Stat(ticks=user + system, started=started, is_kernels=bool(flags & KERNEL_THREAD))
