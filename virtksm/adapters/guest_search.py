@@ -128,8 +128,8 @@ class GuestSearch:
         elif claims:
             pids = " and ".join(str(claim.pid) for claim in claims)
             self._trouble[guest.key] = (
-                f"processes {pids} both say that they are guest {guest.name!r}: neither is believed, and its memory "
-                "counts as unread until the one is ended that is not libvirt's (virsh dominfo, ps)"
+                f"processes {pids} each claim to be guest {guest.name!r}: none is believed, and the guest's memory "
+                "counts as unread until only libvirt's is left (see the command lines: ps -ww -p PID)"
             )
 
     def _owners(self) -> set[int | None]:
