@@ -157,12 +157,6 @@ def test_without_groups_a_guest_is_found_by_owner_and_command_line(proc: FakePro
     assert pids(without.find(running), *running) == [100, None]
 
 
-def test_whom_libvirt_runs_qemu_as_is_who_owns_its_folder(proc: FakeProc, clock: FakeClock, tmp_path: Path) -> None:
-    owner = tmp_path.stat().st_uid
-    proc.qemu(100, "A", users=(owner,) * 4)
-    assert pids(GuestSearch(clock, ProcessReads(), qemu_home=str(tmp_path)).find((guest(),)), guest()) == [100]
-
-
 @pytest.mark.parametrize(
     "users", [(STRANGER,) * 4, (STRANGER, 0, 0, 0), (0, 0, STRANGER, 0), (STRANGER, STRANGER, 0, 0)]
 )

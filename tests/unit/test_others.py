@@ -38,7 +38,7 @@ class Home:
             made.mkdir()
         self.clock = FakeClock()
         self.reads = ProcessReads(0.5)
-        self.look = OthersLook(self.clock, self.reads, booted=str(self.booted), first_within_s=60.0)
+        self.look = OthersLook(self.clock, self.reads, booted=str(self.booted), first_within_s=3600.0)
         self.process(1, NEW.format(any="no"))
 
     def process(self, pid: int, stat: str | None, *, anonymous_mib: int = 10) -> None:
@@ -140,6 +140,19 @@ def test_a_systemd_that_hangs_is_waited_for_once_and_its_answer_taken_when_it_co
         if (seen := look.memory(lambda: ())) is not None and seen.processes:
             break
     assert seen == OthersMemory(kib=10 * 1024, processes=1, unread=1)
+
+
+def test_nobody_waits_for_a_later_answer(hidden: Home) -> None:
+    hidden.process(10, "")
+    hidden.group("system.slice/web.service", 10)
+    hidden.systemctl(f"cat <<'END'\n{UNITS}END")
+    first = hidden.seen()
+    fifo = hidden.asked.with_name("goes-on")
+    os.mkfifo(fifo)
+    hidden.systemctl(f"read line <{fifo}")
+    hidden.clock.now_s += ASK_S
+    assert hidden.seen() == first, "what was told before counts until there is an answer"
+    fifo.write_text("\n")
 
 
 def test_where_systemd_does_not_run_all_is_unread_and_nobody_is_asked(hidden: Home) -> None:
