@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -26,14 +27,15 @@ HoldLock = Callable[..., int]
 
 
 @pytest.fixture
-def hold_lock(tmp_path: Path) -> Iterator[HoldLock]:
+def hold_lock() -> Iterator[HoldLock]:
     """Lend a function that starts such a process of a user for a guest's UUID, and returns its pid."""
-    program = tmp_path / "lock_holder"
-    subprocess.run(["gcc", "-O2", "-o", program, SOURCE, "-lpthread"], check=True)
-    # The system's own node may be for root alone; a user gets at FUSE through fusermount3 or a user namespace.
-    node = tmp_path / "fuse"
-    os.mknod(node, stat.S_IFCHR | 0o666, FUSE)
-    with ExitStack() as stack:
+    with TemporaryDirectory(prefix="vl", dir="/tmp") as name, ExitStack() as stack:
+        folder = Path(name)
+        folder.chmod(0o755)  # any user may go there
+        program, node = folder / "lock_holder", folder / "fuse"
+        subprocess.run(["gcc", "-O2", "-o", program, SOURCE, "-lpthread"], check=True)
+        # The system's own node may be for root alone; a user gets at FUSE through fusermount3 or a user namespace.
+        os.mknod(node, stat.S_IFCHR | 0o600, FUSE)
         yield lambda uuid, user=NOBODY: stack.enter_context(_held(program, node, uuid, user))
 
 

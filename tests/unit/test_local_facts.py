@@ -15,7 +15,9 @@ from tests.fake_proc import FakeProc, stat
 from tests.fakes import FakeClock
 from virtksm.adapters.guest_search import LEAST_PAUSE_S
 from virtksm.adapters.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
+from virtksm.adapters.others import LOOK_S
 from virtksm.adapters.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
+from virtksm.adapters.process_reads import MAX_STUCK
 from virtksm.model import Guest, HostMemory
 from virtksm.processes import ProcessKsm
 
@@ -280,6 +282,18 @@ def test_without_proc_no_guest_is_read(facts: ProcFacts, proc: FakeProc) -> None
     proc.folder.rmdir()
     assert rss_kib(facts, guest("A", domain_id=2)) is None
     assert facts.ksmd_cpu_seconds() is None
+
+
+def test_strangers_that_hang_hide_no_guest(proc: FakeProc, clock: FakeClock) -> None:
+    facts = ProcFacts(clock, limit_s=0.5)
+    for pid in range(1000, 1000 + MAX_STUCK):
+        proc.process(pid, "x", users=(1000,) * 4)
+        proc.hang(pid, "ksm_stat")
+        facts.others_memory(())
+        clock.now_s += LOOK_S
+    assert len(facts.trouble) == MAX_STUCK
+    proc.qemu(100, "A")
+    assert rss_kib(facts, guest("A")) == 10 * 1024
 
 
 def test_a_guest_whose_process_hangs_is_left_out_of_a_look_and_named(proc: FakeProc, clock: FakeClock) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fake_proc import FakeProc
 from virtksm.adapters.proc_files import read_process
-from virtksm.adapters.process_reads import MAX_STUCK, ProcessReads
+from virtksm.adapters.process_reads import AT_ONCE, MAX_STUCK, ProcessReads
 
 HANG_S = 0.5
 """Long enough for what does not hang, on a busy machine too."""
@@ -86,3 +86,9 @@ def test_however_many_hang_few_threads_wait(proc: FakeProc) -> None:
         reads.read(range(10, 40), read)
     assert waiting() == before + MAX_STUCK
     assert len(reads.trouble) == MAX_STUCK
+
+
+@pytest.mark.usefixtures("proc")
+def test_many_are_read_in_several_calls() -> None:
+    many = range(1000, 1000 + 2 * AT_ONCE + 1)
+    assert ProcessReads().read(many, lambda pid: pid) == {pid: pid for pid in many}

@@ -59,13 +59,14 @@ class ProcFacts:
         self._sys_ksm = sys_ksm
         self._reads = ProcessReads(limit_s)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
+        self._others_reads = ProcessReads(limit_s)  # apart: strangers use up the limits of these
         self._others_look: OthersLook | None = None
         self._ksmd: Process | None = None
         self._ksmd_sought_s: float | None = None
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        return (*self._search.trouble, *self._reads.trouble)
+        return (*self._search.trouble, *self._reads.trouble, *self._others_reads.trouble)
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         found, page_kib = self._search.find(running), self.page_kib()
@@ -80,7 +81,7 @@ class ProcFacts:
         if self._others_look is None:
             from virtksm.adapters.others import OthersLook  # imports are start-up time, and not every policy asks
 
-            self._others_look = OthersLook(self._clock, self._reads)
+            self._others_look = OthersLook(self._clock, self._others_reads)
         return self._others_look.memory(lambda: self._pids_of(running))
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:

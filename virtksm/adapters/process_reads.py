@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from virtksm.adapters.proc_files import read_process
 from virtksm.bounded import BoundedCalls
-from virtksm.errors import SensingFailed
+from virtksm.errors import VirtksmError
 from virtksm.printable import printable
 
 LIMIT_S = 1.0
 MAX_STUCK = 8
 """Threads that may wait; with as many, nothing more is read."""
+AT_ONCE = 256
+"""Processes that are read within one limit: what is only slow, on a host of thousands, is not taken for what hangs."""
 
 Result = TypeVar("Result")
 
@@ -44,24 +47,26 @@ class ProcessReads:
         self._forget_answered()
         told: dict[int, Result] = {}
         left = [pid for pid in pids if pid not in self._stuck]
-        for _ in range(max_hangs):
-            if not left or len(self._stuck) >= MAX_STUCK:
-                break
-            batch, calls = _Batch(left, read), BoundedCalls(SensingFailed)
-            try:
-                calls.run(f"/proc of {len(left)} processes", batch.work, self._limit_s)
-            except SensingFailed:
-                batch.is_over.set()
+        while left and max_hangs and len(self._stuck) < MAX_STUCK:
+            batch, calls = _Batch(left[:AT_ONCE], read), BoundedCalls(_Hangs)
+            with suppress(_Hangs):
+                calls.run("/proc", batch.work, self._limit_s)
+            batch.is_over.set()
             done = list(batch.told)
             told.update(done)
             left = left[len(done) :]
-            if left:
+            if calls.waiting_for is not None and len(done) < AT_ONCE and left:
                 stuck = left.pop(0)
                 self._stuck[stuck] = calls, _describe(stuck)
+                max_hangs -= 1
         return told
 
     def _forget_answered(self) -> None:
         self._stuck = {pid: stuck for pid, stuck in self._stuck.items() if stuck[0].waiting_for is not None}
+
+
+class _Hangs(VirtksmError):
+    """A process does not answer within the limit."""
 
 
 class _Batch(Generic[Result]):
