@@ -143,10 +143,15 @@ def test_a_guest_is_found_by_its_group_though_its_command_line_hangs(
     assert reads.count == 0
 
 
-def test_a_group_of_another_run_or_another_guest_is_not_this_guests(proc: FakeProc, search: GuestSearch) -> None:
-    proc.qemu(100, "A", group=V2.format(id=2, name="web"))
-    proc.qemu(101, "A", group=V2.format(id=1, name="other"))
+def test_a_group_that_names_another_guest_is_not_this_ones(proc: FakeProc, search: GuestSearch) -> None:
+    proc.qemu(100, "B", group=V2.format(id=2, name="web"))
+    proc.qemu(101, "C", group=V2.format(id=1, name="other"))
     assert search.find((guest(),)) == {}
+
+
+def test_a_guest_whose_group_has_a_name_of_another_kind_is_found_by_owner(proc: FakeProc, search: GuestSearch) -> None:
+    proc.qemu(100, "A", group=V2.format(id=1, name="other"))
+    assert pids(search.find((guest(),)), guest()) == [100]
 
 
 def test_without_groups_a_guest_is_found_by_owner_and_command_line(proc: FakeProc, clock: FakeClock) -> None:

@@ -4,7 +4,7 @@
 2. A process belongs to the guest that its control group names. libvirt makes one for each guest, through
    systemd-machined below slices, or itself below /machine, with the domain's id and name in its name. A user without
    rights can make groups only below a service or scope of his own, whose name then stands in front of it.
-3. Where no group names a guest (libvirt's cgroup_controllers = [], no hierarchy), a process of root, of this
+3. Where no group names the guest (libvirt's cgroup_controllers = [], no hierarchy), a process of root, of this
    program's own user or of the user that libvirt runs QEMU as belongs to the guest whose `-uuid` is on its command
    line. The parent is not asked: anybody's process becomes init's child when its own parent ends. Only
    these command lines are read, with a limit (`process_reads`).
@@ -109,11 +109,11 @@ class GuestSearch:
             if pid in taken or not COMM.match(read_process(pid, "comm")) or (process := identify(pid)) is None:
                 continue
             named = parse_guest_group(read_process(pid, "cgroup").decode("utf-8", "replace"))
-            if named is None:
-                if parse_owner(read_process(pid, "status")) in owners:
-                    others[pid] = process
-            elif (guest := by_id.get(named[0])) is not None and is_named(named[1], guest.name):
+            guest = None if named is None else by_id.get(named[0])
+            if named is not None and guest is not None and is_named(named[1], guest.name):
                 claims[guest.key].append(process)
+            elif parse_owner(read_process(pid, "status")) in owners:
+                others[pid] = process
         if others and any(guest.key not in claims for guest in missing):
             by_uuid = {guest.uuid: guest.key for guest in missing if guest.key not in claims}
             for pid, uuid in self._reads.read(others, _read_uuid).items():
