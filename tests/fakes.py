@@ -143,6 +143,7 @@ class FakeFacts:
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
     others_kib: int = 0
+    trouble: tuple[str, ...] = ()
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         return tuple(replace(one, rss_kib=self.rss_kib.get(one.uuid)) for one in running)

@@ -112,6 +112,7 @@ class Cycle(Generic[Past]):
             switched_off=off,
             past_before=recalled,
             past_after=asked.policy_past,
+            trouble=() if self.local is None else self.local.trouble,
         )
 
     def restore(self, baseline: Settings | None = None) -> RestoreRecord:

@@ -69,8 +69,12 @@ class Descriptions(Protocol):
 class LocalFacts(Protocol):
     """What this host's /proc and /sys tell beyond libvirt."""
 
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """What kept the last calls from reading processes, each with its remedy; the same words while it lasts."""
+
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        """Return the same guests with the RSS of their processes; None where no process was found."""
+        """Return the same guests with the RSS of their processes; None where none was found, or could be read."""
 
     def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
         """Return the memory that may merge and is no guest's, as of the last minute; None where the kernel hides it."""
@@ -98,7 +102,7 @@ class GuestFacts(LocalFacts, Protocol):
     """What a look at all guests asks of this host besides; no pass does."""
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
-        """Return what the guests' processes tell, in the same order; None where no process was found."""
+        """Return what the guests' processes tell, in the same order; None where none was found or answers."""
 
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         """Return the other processes that have merged pages, of those that may be read."""

@@ -48,6 +48,7 @@ class PassRecord:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
+    `trouble` is what kept processes from being read.
     `past_before` and `past_after` are what the policy remembered, as kept; None where it began anew, or was not asked.
     """
 
@@ -68,6 +69,7 @@ class PassRecord:
     exposed: tuple[str, ...] | None = None
     past_before: Mapping[str, object] | None = None
     past_after: Mapping[str, object] | None = None
+    trouble: tuple[str, ...] = ()
 
     @property
     def changed(self) -> dict[str, int]:
@@ -105,7 +107,7 @@ class PassRecord:
         if self.outcome is Outcome.YIELDED:
             yields = "another program sets KSM's parameters, so virtksm yields; `virtksm retune` takes them back"
             notes.append(f"{yields}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else yields)
-        return notes + self.exposures
+        return [*notes, *self.trouble, *self.exposures]
 
     @property
     def foreign_remedy(self) -> str:

@@ -122,7 +122,11 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
         guests=guests,
         left_over=left_over,
         others=tuple(sorted(others, key=lambda one: -one.merging_pages)),
-        notes=(*find_notes(guests, merged, is_local=local is not None), *(str(failure) for failure in failures)),
+        notes=(
+            *find_notes(guests, merged, is_local=local is not None),
+            *(() if local is None else local.trouble),
+            *(str(failure) for failure in failures),
+        ),
     )
 
 

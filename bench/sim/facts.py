@@ -17,6 +17,8 @@ CPU_TICK_S = 0.01
 class SimFacts:
     """LocalFacts of a SimHost."""
 
+    trouble: tuple[str, ...] = ()
+
     def __init__(self, host: SimHost) -> None:
         self._host = host
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -38,15 +39,15 @@ def fake_place() -> Place:
     return Place(facts=FakeFacts(rss_kib=rss_kib, of_guests=of_guests), start=start)
 
 
-def proc_place(stack: ExitStack) -> Place:
+def proc_place(stack: ExitStack, folder: Path) -> Place:
     numbers = iter(range(1, 100))
+    qemu = folder / "qemu-system-x86_64"
+    qemu.symlink_to("/bin/sh")
 
     def start(name: str) -> Guest:
         uuid = str(uuid4())
-        command = ["/usr/bin/qemu-system-x86_64", "-c", "echo up; read line", "sh", "-name", name, "-uuid", uuid]
-        process = stack.enter_context(
-            subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        )
+        command = [str(qemu), "-c", "echo up; read line", "sh", "-name", name, "-uuid", uuid]
+        process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         stack.callback(process.kill)
         assert process.stdout is not None
         # Popen returns while the kernel still executes it: /proc may have no command line yet.
@@ -57,9 +58,9 @@ def proc_place(stack: ExitStack) -> Place:
 
 
 @pytest.fixture(params=["fake", "proc"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with ExitStack() as stack:
-        yield fake_place() if request.param == "fake" else proc_place(stack)
+        yield fake_place() if request.param == "fake" else proc_place(stack, tmp_path)
 
 
 def test_every_guest_is_answered_in_order_with_its_resident_memory(place: Place) -> None:
@@ -73,6 +74,11 @@ def test_a_guest_without_a_process_is_unread_and_not_0(place: Place) -> None:
     missing = Guest(uuid=str(uuid4()), name="gone", domain_id=99)
     guests = place.facts.guests((place.start("here"), missing))
     assert [guest.rss_kib is None for guest in guests] == [False, True]
+
+
+def test_nothing_stands_in_the_way_of_reading(place: Place) -> None:
+    place.facts.guests((place.start("one"),))
+    assert place.facts.trouble == ()
 
 
 def test_no_guests_are_no_guests(place: Place) -> None:

@@ -18,16 +18,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
-from virtksm.adapters.local_facts import (
-    ProcFacts,
-    parse_choice,
-    parse_guest_uuid,
-    parse_meminfo,
-    parse_vmstat,
-)
+from virtksm.adapters.guest_search import is_named, parse_guest_group, parse_guest_uuid
+from virtksm.adapters.local_facts import ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.adapters.others import parse_group, parse_groups
 from virtksm.adapters.poke_fifo import open_poke_fifo
-from virtksm.adapters.proc_files import parse_anonymous_kib, parse_counter, parse_process_ksm, parse_signed
+from virtksm.adapters.proc_files import (
+    parse_anonymous_kib,
+    parse_counter,
+    parse_owner,
+    parse_process_ksm,
+    parse_resident_kib,
+    parse_signed,
+    parse_stat,
+)
 from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
@@ -90,6 +93,8 @@ def test_any_answer_of_systemds_is_control_groups_below_the_root(text: str) -> N
         assert all(group.startswith("/") and len(group) > 1 for group in parse_groups(answer))
     for groups in (text, f"0::{text}", f"1:name=systemd:{text}"):
         assert parse_group(groups) in groups
+        assert parse_guest_group(groups) is None or "qemu" in groups
+    assert is_named(text, text)
 
 
 @given(content=st.binary() | texts.map(str.encode))
@@ -97,6 +102,16 @@ def test_any_answer_of_systemds_is_control_groups_below_the_root(text: str) -> N
 def test_any_statm_is_memory(content: bytes) -> None:
     for statm in (content, b"9 9 " + content, b"9 " + content + b" 1"):
         assert 0 <= parse_anonymous_kib(statm, 4) < 4 * 10**20
+        assert parse_resident_kib(statm, 4) != 0
+
+
+@given(content=st.binary() | texts.map(str.encode))
+@example(content=b"\xff) " + b"9 " * 30)
+def test_any_stat_and_status_are_a_process_or_none(content: bytes) -> None:
+    for text in (content, b"1 (x) S " + content, b"Uid:\t" + content):
+        stat, owner = parse_stat(text), parse_owner(text)
+        assert stat is None or (stat.ticks >= 0 and stat.started >= 0)
+        assert owner is None or owner >= 0
 
 
 @given(content=st.binary(), begins=st.sampled_from([b"", b"-uuid\0", b"\0-uuid\0", b"qemu\0-uuid"]))

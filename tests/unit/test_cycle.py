@@ -641,6 +641,14 @@ def test_a_dry_run_while_switched_off_writes_nothing(bench: Bench) -> None:
     assert (bench.hypervisor.calls, bench.store.saved) == ([], [])
 
 
+def test_what_keeps_processes_from_being_read_is_a_warning_while_it_lasts(bench: Bench) -> None:
+    bench.facts.trouble = ("process 100 (x) hangs",)
+    record = bench.cycle.run(TIMER)
+    assert (record.warnings, record.outcome) == (["process 100 (x) hangs"], Outcome.APPLIED)
+    bench.facts.trouble = ()
+    assert bench.cycle.run(TIMER).warnings == []
+
+
 def test_private_guests_that_can_merge_are_warned_of_with_their_remedy(bench: Bench) -> None:
     record = dataclasses.replace(bench.cycle.run(TIMER), exposed=("tenant-a", "tenant-b"))
     assert [note for note in record.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []

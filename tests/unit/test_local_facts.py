@@ -9,19 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-import psutil
 import pytest
 
+from tests.fake_proc import FakeProc, stat
 from tests.fakes import FakeClock
-from virtksm.adapters.local_facts import (
-    FORGET_S,
-    YOUNG_S,
-    ProcFacts,
-    parse_choice,
-    parse_meminfo,
-    parse_vmstat,
-)
-from virtksm.adapters.proc_files import parse_process_ksm, parse_signed
+from virtksm.adapters.guest_search import LEAST_PAUSE_S
+from virtksm.adapters.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
+from virtksm.adapters.others import LOOK_S
+from virtksm.adapters.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
+from virtksm.adapters.process_reads import MAX_STUCK
 from virtksm.model import Guest, HostMemory
 from virtksm.processes import ProcessKsm
 
@@ -110,20 +106,7 @@ def test_a_process_that_executes_qemu_a_moment_later_is_found(qemus: Qemus, fact
     process = qemus.start_forked(uuid)
     assert rss_kib(facts, guest(uuid)) is None
     qemus.execute(process)
-    clock.now_s += YOUNG_S - 1
-    assert rss_kib(facts, guest(uuid))
-
-
-def test_a_process_long_known_as_another_is_not_looked_at_again_until_its_number_may_be_anothers(
-    qemus: Qemus, facts: ProcFacts, clock: FakeClock
-) -> None:
-    uuid = str(uuid4())
-    process = qemus.start_forked(uuid)
-    assert rss_kib(facts, guest(uuid)) is None
-    qemus.execute(process)
-    clock.now_s += YOUNG_S + 1
-    assert rss_kib(facts, guest(uuid)) is None
-    clock.now_s += FORGET_S
+    clock.now_s += 2 * LEAST_PAUSE_S
     assert rss_kib(facts, guest(uuid))
 
 
@@ -231,16 +214,97 @@ def test_a_guests_process_is_read_and_gone_with_it(qemus: Qemus, facts: ProcFact
     assert facts.processes((guest(uuid),)) == (None,)
 
 
-def test_ksmds_time_is_a_whole_number_of_ticks(
-    tmp_path: Path, facts: ProcFacts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
+    made = FakeProc(tmp_path / "proc", monkeypatch)
+    yield made
+    made.release()
+
+
+def test_ksmds_time_is_a_whole_number_of_ticks(proc: FakeProc, facts: ProcFacts) -> None:
     user, system = 5, 25155
     assert user / 100 + system / 100 != (user + system) / 100
-    ksmd = tmp_path / "37"
-    ksmd.mkdir()
-    (tmp_path / "stat").write_text("cpu 1 2 3 4\nbtime 1800000000\n", encoding="ascii")
-    (ksmd / "comm").write_text("ksmd\n", encoding="ascii")
-    (ksmd / "cmdline").touch()
-    (ksmd / "stat").write_text(f"37 (ksmd) {'0 ' * 11}{user} {system} {'0 ' * 35}\n", encoding="ascii")
+    proc.process(37, "ksmd")
+    proc.write(37, "stat", stat(flags=KERNEL_THREAD, user=user, system=system))
     assert facts.ksmd_cpu_seconds() == (user + system) / 100
+
+
+def test_a_process_that_calls_itself_ksmd_is_neither_believed_nor_waited_for(proc: FakeProc, facts: ProcFacts) -> None:
+    proc.process(100, "ksmd")
+    proc.hang(100, "cmdline")
+    assert facts.ksmd_cpu_seconds() is None
+    assert facts.trouble == ()
+
+
+def test_ksmd_is_looked_for_again_where_it_was_not_found_and_when_it_is_gone(
+    proc: FakeProc, facts: ProcFacts, clock: FakeClock
+) -> None:
+    assert facts.ksmd_cpu_seconds() is None
+    proc.process(37, "ksmd")
+    proc.write(37, "stat", stat(flags=KERNEL_THREAD, user=100))
+    assert facts.ksmd_cpu_seconds() is None, "not in each pass"
+    clock.now_s += KSMD_AGAIN_S
+    assert facts.ksmd_cpu_seconds() == 1.0
+    proc.process(37, "sleep")
+    proc.process(38, "ksmd")
+    proc.write(38, "stat", stat(flags=KERNEL_THREAD, user=200))
+    assert facts.ksmd_cpu_seconds() == 2.0
+
+
+@pytest.mark.parametrize("text", ["", "37 (ksmd", "37 (ksmd) S 2", "\xff) x"])
+def test_a_stat_that_tells_nothing_is_no_time(proc: FakeProc, facts: ProcFacts, text: str) -> None:
+    proc.process(37, "ksmd")
+    proc.write(37, "stat", stat(flags=KERNEL_THREAD, user=100))
+    assert facts.ksmd_cpu_seconds() == 1.0
+    proc.write(37, "stat", text)
+    assert facts.ksmd_cpu_seconds() is None
+
+
+@pytest.mark.parametrize("statm", ["", "0 0 0 0 0 0 0\n", "9\n", "a b c\n"])
+def test_a_guest_whose_memory_is_not_told_is_unread(proc: FakeProc, facts: ProcFacts, statm: str) -> None:
+    proc.qemu(100, "A")
+    assert rss_kib(facts, guest("A")) == 10 * 1024
+    proc.write(100, "statm", statm)
+    assert rss_kib(facts, guest("A")) is None
+
+
+def test_a_guest_whose_memory_may_not_be_read_is_unread(proc: FakeProc, facts: ProcFacts) -> None:
+    proc.qemu(100, "A")
+    statm = proc.folder / "100" / "statm"
+    statm.unlink()
+    statm.mkdir()  # an error of the kernel's that is none of those expected
+    assert rss_kib(facts, guest("A")) is None
+
+
+def test_without_proc_no_guest_is_read(facts: ProcFacts, proc: FakeProc) -> None:
+    proc.end(1)
+    assert rss_kib(facts, guest("A")) is None
+    proc.folder.rmdir()
+    assert rss_kib(facts, guest("A", domain_id=2)) is None
+    assert facts.ksmd_cpu_seconds() is None
+
+
+def test_strangers_that_hang_hide_no_guest(proc: FakeProc, clock: FakeClock) -> None:
+    facts = ProcFacts(clock, limit_s=0.5)
+    for pid in range(1000, 1000 + MAX_STUCK):
+        proc.process(pid, "x", users=(1000,) * 4)
+        proc.hang(pid, "ksm_stat")
+        facts.others_memory(())
+        clock.now_s += LOOK_S
+    assert len(facts.trouble) == MAX_STUCK
+    proc.qemu(100, "A")
+    assert rss_kib(facts, guest("A")) == 10 * 1024
+
+
+def test_a_guest_whose_process_hangs_is_left_out_of_a_look_and_named(proc: FakeProc, clock: FakeClock) -> None:
+    facts = ProcFacts(clock, limit_s=0.5)
+    running = (guest("A"), guest("B", domain_id=2))
+    proc.qemu(100, "A")
+    proc.qemu(101, "B")
+    assert None not in [one.rss_kib for one in facts.guests(running)]
+    proc.hang(100, "cmdline")
+    hung, other = facts.processes(running)
+    assert hung is None
+    assert other is not None
+    assert [text.split(" (")[0] for text in facts.trouble] == ["process 100"]
+    assert None not in [one.rss_kib for one in facts.guests(running)], "a pass goes on"

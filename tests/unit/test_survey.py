@@ -141,6 +141,12 @@ def test_what_is_missing_is_said(processes: list[GuestProcess | None], note: str
     assert note in told
 
 
+def test_what_keeps_processes_from_being_read_is_said() -> None:
+    here = facts(process(1), process(1))
+    here.trouble = ("process 100 (x) hangs",)
+    assert survey(kernel("one", "two"), here).notes == ("process 100 (x) hangs",)
+
+
 def test_nosharepages_that_is_overruled_is_said() -> None:
     here = facts(GuestProcess(arguments=QEMU, ksm=ProcessKsm(rmap_items=9, merging_pages=9, merges_any=True)))
     found = survey(kernel("one", xml=domain("<memoryBacking><nosharepages/></memoryBacking>")), here)

@@ -1,29 +1,35 @@
 """What this host's own /proc and /sys tell: guests' resident memory, ksmd's CPU time, KSM's switch and advisor.
 
-A guest's process is the one whose command line carries `-uuid UUID` as libvirt starts it; that needs no privilege. The
-walk over processes (14 ms for 64 guests) happens only while some guest has no process yet; after that a guest costs one
-read of /proc/PID/statm. Reads only.
+Which process is a guest's is `guest_search`'s to find; after that a guest costs one read of /proc/PID/statm. That, and
+all else that a pass reads, needs no privilege. Reads only.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import psutil
 
+from virtksm.adapters.guest_search import QEMU_HOME, GuestSearch
 from virtksm.adapters.proc_files import (
+    MAX_BYTES,
     NUMBER,
+    Process,
+    find_again,
+    identify,
+    list_pids,
     parse_counter,
     parse_process_ksm,
+    parse_resident_kib,
     parse_signed,
+    parse_stat,
     read_private,
     read_process,
 )
+from virtksm.adapters.process_reads import LIMIT_S, ProcessReads
 from virtksm.errors import SensingFailed
 from virtksm.model import Guest, HostMemory, OthersMemory
 from virtksm.ports import Clock
@@ -32,46 +38,63 @@ if TYPE_CHECKING:
     from virtksm.adapters.others import OthersLook
     from virtksm.processes import GuestProcess, OtherProcess
 
-YOUNG_S = 5.0
-"""A process may still become a guest this long after it was first seen: libvirt forks before it executes QEMU."""
-FORGET_S = 600.0
-"""After this long a process is looked at again, should its number have been used again for a guest."""
+KSMD_AGAIN_S = 60.0
+"""So long after it was not found ksmd is looked for again: /proc may show more by then, or less (containers)."""
+MAX_HANGS = 5
+"""Processes that a look for people waits for before it goes on without the rest."""
 
 
 class ProcFacts:
-    """LocalFacts from psutil and sysfs; `sys_ksm` is the folder of KSM's files."""
+    """LocalFacts from psutil and sysfs; `sys_ksm` is the folder of KSM's files, `qemu_home` libvirt's for QEMU."""
 
-    def __init__(self, clock: Clock, *, sys_ksm: str = "/sys/kernel/mm/ksm") -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        sys_ksm: str = "/sys/kernel/mm/ksm",
+        qemu_home: str = QEMU_HOME,
+        limit_s: float = LIMIT_S,
+    ) -> None:
         self._clock = clock
         self._sys_ksm = sys_ksm
-        self._found: dict[str, psutil.Process] = {}
-        self._others: dict[int, float] = {}
+        self._reads = ProcessReads(limit_s)
+        self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
+        self._others_reads = ProcessReads(limit_s)  # apart: strangers use up the limits of these
         self._others_look: OthersLook | None = None
-        self._ksmd: psutil.Process | None = None
-        self._ksmd_sought = False
+        self._ksmd: Process | None = None
+        self._ksmd_sought_s: float | None = None
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        return (*self._search.trouble, *self._reads.trouble, *self._others_reads.trouble)
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        self._seek(running)
-        return tuple(replace(guest, rss_kib=self._rss_kib(guest.key)) for guest in running)
+        found, page_kib = self._search.find(running), self.page_kib()
+
+        def rss_kib(guest: Guest) -> int | None:
+            process = found.get(guest.key)
+            return None if process is None else parse_resident_kib(read_process(process.pid, "statm"), page_kib)
+
+        return tuple(replace(guest, rss_kib=rss_kib(guest)) for guest in running)
 
     def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
         if self._others_look is None:
             from virtksm.adapters.others import OthersLook  # imports are start-up time, and not every policy asks
 
-            self._others_look = OthersLook(self._clock)
+            self._others_look = OthersLook(self._clock, self._others_reads)
         return self._others_look.memory(lambda: self._pids_of(running))
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
-        self._seek(running)
-        found = (self._found.get(guest.key) for guest in running)
-        return tuple(None if process is None else read_guest_process(process.pid) for process in found)
+        found = self._search.find(running)
+        told = self._reads.read(self._pids_of(running), read_guest_process, max_hangs=MAX_HANGS)
+        return tuple(told.get(found[guest.key].pid) if guest.key in found else None for guest in running)
 
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         from virtksm.processes import OtherProcess  # as above: no pass asks
 
         of_guests = self._pids_of(running)
         others = []
-        for pid in psutil.pids():
+        for pid in list_pids():
             merging_pages = None if pid in of_guests else parse_counter(read_private(pid, "ksm_merging_pages") or "")
             if merging_pages:
                 name = read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
@@ -87,15 +110,22 @@ class ProcFacts:
             raise SensingFailed(f"{path}: {error}", remedy="is /proc mounted, with ProcSubset=all?") from error
 
     def ksmd_cpu_seconds(self) -> float | None:
-        if not self._ksmd_sought:
-            self._ksmd, self._ksmd_sought = _find_ksmd(), True
-        if self._ksmd is None:
+        self._ksmd = (self._ksmd and find_again(self._ksmd)) or self._find_ksmd()
+        stat = None if self._ksmd is None else parse_stat(read_process(self._ksmd.pid, "stat"))
+        return None if stat is None else stat.ticks / os.sysconf("SC_CLK_TCK")
+
+    def _find_ksmd(self) -> Process | None:
+        now_s = self._clock()
+        if self._ksmd_sought_s is not None and 0 <= now_s - self._ksmd_sought_s < KSMD_AGAIN_S:
             return None
-        try:
-            times = self._ksmd.cpu_times()
-        except psutil.Error:
-            return None
-        return round(times.user + times.system, 2)  # both are ticks of 10 ms, whose sum as floats may miss one
+        self._ksmd_sought_s = now_s
+        for pid in sorted(list_pids()):  # it is among the first
+            if read_process(pid, "comm") == b"ksmd\n":
+                process, stat = identify(pid), parse_stat(read_process(pid, "stat"))
+                if stat is not None and stat.is_kernels:
+                    self._ksmd_sought_s = None
+                    return process
+        return None
 
     def ksm_counter(self, name: str) -> int | None:
         text = self._read(name)
@@ -127,48 +157,8 @@ class ProcFacts:
         except OSError:  # the kernel has no such file (older, or without KSM), or hides it: None either way
             return None
 
-    def _rss_kib(self, key: str) -> int | None:
-        process = self._found.get(key)
-        if process is None:
-            return None
-        try:
-            return int(process.memory_info().rss) // 1024
-        except psutil.NoSuchProcess:
-            del self._found[key]
-            return None
-
     def _pids_of(self, running: tuple[Guest, ...]) -> set[int]:
-        self._seek(running)
-        return {process.pid for process in self._found.values()}
-
-    def _seek(self, running: tuple[Guest, ...]) -> None:
-        """Find the processes of the guests that have none yet, and forget those of guests that have ended."""
-        wanted = {guest.key: guest.uuid for guest in running}
-        self._found = {key: process for key, process in self._found.items() if key in wanted}
-        missing = {uuid: key for key, uuid in wanted.items() if key not in self._found}
-        if missing:
-            self._find(missing)
-
-    def _find(self, missing: Mapping[str, str]) -> None:
-        """Find the processes of guests, given as UUID to key."""
-        now_s = self._clock()
-        taken = {process.pid for process in self._found.values()}
-        seen: dict[int, float] = {}
-        for pid in psutil.pids():
-            first_s = self._others.get(pid, now_s)
-            if pid in taken:
-                continue
-            seen[pid] = first_s if now_s - first_s < FORGET_S else now_s
-            if YOUNG_S < now_s - first_s < FORGET_S:
-                continue
-            uuid = parse_guest_uuid(read_process(pid, "cmdline"))
-            if uuid is not None and uuid in missing:
-                try:
-                    self._found[missing[uuid]] = psutil.Process(pid)
-                except psutil.NoSuchProcess:
-                    continue
-                del seen[pid]
-        self._others = seen
+        return {process.pid for process in self._search.find(running).values()}
 
 
 def parse_meminfo(text: str) -> HostMemory:
@@ -196,32 +186,16 @@ def parse_vmstat(text: str, name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def parse_guest_uuid(command_line: bytes) -> str | None:
-    """Return what follows -uuid on the command line of a guest's process, None if it is none."""
-    arguments = command_line.split(b"\0")
-    return next((value.decode("ascii", "replace") for name, value in pairwise(arguments) if name == b"-uuid"), None)
-
-
 def parse_choice(text: str) -> str:
     """Return the chosen word of a sysfs file such as "[none] scan-time"; a text without one as it is."""
     return next((word[1:-1] for word in text.split() if word.startswith("[") and word.endswith("]")), text.strip())
 
 
-def _find_ksmd() -> psutil.Process | None:
-    for pid in sorted(psutil.pids()):
-        if read_process(pid, "comm") == b"ksmd\n" and not read_process(pid, "cmdline"):
-            try:
-                return psutil.Process(pid)
-            except psutil.NoSuchProcess:
-                continue
-    return None
-
-
 def read_guest_process(pid: int) -> GuestProcess | None:
-    """Read what the process of a guest tells; None if it has ended."""
+    """Read what the process of a guest tells; None if it has ended. It may hang: see `process_reads`."""
     from virtksm.processes import GuestProcess
 
-    arguments = read_process(pid, "cmdline")
+    arguments = read_process(pid, "cmdline", MAX_BYTES)
     if not arguments:
         return None
     stat, merging_pages = (read_private(pid, name) for name in ("ksm_stat", "ksm_merging_pages"))

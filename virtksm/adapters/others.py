@@ -2,7 +2,8 @@
 
 /proc/PID/ksm_stat tells it of a process, to its owner and root alone. Where that is hidden, systemd tells everybody
 which of its services let their memory merge (MemoryKSM=, systemd 254), and everybody may read which processes those
-have. A look at every process is made once a minute (1 ms for 80), the question to systemd every five. Reads only.
+have. A look at every process is made once a minute (1 ms for 80), the question to systemd every five; but for the first
+one nobody waits for the answer, which the next look goes by. Reads only.
 """
 
 from __future__ import annotations
@@ -10,30 +11,46 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 
-import psutil
-
-from virtksm.adapters.proc_files import parse_anonymous_kib, read_private, read_process
+from virtksm.adapters.proc_files import INIT, list_pids, parse_anonymous_kib, read_private, read_process
+from virtksm.adapters.process_reads import ProcessReads
+from virtksm.bounded import BoundedCalls
+from virtksm.errors import SensingFailed
 from virtksm.model import OthersMemory
 from virtksm.ports import Clock
 
 LOOK_S = 60.0
 ASK_S = 300.0
 ASK = ("systemctl", "show", "--property=ControlGroup", "--property=MemoryKSM", "*.service")
-ANSWER_WITHIN_S = 2.0
-INIT = 1
+FIRST_WITHIN_S = 2.0
+"""A one-shot's only look, and an agent's first, waits so long for systemd."""
+ANSWER_WITHIN_S = 60.0
 
 
 class OthersLook:
-    """Looks at all processes but the guests'. `booted` is there where systemd runs."""
+    """Looks at all processes but the guests'. `booted` is there where systemd runs.
 
-    def __init__(self, clock: Clock, *, booted: str = "/run/systemd/system") -> None:
+    One whose files hang counts as unread.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        reads: ProcessReads,
+        *,
+        booted: str = "/run/systemd/system",
+        first_within_s: float = FIRST_WITHIN_S,
+    ) -> None:
         self._clock = clock
+        self._reads = reads
+        self._first_within_s = first_within_s
         self._booted = booted
         self._looked_s: float | None = None
         self._seen: OthersMemory | None = None
         self._asked_s: float | None = None
-        self._groups: tuple[str, ...] = ()
+        self._groups: tuple[str, ...] | None = None
+        self._asking = BoundedCalls(SensingFailed)
 
     def memory(self, of_guests: Callable[[], Collection[int]]) -> OthersMemory | None:
         """Return what was seen in the last minute; None where processes are hidden or the kernel does not tell.
@@ -46,14 +63,16 @@ class OthersLook:
         return self._seen
 
     def _look(self, of_guests: Collection[int], now_s: float) -> OthersMemory | None:
-        pids = psutil.pids()
+        pids = list_pids()
         if INIT not in pids:  # /proc shows only some (hidepid)
             return None
         page_kib = os.sysconf("SC_PAGE_SIZE") // 1024
         kib = processes = unread = 0
         is_told = False
-        for pid in pids:
-            stat = "" if pid in of_guests else read_private(pid, "ksm_stat")
+        others = [pid for pid in pids if pid not in of_guests]
+        stats = self._reads.read(others, lambda pid: read_private(pid, "ksm_stat"))
+        for pid in others:
+            stat = stats.get(pid)
             if stat == "":  # the kernel's own, ended, or of a kernel without
                 continue
             is_told = True
@@ -67,16 +86,22 @@ class OthersLook:
 
     def _is_in_merging_unit(self, pid: int, now_s: float) -> bool:
         if not is_fresh(self._asked_s, now_s, ASK_S):
-            self._groups, self._asked_s = self._ask(), now_s
+            self._ask(now_s)
         if not self._groups:
             return False
         group = parse_group(read_process(pid, "cgroup").decode("utf-8", "replace"))
         return any(group == of_unit or group.startswith(f"{of_unit}/") for of_unit in self._groups)
 
-    def _ask(self) -> tuple[str, ...]:
-        """Return the control groups of the services that let their memory merge; none where nobody answers."""
+    def _ask(self, now_s: float) -> None:
+        is_first, self._asked_s = self._groups is None, now_s
         if not os.path.isdir(self._booted):
-            return ()
+            self._groups = ()
+            return
+        with suppress(SensingFailed):  # the answer comes later, or not at all
+            self._asking.run("systemd", self._hear, self._first_within_s if is_first else 0.0)
+
+    def _hear(self) -> None:
+        """Keep the control groups of the services that let their memory merge; none where nobody answers."""
         import subprocess  # root needs none
 
         try:
@@ -84,8 +109,9 @@ class OthersLook:
                 ASK, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_WITHIN_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
-            return ()
-        return parse_groups(answer.stdout.decode("utf-8", "replace"))
+            self._groups = ()
+        else:
+            self._groups = parse_groups(answer.stdout.decode("utf-8", "replace"))
 
 
 def is_fresh(at_s: float | None, now_s: float, for_s: float) -> bool:

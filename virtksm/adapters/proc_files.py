@@ -1,9 +1,15 @@
-"""Files of /proc/PID, and numbers as the kernel writes them. Reads only."""
+"""Files of /proc/PID, and numbers as the kernel writes them. Reads only.
+
+The kernel reads most of these files without a lock of the process, so that whoever owns it cannot stop a reader:
+cgroup, comm, ksm_merging_pages, stat, statm, status. `cmdline`, and `ksm_stat` after Linux 6.12, take the lock on the
+process's memory, which its owner may hold for ever: they are read by `process_reads` alone, with a limit.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
@@ -14,26 +20,85 @@ MAX_BYTES = 1 << 17
 """Most of a process's command line that is read: anybody's may be endless, and -uuid is in QEMU's first KiB."""
 NUMBER = "[0-9]{1,20}"
 """What a 64-bit counter looks like; Python would take other scripts' digits, and refuse too many of them."""
+KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
+INIT = 1
+
+
+class Process(NamedTuple):
+    """One process: another one that gets its number later has begun at another tick.
+
+    `inode` is its folder's in /proc, which is quicker to ask for; the kernel may give it another one.
+    """
+
+    pid: int
+    started: int
+    inode: tuple[int, int]
+
+
+class Stat(NamedTuple):
+    """Of /proc/PID/stat: CPU time and begin in clock ticks, and whether it is one of the kernel's own threads."""
+
+    ticks: int
+    started: int
+    is_kernels: bool
+
+
+def list_pids() -> list[int]:
+    """Return the numbers of all processes that this user may see, ascending; none where /proc is not mounted."""
+    try:
+        return psutil.pids()
+    except (OSError, IndexError):  # it takes the first of none
+        return []
+
+
+def identify(pid: int) -> Process | None:
+    """Return the process that has this number now; None for none."""
+    inode, stat = _find_inode(pid), parse_stat(read_process(pid, "stat"))
+    return None if inode is None or stat is None else Process(pid, stat.started, inode)
+
+
+def find_again(process: Process) -> Process | None:
+    """Return a process while it lives; None once it has ended, whoever has its number by then."""
+    if _find_inode(process.pid) == process.inode:
+        return process
+    found = identify(process.pid)
+    return found if found is not None and found.started == process.started else None
+
+
+def _find_inode(pid: int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(f"{psutil.PROCFS_PATH}/{pid}")
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def read_private(pid: int, name: str) -> str | None:
     """Return a file of /proc/PID that its owner and root may read; None to others, "" where the kernel has no such."""
     try:
-        with open(f"{psutil.PROCFS_PATH}/{pid}/{name}", encoding="ascii", errors="replace") as file:
-            return file.read(MAX_BYTES)
+        return _read(pid, name, MAX_BYTES).decode("ascii", "replace")
     except PermissionError:
         return None
     except OSError:
         return ""
 
 
-def read_process(pid: int, name: str) -> bytes:
-    """Return a file of /proc/PID, nothing if the process has ended; a quarter of what a psutil.Process costs."""
+def read_process(pid: int, name: str, max_bytes: int = 1 << 13) -> bytes:
+    """Return a file of /proc/PID, nothing if the process has ended or hides it."""
     try:
-        with open(f"{psutil.PROCFS_PATH}/{pid}/{name}", "rb") as file:
-            return file.read(MAX_BYTES)
+        return _read(pid, name, max_bytes)
     except OSError:
         return b""
+
+
+def _read(pid: int, name: str, max_bytes: int) -> bytes:
+    # A quarter of what `open` costs: a pass reads one such file a guest.
+    handle = os.open(f"{psutil.PROCFS_PATH}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(handle, max_bytes)
+    finally:
+        os.close(handle)
 
 
 def parse_counter(text: str) -> int | None:
@@ -65,10 +130,38 @@ def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
     )
 
 
+def parse_stat(text: bytes) -> Stat | None:
+    """Parse /proc/PID/stat (proc_pid_stat(5)); None for what is none (it ended)."""
+    fields = text.rpartition(b")")[2].split()  # the name in front may hold anything
+    if len(fields) < 20:
+        return None
+    flags, user, system, started = (parse_counter(fields[at].decode("ascii", "replace")) for at in (6, 11, 12, 19))
+    if flags is None or user is None or system is None or started is None:
+        return None
+    return Stat(ticks=user + system, started=started, is_kernels=bool(flags & KERNEL_THREAD))
+
+
+def parse_resident_kib(statm: bytes, page_kib: int) -> int | None:
+    """Return a process's resident memory by its /proc/PID/statm; None for what is none, or holds nothing (it ended)."""
+    pages = _parse_statm(statm)
+    return pages[0] * page_kib if pages is not None and pages[0] else None
+
+
 def parse_anonymous_kib(statm: bytes, page_kib: int) -> int:
     """Return a process's resident memory that is no file's, by its /proc/PID/statm; 0 for what is none (it ended)."""
-    fields = statm.split()
-    counts = [parse_counter(field.decode("ascii", "replace")) for field in fields[1:3]]  # resident, shared
-    if len(counts) < 2 or counts[0] is None or counts[1] is None:
-        return 0
-    return max(counts[0] - counts[1], 0) * page_kib
+    pages = _parse_statm(statm)
+    return 0 if pages is None else max(pages[0] - pages[1], 0) * page_kib
+
+
+def _parse_statm(statm: bytes) -> tuple[int, int] | None:
+    fields = [parse_counter(field.decode("ascii", "replace")) for field in statm.split()[1:3]]  # resident, shared
+    if len(fields) < 2 or fields[0] is None or fields[1] is None:
+        return None
+    return fields[0], fields[1]
+
+
+def parse_owner(status: bytes) -> int | None:
+    """Return the user of a process by its /proc/PID/status; None where its user ids differ (a setuid program)."""
+    found = re.search(rb"^Uid:((?:\t[0-9]{1,10}){4})$", status, re.MULTILINE)
+    users = {int(user) for user in found[1].split()} if found else set()
+    return users.pop() if len(users) == 1 else None

@@ -1,0 +1,306 @@
+"""Which process is which guest: by control groups and owners, beside strangers who lie and hang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.fake_proc import FakeProc
+from tests.fakes import FakeClock
+from virtksm.adapters.guest_search import (
+    HIDDEN,
+    LEAST_PAUSE_S,
+    MOST_PAUSE_S,
+    GuestSearch,
+    is_named,
+    parse_guest_group,
+)
+from virtksm.adapters.process_reads import ProcessReads, Result
+from virtksm.model import Guest
+
+QEMU_USER = 64055
+STRANGER = 1000
+SCOPE = "/machine.slice/machine-qemu\\x2d{id}\\x2d{name}.scope"
+V2 = f"0::{SCOPE}/libvirt/emulator\n"
+V1 = (
+    f"12:cpuset:{SCOPE}/libvirt/emulator\n11:devices:{SCOPE}\n10:pids:/\n9:cpu,cpuacct:{SCOPE}/libvirt/emulator\n"
+    f"1:name=systemd:{SCOPE}\n"
+)
+HYBRID = f"{V1}0::{SCOPE}\n"
+WITHOUT_MACHINED = (
+    "4:memory:/machine/qemu-{id}-{name}.libvirt-qemu\n3:cpu,cpuacct:/machine/qemu-{id}-{name}.libvirt-qemu/emulator\n"
+)
+DAEMONS = "0::/system.slice/libvirtd.service\n"
+
+
+class CountedReads(ProcessReads):
+    """Counts what is read with a limit, each a thread."""
+
+    def __init__(self) -> None:
+        super().__init__(limit_s=0.5)
+        self.count = 0
+
+    def read(self, pids: Iterable[int], read: Callable[[int], Result], *, max_hangs: int = 1) -> dict[int, Result]:
+        self.count += 1
+        return super().read(pids, read, max_hangs=max_hangs)
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
+    made = FakeProc(tmp_path / "proc", monkeypatch)
+    yield made
+    made.release()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def reads() -> CountedReads:
+    return CountedReads()
+
+
+@pytest.fixture
+def search(clock: FakeClock, reads: CountedReads, tmp_path: Path) -> GuestSearch:
+    return GuestSearch(clock, reads, qemu_home=str(tmp_path / "none"))
+
+
+def guest(uuid: str = "A", *, domain_id: int = 1, name: str = "web") -> Guest:
+    return Guest(uuid=uuid, name=name, domain_id=domain_id)
+
+
+def troubles(told: GuestSearch | ProcessReads) -> tuple[str, ...]:
+    return told.trouble
+
+
+def pids(found: Mapping[str, object], *running: Guest) -> list[int | None]:
+    return [getattr(found.get(one.key), "pid", None) for one in running]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (V2.format(id=7, name="debian12\\x2d1"), (7, "debian12-1")),
+        (V1.format(id=7, name="web"), (7, "web")),
+        (HYBRID.format(id=7, name="web"), (7, "web")),
+        (WITHOUT_MACHINED.format(id=7, name="a-b"), (7, "a-b")),
+        ("0::/machine.slice/machine-test.slice/machine-qemu\\x2d16\\x2dtest14.scope/emulator\n", (16, "test14")),
+        ("0::/machine/production.partition/qemu-3-db.libvirt-qemu/emulator\n", (3, "db")),
+        ("", None),
+        ("\0\n::\n", None),
+        ("0::/\n", None),
+        (DAEMONS, None),
+        # below what a user may make groups in: his manager, his session, a container's scope
+        (f"0::/user.slice/user-1000.slice/user@1000.service{SCOPE}\n".format(id=7, name="web"), None),
+        (f"0::/user.slice/user-1000.slice/session-2.scope{SCOPE}\n".format(id=7, name="web"), None),
+        (f"0::/user.slice/user-1000.slice{SCOPE}\n".format(id=7, name="web"), None),
+        (f"0::/system.slice/docker-0a1b.scope{SCOPE}\n".format(id=7, name="web"), None),
+        (f"0::/docker/0a1b{SCOPE}\n".format(id=7, name="web"), None),
+        ("0::/docker/0a1b/machine/qemu-7-web.libvirt-qemu/emulator\n", None),
+        (f"0::/../..{SCOPE}\n".format(id=7, name="web"), None),
+        ("0::/machine-qemu\\x2d7\\x2dweb.scope\n", None),
+        # no guests of the system's libvirt: a container that is named so, an embedded driver's, an LXC guest
+        ("0::/machine.slice/machine-qemu.scope/payload/machine-qemu\\x2d7\\x2dweb.scope\n", None),
+        ("0::/machine.slice/machine-qemu\\x2dembed\\x2d0a1b2c3d\\x2d7\\x2dweb.scope\n", None),
+        ("0::/machine.slice/machine-lxc\\x2d7\\x2dweb.scope\n", None),
+    ],
+)
+def test_a_control_group_names_a_guest_where_libvirt_made_it(text: str, named: tuple[int, str] | None) -> None:
+    assert parse_guest_group(text) == named
+
+
+@pytest.mark.parametrize(
+    ("in_group", "name", "is_it"),
+    [
+        ("web", "web", True),
+        ("web", "web2", False),
+        ("web2", "web", False),
+        ("a-b.c", "a--b..c!", True),
+        ("tag", "tüag", True),
+        ("", "é", True),
+        ("a" * 50, "a" * 80, True),
+        ("a" * 50, "a" * 49 + "b" * 30, False),
+    ],
+)
+def test_a_groups_name_is_what_libvirt_keeps_of_a_guests(in_group: str, name: str, *, is_it: bool) -> None:
+    assert is_named(in_group, name) == is_it
+
+
+@pytest.mark.parametrize("group", [V2, V1, HYBRID, WITHOUT_MACHINED])
+def test_a_guest_is_found_by_its_group_though_its_command_line_hangs(
+    proc: FakeProc, search: GuestSearch, reads: CountedReads, group: str
+) -> None:
+    proc.qemu(100, "A", group=group.format(id=1, name="web"), users=(QEMU_USER,) * 4)
+    proc.process(101, "qemu-pr-helper", group=group.format(id=1, name="web"))
+    proc.process(102, "swtpm", group=group.format(id=1, name="web"))
+    for pid in (100, 101, 102):
+        proc.hang(pid, "cmdline")
+    assert pids(search.find((guest(),)), guest()) == [100]
+    assert reads.count == 0
+
+
+def test_a_group_that_names_another_guest_is_not_this_ones(proc: FakeProc, search: GuestSearch) -> None:
+    proc.qemu(100, "B", group=V2.format(id=2, name="web"))
+    proc.qemu(101, "C", group=V2.format(id=1, name="other"))
+    assert search.find((guest(),)) == {}
+
+
+def test_a_guest_whose_group_has_a_name_of_another_kind_is_found_by_owner(proc: FakeProc, search: GuestSearch) -> None:
+    proc.qemu(100, "A", group=V2.format(id=1, name="other"))
+    assert pids(search.find((guest(),)), guest()) == [100]
+
+
+def test_without_groups_a_guest_is_found_by_owner_and_command_line(proc: FakeProc, clock: FakeClock) -> None:
+    proc.qemu(100, "A", group=DAEMONS)
+    proc.qemu(101, "B", users=(QEMU_USER,) * 4)
+    running = (guest(), guest("B", domain_id=2))
+    without = GuestSearch(clock, ProcessReads(), qemu_home=str(proc.folder / "none"))
+    assert pids(without.find(running), *running) == [100, None]
+
+
+@pytest.mark.parametrize(
+    "users", [(STRANGER,) * 4, (STRANGER, 0, 0, 0), (0, 0, STRANGER, 0), (STRANGER, STRANGER, 0, 0)]
+)
+def test_a_strangers_process_is_not_read_and_decides_nothing(
+    proc: FakeProc, search: GuestSearch, reads: CountedReads, users: tuple[int, int, int, int]
+) -> None:
+    proc.qemu(100, "A", group=DAEMONS)
+    proc.qemu(101, "A", users=users, group=f"0::/user.slice/user@1000.service{SCOPE}\n".format(id=1, name="web"))
+    proc.qemu(102, "A", users=users)
+    proc.hang(102, "cmdline")
+    assert pids(search.find((guest(),)), guest()) == [100]
+    assert (search.trouble, reads.trouble) == ((), ())
+
+
+def test_a_process_that_hangs_is_named_waited_for_once_and_hides_no_other_guest(
+    proc: FakeProc, search: GuestSearch, reads: CountedReads, clock: FakeClock
+) -> None:
+    proc.qemu(100, "A")
+    proc.hang(100, "cmdline")
+    running = (guest(), guest("B", domain_id=2))
+    assert pids(search.find(running[:1]), *running) == [None, None]
+    (trouble,) = reads.trouble
+    assert trouble.startswith("process 100 (qemu-system-x86) ")
+    assert "libvirt" not in trouble
+
+    proc.qemu(101, "B")
+    assert pids(search.find(running), *running) == [None, 101]
+    assert reads.trouble == (trouble,)
+
+    proc.release()
+    while troubles(reads):
+        pass
+    proc.qemu(100, "A")
+    clock.now_s += MOST_PAUSE_S
+    assert pids(search.find(running), *running) == [100, 101]
+
+
+@pytest.mark.parametrize("group", [DAEMONS, V2.format(id=1, name="web")])
+def test_of_two_that_claim_a_guest_neither_is_believed_until_one_is_gone(
+    proc: FakeProc, search: GuestSearch, clock: FakeClock, group: str
+) -> None:
+    for pid in (100, 101):
+        proc.qemu(pid, "A", group=group)
+    for _ in range(3):
+        assert search.find((guest(),)) == {}
+        (trouble,) = search.trouble
+        assert all(text in trouble for text in ("100", "101", "'web'"))
+        clock.now_s += MOST_PAUSE_S
+    proc.end(101)
+    assert pids(search.find((guest(),)), guest()) == [100]
+    assert troubles(search) == ()
+
+
+def test_what_is_said_of_a_guest_ends_with_it(proc: FakeProc, search: GuestSearch) -> None:
+    for pid in (100, 101):
+        proc.qemu(pid, "A")
+    search.find((guest(),))
+    search.find(())
+    assert troubles(search) == ()
+
+
+def test_while_every_guest_is_known_nothing_is_walked_over_or_read(
+    proc: FakeProc, search: GuestSearch, reads: CountedReads, clock: FakeClock
+) -> None:
+    proc.qemu(100, "A")
+    for _ in range(5):
+        assert pids(search.find((guest(),)), guest()) == [100]
+        clock.now_s += MOST_PAUSE_S
+    assert reads.count == 1
+
+
+def test_a_process_that_executes_qemu_after_the_first_look_is_found_seconds_later(
+    proc: FakeProc, search: GuestSearch, clock: FakeClock
+) -> None:
+    proc.process(100, "rpc-libvirtd", group=V2.format(id=1, name="web"))
+    assert search.find((guest(),)) == {}
+    proc.write(100, "comm", "qemu-system-x86\n")
+    assert search.find((guest(),)) == {}, "no walk in each of many passes"
+    clock.now_s += 2 * LEAST_PAUSE_S
+    assert pids(search.find((guest(),)), guest()) == [100]
+
+
+def test_a_guest_that_stays_missing_is_sought_less_often_and_a_new_one_at_once(
+    proc: FakeProc, search: GuestSearch, reads: CountedReads, clock: FakeClock
+) -> None:
+    proc.qemu(100, "other")
+    for _ in range(600):
+        search.find((guest(),))
+        clock.now_s += 1.0
+    assert 15 < reads.count < 30
+    proc.qemu(101, "B")
+    running = (guest(), guest("B", domain_id=2))
+    assert pids(search.find(running), *running) == [None, 101]
+
+
+def test_a_clock_that_began_anew_does_not_put_off_a_walk(proc: FakeProc, search: GuestSearch, clock: FakeClock) -> None:
+    assert search.find((guest(),)) == {}
+    proc.qemu(100, "A")
+    clock.now_s -= 500
+    assert pids(search.find((guest(),)), guest()) == [100]
+
+
+def test_a_number_that_is_used_again_is_another_process(proc: FakeProc, search: GuestSearch) -> None:
+    proc.qemu(100, "A")
+    assert pids(search.find((guest(),)), guest()) == [100]
+    proc.process(100, "sleep")
+    assert search.find((guest(),)) == {}
+
+
+def test_a_process_whose_folder_the_kernel_has_made_anew_is_the_same(
+    proc: FakeProc, search: GuestSearch, reads: CountedReads
+) -> None:
+    proc.qemu(100, "A")
+    search.find((guest(),))
+    proc.hang(100, "cmdline")  # which changes the folder, too
+    assert pids(search.find((guest(),)), guest()) == [100]
+    assert reads.count == 1
+
+
+def test_a_guest_that_gets_the_number_of_somebody_seen_before_is_found(
+    proc: FakeProc, search: GuestSearch, clock: FakeClock
+) -> None:
+    proc.process(100, "sleep")
+    running = (guest(), guest("B", domain_id=2))
+    search.find(running[:1])
+    clock.now_s += 30
+    proc.qemu(100, "B")
+    assert pids(search.find(running), *running) == [None, 100]
+
+
+def test_hidden_processes_are_told_while_a_guest_is_missing(
+    proc: FakeProc, search: GuestSearch, clock: FakeClock
+) -> None:
+    proc.end(1)
+    assert search.find(()) == {}
+    assert troubles(search) == ()
+    assert search.find((guest(),)) == {}
+    assert troubles(search) == (HIDDEN,)
+    proc.qemu(100, "A")
+    clock.now_s += MOST_PAUSE_S
+    search.find((guest(),))
+    assert troubles(search) == ()
