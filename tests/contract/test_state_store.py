@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,17 +36,12 @@ class Kept:
 
 
 @pytest.fixture(params=["fake", "file"])
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+def kept(request: pytest.FixtureRequest, tmp_path: Path, full_disk: Callable[[], None]) -> Kept:
     if request.param == "fake":
         fake = FakeStore()
         return Kept(store=fake, reopen=lambda: fake, fill=lambda: setattr(fake, "is_full", True))
     paths = RuntimePaths(str(tmp_path / "run"))
-
-    def fill() -> None:
-        # What the new file would be called is a folder: writing fails as on a full disk, for root too.
-        Path(f"{paths.host_state('local')}.{os.getpid()}.new").mkdir()
-
-    return Kept(store=StateFile(paths, "local"), reopen=lambda: StateFile(paths, "local"), fill=fill)
+    return Kept(store=StateFile(paths, "local"), reopen=lambda: StateFile(paths, "local"), fill=full_disk)
 
 
 def test_at_first_the_state_is_empty(kept: Kept) -> None:

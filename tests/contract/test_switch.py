@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ class Kept:
 
 
 @pytest.fixture(params=["fake", "file"])
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+def kept(request: pytest.FixtureRequest, tmp_path: Path, full_disk: Callable[[], None]) -> Kept:
     if request.param == "fake":
         fake = FakeSwitch()
         return Kept(
@@ -41,8 +40,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
         switch=SwitchFile(str(path)),
         reopen=lambda: SwitchFile(str(path)),
         damage=lambda: path.write_text("{", encoding="utf-8"),
-        # What the new file would be called is a folder: writing fails as on a full disk, for root too.
-        fill=lambda: Path(f"{path}.{os.getpid()}.new").mkdir(),
+        fill=full_disk,
     )
 
 

@@ -95,16 +95,17 @@ def test_off_replaces_it_on_removes_it_and_no_link_is_followed(switch: SwitchFil
 def test_a_folder_in_its_place_is_an_error_with_its_remedy(switch: SwitchFile, path: Path) -> None:
     place(path, "folder")
     for turn in (switch.turn_off, switch.turn_on):
-        with pytest.raises(StateUnusable, match="--state-dir") as unusable:
+        with pytest.raises(StateUnusable) as unusable:
             turn()
         assert str(path) in unusable.value.message
+        assert f"ls -la {path.parent}" in unusable.value.remedy
 
 
 def test_a_state_folder_that_is_none_is_off_and_an_error(switch: SwitchFile, path: Path) -> None:
     path.parent.write_text("a file", encoding="utf-8")
     assert switch.read() is not None
     for turn in (switch.turn_off, switch.turn_on):
-        with pytest.raises(StateUnusable, match="--state-dir"):
+        with pytest.raises(StateUnusable, match=f"ls -ld? .*{path.parent}|ls -la "):
             turn()
 
 

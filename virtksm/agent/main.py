@@ -9,7 +9,7 @@ from typing import Any
 
 from virtksm import __version__
 from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.files import ensure_runtime, locked
+from virtksm.adapters.files import ensure_runtime, find_remedy, locked
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
@@ -50,7 +50,7 @@ def serve(
     ensure_runtime(paths)
     second = AlreadyRunning(
         f"an agent already runs with {paths.root}",
-        remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
+        remedy="see it with `systemctl status virtksm`; stop it first: systemctl stop virtksm",
     )
     with locked(paths.agent_lock, second):
         events = EventLoop()
@@ -105,7 +105,9 @@ async def _serve(
     try:
         listener = bind_socket(paths.control_socket)
     except OSError as error:
-        raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy="give another --runtime-dir") from error
+        raise StateUnusable(
+            f"{paths.control_socket}: {error.strerror}", remedy=find_remedy(paths.control_socket, error)
+        ) from error
     server = ControlServer(agent.handle)
     await server.start(listener)
     watchdog = asyncio.create_task(_feed_watchdog(notifier, agent))
