@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 DEFAULT_URI = "qemu:///system"
 VARIABLE = "LIBVIRT_DEFAULT_URI"
+CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's host, else {DEFAULT_URI})"
+"""What every command says of its --connect."""
 
 
 def named_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> str | None:

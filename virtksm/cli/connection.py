@@ -13,7 +13,6 @@ from virtksm.uri import DEFAULT_URI, VARIABLE, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
     from typing import TypeVar
 
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 AGENTS_UNIT = "virtksm.service"
-
-
-def add_connect_option(parser: argparse.ArgumentParser) -> None:
-    """Add --connect, whose default is the same for every command."""
-    parser.add_argument(
-        "--connect",
-        "-c",
-        metavar="URI",
-        help=f"libvirt connection (default: {VARIABLE}, else the agent's unit's, else {DEFAULT_URI})",
-    )
 
 
 def requested_uri(connect: str | None) -> str:

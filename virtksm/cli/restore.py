@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.connection import Libvirt, add_connect_option, config_or_defaults, requested_uri
+from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.runtime import RuntimePaths
+from virtksm.uri import CONNECT_HELP
 
 LEAVE_WITHIN_S = 10.0
 """A call's limit with --on-exit, where a shutdown waits: it takes away what would be restored, too."""
@@ -14,7 +15,7 @@ LEAVE_WITHIN_S = 10.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    add_connect_option(parser)
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--defaults",
@@ -57,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
     cycle = make_cycle(libvirt.open(requested_uri(options.connect)), config, paths)
     baseline = KERNEL_DEFAULTS if options.defaults else None
     with locked(paths.agent_lock, running):
-        done = libvirt.run(
+        restored = libvirt.run(
             action, lambda: cycle.park() if action == "park" else cycle.restore(baseline), more_s=LOCK_WAIT_S
         )
-    record = done.as_dict()
+    record = restored.as_dict()
     if options.json:
         import json
 

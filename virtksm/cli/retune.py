@@ -9,10 +9,9 @@ import argparse
 import gc
 import os
 
-from virtksm.cli.connection import Libvirt, add_connect_option, requested_uri
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import named_uri
+from virtksm.uri import CONNECT_HELP, named_uri
 
 ANSWER_WITHIN_S = 60.0
 NOT_UNDERSTOOD = (TypeError, LookupError, AttributeError, ValueError, ArithmeticError)
@@ -24,7 +23,7 @@ COALESCE_S = 0.25
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    add_connect_option(parser)
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--dry-run", action="store_true", help="sense and decide, write nothing")
     parser.add_argument("--json", action="store_true", help="print the pass as JSON")
@@ -106,6 +105,7 @@ def through_agent(
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
     from virtksm.adapters.state_file import LOCK_WAIT_S
     from virtksm.assemble import make_cycle
+    from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
     from virtksm.model import Occasion, Trigger
 

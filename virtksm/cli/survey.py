@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 
-from virtksm.cli.connection import Libvirt, add_connect_option, requested_uri
+from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ CALLS = 12
 
 def add_survey_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
-    add_connect_option(parser)
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.connection import Libvirt, add_connect_option, config_or_defaults, requested_uri, warn
+from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.retune import NOT_UNDERSTOOD, through_agent
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import is_alias, named_uri
+from virtksm.uri import CONNECT_HELP, is_alias, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ STOP_AT_ONCE = "to stop it at once, as root: echo 0 > /sys/kernel/mm/ksm/run"
 
 def add_switch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
-    add_connect_option(parser)
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
@@ -54,6 +54,7 @@ class Switching:
         self._named = named_uri(options.connect)
         self._uri = requested_uri(options.connect)
         self._done = f"not switched {op}"
+        self._may_turn = True
 
     def run(self) -> ExitCode:
         """Do all of it; raises as `switch`."""
@@ -64,7 +65,7 @@ class Switching:
             text, code = shown or self._directly()
         except VirtksmError as error:
             error.message = f"{self._done}: {error.message}"
-            if self._op == "off" and self._is_local:
+            if self._op == "off" and self._is_local and self._may_turn:
                 _warn_if_scanning()
             raise
         print(text)
@@ -75,10 +76,16 @@ class Switching:
         from virtksm.bounded import BoundedCalls
 
         own = make_switch(uri, self._config, self._paths)
-        if not own.may_turn():
+        self._may_turn = own.may_turn()
+        if not self._may_turn:
             raise VirtksmError(f"only root may do this (try: sudo virtksm {self._op})")
         turn = own.turn_off if self._op == "off" else own.turn_on
-        BoundedCalls(VirtksmError).run(f"writing {own.path}", turn, self._config.call_timeout_s)
+        try:
+            BoundedCalls(VirtksmError).run(f"writing {own.path}", turn, self._config.call_timeout_s)
+        except VirtksmError as error:
+            if (own.read() is None) is not (self._op == "on"):
+                raise
+            warn(f"{error}; virtksm counts as switched {self._op} all the same")  # such as a folder in its place
         self._done = f"switched {self._op}, but no pass was possible yet"
 
     def _through_agent(self, uri: str | None) -> tuple[str, ExitCode] | None:
