@@ -248,7 +248,7 @@ def test_a_runtime_folder_that_cannot_be_made_is_said_in_one_line(
     done = agent_home.run("agent", "--connect", libvirtd.uri)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"virtksm: {agent_home.runtime_dir} is not a folder: remove it, or choose another --runtime-dir"
+        f"virtksm: {agent_home.runtime_dir} is not a folder: see what it is (ls -ld {agent_home.runtime_dir}), and remove it"
     ]
 
 
