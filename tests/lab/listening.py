@@ -11,7 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def listening(path: Path, answer: bytes | None = None) -> Iterator[list[bytes]]:
-    """Listen at `path`; yields the first line of each client. None answers nobody, and keeps every connection."""
+    """Listen at `path`; yields the first line of each client.
+
+    Without an answer none is read: each counts as an empty line, and its connection stays until the end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     asked: list[bytes] = []
     clients: list[socket.socket] = []
@@ -37,6 +40,7 @@ def _serve(server: socket.socket, answer: bytes | None, asked: list[bytes], clie
             return
         if answer is None:
             clients.append(client)
+            asked.append(b"")
             continue
         with client, client.makefile("rb") as lines:
             asked.append(lines.readline())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeSwitch
+from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
 from virtksm.adapters.files import locked
@@ -319,14 +320,15 @@ def test_restoring_on_exit_does_what_the_valid_part_of_a_broken_configuration_sa
 
 
 def test_an_agent_may_start_while_a_restore_waits_for_libvirt(home: Home) -> None:
-    """A restore that hangs in libvirt holds no lock of the agent's."""
+    (home.folder / "one.toml").write_text("call_timeout_s = 600\n", encoding="utf-8")
     sock, paths = home.folder / "libvirt", RuntimePaths(str(home.folder / "run"))
-    with listening(sock) as _, ThreadPoolExecutor(1) as beside:
-        restoring = beside.submit(home.run_to, f"qemu:///system?socket={sock}", "restore")
-        while not Path(paths.agent_lock).exists() and not restoring.done():
-            pass
-        with locked(paths.agent_lock, AlreadyRunning("a restore"), wait_s=HANG_S):
-            assert restoring.result(HANG_S) in (ExitCode.UNREACHABLE, ExitCode.FAILED)
+    with ThreadPoolExecutor(1) as beside:
+        with listening(sock) as connected:
+            restoring = beside.submit(home.run_to, f"qemu:///system?socket={sock}", "restore")
+            wait_until(lambda: bool(connected), HANG_S, "the restore to ask libvirt")
+            with locked(paths.agent_lock, AlreadyRunning("the restore holds it")):
+                assert not restoring.done()
+        assert restoring.result(HANG_S) == ExitCode.UNREACHABLE
 
 
 @pytest.mark.real  # as root: it becomes nobody

@@ -81,5 +81,6 @@ def _hangs(message: str) -> VirtksmError:
     from virtksm.errors import LibvirtTimeout
 
     return LibvirtTimeout(
-        message, remedy="libvirt's daemon hangs: systemctl restart libvirtd (or virtqemud); guests go on running"
+        message,
+        remedy="most likely libvirt's daemon hangs: systemctl restart libvirtd (or virtqemud); guests go on running",
     )
