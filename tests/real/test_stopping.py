@@ -114,7 +114,7 @@ def test_every_command_ends_and_says_by_its_exit_code_what_it_met(ksm: Ksm, trou
                 assert done.stderr.count(f"{home.config}: policy: is 'best'") == 1
             return command, done.returncode
 
-    with ThreadPoolExecutor(4) as beside:
+    with ThreadPoolExecutor(len(CODES)) as beside:
         found = dict(beside.map(meet, CODES))
     column = list(TROUBLES).index(trouble)
     assert found == {command: codes[column] for command, codes in CODES.items()}

@@ -151,11 +151,8 @@ def _warn_if_scanning() -> None:
     """Say so where this machine's ksmd scans all the same, and what stops it without libvirt and virtksm."""
     from virtksm.adapters.clock import boottime_s
     from virtksm.adapters.local_facts import ProcFacts
-    from virtksm.sense import sense_ksm
 
-    try:
-        ksm = sense_ksm(ProcFacts(boottime_s))
-    except VirtksmError:
-        return
-    if ksm.run == 1 and (ksm.settings.pages_to_scan != 0 or ksm.advisor_is_on):
+    kernel = ProcFacts(boottime_s)
+    scans = kernel.ksm_counter("pages_to_scan") != 0 or kernel.advisor_mode() not in (None, "none")
+    if kernel.ksm_counter("run") == 1 and scans:
         warn(f"ksmd goes on scanning on this machine until a pass is possible; {STOP_AT_ONCE}")
