@@ -7,11 +7,10 @@ and the private libvirtd with the session.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,16 +93,6 @@ def ksm() -> Iterator[Ksm]:
     """Lend the real KSM alone to this test: locked, nothing merged, kernel's defaults, run=1; restored afterwards."""
     with lent_ksm() as lent:
         yield lent
-
-
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """Lend a call from which on this process can write no byte to a file (RLIMIT_FSIZE), root's either."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

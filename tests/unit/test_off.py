@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeSwitch
+from tests.lab.full_disk import full_disk
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
@@ -287,11 +288,11 @@ def test_what_is_planted_in_the_switchs_place_is_off_and_off_goes_on(
 
 
 def test_a_switch_that_cannot_be_written_is_said_to_be_as_it_was(
-    home: Home, capsys: pytest.CaptureFixture[str], full_disk: Callable[[], None]
+    home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home.folder / "lib").mkdir()
-    full_disk()
-    assert home.run("off") == ExitCode.FAILED
+    with full_disk():
+        assert home.run("off") == ExitCode.FAILED
     assert f"virtksm: not switched off: {home.switch.path}: File too large: see what is" in capsys.readouterr().err
 
 

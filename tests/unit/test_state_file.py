@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lab.footprint import peak_bytes
+from tests.lab.full_disk import full_disk
 from virtksm.adapters import files
 from virtksm.adapters.files import (
     PIECE_BYTES,
@@ -128,11 +128,8 @@ def test_many_who_write_at_once_all_succeed_and_leave_nothing(paths: RuntimePath
     assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
 
 
-def test_a_disk_that_is_full_is_told_as_such_and_nothing_is_left(
-    paths: RuntimePaths, full_disk: Callable[[], None]
-) -> None:
-    full_disk()
-    with pytest.raises(StateUnusable, match=r"local.json: File too large: .*df "):
+def test_a_disk_that_is_full_is_told_as_such_and_nothing_is_left(paths: RuntimePaths) -> None:
+    with full_disk(), pytest.raises(StateUnusable, match=r"local.json: File too large: .*df "):
         replace_file(paths.host_state("local"), "new")
     assert [path.name for path in Path(paths.agent_dir).iterdir()] == ["local.lock"]
 
