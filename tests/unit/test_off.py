@@ -264,6 +264,13 @@ def test_a_broken_configuration_is_a_warning_for_off_and_decides_nothing_for_on(
     assert home.switch.read() is None
 
 
+@pytest.mark.parametrize("command", ["retune", "guests", "headroom", "off"])
+def test_only_who_needs_a_group_asks_for_it(home: Home, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    home.configure('status_group = "there-is-no-such-group"\n')
+    assert home.run(command) == ExitCode.UNREACHABLE
+    assert "status_group" not in capsys.readouterr().err
+
+
 def test_a_pass_that_holds_the_lock_does_not_hold_the_switch(home: Home) -> None:
     paths = RuntimePaths(str(home.folder / "run"))
     with StateFile(paths, "local").locked():

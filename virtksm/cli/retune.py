@@ -110,7 +110,7 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
     from virtksm.model import Occasion, Trigger
 
     uri = requested_uri(options.connect)
-    config = load(options.config).config
+    config = load(options.config, asks_groups=False).config
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(uri)
     if not options.direct and host.uri != uri:  # it was an alias: the agent may know the real one

@@ -36,7 +36,7 @@ def look(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
     from virtksm.survey import survey
 
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    config = load(options.config).config
+    config = load(options.config, asks_groups=False).config
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(requested_uri(options.connect), read_only=True)
     facts = ProcFacts(boottime_s) if is_this_machine(host.uri, config) else None

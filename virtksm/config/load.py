@@ -40,10 +40,16 @@ class Loaded:
     files: tuple[str, ...]
 
 
-def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR) -> Loaded:
-    """Load `path` alone, or all layers for None; raises ConfigError with every finding."""
+def load(
+    path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR, asks_groups: bool = True
+) -> Loaded:
+    """Load `path` alone, or all layers for None; raises ConfigError with every finding.
+
+    Who needs no group need not ask for any: a name service (LDAP) may hang.
+    """
     loaded, findings = _read(path, vendor_dir, admin_dir)
-    findings += _find_unknown_group(loaded.config, loaded.origins)
+    if asks_groups:
+        findings += _find_unknown_group(loaded.config, loaded.origins)
     if findings:
         raise ConfigError(findings)
     return loaded
@@ -52,10 +58,7 @@ def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADM
 def load_or_defaults(
     path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
 ) -> tuple[Config, list[Finding]]:
-    """Load as `load`, for what must work with any configuration: what is faulty has its default, and is found.
-
-    Groups are not looked for: those who need them are refused by `load`, and a name service may hang.
-    """
+    """Load as `load` without groups, for what must work with any configuration: what is faulty has its default."""
     loaded, findings = _read(path, vendor_dir, admin_dir)
     return loaded.config, findings
 
