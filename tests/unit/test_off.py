@@ -240,6 +240,20 @@ def test_an_agent_is_asked_about_its_own_host_unless_another_is_named(
     assert json.loads(asked[1])["uri"] == URI
 
 
+def test_an_agent_of_another_host_is_no_proof_for_this_one(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it did there, this host's switch is turned, and its pass is tried (refused: the configuration)."""
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    home.configure('policy = "best"\n')
+    home.switch.turn_off()
+    answer = {"ok": True, "pass": {**PASS, "uri": "qemu+ssh://there/system", "source": "libvirt"}}
+    with home.agent(json.dumps(answer).encode() + b"\n"):
+        assert home.run_unnamed("on") == ExitCode.USAGE
+    assert home.switch.read() is None
+    assert "the agent serves qemu+ssh://there/system, which it has switched on" in capsys.readouterr().err
+
+
 def test_what_an_agent_gives_retune_that_is_no_pass_is_one_line(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     for answer in (b"{}", b'{"refused": [], "sensed": null}', b'{"refused": [], "sensed": {"free_kib": "x"}}'):
         with home.agent(b'{"ok": true, "pass": ' + answer + b"}\n"):
