@@ -5,20 +5,18 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.libvirt_host import LibvirtHost
-from virtksm.adapters.local_facts import ProcFacts
-from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
-from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
-from virtksm.policy import make_policy
 from virtksm.runtime import RuntimePaths, host_key
 from virtksm.uri import is_local
 
-if TYPE_CHECKING:  # imports are start-up time, and the one-shot counts it
+TYPE_CHECKING = False  # imports are start-up time, and the switch must be had without libvirt's library
+if TYPE_CHECKING:
+    from typing import Any
+
+    from virtksm.adapters.libvirt_host import LibvirtHost
+    from virtksm.adapters.local_facts import ProcFacts
+    from virtksm.config.schema import Config
+    from virtksm.cycle import Cycle, Memory
     from virtksm.history import History
 
 
@@ -51,6 +49,12 @@ def make_cycle(
 
     `facts` lets an agent keep what it knows of processes from one connection to the next.
     """
+    from virtksm.adapters.clock import boottime_s
+    from virtksm.adapters.local_facts import ProcFacts
+    from virtksm.adapters.state_file import StateFile
+    from virtksm.cycle import Cycle, Memory
+    from virtksm.policy import make_policy
+
     local = is_this_machine(host.uri, config)
     return Cycle(
         hypervisor=host,

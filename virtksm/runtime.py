@@ -21,6 +21,9 @@ from __future__ import annotations
 DEFAULT_RUNTIME_DIR = "/run/virtksm"
 DEFAULT_STATE_DIR = "/var/lib/virtksm"
 
+LOCAL = "local"
+"""HOST for this machine's own kernel."""
+
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
 
 
@@ -73,5 +76,5 @@ class RuntimePaths:
 def host_key(uri: str, *, local: bool) -> str:
     """Return the file name that stands for the host behind `uri`; bytes outside [A-Za-z0-9.-] become _XX."""
     if local:
-        return "local"
+        return LOCAL
     return "".join(char if char in _SAFE else "".join(f"_{byte:02x}" for byte in char.encode()) for char in uri)

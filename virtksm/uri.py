@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping
 
 DEFAULT_URI = "qemu:///system"
+VARIABLE = "LIBVIRT_DEFAULT_URI"
+CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's host, else {DEFAULT_URI})"
+"""What every command says of its --connect."""
 
 
-def requested_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the URI to open: --connect, else LIBVIRT_DEFAULT_URI as virsh has it, else qemu:///system.
-
-    libvirt itself resolves the aliases of libvirt.conf. Its `uri_default` is not asked: a daemon's user has none.
-    """
-    return connect or environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+def named_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the URI that the user has named: --connect, else LIBVIRT_DEFAULT_URI as virsh has it; None for none."""
+    return connect or environ.get(VARIABLE) or None
 
 
 def is_alias(uri: str) -> bool:

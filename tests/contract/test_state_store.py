@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import FakeStore
+from tests.lab.full_disk import full_disk, full_fake
 from virtksm.adapters.state_file import StateFile
 from virtksm.errors import StateUnusable
 from virtksm.ownership import HostState, Ownership
@@ -29,25 +30,20 @@ STATE = HostState(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A store, the same one as another process sees it, and how to make writing fail."""
+    """A store, the same one as another process sees it, and a context in which writing fails."""
 
     store: StateStore
     reopen: Callable[[], StateStore]
-    fill: Callable[[], None]
+    full: Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(params=["fake", "file"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     if request.param == "fake":
         fake = FakeStore()
-        return Kept(store=fake, reopen=lambda: fake, fill=lambda: setattr(fake, "is_full", True))
+        return Kept(store=fake, reopen=lambda: fake, full=lambda: full_fake(fake))
     paths = RuntimePaths(str(tmp_path / "run"))
-
-    def fill() -> None:
-        # What the new file would be called is a folder: writing fails as on a full disk, for root too.
-        Path(f"{paths.host_state('local')}.{os.getpid()}.new").mkdir()
-
-    return Kept(store=StateFile(paths, "local"), reopen=lambda: StateFile(paths, "local"), fill=fill)
+    return Kept(store=StateFile(paths, "local"), reopen=lambda: StateFile(paths, "local"), full=full_disk)
 
 
 def test_at_first_the_state_is_empty(kept: Kept) -> None:
@@ -73,8 +69,7 @@ def test_the_last_save_counts(kept: Kept) -> None:
 def test_a_save_that_fails_says_so_and_keeps_the_state_before(kept: Kept) -> None:
     with kept.store.locked():
         kept.store.save(STATE)
-        kept.fill()
-        with pytest.raises(StateUnusable):
+        with kept.full(), pytest.raises(StateUnusable):
             kept.store.save(HostState())
         assert kept.store.load() == STATE
 

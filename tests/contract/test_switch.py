@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import FakeSwitch
+from tests.lab.full_disk import full_disk, full_fake
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.errors import StateUnusable
 from virtksm.ports import Switch
@@ -18,12 +19,12 @@ from virtksm.switch import SwitchedOff
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A switch, the same one as another process sees it, and how to damage it or to make writing fail."""
+    """A switch, the same one as another process sees it, how to damage it, and a context in which writing fails."""
 
     switch: Switch
     reopen: Callable[[], Switch]
     damage: Callable[[], object]
-    fill: Callable[[], object]
+    full: Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(params=["fake", "file"])
@@ -34,15 +35,14 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
             switch=fake,
             reopen=lambda: fake,
             damage=lambda: setattr(fake, "off", SwitchedOff(damage="is damaged")),
-            fill=lambda: setattr(fake, "is_full", True),
+            full=lambda: full_fake(fake),
         )
     path = tmp_path / "local.off"
     return Kept(
         switch=SwitchFile(str(path)),
         reopen=lambda: SwitchFile(str(path)),
         damage=lambda: path.write_text("{", encoding="utf-8"),
-        # What the new file would be called is a folder: writing fails as on a full disk, for root too.
-        fill=lambda: Path(f"{path}.{os.getpid()}.new").mkdir(),
+        full=full_disk,
     )
 
 
@@ -78,7 +78,6 @@ def test_a_damaged_one_is_off_until_it_is_written_anew_or_removed(kept: Kept) ->
 
 
 def test_what_cannot_be_kept_is_an_error_and_changes_nothing(kept: Kept) -> None:
-    kept.fill()
-    with pytest.raises(StateUnusable):
+    with kept.full(), pytest.raises(StateUnusable):
         kept.switch.turn_off()
     assert kept.switch.read() is None

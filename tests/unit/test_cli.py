@@ -79,9 +79,9 @@ def test_global_options_come_before_the_command_also_with_a_commands_name_as_val
 
 @pytest.mark.parametrize(
     "command",
-    ["retune", "agent", "restore", "off", "off --fits", "off --verify", "on", "guests", "headroom", "config show"],
+    ["retune", "agent", "guests", "headroom", "config show"],
 )
-def test_a_configuration_that_is_missing_is_exit_code_2_in_one_line(
+def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     file = tmp_path / "none.toml"

@@ -50,9 +50,9 @@ def test_check_prints_every_fault_on_a_line_of_its_own_and_ends_with_2(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "command", [["config", "check"], ["config", "show"], ["retune", "--direct"], ["agent"], ["restore"]]
+    "command", [["config", "check"], ["config", "show"], ["retune", "--direct"], ["agent"], ["headroom"]]
 )
-def test_a_missing_file_ends_every_command_that_reads_it_with_2(
+def test_a_missing_file_ends_every_command_that_decides_by_it_with_2(
     tmp_path: Path, capsys: Captured, command: list[str]
 ) -> None:
     missing = tmp_path / "missing.toml"

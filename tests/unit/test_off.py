@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import FakeSwitch
+from tests.lab.full_disk import full_disk
+from tests.lab.ksm import wait_until
+from tests.lab.listening import listening
+from tests.lab.nobody import run_as_nobody
+from virtksm.adapters.files import locked
 from virtksm.adapters.local_facts import ProcFacts
+from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.adapters.systemd import Notifier, has_unit
 from virtksm.agent.agent import Agent, FreshConfig
@@ -20,13 +31,34 @@ from virtksm.cli.main import main
 from virtksm.cli.off import BY_HAND, name_unmerging, read_here
 from virtksm.cli.render import merged_lines
 from virtksm.config.schema import Config
-from virtksm.errors import ExitCode, SensingFailed
+from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
 from virtksm.merged import Merged
 from virtksm.ports import Switch
+from virtksm.runtime import RuntimePaths
 
 NOTHING = Merged(pages_shared=0, pages_sharing=0, zero_pages=0, page_kib=4)
 SOME = Merged(pages_shared=10, pages_sharing=90, zero_pages=None, page_kib=4)
 URI = "qemu:///system?socket=/nonexistent/socket"
+HANG_S = 30.0
+PASS = {
+    "schema": 1,
+    "uri": URI,
+    "source": "local",
+    "policy": "adaptive",
+    "sensed": {
+        "total_kib": 8, "free_kib": 4, "buffers_kib": 1, "cached_kib": 1, "available_kib": 6, "guests": 0,
+        "guests_unread": 0, "committed_kib": 0, "pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0,
+        "page_kib": 4,
+    },
+    "decision": {"parked": True, "reason": "as told", "rule": "switched_off", "target": {}},
+    "outcome": "unchanged",
+    "duration_ms": 1.0,
+    "before": {"pages_to_scan": 0, "sleep_millisecs": 10_000, "merge_across_nodes": None},
+    "after": {"pages_to_scan": 0, "sleep_millisecs": 10_000, "merge_across_nodes": None},
+    "refused": [],
+    "warnings": [],
+}  # fmt: skip
+"""A pass as an agent answers it."""
 
 
 def test_the_command_is_named_where_it_fits_or_is_forced() -> None:
@@ -91,17 +123,36 @@ class Home:
     switch: SwitchFile = field(init=False)
 
     def __post_init__(self) -> None:
-        (self.folder / "one.toml").touch()
+        self.configure("")
         self.switch = SwitchFile(str(self.folder / "lib" / "local.off"))
 
-    def run(self, *arguments: str) -> int:
+    def configure(self, text: str) -> None:
+        (self.folder / "one.toml").write_text(f"call_timeout_s = 1\n{text}", encoding="utf-8")
+
+    def arguments(self, *arguments: str) -> list[str]:
         folders = ["--runtime-dir", str(self.folder / "run"), "--state-dir", str(self.folder / "lib")]
-        return main(["--config", str(self.folder / "one.toml"), *folders, *arguments, "--connect", URI])
+        return ["--config", str(self.folder / "one.toml"), *folders, *arguments]
+
+    def run_unnamed(self, *arguments: str) -> int:
+        return main(self.arguments(*arguments))
+
+    def run_to(self, uri: str, *arguments: str) -> int:
+        return main(self.arguments(*arguments, *([] if "--connect" in arguments else ["--connect", uri])))
+
+    def run(self, *arguments: str) -> int:
+        return self.run_to(URI, *arguments)
+
+    def agent(self, answer: bytes | None) -> AbstractContextManager[list[bytes]]:
+        """Have something answer in an agent's place."""
+        socket = Path(RuntimePaths(str(self.folder / "run")).control_socket)
+        socket.unlink(missing_ok=True)
+        return listening(socket, answer)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path)
+def home() -> Iterator[Home]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path has at most 108 characters
+        yield Home(Path(folder))
 
 
 def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
@@ -113,6 +164,212 @@ def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
     assert home.run("on") == ExitCode.UNREACHABLE
     assert "switched on, but no pass was possible yet" in capsys.readouterr().err
     assert home.switch.read() is None
+
+
+@pytest.mark.parametrize("op", ["off", "on"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\n",
+        b"garbage\n",
+        b"[]\n",
+        b"{}\n",
+        b"[" * 5000 + b"\n",
+        b'{"ok": true}\n',
+        b'{"ok": true, "pass": []}\n',
+        b'{"ok": true, "pass": {}}\n',
+        b'{"ok": true, "pass": {"refused": [], "source": "local", "uri": 1, "sensed": null, "decision": null}}\n',
+        b'{"ok": true, "pass": {"refused": 1, "sensed": {"pages_shared": "x", "free_kib": 1}}}\n',
+        b'{"ok": false, "error": "too many clients"}\n',
+        b'{"ok": false, "error": "\\u001b[31m", "exit_code": 0}\n',
+        b'{"ok": false, "exit_code": "4"}\n',
+    ],
+)
+def test_whatever_an_agent_answers_the_switch_is_turned_and_what_it_did_not_do_is_said(
+    home: Home, capsys: pytest.CaptureFixture[str], answer: bytes, op: str
+) -> None:
+    if op == "on":
+        home.switch.turn_off()
+    with home.agent(answer):
+        assert home.run(op) == ExitCode.UNREACHABLE
+    told = capsys.readouterr()
+    assert (told.out, "\x1b" in told.err) == ("", False)
+    *warnings, last = told.err.splitlines()
+    assert warnings[0].startswith("virtksm: warning: the agent ")
+    assert warnings[0].endswith("; this is done without it")
+    assert last.startswith(f"virtksm: switched {op}, but no pass was possible yet: {URI}: ")
+    assert (home.switch.read() is None) is (op == "on")
+
+
+def test_an_agent_that_never_answers_keeps_nobody_waiting_for_ever(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtksm.cli.switching.SLACK_S", 0.2)
+    with home.agent(None):
+        assert home.run("off") == ExitCode.UNREACHABLE
+    assert "does not answer: timed out; this is done without it" in capsys.readouterr().err
+    assert home.switch.read() is not None
+
+
+def test_a_host_that_an_agent_names_is_never_opened(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    program = home.folder / "program"
+    program.write_text(f"#!/bin/sh\ntouch {home.folder}/ran\n", encoding="ascii")
+    program.chmod(0o755)
+    evil = f"qemu+ext:///system?command={program}"
+    for answer in ({"ok": False, "other_uri": evil}, {"ok": True, "pass": {**PASS, "uri": evil}}):
+        with home.agent(json.dumps(answer).encode() + b"\n"):
+            home.run("off")
+            home.run("on")
+            home.run("retune")
+    assert not (home.folder / "ran").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", ["off", "on", "retune"])
+def test_an_agent_is_asked_about_its_own_host_unless_another_is_named(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    answer = {"ok": True, "pass": {**PASS, "uri": "qemu+unix:///system?socket=/its/own"}}
+    with home.agent(json.dumps(answer).encode() + b"\n") as asked:
+        assert home.run_unnamed(op) == ExitCode.DONE
+        assert home.run(op) == ExitCode.DONE
+    assert "qemu+unix:///system?socket=/its/own (local)" in capsys.readouterr().out
+    assert ["uri" in json.loads(line) for line in asked] == [False, True]
+    assert json.loads(asked[1])["uri"] == URI
+
+
+def test_an_agent_of_another_host_is_no_proof_for_this_one(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it did there, this host's switch is turned, and its pass is tried (refused: the configuration)."""
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    home.configure('policy = "best"\n')
+    home.switch.turn_off()
+    answer = {"ok": True, "pass": {**PASS, "uri": "qemu+ssh://there/system", "source": "libvirt"}}
+    with home.agent(json.dumps(answer).encode() + b"\n"):
+        assert home.run_unnamed("on") == ExitCode.USAGE
+    assert home.switch.read() is None
+    assert "the agent serves qemu+ssh://there/system, which it has switched on" in capsys.readouterr().err
+
+
+def test_what_an_agent_gives_retune_that_is_no_pass_is_one_line(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    for answer in (b"{}", b'{"refused": [], "sensed": null}', b'{"refused": [], "sensed": {"free_kib": "x"}}'):
+        with home.agent(b'{"ok": true, "pass": ' + answer + b"}\n"):
+            assert home.run("retune") == ExitCode.FAILED
+        told = capsys.readouterr()
+        assert len(told.err.splitlines()) == 1
+        assert "cannot be understood" in told.err
+        assert "are both of the same version?" in told.err
+
+
+def test_a_broken_configuration_is_a_warning_for_off_and_decides_nothing_for_on(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.configure('policy = "best"\n')
+    assert home.run("off") == ExitCode.UNREACHABLE
+    warning, *_, last = capsys.readouterr().err.splitlines()
+    assert "the configuration has faults" in warning
+    assert "switched off, but no pass was possible yet" in last
+    assert home.switch.read() is not None
+    assert home.run("on") == ExitCode.USAGE
+    assert "switched on, but no pass was possible yet: the configuration has faults" in capsys.readouterr().err
+    assert home.switch.read() is None
+
+
+@pytest.mark.parametrize("command", ["retune", "guests", "headroom", "off"])
+def test_only_who_needs_a_group_asks_for_it(home: Home, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    home.configure('status_group = "there-is-no-such-group"\n')
+    assert home.run(command) == ExitCode.UNREACHABLE
+    assert "status_group" not in capsys.readouterr().err
+
+
+def test_a_pass_that_holds_the_lock_does_not_hold_the_switch(home: Home) -> None:
+    paths = RuntimePaths(str(home.folder / "run"))
+    with StateFile(paths, "local").locked():
+        assert home.run("off", "--direct") == ExitCode.UNREACHABLE
+        assert home.switch.read() is not None
+
+
+@pytest.mark.parametrize("planted", ["switch", "folder"])
+def test_what_is_planted_in_the_switchs_place_is_off_and_off_goes_on(
+    home: Home, capsys: pytest.CaptureFixture[str], planted: str
+) -> None:
+    if planted == "switch":
+        (home.folder / "lib" / "local.off").mkdir(parents=True)
+    else:
+        (home.folder / "lib").write_text("a file", encoding="utf-8")
+    assert home.run("off") == ExitCode.UNREACHABLE
+    warning, *_, last = capsys.readouterr().err.splitlines()
+    assert warning.endswith("virtksm counts as switched off all the same")
+    assert "switched off, but no pass was possible yet" in last
+    assert home.run("on") == ExitCode.FAILED
+    assert f"virtksm: not switched on: {home.switch.path}: " in capsys.readouterr().err
+
+
+def test_a_switch_that_cannot_be_written_is_said_to_be_as_it_was(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home.folder / "lib").mkdir()
+    with full_disk():
+        assert home.run("off") == ExitCode.FAILED
+    assert f"virtksm: not switched off: {home.switch.path}: File too large: see what is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--fits", "--verify"])
+def test_who_asks_about_this_machine_asks_neither_libvirt_nor_configuration_nor_agent(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    home.configure("[[")
+    with home.agent(None):
+        home.run_unnamed("off", option)
+    assert capsys.readouterr().err.count("configuration") == 0
+    assert home.run("off", option, "--connect", "alias") == ExitCode.FAILED
+    assert "alias is an alias, and this command asks libvirt nothing" in capsys.readouterr().err
+
+
+def test_restoring_on_exit_does_what_the_valid_part_of_a_broken_configuration_says(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.configure('policy = "best"\n')
+    assert home.run("restore", "--on-exit") == ExitCode.UNREACHABLE
+    assert "the configuration has faults" in capsys.readouterr().err
+    home.configure('policy = "best"\non_exit = "leave"\n')
+    assert home.run("restore", "--on-exit", "--json") == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "action": "leave"}
+
+
+def test_an_agent_may_start_while_a_restore_waits_for_libvirt(home: Home) -> None:
+    (home.folder / "one.toml").write_text("call_timeout_s = 600\n", encoding="utf-8")
+    sock, paths = home.folder / "libvirt", RuntimePaths(str(home.folder / "run"))
+    with ThreadPoolExecutor(1) as beside:
+        with listening(sock) as connected:
+            restoring = beside.submit(home.run_to, f"qemu:///system?socket={sock}", "restore")
+            wait_until(lambda: bool(connected), HANG_S, "the restore to ask libvirt")
+            with locked(paths.agent_lock, AlreadyRunning("the restore holds it")):
+                assert not restoring.done()
+        assert restoring.result(HANG_S) == ExitCode.UNREACHABLE
+
+
+@pytest.mark.real  # as root: it becomes nobody
+@pytest.mark.parametrize("state", ["off", "on", "never made"])
+@pytest.mark.parametrize("op", ["off", "on"])
+def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        home = Home(folder)
+        if state != "never made":
+            home.switch.turn_off()
+        if state == "on":
+            home.switch.turn_on()
+        before = home.switch.read()
+        done = run_as_nobody(*home.arguments(op, "--connect", URI))
+        assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
+        assert done.stderr == f"virtksm: not switched {op}: only root may do this (try: sudo virtksm {op})\n"
+        assert home.switch.read() == before
 
 
 def agent_with(switch: Switch, uri: str = URI) -> Agent:
@@ -161,7 +418,7 @@ def test_an_agent_that_cannot_keep_the_switch_says_so(tmp_path: Path) -> None:
     switch = SwitchFile(str(tmp_path / "lib" / "local.off"))
     answer = asyncio.run(agent_with(switch).handle({"op": "off", "uri": URI}))
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.FAILED)
-    assert "--state-dir" in str(answer["error"])
+    assert f"ls -ld {tmp_path / 'lib'}" in str(answer["error"])
 
 
 def test_a_host_that_is_switched_off_shows_no_demonstration(

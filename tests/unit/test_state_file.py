@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lab.footprint import peak_bytes
+from tests.lab.full_disk import full_disk
 from virtksm.adapters import files
 from virtksm.adapters.files import (
     PIECE_BYTES,
@@ -28,6 +31,7 @@ from virtksm.ownership import HostState, Ownership
 from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
 from virtksm.runtime import RuntimePaths
 
+HANG_S = 30.0
 OWNERSHIPS = {
     name: st.builds(
         Ownership,
@@ -152,21 +156,26 @@ def test_saving_leaves_no_other_file_behind(paths: RuntimePaths) -> None:
     assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
 
 
-@pytest.mark.parametrize("kind", ["symbolic", "hard"])
-def test_a_link_in_the_temporary_files_place_is_not_written_through(
-    paths: RuntimePaths, tmp_path: Path, kind: str
-) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious", encoding="utf-8")
-    planted = Path(f"{paths.host_state('local')}.{os.getpid()}.new")
-    if kind == "symbolic":
-        planted.symlink_to(victim)
-    else:
-        planted.hardlink_to(victim)
-    StateFile(paths, "local").save(HostState(policy_name="ours"))
-    assert victim.read_text(encoding="utf-8") == "precious"
-    assert StateFile(paths, "local").load() == HostState(policy_name="ours")
-    assert not os.path.lexists(planted)
+def test_many_who_write_at_once_all_succeed_and_leave_nothing(paths: RuntimePaths) -> None:
+    together = Barrier(8)
+
+    def write(number: int) -> None:
+        together.wait(HANG_S)
+        for _ in range(50):
+            replace_file(paths.host_state("local"), f"{number}" * 1000)
+
+    with ThreadPoolExecutor(8) as writers:
+        assert list(writers.map(write, range(8))) == [None] * 8
+    text = read_file(paths.host_state("local"))
+    assert text is not None
+    assert (len(text), len(set(text))) == (1000, 1)
+    assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
+
+
+def test_a_disk_that_is_full_is_told_as_such_and_nothing_is_left(paths: RuntimePaths) -> None:
+    with full_disk(), pytest.raises(StateUnusable, match=r"local.json: File too large: .*df "):
+        replace_file(paths.host_state("local"), "new")
+    assert [path.name for path in Path(paths.agent_dir).iterdir()] == ["local.lock"]
 
 
 def test_a_planted_symbolic_link_is_not_followed(paths: RuntimePaths, tmp_path: Path) -> None:
@@ -233,13 +242,6 @@ def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths
     replace_file(paths.host_state("local"), "new")
     assert victim.read_text(encoding="utf-8") == "precious"
     assert read_file(paths.host_state("local")) == "new"
-
-
-def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(paths: RuntimePaths) -> None:
-    Path(f"{paths.host_state('local')}.{os.getpid()}.new").write_text("half a st", encoding="utf-8")
-    StateFile(paths, "local").save(HostState())
-    assert StateFile(paths, "local").load() == HostState()
-    assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
 
 
 @pytest.mark.real  # as root: it gives a folder away

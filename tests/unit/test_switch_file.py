@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from virtksm.adapters.switch_file import SwitchFile, parse_switch
 from virtksm.errors import StateUnusable
 from virtksm.runtime import RuntimePaths
+
+HANG_S = 30.0
 
 
 @pytest.fixture
@@ -95,17 +99,32 @@ def test_off_replaces_it_on_removes_it_and_no_link_is_followed(switch: SwitchFil
 def test_a_folder_in_its_place_is_an_error_with_its_remedy(switch: SwitchFile, path: Path) -> None:
     place(path, "folder")
     for turn in (switch.turn_off, switch.turn_on):
-        with pytest.raises(StateUnusable, match="--state-dir") as unusable:
+        with pytest.raises(StateUnusable) as unusable:
             turn()
         assert str(path) in unusable.value.message
+        assert f"ls -la {path.parent}" in unusable.value.remedy
 
 
 def test_a_state_folder_that_is_none_is_off_and_an_error(switch: SwitchFile, path: Path) -> None:
     path.parent.write_text("a file", encoding="utf-8")
     assert switch.read() is not None
     for turn in (switch.turn_off, switch.turn_on):
-        with pytest.raises(StateUnusable, match="--state-dir"):
+        with pytest.raises(StateUnusable, match=f"ls -ld? .*{path.parent}|ls -la "):
             turn()
+
+
+def test_two_who_switch_off_at_once_both_do_a_hundred_times(switch: SwitchFile, path: Path) -> None:
+    together = Barrier(2)
+
+    def turn_off(_number: int) -> None:
+        together.wait(HANG_S)
+        switch.turn_off()
+
+    with ThreadPoolExecutor(2) as administrators:
+        for _ in range(100):
+            assert list(administrators.map(turn_off, range(2))) == [None, None]
+            assert [entry.name for entry in path.parent.iterdir()] == ["local.off"]
+            switch.turn_on()
 
 
 @given(st.one_of(st.binary(), st.text().map(str.encode), st.just(b"[" * 4000)))

@@ -29,7 +29,7 @@ def ensure_folder(path: str, mode: int) -> None:
     except FileExistsError:
         if not os.path.isdir(path) or os.path.islink(path):
             raise StateUnusable(
-                f"{path} is not a folder", remedy="remove it, or choose another --runtime-dir"
+                f"{path} is not a folder", remedy=f"see what it is (ls -ld {path}), and remove it"
             ) from None
     except OSError as error:
         raise _unusable(path, error) from error
@@ -81,11 +81,10 @@ def replace_file(path: str, text: str, *, mode: int = 0o600, durable: bool = Fal
     """Put `text` in place of `path`: readers see the old text or the new. Raises StateUnusable.
 
     Not `durable`, it is not synced: the runtime folder is on tmpfs and lives as long as the kernel's settings do.
+    The new text has a name of its own until it is whole, as threads of one process may write the same file.
     """
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = f"{path}.{os.urandom(8).hex()}.new"  # what tempfile does, whose import takes 10 ms
     try:
-        with suppress(FileNotFoundError):  # left by a process that was killed; a planted link, hard or symbolic
-            os.unlink(temporary)
         descriptor = _create(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
@@ -96,7 +95,8 @@ def replace_file(path: str, text: str, *, mode: int = 0o600, durable: bool = Fal
                     os.fsync(descriptor)
             os.rename(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with suppress(OSError):  # what went wrong before is what there is to tell
+                os.unlink(temporary)
             raise
         if durable:
             sync_folder(os.path.dirname(path))
@@ -160,8 +160,14 @@ def _create(path: str, flags: int) -> int:
     return descriptor
 
 
+def find_remedy(path: str, error: Exception | str) -> str:
+    """Return what to do about a file or folder that cannot be used, as commands."""
+    if isinstance(error, PermissionError) and os.geteuid() != 0:
+        return "only root and the agent's own user may do this: run it with sudo"
+    folder = os.path.dirname(path)
+    return f"see what is there, whose it is and what space is left: ls -la {folder}; df {folder}"
+
+
 def _unusable(path: str, error: Exception | str) -> StateUnusable:
-    return StateUnusable(
-        f"{path}: {error}",
-        remedy="virtksm keeps the baseline there and writes nothing without it; mend it, or give --runtime-dir",
-    )
+    text = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return StateUnusable(f"{path}: {text}", remedy=find_remedy(path, error))

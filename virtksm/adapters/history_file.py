@@ -54,7 +54,7 @@ MOST_STEPS = 50_000_000
 TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
 
-REMEDY = "virtksm remembers there what it did, for people to look at; mend it, or give --state-dir"
+REMEDY = "virtksm remembers there what it did, for people to look at: see whose it is, and what space is left (df)"
 
 TABLES = (
     f"CREATE TABLE samples (id INTEGER PRIMARY KEY, {', '.join(SAMPLE_FIELDS)}, CHECK (at_s IS NOT NULL))",
@@ -184,7 +184,7 @@ def _prepare(path: str) -> None:
     if owner != os.geteuid():
         raise StateUnusable(
             f"{folder} belongs to user {owner}, and this agent runs as {os.geteuid()}",
-            remedy="run the agent as that user, or give it a --state-dir of its own",
+            remedy="run the agent as that user, as virtksm.service does: systemctl start virtksm",
         )
     flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)

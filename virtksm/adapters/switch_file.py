@@ -10,15 +10,13 @@ import json
 import os
 import time
 
-from virtksm.adapters.files import ensure_folder, replace_file, sync_folder
+from virtksm.adapters.files import ensure_folder, find_remedy, replace_file, sync_folder
 from virtksm.errors import StateUnusable
 from virtksm.switch import SwitchedOff
 
 SCHEMA = 1
 MAX_BYTES = 4096
 MAX_SINCE = 64
-
-REMEDY = "virtksm keeps there whether it is switched off; mend it, or give --state-dir"
 
 
 class SwitchFile:
@@ -44,17 +42,21 @@ class SwitchFile:
         finally:
             os.close(descriptor)
 
+    def may_turn(self) -> bool:
+        """Tell whether this user may turn it: root, or whoever may write in the folder, or make it."""
+        folder = os.path.dirname(self.path)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        return os.geteuid() == 0 or os.access(folder, os.W_OK | os.X_OK)
+
     def turn_off(self) -> None:
         known = self.read()
         if known is not None and not known.damage:
             return
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        try:
-            ensure_folder(os.path.dirname(self.path), 0o755)
-            # For all to read: the agent is another user than root, who may have written it.
-            replace_file(self.path, json.dumps({"schema": SCHEMA, "since": since}) + "\n", mode=0o644, durable=True)
-        except StateUnusable as error:
-            raise StateUnusable(error.message, remedy=REMEDY) from error
+        ensure_folder(os.path.dirname(self.path), 0o755)
+        # For all to read: the agent is another user than root, who may have written it.
+        replace_file(self.path, json.dumps({"schema": SCHEMA, "since": since}) + "\n", mode=0o644, durable=True)
 
     def turn_on(self) -> None:
         try:
@@ -63,7 +65,7 @@ class SwitchFile:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StateUnusable(f"{self.path}: {error.strerror}", remedy=REMEDY) from error
+            raise StateUnusable(f"{self.path}: {error.strerror}", remedy=find_remedy(self.path, error)) from error
 
 
 def parse_switch(content: bytes) -> str:

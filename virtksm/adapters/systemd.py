@@ -1,4 +1,4 @@
-"""systemd, without its libraries: notifications, and whether a unit is installed.
+"""systemd, without its libraries: notifications, whether a unit is installed, and what environment it is given.
 
 Notification (sd_notify(3)) is READY, STATUS, WATCHDOG, STOPPING over a datagram socket.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from virtksm.printable import printable
 
@@ -22,11 +22,55 @@ UNIT_DIRS = (
     "/lib/systemd/system",
 )
 """Where systemd looks for units (systemd.unit(5))."""
+ANSWER_WITHIN_S = 3.0
 
 
 def has_unit(name: str, unit_dirs: Iterable[str] = UNIT_DIRS, booted: str = "/run/systemd/system") -> bool:
     """Return whether systemd runs here (sd_booted(3)) and has a unit of that name."""
     return os.path.isdir(booted) and any(os.path.isfile(f"{folder}/{name}") for folder in unit_dirs)
+
+
+def unit_variable(
+    unit: str,
+    name: str,
+    *,
+    unit_dirs: Iterable[str] = UNIT_DIRS,
+    booted: str = "/run/systemd/system",
+    show: Callable[[str], str] | None = None,
+) -> str | None:
+    """Return a variable that an administrator gives a unit's programs; None where there is none, or nobody answers.
+
+    systemd is asked (`show` answers in its place) only where it runs and the unit has drop-ins, or is in /etc.
+    """
+    places = [f"{folder}/{unit}.d" for folder in unit_dirs] + [f"/etc/systemd/system/{unit}"]
+    if not os.path.isdir(booted) or not any(map(os.path.exists, places)):
+        return None
+    return parse_environment((show or _show_environment)(unit)).get(name)
+
+
+def parse_environment(text: str) -> dict[str, str]:
+    """Take what `systemctl show --property=Environment --value` prints; what is not printable is left out."""
+    import shlex
+
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return {}
+    named = (word.partition("=") for word in words)
+    return {name: value for name, _, value in named if value and value.isprintable() and " " not in value}
+
+
+def _show_environment(unit: str) -> str:
+    import subprocess  # only where there is something to ask
+
+    ask = ("systemctl", "show", "--property=Environment", "--value", unit)
+    try:
+        answer = subprocess.run(
+            ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_WITHIN_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.decode("utf-8", "replace")
 
 
 class Notifier:

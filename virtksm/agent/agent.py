@@ -238,11 +238,11 @@ class Agent:
         match request.get("op"):
             case "retune":
                 dry_run = request.get("dry_run") is True
-                return self._other_uri(request) or await self._answered_pass(Trigger.RETUNE, dry_run=dry_run)
+                return self._other_host(request) or await self._answered_pass(Trigger.RETUNE, dry_run=dry_run)
             case "off":
-                return self._other_uri(request) or await self._switched(Trigger.OFF)
+                return self._other_host(request) or await self._switched(Trigger.OFF)
             case "on":
-                return self._other_uri(request) or await self._switched(Trigger.ON)
+                return self._other_host(request) or await self._switched(Trigger.ON)
             case "reload":
                 return await self._reloaded()
             case "status":
@@ -327,7 +327,7 @@ class Agent:
         return None
 
     def _other_host(self, request: Mapping[str, object]) -> dict[str, object] | None:
-        """Return the answer to a question that means another host; one that names none means this one."""
+        """Return the answer to a request that means another host; one that names none means this one."""
         return self._other_uri(request) if "uri" in request else None
 
     async def _switched(self, trigger: Trigger) -> dict[str, object]:

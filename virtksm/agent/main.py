@@ -10,7 +10,7 @@ from typing import Any
 
 from virtksm import __version__
 from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.files import ensure_runtime, locked
+from virtksm.adapters.files import ensure_runtime, find_remedy, locked
 from virtksm.adapters.libvirt_events import EventLoop
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
@@ -54,7 +54,7 @@ def serve(
     ensure_runtime(paths)
     second = AlreadyRunning(
         f"an agent already runs with {paths.root}",
-        remedy="stop it first (systemctl stop virtksm), or give this one another --runtime-dir",
+        remedy="see it with `systemctl status virtksm`; stop it first: systemctl stop virtksm",
     )
 
     def read_config() -> FreshConfig:
@@ -130,7 +130,7 @@ async def _serve(
         try:
             listener = bind_socket(paths.control_socket)
         except OSError as error:
-            remedy = "give another --runtime-dir"
+            remedy = find_remedy(paths.control_socket, error)
             raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy=remedy) from error
         stack.callback(remove_socket, paths.control_socket)
         server = ControlServer(agent.handle, crashed=reporter.request_failed)

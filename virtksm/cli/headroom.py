@@ -30,8 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
     from virtksm.headroom import Host, find_headroom
 
-    found, config, hypervisor, facts = look(options)
-    memory = hypervisor.host_memory() if facts is None else facts.host_memory()
+    found, memory, config = look(options)
     host = Host(
         available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
         reserve_kib=find_reserve_kib(config, memory.total_kib),

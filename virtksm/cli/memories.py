@@ -9,10 +9,11 @@ import argparse
 from dataclasses import dataclass
 
 from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.errors import VirtksmError
 from virtksm.history import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import is_alias, requested_uri
+from virtksm.uri import is_alias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +80,9 @@ def _parse_told(one: object) -> Told:
 
 def _kept(options: argparse.Namespace, uri: str | None) -> History:
     from virtksm.assemble import make_history
-    from virtksm.config.load import load
+    from virtksm.config.load import load_or_defaults
 
-    named = requested_uri(uri)
+    named, (config, _) = requested_uri(uri), load_or_defaults(options.config)
     if is_alias(named):
-        from virtksm.adapters.libvirt_host import open_host
-
-        named = open_host(named).uri
-    return make_history(named, load(options.config).config, RuntimePaths(options.runtime_dir, options.state_dir))
+        named = Libvirt(config.call_timeout_s).open(named, read_only=True).uri
+    return make_history(named, config, RuntimePaths(options.runtime_dir, options.state_dir))

@@ -1,22 +1,23 @@
 """`virtksm off`: stops scanning until `virtksm on`, and says what is still merged and what unmerges it.
 
 With --fits or --verify it changes nothing and asks nobody but this machine's own kernel and switch, so that both work
-while libvirt is down.
+whatever becomes of libvirt, an agent and the configuration.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from virtksm.cli.connection import config_or_defaults
 from virtksm.cli.switching import add_switch_options, switch
 from virtksm.errors import ExitCode, SensingFailed, VirtksmError
-from virtksm.runtime import RuntimePaths
-from virtksm.uri import is_alias, requested_uri
+from virtksm.uri import is_alias, is_local, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from virtksm.adapters.local_facts import ProcFacts
-    from virtksm.config.schema import Config
     from virtksm.merged import Merged
     from virtksm.model import KsmState
 
@@ -48,9 +49,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _switch_off(options: argparse.Namespace) -> int:
+    return switch(options, "off", lambda record: _text(record, options))
+
+
+def _text(record: dict[str, Any], options: argparse.Namespace) -> str:
     from virtksm.merged import Merged
 
-    record = switch(options, "off")
     sensed = record["sensed"]
     merged = Merged(
         pages_shared=sensed["pages_shared"] or 0,
@@ -65,15 +69,13 @@ def _switch_off(options: argparse.Namespace) -> int:
         import json
 
         told = {"merged": merged.as_dict(available_kib), "unmerge": unmerge, "pass": record}
-        print(json.dumps({"schema": SCHEMA, "off": True, **told}))
-    else:
-        from virtksm.cli.render import merged_lines, pass_lines
+        return json.dumps({"schema": SCHEMA, "off": True, **told})
+    from virtksm.cli.render import merged_lines, pass_lines
 
-        lines = ["switched  off, for all that virtksm does here, until `virtksm on`", *pass_lines(record)]
-        if not is_local:
-            lines.append("note      an agent on that host has a switch of its own: run `virtksm off` there, too")
-        print("\n".join(lines + merged_lines(merged, available_kib, unmerge)))
-    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+    lines = ["switched  off, for all that virtksm does here, until `virtksm on`", *pass_lines(record)]
+    if not is_local:
+        lines.append("note      an agent on that host has a switch of its own: run `virtksm off` there, too")
+    return "\n".join(lines + merged_lines(merged, available_kib, unmerge))
 
 
 def name_unmerging(merged: Merged, available_kib: int, *, is_local: bool, force: bool) -> str | None:
@@ -109,12 +111,12 @@ def _fits(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from virtksm.adapters.clock import boottime_s
     from virtksm.adapters.local_facts import ProcFacts
-    from virtksm.assemble import make_switch
+    from virtksm.adapters.switch_file import SwitchFile
     from virtksm.merged import find_doubts
+    from virtksm.runtime import LOCAL, RuntimePaths
 
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    uri, config = require_this_machine(options)
-    off = make_switch(uri, config, paths).read()
+    require_this_machine(options)
+    off = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
     facts = ProcFacts(boottime_s)
     ksm, merged, available_kib = read_here(facts)
     has_uncounted = merged.zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
@@ -143,20 +145,19 @@ def _verify(options: argparse.Namespace) -> int:
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 
-def require_this_machine(options: argparse.Namespace) -> tuple[str, Config]:
-    """Return the URI and the configuration; raises VirtksmError if the URI is another machine's."""
-    from virtksm.adapters.libvirt_host import open_host
-    from virtksm.assemble import is_this_machine
-    from virtksm.config.load import load
-
-    uri, config = requested_uri(options.connect), load(options.config).config
+def require_this_machine(options: argparse.Namespace) -> None:
+    """Raise VirtksmError if the user has named another machine, or one that libvirt alone knows."""
+    uri = named_uri(options.connect)
+    if uri is None:
+        return
     if is_alias(uri):
-        uri = open_host(uri).uri
-    if not is_this_machine(uri, config):
+        raise VirtksmError(
+            f"{uri} is an alias, and this command asks libvirt nothing", remedy="leave it out, or name what it means"
+        )
+    if not is_local(uri) and config_or_defaults(options.config)[0].host != "local":
         raise VirtksmError(
             f"{uri} is another machine, of whose KSM libvirt does not tell enough", remedy="run this command there"
         )
-    return uri, config
 
 
 def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:

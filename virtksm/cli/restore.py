@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import requested_uri
+from virtksm.uri import CONNECT_HELP
+
+LEAVE_WITHIN_S = 10.0
+"""A call's limit with --on-exit, where a shutdown waits: it takes away what would be restored, too."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--defaults",
@@ -30,33 +34,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Restore the baseline where the settings are still ours; returns the exit code.
 
-    Raises AlreadyRunning while an agent runs: it would only set them again.
+    Raises AlreadyRunning while an agent runs: it would only set them again. An agent that is started meanwhile ends for
+    that reason, so its lock is not held while a connection is waited for.
     """
     from virtksm.adapters.files import ensure_runtime, locked
-    from virtksm.adapters.libvirt_host import open_host
+    from virtksm.adapters.state_file import LOCK_WAIT_S
     from virtksm.assemble import make_cycle
-    from virtksm.config.load import load
     from virtksm.model import KERNEL_DEFAULTS
 
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    config = load(options.config).config
+    config, _ = config_or_defaults(options.config)
     action = config.on_exit if options.on_exit else "restore"
     ensure_runtime(paths)
     running = AlreadyRunning(
         f"an agent runs with {paths.root}", remedy="stop it (systemctl stop virtksm): it restores by itself"
     )
     with locked(paths.agent_lock, running):
-        if action == "leave":
-            print("nothing to do: on_exit is leave")
-            return ExitCode.DONE
-        cycle = make_cycle(open_host(requested_uri(options.connect)), config, paths)
-        defaults = KERNEL_DEFAULTS if options.defaults else None
-        restored = cycle.park() if action == "park" else cycle.restore(defaults)
+        pass
+    if action == "leave":
+        print('{"schema": 1, "action": "leave"}' if options.json else "nothing to do: on_exit is leave")
+        return ExitCode.DONE
+    libvirt = Libvirt(min(config.call_timeout_s, LEAVE_WITHIN_S) if options.on_exit else config.call_timeout_s)
+    cycle = make_cycle(libvirt.open(requested_uri(options.connect)), config, paths)
+    baseline = KERNEL_DEFAULTS if options.defaults else None
+    with locked(paths.agent_lock, running):
+        restored = libvirt.run(
+            action, lambda: cycle.park() if action == "park" else cycle.restore(baseline), more_s=LOCK_WAIT_S
+        )
     record = restored.as_dict()
     if options.json:
         import json
 
-        print(json.dumps(record))
+        print(json.dumps({"action": action, **record}))
     else:
         from virtksm.cli.render import restore_lines
 

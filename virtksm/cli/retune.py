@@ -11,9 +11,11 @@ import os
 
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import requested_uri
+from virtksm.uri import CONNECT_HELP, named_uri
 
 ANSWER_WITHIN_S = 60.0
+NOT_UNDERSTOOD = (TypeError, LookupError, AttributeError, ValueError, ArithmeticError)
+"""What an answer raises while it is shown that is not what it should be."""
 HOOK_OVER_WITHIN_S = 30.0
 """How long `--coalesce` waits for the hook that started it; libvirt runs hooks while it holds the guest."""
 COALESCE_S = 0.25
@@ -21,7 +23,7 @@ COALESCE_S = 0.25
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--dry-run", action="store_true", help="sense and decide, write nothing")
     parser.add_argument("--json", action="store_true", help="print the pass as JSON")
@@ -40,29 +42,42 @@ def run(options: argparse.Namespace) -> int:
     if options.coalesce and not _wait_for_turn(paths):
         return ExitCode.DONE
     request = {"op": "retune", "dry_run": options.dry_run}
-    record = None if options.direct else through_agent(paths, requested_uri(options.connect), request)
+    record = (
+        None if options.direct else through_agent(paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)
+    )
     if record is None:
         record = _directly(paths, options, request)
-    if options.json:
+    try:
+        text, code = _show(record, as_json=options.json)
+    except NOT_UNDERSTOOD as error:
+        raise VirtksmError("the agent's answer cannot be understood", remedy="are both of the same version?") from error
+    print(text)
+    return code
+
+
+def _show(record: dict[str, object], *, as_json: bool) -> tuple[str, ExitCode]:
+    code = ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+    if as_json:
         import json
 
-        print(json.dumps(record))
-    else:
-        from virtksm.cli.render import pass_lines
+        return json.dumps(record), code
+    from virtksm.cli.render import pass_lines
 
-        print("\n".join(pass_lines(record)))
-    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+    return "\n".join(pass_lines(record)), code
 
 
-def through_agent(paths: RuntimePaths, uri: str, request: dict[str, object]) -> dict[str, object] | None:
+def through_agent(
+    paths: RuntimePaths, uri: str | None, request: dict[str, object], *, within_s: float
+) -> dict[str, object] | None:
     """Return the pass by which the agent has answered a request, None if no agent serves this URI.
 
-    Raises VirtksmError with the agent's exit code if it could not do it, or if it does not answer.
+    Without a URI it is the agent's own host, whichever that is. Raises VirtksmError with the agent's exit code if it
+    could not do it, or if it does not answer.
     """
     from virtksm.adapters.control import ask
 
     try:
-        answer = ask(paths.control_socket, {**request, "uri": uri}, timeout_s=ANSWER_WITHIN_S)
+        answer = ask(paths.control_socket, request if uri is None else {**request, "uri": uri}, timeout_s=within_s)
     except PermissionError as error:
         raise VirtksmError(
             f"you may not ask the agent at {paths.control_socket}, if one runs",
@@ -88,20 +103,23 @@ def through_agent(paths: RuntimePaths, uri: str, request: dict[str, object]) -> 
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
-    from virtksm.adapters.libvirt_host import open_host
+    from virtksm.adapters.state_file import LOCK_WAIT_S
     from virtksm.assemble import make_cycle
+    from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
     from virtksm.model import Occasion, Trigger
 
     uri = requested_uri(options.connect)
-    config = load(options.config).config
-    host = open_host(uri)
+    config = load(options.config, asks_groups=False).config
+    libvirt = Libvirt(config.call_timeout_s)
+    host = libvirt.open(uri)
     if not options.direct and host.uri != uri:  # it was an alias: the agent may know the real one
-        record = through_agent(paths, host.uri, request)
+        record = through_agent(paths, host.uri, request, within_s=ANSWER_WITHIN_S)
         if record is not None:
             return record
     cycle = make_cycle(host, config, paths)
-    return cycle.run(Occasion(triggers=frozenset({Trigger.RETUNE})), dry_run=options.dry_run).as_dict()
+    occasion = Occasion(triggers=frozenset({Trigger.RETUNE}))
+    return libvirt.run("pass", lambda: cycle.run(occasion, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict()
 
 
 def _wait_for_turn(paths: RuntimePaths) -> bool:

@@ -12,11 +12,11 @@ import os
 import sys
 
 from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import requested_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -92,10 +92,9 @@ class View:
     def _look_alone(self) -> dict[str, Any]:
         if self._alone is None:
             from virtksm.cli.status_alone import Alone
-            from virtksm.config.load import load
 
-            uri = requested_uri(self._options.connect)
-            self._alone = Alone(uri, load(self._options.config).config, self._paths)
+            config, _ = config_or_defaults(self._options.config)
+            self._alone = Alone(requested_uri(self._options.connect), config, self._paths)
         return self._alone.look()
 
     def _remembered(self, now: dict[str, Any]) -> dict[str, Any]:

@@ -5,36 +5,43 @@ from __future__ import annotations
 import argparse
 import gc
 
-from virtksm.uri import requested_uri
+from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
-    from virtksm.adapters.libvirt_host import LibvirtHost
-    from virtksm.adapters.local_facts import ProcFacts
     from virtksm.config.schema import Config
+    from virtksm.model import HostMemory
     from virtksm.survey import Survey
+
+CALLS = 12
+"""A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
 
 
 def add_survey_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
-    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
-def look(options: argparse.Namespace) -> tuple[Survey, Config, LibvirtHost, ProcFacts | None]:
-    """Look at the guests; return what was seen, and through what: no facts of this host's where it is another's.
+def look(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
+    """Look at the guests and at the host's memory.
 
     The connection is read-only, which every user of the machine may have. Raises VirtksmError.
     """
     from virtksm.adapters.clock import boottime_s
-    from virtksm.adapters.libvirt_host import open_host
     from virtksm.adapters.local_facts import ProcFacts
     from virtksm.assemble import is_this_machine
     from virtksm.config.load import load
     from virtksm.survey import survey
 
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    config = load(options.config).config
-    host = open_host(requested_uri(options.connect), read_only=True)
+    config = load(options.config, asks_groups=False).config
+    libvirt = Libvirt(config.call_timeout_s)
+    host = libvirt.open(requested_uri(options.connect), read_only=True)
     facts = ProcFacts(boottime_s) if is_this_machine(host.uri, config) else None
-    return survey(host, facts), config, host, facts
+
+    def read() -> tuple[Survey, HostMemory]:
+        return survey(host, facts), (facts or host).host_memory()
+
+    return *libvirt.run("guests", read, times=CALLS), config

@@ -1,69 +1,158 @@
-"""What `virtksm off` and `virtksm on` have in common: turns a host's switch and runs a pass, through the agent or here.
+"""What `virtksm off` and `virtksm on` have in common: turns a host's switch, and has a pass run, by the agent or here.
 
-The switch is turned before anything is asked of libvirt, so that it holds also where libvirt does not answer.
+The switch is turned first, here, whatever becomes of the rest: neither an agent, nor libvirt, nor a pass that holds the
+host's lock, nor a configuration with faults keeps root from it. Every wait has a limit, and what could not be done is
+said.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.retune import through_agent
-from virtksm.errors import LibvirtUnreachable
+from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
+from virtksm.cli.retune import NOT_UNDERSTOOD, through_agent
+from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import RuntimePaths
-from virtksm.uri import is_alias, requested_uri
+from virtksm.uri import CONNECT_HELP, is_alias, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    Show = Callable[[dict[str, Any]], str]
+
+SLACK_S = 5.0
+"""What an agent may take for its answer beyond a pass."""
+MOST_SHOWN = 300
+"""Characters of what an agent says."""
+STOP_AT_ONCE = "to stop it at once, as root: echo 0 > /sys/kernel/mm/ksm/run"
 
 
 def add_switch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
-    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: as virsh, qemu:///system)")
+    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
-def switch(options: argparse.Namespace, op: str) -> dict[str, Any]:
-    """Turn the switch to `op` ("off" or "on"), run a pass and return it.
+def switch(options: argparse.Namespace, op: str, show: Show) -> ExitCode:
+    """Turn the switch to `op` ("off" or "on"), have a pass run and print it as `show` has it; returns the exit code.
 
-    Raises LibvirtUnreachable, saying so, where the switch was turned and no pass was possible.
+    Raises VirtksmError, which says whether the switch was turned.
     """
-    paths, uri = RuntimePaths(options.runtime_dir, options.state_dir), requested_uri(options.connect)
-    record = None if options.direct else through_agent(paths, uri, {"op": op})
-    return _directly(paths, options, uri, op) if record is None else record
+    return Switching(options, op, show).run()
 
 
-def _directly(paths: RuntimePaths, options: argparse.Namespace, uri: str, op: str) -> dict[str, object]:
-    from virtksm.adapters.libvirt_host import open_host
-    from virtksm.assemble import make_cycle, make_switch
-    from virtksm.config.load import load
-    from virtksm.model import Occasion, Trigger
+class Switching:
+    """One such command at work."""
 
-    trigger = Trigger(op)
-    config = load(options.config).config
+    def __init__(self, options: argparse.Namespace, op: str, show: Show) -> None:
+        self._options, self._op, self._show = options, op, show
+        self._paths = RuntimePaths(options.runtime_dir, options.state_dir)
+        self._config, self._has_faults = config_or_defaults(options.config)
+        self._named = named_uri(options.connect)
+        self._uri = requested_uri(options.connect)
+        self._done = f"not switched {op}"
+        self._may_turn = True
 
-    def turn(of: str) -> None:
-        own = make_switch(of, config, paths)
-        if trigger is Trigger.OFF:
-            own.turn_off()
-        else:
-            own.turn_on()
-
-    is_turned = not is_alias(uri)
-    if is_turned:
-        turn(uri)
-    try:
-        host = open_host(uri)
-    except LibvirtUnreachable as error:
-        if not is_turned:
+    def run(self) -> ExitCode:
+        """Do all of it; raises as `switch`."""
+        try:
+            if not is_alias(self._uri):
+                self._turn(self._uri)
+            shown = None if self._options.direct else self._through_agent(self._named)
+            text, code = shown or self._directly()
+        except VirtksmError as error:
+            error.message = f"{self._done}: {error.message}"
+            if self._op == "off" and self._is_local and self._may_turn:
+                _warn_if_scanning()
             raise
-        raise LibvirtUnreachable(
-            f"switched {op}, but no pass was possible yet: {error.message}", remedy=error.remedy
-        ) from error
-    if host.uri != uri:  # it was an alias, or written in another way
-        record = None if options.direct else through_agent(paths, host.uri, {"op": op})
-        if record is not None:
-            return record
-        turn(host.uri)
-    return make_cycle(host, config, paths).run(Occasion(triggers=frozenset({trigger}))).as_dict()
+        print(text)
+        return code
+
+    def _turn(self, uri: str) -> None:
+        from virtksm.assemble import make_switch
+        from virtksm.bounded import BoundedCalls
+
+        own = make_switch(uri, self._config, self._paths)
+        self._may_turn = own.may_turn()
+        if not self._may_turn:
+            raise VirtksmError(f"only root may do this (try: sudo virtksm {self._op})")
+        turn = own.turn_off if self._op == "off" else own.turn_on
+        try:
+            BoundedCalls(VirtksmError).run(f"writing {own.path}", turn, self._config.call_timeout_s)
+        except VirtksmError as error:
+            if (own.read() is None) is not (self._op == "on"):
+                raise
+            warn(f"{error}; virtksm counts as switched {self._op} all the same")  # such as a folder in its place
+        self._done = f"switched {self._op}, but no pass was possible yet"
+
+    def _through_agent(self, uri: str | None) -> tuple[str, ExitCode] | None:
+        """Have the agent do it; None if none serves this host, or if it could not, which is said at once."""
+        try:
+            record = through_agent(self._paths, uri, {"op": self._op}, within_s=self._config.call_timeout_s + SLACK_S)
+            if record is None:
+                return None
+            if uri is not None or self._is_here(record):
+                return self._shown(record)
+            trouble = f"serves {record['uri']}, which it has switched {self._op}"
+        except VirtksmError as error:
+            trouble = f"could not do it: {error.message}"
+        except NOT_UNDERSTOOD:
+            trouble = "gave an answer that cannot be understood"
+        warn(f"the agent {trouble[:MOST_SHOWN]}; this is done without it")
+        return None
+
+    def _is_here(self, record: dict[str, Any]) -> bool:
+        """Tell whether an agent's pass was on the host that is meant here; what it calls its host is only compared."""
+        from virtksm.runtime import host_key
+
+        there = host_key(record["uri"], local=record["source"] == "local")
+        return is_alias(self._uri) or there == host_key(self._uri, local=self._is_local)
+
+    @property
+    def _is_local(self) -> bool:
+        from virtksm.assemble import is_this_machine
+
+        return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
+
+    def _directly(self) -> tuple[str, ExitCode]:
+        from virtksm.adapters.state_file import LOCK_WAIT_S
+        from virtksm.assemble import make_cycle
+        from virtksm.model import Occasion, Trigger
+
+        if self._op == "on" and self._has_faults:
+            refused = VirtksmError("the configuration has faults", remedy="virtksm config check")
+            refused.exit_code = ExitCode.USAGE
+            raise refused
+        libvirt = Libvirt(self._config.call_timeout_s)
+        host = libvirt.open(self._uri)
+        if host.uri != self._uri:  # it was an alias, or written in another way
+            shown = None if self._options.direct or self._named is None else self._through_agent(host.uri)
+            if shown is not None:
+                return shown
+            self._turn(host.uri)
+        occasion = Occasion(triggers=frozenset({Trigger(self._op)}))
+        try:
+            cycle = make_cycle(host, self._config, self._paths)
+            record = libvirt.run("pass", lambda: cycle.run(occasion), more_s=LOCK_WAIT_S).as_dict()
+        except VirtksmError:
+            raise
+        except Exception as error:  # a fault of the program's, which must not hide what was done
+            raise VirtksmError(f"{type(error).__name__}: {error}", remedy="report this fault of virtksm's") from error
+        return self._shown(record)
+
+    def _shown(self, record: dict[str, Any]) -> tuple[str, ExitCode]:
+        return self._show(record), ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+
+
+def _warn_if_scanning() -> None:
+    """Say so where this machine's ksmd scans all the same, and what stops it without libvirt and virtksm."""
+    from virtksm.adapters.clock import boottime_s
+    from virtksm.adapters.local_facts import ProcFacts
+
+    kernel = ProcFacts(boottime_s)
+    scans = kernel.ksm_counter("pages_to_scan") != 0 or kernel.advisor_mode() not in (None, "none")
+    if kernel.ksm_counter("run") == 1 and scans:
+        warn(f"ksmd goes on scanning on this machine until a pass is possible; {STOP_AT_ONCE}")

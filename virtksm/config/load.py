@@ -40,8 +40,30 @@ class Loaded:
     files: tuple[str, ...]
 
 
-def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR) -> Loaded:
-    """Load `path` alone, or all layers for None; raises ConfigError with every finding."""
+def load(
+    path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR, asks_groups: bool = True
+) -> Loaded:
+    """Load `path` alone, or all layers for None; raises ConfigError with every finding.
+
+    Who needs no group need not ask for any: a name service (LDAP) may hang.
+    """
+    loaded, findings = _read(path, vendor_dir, admin_dir)
+    if asks_groups:
+        findings += _find_unknown_group(loaded.config, loaded.origins)
+    if findings:
+        raise ConfigError(findings)
+    return loaded
+
+
+def load_or_defaults(
+    path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
+) -> tuple[Config, list[Finding]]:
+    """Load as `load` without groups, for what must work with any configuration: what is faulty has its default."""
+    loaded, findings = _read(path, vendor_dir, admin_dir)
+    return loaded.config, findings
+
+
+def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, list[Finding]]:
     files, findings = find_files(vendor_dir, admin_dir) if path is None else ([path], [])
     values: dict[str, Value] = {}
     origins = dict.fromkeys(all_keys(), DEFAULT)
@@ -52,10 +74,7 @@ def load(path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADM
         origins.update(dict.fromkeys(good, file))
     config = build(values)
     findings += _find_inconsistent(config, origins, findings)
-    findings += _find_unknown_group(config, origins)
-    if findings:
-        raise ConfigError(findings)
-    return Loaded(config=config, origins=origins, files=tuple(files))
+    return Loaded(config=config, origins=origins, files=tuple(files)), findings
 
 
 def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[Finding]]:

@@ -1,0 +1,224 @@
+"""Nothing locks root out: what stops virtksm, and what looks, ends and says so, whatever hangs, is broken or is away.
+
+The table is the promise: each row is a command, each column what it meets. A command that hangs fails by the guard of
+`AgentHome.run`; how long it takes is not judged.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab.ksm import Ksm
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.listening import listening
+from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome
+from virtksm.adapters.state_file import StateFile
+from virtksm.runtime import RuntimePaths
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+BASELINE = (100, 20)
+PARKED = (0, 10_000)
+SHORT = "call_timeout_s = 1\n"
+BROKEN = f'{SHORT}policy = "best"\n'
+SWITCHED = "switched off, but no pass was possible yet"
+
+# `retune` gives an agent a minute for its answer, which no test has.
+PROGRAM = """
+import virtksm.cli.main, virtksm.cli.retune
+virtksm.cli.retune.ANSWER_WITHIN_S = 1
+virtksm.cli.main.run_program()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What is wrong with the world that a command meets; without any of it, neither libvirt nor an agent is there."""
+
+    libvirtd_is_wedged: bool = False
+    agent_is_wedged: bool = False
+    config_is_broken: bool = False
+
+    @contextmanager
+    def run(self, command: str) -> Iterator[tuple[AgentHome, subprocess.CompletedProcess[str]]]:
+        """Run a command in a world of its own that is in this trouble."""
+        with ExitStack() as stack:
+            home = AgentHome(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="va", dir="/tmp"))))
+            home.configure(BROKEN if self.config_is_broken else SHORT)
+            sock = home.folder / "libvirt"
+            if self.libvirtd_is_wedged:
+                stack.enter_context(listening(sock))
+            if self.agent_is_wedged:
+                stack.enter_context(listening(Path(RuntimePaths(str(home.runtime_dir)).control_socket)))
+            _, *arguments = home.command(*command.split(), "--connect", f"qemu:///system?socket={sock}")
+            yield (
+                home,
+                subprocess.run(
+                    [sys.executable, "-c", PROGRAM, *arguments],
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    timeout=2 * HANG_S,
+                ),
+            )
+
+
+TROUBLES = {
+    "no libvirtd": Trouble(),
+    "wedged libvirtd": Trouble(libvirtd_is_wedged=True),
+    "wedged agent": Trouble(agent_is_wedged=True),
+    "broken configuration": Trouble(config_is_broken=True),
+    "all of it": Trouble(libvirtd_is_wedged=True, agent_is_wedged=True, config_is_broken=True),
+}
+CODES = {
+    "off": (3, 3, 3, 3, 3),
+    "off --direct": (3, 3, 3, 3, 3),
+    "on": (3, 3, 3, 2, 2),
+    "restore": (3, 3, 3, 3, 3),
+    "restore --on-exit": (3, 3, 3, 3, 3),
+    "off --verify": (1, 1, 1, 1, 1),
+    "off --fits": (0, 0, 0, 0, 0),
+    "retune": (3, 3, 1, 2, 1),
+    "guests": (3, 3, 3, 2, 2),
+    "headroom": (3, 3, 3, 2, 2),
+    "doctor": (1, 1, 1, 1, 1),
+    "status": (1, 1, 1, 1, 1),
+}
+"""Exit codes in the order of TROUBLES: 1 failed or not verified, 2 configuration, 3 libvirt."""
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_every_command_ends_and_says_by_its_exit_code_what_it_met(ksm: Ksm, trouble: str) -> None:
+    """On a kernel where nothing is merged, so that --fits is 0; all commands at once, as some wait for their limit."""
+    assert ksm.read("pages_shared") == 0
+
+    def meet(command: str) -> tuple[str, int]:
+        with TROUBLES[trouble].run(command) as (home, done):
+            assert "Traceback" not in done.stderr
+            if command in ("off", "off --direct"):
+                assert home.switch.exists(), done.stderr
+                assert SWITCHED in done.stderr
+            if TROUBLES[trouble].config_is_broken and command in ("off", "on", "restore", "restore --on-exit"):
+                assert done.stderr.count(f"{home.config}: policy: is 'best'") == 1
+            return command, done.returncode
+
+    with ThreadPoolExecutor(len(CODES)) as beside:
+        found = dict(beside.map(meet, CODES))
+    column = list(TROUBLES).index(trouble)
+    assert found == {command: codes[column] for command, codes in CODES.items()}
+
+
+def settings(ksm: Ksm) -> tuple[int, int]:
+    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
+
+
+def test_a_real_libvirtd_that_is_frozen_holds_no_command_and_off_holds_when_it_goes_on(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    agent_home.configure(f"{SHORT}{STEPPING_LAW}")
+    assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
+    libvirtd.pause()
+    try:
+        for command in ("off", "restore", "restore --on-exit", "retune", "guests", "headroom"):
+            done = agent_home.run(*command.split(), "--connect", libvirtd.uri)
+            assert (command, done.returncode) == (command, 3)
+            assert "systemctl restart libvirtd" in done.stderr
+        off = agent_home.run("off", "--connect", libvirtd.uri)
+    finally:
+        libvirtd.resume()
+    assert SWITCHED in off.stderr
+    assert "ksmd goes on scanning on this machine until a pass is possible" in off.stderr
+    assert "echo 0 > /sys/kernel/mm/ksm/run" in off.stderr
+    agent_home.configure(STEPPING_LAW)
+    assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
+    assert settings(ksm) == PARKED
+
+
+def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
+    ksm: Ksm, agent_home: AgentHome, start_agent: AgentFactory
+) -> None:
+    agent = start_agent(f"{SHORT}{STEPPING_LAW}")
+    agent.signal(signal.SIGSTOP)
+    try:
+        off = agent_home.run("off", "--connect", agent.uri)
+        assert (off.returncode, settings(ksm)) == (0, PARKED)
+        assert "the agent could not do it" in off.stderr
+        assert "this is done without it" in off.stderr
+    finally:
+        agent.signal(signal.SIGCONT)
+    assert agent.step()["decision"]["rule"] == "switched_off"
+    assert settings(ksm) == PARKED
+    on = agent_home.run("on", "--connect", agent.uri)
+    assert (on.returncode, on.stderr) == (0, "")
+    assert agent.stop() == 0
+    assert settings(ksm) == BASELINE
+
+
+@pytest.mark.parametrize("direct", [[], ["--direct"]])
+def test_a_pass_that_never_ends_keeps_nobody_from_the_switch(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome, direct: list[str]
+) -> None:
+    ksm.write(pages_to_scan=7)
+    with StateFile(RuntimePaths(str(agent_home.runtime_dir)), "local").locked():
+        done = agent_home.run("off", *direct, "--connect", libvirtd.uri)
+    assert done.returncode == 1
+    assert f"{SWITCHED}: another virtksm pass holds" in done.stderr
+    assert "ksmd goes on scanning" in done.stderr
+    assert agent_home.switch.exists()
+
+
+def test_agents_that_lie_keep_nobody_from_parking(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    control = Path(RuntimePaths(str(agent_home.runtime_dir)).control_socket)
+    for answer in (b"[]\n", b'{"ok": false, "error": "too many clients"}\n', b'{"ok": true, "pass": {"sensed": 3}}\n'):
+        ksm.write(pages_to_scan=100, sleep_millisecs=20)
+        with listening(control, answer):
+            done = agent_home.run("off", "--connect", libvirtd.uri)
+        control.unlink()
+        assert (done.returncode, settings(ksm)) == (0, PARKED)
+        assert "this is done without it" in done.stderr
+        agent_home.switch.unlink()
+        shutil.rmtree(agent_home.runtime_dir)
+
+
+def test_a_broken_configuration_keeps_nobody_from_off_restore_and_their_proof(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
+    agent_home.configure("[[")
+    off = agent_home.run("off", "--connect", libvirtd.uri)
+    assert (off.returncode, settings(ksm)) == (0, PARKED)
+    assert off.stderr.startswith("virtksm: warning: the configuration has faults")
+    assert len(off.stderr.splitlines()) == 1
+    assert agent_home.run("off", "--fits").returncode == 0
+    verified = agent_home.run("off", "--verify", "--json")
+    assert (verified.returncode, json.loads(verified.stdout)["doubts"]) == (0, [])
+    on = agent_home.run("on", "--connect", libvirtd.uri)
+    assert (on.returncode, settings(ksm)) == (2, PARKED)
+    restored = agent_home.run("restore", "--on-exit", "--json", "--connect", libvirtd.uri)
+    assert (restored.returncode, json.loads(restored.stdout)["action"]) == (0, "restore")
+    assert settings(ksm) == BASELINE
+
+
+def test_two_who_switch_off_at_once_both_do(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    """The race itself is test_state_file's; this is the whole of it, in processes."""
+    for _ in range(5):
+        commands = [
+            subprocess.Popen(
+                agent_home.command("off", "--connect", libvirtd.uri), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            for _ in range(2)
+        ]
+        assert [(command.communicate(timeout=HANG_S)[1], command.returncode) for command in commands] == [(b"", 0)] * 2
+        agent_home.switch.unlink()
