@@ -27,7 +27,8 @@ REMEDIES: Mapping[Cause, str] = {
     "access driver polkit org.libvirt.api.connect.write (docs/security.md)",
     Cause.UNSUPPORTED: "this kernel or libvirt driver does not offer the parameter",
     Cause.UNKNOWN: "see the libvirt daemon's log; on kernels from 6.8 the KSM advisor may be on "
-    "(/sys/kernel/mm/ksm/advisor_mode on the host), or libvirt's daemon may not write to /sys",
+    "(/sys/kernel/mm/ksm/advisor_mode on the host), or libvirt's daemon may not write to /sys: "
+    "read-only in a container, or SELinux denies it (ausearch -m avc)",
 }
 
 

@@ -1,9 +1,9 @@
-"""The race of issue 3: virtksm's policies against the real ksmtuned and the kernel's advisor, on one machine, in turn.
+"""The race: virtksm's policies against the real ksmtuned and the kernel's advisor, on one machine, in turn.
 
 In: works, contenders, an output folder. Out: a JSON record a run, report.md and a picture a work in that folder, and
 exit code 1 if a run failed or a goal is missed. Started by script/bench, which locks and restores KSM. Reading order:
 works (what happens to guests), contenders and peers (who tunes KSM), run (one contender over one work), measures and
-rules (what is compared), goals (issue 3's table), report.
+rules (what is compared), goals (the table of goals), report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The race's report, as Markdown: machine, contenders, each work's figures and goals, and issue 3's table.
+"""The race's report, as Markdown: machine, contenders, each work's figures and goals, and the table of goals.
 
 Pure: records in, text out. What the words mean is in measures.py and rules.py, and told in short at the report's head.
 """
@@ -128,7 +128,7 @@ def neighbour_cells(run: Figures) -> tuple[str, ...]:
 
 
 def write_goals(measured: Iterable[Results]) -> str:
-    """Write issue 3's table: measured, goal, met or not, work by work."""
+    """Write the table of goals: measured, goal, met or not, work by work."""
     rows = [
         (results.work, verdict.column, verdict.measured, verdict.goal, verdict.word)
         for results in measured

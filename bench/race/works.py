@@ -1,6 +1,6 @@
 """The works of the race: which guests start and stop when, each in its full size and for --quick.
 
-Pure. Numbers are issue 3's. Guests are made of small pages alone (`huge_pages=False` of the private libvirtd), so that
+Pure. Guests are made of small pages alone (`huge_pages=False` of the private libvirtd), so that
 KSM's counters see every page, and so that no contender pays for splitting huge pages.
 """
 
@@ -185,7 +185,7 @@ def stop(scale: Scale) -> Work:
 
 
 def list_works(*, quick: bool) -> Mapping[str, Work]:
-    """Tell all works by name: issue 3's, or smaller and shorter ones."""
+    """Tell all works by name: the race's, or smaller and shorter ones."""
     if quick:
         works = (
             storm(Scale(guests=4, memory_mib=320, every_s=2.0, length_s=30.0)),

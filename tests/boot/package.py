@@ -77,6 +77,17 @@ time.sleep(600)
 """
 MEMORY_KSM = 254
 """The first systemd that knows MemoryKSM=."""
+QEMU_KVM = """\
+[Unit]
+Description=QEMU KVM preparation - module, ksm, hugepages
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'sleep 1; echo 0 >/sys/kernel/mm/ksm/run'
+[Install]
+WantedBy=multi-user.target
+"""
+"""Of the shape of Ubuntu's, with the switch the wrong way round and a second's work, so that the order shows."""
 IDLE = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=0\nKSM_THRES_CONST=1\n"
 BUSY = "KSM_MONITOR_INTERVAL=1\nKSM_THRES_COEF=100\n"
 
@@ -131,6 +142,21 @@ def takes_over() -> None:
     claim(ksm("run") == 1, f"run is {ksm('run')}")
     claim(agents_baseline() == KERNELS, agents_baseline())
     claim(shown("ksmtuned.service", "LoadState") == "not-found", "ksmtuned is still there")
+    claim("virtksm: KSM is switched on, now and at every boot" in said, said)
+
+
+def complaints() -> dict[str, str]:
+    """Return what `virtksm doctor` finds in the way."""
+    return {check: verdict for check, verdict in doctor().items() if verdict in ("WARN", "FAIL")}
+
+
+def installs_without_ksm(why: str) -> None:
+    """Install the package anew, and claim that KSM stays off and that this is said."""
+    (KSM / "run").write_text("0", encoding="ascii")
+    said = install(PACKAGES[1])
+    wait(lambda: is_active("virtksm.service"), "the agent")
+    claim(why in said, said)
+    claim(ksm("run") == 0, f"run is {ksm('run')}")
 
 
 # --- the claims, in this order ---------------------------------------------------------------------------------------
@@ -145,6 +171,11 @@ def from_idle() -> None:
     install_ksmtuned(IDLE)
     wait(lambda: ksm("run") == 0, "ksmtuned to be idle")
     takes_over()
+
+
+def is_clean() -> None:
+    """right after the installation `virtksm doctor` finds nothing in the way"""
+    claim(not complaints(), complaints())
 
 
 def and_back() -> None:
@@ -318,6 +349,76 @@ def version(package: Path) -> str:
     return package.name.split("_")[1]
 
 
+def upgrade_leaves_ksm_off() -> None:
+    """an upgrade leaves KSM off where it was switched off, and a package that is not upgraded is not asked again"""
+    (KSM / "run").write_text("0", encoding="ascii")
+    said = apt("install", "--reinstall", str(PACKAGES[1]))
+    wait(lambda: is_active("virtksm.service"), "the agent")
+    claim(ksm("run") == 0, f"run is {ksm('run')}: {said}")
+    claim("virtksm: KSM" not in said, said)
+    run("systemctl", "is-enabled", "virtksm-ksm.service")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("run") == 1, "KSM is off")
+
+
+def leaves_real_time_alone() -> None:
+    """where tuned's cpu-partitioning keeps KSM off, nothing of ours switches it on, and doctor says which is to go"""
+    apt("install", "tuned")
+    run("systemctl", "stop", "tuned.service")
+    Path("/etc/tuned/active_profile").write_text("cpu-partitioning\n", encoding="ascii")
+    (KSM / "run").write_text("0", encoding="ascii")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("run") == 0, f"run is {ksm('run')}")
+    found = complaints()
+    claim((found.get("tuned"), found.get("ksm_run")) == ("WARN", None), found)
+    claim("switches it off" in run("virtksm", "doctor", "--kept-off", fails=True), "not kept off")
+    said = run("/bin/sh", "-c", "virtksm doctor || true")
+    claim("systemctl disable --now virtksm.service" in said, said)
+    apt("remove", "virtksm")
+    installs_without_ksm("virtksm: KSM stays off: tuned's profile cpu-partitioning")
+    Path("/etc/tuned/active_profile").write_text("throughput-performance\n", encoding="ascii")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("run") == 1, "another profile does not let KSM be switched on")
+    apt("purge", "tuned")
+
+
+def leaves_a_choice_alone() -> None:
+    """a masked ksm.service and a line of tmpfiles.d keep KSM off, too"""
+    line = Path("/etc/tmpfiles.d/no-ksm.conf")
+    for keep, release in (
+        (lambda: run("systemctl", "mask", "ksm.service"), lambda: run("systemctl", "unmask", "ksm.service")),
+        (lambda: line.write_text("w /sys/kernel/mm/ksm/run - - - - 0\n", encoding="ascii"), line.unlink),
+    ):
+        keep()
+        (KSM / "run").write_text("0", encoding="ascii")
+        run("systemctl", "start", "virtksm-ksm.service")
+        claim(ksm("run") == 0, f"run is {ksm('run')}")
+        release()
+        run("systemctl", "start", "virtksm-ksm.service")
+        claim(ksm("run") == 1, "KSM is off")
+
+
+def goes_after_ubuntus() -> None:
+    """a qemu-kvm.service as Ubuntu's that still starts goes first: KSM is on afterwards, and doctor knows the unit"""
+    unit = Path("/etc/systemd/system/qemu-kvm.service")
+    unit.write_text(QEMU_KVM, encoding="ascii")
+    Path("/etc/default/qemu-kvm").write_text("KSM_ENABLED=1\nSLEEP_MILLISECS=200\n", encoding="ascii")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "enable", "qemu-kvm.service")
+    run("systemctl", "start", "qemu-kvm.service", "virtksm-ksm.service")  # two jobs: the second waits or does not
+    claim(ksm("run") == 1, f"run is {ksm('run')}")
+    claim(doctor()["qemu_kvm"] == "PASS", doctor()["qemu_kvm"])
+    Path("/etc/default/qemu-kvm").write_text("KSM_ENABLED=0\n", encoding="ascii")
+    claim(doctor()["qemu_kvm"] == "WARN", doctor()["qemu_kvm"])
+    run("systemctl", "disable", "--now", "qemu-kvm.service")
+    unit.unlink()
+    Path("/etc/default/qemu-kvm").unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm.service")
+    wait(is_parked, "being parked")
+
+
 def without_an_agent() -> None:
     """virtksm-retune.socket in the agent's place: a guest's start leads to one pass, and its end gives settings back"""
     DROP_IN.write_text('policy = "ksmtuned"\n[ksmtuned]\nthres_coef = 100\n', encoding="utf-8")
@@ -373,8 +474,9 @@ def stays_off() -> None:
     said = apt("remove", "virtksm")
     claim("virtksm is switched off" in said, said)
     claim(is_parked() and ksm("run") == 0, f"{settings()}, run is {ksm('run')}")
-    install(PACKAGES[1])
+    said = install(PACKAGES[1])
     claim(ksm("run") == 0, f"run is {ksm('run')}, and it is off")
+    claim("virtksm: KSM stays off: it is switched off, until virtksm on" in said, said)
     wait(lambda: is_active("virtksm.service"), "the agent")
     retune()
     claim(status()["off"], "it is no longer off")
@@ -396,8 +498,41 @@ def purged() -> None:
     claim(guests == [f"boot{number}" for number in range(1, 8)], guests)
 
 
+def preset_says_no() -> None:
+    """a preset that disables virtksm-ksm.service keeps KSM off, which is said; an account that was there stays"""
+    preset = Path("/etc/systemd/system-preset/10-no-ksm.preset")
+    preset.parent.mkdir(parents=True, exist_ok=True)
+    preset.write_text("disable virtksm-ksm.service\n", encoding="ascii")
+    run("useradd", "--system", "--user-group", "--no-create-home", "--comment", "somebody's", "virtksm")
+    installs_without_ksm("virtksm: KSM stays as it is")
+    run("systemctl", "is-enabled", "virtksm-ksm.service", fails=True)
+    preset.unlink()
+    apt("purge", "virtksm")
+    claim(pwd.getpwnam("virtksm").pw_gecos == "somebody's", "another account")
+    run("userdel", "virtksm")
+    claim(not traces(), traces())
+
+
+def answer_says_no() -> None:
+    """so does debconf's answer, given beforehand; dpkg-reconfigure changes it"""
+    seed("false")
+    installs_without_ksm("virtksm: KSM stays as it is")
+    run("systemctl", "is-enabled", "virtksm-ksm.service", fails=True)
+    seed("true")
+    run("dpkg-reconfigure", "virtksm")
+    claim(ksm("run") == 1, f"run is {ksm('run')}")
+    run("systemctl", "is-enabled", "virtksm-ksm.service")
+    apt("purge", "virtksm")
+    claim(not traces(), traces())
+
+
+def seed(answer: str) -> None:
+    run("/bin/sh", "-c", f"echo virtksm virtksm/switch-ksm-on boolean {answer} | debconf-set-selections")
+
+
 CLAIMS: tuple[Callable[[], None], ...] = (
     from_idle,
+    is_clean,
     and_back,
     from_busy,
     takes_its_settings,
@@ -409,12 +544,18 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     survives_libvirtd,
     sees_memory_of_others,
     upgrades_under_load,
+    upgrade_leaves_ksm_off,
+    leaves_a_choice_alone,
+    goes_after_ubuntus,
     without_an_agent,
     and_with_one_again,
     removed,
     comes_back,
     stays_off,
+    leaves_real_time_alone,
     purged,
+    preset_says_no,
+    answer_says_no,
 )
 
 if __name__ == "__main__":

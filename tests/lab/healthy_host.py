@@ -9,9 +9,10 @@ from pathlib import Path
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import HOOK, SOCKET_UNIT
 from virtksm.doctor.checks.kernel import SWITCH_UNIT
-from virtksm.doctor.checks.writers import UNITS
+from virtksm.doctor.checks.writers import AGENT_UNIT, UNITS
 from virtksm.doctor.facts import (
     AgentSeen,
+    Boot,
     Daemon,
     Facts,
     Folders,
@@ -32,6 +33,7 @@ from virtksm.ownership import HostState
 
 URI = "qemu:///system"
 ABSENT = Unit(is_installed=False, is_enabled=False)
+ENABLED = Unit(is_installed=True, is_enabled=True)
 HOOK_FILE = HookFile(path=HOOK, is_executable=True, is_roots=True, changed_s=5000.0)
 GUEST = Guest(uuid="u1", name="web", domain_id=1)
 VAULT = Guest(uuid="u2", name="vault", domain_id=2)
@@ -69,10 +71,16 @@ HERE = Here(
     kernel=KERNEL,
     processes=frozenset({"systemd", "libvirtd"}),
     booted=True,
-    units=dict.fromkeys((*UNITS, SWITCH_UNIT, SOCKET_UNIT), ABSENT),
+    units={
+        **dict.fromkeys((*UNITS, SWITCH_UNIT, SOCKET_UNIT), ABSENT),
+        **dict.fromkeys((AGENT_UNIT, SWITCH_UNIT), ENABLED),
+    },
     tuned=Tuned(profiles=("virtual-host",), ksm_in=None),
+    boot=Boot(),
     daemon=DAEMON,
     hooks=Hooks(files=(HOOK_FILE,), program="/usr/bin/virtksm", apparmor_is_on=False, selinux_enforces=False),
+    has_agent_user=True,
+    agent_rule="/usr/share/polkit-1/rules.d/50-virtksm.rules",
 )
 LIBVIRT = Libvirt(
     uri=URI,
@@ -126,7 +134,7 @@ def with_own(**changed: object) -> Facts:
     return replace(HEALTHY, own=replace(OWN, **changed))  # type: ignore[arg-type]  # as above
 
 
-STATUS = "Name:\t{name}\nUmask:\t0022\nPid:\t{pid}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
+STATUS = "Name:\t{name}\nUmask:\t0022\nPid:\t{pid}\nPPid:\t1\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
 STARTED_TICKS = 100_000
 UPTIME_S = 6000.0
 """With 100 ticks a second the daemon is 5,000 s old."""
@@ -153,6 +161,13 @@ FILES: Mapping[str, str] = {
     "proc/50/comm": "libvirtd\n",
     "proc/50/stat": f"50 (libvirtd) S {' '.join(['0'] * 18)} {STARTED_TICKS} 0 0\n",
     "proc/50/mountinfo": "1 0 254:0 / / rw,relatime - ext4 /dev/vda rw\n2 1 0:5 / /sys rw,nosuid - sysfs sysfs rw\n",
+    "run/systemd/system/x.conf": "",
+    "etc/systemd/system/multi-user.target.wants/virtksm.service": "",
+    "etc/systemd/system/multi-user.target.wants/virtksm-ksm.service": "",
+    "usr/lib/systemd/system/virtksm.service": "[Unit]\n",
+    "usr/lib/systemd/system/virtksm-ksm.service": "[Unit]\n",
+    "usr/share/polkit-1/rules.d/50-virtksm.rules": 'subject.user == "virtksm"\n',
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nvdsm:x:36:36::/:/bin/sh\nvirtksm:x:990:990::/:/bin/sh\n",
     "etc/tuned/active_profile": "virtual-host\n",
     "usr/lib/tuned/virtual-host/tuned.conf": "[main]\ninclude=throughput\n[sysctl]\nvm.swappiness=10\n",
     "usr/lib/tuned/throughput/tuned.conf": "[main]\nsummary=fast\n",

@@ -29,9 +29,19 @@ MORE_FILES = (
     "sys/fs/selinux/enforce",
     "usr/lib/systemd/system/ksmtuned.service",
     "usr/lib/systemd/system/x.wants/ksmtuned.service",
+    "etc/tmpfiles.d/a.conf",
+    "etc/sysfs.conf",
+    "etc/rc.local",
+    "etc/cron.d/a",
+    "etc/default/qemu-kvm",
+    "etc/systemd/system/x.wants/mine.service",
+    "etc/systemd/system/mine.service",
+    "sys/fs/cgroup/system.slice/momd.service/cgroup.procs",
 )
 words = st.sampled_from(
     ["[", "]", "-", "0-1", ",", "9" * 25, "kB\n", "MemTotal: ", " / /sys ro - x y rw", "\0", "Name:\t", "Uid:\t0\t0\t",
+     "/sys/kernel/mm/ksm/", "run", "advisor_mode ", "echo 0 > ", "w ", " - - - - 0\n", "ExecStart=",
+     "${f:virt_check:a:b}",
      "1\n", "include=", "ksm", "٣", STATUS.format(name="ksmtuned", pid=1, uid=0), "50 (x) ", "0 " * 25, "\x1b[2J", "\n"]
 )  # fmt: skip
 contents = st.lists(words | st.text(max_size=4), max_size=12).map("".join)

@@ -19,6 +19,7 @@ import pytest
 from tests.lab.fixtures import REPO
 from tests.lab.ksm import KsmLock, KsmState, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.runtime import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 
 pytestmark = pytest.mark.real
 
@@ -58,12 +59,14 @@ def demonstration(output: Path, *options: str) -> Iterator[Demo]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """Compare KSM's settings, the throwaway folders and the guests' processes after the test with those before."""
+    """Compare KSM's settings, virtksm's and throwaway folders, and guests' processes after the test with before."""
 
-    def read() -> tuple[dict[str, str], set[Path], set[int]]:
+    def read() -> tuple[dict[str, str], set[tuple[Path, int, int]], set[int]]:
         with KsmLock():
             values = KsmState.save().values
-        folders = set(Path("/tmp").glob("vkd.*"))
+        kept = [path for folder in (DEFAULT_STATE_DIR, DEFAULT_RUNTIME_DIR) for path in Path(folder).rglob("*")]
+        looked = [(path, path.lstat()) for path in (*Path("/tmp").glob("vkd.*"), *kept)]
+        folders = {(path, status.st_mtime_ns, status.st_size) for path, status in looked}
         guests = {one.pid for one in psutil.process_iter(["name"]) if one.info["name"].startswith("qemu-system")}
         return {name: values[name] for name in HANDED_BACK if name in values}, folders, guests
 

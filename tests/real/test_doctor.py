@@ -58,9 +58,11 @@ def test_with_an_agent_and_nothing_in_the_way_it_is_all_well(start_agent: AgentF
 
 
 def test_it_changes_nothing(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    before = KsmFiles.save()
+    before, logged = KsmFiles.save(), libvirtd.log.read_text(encoding="utf-8")
     examine(agent_home, libvirtd.uri)
     assert KsmFiles.save() == before
+    open_host(libvirtd.uri).version()  # when that is answered, the daemon has seen the doctor leave
+    assert libvirtd.log.read_text(encoding="utf-8") == logged, "a connection that ends in its midst is logged"
     assert sorted(path.name for path in agent_home.folder.iterdir()) == ["virtksm.toml"]
 
 

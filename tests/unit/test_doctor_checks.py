@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from tests.lab.healthy_host import (
+    ABSENT,
     AGENT,
     DAEMON,
+    ENABLED,
     GUEST,
     HEALTHY,
     HERE,
@@ -27,8 +29,21 @@ from tests.lab.healthy_host import (
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.checks.hook import SOCKET_UNIT
+from virtksm.doctor.checks.kept_off import QEMU_KVM_FILE
 from virtksm.doctor.checks.kernel import SWITCH_UNIT
-from virtksm.doctor.facts import Facts, Folders, Guests, Hooks, Swap, Tuned, Unit, Unknown, Unreachable
+from virtksm.doctor.facts import (
+    Boot,
+    BootSetting,
+    Facts,
+    Folders,
+    Guests,
+    Hooks,
+    Swap,
+    Tuned,
+    Unit,
+    Unknown,
+    Unreachable,
+)
 from virtksm.doctor.finding import Outcome, Verdict, worst
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
@@ -40,7 +55,10 @@ from virtksm.switch import SwitchedOff
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
 UNREADABLE = Unknown(why="/some/file: Permission denied")
 INSTALLED = Unit(is_installed=True, is_enabled=False)
-ENABLED = Unit(is_installed=True, is_enabled=True)
+MASKED = replace(INSTALLED, is_masked=True)
+RUNNING = replace(INSTALLED, is_running=True)
+REAL_TIME = Tuned(profiles=("cpu-partitioning",), ksm_in="/x/script.sh", keeps_off=True)
+UNREACHABLE = Unreachable(why="no", remedy="start it")
 ALWAYS = replace(OWN, configuration=Config(adaptive=AdaptiveParams(engage="always")))
 GIB = 1024 * 1024
 OTHERS = OthersMemory(kib=2 * GIB, processes=3, unread=0)
@@ -57,6 +75,31 @@ def units(**states: Unit) -> dict[str, Unit]:
     return {**HERE.units, **{name.replace("_", "-") + ".service": state for name, state in states.items()}}
 
 
+def off(**changed: object) -> Facts:
+    """Return facts of a host whose KSM is off, and these of Here."""
+    return with_here(kernel=replace(KERNEL, numbers={**KERNEL.numbers, "run": 0}), **changed)
+
+
+def at_boot(file: str, name: str, value: str | None, *, is_declared: bool = True) -> Boot:
+    return Boot(settings=(BootSetting(file=file, name=name, value=value, is_declared=is_declared),))
+
+
+def nodes(**configuration: object) -> Facts:
+    """Return facts of a host with two NUMA nodes and this configuration, written down."""
+    own = replace(
+        OWN,
+        configuration=Config(**configuration),  # type: ignore[arg-type]  # tests name fields
+        keys_set=frozenset({"adaptive.merge_across_nodes"}),
+    )
+    return replace(with_kernel(memory_nodes=2), own=own)
+
+
+def refused_under(context: str, refusal: str) -> Facts:
+    hooks = replace(HERE.hooks, selinux_enforces=True)
+    facts = with_here(daemon=replace(DAEMON, confined_by=context), hooks=hooks)
+    return replace(facts, own=replace(OWN, agent=replace(AGENT, refusal=refusal)))
+
+
 def running(*names: str) -> Facts:
     return with_here(processes=frozenset(names))
 
@@ -67,6 +110,12 @@ def without_agent(facts: Facts) -> Facts:
 
 def with_agent(**changed: object) -> Facts:
     return with_own(agent=replace(AGENT, **changed))  # type: ignore[arg-type]  # tests name fields
+
+
+def yielded(**numbers: int) -> Facts:
+    """Return facts of a host whose agent has yielded, with these numbers of another's in the kernel."""
+    kernel = replace(KERNEL, numbers={**KERNEL.numbers, **numbers})
+    return replace(with_agent(outcome="yielded"), here=replace(HERE, kernel=kernel))
 
 
 def with_xml(web: GuestXml, vault: GuestXml, **config: tuple[str, ...]) -> Facts:
@@ -122,7 +171,34 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("ksm_run", with_numbers(run=7), WARN, "cannot tell: run is 7"),
     ("ksm_run", with_numbers(run=None), WARN, "cannot tell: run is None"),
     ("ksm_run", with_kernel(has_ksm=False), INFO, "no KSM in this kernel"),
+    ("ksm_run", off(units=units(ksm=MASKED)), INFO, "KSM is kept off: ksm.service is masked"),
+    ("ksm_run", off(tuned=REAL_TIME, units=units(tuned=ENABLED)), INFO, "tuned's profile cpu-partitioning"),
+    ("ksm_run", off(tuned=REAL_TIME), FAIL, "nothing merges"),
+    ("ksm_run", off(boot=at_boot("/etc/tmpfiles.d/k.conf", "run", "0")), INFO, "/etc/tmpfiles.d/k.conf switches it"),
+    ("ksm_run", off(boot=at_boot("/etc/rc.local", "run", "0", is_declared=False)), FAIL, "nothing merges"),
+    ("ksm_run", off(boot=at_boot(QEMU_KVM_FILE, "run", "0")), FAIL, "nothing merges"),
+    ("ksm_run", off(boot=at_boot(QEMU_KVM_FILE, "run", "0"), units=units(qemu_kvm=ENABLED)), INFO, QEMU_KVM_FILE),
+    ("ksm_boot", HEALTHY, PASS, "virtksm-ksm.service"),
+    ("ksm_boot", with_here(units=units(virtksm_ksm=INSTALLED)), WARN, "no unit or file is seen"),
+    ("ksm_boot", with_here(units=units(virtksm_ksm=INSTALLED, ksm=ENABLED)), PASS, "ksm.service"),
+    (
+        "ksm_boot",
+        with_here(units=units(virtksm_ksm=ABSENT), boot=at_boot("/etc/sysfs.conf", "run", "1")),
+        PASS,
+        "/etc/sysfs.conf",
+    ),
+    ("ksm_boot", with_here(units=units(ksm=MASKED)), WARN, "kept off at the next boot: ksm.service is masked"),
+    ("ksm_boot", with_here(booted=False), INFO, "no systemd"),
+    ("ksm_boot", with_numbers(run=0), INFO, "it is off"),
     ("advisor", HEALTHY, PASS, "advisor_mode is none"),
+    (
+        "advisor",
+        with_here(
+            kernel=replace(KERNEL, advisor_mode="scan-time"), boot=at_boot("/x.conf", "advisor_mode", "scan-time")
+        ),
+        FAIL,
+        "/x.conf sets advisor_mode to scan-time at boot",
+    ),
     ("advisor", with_kernel(advisor_mode=None), PASS, "this kernel has none"),
     ("advisor", with_kernel(advisor_mode="scan-time"), FAIL, "the kernel refuses pages_to_scan"),
     ("max_page_sharing", HEALTHY, PASS, "is 256"),
@@ -140,15 +216,10 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("huge_pages", with_kernel(huge_pages=UNREADABLE), WARN, "cannot tell"),
     ("numa", HEALTHY, PASS, "one NUMA node"),
     ("numa", with_kernel(memory_nodes=2), WARN, "merge_across_nodes is 1 with 2 NUMA nodes"),
-    (
-        "numa",
-        replace(
-            with_kernel(memory_nodes=2),
-            own=replace(OWN, configuration=Config(adaptive=AdaptiveParams(merge_across_nodes="always"))),
-        ),
-        INFO,
-        "the configuration asks",
-    ),
+    ("numa", nodes(adaptive=AdaptiveParams(merge_across_nodes="always")), INFO, "the configuration asks"),
+    ("numa", nodes(adaptive=AdaptiveParams(merge_across_nodes="keep")), INFO, "or to leave that as it is"),
+    ("numa", nodes(adaptive=AdaptiveParams(merge_across_nodes="never")), WARN, "is 1 with 2"),
+    ("numa", nodes(policy="ksmtuned"), WARN, "is 1 with 2"),
     (
         "numa",
         with_kernel(memory_nodes=2, numbers={**KERNEL.numbers, "merge_across_nodes": 0}),
@@ -200,6 +271,11 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("sys_writable", with_here(daemon=replace(DAEMON, sees_sys_read_only=True)), FAIL, "sees /sys read-only"),
     ("sys_writable", with_here(daemon=None), INFO, "embedded"),
     ("sys_writable", with_here(daemon=UNREADABLE), WARN, "cannot tell"),
+    ("sys_writable", replace(with_here(daemon=UNREADABLE), libvirt=UNREACHABLE), INFO, "no connection to libvirt"),
+    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, unknown"), WARN, "confines it (virtqemud_t)"),
+    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, advisor on"), PASS, "(virtqemud_t), and has"),
+    ("sys_writable", refused_under("u:r:virtd_t:s0", "pages_to_scan, unknown"), PASS, "writable"),
+    ("sys_writable", refused_under("u:r:unconfined_t:s0", "pages_to_scan, unknown"), PASS, "writable"),
     ("ksmtuned", HEALTHY, PASS, "neither installed nor running"),
     ("ksmtuned", running("ksmtuned"), FAIL, "ksmtuned runs"),
     ("ksmtuned", with_here(units=units(ksmtuned=ENABLED)), WARN, "after the next boot"),
@@ -220,11 +296,49 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         "it may stop or set KSM",
     ),
     ("tuned", with_here(tuned=Tuned(profiles=("rt",), ksm_in="/x/script.sh")), PASS, "neither runs nor is enabled"),
+    ("tuned", with_here(tuned=REAL_TIME, units=units(tuned=RUNNING)), WARN, "virtksm has nothing to do here"),
+    (
+        "tuned",
+        with_here(tuned=Tuned(profiles=("own",), ksm_in=None, unknown_includes=("${f:x}",))),
+        WARN,
+        "cannot tell: profile own includes ${f:x}",
+    ),
     ("mom", HEALTHY, PASS, "neither installed nor running"),
     ("mom", running("momd"), WARN, "momd runs"),
+    ("mom", running("supervdsmd"), WARN, "supervdsmd runs"),
+    ("mom", with_here(units=units(mom_vdsm=RUNNING)), WARN, "mom-vdsm.service runs"),
     ("mom", with_here(units=units(mom_vdsm=ENABLED)), WARN, "mom-vdsm.service is enabled"),
     ("virt_handler", HEALTHY, PASS, "does not run"),
     ("virt_handler", running("virt-handler"), WARN, "ksmConfiguration"),
+    ("node_manager", HEALTHY, PASS, "does not run"),
+    ("node_manager", running("harvester-node-"), WARN, "harvester-node-manager runs"),
+    ("ksm_throttler", HEALTHY, PASS, "neither installed nor running"),
+    ("ksm_throttler", running("kata-ksm-thrott"), FAIL, "kata-ksm-throttler runs"),
+    ("ksm_throttler", with_here(units=units(kata_ksm_throttler=ENABLED)), WARN, "after the next boot"),
+    ("qemu_kvm", HEALTHY, PASS, "not installed"),
+    ("qemu_kvm", with_here(units=units(qemu_kvm=INSTALLED)), PASS, "not enabled"),
+    ("qemu_kvm", with_here(units=units(qemu_kvm=ENABLED)), PASS, "before virtksm"),
+    (
+        "qemu_kvm",
+        with_here(units=units(qemu_kvm=ENABLED), boot=at_boot(QEMU_KVM_FILE, "run", "0")),
+        WARN,
+        "KSM_ENABLED=0",
+    ),
+    ("boot", HEALTHY, PASS, "none found"),
+    (
+        "boot",
+        with_here(boot=at_boot("/x.conf", "advisor_mode", "scan-time")),
+        WARN,
+        "/x.conf sets advisor_mode to scan",
+    ),
+    ("boot", with_here(boot=at_boot("/x.conf", "advisor_mode", "none")), PASS, "none found"),
+    ("boot", with_here(boot=at_boot("/x.conf", "run", "0")), WARN, "/x.conf sets run to 0"),
+    ("boot", with_here(boot=at_boot("/x.conf", "run", "1")), PASS, "none found"),
+    ("boot", with_here(boot=at_boot("/x.sh", "run", None, is_declared=False)), WARN, "/x.sh sets run at boot"),
+    ("boot", with_here(boot=at_boot("/x.conf", "pages_to_scan", "500")), PASS, "none found"),
+    ("boot", with_here(boot=at_boot("/x.sh", "pages_to_scan", "500", is_declared=False)), WARN, "pages_to_scan to 500"),
+    ("boot", with_here(boot=at_boot("/x.conf", "merge_across_nodes", "0")), PASS, "none found"),
+    ("boot", with_here(boot=Boot(unread=("/var/spool/cron/root: no",))), INFO, "not all could be read: /var/spool"),
     ("hook_installed", HEALTHY, PASS, "qemu.d/virtksm"),
     ("hook_installed", with_hooks(files=()), INFO, "needed only where no agent runs"),
     (
@@ -239,9 +353,20 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_roots=False),)), FAIL, "others than root"),
     ("hook_executable", with_hooks(files=()), INFO, "no hook is installed"),
     ("hook_seen", HEALTHY, PASS, "has started since"),
-    ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.0),)), WARN, "newer than libvirtd (pid 50)"),
+    ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.0),)), INFO, "an agent hears of guests without"),
+    (
+        "hook_seen",
+        without_agent(with_hooks(files=(replace(HOOK_FILE, changed_s=999.0),))),
+        WARN,
+        "newer than libvirtd (pid 50)",
+    ),
     ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.96),)), PASS, "has started since"),
-    ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.94),)), WARN, "newer than libvirtd"),
+    (
+        "hook_seen",
+        without_agent(with_hooks(files=(replace(HOOK_FILE, changed_s=999.94),))),
+        WARN,
+        "newer than libvirtd",
+    ),
     (
         "hook_seen",
         with_hooks(
@@ -255,10 +380,12 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ),
     (
         "hook_seen",
-        with_hooks(
-            files=(
-                replace(HOOK_FILE, changed_s=1.0),
-                replace(HOOK_FILE, path="/etc/libvirt/hooks/qemu", changed_s=2000.0, is_executable=False),
+        without_agent(
+            with_hooks(
+                files=(
+                    replace(HOOK_FILE, changed_s=1.0),
+                    replace(HOOK_FILE, path="/etc/libvirt/hooks/qemu", changed_s=2000.0, is_executable=False),
+                )
             )
         ),
         WARN,
@@ -266,6 +393,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ),
     ("hook_seen", with_here(daemon=replace(DAEMON, age_s=UNREADABLE)), WARN, "cannot tell"),
     ("hook_seen", with_here(daemon=None), INFO, "embedded"),
+    ("hook_seen", replace(with_here(daemon=UNREADABLE), libvirt=UNREACHABLE), INFO, "no connection to libvirt"),
     ("hook_program", HEALTHY, PASS, "/usr/bin/virtksm"),
     ("hook_program", with_hooks(program=None), PASS, "an agent listens"),
     ("hook_program", without_agent(with_hooks(program=None)), FAIL, "no agent listens"),
@@ -316,6 +444,19 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("others_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), INFO, "whether 7 processes may merge"),
     ("others_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
     ("others_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
+    ("guests_read", HEALTHY, PASS, "of all 0"),
+    ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "of 6 of 6 guests it cannot"),
+    ("guests_read", with_own(agent=None), INFO, "no agent"),
+    ("agent_boot", HEALTHY, PASS, "virtksm.service is enabled"),
+    ("agent_boot", with_here(units=units(virtksm=INSTALLED)), WARN, "it runs, and virtksm.service is not enabled"),
+    ("agent_boot", with_here(units=units(virtksm=ABSENT)), INFO, "not started by"),
+    ("agent_boot", with_own(agent=None), INFO, "none runs"),
+    ("agent_permission", HEALTHY, PASS, "the agent is connected"),
+    ("agent_permission", with_own(agent=None), PASS, "50-virtksm.rules names the user"),
+    ("agent_permission", with_agent(silence="since noon"), PASS, "50-virtksm.rules names the user"),
+    ("agent_permission", without_agent(with_here(agent_rule=None)), WARN, "no rule of polkit's"),
+    ("agent_permission", without_agent(with_here(agent_rule=UNREADABLE)), WARN, "cannot tell"),
+    ("agent_permission", without_agent(with_here(agent_rule=None, has_agent_user=False)), INFO, "no user virtksm"),
     ("configuration", HEALTHY, PASS, "policy adaptive"),
     ("configuration", with_own(configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
     ("configuration", with_own(configuration=("one fault",)), FAIL, "one fault"),
@@ -331,7 +472,10 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("agent", with_agent(silence="since noon, waiting for pass"), FAIL, "since noon"),
     ("agent", with_agent(outcome="refused", refusal="pages_to_scan: no"), FAIL, "pages_to_scan: no"),
     ("agent", with_agent(outcome="held"), FAIL, "earlier"),
-    ("agent", with_agent(outcome="yielded"), WARN, "it has yielded"),
+    ("agent", with_agent(outcome="yielded"), WARN, "it has yielded to another program that sets KSM (0 pages every"),
+    ("agent", yielded(sleep_millisecs=200), WARN, "so does Ubuntu's qemu-kvm.service"),
+    ("agent", yielded(pages_to_scan=1250), WARN, "so do ksmtuned and what follows its law"),
+    ("agent", replace(with_agent(outcome="yielded"), here=UNREADABLE), WARN, "it has yielded"),
     ("agent", with_own(agent=UNREADABLE), WARN, "cannot tell"),
     ("stranded", HEALTHY, PASS, "no"),
     ("stranded", with_agent(is_stranded=True, worst_core_percent=83.4), FAIL, "83 % of a core"),
@@ -379,18 +523,33 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
     unjudged = {finding.check for finding in findings if "another machine" in finding.outcome.detail}
     assert unjudged == {
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
-        *("swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler"),
+        *("ksm_boot", "swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler", "node_manager"),
+        *("ksm_throttler", "qemu_kvm", "boot", "agent_boot", "agent_permission"),
         *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "others_seen"),
     }
     assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}
 
 
 def test_the_switch_is_turned_by_the_unit_where_there_is_one() -> None:
-    by_hand = outcome(with_numbers(run=0), "ksm_run").remedy
+    by_hand = outcome(off(units={**HERE.units, SWITCH_UNIT: ABSENT}), "ksm_run").remedy
     assert by_hand == "echo 1 > /sys/kernel/mm/ksm/run"
-    kernel = replace(KERNEL, numbers={**KERNEL.numbers, "run": 0})
-    with_unit = with_here(kernel=kernel, units={**HERE.units, SWITCH_UNIT: INSTALLED})
+    with_unit = off(units={**HERE.units, SWITCH_UNIT: INSTALLED})
     assert outcome(with_unit, "ksm_run").remedy.startswith(f"systemctl enable {SWITCH_UNIT}")
+
+
+def test_on_a_host_where_latency_counts_virtksm_is_the_one_to_go() -> None:
+    remedy = outcome(with_here(tuned=REAL_TIME, units=units(tuned=ENABLED)), "tuned").remedy
+    assert remedy.startswith("systemctl disable --now virtksm.service virtksm-ksm.service")
+
+
+def test_a_policy_that_sets_no_nodes_is_not_the_remedy() -> None:
+    assert "echo 0 > /sys/kernel/mm/ksm/merge_across_nodes" in outcome(nodes(policy="ksmtuned"), "numa").remedy
+    assert "adaptive" not in outcome(nodes(policy="ksmtuned"), "numa").remedy
+
+
+def test_what_cannot_be_told_has_a_remedy_of_its_own() -> None:
+    agent = outcome(with_own(agent=Unknown(why="nonsense", remedy="systemctl restart virtksm.service")), "agent")
+    assert (agent.verdict, agent.remedy) == (WARN, "systemctl restart virtksm.service")
 
 
 def test_long_lists_of_guests_are_cut() -> None:

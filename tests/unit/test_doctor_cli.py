@@ -35,8 +35,8 @@ def run(tmp_path: Path, *arguments: str) -> int:
 def test_a_finding_is_a_line_and_its_remedy_another() -> None:
     lines = finding_lines(examine(with_numbers(run=0)), colour=False)
     assert lines[1:3] == [
-        " kernel: KSM is switched on                 : FAIL (run is 0: nothing merges)",
-        "         -> echo 1 > /sys/kernel/mm/ksm/run",
+        " kernel: KSM is switched on                   : FAIL (run is 0: nothing merges)",
+        "         -> systemctl enable virtksm-ksm.service && systemctl restart virtksm-ksm.service",
     ]
     assert len(lines) == len(CHECKS) + 1
 
@@ -94,6 +94,14 @@ def test_without_libvirt_it_still_answers_and_fails(tmp_path: Path, capsys: pyte
     assert all((one["remedy"] is None) == (one["verdict"] in ("PASS", "INFO")) for one in told["findings"])
 
 
+def test_what_keeps_ksm_off_is_told_without_asking_libvirt(tmp_path: Path) -> None:
+    from virtksm.doctor.reading import read_kept_off
+    from virtksm.doctor.reading.files import Root
+
+    code = run(tmp_path, "--connect", NOWHERE, "--kept-off")
+    assert code == (ExitCode.DONE if read_kept_off(Root()) is None else ExitCode.FAILED)
+
+
 def test_it_makes_no_folder(tmp_path: Path) -> None:
     run(tmp_path, "--connect", NOWHERE)
     assert [path.name for path in tmp_path.iterdir()] == ["virtksm.toml"]
@@ -121,7 +129,7 @@ def test_another_machine_and_an_unknown_alias_are_not_judged_by_this_ones_files(
 
 
 def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
-    seen = read_libvirt("test:///default")
+    seen, _ = read_libvirt("test:///default")
     assert isinstance(seen, Libvirt)
     assert seen.ksm is None
 

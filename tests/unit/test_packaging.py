@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import sysconfig
 import tomllib
 from importlib import metadata
@@ -89,9 +90,64 @@ def test_every_package_takes_all_that_a_host_needs() -> None:
 def test_debian_starts_what_is_to_be_started_and_names_every_unit() -> None:
     rules = (PACKAGING / "debian" / "rules").read_text(encoding="utf-8")
     [others] = re.findall(r"for name in (.*);", rules)
+    [switch] = re.findall(r"dh_installsystemd --name=virtksm-ksm (.*)", rules)
+    assert switch == "--no-enable --no-start --no-stop-on-upgrade", "KSM's switch is postinst's"
     assert {*re.findall(r"--name=(virtksm[\w-]*)", rules), *others.split()} == {
         path.stem for path in (PROJECT / "conf" / "systemd").iterdir()
     }
+
+
+IMPORTS_ALL = """
+import fnmatch, importlib, pkgutil, sys
+import virtksm
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # None: an import of it fails
+names = [one.name for one in pkgutil.walk_packages(virtksm.__path__, "virtksm.")]
+for name in names:
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in sys.argv[2:]):
+        importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_the_rpms_check_imports_every_module_without_what_is_only_suggested() -> None:
+    [line] = re.findall(r"^%pyproject_check_import (.*)$", SPEC, flags=re.MULTILINE)
+    excluded = re.findall(r"-e '([^']+)'", line)
+    extras = {name_of(one) for extra in DECLARED["project"]["optional-dependencies"].values() for one in extra}
+    blocked = " ".join(name.replace("-", "_") for name in extras)
+    done = subprocess.run([sys.executable, "-c", IMPORTS_ALL, blocked, *excluded], check=True, capture_output=True)
+    assert int(done.stdout) > 100
+
+
+def test_every_extra_is_suggested_by_both_packages() -> None:
+    control = (PACKAGING / "debian" / "control").read_text(encoding="utf-8")
+    for extra in DECLARED["project"]["optional-dependencies"].values():
+        for name in (name_of(one) for one in extra):
+            assert f"python3-{name}" in control
+            assert re.search(rf"^Suggests: +python3-{name.replace('-', '[-_]')}$", SPEC, flags=re.MULTILINE)
+
+
+def test_both_packages_leave_out_raw_records() -> None:
+    assert "dh_installdocs --exclude=.json.gz" in (PACKAGING / "debian" / "rules").read_text(encoding="utf-8")
+    assert "find docs -name '*.json.gz' -delete" in SPEC
+
+
+def test_a_libvirt_that_does_not_answer_stops_no_removal() -> None:
+    prerm = (PACKAGING / "debian" / "virtksm.prerm").read_text(encoding="utf-8")
+    for script in (prerm, SPEC):
+        assert re.findall(r"(\S+ \d+) virtksm restore", script) == ["--kill-after=5 60"]
+
+
+def test_what_the_removal_compiles_is_not_written() -> None:
+    prerm = (PACKAGING / "debian" / "virtksm.prerm").read_text(encoding="utf-8")
+    assert re.findall(r"^ *(\S+) timeout .*virtksm restore", prerm, flags=re.MULTILINE) == ["PYTHONDONTWRITEBYTECODE=1"]
+    assert "PYTHONDONTWRITEBYTECODE" not in (PROJECT / "tests/boot/claims@.service").read_text(encoding="utf-8")
+
+
+def test_the_account_that_purge_removes_is_the_packages_own() -> None:
+    [comment] = re.findall(
+        r'^u virtksm - "(.+)"$', (PROJECT / "conf/sysusers.d/virtksm.conf").read_text(), re.MULTILINE
+    )
+    assert f'= "{comment}" ]' in (PACKAGING / "debian" / "virtksm.postrm").read_text(encoding="utf-8")
 
 
 def test_debian_is_told_the_package_of_every_requirement() -> None:

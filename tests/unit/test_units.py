@@ -117,6 +117,27 @@ def test_ksm_stays_off_while_virtksm_is_switched_off() -> None:
     assert f"!{RuntimePaths().host_switch('local')}" in settings(switch_on)["ConditionPathExists"]
 
 
+def test_ksm_stays_off_where_the_host_keeps_it_off() -> None:
+    switch_on = settings((CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8"))
+    assert switch_on["ExecCondition"] == ["/usr/bin/virtksm doctor --kept-off"]
+
+
+@pytest.mark.parametrize("unit", ["virtksm.service", "virtksm-ksm.service"])
+def test_what_ubuntu_sets_once_at_boot_comes_first(unit: str) -> None:
+    after = settings((CONF / "systemd" / unit).read_text(encoding="utf-8"))["After"]
+    assert "qemu-kvm.service" in " ".join(after).split()
+
+
+def test_the_agent_is_not_what_ends_when_memory_runs_out() -> None:
+    assert int(settings(AGENT)["OOMScoreAdjust"][0]) < 0
+
+
+def test_the_finer_of_polkits_rules_files_sorts_first_and_both_say_so() -> None:
+    names = sorted(path.name for path in (CONF / "polkit").iterdir())
+    assert names == ["50-virtksm-fine-grained.rules", "50-virtksm.rules"]
+    assert all("sorts before" in (CONF / "polkit" / name).read_text(encoding="utf-8") for name in names)
+
+
 @pytest.mark.parametrize("unit", ["virtksm-after-ksmtuned.service", "virtksm-retune.service"])
 def test_what_acts_in_the_agents_place_has_its_folders_and_no_more_rights(unit: str) -> None:
     own, agents = settings((CONF / "systemd" / unit).read_text(encoding="utf-8")), settings(AGENT)
@@ -126,7 +147,7 @@ def test_what_acts_in_the_agents_place_has_its_folders_and_no_more_rights(unit: 
         *("Description", "Documentation", "After", "Before", "Conflicts", "Wants", "WantedBy", "ConditionPathExists"),
         *("Type", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecReload", "ExecStopPost"),
         *("StartLimitIntervalSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec"),
-        *("Restart", "RestartSec", "RestartPreventExitStatus"),
+        *("Restart", "RestartSec", "RestartPreventExitStatus", "OOMScoreAdjust"),
     }
 
 

@@ -1,6 +1,7 @@
 """`virtksm demo`: shows the agent at work on a few throwaway guests, and says in the end what it saved.
 
-Writes no KSM setting but through the agent; `script/demo` switches KSM on around it and gives everything back.
+Writes no KSM setting but through the agent, and keeps what that keeps in the throwaway folder; `script/demo` switches
+KSM on around it and gives everything back. It needs a checkout, where the guests' kernel is built.
 """
 
 from __future__ import annotations
@@ -37,15 +38,22 @@ def run(options: argparse.Namespace) -> int:
     if not 2 <= options.guests <= 64:
         raise _usage("--guests takes 2..64")
     if not options.payload.is_file():
-        raise _usage(f"{options.payload} is missing: build it with script/build-guest, or name it with --payload")
+        raise _usage(
+            f"{options.payload} is missing: the demonstration runs from a checkout, by script/demo, which builds it"
+        )
     if options.connect is None and (not KSM_RUN.exists() or KSM_RUN.read_text(encoding="ascii").strip() != "1"):
         raise VirtksmError("KSM is off or missing here", remedy="script/demo switches it on and off again around this")
 
     from virtksm.adapters.switch_file import SwitchFile
     from virtksm.demo.embedded import embedded_libvirt
 
-    if SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch("local")).read() is not None:
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    if SwitchFile(paths.host_switch("local")).read() is not None:
         raise VirtksmError("virtksm is switched off on this host", remedy="a demonstration merges: `virtksm on` first")
+    if _is_held(paths.agent_lock):
+        raise VirtksmError(
+            "an agent already tunes this host's KSM", remedy="stop it meanwhile: systemctl stop virtksm.service"
+        )
 
     with embedded_libvirt(options.folder) as root:  # before anything imports libvirt
         return _tell(options, root.path, options.connect or root.uri)
@@ -74,6 +82,22 @@ def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
     if missing:
         raise VirtksmError(f"the demonstration failed: {', '.join(missing)}", remedy="see the lines above")
     return code
+
+
+def _is_held(lock: str) -> bool:
+    """Tell whether somebody holds this lock; makes no file."""
+    import os
+
+    from virtksm.adapters.files import try_lock
+
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _usage(message: str) -> VirtksmError:

@@ -27,11 +27,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--strict", action="store_true", help="exit with 1 for a WARN, too")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--kept-off",
+        action="store_true",
+        help="say by what this host keeps KSM off (tuned, a masked ksm.service, tmpfiles.d), exiting with 1 if so",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the finding of every check; returns 1 if one is a FAIL, or with --strict a WARN."""
+    if options.kept_off:
+        return _kept_off()
+
     from virtksm.doctor.checks import examine
     from virtksm.doctor.finding import worst
     from virtksm.doctor.reading import read_facts
@@ -51,6 +59,17 @@ def run(options: argparse.Namespace) -> int:
     return exit_code(verdict, strict=options.strict)
 
 
+def _kept_off() -> ExitCode:
+    from virtksm.doctor.reading import read_kept_off
+    from virtksm.doctor.reading.files import Root
+
+    kept = read_kept_off(Root())
+    if kept is None:
+        return ExitCode.DONE
+    print(printable(kept))
+    return ExitCode.FAILED
+
+
 def ask_about(paths: RuntimePaths) -> AgentSeen | Unknown | None:
     """Return what the agent says of itself; None where none runs."""
     from virtksm.cli.asking import ask_agent, find_answer
@@ -61,7 +80,7 @@ def ask_about(paths: RuntimePaths) -> AgentSeen | Unknown | None:
         answer = ask_agent(paths, {"op": "status"})
         return None if answer is None else parse_agent(find_answer(answer, "status"))
     except VirtksmError as error:
-        return Unknown(why=error.message)
+        return Unknown(why=error.message, remedy=error.remedy or "systemctl status virtksm.service")
 
 
 def exit_code(verdict: Verdict, *, strict: bool) -> ExitCode:

@@ -36,7 +36,7 @@ COMMANDS = {
     "on": "undo `virtksm off`, and run a pass",
     "plot": "draw savings, ksmd's CPU, settings and guests over time",
     "config": "check, show or import configuration",
-    "demo": "show the agent at work on throwaway guests",
+    "demo": "show the agent at work on throwaway guests; from a checkout, by script/demo",
 }
 
 EPILOG = """\

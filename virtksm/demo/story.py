@@ -65,7 +65,8 @@ class Story:
             thread.append(threading.Thread(target=self._drive, args=(host, agent, loop), name="demo", daemon=True))
             thread[0].start()
 
-        code = serve(self.uri, CONFIG, RuntimePaths(str(self.folder / "run")), lambda: CONFIG, started=started)
+        own = RuntimePaths(str(self.folder / "run"), str(self.folder / "state"))
+        code = serve(self.uri, CONFIG, own, lambda: CONFIG, started=started)
         self.over.set()
         if thread:
             thread[0].join(timeout=10)

@@ -18,17 +18,21 @@ from virtksm.switch import SwitchedOff
 T = TypeVar("T")
 
 
+LOOK = "see that the file named is there, readable (as root) and what the kernel writes"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """A fact that could not be read."""
+    """A fact that could not be read, and what to do about it."""
 
     why: str
+    remedy: str = LOOK
 
 
 def known(fact: T | Unknown) -> T:
     """Return a fact; raises CannotTell if it could not be read."""
     if isinstance(fact, Unknown):
-        raise CannotTell(fact.why)
+        raise CannotTell(fact.why, fact.remedy)
     return fact
 
 
@@ -64,18 +68,49 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """What the files of systemd's unit folders say: enabled is wanted or required by another unit."""
+    """What the files of systemd's unit folders say: enabled is wanted or required by another unit that is.
+
+    `is_running`: there are processes in its control group.
+    """
 
     is_installed: bool
     is_enabled: bool
+    is_running: bool = False
+    is_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """tuned's active profiles, and the first of their files that mentions KSM."""
+    """tuned's active profiles, and the first of their files that mentions KSM; `keeps_off`: it switches KSM off.
+
+    `unknown_includes`: what they include by a variable or function of tuned's that is not understood.
+    """
 
     profiles: tuple[str, ...]
     ksm_in: str | None
+    keeps_off: bool = False
+    unknown_includes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootSetting:
+    """A file that sets one of KSM's own values at boot, to `value`, None where that is not told.
+
+    `is_declared`: in a file whose every line is a setting (tmpfiles.d, sysfs.conf), not by a program.
+    """
+
+    file: str
+    name: str
+    value: str | None
+    is_declared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """What sets KSM at boot besides virtksm; `unread` says why of files that could not be read."""
+
+    settings: tuple[BootSetting, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +150,10 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """What only this machine's own files tell. `processes`: the names (comm) of root's processes.
+    """What only this machine's own files tell. `processes`: the names (comm) of root's processes, and of vdsm's.
 
     `units` by name; `booted`: whether systemd runs here. `daemon` is None where there is none: the embedded driver.
+    `agent_rule` is a file of polkit's that names the user virtksm, None where none does; `has_agent_user`: it exists.
     """
 
     kernel: Kernel
@@ -125,8 +161,11 @@ class Here:
     booted: bool
     units: Mapping[str, Unit]
     tuned: Tuned | Unknown
+    boot: Boot
     daemon: Daemon | Unknown | None
     hooks: Hooks
+    has_agent_user: bool
+    agent_rule: str | Unknown | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +211,8 @@ class AgentSeen:
     """What an agent says of itself (`virtksm status --json`).
 
     `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
-    a setting was refused, or empty. `others_kib` is the memory of others that it counts, None if its policy does not.
+    a setting was refused, or empty. `others_kib` is the memory of others that it counts, None if its policy does not;
+    `guests_unread` of its `guests` are those whose memory it could not read.
     """
 
     uri: str
@@ -182,6 +222,8 @@ class AgentSeen:
     outcome: str | None
     refusal: str
     others_kib: int | None = None
+    guests: int = 0
+    guests_unread: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,12 +240,13 @@ class Folders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
-    """virtksm itself. `configuration`, or the faults of it; `agent` is None where none runs."""
+    """virtksm itself. `configuration`, or the faults of it, and the keys that its files set; `agent`: None for none."""
 
     configuration: Config | tuple[str, ...]
     off: SwitchedOff | None
     agent: AgentSeen | Unknown | None
     folders: Folders
+    keys_set: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +263,16 @@ class Facts:
         if isinstance(self.here, Unknown):
             raise DoesNotApply(self.here.why)
         return self.here
+
+    @property
+    def daemon(self) -> Daemon:
+        """Return libvirt's; raises DoesNotApply where there is none, or none that answers, and CannotTell."""
+        daemon = self.this_machine.daemon
+        if daemon is None:
+            raise DoesNotApply("no daemon: the driver is embedded")
+        if isinstance(daemon, Unknown) and isinstance(self.libvirt, Unreachable):
+            raise DoesNotApply("no connection to libvirt")
+        return known(daemon)
 
     @property
     def connection(self) -> Libvirt:

@@ -51,7 +51,11 @@ class Finding:
 
 
 class CannotTell(Exception):
-    """A fact that a check needs could not be read; says why."""
+    """A fact that a check needs could not be read; says why, and what to do about it."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 class DoesNotApply(Exception):

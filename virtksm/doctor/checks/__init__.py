@@ -12,8 +12,6 @@ from virtksm.doctor.checks import guests, hook, kernel, libvirt, own, writers
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Outcome, info, warned
 
-LOOK = "run as root on that host, and see that the file named is there, readable and what the kernel writes"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -34,6 +32,7 @@ CHECKS = (
         "kernel",
         ("ksm_built", "built with KSM", kernel.check_built),
         ("ksm_run", "KSM is switched on", kernel.check_switched_on),
+        ("ksm_boot", "KSM is switched on at boot", kernel.check_stays_on),
         ("advisor", "its own advisor is off", kernel.check_advisor),
         ("max_page_sharing", "copies a merged page may stand for", kernel.check_page_sharing),
         ("use_zero_pages", "merged zero pages are counted", kernel.check_zero_pages),
@@ -59,6 +58,10 @@ CHECKS = (
         ("tuned", "no tuned profile that sets KSM", writers.check_tuned),
         ("mom", "no MOM (oVirt, vdsm)", writers.check_mom),
         ("virt_handler", "no virt-handler (KubeVirt)", writers.check_virt_handler),
+        ("node_manager", "no node-manager (Harvester)", writers.check_node_manager),
+        ("ksm_throttler", "no ksm-throttler (kata)", writers.check_throttler),
+        ("qemu_kvm", "qemu-kvm.service (Ubuntu) goes first", writers.check_qemu_kvm),
+        ("boot", "nothing else sets KSM at boot", writers.check_boot),
     ),
     *_group(
         "hook",
@@ -73,12 +76,15 @@ CHECKS = (
         ("guests_merge", "all can merge", guests.check_can_merge),
         ("private_guests", "no private one can merge", guests.check_private),
         ("others_seen", "memory of others is seen", guests.check_others),
+        ("guests_read", "memory is seen by the agent", guests.check_read),
     ),
     *_group(
         "virtksm",
         ("configuration", "configuration", own.check_configuration),
         ("switched_on", "switched on", own.check_on),
         ("agent", "agent", own.check_agent),
+        ("agent_boot", "agent starts at boot", own.check_agent_boot),
+        ("agent_permission", "agent's user may manage libvirt", own.check_agent_permission),
         ("stranded", "ksmd is not left scanning", own.check_stranded),
         ("folders", "runtime and state folders", own.check_folder),
     ),
@@ -94,6 +100,6 @@ def _judged(check: Check, facts: Facts) -> Outcome:
     try:
         return check.judge(facts)
     except CannotTell as doubt:
-        return warned(f"cannot tell: {doubt}", LOOK)
+        return warned(f"cannot tell: {doubt}", doubt.remedy)
     except DoesNotApply as reason:
         return info(str(reason))

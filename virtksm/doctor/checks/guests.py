@@ -14,6 +14,7 @@ from virtksm.record import KEEP_OUT
 from virtksm.units import format_kib
 
 MOST_NAMED = 5
+UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
 def check_can_merge(facts: Facts) -> Outcome:
@@ -33,7 +34,7 @@ def check_can_merge(facts: Facts) -> Outcome:
             "take that out of the guest's XML (virsh edit) and start it anew, or declare it private, if that is meant",
         )
     if guests.unread:
-        raise CannotTell(_named(guests.unread))
+        raise CannotTell(_named(guests.unread), UNREAD)
     apart = f", {kept_apart} of them private and kept apart" if kept_apart else ""
     return passed(f"{len(guests.running)} guests run{apart}")
 
@@ -54,7 +55,7 @@ def check_private(facts: Facts) -> Outcome:
             "take MemoryKSM= out of the unit of libvirt's daemon, and start these guests anew",
         )
     if guests.unread:
-        raise CannotTell(_named(guests.unread))
+        raise CannotTell(_named(guests.unread), UNREAD)
     if not private:
         return passed("none is private")
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
@@ -80,6 +81,20 @@ def check_others(facts: Facts) -> Outcome:
             "give the unit of such a service MemoryKSM=yes (systemd 254), which every user may read",
         )
     return passed(text)
+
+
+def check_read(facts: Facts) -> Outcome:
+    """Judge whether the agent could read the memory of every guest's process in its last pass."""
+    agent = facts.own.agent
+    if not isinstance(agent, AgentSeen):
+        raise DoesNotApply("no agent tells")
+    if agent.guests_unread:
+        return warned(
+            f"of {agent.guests_unread} of {agent.guests} guests it cannot: what they hold counts as nothing",
+            "where /proc is mounted with hidepid=, give virtksm.service SupplementaryGroups= of the group in its gid= "
+            "(docs/security.md); see also `virtksm guests` as root",
+        )
+    return passed(f"of all {agent.guests}")
 
 
 def _obstacles(guests: Guests, guest: Guest) -> tuple[Obstacle, ...]:

@@ -49,16 +49,19 @@ def check_executable(facts: Facts) -> Outcome:
 def check_seen(facts: Facts) -> Outcome:
     """Judge whether the daemon has looked for hooks since there were any."""
     _required(facts)
-    daemon = known(facts.this_machine.daemon)
-    if daemon is None:
-        raise DoesNotApply("no daemon: the driver is embedded")
+    daemon = facts.daemon
     age_s = known(daemon.age_s)
     hooks = [hook for hook in known(facts.this_machine.hooks.files) if hook.is_executable]
     if any(hook.changed_s + CLOCKS_S >= age_s for hook in hooks):
         return passed(f"{daemon.name} (pid {daemon.pid}) has started since")
+    detail = (
+        f"every hook is newer than {daemon.name} (pid {daemon.pid}), which looks for hooks when it starts or reloads"
+    )
+    if known(facts.own.agent) is not None:
+        return info(f"{detail}; an agent hears of guests without it")
     return warned(
-        f"every hook is newer than {daemon.name} (pid {daemon.pid}), which looks for hooks when it starts or reloads",
-        f"systemctl restart {daemon.name} (guests run on); a reload does as well, but cannot be seen from here",
+        f"{detail}; a reload cannot be seen from here",
+        f"systemctl reload {daemon.name}, if that has not been done since",
     )
 
 
@@ -85,8 +88,7 @@ def check_confinement(facts: Facts) -> Outcome:
     hooks = facts.this_machine.hooks
     if not hooks.apparmor_is_on and not hooks.selinux_enforces:
         return passed("neither AppArmor nor SELinux is on")
-    daemon = known(facts.this_machine.daemon)
-    by = None if daemon is None else known(daemon.confined_by)
+    by = known(facts.daemon.confined_by)
     if by is None or "unconfined" in by:
         return passed("libvirt's daemon is not confined")
     return _judge_selinux(hook, by) if hooks.selinux_enforces else _judge_apparmor(hooks, by)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from virtksm.config.schema import Config
-from virtksm.doctor.facts import Facts, Here, known
+from virtksm.doctor.checks.kept_off import KSM_UNIT, find_kept_off
+from virtksm.doctor.checks.writers import told
+from virtksm.doctor.facts import LOOK, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import Cause
 from virtksm.merged import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES, Merged
@@ -13,6 +15,13 @@ from virtksm.refusal import REMEDIES
 from virtksm.units import format_kib
 
 SWITCH_UNIT = "virtksm-ksm.service"
+
+NODES_KEY = "adaptive.merge_across_nodes"
+SET_NODES = (
+    "virtksm off && systemctl start virtksm-unmerge.service && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
+    f"virtksm on && systemctl start {SWITCH_UNIT}"
+)
+"""The kernel lets it be changed only while nothing is merged."""
 
 FEWEST_SHARING = 20
 """Of every max_page_sharing equal pages one copy is kept: below this, more than a twentieth of the savings is lost."""
@@ -37,22 +46,50 @@ def check_switched_on(facts: Facts) -> Outcome:
     if run == 1:
         return passed("run is 1")
     if run not in (0, 2):
-        raise CannotTell(f"run is {run}")
+        raise CannotTell(f"run is {run}", LOOK)
     if facts.own.off is not None:
         return info(f"run is {run}, and virtksm is switched off")
+    kept = find_kept_off(here.units, here.tuned, here.boot)
+    if kept is not None:
+        return info(f"run is {run}, and KSM is kept off: {kept}")
     by_unit = here.booted and here.units[SWITCH_UNIT].is_installed
     remedy = f"systemctl enable {SWITCH_UNIT} && systemctl restart {SWITCH_UNIT}" if by_unit else SWITCH_ON
     return failed(f"run is {run}: nothing merges", remedy)
 
 
+def check_stays_on(facts: Facts) -> Outcome:
+    """Judge whether KSM, if it is on, will be on after the next boot."""
+    here = _with_ksm(facts)
+    if here.kernel.number("run") != 1:
+        raise DoesNotApply("it is off")
+    if not here.booted:
+        raise DoesNotApply("no systemd runs here")
+    kept = find_kept_off(here.units, here.tuned, here.boot)
+    by = [unit for unit in (SWITCH_UNIT, KSM_UNIT) if here.units[unit].is_enabled]
+    by += [one.file for one in here.boot.settings if (one.name, one.value) == ("run", "1")]
+    if by and kept is None:
+        return passed(by[0])
+    if kept is not None:
+        return warned(
+            f"it is on, and is kept off at the next boot: {kept}",
+            "make up your mind: echo 0 > /sys/kernel/mm/ksm/run switches it off now",
+        )
+    by_unit = here.units[SWITCH_UNIT].is_installed
+    remedy = f"systemctl enable {SWITCH_UNIT}" if by_unit else f"install {SWITCH_UNIT} and enable it (docs/install.md)"
+    return warned("it is on, and no unit or file is seen that switches it on at boot", remedy)
+
+
 def check_advisor(facts: Facts) -> Outcome:
     """Judge whether the kernel's own advisor is off."""
-    mode = known(_with_ksm(facts).kernel.advisor_mode)
+    here = _with_ksm(facts)
+    mode = known(here.kernel.advisor_mode)
     if mode is None:
         return passed("this kernel has none")
     if mode == "none":
         return passed("advisor_mode is none")
-    return failed(f"advisor_mode is {mode}: the kernel refuses pages_to_scan", REMEDIES[Cause.ADVISOR_ON])
+    again = [told(one) for one in here.boot.settings if one.name == "advisor_mode" and one.value != "none"]
+    detail = "".join(f"; {one}" for one in again)
+    return failed(f"advisor_mode is {mode}: the kernel refuses pages_to_scan{detail}", REMEDIES[Cause.ADVISOR_ON])
 
 
 def check_page_sharing(facts: Facts) -> Outcome:
@@ -103,11 +140,13 @@ def check_nodes(facts: Facts) -> Outcome:
         return passed(f"{nodes} NUMA nodes, and this kernel does not tell them apart for KSM")
     if across == 0:
         return passed(f"{nodes} NUMA nodes, each merges its own")
-    if facts.config.adaptive.merge_across_nodes == "always":
-        return info(f"{nodes} NUMA nodes, and the configuration asks to merge across them")
+    detail = f"merge_across_nodes is 1 with {nodes} NUMA nodes: guests read merged pages from another node"
+    if facts.config.policy != "adaptive":
+        return warned(detail, SET_NODES)
+    if NODES_KEY in facts.own.keys_set and facts.config.adaptive.merge_across_nodes != "never":
+        return info(f"{nodes} NUMA nodes, and the configuration asks to merge across them, or to leave that as it is")
     return warned(
-        f"merge_across_nodes is 1 with {nodes} NUMA nodes: guests read merged pages from another node",
-        'set merge_across_nodes = "never" in [adaptive] (takes effect once nothing is merged)',
+        detail, f'{NODES_KEY} = "never" takes effect once nothing is merged, "keep" leaves it; or {SET_NODES}'
     )
 
 
@@ -152,7 +191,7 @@ def merged_of(here: Here) -> Merged:
     """Return what is merged; raises CannotTell."""
     shared, sharing = here.kernel.number("pages_shared"), here.kernel.number("pages_sharing")
     if shared is None or sharing is None:
-        raise CannotTell("KSM's counters are missing")
+        raise CannotTell("KSM's counters are missing", LOOK)
     return Merged(
         pages_shared=shared,
         pages_sharing=sharing,

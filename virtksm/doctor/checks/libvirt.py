@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from virtksm.doctor.facts import Facts, Unreachable, known
-from virtksm.doctor.finding import DoesNotApply, Outcome, failed, passed, warned
+from virtksm.doctor.facts import AgentSeen, Daemon, Facts, Unreachable, known
+from virtksm.doctor.finding import Outcome, failed, passed, warned
 from virtksm.model import PARAMETERS
 from virtksm.refusal import REMEDIES
 
@@ -57,15 +57,32 @@ def check_permission(facts: Facts) -> Outcome:
 
 def check_sys_writable(facts: Facts) -> Outcome:
     """Judge whether libvirt's daemon itself may write to /sys."""
-    daemon = known(facts.this_machine.daemon)
-    if daemon is None:
-        raise DoesNotApply("no daemon: the driver is embedded")
+    daemon = facts.daemon
     if known(daemon.sees_sys_read_only):
         return failed(
             f"{daemon.name} (pid {daemon.pid}) sees /sys read-only: the kernel will refuse every setting",
             "give its container or unit a writable /sys/kernel/mm/ksm (ReadWritePaths=, or a bind mount)",
         )
-    return passed(f"{daemon.name} (pid {daemon.pid}) sees it writable")
+    detail = f"{daemon.name} (pid {daemon.pid}) sees it writable"
+    confined = _selinux_domain(facts, daemon)
+    if confined is None:
+        return passed(detail)
+    agent = facts.own.agent
+    if isinstance(agent, AgentSeen) and agent.refusal.endswith(", unknown"):
+        return warned(
+            f"{detail}, but a setting was refused and SELinux confines it ({confined})",
+            "see what SELinux denies: ausearch -m avc; newer policies let it write (dnf update selinux-policy)",
+        )
+    return passed(f"{detail}; SELinux confines it ({confined}), and has refused nothing that is known")
+
+
+def _selinux_domain(facts: Facts, daemon: Daemon) -> str | None:
+    """Return the SELinux domain that confines the daemon, None for none: virtd_t is not confined, virtqemud_t is."""
+    if not facts.this_machine.hooks.selinux_enforces or not isinstance(daemon.confined_by, str):
+        return None
+    parts = daemon.confined_by.split(":")
+    domain = parts[2] if len(parts) > 2 else ""
+    return None if domain in ("", "virtd_t") or domain.startswith("unconfined") else domain
 
 
 def version_text(number: int) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
-from virtksm.doctor.facts import Facts, Here, known
+from virtksm.doctor.checks.writers import AGENT_UNIT
+from virtksm.doctor.facts import AgentSeen, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.model import PARAMETERS
+
+UBUNTUS_SLEEP_MS = 200
+KSMTUNEDS_PAGES = (64, 1250)
+"""Its law's bounds, which it mostly is at."""
 
 
 def check_configuration(facts: Facts) -> Outcome:
@@ -42,8 +47,41 @@ def check_agent(facts: Facts) -> Outcome:
             f"a setting was refused: {agent.refusal or 'earlier'}", "see `virtksm status`; `virtksm retune` tries again"
         )
     if agent.outcome == "yielded":
-        return warned("it has yielded to another program that sets KSM", "stop that program, then `virtksm retune`")
+        return warned(
+            f"it has yielded to another program that sets KSM{_likely_writer(facts)}",
+            "stop that program, then `virtksm retune`",
+        )
     return passed(f"serves {agent.uri}")
+
+
+def check_agent_boot(facts: Facts) -> Outcome:
+    """Judge whether an agent that runs will run after the next boot."""
+    here = facts.this_machine
+    unit = here.units[AGENT_UNIT]
+    if facts.own.agent is None:
+        raise DoesNotApply("none runs")
+    if not here.booted or not unit.is_installed:
+        raise DoesNotApply(f"it is not started by {AGENT_UNIT}")
+    if unit.is_enabled:
+        return passed(f"{AGENT_UNIT} is enabled")
+    return warned(f"it runs, and {AGENT_UNIT} is not enabled", f"systemctl enable {AGENT_UNIT}")
+
+
+def check_agent_permission(facts: Facts) -> Outcome:
+    """Judge whether the agent's own user, not the one who asks, may manage libvirt."""
+    here = facts.this_machine
+    agent = facts.own.agent
+    if isinstance(agent, AgentSeen) and agent.silence is None:
+        return passed("the agent is connected")
+    if not here.has_agent_user:
+        raise DoesNotApply("there is no user virtksm")
+    rule = known(here.agent_rule)
+    if rule is not None:
+        return passed(f"{rule} names the user virtksm")
+    return warned(
+        "no rule of polkit's names the user virtksm: libvirt may turn its agent away",
+        "install 50-virtksm.rules in /etc/polkit-1/rules.d (docs/security.md)",
+    )
 
 
 def check_stranded(facts: Facts) -> Outcome:
@@ -52,7 +90,10 @@ def check_stranded(facts: Facts) -> Outcome:
     if agent is None:
         return _stranded_without_agent(facts)
     if agent.is_stranded is None:
-        raise CannotTell("the agent does not know: no pass yet, and libvirt does not answer")
+        raise CannotTell(
+            "the agent does not know: no pass yet, and libvirt does not answer",
+            "systemctl status libvirtd (or virtqemud)",
+        )
     if not agent.is_stranded:
         return passed("no")
     percent = "an unknown share" if agent.worst_core_percent is None else f"{agent.worst_core_percent:.0f} %"
@@ -71,6 +112,19 @@ def check_folder(facts: Facts) -> Outcome:
         )
     known(folders.kept)
     return passed(folders.root)
+
+
+def _likely_writer(facts: Facts) -> str:
+    """Say what writes such values, whatever its name."""
+    if not isinstance(facts.here, Here):
+        return ""
+    pages, sleep_ms = (facts.here.kernel.number(name) for name in ("pages_to_scan", "sleep_millisecs"))
+    found = f" ({pages} pages every {sleep_ms} ms"
+    if sleep_ms == UBUNTUS_SLEEP_MS:
+        return f"{found}: so does Ubuntu's qemu-kvm.service)"
+    if pages in KSMTUNEDS_PAGES:
+        return f"{found}: so do ksmtuned and what follows its law)"
+    return f"{found})"
 
 
 def _without_agent(facts: Facts) -> Outcome:

@@ -1,6 +1,7 @@
 """Checks for other programs that set KSM's parameters. Pure.
 
-A process counts by its name and only if root's, as nobody else may write there. What is merely installed is no finding.
+A program is known by its unit's control group, or by its process's name if that is root's (or vdsm's, whose MOM has a
+daemon of root's write). What is merely installed is no finding.
 """
 
 from __future__ import annotations
@@ -8,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from virtksm.doctor.facts import Facts, known
-from virtksm.doctor.finding import Outcome, failed, passed, warned
+from virtksm.doctor.checks.kept_off import KEPT_OFF_UNITS, QEMU_KVM_FILE, QEMU_KVM_UNIT, TUNED_UNIT, is_at_work
+from virtksm.doctor.facts import BootSetting, Facts, known
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
+
+COMM_LETTERS = 15
+"""What the kernel keeps of a process's name."""
+AGENT_UNIT = "virtksm.service"
+GIVE_WAY = f"systemctl disable --now {AGENT_UNIT} virtksm-ksm.service"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +38,11 @@ KSMTUNED = Writer(
     remedy="systemctl disable --now ksmtuned.service",
 )
 MOM = Writer(
-    processes=("momd",),
-    units=("mom-vdsm.service", "momd.service"),
+    processes=("momd", "supervdsmd"),
+    units=("mom-vdsm.service", "momd.service", "supervdsmd.service"),
     is_certain=False,
     says="it sets the same values if its policy has rules for KSM",
-    remedy="take ksm.rules out of MOM's policy, or stop it",
+    remedy="take ksm.rules out of MOM's policy (/etc/vdsm/mom.d), or leave KSM to it: " + GIVE_WAY,
 )
 VIRT_HANDLER = Writer(
     processes=("virt-handler",),
@@ -44,7 +51,21 @@ VIRT_HANDLER = Writer(
     says="it sets the same values if KubeVirt's ksmConfiguration chooses this node",
     remedy="leave ksmConfiguration out of the KubeVirt resource, or choose other nodes in it",
 )
-UNITS = (*KSMTUNED.units, *MOM.units, "tuned.service", "ksm.service")
+NODE_MANAGER = Writer(
+    processes=("harvester-node-manager",),
+    units=(),
+    is_certain=False,
+    says="it sets the same values every minute where its Ksmtuned resource for this node says so",
+    remedy="set run: stop in this node's Ksmtuned resource, or leave KSM to it: " + GIVE_WAY,
+)
+THROTTLER = Writer(
+    processes=("kata-ksm-throttler",),
+    units=("kata-ksm-throttler.service",),
+    is_certain=True,
+    says="it sets the same values as containers start",
+    remedy="systemctl disable --now kata-ksm-throttler.service",
+)
+UNITS = (*KSMTUNED.units, *MOM.units, *THROTTLER.units, *KEPT_OFF_UNITS, AGENT_UNIT)
 """The units that these checks ask for."""
 
 
@@ -63,24 +84,95 @@ def check_virt_handler(facts: Facts) -> Outcome:
     return _judge(facts, VIRT_HANDLER)
 
 
+def check_node_manager(facts: Facts) -> Outcome:
+    """Judge whether Harvester's node manager runs."""
+    return _judge(facts, NODE_MANAGER)
+
+
+def check_throttler(facts: Facts) -> Outcome:
+    """Judge whether kata's ksm-throttler runs or will."""
+    return _judge(facts, THROTTLER)
+
+
+def check_qemu_kvm(facts: Facts) -> Outcome:
+    """Judge what Ubuntu's qemu-kvm.service, which sets KSM once at boot, makes of it."""
+    here = facts.this_machine
+    unit = here.units[QEMU_KVM_UNIT]
+    if not is_at_work(unit):
+        return passed(f"{QEMU_KVM_UNIT} is {'not enabled' if unit.is_installed else 'not installed'}")
+    if any(one.file == QEMU_KVM_FILE for one in here.boot.settings):
+        return warned(
+            f"{QEMU_KVM_UNIT} switches KSM off at boot, as {QEMU_KVM_FILE} says KSM_ENABLED=0",
+            f"set KSM_ENABLED=1 there; or, where KSM is meant to be off: {GIVE_WAY}",
+        )
+    return passed(f"{QEMU_KVM_UNIT} sets KSM once at boot, before virtksm")
+
+
 def check_tuned(facts: Facts) -> Outcome:
-    """Judge whether an active profile of tuned sets KSM."""
+    """Judge whether an active profile of tuned sets KSM, and which of the two is to go."""
     here = facts.this_machine
     tuned = known(here.tuned)
     if not tuned.profiles:
         return passed("no active profile")
     names = ", ".join(tuned.profiles)
-    if tuned.ksm_in is None:
-        return passed(f"profile {names} does not mention KSM")
-    detail = f"profile {names} mentions KSM in {tuned.ksm_in}"
-    if "tuned" not in known(here.processes) and not _enabled(facts, ["tuned.service"]):
-        return passed(f"{detail}, but tuned neither runs nor is enabled")
-    return warned(f"{detail}: it may stop or set KSM", "choose another profile: tuned-adm profile NAME")
+    if tuned.ksm_in is not None:
+        detail = f"profile {names} {'switches KSM off' if tuned.keeps_off else 'mentions KSM'} in {tuned.ksm_in}"
+        if "tuned" not in known(here.processes) and not is_at_work(here.units[TUNED_UNIT]):
+            return passed(f"{detail}, but tuned neither runs nor is enabled")
+        if tuned.keeps_off:
+            return warned(
+                f"{detail}, as on hosts where latency counts: virtksm has nothing to do here",
+                f"{GIVE_WAY}; or, if KSM is wanted after all, another profile: tuned-adm profile NAME",
+            )
+        return warned(
+            f"{detail}: it may stop or set KSM",
+            f"look there which of the two is meant: {GIVE_WAY}; or another profile: tuned-adm profile NAME",
+        )
+    if tuned.unknown_includes:
+        raise CannotTell(
+            f"profile {names} includes {', '.join(tuned.unknown_includes)}, which only tuned can make out",
+            "see whether that profile mentions KSM: tuned-adm profile_info; grep -ri ksm /usr/lib/tuned /etc/tuned",
+        )
+    return passed(f"profile {names} does not mention KSM")
+
+
+def check_boot(facts: Facts) -> Outcome:
+    """Judge what else sets KSM at boot."""
+    boot = facts.this_machine.boot
+    found = [one for one in boot.settings if _quarrels(one)]
+    if found:
+        return warned(
+            "; ".join(told(one) for one in found),
+            f"take that out of it; or, if it is meant to stay: {GIVE_WAY}",
+        )
+    if boot.unread:
+        raise DoesNotApply(f"not all could be read: {boot.unread[0]}")
+    return passed("none found in systemd's units and tmpfiles.d, sysfs.conf, udev's rules, rc.local and root's crontab")
+
+
+def told(setting: BootSetting) -> str:
+    """Say what a file sets at boot."""
+    return f"{setting.file} sets {setting.name}{'' if setting.value is None else f' to {setting.value}'} at boot"
+
+
+def _quarrels(one: BootSetting) -> bool:
+    """Tell whether virtksm would find its own setting changed; what is declared is set long before it starts."""
+    match one.name:
+        case "run":
+            return one.value != "1" and one.file != QEMU_KVM_FILE
+        case "advisor_mode":
+            return one.value != "none"
+        case "pages_to_scan" | "sleep_millisecs":
+            return not one.is_declared
+        case _:  # merge_across_nodes, which virtksm keeps as it finds it
+            return False
 
 
 def _judge(facts: Facts, writer: Writer) -> Outcome:
     here = facts.this_machine
-    running = known(here.processes).intersection(writer.processes)
+    names = {name[:COMM_LETTERS]: name for name in writer.processes}
+    running = [names[one] for one in known(here.processes).intersection(names)]
+    running += [unit for unit in writer.units if here.units[unit].is_running and not running]
     if running:
         detail = f"{', '.join(sorted(running))} runs: {writer.says}"
         return failed(detail, writer.remedy) if writer.is_certain else warned(detail, writer.remedy)

@@ -27,6 +27,13 @@ class Root:
 
     def text(self, relative: str) -> str | Unknown | None:
         """Return a file's text; None if it is missing."""
+        return self._read(relative)
+
+    def script(self, relative: str) -> str | Unknown | None:
+        """Return a script's text; None if it is missing, another program, or neither root's nor this user's."""
+        return self._read(relative, only_scripts=True)
+
+    def _read(self, relative: str, *, only_scripts: bool = False) -> str | Unknown | None:
         try:
             descriptor = os.open(self.path(relative), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -34,8 +41,11 @@ class Root:
         except (OSError, ValueError) as error:
             return _unknown(relative, error)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return Unknown(why=f"/{relative} is no regular file")
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return None if only_scripts else Unknown(why=f"/{relative} is no regular file")
+            if only_scripts and (status.st_uid not in (0, os.geteuid()) or os.pread(descriptor, 2, 0) != b"#!"):
+                return None
             with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
                 content = file.read(MOST_BYTES + 1)
         except ProcessLookupError:
@@ -64,6 +74,17 @@ class Root:
             return ()
         except (OSError, ValueError) as error:
             return _unknown(relative, error)
+
+    def is_file(self, relative: str) -> bool:
+        """Return whether there is such a regular file, as far as this user may see."""
+        return os.path.isfile(self.path(relative))  # noqa: PTH113  # beside the rest
+
+    def is_special(self, relative: str) -> bool:
+        """Return whether there is something else than a regular file, such as a folder or /dev/null."""
+        try:
+            return not stat.S_ISREG(os.stat(self.path(relative)).st_mode)  # noqa: PTH116  # beside the rest
+        except (OSError, ValueError):
+            return False
 
     def is_folder(self, relative: str) -> bool | Unknown:
         """Return whether there is such a folder."""

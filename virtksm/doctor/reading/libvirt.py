@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.libvirt_host import LibvirtHost, client_version, open_host
 from virtksm.adapters.local_facts import ProcFacts
+from virtksm.bounded import BoundedCalls
 from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
+from virtksm.doctor.reading.processes import find_peer
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
 from virtksm.model import Guest, KsmState, OthersMemory
 from virtksm.processes import GuestProcess
@@ -22,32 +23,34 @@ T = TypeVar("T")
 ANSWER_WITHIN_S = 10.0
 
 
-def read_libvirt(uri: str, *, within_s: float = ANSWER_WITHIN_S) -> Libvirt | Unreachable:
-    """Open `uri` and read all that the checks need."""
-    answers: list[Libvirt | Unreachable] = []
-    reader = threading.Thread(target=lambda: answers.append(_read(uri)), daemon=True)
-    reader.start()
-    reader.join(within_s)
-    if answers:
-        return answers[0]
-    return Unreachable(
-        why=f"{uri} does not answer within {within_s:g} s", remedy="systemctl status libvirtd (or virtqemud); its log"
-    )
+def read_libvirt(uri: str, *, within_s: float = ANSWER_WITHIN_S) -> tuple[Libvirt | Unreachable, int | None]:
+    """Open `uri` and read all that the checks need; return it, and the pid of who serves the connection."""
 
-
-def _read(uri: str) -> Libvirt | Unreachable:
-    try:
-        host, may_manage = _open(uri)
-        return Libvirt(
-            uri=host.uri,
-            version=host.version(),
-            client_version=client_version(),
-            refused=_refused(host) if may_manage else Cause.NOT_AUTHORIZED,
-            ksm=_read_ksm(host),
-            guests=_told(lambda: _read_guests(host)),
+    def unanswered(_call: str) -> VirtksmError:
+        return LibvirtUnreachable(
+            f"{uri} does not answer within {within_s:g} s", remedy="systemctl status libvirtd (or virtqemud); its log"
         )
+
+    opened: list[LibvirtHost] = []  # it stays open until its other end is known
+    found: Libvirt | Unreachable
+    try:
+        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, opened), within_s)
     except VirtksmError as error:
-        return Unreachable(why=error.message, remedy=error.remedy)
+        found = Unreachable(why=error.message, remedy=error.remedy)
+    return found, find_peer(uri)
+
+
+def _read(uri: str, opened: list[LibvirtHost]) -> Libvirt:
+    host, may_manage = _open(uri)
+    opened.append(host)
+    return Libvirt(
+        uri=host.uri,
+        version=host.version(),
+        client_version=client_version(),
+        refused=_refused(host) if may_manage else Cause.NOT_AUTHORIZED,
+        ksm=_read_ksm(host),
+        guests=_told(lambda: _read_guests(host)),
+    )
 
 
 def _open(uri: str) -> tuple[LibvirtHost, bool]:

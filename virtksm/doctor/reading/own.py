@@ -10,24 +10,36 @@ from typing import Any
 from virtksm.adapters.poke_fifo import find_fault
 from virtksm.adapters.state_file import StateFile
 from virtksm.assemble import is_this_machine, make_switch
-from virtksm.config.load import load
+from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config
+from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import AgentSeen, Folders, Own, Unknown
 from virtksm.errors import ConfigError, StateUnusable
 from virtksm.ownership import HostState
 from virtksm.runtime import RuntimePaths, host_key
 
+MOST_KIB = 1 << 53
+"""Of what an agent tells: what is more is no memory."""
+MOST_LETTERS = 300
+"""Of a text that an agent tells."""
 
-def read_config(path: str | None) -> Config | tuple[str, ...]:
-    """Load the configuration; return its faults if there are any."""
+
+def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str]]:
+    """Load the configuration; return it, or its faults if there are any, and the keys that its files set."""
     try:
-        return load(path).config
+        loaded = load(path)
     except ConfigError as error:
-        return tuple(str(finding) for finding in error.findings)
+        return tuple(str(finding) for finding in error.findings), frozenset()
+    return loaded.config, frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
 
 
 def read_own(
-    uri: str, configuration: Config | tuple[str, ...], paths: RuntimePaths, agent: AgentSeen | Unknown | None
+    uri: str,
+    configuration: Config | tuple[str, ...],
+    paths: RuntimePaths,
+    agent: AgentSeen | Unknown | None,
+    *,
+    keys_set: frozenset[str] = frozenset(),
 ) -> Own:
     """Read what virtksm keeps of the host behind `uri`; `agent` is what that said of itself."""
     config = configuration if isinstance(configuration, Config) else Config()
@@ -37,6 +49,7 @@ def read_own(
         off=make_switch(uri, config, paths).read(),
         agent=agent,
         folders=_read_folders(paths, host),
+        keys_set=keys_set,
     )
 
 
@@ -44,28 +57,42 @@ def parse_agent(status: object) -> AgentSeen | Unknown:
     """Take what is judged from an agent's status (docs/commands.md); Unknown if it is none."""
     try:
         return _parse_agent(status)  # type: ignore[arg-type]  # what it takes for granted is an error below
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
-        return Unknown(why="what the agent says is not understood: is it of this version?")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Unknown(why="what the agent says is not understood", remedy=f"systemctl restart {AGENT_UNIT}")
 
 
 def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
     libvirt, stranded, last = status["libvirt"], status["stranded"], status["last_pass"]
     silence = None
     if not libvirt["answers"]:
-        why = f" ({libvirt['error']})" if libvirt["error"] else ""
-        silence = f"since {libvirt['silent_since']}, waiting for {libvirt['waiting_for']}{why}"
+        why = f" ({_text(libvirt['error'])})" if libvirt["error"] else ""
+        silence = f"since {_text(libvirt['silent_since'])}, waiting for {_text(libvirt['waiting_for'])}{why}"
     refused = last["refused"] if last is not None else []
     others_kib = last["decision"]["numbers"].get("others_kib") if last is not None else None
+    sensed = last["sensed"] if last is not None else {"guests": 0, "guests_unread": 0}
     percent = stranded["worst_core_percent"]
     return AgentSeen(
-        uri=str(status["uri"]),
+        uri=_text(status["uri"]),
         silence=silence,
         is_stranded=None if stranded["possible"] is None else bool(stranded["possible"]),
         worst_core_percent=None if percent is None else float(percent),
-        outcome=None if last is None else str(last["outcome"]),
-        refusal=f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}" if refused else "",
-        others_kib=None if others_kib is None else int(others_kib),
+        outcome=None if last is None else _text(last["outcome"]),
+        refusal=_text(f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}") if refused else "",
+        others_kib=None if others_kib is None else _count(others_kib),
+        guests=_count(sensed["guests"]),
+        guests_unread=_count(sensed["guests_unread"]),
     )
+
+
+def _text(value: object) -> str:
+    return str(value)[:MOST_LETTERS]
+
+
+def _count(value: object) -> int:
+    """Return a count that an agent tells; raises ValueError if it is none."""
+    if not isinstance(value, int) or not 0 <= value <= MOST_KIB:
+        raise ValueError("no count")
+    return value
 
 
 def _read_folders(paths: RuntimePaths, host: str) -> Folders:

@@ -1,7 +1,7 @@
 """Reads /proc: the names of root's processes, and libvirt's daemon behind a connection.
 
-A process is known by its name (comm), which everybody may read and choose; only root's count, since nobody else could
-set KSM. A program that runs without systemd is seen like one that runs under it, so systemd is not asked who runs.
+A process is known by its name (comm), which everybody may read and choose; only those of root count, since nobody else
+could set KSM, and of vdsm, whose MOM has root's supervdsmd set it. A program with the setuid bit is its caller's.
 """
 
 from __future__ import annotations
@@ -13,44 +13,61 @@ import struct
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
+from virtksm.adapters.proc_files import NUMBER
 from virtksm.doctor.facts import Daemon, Unknown
 from virtksm.doctor.reading.files import Root
 
 DAEMONS = ("virtqemud", "libvirtd")
-SOCKETS = ("run/libvirt/virtqemud-sock", "run/libvirt/libvirt-sock")
 KSM_FOLDER = "/sys/kernel/mm/ksm"
-CONNECT_WITHIN_S = 1.0
+MAY_WRITE = ("root", "vdsm")
+NO_DAEMON = Unknown(
+    why="no process of libvirt's daemon is seen", remedy="systemctl status libvirtd.service (or virtqemud.service)"
+)
+HIDDEN = Unknown(why="/proc hides other users' processes, or is not mounted", remedy="run as root on that host")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """One of root's processes."""
+    """A process of root's or vdsm's; `user_id` is its real and effective user, `parent` its parent's pid."""
 
     pid: int
     name: str
+    user_id: int
+    parent: int
 
 
 def read_processes(root: Root) -> tuple[Process, ...] | Unknown:
-    """Read root's processes."""
+    """Read the processes of root and of vdsm, by pid."""
     names = root.names("proc")
     if isinstance(names, Unknown):
         return names
     if "1" not in names:
-        return Unknown(why="/proc hides other users' processes, or is not mounted")
+        return HIDDEN
+    users = {0} | {number for name, number in read_users(root).items() if name in MAY_WRITE}
     found = []
-    for pid in (name for name in names if name.isascii() and name.isdigit()):
+    for pid in sorted((name for name in names if name.isascii() and name.isdigit()), key=int):
         status = root.text(f"proc/{pid}/status")
-        if isinstance(status, str) and (name := parse_roots_name(status)) is not None:
-            found.append(Process(pid=int(pid), name=name))
+        process = parse_process(int(pid), status) if isinstance(status, str) else None
+        if process is not None and process.user_id in users:
+            found.append(process)
     return tuple(found)
 
 
-def parse_roots_name(status: str) -> str | None:
-    """Return the name in a /proc/PID/status, if the process is root's (effective user 0) and no zombie."""
+def read_users(root: Root) -> dict[str, int]:
+    """Read the accounts' numbers in /etc/passwd, by name."""
+    text = root.text("etc/passwd")
+    found = re.findall(rf"^([\w.-]{{1,64}}):[^:\n]*:({NUMBER}):", text if isinstance(text, str) else "", re.MULTILINE)
+    return {name: int(number) for name, number in found}
+
+
+def parse_process(pid: int, status: str) -> Process | None:
+    """Parse a /proc/PID/status; None for a zombie, and for a program that runs as another than its caller (setuid)."""
     name = re.match(r"Name:\t(.{1,64})\n", status)
-    is_roots = re.search(r"^Uid:\t\d+\t0\t", status, re.MULTILINE)
-    is_over = re.search(r"^State:\t[ZX]", status, re.MULTILINE)
-    return name[1] if name and is_roots and not is_over else None
+    user = re.search(rf"^Uid:\t({NUMBER})\t\1\t", status, re.MULTILINE)
+    parent = re.search(rf"^PPid:\t({NUMBER})$", status, re.MULTILINE)
+    if not name or not user or re.search(r"^State:\t[ZX]", status, re.MULTILINE):
+        return None
+    return Process(pid=pid, name=name[1], user_id=int(user[1]), parent=int(parent[1]) if parent else 0)
 
 
 def read_uptime_s(root: Root) -> float | Unknown:
@@ -61,19 +78,26 @@ def read_uptime_s(root: Root) -> float | Unknown:
 
 
 def read_daemon(
-    root: Root, uri: str, processes: tuple[Process, ...] | Unknown, *, uptime_s: float | Unknown
+    root: Root,
+    uri: str,
+    processes: tuple[Process, ...] | Unknown,
+    *,
+    uptime_s: float | Unknown,
+    peer_pid: int | None = None,
 ) -> Daemon | Unknown | None:
-    """Read what is known of the daemon that serves `uri`, this machine's; None where none does."""
+    """Read what is known of the daemon that serves `uri`, this machine's; None where none does.
+
+    `peer_pid` is who holds the other end of libvirt's connection, None if there is none.
+    """
     if not re.match(r"[a-z]+:///(system|session)\b", uri):
         return None
-    pid = _find_peer(root, uri)
+    pid = peer_pid
     if pid is None or pid == 1:  # systemd made the socket and handed it over
         if isinstance(processes, Unknown):
             return processes
-        ours = {one.name: one.pid for one in processes if one.name in DAEMONS}
-        pid = next((ours[name] for name in DAEMONS if name in ours), None)
+        pid = find_daemon(processes)
     if pid is None:
-        return Unknown(why="no process of libvirt's daemon is seen")
+        return NO_DAEMON
     name = root.text(f"proc/{pid}/comm")
     confined = root.text(f"proc/{pid}/attr/current")
     return Daemon(
@@ -83,6 +107,34 @@ def read_daemon(
         sees_sys_read_only=_read_sys(root, pid),
         confined_by=confined.strip("\0\n ") or None if isinstance(confined, str) else confined,
     )
+
+
+def find_daemon(processes: tuple[Process, ...]) -> int | None:
+    """Return the pid of libvirt's daemon: root's, a child of init if there is such a one, modular before monolithic."""
+    ours = [one for one in processes if one.name in DAEMONS and one.user_id == 0]
+    ours.sort(key=lambda one: (DAEMONS.index(one.name), one.parent != 1, one.pid))
+    return ours[0].pid if ours else None
+
+
+def find_peer(uri: str) -> int | None:
+    """Return who holds the other end of a connection of this process's to libvirt's daemon; None where there is none.
+
+    The connection that libvirt has opened is looked for among the open files: another one, which says nothing and goes,
+    would have the daemon log an error.
+    """
+    named = parse_qs(urlsplit(uri).query).get("socket", [""])[0]
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names are all that is needed
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as client:
+                peer = client.getpeername()
+                if client.family != socket.AF_UNIX or not isinstance(peer, str):
+                    continue
+                if peer == named or re.search(r"/libvirt/[\w-]+-sock(-ro)?$", peer):  # as the daemon calls it
+                    pid: int = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                    return pid
+        except OSError:  # no socket, not connected, or closed meanwhile
+            continue
+    return None
 
 
 def is_read_only(mountinfo: str, path: str) -> bool | None:
@@ -128,21 +180,5 @@ def _read_age_s(root: Root, pid: int, uptime_s: float | Unknown) -> float | Unkn
     return Unknown(why=f"/proc/{pid}/stat does not tell its start") if started_s is None else uptime_s - started_s
 
 
-def _find_peer(root: Root, uri: str) -> int | None:
-    """Return the pid behind libvirt's socket; None where nobody listens."""
-    named = parse_qs(urlsplit(uri).query).get("socket")
-    for path in named or [root.path(one) for one in SOCKETS]:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
-            client.settimeout(CONNECT_WITHIN_S)
-            try:
-                client.connect(path)
-                credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            except (OSError, ValueError):
-                continue
-        pid: int = struct.unpack("3i", credentials)[0]
-        return pid
-    return None
-
-
 def _gone(pid: int, fact: Unknown | None) -> Unknown:
-    return fact if fact is not None else Unknown(why=f"process {pid} has ended")
+    return fact if fact is not None else Unknown(why=f"process {pid} has ended", remedy="run this command again")

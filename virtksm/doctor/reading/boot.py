@@ -1,0 +1,135 @@
+"""Reads what else on this host sets KSM at boot: the files where systemd, sysfsutils, udev, cron and rc.local look.
+
+Of a script or a unit's command those lines count that write below /sys/kernel/mm/ksm, whose values may not be told; a
+script that a unit or root's crontab starts is looked into, if it is root's. Bounded: what is longer is no such file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from virtksm.adapters.systemd import UNIT_DIRS
+from virtksm.doctor.facts import Boot, BootSetting, Unknown
+from virtksm.doctor.reading.files import Root
+
+TMPFILES_DIRS = ("etc/tmpfiles.d", "run/tmpfiles.d", "usr/local/lib/tmpfiles.d", "usr/lib/tmpfiles.d")
+"""The first hides what has the same name in the others (tmpfiles.d(5))."""
+UDEV_DIRS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d")
+SCRIPTS = ("etc/rc.local", "etc/rc.d/rc.local", "etc/init.d/boot.local", "etc/init.d/after.local")
+CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root")
+QEMU_KVM = "etc/default/qemu-kvm"
+"""What Ubuntu's qemu-kvm.service reads."""
+PROGRAM_FOLDERS = ("/usr/", "/opt/", "/etc/", "/bin/", "/sbin/", "/lib/")
+"""Where scripts are looked into: nobody's home, nothing that a user has mounted."""
+MOST_FILES = 500
+MOST_LETTERS = 1000
+"""Of a line."""
+
+_NAME = "(run|pages_to_scan|sleep_millisecs|merge_across_nodes|advisor_mode)"
+_PLACE = rf"[\"']?(?:/sys/kernel/mm/ksm|\$\{{?\w{{1,40}}\}}?)[\"']?/{_NAME}\b"
+_ECHO = re.compile(rf"\b(?:echo|printf)(?: +-n)? +[\"']?([\w-]{{1,40}})(?:\\n)?[\"']? *>{{1,2}} *{_PLACE}")
+_WRITE = re.compile(rf"(?:>|\btee\b(?: +-\w+)*) *{_PLACE}")
+_TMPFILE = re.compile(
+    rf"^[wfF]\S{{0,4}}\s+[\"']?/sys/kernel/mm/ksm/{_NAME}[\"']?\s+\S+\s+\S+\s+\S+\s+\S+\s+[\"']?([\w-]+)"
+)
+_SYSFS = re.compile(rf"^\s*(?:/sys/)?kernel/mm/ksm/{_NAME}\s*=\s*[\"']?([\w-]+)")
+_EXEC = re.compile(r"^Exec\w+\s*=\s*(.+)$", re.MULTILINE)
+
+
+def read_boot(root: Root, units: Iterable[str]) -> Boot:
+    """Read what sets KSM at boot; `units` are those that are enabled, but for such as have a check of their own."""
+    reader = _Reader(root)
+    for path in reader.first_of_each(TMPFILES_DIRS, ".conf"):
+        reader.declared(path, _TMPFILE)
+    for path in ("etc/sysfs.conf", *reader.files("etc/sysfs.d", ".conf")):
+        reader.declared(path, _SYSFS)
+    for path in reader.first_of_each(UDEV_DIRS, ".rules"):
+        reader.commands(path, reader.text(path))
+    for path in (*SCRIPTS, *reader.files("etc/init.d")):
+        reader.commands(path, reader.text(path))
+    for path in (*CRONTABS, *reader.files("etc/cron.d")):
+        text = reader.text(path)
+        reader.commands(path, text)
+        reader.programs(_uncommented(text))
+    for path in reader.unit_files(units):
+        lines = _EXEC.findall(reader.text(path).replace("\\\n", " "))
+        reader.commands(path, "\n".join(lines))
+        reader.programs(lines)
+    reader.qemu_kvm()
+    return Boot(settings=tuple(dict.fromkeys(reader.found)), unread=tuple(reader.unread))
+
+
+def parse_commands(text: str) -> list[tuple[str, str | None]]:
+    """Return what a script sets of KSM's, in its order, and to what, None where that is not told."""
+    if "/sys/kernel/mm/ksm" not in text:
+        return []
+    found: dict[str, str | None] = {}
+    for line in _uncommented(text):
+        found.update(dict.fromkeys(_WRITE.findall(line)))
+        found.update({name: value for value, name in _ECHO.findall(line)})
+    return list(found.items())
+
+
+def _uncommented(text: str) -> Iterator[str]:
+    return (line[:MOST_LETTERS] for line in text.splitlines() if not line.lstrip().startswith("#"))
+
+
+class _Reader:
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self.found: list[BootSetting] = []
+        self.unread: list[str] = []
+
+    def text(self, path: str, *, only_scripts: bool = False) -> str:
+        text = self._root.script(path) if only_scripts else self._root.text(path)
+        if isinstance(text, Unknown):
+            if not self._root.is_special(path):  # a link to /dev/null is how files of that name are shut off
+                self.unread.append(text.why)
+            return ""
+        return text or ""
+
+    def files(self, folder: str, ending: str = "") -> list[str]:
+        names = self._root.names(folder)
+        if isinstance(names, Unknown):
+            self.unread.append(names.why)
+            return []
+        return [f"{folder}/{name}" for name in names if name.endswith(ending)][:MOST_FILES]
+
+    def first_of_each(self, folders: Iterable[str], ending: str) -> list[str]:
+        paths: dict[str, str] = {}
+        for path in (one for folder in folders for one in self.files(folder, ending)):
+            paths.setdefault(path.rpartition("/")[2], path)
+        return list(paths.values())
+
+    def unit_files(self, units: Iterable[str]) -> Iterator[str]:
+        folders = [folder.lstrip("/") for folder in UNIT_DIRS]
+        for unit in sorted(re.sub(r"\.timer$", ".service", one) for one in units)[:MOST_FILES]:
+            if unit.endswith(".service"):
+                stem, at, _ = unit.partition("@")
+                file = f"{stem}@.service" if at else unit
+                yield from (f"{folder}/{file}" for folder in folders if self._root.is_file(f"{folder}/{file}"))
+                yield from (path for folder in folders for path in self.files(f"{folder}/{file}.d", ".conf"))
+
+    def declared(self, path: str, form: re.Pattern[str]) -> None:
+        for line in _uncommented(self.text(path)):
+            if match := form.match(line):
+                self._add(path, match[1], match[2], is_declared=True)
+
+    def commands(self, path: str, text: str) -> None:
+        for name, value in parse_commands(text):
+            self._add(path, name, value, is_declared=False)
+
+    def programs(self, lines: Iterable[str]) -> None:
+        """Look into the scripts that these lines start."""
+        for line in lines:
+            for word in re.findall(r"(?<![\w./])/[\w./+-]{1,200}", line)[:4]:
+                if word.startswith(PROGRAM_FOLDERS):
+                    self.commands(word.lstrip("/"), self.text(word.lstrip("/"), only_scripts=True))
+
+    def qemu_kvm(self) -> None:
+        if re.search(r"^\s*KSM_ENABLED=[\"']?0[\"']?\s*$", self.text(QEMU_KVM), re.MULTILINE):
+            self._add(QEMU_KVM, "run", "0", is_declared=True)
+
+    def _add(self, path: str, name: str, value: str | None, *, is_declared: bool) -> None:
+        self.found.append(BootSetting(file=f"/{path}", name=name, value=value, is_declared=is_declared))
