@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
 from virtksm.history import (
-    KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
     MOST_SAMPLES,
@@ -225,9 +224,6 @@ class FakeHistory:
         self.kept_samples += samples
         self.kept_events += events
         self.kept_decisions += decisions
-        if samples:
-            oldest_s = max(sample.at_s for sample in samples) - KEEP_S
-            self.kept_samples = [one for one in self.kept_samples if one.at_s >= oldest_s]
         del self.kept_samples[:-MOST_SAMPLES], self.kept_events[:-MOST_EVENTS], self.kept_decisions[:-MOST_DECISIONS]
         aside, self.aside = self.aside, None
         return aside

@@ -22,13 +22,15 @@ from virtksm.model import Settings, Snapshot
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
 KEEP_S = 86_400.0
-"""How long samples are kept."""
+"""How long samples are kept, and longer where there are fewer of them."""
 MOST_SAMPLES = int(KEEP_S / SAMPLE_S)
 MOST_EVENTS = 5_000
 MOST_DECISIONS = 1_000
 MOST_POINTS = 1_000
 """How many samples an answer has at most."""
 MOST_REAL = 1e18
+MOST_TIME_S = 253_370_764_800.0
+"""The year 9999: beyond it no calendar goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +151,7 @@ def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
     """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
     return tuple(
         Sample(
-            at_s=_real(row, "at_s"),
+            at_s=_time(row, "at_s"),
             guests=_whole(row, "guests"),
             committed_kib=_whole(row, "committed_kib"),
             total_kib=_whole(row, "total_kib"),
@@ -169,7 +171,7 @@ def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     """Take events from a table, whose further columns are left out; raises ValueError saying what is wrong."""
     return tuple(
         GuestEvent(
-            at_s=_real(row, "at_s"),
+            at_s=_time(row, "at_s"),
             kind=_text(row, "kind"),
             domain=_text(row, "domain"),
             uuid=_text(row, "uuid"),
@@ -194,6 +196,13 @@ def _real(row: Mapping[object, object], name: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST_REAL:
         raise ValueError(f"{name} is no number")
     return float(value)
+
+
+def _time(row: Mapping[object, object], name: str) -> float:
+    value = _real(row, name)
+    if not 0 <= value <= MOST_TIME_S:
+        raise ValueError(f"{name} is no time")
+    return value
 
 
 def _whole(row: Mapping[object, object], name: str) -> int:
