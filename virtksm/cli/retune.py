@@ -60,6 +60,8 @@ def through_agent(paths: RuntimePaths, uri: str, request: dict[str, object]) -> 
     Raises VirtksmError with the agent's exit code if it could not do it, or if it does not answer.
     """
     from virtksm.adapters.control import ask
+    from virtksm.cli.answers import PASS
+    from virtksm.cli.asking import take_answer
 
     try:
         answer = ask(paths.control_socket, {**request, "uri": uri}, timeout_s=ANSWER_WITHIN_S)
@@ -81,10 +83,7 @@ def through_agent(paths: RuntimePaths, uri: str, request: dict[str, object]) -> 
         if isinstance(code, int) and code in list(map(int, ExitCode)):
             failure.exit_code = ExitCode(code)
         raise failure
-    record = answer.get("pass")
-    if not isinstance(record, dict):
-        raise VirtksmError("the agent's answer has no pass", remedy="are both of the same version?")
-    return record
+    return take_answer(answer, "pass", PASS)
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
