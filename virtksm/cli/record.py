@@ -20,7 +20,7 @@ from virtksm.runtime import RuntimePaths
 
 SCHEMA = 1
 ASK_EVERY_S = 1.0
-ENDS_WITHIN_S = 5.0
+ENDS_WITHIN_S = 2.0
 """How long the agent may go on telling of passes when the recording is to end."""
 MOST_CHARACTERS = 1 << 31
 """Longest recording: an agent, whoever is behind it, fills no disk."""
