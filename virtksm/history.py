@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from virtksm.merged import Merged
-from virtksm.model import Settings, Snapshot
+from virtksm.model import Settings, Snapshot, Trigger
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
@@ -29,6 +29,9 @@ MOST_DECISIONS = 1_000
 MOST_POINTS = 1_000
 """How many samples an answer has at most."""
 MOST_REAL = 1e18
+MOST_TEXT = 1_000
+"""Characters: a guest's name is a file's, too, of which Linux takes 255 bytes."""
+KINDS = frozenset(trigger.value for trigger in Trigger)
 MOST_TIME_S = 253_370_764_800.0
 """The year 9999: beyond it no calendar goes."""
 
@@ -172,7 +175,7 @@ def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     return tuple(
         GuestEvent(
             at_s=_time(row, "at_s"),
-            kind=_text(row, "kind"),
+            kind=_kind(row),
             domain=_text(row, "domain"),
             uuid=_text(row, "uuid"),
             detail=_text(row, "detail"),
@@ -218,6 +221,14 @@ def _optional_whole(row: Mapping[object, object], name: str) -> int | None:
 
 def _text(row: Mapping[object, object], name: str) -> str:
     value = row.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise ValueError(f"{name} is no text of at most {MOST_TEXT} characters")
     return value
+
+
+def _kind(row: Mapping[object, object]) -> str:
+    """Take what has happened: one of few words, as a picture's legend has them all."""
+    kind = _text(row, "kind")
+    if kind not in KINDS:
+        raise ValueError("kind is no trigger")
+    return kind

@@ -31,7 +31,24 @@ TEXT = "a\x1b]0;owned\x07\x1b[2J\u202eb\r\nFAKE LINE"
 PROGRAM_URI = "qemu+ext:///system?command={}"
 """libvirt runs the program that such a URI names."""
 MISSING = object()
-WRONG: tuple[Any, ...] = (MISSING, None, TEXT, True, -1, 2**64, 1e19, [], {}, [None], [[TEXT]], {TEXT: TEXT})
+FORMULA = "$\\frac{$"
+"""matplotlib takes what is between dollars for mathematics."""
+WRONG: tuple[Any, ...] = (
+    MISSING,
+    None,
+    TEXT,
+    FORMULA,
+    "x" * 100_000,
+    True,
+    -1,
+    2**64,
+    1e19,
+    [],
+    {},
+    [None],
+    [[TEXT]],
+    {TEXT: TEXT},
+)
 UNREADABLE = (
     b"",
     b"null\n",
@@ -158,7 +175,7 @@ def wrong_answers(op: str) -> Iterator[tuple[str, bytes]]:
                 del inner[place[-1]]
             else:
                 inner[place[-1]] = value
-            yield f"{'.'.join(map(str, place))} {'missing' if value is MISSING else repr(value)}", as_line(answer)
+            yield f"{'.'.join(map(str, place))} {'missing' if value is MISSING else repr(value)[:80]}", as_line(answer)
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401  # JSON

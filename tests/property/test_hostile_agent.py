@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.hostile_agent import (
+    FORMULA,
     NOBODY,
     PLANTED_HISTORIES,
     TEXT,
@@ -39,6 +40,7 @@ PROJECT = Path(__file__).parents[2]
 HANG_S = 60.0
 MOST_FILE, MOST_MEMORY = 64 << 20, 2 << 30
 URI = "test:///default"
+PICTURED = {f"history.events.rows.0.{column} {FORMULA!r}" for column in range(5)}
 ASKING = {
     "status": ("status", "history"),
     "status --json": ("status", "history"),
@@ -144,7 +146,7 @@ def test_each_field_may_be_anything(
     is_plot = command.startswith("plot")
     for op in ASKING[command]:
         for number, (place, said) in enumerate(wrong_answers(op)):
-            if is_plot and number % 23:  # a picture takes a tenth of a second
+            if is_plot and number % 23 and place not in PICTURED:  # a picture takes a tenth of a second
                 continue
             agent.say = partial(say_wrong, op, said)
             try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.adapters.history_file import HistoryFile
 from virtksm.errors import StateUnusable
-from virtksm.history import MOST_TIME_S, GuestEvent, Sample, Told
+from virtksm.history import KINDS, MOST_TIME_S, GuestEvent, Sample, Told
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20)
 WHOLE = st.integers(0, 2**70)
@@ -30,7 +30,14 @@ SAMPLES = st.builds(
     sleep_millisecs=st.none() | WHOLE,
     rule=TEXTS,
 )
-EVENTS = st.builds(GuestEvent, at_s=st.floats(0, MOST_TIME_S), kind=TEXTS, domain=TEXTS, uuid=TEXTS, detail=TEXTS)
+EVENTS = st.builds(
+    GuestEvent,
+    at_s=st.floats(0, MOST_TIME_S),
+    kind=st.sampled_from(sorted(KINDS)),
+    domain=TEXTS,
+    uuid=TEXTS,
+    detail=TEXTS,
+)
 NUMBERS = st.integers(-(2**64), 2**64) | st.floats(-1e18, 1e18)
 JSONS = st.dictionaries(TEXTS, st.none() | NUMBERS | TEXTS, max_size=3)
 DECISIONS = st.builds(Told, at_s=st.floats(0, MOST_TIME_S), record=JSONS)

@@ -22,8 +22,8 @@ SCHEMA = 1
 ASK_EVERY_S = 1.0
 ENDS_WITHIN_S = 2.0
 """How long the agent may go on telling of passes when the recording is to end."""
-MOST_CHARACTERS = 1 << 31
-"""Longest recording: an agent, whoever is behind it, fills no disk."""
+MOST_CHARACTERS = 1 << 32
+"""Longest recording: an agent, whoever is behind it, writes no more of root's disk."""
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
