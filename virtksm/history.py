@@ -18,6 +18,7 @@ from typing import Protocol
 
 from virtksm.merged import Merged
 from virtksm.model import Settings, Snapshot, Trigger
+from virtksm.units import MOST_TIME_S
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
@@ -32,8 +33,6 @@ MOST_REAL = 1e18
 MOST_TEXT = 1_000
 """Characters: a guest's name is a file's, too, of which Linux takes 255 bytes."""
 KINDS = frozenset(trigger.value for trigger in Trigger)
-MOST_TIME_S = 253_370_764_800.0
-"""The year 9999: beyond it no calendar goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

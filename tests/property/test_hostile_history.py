@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.adapters.history_file import HistoryFile
 from virtksm.errors import StateUnusable
-from virtksm.history import KINDS, MOST_TIME_S, GuestEvent, Sample, Told
+from virtksm.history import KINDS, GuestEvent, Sample, Told
+from virtksm.units import MOST_TIME_S
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20)
 WHOLE = st.integers(0, 2**70)

@@ -111,6 +111,7 @@ def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
         inputs(lines=[1]),
         inputs(next="x"),
         inputs(session=None),
+        inputs(session="s" * 100_000),
     ],
 )
 def test_an_answer_of_another_version_is_told(answer: dict[str, object]) -> None:

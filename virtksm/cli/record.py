@@ -24,6 +24,8 @@ ENDS_WITHIN_S = 2.0
 """How long the agent may go on telling of passes when the recording is to end."""
 MOST_CHARACTERS = 1 << 32
 """Longest recording: an agent, whoever is behind it, writes no more of root's disk."""
+MOST_SESSION = 64
+"""Characters of a session's name, which every further question repeats."""
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -114,7 +116,7 @@ class Recorder:
                 "missed": int() as missed,
                 "next": int() as following,
                 "more": bool() as has_more,
-            } if missed >= 0:
+            } if missed >= 0 and len(session) <= MOST_SESSION:
                 pass
             case _:
                 raise VirtksmError("the agent's inputs cannot be understood", remedy=OF_ONE_VERSION)
