@@ -6,6 +6,7 @@ an agent says of the host may be false, and is shown.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -275,6 +276,7 @@ COMMANDS = (
     "headroom",
     "doctor",
     "retune --direct",
+    "retune --coalesce",
     "retune",
     "restore",
     "off",
@@ -298,3 +300,16 @@ def test_what_is_planted_in_the_agents_folders_is_neither_followed_nor_waited_fo
         assert precious.read_text(encoding="ascii") == "kept"
         after = precious.stat()
         assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+
+
+def test_a_lock_that_is_never_let_go_is_not_waited_for(folder: Path) -> None:
+    (folder / "run" / "agent").mkdir()
+    held = []
+    for name in ("local.lock", "agent.lock", "coalesce.lock"):
+        file = (folder / "run" / "agent" / name).open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held.append(file)
+    for command in ("retune", "retune --coalesce", "off", "restore", "doctor"):
+        run_apart(folder, command)
+    for file in held:
+        file.close()
