@@ -81,6 +81,18 @@ def test_obstacles_are_worded_as_by_the_commands(page: Page) -> None:
     assert call(page, "guests", "it.OBSTACLES") == {one.value: one.text for one in Obstacle}
 
 
+def test_a_check_is_named_with_its_group(page: Page) -> None:
+    finding: Json = {"group": "hook", "what": "executable", "verdict": "FAIL", "detail": "it is not", "remedy": "do so"}
+    shown = """(() => {
+        const made = tag => document.createElement(tag);
+        const view = { summary: made("p"), todo: made("ul"), rest: made("ul"), fold: made("details") };
+        view.fold.append(made("summary"));
+        it.showFindings(view, [given], true);
+        return view.todo.textContent;
+    })()"""
+    assert call(page, "findings", shown, finding) == "FAILhook, executable: it is not→ do so"
+
+
 def samples(seed: int) -> list[Sample]:
     """Draw an agent's memories: gaps, a reboot now and then, a clock set back."""
     draw = random.Random(seed)
