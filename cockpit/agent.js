@@ -73,11 +73,11 @@ function parseAnswer(said, trouble) {
     } catch {
         throw new Problem(FAILED, "the agent's answer is no JSON: are virtksm and this page of the same version?");
     }
-    if (answer.ok)
+    if (answer && answer.ok)
         return answer;
-    if (answer.other_uri)
+    if (answer && answer.other_uri)
         throw new Problem(FAILED, `the agent serves ${answer.other_uri} by now`);
-    throw new Problem(FAILED, String(answer.error));
+    throw new Problem(FAILED, answer && answer.error ? String(answer.error) : "the agent answers nothing of use");
 }
 
 function socketProblem(trouble) {

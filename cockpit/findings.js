@@ -23,6 +23,6 @@ function itemOf(finding) {
         "li", { class: "finding" },
         element("span", { class: `verdict ${finding.verdict.toLowerCase()}` }, finding.verdict),
         element("div", {},
-                element("div", {}, element("strong", {}, finding.what), `: ${finding.detail}`),
+                element("div", {}, element("strong", {}, `${finding.group}, ${finding.what}`), `: ${finding.detail}`),
                 ...(finding.remedy ? [element("div", { class: "remedy" }, `→ ${finding.remedy}`)] : [])));
 }

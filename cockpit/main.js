@@ -10,6 +10,7 @@ import { byId, element, setChildren, setText } from "./dom.js";
 import { LATELY_S, showCpu, showFacts } from "./facts.js";
 import { showFindings } from "./findings.js";
 import { GuestTable } from "./guests.js";
+import { unitsUri } from "./host.js";
 import { cpuCurve, parseSamples, sampleOf, savedCurve } from "./history.js";
 import { noticesOf } from "./notices.js";
 import { applySettings, readSettings } from "./settings.js";
@@ -155,10 +156,11 @@ async function lookAtGuestsOnce() {
     guestsAtMs = Date.now();
     guestsAsked = countGuests();
     try {
-        const told = await runJson("guests", ...hostArguments());
+        const told = await runJson("guests", ...await hostArguments());
         guestTable.show(told.guests);
         setText(byId("profit"), formatBytes(told.host.profit_bytes));
-        setChildren(byId("guest-notes"), ...told.notes.map(note => element("li", {}, note)));
+        const notes = [...await otherHost(told.uri), ...told.notes];
+        setChildren(byId("guest-notes"), ...notes.map(note => element("li", {}, note)));
         announceGuests(told.guests.length);
     } catch (trouble) {
         guestTable.show(null);
@@ -174,7 +176,7 @@ function countGuests() {
 async function examine() {
     setText(byId("doctor-summary"), "Checking…");
     try {
-        const { findings } = await runJson("doctor", ...hostArguments());
+        const { findings } = await runJson("doctor", ...await hostArguments());
         showFindings({ summary: byId("doctor-summary"), todo: byId("todo"), rest: byId("rest"), fold: byId("fold") },
                      findings, permission.allowed === true);
     } catch (trouble) {
@@ -197,9 +199,17 @@ async function lookAtSettings() {
     }
 }
 
-/* The agent knows which connection is meant; without one the commands' own default is. */
-function hostArguments() {
-    return status === null ? [] : ["--connect", status.uri];
+/* Nothing that the agent says becomes an argument: the commands may run as root (host.js). */
+async function hostArguments() {
+    const uri = await unitsUri();
+    return uri === null ? [] : ["--connect", uri];
+}
+
+/* Say so where the agent claims to serve another connection than the one that was looked at. */
+async function otherHost(seenUri) {
+    if (status === null || !status.agent || [seenUri, await unitsUri()].includes(status.uri))
+        return [];
+    return [`The agent says that it serves ${status.uri}. These guests, and the checks below, are of ${seenUri}.`];
 }
 
 /* --- showing ----------------------------------------------------------------------------------------------------- */

@@ -3,18 +3,19 @@
 import { DENIED, NOT_INSTALLED, NO_AGENT } from "./agent.js";
 
 const START = "systemctl enable --now virtksm.service";
+const MOST_NOTICES = 50;
 const SWITCH_ON = "systemctl enable --now virtksm-ksm.service";
 
 /* Return notices {level, title, text}: of a Problem in asking the agent (or null), and a status (or null). */
 export function noticesOf(problem, status) {
-    return [...ofProblem(problem), ...(status === null ? [] : [...ofHost(status), ...ofAgent(status)])];
+    const notices = [...ofProblem(problem), ...(status === null ? [] : [...ofHost(status), ...ofAgent(status)])];
+    return notices.slice(0, MOST_NOTICES);
 }
 
 function ofProblem(problem) {
-    switch (problem && problem.kind) {
-    case undefined:
-    case null:
+    if (problem === null)
         return [];
+    switch (problem.kind) {
     case NOT_INSTALLED:
         return [{ level: "danger", title: "virtksm is not installed on this host",
                   text: "Install the package virtksm, then reload this page." }];

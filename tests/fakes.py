@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
 from virtksm.history import (
-    KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
     MOST_OF_A_KIND,
@@ -241,9 +240,6 @@ class FakeHistory:
         self.kept_samples += samples
         self.kept_events += events
         self.kept_decisions += decisions
-        if samples:
-            oldest_s = max(sample.at_s for sample in samples) - KEEP_S
-            self.kept_samples = [one for one in self.kept_samples if one.at_s >= oldest_s]
         for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
             of_kind = [one for one in self.kept_events if one.kind == kind]
             of_guests = Counter[str]()

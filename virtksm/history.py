@@ -19,11 +19,12 @@ from typing import Protocol
 
 from virtksm.merged import Merged
 from virtksm.model import EVALUATING_ONLY, Settings, Snapshot, Trigger
+from virtksm.units import MOST_TIME_S
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
 KEEP_S = 86_400.0
-"""How long samples are kept."""
+"""How long samples are kept, and longer where there are fewer of them."""
 MOST_SAMPLES = int(KEEP_S / SAMPLE_S)
 MOST_EVENTS = 5_000
 MOST_OF_A_KIND: Mapping[str, tuple[int, int]] = {
@@ -37,6 +38,9 @@ MOST_DECISIONS = 1_000
 MOST_POINTS = 1_000
 """How many samples an answer has at most."""
 MOST_REAL = 1e18
+MOST_TEXT = 1_000
+"""Characters: a guest's name is a file's, too, of which Linux takes 255 bytes."""
+KINDS = frozenset(trigger.value for trigger in Trigger)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +170,7 @@ def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
     """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
     return tuple(
         Sample(
-            at_s=_real(row, "at_s"),
+            at_s=_time(row, "at_s"),
             guests=_whole(row, "guests"),
             committed_kib=_whole(row, "committed_kib"),
             total_kib=_whole(row, "total_kib"),
@@ -186,8 +190,8 @@ def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     """Take events from a table, whose further columns are left out; raises ValueError saying what is wrong."""
     return tuple(
         GuestEvent(
-            at_s=_real(row, "at_s"),
-            kind=_text(row, "kind"),
+            at_s=_time(row, "at_s"),
+            kind=_kind(row),
             domain=_text(row, "domain"),
             uuid=_text(row, "uuid"),
             detail=_text(row, "detail"),
@@ -213,6 +217,13 @@ def _real(row: Mapping[object, object], name: str) -> float:
     return float(value)
 
 
+def _time(row: Mapping[object, object], name: str) -> float:
+    value = _real(row, name)
+    if not 0 <= value <= MOST_TIME_S:
+        raise ValueError(f"{name} is no time")
+    return value
+
+
 def _whole(row: Mapping[object, object], name: str) -> int:
     value = row.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -226,6 +237,14 @@ def _optional_whole(row: Mapping[object, object], name: str) -> int | None:
 
 def _text(row: Mapping[object, object], name: str) -> str:
     value = row.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise ValueError(f"{name} is no text of at most {MOST_TEXT} characters")
     return value
+
+
+def _kind(row: Mapping[object, object]) -> str:
+    """Take what has happened: one of few words, as a picture's legend has them all."""
+    kind = _text(row, "kind")
+    if kind not in KINDS:
+        raise ValueError("kind is no trigger")
+    return kind

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MOST_TIME_S = 253_370_764_800.0
+"""Unix time of the year 9999: no calendar goes beyond it."""
+
 
 def format_kib(kib: float | None) -> str:
     """Return KiB as MiB or GiB with one decimal, "unknown" for None."""

@@ -86,10 +86,8 @@ def test_what_is_kept_is_there_for_other_processes_the_oldest_first(kept: Kept) 
         assert history.decisions(5) == (DECISION,)
 
 
-def test_what_is_too_old_or_too_many_is_forgotten(kept: Kept) -> None:
-    old = replace(SAMPLE, at_s=NOW_S - KEEP_S - 1)
-    kept.history.keep([old, SAMPLE], [], [])
-    assert kept.history.samples(0) == (SAMPLE,)
+def test_what_is_too_many_is_forgotten_the_first_that_came(kept: Kept) -> None:
+    kept.history.keep([SAMPLE], [], [])
     many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MOST_SAMPLES + 5)]
     events = [replace(EVENT, at_s=NOW_S + number, kind="other") for number in range(MOST_EVENTS + 5)]
     decisions = [Told(at_s=NOW_S + number, record={}) for number in range(MOST_DECISIONS + 5)]
@@ -121,13 +119,12 @@ def test_the_bounds_of_each_kind_are_within_that_of_all_and_an_answer_has_room_f
     assert sum(MOST_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MOST_TOLD_EVENTS // 2
 
 
-def test_a_clock_that_is_set_back_forgets_nothing_yet(kept: Kept) -> None:
-    behind = replace(SAMPLE, at_s=NOW_S - 10 * KEEP_S)
-    kept.history.keep([SAMPLE], [], [])
-    kept.history.keep([behind], [], [])
-    assert kept.history.samples(0) == (SAMPLE, behind), "in the order of their coming"
-    kept.history.keep([replace(SAMPLE, at_s=NOW_S + 10)], [], [])
-    assert kept.history.samples(0) == (SAMPLE, replace(SAMPLE, at_s=NOW_S + 10))
+def test_a_clock_that_is_set_forgets_nothing(kept: Kept) -> None:
+    told = [replace(SAMPLE, at_s=NOW_S + days * KEEP_S) for days in (0, 365, -365, 0.001)]
+    for one in told:
+        kept.history.keep([one], [], [])
+    assert kept.history.samples(-1e12) == tuple(told), "in the order of their coming"
+    assert kept.history.samples(NOW_S) == (told[0], told[1], told[3])
 
 
 def test_a_write_that_fails_says_so_and_keeps_what_was_there(kept: Kept) -> None:

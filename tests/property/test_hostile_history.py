@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.adapters.history_file import HistoryFile
 from virtksm.errors import StateUnusable
-from virtksm.history import GuestEvent, Sample, Told
+from virtksm.history import KINDS, GuestEvent, Sample, Told
+from virtksm.units import MOST_TIME_S
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20)
 WHOLE = st.integers(0, 2**70)
 SAMPLES = st.builds(
     Sample,
-    at_s=st.floats(0, 1e12),
+    at_s=st.floats(0, MOST_TIME_S),
     guests=WHOLE,
     committed_kib=WHOLE,
     total_kib=WHOLE,
@@ -30,9 +31,17 @@ SAMPLES = st.builds(
     sleep_millisecs=st.none() | WHOLE,
     rule=TEXTS,
 )
-EVENTS = st.builds(GuestEvent, at_s=st.floats(0, 1e12), kind=TEXTS, domain=TEXTS, uuid=TEXTS, detail=TEXTS)
-JSONS = st.dictionaries(TEXTS, st.none() | st.integers() | st.floats(allow_nan=False) | TEXTS, max_size=3)
-DECISIONS = st.builds(Told, at_s=st.floats(0, 1e12), record=JSONS)
+EVENTS = st.builds(
+    GuestEvent,
+    at_s=st.floats(0, MOST_TIME_S),
+    kind=st.sampled_from(sorted(KINDS)),
+    domain=TEXTS,
+    uuid=TEXTS,
+    detail=TEXTS,
+)
+NUMBERS = st.integers(-(2**64), 2**64) | st.floats(-1e18, 1e18)
+JSONS = st.dictionaries(TEXTS, st.none() | NUMBERS | TEXTS, max_size=3)
+DECISIONS = st.builds(Told, at_s=st.floats(0, MOST_TIME_S), record=JSONS)
 
 
 @given(samples=st.lists(SAMPLES, max_size=3), events=st.lists(EVENTS, max_size=3), told=st.lists(DECISIONS, max_size=3))
@@ -53,6 +62,7 @@ def test_any_values_are_kept_huge_ones_as_the_largest_that_fits(
 @given(places=st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=60)), min_size=1, max_size=8))
 @example(places=[(0, b"SQLite format 3\0")])
 @example(places=[(3651, b"\x80")])
+@example(places=[(3949, b"\x80")])
 @example(places=[(18, b"\2\2")])
 @example(places=[(18, b"\3")])
 @settings(max_examples=150, deadline=None)

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from virtksm.adapters.control import MAX_ANSWER, MAX_LINE, ask
+from virtksm.adapters.control import MAX_ANSWER, MAX_LINE, ask, parse_object
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.errors import ExitCode
 
@@ -95,6 +96,37 @@ def ask_one_that_says(said: bytes) -> dict[str, object] | ValueError | None:
 def test_any_answer_is_an_object_or_a_value_error(said: bytes) -> None:
     answer = ask_one_that_says(said)
     assert isinstance(answer, dict | ValueError)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400", "9" * 400, "9" * 5000])
+def test_a_number_that_no_counter_has_is_no_answer(number: str) -> None:
+    for said in (f'{{"a": {number}}}\n', f'{{"a": [{{"b": {number}}}]}}\n'):
+        with pytest.raises(ValueError, match="no number of a counter"):
+            parse_object(said, "the agent's answer")
+    assert parse_object('{"a": [-3, 1.5, 18446744073709551615]}', "it") == {"a": [-3, 1.5, 18446744073709551615]}
+
+
+def test_an_answer_that_drips_is_not_waited_for_beyond_its_limit() -> None:
+    """One byte at a time, each soon enough: what has a limit is the whole."""
+    with tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/s")
+        listener.listen()
+        has_given_up = threading.Event()
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(BrokenPipeError, ConnectionResetError):
+                while not has_given_up.wait(0.01):
+                    connection.sendall(b" ")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            with pytest.raises(TimeoutError):
+                ask(f"{folder}/s", {"op": "status"}, timeout_s=0.2)
+        finally:
+            has_given_up.set()
+            dripping.join(LONG_S)
 
 
 def test_an_answer_without_end_is_not_read_to_its_end() -> None:

@@ -19,6 +19,7 @@ from playwright.sync_api import Page, Route
 from tests.lab.browser import chromium, open_page
 from virtksm.curves import cpu_shares, pieces
 from virtksm.history import Sample
+from virtksm.obstacles import Obstacle
 from virtksm.printable import printable
 from virtksm.units import format_kib
 
@@ -74,6 +75,22 @@ def test_amounts_and_texts_from_outside_are_worded_as_by_the_commands(page: Page
     assert escaped == [code for code in known if not chr(code).isprintable()]
     texts = ["web-1", "a\tb\nc\rd\x00\x1b[31m\x7f\x85", "\u202eevil\u2028\u00a0", "\U000e0041\U0001f600", "\\u202e"]
     assert call(page, "units", "given.map(it.printable)", texts) == [printable(text) for text in texts]
+
+
+def test_obstacles_are_worded_as_by_the_commands(page: Page) -> None:
+    assert call(page, "guests", "it.OBSTACLES") == {one.value: one.text for one in Obstacle}
+
+
+def test_a_check_is_named_with_its_group(page: Page) -> None:
+    finding: Json = {"group": "hook", "what": "executable", "verdict": "FAIL", "detail": "it is not", "remedy": "do so"}
+    shown = """(() => {
+        const made = tag => document.createElement(tag);
+        const view = { summary: made("p"), todo: made("ul"), rest: made("ul"), fold: made("details") };
+        view.fold.append(made("summary"));
+        it.showFindings(view, [given], true);
+        return view.todo.textContent;
+    })()"""
+    assert call(page, "findings", shown, finding) == "FAILhook, executable: it is not→ do so"
 
 
 def samples(seed: int) -> list[Sample]:
@@ -163,6 +180,37 @@ def test_what_is_wrong_is_said_with_what_to_do(page: Page, changes: Json, words:
     else:
         (notice,) = found
         assert words in f"{notice['title']} {notice['text']}"
+
+
+@pytest.mark.parametrize(
+    ("output", "uri"),
+    [
+        ("", None),
+        ("Environment=\n", None),
+        ("Environment=PYTHONSAFEPATH=1 XLIBVIRT_DEFAULT_URI=no:///no\n", None),
+        ("Environment=LIBVIRT_DEFAULT_URI=qemu+tls://host.example/system\n", "qemu+tls://host.example/system"),
+        ('Environment=A=b "C=d e" "LIBVIRT_DEFAULT_URI=qemu:///system?a=b&c=d"\n', "qemu:///system?a=b&c=d"),
+        ("Environment=LIBVIRT_DEFAULT_URI=first:///x LIBVIRT_DEFAULT_URI=last:///x\n", "last:///x"),
+        ("Environment=LIBVIRT_DEFAULT_URI=--help\n", "refused"),
+        ("Environment=LIBVIRT_DEFAULT_URI=qemu:///a'b\n", "refused"),
+    ],
+)
+def test_the_connection_is_the_one_that_the_units_environment_names(page: Page, output: str, uri: str | None) -> None:
+    taken = "(() => { try { return it.parseUri(given) } catch (problem) { return 'refused' } })()"
+    assert call(page, "host", taken, output) == uri
+
+
+def test_an_answer_of_any_length_makes_a_page_of_bounded_length(page: Page) -> None:
+    many: Json = {**FINE, "last_pass": {"warnings": ["w"] * 100_000, "exposed": None}}
+    assert len(call(page, "notices", "it.noticesOf(null, given)", many)) == 50
+    assert len(call(page, "units", "it.printable(given)", "x" * 1_000_000)) == 10_000
+    table: Json = {"columns": ["at_s"], "rows": [[number] for number in range(50_000)]}
+    assert len(call(page, "history", "it.parseSamples(given)", table)) == 1000
+
+
+def test_a_problem_of_any_kind_is_said(page: Page) -> None:
+    (notice,) = call(page, "notices", "it.noticesOf(new TypeError(given), null)", "x is no function")
+    assert "x is no function" in notice["text"]
 
 
 def test_nothing_on_the_page_is_ever_read_as_markup_or_code() -> None:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import pytest
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
 from virtksm.adapters import history_file
-from virtksm.adapters.history_file import MAX_BYTES, MOST_ASIDE, MOST_DECISION_CHARACTERS, SCHEMA, HistoryFile
+from virtksm.adapters.history_file import (
+    MAX_BYTES,
+    MOST_ASIDE,
+    MOST_DECISION_CHARACTERS,
+    MOST_RECORD_CHARACTERS,
+    SCHEMA,
+    HistoryFile,
+)
 from virtksm.errors import StateUnusable
 from virtksm.history import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
 
@@ -224,17 +232,101 @@ def test_what_is_no_regular_file_is_neither_read_nor_written(
     assert other.read_bytes() == content
 
 
-def test_a_planted_view_cannot_keep_a_reader_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_file, "MOST_STEPS", 100_000)
-    database = sqlite3.connect(path)
-    database.execute(f"PRAGMA user_version = {SCHEMA}")
-    database.execute(
-        "CREATE VIEW decisions AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) "
-        "SELECT id, 1.0 AS at_s, '{}' AS record FROM n"
-    )
-    database.close()
+def test_reading_ends_after_so_many_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_file, "MOST_STEPS", 1000)
     with pytest.raises(StateUnusable, match="interrupted"):
-        HistoryFile(str(path)).decisions(1)
+        full(path).samples(0)
+
+
+PLANTED = [
+    "CREATE VIEW {0} AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id FROM n",
+    "CREATE TABLE {0} (id INTEGER PRIMARY KEY, at_s AS (zeroblob(100000000)), record)",
+    "CREATE VIRTUAL TABLE {0} USING fts4(at_s, record)",
+    "CREATE TABLE {0} (at_s, record); CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END",
+]
+
+
+def plant(path: Path, statement: str) -> None:
+    """Replace the three tables by what another user could have made of them."""
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA}")
+        for table in ("samples", "events", "decisions"):
+            database.executescript(statement.format(table).replace(" t ", f" of_{table} "))
+
+
+@pytest.mark.parametrize("statement", PLANTED)
+@pytest.mark.parametrize("deserializes", [True, False])
+def test_other_tables_than_ours_are_never_queried(path: Path, statement: str, *, deserializes: bool) -> None:
+    plant(path, statement)
+    history = HistoryFile(str(path), deserializes=deserializes)
+    for read in (lambda: history.samples(0), lambda: history.events(0), lambda: history.decisions(9)):
+        with pytest.raises(StateUnusable, match="is no history of schema"):
+            read()
+    assert history.keep([SAMPLE], [], []) is not None, "it is set aside"
+    assert history.samples(0) == (SAMPLE,)
+
+
+def test_a_table_more_than_ours_is_not_queried(path: Path) -> None:
+    HistoryFile(str(path)).keep([SAMPLE], [], [])
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE more (a)")
+    with pytest.raises(StateUnusable, match="is no history of schema"):
+        HistoryFile(str(path)).samples(0)
+
+
+def insert(path: Path, statement: str, *values: object) -> None:
+    HistoryFile(str(path)).keep([SAMPLE], [], [])
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement, values)
+
+
+def test_a_row_longer_than_any_answer_is_not_read(path: Path) -> None:
+    insert(path, "INSERT INTO decisions (at_s, record) VALUES (1.0, zeroblob(2000000))")
+    with pytest.raises(StateUnusable, match="too big"):
+        HistoryFile(str(path)).decisions(9)
+
+
+def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_file, "MOST_READ_BYTES", 100_000)
+    history = full(path)
+    assert len(history.decisions(40)) == 40
+    with pytest.raises(StateUnusable, match="holds more than"):
+        history.decisions(60)
+
+
+def test_a_decision_that_no_answer_has_room_for_is_not_kept(path: Path) -> None:
+    history = HistoryFile(str(path))
+    history.keep([], [], [DECISION, Told(at_s=NOW_S, record={"x": "y" * MOST_RECORD_CHARACTERS})])
+    assert history.decisions(9) == (DECISION,)
+
+
+@pytest.mark.parametrize("record", ['{"x": 1e999}', '{"x": NaN}', '{"x": ' + "9" * 400 + "}"])
+def test_numbers_that_no_counter_has_are_damage(path: Path, record: str) -> None:
+    insert(path, "INSERT INTO decisions (at_s, record) VALUES (1.0, ?)", record)
+    with pytest.raises(StateUnusable, match="no number of a counter"):
+        HistoryFile(str(path)).decisions(9)
+
+
+@pytest.mark.parametrize("at_s", [-1.0, 1e15, float("inf")])
+def test_times_that_no_calendar_has_are_damage(path: Path, at_s: float) -> None:
+    insert(path, "INSERT INTO events (at_s, kind, domain, uuid, detail) VALUES (?, '', '', '', '')", at_s)
+    with pytest.raises(StateUnusable, match=r"at_s is no (time|number)"):
+        HistoryFile(str(path)).events(-1e300)
+
+
+def test_an_older_sqlite_reads_the_same_and_leaves_nothing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full(path)
+    own = tmp_path / "tmp"
+    own.mkdir()
+    monkeypatch.setenv("TMPDIR", str(own))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    old, new = HistoryFile(str(path), deserializes=False), HistoryFile(str(path), deserializes=True)
+    assert old.samples(0) == new.samples(0) != ()
+    assert (old.events(0), old.decisions(100)) == (new.events(0), new.decisions(100))
+    assert list(own.iterdir()) == []
 
 
 def test_an_endless_file_is_not_read_whole(path: Path) -> None:

@@ -111,6 +111,7 @@ def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
         inputs(lines=[1]),
         inputs(next="x"),
         inputs(session=None),
+        inputs(session="s" * 100_000),
     ],
 )
 def test_an_answer_of_another_version_is_told(answer: dict[str, object]) -> None:
@@ -125,3 +126,48 @@ def test_an_anonymous_recording_is_written_without_names() -> None:
     assert "vault" not in "".join(lines)
     with pytest.raises(VirtksmError, match="cannot be understood"):
         recorder.ask()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["{}"],
+        ["x" * 50],
+        [dump_line(HEADER)],
+        [dump_line(PASS).replace(",", ",\n", 1)],
+        [dump_line(PASS).replace(",", ",\r", 1)],
+        [dump_line(PASS), "\ud800"],
+        [dump_line(PASS).replace(PASS.outcome, "\u202e")],
+        [["x"]],
+    ],
+)
+def test_a_line_that_is_none_of_a_trace_is_not_written(lines: list[object]) -> None:
+    with pytest.raises(VirtksmError, match="cannot be understood"):
+        Recorder(FakeAgent(inputs(header=dump_line(HEADER), lines=lines))).ask()
+    with pytest.raises(VirtksmError, match="cannot be understood"):
+        Recorder(FakeAgent(inputs(header=dump_line(PASS), lines=[]))).ask()
+
+
+def test_an_agent_that_always_has_more_cannot_keep_a_recording_from_its_end() -> None:
+    agent = FakeAgent(FIRST, *[inputs(more=True)] * 3)
+    recorder = Recorder(agent, ends_within_s=0.0)
+    recorder.ask()
+    assert kinds(recorder.end(1.0)) == ["pass", "end"]
+    assert len(agent.answers) == 2
+
+
+def test_a_recording_has_an_end_whatever_the_agent_tells() -> None:
+    recorder = Recorder(FakeAgent(FIRST, *[inputs(more=True)] * 9), most_characters=4 * len(dump_line(PASS)))
+    asked = 0
+    while not recorder.is_full:
+        recorder.ask()
+        asked += 1
+    assert asked <= 5
+    assert not recorder.has_more
+    assert kinds(recorder.end(1.0)) == ["pass", "end"]
+
+
+@pytest.mark.parametrize("missed", [-1, 0.5, "1"])
+def test_a_number_of_missed_passes_that_is_none_is_told(missed: object) -> None:
+    with pytest.raises(VirtksmError, match="are both of the same version"):
+        Recorder(FakeAgent(inputs(missed=missed))).ask()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -69,6 +70,9 @@ def without(line: Header | Pass, *path: str) -> str:
         (changed(PASS, snapshot=[]), "snapshot is no object"),
         (changed(PASS, past=[]), "past is no object"),
         (without(PASS, "at_s"), "at_s is missing"),
+        (changed(PASS, at_s=1e15), "at_s is 1000000000000000.0, not a time"),
+        (changed(PASS, at_s=-1), "at_s is -1, not a time"),
+        (changed(PASS, decision=json.loads(dump_line(PASS))["decision"] | {"numbers": {"a": 2**70}}), "a is 1180591"),
         (without(PASS, "snapshot", "host", "total_kib"), "total_kib is missing"),
         (without(PASS, "decision", "rule"), "decision.rule is None, not str"),
         (changed(HEADER, schema=2), "its schema is 2, and this virtksm reads 1: use one as new as the trace"),
@@ -154,6 +158,45 @@ def test_no_link_is_followed_to_what_would_be_overwritten(tmp_path: Path) -> Non
         with pytest.raises(TraceUnusable):
             create_trace(str(tmp_path / "t"), replaces=replaces)
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
+
+
+def another_users(path: Path) -> None:
+    path.write_text("kept", encoding="ascii")
+    path.chmod(0o666)
+    os.chown(path, 65534, 65534)
+
+
+def hard_link(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text("kept", encoding="ascii")
+    path.hardlink_to(other)
+
+
+@pytest.mark.parametrize("plant", [another_users, hard_link, Path.mkdir, os.mkfifo])
+def test_what_is_not_ones_own_is_not_replaced(tmp_path: Path, plant: Callable[[Path], object]) -> None:
+    path = tmp_path / "t.jsonl"
+    plant(path)
+    with pytest.raises(TraceUnusable):
+        create_trace(str(path), replaces=True)
+    assert not path.is_file() or path.read_text(encoding="ascii") == "kept"
+
+
+def test_a_fifo_with_a_reader_is_no_trace(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t")
+    reader = os.open(tmp_path / "t", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(TraceUnusable, match="no file of yours"):
+        create_trace(str(tmp_path / "t"), replaces=True)
+    os.close(reader)
+
+
+def test_what_is_replaced_is_its_owners_alone_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("long ago", encoding="ascii")
+    path.chmod(0o666)
+    with create_trace(str(path), replaces=True) as file:
+        append_lines(file, str(path), ["one"])
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text(encoding="ascii") == "one\n"
 
 
 def test_a_file_that_cannot_be_read_or_written_is_told(tmp_path: Path) -> None:

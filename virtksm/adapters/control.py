@@ -6,27 +6,34 @@ agent's own host is meant. `{"op": "status"}` is
 answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the configuration is read again) by
 `{"ok": true, "policy": NAME}`; `history` and `decisions` are described in agent/recall.py, `inputs` in
 agent/inputs.py. What fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
-Imports nothing but json and socket, so that a one-shot that finds an agent stays quick.
+Imports nothing but json, socket and time, so that a one-shot that finds an agent stays quick.
+
+Root's commands ask an agent that is another user and may be somebody's who means harm: an answer is one JSON object, of
+at most so many bytes within so much time, without a number that no counter and no clock has.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Mapping
 
 MAX_LINE = 65536
 """Longest request that the agent reads, in bytes."""
 MAX_ANSWER = 1 << 20
 """Longest answer that is read, in bytes."""
+MOST = 2.0**65
+"""Bounds an answer's numbers."""
 
 
 def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[str, object] | None:
-    """Send one request to the agent and return its answer; None if no agent listens at `path`.
+    """Send one request and return the answer, all within `timeout_s`; None if no agent listens at `path`.
 
     Raises PermissionError when this user may not ask there, OSError (TimeoutError too) when an agent listens but does
     not answer, and ValueError when it talks nonsense.
     """
+    give_up_s = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(timeout_s)
         try:
@@ -37,15 +44,39 @@ def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[s
             connection.sendall(json.dumps(request).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             pass  # an agent that turns clients away answers unasked; what it said is still there to be read
-        said = b""
-        while not said.endswith(b"\n") and (part := connection.recv(MAX_LINE)):
+        said = bytearray()
+        while not said.endswith(b"\n"):
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("timed out")
+            connection.settimeout(left_s)
+            part = connection.recv(MAX_LINE)
+            if not part:
+                break
             said += part
             if len(said) > MAX_ANSWER:
                 raise ValueError("the agent's answer does not end")
+    return parse_object(bytes(said), "the agent's answer")
+
+
+def parse_object(said: bytes | str, what: str) -> dict[str, object]:
+    """Take a JSON object of the agent's, called `what`; raises ValueError saying what is wrong."""
     try:
-        answer = json.loads(said)
+        told = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except RecursionError:
-        raise ValueError("the agent's answer is nested too deeply") from None
-    if not isinstance(answer, dict):
-        raise ValueError("the agent's answer is no JSON object")
-    return answer
+        raise ValueError(f"{what} is nested too deeply") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{what} is no JSON object")
+    return told
+
+
+def _whole(text: str) -> int:
+    _real(text)
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if not -MOST < value < MOST:
+        raise ValueError(f"{text:.20} is no number of a counter or a clock")
+    return value

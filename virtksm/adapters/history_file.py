@@ -3,8 +3,10 @@
 The library is well kept, in every distribution, and its files can be looked at with tools that are there already. Only
 the agent writes, in one transaction a minute at most: a rollback journal, which is gone between two writes, so that
 reading needs no companion file and leaves nothing behind. Reading takes the file's bytes into memory and lets SQLite
-look at those: no lock, no link followed, nothing written, whatever is in the file and whosoever it is. The schema's
-version is in `PRAGMA user_version`; what is damaged or newer is renamed, not removed.
+look at those: no lock, no link followed, nothing written, whatever is in the file and whosoever it is. Root reads what
+another user may have planted: bounds on SQLite's memory, on each value and on the rows hold before a query runs, and a
+file with other tables than ours, with a view or a column that is computed, is not queried. The schema's version is in
+`PRAGMA user_version`; what is damaged or newer is renamed, not removed.
 """
 
 from __future__ import annotations
@@ -13,17 +15,18 @@ import json
 import os
 import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
+from virtksm.adapters.control import parse_object
 from virtksm.adapters.files import ensure_folder, read_at_most
 from virtksm.errors import StateUnusable
 from virtksm.history import (
     EVENT_FIELDS,
-    KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,
     MOST_OF_A_KIND,
@@ -41,6 +44,14 @@ from virtksm.history import (
 SCHEMA = 1
 MAX_BYTES = 32 << 20
 """Largest file that is read: many times what is ever written."""
+MOST_READ_BYTES = 32 << 20
+"""Longest texts of all rows that are read together."""
+MOST_ROW_BYTES = 1 << 20
+"""Longest row that is read."""
+MOST_RECORD_CHARACTERS = MOST_ROW_BYTES * 3 // 4
+"""A longer decision is not kept: no answer of an agent's has room for it."""
+MOST_HEAP_BYTES = 64 << 20
+"""What SQLite may take of memory, the file's picture included."""
 MOST_DECISION_CHARACTERS = 4 << 20
 """All decisions together: a pass has 2 KB, and more where many private guests can merge."""
 MOST_ASIDE = 3
@@ -50,22 +61,21 @@ BUSY_S = 5.0
 DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
 """The last is what SQLite says of a file whose header wants a newer SQLite; a read-only folder is found out before."""
 MOST_STEPS = 50_000_000
-"""Steps of SQLite's machine that reading may take (a million rows); a planted view could ask for any number."""
+"""Steps of SQLite's machine that reading may take (a million rows)."""
 TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
 
 REMEDY = "virtksm remembers there what it did, for people to look at: see whose it is, and what space is left (df)"
 
-TABLES = (
-    f"CREATE TABLE samples (id INTEGER PRIMARY KEY, {', '.join(SAMPLE_FIELDS)}, CHECK (at_s IS NOT NULL))",
-    f"CREATE TABLE events (id INTEGER PRIMARY KEY, {', '.join(EVENT_FIELDS)}, CHECK (at_s IS NOT NULL))",
-    "CREATE TABLE decisions (id INTEGER PRIMARY KEY, at_s, record, CHECK (at_s IS NOT NULL))",
-    f"PRAGMA user_version = {SCHEMA}",
-)
-SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id"  # noqa: S608  # our own names
+TABLES = {
+    name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK (at_s IS NOT NULL))"
+    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("at_s", "record")))
+}
+SCHEMA_ROWS = "SELECT CAST(type || ' ' || name || ' ' || tbl_name || ' ' || sql AS BLOB) FROM sqlite_master LIMIT 4"
+"""As bytes: a damaged one may be no UTF-8."""
+SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # our own names
 EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # as above
 DECISIONS = "SELECT at_s, record FROM decisions ORDER BY id DESC LIMIT ?"
-OLD_SAMPLES = "DELETE FROM samples WHERE at_s < ?"
 SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
 SURPLUS_OF_A_GUEST = """
 DELETE FROM events WHERE id IN (
@@ -89,10 +99,14 @@ DELETE FROM decisions WHERE id <= (
 
 
 class HistoryFile:
-    """The History of one host, in the file `path`; whoever keeps must be the one who owns its folder."""
+    """The History of one host, in the file `path`; whoever keeps must be the one who owns its folder.
 
-    def __init__(self, path: str) -> None:
+    `deserializes` says whether SQLite can read a picture in memory: since 3.36, before that where it was built to.
+    """
+
+    def __init__(self, path: str, *, deserializes: bool = hasattr(sqlite3.Connection, "deserialize")) -> None:
         self.path = path
+        self._deserializes = deserializes
         self._is_sound = False
 
     def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
@@ -111,9 +125,9 @@ class HistoryFile:
         return aside
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
-        rows = self._read(SAMPLES, since_s)
+        rows = self._read(SAMPLES, since_s, MOST_SAMPLES)
         with _translated(self.path):
-            return parse_samples(SAMPLE_FIELDS, rows)
+            return parse_samples(SAMPLE_FIELDS, rows[::-1])
 
     def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
         rows = self._read(EVENTS, since_s, most)
@@ -128,15 +142,14 @@ class HistoryFile:
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> None:
         with closing(_open(self.path)) as database, database:
             database.execute("BEGIN IMMEDIATE")
-            for statement in TABLES if _version(database) == 0 else ():
-                database.execute(statement)
+            if _version(database) == 0:
+                for statement in (*TABLES.values(), f"PRAGMA user_version = {SCHEMA}"):
+                    database.execute(statement)
             _insert(database, "samples", SAMPLE_FIELDS, map(sample_row, samples))
             _insert(database, "events", EVENT_FIELDS, map(event_row, events))
-            _insert(
-                database, "decisions", ("at_s", "record"), ((told.at_s, json.dumps(told.record)) for told in decisions)
-            )
-            if samples:
-                database.execute(OLD_SAMPLES, (max(sample.at_s for sample in samples) - KEEP_S,))
+            records = ((told.at_s, json.dumps(told.record)) for told in decisions)
+            kept = ((at_s, record) for at_s, record in records if len(record) <= MOST_RECORD_CHARACTERS)
+            _insert(database, "decisions", ("at_s", "record"), kept)
             for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
                 database.execute(SURPLUS_OF_A_GUEST, (kind, most_of_a_guest))
                 database.execute(SURPLUS_OF_A_KIND, (kind, most))
@@ -145,31 +158,50 @@ class HistoryFile:
             database.execute(SURPLUS_DECISIONS, (MOST_DECISION_CHARACTERS,))
 
     def _read(self, query: str, *values: float) -> list[tuple[Any, ...]]:
-        """Query a picture of the file in memory."""
+        """Query a picture of the file."""
         with _translated(self.path):
             content = _read_whole(self.path)
             if content is None:
                 return []
-            with closing(sqlite3.connect(":memory:")) as database:
-                database.execute("PRAGMA trusted_schema = OFF")
-                database.deserialize(content)
+            with self._picture(content) as database:
                 database.set_progress_handler(lambda: 1, MOST_STEPS)
-                if _version(database) != SCHEMA:
+                if not _is_ours(database):
                     raise ValueError(f"is no history of schema {SCHEMA}")
-                return database.execute(query, values).fetchall()
+                rows = list[tuple[Any, ...]]()
+                left = MOST_READ_BYTES
+                for row in database.execute(query, values):
+                    left -= sum(len(value) for value in row if isinstance(value, str | bytes))
+                    if left < 0:  # rows that share their pages
+                        raise ValueError(f"holds more than {MOST_READ_BYTES} bytes")
+                    rows.append(row)
+                return rows
+
+    @contextmanager
+    def _picture(self, content: bytes) -> Iterator[sqlite3.Connection]:
+        """Lend a database of these bytes, bounded before it has looked at any of them."""
+        with tempfile.TemporaryDirectory() if not self._deserializes else nullcontext() as folder:
+            if folder is None:
+                opened = sqlite3.connect(":memory:")
+            else:  # no link of /proc to a memfd: SQLite resolves it, to a name that is none
+                path = f"{folder}/history"
+                with open(path, "xb") as file:
+                    file.write(content)
+                opened = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
+            with closing(opened) as database:
+                database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_ROW_BYTES)
+                database.execute("PRAGMA trusted_schema = OFF")
+                database.execute("PRAGMA temp_store = MEMORY")
+                database.execute(f"PRAGMA hard_heap_limit = {MOST_HEAP_BYTES}")
+                if folder is None:
+                    database.deserialize(content)
+                yield database
 
 
 def parse_told(at_s: object, record: object) -> Told:
     """Take a decision as it was kept; raises ValueError."""
     if not isinstance(at_s, int | float) or not isinstance(record, str):
         raise ValueError("a decision is damaged")
-    try:
-        kept = json.loads(record)
-    except RecursionError:
-        raise ValueError("a decision is nested too deeply") from None
-    if not isinstance(kept, dict):
-        raise ValueError("a decision is no JSON object")
-    return Told(at_s=float(at_s), record=kept)
+    return Told(at_s=float(at_s), record=parse_object(record, "a decision"))
 
 
 def _prepare(path: str) -> None:
@@ -208,7 +240,8 @@ def _is_sound(path: str) -> bool:
     """Tell whether the file is new or a whole history of this version; an interrupted write is rolled back here."""
     try:
         with closing(_open(path)) as database:
-            return _version(database) in (0, SCHEMA) and database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            is_known = _version(database) == 0 or _is_ours(database)
+            return is_known and database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if _is_damage(error):
             return False
@@ -241,6 +274,12 @@ def _set_aside(path: str) -> str:
         os.rename(journal, f"{aside}-journal")
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return aside
+
+
+def _is_ours(database: sqlite3.Connection) -> bool:
+    """Tell whether it is of this version and has its tables, and nothing else: no view, no computed column."""
+    ours = {(f"table {name} {name} {statement}".encode(),) for name, statement in TABLES.items()}
+    return _version(database) == SCHEMA and set(database.execute(SCHEMA_ROWS)) == ours
 
 
 def _version(database: sqlite3.Connection) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from io import FileIO
 
@@ -13,15 +14,25 @@ MOST_OF_A_LINE = 1 << 22
 
 
 def create_trace(path: str, *, replaces: bool = False) -> FileIO:
-    """Open a new trace for writing; with `replaces` also where a file is. Raises TraceUnusable."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if replaces else os.O_EXCL)
+    """Open a new trace for writing, its owner's alone; with `replaces` also where a file of ours is.
+
+    Raises TraceUnusable. What is there may be somebody else's: it names guests, and waits for no FIFO's reader.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (0 if replaces else os.O_EXCL)
     try:
-        descriptor = os.open(path, flags, 0o600)  # it names guests
+        descriptor = os.open(path, flags, 0o600)
     except FileExistsError as error:
         raise TraceUnusable(f"{path}: it exists", remedy="name another file, or replace it with --force") from error
     except OSError as error:
         raise _unusable(path, error, "be written") from error
-    return FileIO(descriptor, "w")
+    file = FileIO(descriptor, "w")
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+        file.close()
+        raise TraceUnusable(f"{path}: it is no file of yours alone", remedy="name another file")
+    os.fchmod(descriptor, 0o600)
+    file.truncate()
+    return file
 
 
 def append_lines(file: FileIO, path: str, lines: list[str]) -> None:

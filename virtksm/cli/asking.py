@@ -5,6 +5,12 @@ from __future__ import annotations
 from virtksm.errors import VirtksmError
 from virtksm.runtime import RuntimePaths
 
+TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from virtksm.cli.answers import Shape
+
 ANSWER_WITHIN_S = 10.0
 OF_ONE_VERSION = "are both of the same version?"
 
@@ -49,3 +55,14 @@ def find_answer(answer: dict[str, object], name: str) -> object:
     if name not in answer:
         raise VirtksmError(f"the agent answers: {answer.get('error', 'nothing')}", remedy=OF_ONE_VERSION)
     return answer[name]
+
+
+def take_answer(answer: dict[str, object], name: str, shape: Shape) -> dict[str, Any]:
+    """Return the same as an object of that shape (cli/answers.py); raises VirtksmError."""
+    from virtksm.cli.answers import take
+
+    try:
+        told: dict[str, Any] = take(find_answer(answer, name), shape, name)
+    except ValueError as error:
+        raise VirtksmError(f"the agent's {name} cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+    return told

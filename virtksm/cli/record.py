@@ -1,7 +1,7 @@
 """`virtksm record`: writes what the agent's policy is given, pass after pass, to a file for `virtksm replay`.
 
-Asks the agent once a second for what has been since, and writes the lines as they come. An agent that has ended is
-waited for. What was missed is said in the file and at the end.
+Asks the agent once a second for what has been since, and writes the lines as they come, once they are known to be a
+trace's. An agent that has ended is waited for. What was missed is said in the file and at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from virtksm.runtime import RuntimePaths
 
 SCHEMA = 1
 ASK_EVERY_S = 1.0
+ENDS_WITHIN_S = 2.0
+"""How long the agent may go on telling of passes when the recording is to end."""
+MOST_CHARACTERS = 1 << 32
+"""Longest recording: an agent, whoever is behind it, writes no more of root's disk."""
+MOST_SESSION = 64
+"""Characters of a session's name, which every further question repeats."""
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -51,11 +57,13 @@ def run(options: argparse.Namespace) -> int:
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
     with create_trace(options.file, replaces=options.force) as file:
         append_lines(file, options.file, lines)
-        while _wait(recorder, ends_s):
+        while not recorder.is_full and _wait(recorder, ends_s):
             append_lines(file, options.file, recorder.ask())
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
         raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
+    if recorder.is_full:
+        print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
     if options.json:
         import json
 
@@ -68,18 +76,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _wait(recorder: Recorder, ends_s: float) -> bool:
     """Wait until the agent is to be asked again; return False if the recording is over."""
-    left_s = 0.0 if recorder.has_more else min(ASK_EVERY_S, ends_s - time.monotonic())
-    return left_s >= 0.0 and signal.sigtimedwait(ENDED_BY, left_s) is None
+    left_s = min(ASK_EVERY_S, ends_s - time.monotonic())
+    return left_s >= 0.0 and signal.sigtimedwait(ENDED_BY, 0.0 if recorder.has_more else left_s) is None
 
 
 class Recorder:
     """What one recording has got so far; `ask` sends a request to the agent, and gives None where none runs."""
 
     def __init__(
-        self, send: Callable[[dict[str, object]], dict[str, object] | None], *, is_anonymous: bool = False
+        self,
+        send: Callable[[dict[str, object]], dict[str, object] | None],
+        *,
+        is_anonymous: bool = False,
+        most_characters: int = MOST_CHARACTERS,
+        ends_within_s: float = ENDS_WITHIN_S,
     ) -> None:
         self._send = send
-        self._rewrite = _stripping() if is_anonymous else None
+        self._take = _taking(is_anonymous=is_anonymous)
+        self._left = most_characters
+        self._ends_within_s = ends_within_s
         self.session: object = None
         self._next: object = None
         self.passes = 0
@@ -101,25 +116,36 @@ class Recorder:
                 "missed": int() as missed,
                 "next": int() as following,
                 "more": bool() as has_more,
-            } if all(isinstance(line, str) for line in lines):
+            } if missed >= 0 and len(session) <= MOST_SESSION:
                 pass
             case _:
                 raise VirtksmError("the agent's inputs cannot be understood", remedy=OF_ONE_VERSION)
-        before = self._between(header, missed)
+        try:
+            taken = self._take(header, lines)
+        except ValueError as error:
+            raise VirtksmError(f"the agent's inputs cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+        new = self._between(header, missed) + taken
         if header is not None or self.session == session:  # else the agent is new, and has made no pass yet
             self.session, self._next = session, following
-        self.has_more = has_more
         self.passes += len(lines)
         self.missed += missed
-        return before + [self._rewritten(line) for line in ([] if header is None else [header]) + lines]
+        self._left -= sum(map(len, new))
+        self.has_more = has_more and not self.is_full
+        return new
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self._left <= 0
 
     def end(self, at_s: float) -> list[str]:
         """Return the last lines of a recording that is ended in order."""
         from virtksm.trace import End
         from virtksm.trace.text import dump_line
 
+        give_up_s = time.monotonic() + self._ends_within_s
         lines = self.ask()
-        while self.has_more:
+        while self.has_more and time.monotonic() < give_up_s:
             lines += self.ask()
         if self.session is None:
             return []
@@ -151,20 +177,25 @@ class Recorder:
 
         return [dump_line(Gap(missed=None if is_another else missed))]
 
-    def _rewritten(self, line: str) -> str:
-        return line if self._rewrite is None else self._rewrite(line)
 
-
-def _stripping() -> Callable[[str], str]:
+def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[str]]:
+    """Return what takes the agent's header and lines as they are to be written; it raises ValueError."""
+    from virtksm.trace import Header, Line, Pass
     from virtksm.trace.nameless import Nameless
     from virtksm.trace.text import dump_line, parse_line
 
     nameless = Nameless()
 
-    def rewrite(line: str) -> str:
-        try:
-            return dump_line(nameless.strip(parse_line(line)))
-        except ValueError as error:
-            raise VirtksmError(f"the agent's inputs cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+    def take_line(text: object, kind: type[Line]) -> str:
+        if not isinstance(text, str) or not (text.isascii() and text.isprintable()):  # as dump_line writes it
+            raise ValueError("a line is none")
+        line = parse_line(text)
+        if not isinstance(line, kind):
+            raise ValueError(f"a line is no {kind.__name__}")
+        return dump_line(nameless.strip(line)) if is_anonymous else text
 
-    return rewrite
+    def take(header: str | None, lines: list[object]) -> list[str]:
+        first = [] if header is None else [take_line(header, Header)]
+        return first + [take_line(line, Pass) for line in lines]
+
+    return take

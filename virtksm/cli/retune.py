@@ -75,6 +75,8 @@ def through_agent(
     could not do it, or if it does not answer.
     """
     from virtksm.adapters.control import ask
+    from virtksm.cli.answers import PASS
+    from virtksm.cli.asking import take_answer
 
     try:
         answer = ask(paths.control_socket, request if uri is None else {**request, "uri": uri}, timeout_s=within_s)
@@ -96,10 +98,7 @@ def through_agent(
         if isinstance(code, int) and code in list(map(int, ExitCode)):
             failure.exit_code = ExitCode(code)
         raise failure
-    record = answer.get("pass")
-    if not isinstance(record, dict):
-        raise VirtksmError("the agent's answer has no pass", remedy="are both of the same version?")
-    return record
+    return take_answer(answer, "pass", PASS)
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:

@@ -11,7 +11,8 @@ import argparse
 import os
 import sys
 
-from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.answers import STATUS
+from virtksm.cli.asking import ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from virtksm.cli.terminal import Line
     from virtksm.trend import Point
 
-SHOWN = {"uri", "policy", "version", "libvirt", "last_pass", "last_pass_ago_s", "next_pass_s", "stranded"}
-"""What is shown of the agent's answer and was always in it."""
 EVERY_S = 2.0
 LEAST_EVERY_S = 0.1
 STEP_S, STEPS = 60.0, 60
@@ -80,13 +79,7 @@ class View:
     def look(self) -> dict[str, Any]:
         """Return what `--json` prints; raises VirtksmError."""
         answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
-        if answer is None:
-            status = self._look_alone()
-        else:
-            told = find_answer(answer, "status")
-            if not isinstance(told, dict) or not told.keys() >= SHOWN:
-                raise VirtksmError("the agent's status cannot be understood", remedy=OF_ONE_VERSION)
-            status = {"agent": True, **told}
+        status = self._look_alone() if answer is None else {**take_answer(answer, "status", STATUS), "agent": True}
         return {**status, **self._remembered(status.get("now") or {})}
 
     def _look_alone(self) -> dict[str, Any]:

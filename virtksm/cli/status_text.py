@@ -94,7 +94,7 @@ def _pass_lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if last is None:
         yield "last pass", "", "none yet"
     else:
-        ago = f"{status['last_pass_ago_s']:.1f} s ago, for {', '.join(last['triggers'])}"
+        ago = f"{status['last_pass_ago_s'] or 0.0:.1f} s ago, for {', '.join(last['triggers'])}"
         went_well = last["outcome"] in ("applied", "unchanged")
         yield "last pass", "" if went_well else "warn", f"{ago}: {last['outcome']}"
         yield "why", "", f"{last['decision']['reason']} (rule {last['decision']['rule']})"
@@ -119,7 +119,7 @@ def _libvirt_text(libvirt: Mapping[str, Any]) -> str:
     why = f" ({libvirt['error']})" if libvirt["error"] else ""
     if libvirt["answers"]:
         return f"answers{why}"
-    if libvirt["silent_since"] is None:
+    if libvirt["silent_since"] is None or libvirt["silent_s"] is None:
         return f"not answering{why}"
     return (
         f"not answering since {libvirt['silent_since']} ({libvirt['silent_s']:.0f} s), "
@@ -130,7 +130,7 @@ def _libvirt_text(libvirt: Mapping[str, Any]) -> str:
 def _stranded_text(stranded: Mapping[str, Any]) -> str:
     if stranded["possible"] is None:
         return "unknown: no pass yet, and libvirt does not answer"
-    if stranded["settings"] is None:
+    if stranded["settings"] is None or stranded["worst_core_percent"] is None:
         return "possibly: the first pass has not come back; only libvirt can slow ksmd down"
     return (
         f"possibly: only libvirt can slow ksmd down; with {stranded['settings']['pages_to_scan']} pages every "

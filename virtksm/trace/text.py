@@ -29,6 +29,7 @@ from virtksm.model import (
 )
 from virtksm.switch import SwitchedOff
 from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
+from virtksm.units import MOST_TIME_S
 
 FORMAT = "virtksm-trace"
 SCHEMA = 1
@@ -152,7 +153,7 @@ def _law(kept: object) -> Law:
 
 def _pass(kept: Mapping[str, object]) -> Pass:
     off, past = kept.get("off"), kept.get("past")
-    return _built(
+    line = _built(
         Pass,
         kept,
         occasion=_occasion(kept.get("triggers")),
@@ -164,6 +165,9 @@ def _pass(kept: Mapping[str, object]) -> Pass:
         continues="past" not in kept,
         past=None if past is None else _object("past", past),
     )
+    if not 0 <= line.at_s <= MOST_TIME_S:
+        raise ValueError(f"at_s is {line.at_s!r:.40}, not a time")
+    return line
 
 
 def _occasion(kept: object) -> Occasion:
@@ -199,7 +203,10 @@ def _decision(kept: Mapping[str, object]) -> Decision:
 
 
 def _number(name: str, value: object) -> Number:
-    return None if value is None else value if isinstance(value, int) else _typed(name, value, "float")
+    if value is None or isinstance(value, bool):
+        return value
+    number: Number = _typed(name, value, "float")
+    return number
 
 
 def _object(name: str, value: object) -> Mapping[str, object]:

@@ -1,0 +1,264 @@
+"""An agent in the hands of somebody who means harm: at the real one's socket, in its folders, with whatever answers.
+
+It serves from a thread. `say` is what it makes of a request: the parts that it sends, one after the other, and then it
+closes. `honest` answers as an agent does, in every field; `wrong_answers` is each of its answers with one thing wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import select
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from virtksm.history import EVENT_FIELDS, SAMPLE_FIELDS
+
+Json = dict[str, Any]
+Say = Callable[[Json], Iterable[bytes]]
+
+NOBODY = 65534
+HANG_S = 30.0
+TEXT = "a\x1b]0;owned\x07\x1b[2J\u202eb\r\nFAKE LINE"
+"""Sets a terminal's title, clears its screen, turns what follows around, and begins a line of its own."""
+PROGRAM_URI = "qemu+ext:///system?command={}"
+"""libvirt runs the program that such a URI names."""
+MISSING = object()
+FORMULA = "$\\frac{$"
+"""matplotlib takes what is between dollars for mathematics."""
+WRONG: tuple[Any, ...] = (
+    MISSING,
+    None,
+    TEXT,
+    FORMULA,
+    "x" * 100_000,
+    True,
+    -1,
+    2**64,
+    1e19,
+    [],
+    {},
+    [None],
+    [[TEXT]],
+    {TEXT: TEXT},
+)
+UNREADABLE = (
+    b"",
+    b"null\n",
+    b"[]\n",
+    b'"x"\n',
+    b"{}\n",
+    b'{"ok": true}\n',
+    b'{"ok": true, "status": {"agent"',
+    b"\xff\xfe\n",
+    b"[" * 200_000 + b"\n",
+    b'{"ok": true, "status": NaN, "pass": 1e999, "history": -Infinity, "decisions": ' + b"9" * 5000 + b"}\n",
+    b'{"ok": false, "error": ' + json.dumps(TEXT * 1000).encode() + b', "exit_code": 1e3}\n',
+    b'{"ok": false, "error": [], "exit_code": 77}\n',
+    b'{"ok": false, "other_uri": {}}\n',
+    b"x" * (2 << 20),
+)
+"""Answers that are none, or none of use."""
+
+_SETTINGS = {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+_COUNTERS = dict.fromkeys(("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"), 5)
+_SAVED = {"full_scans": 1, "ksm_zero_pages": 2, "saved_kib": 28}
+_MEMORY = {"total_kib": 900, "available_kib": 500, "guests": 2, "guests_unread": 1, "committed_kib": 300}
+_LOOKED = {
+    **_COUNTERS,
+    **_SAVED,
+    **_MEMORY,
+    "page_kib": 4,
+    "ksm_run": 1,
+    "advisor_mode": "none",
+    "ksmd_cpu_seconds": 1.5,
+}
+PASS: Json = {
+    "schema": 1,
+    "uri": "qemu:///system",
+    "policy": "adaptive",
+    "triggers": ["timer"],
+    "source": "local",
+    "sensed": {**_LOOKED, "free_kib": 1, "buffers_kib": 2, "cached_kib": 3},
+    "decision": {
+        "parked": False,
+        "rule": "sweep",
+        "reason": "because",
+        "numbers": {"owed_kib": 3, "worth_s": 1.5},
+        "turns_when": [{"text": "when so"}],
+        "target": _SETTINGS,
+        "next_pass_s": 3.5,
+    },
+    "outcome": "applied",
+    "before": _SETTINGS,
+    "after": {**_SETTINGS, "pages_to_scan": 200},
+    "changed": {"pages_to_scan": 200},
+    "refused": [{"parameter": "pages_to_scan", "cause": "unknown", "message": "no"}],
+    "foreign": [{"parameter": "pages_to_scan", "ours": 1, "found": 2}],
+    "exposed": ["vault"],
+    "warnings": ["beware"],
+    "duration_ms": 1.5,
+}
+STATUS: Json = {
+    "schema": 1,
+    "agent": True,
+    "version": "1",
+    "uri": "qemu:///system",
+    "policy": "adaptive",
+    "libvirt": {
+        "connected": True,
+        "answers": False,
+        "silent_since": "2026-01-01",
+        "silent_s": 1.5,
+        "waiting_for": "pass",
+        "error": "no answer",
+    },
+    "last_pass": PASS,
+    "last_pass_ago_s": 1.5,
+    "next_pass_s": 2.5,
+    "stranded": {"possible": True, "settings": _SETTINGS, "worst_core_percent": 12.5},
+    "off": False,
+    "now": {**_LOOKED, "origin": "local", "settings": _SETTINGS, "saved_percent": 1.5},
+}
+
+
+def _history(now_s: float) -> Json:
+    sample = [now_s - 60, 2, 300, 900, 500, 5, 1.5, 1, 100, 20, "sweep"]
+    rows = [sample, [now_s - 30, *sample[1:]]]
+    return {
+        "now_s": now_s,
+        "samples": {"columns": list(SAMPLE_FIELDS), "rows": rows},
+        "events": {"columns": list(EVENT_FIELDS), "rows": [[now_s - 40, "started", "vm", "u", "booted"]]},
+    }
+
+
+def answer_to(op: object) -> Json:
+    """Return what an agent answers, in every field."""
+    match op:
+        case "status":
+            told: Json = {"status": STATUS}
+        case "history":
+            told = {"history": _history(time.time())}
+        case "decisions":
+            told = {"decisions": [{"at": time.time(), "pass": PASS}]}
+        case "inputs":
+            told = {"inputs": {"session": "s", "header": None, "lines": [], "missed": 0, "next": 1, "more": False}}
+        case _:
+            told = {"pass": PASS}
+    return copy.deepcopy({"ok": True, **told})
+
+
+def as_line(answer: object) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
+def honest(request: Json) -> Iterable[bytes]:
+    return [as_line(answer_to(request.get("op")))]
+
+
+def wrong_answers(op: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the answer to `op` with each of its fields replaced by each of `WRONG`, and where that was."""
+    for place in list(_places(answer_to(op))):
+        for value in WRONG:
+            answer = answer_to(op)
+            inner: Any = answer
+            for key in place[:-1]:
+                inner = inner[key]
+            if value is MISSING:
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = value
+            yield f"{'.'.join(map(str, place))} {'missing' if value is MISSING else repr(value)[:80]}", as_line(answer)
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401  # JSON
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield (*place, key)
+        yield from _places(one, (*place, key))
+
+
+class HostileAgent:
+    """Serves at the control socket of a runtime folder, and at the status socket; use it as a context manager."""
+
+    def __init__(self, runtime_dir: Path, say: Say = honest) -> None:
+        self.say = say
+        self._folder = runtime_dir / "agent"
+        self._listeners: list[socket.socket] = []
+        self._woken, self._waking = os.pipe()
+        self._is_over = threading.Event()
+        self._serving = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in ("control.sock", "status.sock"):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(self._folder / name))
+            listener.listen()
+            os.chown(self._folder / name, NOBODY, NOBODY)
+            self._listeners.append(listener)
+        os.chown(self._folder, NOBODY, NOBODY)
+        self._serving.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        os.write(self._waking, b"x")
+        self._serving.join(HANG_S)
+        for listener in self._listeners:
+            listener.close()
+        os.close(self._woken)
+        os.close(self._waking)
+
+    def drip(self, _: Json) -> Iterator[bytes]:
+        """Say a byte now and then, for as long as it is served."""
+        while not self._is_over.wait(0.02):
+            yield b" "
+
+    def keep_silent(self, _: Json) -> Iterator[bytes]:
+        """Say nothing for as long as it is served."""
+        self._is_over.wait()
+        yield b""
+
+    def _serve(self) -> None:
+        while True:
+            ready = select.select([*(one.fileno() for one in self._listeners), self._woken], [], [])[0]
+            if self._woken in ready:
+                return
+            for listener in (one for one in self._listeners if one.fileno() in ready):
+                connection, _ = listener.accept()
+                threading.Thread(target=self._answer, args=(connection, self.say), daemon=True).start()
+
+    def _answer(self, connection: socket.socket, say: Say) -> None:
+        with connection, suppress(OSError):
+            line = connection.makefile("rb").readline()
+            for part in say(json.loads(line)):
+                connection.sendall(part)
+
+
+_FIELDS = ("at_s", *SAMPLE_FIELDS[1:], *EVENT_FIELDS[1:], "record")
+_ENDLESS = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id"
+PLANTED_HISTORIES = {
+    "view": f"CREATE VIEW {{0}} AS {_ENDLESS}, {', '.join(f'zeroblob(99999999) AS {name}' for name in _FIELDS)} FROM n",
+    "endless view": f"CREATE VIEW {{0}} AS {_ENDLESS}, {', '.join(f'id AS {name}' for name in _FIELDS)} FROM n",
+    "computed columns": "CREATE TABLE {0} (id INTEGER PRIMARY KEY, x, "
+    f"{', '.join(f'{name} AS (zeroblob(100000000))' for name in _FIELDS)}); "
+    f"INSERT INTO {{0}} (x) {_ENDLESS} FROM n LIMIT 2000",
+    "virtual table": f"CREATE VIRTUAL TABLE {{0}} USING fts4({', '.join(_FIELDS)})",
+}
+"""What stands for each of the three tables in a history that somebody has planted: a few KiB that come to any size."""
+
+
+def plant_history(path: Path, statement: str) -> None:
+    """Make a history of our version out of `statement`, for each of its tables."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 1")
+        for table in ("samples", "events", "decisions"):
+            database.executescript(statement.format(table))

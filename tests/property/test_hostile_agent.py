@@ -1,0 +1,315 @@
+"""Root's commands against an agent that means harm: whatever it answers or plants, a line, an exit code, and an end.
+
+Nothing is run or followed, nothing is written beyond the command's own, no escape code reaches the terminal. What such
+an agent says of the host may be false, and is shown.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.lab.hostile_agent import (
+    FORMULA,
+    NOBODY,
+    PLANTED_HISTORIES,
+    TEXT,
+    UNREADABLE,
+    HostileAgent,
+    Json,
+    answer_to,
+    as_line,
+    plant_history,
+    wrong_answers,
+)
+from tests.lab.pseudo_terminal import PseudoTerminal
+from virtksm.cli import asking, retune
+from virtksm.cli.main import main
+from virtksm.errors import ExitCode
+
+PROJECT = Path(__file__).parents[2]
+HANG_S = 60.0
+MOST_FILE, MOST_MEMORY = 64 << 20, 2 << 30
+URI = "test:///default"
+PICTURED = {f"history.events.rows.0.{column} {FORMULA!r}" for column in range(5)}
+ASKING = {
+    "status": ("status", "history"),
+    "status --json": ("status", "history"),
+    "explain": ("decisions",),
+    "explain --json": ("decisions",),
+    "plot -o {0}/p.svg": ("history",),
+    "record {0}/t.jsonl --force --for 0s": ("inputs",),
+    "retune": ("retune",),
+    "retune --json": ("retune",),
+    "on": ("on",),
+    "off": ("off",),
+}
+"""The commands that ask the agent, and what they ask."""
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(asking, "ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr(retune, "ANSWER_WITHIN_S", 0.5)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with tempfile.TemporaryDirectory(prefix="vb", dir="/tmp") as name:
+        made = Path(name)
+        (made / "virtksm.toml").touch()
+        for part in ("run", "lib"):
+            (made / part).mkdir()
+        yield made
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.fixture
+def agent(folder: Path) -> Iterator[HostileAgent]:
+    with HostileAgent(folder / "run") as lent:
+        yield lent
+
+
+def arguments(folder: Path, command: str) -> list[str]:
+    ours = ["--config", f"{folder}/virtksm.toml", "--runtime-dir", f"{folder}/run", "--state-dir", f"{folder}/lib"]
+    there = [] if command.startswith("record") else ["--connect", URI]
+    return [*ours, *command.format(folder).split(), *there]
+
+
+def is_harmless(text: str) -> bool:
+    return all(line.isprintable() and not line.startswith("FAKE") for line in text.split("\n"))
+
+
+def run_here(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> int:
+    """Run a command in this process: what it raises is a traceback of the real one."""
+    code = main(arguments(folder, command))
+    said = capsys.readouterr()
+    assert code in list(map(int, ExitCode)), said
+    assert is_harmless(said.out + said.err), said
+    if code == ExitCode.FAILED and not command.startswith(("status", "doctor")):
+        assert said.err.startswith("virtksm: ")
+        assert said.err.count("\n") == 1
+    return code
+
+
+def run_apart(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as root does, with less memory and disk than a planted file could take."""
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE, MOST_FILE))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "virtksm", *arguments(folder, command)],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=HANG_S,
+        check=False,
+        preexec_fn=bound,
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert is_harmless(said), said
+    assert done.returncode in list(map(int, ExitCode)), done
+    return done
+
+
+def say_wrong(op: str, said: bytes, request: Json) -> list[bytes]:
+    return [said if request["op"] == op else as_line(answer_to(request["op"]))]
+
+
+def say_always(said: bytes, _: Json) -> list[bytes]:
+    return [said]
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("command", ASKING)
+def test_an_honest_answer_is_understood(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"retune": ExitCode.REFUSED, "on": ExitCode.REFUSED, "off": ExitCode.REFUSED, "record": ExitCode.FAILED}
+    assert run_here(folder, command, capsys) == expected.get(command.split(maxsplit=1)[0], ExitCode.DONE)
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_each_field_may_be_anything(
+    folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    is_plot = command.startswith("plot")
+    for op in ASKING[command]:
+        for number, (place, said) in enumerate(wrong_answers(op)):
+            if is_plot and number % 23 and place not in PICTURED:  # a picture takes a tenth of a second
+                continue
+            agent.say = partial(say_wrong, op, said)
+            try:
+                run_here(folder, command, capsys)
+            except Exception as error:
+                raise AssertionError(f"{command}: {place}") from error
+
+
+@pytest.mark.parametrize("command", [*ASKING, "doctor"])
+def test_what_is_no_answer_is_an_error_in_one_line(
+    folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in UNREADABLE if "doctor" not in command else UNREADABLE[-3:]:
+        agent.say = partial(say_always, said)
+        run_here(folder, command, capsys)
+
+
+@pytest.mark.parametrize("manner", ["drip", "keep_silent"])
+@pytest.mark.parametrize("command", [*ASKING, "doctor"])
+def test_who_drips_or_keeps_silent_is_waited_for_no_longer_than_the_limit(
+    folder: Path, agent: HostileAgent, command: str, manner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent.say = getattr(agent, manner)
+    run_here(folder, command, capsys)
+
+
+def test_a_recording_of_an_agent_that_always_has_more_ends_by_its_time_and_by_a_signal(
+    folder: Path, agent: HostileAgent
+) -> None:
+    from tests.unit.test_trace import HEADER, PASS
+    from virtksm.trace.text import dump_line
+
+    def flood(_: Json) -> list[bytes]:
+        inputs = answer_to("inputs")
+        inputs["inputs"] |= {"header": dump_line(HEADER), "lines": [dump_line(PASS)] * 200, "more": True}
+        return [as_line(inputs)]
+
+    agent.say = flood
+    assert run_apart(folder, "record {0}/t --for 1s").returncode == ExitCode.DONE
+    command = [sys.executable, "-m", "virtksm", *arguments(folder, "record {0}/t --force")]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as recording:
+        size = (folder / "t").stat().st_size
+        try:
+            while (folder / "t").stat().st_size == size:
+                size = (folder / "t").stat().st_size
+            recording.send_signal(signal.SIGTERM)
+            assert recording.communicate(timeout=HANG_S)[0].startswith("recorded ")
+        finally:
+            recording.kill()
+    assert recording.returncode == ExitCode.DONE
+
+
+def test_a_screen_that_is_painted_again_and_again_takes_no_code_of_the_agents(
+    folder: Path, agent: HostileAgent
+) -> None:
+    def say(request: Json) -> list[bytes]:
+        answer = answer_to(request["op"])
+        if request["op"] == "status":
+            for name in ("uri", "policy", "version"):
+                answer["status"][name] = TEXT
+            answer["status"]["last_pass"]["warnings"] = [TEXT]
+        return [as_line(answer)]
+
+    agent.say = say
+    command = [sys.executable, "-m", "virtksm", *arguments(folder, "status --watch 1s")]
+    terminal = PseudoTerminal(command, environ={"PYTHONPATH": str(PROJECT)})
+    try:
+        terminal.wait_for_frame("FAKE LINE")
+        terminal.type(b"q")
+        assert terminal.wait_ended() == 0
+        assert not any(code in terminal.said for code in ("\x1b]", "\x07", "\x1b[2J", "\u202e", "\nFAKE"))
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("kind", PLANTED_HISTORIES)
+def test_a_planted_history_takes_neither_disk_nor_memory(folder: Path, kind: str) -> None:
+    plant_history(folder / "lib" / "local.history", PLANTED_HISTORIES[kind])
+    assert (folder / "lib" / "local.history").stat().st_size < 1 << 20
+    for command in ("status", "explain", "plot -o {0}/p.svg"):
+        done = run_apart(folder, command)
+        assert "local.history: is no history of schema 1" in done.stdout + done.stderr
+
+
+def link(path: Path, precious: Path) -> None:
+    path.symlink_to(precious)
+
+
+def hard_link(path: Path, precious: Path) -> None:
+    path.hardlink_to(precious)
+
+
+def endless(path: Path, _: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+
+
+def garbage(path: Path, _: Path) -> None:
+    path.write_bytes(TEXT.encode() * 100)
+
+
+KINDS: dict[str, Callable[[Path, Path], object]] = {
+    "link": link,
+    "hard link": hard_link,
+    "fifo": lambda path, _: os.mkfifo(path),
+    "folder": lambda path, _: path.mkdir(),
+    "endless": endless,
+    "garbage": garbage,
+}
+PLACES = (
+    "lib/local.history",
+    "lib/local.history-journal",
+    "lib/local.off",
+    "run/agent/local.json",
+    "run/agent/local.lock",
+    "run/agent/agent.lock",
+    "run/agent/coalesce.lock",
+    "run/agent/control.sock",
+    "run/agent/status.sock",
+)
+COMMANDS = (
+    "status",
+    "explain",
+    "plot -o {0}/p.svg",
+    "guests",
+    "headroom",
+    "doctor",
+    "retune --direct",
+    "retune --coalesce",
+    "retune",
+    "restore",
+    "off",
+    "on",
+    "off --verify",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_planted_in_the_agents_folders_is_neither_followed_nor_waited_for(folder: Path, kind: str) -> None:
+    precious = folder / "precious"
+    precious.write_text("kept", encoding="ascii")
+    before = precious.stat()
+    (folder / "run" / "agent").mkdir()
+    for place in PLACES:
+        KINDS[kind](folder / place, precious)
+    for path in (folder / "run" / "agent", folder / "lib"):
+        os.chown(path, NOBODY, NOBODY)
+    for command in COMMANDS:
+        run_apart(folder, command)
+        assert precious.read_text(encoding="ascii") == "kept"
+        after = precious.stat()
+        assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+
+
+def test_a_lock_that_is_never_let_go_is_not_waited_for(folder: Path) -> None:
+    (folder / "run" / "agent").mkdir()
+    held = []
+    for name in ("local.lock", "agent.lock", "coalesce.lock"):
+        file = (folder / "run" / "agent" / name).open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held.append(file)
+    for command in ("retune", "retune --coalesce", "off", "restore", "doctor"):
+        run_apart(folder, command)
+    for file in held:
+        file.close()
