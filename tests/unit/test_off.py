@@ -15,6 +15,7 @@ import pytest
 
 from tests.fakes import FakeSwitch
 from tests.lab.full_disk import full_disk
+from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
@@ -41,23 +42,14 @@ SOME = Merged(pages_shared=10, pages_sharing=90, zero_pages=None, page_kib=4)
 URI = "qemu:///system?socket=/nonexistent/socket"
 HANG_S = 30.0
 PASS = {
-    "schema": 1,
+    **AGENTS_PASS,
     "uri": URI,
     "source": "local",
-    "policy": "adaptive",
-    "sensed": {
-        "total_kib": 8, "free_kib": 4, "buffers_kib": 1, "cached_kib": 1, "available_kib": 6, "guests": 0,
-        "guests_unread": 0, "committed_kib": 0, "pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0,
-        "page_kib": 4,
-    },
-    "decision": {"parked": True, "reason": "as told", "rule": "switched_off", "target": {}},
+    "decision": {**AGENTS_PASS["decision"], "reason": "as told", "rule": "switched_off"},
     "outcome": "unchanged",
-    "duration_ms": 1.0,
-    "before": {"pages_to_scan": 0, "sleep_millisecs": 10_000, "merge_across_nodes": None},
-    "after": {"pages_to_scan": 0, "sleep_millisecs": 10_000, "merge_across_nodes": None},
     "refused": [],
     "warnings": [],
-}  # fmt: skip
+}
 """A pass as an agent answers it."""
 
 

@@ -14,8 +14,6 @@ from virtksm.runtime import RuntimePaths
 from virtksm.uri import CONNECT_HELP, named_uri
 
 ANSWER_WITHIN_S = 60.0
-NOT_UNDERSTOOD = (TypeError, LookupError, AttributeError, ValueError, ArithmeticError)
-"""What an answer raises while it is shown that is not what it should be."""
 HOOK_OVER_WITHIN_S = 30.0
 """How long `--coalesce` waits for the hook that started it; libvirt runs hooks while it holds the guest."""
 COALESCE_S = 0.25
@@ -47,23 +45,15 @@ def run(options: argparse.Namespace) -> int:
     )
     if record is None:
         record = _directly(paths, options, request)
-    try:
-        text, code = _show(record, as_json=options.json)
-    except NOT_UNDERSTOOD as error:
-        raise VirtksmError("the agent's answer cannot be understood", remedy="are both of the same version?") from error
-    print(text)
-    return code
-
-
-def _show(record: dict[str, object], *, as_json: bool) -> tuple[str, ExitCode]:
-    code = ExitCode.REFUSED if record["refused"] else ExitCode.DONE
-    if as_json:
+    if options.json:
         import json
 
-        return json.dumps(record), code
-    from virtksm.cli.render import pass_lines
+        print(json.dumps(record))
+    else:
+        from virtksm.cli.render import pass_lines
 
-    return "\n".join(pass_lines(record)), code
+        print("\n".join(pass_lines(record)))
+    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
 
 
 def through_agent(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
-from virtksm.cli.retune import NOT_UNDERSTOOD, through_agent
+from virtksm.cli.retune import through_agent
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.runtime import RuntimePaths
 from virtksm.uri import CONNECT_HELP, is_alias, named_uri
@@ -99,8 +99,6 @@ class Switching:
             trouble = f"serves {record['uri']}, which it has switched {self._op}"
         except VirtksmError as error:
             trouble = f"could not do it: {error.message}"
-        except NOT_UNDERSTOOD:
-            trouble = "gave an answer that cannot be understood"
         warn(f"the agent {trouble[:MOST_SHOWN]}; this is done without it")
         return None
 
