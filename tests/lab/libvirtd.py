@@ -50,6 +50,20 @@ class LibvirtdFailed(Exception):
     """The private libvirtd did not start or answer in time; carries its log's end."""
 
 
+RELAY = """#!{python}
+import os, select, socket
+here = socket.socket(socket.AF_UNIX)
+here.connect({socket!r})
+while True:
+    ready, _, _ = select.select([0, here], [], [])
+    for source in ready:
+        piece = os.read(0, 65536) if source == 0 else here.recv(65536)
+        if not piece:
+            raise SystemExit
+        here.sendall(piece) if source == 0 else os.write(1, piece)
+"""
+
+
 class PrivateLibvirtd:
     """One private libvirtd, off until `start`; use it as a context manager, or `close` it.
 
@@ -86,6 +100,14 @@ class PrivateLibvirtd:
     def uri(self) -> str:
         """Tell the URI to open it with, from any process of this machine."""
         return f"qemu:///system?socket={self.socket_path}"
+
+    @property
+    def far_uri(self) -> str:
+        """Tell a URI as of another host: by a program that may lead anywhere, and leads here."""
+        relay = Path(self.root) / "relay"
+        relay.write_text(RELAY.format(python=sys.executable, socket=str(self.socket_path)), encoding="utf-8")
+        relay.chmod(0o755)
+        return f"qemu+ext:///system?command={relay}"
 
     @property
     def log(self) -> Path:

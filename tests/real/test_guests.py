@@ -244,7 +244,7 @@ def test_mem_merge_off_on_qemus_own_command_line_is_seen(
     xml = xml.replace("</domain>", f"<q:commandline xmlns:q='{qemu}'>{arguments}</q:commandline></domain>")
     domain = libvirt_conn.createXML(xml)
     try:
-        for uri in (libvirtd.uri, libvirtd.uri.replace("qemu:", "qemu+unix:")):
+        for uri in (libvirtd.uri, libvirtd.far_uri):
             (one,) = run(agent_home, "guests", "--connect", uri)["guests"]
             assert one["obstacles"] == ["mem_merge_off"]
             assert one["kernel"] is None or one["kernel"]["ksm_mergeable"] is False
@@ -281,7 +281,7 @@ def test_of_another_machine_it_tells_what_libvirt_tells(
 ) -> None:
     running = guest(twin(1))
     ksm.merge_all()
-    remote = libvirtd.uri.replace("qemu:", "qemu+unix:")
+    remote = libvirtd.far_uri
     told = run(agent_home, "guests", "--connect", remote)
     (one,) = told["guests"]
     assert told["source"] == "libvirt"

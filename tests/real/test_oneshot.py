@@ -241,7 +241,7 @@ def test_a_uri_with_a_transport_is_sensed_through_libvirt_alone(
     ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
 ) -> None:
     running = guest(PayloadGuest(name="far", memory_mib=24, own_mib=16))
-    remote = libvirtd.uri.replace("qemu:", "qemu+unix:")
+    remote = libvirtd.far_uri
     record = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
     assert record["source"] == "libvirt"
     assert (record["sensed"]["guests"], record["sensed"]["guests_unread"]) == (1, 0)
@@ -254,7 +254,7 @@ def test_a_uri_with_a_transport_is_sensed_through_libvirt_alone(
 
 def test_host_local_overrules_the_uri(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     agent_home.configure(f'host = "local"\n{STEPPING_LAW}')
-    remote = libvirtd.uri.replace("qemu:", "qemu+unix:")
+    remote = libvirtd.far_uri
     record = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
     assert record["source"] == "local"
     assert record["sensed"]["ksm_run"] == 1
