@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 import struct
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
@@ -125,6 +126,8 @@ def find_peer(uri: str) -> int | None:
     named = parse_qs(urlsplit(uri).query).get("socket", [""])[0]
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names are all that is needed
         try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
             with socket.socket(fileno=os.dup(int(name))) as client:
                 peer = client.getpeername()
                 if client.family != socket.AF_UNIX or not isinstance(peer, str):
@@ -132,7 +135,7 @@ def find_peer(uri: str) -> int | None:
                 if peer == named or re.search(r"/libvirt/[\w-]+-sock(-ro)?$", peer):  # as the daemon calls it
                     pid: int = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
                     return pid
-        except OSError:  # no socket, not connected, or closed meanwhile
+        except OSError:  # not connected, or closed meanwhile
             continue
     return None
 
