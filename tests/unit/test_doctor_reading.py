@@ -514,14 +514,14 @@ def listener() -> Iterator[Path]:
 
 def test_the_daemon_is_whoever_holds_the_other_end_of_libvirts_own_connection(listener: Path) -> None:
     uri = f"{URI}?socket={listener}"
-    held = sorted(os.listdir("/proc/self/fd"))
+    held = sorted(Path("/proc/self/fd").iterdir())
     assert find_peer(uri) is None, "nothing connects for that"
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(listener))
         assert find_peer(uri) == os.getpid()
         assert find_peer(f"{URI}?socket=/other") is None
     assert find_peer(uri) is None
-    assert sorted(os.listdir("/proc/self/fd")) == held
+    assert sorted(Path("/proc/self/fd").iterdir()) == held
 
 
 def test_where_systemd_holds_the_socket_the_daemon_is_known_by_its_name(tmp_path: Path) -> None:
