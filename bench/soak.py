@@ -34,6 +34,7 @@ from tests.lab.churn import Churn
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.lock_holder import lock_holders
 from tests.lab.prometheus import fetch, free_port
 from virtksm.adapters.control import ask
 from virtksm.demo.guests import PayloadGuest, start_guest
@@ -46,7 +47,9 @@ POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S, SCRAPE_EVERY_S, WEDGE_
     1.0,
     20.0,
 )
-FROZEN_S, WEDGED_S, LOOK_S = 4.0, 15.0, 0.01
+HOLD_EVERY_S = 20.0
+FROZEN_S, WEDGED_S, HELD_S, LOOK_S = 4.0, 15.0, 10.0, 0.01
+STRANGERS_UUID = "5d1a3c1e-2222-4000-8000-0123456789ab"
 SAMPLE_EVERY_S = 2.0
 WARM_SHARE = 0.3
 """What comes before is warming up: the allocator, caches, the first connection."""
@@ -188,6 +191,12 @@ class Soak:
         """Ask for the metrics, as Prometheus does; raises OSError where it is not answered in its time."""
         fetch(f"http://127.0.0.1:{self._port}/metrics")
 
+    def hold_lock(self) -> None:
+        """Have a user hold the lock of his process's memory for a while, by which whoever reads its files waits."""
+        with lock_holders() as hold:
+            hold(STRANGERS_UUID)
+            self._over.wait(HELD_S)
+
     def wedge_journal(self) -> None:
         """Have nobody read the log for a while."""
         self._journal.wedge(self._over, WEDGED_S)
@@ -202,6 +211,7 @@ class Soak:
             Repeated(FAULT_EVERY_S, self.break_libvirtd),
             Repeated(SCRAPE_EVERY_S, self.scrape),
             Repeated(WEDGE_EVERY_S, self.wedge_journal),
+            Repeated(HOLD_EVERY_S, self.hold_lock),
         ]
         churn.start()
         for one in repeated:
@@ -298,13 +308,14 @@ def main(arguments: list[str]) -> int:
                     if len(samples) % 30 == 0:
                         print(tell(samples[-1]), flush=True)
             failures += [str(one.failure) for one in repeated if one.failure is not None]
-            pokes, asked, reloads, faults, scrapes, wedges = (one.times for one in repeated)
+            pokes, asked, reloads, faults, scrapes, wedges, holds = (one.times for one in repeated)
             failures += miss_nothing(libvirtd, agent)
             dropped = sum(line["lines"] for line in agent.lines("log_lines_dropped"))
             print(
                 f"in {options.seconds:.0f} s: {churn.started} guests started, {pokes} pokes, {asked} requests, "
                 f"{reloads} reloads, {scrapes} scrapes beside the flood, libvirtd broken {faults} times, the journal "
-                f"{wedges} times ({dropped} lines lost); {len(agent.passes())} passes told"
+                f"{wedges} times ({dropped} lines lost), a stranger's lock held {holds} times; "
+                f"{len(agent.passes())} passes told"
             )
             reconnected_s = soak.reconnected_s
         ksm = Ksm()

@@ -29,6 +29,13 @@ HoldLock = Callable[..., int]
 @pytest.fixture
 def hold_lock() -> Iterator[HoldLock]:
     """Lend a function that starts such a process of a user for a guest's UUID, and returns its pid."""
+    with lock_holders() as hold:
+        yield hold
+
+
+@contextmanager
+def lock_holders() -> Iterator[HoldLock]:
+    """Give that function; what it has started ends with this."""
     with TemporaryDirectory(prefix="vl", dir="/tmp") as name, ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)  # any user may go there
