@@ -48,7 +48,7 @@ NAME = "adaptive"
 
 WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
 """How often to look at the guests' memory at rest: a pass wakes libvirt's threads some forty times, and libvirt's own
-figures cost 2-5 ms a guest (FACTS, measured)."""
+figures cost 2-5 ms a guest (measured)."""
 YOUNG_WATCH_S = 0.5
 
 

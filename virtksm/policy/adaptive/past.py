@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 DEFAULT_PAGE_COST_S = 7e-6
-"""ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (FACTS, measured)."""
+"""ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
 
 MOST_KEPT = 100_000
 """Bounds how many guests, and how many times of growth, are kept."""
