@@ -7,7 +7,7 @@ command line or the agent's loop catches broadly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, IntEnum
 
 
@@ -89,6 +89,23 @@ class Cause(Enum):
     NOT_AUTHORIZED = "not_authorized"
     UNSUPPORTED = "unsupported"
     UNKNOWN = "unknown"
+
+
+REMEDIES: Mapping[Cause, str] = {
+    Cause.ADVISOR_ON: "the kernel's KSM advisor owns pages_to_scan; switch it off on the host: "
+    "echo none > /sys/kernel/mm/ksm/advisor_mode",
+    Cause.PAGES_SHARED: "merge_across_nodes can only change while nothing is shared; unmerge first on the host: "
+    "echo 2 > /sys/kernel/mm/ksm/run",
+    Cause.OUT_OF_RANGE: "correct the configuration: pages_to_scan and sleep_millisecs take 0..4294967295, "
+    "merge_across_nodes 0 or 1",
+    Cause.READ_ONLY: "connect read-write: a read-only libvirt connection cannot set node memory parameters",
+    Cause.NOT_AUTHORIZED: "let this user manage libvirt by a polkit rule: org.libvirt.unix.manage, and with libvirt's "
+    "access driver polkit org.libvirt.api.connect.write (docs/security.md)",
+    Cause.UNSUPPORTED: "this kernel or libvirt driver does not offer the parameter",
+    Cause.UNKNOWN: "see the libvirt daemon's log; on kernels from 6.8 the KSM advisor may be on "
+    "(/sys/kernel/mm/ksm/advisor_mode on the host), or libvirt's daemon may not write to /sys: "
+    "read-only in a container, or SELinux denies it (ausearch -m avc)",
+}
 
 
 class SettingsRefused(VirtksmError):

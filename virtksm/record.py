@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from virtksm.errors import Cause, ExitCode, SettingsRefused
+from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
 from virtksm.merged import Merged
 from virtksm.model import EVALUATING_ONLY, Decision, Occasion, Settings, Snapshot, Source, Trigger
 from virtksm.ownership import Foreign
-from virtksm.refusal import REMEDIES
 from virtksm.switch import SwitchedOff
 
 SCHEMA = 1

@@ -6,7 +6,7 @@ agent's own host is meant. `{"op": "status"}` is
 answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the configuration is read again) by
 `{"ok": true, "policy": NAME}`; `history` and `decisions` are described in agent/recall.py, `inputs` in
 agent/inputs.py. What fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
-Imports nothing but json, socket and time, so that a one-shot that finds an agent stays quick.
+Imports nothing but json, socket and time beside codec, so that a one-shot that finds an agent stays quick.
 
 Root's commands ask an agent that is another user and may be somebody's who means harm: an answer is one JSON object, of
 at most so many bytes within so much time, without a number that no counter and no clock has.
@@ -19,12 +19,12 @@ import socket
 import time
 from collections.abc import Mapping
 
+from virtksm.codec import parse_object
+
 MAX_LINE = 65536
 """Longest request that the agent reads, in bytes."""
 MAX_ANSWER = 1 << 20
 """Longest answer that is read, in bytes."""
-MOST = 2.0**65
-"""Bounds an answer's numbers."""
 
 
 def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[str, object] | None:
@@ -57,26 +57,3 @@ def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[s
             if len(said) > MAX_ANSWER:
                 raise ValueError("the agent's answer does not end")
     return parse_object(bytes(said), "the agent's answer")
-
-
-def parse_object(said: bytes | str, what: str) -> dict[str, object]:
-    """Take a JSON object of the agent's, called `what`; raises ValueError saying what is wrong."""
-    try:
-        told = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply") from None
-    if not isinstance(told, dict):
-        raise ValueError(f"{what} is no JSON object")
-    return told
-
-
-def _whole(text: str) -> int:
-    _real(text)
-    return int(text)
-
-
-def _real(text: str) -> float:
-    value = float(text)
-    if not -MOST < value < MOST:
-        raise ValueError(f"{text:.20} is no number of a counter or a clock")
-    return value

@@ -22,8 +22,8 @@ from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
-from virtksm.adapters.control import parse_object
 from virtksm.adapters.files import ensure_folder, read_at_most
+from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
 from virtksm.history import (
     EVENT_FIELDS,
