@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from virtksm.merged import Merged
+from virtksm.model.merged import Merged
 from virtksm.processes import ProcessKsm
 
 ITEM_BYTES = 64

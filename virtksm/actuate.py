@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model import KsmState, Settings
+from virtksm.model.snapshot import KsmState, Settings
 from virtksm.ports import Hypervisor, LocalFacts
 from virtksm.refusal import diagnose, refusal
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from virtksm.model import Occasion
-from virtksm.ownership import Foreign
+from virtksm.model.decision import Occasion
+from virtksm.model.report import Foreign
 
 REASSERT_LIMIT = 3
 REASSERT_WINDOW_S = 600.0

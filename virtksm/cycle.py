@@ -15,14 +15,15 @@ from typing import Generic
 from virtksm.actuate import Call, apply, plan, unoffered
 from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
-from virtksm.model import PARKED, Decision, KsmState, Occasion, Settings, Snapshot
+from virtksm.model.decision import Decision, Occasion, SwitchedOff
+from virtksm.model.report import Outcome, PassRecord, RestoreRecord
+from virtksm.model.snapshot import PARKED, KsmState, Settings, Snapshot
 from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.policy.base import Past, Policy
 from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.record import Outcome, PassRecord, RestoreRecord
 from virtksm.refusal import Refused, still_refused
 from virtksm.sense import sense, sense_settings
-from virtksm.switch import SwitchedOff, decide_off
+from virtksm.switch import decide_off
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from virtksm.errors import GuestVanished, LibvirtUnreachable, Unforeseen, VirtksmError
 from virtksm.guest_xml import UNKNOWN, GuestXml, parse_guest_xml
-from virtksm.model import Guest
-from virtksm.ports import Descriptions
+from virtksm.guests.ports import Descriptions
+from virtksm.model.snapshot import Guest
 
 Seen = tuple[list[tuple[Guest, GuestXml | None]], list[VirtksmError]]
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Protocol
 
-from virtksm.merged import Merged
-from virtksm.model import EVALUATING_ONLY, Settings, Snapshot, Trigger
+from virtksm.model.decision import EVALUATING_ONLY, Trigger
+from virtksm.model.merged import Merged
+from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.units import MOST_TIME_S
 
 SAMPLE_S = 10.0

@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from virtksm.model import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
+from virtksm.model.report import Foreign
+from virtksm.model.snapshot import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
 
 EARNEST: Mapping[str, range] = {
     "pages_to_scan": range(1_000_001),
@@ -55,15 +56,6 @@ class HostState:
     ownership: Mapping[str, Ownership] = field(default_factory=dict)
     policy_name: str | None = None
     policy_past: Mapping[str, object] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
-    """A value that another writer put in place of ours."""
-
-    parameter: str
-    ours: int | None
-    found: int
 
 
 def claim(

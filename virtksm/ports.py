@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from virtksm.model import Guest, HostMemory, KsmState, OthersMemory
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
 from virtksm.ownership import HostState
-from virtksm.switch import SwitchedOff
-
-if TYPE_CHECKING:
-    from virtksm.processes import GuestProcess, OtherProcess
 
 
 class Hypervisor(Protocol):
@@ -56,16 +53,6 @@ class Hypervisor(Protocol):
         """
 
 
-class Descriptions(Protocol):
-    """libvirt's descriptions of guests, which cost 0.2-1 ms each: no pass reads them."""
-
-    def guest_xml(self, uuid: str) -> str:
-        """Return a running domain's XML (virDomainGetXMLDesc).
-
-        Raises GuestVanished, LibvirtUnreachable, and SensingFailed where it may not be read.
-        """
-
-
 class LocalFacts(Protocol):
     """What this host's /proc and /sys tell beyond libvirt."""
 
@@ -96,19 +83,6 @@ class LocalFacts(Protocol):
 
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""
-
-
-class GuestFacts(LocalFacts, Protocol):
-    """What a look at all guests asks of this host besides; no pass does."""
-
-    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
-        """Return what the guests' processes tell, in the same order; None where none was found or answers."""
-
-    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
-        """Return the other processes that have merged pages, of those that may be read."""
-
-    def general_profit_bytes(self) -> int | None:
-        """Return KSM's general_profit, which may be negative; None before Linux 6.4."""
 
 
 class StateStore(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 
 
 def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtksm.errors import REMEDIES, Cause, SettingsRefused
-from virtksm.model import MAXIMA, KsmState, Occasion
+from virtksm.model.decision import Occasion
+from virtksm.model.snapshot import MAXIMA, KsmState
 
 RETRY_AFTER_S = 600.0
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtksm.model import Decision, Settings, Snapshot
+from virtksm.model.decision import Decision
+from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
 from virtksm.policy.base import Policy
 from virtksm.switch import decide_off

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtksm.errors import Unsupported
-from virtksm.model import PARAMETERS, KsmState, Settings, Snapshot, Source
+from virtksm.model.snapshot import PARAMETERS, KsmState, Settings, Snapshot, Source
 from virtksm.ports import Hypervisor, LocalFacts
 
 

@@ -13,10 +13,11 @@ from typing import Protocol
 from virtksm.accounts import Account, LeftOver, find_left_over, settle
 from virtksm.describe import read_guests
 from virtksm.guest_xml import UNKNOWN, GuestXml
-from virtksm.merged import Merged
-from virtksm.model import Guest, KsmState, Source
+from virtksm.guests.ports import Descriptions, GuestFacts
+from virtksm.model.merged import Merged
+from virtksm.model.snapshot import Guest, KsmState, Source
 from virtksm.obstacles import Obstacle, find_obstacles
-from virtksm.ports import Descriptions, GuestFacts, Hypervisor
+from virtksm.ports import Hypervisor
 from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.sense import no_ksm
 

@@ -7,10 +7,8 @@ while off, anything may have happened to what KSM knows (unmerging forgets all o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from virtksm.model import PARKED, Decision, Reason
-from virtksm.turn import SWITCHED_OFF, Turn
+from virtksm.model.decision import SWITCHED_OFF, Decision, Reason, SwitchedOff, Turn
+from virtksm.model.snapshot import PARKED
 
 RULE = "switched_off"
 
@@ -18,23 +16,6 @@ WATCH_S = 60.0
 """How often to look whether another program has set KSM scanning meanwhile."""
 
 SWITCHED_ON = Turn(then="asks the policy again", quantity=SWITCHED_OFF, threshold=0, present=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchedOff:
-    """`since` is UTC as text. `damage` says why the switch could not be read: that counts as off, too."""
-
-    since: str = ""
-    damage: str = ""
-
-    @property
-    def warning(self) -> str:
-        """What is wrong with the switch, with the remedy; empty if nothing is."""
-        if not self.damage:
-            return ""
-        return (
-            f"{self.damage}, so virtksm counts as switched off; `virtksm off` writes it anew, `virtksm on` removes it"
-        )
 
 
 def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:

@@ -15,7 +15,7 @@ from bench.sim.driver import Event, run_policy
 from bench.sim.host import SimHost
 from bench.steps import Start
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import PARKED
+from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 
 HOST_KIB = 24 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from virtksm.model import Guest, HostMemory, OthersMemory
+from virtksm.model.snapshot import Guest, HostMemory, OthersMemory
 
 if TYPE_CHECKING:
     from bench.sim.host import SimHost

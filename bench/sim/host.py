@@ -14,7 +14,7 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.memory import SimGuest, make_guest
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model import KERNEL_MAXIMUM, PARAMETERS, Guest, HostMemory, KsmState, Settings
+from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest, HostMemory, KsmState, Settings
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

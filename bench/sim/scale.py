@@ -19,7 +19,7 @@ from bench.sim.host import SimHost
 from bench.steps import Start, Stop
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
-from virtksm.model import PARKED
+from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 

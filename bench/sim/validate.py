@@ -21,7 +21,7 @@ from bench.sim.real_kernel import RealKsmd, lent_ksmd
 from bench.sim.real_memory import COMMON, MergeableProcess
 from tests.lab.ksm import Ksm
 from virtksm.demo.guests import PayloadGuest
-from virtksm.model import Settings
+from virtksm.model.snapshot import Settings
 
 EVERY_S = 0.02
 SCANS = 18

@@ -23,7 +23,7 @@ from virtksm.history import (
     Sample,
     Told,
 )
-from virtksm.model import EVALUATING_ONLY
+from virtksm.model.decision import EVALUATING_ONLY
 
 NOW_S = 1_800_000_000.25
 SAMPLE = Sample(

@@ -19,8 +19,9 @@ from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.demo.guests import PayloadGuest, memory_device_xml
 from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.guest_xml import GuestXml, parse_guest_xml
-from virtksm.model import PARAMETERS, Guest
-from virtksm.ports import Descriptions, Hypervisor
+from virtksm.guests.ports import Descriptions
+from virtksm.model.snapshot import PARAMETERS, Guest
+from virtksm.ports import Hypervisor
 
 PAGES = 64
 PAGE_BYTES = 4096

@@ -14,8 +14,8 @@ import pytest
 from tests.fakes import FakeFacts
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.local_facts import ProcFacts
-from virtksm.model import Guest
-from virtksm.ports import GuestFacts
+from virtksm.guests.ports import GuestFacts
+from virtksm.model.snapshot import Guest
 from virtksm.processes import GuestProcess, ProcessKsm
 
 

@@ -13,8 +13,8 @@ from tests.fakes import FakeSwitch
 from tests.lab.full_disk import full_disk, full_fake
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.errors import StateUnusable
+from virtksm.model.decision import SwitchedOff
 from virtksm.ports import Switch
-from virtksm.switch import SwitchedOff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

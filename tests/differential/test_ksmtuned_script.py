@@ -20,7 +20,8 @@ from tests.differential.ksmtuned_bash import FIRST, State, run_script
 from tests.differential.ksmtuned_sequences import Sequence, Step, generate
 from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model import Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
 
 # It takes as long as 100,000 steps of a shell script take; the suite's guard against a hang is meant for less.

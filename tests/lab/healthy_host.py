@@ -28,7 +28,7 @@ from virtksm.doctor.facts import (
     Unit,
 )
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, HostMemory, KsmState, OthersMemory, Settings
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings
 from virtksm.ownership import HostState
 
 URI = "qemu:///system"

@@ -16,7 +16,7 @@ from bench.sim.visit import Rules
 from bench.steps import Start, Stop
 from virtksm.config.schema import AdaptiveParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
-from virtksm.model import PARKED
+from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.growth import Growth
 from virtksm.policy.adaptive.rounds import PRICES

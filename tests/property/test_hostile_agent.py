@@ -33,7 +33,7 @@ from tests.lab.hostile_agent import (
     wrong_answers,
 )
 from tests.lab.pseudo_terminal import PseudoTerminal
-from virtksm.cli import asking, retune
+from virtksm.cli import ask_agent, retune
 from virtksm.cli.main import main
 from virtksm.errors import ExitCode
 
@@ -59,7 +59,7 @@ ASKING = {
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(asking, "ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr(ask_agent, "ANSWER_WITHIN_S", 0.5)
     monkeypatch.setattr(retune, "ANSWER_WITHIN_S", 0.5)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with tempfile.TemporaryDirectory(prefix="vb", dir="/tmp") as name:

@@ -27,7 +27,7 @@ from virtksm.cli.status_text import status_lines
 from virtksm.demo.view import LiveView
 from virtksm.headroom import Host, find_headroom
 from virtksm.logs import configure
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 from virtksm.printable import printable
 from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.survey import survey

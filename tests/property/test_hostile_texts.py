@@ -35,7 +35,8 @@ from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import SensingFailed, StateUnusable
-from virtksm.model import KERNEL_MAXIMUM, PARAMETERS, Guest, Occasion, Trigger
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.policy import POLICIES, make_policy
 from virtksm.runtime import RuntimePaths
 

@@ -17,7 +17,8 @@ from virtksm.adapters.state_file import dump_state, parse_state
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import VirtksmError
-from virtksm.model import PARAMETERS, Occasion, Trigger
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import PARAMETERS
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy

@@ -9,18 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import (
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import (
     KERNEL_MAXIMUM,
     PARKED_SLEEP_MS,
     Guest,
     HostMemory,
     KsmState,
-    Occasion,
     OthersMemory,
     Settings,
     Snapshot,
     Source,
-    Trigger,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.debt import OTHERS

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model import PARKED, Guest, HostMemory, KsmState, Occasion, Settings, Snapshot, Source, Trigger
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
 
 UINT_MAX = 2**32 - 1

@@ -15,7 +15,7 @@ from bench.sim.visit import Rules
 from bench.steps import Start, Stop
 from virtksm.config.schema import KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
-from virtksm.model import PARKED, Settings
+from virtksm.model.snapshot import PARKED, Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 NAMES = "abcdef"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.property.test_policy_adaptive import occasions, snapshots
 from virtksm.errors import TraceUnusable
-from virtksm.model import Decision, Reason, Settings
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import Decision, Reason, SwitchedOff
+from virtksm.model.snapshot import Settings
 from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
 from virtksm.trace.nameless import Nameless
 from virtksm.trace.text import dump_line, parse_line, parse_lines

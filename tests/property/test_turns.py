@@ -18,24 +18,13 @@ from tests.property.test_policy_ksmtuned import pasts as ksmtuned_pasts
 from tests.property.test_policy_ksmtuned import policies as ksmtuned_policies
 from tests.property.test_policy_ksmtuned import snapshots as ksmtuned_snapshots
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import (
-    Decision,
-    Guest,
-    HostMemory,
-    KsmState,
-    Occasion,
-    OthersMemory,
-    Settings,
-    Snapshot,
-    Source,
-    Trigger,
-)
+from virtksm.model.decision import PASSED_S, Decision, Occasion, SwitchedOff, Trigger, Turn
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy, settle_seconds
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.past import AdaptivePast
 from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
-from virtksm.switch import SwitchedOff, decide_off
-from virtksm.turn import PASSED_S, Turn
+from virtksm.switch import decide_off
 
 TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
 MARGIN_S = 0.002

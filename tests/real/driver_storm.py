@@ -31,7 +31,7 @@ from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.logs import configure
-from virtksm.model import Settings
+from virtksm.model.snapshot import Settings
 
 URI = "test:///default"
 HANG_S = 60.0

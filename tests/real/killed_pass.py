@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from virtksm.adapters.libvirt_host import open_host
 from virtksm.assemble import make_cycle
 from virtksm.config.load import load
-from virtksm.model import Occasion, Trigger
+from virtksm.model.decision import Occasion, Trigger
 from virtksm.runtime import RuntimePaths
 
 

@@ -20,8 +20,9 @@ from virtksm.adapters.switch_file import SwitchFile
 from virtksm.cycle import Cycle, Memory
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
-from virtksm.model import Occasion, Settings, Trigger
-from virtksm.record import Outcome
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import Outcome
+from virtksm.model.snapshot import Settings
 from virtksm.runtime import RuntimePaths
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

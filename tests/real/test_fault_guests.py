@@ -22,8 +22,8 @@ from virtksm.assemble import make_cycle
 from virtksm.config.load import load
 from virtksm.cycle import Cycle
 from virtksm.demo.guests import PayloadGuest
-from virtksm.model import Occasion, Trigger
-from virtksm.record import Outcome
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import Outcome
 from virtksm.runtime import RuntimePaths
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

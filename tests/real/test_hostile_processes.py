@@ -17,7 +17,7 @@ from tests.real.agent_process import SWEEPING_LAW, AgentFactory
 from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.demo.guests import PayloadGuest
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

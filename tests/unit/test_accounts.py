@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.accounts import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
-from virtksm.merged import Merged
+from virtksm.model.merged import Merged
 from virtksm.processes import ProcessKsm
 
 PAGE = 4096

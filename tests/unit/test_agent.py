@@ -15,7 +15,8 @@ from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
-from virtksm.model import Guest, Settings, Trigger
+from virtksm.model.decision import Trigger
+from virtksm.model.snapshot import Guest, Settings
 
 LIMIT_S = Config().call_timeout_s + STUCK_S
 

@@ -23,7 +23,7 @@ from virtksm.agent.agent import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
 from virtksm.errors import ConfigError, ExitCode, Finding
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 
 SHORT_S = 0.02
 LONG_S = 30.0

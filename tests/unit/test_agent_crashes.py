@@ -23,10 +23,11 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
+from virtksm.guests.ports import Descriptions
 from virtksm.history import History
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 from virtksm.policy.base import Policy
-from virtksm.ports import Clock, Descriptions, Hypervisor, LocalFacts, StateStore, Switch
+from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 
 LONG_S = 30.0
 CRASHES = ("pass_crashed", "request_failed", "task_crashed")

@@ -13,7 +13,7 @@ from tests.fakes import FakeFacts, FakeHistory
 from tests.unit.test_agent_switch import URI, Bench, guest
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.errors import StateUnusable
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 
 
 @pytest.fixture

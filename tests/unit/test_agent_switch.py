@@ -25,7 +25,8 @@ from virtksm.cycle import Cycle
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
-from virtksm.model import Guest, Settings, Trigger
+from virtksm.model.decision import Trigger
+from virtksm.model.snapshot import Guest, Settings
 
 URI = "qemu:///system"
 LONG_S = 30.0

@@ -26,11 +26,12 @@ from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.cycle import Cycle, Memory
 from virtksm.history import MOST_OF_A_KIND
 from virtksm.logs import configure
-from virtksm.model import Guest, Occasion, Trigger
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
-from virtksm.record import PassRecord
 
 EVERY_S = 1.08
 MIB = 1024

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.agent.coalesce import Coalescer
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 
 QUIET = Coalescer(window_s=0.25)
 

@@ -15,10 +15,10 @@ from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwi
 from virtksm.cli.render import restore_lines
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
-from virtksm.model import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Occasion, Settings, Trigger
+from virtksm.model.decision import Occasion, SwitchedOff, Trigger
+from virtksm.model.report import Outcome
+from virtksm.model.snapshot import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Settings
 from virtksm.ownership import HostState, Ownership
-from virtksm.record import Outcome
-from virtksm.switch import SwitchedOff
 
 TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
 RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))

@@ -17,8 +17,9 @@ from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import VirtksmError
 from virtksm.history import GuestEvent, Sample, Told
-from virtksm.model import Guest, Occasion, Settings, Trigger
-from virtksm.record import PassRecord
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import Guest, Settings
 
 LONG_S = 30.0
 NEVER_S = 3600.0

@@ -47,10 +47,10 @@ from virtksm.doctor.facts import (
 from virtksm.doctor.finding import Outcome, Verdict, worst
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, KsmState, OthersMemory, Settings
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.snapshot import Guest, KsmState, OthersMemory, Settings
 from virtksm.ownership import HostState, Ownership
 from virtksm.processes import GuestProcess, ProcessKsm
-from virtksm.switch import SwitchedOff
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
 UNREADABLE = Unknown(why="/some/file: Permission denied")

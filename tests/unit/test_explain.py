@@ -16,11 +16,12 @@ from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from virtksm.adapters.history_file import HistoryFile
 from virtksm.cli.main import main
 from virtksm.history import Told
-from virtksm.model import PARKED
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.report import Outcome, PassRecord
+from virtksm.model.snapshot import PARKED
 from virtksm.policy import POLICIES, ksmtuned
 from virtksm.policy.rules import MEANINGS, meaning_of
-from virtksm.record import Outcome, PassRecord
-from virtksm.switch import RULE, SwitchedOff, decide_off
+from virtksm.switch import RULE, decide_off
 
 GIB = 1024 * 1024
 URI = "test:///default"

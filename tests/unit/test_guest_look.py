@@ -8,7 +8,7 @@ from tests.fakes import FakeHypervisor
 from virtksm.agent.guest_look import READ_AT_ONCE, GuestLook
 from virtksm.describe import read_guests
 from virtksm.errors import LibvirtUnreachable, SensingFailed
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 
 PLAIN = "<domain/>"
 APART = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"

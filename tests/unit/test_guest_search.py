@@ -18,7 +18,7 @@ from virtksm.adapters.guest_search import (
     parse_guest_group,
 )
 from virtksm.adapters.process_reads import ProcessReads, Result
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 
 QEMU_USER = 64055
 STRANGER = 1000

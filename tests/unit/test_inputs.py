@@ -14,12 +14,13 @@ from tests.unit.test_policy_adaptive import TIMER, snap
 from virtksm.adapters.control import MAX_ANSWER
 from virtksm.agent.inputs import ASKED_S, MOST_CHARACTERS, MOST_PASSES, Inputs
 from virtksm.config.schema import AdaptiveParams, Config
-from virtksm.model import PARKED, Guest, Snapshot, Source
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.report import Outcome, PassRecord
+from virtksm.model.snapshot import PARKED, Guest, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past
-from virtksm.record import Outcome, PassRecord
 from virtksm.replay import replay
-from virtksm.switch import SwitchedOff, decide_off
+from virtksm.switch import decide_off
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_line, parse_lines
 

@@ -12,7 +12,7 @@ from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_lines, n
 from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.headroom import GuestNeed, Host, find_headroom
-from virtksm.model import Guest, KsmState, Settings
+from virtksm.model.snapshot import Guest, KsmState, Settings
 from virtksm.printable import width
 from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.survey import Survey, survey

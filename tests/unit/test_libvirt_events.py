@@ -10,7 +10,7 @@ import libvirt
 import pytest
 
 from virtksm.adapters.libvirt_events import DomainEvent, Subscription, parse_lifecycle
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 
 OTHER_EVENTS = [0, 1, 3, 4, 6, 7, 8]
 """Defined, undefined, suspended, resumed, shutdown (still running), suspended by the guest, crashed but kept."""

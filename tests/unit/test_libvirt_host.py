@@ -13,7 +13,8 @@ from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolic
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import SensingFailed
-from virtksm.model import KERNEL_DEFAULTS, Occasion, Trigger
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import KERNEL_DEFAULTS
 
 
 @dataclass

@@ -18,7 +18,7 @@ from virtksm.adapters.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, 
 from virtksm.adapters.others import LOOK_S
 from virtksm.adapters.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
 from virtksm.adapters.process_reads import MAX_STUCK
-from virtksm.model import Guest, HostMemory
+from virtksm.model.snapshot import Guest, HostMemory
 from virtksm.processes import ProcessKsm
 
 

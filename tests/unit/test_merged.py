@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from virtksm.merged import Merged, find_doubts
-from virtksm.model import KsmState, Settings
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.merged import Merged, find_doubts
+from virtksm.model.snapshot import KsmState, Settings
 
 NOTHING = Merged(pages_shared=0, pages_sharing=0, zero_pages=0, page_kib=4)
 SOME = Merged(pages_shared=10, pages_sharing=90, zero_pages=5, page_kib=4)

@@ -21,13 +21,12 @@ from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model import Guest, Occasion, Settings, Trigger
-from virtksm.now import after_pass
-from virtksm.ownership import Foreign
+from virtksm.model.current import after_pass
+from virtksm.model.decision import Occasion, SwitchedOff, Trigger
+from virtksm.model.report import Foreign, Outcome, PassRecord
+from virtksm.model.snapshot import Guest, Settings
 from virtksm.policy import make_policy
 from virtksm.printable import printable
-from virtksm.record import Outcome, PassRecord
-from virtksm.switch import SwitchedOff
 
 PROJECT = Path(__file__).parents[2]
 KSMD_COLLECTOR = [

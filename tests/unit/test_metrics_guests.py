@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import LOCAL_HOST, FakeFacts
 from virtksm.agent.metrics.guests import GuestLedger, GuestSavings, ShownGuests, read_savings
-from virtksm.model import Guest, KsmState, Settings, Snapshot, Source
+from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 from virtksm.processes import GuestProcess, ProcessKsm
 
 PAGE = 4096

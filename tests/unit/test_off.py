@@ -33,7 +33,7 @@ from virtksm.cli.off import BY_HAND, name_unmerging, read_here
 from virtksm.cli.render import merged_lines
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
-from virtksm.merged import Merged
+from virtksm.model.merged import Merged
 from virtksm.ports import Switch
 from virtksm.runtime import RuntimePaths
 

@@ -20,7 +20,7 @@ from tests.fakes import FakeClock
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
-from virtksm.model import PARKED
+from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 

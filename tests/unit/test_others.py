@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeClock
 from virtksm.adapters.others import ASK_S, LOOK_S, OthersLook, may_merge, parse_group, parse_groups
 from virtksm.adapters.process_reads import ProcessReads
-from virtksm.model import OthersMemory
+from virtksm.model.snapshot import OthersMemory
 
 MIB_PAGES = 256
 NEW = "ksm_rmap_items 9\nksm_merge_any: {any}\nksm_mergeable: {any}\n"

@@ -11,7 +11,8 @@ import pytest
 from tests.fakes import LOCAL_HOST
 from virtksm.cli.main import main
 from virtksm.cli.plot import memories_of
-from virtksm.model import Decision, Guest, KsmState, Occasion, Reason, Settings, Snapshot, Source, Trigger
+from virtksm.model.decision import Decision, Occasion, Reason, Trigger
+from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 from virtksm.trace import Gap, Line, Pass
 
 TRACES = Path(__file__).parents[1] / "traces"

@@ -12,19 +12,8 @@ from dataclasses import replace
 import pytest
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import (
-    PARKED,
-    Decision,
-    Guest,
-    HostMemory,
-    KsmState,
-    Occasion,
-    OthersMemory,
-    Settings,
-    Snapshot,
-    Source,
-    Trigger,
-)
+from virtksm.model.decision import Decision, Occasion, Trigger
+from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
 from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.debt import OTHERS
 from virtksm.policy.adaptive.engage import judge_need

@@ -8,17 +8,8 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 
 from virtksm.config.schema import Config, KsmtunedParams
-from virtksm.model import (
-    PARKED,
-    Guest,
-    HostMemory,
-    KsmState,
-    Occasion,
-    Settings,
-    Snapshot,
-    Source,
-    Trigger,
-)
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy import POLICIES, make_policy
 from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
 

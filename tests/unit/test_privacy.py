@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtksm.guest_xml import UNKNOWN, GuestXml
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 from virtksm.privacy import exposed
 
 

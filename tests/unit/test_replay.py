@@ -20,10 +20,10 @@ from virtksm.cli.main import main
 from virtksm.config.laws import change_law, law_of, read_law
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.errors import ConfigError
-from virtksm.model import PARKED, Decision, Reason, Settings
+from virtksm.model.decision import Decision, Reason, SwitchedOff
+from virtksm.model.snapshot import PARKED, Settings
 from virtksm.policy import make_policy
 from virtksm.replay import Step, Sums, replay
-from virtksm.switch import SwitchedOff
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
 from virtksm.trace.text import dump_line, parse_lines
 

@@ -11,9 +11,9 @@ from bench.steps import Start, Stop
 from tests.fakes import TargetPolicy
 from virtksm.config.schema import KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
-from virtksm.model import PARKED, Settings, Source
+from virtksm.model.report import Outcome
+from virtksm.model.snapshot import PARKED, Settings, Source
 from virtksm.policy.ksmtuned import KsmtunedPolicy
-from virtksm.record import Outcome
 
 GIB_KIB = 1024 * 1024
 

@@ -26,7 +26,7 @@ from virtksm.adapters.files import (
 )
 from virtksm.adapters.state_file import MAX_CHARACTERS, StateFile, dump_state, parse_state
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.model import MAXIMA
+from virtksm.model.snapshot import MAXIMA
 from virtksm.ownership import HostState, Ownership
 from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
 from virtksm.runtime import RuntimePaths

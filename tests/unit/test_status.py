@@ -31,9 +31,10 @@ from virtksm.cli.status_text import status_lines
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ExitCode, LibvirtTimeout
-from virtksm.model import PARKED, Occasion, Settings, Trigger
-from virtksm.now import after_pass
-from virtksm.record import PassRecord
+from virtksm.model.current import after_pass
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import PARKED, Settings
 from virtksm.runtime import RuntimePaths
 
 LONG_S = 30.0

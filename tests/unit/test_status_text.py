@@ -17,9 +17,9 @@ from virtksm.agent.status import look
 from virtksm.cli.sparkline import BLOCKS
 from virtksm.cli.status_text import status_lines
 from virtksm.errors import SensingFailed
-from virtksm.model import HostMemory, Settings
-from virtksm.now import Now, Origin, after_pass
-from virtksm.record import Outcome
+from virtksm.model.current import Now, Origin, after_pass
+from virtksm.model.report import Outcome
+from virtksm.model.snapshot import HostMemory, Settings
 
 
 def status(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # any field of the answer

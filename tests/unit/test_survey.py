@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
 from virtksm.errors import LibvirtUnreachable, SensingFailed, Unsupported
-from virtksm.model import Guest, KsmState, Settings, Source
+from virtksm.model.snapshot import Guest, KsmState, Settings, Source
 from virtksm.obstacles import Obstacle
 from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.survey import SeenGuest, Survey, survey

@@ -23,8 +23,8 @@ from tests.unit.test_status import NOW, passed, standing
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.cli.terminal import ENTER, LEAVE, fit
 from virtksm.history import as_table
-from virtksm.model import Settings
-from virtksm.now import after_pass
+from virtksm.model.current import after_pass
+from virtksm.model.snapshot import Settings
 from virtksm.runtime import RuntimePaths
 
 STATUS = standing(now=after_pass(passed(Settings(pages_to_scan=400, sleep_millisecs=10)))).as_dict(NOW)

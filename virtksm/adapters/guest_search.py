@@ -33,7 +33,7 @@ from virtksm.adapters.proc_files import (
     read_process,
 )
 from virtksm.adapters.process_reads import ProcessReads
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 from virtksm.ports import Clock
 
 LEAST_PAUSE_S = 1.0

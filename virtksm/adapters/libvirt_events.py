@@ -15,7 +15,7 @@ from typing import Any
 import libvirt
 
 from virtksm.errors import LibvirtUnreachable
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 
 MEMORY_ALIASES = ("dimm", "nvdimm", "virtiomem", "virtiopmem", "mem", "ua-")
 """Aliases that libvirt gives to memory devices; a user's own alias (ua-) does not tell, so it counts as one.

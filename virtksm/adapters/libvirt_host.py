@@ -21,7 +21,7 @@ from virtksm.errors import (
     Unsupported,
     VirtksmError,
 )
-from virtksm.model import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
+from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 
 
 class LibvirtHost:

@@ -17,7 +17,7 @@ from virtksm.adapters.proc_files import INIT, list_pids, parse_anonymous_kib, re
 from virtksm.adapters.process_reads import ProcessReads
 from virtksm.bounded import BoundedCalls
 from virtksm.errors import SensingFailed
-from virtksm.model import OthersMemory
+from virtksm.model.snapshot import OthersMemory
 from virtksm.ports import Clock
 
 LOOK_S = 60.0

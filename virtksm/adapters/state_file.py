@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.model import MAXIMA
+from virtksm.model.snapshot import MAXIMA
 from virtksm.ownership import HostState, Ownership
 from virtksm.runtime import RuntimePaths
 

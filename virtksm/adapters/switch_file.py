@@ -12,7 +12,7 @@ import time
 
 from virtksm.adapters.files import ensure_folder, find_remedy, replace_file, sync_folder
 from virtksm.errors import StateUnusable
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import SwitchedOff
 
 SCHEMA = 1
 MAX_BYTES = 4096

@@ -38,10 +38,12 @@ from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.describe import Seen, read_guests
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
+from virtksm.guests.ports import Descriptions
 from virtksm.history import History
-from virtksm.model import Guest, Occasion, Trigger
-from virtksm.ports import Descriptions, LocalFacts, Switch
-from virtksm.record import PassRecord, RestoreRecord
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import PassRecord, RestoreRecord
+from virtksm.model.snapshot import Guest
+from virtksm.ports import LocalFacts, Switch
 from virtksm.runtime import host_key
 from virtksm.uri import is_alias
 

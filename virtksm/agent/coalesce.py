@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from virtksm.model import EXPLICIT, Occasion, Trigger
+from virtksm.model.decision import EXPLICIT, Occasion, Trigger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

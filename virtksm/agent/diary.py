@@ -21,7 +21,7 @@ from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
 from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
-from virtksm.record import PassRecord
+from virtksm.model.report import PassRecord
 
 WRITE_S = 60.0
 """How long a memory may wait for others before it is written."""

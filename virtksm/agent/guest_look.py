@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest
+from virtksm.model.snapshot import Guest
 from virtksm.privacy import exposed
 
 READ_AT_ONCE = 8

@@ -20,8 +20,8 @@ from datetime import datetime
 from virtksm import __version__
 from virtksm.config.laws import law_of
 from virtksm.config.schema import Config
-from virtksm.model import Source
-from virtksm.record import PassRecord
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import Source
 from virtksm.trace import Header, Law, Pass
 from virtksm.trace.text import dump_line
 

@@ -30,7 +30,7 @@ from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.cycle import Cycle, Memory
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
-from virtksm.model import Trigger
+from virtksm.model.decision import Trigger
 from virtksm.runtime import RuntimePaths
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]

@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from virtksm.record import PassRecord
+from virtksm.model.report import PassRecord
 
 MOST_AT_ONCE = 30
 """A storm of guests takes the adaptive policy some ten changes of rule."""

@@ -14,8 +14,8 @@ from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, Unforeseen, VirtksmError
 from virtksm.logs import get_logger
-from virtksm.model import EVALUATING_ONLY, Occasion, Trigger
-from virtksm.record import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
+from virtksm.model.decision import EVALUATING_ONLY, Occasion, Trigger
+from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
 from virtksm.units import format_kib
 
 STATUS_S = 10.0

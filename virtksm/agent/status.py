@@ -19,11 +19,11 @@ from datetime import UTC, datetime, timedelta
 
 from virtksm.agent.blocking import Waiting
 from virtksm.errors import SensingFailed
-from virtksm.model import Settings
-from virtksm.now import Now, Origin, after_pass
+from virtksm.model.current import Now, Origin, after_pass
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import Settings
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
 from virtksm.ports import LocalFacts
-from virtksm.record import PassRecord
 from virtksm.sense import sense_ksm
 
 SCHEMA = 1

@@ -43,7 +43,7 @@ PASS = {
     "warnings": [str],
     "duration_ms": int | float,
 }
-"""A pass, as virtksm/record.py tells of it."""
+"""A pass, as virtksm/model/report.py tells of it."""
 NOW = {
     "ksm_run": int | None,
     "advisor_mode": str | None,

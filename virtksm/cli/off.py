@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtksm.adapters.local_facts import ProcFacts
-    from virtksm.merged import Merged
-    from virtksm.model import KsmState
+    from virtksm.model.merged import Merged
+    from virtksm.model.snapshot import KsmState
 
 SCHEMA = 1
 UNIT = "virtksm-unmerge.service"
@@ -53,7 +53,7 @@ def _switch_off(options: argparse.Namespace) -> int:
 
 
 def _text(record: dict[str, Any], options: argparse.Namespace) -> str:
-    from virtksm.merged import Merged
+    from virtksm.model.merged import Merged
 
     sensed = record["sensed"]
     merged = Merged(
@@ -112,7 +112,7 @@ def _verify(options: argparse.Namespace) -> int:
     from virtksm.adapters.clock import boottime_s
     from virtksm.adapters.local_facts import ProcFacts
     from virtksm.adapters.switch_file import SwitchFile
-    from virtksm.merged import find_doubts
+    from virtksm.model.merged import find_doubts
     from virtksm.runtime import LOCAL, RuntimePaths
 
     require_this_machine(options)
@@ -162,7 +162,7 @@ def require_this_machine(options: argparse.Namespace) -> None:
 
 def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
     """Read this machine's KSM, what is merged, and the memory available in KiB; raises SensingFailed."""
-    from virtksm.merged import Merged
+    from virtksm.model.merged import Merged
     from virtksm.sense import sense_ksm
 
     ksm = sense_ksm(facts)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from virtksm.cli.memories import Memories
     from virtksm.history import GuestEvent, Sample
-    from virtksm.model import Guest
+    from virtksm.model.snapshot import Guest
     from virtksm.trace import Line, Torn
 
 SCHEMA = 1

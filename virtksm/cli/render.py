@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 m
 if TYPE_CHECKING:
     from typing import Any
 
-    from virtksm.merged import Merged
+    from virtksm.model.merged import Merged
 
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 

@@ -12,7 +12,7 @@ from virtksm.adapters.trace_file import read_trace
 from virtksm.config.laws import change_law, law_of, read_law
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
-from virtksm.model import Decision
+from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
 from virtksm.printable import printable
 from virtksm.replay import Step, Sums, replay

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.adapters.files import ensure_runtime, locked
     from virtksm.adapters.state_file import LOCK_WAIT_S
     from virtksm.assemble import make_cycle
-    from virtksm.model import KERNEL_DEFAULTS
+    from virtksm.model.snapshot import KERNEL_DEFAULTS
 
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
     config, _ = config_or_defaults(options.config)

@@ -96,7 +96,7 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
     from virtksm.assemble import make_cycle
     from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
-    from virtksm.model import Occasion, Trigger
+    from virtksm.model.decision import Occasion, Trigger
 
     uri = requested_uri(options.connect)
     config = load(options.config, asks_groups=False).config

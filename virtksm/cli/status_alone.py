@@ -16,8 +16,8 @@ from virtksm.adapters.local_facts import ProcFacts
 from virtksm.assemble import is_this_machine, make_switch
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtTimeout, VirtksmError
-from virtksm.model import Snapshot
-from virtksm.now import Now, Origin
+from virtksm.model.current import Now, Origin
+from virtksm.model.snapshot import Snapshot
 from virtksm.runtime import RuntimePaths
 from virtksm.sense import sense, sense_ksm
 from virtksm.uri import is_alias

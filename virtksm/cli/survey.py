@@ -11,7 +11,7 @@ from virtksm.uri import CONNECT_HELP
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from virtksm.config.schema import Config
-    from virtksm.model import HostMemory
+    from virtksm.model.snapshot import HostMemory
     from virtksm.survey import Survey
 
 CALLS = 12

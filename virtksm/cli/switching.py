@@ -118,7 +118,7 @@ class Switching:
     def _directly(self) -> tuple[str, ExitCode]:
         from virtksm.adapters.state_file import LOCK_WAIT_S
         from virtksm.assemble import make_cycle
-        from virtksm.model import Occasion, Trigger
+        from virtksm.model.decision import Occasion, Trigger
 
         if self._op == "on" and self._has_faults:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")

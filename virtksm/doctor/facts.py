@@ -10,10 +10,10 @@ from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
-from virtksm.model import Guest, HostMemory, KsmState, OthersMemory
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
 from virtksm.ownership import HostState
 from virtksm.processes import GuestProcess
-from virtksm.switch import SwitchedOff
 
 T = TypeVar("T")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
-from virtksm.model import Decision, Occasion, Snapshot
+from virtksm.model.decision import Decision, Occasion
+from virtksm.model.snapshot import Snapshot
 
 Past = TypeVar("Past")
 

@@ -29,8 +29,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model import KERNEL_MAXIMUM, PARKED, Decision, Number, Occasion, Reason, Settings, Snapshot, Source
-from virtksm.turn import Turn
+from virtksm.model.decision import Decision, Number, Occasion, Reason, Turn
+from virtksm.model.snapshot import KERNEL_MAXIMUM, PARKED, Settings, Snapshot, Source
 
 NAME = "ksmtuned"
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from virtksm.model import Decision, Occasion, Settings, Snapshot
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import Decision, Occasion, SwitchedOff
+from virtksm.model.snapshot import Settings, Snapshot
 
 Past = Mapping[str, object]
 

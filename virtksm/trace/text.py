@@ -13,21 +13,8 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from virtksm.errors import TraceUnusable
-from virtksm.model import (
-    Decision,
-    Guest,
-    HostMemory,
-    KsmState,
-    Number,
-    Occasion,
-    OthersMemory,
-    Reason,
-    Settings,
-    Snapshot,
-    Source,
-    Trigger,
-)
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import Decision, Number, Occasion, Reason, SwitchedOff, Trigger
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
 from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
 from virtksm.units import MOST_TIME_S
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from virtksm.accounts import Account, settle
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import SensingFailed
-from virtksm.merged import Merged
-from virtksm.model import Guest, Snapshot, Source
-from virtksm.ports import GuestFacts
+from virtksm.guests.ports import GuestFacts
+from virtksm.model.merged import Merged
+from virtksm.model.snapshot import Guest, Snapshot, Source
 
 LOOK_S = 5.0
 """A look may be so old; 150 guests take some 10 ms."""

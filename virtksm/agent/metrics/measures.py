@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
 from virtksm.agent.metrics.tally import RESULTS, Durations, Tally
 from virtksm.agent.status import Standing, worst_core_percent
-from virtksm.merged import Merged
-from virtksm.now import Now
+from virtksm.model.current import Now
+from virtksm.model.merged import Merged
+from virtksm.model.report import PassRecord
 from virtksm.policy.adaptive.past import load_past
-from virtksm.record import PassRecord
 
 Labels = tuple[str, ...]
 Value = int | float | Durations

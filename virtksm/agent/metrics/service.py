@@ -22,7 +22,7 @@ from virtksm.agent.status import Standing
 from virtksm.config.address import parse_address
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
-from virtksm.ports import GuestFacts
+from virtksm.guests.ports import GuestFacts
 
 FRESH_S = 1.0
 """A page is made at most this often, however many ask."""

@@ -10,8 +10,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from virtksm.model import PARAMETERS
-from virtksm.record import Outcome, PassRecord
+from virtksm.model.report import Outcome, PassRecord
+from virtksm.model.snapshot import PARAMETERS
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """A pass takes 4 to 17 ms (docs/security.md), and libvirt may keep it for `call_timeout_s`, 30 s."""

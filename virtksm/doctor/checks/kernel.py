@@ -8,9 +8,9 @@ from virtksm.doctor.checks.writers import told
 from virtksm.doctor.facts import LOOK, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
-from virtksm.merged import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES, Merged
-from virtksm.model import HostMemory
-from virtksm.record import SWITCH_ON
+from virtksm.model.merged import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES, Merged
+from virtksm.model.report import SWITCH_ON
+from virtksm.model.snapshot import HostMemory
 from virtksm.units import format_kib
 
 SWITCH_UNIT = "virtksm-ksm.service"

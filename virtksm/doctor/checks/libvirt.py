@@ -5,7 +5,7 @@ from __future__ import annotations
 from virtksm.doctor.facts import AgentSeen, Daemon, Facts, Unreachable, known
 from virtksm.doctor.finding import Outcome, failed, passed, warned
 from virtksm.errors import REMEDIES
-from virtksm.model import PARAMETERS
+from virtksm.model.snapshot import PARAMETERS
 
 LEAST = 10_002
 """0.10.2 brought virNodeSetMemoryParameters."""

@@ -7,7 +7,7 @@ from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
 from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import AgentSeen, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
-from virtksm.model import PARAMETERS
+from virtksm.model.snapshot import PARAMETERS
 
 UBUNTUS_SLEEP_MS = 200
 KSMTUNEDS_PAGES = (64, 1250)

@@ -8,7 +8,7 @@ from virtksm.adapters.local_facts import parse_choice, parse_meminfo
 from virtksm.adapters.proc_files import NUMBER
 from virtksm.doctor.facts import Kernel, Swap, Unknown
 from virtksm.doctor.reading.files import Root
-from virtksm.model import PARAMETERS, HostMemory
+from virtksm.model.snapshot import PARAMETERS, HostMemory
 
 KSM = "sys/kernel/mm/ksm"
 NUMBERS = (*PARAMETERS, "run", "max_page_sharing", "use_zero_pages", "ksm_zero_pages", "pages_shared", "pages_sharing")

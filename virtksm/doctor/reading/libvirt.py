@@ -14,7 +14,7 @@ from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
 from virtksm.doctor.reading.processes import find_peer
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
-from virtksm.model import Guest, KsmState, OthersMemory
+from virtksm.model.snapshot import Guest, KsmState, OthersMemory
 from virtksm.processes import GuestProcess
 from virtksm.uri import is_local
 

@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import PARKED, Decision, Occasion, Reason, Settings, Snapshot, Source
+from virtksm.model.decision import Decision, Occasion, Reason
+from virtksm.model.snapshot import PARKED, Settings, Snapshot, Source
 from virtksm.policy.adaptive.debt import OTHERS, PAGE_KIB, account, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from virtksm.model import Snapshot
+from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import Snapshot
-from virtksm.turn import Turn
+from virtksm.model.decision import Turn
+from virtksm.model.snapshot import Snapshot
 from virtksm.units import format_kib
 
 HYSTERESIS = 1.25

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model import KERNEL_MAXIMUM, Settings, Snapshot
+from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
 from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end

@@ -1,6 +1,6 @@
 """What would turn the adaptive policy's decision at its next look: its rules read backwards. Pure.
 
-Each turn is exact for the past that the decision leaves behind (virtksm/turn.py says what is promised). While the debt
+Each turn is exact for the past that the decision leaves behind (virtksm/model/decision.py says what is promised). While the debt
 is still changing by itself, or more is expected, nobody can say when a round begins: then only the waiting that is
 worth one is named.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from virtksm.model import Snapshot
+from virtksm.model.decision import PASSED_S, Turn
+from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.debt import NEGLIGIBLE, account, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast, Round
 from virtksm.policy.adaptive.rounds import LOOK_S, seconds_until_empty, seconds_until_stalled, worth_kib_s
 from virtksm.policy.adaptive.yields import judge_lasting
-from virtksm.turn import PASSED_S, Turn
 
 OWES = "owes a round"
 

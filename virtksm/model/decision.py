@@ -7,8 +7,11 @@ just begun, are in it. What takes two quantities at once to come about is no tur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 
+from virtksm.model.snapshot import Settings
 from virtksm.units import format_kib
 
 PASSED_S = "passed_s"
@@ -70,3 +73,95 @@ class Turn:
                 return rounded
             return f"{self.threshold:.0f} KiB", f"{self.present:.0f} KiB"
         return f"{self.threshold:.0f}", f"{self.present:.0f}"
+
+
+class Trigger(Enum):
+    """What asked for a pass."""
+
+    CONNECTED = "connected"
+    STARTED = "started"
+    STOPPED = "stopped"
+    BALLOON = "balloon"
+    MEMORY_DEVICE = "memory_device"
+    POKE = "poke"
+    SIGNAL = "signal"
+    RELOAD = "reload"
+    RETUNE = "retune"
+    TIMER = "timer"
+    OFF = "off"
+    ON = "on"
+
+
+EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
+"""Triggers that re-evaluate without being a step of the policy. A guest causes them by itself, as often as it likes."""
+
+
+EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
+"""Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occasion:
+    """The triggers that one pass answers; a coalesced burst is one occasion."""
+
+    triggers: frozenset[Trigger]
+
+    @property
+    def is_step(self) -> bool:
+        return bool(self.triggers - EVALUATING_ONLY)
+
+    @property
+    def is_explicit(self) -> bool:
+        return bool(self.triggers & EXPLICIT)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(trigger.value for trigger in self.triggers)
+
+
+Number = int | float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a policy decided so: the rule that fired, a sentence, the numbers it looked at, and what would turn it."""
+
+    rule: str
+    text: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    turns_when: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A policy's answer: always the whole target, also where nothing changes.
+
+    `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
+    that the same rule goes on as in the pass before: one of many ticks, which only a log at level debug needs.
+    """
+
+    target: Settings
+    reason: Reason
+    next_pass_s: float | None
+    is_routine: bool = False
+
+    @property
+    def is_parked(self) -> bool:
+        return self.target.pages_to_scan == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchedOff:
+    """`since` is UTC as text. `damage` says why the switch could not be read: that counts as off, too."""
+
+    since: str = ""
+    damage: str = ""
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the switch, with the remedy; empty if nothing is."""
+        if not self.damage:
+            return ""
+        return (
+            f"{self.damage}, so virtksm counts as switched off; `virtksm off` writes it anew, `virtksm on` removes it"
+        )

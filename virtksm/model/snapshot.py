@@ -8,10 +8,8 @@ A counter that the kernel or the connection does not offer is `None`, never 0.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-
-from virtksm.turn import Turn
 
 PARKED_SLEEP_MS = 10_000
 """sleep_millisecs while parked. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost it nothing;
@@ -23,49 +21,6 @@ class Source(Enum):
 
     LOCAL = "local"
     LIBVIRT = "libvirt"
-
-
-class Trigger(Enum):
-    """What asked for a pass."""
-
-    CONNECTED = "connected"
-    STARTED = "started"
-    STOPPED = "stopped"
-    BALLOON = "balloon"
-    MEMORY_DEVICE = "memory_device"
-    POKE = "poke"
-    SIGNAL = "signal"
-    RELOAD = "reload"
-    RETUNE = "retune"
-    TIMER = "timer"
-    OFF = "off"
-    ON = "on"
-
-
-EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
-"""Triggers that re-evaluate without being a step of the policy. A guest causes them by itself, as often as it likes."""
-
-EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
-"""Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Occasion:
-    """The triggers that one pass answers; a coalesced burst is one occasion."""
-
-    triggers: frozenset[Trigger]
-
-    @property
-    def is_step(self) -> bool:
-        return bool(self.triggers - EVALUATING_ONLY)
-
-    @property
-    def is_explicit(self) -> bool:
-        return bool(self.triggers & EXPLICIT)
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(trigger.value for trigger in self.triggers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,34 +168,3 @@ class Snapshot:
     @property
     def guests_unread(self) -> int:
         return sum(guest.rss_kib is None for guest in self.guests)
-
-
-Number = int | float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """Why a policy decided so: the rule that fired, a sentence, the numbers it looked at, and what would turn it."""
-
-    rule: str
-    text: str
-    numbers: Mapping[str, Number] = field(default_factory=dict)
-    turns_when: tuple[Turn, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A policy's answer: always the whole target, also where nothing changes.
-
-    `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
-    that the same rule goes on as in the pass before: one of many ticks, which only a log at level debug needs.
-    """
-
-    target: Settings
-    reason: Reason
-    next_pass_s: float | None
-    is_routine: bool = False
-
-    @property
-    def is_parked(self) -> bool:
-        return self.target.pages_to_scan == 0

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
-from virtksm.merged import Merged
-from virtksm.model import EVALUATING_ONLY, Decision, Occasion, Settings, Snapshot, Source, Trigger
-from virtksm.ownership import Foreign
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import EVALUATING_ONLY, Decision, Occasion, SwitchedOff, Trigger
+from virtksm.model.merged import Merged
+from virtksm.model.snapshot import Settings, Snapshot, Source
 
 SCHEMA = 1
 
@@ -40,6 +39,15 @@ class Outcome(Enum):
     YIELDED = "yielded"
     HELD = "held"
     REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """A value that another writer put in place of ours."""
+
+    parameter: str
+    ours: int | None
+    found: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

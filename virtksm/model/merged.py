@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virtksm.model import KsmState
-from virtksm.switch import SwitchedOff
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.snapshot import KsmState
 
 UNCOUNTED_ZERO_PAGES = "use_zero_pages is 1 on a kernel that does not count the zero pages it merges (before 6.6)"
 COUNT_ZERO_PAGES = "echo 0 > /sys/kernel/mm/ksm/use_zero_pages, and start the guests anew"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from virtksm.merged import Merged
-from virtksm.model import HostMemory, KsmState, Snapshot
-from virtksm.record import PassRecord
+from virtksm.model.merged import Merged
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import HostMemory, KsmState, Snapshot
 
 
 class Origin(Enum):

@@ -1,0 +1,32 @@
+"""What looks at guests ask of the world beyond what a pass does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from virtksm.model.snapshot import Guest
+from virtksm.ports import LocalFacts
+from virtksm.processes import GuestProcess, OtherProcess
+
+
+class Descriptions(Protocol):
+    """libvirt's descriptions of guests, which cost 0.2-1 ms each: no pass reads them."""
+
+    def guest_xml(self, uuid: str) -> str:
+        """Return a running domain's XML (virDomainGetXMLDesc).
+
+        Raises GuestVanished, LibvirtUnreachable, and SensingFailed where it may not be read.
+        """
+
+
+class GuestFacts(LocalFacts, Protocol):
+    """What a look at all guests asks of this host besides; no pass does."""
+
+    def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        """Return what the guests' processes tell, in the same order; None where none was found or answers."""
+
+    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        """Return the other processes that have merged pages, of those that may be read."""
+
+    def general_profit_bytes(self) -> int | None:
+        """Return KSM's general_profit, which may be negative; None before Linux 6.4."""

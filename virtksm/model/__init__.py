@@ -1,0 +1,1 @@
+"""Values only: what was sensed, what was decided, what became of it."""
