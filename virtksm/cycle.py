@@ -20,10 +20,10 @@ from virtksm.model.report import Outcome, PassRecord, RestoreRecord
 from virtksm.model.snapshot import PARKED, KsmState, Settings, Snapshot
 from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.policy.base import Past, Policy
+from virtksm.policy.off import decide_off
 from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.refusal import Refused, still_refused
 from virtksm.sense import sense, sense_settings
-from virtksm.switch import decide_off
 
 
 @dataclass(slots=True)

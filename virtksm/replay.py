@@ -18,7 +18,7 @@ from virtksm.model.decision import Decision
 from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
 from virtksm.policy.base import Policy
-from virtksm.switch import decide_off
+from virtksm.policy.off import decide_off
 from virtksm.trace import Header, Law, Line, Pass, Torn
 
 Chooser = Callable[[Law], Policy[Any]]

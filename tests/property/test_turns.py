@@ -24,7 +24,7 @@ from virtksm.policy.adaptive import AdaptivePolicy, settle_seconds
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.past import AdaptivePast
 from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
-from virtksm.switch import decide_off
+from virtksm.policy.off import decide_off
 
 TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
 MARGIN_S = 0.002

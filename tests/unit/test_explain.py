@@ -20,8 +20,8 @@ from virtksm.model.decision import SwitchedOff
 from virtksm.model.report import Outcome, PassRecord
 from virtksm.model.snapshot import PARKED
 from virtksm.policy import POLICIES, ksmtuned
+from virtksm.policy.off import RULE, decide_off
 from virtksm.policy.rules import MEANINGS, meaning_of
-from virtksm.switch import RULE, decide_off
 
 GIB = 1024 * 1024
 URI = "test:///default"

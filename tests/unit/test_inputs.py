@@ -19,8 +19,8 @@ from virtksm.model.report import Outcome, PassRecord
 from virtksm.model.snapshot import PARKED, Guest, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past
+from virtksm.policy.off import decide_off
 from virtksm.replay import replay
-from virtksm.switch import decide_off
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_line, parse_lines
 
