@@ -22,8 +22,8 @@ from virtksm.history import (
 )
 from virtksm.model.decision import Decision, Occasion, Reason, SwitchedOff
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot
-from virtksm.ownership import HostState
 from virtksm.processes import GuestProcess, OtherProcess
+from virtksm.tuning.ownership import HostState
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from virtksm.adapters.libvirt_host import LibvirtHost
     from virtksm.adapters.local_facts import ProcFacts
     from virtksm.config.schema import Config
-    from virtksm.cycle import Cycle, Memory
     from virtksm.history import History
+    from virtksm.tuning.cycle import Cycle, Memory
 
 
 def is_this_machine(uri: str, config: Config) -> bool:
@@ -52,8 +52,8 @@ def make_cycle(
     from virtksm.adapters.clock import boottime_s
     from virtksm.adapters.local_facts import ProcFacts
     from virtksm.adapters.state_file import StateFile
-    from virtksm.cycle import Cycle, Memory
     from virtksm.policy import make_policy
+    from virtksm.tuning.cycle import Cycle, Memory
 
     local = is_this_machine(host.uri, config)
     return Cycle(

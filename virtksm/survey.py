@@ -17,9 +17,9 @@ from virtksm.guests.ports import Descriptions, GuestFacts
 from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Guest, KsmState, Source
 from virtksm.obstacles import Obstacle, find_obstacles
-from virtksm.ports import Hypervisor
 from virtksm.processes import GuestProcess, OtherProcess
-from virtksm.sense import no_ksm
+from virtksm.tuning.ports import Hypervisor
+from virtksm.tuning.sense import no_ksm
 
 
 class Connection(Hypervisor, Descriptions, Protocol):

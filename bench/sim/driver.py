@@ -15,11 +15,11 @@ from bench.sim.host import SimHost
 from bench.steps import Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
 from virtksm.agent.coalesce import Coalescer
-from virtksm.cycle import Cycle, Memory
 from virtksm.model.decision import Trigger
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import Settings
 from virtksm.policy.base import Policy
+from virtksm.tuning.cycle import Cycle, Memory
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
 KERNEL_DEFAULT = Settings(pages_to_scan=100, sleep_millisecs=20)

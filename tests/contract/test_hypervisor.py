@@ -21,7 +21,7 @@ from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRef
 from virtksm.guest_xml import GuestXml, parse_guest_xml
 from virtksm.guests.ports import Descriptions
 from virtksm.model.snapshot import PARAMETERS, Guest
-from virtksm.ports import Hypervisor
+from virtksm.tuning.ports import Hypervisor
 
 PAGES = 64
 PAGE_BYTES = 4096

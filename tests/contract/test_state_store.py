@@ -13,9 +13,9 @@ from tests.fakes import FakeStore
 from tests.lab.full_disk import full_disk, full_fake
 from virtksm.adapters.state_file import StateFile
 from virtksm.errors import StateUnusable
-from virtksm.ownership import HostState, Ownership
-from virtksm.ports import StateStore
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.ownership import HostState, Ownership
+from virtksm.tuning.ports import StateStore
 
 STATE = HostState(
     ownership={

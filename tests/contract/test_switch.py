@@ -14,7 +14,7 @@ from tests.lab.full_disk import full_disk, full_fake
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import SwitchedOff
-from virtksm.ports import Switch
+from virtksm.tuning.ports import Switch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

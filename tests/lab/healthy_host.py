@@ -29,7 +29,7 @@ from virtksm.doctor.facts import (
 )
 from virtksm.guest_xml import GuestXml
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings
-from virtksm.ownership import HostState
+from virtksm.tuning.ownership import HostState
 
 URI = "qemu:///system"
 ABSENT = Unit(is_installed=False, is_enabled=False)

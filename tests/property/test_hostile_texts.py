@@ -33,12 +33,12 @@ from virtksm.adapters.proc_files import (
 )
 from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.policy import POLICIES, make_policy
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.cycle import Cycle, Memory
 
 Result = TypeVar("Result")
 Failure = TypeVar("Failure", bound=Exception)

@@ -15,13 +15,13 @@ from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch
 from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.state_file import dump_state, parse_state
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import VirtksmError
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import PARAMETERS
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.tuning.cycle import Cycle, Memory
 
 COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
 anything = st.sampled_from([0, 1, -1, 100, 2**31, 2**32 - 1, 2**32, 2**64, 10**30, True, None, "x", 1.5, b"x"])

@@ -29,9 +29,9 @@ from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.logs import configure
 from virtksm.model.snapshot import Settings
+from virtksm.tuning.cycle import Cycle, Memory
 
 URI = "test:///default"
 HANG_S = 60.0

@@ -17,13 +17,13 @@ from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
-from virtksm.cycle import Cycle, Memory
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import Settings
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.cycle import Cycle, Memory
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

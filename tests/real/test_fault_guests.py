@@ -20,11 +20,11 @@ from virtksm.adapters.libvirt_host import open_host
 from virtksm.adapters.local_facts import ProcFacts
 from virtksm.assemble import make_cycle
 from virtksm.config.load import load
-from virtksm.cycle import Cycle
 from virtksm.demo.guests import PayloadGuest
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import Outcome
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.cycle import Cycle
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -14,9 +14,9 @@ from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest, Settings
+from virtksm.tuning.cycle import Cycle, Memory
 
 LIMIT_S = Config().call_timeout_s + STUCK_S
 

@@ -27,7 +27,7 @@ from virtksm.guests.ports import Descriptions
 from virtksm.history import History
 from virtksm.model.decision import Trigger
 from virtksm.policy.base import Policy
-from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
+from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 
 LONG_S = 30.0
 CRASHES = ("pass_crashed", "request_failed", "task_crashed")

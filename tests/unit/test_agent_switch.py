@@ -21,12 +21,12 @@ from virtksm.agent.diary import Diary
 from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guest_xml import NAMESPACE
 from virtksm.logs import configure
 from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest, Settings
+from virtksm.tuning.cycle import Cycle
 
 URI = "qemu:///system"
 LONG_S = 30.0

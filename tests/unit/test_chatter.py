@@ -23,7 +23,6 @@ from virtksm.agent.diary import Diary
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
-from virtksm.cycle import Cycle, Memory
 from virtksm.history import MOST_OF_A_KIND
 from virtksm.logs import configure
 from virtksm.model.decision import Occasion, Trigger
@@ -32,6 +31,7 @@ from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.tuning.cycle import Cycle, Memory
 
 EVERY_S = 1.08
 MIB = 1024

@@ -13,12 +13,12 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.cli.render import restore_lines
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model.decision import Occasion, SwitchedOff, Trigger
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Settings
-from virtksm.ownership import HostState, Ownership
+from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.ownership import HostState, Ownership
 
 TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
 RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))

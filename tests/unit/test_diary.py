@@ -14,12 +14,12 @@ from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHyperviso
 from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
 from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import VirtksmError
 from virtksm.history import GuestEvent, Sample, Told
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import Guest, Settings
+from virtksm.tuning.cycle import Cycle, Memory
 
 LONG_S = 30.0
 NEVER_S = 3600.0

@@ -49,8 +49,8 @@ from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, KsmState, OthersMemory, Settings
-from virtksm.ownership import HostState, Ownership
 from virtksm.processes import GuestProcess, ProcessKsm
+from virtksm.tuning.ownership import HostState, Ownership
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
 UNREADABLE = Unknown(why="/some/file: Permission denied")

@@ -34,8 +34,8 @@ from virtksm.doctor.reading.processes import (
     read_daemon,
 )
 from virtksm.doctor.reading.units import keeps_ksm_off, mentions_ksm, parse_includes
-from virtksm.ownership import HostState, Ownership
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.ownership import HostState, Ownership
 
 NOW_S = 2_000_000_000.0
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.adapters.libvirt_host import LibvirtHost
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import SensingFailed
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import KERNEL_DEFAULTS
+from virtksm.tuning.cycle import Cycle, Memory
 
 
 @dataclass

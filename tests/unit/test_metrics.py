@@ -19,7 +19,6 @@ from virtksm.agent.metrics.table import METRICS
 from virtksm.agent.metrics.tally import BOUNDS_S, Durations, Tally
 from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Occasion, SwitchedOff, Trigger
@@ -27,6 +26,7 @@ from virtksm.model.report import Foreign, Outcome, PassRecord
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.policy import make_policy
 from virtksm.printable import printable
+from virtksm.tuning.cycle import Cycle, Memory
 
 PROJECT = Path(__file__).parents[2]
 KSMD_COLLECTOR = [

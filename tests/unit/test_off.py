@@ -34,8 +34,8 @@ from virtksm.cli.render import merged_lines
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
 from virtksm.model.merged import Merged
-from virtksm.ports import Switch
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.ports import Switch
 
 NOTHING = Merged(pages_shared=0, pages_sharing=0, zero_pages=0, page_kib=4)
 SOME = Merged(pages_shared=10, pages_sharing=90, zero_pages=None, page_kib=4)

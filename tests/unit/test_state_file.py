@@ -27,9 +27,9 @@ from virtksm.adapters.files import (
 from virtksm.adapters.state_file import MAX_CHARACTERS, StateFile, dump_state, parse_state
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
-from virtksm.ownership import HostState, Ownership
 from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.ownership import HostState, Ownership
 
 HANG_S = 30.0
 OWNERSHIPS = {

@@ -29,13 +29,13 @@ from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_c
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import ExitCode, LibvirtTimeout
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import PARKED, Settings
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.cycle import Cycle, Memory
 
 LONG_S = 30.0
 SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)

@@ -34,7 +34,7 @@ from virtksm.adapters.proc_files import (
 )
 from virtksm.adapters.process_reads import ProcessReads
 from virtksm.model.snapshot import Guest
-from virtksm.ports import Clock
+from virtksm.tuning.ports import Clock
 
 LEAST_PAUSE_S = 1.0
 MOST_PAUSE_S = 32.0

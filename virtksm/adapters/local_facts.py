@@ -32,7 +32,7 @@ from virtksm.adapters.proc_files import (
 from virtksm.adapters.process_reads import LIMIT_S, ProcessReads
 from virtksm.errors import SensingFailed
 from virtksm.model.snapshot import Guest, HostMemory, OthersMemory
-from virtksm.ports import Clock
+from virtksm.tuning.ports import Clock
 
 if TYPE_CHECKING:
     from virtksm.adapters.others import OthersLook

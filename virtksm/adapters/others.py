@@ -18,7 +18,7 @@ from virtksm.adapters.process_reads import ProcessReads
 from virtksm.bounded import BoundedCalls
 from virtksm.errors import SensingFailed
 from virtksm.model.snapshot import OthersMemory
-from virtksm.ports import Clock
+from virtksm.tuning.ports import Clock
 
 LOOK_S = 60.0
 ASK_S = 300.0

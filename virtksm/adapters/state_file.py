@@ -13,8 +13,8 @@ from dataclasses import asdict
 from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
-from virtksm.ownership import HostState, Ownership
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.ownership import HostState, Ownership
 
 SCHEMA = 1
 MAX_CHARACTERS = 1 << 22

@@ -35,7 +35,6 @@ from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing, look
 from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.describe import Seen, read_guests
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
 from virtksm.guests.ports import Descriptions
@@ -43,8 +42,9 @@ from virtksm.history import History
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord, RestoreRecord
 from virtksm.model.snapshot import Guest
-from virtksm.ports import LocalFacts, Switch
 from virtksm.runtime import host_key
+from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.uri import is_alias
 
 RETRY_S = 15.0

@@ -28,10 +28,10 @@ from virtksm.agent.status_socket import StatusSocket
 from virtksm.assemble import make_cycle, make_history, make_switch
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
-from virtksm.cycle import Cycle, Memory
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
 from virtksm.model.decision import Trigger
 from virtksm.runtime import RuntimePaths
+from virtksm.tuning.cycle import Cycle, Memory
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 

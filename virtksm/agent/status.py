@@ -23,8 +23,8 @@ from virtksm.model.current import Now, Origin, after_pass
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import Settings
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
-from virtksm.ports import LocalFacts
-from virtksm.sense import sense_ksm
+from virtksm.tuning.ports import LocalFacts
+from virtksm.tuning.sense import sense_ksm
 
 SCHEMA = 1
 

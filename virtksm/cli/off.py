@@ -163,7 +163,7 @@ def require_this_machine(options: argparse.Namespace) -> None:
 def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
     """Read this machine's KSM, what is merged, and the memory available in KiB; raises SensingFailed."""
     from virtksm.model.merged import Merged
-    from virtksm.sense import sense_ksm
+    from virtksm.tuning.sense import sense_ksm
 
     ksm = sense_ksm(facts)
     merged = Merged.of(ksm)

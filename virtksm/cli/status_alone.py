@@ -19,7 +19,7 @@ from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.model.current import Now, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.runtime import RuntimePaths
-from virtksm.sense import sense, sense_ksm
+from virtksm.tuning.sense import sense, sense_ksm
 from virtksm.uri import is_alias
 
 LIMIT_S = 5.0

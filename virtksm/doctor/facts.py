@@ -12,8 +12,8 @@ from virtksm.errors import Cause
 from virtksm.guest_xml import GuestXml
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
-from virtksm.ownership import HostState
 from virtksm.processes import GuestProcess
+from virtksm.tuning.ownership import HostState
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from virtksm.model.snapshot import Guest
-from virtksm.ports import LocalFacts
 from virtksm.processes import GuestProcess, OtherProcess
+from virtksm.tuning.ports import LocalFacts
 
 
 class Descriptions(Protocol):

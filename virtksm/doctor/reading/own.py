@@ -15,8 +15,8 @@ from virtksm.config.schema import Config
 from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import AgentSeen, Folders, Own, Unknown
 from virtksm.errors import ConfigError, StateUnusable
-from virtksm.ownership import HostState
 from virtksm.runtime import RuntimePaths, host_key
+from virtksm.tuning.ownership import HostState
 
 MOST_KIB = 1 << 53
 """Of what an agent tells: what is more is no memory."""

@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
-from virtksm.actuate import Call, apply, plan, unoffered
-from virtksm.conflict import ConflictPast, Mode, Verdict, judge
 from virtksm.errors import SettingsRefused
 from virtksm.model.decision import Decision, Occasion, SwitchedOff
 from virtksm.model.report import Outcome, PassRecord, RestoreRecord
 from virtksm.model.snapshot import PARKED, KsmState, Settings, Snapshot
-from virtksm.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.policy.base import Past, Policy
 from virtksm.policy.off import decide_off
-from virtksm.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.refusal import Refused, still_refused
-from virtksm.sense import sense, sense_settings
+from virtksm.tuning.actuate import Call, apply, plan, unoffered
+from virtksm.tuning.conflict import ConflictPast, Mode, Verdict, judge
+from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
+from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
+from virtksm.tuning.refusals import Refused, still_refused
+from virtksm.tuning.sense import sense, sense_settings
 
 
 @dataclass(slots=True)

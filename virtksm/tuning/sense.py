@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from virtksm.errors import Unsupported
 from virtksm.model.snapshot import PARAMETERS, KsmState, Settings, Snapshot, Source
-from virtksm.ports import Hypervisor, LocalFacts
+from virtksm.tuning.ports import Hypervisor, LocalFacts
 
 
 def sense(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
-from virtksm.ownership import HostState
+from virtksm.tuning.ownership import HostState
 
 
 class Hypervisor(Protocol):

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.snapshot import KsmState, Settings
-from virtksm.ports import Hypervisor, LocalFacts
-from virtksm.refusal import diagnose, refusal
+from virtksm.tuning.ports import Hypervisor, LocalFacts
+from virtksm.tuning.refusals import diagnose, refusal
 
 Call = Mapping[str, int]
 

@@ -1,0 +1,1 @@
+"""One pass: sense, decide, actuate, report. Imports nothing that is for people."""
