@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.figures import Goal, read_machine, summarize
 from bench.stage import VIRTKSM, Agent, Guests, private_libvirtd
 from bench.startup import installed_environ, time_process
-from virtksm.adapters.libvirt_events import EventLoop
+from virtksm.host.libvirt_events import EventLoop
 
 RATIO_GOAL = 1 / 3
 BASE = "virsh domstats"

@@ -22,7 +22,7 @@ from bench.rest import Rest, read_memory_mib, read_rest
 from bench.stage import STEPPING_LAW, Agent, Guests, private_libvirtd
 from bench.storm import WINDOW_MS, Storms, storm_of_guests, storm_of_pokes
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.adapters.libvirt_events import EventLoop
+from virtksm.host.libvirt_events import EventLoop
 
 P99_GOAL_MS = 20.0
 STORM_GOAL_MS = WINDOW_MS + 20.0

@@ -22,7 +22,7 @@ from bench.figures import Goal, read_machine, summarize
 from bench.isolated import time_virsh
 from bench.observe import KernelValue
 from bench.stage import STEPPING_LAW, VIRTKSM, Agent, Guests, home_options, private_libvirtd
-from virtksm.adapters.libvirt_events import EventLoop
+from virtksm.host.libvirt_events import EventLoop
 
 RATIO_GOAL = 1.5
 DIRECT_BASE = "import argparse, tomllib, psutil, libvirt; libvirt.open({uri!r}).getMemoryParameters()"

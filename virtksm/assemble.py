@@ -13,10 +13,10 @@ TYPE_CHECKING = False  # imports are start-up time, and the switch must be had w
 if TYPE_CHECKING:
     from typing import Any
 
-    from virtksm.adapters.libvirt_host import LibvirtHost
-    from virtksm.adapters.local_facts import ProcFacts
     from virtksm.config.schema import Config
     from virtksm.history import History
+    from virtksm.host.libvirt_connection import LibvirtHost
+    from virtksm.host.local_facts import ProcFacts
     from virtksm.tuning.cycle import Cycle, Memory
 
 
@@ -49,9 +49,9 @@ def make_cycle(
 
     `facts` lets an agent keep what it knows of processes from one connection to the next.
     """
-    from virtksm.adapters.clock import boottime_s
-    from virtksm.adapters.local_facts import ProcFacts
     from virtksm.adapters.state_file import StateFile
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
     from virtksm.policy import make_policy
     from virtksm.tuning.cycle import Cycle, Memory
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from bench.race.records import Sample
 from tests.lab.ksm import KSM_ROOT
-from virtksm.adapters.local_facts import parse_vmstat
+from virtksm.host.local_facts import parse_vmstat
 
 PROC = Path("/proc")
 EVERY_S = 0.25

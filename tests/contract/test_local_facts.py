@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 
 from tests.fakes import FakeFacts
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.guests.ports import GuestFacts
+from virtksm.host.clock import boottime_s
+from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest
 from virtksm.processes import GuestProcess, ProcessKsm
 

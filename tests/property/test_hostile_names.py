@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeFacts, FakeHypervisor
 from virtksm.accounts import LeftOver
-from virtksm.adapters.systemd import Notifier
 from virtksm.cli.guests import survey_dict, survey_lines
 from virtksm.cli.headroom import headroom_lines
 from virtksm.cli.main import main
@@ -26,6 +25,7 @@ from virtksm.cli.render import pass_lines, restore_lines
 from virtksm.cli.status_text import status_lines
 from virtksm.demo.view import LiveView
 from virtksm.headroom import Host, find_headroom
+from virtksm.host.systemd import Notifier
 from virtksm.logs import configure
 from virtksm.model.snapshot import Guest
 from virtksm.printable import printable

@@ -18,11 +18,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
-from virtksm.adapters.guest_search import is_named, parse_guest_group, parse_guest_uuid
-from virtksm.adapters.local_facts import ProcFacts, parse_choice, parse_meminfo, parse_vmstat
-from virtksm.adapters.others import parse_group, parse_groups
 from virtksm.adapters.poke_fifo import open_poke_fifo
-from virtksm.adapters.proc_files import (
+from virtksm.adapters.state_file import StateFile, dump_state, parse_state
+from virtksm.config.schema import Config
+from virtksm.errors import SensingFailed, StateUnusable
+from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid
+from virtksm.host.local_facts import ProcFacts, parse_choice, parse_meminfo, parse_vmstat
+from virtksm.host.other_processes import parse_group, parse_groups
+from virtksm.host.proc_files import (
     parse_anonymous_kib,
     parse_counter,
     parse_owner,
@@ -31,9 +34,6 @@ from virtksm.adapters.proc_files import (
     parse_signed,
     parse_stat,
 )
-from virtksm.adapters.state_file import StateFile, dump_state, parse_state
-from virtksm.config.schema import Config
-from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.policy import POLICIES, make_policy

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch
-from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.adapters.state_file import dump_state, parse_state
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.errors import VirtksmError
+from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import PARAMETERS
 from virtksm.policy.adaptive import AdaptivePolicy

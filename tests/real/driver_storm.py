@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.footprint import read_footprint
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.libvirt_events import EventLoop
-from virtksm.adapters.libvirt_host import LibvirtHost
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
+from virtksm.host.clock import boottime_s
+from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.libvirt_events import EventLoop
+from virtksm.host.systemd import Notifier
 from virtksm.logs import configure
 from virtksm.model.snapshot import Settings
 from virtksm.tuning.cycle import Cycle, Memory

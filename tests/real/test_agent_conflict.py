@@ -12,13 +12,13 @@ from tests.fakes import TargetPolicy
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.libvirt_host import LibvirtHost
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
+from virtksm.host.clock import boottime_s
+from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.local_facts import ProcFacts
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import Settings

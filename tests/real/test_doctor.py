@@ -23,9 +23,9 @@ from tests.lab.ksmtuned_package import ROOTS, find_ksmtuned_file
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
-from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
+from virtksm.host.libvirt_connection import LibvirtHost, open_host
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -19,8 +19,8 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import AgentHome
 from virtksm.accounts import ITEM_BYTES
-from virtksm.adapters.local_facts import read_guest_process
 from virtksm.demo.guests import PayloadGuest, start_guest, wait_settled
+from virtksm.host.local_facts import read_guest_process
 from virtksm.processes import ProcessKsm
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -14,9 +14,9 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.lock_holder import HoldLock
 from tests.lab.nobody import NOBODY
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.demo.guests import PayloadGuest
+from virtksm.host.clock import boottime_s
+from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.adapters.libvirt_events import DomainEvent
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import STUCK_S, Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.tuning.cycle import Cycle, Memory

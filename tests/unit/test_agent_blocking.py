@@ -17,12 +17,12 @@ import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
 from tests.unit.test_agent_switch import Bench, FakeLink, guest
-from virtksm.adapters.libvirt_events import DomainEvent, EventLoop
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
 from virtksm.errors import ConfigError, ExitCode, Finding
+from virtksm.host.libvirt_events import DomainEvent, EventLoop
+from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 
 SHORT_S = 0.02

@@ -19,12 +19,12 @@ import structlog
 from tests.fakes import FakeHistory
 from tests.unit.test_agent_switch import BUSY, URI, Bench, guest
 from virtksm.adapters.control import ask
-from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
 from virtksm.guests.ports import Descriptions
 from virtksm.history import History
+from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
 from virtksm.policy.base import Policy
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch

@@ -11,8 +11,8 @@ import structlog
 
 from tests.fakes import FakeFacts, FakeHistory
 from tests.unit.test_agent_switch import URI, Bench, guest
-from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.errors import StateUnusable
+from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
 
 

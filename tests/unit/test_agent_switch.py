@@ -13,8 +13,6 @@ import pytest
 import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.adapters.libvirt_events import DomainEvent
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.diary import Diary
@@ -23,6 +21,8 @@ from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guest_xml import NAMESPACE
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.host.systemd import Notifier
 from virtksm.logs import configure
 from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest, Settings

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from virtksm.bounded import BoundedCalls
 from virtksm.errors import SensingFailed
+from virtksm.host.bounded import BoundedCalls
 
 HANG_S = 0.01
 

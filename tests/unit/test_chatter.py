@@ -17,13 +17,13 @@ import structlog
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
 from tests.unit.test_diary import LONG_S, WALL_S, until
 from virtksm.adapters.history_file import HistoryFile
-from virtksm.adapters.libvirt_events import DomainEvent
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.diary import Diary
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.history import MOST_OF_A_KIND
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.host.systemd import Notifier
 from virtksm.logs import configure
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.adapters.systemd import parse_environment, unit_variable
 from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.config.load import load_or_defaults
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError
+from virtksm.host.systemd import parse_environment, unit_variable
 from virtksm.uri import named_uri
 
 NAME = "LIBVIRT_DEFAULT_URI"

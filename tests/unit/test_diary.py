@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
 from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
 from virtksm.errors import VirtksmError
 from virtksm.history import GuestEvent, Sample, Told
+from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import Guest, Settings

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock
-from virtksm.adapters.guest_search import (
+from virtksm.host.guest_processes import (
     HIDDEN,
     LEAST_PAUSE_S,
     MOST_PAUSE_S,
@@ -17,7 +17,7 @@ from virtksm.adapters.guest_search import (
     is_named,
     parse_guest_group,
 )
-from virtksm.adapters.process_reads import ProcessReads, Result
+from virtksm.host.process_reads import ProcessReads, Result
 from virtksm.model.snapshot import Guest
 
 QEMU_USER = 64055

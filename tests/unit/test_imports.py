@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "virtksm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 READS_SYS = {
-    "adapters/local_facts.py": set[str](),  # KSM's switch and advisor
+    "host/local_facts.py": set[str](),  # KSM's switch and advisor
     "doctor/reading/boot.py": set[str](),  # the files that name KSM's folder
     "doctor/reading/processes.py": set[str](),  # whether libvirt's daemon sees KSM's folder read-only
     "cli/demo.py": {"copyfile"},  # refuses while KSM is off; copies the guests' kernel

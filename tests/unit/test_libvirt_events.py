@@ -9,7 +9,7 @@ from typing import cast
 import libvirt
 import pytest
 
-from virtksm.adapters.libvirt_events import DomainEvent, Subscription, parse_lifecycle
+from virtksm.host.libvirt_events import DomainEvent, Subscription, parse_lifecycle
 from virtksm.model.decision import Trigger
 
 OTHER_EVENTS = [0, 1, 3, 4, 6, 7, 8]
@@ -108,7 +108,7 @@ def test_balloon_and_memory_size_changes_are_heard(subscription: Subscription, h
 LOOP = """
 import threading
 import libvirt
-from virtksm.adapters.libvirt_events import EventLoop
+from virtksm.host.libvirt_events import EventLoop
 
 loop = EventLoop()
 loop.start()

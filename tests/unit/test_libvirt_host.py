@@ -10,8 +10,8 @@ import libvirt
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.errors import SensingFailed
+from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import KERNEL_DEFAULTS
 from virtksm.tuning.cycle import Cycle, Memory

@@ -8,9 +8,9 @@ import libvirt
 import pytest
 import tenacity
 
-from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.agent.link import MOST_WAIT_S, wait_s
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, SensingFailed
+from virtksm.host.libvirt_connection import LibvirtHost, open_host
 
 MOST_S = 1.5
 

@@ -20,10 +20,8 @@ from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
 from virtksm.adapters.files import locked
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.state_file import StateFile
 from virtksm.adapters.switch_file import SwitchFile
-from virtksm.adapters.systemd import Notifier, has_unit
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
@@ -33,6 +31,8 @@ from virtksm.cli.off import BY_HAND, name_unmerging, read_here
 from virtksm.cli.render import merged_lines
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
+from virtksm.host.local_facts import ProcFacts
+from virtksm.host.systemd import Notifier, has_unit
 from virtksm.model.merged import Merged
 from virtksm.runtime import RuntimePaths
 from virtksm.tuning.ports import Switch

@@ -17,9 +17,9 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
 from bench.steps import Start
 from tests.fakes import FakeClock
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.adapters.others import ASK_S, LOOK_S, OthersLook, may_merge, parse_group, parse_groups
-from virtksm.adapters.process_reads import ProcessReads
+from virtksm.host.other_processes import ASK_S, LOOK_S, OthersLook, may_merge, parse_group, parse_groups
+from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import OthersMemory
 
 MIB_PAGES = 256
@@ -74,7 +74,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 @pytest.fixture
 def hidden(home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A user who may not read other users' ksm_stat, as any but root."""
-    monkeypatch.setattr("virtksm.adapters.others.read_private", lambda pid, name: None)
+    monkeypatch.setattr("virtksm.host.other_processes.read_private", lambda pid, name: None)
     return home
 
 

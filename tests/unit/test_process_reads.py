@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.fake_proc import FakeProc
-from virtksm.adapters.proc_files import read_process
-from virtksm.adapters.process_reads import AT_ONCE, MAX_STUCK, ProcessReads
+from virtksm.host.proc_files import read_process
+from virtksm.host.process_reads import AT_ONCE, MAX_STUCK, ProcessReads
 
 HANG_S = 0.5
 """Long enough for what does not hang, on a busy machine too."""

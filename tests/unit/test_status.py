@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.nobody import PROJECT, run_as_nobody
 from virtksm.adapters.control import ask
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls, Waiting
 from virtksm.agent.control_server import ControlServer, bind_socket
@@ -30,6 +29,7 @@ from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, LibvirtTimeout
+from virtksm.host.systemd import Notifier
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from virtksm.adapters.systemd import Notifier
+from virtksm.host.systemd import Notifier
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ from functools import partial
 from typing import Any
 
 from virtksm import __version__
-from virtksm.adapters.libvirt_events import DomainEvent
-from virtksm.adapters.libvirt_host import LibvirtHost
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
 from virtksm.agent.diary import DISK_LIMIT_S, Diary, disk_hangs
@@ -39,6 +37,8 @@ from virtksm.describe import Seen, read_guests
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
 from virtksm.guests.ports import Descriptions
 from virtksm.history import History
+from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord, RestoreRecord
 from virtksm.model.snapshot import Guest

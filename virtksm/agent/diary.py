@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.libvirt_events import DomainEvent
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
 from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
+from virtksm.host.clock import boottime_s
+from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.report import PassRecord
 
 WRITE_S = 60.0

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import tenacity
 
-from virtksm.adapters.libvirt_events import DomainEvent, Subscription
-from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
+from virtksm.host.libvirt_connection import LibvirtHost, open_host
+from virtksm.host.libvirt_events import DomainEvent, Subscription
 
 FIRST_WAIT_S = 0.1
 MOST_WAIT_S = 60.0

@@ -9,13 +9,8 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from virtksm import __version__
-from virtksm.adapters.clock import boottime_s
 from virtksm.adapters.files import ensure_runtime, find_remedy, locked
-from virtksm.adapters.libvirt_events import EventLoop
-from virtksm.adapters.libvirt_host import LibvirtHost
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.adapters.poke_fifo import open_poke_fifo
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
@@ -29,6 +24,11 @@ from virtksm.assemble import make_cycle, make_history, make_switch
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
+from virtksm.host.clock import boottime_s
+from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.libvirt_events import EventLoop
+from virtksm.host.local_facts import ProcFacts
+from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.runtime import RuntimePaths
 from virtksm.tuning.cycle import Cycle, Memory

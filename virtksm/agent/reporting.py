@@ -9,10 +9,10 @@ import time
 import traceback
 from typing import Any
 
-from virtksm.adapters.libvirt_events import DomainEvent
-from virtksm.adapters.systemd import Notifier
 from virtksm.agent.metrics.tally import Tally
 from virtksm.errors import ConfigError, Unforeseen, VirtksmError
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.host.systemd import Notifier
 from virtksm.logs import get_logger
 from virtksm.model.decision import EVALUATING_ONLY, Occasion, Trigger
 from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord

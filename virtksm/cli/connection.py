@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from virtksm.adapters.libvirt_host import LibvirtHost
     from virtksm.config.schema import Config
     from virtksm.errors import VirtksmError
+    from virtksm.host.libvirt_connection import LibvirtHost
 
     Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ def requested_uri(connect: str | None) -> str:
     named = named_uri(connect)
     if named is not None:
         return named
-    from virtksm.adapters.systemd import unit_variable
+    from virtksm.host.systemd import unit_variable
 
     return unit_variable(AGENTS_UNIT, VARIABLE) or DEFAULT_URI
 
@@ -61,14 +61,14 @@ class Libvirt:
     """Makes a command's calls of libvirt, each within `limit_s` or a multiple; used up by the first that hangs."""
 
     def __init__(self, limit_s: float) -> None:
-        from virtksm.bounded import BoundedCalls
+        from virtksm.host.bounded import BoundedCalls
 
         self._limit_s = limit_s
         self._calls = BoundedCalls(_hangs)
 
     def open(self, uri: str, *, read_only: bool = False) -> LibvirtHost:
         """Open a connection; raises LibvirtUnreachable, of which LibvirtTimeout is one."""
-        from virtksm.adapters.libvirt_host import open_host
+        from virtksm.host.libvirt_connection import open_host
 
         return self.run(uri, lambda: open_host(uri, read_only=read_only))
 

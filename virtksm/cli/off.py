@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 m
 if TYPE_CHECKING:
     from typing import Any
 
-    from virtksm.adapters.local_facts import ProcFacts
+    from virtksm.host.local_facts import ProcFacts
     from virtksm.model.merged import Merged
     from virtksm.model.snapshot import KsmState
 
@@ -84,7 +84,7 @@ def name_unmerging(merged: Merged, available_kib: int, *, is_local: bool, force:
     virtksm never writes to /sys, so an administrator runs it. The unit looks for itself whether memory suffices, which
     `force` is to overrule.
     """
-    from virtksm.adapters.systemd import has_unit
+    from virtksm.host.systemd import has_unit
 
     fits = merged.missing_kib(available_kib) == 0
     if merged.is_nothing or not (fits or force):
@@ -93,9 +93,9 @@ def name_unmerging(merged: Merged, available_kib: int, *, is_local: bool, force:
 
 
 def _fits(options: argparse.Namespace) -> int:
-    from virtksm.adapters.clock import boottime_s
-    from virtksm.adapters.local_facts import ProcFacts
     from virtksm.cli.render import fit_line
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
 
     require_this_machine(options)
     _, merged, available_kib = read_here(ProcFacts(boottime_s))
@@ -109,9 +109,9 @@ def _fits(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from virtksm.adapters.clock import boottime_s
-    from virtksm.adapters.local_facts import ProcFacts
     from virtksm.adapters.switch_file import SwitchFile
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
     from virtksm.model.merged import find_doubts
     from virtksm.runtime import LOCAL, RuntimePaths
 

@@ -10,12 +10,12 @@ import queue
 import threading
 
 from virtksm import __version__
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.libvirt_host import LibvirtHost, open_host
-from virtksm.adapters.local_facts import ProcFacts
 from virtksm.assemble import is_this_machine, make_switch
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.host.clock import boottime_s
+from virtksm.host.libvirt_connection import LibvirtHost, open_host
+from virtksm.host.local_facts import ProcFacts
 from virtksm.model.current import Now, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.runtime import RuntimePaths

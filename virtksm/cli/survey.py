@@ -29,10 +29,10 @@ def look(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
 
     The connection is read-only, which every user of the machine may have. Raises VirtksmError.
     """
-    from virtksm.adapters.clock import boottime_s
-    from virtksm.adapters.local_facts import ProcFacts
     from virtksm.assemble import is_this_machine
     from virtksm.config.load import load
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
     from virtksm.survey import survey
 
     gc.disable()  # a process of a tenth of a second has no garbage worth the time

@@ -73,7 +73,7 @@ class Switching:
 
     def _turn(self, uri: str) -> None:
         from virtksm.assemble import make_switch
-        from virtksm.bounded import BoundedCalls
+        from virtksm.host.bounded import BoundedCalls
 
         own = make_switch(uri, self._config, self._paths)
         self._may_turn = own.may_turn()
@@ -147,8 +147,8 @@ class Switching:
 
 def _warn_if_scanning() -> None:
     """Say so where this machine's ksmd scans all the same, and what stops it without libvirt and virtksm."""
-    from virtksm.adapters.clock import boottime_s
-    from virtksm.adapters.local_facts import ProcFacts
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
 
     kernel = ProcFacts(boottime_s)
     scans = kernel.ksm_counter("pages_to_scan") != 0 or kernel.advisor_mode() not in (None, "none")

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import libvirt
 
-from virtksm.adapters.libvirt_host import LibvirtHost, open_host
 from virtksm.agent.agent import Agent
 from virtksm.agent.main import serve
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.demo.guests import PayloadGuest, start_guest
 from virtksm.demo.view import LiveView
 from virtksm.errors import ExitCode, VirtksmError
+from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.runtime import RuntimePaths
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from virtksm.adapters.systemd import UNIT_DIRS
 from virtksm.doctor.facts import Boot, BootSetting, Unknown
 from virtksm.doctor.reading.files import Root
+from virtksm.host.systemd import UNIT_DIRS
 
 TMPFILES_DIRS = ("etc/tmpfiles.d", "run/tmpfiles.d", "usr/local/lib/tmpfiles.d", "usr/lib/tmpfiles.d")
 """The first hides what has the same name in the others (tmpfiles.d(5))."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import stat
 
-from virtksm.adapters.proc_files import parse_counter
 from virtksm.doctor.facts import Unknown
+from virtksm.host.proc_files import parse_counter
 
 MOST_BYTES = 1 << 20
 """/proc/PID/mountinfo is the longest: some 100 bytes a mount."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from virtksm.adapters.local_facts import parse_choice, parse_meminfo
-from virtksm.adapters.proc_files import NUMBER
 from virtksm.doctor.facts import Kernel, Swap, Unknown
 from virtksm.doctor.reading.files import Root
+from virtksm.host.local_facts import parse_choice, parse_meminfo
+from virtksm.host.proc_files import NUMBER
 from virtksm.model.snapshot import PARAMETERS, HostMemory
 
 KSM = "sys/kernel/mm/ksm"

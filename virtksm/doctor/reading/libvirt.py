@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from virtksm.adapters.clock import boottime_s
-from virtksm.adapters.libvirt_host import LibvirtHost, client_version, open_host
-from virtksm.adapters.local_facts import ProcFacts
-from virtksm.bounded import BoundedCalls
 from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
 from virtksm.doctor.reading.processes import find_peer
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
+from virtksm.host.bounded import BoundedCalls
+from virtksm.host.clock import boottime_s
+from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
+from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest, KsmState, OthersMemory
 from virtksm.processes import GuestProcess
 from virtksm.uri import is_local

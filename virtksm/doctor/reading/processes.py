@@ -14,9 +14,9 @@ import struct
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
-from virtksm.adapters.proc_files import NUMBER
 from virtksm.doctor.facts import Daemon, Unknown
 from virtksm.doctor.reading.files import Root
+from virtksm.host.proc_files import NUMBER
 
 DAEMONS = ("virtqemud", "libvirtd")
 KSM_FOLDER = "/sys/kernel/mm/ksm"

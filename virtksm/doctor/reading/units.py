@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 
-from virtksm.adapters.systemd import UNIT_DIRS
 from virtksm.doctor.facts import Tuned, Unit, Unknown
 from virtksm.doctor.reading.files import Root
+from virtksm.host.systemd import UNIT_DIRS
 
 TUNED_DIRS = ("etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned")
 MOST_PROFILES = 20

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from virtksm.adapters.proc_files import INIT, list_pids, parse_anonymous_kib, read_private, read_process
-from virtksm.adapters.process_reads import ProcessReads
-from virtksm.bounded import BoundedCalls
 from virtksm.errors import SensingFailed
+from virtksm.host.bounded import BoundedCalls
+from virtksm.host.proc_files import INIT, list_pids, parse_anonymous_kib, read_private, read_process
+from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import OthersMemory
 from virtksm.tuning.ports import Clock
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from virtksm.adapters.proc_files import read_process
-from virtksm.bounded import BoundedCalls
 from virtksm.errors import VirtksmError
+from virtksm.host.bounded import BoundedCalls
+from virtksm.host.proc_files import read_process
 from virtksm.printable import printable
 
 LIMIT_S = 1.0

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from virtksm.adapters.guest_search import QEMU_HOME, GuestSearch
-from virtksm.adapters.proc_files import (
+from virtksm.errors import SensingFailed
+from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
+from virtksm.host.proc_files import (
     MAX_BYTES,
     NUMBER,
     Process,
@@ -29,13 +30,12 @@ from virtksm.adapters.proc_files import (
     read_private,
     read_process,
 )
-from virtksm.adapters.process_reads import LIMIT_S, ProcessReads
-from virtksm.errors import SensingFailed
+from virtksm.host.process_reads import LIMIT_S, ProcessReads
 from virtksm.model.snapshot import Guest, HostMemory, OthersMemory
 from virtksm.tuning.ports import Clock
 
 if TYPE_CHECKING:
-    from virtksm.adapters.others import OthersLook
+    from virtksm.host.other_processes import OthersLook
     from virtksm.processes import GuestProcess, OtherProcess
 
 KSMD_AGAIN_S = 60.0
@@ -79,7 +79,7 @@ class ProcFacts:
 
     def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
         if self._others_look is None:
-            from virtksm.adapters.others import OthersLook  # imports are start-up time, and not every policy asks
+            from virtksm.host.other_processes import OthersLook  # imports are start-up time, and not every policy asks
 
             self._others_look = OthersLook(self._clock, self._others_reads)
         return self._others_look.memory(lambda: self._pids_of(running))

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 
-from virtksm.adapters.proc_files import (
+from virtksm.host.proc_files import (
     INIT,
     MAX_BYTES,
     Process,
@@ -32,7 +32,7 @@ from virtksm.adapters.proc_files import (
     parse_owner,
     read_process,
 )
-from virtksm.adapters.process_reads import ProcessReads
+from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.ports import Clock
 

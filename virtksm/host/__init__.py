@@ -1,0 +1,1 @@
+"""The world: libvirt, /proc, /sys, systemd."""
