@@ -5,8 +5,8 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
-from virtksm.adapters.switch_file import SwitchFile
 from virtksm.runtime import RuntimePaths, host_key
+from virtksm.store.switch import SwitchFile
 from virtksm.uri import is_local
 
 TYPE_CHECKING = False  # imports are start-up time, and the switch must be had without libvirt's library
@@ -32,7 +32,7 @@ def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:
 
 def make_history(uri: str, config: Config, paths: RuntimePaths) -> History:
     """Return what is remembered of the host behind `uri`, which is no alias."""
-    from virtksm.adapters.history_file import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
+    from virtksm.store.history import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
 
     return HistoryFile(paths.host_history(host_key(uri, local=is_this_machine(uri, config))))
 
@@ -49,10 +49,10 @@ def make_cycle(
 
     `facts` lets an agent keep what it knows of processes from one connection to the next.
     """
-    from virtksm.adapters.state_file import StateFile
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
     from virtksm.policy import make_policy
+    from virtksm.store.state import StateFile
     from virtksm.tuning.cycle import Cycle, Memory
 
     local = is_this_machine(host.uri, config)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeHistory
-from virtksm.adapters.history_file import HistoryFile
 from virtksm.agent.recall import MOST_TOLD_EVENTS
 from virtksm.errors import StateUnusable
 from virtksm.history import (
@@ -24,6 +23,7 @@ from virtksm.history import (
     Told,
 )
 from virtksm.model.decision import EVALUATING_ONLY
+from virtksm.store.history import HistoryFile
 
 NOW_S = 1_800_000_000.25
 SAMPLE = Sample(

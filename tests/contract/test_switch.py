@@ -11,9 +11,9 @@ import pytest
 
 from tests.fakes import FakeSwitch
 from tests.lab.full_disk import full_disk, full_fake
-from virtksm.adapters.switch_file import SwitchFile
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import SwitchedOff
+from virtksm.store.switch import SwitchFile
 from virtksm.tuning.ports import Switch
 
 

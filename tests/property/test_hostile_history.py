@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
-from virtksm.adapters.history_file import HistoryFile
 from virtksm.errors import StateUnusable
 from virtksm.history import KINDS, GuestEvent, Sample, Told
+from virtksm.store.history import HistoryFile
 from virtksm.units import MOST_TIME_S
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
 from virtksm.adapters.poke_fifo import open_poke_fifo
-from virtksm.adapters.state_file import StateFile, dump_state, parse_state
 from virtksm.config.schema import Config
 from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid
@@ -38,6 +37,7 @@ from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.policy import POLICIES, make_policy
 from virtksm.runtime import RuntimePaths
+from virtksm.store.state import StateFile, dump_state, parse_state
 from virtksm.tuning.cycle import Cycle, Memory
 
 Result = TypeVar("Result")

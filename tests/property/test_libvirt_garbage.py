@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch
-from virtksm.adapters.state_file import dump_state, parse_state
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.errors import VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost
@@ -21,6 +20,7 @@ from virtksm.model.snapshot import PARAMETERS
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.store.state import dump_state, parse_state
 from virtksm.tuning.cycle import Cycle, Memory
 
 COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")

@@ -12,8 +12,6 @@ from tests.fakes import TargetPolicy
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.adapters.state_file import StateFile
-from virtksm.adapters.switch_file import SwitchFile
 from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
 from virtksm.host.clock import boottime_s
@@ -23,6 +21,8 @@ from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import Settings
 from virtksm.runtime import RuntimePaths
+from virtksm.store.state import StateFile
+from virtksm.store.switch import SwitchFile
 from virtksm.tuning.cycle import Cycle, Memory
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

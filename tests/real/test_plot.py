@@ -12,8 +12,8 @@ import pytest
 from tests.fakes import SAMPLE
 from tests.lab.fixtures import GuestFactory
 from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentHome
-from virtksm.adapters.history_file import HistoryFile
 from virtksm.demo.guests import PayloadGuest
+from virtksm.store.history import HistoryFile
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -16,7 +16,6 @@ import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
 from tests.unit.test_diary import LONG_S, WALL_S, until
-from virtksm.adapters.history_file import HistoryFile
 from virtksm.agent.diary import Diary
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
 from virtksm.agent.reporting import Reporter
@@ -31,6 +30,7 @@ from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.store.history import HistoryFile
 from virtksm.tuning.cycle import Cycle, Memory
 
 EVERY_S = 1.08

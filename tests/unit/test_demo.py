@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.adapters.files import ensure_runtime, locked
 from virtksm.cli.main import main
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.runtime import RuntimePaths
+from virtksm.store.files import ensure_runtime, locked
 
 
 def test_beside_an_agent_there_is_no_demonstration(

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab.healthy_host import DAEMON, FILES, HEALTHY, HERE, OWN, STATUS, URI, write_tree
-from virtksm.adapters.state_file import dump_state
 from virtksm.config.schema import Config
 from virtksm.doctor.checks import examine
 from virtksm.doctor.checks.hook import HOOK
@@ -35,6 +34,7 @@ from virtksm.doctor.reading.processes import (
 )
 from virtksm.doctor.reading.units import keeps_ksm_off, mentions_ksm, parse_includes
 from virtksm.runtime import RuntimePaths
+from virtksm.store.state import dump_state
 from virtksm.tuning.ownership import HostState, Ownership
 
 NOW_S = 2_000_000_000.0

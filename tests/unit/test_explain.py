@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
-from virtksm.adapters.history_file import HistoryFile
 from virtksm.cli.main import main
 from virtksm.history import Told
 from virtksm.model.decision import SwitchedOff
@@ -22,6 +21,7 @@ from virtksm.model.snapshot import PARKED
 from virtksm.policy import POLICIES, ksmtuned
 from virtksm.policy.off import RULE, decide_off
 from virtksm.policy.rules import MEANINGS, meaning_of
+from virtksm.store.history import HistoryFile
 
 GIB = 1024 * 1024
 URI = "test:///default"

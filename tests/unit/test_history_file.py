@@ -14,8 +14,10 @@ import pytest
 
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
-from virtksm.adapters import history_file
-from virtksm.adapters.history_file import (
+from virtksm.errors import StateUnusable
+from virtksm.history import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
+from virtksm.store import history as history_file
+from virtksm.store.history import (
     MAX_BYTES,
     MOST_ASIDE,
     MOST_DECISION_CHARACTERS,
@@ -23,8 +25,6 @@ from virtksm.adapters.history_file import (
     SCHEMA,
     HistoryFile,
 )
-from virtksm.errors import StateUnusable
-from virtksm.history import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
 
 NOBODY = 65534
 

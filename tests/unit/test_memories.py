@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
-from virtksm.adapters.history_file import HistoryFile
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.cli.main import build_parser
 from virtksm.cli.memories import Memories, read_decisions, read_history
 from virtksm.errors import VirtksmError
 from virtksm.history import as_table
 from virtksm.runtime import RuntimePaths
+from virtksm.store.history import HistoryFile
 
 Handler = Callable[[Mapping[str, object]], Any]
 

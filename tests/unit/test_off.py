@@ -19,9 +19,6 @@ from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
-from virtksm.adapters.files import locked
-from virtksm.adapters.state_file import StateFile
-from virtksm.adapters.switch_file import SwitchFile
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.link import Link
@@ -35,6 +32,9 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import Notifier, has_unit
 from virtksm.model.merged import Merged
 from virtksm.runtime import RuntimePaths
+from virtksm.store.files import locked
+from virtksm.store.state import StateFile
+from virtksm.store.switch import SwitchFile
 from virtksm.tuning.ports import Switch
 
 NOTHING = Merged(pages_shared=0, pages_sharing=0, zero_pages=0, page_kib=4)

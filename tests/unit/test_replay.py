@@ -15,7 +15,6 @@ import pytest
 from tests.fakes import TargetPolicy
 from tests.unit.test_policy_adaptive import TIMER, snap
 from tests.unit.test_trace import HEADER, PASS
-from virtksm.adapters.trace_file import read_trace
 from virtksm.cli.main import main
 from virtksm.config.laws import change_law, law_of, read_law
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
@@ -24,6 +23,7 @@ from virtksm.model.decision import Decision, Reason, SwitchedOff
 from virtksm.model.snapshot import PARKED, Settings
 from virtksm.policy import make_policy
 from virtksm.replay import Step, Sums, replay
+from virtksm.store.trace import read_trace
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
 from virtksm.trace.text import dump_line, parse_lines
 

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 
 from tests.lab.footprint import peak_bytes
 from tests.lab.full_disk import full_disk
-from virtksm.adapters import files
-from virtksm.adapters.files import (
+from virtksm.errors import AlreadyRunning, StateUnusable
+from virtksm.model.snapshot import MAXIMA
+from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
+from virtksm.runtime import RuntimePaths
+from virtksm.store import files
+from virtksm.store.files import (
     PIECE_BYTES,
     ensure_folder,
     locked,
@@ -24,11 +28,7 @@ from virtksm.adapters.files import (
     read_file,
     replace_file,
 )
-from virtksm.adapters.state_file import MAX_CHARACTERS, StateFile, dump_state, parse_state
-from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.model.snapshot import MAXIMA
-from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
-from virtksm.runtime import RuntimePaths
+from virtksm.store.state import MAX_CHARACTERS, StateFile, dump_state, parse_state
 from virtksm.tuning.ownership import HostState, Ownership
 
 HANG_S = 30.0

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from virtksm.adapters.control import ask
-from virtksm.adapters.files import ensure_runtime
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
 from virtksm.agent.status_socket import StatusSocket, bind_for_group
 from virtksm.errors import ConfigError
 from virtksm.runtime import RuntimePaths
+from virtksm.store.files import ensure_runtime
 
 GROUP, OTHER_GROUP = "daemon", "bin"
 GID = grp.getgrnam(GROUP).gr_gid

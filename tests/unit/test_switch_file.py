@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.adapters.switch_file import SwitchFile, parse_switch
 from virtksm.errors import StateUnusable
 from virtksm.runtime import RuntimePaths
+from virtksm.store.switch import SwitchFile, parse_switch
 
 HANG_S = 30.0
 

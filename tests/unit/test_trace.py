@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_policy_adaptive import TIMER, snap
-from virtksm.adapters.trace_file import append_lines, create_trace, read_trace
 from virtksm.errors import TraceUnusable
 from virtksm.model.decision import Decision, Reason
 from virtksm.model.snapshot import PARKED
+from virtksm.store.trace import append_lines, create_trace, read_trace
 from virtksm.trace import Gap, Header, Law, Pass, Torn
 from virtksm.trace.nameless import Nameless
 from virtksm.trace.text import dump_line, parse_line, parse_lines

@@ -9,9 +9,9 @@ import os
 import stat
 from contextlib import suppress
 
-from virtksm.adapters.files import ensure_folder
 from virtksm.errors import StateUnusable
 from virtksm.runtime import RuntimePaths
+from virtksm.store.files import ensure_folder
 
 READ_AT_MOST = 65536
 

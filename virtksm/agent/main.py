@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from virtksm import __version__
-from virtksm.adapters.files import ensure_runtime, find_remedy, locked
 from virtksm.adapters.poke_fifo import open_poke_fifo
 from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.blocking import BlockingCalls
@@ -31,6 +30,7 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.runtime import RuntimePaths
+from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Memory
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]

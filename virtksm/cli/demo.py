@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     if options.connect is None and (not KSM_RUN.exists() or KSM_RUN.read_text(encoding="ascii").strip() != "1"):
         raise VirtksmError("KSM is off or missing here", remedy="script/demo switches it on and off again around this")
 
-    from virtksm.adapters.switch_file import SwitchFile
     from virtksm.demo.embedded import embedded_libvirt
+    from virtksm.store.switch import SwitchFile
 
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
     if SwitchFile(paths.host_switch("local")).read() is not None:
@@ -88,7 +88,7 @@ def _is_held(lock: str) -> bool:
     """Tell whether somebody holds this lock; makes no file."""
     import os
 
-    from virtksm.adapters.files import try_lock
+    from virtksm.store.files import try_lock
 
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -109,11 +109,11 @@ def _fits(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from virtksm.adapters.switch_file import SwitchFile
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
     from virtksm.model.merged import find_doubts
     from virtksm.runtime import LOCAL, RuntimePaths
+    from virtksm.store.switch import SwitchFile
 
     require_this_machine(options)
     off = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()

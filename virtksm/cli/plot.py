@@ -74,7 +74,7 @@ def _remembered(options: argparse.Namespace) -> tuple[str, Memories]:
 
 
 def _traced(name: str) -> tuple[str, Memories]:
-    from virtksm.adapters.trace_file import read_trace
+    from virtksm.store.trace import read_trace
     from virtksm.trace.text import parse_lines
 
     return name, memories_of(parse_lines(read_trace(name), name))

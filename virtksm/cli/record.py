@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if there is no agent, if this user may not ask it, or if FILE cannot be written.
     """
-    from virtksm.adapters.trace_file import append_lines, create_trace
+    from virtksm.store.trace import append_lines, create_trace
 
     paths = RuntimePaths(options.runtime_dir)
     recorder = Recorder(lambda request: ask_agent(paths, request), is_anonymous=options.anonymous)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from virtksm.adapters.trace_file import read_trace
 from virtksm.config.laws import change_law, law_of, read_law
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
@@ -16,6 +15,7 @@ from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
 from virtksm.printable import printable
 from virtksm.replay import Step, Sums, replay
+from virtksm.store.trace import read_trace
 from virtksm.trace import Gap, Header, Law, Line, Torn
 from virtksm.trace.text import parse_lines
 

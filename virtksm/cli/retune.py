@@ -92,11 +92,11 @@ def through_agent(
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
-    from virtksm.adapters.state_file import LOCK_WAIT_S
     from virtksm.assemble import make_cycle
     from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
     from virtksm.model.decision import Occasion, Trigger
+    from virtksm.store.state import LOCK_WAIT_S
 
     uri = requested_uri(options.connect)
     config = load(options.config, asks_groups=False).config
@@ -116,7 +116,7 @@ def _wait_for_turn(paths: RuntimePaths) -> bool:
 
     The lock is let go before the pass begins, so whoever comes later runs a pass of its own.
     """
-    from virtksm.adapters.files import ensure_runtime, open_lock, try_lock
+    from virtksm.store.files import ensure_runtime, open_lock, try_lock
 
     os.closerange(3, 1024)  # whatever a hook's parent forgot to close must not keep it waiting
     ensure_runtime(paths)

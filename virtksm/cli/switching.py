@@ -116,9 +116,9 @@ class Switching:
         return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
 
     def _directly(self) -> tuple[str, ExitCode]:
-        from virtksm.adapters.state_file import LOCK_WAIT_S
         from virtksm.assemble import make_cycle
         from virtksm.model.decision import Occasion, Trigger
+        from virtksm.store.state import LOCK_WAIT_S
 
         if self._op == "on" and self._has_faults:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")

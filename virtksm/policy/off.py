@@ -1,4 +1,4 @@
-"""Switched off: what a pass decides while `virtksm off` is in force. Pure; adapters/switch_file.py keeps the switch.
+"""Switched off: what a pass decides while `virtksm off` is in force. Pure; store/switch.py keeps the switch.
 
 Off outranks every policy and every trigger: each pass parks. The policy is not asked, and what it remembers is dropped:
 while off, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins anew when

@@ -12,9 +12,9 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from virtksm.adapters.files import replace_file
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
+from virtksm.store.files import replace_file
 
 LIMIT_S = 10.0
 ALIVE_S = 60.0

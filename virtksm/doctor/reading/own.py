@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from virtksm.adapters.poke_fifo import find_fault
-from virtksm.adapters.state_file import StateFile
 from virtksm.assemble import is_this_machine, make_switch
 from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config
@@ -16,6 +15,7 @@ from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import AgentSeen, Folders, Own, Unknown
 from virtksm.errors import ConfigError, StateUnusable
 from virtksm.runtime import RuntimePaths, host_key
+from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
 
 MOST_KIB = 1 << 53

@@ -10,10 +10,10 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from virtksm.adapters.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.runtime import RuntimePaths
+from virtksm.store.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.tuning.ownership import HostState, Ownership
 
 SCHEMA = 1

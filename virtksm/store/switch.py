@@ -10,9 +10,9 @@ import json
 import os
 import time
 
-from virtksm.adapters.files import ensure_folder, find_remedy, replace_file, sync_folder
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import SwitchedOff
+from virtksm.store.files import ensure_folder, find_remedy, replace_file, sync_folder
 
 SCHEMA = 1
 MAX_BYTES = 4096

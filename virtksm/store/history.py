@@ -22,7 +22,6 @@ from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
-from virtksm.adapters.files import ensure_folder, read_at_most
 from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
 from virtksm.history import (
@@ -40,6 +39,7 @@ from virtksm.history import (
     parse_samples,
     sample_row,
 )
+from virtksm.store.files import ensure_folder, read_at_most
 
 SCHEMA = 1
 MAX_BYTES = 32 << 20
