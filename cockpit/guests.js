@@ -14,7 +14,7 @@ const COLUMNS = [
     { key: "can_merge", label: "Can merge", text: mergeText },
 ];
 
-/* What keeps a guest's memory from merging, as virtksm/obstacles.py words it. */
+/* What keeps a guest's memory from merging, as virtksm/guests/obstacles.py words it. */
 export const OBSTACLES = {
     nosharepages: "nosharepages in its XML",
     mem_merge_off: "mem-merge=off on QEMU's command line",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
+from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.history import (
     MOST_DECISIONS,
     MOST_EVENTS,
@@ -22,7 +23,6 @@ from virtksm.history import (
 )
 from virtksm.model.decision import Decision, Occasion, Reason, SwitchedOff
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot
-from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.tuning.ownership import HostState
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)

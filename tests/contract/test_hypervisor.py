@@ -17,8 +17,8 @@ from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.demo.guests import PayloadGuest, memory_device_xml
 from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRefused, Unsupported
-from virtksm.guest_xml import GuestXml, parse_guest_xml
 from virtksm.guests.ports import Descriptions
+from virtksm.guests.xml import GuestXml, parse_guest_xml
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.model.snapshot import PARAMETERS, Guest
 from virtksm.tuning.ports import Hypervisor

@@ -13,10 +13,10 @@ import pytest
 
 from tests.fakes import FakeFacts
 from virtksm.guests.ports import GuestFacts
+from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.host.clock import boottime_s
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest
-from virtksm.processes import GuestProcess, ProcessKsm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

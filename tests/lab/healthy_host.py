@@ -27,7 +27,7 @@ from virtksm.doctor.facts import (
     Tuned,
     Unit,
 )
-from virtksm.guest_xml import GuestXml
+from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings
 from virtksm.tuning.ownership import HostState
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from virtksm.guest_xml import NAMESPACE, GuestXml, parse_guest_xml
+from virtksm.guests.xml import NAMESPACE, GuestXml, parse_guest_xml
 
 names = st.sampled_from(
     [

@@ -17,20 +17,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeFacts, FakeHypervisor
-from virtksm.accounts import LeftOver
 from virtksm.cli.guests import survey_dict, survey_lines
 from virtksm.cli.headroom import headroom_lines
 from virtksm.cli.main import main
 from virtksm.cli.render import pass_lines, restore_lines
 from virtksm.cli.status_text import status_lines
 from virtksm.demo.view import LiveView
-from virtksm.headroom import Host, find_headroom
+from virtksm.guests.headroom import Host, find_headroom
+from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
+from virtksm.guests.savings import LeftOver
+from virtksm.guests.survey import survey
 from virtksm.host.systemd import Notifier
 from virtksm.logs import configure
 from virtksm.model.snapshot import Guest
 from virtksm.printable import printable
-from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
-from virtksm.survey import survey
 
 NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
 EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"

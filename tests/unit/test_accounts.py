@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.accounts import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
+from virtksm.guests.process import ProcessKsm
+from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
 from virtksm.model.merged import Merged
-from virtksm.processes import ProcessKsm
 
 PAGE = 4096
 

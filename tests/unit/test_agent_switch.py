@@ -20,7 +20,7 @@ from virtksm.agent.link import Link, Opened
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
-from virtksm.guest_xml import NAMESPACE
+from virtksm.guests.xml import NAMESPACE
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.logs import configure

@@ -46,10 +46,10 @@ from virtksm.doctor.facts import (
 )
 from virtksm.doctor.finding import Outcome, Verdict, worst
 from virtksm.errors import Cause
-from virtksm.guest_xml import GuestXml
+from virtksm.guests.process import GuestProcess, ProcessKsm
+from virtksm.guests.xml import GuestXml
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, KsmState, OthersMemory, Settings
-from virtksm.processes import GuestProcess, ProcessKsm
 from virtksm.tuning.ownership import HostState, Ownership
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL

@@ -19,7 +19,7 @@ from virtksm.doctor.facts import Guests, Libvirt, Unknown
 from virtksm.doctor.finding import Verdict
 from virtksm.doctor.reading.libvirt import read_libvirt
 from virtksm.errors import ExitCode
-from virtksm.guest_xml import GuestXml
+from virtksm.guests.xml import GuestXml
 from virtksm.runtime import RuntimePaths
 
 NOWHERE = "qemu:///system?socket=/nonexistent/socket"

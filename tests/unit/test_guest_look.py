@@ -6,8 +6,8 @@ import pytest
 
 from tests.fakes import FakeHypervisor
 from virtksm.agent.guest_look import READ_AT_ONCE, GuestLook
-from virtksm.describe import read_guests
 from virtksm.errors import LibvirtUnreachable, SensingFailed
+from virtksm.guests.xml import read_guests
 from virtksm.model.snapshot import Guest
 
 PLAIN = "<domain/>"

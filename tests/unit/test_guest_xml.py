@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from virtksm.guest_xml import MAX_CHARACTERS, NAMESPACE, GuestXml, parse_guest_xml
+from virtksm.guests.xml import MAX_CHARACTERS, NAMESPACE, GuestXml, parse_guest_xml
 
 METADATA = f'<metadata><v:guest xmlns:v="{NAMESPACE}" private="yes"/></metadata>'
 NOSHARE = "<memoryBacking><nosharepages/></memoryBacking>"

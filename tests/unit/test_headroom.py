@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.headroom import MOST_RATIO, GuestNeed, Headroom, Host, find_headroom
+from virtksm.guests.headroom import MOST_RATIO, GuestNeed, Headroom, Host, find_headroom
 
 GIB = 1024 * 1024
 EMPTY = Host(

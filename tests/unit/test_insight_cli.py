@@ -11,11 +11,11 @@ from virtksm.cli.guests import HEADINGS, choose, survey_lines
 from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_lines, need_of
 from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
-from virtksm.headroom import GuestNeed, Host, find_headroom
+from virtksm.guests.headroom import GuestNeed, Host, find_headroom
+from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
+from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, KsmState, Settings
 from virtksm.printable import width
-from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
-from virtksm.survey import Survey, survey
 
 GIB = 1024 * 1024
 XML = "<domain><memory>2097152</memory><currentMemory>1048576</currentMemory></domain>"

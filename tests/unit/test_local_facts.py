@@ -13,13 +13,13 @@ import pytest
 
 from tests.fake_proc import FakeProc, stat
 from tests.fakes import FakeClock
+from virtksm.guests.process import ProcessKsm
 from virtksm.host.guest_processes import LEAST_PAUSE_S
 from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import LOOK_S
 from virtksm.host.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
 from virtksm.host.process_reads import MAX_STUCK
 from virtksm.model.snapshot import Guest, HostMemory
-from virtksm.processes import ProcessKsm
 
 
 class Qemus:

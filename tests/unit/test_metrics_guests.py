@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.fakes import LOCAL_HOST, FakeFacts
 from virtksm.agent.metrics.guests import GuestLedger, GuestSavings, ShownGuests, read_savings
+from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
-from virtksm.processes import GuestProcess, ProcessKsm
 
 PAGE = 4096
 ONE, TWO, HIDDEN = (Guest(uuid=f"u{number}", name=f"guest{number}", rss_kib=4096) for number in (1, 2, 3))

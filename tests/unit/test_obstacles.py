@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from virtksm.guest_xml import UNKNOWN, GuestXml
-from virtksm.obstacles import Obstacle, find_obstacles, is_merge_off
+from virtksm.guests.obstacles import Obstacle, find_obstacles, is_merge_off
+from virtksm.guests.xml import UNKNOWN, GuestXml
 
 OFF = ("qemu", "-machine", "pc,usb=off,mem-merge=off,memory-backend=pc.ram", "-m", "24")
 ON = ("qemu", "-machine", "pc,usb=off,memory-backend=pc.ram", "-m", "24")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from virtksm.guest_xml import UNKNOWN, GuestXml
+from virtksm.guests.obstacles import exposed
+from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.model.snapshot import Guest
-from virtksm.privacy import exposed
 
 
 def guest(name: str) -> Guest:

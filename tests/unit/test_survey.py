@@ -8,10 +8,10 @@ import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
 from virtksm.errors import LibvirtUnreachable, SensingFailed, Unsupported
+from virtksm.guests.obstacles import Obstacle
+from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
+from virtksm.guests.survey import SeenGuest, Survey, survey
 from virtksm.model.snapshot import Guest, KsmState, Settings, Source
-from virtksm.obstacles import Obstacle
-from virtksm.processes import GuestProcess, OtherProcess, ProcessKsm
-from virtksm.survey import SeenGuest, Survey, survey
 
 COUNTERS = {"ksm_zero_pages": 20}
 QEMU = ("qemu", "-machine", "pc")

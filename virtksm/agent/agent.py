@@ -33,9 +33,9 @@ from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing, look
 from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
-from virtksm.describe import Seen, read_guests
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
 from virtksm.guests.ports import Descriptions
+from virtksm.guests.xml import Seen, read_guests
 from virtksm.history import History
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import DomainEvent

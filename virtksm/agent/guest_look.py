@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from virtksm.guest_xml import GuestXml
+from virtksm.guests.obstacles import exposed
+from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest
-from virtksm.privacy import exposed
 
 READ_AT_ONCE = 8
 

@@ -13,8 +13,8 @@ TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from virtksm.processes import OtherProcess
-    from virtksm.survey import SeenGuest, Survey
+    from virtksm.guests.process import OtherProcess
+    from virtksm.guests.survey import SeenGuest, Survey
 
 SCHEMA = 1
 MOST_NAMED = 5
@@ -60,7 +60,7 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
     """Return JSON values (docs/commands.md)."""
-    from virtksm.accounts import find_cost_bytes
+    from virtksm.guests.savings import find_cost_bytes
 
     merged, left = found.merged, found.left_over
     return {

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtksm.config.schema import Config
-    from virtksm.headroom import GuestNeed, Headroom, Host
-    from virtksm.survey import SeenGuest, Survey
+    from virtksm.guests.headroom import GuestNeed, Headroom, Host
+    from virtksm.guests.survey import SeenGuest, Survey
 
 SCHEMA = 1
 
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
-    from virtksm.headroom import Host, find_headroom
+    from virtksm.guests.headroom import Host, find_headroom
 
     found, memory, config = look(options)
     host = Host(
@@ -64,7 +64,7 @@ def find_reserve_kib(config: Config, total_kib: int) -> int:
 
 def need_of(seen: SeenGuest) -> GuestNeed:
     """Return what a guest holds and may have."""
-    from virtksm.headroom import GuestNeed
+    from virtksm.guests.headroom import GuestNeed
 
     rss_kib = seen.guest.rss_kib
     return GuestNeed(
@@ -76,7 +76,7 @@ def need_of(seen: SeenGuest) -> GuestNeed:
 
 def find_notes(found: Survey, *, is_full: bool) -> list[str]:
     """Return what the figures lack; `is_full` says whether the host tells MemAvailable and swap."""
-    from virtksm.survey import guests_text
+    from virtksm.guests.survey import guests_text
 
     unread = [one for one in found.guests if one.guest.rss_kib is None]
     boundless = [one for one in found.guests if one.max_kib is None]

@@ -11,8 +11,8 @@ from virtksm.uri import CONNECT_HELP
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from virtksm.config.schema import Config
+    from virtksm.guests.survey import Survey
     from virtksm.model.snapshot import HostMemory
-    from virtksm.survey import Survey
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
@@ -31,9 +31,9 @@ def look(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
     """
     from virtksm.assemble import is_this_machine
     from virtksm.config.load import load
+    from virtksm.guests.survey import survey
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
-    from virtksm.survey import survey
 
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     config = load(options.config, asks_groups=False).config

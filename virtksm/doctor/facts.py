@@ -9,10 +9,10 @@ from typing import TypeVar
 from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.errors import Cause
-from virtksm.guest_xml import GuestXml
+from virtksm.guests.process import GuestProcess
+from virtksm.guests.xml import GuestXml
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
-from virtksm.processes import GuestProcess
 from virtksm.tuning.ownership import HostState
 
 T = TypeVar("T")

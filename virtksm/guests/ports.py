@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.model.snapshot import Guest
-from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.tuning.ports import LocalFacts
 
 

@@ -35,8 +35,8 @@ from virtksm.model.snapshot import Guest, HostMemory, OthersMemory
 from virtksm.tuning.ports import Clock
 
 if TYPE_CHECKING:
+    from virtksm.guests.process import GuestProcess, OtherProcess
     from virtksm.host.other_processes import OthersLook
-    from virtksm.processes import GuestProcess, OtherProcess
 
 KSMD_AGAIN_S = 60.0
 """So long after it was not found ksmd is looked for again: /proc may show more by then, or less (containers)."""
@@ -90,7 +90,7 @@ class ProcFacts:
         return tuple(told.get(found[guest.key].pid) if guest.key in found else None for guest in running)
 
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
-        from virtksm.processes import OtherProcess  # as above: no pass asks
+        from virtksm.guests.process import OtherProcess  # as above: no pass asks
 
         of_guests = self._pids_of(running)
         others = []
@@ -193,7 +193,7 @@ def parse_choice(text: str) -> str:
 
 def read_guest_process(pid: int) -> GuestProcess | None:
     """Read what the process of a guest tells; None if it has ended. It may hang: see `process_reads`."""
-    from virtksm.processes import GuestProcess
+    from virtksm.guests.process import GuestProcess
 
     arguments = read_process(pid, "cmdline", MAX_BYTES)
     if not arguments:

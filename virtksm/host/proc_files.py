@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 if TYPE_CHECKING:
-    from virtksm.processes import ProcessKsm
+    from virtksm.guests.process import ProcessKsm
 
 MAX_BYTES = 1 << 17
 """Most of a process's command line that is read: anybody's may be endless, and -uuid is in QEMU's first KiB."""
@@ -113,7 +113,7 @@ def parse_signed(text: str) -> int | None:
 
 def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
     """Parse /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages for kernels whose ksm_stat lacks it (before 6.4)."""
-    from virtksm.processes import ProcessKsm  # making it is start-up time, and no pass asks
+    from virtksm.guests.process import ProcessKsm  # making it is start-up time, and no pass asks
 
     fields = dict(re.findall(r"^(\w+):? (\S+)$", stat, re.MULTILINE))
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from virtksm.accounts import Account, settle
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.guests.ports import GuestFacts
+from virtksm.guests.savings import Account, settle
 from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Guest, Snapshot, Source
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from virtksm.doctor.facts import AgentSeen, Facts, Guests, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
-from virtksm.guest_xml import UNKNOWN
+from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_private
+from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
-from virtksm.obstacles import Obstacle, find_obstacles
-from virtksm.privacy import exposed, is_private
 from virtksm.units import format_kib
 
 MOST_NAMED = 5

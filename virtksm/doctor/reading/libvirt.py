@@ -6,16 +6,16 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from virtksm.describe import read_guests
 from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
 from virtksm.doctor.reading.processes import find_peer
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
+from virtksm.guests.process import GuestProcess
+from virtksm.guests.xml import read_guests
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest, KsmState, OthersMemory
-from virtksm.processes import GuestProcess
 from virtksm.uri import is_local
 
 T = TypeVar("T")

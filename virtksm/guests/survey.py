@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from virtksm.accounts import Account, LeftOver, find_left_over, settle
-from virtksm.describe import read_guests
-from virtksm.guest_xml import UNKNOWN, GuestXml
+from virtksm.guests.obstacles import Obstacle, find_obstacles
 from virtksm.guests.ports import Descriptions, GuestFacts
+from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
+from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Guest, KsmState, Source
-from virtksm.obstacles import Obstacle, find_obstacles
-from virtksm.processes import GuestProcess, OtherProcess
 from virtksm.tuning.ports import Hypervisor
 from virtksm.tuning.sense import no_ksm
 

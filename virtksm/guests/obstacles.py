@@ -6,11 +6,13 @@ Locked memory is no obstacle: it merges. Nor is a private mapping of a file or m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from fnmatch import fnmatchcase
 from itertools import pairwise
 
-from virtksm.guest_xml import GuestXml
+from virtksm.guests.xml import GuestXml
+from virtksm.model.snapshot import Guest
 
 
 class Obstacle(Enum):
@@ -88,3 +90,19 @@ def is_merge_off(arguments: Sequence[str]) -> bool:
         if key == "mem-merge"
     ]
     return bool(said) and said[-1] in ("off", "no", "false", "n")
+
+
+def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:
+    """Return whether a guest is declared private, by its XML or by its name."""
+    return xml.is_private or any(fnmatchcase(guest.name, pattern) for pattern in patterns)
+
+
+def exposed(guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the private guests that can merge, of those whose XML is known by their key."""
+    declared = tuple(patterns)
+
+    def is_exposed(guest: Guest) -> bool:
+        xml = known.get(guest.key)
+        return xml is not None and not xml.is_kept_out and is_private(guest, xml, declared)
+
+    return tuple(sorted(guest.name for guest in guests if is_exposed(guest)))

@@ -28,8 +28,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from virtksm.guests.process import ProcessKsm
 from virtksm.model.merged import Merged
-from virtksm.processes import ProcessKsm
 
 ITEM_BYTES = 64
 """struct ksm_rmap_item of a 64-bit kernel; tests/real/test_guests.py compares with ksm_process_profit."""
