@@ -38,7 +38,7 @@ function stateText(now, last) {
 }
 
 /* Show what ksmd took of a core lately: in five minutes, or since the last sample before where that is longer ago
-   (virtksm/trend.py). Samples of before a reboot do not count. */
+   (virtksm/history/curves.py). Samples of before a reboot do not count. */
 export function showCpu(status, samples, untilS) {
     const total = status === null || status.now === null ? null : status.now.ksmd_cpu_seconds;
     const known = total === null

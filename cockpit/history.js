@@ -1,4 +1,4 @@
-/* The agent's samples as curves. Pure; the laws are virtksm/curves.py's: where nobody looked there is no curve, and CPU
+/* The agent's samples as curves. Pure; the laws are virtksm/history/curves.py's: where nobody looked there is no curve, and CPU
    time is the difference of two samples, at least a certain time apart, as the kernel counts it in steps of 10 ms. */
 
 const GAP_S = 180;

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
 from virtksm.guests.process import GuestProcess, OtherProcess
-from virtksm.history import (
+from virtksm.history.samples import (
     MOST_DECISIONS,
     MOST_EVENTS,
     MOST_OF_A_KIND,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtksm.config.schema import Config
-    from virtksm.history import History
+    from virtksm.history.samples import History
     from virtksm.host.libvirt_connection import LibvirtHost
     from virtksm.host.local_facts import ProcFacts
     from virtksm.tuning.cycle import Cycle, Memory

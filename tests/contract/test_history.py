@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeHistory
 from virtksm.agent.recall import MOST_TOLD_EVENTS
 from virtksm.errors import StateUnusable
-from virtksm.history import (
+from virtksm.history.samples import (
     KEEP_S,
     MOST_DECISIONS,
     MOST_EVENTS,

@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from virtksm.history import EVENT_FIELDS, SAMPLE_FIELDS
+from virtksm.history.samples import EVENT_FIELDS, SAMPLE_FIELDS
 
 Json = dict[str, Any]
 Say = Callable[[Json], Iterable[bytes]]

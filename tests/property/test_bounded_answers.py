@@ -16,7 +16,7 @@ from tests.fakes import FakeHistory
 from virtksm.adapters.control import MAX_ANSWER
 from virtksm.agent.diary import Diary
 from virtksm.agent.recall import recall_decisions, recall_history
-from virtksm.history import MOST_EVENTS, MOST_SAMPLES, Told
+from virtksm.history.samples import MOST_EVENTS, MOST_SAMPLES, Told
 
 
 def answer_of(history: FakeHistory, recall: Callable[..., object], request: Mapping[str, object]) -> dict[str, object]:

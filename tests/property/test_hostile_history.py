@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.errors import StateUnusable
-from virtksm.history import KINDS, GuestEvent, Sample, Told
+from virtksm.history.samples import KINDS, GuestEvent, Sample, Told
 from virtksm.store.history import HistoryFile
 from virtksm.units import MOST_TIME_S
 

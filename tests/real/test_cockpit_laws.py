@@ -17,9 +17,9 @@ import pytest
 from playwright.sync_api import Page, Route
 
 from tests.lab.browser import chromium, open_page
-from virtksm.curves import cpu_shares, pieces
 from virtksm.guests.obstacles import Obstacle
-from virtksm.history import Sample
+from virtksm.history.curves import cpu_shares, pieces
+from virtksm.history.samples import Sample
 from virtksm.printable import printable
 from virtksm.units import format_kib
 

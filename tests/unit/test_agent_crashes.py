@@ -23,7 +23,7 @@ from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
 from virtksm.guests.ports import Descriptions
-from virtksm.history import History
+from virtksm.history.samples import History
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
 from virtksm.policy.base import Policy

@@ -20,7 +20,7 @@ from virtksm.agent.diary import Diary
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
 from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
-from virtksm.history import MOST_OF_A_KIND
+from virtksm.history.samples import MOST_OF_A_KIND
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.logs import configure

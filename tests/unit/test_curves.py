@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import SAMPLE
-from virtksm.curves import GAP_S, corners, cpu_shares, pieces
+from virtksm.history.curves import GAP_S, corners, cpu_shares, pieces
 
 STEP_S = 10.0
 

@@ -14,7 +14,7 @@ from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHyperviso
 from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
 from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
 from virtksm.errors import VirtksmError
-from virtksm.history import GuestEvent, Sample, Told
+from virtksm.history.samples import GuestEvent, Sample, Told
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from virtksm.cli.main import main
-from virtksm.history import Told
+from virtksm.history.samples import Told
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.report import Outcome, PassRecord
 from virtksm.model.snapshot import PARKED

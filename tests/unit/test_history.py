@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract.test_history import EVENT, SAMPLE
-from virtksm.history import SAMPLE_FIELDS, as_table, parse_events, parse_samples, thin
+from virtksm.history.samples import SAMPLE_FIELDS, as_table, parse_events, parse_samples, thin
 
 NOW_S = 2_000_000_000.0
 

@@ -15,7 +15,7 @@ import pytest
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
 from virtksm.errors import StateUnusable
-from virtksm.history import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
+from virtksm.history.samples import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
 from virtksm.store import history as history_file
 from virtksm.store.history import (
     MAX_BYTES,

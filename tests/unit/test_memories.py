@@ -18,7 +18,7 @@ from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.cli.main import build_parser
 from virtksm.cli.memories import Memories, read_decisions, read_history
 from virtksm.errors import VirtksmError
-from virtksm.history import as_table
+from virtksm.history.samples import as_table
 from virtksm.runtime import RuntimePaths
 from virtksm.store.history import HistoryFile
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.fakes import SAMPLE
 from virtksm.errors import VirtksmError
-from virtksm.history import GuestEvent, Sample
-from virtksm.picture import MOST_NAMES, draw, make_figure
+from virtksm.history.plot import MOST_NAMES, draw, make_figure
+from virtksm.history.samples import GuestEvent, Sample
 
 BEGIN_S = 1_790_000_000.0
 PNG = b"\x89PNG\r\n\x1a\n"

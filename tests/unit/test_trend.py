@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.cli.sparkline import ASCII, BLOCKS, choose_marks, sparkline
-from virtksm.trend import LATELY_S, Point, core_share, saved_levels
+from virtksm.history.curves import LATELY_S, Point, core_share, saved_levels
 
 NOW_S = 1_800_000_000.0
 

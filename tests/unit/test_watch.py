@@ -22,7 +22,7 @@ from tests.real.agent_process import VIRTKSM
 from tests.unit.test_status import NOW, passed, standing
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.cli.terminal import ENTER, LEAVE, fit
-from virtksm.history import as_table
+from virtksm.history.samples import as_table
 from virtksm.model.current import after_pass
 from virtksm.model.snapshot import Settings
 from virtksm.runtime import RuntimePaths

@@ -36,7 +36,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import Seen, read_guests
-from virtksm.history import History
+from virtksm.history.samples import History
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Occasion, Trigger

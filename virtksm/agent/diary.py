@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from virtksm.agent.blocking import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
-from virtksm.history import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
+from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.report import PassRecord

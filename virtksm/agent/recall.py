@@ -15,7 +15,7 @@ from typing import TypeVar
 from virtksm.adapters.control import MAX_ANSWER
 from virtksm.agent.diary import Diary
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.history import KEEP_S, MOST_POINTS, MOST_REAL, as_table, event_row, thin
+from virtksm.history.samples import KEEP_S, MOST_POINTS, MOST_REAL, as_table, event_row, thin
 
 MOST_TOLD_EVENTS = 1_000
 MOST_TOLD_DECISIONS = 100

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from virtksm.cli.memories import read_decisions
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.history import Told
+from virtksm.history.samples import Told
 from virtksm.policy.rules import meaning_of
 from virtksm.printable import printable
 from virtksm.units import format_kib

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.errors import VirtksmError
-from virtksm.history import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
+from virtksm.history.samples import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
 from virtksm.runtime import RuntimePaths
 from virtksm.uri import is_alias
 

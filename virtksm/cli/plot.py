@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from virtksm.cli.memories import Memories
-    from virtksm.history import GuestEvent, Sample
+    from virtksm.history.samples import GuestEvent, Sample
     from virtksm.model.snapshot import Guest
     from virtksm.trace import Line, Torn
 
@@ -51,7 +51,7 @@ def picture(text: str) -> Path:
 
 def run(options: argparse.Namespace) -> int:
     """Draw, and say what was drawn; returns the exit code."""
-    from virtksm.picture import draw
+    from virtksm.history.plot import draw
 
     title, memories = _remembered(options) if options.trace is None else _traced(options.trace)
     draw(memories.samples, memories.events, title, options.output)
@@ -86,7 +86,7 @@ def memories_of(lines: Iterable[Line | Torn]) -> Memories:
     A trace has no word on why, so that a guest found after a gap counts as started then.
     """
     from virtksm.cli.memories import Memories
-    from virtksm.history import sample_of
+    from virtksm.history.samples import sample_of
     from virtksm.trace import Pass
 
     samples: list[Sample] = []
@@ -106,7 +106,7 @@ def memories_of(lines: Iterable[Line | Torn]) -> Memories:
 
 def new_guests(at_s: float, kind: str, before: Mapping[str, Guest], after: Mapping[str, Guest]) -> list[GuestEvent]:
     """Return an event of this kind for each guest that is not in `before`."""
-    from virtksm.history import MOST_TEXT, GuestEvent
+    from virtksm.history.samples import MOST_TEXT, GuestEvent
 
     new = [guest for key, guest in after.items() if key not in before]
     return [GuestEvent(at_s=at_s, kind=kind, domain=guest.name[:MOST_TEXT], uuid=guest.uuid) for guest in new]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from virtksm.cli.status_alone import Alone
     from virtksm.cli.terminal import Line
-    from virtksm.trend import Point
+    from virtksm.history.curves import Point
 
 EVERY_S = 2.0
 LEAST_EVERY_S = 0.1
@@ -95,8 +95,8 @@ class View:
         import time
 
         from virtksm.cli.memories import read_history
-        from virtksm.history import as_rows
-        from virtksm.trend import Point, core_share, points_of, saved_levels
+        from virtksm.history.curves import Point, core_share, points_of, saved_levels
+        from virtksm.history.samples import as_rows
 
         events, points, error, now_s = [], [], None, time.time()
         try:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
-from virtksm.history import (
+from virtksm.history.samples import (
     EVENT_FIELDS,
     MOST_DECISIONS,
     MOST_EVENTS,

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virtksm.curves import corners, cpu_shares, pieces
 from virtksm.errors import VirtksmError
-from virtksm.history import GuestEvent, Sample
+from virtksm.history.curves import corners, cpu_shares, pieces
+from virtksm.history.samples import GuestEvent, Sample
 from virtksm.printable import printable
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The last day, for people: no pass imports it."""
