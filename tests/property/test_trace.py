@@ -15,7 +15,7 @@ from virtksm.errors import TraceUnusable
 from virtksm.model.decision import Decision, Reason, SwitchedOff
 from virtksm.model.snapshot import Settings
 from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
-from virtksm.trace.nameless import Nameless
+from virtksm.trace.anonymise import Nameless
 from virtksm.trace.text import dump_line, parse_line, parse_lines
 
 numbers = st.none() | st.integers(0, 2**53) | st.floats(0, 1e15)

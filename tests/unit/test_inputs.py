@@ -20,8 +20,8 @@ from virtksm.model.snapshot import PARKED, Guest, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.past import AdaptivePast, dump_past
 from virtksm.policy.off import decide_off
-from virtksm.replay import replay
 from virtksm.trace import Pass
+from virtksm.trace.replay import replay
 from virtksm.trace.text import parse_line, parse_lines
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))

@@ -22,9 +22,9 @@ from virtksm.errors import ConfigError
 from virtksm.model.decision import Decision, Reason, SwitchedOff
 from virtksm.model.snapshot import PARKED, Settings
 from virtksm.policy import make_policy
-from virtksm.replay import Step, Sums, replay
 from virtksm.store.trace import read_trace
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
+from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import dump_line, parse_lines
 
 TWINS = Path(__file__).parents[1] / "traces" / "twins.jsonl"

@@ -16,7 +16,7 @@ from virtksm.model.decision import Decision, Reason
 from virtksm.model.snapshot import PARKED
 from virtksm.store.trace import append_lines, create_trace, read_trace
 from virtksm.trace import Gap, Header, Law, Pass, Torn
-from virtksm.trace.nameless import Nameless
+from virtksm.trace.anonymise import Nameless
 from virtksm.trace.text import dump_line, parse_line, parse_lines
 
 HEADER = Header(

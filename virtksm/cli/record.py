@@ -181,7 +181,7 @@ class Recorder:
 def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[str]]:
     """Return what takes the agent's header and lines as they are to be written; it raises ValueError."""
     from virtksm.trace import Header, Line, Pass
-    from virtksm.trace.nameless import Nameless
+    from virtksm.trace.anonymise import Nameless
     from virtksm.trace.text import dump_line, parse_line
 
     nameless = Nameless()
