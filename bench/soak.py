@@ -36,7 +36,7 @@ from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.lock_holder import lock_holders
 from tests.lab.prometheus import fetch, free_port
-from virtksm.adapters.control import ask
+from virtksm.agent.control_client import ask
 from virtksm.demo.guests import PayloadGuest, start_guest
 
 POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S, SCRAPE_EVERY_S, WEDGE_EVERY_S = (

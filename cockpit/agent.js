@@ -1,6 +1,6 @@
 /* Asks the agent at its sockets, and runs virtksm's commands, as root where Cockpit may and else as who is logged in.
 
-   The protocol is virtksm/adapters/control.py's: one JSON line there, one back. Whatever goes wrong becomes a Problem
+   The protocol is virtksm/agent/control_client.py's: one JSON line there, one back. Whatever goes wrong becomes a Problem
    whose `kind` says what to do about it. */
 
 const CONTROL_SOCKET = "/run/virtksm/agent/control.sock";

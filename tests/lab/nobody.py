@@ -15,7 +15,7 @@ HANG_S = 30.0
 
 _PROGRAM = """
 import os, sys
-import json, virtksm.adapters.control, virtksm.cli.retune, virtksm.cli.status
+import json, virtksm.agent.control_client, virtksm.cli.retune, virtksm.cli.status
 import virtksm.assemble, virtksm.cli.guests, virtksm.cli.headroom, virtksm.config.load, virtksm.guests.survey
 import virtksm.cli.on, virtksm.cli.off, virtksm.host.bounded, virtksm.store.switch
 import virtksm.cli.asking, virtksm.cli.doctor, virtksm.doctor.checks, virtksm.doctor.reading

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from virtksm.adapters.control import MAX_ANSWER, MAX_LINE, ask
+from virtksm.agent.control_client import MAX_ANSWER, MAX_LINE, ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.codec import parse_object
 from virtksm.errors import ExitCode

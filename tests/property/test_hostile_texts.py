@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
-from virtksm.adapters.poke_fifo import open_poke_fifo
+from virtksm.agent.fifo import open_poke_fifo
 from virtksm.config.schema import Config
 from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid

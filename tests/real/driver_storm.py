@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.footprint import read_footprint
 from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.blocking import BlockingCalls
-from virtksm.agent.link import Link
-from virtksm.agent.reporting import Reporter
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.connection import Link
+from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost

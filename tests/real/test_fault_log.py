@@ -15,7 +15,7 @@ import pytest
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentHome
-from virtksm.adapters.control import ask
+from virtksm.agent.control_client import ask
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

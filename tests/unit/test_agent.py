@@ -8,9 +8,9 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.agent.agent import STUCK_S, Agent, FreshConfig
-from virtksm.agent.blocking import BlockingCalls
-from virtksm.agent.link import Link
-from virtksm.agent.reporting import Reporter
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.connection import Link
+from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier

@@ -18,7 +18,7 @@ import structlog
 
 from tests.fakes import FakeHistory
 from tests.unit.test_agent_switch import BUSY, URI, Bench, guest
-from virtksm.adapters.control import ask
+from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode

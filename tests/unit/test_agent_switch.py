@@ -14,10 +14,10 @@ import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.blocking import BlockingCalls
-from virtksm.agent.diary import Diary
-from virtksm.agent.link import Link, Opened
-from virtksm.agent.reporting import Reporter
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.connection import Link, Opened
+from virtksm.agent.history import Diary
+from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE

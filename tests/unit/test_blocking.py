@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import LibvirtTimeout
 
 LONG_S = 60.0

@@ -16,9 +16,9 @@ import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
 from tests.unit.test_diary import LONG_S, WALL_S, until
-from virtksm.agent.diary import Diary
+from virtksm.agent.history import Diary
+from virtksm.agent.log import Reporter
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
-from virtksm.agent.reporting import Reporter
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.history.samples import MOST_OF_A_KIND
 from virtksm.host.libvirt_events import DomainEvent

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from virtksm.adapters.control import MAX_LINE, ask
+from virtksm.agent.control_client import MAX_LINE, ask
 from virtksm.agent.control_server import (
     MAX_CLIENTS,
     ControlServer,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.agent.diary import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
+from virtksm.agent.history import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
 from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import GuestEvent, Sample, Told

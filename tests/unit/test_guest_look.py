@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.guest_look import READ_AT_ONCE, GuestLook
+from virtksm.agent.guest_xml import READ_AT_ONCE, GuestLook
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.guests.xml import read_guests
 from virtksm.model.snapshot import Guest

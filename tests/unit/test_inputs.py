@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.test_policy_adaptive import TIMER, snap
-from virtksm.adapters.control import MAX_ANSWER
-from virtksm.agent.inputs import ASKED_S, MOST_CHARACTERS, MOST_PASSES, Inputs
+from virtksm.agent.control_client import MAX_ANSWER
+from virtksm.agent.trace_buffer import ASKED_S, MOST_CHARACTERS, MOST_PASSES, Inputs
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.report import Outcome, PassRecord

@@ -8,7 +8,7 @@ import libvirt
 import pytest
 import tenacity
 
-from virtksm.agent.link import MOST_WAIT_S, wait_s
+from virtksm.agent.connection import MOST_WAIT_S, wait_s
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 

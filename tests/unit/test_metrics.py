@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import LOCAL_HOST, FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.prometheus import promtool
+from virtksm.agent.metrics.collect import Measures, Moment, measure
+from virtksm.agent.metrics.counters import BOUNDS_S, Durations, Tally
+from virtksm.agent.metrics.definitions import METRICS
 from virtksm.agent.metrics.exposition import render
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
-from virtksm.agent.metrics.measures import Measures, Moment, measure
-from virtksm.agent.metrics.table import METRICS
-from virtksm.agent.metrics.tally import BOUNDS_S, Durations, Tally
 from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused

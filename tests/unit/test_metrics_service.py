@@ -14,8 +14,8 @@ from tests.lab.ksm import wait_until
 from tests.lab.prometheus import free_port
 from tests.unit.test_metrics import moment
 from tests.unit.test_metrics_server import ask, request
+from virtksm.agent.metrics.counters import Tally
 from virtksm.agent.metrics.service import Metrics
-from virtksm.agent.metrics.tally import Tally
 from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import Standing
 from virtksm.config.schema import MetricsParams

@@ -20,9 +20,9 @@ from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
 from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.blocking import BlockingCalls
-from virtksm.agent.link import Link
-from virtksm.agent.reporting import Reporter
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.connection import Link
+from virtksm.agent.log import Reporter
 from virtksm.cli.main import main
 from virtksm.cli.off import BY_HAND, name_unmerging, read_here
 from virtksm.cli.render import merged_lines

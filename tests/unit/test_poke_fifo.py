@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.adapters.poke_fifo import PokeFifo, open_poke_fifo
+from virtksm.agent.fifo import PokeFifo, open_poke_fifo
 from virtksm.errors import StateUnusable
 from virtksm.runtime import RuntimePaths
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.adapters.poke_fifo import open_poke_fifo
-from virtksm.agent.pokes import Pokes
+from virtksm.agent.fifo import Pokes, open_poke_fifo
 from virtksm.runtime import RuntimePaths
 
 LONG_S = 30.0

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab.dashboard import DASHBOARD, as_asked, expressions, read_dashboard
 from tests.lab.prometheus import RULES, promtool
-from virtksm.agent.metrics.table import METRICS
+from virtksm.agent.metrics.definitions import METRICS
 
 TESTS = sorted((Path(__file__).parents[1] / "prometheus").glob("*_test.yml"))
 RECORDED = set(re.findall(r"record: (\S+)", "".join(path.read_text(encoding="utf-8") for path in RULES)))

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.nobody import PROJECT, run_as_nobody
-from virtksm.adapters.control import ask
 from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.blocking import BlockingCalls, Waiting
+from virtksm.agent.calls import BlockingCalls, Waiting
+from virtksm.agent.connection import Link
+from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.agent.link import Link
-from virtksm.agent.reporting import Reporter
+from virtksm.agent.log import Reporter
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines

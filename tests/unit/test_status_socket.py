@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.adapters.control import ask
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
 from virtksm.agent.status_socket import StatusSocket, bind_for_group
 from virtksm.errors import ConfigError

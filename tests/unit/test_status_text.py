@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import FakeFacts
 from tests.unit.test_diary import a_pass
 from tests.unit.test_status import NOW, standing
-from virtksm.agent.reporting import status_text
+from virtksm.agent.log import status_text
 from virtksm.agent.status import look
 from virtksm.cli.sparkline import BLOCKS
 from virtksm.cli.status_text import status_lines

@@ -21,16 +21,16 @@ from functools import partial
 from typing import Any
 
 from virtksm import __version__
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.coalesce import Coalescer
-from virtksm.agent.diary import DISK_LIMIT_S, Diary, disk_hangs
-from virtksm.agent.guest_look import GuestLook
-from virtksm.agent.inputs import Inputs
-from virtksm.agent.link import Link
+from virtksm.agent.connection import Link
+from virtksm.agent.guest_xml import GuestLook
+from virtksm.agent.history import DISK_LIMIT_S, Diary, disk_hangs
+from virtksm.agent.log import Reporter
 from virtksm.agent.news import News
 from virtksm.agent.recall import recall_decisions, recall_history
-from virtksm.agent.reporting import Reporter
 from virtksm.agent.status import Standing, look
+from virtksm.agent.trace_buffer import Inputs
 from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError

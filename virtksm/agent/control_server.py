@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from virtksm.adapters.control import MAX_LINE
+from virtksm.agent.control_client import MAX_LINE
 
 Handler = Callable[[Mapping[str, object]], Awaitable[dict[str, object]]]
 

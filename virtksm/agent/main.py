@@ -9,15 +9,14 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from virtksm import __version__
-from virtksm.adapters.poke_fifo import open_poke_fifo
 from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.connection import Link
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
-from virtksm.agent.diary import Diary
-from virtksm.agent.link import Link
+from virtksm.agent.fifo import Pokes, open_poke_fifo
+from virtksm.agent.history import Diary
+from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics
-from virtksm.agent.pokes import Pokes
-from virtksm.agent.reporting import Reporter
 from virtksm.agent.status_socket import StatusSocket
 from virtksm.assemble import make_cycle, make_history, make_switch
 from virtksm.config.groups import group_id

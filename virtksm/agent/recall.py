@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from virtksm.adapters.control import MAX_ANSWER
-from virtksm.agent.diary import Diary
+from virtksm.agent.control_client import MAX_ANSWER
+from virtksm.agent.history import Diary
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.samples import KEEP_S, MOST_POINTS, MOST_REAL, as_table, event_row, thin
 

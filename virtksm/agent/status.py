@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from virtksm.agent.blocking import Waiting
+from virtksm.agent.calls import Waiting
 from virtksm.errors import SensingFailed
 from virtksm.model.current import Now, Origin, after_pass
 from virtksm.model.report import PassRecord

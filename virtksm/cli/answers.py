@@ -1,7 +1,7 @@
 """What an agent's answers must be before root's commands work with them: every field that is used, and its type.
 
 The agent is another user, and may be in the hands of somebody who means harm: a text in place of a number is a
-traceback, or multiplied, all memory. adapters/control.py has bounded the answer's bytes, time, depth and numbers.
+traceback, or multiplied, all memory. agent/control_client.py has bounded the answer's bytes, time, depth and numbers.
 Pure; imports nothing.
 """
 

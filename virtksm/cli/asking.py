@@ -20,7 +20,7 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
 
     Raises VirtksmError if it does not answer, or if this user may not ask.
     """
-    from virtksm.adapters.control import ask
+    from virtksm.agent.control_client import ask
 
     try:
         try:

@@ -64,7 +64,7 @@ def through_agent(
     Without a URI it is the agent's own host, whichever that is. Raises VirtksmError with the agent's exit code if it
     could not do it, or if it does not answer.
     """
-    from virtksm.adapters.control import ask
+    from virtksm.agent.control_client import ask
     from virtksm.cli.answers import PASS
     from virtksm.cli.asking import take_answer
 

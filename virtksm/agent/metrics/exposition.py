@@ -14,9 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from virtksm.agent.metrics.measures import Labels, Moment, Value, measure
-from virtksm.agent.metrics.table import METRICS, Metric
-from virtksm.agent.metrics.tally import Durations
+from virtksm.agent.metrics.collect import Labels, Moment, Value, measure
+from virtksm.agent.metrics.counters import Durations
+from virtksm.agent.metrics.definitions import METRICS, Metric
 from virtksm.printable import printable
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.guests.ports import GuestFacts
 from virtksm.guests.savings import Account, settle

@@ -13,10 +13,10 @@ import platform
 import time
 from collections.abc import Callable
 
+from virtksm.agent.metrics.collect import Moment
+from virtksm.agent.metrics.counters import Tally
 from virtksm.agent.metrics.guests import GuestLedger, ShownGuests
-from virtksm.agent.metrics.measures import Moment
 from virtksm.agent.metrics.server import MetricsServer, bind
-from virtksm.agent.metrics.tally import Tally
 from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import Standing
 from virtksm.config.address import parse_address

@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
 from virtksm.store.files import replace_file
 

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
-from virtksm.adapters.poke_fifo import find_fault
+from virtksm.agent.fifo import find_fault
 from virtksm.assemble import is_this_machine, make_switch
 from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config

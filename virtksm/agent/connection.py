@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import tenacity
 
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost, open_host

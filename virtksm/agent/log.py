@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any
 
-from virtksm.agent.metrics.tally import Tally
+from virtksm.agent.metrics.counters import Tally
 from virtksm.errors import ConfigError, Unforeseen, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
-from virtksm.agent.metrics.tally import RESULTS, Durations, Tally
 from virtksm.agent.status import Standing, worst_core_percent
 from virtksm.model.current import Now
 from virtksm.model.merged import Merged

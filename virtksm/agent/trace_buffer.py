@@ -32,7 +32,7 @@ MOST_CHARACTERS = 1 << 22
 """Of all lines together: with 500 guests a pass has some 140,000."""
 MOST_OF_A_PASS = 400_000
 MOST_OF_AN_ANSWER = 600_000
-"""Bounds an answer well within what a client reads (adapters/control.py), quotation marks escaped."""
+"""Bounds an answer well within what a client reads (agent/control_client.py), quotation marks escaped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

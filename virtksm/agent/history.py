@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
-from virtksm.agent.blocking import BlockingCalls
+from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
 from virtksm.host.clock import boottime_s
