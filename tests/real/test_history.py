@@ -12,8 +12,8 @@ import pytest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from virtksm.cli.history import Memories, read_decisions, read_history
 from virtksm.cli.main import build_parser
-from virtksm.cli.memories import Memories, read_decisions, read_history
 from virtksm.demo.guests import PayloadGuest
 from virtksm.store.history import HistoryFile
 

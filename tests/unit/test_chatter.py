@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
-from tests.unit.test_diary import LONG_S, WALL_S, until
+from tests.unit.test_agent_history import LONG_S, WALL_S, until
 from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News

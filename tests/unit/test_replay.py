@@ -16,7 +16,7 @@ from tests.fakes import TargetPolicy
 from tests.unit.test_policy_adaptive import TIMER, snap
 from tests.unit.test_trace import HEADER, PASS
 from virtksm.cli.main import main
-from virtksm.config.laws import change_law, law_of, read_law
+from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.errors import ConfigError
 from virtksm.model.decision import Decision, Reason, SwitchedOff

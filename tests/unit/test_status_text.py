@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeFacts
-from tests.unit.test_diary import a_pass
+from tests.unit.test_agent_history import a_pass
 from tests.unit.test_status import NOW, standing
 from virtksm.agent.log import status_text
 from virtksm.agent.status import look

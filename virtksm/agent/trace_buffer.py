@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from virtksm import __version__
-from virtksm.config.laws import law_of
+from virtksm.config.policy_keys import law_of
 from virtksm.config.schema import Config
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import Source

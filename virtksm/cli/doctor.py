@@ -72,7 +72,7 @@ def _kept_off() -> ExitCode:
 
 def ask_about(paths: RuntimePaths) -> AgentSeen | Unknown | None:
     """Return what the agent says of itself; None where none runs."""
-    from virtksm.cli.asking import ask_agent, find_answer
+    from virtksm.cli.ask_agent import ask_agent, find_answer
     from virtksm.doctor.facts import Unknown
     from virtksm.doctor.reading.own import parse_agent
 

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
-from virtksm.cli.memories import read_decisions
+from virtksm.cli.history import read_decisions
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.samples import Told
 from virtksm.policy.rules import meaning_of

@@ -15,7 +15,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from virtksm.cli.memories import Memories
+    from virtksm.cli.history import Memories
     from virtksm.history.samples import GuestEvent, Sample
     from virtksm.model.snapshot import Guest
     from virtksm.trace import Line, Torn
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _remembered(options: argparse.Namespace) -> tuple[str, Memories]:
-    from virtksm.cli.memories import read_history
+    from virtksm.cli.history import read_history
 
     last_s = DAY_S if options.last is None else options.last
     memories = read_history(options, options.connect, seconds=last_s)
@@ -85,7 +85,7 @@ def memories_of(lines: Iterable[Line | Torn]) -> Memories:
 
     A trace has no word on why, so that a guest found after a gap counts as started then.
     """
-    from virtksm.cli.memories import Memories
+    from virtksm.cli.history import Memories
     from virtksm.history.samples import sample_of
     from virtksm.trace import Pass
 

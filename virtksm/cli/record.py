@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from virtksm.cli.asking import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_agent, find_answer
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.printable import printable

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from virtksm.config.laws import change_law, law_of, read_law
+from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
 from virtksm.model.decision import Decision

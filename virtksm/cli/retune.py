@@ -66,7 +66,7 @@ def through_agent(
     """
     from virtksm.agent.control_client import ask
     from virtksm.cli.answers import PASS
-    from virtksm.cli.asking import take_answer
+    from virtksm.cli.ask_agent import take_answer
 
     try:
         answer = ask(paths.control_socket, request if uri is None else {**request, "uri": uri}, timeout_s=within_s)

@@ -12,7 +12,7 @@ import os
 import sys
 
 from virtksm.cli.answers import STATUS
-from virtksm.cli.asking import ask_serving, take_answer
+from virtksm.cli.ask_agent import ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
@@ -94,7 +94,7 @@ class View:
         """Return the fields that need the past."""
         import time
 
-        from virtksm.cli.memories import read_history
+        from virtksm.cli.history import read_history
         from virtksm.history.curves import Point, core_share, points_of, saved_levels
         from virtksm.history.samples import as_rows
 

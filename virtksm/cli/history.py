@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from virtksm.cli.asking import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin

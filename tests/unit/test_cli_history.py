@@ -15,8 +15,8 @@ import pytest
 
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.cli.history import Memories, read_decisions, read_history
 from virtksm.cli.main import build_parser
-from virtksm.cli.memories import Memories, read_decisions, read_history
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import as_table
 from virtksm.runtime import RuntimePaths

@@ -142,7 +142,7 @@ def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from pathlib import Path\n"
-        "from tests.unit.test_picture import draw, hour\n"
+        "from tests.unit.test_history_plot import draw, hour\n"
         f"draw(hour(), [], 'title', Path({str(tmp_path / 'none.svg')!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
