@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import FakeStore
 from tests.lab.full_disk import full_disk, full_fake
 from virtksm.errors import StateUnusable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.tuning.ports import StateStore

@@ -13,7 +13,7 @@ from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import KINDS, GuestEvent, Sample, Told
 from virtksm.store.history import HistoryFile
-from virtksm.units import MOST_TIME_S
+from virtksm.text import MOST_TIME_S
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20)
 WHOLE = st.integers(0, 2**70)

@@ -28,9 +28,9 @@ from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import LeftOver
 from virtksm.guests.survey import survey
 from virtksm.host.systemd import Notifier
-from virtksm.logs import configure
+from virtksm.log_setup import configure
 from virtksm.model.snapshot import Guest
-from virtksm.printable import printable
+from virtksm.text import printable
 
 NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
 EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"

@@ -35,8 +35,8 @@ from virtksm.host.proc_files import (
 )
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
+from virtksm.paths import RuntimePaths
 from virtksm.policy import POLICIES, make_policy
-from virtksm.runtime import RuntimePaths
 from virtksm.store.state import StateFile, dump_state, parse_state
 from virtksm.tuning.cycle import Cycle, Memory
 

@@ -29,7 +29,7 @@ from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.systemd import Notifier
-from virtksm.logs import configure
+from virtksm.log_setup import configure
 from virtksm.model.snapshot import Settings
 from virtksm.tuning.cycle import Cycle, Memory
 

@@ -17,11 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from virtksm.assemble import make_cycle
 from virtksm.config.load import load
 from virtksm.host.libvirt_connection import open_host
 from virtksm.model.decision import Occasion, Trigger
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
+from virtksm.wiring import make_cycle
 
 
 class Steps:

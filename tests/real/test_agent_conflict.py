@@ -20,7 +20,7 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import Settings
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile
 from virtksm.tuning.cycle import Cycle, Memory

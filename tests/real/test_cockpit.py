@@ -18,7 +18,7 @@ from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentProcess
 from virtksm.demo.guests import PayloadGuest
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -20,8 +20,7 @@ from tests.lab.browser import chromium, open_page
 from virtksm.guests.obstacles import Obstacle
 from virtksm.history.curves import cpu_shares, pieces
 from virtksm.history.samples import Sample
-from virtksm.printable import printable
-from virtksm.units import format_kib
+from virtksm.text import format_kib, printable
 
 pytestmark = pytest.mark.real
 

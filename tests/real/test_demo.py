@@ -19,7 +19,7 @@ import pytest
 from tests.lab.fixtures import REPO
 from tests.lab.ksm import KsmLock, KsmState, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.runtime import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
+from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 
 pytestmark = pytest.mark.real
 

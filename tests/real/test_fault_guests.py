@@ -15,7 +15,6 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
-from virtksm.assemble import make_cycle
 from virtksm.config.load import load
 from virtksm.demo.guests import PayloadGuest
 from virtksm.host.clock import boottime_s
@@ -23,8 +22,9 @@ from virtksm.host.libvirt_connection import open_host
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import Outcome
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle
+from virtksm.wiring import make_cycle
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -24,7 +24,7 @@ from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.listening import listening
 from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -23,7 +23,7 @@ from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
-from virtksm.logs import configure
+from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.tuning.cycle import Cycle

@@ -23,7 +23,7 @@ from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.history.samples import MOST_OF_A_KIND
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
-from virtksm.logs import configure
+from virtksm.log_setup import configure
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import Guest

@@ -12,7 +12,7 @@ from tests.real.agent_process import VIRTKSM
 from virtksm import __version__
 from virtksm.cli.main import COMMANDS, main
 from virtksm.errors import ExitCode
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 
 def exit_code(*arguments: str) -> int | str | None:

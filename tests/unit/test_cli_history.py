@@ -19,7 +19,7 @@ from virtksm.cli.history import Memories, read_decisions, read_history
 from virtksm.cli.main import build_parser
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import as_table
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.history import HistoryFile
 
 Handler = Callable[[Mapping[str, object]], Any]

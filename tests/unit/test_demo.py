@@ -8,7 +8,7 @@ import pytest
 
 from virtksm.cli.main import main
 from virtksm.errors import AlreadyRunning, ExitCode
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, locked
 
 

@@ -20,7 +20,7 @@ from virtksm.doctor.finding import Verdict
 from virtksm.doctor.reading.libvirt import read_libvirt
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 NOWHERE = "qemu:///system?socket=/nonexistent/socket"
 

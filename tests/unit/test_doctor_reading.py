@@ -33,7 +33,7 @@ from virtksm.doctor.reading.processes import (
     read_daemon,
 )
 from virtksm.doctor.reading.units import keeps_ksm_off, mentions_ksm, parse_includes
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.state import dump_state
 from virtksm.tuning.ownership import HostState, Ownership
 

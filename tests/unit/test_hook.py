@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.lab.hook import HOOK, FrozenListener, Listener, Record, install_hook, install_recorder, read_records
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 HANG_S = 30.0
 WITNESS = 51

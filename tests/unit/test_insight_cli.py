@@ -15,7 +15,7 @@ from virtksm.guests.headroom import GuestNeed, Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, KsmState, Settings
-from virtksm.printable import width
+from virtksm.text import width
 
 GIB = 1024 * 1024
 XML = "<domain><memory>2097152</memory><currentMemory>1048576</currentMemory></domain>"

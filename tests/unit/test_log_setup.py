@@ -16,7 +16,7 @@ from typing import TextIO
 import pytest
 import structlog
 
-from virtksm.logs import LineQueue, choose_format, configure
+from virtksm.log_setup import LineQueue, choose_format, configure
 
 REPO = Path(__file__).resolve().parents[2]
 EVIL = "guest\n<0>forged level=error\x1b[31m\u202e"
@@ -42,7 +42,7 @@ def said(log_format: str, level: str = "info", *, least: str = "info", **fields:
 
 def test_rich_is_not_imported_where_it_is_installed_and_stays_importable(tmp_path: Path) -> None:
     (tmp_path / "rich.py").touch()
-    asked = "import sys, virtksm.logs; before = 'rich' in sys.modules; import rich; print(before, rich.__file__)"
+    asked = "import sys, virtksm.log_setup; before = 'rich' in sys.modules; import rich; print(before, rich.__file__)"
     environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPO}"}
     done = subprocess.run([sys.executable, "-c", asked], env=environ, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (f"False {tmp_path / 'rich.py'}\n", "")

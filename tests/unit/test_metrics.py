@@ -25,7 +25,7 @@ from virtksm.model.decision import Occasion, SwitchedOff, Trigger
 from virtksm.model.report import Foreign, Outcome, PassRecord
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.policy import make_policy
-from virtksm.printable import printable
+from virtksm.text import printable
 from virtksm.tuning.cycle import Cycle, Memory
 
 PROJECT = Path(__file__).parents[2]

@@ -31,7 +31,7 @@ from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import Notifier, has_unit
 from virtksm.model.merged import Merged
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.files import locked
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile

@@ -11,7 +11,7 @@ import pytest
 
 from virtksm.agent.fifo import PokeFifo, open_poke_fifo
 from virtksm.errors import StateUnusable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 SOMEBODY = 65534
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from virtksm.agent.fifo import Pokes, open_poke_fifo
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 LONG_S = 30.0
 NEVER_S = 3600.0

@@ -34,7 +34,7 @@ from virtksm.model.current import after_pass
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import PARKED, Settings
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle, Memory
 
 LONG_S = 30.0

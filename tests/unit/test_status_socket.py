@@ -22,7 +22,7 @@ from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
 from virtksm.agent.status_socket import StatusSocket, bind_for_group
 from virtksm.errors import ConfigError
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime
 
 GROUP, OTHER_GROUP = "daemon", "bin"

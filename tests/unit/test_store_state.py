@@ -16,8 +16,8 @@ from tests.lab.footprint import peak_bytes
 from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
+from virtksm.paths import RuntimePaths
 from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
-from virtksm.runtime import RuntimePaths
 from virtksm.store import files
 from virtksm.store.files import (
     PIECE_BYTES,

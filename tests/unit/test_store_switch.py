@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.errors import StateUnusable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.switch import SwitchFile, parse_switch
 
 HANG_S = 30.0

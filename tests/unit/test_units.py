@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from virtksm.cli.main import build_parser
-from virtksm.runtime import DEFAULT_RUNTIME_DIR, RuntimePaths
+from virtksm.paths import DEFAULT_RUNTIME_DIR, RuntimePaths
 
 CONF = Path(__file__).parents[2] / "conf"
 UNITS = sorted((CONF / "systemd").glob("*.service"))

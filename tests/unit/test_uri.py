@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.runtime import host_key
+from virtksm.paths import host_key
 from virtksm.uri import is_local
 
 HERE = (

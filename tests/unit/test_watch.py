@@ -25,7 +25,7 @@ from virtksm.cli.terminal import ENTER, LEAVE, fit
 from virtksm.history.samples import as_table
 from virtksm.model.current import after_pass
 from virtksm.model.snapshot import Settings
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 STATUS = standing(now=after_pass(passed(Settings(pages_to_scan=400, sleep_millisecs=10)))).as_dict(NOW)
 

@@ -31,7 +31,6 @@ from virtksm.agent.news import News
 from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.status import Standing, look
 from virtksm.agent.trace_buffer import Inputs
-from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
 from virtksm.guests.ports import Descriptions
@@ -42,10 +41,11 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord, RestoreRecord
 from virtksm.model.snapshot import Guest
-from virtksm.runtime import host_key
+from virtksm.paths import host_key
 from virtksm.tuning.cycle import Cycle, Memory
 from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.uri import is_alias
+from virtksm.wiring import is_this_machine
 
 RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection, or a step that crashed."""

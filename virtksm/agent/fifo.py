@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from virtksm.errors import StateUnusable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_folder
 
 READ_AT_MOST = 65536

@@ -13,10 +13,10 @@ from virtksm.agent.metrics.counters import Tally
 from virtksm.errors import ConfigError, Unforeseen, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
-from virtksm.logs import get_logger
+from virtksm.log_setup import get_logger
 from virtksm.model.decision import EVALUATING_ONLY, Occasion, Trigger
 from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 STATUS_S = 10.0
 """A pass that is routine changes systemd's status line no sooner: each change wakes PID 1 and who listens to it."""

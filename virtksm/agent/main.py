@@ -18,7 +18,6 @@ from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.assemble import make_cycle, make_history, make_switch
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
@@ -28,9 +27,10 @@ from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.wiring import make_cycle, make_history, make_switch
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from virtksm.agent.control_server import ControlServer, Handler, bind_socket, remove_socket
 from virtksm.errors import ConfigError, Finding
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 BACKLOG = 16
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from virtksm.cli.connection import requested_uri
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.uri import CONNECT_HELP
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.agent.main import serve
     from virtksm.config.load import load
     from virtksm.config.schema import Config
-    from virtksm.logs import LineQueue, configure
+    from virtksm.log_setup import LineQueue, configure
 
     config = load(options.config).config
     lines = LineQueue(sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtksm.errors import VirtksmError
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from virtksm.printable import printable
+from virtksm.text import printable
 from virtksm.uri import DEFAULT_URI, VARIABLE, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms

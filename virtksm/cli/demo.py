@@ -11,7 +11,7 @@ from pathlib import Path
 
 from virtksm.cli.timespan import timespan
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 PAYLOAD = Path(__file__).resolve().parents[2] / "build" / "payload.elf"
 KSM_RUN = Path("/sys/kernel/mm/ksm/run")
@@ -66,7 +66,7 @@ def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
 
     from virtksm.demo.story import Story
     from virtksm.demo.view import LiveView
-    from virtksm.logs import configure
+    from virtksm.log_setup import configure
 
     folder.chmod(0o755)  # guests may run as another user
     kernel = folder / "payload.elf"

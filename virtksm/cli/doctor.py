@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from virtksm.cli.connection import requested_uri
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.printable import printable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
+from virtksm.text import printable
 from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms

@@ -14,8 +14,7 @@ from virtksm.cli.history import read_decisions
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.samples import Told
 from virtksm.policy.rules import meaning_of
-from virtksm.printable import printable
-from virtksm.units import format_kib
+from virtksm.text import format_kib, printable
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import argparse
 
 from virtksm.cli.survey import add_survey_options, look
 from virtksm.errors import ExitCode
-from virtksm.printable import printable
-from virtksm.units import format_kib
+from virtksm.text import format_kib, printable
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:

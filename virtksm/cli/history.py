@@ -12,7 +12,7 @@ from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.uri import is_alias
 
 
@@ -79,8 +79,8 @@ def _parse_told(one: object) -> Told:
 
 
 def _kept(options: argparse.Namespace, uri: str | None) -> History:
-    from virtksm.assemble import make_history
     from virtksm.config.load import load_or_defaults
+    from virtksm.wiring import make_history
 
     named, (config, _) = requested_uri(uri), load_or_defaults(options.config)
     if is_alias(named):

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from virtksm import __version__
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
-from virtksm.printable import printable
-from virtksm.runtime import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
+from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
+from virtksm.text import printable
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:

@@ -112,7 +112,7 @@ def _verify(options: argparse.Namespace) -> int:
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
     from virtksm.model.merged import find_doubts
-    from virtksm.runtime import LOCAL, RuntimePaths
+    from virtksm.paths import LOCAL, RuntimePaths
     from virtksm.store.switch import SwitchFile
 
     require_this_machine(options)

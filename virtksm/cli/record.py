@@ -15,8 +15,8 @@ from collections.abc import Callable
 from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_agent, find_answer
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.printable import printable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
+from virtksm.text import printable
 
 SCHEMA = 1
 ASK_EVERY_S = 1.0

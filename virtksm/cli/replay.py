@@ -13,8 +13,8 @@ from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
 from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
-from virtksm.printable import printable
 from virtksm.store.trace import read_trace
+from virtksm.text import printable
 from virtksm.trace import Gap, Header, Law, Line, Torn
 from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import parse_lines

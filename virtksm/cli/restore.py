@@ -6,7 +6,7 @@ import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
 from virtksm.errors import AlreadyRunning, ExitCode
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.uri import CONNECT_HELP
 
 LEAVE_WITHIN_S = 10.0
@@ -37,10 +37,10 @@ def run(options: argparse.Namespace) -> int:
     Raises AlreadyRunning while an agent runs: it would only set them again. An agent that is started meanwhile ends for
     that reason, so its lock is not held while a connection is waited for.
     """
-    from virtksm.assemble import make_cycle
     from virtksm.model.snapshot import KERNEL_DEFAULTS
     from virtksm.store.files import ensure_runtime, locked
     from virtksm.store.state import LOCK_WAIT_S
+    from virtksm.wiring import make_cycle
 
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
     config, _ = config_or_defaults(options.config)

@@ -10,7 +10,7 @@ import gc
 import os
 
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.uri import CONNECT_HELP, named_uri
 
 ANSWER_WITHIN_S = 60.0
@@ -92,11 +92,11 @@ def through_agent(
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
-    from virtksm.assemble import make_cycle
     from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
     from virtksm.model.decision import Occasion, Trigger
     from virtksm.store.state import LOCK_WAIT_S
+    from virtksm.wiring import make_cycle
 
     uri = requested_uri(options.connect)
     config = load(options.config, asks_groups=False).config

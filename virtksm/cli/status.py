@@ -16,8 +16,8 @@ from virtksm.cli.ask_agent import ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.printable import printable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
+from virtksm.text import printable
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:

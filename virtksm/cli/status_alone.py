@@ -10,7 +10,6 @@ import queue
 import threading
 
 from virtksm import __version__
-from virtksm.assemble import is_this_machine, make_switch
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.host.clock import boottime_s
@@ -18,9 +17,10 @@ from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.current import Now, Origin
 from virtksm.model.snapshot import Snapshot
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.tuning.sense import sense, sense_ksm
 from virtksm.uri import is_alias
+from virtksm.wiring import is_this_machine, make_switch
 
 LIMIT_S = 5.0
 SCHEMA = 1

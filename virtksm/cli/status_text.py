@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from virtksm.cli.sparkline import ASCII, sparkline
-from virtksm.printable import printable
-from virtksm.units import format_kib
+from virtksm.text import format_kib, printable
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:

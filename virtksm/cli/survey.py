@@ -29,11 +29,11 @@ def look(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
 
     The connection is read-only, which every user of the machine may have. Raises VirtksmError.
     """
-    from virtksm.assemble import is_this_machine
     from virtksm.config.load import load
     from virtksm.guests.survey import survey
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
+    from virtksm.wiring import is_this_machine
 
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     config = load(options.config, asks_groups=False).config

@@ -12,7 +12,7 @@ import argparse
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.retune import through_agent
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.uri import CONNECT_HELP, is_alias, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -72,8 +72,8 @@ class Switching:
         return code
 
     def _turn(self, uri: str) -> None:
-        from virtksm.assemble import make_switch
         from virtksm.host.bounded import BoundedCalls
+        from virtksm.wiring import make_switch
 
         own = make_switch(uri, self._config, self._paths)
         self._may_turn = own.may_turn()
@@ -104,21 +104,21 @@ class Switching:
 
     def _is_here(self, record: dict[str, Any]) -> bool:
         """Tell whether an agent's pass was on the host that is meant here; what it calls its host is only compared."""
-        from virtksm.runtime import host_key
+        from virtksm.paths import host_key
 
         there = host_key(record["uri"], local=record["source"] == "local")
         return is_alias(self._uri) or there == host_key(self._uri, local=self._is_local)
 
     @property
     def _is_local(self) -> bool:
-        from virtksm.assemble import is_this_machine
+        from virtksm.wiring import is_this_machine
 
         return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
 
     def _directly(self) -> tuple[str, ExitCode]:
-        from virtksm.assemble import make_cycle
         from virtksm.model.decision import Occasion, Trigger
         from virtksm.store.state import LOCK_WAIT_S
+        from virtksm.wiring import make_cycle
 
         if self._op == "on" and self._has_faults:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")

@@ -21,7 +21,7 @@ from virtksm.demo.guests import PayloadGuest, start_guest
 from virtksm.demo.view import LiveView
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
 SAMPLE_S = 0.5

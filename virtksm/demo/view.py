@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from virtksm.logs import DropEvent
-from virtksm.printable import printable
+from virtksm.log_setup import DropEvent
+from virtksm.text import printable
 
 MIB = 1024 * 1024
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}

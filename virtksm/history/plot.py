@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from virtksm.errors import VirtksmError
 from virtksm.history.curves import corners, cpu_shares, pieces
 from virtksm.history.samples import GuestEvent, Sample
-from virtksm.printable import printable
+from virtksm.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

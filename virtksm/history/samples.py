@@ -20,7 +20,7 @@ from typing import Protocol
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
 from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Settings, Snapshot
-from virtksm.units import MOST_TIME_S
+from virtksm.text import MOST_TIME_S
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from virtksm.errors import VirtksmError
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.proc_files import read_process
-from virtksm.printable import printable
+from virtksm.text import printable
 
 LIMIT_S = 1.0
 MAX_STUCK = 8

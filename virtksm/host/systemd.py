@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 
-from virtksm.printable import printable
+from virtksm.text import printable
 
 UNIT_DIRS = (
     "/etc/systemd/system",

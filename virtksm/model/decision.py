@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from virtksm.model.snapshot import Settings
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 PASSED_S = "passed_s"
 """The quantity of turns that time alone brings about: seconds from now, so that it is 0.0 now."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 
 LOCK_POLL_S = 0.005
 MAX_BYTES = 1 << 24

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.tuning.ownership import HostState, Ownership
 

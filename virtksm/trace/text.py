@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from virtksm.errors import TraceUnusable
 from virtksm.model.decision import Decision, Number, Occasion, Reason, SwitchedOff, Trigger
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
+from virtksm.text import MOST_TIME_S
 from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
-from virtksm.units import MOST_TIME_S
 
 FORMAT = "virtksm-trace"
 SCHEMA = 1

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from virtksm.agent.metrics.collect import Labels, Moment, Value, measure
 from virtksm.agent.metrics.counters import Durations
 from virtksm.agent.metrics.definitions import METRICS, Metric
-from virtksm.printable import printable
+from virtksm.text import printable
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

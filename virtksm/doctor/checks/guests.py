@@ -10,7 +10,7 @@ from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_priva
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 MOST_NAMED = 5
 UNREAD = "see whether this user may read it: virsh dumpxml GUEST"

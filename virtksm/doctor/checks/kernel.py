@@ -11,7 +11,7 @@ from virtksm.errors import REMEDIES, Cause
 from virtksm.model.merged import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES, Merged
 from virtksm.model.report import SWITCH_ON
 from virtksm.model.snapshot import HostMemory
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 SWITCH_UNIT = "virtksm-ksm.service"
 

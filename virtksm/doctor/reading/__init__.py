@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-from virtksm.assemble import is_this_machine
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT
 from virtksm.doctor.checks.kept_off import KEPT_OFF_UNITS, find_kept_off
@@ -20,8 +19,9 @@ from virtksm.doctor.reading.libvirt import read_libvirt
 from virtksm.doctor.reading.own import read_config, read_own
 from virtksm.doctor.reading.processes import read_daemon, read_processes, read_uptime_s, read_users
 from virtksm.doctor.reading.units import read_enabled, read_tuned, read_units
-from virtksm.runtime import RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.uri import is_alias
+from virtksm.wiring import is_this_machine
 
 NAMES = (*UNITS, SWITCH_UNIT, SOCKET_UNIT)
 RULES_DIRS = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from virtksm.agent.fifo import find_fault
-from virtksm.assemble import is_this_machine, make_switch
 from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import AgentSeen, Folders, Own, Unknown
 from virtksm.errors import ConfigError, StateUnusable
-from virtksm.runtime import RuntimePaths, host_key
+from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
+from virtksm.wiring import is_this_machine, make_switch
 
 MOST_KIB = 1 << 53
 """Of what an agent tells: what is more is no memory."""

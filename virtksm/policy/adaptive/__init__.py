@@ -43,7 +43,7 @@ from virtksm.policy.adaptive.rounds import (
 )
 from virtksm.policy.adaptive.turns import find_turns
 from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judge_lasting, plan_probe, probe_is_due
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 NAME = "adaptive"
 

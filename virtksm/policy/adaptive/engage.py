@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Turn
 from virtksm.model.snapshot import Snapshot
-from virtksm.units import format_kib
+from virtksm.text import format_kib
 
 HYSTERESIS = 1.25
 """What engaged the policy must be left behind by this factor before it disengages: noise at the border never flaps."""

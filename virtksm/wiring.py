@@ -5,7 +5,7 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
-from virtksm.runtime import RuntimePaths, host_key
+from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.switch import SwitchFile
 from virtksm.uri import is_local
 

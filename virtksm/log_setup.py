@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol, TextIO
 
-from virtksm.printable import printable
+from virtksm.text import printable
 
 # Where rich is installed, structlog imports it for tracebacks in colour: 6 MiB and tens of ms that nobody has use for.
 _hides_rich = "rich" not in sys.modules
