@@ -1,4 +1,4 @@
-/* Quantities and texts from outside as text for people, as the command line words them (virtksm/text.py, printable.py). */
+/* Quantities and texts from outside as text for people, as the command line words them (virtksm/text.py). */
 
 export function formatKib(kib) {
     if (kib === null || kib === undefined)

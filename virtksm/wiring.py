@@ -1,4 +1,4 @@
-"""Puts the parts of a pass together over an open connection: the one place that chooses adapters.
+"""Puts the parts of a pass together over an open connection: the one place that chooses them.
 
 The agent does it for every new connection and configuration, the one-shot commands once.
 """

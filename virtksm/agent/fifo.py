@@ -1,6 +1,9 @@
 """The FIFO by which the qemu hook pokes the agent: opened for reading and writing, so that it never reaches its end.
 
 Only "somebody poked" is taken from it; what was written is thrown away, so nothing a hook passes on can be misread.
+The agent looks at it once a window: a writer that never stops costs one reading a window. What is written in between
+waits in the FIFO, which holds 64 KiB and then takes no more. A poke is answered as late as the coalescer would have it
+anyway: it gives a burst one more pass, a window after the last.
 """
 
 from __future__ import annotations

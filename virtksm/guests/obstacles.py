@@ -2,6 +2,11 @@
 
 Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/insight.md), the devices by memory that io_uring has pinned.
 Locked memory is no obstacle: it merges. Nor is a private mapping of a file or memfd: what the guest has written merges.
+
+Private guests are those declared so; which of them can merge all the same is told here, too. KSM has one pool for the
+whole host, so a guest is kept apart by `<memoryBacking><nosharepages/></memoryBacking>` alone. Huge pages and shared
+memory keep a guest's own RAM out, but QEMU offers what lies beside it (video memory, firmware) to KSM unless
+nosharepages forbids it, so they do not count there.
 """
 
 from __future__ import annotations

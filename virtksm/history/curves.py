@@ -1,7 +1,8 @@
-"""Curves through the agent's memories: samples become what a picture or a line of text shows of them. Pure.
+"""Curves through the agent's history: samples become what a picture or a line of text shows of them. Pure.
 
 Where nobody looked there is no curve: samples further apart than `GAP_S`, or in the wrong order since the clock was set
-back, begin a new piece. CPU time is a difference of two samples; a counter that fell has begun anew with the host.
+back, begin a new piece. CPU time is a difference of two samples; a counter that fell has begun anew with the host. For
+a small curve of savings, and for "lately", single observations (`Point`) do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What would turn a decision: a quantity, the first value of it that does, and what it is now. Pure.
+"""What asks for a pass, what was decided and why, and what would turn it. Pure.
 
-A turn speaks of the next look, all else equal: as soon as the quantity reaches the threshold, from whichever side it
-comes, the policy decides as `then` says, and just short of it not yet. So a policy's hysteresis, and a round that has
-just begun, are in it. What takes two quantities at once to come about is no turn.
+A turn names a quantity, the first value of it that turns the decision, and what it is now. It speaks of the next look,
+all else equal: as soon as the quantity reaches the threshold, from whichever side it comes, the policy decides as
+`then` says, and just short of it not yet. So a policy's hysteresis, and a round that has just begun, are in it. What
+takes two quantities at once to come about is no turn.
 """
 
 from __future__ import annotations

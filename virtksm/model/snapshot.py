@@ -1,8 +1,8 @@
-"""The facts and decisions that flow through one pass: plain frozen values, with no behaviour beyond arithmetic.
+"""What one pass senses: plain frozen values, with no behaviour beyond arithmetic.
 
-Everything here is data: adapters build snapshots, policies turn a snapshot and their past into a decision, the cycle
-records both. Names of the kernel's files stay verbatim (`pages_to_scan`), every other quantity carries its unit.
-A counter that the kernel or the connection does not offer is `None`, never 0.
+`host` reads them, a policy turns a snapshot and its past into a decision, the cycle reports both. Names of the kernel's
+files stay verbatim (`pages_to_scan`), every other quantity carries its unit. A counter that the kernel or the
+connection does not offer is `None`, never 0.
 """
 
 from __future__ import annotations

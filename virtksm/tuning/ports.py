@@ -1,6 +1,6 @@
-"""What the cycle needs of the world, as Protocols; adapters implement them, tests hand in fakes.
+"""What the cycle needs of the world, as Protocols; `host` and `store` implement them, tests hand in fakes.
 
-Every port has one real implementation in `virtksm.adapters` and one fake in `tests/fakes.py`; the contract tests run
+Every port has one real implementation there and one fake in `tests/fakes.py`; the contract tests run
 the same cases against both.
 """
 

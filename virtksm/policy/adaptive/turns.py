@@ -1,8 +1,8 @@
 """What would turn the adaptive policy's decision at its next look: its rules read backwards. Pure.
 
-Each turn is exact for the past that the decision leaves behind (virtksm/model/decision.py says what is promised). While the debt
-is still changing by itself, or more is expected, nobody can say when a round begins: then only the waiting that is
-worth one is named.
+Each turn is exact for the past that the decision leaves behind (virtksm/model/decision.py says what is promised). While
+the debt is still changing by itself, or more is expected, nobody can say when a round begins: then only the waiting
+that is worth one is named.
 """
 
 from __future__ import annotations
