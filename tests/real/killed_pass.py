@@ -49,8 +49,8 @@ class Watched:
         if not callable(found) or name == "locked":
             return found
 
-        def call(*arguments: object) -> object:
-            result = found(*arguments)
+        def call(*arguments: object, **named: object) -> object:
+            result = found(*arguments, **named)
             self._steps.done(name)
             return result
 

@@ -48,9 +48,9 @@ class Meddled:
         if not callable(found):
             return found
 
-        def call(*arguments: object) -> object:
+        def call(*arguments: object, **named: object) -> object:
             self._before(name)
-            return found(*arguments)
+            return found(*arguments, **named)
 
         return call
 
