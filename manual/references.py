@@ -1,6 +1,6 @@
 """The documents' tables that follow from the program: `python -m manual.references` rewrites them in docs/.
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. `python -m virtksm.config markdown` makes those of keys.
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. The keys' tables: `python -m virtksm.config markdown`.
 """
 
 from __future__ import annotations
