@@ -1,6 +1,6 @@
 """The documents' tables that follow from the program: `python -m manual.references` rewrites them in docs/.
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. The keys' tables: `python -m virtksm.config markdown`.
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. virtksm.config makes the tables of keys.
 """
 
 from __future__ import annotations
