@@ -22,9 +22,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     root = describe(build_parser())
     pages = {
-        "virtksm.1": program_page(root, read("commands.md")),
+        "virtksm.1": program_page(root, read("reference.md")),
         "virtksm.toml.5": configuration_page(read("configuration.md")),
-        "virtksm-hook.7": hook_page(read("hook.md")),
+        "virtksm-hook.7": hook_page(read("guide.md")),
     }
     for name, text in pages.items():
         to_man = ("pandoc", "--standalone", "--from=markdown-smart", "--to=man", f"--output={folder / name}")

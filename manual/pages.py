@@ -24,6 +24,7 @@ FILES = {
     "/var/lib/virtksm": "what survives a reboot",
     "/etc/libvirt/hooks/qemu.d/virtksm": "the qemu hook",
 }
+HOOK_SECTION = "Hosts without an agent: the qemu hook"
 SEE_ALSO = {
     "virtksm(1)": "**virtksm.toml**(5), **virtksm-hook**(7), **virsh**(1); the documents in /usr/share/doc/virtksm",
     "virtksm.toml(5)": "**virtksm**(1)",
@@ -31,8 +32,8 @@ SEE_ALSO = {
 }
 
 
-def program_page(command: Command, commands_document: str) -> str:
-    """Return virtksm(1): every command with its options, then the exit codes and signals of docs/commands.md."""
+def program_page(command: Command, reference: str) -> str:
+    """Return virtksm(1): every command with its options, then the exit codes and signals of docs/reference.md."""
     parts = [
         _title("virtksm", 1, "manages KSM on libvirt hosts"),
         "# SYNOPSIS\n",
@@ -49,8 +50,8 @@ def program_page(command: Command, commands_document: str) -> str:
         if one is not command:
             parts += [f"## {' '.join(one.words[1:])}\n", f"{_usage(one)}\n", f"{_sentence(one.summary)}\n"]
             parts += [text for option, text in zip(one.options, _options(one), strict=True) if "-h" not in option.flags]
-    parts += ["# EXIT STATUS\n", section(commands_document, "Exit codes")]
-    parts += ["# SIGNALS\n", "Of the agent. " + section(commands_document, "Signals")]
+    parts += ["# EXIT STATUS\n", section(reference, "Exit codes")]
+    parts += ["# SIGNALS\n", "Of the agent. " + section(reference, "Signals")]
     parts += ["# ENVIRONMENT\n", *(f"{name}\n:   {meaning}\n" for name, meaning in ENVIRONMENT.items())]
     parts += ["# FILES\n", *(f"{path}\n:   {meaning}\n" for path, meaning in FILES.items())]
     return _finished(parts, "virtksm(1)")
@@ -66,9 +67,9 @@ def configuration_page(document: str) -> str:
     return _finished(parts, "virtksm.toml(5)")
 
 
-def hook_page(document: str) -> str:
-    """Return virtksm-hook(7): docs/hook.md."""
-    text = _for_a_terminal(document.partition("\n")[2])
+def hook_page(guide: str) -> str:
+    """Return virtksm-hook(7): what docs/guide.md tells of the hook."""
+    text = section(guide, HOOK_SECTION).replace("\n### ", "\n## ")
     return _finished(
         [_title("virtksm-hook", 7, "tells virtksm when a guest comes or goes"), "# DESCRIPTION\n", _raised(text)],
         "virtksm-hook(7)",

@@ -12,7 +12,7 @@ from enum import Enum, IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every virtksm command (documented in docs/commands.md)."""
+    """Exit codes of every virtksm command (documented in docs/reference.md)."""
 
     DONE = 0
     FAILED = 1

@@ -231,7 +231,7 @@ def explains_itself() -> None:
         "/usr/share/bash-completion/completions/virtksm",
         "/usr/share/zsh/vendor-completions/_virtksm",
         "/usr/share/fish/vendor_completions.d/virtksm.fish",
-        "/usr/share/doc/virtksm/docs/commands.md",
+        "/usr/share/doc/virtksm/docs/guide.md",
         "/usr/share/cockpit/virtksm/manifest.json",
     ):
         claim(path in listed, path)

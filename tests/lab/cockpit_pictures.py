@@ -1,4 +1,4 @@
-"""The pictures of docs/cockpit.md: `python -m tests.lab.cockpit_pictures` (root, a minute and a half) makes them anew.
+"""The pictures of docs/guide.md: `python -m tests.lab.cockpit_pictures` (root, a minute and a half) makes them anew.
 
 Real guests, a real agent and a real Cockpit, as in tests/real/test_cockpit.py. Colours are reduced to 256, unseen.
 """
@@ -20,7 +20,7 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import AgentFactory
 from virtksm.demo.guests import PayloadGuest
 
-FOLDER = REPO / "docs" / "cockpit"
+FOLDER = REPO / "docs" / "pictures"
 GROUP = "daemon"
 LAW = f'status_group = "{GROUP}"\n[adaptive]\nengage = "always"\nsettle_s = 1\n'
 GUESTS = (

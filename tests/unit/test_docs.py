@@ -1,22 +1,87 @@
-"""The documents: what they link to is there."""
+"""The documents: what they link to, name and take from the program is there."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from manual.references import filled, rewritten
+from virtksm.cli.answers import NOW, PASS, SETTINGS, STATUS
+
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+SOURCES = ("bench", "cockpit", "conf", "hooks", "manual", "packaging", "script", "tests", "virtksm")
+
+
+def anchors(document: Path) -> set[str]:
+    """Return a document's headings as GitHub links them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def fields(shape: object) -> Iterator[str]:
+    """Yield every field's name of an answer's shape."""
+    match shape:
+        case dict():
+            for name, inner in shape.items():
+                yield name
+                yield from fields(inner)
+        case list() | tuple():
+            for inner in shape:
+                yield from fields(inner)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
-def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text(encoding="utf-8"))
+    places = [(document.parent / link if link else document, anchor) for link, anchor in links]
+    assert [str(path) for path, _ in places if not path.exists()] == []
+    assert [anchor for path, anchor in places if anchor and anchor not in anchors(path)] == []
 
 
 def test_the_readme_leads_to_every_document() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in sorted((PROJECT / "docs").glob("*.md")) if f"docs/{path.name}" not in readme] == []
+
+
+def test_every_document_that_a_file_names_is_there() -> None:
+    texts = [path for folder in SOURCES for path in (PROJECT / folder).rglob("*") if path.is_file()]
+    named = {
+        (str(path.relative_to(PROJECT)), name)
+        for path in texts
+        if path.suffix in {"", ".css", ".html", ".js", ".json", ".py", ".rules", ".service", ".toml", ".yml"}
+        for name in re.findall(r"\bdocs/[a-z]+\.md", path.read_text(encoding="utf-8", errors="replace"))
+    }
+    assert [one for one in sorted(named) if not (PROJECT / one[1]).exists()] == []
+
+
+def test_the_tables_are_the_programs() -> None:
+    """`python -m manual.references` mends it."""
+    for path, text in rewritten():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m manual.references"
+
+
+def test_a_document_without_a_place_for_a_table_is_an_error() -> None:
+    assert filled("<!-- generated: rules -->\nold\n<!-- end -->\n", "rules", "new\n").splitlines()[1] == "new"
+    with pytest.raises(ValueError, match="no one place for rules"):
+        filled("# Policies\n", "rules", "new\n")
+
+
+def test_every_field_of_a_pass_and_a_status_is_in_the_reference() -> None:
+    reference = (PROJECT / "docs/reference.md").read_text(encoding="utf-8")
+    names = {name for shape in (SETTINGS, PASS, NOW, STATUS) for name in fields(shape)}
+    assert [name for name in sorted(names) if not re.search(rf"`([\w.]+\.)?{name}[.`]", reference)] == []
+
+
+def test_every_promise_has_a_test_that_is_there() -> None:
+    promises = (PROJECT / "docs/promises.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!promise|---)(.*) \| (.*) \|$", promises, re.MULTILINE)
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").rglob("*.py"))
+    for promise, told in rows:
+        names, files = re.findall(r"`(test_\w+)`", told), re.findall(r"`(tests/[^`]*)`", told)
+        assert names or files or re.search(r"\b(soak|boot|install)\b", told), promise
+        assert [name for name in names if f"def {name}(" not in tests] == []
+        assert [name for name in files if not (PROJECT / name).exists()] == []

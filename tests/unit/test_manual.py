@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from manual.completions import make_bash_script, make_fish_script, make_zsh_script
-from manual.pages import configuration_page, hook_page, program_page, section, without_links, without_tables
+from manual.pages import (
+    HOOK_SECTION,
+    configuration_page,
+    hook_page,
+    program_page,
+    section,
+    without_links,
+    without_tables,
+)
 from manual.tree import describe
 from virtksm.cli.main import COMMANDS, build_parser
 from virtksm.config.schema import all_keys
@@ -67,7 +75,7 @@ def test_the_tree_tells_what_help_tells_and_hides_what_it_hides() -> None:
 
 
 def test_the_programs_page_has_every_command_and_option() -> None:
-    page = program_page(ROOT, read("commands.md")).replace("\\", "")
+    page = program_page(ROOT, read("reference.md")).replace("\\", "")
     for command in ROOT.walk():
         assert command is ROOT or f"\n## {' '.join(command.words[1:])}\n" in page
         _, _, own = page.partition(f"`{command.usage}`")
@@ -86,13 +94,13 @@ def test_the_configurations_page_has_every_key_with_its_default() -> None:
     assert "| --- |" not in page, "tables of keys are wider than a terminal"
 
 
-def test_the_hooks_page_is_the_document() -> None:
-    page = hook_page(read("hook.md"))
-    assert "# WHAT IT NEVER DOES\n" in page
-    assert section(read("hook.md"), "What it never does") in page
+def test_the_hooks_page_is_the_guides_section() -> None:
+    page = hook_page(read("guide.md"))
+    assert "\n# WHAT THE HOOK NEVER DOES\n" in page
+    assert section(read("guide.md"), HOOK_SECTION).splitlines()[0] in page
 
 
-@pytest.mark.parametrize("name", ["commands.md", "configuration.md", "hook.md"])
+@pytest.mark.parametrize("name", ["reference.md", "configuration.md", "guide.md"])
 def test_pages_have_no_links_between_documents(name: str) -> None:
     assert "](" not in without_links(read(name).replace("](https://", ""))
     assert "[TOML](https://toml.io)" in without_links("[TOML](https://toml.io)")

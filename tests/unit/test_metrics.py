@@ -280,13 +280,3 @@ def test_no_name_of_a_guest_gets_out_of_its_label(text: str) -> None:
     assert (sample.labels, sample.value) == ({"domain": printable(text), "uuid": "u1"}, 3)
     assert {family for family in families if not family.startswith("virtksm_")} == set()
     assert [one.value for one in families["virtksm_up"].samples] == [1]
-
-
-# Documents
-
-
-def test_the_documented_table_is_the_programs() -> None:
-    text = (PROJECT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(virtksm_\w+)` \| (\w+) \| (.*) \| (.*) \|$", text, re.MULTILINE)
-    expected = [(one.name, one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning) for one in METRICS]
-    assert rows == expected

@@ -126,11 +126,6 @@ def test_every_extra_is_suggested_by_both_packages() -> None:
             assert re.search(rf"^Suggests: +python3-{name.replace('-', '[-_]')}$", SPEC, flags=re.MULTILINE)
 
 
-def test_both_packages_leave_out_raw_records() -> None:
-    assert "dh_installdocs --exclude=.json.gz" in (PACKAGING / "debian" / "rules").read_text(encoding="utf-8")
-    assert "find docs -name '*.json.gz' -delete" in SPEC
-
-
 def test_a_libvirt_that_does_not_answer_stops_no_removal() -> None:
     prerm = (PACKAGING / "debian" / "virtksm.prerm").read_text(encoding="utf-8")
     for script in (prerm, SPEC):

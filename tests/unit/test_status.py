@@ -175,7 +175,7 @@ def test_the_fields_are_those_that_are_documented() -> None:
             "available_kib": 8 * 1024 * 1024,
         },
     }
-    documented = (PROJECT / "docs/commands.md").read_text(encoding="utf-8")
+    documented = (PROJECT / "docs/reference.md").read_text(encoding="utf-8")
     names = []
     for name, value in told.items():
         is_part = name in ("libvirt", "stranded", "now")

@@ -1,7 +1,7 @@
 """Answers questions for the agent's memories (`history`, `decisions`), in bounded numbers and bytes.
 
 `{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
-tables of at most M samples (docs/commands.md lists the columns) and the last events;
+tables of at most M samples (docs/reference.md lists the columns) and the last events;
 `{"op": "decisions", "last": N}` by `{"ok": true, "decisions": [{"at": ..., "pass": {...}}, ...]}`. The oldest come
 first. Times are Unix time; `now_s` is the agent's.
 """

@@ -8,7 +8,7 @@ Rules:
    libvirt can slow it down. A pass that has not come back may have written anything. Without any pass, it is unknown.
 3. What that costs at worst: batches of `pages_to_scan` of the dearest pages, with `sleep_millisecs` between them.
 
-`as_dict` is the interface of `virtksm status --json` (docs/commands.md lists the fields); fields are added, never
+`as_dict` is the interface of `virtksm status --json` (docs/reference.md lists the fields); fields are added, never
 renamed, while SCHEMA stays.
 """
 

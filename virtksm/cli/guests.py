@@ -58,7 +58,7 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 
 def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
-    """Return JSON values (docs/commands.md)."""
+    """Return JSON values (docs/reference.md)."""
     from virtksm.guests.savings import find_cost_bytes
 
     merged, left = found.merged, found.left_over

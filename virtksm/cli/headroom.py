@@ -97,7 +97,7 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
 
 
 def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> dict[str, object]:
-    """Return JSON values (docs/commands.md)."""
+    """Return JSON values (docs/reference.md)."""
     return {
         "schema": SCHEMA,
         "uri": found.uri,

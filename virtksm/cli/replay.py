@@ -181,7 +181,7 @@ def head_lines(name: str, header: Header, recorded: Config, replayed: Config) ->
     yield f"trace     {name}: {header.uri}, from {header.began} on, by virtksm {header.version}"
     yield f"recorded  {_law_text(recorded)}"
     yield f"replayed  {_law_text(replayed)}"
-    yield "open loop what is sensed is what the recorded settings have led to (docs/trace.md)"
+    yield "open loop what is sensed is what the recorded settings have led to (docs/guide.md)"
     asked, asks = make_policy(recorded), make_policy(replayed)
     if asks.wants_maxima and not asked.wants_maxima:
         yield "unknown   what guests may grow to: the recorded policy did not ask for it"

@@ -270,7 +270,7 @@ class Config:
         (),
         "Guests that KSM must not merge, as shell-style patterns of their names (`tenant-*`, case-sensitive); "
         "the agent names those that can merge all the same.",
-        "Only the administrator knows who is private; a domain's metadata can say it, too (docs/commands.md).",
+        "Only the administrator knows who is private; a domain's metadata can say it, too (docs/guide.md).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",

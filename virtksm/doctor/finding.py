@@ -39,7 +39,7 @@ class Finding:
     outcome: Outcome
 
     def as_dict(self) -> dict[str, object]:
-        """Return JSON values (docs/commands.md)."""
+        """Return JSON values (docs/reference.md)."""
         return {
             "check": self.check,
             "group": self.group,

@@ -1,6 +1,6 @@
 """Why a guest's memory cannot merge: by its XML, its QEMU's command line, the kernel's word on its process. Pure.
 
-Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/insight.md), the devices by memory that io_uring has pinned.
+Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/guide.md), the devices by memory that io_uring has pinned.
 Locked memory is no obstacle: it merges. Nor is a private mapping of a file or memfd: what the guest has written merges.
 
 Private guests are those declared so; which of them can merge all the same is told here, too. KSM has one pool for the

@@ -1,6 +1,6 @@
 """KSM and memory at one moment, as values and as JSON: what `virtksm status` shows beside what the agent decided. Pure.
 
-`as_dict` is `now` of `virtksm status --json` (docs/commands.md lists the fields); fields are added, never renamed.
+`as_dict` is `now` of `virtksm status --json` (docs/reference.md lists the fields); fields are added, never renamed.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Merged:
         return max(self.needed_kib - available_kib, 0)
 
     def as_dict(self, available_kib: int) -> dict[str, object]:
-        """Return JSON values (docs/commands.md)."""
+        """Return JSON values (docs/reference.md)."""
         return {
             "pages_shared": self.pages_shared,
             "pages_sharing": self.pages_sharing,

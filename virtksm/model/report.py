@@ -1,7 +1,7 @@
 """The record of one pass: everything that it saw, decided and did, as one value and as JSON.
 
 `as_dict` is the interface of `virtksm retune --json`, of the control socket and of the log line `pass_completed`
-(docs/commands.md lists the fields); fields are added, never renamed, while SCHEMA stays.
+(docs/reference.md lists the fields); fields are added, never renamed, while SCHEMA stays.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The policies by name. A policy's module is imported only when the configuration chooses it.
 
-See base.py for what a policy is, docs/policies.md for their laws, docs/architecture.md for how to add one.
+See base.py for what a policy is, docs/policies.md for their laws, CONTRIBUTING.md for how to add one.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Past = TypeVar("Past")
 
 
 class Policy(Protocol[Past]):
-    """One control law. See docs/architecture.md, "Add a policy"."""
+    """One control law. See CONTRIBUTING.md, "Add a policy"."""
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 A trace is a header, then passes in their order. Another header may follow where the agent was started anew, a gap where
 passes are missing, an end where the recording was ended in order. What the policy remembered is there where it does not
 follow from the line before: at a header, after a gap, and where another process has run a pass in between. As JSON
-lines: text.py; docs/trace.md has the schema.
+lines: text.py; docs/reference.md has the schema.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Traces as JSON lines, and back: docs/trace.md has the schema. Pure.
+"""Traces as JSON lines, and back: docs/reference.md has the schema. Pure.
 
 Fields are added, never renamed, while SCHEMA stays, and unknown ones are left alone. A last line that is torn, as after
 a kill, is no error: `parse_lines` says so by its last item.

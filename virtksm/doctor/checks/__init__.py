@@ -1,6 +1,6 @@
 """The checks in their order, and what becomes of one that cannot tell or does not apply. Pure.
 
-To add one: a function from Facts to Outcome in the module of its group, and a line here (docs/commands.md lists them).
+To add one: a function from Facts to Outcome in the module of its group, and a line here (docs/reference.md lists them).
 """
 
 from __future__ import annotations

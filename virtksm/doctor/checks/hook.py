@@ -1,7 +1,7 @@
 """Checks of the qemu hook: installed where it is needed, executable, seen by libvirt's daemon, not confined. Pure.
 
 libvirt (9.0) looks for hooks when its daemon starts and on a reload: only if there was one that it may execute does it
-call any, and then it looks each time for which ones. qemu.d is known to it since 6.5.0 (docs/hook.md).
+call any, and then it looks each time for which ones. qemu.d is known to it since 6.5.0 (docs/guide.md).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _judge_apparmor(hooks: Hooks, by: str) -> Outcome:
         return passed(f"the daemon's profile is {by}")
     return warned(
         f"the daemon's profile is {by}, and {PROGRAM} leads to {hooks.program}, which it may not execute",
-        f"put a program at {PROGRAM}, not a link (docs/hook.md)",
+        f"put a program at {PROGRAM}, not a link (docs/guide.md)",
     )
 
 

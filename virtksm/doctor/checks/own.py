@@ -132,7 +132,7 @@ def _without_agent(facts: Facts) -> Outcome:
         return warned("none runs: nothing tunes KSM", "systemctl start virtksm.service on that host")
     if starts_passes(facts.here):
         return info("none runs: the hook's pokes start passes")
-    remedy = f"systemctl start virtksm.service, or enable --now {SOCKET_UNIT} (docs/hook.md)"
+    remedy = f"systemctl start virtksm.service, or enable --now {SOCKET_UNIT} (docs/guide.md)"
     return warned("none runs, and no hook's poke starts a pass: nothing tunes KSM", remedy)
 
 

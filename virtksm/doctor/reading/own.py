@@ -54,7 +54,7 @@ def read_own(
 
 
 def parse_agent(status: object) -> AgentSeen | Unknown:
-    """Take what is judged from an agent's status (docs/commands.md); Unknown if it is none."""
+    """Take what is judged from an agent's status (docs/reference.md); Unknown if it is none."""
     try:
         return _parse_agent(status)  # type: ignore[arg-type]  # what it takes for granted is an error below
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
