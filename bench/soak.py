@@ -30,6 +30,7 @@ from bench.figures import Goal, summarize
 from bench.neighbours import Journal, flood
 from bench.rest import process_cpu_ns
 from bench.stage import HANG_S, PAYLOAD, STEPPING_LAW, Agent, Guests, private_libvirtd
+from demo.guests import PayloadGuest, start_guest
 from tests.lab.churn import Churn
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm
@@ -37,7 +38,6 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.lock_holder import lock_holders
 from tests.lab.prometheus import fetch, free_port
 from virtksm.agent.control_client import ask
-from virtksm.demo.guests import PayloadGuest, start_guest
 
 POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S, SCRAPE_EVERY_S, WEDGE_EVERY_S = (
     0.05,
