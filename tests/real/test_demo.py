@@ -123,7 +123,7 @@ AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *MAY
 WITHOUT_KSM = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /sys/kernel/mm && exec "$0" "$@"']
 
 
-@pytest.mark.parametrize("command", ["demo", "test", "bench latency"])
+@pytest.mark.parametrize("command", ["demo", "test", "test boot", "test install", "bench latency"])
 @pytest.mark.parametrize(
     ("prefix", "missing"),
     [(AS_NOBODY, "needs root"), (WITHOUT_KSM, "this kernel has no KSM")],
