@@ -78,6 +78,18 @@ def test_wrong_usage_of_trace_shows_how_that_is_used(arguments: list[str], capsy
     assert capsys.readouterr().err.startswith(f"usage: virtksm {words} [-h] ")
 
 
+@pytest.mark.parametrize("arguments", [["--", "config", "check"], ["trace", "--", "replay", "/nonexistent"]])
+def test_two_dashes_before_a_command_are_understood_or_refused(tmp_path: Path, arguments: list[str]) -> None:
+    config = tmp_path / "virtksm.toml"
+    config.write_text("", encoding="utf-8")
+    code: int | str | None
+    try:
+        code = main(["--config", str(config), *arguments])
+    except SystemExit as refused:
+        code = refused.code
+    assert code in {ExitCode.DONE, ExitCode.FAILED, ExitCode.USAGE}
+
+
 @pytest.mark.parametrize("action", ACTIONS["trace"])
 def test_every_action_of_trace_has_its_help_and_imports_no_other(action: str) -> None:
     program = f"import sys; from virtksm.cli.main import main; main(['trace', {action!r}, '--help'])"

@@ -128,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int:
-        words = global_options().parse_known_args(given)[1]
+        # Python 3.13's argparse takes "--" away before a command; 3.11's calls it none.
+        words = [word for word in global_options().parse_known_args(given)[1] if word != "--"]
         options = build_parser(words).parse_args(given)
         return int(options.run(options))
 
