@@ -7,7 +7,7 @@ a second, one who holds his process's mmap lock, and a journal that hangs; all a
 Out: samples of the agent's memory, descriptors, threads and CPU time as slopes over the run's later part, how soon the
 agent was connected again after libvirtd's socket answered, and exit code 1 if something is not flat, a connection took
 longer than 2 s, a scrape was not answered, a guest was missed, or the settings were not given back. Started by
-script/soak, which locks and restores KSM.
+`script/bench soak`, which locks and restores KSM.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bench.figures import Goal, summarize
 from bench.neighbours import Journal, flood
 from bench.rest import process_cpu_ns
 from bench.stage import HANG_S, PAYLOAD, STEPPING_LAW, Agent, Guests, private_libvirtd
+from demo.guests import PayloadGuest, start_guest
 from tests.lab.churn import Churn
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm
@@ -37,7 +38,6 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.lock_holder import lock_holders
 from tests.lab.prometheus import fetch, free_port
 from virtksm.agent.control_client import ask
-from virtksm.demo.guests import PayloadGuest, start_guest
 
 POKE_EVERY_S, ASK_EVERY_S, RELOAD_EVERY_S, FAULT_EVERY_S, SCRAPE_EVERY_S, WEDGE_EVERY_S = (
     0.05,
@@ -277,8 +277,9 @@ def judge(samples: Sequence[Sample], reconnected_s: Sequence[float]) -> list[Goa
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="script/soak", description="Put everything on the agent at once, for long.")
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long (%(default)s; also: DURATION=)")
+    parser = argparse.ArgumentParser(prog="script/bench soak", description="Put everything on the agent at once.")
+    duration_s = os.environ.get("DURATION", "600")
+    parser.add_argument("--seconds", type=float, default=duration_s, help="how long (%(default)s; also: DURATION=)")
     parser.add_argument("--guests", type=int, default=200, help="paused guests of the first storm (%(default)s)")
     options = parser.parse_args(arguments)
     if options.seconds < 30 or options.guests < 0:

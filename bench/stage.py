@@ -21,8 +21,8 @@ from typing import Any, Self
 import libvirt
 
 from bench.neighbours import Journal
+from demo.guests import PayloadGuest, start_guest
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.demo.guests import PayloadGuest, start_guest
 
 REPO = Path(__file__).resolve().parents[1]
 PAYLOAD = REPO / "build" / "payload.elf"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virtksm.demo.guests import PayloadGuest
+from demo.guests import PayloadGuest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,8 @@ from bench.race.sampling import NoKsmd
 from bench.race.steps import Work
 from bench.race.works import list_works
 from bench.stage import AgentFailed
+from demo.guests import PayloadFailed
 from tests.lab.libvirtd import LibvirtdFailed
-from virtksm.demo.guests import PayloadFailed
 
 RUN_FAILURES = (
     AgentFailed,

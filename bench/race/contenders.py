@@ -14,7 +14,7 @@ from typing import Any
 from bench.race.ground import Ground
 from bench.race.steps import Work
 from bench.sim.real_memory import MergeableProcess
-from virtksm.demo.guests import KEPT_MIB, PayloadGuest
+from demo.guests import KEPT_MIB, PayloadGuest
 
 WARM_MIB, WARM_SCANS = 4, 5
 FRUITLESS_SCANS = 10

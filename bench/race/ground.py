@@ -17,10 +17,10 @@ import libvirt
 from bench.race.linux import LinuxGuest, build_linux_guest
 from bench.race.records import GuestLife
 from bench.stage import PAYLOAD, private_libvirtd
+from demo.embedded import end_all
+from demo.guests import PayloadGuest, parse_console, start_guest, wait_settled
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.demo.embedded import end_all
-from virtksm.demo.guests import PayloadGuest, parse_console, start_guest, wait_settled
 
 SETTLE_TIMEOUT_S = 120.0
 FOREIGN_PAGES_MOST = 1000

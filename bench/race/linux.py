@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from bench.stage import REPO
-from virtksm.demo.guests import PayloadGuest
+from demo.guests import PayloadGuest
 
 FOLDER = REPO / "build" / "linux-guest"
 KERNEL = "vmlinuz"

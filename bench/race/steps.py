@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.steps import Start, Stop
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 
 SHARERS_MOST = 256
 """The kernel's max_page_sharing: so many equal pages take one page of memory, then the next one begins."""

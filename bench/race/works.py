@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.race.linux import COMMON_MIB, LinuxGuest
 from bench.race.steps import Work
 from bench.steps import Start, Stop
-from virtksm.demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

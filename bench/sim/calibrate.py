@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from bench.sim.real_kernel import RealKsmd, lent_ksmd
 from bench.sim.real_memory import OWN, MergeableProcess
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 
 SIZES_MIB = (64, 512, 2048)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bench.sim.facts import SimFacts
 from bench.sim.ksmd import Ksmd
 from bench.sim.memory import SimGuest, make_guest
-from virtksm.demo.guests import PayloadGuest
+from demo.guests import PayloadGuest
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest, HostMemory, KsmState, Settings
 

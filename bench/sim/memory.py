@@ -13,7 +13,7 @@ from enum import Enum
 from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
-from virtksm.demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
 
 WRITE_BLOCKS = 128
 """Rewriting is done in so many blocks a region, each as one at its end: every moment of its own would be a run."""

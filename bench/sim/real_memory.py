@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 
 _REPO = Path(__file__).resolve().parents[2]
 PAGE = 4096

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Outcome, Rewrite, SwitchAdvisorOn, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.steps import Start, Stop
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy

@@ -19,8 +19,8 @@ from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.real_kernel import RealKsmd, lent_ksmd
 from bench.sim.real_memory import COMMON, MergeableProcess
+from demo.guests import PayloadGuest
 from tests.lab.ksm import Ksm
-from virtksm.demo.guests import PayloadGuest
 from virtksm.model.snapshot import Settings
 
 EVERY_S = 0.02

@@ -1,1 +1,1 @@
-"""A booted Debian in a container, on the real kernel: `script/test-boot`, `script/test-install`."""
+"""A booted Debian in a container, on the real kernel: `script/test boot`, `script/test install`."""

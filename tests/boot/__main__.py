@@ -1,4 +1,4 @@
-"""Boots a root that script/test-boot or test-install has built, has claims tried in it, and prints what they print.
+"""Boots a root that `script/test boot` or `install` has built, has claims tried in it, and prints what they print.
 
 It holds the KSM lock meanwhile and gives every setting of KSM back, whatever happened inside. The root itself stays as
 it was: the container writes into memory.

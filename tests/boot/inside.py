@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from virtksm.demo.guests import PayloadGuest
+from demo.guests import PayloadGuest
 
 CHECKOUT = Path("/run/checkout")
 REPORT = Path("/run/out/report")

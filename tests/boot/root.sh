@@ -1,13 +1,7 @@
-# Builds the roots that the containers of script/test-boot and script/test-install boot. Sourced by them, with `suite`,
+# Builds the roots that the containers of `script/test boot` and `script/test install` boot. Sourced by that, with `suite`,
 # `root` and `log` set.
 # shellcheck shell=bash
 : "${suite:?}" "${root:?}" "${log:?}"
-export PATH=$PATH:/usr/sbin:/sbin
-
-die() {
-    printf 'script/%s: %s\n' "${0##*/}" "$1" >&2
-    exit 1
-}
 
 # What this machine needs to reach the network, the root needs, too.
 copy_network() { # copy_network ROOT
@@ -47,9 +41,45 @@ bootstrap() { # bootstrap NEW PACKAGE...: a minimal Debian with systemd
         inside "$new" apt-get -q update
 }
 
-# Builds $root anew unless it was made of the same files: `fill_root NEW` is the caller's, and fills a minimal Debian.
-ensure_root() { # ensure_root FILE...
-    local all
+# Steps are joined by &&: where a function's failure is asked for, bash ignores `set -e` in it.
+fill_for_units() { # fill_for_units NEW: what docs/install.md has a host with a checkout do
+    bootstrap "$1" git &&
+        inside "$1" apt-get -q -y install --no-install-recommends polkitd &&
+        copy_checkout "$1/opt/virtksm" &&
+        { inside "$1" /opt/virtksm/script/setup || { cat "$1/opt/virtksm/build/setup.log" && return 1; }; } &&
+        inside "$1" apt-get -q clean
+}
+
+copy_checkout() { # copy_checkout FOLDER
+    mkdir -p "$1"
+    git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- | tar -x -C "$1"
+}
+
+# What apt will be asked for when the container has booted lies ready in its cache.
+fill_for_package() { # fill_for_package NEW
+    bootstrap "$1" python3 &&
+        rm -f "$1/etc/apt/apt.conf.d/docker-clean" && # of a machine that is an image itself: it empties the cache
+        inside "$1" apt-get -q -y install libvirt-daemon-system libvirt-clients qemu-system-x86 fish zsh \
+            --no-install-recommends &&
+        inside "$1" apt-get -q -y install --download-only --no-install-recommends ksmtuned polkitd python3-libvirt python3-psutil \
+            python3-structlog python3-tenacity tuned
+}
+
+# The same twice, the second as an upgrade: VERSION-1 and VERSION-2.
+build_packages() {
+    local revision
+    rm -rf build/boot/packages
+    mkdir -p build/boot/packages
+    for revision in 1 2; do
+        script/package deb "$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' virtksm/__init__.py)-$revision" &&
+            cp build/packages/deb/virtksm_*.deb build/boot/packages/
+    done
+}
+
+# Builds $root anew unless it was made of the same files, or REBUILD=1 is set.
+ensure_root() { # ensure_root FILL FILE...: FILL NEW makes it of a minimal Debian
+    local fill=$1 all
+    shift
     all=$({ echo "$suite"; cat tests/boot/root.sh "$@"; } | sha256sum)
     if [[ -d $root && -z ${REBUILD:-} && $(cat "$root.stamp" 2>/dev/null) == "${all%% *}" ]]; then
         return
@@ -57,11 +87,7 @@ ensure_root() { # ensure_root FILE...
     echo "building $root, a Debian $suite (see $log)"
     mkdir -p "${root%/*}"
     rm -f "$root.stamp"
-    { install_tools && fill_root "$root.new" && mv "$root.new" "$root"; } >"$log" 2>&1 ||
+    { install_tools && "$fill" "$root.new" && mv "$root.new" "$root"; } >"$log" 2>&1 ||
         { tail -n 30 "$log" >&2; die "could not build $root (everything is in $log)"; }
     echo "${all%% *}" >"$root.stamp"
 }
-
-((EUID == 0)) || die "needs root: it boots a container and switches KSM on"
-[[ -d /sys/kernel/mm/ksm ]] || die "this kernel has no KSM: /sys/kernel/mm/ksm is missing (CONFIG_KSM=y)"
-[[ -w /sys/kernel/mm/ksm/run ]] || die "/sys/kernel/mm/ksm is read-only here (a container?)"

@@ -11,11 +11,11 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest, memory_device_xml
 from tests.fakes import FakeHypervisor
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.demo.guests import PayloadGuest, memory_device_xml
 from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import GuestXml, parse_guest_xml

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import libvirt
 
+from demo.embedded import end_all
+from demo.guests import PayloadGuest, start_guest
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.demo.embedded import end_all
-from virtksm.demo.guests import PayloadGuest, start_guest
 
 KEPT = 2
 HANG_S = 60.0

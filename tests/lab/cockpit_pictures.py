@@ -12,13 +12,13 @@ from typing import Literal
 from PIL import Image
 from playwright.sync_api import Browser, FrameLocator, Page
 
+from demo.guests import PayloadGuest
 from tests.lab.browser import HANG_MS, chromium
 from tests.lab.cockpit import URI, CockpitHost
 from tests.lab.fixtures import QEMU_CACHE, REPO, GuestFactory
 from tests.lab.ksm import lent_ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import AgentFactory
-from virtksm.demo.guests import PayloadGuest
 
 FOLDER = REPO / "docs" / "pictures"
 GROUP = "daemon"

@@ -17,10 +17,10 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from demo.embedded import end_all
+from demo.guests import PayloadGuest, start_guest, wait_settled
 from tests.lab.ksm import Ksm, lent_ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.demo.embedded import end_all
-from virtksm.demo.guests import PayloadGuest, start_guest, wait_settled
 
 REPO = Path(__file__).resolve().parents[2]
 # Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 from xml.etree import ElementTree as ET
 
-from virtksm.demo.embedded import QEMU_CONF, end_all
+from demo.embedded import QEMU_CONF, end_all
 
 # Folder in the temporary folder, and what it covers.
 _COVERED = {

@@ -14,8 +14,8 @@ from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
 from bench.steps import Start, Stop
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.growth import Growth

@@ -47,8 +47,8 @@ ASKING = {
     "status --json": ("status", "history"),
     "explain": ("decisions",),
     "explain --json": ("decisions",),
-    "plot -o {0}/p.svg": ("history",),
-    "record {0}/t.jsonl --force --for 0s": ("inputs",),
+    "trace plot -o {0}/p.svg": ("history",),
+    "trace record {0}/t.jsonl --force --for 0s": ("inputs",),
     "retune": ("retune",),
     "retune --json": ("retune",),
     "on": ("on",),
@@ -79,7 +79,7 @@ def agent(folder: Path) -> Iterator[HostileAgent]:
 
 def arguments(folder: Path, command: str) -> list[str]:
     ours = ["--config", f"{folder}/virtksm.toml", "--runtime-dir", f"{folder}/run", "--state-dir", f"{folder}/lib"]
-    there = [] if command.startswith("record") else ["--connect", URI]
+    there = [] if command.startswith("trace record") else ["--connect", URI]
     return [*ours, *command.format(folder).split(), *there]
 
 
@@ -136,15 +136,17 @@ def say_always(said: bytes, _: Json) -> list[bytes]:
 @pytest.mark.usefixtures("agent")
 @pytest.mark.parametrize("command", ASKING)
 def test_an_honest_answer_is_understood(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = {"retune": ExitCode.REFUSED, "on": ExitCode.REFUSED, "off": ExitCode.REFUSED, "record": ExitCode.FAILED}
-    assert run_here(folder, command, capsys) == expected.get(command.split(maxsplit=1)[0], ExitCode.DONE)
+    refused = dict.fromkeys(("retune", "on", "off"), ExitCode.REFUSED)
+    expected = {**refused, "trace record": ExitCode.FAILED}
+    codes = [code for name, code in expected.items() if command.startswith(name)] or [ExitCode.DONE]
+    assert [run_here(folder, command, capsys)] == codes
 
 
 @pytest.mark.parametrize("command", ASKING)
 def test_each_field_may_be_anything(
     folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    is_plot = command.startswith("plot")
+    is_plot = command.startswith("trace plot")
     for op in ASKING[command]:
         for number, (place, said) in enumerate(wrong_answers(op)):
             if is_plot and number % 23 and place not in PICTURED:  # a picture takes a tenth of a second
@@ -186,8 +188,8 @@ def test_a_recording_of_an_agent_that_always_has_more_ends_by_its_time_and_by_a_
         return [as_line(inputs)]
 
     agent.say = flood
-    assert run_apart(folder, "record {0}/t --for 1s").returncode == ExitCode.DONE
-    command = [sys.executable, "-m", "virtksm", *arguments(folder, "record {0}/t --force")]
+    assert run_apart(folder, "trace record {0}/t --for 1s").returncode == ExitCode.DONE
+    command = [sys.executable, "-m", "virtksm", *arguments(folder, "trace record {0}/t --force")]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as recording:
         size = (folder / "t").stat().st_size
         try:
@@ -227,7 +229,7 @@ def test_a_screen_that_is_painted_again_and_again_takes_no_code_of_the_agents(
 def test_a_planted_history_takes_neither_disk_nor_memory(folder: Path, kind: str) -> None:
     plant_history(folder / "lib" / "local.history", PLANTED_HISTORIES[kind])
     assert (folder / "lib" / "local.history").stat().st_size < 1 << 20
-    for command in ("status", "explain", "plot -o {0}/p.svg"):
+    for command in ("status", "explain", "trace plot -o {0}/p.svg"):
         done = run_apart(folder, command)
         assert "local.history: is no history of schema 1" in done.stdout + done.stderr
 
@@ -271,7 +273,7 @@ PLACES = (
 COMMANDS = (
     "status",
     "explain",
-    "plot -o {0}/p.svg",
+    "trace plot -o {0}/p.svg",
     "guests",
     "headroom",
     "doctor",

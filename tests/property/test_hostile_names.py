@@ -16,13 +16,13 @@ import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from demo.view import LiveView
 from tests.fakes import FakeFacts, FakeHypervisor
 from virtksm.cli.guests import survey_dict, survey_lines
 from virtksm.cli.headroom import headroom_lines
 from virtksm.cli.main import main
 from virtksm.cli.render import pass_lines, restore_lines
 from virtksm.cli.status_text import status_lines
-from virtksm.demo.view import LiveView
 from virtksm.guests.headroom import Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import LeftOver

@@ -13,8 +13,8 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.runs import Runs
 from bench.sim.visit import Rules
 from bench.steps import Start, Stop
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import KsmtunedParams
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model.snapshot import PARKED, Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 

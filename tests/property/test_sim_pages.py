@@ -15,7 +15,7 @@ from bench.sim.memory import Kind, SimGuest
 from bench.sim.pages import skip_age
 from bench.sim.trees import copies_of
 from bench.sim.visit import Rules
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 
 Content = tuple[str, str, int, int]
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from bench.sim.real_memory import MergeableProcess
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real

@@ -8,11 +8,11 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.fakes import TargetPolicy
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost

@@ -12,10 +12,10 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest, memory_device_xml, wait_settled
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.ksm import Ksm
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentProcess, Line
-from virtksm.demo.guests import PayloadGuest, memory_device_xml, wait_settled
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

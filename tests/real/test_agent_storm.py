@@ -18,9 +18,9 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest, start_guest
 from tests.lab.ksm import Ksm
 from tests.real.agent_process import AgentFactory
-from virtksm.demo.guests import PayloadGuest, start_guest
 
 pytestmark = pytest.mark.real
 

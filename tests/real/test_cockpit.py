@@ -11,13 +11,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from demo.guests import PayloadGuest
 from tests.lab.browser import HANG_MS, Looked, chromium, open_page
 from tests.lab.cockpit import URI, CockpitHost
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentProcess
-from virtksm.demo.guests import PayloadGuest
 from virtksm.text import format_kib
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -108,7 +108,7 @@ def samples(seed: int) -> list[Sample]:
     return drawn
 
 
-def test_its_curves_are_those_of_virtksm_plot(page: Page) -> None:
+def test_its_curves_are_those_of_virtksm_trace_plot(page: Page) -> None:
     for seed in range(40):
         drawn = samples(seed)
         given: list[Json] = [

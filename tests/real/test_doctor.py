@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab import reaper
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory
 from tests.lab.hook import install_hook
@@ -23,7 +24,6 @@ from tests.lab.ksmtuned_package import ROOTS, find_ksmtuned_file
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
-from virtksm.demo.guests import PayloadGuest
 from virtksm.errors import Cause
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
-from virtksm.demo.guests import PayloadGuest
 from virtksm.policy.rules import MEANINGS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

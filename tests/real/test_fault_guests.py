@@ -11,12 +11,12 @@ from typing import Any
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
 from virtksm.config.load import load
-from virtksm.demo.guests import PayloadGuest
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import open_host
 from virtksm.host.local_facts import ProcFacts

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 
 pytestmark = pytest.mark.real
 

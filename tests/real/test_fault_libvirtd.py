@@ -11,13 +11,13 @@ from typing import Any
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import calm_footprint, read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.demo.guests import PayloadGuest
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real

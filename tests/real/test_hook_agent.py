@@ -18,13 +18,13 @@ from typing import Any
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.hook import Listener
 from tests.lab.hooked_libvirtd import HookedLibvirtd, hooked_libvirtd, killed_when_hanging
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import VIRTKSM, AgentFactory, AgentHome, AgentProcess
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = pytest.mark.real
 

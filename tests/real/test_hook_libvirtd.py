@@ -18,12 +18,12 @@ from xml.etree import ElementTree as ET
 import libvirt
 import pytest
 
+from demo.guests import PayloadGuest, memory_device_xml, wait_settled
 from tests.lab.fixtures import GuestFactory
 from tests.lab.hook import FrozenListener, Listener, read_records
 from tests.lab.hooked_libvirtd import HookedLibvirtd, HookPlace, OtherHost, hooked_libvirtd, killed_when_hanging
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.demo.guests import PayloadGuest, memory_device_xml, wait_settled
 
 pytestmark = pytest.mark.real
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.lock_holder import HoldLock
 from tests.lab.nobody import NOBODY
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory
-from virtksm.demo.guests import PayloadGuest
 from virtksm.host.clock import boottime_s
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest

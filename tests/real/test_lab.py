@@ -17,11 +17,11 @@ import libvirt
 import pytest
 
 from bench.sim.real_memory import MergeableProcess
+from demo.guests import PAGES_PER_MIB, PayloadFailed, PayloadGuest, memory_device_xml, wait_settled
 from tests.lab.fixtures import QEMU_CACHE, REPO, GuestFactory, RunningGuest
 from tests.lab.guest_memory import COMMON, OWN, page_identity, payload_pages
 from tests.lab.ksm import Ksm, KsmState, merging_pages, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import LibvirtdFailed, PrivateLibvirtd, restarted_after_crashes
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadFailed, PayloadGuest, memory_device_xml, wait_settled
 
 pytestmark = pytest.mark.real
 
@@ -188,8 +188,8 @@ def test_a_memory_module_can_be_plugged_in(guest: GuestFactory) -> None:
 EMBEDDED_WITH_BALLOON = """
 import sys, threading
 from pathlib import Path
-from virtksm.demo.embedded import embedded_libvirt, qemu_processes
-from virtksm.demo.guests import PayloadGuest, start_guest, wait_settled
+from demo.embedded import embedded_libvirt, qemu_processes
+from demo.guests import PayloadGuest, start_guest, wait_settled
 
 kernel, cache = map(Path, sys.argv[1:])
 with embedded_libvirt(cache=cache) as root:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.dashboard import as_asked, expressions, read_dashboard
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import read_footprint
@@ -22,7 +23,6 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, free_port, promtool
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
 from virtksm.agent.metrics.server import MOST_CLIENTS
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -13,11 +13,11 @@ import libvirt
 import psutil
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import REPO, GuestFactory
 from tests.lab.ksm import Ksm, KsmState, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

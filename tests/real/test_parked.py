@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

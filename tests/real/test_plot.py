@@ -1,4 +1,4 @@
-"""`virtksm plot` of what a real agent remembers of real guests, with it and without it."""
+"""`virtksm trace plot` of what a real agent remembers of real guests, with it and without it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.fakes import SAMPLE
 from tests.lab.fixtures import GuestFactory
 from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentHome
-from virtksm.demo.guests import PayloadGuest
 from virtksm.store.history import HistoryFile
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 def plot(home: AgentHome, *options: str) -> tuple[dict[str, object], str]:
     """Draw, and return what the command says and the picture."""
     path = home.folder / "picture.svg"
-    done = home.run("plot", "--json", "-o", str(path), *options)
+    done = home.run("trace", "plot", "--json", "-o", str(path), *options)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert told.pop("output") == str(path)

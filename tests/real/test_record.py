@@ -1,4 +1,4 @@
-"""`virtksm record` of a real agent with real guests, and `virtksm replay` of what it has written."""
+"""`virtksm trace record` of a real agent with real guests, and `virtksm trace replay` of what it has written."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 
 class Recording:
-    """A running `virtksm record`."""
+    """A running `virtksm trace record`."""
 
     def __init__(self, home: AgentHome, *options: str) -> None:
         self.file = home.folder / "trace.jsonl"
         self._process = subprocess.Popen(
-            home.command("record", str(self.file), *options),
+            home.command("trace", "record", str(self.file), *options),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -82,7 +82,11 @@ def record(agent_home: AgentHome) -> Iterator[Callable[..., Recording]]:
 
 
 def replayed(home: AgentHome, file: Path, *options: str) -> dict[str, Any]:
-    bare = [one for one in home.command("replay", str(file), "--all", "--json", *options) if one != str(home.config)]
+    bare = [
+        one
+        for one in home.command("trace", "replay", str(file), "--all", "--json", *options)
+        if one != str(home.config)
+    ]
     bare.remove("--config")
     done = subprocess.run(bare, check=False, capture_output=True, text=True, timeout=HANG_S)
     assert (done.returncode, done.stderr) == (0, "")
@@ -160,22 +164,22 @@ def test_without_an_agent_or_over_a_file_that_exists_nothing_is_recorded(
     start_agent: AgentFactory, agent_home: AgentHome
 ) -> None:
     file = agent_home.folder / "trace.jsonl"
-    done = agent_home.run("record", str(file))
+    done = agent_home.run("trace", "record", str(file))
     assert (done.returncode, file.exists()) == (1, False)
     assert "no agent runs" in done.stderr
     start_agent()
     file.write_text("precious\n", encoding="utf-8")
-    done = agent_home.run("record", str(file), "--for", "0")
+    done = agent_home.run("trace", "record", str(file), "--for", "0")
     assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
     assert "--force" in done.stderr
-    assert agent_home.run("record", str(file), "--for", "0", "--force").returncode == 0
+    assert agent_home.run("trace", "record", str(file), "--for", "0", "--force").returncode == 0
     assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')
 
 
 def test_nobody_else_may_record(start_agent: AgentFactory) -> None:
     home = start_agent().home
     home.folder.chmod(0o755)
-    done = run_as_nobody("--runtime-dir", str(home.runtime_dir), "record", "/dev/null", "--force")
+    done = run_as_nobody("--runtime-dir", str(home.runtime_dir), "trace", "record", "/dev/null", "--force")
     assert done.returncode == 1
     assert "may" in done.stderr
 

@@ -6,8 +6,8 @@ import psutil
 import pytest
 
 from bench.sim.real_memory import MergeableProcess
+from demo.guests import PayloadGuest
 from tests.lab.ksm import Ksm
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = pytest.mark.real
 

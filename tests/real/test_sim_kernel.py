@@ -20,8 +20,8 @@ from bench.sim.memory import Kind
 from bench.sim.real_kernel import RealKsmd, known_pages_of_others
 from bench.sim.real_memory import COMMON, MergeableProcess
 from bench.sim.visit import Rules
+from demo.guests import PayloadGuest
 from tests.lab.ksm import Ksm
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = pytest.mark.real
 

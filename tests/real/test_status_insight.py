@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
-from virtksm.demo.guests import PayloadGuest
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.real.agent_process import VIRTKSM
 from virtksm import __version__
-from virtksm.cli.main import COMMANDS, main
+from virtksm.cli.main import ACTIONS, COMMANDS, main
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
 
@@ -50,22 +51,52 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["config"],
         ["config", "nonsense"],
         ["agent", "--log-level", "loud"],
-        ["demo", "--guests", "many"],
         ["off", "--fits", "--verify"],
         ["off", "--force", "--fits"],
         ["on", "--force"],
         ["guests", "--sort", "rss"],
-        ["record"],
-        ["record", "file", "--for", "soon"],
-        ["record", "file", "--for", "-1"],
-        ["record", "file", "--for", "nan"],
-        ["replay"],
-        ["replay", "file", "--policy", "none"],
+        ["plot", "-o", "x.svg"],
+        ["trace"],
+        ["trace", "nonsense"],
+        ["trace", "record"],
+        ["trace", "record", "file", "--for", "soon"],
+        ["trace", "record", "file", "--for", "-1"],
+        ["trace", "record", "file", "--for", "nan"],
+        ["trace", "replay"],
+        ["trace", "replay", "file", "--policy", "none"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(*arguments) == 2
     assert "usage: virtksm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["trace"], ["trace", "nonsense"], ["trace", "record"], ["trace", "plot"]])
+def test_wrong_usage_of_trace_shows_how_that_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*arguments) == 2
+    words = " ".join(arguments).removesuffix(" nonsense")
+    assert capsys.readouterr().err.startswith(f"usage: virtksm {words} [-h] ")
+
+
+@pytest.mark.parametrize("arguments", [["--", "config", "check"], ["trace", "--", "replay", "/nonexistent"]])
+def test_two_dashes_before_a_command_are_understood_or_refused(tmp_path: Path, arguments: list[str]) -> None:
+    config = tmp_path / "virtksm.toml"
+    config.write_text("", encoding="utf-8")
+    code: int | str | None
+    try:
+        code = main(["--config", str(config), *arguments])
+    except SystemExit as refused:
+        code = refused.code
+    assert code in {ExitCode.DONE, ExitCode.FAILED, ExitCode.USAGE}
+
+
+@pytest.mark.parametrize("action", ACTIONS["trace"])
+def test_every_action_of_trace_has_its_help_and_imports_no_other(action: str) -> None:
+    program = f"import sys; from virtksm.cli.main import main; main(['trace', {action!r}, '--help'])"
+    asked = "import atexit, sys; atexit.register(lambda: print([one for one in sys.modules if '.cli.trace.' in one]))"
+    done = subprocess.run([sys.executable, "-c", f"{asked}; {program}"], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(f"usage: virtksm trace {action} ")
+    assert done.stdout.endswith(f"\n['virtksm.cli.trace.{action}']\n")
 
 
 def test_global_options_come_before_the_command_also_with_a_commands_name_as_value(

@@ -33,7 +33,7 @@ def options() -> Iterator[argparse.Namespace]:
         paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
         Path(paths.agent_dir).mkdir(parents=True)
         named = ["--config", str(config), "--runtime-dir", paths.root, "--state-dir", paths.state_dir]
-        yield build_parser("status").parse_args([*named, "status"])
+        yield build_parser(["status"]).parse_args([*named, "status"])
 
 
 def beside(options: argparse.Namespace, handle: Handler, client: Callable[[], None]) -> None:

@@ -1,31 +1,80 @@
-"""`virtksm demo` where it must not or cannot run; the rest is tests/real/test_demo.py's."""
+"""`python -m demo` where it must not or cannot run; the rest is tests/real/test_demo.py's."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from virtksm.cli.main import main
+from demo.__main__ import main
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, locked
+from virtksm.store.switch import SwitchFile
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> RuntimePaths:
+    paths = RuntimePaths(str(tmp_path / "runtime"), str(tmp_path))
+    ensure_runtime(paths)
+    return paths
+
+
+@pytest.fixture
+def switched_on(tmp_path: Path) -> Path:
+    """Stand for KSM's switch and, as any file will do, for the guests' kernel."""
+    file = tmp_path / "run"
+    file.write_text("1\n", encoding="ascii")
+    return file
 
 
 def test_beside_an_agent_there_is_no_demonstration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    host: RuntimePaths, switched_on: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    run.write_text("1\n", encoding="ascii")
-    monkeypatch.setattr("virtksm.cli.demo.KSM_RUN", run)
-    paths = RuntimePaths(str(tmp_path / "runtime"), str(tmp_path))
-    ensure_runtime(paths)
-    folders = ["--runtime-dir", paths.root, "--state-dir", paths.state_dir]
-    with locked(paths.agent_lock, AlreadyRunning("second")):
-        assert main([*folders, "demo", "--payload", str(run)]) == ExitCode.FAILED
+    with locked(host.agent_lock, AlreadyRunning("second")):
+        assert main(["--payload", str(switched_on)], host=host, ksm_run=switched_on) == ExitCode.FAILED
     assert "an agent already tunes this host's KSM: stop it meanwhile" in capsys.readouterr().err
 
 
-def test_the_demonstration_says_that_it_needs_a_checkout(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--payload", "/nonexistent/payload.elf"]) == ExitCode.USAGE
-    assert "the demonstration runs from a checkout, by script/demo" in capsys.readouterr().err
+def test_a_host_that_is_switched_off_shows_no_demonstration(
+    host: RuntimePaths, switched_on: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SwitchFile(host.host_switch("local")).turn_off()
+    assert main(["--payload", str(switched_on)], host=host, ksm_run=switched_on) == ExitCode.FAILED
+    assert capsys.readouterr().err == (
+        "script/demo: virtksm is switched off on this host: a demonstration merges: `virtksm on` first\n"
+    )
+
+
+@pytest.mark.parametrize("value", ["0\n", "2\n"])
+def test_without_ksm_there_is_no_demonstration(
+    host: RuntimePaths, switched_on: Path, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switched_on.write_text(value, encoding="ascii")
+    assert main(["--payload", str(switched_on)], host=host, ksm_run=switched_on) == ExitCode.FAILED
+    assert capsys.readouterr().err.startswith("script/demo: KSM is off or missing here: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--payload", "/nonexistent/payload.elf"], "/nonexistent/payload.elf is missing: script/demo builds it"),
+        (["--guests", "many"], "argument --guests: invalid int value: 'many'"),
+        (["--guests", "1"], "--guests takes 2..64"),
+        (["--duration", "19"], "argument --duration: '19' is no time from 20 s to 1 h"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert f"script/demo: error: {error}" in capsys.readouterr().err
+
+
+def test_libvirt_is_not_imported_before_its_messages_have_a_file_to_go_to() -> None:
+    told = "import sys, demo.__main__; print('libvirt' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True, cwd=REPO)
+    assert done.stdout == "False\n"

@@ -17,7 +17,6 @@ READS_SYS = {
     "host/local_facts.py": set[str](),  # KSM's switch and advisor
     "doctor/reading/boot.py": set[str](),  # the files that name KSM's folder
     "doctor/reading/processes.py": set[str](),  # whether libvirt's daemon sees KSM's folder read-only
-    "cli/demo.py": {"copyfile"},  # refuses while KSM is off; copies the guests' kernel
 }
 """The modules whose code, not only whose texts for people, names a path below /sys, and what else they may write."""
 

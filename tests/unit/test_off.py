@@ -411,15 +411,3 @@ def test_an_agent_that_cannot_keep_the_switch_says_so(tmp_path: Path) -> None:
     answer = asyncio.run(agent_with(switch).handle({"op": "off", "uri": URI}))
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.FAILED)
     assert f"ls -ld {tmp_path / 'lib'}" in str(answer["error"])
-
-
-def test_a_host_that_is_switched_off_shows_no_demonstration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    run.write_text("1\n")
-    monkeypatch.setattr("virtksm.cli.demo.KSM_RUN", run)
-    SwitchFile(str(tmp_path / "local.off")).turn_off()
-    code = main(["--state-dir", str(tmp_path), "demo", "--payload", str(run)])
-    assert code == ExitCode.FAILED
-    assert "virtksm is switched off on this host: a demonstration merges: `virtksm on` first" in capsys.readouterr().err

@@ -16,9 +16,9 @@ from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
 from bench.steps import Start
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.fakes import FakeClock
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import PARKED
 from virtksm.policy.adaptive import AdaptivePolicy

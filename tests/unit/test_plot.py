@@ -1,4 +1,4 @@
-"""`virtksm plot`: which times and names it takes, what a trace tells, and that mistakes leave no file."""
+"""`virtksm trace plot`: which times and names it takes, what a trace tells, and that mistakes leave no file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import LOCAL_HOST
 from virtksm.cli.main import main
-from virtksm.cli.plot import memories_of
+from virtksm.cli.trace.plot import memories_of
 from virtksm.model.decision import Decision, Occasion, Reason, Trigger
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 from virtksm.trace import Gap, Line, Pass
@@ -36,14 +36,14 @@ def make_pass(at_s: float, *guests: Guest) -> Pass:
 @pytest.mark.parametrize("name", ["x.pdf", "x", "svg"])
 def test_a_picture_of_another_kind_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["plot", "-o", name])
+        main(["trace", "plot", "-o", name])
     assert "ends neither in .svg nor in .png" in capsys.readouterr().err
 
 
 def test_a_trace_that_is_none_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_text("nonsense\n", encoding="ascii")
-    assert main(["plot", str(trace), "-o", str(tmp_path / "x.svg")]) == 1
+    assert main(["trace", "plot", str(trace), "-o", str(tmp_path / "x.svg")]) == 1
     assert f"{trace}:1: no JSON" in capsys.readouterr().err
     assert not (tmp_path / "x.svg").exists()
 
@@ -69,7 +69,7 @@ def test_a_guest_that_was_started_anew_between_two_passes_has_stopped_and_starte
 
 def test_a_recorded_trace_of_real_guests_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "twins.svg"
-    assert main(["plot", str(TRACES / "twins.jsonl"), "-o", str(path), "--json"]) == 0
+    assert main(["trace", "plot", str(TRACES / "twins.jsonl"), "-o", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"schema": 1, "output": str(path), "samples": 92, "events": 8}
     assert "<!-- saved memory, MiB -->" in path.read_text()

@@ -23,8 +23,8 @@ from bench.race.options import QUICK_CONTENDERS, parse_options
 from bench.race.sampling import Eyes, NoKsmd, parse_stat_cpu_ticks
 from bench.race.steps import Work
 from bench.steps import Start
+from demo.guests import PayloadGuest
 from tests.lab.ksm import Ksm
-from virtksm.demo.guests import PayloadGuest
 
 RUNNING = Moment(all_started=True, all_settled=False)
 SETTLED = Moment(all_started=True, all_settled=True)

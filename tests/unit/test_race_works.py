@@ -8,7 +8,7 @@ from bench.race.probes import simulate_probes
 from bench.race.steps import sharing_pages
 from bench.race.works import Scale, list_works, stop, storm, thrash, twin
 from bench.steps import Start, Stop
-from virtksm.demo.guests import PAGES_PER_MIB
+from demo.guests import PAGES_PER_MIB
 
 WORKS = ["storm", "small", "twin", "growth", "churn", "thrash", "stop", "linux"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_trace import HEADER, PASS
-from virtksm.cli.record import Recorder
+from virtksm.cli.trace.record import Recorder
 from virtksm.errors import VirtksmError
 from virtksm.trace.text import dump_line
 

@@ -262,7 +262,7 @@ def test_every_fault_of_the_command_line_is_told_at_once() -> None:
 
 
 def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["replay", *arguments]) == 0
+    assert main(["trace", "replay", *arguments]) == 0
     said = capsys.readouterr()
     assert said.err == ""
     return said.out
@@ -311,7 +311,7 @@ def test_a_configuration_file_stands_in_for_the_recorded_one(
 ) -> None:
     file = tmp_path / "virtksm.toml"
     file.write_text('policy = "adaptive"\n[adaptive]\nengage = "never"\n', encoding="utf-8")
-    assert main(["--config", str(file), "replay", str(TWINS)]) == 0
+    assert main(["--config", str(file), "trace", "replay", str(TWINS)]) == 0
     said = capsys.readouterr().out
     assert "replayed  policy adaptive, adaptive.engage = never" in said
     assert "replayed  parked 100.0 % of the time" in said
@@ -360,7 +360,7 @@ def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_faults_are_one_line_with_the_remedy(
     capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
 ) -> None:
-    assert main(["replay", *arguments]) == code
+    assert main(["trace", "replay", *arguments]) == code
     assert capsys.readouterr().err.startswith(f"virtksm: {said}")
 
 

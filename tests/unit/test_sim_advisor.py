@@ -8,7 +8,7 @@ from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.driver import KERNEL_DEFAULT, SwitchAdvisorOn, run_fixed
 from bench.sim.host import SimHost
 from bench.steps import Start
-from virtksm.demo.guests import PayloadGuest
+from demo.guests import PayloadGuest
 from virtksm.errors import SettingsRefused
 
 STORM = [(13.1, 2.68, 2170), (31.6, 10.27, 650), (82.5, 6.32, 920), (55.4, 5.06, 1020), (32.8, 1.2, 3400)]

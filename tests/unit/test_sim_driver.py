@@ -8,9 +8,9 @@ from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Rewrite, run_fixed
 from bench.sim.host import SimHost
 from bench.sim.memory import WRITE_BLOCKS
 from bench.steps import Start, Stop
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.fakes import TargetPolicy
 from virtksm.config.schema import KsmtunedParams
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import PARKED, Settings, Source
 from virtksm.policy.ksmtuned import KsmtunedPolicy

@@ -9,7 +9,7 @@ from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.pages import PageState, grow_older
 from bench.sim.visit import Rules
-from virtksm.demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 
 ONE_MIB = PAGES_PER_MIB
 ROUND_S = 10.3

@@ -42,9 +42,9 @@ def test_a_span_in_words(seconds: float, words: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["plot", "--last", "0h", "-o", "x.svg"], ["status", "--watch", "2d"], ["demo", "--duration", "19"]],
+    [["trace", "plot", "-o", "x.svg", "--last", "0h"], ["status", "--watch", "2d"]],
 )
 def test_a_command_names_its_option_and_its_range(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert re.search(rf"argument {arguments[1]}.* is no time from [0-9.]+ s to ", capsys.readouterr().err)
+    assert re.search(rf"argument {arguments[-2]}.* is no time from [0-9.]+ s to ", capsys.readouterr().err)

@@ -85,7 +85,7 @@ def test_what_is_wrong_is_told_with_file_line_and_remedy(second: str, problem: s
     with pytest.raises(TraceUnusable) as caught:
         list(parse_lines([dump_line(HEADER) + "\n", second + "\n"], "t.jsonl"))
     assert caught.value.message.startswith(f"t.jsonl:2: {problem}")
-    assert "virtksm record" in caught.value.remedy
+    assert "virtksm trace record" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_unit_calls_commands_and_options_that_exist(unit: Path) -> None:
         r"^Exec\w+=-?/usr/bin/virtksm (.+)$", unit.read_text(encoding="utf-8"), flags=re.MULTILINE
     ):
         name, *options = command.split()
-        assert build_parser(name).parse_args([name, *options]).command == name
+        assert build_parser([name]).parse_args([name, *options]).command == name
 
 
 @pytest.mark.parametrize("spared", ["ProtectProc", "ProcSubset", "PrivateUsers"])

@@ -1,4 +1,4 @@
-"""What the last passes were given, for whoever records it (`virtksm record`): a bounded ring of a trace's lines.
+"""What the last passes were given, for whoever records it (`virtksm trace record`): a bounded ring of a trace's lines.
 
 It is filled only while somebody has asked lately. Every pass has a number; a recorder names the one that it wants next
 and gets what there is from there on, as the very lines that it writes, and how many it has missed. Time is data.

@@ -10,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from virtksm import __version__
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
@@ -29,15 +29,20 @@ COMMANDS = {
     "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
     "headroom": "say how much more guest memory this host can take, and what that risks",
     "explain": "say why the last decisions were made, and what would have changed them",
-    "record": "write what the agent's policy is given to a file, pass after pass",
-    "replay": "run any policy over a recorded file, beside the one that was recorded",
+    "trace": "record what the agent's policy is given, replay it, draw it",
     "restore": "give KSM's settings back as virtksm found them",
     "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
     "on": "undo `virtksm off`, and run a pass",
-    "plot": "draw savings, ksmd's CPU, settings and guests over time",
     "config": "check, show or import configuration",
-    "demo": "show the agent at work on throwaway guests; from a checkout, by script/demo",
 }
+ACTIONS = {
+    "trace": {
+        "record": "write what the agent's policy is given to a file, pass after pass",
+        "replay": "run any policy over a recorded file, beside the one that was recorded",
+        "plot": "draw savings, ksmd's CPU, settings and guests over time",
+    },
+}
+"""Of a command that is a folder: a module an action, of which only the one that is called is imported."""
 
 EPILOG = """\
 exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration,
@@ -79,10 +84,11 @@ def global_options() -> argparse.ArgumentParser:
     return parser
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser: of all subcommands, or of `command` alone, or (if it is empty) of all, but without options.
+def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Build the parser: of every command, or of the one alone that `words` begin with.
 
-    A subcommand's parser takes 0.1 ms to build (measured), and there are fifteen.
+    Where they begin with none, every command is named, but has no options. A command's parser takes 0.1 ms to build
+    (measured), and there are more than a dozen.
     """
     parser = argparse.ArgumentParser(
         prog="virtksm",
@@ -93,53 +99,74 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"virtksm {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in [command] if command else COMMANDS:
-        summary = COMMANDS[name]
+    _add_commands(parser, "command", COMMANDS, "virtksm.cli", words)
+    return parser
+
+
+def _add_commands(
+    parser: argparse.ArgumentParser, kind: str, summaries: Mapping[str, str], package: str, words: Sequence[str] | None
+) -> None:
+    named = words[0] if words and words[0] in summaries else None
+    subparsers = parser.add_subparsers(dest=kind, metavar=kind.upper(), required=True)
+    for name in [named] if named else summaries:
+        summary = summaries[name]
         description = summary[0].upper() + summary[1:] + "."
         subparser = subparsers.add_parser(
             name, help=summary, description=description, formatter_class=HelpText, allow_abbrev=False
         )
-        if command in (None, name):
-            importlib.import_module(f"virtksm.cli.{name}").add_options(subparser)
-    return parser
+        if words is not None and not named:
+            continue
+        module = f"{package}.{name}"
+        if name in ACTIONS:
+            _add_commands(subparser, "action", ACTIONS[name], module, words and words[1:])
+        else:
+            importlib.import_module(module).add_options(subparser)
 
 
-def run_program() -> NoReturn:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run() -> int:
+        # Python 3.13's argparse takes "--" away before a command; 3.11's calls it none.
+        words = [word for word in global_options().parse_known_args(given)[1] if word != "--"]
+        options = build_parser(words).parse_args(given)
+        return int(options.run(options))
+
+    return exit_code_of(run)
+
+
+def exit_code_of(run: Callable[[], int], program: str = "virtksm") -> int:
+    """Return what `run` returns, or the exit code of what it raises, which is told in the program's name."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except ConfigError as error:  # a line for each finding, none with anything unprintable
+        print(f"{program}: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except VirtksmError as error:
+        print(f"{program}: {printable(str(error))}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:  # the reader (head, grep -q) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at the end goes there
+        return int(ExitCode.DONE)
+    except OSError as error:  # what no adapter foresaw, such as a full disk behind standard output
+        print(f"{program}: {printable(str(error))}", file=sys.stderr)
+        return int(ExitCode.FAILED)
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def run_program(run: Callable[[], int] = main) -> NoReturn:
     """Run one command as a program of its own, and end the process without Python's clearing up.
 
     That takes 10 ms once libvirt is imported, a tenth of a one-shot, and frees only what the kernel frees anyway.
     """
-    code = main()
+    code = run()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):  # nobody reads any more
             code = code or int(ExitCode.FAILED)
     os._exit(code)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        rest = global_options().parse_known_args(given)[1]
-        named = rest[0] if rest and rest[0] in COMMANDS else ""
-        options = build_parser(named).parse_args(given)
-        code = int(options.run(options))
-        sys.stdout.flush()
-    except ConfigError as error:  # a line for each finding, none with anything unprintable
-        print(f"virtksm: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except VirtksmError as error:
-        print(f"virtksm: {printable(str(error))}", file=sys.stderr)
-        return int(error.exit_code)
-    except BrokenPipeError:  # the reader (head, grep -q) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at the end goes there
-        return int(ExitCode.DONE)
-    except OSError as error:  # what no adapter foresaw, such as a full disk behind standard output
-        print(f"virtksm: {printable(str(error))}", file=sys.stderr)
-        return int(ExitCode.FAILED)
-    except KeyboardInterrupt:
-        return 130
-    return code

@@ -20,7 +20,7 @@ from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
 
 FORMAT = "virtksm-trace"
 SCHEMA = 1
-REMEDY = "name a file that `virtksm record` has written; remove that line if it was damaged since"
+REMEDY = "name a file that `virtksm trace record` has written; remove that line if it was damaged since"
 
 MOST = 2.0**65
 """Bounds numbers: beyond it (or not finite) they come from no counter and no clock."""

@@ -1,6 +1,6 @@
-"""`virtksm plot`: a picture of what was saved, what it cost, the settings and the guests, over time.
+"""`virtksm trace plot`: a picture of what was saved, what it cost, the settings and the guests, over time.
 
-Of the agent's memories, or of a trace of `virtksm record`. matplotlib is wanted here alone, and is no dependency.
+Of the agent's memories, or of a trace of `virtksm trace record`. matplotlib is wanted here alone, and is no dependency.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = 1
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("trace", metavar="FILE", nargs="?", help="draw this trace of `virtksm record`")
+    source.add_argument("trace", metavar="FILE", nargs="?", help="draw this trace of `virtksm trace record`")
     source.add_argument(
         "--last",
         metavar="TIME",

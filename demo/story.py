@@ -14,11 +14,11 @@ from pathlib import Path
 
 import libvirt
 
+from demo.guests import PayloadGuest, start_guest
+from demo.view import LiveView
 from virtksm.agent.agent import Agent
 from virtksm.agent.main import serve
 from virtksm.config.schema import AdaptiveParams, Config
-from virtksm.demo.guests import PayloadGuest, start_guest
-from virtksm.demo.view import LiveView
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.paths import RuntimePaths

@@ -1,4 +1,4 @@
-"""`virtksm replay`: what another policy, or another configuration, would have decided on a recorded host."""
+"""`virtksm trace replay`: what another policy, or another configuration, would have decided on a recorded host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROW = "{:>9}  {:<18} {:<30} {:<30} {}"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("file", metavar="FILE", help="what `virtksm record` has written")
+    parser.add_argument("file", metavar="FILE", help="what `virtksm trace record` has written")
     parser.add_argument("--policy", choices=all_keys()["policy"].choices, help="default: the recorded one")
     parser.add_argument(
         "--set",

@@ -1,4 +1,4 @@
-"""`virtksm record`: writes what the agent's policy is given, pass after pass, to a file for `virtksm replay`.
+"""`virtksm trace record`: writes what the agent's policy is given, pass after pass, to a file for `replay`.
 
 Asks the agent once a second for what has been since, and writes the lines as they come, once they are known to be a
 trace's. An agent that has ended is waited for. What was missed is said in the file and at the end.

@@ -1,4 +1,4 @@
-"""`virtksm demo`: shows the agent at work on a few throwaway guests, and says in the end what it saved.
+"""`python -m demo`: shows the agent at work on a few throwaway guests, and says in the end what it saved.
 
 Writes no KSM setting but through the agent, and keeps what that keeps in the throwaway folder; `script/demo` switches
 KSM on around it and gives everything back. It needs a checkout, where the guests' kernel is built.
@@ -7,18 +7,34 @@ KSM on around it and gives everything back. It needs a checkout, where the guest
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from demo.embedded import embedded_libvirt
+from demo.view import LiveView
+from virtksm.cli.main import exit_code_of, run_program
 from virtksm.cli.timespan import timespan
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import VirtksmError
+from virtksm.log_setup import configure
 from virtksm.paths import RuntimePaths
+from virtksm.store.files import try_lock
+from virtksm.store.switch import SwitchFile
 
-PAYLOAD = Path(__file__).resolve().parents[2] / "build" / "payload.elf"
+PROGRAM = "script/demo"
+DESCRIPTION = "Show the agent at work on a few throwaway guests, and say in the end what it saved."
+PAYLOAD = Path(__file__).resolve().parents[1] / "build" / "payload.elf"
 KSM_RUN = Path("/sys/kernel/mm/ksm/run")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
+def main(arguments: Sequence[str] | None = None, *, host: RuntimePaths | None = None, ksm_run: Path = KSM_RUN) -> int:
+    """Run the demonstration; exit code 0 only if events were heard, settings applied and pages merged.
+
+    `host` are the folders of an agent of this host, beside which there is no demonstration.
+    """
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--connect", "-c", metavar="URI", help="run the guests here (default: a throwaway libvirt)")
     parser.add_argument("--guests", type=int, default=4, metavar="N", help="how many, 2..64 (default: %(default)s)")
     parser.add_argument(
@@ -30,43 +46,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--payload", type=Path, default=PAYLOAD, metavar="FILE", help="the guests' kernel")
     parser.add_argument("--folder", type=Path, default=Path("/tmp"), metavar="DIR", help="for throwaway files")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the demonstration; exit code 0 only if events were heard, settings applied and pages merged."""
+    options = parser.parse_args(arguments)
     if not 2 <= options.guests <= 64:
-        raise _usage("--guests takes 2..64")
+        parser.error("--guests takes 2..64")
     if not options.payload.is_file():
-        raise _usage(
-            f"{options.payload} is missing: the demonstration runs from a checkout, by script/demo, which builds it"
-        )
-    if options.connect is None and (not KSM_RUN.exists() or KSM_RUN.read_text(encoding="ascii").strip() != "1"):
+        parser.error(f"{options.payload} is missing: script/demo builds it")
+    return exit_code_of(lambda: _run(options, host or RuntimePaths(), ksm_run), PROGRAM)
+
+
+def _run(options: argparse.Namespace, host: RuntimePaths, ksm_run: Path) -> int:
+    if options.connect is None and (not ksm_run.exists() or ksm_run.read_text(encoding="ascii").strip() != "1"):
         raise VirtksmError("KSM is off or missing here", remedy="script/demo switches it on and off again around this")
-
-    from virtksm.demo.embedded import embedded_libvirt
-    from virtksm.store.switch import SwitchFile
-
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    if SwitchFile(paths.host_switch("local")).read() is not None:
+    if SwitchFile(host.host_switch("local")).read() is not None:
         raise VirtksmError("virtksm is switched off on this host", remedy="a demonstration merges: `virtksm on` first")
-    if _is_held(paths.agent_lock):
+    if _is_held(host.agent_lock):
         raise VirtksmError(
             "an agent already tunes this host's KSM", remedy="stop it meanwhile: systemctl stop virtksm.service"
         )
-
-    with embedded_libvirt(options.folder) as root:  # before anything imports libvirt
+    with embedded_libvirt(options.folder) as root:
         return _tell(options, root.path, options.connect or root.uri)
 
 
 def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
-    import os
-    import shutil
-    import sys
-
-    from virtksm.demo.story import Story
-    from virtksm.demo.view import LiveView
-    from virtksm.log_setup import configure
+    from demo.story import Story  # imports libvirt, which reads its environment then: embedded_libvirt has set it
 
     folder.chmod(0o755)  # guests may run as another user
     kernel = folder / "payload.elf"
@@ -86,10 +88,6 @@ def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
 
 def _is_held(lock: str) -> bool:
     """Tell whether somebody holds this lock; makes no file."""
-    import os
-
-    from virtksm.store.files import try_lock
-
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -100,7 +98,5 @@ def _is_held(lock: str) -> bool:
         os.close(descriptor)
 
 
-def _usage(message: str) -> VirtksmError:
-    error = VirtksmError(message)
-    error.exit_code = ExitCode.USAGE
-    return error
+if __name__ == "__main__":
+    run_program(main)
