@@ -126,7 +126,7 @@ class CockpitHost:
         self.close()
 
     def _lay_out(self) -> None:
-        """Make the folders, the command, and the page as docs/cockpit.md installs it."""
+        """Make the folders, the command, and the page as docs/guide.md installs it."""
         for name in (*_COVERED, "tree", "venv", "bin", "share"):
             (self._folder / name).mkdir()
         # By another path than the tree's own, which may lie where nobody else may read.
