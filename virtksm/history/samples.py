@@ -18,7 +18,6 @@ from operator import attrgetter
 from typing import Protocol
 
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
-from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.text import MOST_TIME_S
 
@@ -124,14 +123,13 @@ event_row = attrgetter(*EVENT_FIELDS)
 
 def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sample:
     """Return the host as a pass left it, at Unix time `at_s`, with the settings `after` it."""
-    merged = Merged.of(snapshot.ksm)
     return Sample(
         at_s=at_s,
         guests=len(snapshot.guests),
         committed_kib=snapshot.committed_kib,
         total_kib=snapshot.host.total_kib,
         available_kib=snapshot.host.available_kib,
-        saved_kib=None if merged is None else merged.saved_kib,
+        saved_kib=snapshot.ksm.saved_kib,
         ksmd_cpu_seconds=snapshot.ksm.ksmd_cpu_seconds,
         run=snapshot.ksm.run,
         pages_to_scan=after.pages_to_scan,
