@@ -55,6 +55,9 @@ def without(line: Header | Pass, *path: str) -> str:
     return json.dumps(kept)
 
 
+SNAPSHOT = json.loads(dump_line(PASS))["snapshot"]
+
+
 @pytest.mark.parametrize(
     ("second", "problem"),
     [
@@ -73,6 +76,7 @@ def without(line: Header | Pass, *path: str) -> str:
         (without(PASS, "at_s"), "at_s is missing"),
         (changed(PASS, at_s=1e15), "at_s is 1000000000000000.0, not a time"),
         (changed(PASS, at_s=-1), "at_s is -1, not a time"),
+        (changed(PASS, snapshot={**SNAPSHOT, "ksm": {**SNAPSHOT["ksm"], "page_kib": 0}}), "page_kib is 0, not a page"),
         (changed(PASS, decision=json.loads(dump_line(PASS))["decision"] | {"numbers": {"a": 2**70}}), "a is 1180591"),
         (without(PASS, "snapshot", "host", "total_kib"), "total_kib is missing"),
         (without(PASS, "decision", "rule"), "decision.rule is None, not str"),

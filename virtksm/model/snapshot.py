@@ -118,6 +118,11 @@ class KsmState:
         return pages * self.page_kib
 
     @property
+    def huge_page_kib(self) -> int:
+        """A transparent huge page: as many pages as one page holds entries, of 8 bytes each, of a page table."""
+        return self.kib(self.page_kib * 1024 // 8)
+
+    @property
     def merging_pages(self) -> int | None:
         """The places that share a page, each page's first included; zero pages are none of them."""
         if self.pages_shared is None or self.pages_sharing is None:

@@ -154,6 +154,8 @@ def _pass(kept: Mapping[str, object]) -> Pass:
     )
     if not 0 <= line.at_s <= MOST_TIME_S:
         raise ValueError(f"at_s is {line.at_s!r:.40}, not a time")
+    if line.snapshot.ksm.page_kib < 1:
+        raise ValueError(f"page_kib is {line.snapshot.ksm.page_kib!r:.40}, not a page's size")
     return line
 
 
