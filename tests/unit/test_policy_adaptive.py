@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from virtksm.codec import MOST_MEMBERS, MOST_TEXT
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Occasion, Trigger
 from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
@@ -18,7 +19,7 @@ from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.debt import OTHERS
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
-from virtksm.policy.adaptive.past import MOST_CHARACTERS, MOST_KEPT, AdaptivePast, dump_past, load_past
+from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     BATCH_S,
     CAUTIOUS_PAGE_COST_S,
@@ -980,26 +981,26 @@ def test_a_damaged_past_is_a_value_error_or_a_past_that_can_be_decided_on(name: 
 @pytest.mark.parametrize("name", sorted(dump_past(AdaptivePast())))
 def test_an_older_version_s_past_which_lacks_something_is_a_value_error(name: str) -> None:
     kept = {key: value for key, value in dump_past(in_round()[1]).items() if key != name}
-    with pytest.raises(ValueError, match="not what the adaptive policy keeps"):
+    with pytest.raises(ValueError, match="AdaptivePast has other fields"):
         load_past(kept)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"guests_kib": dict.fromkeys(map(str, range(MOST_KEPT + 1)), 1)},
-        {"guests_kib": {"u" * (MOST_CHARACTERS + 1): 1}},
+        {"guests_kib": dict.fromkeys(map(str, range(MOST_MEMBERS + 1)), 1)},
+        {"guests_kib": {"u" * (MOST_TEXT + 1): 1}},
         {"guests_kib": {1: 1}},
-        {"young": [(1.0, 1)] * (MOST_KEPT + 1)},
-        {"rule": "r" * (MOST_CHARACTERS + 1)},
+        {"young": [(1.0, 1)] * (MOST_MEMBERS + 1)},
+        {"rule": "r" * (MOST_TEXT + 1)},
     ],
 )
 def test_a_past_beyond_any_size_is_a_value_error(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"damaged|no text"):
+    with pytest.raises(ValueError, match=r"guests_kib|young|rule"):
         load_past({**dump_past(AdaptivePast()), **change})
 
 
 @pytest.mark.parametrize("kept", [{}, {"npages": 1, "stepped_at_s": None}, {**dump_past(AdaptivePast()), "more": 1}])
 def test_another_policy_s_past_is_a_value_error(kept: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not what the adaptive policy keeps"):
+    with pytest.raises(ValueError, match="AdaptivePast has other fields"):
         load_past(kept)
