@@ -89,7 +89,7 @@ def test_what_is_kept_is_there_for_other_processes_the_oldest_first(kept: Kept) 
 def test_what_is_too_many_is_forgotten_the_first_that_came(kept: Kept) -> None:
     kept.history.keep([SAMPLE], [], [])
     many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MOST_SAMPLES + 5)]
-    events = [replace(EVENT, at_s=NOW_S + number, kind="other") for number in range(MOST_EVENTS + 5)]
+    events = [replace(EVENT, at_s=NOW_S + number, kind="poke") for number in range(MOST_EVENTS + 5)]
     decisions = [Told(at_s=NOW_S + number, record={}) for number in range(MOST_DECISIONS + 5)]
     kept.history.keep(many, events, decisions)
     assert kept.history.samples(0) == tuple(many[5:])
