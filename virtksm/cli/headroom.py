@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.guests.headroom import Host, find_headroom
 
     found, memory, config = look(options)
+    # A survey is of a kernel that counts; only zero pages may be uncounted.
     host = Host(
         available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
         reserve_kib=find_reserve_kib(config, memory.total_kib),
