@@ -119,7 +119,7 @@ class SettingsRefused(VirtksmError):
         self.cause = cause
 
 
-class Finding:
+class ConfigFault:
     """One fault in a configuration: where it is, what is wrong, what to do.
 
     No dataclass: a one-shot through the agent needs this module and not the 10 ms that importing dataclasses takes.
@@ -139,10 +139,10 @@ class Finding:
 
 
 class ConfigError(VirtksmError):
-    """The configuration is invalid; carries every finding at once."""
+    """The configuration is invalid; carries every fault at once."""
 
     exit_code = ExitCode.USAGE
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        super().__init__("\n".join(str(finding) for finding in findings))
-        self.findings = tuple(findings)
+    def __init__(self, faults: Sequence[ConfigFault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = tuple(faults)

@@ -91,11 +91,11 @@ def outcome(load_bytes: LoadBytes, content: bytes) -> Loaded | ConfigError:
 
 
 def check_outcome(load_bytes: LoadBytes, content: bytes) -> None:
-    """A Config within its ranges, or findings that can be shown to anybody."""
+    """A Config within its ranges, or faults that can be shown to anybody."""
     loaded = outcome(load_bytes, content)
     if isinstance(loaded, ConfigError):
-        assert loaded.findings
-        assert all(str(finding).isprintable() and finding.problem and finding.remedy for finding in loaded.findings)
+        assert loaded.faults
+        assert all(str(fault).isprintable() and fault.problem and fault.remedy for fault in loaded.faults)
         return
     assert list(find_inconsistencies(loaded.config)) == []
     shown = tomllib.loads(effective(loaded))

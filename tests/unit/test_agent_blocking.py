@@ -20,7 +20,7 @@ from tests.unit.test_agent_switch import Bench, FakeLink, guest
 from virtksm.agent.agent import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
-from virtksm.errors import ConfigError, ExitCode, Finding
+from virtksm.errors import ConfigError, ConfigFault, ExitCode
 from virtksm.host.libvirt_events import DomainEvent, EventLoop
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
@@ -106,7 +106,7 @@ def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
 
 
 def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> None:
-    fault = Finding(file="status.sock", key="status_group", problem="cannot be given the socket", remedy="x")
+    fault = ConfigFault(file="status.sock", key="status_group", problem="cannot be given the socket", remedy="x")
 
     def refuse(_fresh: FreshConfig) -> None:
         raise ConfigError([fault])

@@ -19,7 +19,7 @@ from virtksm.agent.connection import Link, Opened
 from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
-from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
+from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
@@ -219,7 +219,7 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
 
 
 def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_faults(bench: Bench) -> None:
-    fault = Finding(file="/etc/x.toml", key="policy", problem="is 3, not a text", remedy="use one of the choices")
+    fault = ConfigFault(file="/etc/x.toml", key="policy", problem="is 3, not a text", remedy="use one of the choices")
 
     def refuse() -> FreshConfig:
         raise ConfigError([fault])

@@ -1,4 +1,4 @@
-"""Layers, findings and written forms of the configuration, on real files under a temporary folder."""
+"""Layers, faults and written forms of the configuration, on real files under a temporary folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.load import MAX_BYTES, Loaded, load
 from virtksm.config.schema import Config, KsmtunedParams, all_keys, tables_of
 from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
-from virtksm.errors import ConfigError, Finding
+from virtksm.errors import ConfigError, ConfigFault
 
 PROJECT = Path(__file__).parents[2]
 HOSTILE_NAMES = [
@@ -42,10 +42,10 @@ class Layers:
     def load(self) -> Loaded:
         return load(None, vendor_dir=str(self.vendor), admin_dir=str(self.admin))
 
-    def findings(self) -> tuple[Finding, ...]:
+    def faults(self) -> tuple[ConfigFault, ...]:
         with pytest.raises(ConfigError) as raised:
             self.load()
-        return raised.value.findings
+        return raised.value.faults
 
 
 @pytest.fixture
@@ -53,19 +53,19 @@ def layers(tmp_path: Path) -> Layers:
     return Layers(tmp_path)
 
 
-def findings_of(path: str | Path) -> tuple[Finding, ...]:
+def faults_of(path: str | Path) -> tuple[ConfigFault, ...]:
     with pytest.raises(ConfigError) as raised:
         load(str(path))
-    return raised.value.findings
+    return raised.value.faults
 
 
-def finding_of(folder: Path, content: str | bytes) -> Finding:
+def fault_of(folder: Path, content: str | bytes) -> ConfigFault:
     path = folder / "one.toml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (finding,) = findings_of(path)
-    assert finding.file == str(path)
-    assert finding.remedy
-    return finding
+    (fault,) = faults_of(path)
+    assert fault.file == str(path)
+    assert fault.remedy
+    return fault
 
 
 # Places
@@ -83,8 +83,8 @@ def finding_of(folder: Path, content: str | bytes) -> Finding:
     ],
 )
 def test_metrics_need_a_place_that_can_be(tmp_path: Path, line: str, key: str, problem: str) -> None:
-    finding = finding_of(tmp_path, f"[metrics]\n{line}\n")
-    assert (finding.key, finding.problem) == (key, problem)
+    fault = fault_of(tmp_path, f"[metrics]\n{line}\n")
+    assert (fault.key, fault.problem) == (key, problem)
 
 
 # Layers
@@ -166,15 +166,15 @@ def test_a_dangling_link_is_reported_and_not_taken_for_absence(layers: Layers) -
     layers.admin.mkdir()
     (layers.admin / "virtksm.toml").symlink_to("nowhere")
     layers.write("vendor/virtksm.toml", "coalesce_ms = 1\n")
-    (finding,) = layers.findings()
-    assert finding.file == str(layers.admin / "virtksm.toml")
-    assert "No such file" in finding.problem
+    (fault,) = layers.faults()
+    assert fault.file == str(layers.admin / "virtksm.toml")
+    assert "No such file" in fault.problem
 
 
 def test_a_file_in_place_of_the_drop_in_folder_is_reported(layers: Layers) -> None:
     path = layers.write("admin/conf.d", "coalesce_ms = 1\n")
-    (finding,) = layers.findings()
-    assert (finding.file, finding.problem) == (path, "cannot be read: Not a directory")
+    (fault,) = layers.faults()
+    assert (fault.file, fault.problem) == (path, "cannot be read: Not a directory")
 
 
 def test_a_named_file_is_read_alone(layers: Layers) -> None:
@@ -193,7 +193,7 @@ def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
     broken = layers.write("admin/conf.d/10.toml", "keepalive_s = = 1\n")
     later = layers.write("vendor/conf.d/20.toml", "coalesce_ms = 'x'\n[ksmtuned]\nnpages_mx = true\n")
     binary = layers.write("vendor/conf.d/30.toml", b"\xff\xfe")
-    found = layers.findings()
+    found = layers.faults()
     assert [(one.file, one.key) for one in found] == [
         (main, "policy"),
         (main, "coalesce"),
@@ -229,8 +229,8 @@ def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, content: str, key: str, remedy: str) -> None:
-    finding = finding_of(tmp_path, content)
-    assert (finding.key, finding.problem, finding.remedy) == (key, "is not a known key", remedy)
+    fault = fault_of(tmp_path, content)
+    assert (fault.key, fault.problem, fault.remedy) == (key, "is not a known key", remedy)
 
 
 @pytest.mark.parametrize(
@@ -250,24 +250,24 @@ def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, content: str
     ],
 )
 def test_a_value_that_is_no_integer_is_refused(tmp_path: Path, value: str, described: str) -> None:
-    finding = finding_of(tmp_path, f"coalesce_ms = {value}")
-    assert finding.key == "coalesce_ms"
-    assert finding.problem == f"is {described}, not an integer"
-    assert finding.remedy == "use 0..60000 ms"
+    fault = fault_of(tmp_path, f"coalesce_ms = {value}")
+    assert fault.key == "coalesce_ms"
+    assert fault.problem == f"is {described}, not an integer"
+    assert fault.remedy == "use 0..60000 ms"
 
 
 @pytest.mark.parametrize(("value", "described"), [("1", "1"), ("true", "true"), ("['park']", "an array")])
 def test_a_value_that_is_no_string_is_refused(tmp_path: Path, value: str, described: str) -> None:
-    finding = finding_of(tmp_path, f"on_exit = {value}")
-    assert finding.problem == f"is {described}, not a string"
-    assert finding.remedy == 'use "restore" | "park" | "leave"'
+    fault = fault_of(tmp_path, f"on_exit = {value}")
+    assert fault.problem == f"is {described}, not a string"
+    assert fault.remedy == 'use "restore" | "park" | "leave"'
 
 
 @pytest.mark.parametrize(("value", "described"), [("3", "3"), ("[{npages_max = 1}]", "an array"), ("'x'", "'x'")])
 def test_a_value_in_place_of_a_table_is_refused(tmp_path: Path, value: str, described: str) -> None:
-    finding = finding_of(tmp_path, f"ksmtuned = {value}")
-    assert (finding.key, finding.problem) == ("ksmtuned", f"is {described}, not a table")
-    assert finding.remedy == "write it as [ksmtuned]"
+    fault = fault_of(tmp_path, f"ksmtuned = {value}")
+    assert (fault.key, fault.problem) == ("ksmtuned", f"is {described}, not a table")
+    assert fault.remedy == "write it as [ksmtuned]"
 
 
 @pytest.mark.parametrize("name", [name for name, one in all_keys().items() if one.minimum is not None])
@@ -283,11 +283,11 @@ def test_both_ends_of_each_range_are_allowed_and_nothing_beyond(tmp_path: Path, 
         (tmp_path / "good.toml").write_text(f"{partners.get(name, '')}\n{name} = {allowed}\n")
         assert value_of(load(str(tmp_path / "good.toml")).config, name) == allowed
     for beyond in (one.minimum - 1, one.maximum + 1, 2**63, -(2**63), 2**64, 10**500):
-        finding = finding_of(tmp_path, f"{name} = {beyond}")
-        assert finding.key == name
-        assert finding.problem.endswith(", out of range")
-        assert len(finding.problem) < 60
-        assert finding.remedy == f"use {one.range_text}"
+        fault = fault_of(tmp_path, f"{name} = {beyond}")
+        assert fault.key == name
+        assert fault.problem.endswith(", out of range")
+        assert len(fault.problem) < 60
+        assert fault.remedy == f"use {one.range_text}"
 
 
 @pytest.mark.parametrize("name", [name for name, one in all_keys().items() if one.choices])
@@ -296,10 +296,10 @@ def test_each_choice_is_allowed_and_nothing_else(tmp_path: Path, name: str) -> N
         (tmp_path / "good.toml").write_text(f"{name} = '{choice}'\n")
         assert value_of(load(str(tmp_path / "good.toml")).config, name) == choice
     for other in ("", "Restore", " auto", "x" * 10_000):
-        finding = finding_of(tmp_path, f"{name} = '{other}'")
-        assert finding.key == name
-        assert len(finding.problem) < 80
-        assert finding.remedy == f"use one of {all_keys()[name].range_text}"
+        fault = fault_of(tmp_path, f"{name} = '{other}'")
+        assert fault.key == name
+        assert len(fault.problem) < 80
+        assert fault.remedy == f"use one of {all_keys()[name].range_text}"
 
 
 def test_a_status_group_must_be_one_of_this_machines(tmp_path: Path) -> None:
@@ -307,27 +307,27 @@ def test_a_status_group_must_be_one_of_this_machines(tmp_path: Path) -> None:
         (tmp_path / "good.toml").write_text(f"status_group = '{group}'\n")
         assert load(str(tmp_path / "good.toml")).config.status_group == group
     for other in ("no-such-group", "a b", " root", "-", "a\\u0000b", "x" * 10_000):
-        finding = finding_of(tmp_path, f'status_group = "{other}"')
-        assert finding.key == "status_group"
-        assert finding.problem.endswith("and this machine has no such group")
-        assert len(finding.problem) < 120
-        assert finding.remedy == "create it (groupadd), or name one that exists"
+        fault = fault_of(tmp_path, f'status_group = "{other}"')
+        assert fault.key == "status_group"
+        assert fault.problem.endswith("and this machine has no such group")
+        assert len(fault.problem) < 120
+        assert fault.remedy == "create it (groupadd), or name one that exists"
 
 
 def test_values_that_do_not_fit_together_name_both_files(layers: Layers) -> None:
     least = layers.write("vendor/virtksm.toml", "[ksmtuned]\nnpages_min = 500\n")
     layers.load()
     most = layers.write("admin/conf.d/90.toml", "ksmtuned.npages_max = 400\n")
-    (finding,) = layers.findings()
-    assert finding.file == f"{least}, {most}"
-    assert finding.key == "ksmtuned.npages_min"
-    assert finding.problem == "500 is more than ksmtuned.npages_max, 400"
-    assert finding.remedy == "lower npages_min or raise npages_max"
+    (fault,) = layers.faults()
+    assert fault.file == f"{least}, {most}"
+    assert fault.key == "ksmtuned.npages_min"
+    assert fault.problem == "500 is more than ksmtuned.npages_max, 400"
+    assert fault.remedy == "lower npages_min or raise npages_max"
 
 
 def test_a_value_that_does_not_fit_a_default_names_its_own_file(tmp_path: Path) -> None:
-    assert finding_of(tmp_path, "[ksmtuned]\nnpages_min = 2000\n").problem.startswith("2000 is more than")
-    assert finding_of(tmp_path, "[ksmtuned]\nnpages_max = 63\n").problem.startswith("64 is more than")
+    assert fault_of(tmp_path, "[ksmtuned]\nnpages_min = 2000\n").problem.startswith("2000 is more than")
+    assert fault_of(tmp_path, "[ksmtuned]\nnpages_max = 63\n").problem.startswith("64 is more than")
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ def test_a_value_that_does_not_fit_a_default_names_its_own_file(tmp_path: Path) 
 def test_what_only_seems_inconsistent_beside_a_fault_is_not_reported(layers: Layers, other: str) -> None:
     layers.write("admin/virtksm.toml", "[ksmtuned]\nnpages_min = 2000\n")
     faulty = layers.write("admin/conf.d/90.toml", other)
-    assert [one.file for one in layers.findings()] == [faulty]
+    assert [one.file for one in layers.faults()] == [faulty]
 
 
 def test_a_syntax_error_has_its_line_and_column(tmp_path: Path) -> None:
-    finding = finding_of(tmp_path, "coalesce_ms = 1\nkeepalive_s = = 1\n")
-    assert re.fullmatch(r"is not TOML: .*\(at line 2, column 15\)", finding.problem)
+    fault = fault_of(tmp_path, "coalesce_ms = 1\nkeepalive_s = = 1\n")
+    assert re.fullmatch(r"is not TOML: .*\(at line 2, column 15\)", fault.problem)
 
 
 @pytest.mark.parametrize(
@@ -357,16 +357,16 @@ def test_a_syntax_error_has_its_line_and_column(tmp_path: Path) -> None:
         (b"a." * 300 + b"a = 1", "has a line with more than 200 dots"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_one_finding(tmp_path: Path, content: bytes, problem: str) -> None:
-    finding = finding_of(tmp_path, content)
-    assert finding.problem.startswith(problem)
-    assert finding.key == ""
+def test_a_file_that_is_no_configuration_is_one_fault(tmp_path: Path, content: bytes, problem: str) -> None:
+    fault = fault_of(tmp_path, content)
+    assert fault.problem.startswith(problem)
+    assert fault.key == ""
 
 
 def test_the_largest_file_of_unknown_keys_is_answered(tmp_path: Path) -> None:
     path = tmp_path / "many.toml"
     path.write_text("".join(f"k{number}=1\n" for number in range(6000)))
-    assert len(findings_of(path)) == 6000
+    assert len(faults_of(path)) == 6000
 
 
 @pytest.mark.parametrize(
@@ -374,9 +374,9 @@ def test_the_largest_file_of_unknown_keys_is_answered(tmp_path: Path) -> None:
 )
 def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "one").touch()
-    (finding,) = findings_of(tmp_path / name)
-    assert problem in finding.problem
-    assert finding.remedy == "see its path, owner and mode"
+    (fault,) = faults_of(tmp_path / name)
+    assert problem in fault.problem
+    assert fault.remedy == "see its path, owner and mode"
 
 
 @pytest.mark.parametrize(
@@ -391,9 +391,9 @@ def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, probl
     ],
 )
 def test_a_list_of_texts_takes_nothing_else(tmp_path: Path, value: str, problem: str) -> None:
-    finding = finding_of(tmp_path, f"private_guests = {value}\n")
-    assert (finding.key, finding.problem) == ("private_guests", problem)
-    assert finding.remedy == 'use ["TEXT", ...]'
+    fault = fault_of(tmp_path, f"private_guests = {value}\n")
+    assert (fault.key, fault.problem) == ("private_guests", problem)
+    assert fault.remedy == 'use ["TEXT", ...]'
 
 
 def test_a_list_of_texts_is_kept_in_its_order(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_hostile_keys_and_values_are_shown_escaped_and_short(tmp_path: Path, nam
     (tmp_path / "one.toml").write_text(
         f"{literal} = 1\npolicy = {literal}\ncoalesce_ms = {literal}\n[ksmtuned]\n{literal} = {literal}\n"
     )
-    found = findings_of(tmp_path / "one.toml")
+    found = faults_of(tmp_path / "one.toml")
     assert len(found) == 4
     for one in found:
         assert str(one).isprintable()
@@ -421,9 +421,9 @@ def test_hostile_keys_and_values_are_shown_escaped_and_short(tmp_path: Path, nam
 def test_hostile_file_names_are_shown_escaped(layers: Layers, name: str) -> None:
     for content in ("x = 1\n", "=\n", "\xff", "policy = 1\n", "[ksmtuned]\nnpages_min = 2000\n"):
         layers.write(f"admin/conf.d/{name}", content)
-        (finding,) = layers.findings()
-        assert str(finding).isprintable()
-        assert repr(name)[1:-1] in finding.file
+        (fault,) = layers.faults()
+        assert str(fault).isprintable()
+        assert repr(name)[1:-1] in fault.file
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)

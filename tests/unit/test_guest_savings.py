@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.guests.process import ProcessKsm
 from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
-from virtksm.model.merged import Merged
+from virtksm.model.snapshot import KsmState
 
 PAGE = 4096
 
 
-def host(shared: int, sharing: int, zero: int | None = 0) -> Merged:
-    return Merged(pages_shared=shared, pages_sharing=sharing, zero_pages=zero, page_kib=4)
+def host(shared: int, sharing: int, zero: int | None = 0) -> KsmState:
+    counters = {"pages_shared": shared, "pages_sharing": sharing, "ksm_zero_pages": zero}
+    return KsmState.counted(counters.get, 4)
 
 
 def process(merging: int, *, zero: int = 0, items: int = 0) -> ProcessKsm:
@@ -75,7 +78,8 @@ def test_what_guests_leave_is_others() -> None:
     ksm = process(200, zero=20, items=500)
     account = settle(ksm, None, merged)
     assert account is not None
-    left = find_left_over([(ksm, account)], merged, merged.saved_kib * 1024 - 800 * ITEM_BYTES)
+    left = find_left_over([(ksm, account)], merged, 350 * PAGE - 800 * ITEM_BYTES)
+    assert left is not None
     assert (left.merging_pages, left.zero_pages) == (200, 30)
     assert left.saved_bytes == (150 + 30) * PAGE
     assert left.cost_bytes == 300 * ITEM_BYTES
@@ -83,9 +87,14 @@ def test_what_guests_leave_is_others() -> None:
 
 def test_what_the_host_does_not_count_leaves_nothing_known() -> None:
     left = find_left_over([], host(100, 300, None), None)
+    assert left is not None
     assert (left.merging_pages, left.zero_pages, left.cost_bytes) == (400, None, None)
     assert left.saved_bytes == 300 * PAGE
     assert find_cost_bytes(host(1, 1), None) is None
+    unknown = replace(host(1, 1), pages_shared=None, pages_sharing=None)
+    assert settle(process(10), 4096, unknown) is None
+    assert find_left_over([], unknown, 0) is None
+    assert find_cost_bytes(unknown, 0) is None
 
 
 counts = st.integers(0, 10**7)
@@ -95,7 +104,7 @@ counts = st.integers(0, 10**7)
 def test_the_shares_of_all_add_up_to_the_kernels_counters(processes: list[tuple[int, int, int]], part: float) -> None:
     merging = sum(one[0] for one in processes)
     merged = host(merging - int(merging * part), int(merging * part), sum(one[1] for one in processes))
-    profit_bytes = merged.saved_kib * 1024 - sum(one[2] for one in processes) * ITEM_BYTES
+    profit_bytes = (merged.saved_kib or 0) * 1024 - sum(one[2] for one in processes) * ITEM_BYTES
     settled = []
     for merging_pages, zero, items in processes:
         ksm = process(merging_pages, zero=zero, items=items)
@@ -103,5 +112,6 @@ def test_the_shares_of_all_add_up_to_the_kernels_counters(processes: list[tuple[
         assert account is not None
         settled.append((ksm, account))
     left = find_left_over(settled, merged, profit_bytes)
+    assert left is not None
     assert (left.merging_pages, left.zero_pages, left.cost_bytes) == (0, 0, 0)
     assert 0 <= left.saved_bytes <= len(processes)

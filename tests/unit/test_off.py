@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -24,21 +24,25 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.connection import Link
 from virtksm.agent.log import Reporter
 from virtksm.cli.main import main
-from virtksm.cli.off import BY_HAND, name_unmerging, read_here
+from virtksm.cli.off import BY_HAND, find_doubts, name_unmerging, read_here
 from virtksm.cli.render import merged_lines
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import Notifier, has_unit
-from virtksm.model.merged import Merged
+from virtksm.model.decision import SwitchedOff
+from virtksm.model.snapshot import KsmState, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import locked
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile
 from virtksm.tuning.ports import Switch
 
-NOTHING = Merged(pages_shared=0, pages_sharing=0, zero_pages=0, page_kib=4)
-SOME = Merged(pages_shared=10, pages_sharing=90, zero_pages=None, page_kib=4)
+NOTHING = KsmState.counted({"pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0}.get, 4)
+SOME = KsmState.counted({"pages_shared": 10, "pages_sharing": 90}.get, 4)
+UNKNOWN = replace(NOTHING, pages_shared=None, pages_sharing=None)
+OFF = SwitchedOff(since="2026-01-02T03:04:05Z")
+PARKED_KSM = replace(NOTHING, settings=Settings(pages_to_scan=0, sleep_millisecs=10_000), run=1, advisor_mode="none")
 URI = "qemu:///system?socket=/nonexistent/socket"
 HANG_S = 30.0
 PASS = {
@@ -67,7 +71,42 @@ def test_what_is_missing_is_told_instead() -> None:
     assert "unmerge   not now" in lines
     assert BY_HAND not in lines
     assert merged_lines(NOTHING, 0, None) == ["merged    nothing"]
+    assert "unknown" in merged_lines(UNKNOWN, 0, None)[0], "not offered is not nothing"
     assert f"unmerge   as root on that host: {BY_HAND}" in merged_lines(SOME, 400, BY_HAND)
+
+
+def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = False) -> str:
+    return "\n".join(find_doubts(off, ksm, has_uncounted_zero_pages=uncounted))
+
+
+@pytest.mark.parametrize("run", [0, 1, 2])
+def test_off_parked_and_nothing_merged_is_certain(run: int) -> None:
+    assert doubts(replace(PARKED_KSM, run=run)) == ""
+
+
+def test_each_doubt_has_its_remedy() -> None:
+    assert "`virtksm off`" in doubts(PARKED_KSM, off=None)
+    assert "file: is damaged" in doubts(PARKED_KSM, off=SwitchedOff(damage="file: is damaged"))
+    assert "100 pages" in doubts(replace(PARKED_KSM, settings=Settings(pages_to_scan=100, sleep_millisecs=20)))
+    assert "advisor_mode" in doubts(replace(PARKED_KSM, advisor_mode="scan-time"))
+    merged = replace(PARKED_KSM, pages_shared=10, pages_sharing=90, ksm_zero_pages=5)
+    assert "90 pages share 10, 5 zero pages" in doubts(merged)
+    assert "use_zero_pages" in doubts(PARKED_KSM, uncounted=True)
+
+
+def test_a_single_zero_page_is_a_doubt() -> None:
+    assert "1 zero pages" in doubts(replace(PARKED_KSM, ksm_zero_pages=1))
+
+
+@pytest.mark.parametrize("run", [0, 2])
+def test_while_ksm_itself_is_off_its_settings_do_not_matter(run: int) -> None:
+    scanning = Settings(pages_to_scan=100, sleep_millisecs=20)
+    assert doubts(replace(PARKED_KSM, settings=scanning, run=run, advisor_mode="scan-time")) == ""
+
+
+@pytest.mark.parametrize("ksm", [NOTHING, replace(PARKED_KSM, pages_shared=None)])
+def test_what_is_not_known_is_no_proof(ksm: KsmState) -> None:
+    assert doubts(ksm) != ""
 
 
 def test_a_unit_counts_where_systemd_runs_and_has_it(tmp_path: Path) -> None:
@@ -86,9 +125,9 @@ def test_it_reads_this_machines_own_counters(tmp_path: Path) -> None:
     }  # fmt: skip
     for name, value in values.items():
         (tmp_path / name).write_text(f"{value}\n", encoding="ascii")
-    ksm, merged, available_kib = read_here(ProcFacts(lambda: 0.0, sys_ksm=str(tmp_path)))
+    ksm, available_kib = read_here(ProcFacts(lambda: 0.0, sys_ksm=str(tmp_path)))
     assert (ksm.run, ksm.advisor_mode, ksm.settings.pages_to_scan) == (1, "none", 0)
-    assert (merged.pages_shared, merged.pages_sharing, merged.zero_pages) == (3, 7, 2)
+    assert (ksm.pages_shared, ksm.pages_sharing, ksm.ksm_zero_pages) == (3, 7, 2)
     assert available_kib > 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from virtksm.codec import MOST_MEMBERS, MOST_TEXT
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Occasion, Trigger
 from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
@@ -18,7 +19,7 @@ from virtksm.policy.adaptive import YOUNG_WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.debt import OTHERS
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
-from virtksm.policy.adaptive.past import MOST_CHARACTERS, MOST_KEPT, AdaptivePast, dump_past, load_past
+from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     BATCH_S,
     CAUTIOUS_PAGE_COST_S,
@@ -36,6 +37,7 @@ TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
 RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 AUTO = AdaptivePolicy(params=AdaptiveParams())
+OF_ANY_PAGE_SIZE = pytest.mark.parametrize("page_kib", [4, 16, 64])
 
 
 def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | None) -> Snapshot:
@@ -43,7 +45,7 @@ def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | No
 
     After a full scan it knows of all pages, unless told otherwise.
     """
-    known = sum((guests or {}).values()) // 4 if ksm.get("full_scans") else 0
+    known = sum((guests or {}).values()) // int(ksm.get("page_kib") or 4) if ksm.get("full_scans") else 0
     state = {
         "pages_shared": 0, "pages_sharing": 0, "pages_unshared": known, "pages_volatile": 0, "full_scans": 0, "run": 1,
         "pages_scanned": 0, "pages_skipped": 0, "ksmd_cpu_seconds": 0.0, **ksm,
@@ -184,16 +186,17 @@ def test_3_what_stops_while_a_round_covers_it_owes_no_second_visit() -> None:
     assert past.half_kib == GIB
 
 
-def test_3_what_has_stopped_is_struck_off_ksmd_s_books_by_one_round() -> None:
+@OF_ANY_PAGE_SIZE
+def test_3_what_has_stopped_is_struck_off_ksmd_s_books_by_one_round(page_kib: int) -> None:
     """The kernel's counters tell of an ended guest until ksmd has come by."""
-    known = {"pages_unshared": 2 * GIB // 4, "full_scans": 5}
+    known = {"pages_unshared": 2 * GIB // page_kib, "full_scans": 5, "page_kib": page_kib}
     past = AdaptivePast(taken_s=0, engaged=True, guests_kib={"a/1": GIB, "b/1": GIB}, full_scans=5, probe_due_s=1e6)
     past = replace(past, round_cost_s_per_kib=1e-6)
     decision, past = decide_all(ALWAYS, snap(1, {"a": GIB}, **known), past=past)
     assert (decision.reason.rule, past.gone_kib, past.fresh_kib) == ("wait", GIB, 0)
     decision, past = decide_all(ALWAYS, snap(60, {"a": GIB}, **known), past=past)
     assert (decision.reason.rule, past.gone_kib) == ("round", 0)
-    struck_off = snap(62, {"a": GIB}, pages_unshared=GIB // 4, full_scans=6)
+    struck_off = snap(62, {"a": GIB}, pages_unshared=GIB // page_kib, full_scans=6, page_kib=page_kib)
     decision, past = decide_all(ALWAYS, struck_off, past=past)
     assert (decision.reason.rule, decision.target) == ("rest", PARKED)
 
@@ -211,12 +214,15 @@ def test_3_a_guest_that_cannot_be_read_for_once_has_not_stopped() -> None:
     assert (past.fresh_kib, past.young) == (GIB, ())
 
 
-def test_3_merges_that_were_broken_are_debt_but_not_those_of_a_guest_that_stopped() -> None:
+@OF_ANY_PAGE_SIZE
+def test_3_merges_that_were_broken_are_debt_but_not_those_of_a_guest_that_stopped(page_kib: int) -> None:
     guests = {"a": GIB, "b": GIB}
     covered = AdaptivePast(taken_s=0, guests_kib={"a/1": GIB, "b/1": GIB}, pages_sharing=1000, engaged=True)
-    _, past = decide_all(ALWAYS, snap(1, guests, pages_sharing=400), past=covered)
-    assert past.fresh_kib == 600 * 4
-    _, past = decide_all(ALWAYS, snap(1, {"a": GIB}, pages_sharing=400), past=covered)
+    _, past = decide_all(ALWAYS, snap(1, guests, pages_sharing=400, page_kib=page_kib), past=covered)
+    assert past.fresh_kib == 600 * page_kib
+    counted = snap(1, guests, pages_sharing=400, cow_ksm=107, page_kib=page_kib)
+    assert decide_all(ALWAYS, counted, past=replace(covered, cow_ksm=7))[1].fresh_kib == 100 * page_kib
+    _, past = decide_all(ALWAYS, snap(1, {"a": GIB}, pages_sharing=400, page_kib=page_kib), past=covered)
     assert past.fresh_kib == 0
 
 
@@ -331,7 +337,12 @@ def test_6_a_pair_s_first_round_teaches_nothing() -> None:
     assert half_paid(GIB, pair_left=0).yielded == AdaptivePast().yielded
 
 
-def half_paid(merged_kib: int, *, pair_left: int) -> AdaptivePast:
+@OF_ANY_PAGE_SIZE
+def test_7_what_a_round_merged_counts_in_memory(page_kib: int) -> None:
+    assert half_paid(GIB, pair_left=1, page_kib=page_kib).gained_kib == GIB
+
+
+def half_paid(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> AdaptivePast:
     """The past after a round that paid a GiB of half debt, and merged so much."""
     guests = {"a": GIB}
     before = AdaptivePast(
@@ -343,8 +354,9 @@ def half_paid(merged_kib: int, *, pair_left: int) -> AdaptivePast:
         pair_left=pair_left,
         probe_due_s=1e6,
     )
-    began = begin_round(snap(1, guests, full_scans=5), before)
-    return decide_all(ALWAYS, snap(2, guests, full_scans=6, pages_sharing=merged_kib // 4), past=began)[1]
+    began = begin_round(snap(1, guests, full_scans=5, page_kib=page_kib), before)
+    ended = snap(2, guests, full_scans=6, pages_sharing=merged_kib // page_kib, page_kib=page_kib)
+    return decide_all(ALWAYS, ended, past=began)[1]
 
 
 @pytest.mark.parametrize(("cpu_s", "reckoned_s"), [(4.0, 4.0), (1.0, 2.0 - 0.3)])
@@ -602,15 +614,17 @@ def test_9_a_round_that_does_not_get_on_is_given_up() -> None:
     assert past.fresh_kib == 2 * GIB, "the debt is owed still"
 
 
-def test_10_a_round_that_skipped_most_pages_pays_for_no_second_visit() -> None:
+@OF_ANY_PAGE_SIZE
+def test_10_a_round_that_skipped_most_pages_pays_for_no_second_visit(page_kib: int) -> None:
     guests = {"a": GIB, "b": GIB}
     _, past = in_round()
-    _, past = decide_all(ALWAYS, snap(20, guests, full_scans=2), snap(40, guests, full_scans=2), past=past)
-    alone = {"pages_unshared": 600_000}
-    narrow = snap(44, guests, full_scans=3, pages_skipped=60_000, **alone)
+    first = (snap(at_s, guests, full_scans=2, page_kib=page_kib) for at_s in (20, 40))
+    _, past = decide_all(ALWAYS, *first, past=past)
+    alone = {"pages_unshared": 2_400_000 // page_kib, "page_kib": page_kib}
+    narrow = snap(44, guests, full_scans=3, pages_skipped=240_000 // page_kib, **alone)
     _, tail = decide_all(ALWAYS, narrow, past=past)
     assert (tail.half_kib, tail.narrow_rounds) == (2 * GIB, 1)
-    wide = snap(44, guests, full_scans=3, pages_skipped=20_000, **alone)
+    wide = snap(44, guests, full_scans=3, pages_skipped=80_000 // page_kib, **alone)
     _, done = decide_all(ALWAYS, wide, past=past)
     assert (done.half_kib, done.narrow_rounds) == (0, 0)
 
@@ -967,26 +981,26 @@ def test_a_damaged_past_is_a_value_error_or_a_past_that_can_be_decided_on(name: 
 @pytest.mark.parametrize("name", sorted(dump_past(AdaptivePast())))
 def test_an_older_version_s_past_which_lacks_something_is_a_value_error(name: str) -> None:
     kept = {key: value for key, value in dump_past(in_round()[1]).items() if key != name}
-    with pytest.raises(ValueError, match="not what the adaptive policy keeps"):
+    with pytest.raises(ValueError, match="AdaptivePast has other fields"):
         load_past(kept)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"guests_kib": dict.fromkeys(map(str, range(MOST_KEPT + 1)), 1)},
-        {"guests_kib": {"u" * (MOST_CHARACTERS + 1): 1}},
+        {"guests_kib": dict.fromkeys(map(str, range(MOST_MEMBERS + 1)), 1)},
+        {"guests_kib": {"u" * (MOST_TEXT + 1): 1}},
         {"guests_kib": {1: 1}},
-        {"young": [(1.0, 1)] * (MOST_KEPT + 1)},
-        {"rule": "r" * (MOST_CHARACTERS + 1)},
+        {"young": [(1.0, 1)] * (MOST_MEMBERS + 1)},
+        {"rule": "r" * (MOST_TEXT + 1)},
     ],
 )
 def test_a_past_beyond_any_size_is_a_value_error(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"damaged|no text"):
+    with pytest.raises(ValueError, match=r"guests_kib|young|rule"):
         load_past({**dump_past(AdaptivePast()), **change})
 
 
 @pytest.mark.parametrize("kept", [{}, {"npages": 1, "stepped_at_s": None}, {**dump_past(AdaptivePast()), "more": 1}])
 def test_another_policy_s_past_is_a_value_error(kept: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not what the adaptive policy keeps"):
+    with pytest.raises(ValueError, match="AdaptivePast has other fields"):
         load_past(kept)

@@ -312,7 +312,7 @@ def test_a_whole_second_may_come_back_without_its_point(kept: dict[str, object])
     ],
 )
 def test_what_is_no_past_is_refused(kept: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"npages|stepped_at_s|keys"):
+    with pytest.raises(ValueError, match=r"npages|stepped_at_s|KsmtunedPast"):
         POLICY.load_past(kept)
 
 

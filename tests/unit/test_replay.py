@@ -255,7 +255,7 @@ def test_what_cannot_be_set_is_told_with_key_and_remedy(policy: str | None, text
 def test_every_fault_of_the_command_line_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         change_law(Config(), None, ["x", "adaptive.settle_s=x", "adaptive.engage=always"])
-    assert [finding.key for finding in caught.value.findings] == ["x", "adaptive.settle_s"]
+    assert [finding.key for finding in caught.value.faults] == ["x", "adaptive.settle_s"]
 
 
 # The command

@@ -248,7 +248,7 @@ def test_a_group_that_cannot_be_had_is_an_error_and_changes_nothing(paths: Runti
     async def test(readers: StatusSocket) -> None:
         with pytest.raises(ConfigError) as unknown:
             readers.follow("no-such-group", None)
-        (finding,) = unknown.value.findings
+        (finding,) = unknown.value.faults
         assert (finding.file, finding.key) == (paths.status_socket, "status_group")
         assert "no such group" in finding.problem
         assert "groupadd" in finding.remedy

@@ -76,7 +76,7 @@ def test_each_guest_has_its_memory_its_share_and_no_obstacle() -> None:
     assert one.can_merge
     assert found.left_over is not None
     assert (found.left_over.merging_pages, found.left_over.zero_pages, found.left_over.cost_bytes) == (0, 0, 0)
-    assert found.of_guests_bytes == found.merged.saved_kib * 1024
+    assert found.of_guests_bytes == (found.ksm.saved_kib or 0) * 1024
     assert (found.notes, found.others, found.source) == ((), (), Source.LOCAL)
 
 
@@ -159,7 +159,7 @@ def test_without_one_account_nothing_is_left_over() -> None:
     found = survey(kernel("one"), FakeFacts(counters={"ksm_zero_pages": None}))
     assert found.left_over is None
     assert any("zero pages" in note for note in found.notes)
-    assert found.merged.zero_pages is None
+    assert found.ksm.ksm_zero_pages is None
 
 
 def test_without_guests_all_is_left_over() -> None:
@@ -177,7 +177,7 @@ def test_of_another_machine_only_what_libvirt_tells_is_known() -> None:
     assert (one.guest.rss_kib, one.account, one.process) == (20_000, None, None)
     assert one.obstacles == (Obstacle.NOSHAREPAGES,)
     assert (found.source, found.left_over, found.ksm.run) == (Source.LIBVIRT, None, None)
-    assert found.merged.pages_sharing == 300
+    assert found.ksm.pages_sharing == 300
     assert "run this command there" in found.notes[0]
 
 

@@ -55,6 +55,9 @@ def without(line: Header | Pass, *path: str) -> str:
     return json.dumps(kept)
 
 
+SNAPSHOT = json.loads(dump_line(PASS))["snapshot"]
+
+
 @pytest.mark.parametrize(
     ("second", "problem"),
     [
@@ -63,22 +66,23 @@ def without(line: Header | Pass, *path: str) -> str:
         ('{"kind": "pass"', "no JSON: "),
         ("[" * 100_000, "nested too deeply"),
         ('{"kind": "gap", "missed": NaN}', "no JSON: NaN is no number"),
-        ('{"kind": "gap", "missed": true}', "missed is True, not int | None"),
+        ('{"kind": "gap", "missed": true}', "missed is True, not int"),
         ('{"kind": "else"}', "kind is 'else', not header, pass, gap or end"),
-        (changed(PASS, triggers="timer"), "triggers are no list"),
-        (changed(PASS, triggers=["whim"]), "triggers: 'whim' is none of connected, started"),
+        (changed(PASS, triggers="timer"), "triggers is 'timer', not a list"),
+        (changed(PASS, triggers=["whim"]), "triggers is 'whim', not one of connected, started"),
         (changed(PASS, seq=1e300), "seq is 1e+300, not int"),
-        (changed(PASS, snapshot=[]), "snapshot is no object"),
-        (changed(PASS, past=[]), "past is no object"),
+        (changed(PASS, snapshot=[]), "snapshot is [], not an object"),
+        (changed(PASS, past=[]), "past is [], not an object"),
         (without(PASS, "at_s"), "at_s is missing"),
         (changed(PASS, at_s=1e15), "at_s is 1000000000000000.0, not a time"),
         (changed(PASS, at_s=-1), "at_s is -1, not a time"),
+        (changed(PASS, snapshot={**SNAPSHOT, "ksm": {**SNAPSHOT["ksm"], "page_kib": 0}}), "page_kib is 0, not a page"),
         (changed(PASS, decision=json.loads(dump_line(PASS))["decision"] | {"numbers": {"a": 2**70}}), "a is 1180591"),
         (without(PASS, "snapshot", "host", "total_kib"), "total_kib is missing"),
-        (without(PASS, "decision", "rule"), "decision.rule is None, not str"),
+        (without(PASS, "decision", "rule"), "rule is None, not str"),
         (changed(HEADER, schema=2), "its schema is 2, and this virtksm reads 1: use one as new as the trace"),
         (changed(HEADER, format="else"), "not a virtksm-trace"),
-        (changed(HEADER, law=None), "law is no object"),
+        (changed(HEADER, law=None), "law is None, not an object"),
     ],
 )
 def test_what_is_wrong_is_told_with_file_line_and_remedy(second: str, problem: str) -> None:

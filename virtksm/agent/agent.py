@@ -32,7 +32,7 @@ from virtksm.agent.recall import recall_decisions, recall_history
 from virtksm.agent.status import Standing, look
 from virtksm.agent.trace_buffer import Inputs
 from virtksm.config.schema import Config
-from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable, VirtksmError
+from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import Seen, read_guests
 from virtksm.history.samples import History
@@ -78,7 +78,7 @@ class FreshConfig:
 def config_hangs(message: str) -> ConfigError:
     """Return the error for a configuration that cannot be read in time."""
     remedy = "its disk, or the name service (nsswitch.conf: SSSD, LDAP), does not answer: see its log"
-    return ConfigError([Finding(file="the configuration", key="", problem=message, remedy=remedy)])
+    return ConfigError([ConfigFault(file="the configuration", key="", problem=message, remedy=remedy)])
 
 
 @dataclass(slots=True)

@@ -200,13 +200,13 @@ class Reporter:
 
     def config_rejected(self, error: ConfigError) -> None:
         self.tally.config_is_read = False
-        for finding in error.findings:
+        for fault in error.faults:
             self._log.error(
                 "config_rejected",
-                file=finding.file,
-                key=finding.key,
-                problem=finding.problem,
-                remedy=f"{finding.remedy}; the old configuration stays in force",
+                file=fault.file,
+                key=fault.key,
+                problem=fault.problem,
+                remedy=f"{fault.remedy}; the old configuration stays in force",
             )
 
     def config_reloaded(self) -> None:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 
 from virtksm.agent.control_server import ControlServer, Handler, bind_socket, remove_socket
-from virtksm.errors import ConfigError, Finding
+from virtksm.errors import ConfigError, ConfigFault
 from virtksm.paths import RuntimePaths
 
 BACKLOG = 16
@@ -108,4 +108,4 @@ def bind_for_group(path: str, gid: int) -> socket.socket:
 
 
 def _fault(paths: RuntimePaths, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Finding(file=paths.status_socket, key="status_group", problem=problem, remedy=remedy)])
+    return ConfigError([ConfigFault(file=paths.status_socket, key="status_group", problem=problem, remedy=remedy)])

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from virtksm.errors import ConfigError, ExitCode, Finding
+from virtksm.errors import ConfigError, ConfigFault, ExitCode
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def run_import(options: argparse.Namespace) -> int:
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         remedy = "name a new file; an existing one is not overwritten"
-        raise ConfigError([Finding(file=shown(options.output), key="", problem=problem, remedy=remedy)]) from error
+        raise ConfigError([ConfigFault(file=shown(options.output), key="", problem=problem, remedy=remedy)]) from error
     return ExitCode.DONE
 
 
@@ -86,7 +86,7 @@ def _read_bounded(file: str) -> str:
             content = source.read(MAX_BYTES + 1)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
-        raise ConfigError([Finding(file=shown(file), key="", problem=problem, remedy=remedy)]) from error
+        raise ConfigError([ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)]) from error
     if len(content) > MAX_BYTES:
-        raise ConfigError([Finding(file=shown(file), key="", problem=problem, remedy=remedy)])
+        raise ConfigError([ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)])
     return content.decode("utf-8", errors="surrogateescape")

@@ -45,11 +45,11 @@ def config_or_defaults(path: str | None) -> tuple[Config, bool]:
     """
     from virtksm.config.load import load_or_defaults
 
-    config, findings = load_or_defaults(path)
-    if findings:
-        more = "" if len(findings) == 1 else f" (and {len(findings) - 1} more: virtksm config check)"
-        warn(f"the configuration has faults, the defaults hold in their place: {findings[0]}{more}")
-    return config, bool(findings)
+    config, faults = load_or_defaults(path)
+    if faults:
+        more = "" if len(faults) == 1 else f" (and {len(faults) - 1} more: virtksm config check)"
+        warn(f"the configuration has faults, the defaults hold in their place: {faults[0]}{more}")
+    return config, bool(faults)
 
 
 def warn(text: str) -> None:

@@ -61,20 +61,20 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
     """Return JSON values (docs/reference.md)."""
     from virtksm.guests.savings import find_cost_bytes
 
-    merged, left = found.merged, found.left_over
+    ksm, left = found.ksm, found.left_over
     return {
         "schema": SCHEMA,
         "uri": found.uri,
         "source": found.source.value,
         "guests": [_guest_dict(one) for one in guests],
         "host": {
-            "ksm_run": found.ksm.run,
-            "pages_shared": merged.pages_shared,
-            "pages_sharing": merged.pages_sharing,
-            "ksm_zero_pages": merged.zero_pages,
-            "page_bytes": merged.page_kib * 1024,
-            "saved_bytes": merged.saved_kib * 1024,
-            "cost_bytes": find_cost_bytes(merged, found.general_profit_bytes),
+            "ksm_run": ksm.run,
+            "pages_shared": ksm.pages_shared,
+            "pages_sharing": ksm.pages_sharing,
+            "ksm_zero_pages": ksm.ksm_zero_pages,
+            "page_bytes": ksm.page_kib * 1024,
+            "saved_bytes": _bytes(ksm.saved_kib),
+            "cost_bytes": find_cost_bytes(ksm, found.general_profit_bytes),
             "profit_bytes": found.general_profit_bytes,
         },
         "left_over": None
@@ -131,13 +131,13 @@ def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
         lines.append("  ".join([name + " " * (widths[0] - width(name)), *aligned, can_merge]))
     if not found.guests:
         lines = ["no guest runs"]
-    merged, left = found.merged, found.left_over
+    ksm, left = found.ksm, found.left_over
     profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
-    zero = "" if merged.zero_pages is None else f", ksm_zero_pages {merged.zero_pages}"
+    zero = "" if ksm.ksm_zero_pages is None else f", ksm_zero_pages {ksm.ksm_zero_pages}"
     lines += [
         "",
-        f"host      {format_kib(merged.saved_kib)} saved (pages_sharing {merged.pages_sharing}, pages_shared "
-        f"{merged.pages_shared}{zero}), profit {profit}",
+        f"host      {format_kib(ksm.saved_kib)} saved (pages_sharing {ksm.pages_sharing}, pages_shared "
+        f"{ksm.pages_shared}{zero}), profit {profit}",
     ]
     if left is not None:
         lines += [

@@ -30,12 +30,13 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.guests.headroom import Host, find_headroom
 
     found, memory, config = look(options)
+    # A survey is of a kernel that counts; only zero pages may be uncounted.
     host = Host(
         available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
         reserve_kib=find_reserve_kib(config, memory.total_kib),
-        saved_kib=found.merged.saved_kib if found.left_over is None else found.of_guests_bytes // 1024,
-        zero_kib=found.merged.zero_kib if found.left_over is None else 0,
-        unmerging_kib=found.merged.needed_kib,
+        saved_kib=(found.ksm.saved_kib or 0) if found.left_over is None else found.of_guests_bytes // 1024,
+        zero_kib=(found.ksm.zero_kib or 0) if found.left_over is None else 0,
+        unmerging_kib=found.ksm.unmerge_kib or 0,
         swap_free_kib=memory.swap_free_kib,
         is_merging=found.ksm.run in (None, 1),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.codec import build
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
 from virtksm.paths import RuntimePaths
@@ -50,10 +51,7 @@ def read_decisions(options: argparse.Namespace, uri: str | None, last: int) -> t
     answer = ask_serving(RuntimePaths(options.runtime_dir), uri, {"op": "decisions", "last": last})
     if answer is None:
         return _kept(options, uri).decisions(last)
-    told = find_answer(answer, "decisions")
-    if not isinstance(told, list):
-        raise VirtksmError("the agent's decisions are no list", remedy=OF_ONE_VERSION)
-    return tuple(_parse_told(one) for one in told)
+    return parse_decisions(find_answer(answer, "decisions"))
 
 
 def parse_memories(told: object) -> Memories:
@@ -71,11 +69,14 @@ def parse_memories(told: object) -> Memories:
     raise VirtksmError("the agent's history cannot be understood", remedy=OF_ONE_VERSION)
 
 
-def _parse_told(one: object) -> Told:
-    match one:
-        case {"at": int() | float() as at_s, "pass": dict() as record}:
-            return Told(at_s=at_s, record=record)
-    raise VirtksmError("a decision of the agent's cannot be understood", remedy=OF_ONE_VERSION)
+def parse_decisions(told: object) -> tuple[Told, ...]:
+    """Take the agent's answer to `decisions`; raises VirtksmError."""
+    try:
+        if isinstance(told, list) and all(isinstance(one, dict) for one in told):
+            return tuple(build(Told, {"at_s": one.get("at"), "record": one.get("pass")}) for one in told)
+    except ValueError as error:
+        raise VirtksmError(f"a decision of the agent's cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+    raise VirtksmError("the agent's decisions cannot be understood", remedy=OF_ONE_VERSION)
 
 
 def _kept(options: argparse.Namespace, uri: str | None) -> History:

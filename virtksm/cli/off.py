@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtksm.host.local_facts import ProcFacts
-    from virtksm.model.merged import Merged
+    from virtksm.model.decision import SwitchedOff
     from virtksm.model.snapshot import KsmState
 
 SCHEMA = 1
@@ -53,32 +53,27 @@ def _switch_off(options: argparse.Namespace) -> int:
 
 
 def _text(record: dict[str, Any], options: argparse.Namespace) -> str:
-    from virtksm.model.merged import Merged
+    from virtksm.model.snapshot import KsmState
 
     sensed = record["sensed"]
-    merged = Merged(
-        pages_shared=sensed["pages_shared"] or 0,
-        pages_sharing=sensed["pages_sharing"] or 0,
-        zero_pages=sensed["ksm_zero_pages"],
-        page_kib=sensed["page_kib"],
-    )
+    ksm = KsmState.counted(sensed.__getitem__, sensed["page_kib"])
     available_kib = sensed["free_kib"] if sensed["available_kib"] is None else sensed["available_kib"]
     is_local = record["source"] == "local"
-    unmerge = name_unmerging(merged, available_kib, is_local=is_local, force=options.force)
+    unmerge = name_unmerging(ksm, available_kib, is_local=is_local, force=options.force)
     if options.json:
         import json
 
-        told = {"merged": merged.as_dict(available_kib), "unmerge": unmerge, "pass": record}
+        told = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": record}
         return json.dumps({"schema": SCHEMA, "off": True, **told})
     from virtksm.cli.render import merged_lines, pass_lines
 
     lines = ["switched  off, for all that virtksm does here, until `virtksm on`", *pass_lines(record)]
     if not is_local:
         lines.append("note      an agent on that host has a switch of its own: run `virtksm off` there, too")
-    return "\n".join(lines + merged_lines(merged, available_kib, unmerge))
+    return "\n".join(lines + merged_lines(ksm, available_kib, unmerge))
 
 
-def name_unmerging(merged: Merged, available_kib: int, *, is_local: bool, force: bool) -> str | None:
+def name_unmerging(ksm: KsmState, available_kib: int, *, is_local: bool, force: bool) -> str | None:
     """Return the command that unmerges; None where nothing is merged, or where it must not be named.
 
     virtksm never writes to /sys, so an administrator runs it. The unit looks for itself whether memory suffices, which
@@ -86,8 +81,8 @@ def name_unmerging(merged: Merged, available_kib: int, *, is_local: bool, force:
     """
     from virtksm.host.systemd import has_unit
 
-    fits = merged.missing_kib(available_kib) == 0
-    if merged.is_nothing or not (fits or force):
+    fits = ksm.missing_kib(available_kib) == 0
+    if not ksm.unmerge_kib or not (fits or force):
         return None
     return BY_UNIT if fits and is_local and has_unit(UNIT) else BY_HAND
 
@@ -98,29 +93,28 @@ def _fits(options: argparse.Namespace) -> int:
     from virtksm.host.local_facts import ProcFacts
 
     require_this_machine(options)
-    _, merged, available_kib = read_here(ProcFacts(boottime_s))
+    ksm, available_kib = read_here(ProcFacts(boottime_s))
     if options.json:
         import json
 
-        print(json.dumps({"schema": SCHEMA, "merged": merged.as_dict(available_kib)}))
+        print(json.dumps({"schema": SCHEMA, "merged": merged_dict(ksm, available_kib)}))
     else:
-        print(fit_line(merged, available_kib))
-    return ExitCode.FAILED if merged.missing_kib(available_kib) else ExitCode.DONE
+        print(fit_line(ksm, available_kib))
+    return ExitCode.FAILED if ksm.missing_kib(available_kib) else ExitCode.DONE
 
 
 def _verify(options: argparse.Namespace) -> int:
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
-    from virtksm.model.merged import find_doubts
     from virtksm.paths import LOCAL, RuntimePaths
     from virtksm.store.switch import SwitchFile
 
     require_this_machine(options)
     off = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
     facts = ProcFacts(boottime_s)
-    ksm, merged, available_kib = read_here(facts)
-    has_uncounted = merged.zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
-    doubts = find_doubts(off, ksm, merged, has_uncounted_zero_pages=has_uncounted)
+    ksm, available_kib = read_here(facts)
+    has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
+    doubts = find_doubts(off, ksm, has_uncounted_zero_pages=has_uncounted)
     if options.json:
         import json
 
@@ -133,16 +127,51 @@ def _verify(options: argparse.Namespace) -> int:
             "ksm_run": ksm.run,
             "advisor_mode": ksm.advisor_mode,
             "settings": ksm.settings.as_dict(),
-            "merged": merged.as_dict(available_kib),
+            "merged": merged_dict(ksm, available_kib),
         }
         print(json.dumps(told))
     else:
         since = f" since {off.since}" if off is not None and off.since else ""
         print(f"switched  {'on' if off is None else 'off'}{since}")
         print(f"ksm       run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}")
-        print(f"merged    {merged.pages_shared} pages shared, {merged.pages_sharing} more sharing them")
+        print(f"merged    {ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them")
         print("\n".join([f"doubt     {doubt}" for doubt in doubts] or ["verified  KSM is off, and nothing is merged"]))
     return ExitCode.FAILED if doubts else ExitCode.DONE
+
+
+def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
+    """Return what is merged, and whether unmerging fits, as JSON values (docs/commands.md)."""
+    return {
+        "pages_shared": ksm.pages_shared,
+        "pages_sharing": ksm.pages_sharing,
+        "ksm_zero_pages": ksm.ksm_zero_pages,
+        "saved_kib": ksm.saved_kib,
+        "needed_kib": ksm.unmerge_kib,
+        "available_kib": available_kib,
+        "missing_kib": ksm.missing_kib(available_kib),
+    }
+
+
+def find_doubts(off: SwitchedOff | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
+    """Return what keeps KSM from being certainly off, each with its remedy; nothing if it is."""
+    from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
+
+    doubts = []
+    if off is None:
+        doubts.append("virtksm is not switched off: `virtksm off`")
+    elif off.warning:
+        doubts.append(off.warning)
+    if ksm.run in (None, 1):  # 0 and 2 keep ksmd from scanning, whatever the settings are
+        if ksm.settings.pages_to_scan != 0:
+            doubts.append(f"ksmd scans {ksm.settings.pages_to_scan} pages at a time: `virtksm off` parks it")
+        if ksm.advisor_is_on:
+            doubts.append("the kernel's advisor may set pages_to_scan: echo none > /sys/kernel/mm/ksm/advisor_mode")
+    if ksm.unmerge_kib != 0:
+        zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
+        doubts.append(f"{ksm.pages_sharing} pages share {ksm.pages_shared}{zero}: unmerge, as `virtksm off` tells how")
+    if has_uncounted_zero_pages:
+        doubts.append(f"{UNCOUNTED_ZERO_PAGES}: {COUNT_ZERO_PAGES}")
+    return doubts
 
 
 def require_this_machine(options: argparse.Namespace) -> None:
@@ -160,16 +189,14 @@ def require_this_machine(options: argparse.Namespace) -> None:
         )
 
 
-def read_here(facts: ProcFacts) -> tuple[KsmState, Merged, int]:
-    """Read this machine's KSM, what is merged, and the memory available in KiB; raises SensingFailed."""
-    from virtksm.model.merged import Merged
+def read_here(facts: ProcFacts) -> tuple[KsmState, int]:
+    """Read this machine's KSM, and the memory available in KiB; raises SensingFailed."""
     from virtksm.tuning.sense import sense_ksm
 
     ksm = sense_ksm(facts)
-    merged = Merged.of(ksm)
-    if merged is None:
+    if ksm.unmerge_kib is None:
         raise SensingFailed(
             "KSM's counters cannot be read", remedy="is the kernel built with CONFIG_KSM, and /sys/kernel/mm/ksm seen?"
         )
     host = facts.host_memory()
-    return ksm, merged, host.free_kib if host.available_kib is None else host.available_kib
+    return ksm, host.free_kib if host.available_kib is None else host.available_kib

@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 m
 if TYPE_CHECKING:
     from typing import Any
 
-    from virtksm.model.merged import Merged
+    from virtksm.model.snapshot import KsmState
 
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 
@@ -47,16 +47,18 @@ def restore_lines(record: Mapping[str, Any]) -> list[str]:
     return [printable(line) for line in lines + [f"warning   {one['message']}" for one in record["refused"]]]
 
 
-def merged_lines(merged: Merged, available_kib: int, unmerge: str | None) -> list[str]:
+def merged_lines(ksm: KsmState, available_kib: int, unmerge: str | None) -> list[str]:
     """Render what stays merged, and how to unmerge it, or why that is not told."""
-    if merged.is_nothing:
-        return ["merged    nothing"]
+    if not ksm.unmerge_kib:
+        return [
+            "merged    unknown, as KSM's counters are not offered" if ksm.unmerge_kib is None else "merged    nothing"
+        ]
     lines = [
-        f"merged    still: {format_kib(merged.saved_kib)} are saved (pages_sharing {merged.pages_sharing}, "
-        f"pages_shared {merged.pages_shared}, ksm_zero_pages {merged.zero_pages})"
+        f"merged    still: {format_kib(ksm.saved_kib)} are saved (pages_sharing {ksm.pages_sharing}, "
+        f"pages_shared {ksm.pages_shared}, ksm_zero_pages {ksm.ksm_zero_pages})"
     ]
-    if merged.missing_kib(available_kib):
-        lines.append(fit_line(merged, available_kib))
+    if ksm.missing_kib(available_kib):
+        lines.append(fit_line(ksm, available_kib))
     if unmerge is None:
         lines.append("unmerge   not now: free memory (stop guests, or move them away); --force names the command")
     else:
@@ -64,10 +66,10 @@ def merged_lines(merged: Merged, available_kib: int, unmerge: str | None) -> lis
     return lines
 
 
-def fit_line(merged: Merged, available_kib: int) -> str:
+def fit_line(ksm: KsmState, available_kib: int) -> str:
     """Render whether unmerging fits into memory."""
-    needed, available = format_kib(merged.needed_kib), format_kib(available_kib)
-    missing_kib = merged.missing_kib(available_kib)
+    needed, available = format_kib(ksm.unmerge_kib), format_kib(available_kib)
+    missing_kib = ksm.missing_kib(available_kib)
     end = f"{format_kib(missing_kib)} are missing" if missing_kib else "it fits"
     return f"memory    unmerging takes up to {needed}, {available} are available: {end}"
 

@@ -2,7 +2,7 @@
 
 Layers, later wins: the vendor's file and /etc's (the first hides the other, as a unit file of the same name does), then
 the drop-ins of both conf.d folders in the order of their names, where /etc's hides the vendor's of the same name.
-A faulty file changes nothing: the whole load fails with ConfigError and one finding for each fault.
+A faulty file changes nothing: the whole load fails with one ConfigError that has every fault.
 
 Validation is by hand from the table in `schema`: some forty lines. voluptuous would be about as many, and 33 ms
 more at every start of the one-shot. For the same reason files are read with `open` and `os`: pathlib is 6 ms, and
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
-from virtksm.errors import ConfigError, Finding
+from virtksm.errors import ConfigError, ConfigFault
 
 VENDOR_DIR = "/usr/lib/virtksm"
 ADMIN_DIR = "/etc/virtksm"
@@ -43,45 +43,45 @@ class Loaded:
 def load(
     path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR, asks_groups: bool = True
 ) -> Loaded:
-    """Load `path` alone, or all layers for None; raises ConfigError with every finding.
+    """Load `path` alone, or all layers for None; raises ConfigError with every fault.
 
     Who needs no group need not ask for any: a name service (LDAP) may hang.
     """
-    loaded, findings = _read(path, vendor_dir, admin_dir)
+    loaded, faults = _read(path, vendor_dir, admin_dir)
     if asks_groups:
-        findings += _find_unknown_group(loaded.config, loaded.origins)
-    if findings:
-        raise ConfigError(findings)
+        faults += _find_unknown_group(loaded.config, loaded.origins)
+    if faults:
+        raise ConfigError(faults)
     return loaded
 
 
 def load_or_defaults(
     path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
-) -> tuple[Config, list[Finding]]:
+) -> tuple[Config, list[ConfigFault]]:
     """Load as `load` without groups, for what must work with any configuration: what is faulty has its default."""
-    loaded, findings = _read(path, vendor_dir, admin_dir)
-    return loaded.config, findings
+    loaded, faults = _read(path, vendor_dir, admin_dir)
+    return loaded.config, faults
 
 
-def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, list[Finding]]:
-    files, findings = find_files(vendor_dir, admin_dir) if path is None else ([path], [])
+def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, list[ConfigFault]]:
+    files, faults = find_files(vendor_dir, admin_dir) if path is None else ([path], [])
     values: dict[str, Value] = {}
     origins = dict.fromkeys(all_keys(), DEFAULT)
     for file in files:
         good, bad = read_values(file)
-        findings += bad
+        faults += bad
         values.update(good)
         origins.update(dict.fromkeys(good, file))
     config = build(values)
-    findings += _find_inconsistent(config, origins, findings)
-    return Loaded(config=config, origins=origins, files=tuple(files)), findings
+    faults += _find_inconsistent(config, origins, faults)
+    return Loaded(config=config, origins=origins, files=tuple(files)), faults
 
 
-def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[Finding]]:
-    """Return the files to read, in order, and a finding for each folder that cannot be listed; none need exist."""
+def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[ConfigFault]]:
+    """Return the files to read, in order, and a fault for each folder that cannot be listed; none need exist."""
     mains = (f"{admin_dir}/{FILE_NAME}", f"{vendor_dir}/{FILE_NAME}")
     files = [file for file in mains if os.path.lexists(file)][:1]
-    findings: list[Finding] = []
+    faults: list[ConfigFault] = []
     drop_ins: dict[str, str] = {}
     for folder in (f"{vendor_dir}/{DROP_IN_DIR}", f"{admin_dir}/{DROP_IN_DIR}"):
         try:
@@ -89,10 +89,10 @@ def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[Finding
         except FileNotFoundError:
             continue
         except OSError as error:
-            findings.append(_unreadable(folder, error))
+            faults.append(_unreadable(folder, error))
             continue
         drop_ins.update({name: f"{folder}/{name}" for name in names if _is_drop_in(name)})
-    return [*files, *(drop_ins[name] for name in sorted(drop_ins, key=os.fsencode))], findings
+    return [*files, *(drop_ins[name] for name in sorted(drop_ins, key=os.fsencode))], faults
 
 
 def _is_drop_in(name: str) -> bool:
@@ -100,8 +100,8 @@ def _is_drop_in(name: str) -> bool:
     return name.endswith(".toml") and not name.startswith(".")
 
 
-def read_values(file: str) -> tuple[dict[str, Value], list[Finding]]:
-    """Return the valid values of one file by dotted key, and a finding for everything else in it."""
+def read_values(file: str) -> tuple[dict[str, Value], list[ConfigFault]]:
+    """Return the valid values of one file by dotted key, and a fault for everything else in it."""
     import tomllib
 
     try:
@@ -121,13 +121,13 @@ def read_values(file: str) -> tuple[dict[str, Value], list[Finding]]:
     except ValueError as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
         return {}, [_whole(file, f"is not TOML: {shown(str(error))}", "correct that place")]
     values: dict[str, Value] = {}
-    findings: list[Finding] = []
+    faults: list[ConfigFault] = []
     for name, value, problem, remedy in _walk(Config, "", document):
         if problem:
-            findings.append(Finding(file=shown(file), key=name, problem=problem, remedy=remedy))
+            faults.append(ConfigFault(file=shown(file), key=name, problem=problem, remedy=remedy))
         elif isinstance(value := _frozen(value), bool | int | str | tuple):
             values[name] = value
-    return values, findings
+    return values, faults
 
 
 def build(values: Mapping[str, Value]) -> Config:
@@ -240,9 +240,9 @@ def suggest(dotted: str) -> str:
     return f"did you mean {meant}{hint}?"
 
 
-def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[Finding]) -> list[Finding]:
+def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[ConfigFault]) -> list[ConfigFault]:
     """Return what does not fit together, but not what only seems so because a faulty value fell back to its default."""
-    faulty = {finding.key for finding in known}
+    faulty = {fault.key for fault in known}
     faulty |= {name for name in origins if name.partition(".")[0] in faulty}  # of a table that is none, all keys
     found = []
     for names, problem, remedy in find_inconsistencies(config):
@@ -250,22 +250,22 @@ def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[F
         unsure = faulty.intersection(names) or ("" in faulty and DEFAULT in files)
         if not unsure:
             where = ", ".join(shown(file) for file in files if file != DEFAULT)
-            found.append(Finding(file=where, key=names[0], problem=problem, remedy=remedy))
+            found.append(ConfigFault(file=where, key=names[0], problem=problem, remedy=remedy))
     return found
 
 
-def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[Finding]:
+def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[ConfigFault]:
     name = config.status_group
     if not name or group_id(name) is not None:
         return []
     problem = f"is {quoted(name)}, and this machine has no such group"
     remedy = "create it (groupadd), or name one that exists"
-    return [Finding(file=shown(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
+    return [ConfigFault(file=shown(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
 
 
-def _unreadable(file: str, error: OSError) -> Finding:
+def _unreadable(file: str, error: OSError) -> ConfigFault:
     return _whole(file, f"cannot be read: {error.strerror}", "see its path, owner and mode")
 
 
-def _whole(file: str, problem: str, remedy: str) -> Finding:
-    return Finding(file=shown(file), key="", problem=problem, remedy=remedy)
+def _whole(file: str, problem: str, remedy: str) -> ConfigFault:
+    return ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)

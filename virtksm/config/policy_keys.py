@@ -1,6 +1,6 @@
 """A policy with its configuration, apart from all other keys: taken out of a Config, kept in a trace, changed by hand.
 
-Values are checked by the same table as configuration files; every fault is a Finding, and all come at once.
+Values are checked by the same table as configuration files; every fault is a ConfigFault, and all come at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from virtksm.config.load import build, check_value, quoted, suggest
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies
-from virtksm.errors import ConfigError, Finding
+from virtksm.errors import ConfigError, ConfigFault
 
 SET = "--set"
 
@@ -22,30 +22,30 @@ def law_of(config: Config) -> dict[str, Value]:
 def read_law(policy: str, kept: Mapping[str, object], place: str) -> Config:
     """Return the Config of a policy and its keys as kept at `place`; what is missing has its default.
 
-    Raises ConfigError with every finding.
+    Raises ConfigError with every fault.
     """
     known = {"policy": all_keys()["policy"], **_law_keys()}
     values: dict[str, Value] = {}
-    findings = []
+    faults = []
     for name, value in {"policy": policy, **kept}.items():
         problem, remedy = "is not a known key", "read it with the version of virtksm that has written it"
         if name in known:
             problem, remedy = check_value(known[name], value)
         if problem:
-            findings.append(Finding(file=place, key=name, problem=problem, remedy=remedy))
+            faults.append(ConfigFault(file=place, key=name, problem=problem, remedy=remedy))
         else:
             assert isinstance(value, bool | int | str | tuple)
             values[name] = value
-    return _built(values, findings, place)
+    return _built(values, faults, place)
 
 
 def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Config:
     """Return the Config with another policy, if one is named, and with each `key=value` of `texts`.
 
-    Raises ConfigError with every finding.
+    Raises ConfigError with every fault.
     """
     values: dict[str, Value] = {**law_of(config), "policy": config.policy if policy is None else policy}
-    findings = []
+    faults = []
     for text in texts:
         name, equals, said = text.partition("=")
         name, said = name.strip(), said.strip()
@@ -53,9 +53,9 @@ def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Conf
         if not problem and name.partition(".")[0] != values["policy"]:
             problem, remedy = f"is no key of the policy {values['policy']}", "leave it out, or choose another --policy"
         if problem:
-            findings.append(Finding(file=SET, key=name, problem=problem, remedy=remedy))
+            faults.append(ConfigFault(file=SET, key=name, problem=problem, remedy=remedy))
         values[name] = value
-    return _built(values, findings, SET)
+    return _built(values, faults, SET)
 
 
 def _law_keys() -> dict[str, Key]:
@@ -77,12 +77,12 @@ def _parsed(name: str, text: str) -> tuple[Value, str, str]:
     return value, *check_value(known, value)
 
 
-def _built(values: Mapping[str, Value], findings: list[Finding], place: str) -> Config:
-    if findings:
-        raise ConfigError(findings)
+def _built(values: Mapping[str, Value], faults: list[ConfigFault], place: str) -> Config:
+    if faults:
+        raise ConfigError(faults)
     config = build(values)
     for names, problem, remedy in find_inconsistencies(config):
-        findings.append(Finding(file=place, key=names[0], problem=problem, remedy=remedy))
-    if findings:
-        raise ConfigError(findings)
+        faults.append(ConfigFault(file=place, key=names[0], problem=problem, remedy=remedy))
+    if faults:
+        raise ConfigError(faults)
     return config

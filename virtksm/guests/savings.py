@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from virtksm.guests.process import ProcessKsm
-from virtksm.model.merged import Merged
+from virtksm.model.snapshot import KsmState
 
 ITEM_BYTES = 64
 """struct ksm_rmap_item of a 64-bit kernel; tests/real/test_guests.py compares with ksm_process_profit."""
@@ -61,9 +61,9 @@ class LeftOver:
     cost_bytes: int | None
 
 
-def settle(process: ProcessKsm, rss_kib: int | None, host: Merged) -> Account | None:
+def settle(process: ProcessKsm, rss_kib: int | None, host: KsmState) -> Account | None:
     """Return a guest's account; None where the kernel does not count by process (before 5.19)."""
-    if process.merging_pages is None:
+    if process.merging_pages is None or host.pages_sharing is None:
         return None
     page_bytes = host.page_kib * 1024
     zero_bytes = (process.zero_pages or 0) * page_bytes
@@ -81,21 +81,25 @@ def settle(process: ProcessKsm, rss_kib: int | None, host: Merged) -> Account | 
     )
 
 
-def find_cost_bytes(host: Merged, general_profit_bytes: int | None) -> int | None:
+def find_cost_bytes(host: KsmState, general_profit_bytes: int | None) -> int | None:
     """Return what the host's books cost by general_profit; None where the kernel does not tell that."""
-    return None if general_profit_bytes is None else host.saved_kib * 1024 - general_profit_bytes
+    if general_profit_bytes is None or host.saved_kib is None:
+        return None
+    return host.saved_kib * 1024 - general_profit_bytes
 
 
 def find_left_over(
-    settled: Iterable[tuple[ProcessKsm, Account]], host: Merged, general_profit_bytes: int | None
-) -> LeftOver:
+    settled: Iterable[tuple[ProcessKsm, Account]], host: KsmState, general_profit_bytes: int | None
+) -> LeftOver | None:
     """Return what the guests that could be read leave to others; shares are rounded down to the byte."""
+    if host.merging_pages is None or host.saved_kib is None:
+        return None
     of_guests = list(settled)
     zero_pages = sum(process.zero_pages or 0 for process, _ in of_guests)
     cost_bytes = find_cost_bytes(host, general_profit_bytes)
     return LeftOver(
         merging_pages=host.merging_pages - sum(process.merging_pages or 0 for process, _ in of_guests),
-        zero_pages=None if host.zero_pages is None else host.zero_pages - zero_pages,
+        zero_pages=None if host.ksm_zero_pages is None else host.ksm_zero_pages - zero_pages,
         saved_bytes=host.saved_kib * 1024 - sum(account.saved_bytes for _, account in of_guests),
         cost_bytes=None
         if cost_bytes is None

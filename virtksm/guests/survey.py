@@ -15,7 +15,6 @@ from virtksm.guests.ports import Descriptions, GuestFacts
 from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
-from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Guest, KsmState, Source
 from virtksm.tuning.ports import Hypervisor
 from virtksm.tuning.sense import no_ksm
@@ -63,7 +62,6 @@ class Survey:
     uri: str
     source: Source
     ksm: KsmState
-    merged: Merged
     general_profit_bytes: int | None
     guests: tuple[SeenGuest, ...]
     left_over: LeftOver | None
@@ -97,11 +95,10 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
             page_kib=local.page_kib(),
         )
         profit_bytes = local.general_profit_bytes()
-    merged = Merged.of(ksm)
-    if merged is None:
+    if ksm.saved_kib is None:
         raise no_ksm(host.uri)
     guests = tuple(
-        look_at(guest, xml, process, merged, ksm.run)
+        look_at(guest, xml, process, ksm)
         for guest, (_, xml), process in zip(running, described, processes, strict=True)
     )
     settled = [
@@ -111,33 +108,32 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
     ]
     left_over = None
     if settled or not (guests or local is None):
-        left_over = find_left_over(settled, merged, profit_bytes)
+        left_over = find_left_over(settled, ksm, profit_bytes)
     others = () if local is None or left_over is None or left_over.merging_pages <= 0 else local.others(running)
     return Survey(
         uri=host.uri,
         source=Source.LIBVIRT if local is None else Source.LOCAL,
         ksm=ksm,
-        merged=merged,
         general_profit_bytes=profit_bytes,
         guests=guests,
         left_over=left_over,
         others=tuple(sorted(others, key=lambda one: -one.merging_pages)),
         notes=(
-            *find_notes(guests, merged, is_local=local is not None),
+            *find_notes(guests, ksm, is_local=local is not None),
             *(() if local is None else local.trouble),
             *(str(failure) for failure in failures),
         ),
     )
 
 
-def look_at(guest: Guest, xml: GuestXml, process: GuestProcess | None, merged: Merged, run: int | None) -> SeenGuest:
+def look_at(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
     """Put together what is known of one guest."""
     ksm = None if process is None else process.ksm
     return SeenGuest(
         guest=guest,
         xml=xml,
         process=process,
-        account=None if ksm is None else settle(ksm, guest.rss_kib, merged),
+        account=None if ksm is None else settle(ksm, guest.rss_kib, host),
         obstacles=None
         if xml is UNKNOWN
         else find_obstacles(
@@ -145,12 +141,12 @@ def look_at(guest: Guest, xml: GuestXml, process: GuestProcess | None, merged: M
             () if process is None else process.arguments,
             is_mergeable=None if ksm is None else ksm.is_mergeable,
             merges_any=None if ksm is None else ksm.merges_any,
-            ksm_run=run,
+            ksm_run=host.run,
         ),
     )
 
 
-def find_notes(guests: Iterable[SeenGuest], merged: Merged, *, is_local: bool) -> list[str]:
+def find_notes(guests: Iterable[SeenGuest], host: KsmState, *, is_local: bool) -> list[str]:
     """Return what could not be told and why, each with its remedy."""
     if not is_local:
         return [
@@ -183,7 +179,7 @@ def find_notes(guests: Iterable[SeenGuest], merged: Merged, *, is_local: bool) -
         notes.append("this kernel counts nothing by process: it takes Linux 5.19, and 6.6 for all of it")
     elif uncosted:
         notes.append("this kernel does not count bookkeeping by process: it takes Linux 6.1")
-    if merged.zero_pages is None:
+    if host.ksm_zero_pages is None:
         notes.append("this kernel does not count the zero pages that KSM merges: it takes Linux 6.6")
     return notes
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Protocol
 
+from virtksm.codec import build
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
-from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.text import MOST_TIME_S
 
@@ -39,8 +39,6 @@ MOST_DECISIONS = 1_000
 MOST_POINTS = 1_000
 """How many samples an answer has at most."""
 MOST_REAL = 1e18
-MOST_TEXT = 1_000
-"""Characters: a guest's name is a file's, too, of which Linux takes 255 bytes."""
 KINDS = frozenset(trigger.value for trigger in Trigger)
 
 
@@ -124,14 +122,13 @@ event_row = attrgetter(*EVENT_FIELDS)
 
 def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sample:
     """Return the host as a pass left it, at Unix time `at_s`, with the settings `after` it."""
-    merged = Merged.of(snapshot.ksm)
     return Sample(
         at_s=at_s,
         guests=len(snapshot.guests),
         committed_kib=snapshot.committed_kib,
         total_kib=snapshot.host.total_kib,
         available_kib=snapshot.host.available_kib,
-        saved_kib=None if merged is None else merged.saved_kib,
+        saved_kib=snapshot.ksm.saved_kib,
         ksmd_cpu_seconds=snapshot.ksm.ksmd_cpu_seconds,
         run=snapshot.ksm.run,
         pages_to_scan=after.pages_to_scan,
@@ -169,39 +166,21 @@ def as_rows(events: Sequence[GuestEvent]) -> list[dict[str, object]]:
 
 def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
     """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
-    return tuple(
-        Sample(
-            at_s=_time(row, "at_s"),
-            guests=_whole(row, "guests"),
-            committed_kib=_whole(row, "committed_kib"),
-            total_kib=_whole(row, "total_kib"),
-            available_kib=_optional_whole(row, "available_kib"),
-            saved_kib=_optional_whole(row, "saved_kib"),
-            ksmd_cpu_seconds=None if row.get("ksmd_cpu_seconds") is None else _real(row, "ksmd_cpu_seconds"),
-            run=_optional_whole(row, "run"),
-            pages_to_scan=_optional_whole(row, "pages_to_scan"),
-            sleep_millisecs=_optional_whole(row, "sleep_millisecs"),
-            rule=_text(row, "rule"),
-        )
-        for row in _named_rows(columns, rows)
-    )
+    samples = tuple(build(Sample, row) for row in _named_rows(columns, rows))
+    _check_times(samples)
+    return samples
 
 
 def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     """Take events from a table, whose further columns are left out; raises ValueError saying what is wrong."""
-    return tuple(
-        GuestEvent(
-            at_s=_time(row, "at_s"),
-            kind=_kind(row),
-            domain=_text(row, "domain"),
-            uuid=_text(row, "uuid"),
-            detail=_text(row, "detail"),
-        )
-        for row in _named_rows(columns, rows)
-    )
+    events = tuple(build(GuestEvent, row) for row in _named_rows(columns, rows))
+    _check_times(events)
+    if not all(event.kind in KINDS for event in events):  # few words, as a picture's legend has them all
+        raise ValueError("kind is no trigger")
+    return events
 
 
-def _named_rows(columns: object, rows: object) -> list[dict[object, object]]:
+def _named_rows(columns: object, rows: object) -> list[dict[str, object]]:
     if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
         raise ValueError("columns are missing")
     if not isinstance(rows, list | tuple):
@@ -211,41 +190,6 @@ def _named_rows(columns: object, rows: object) -> list[dict[object, object]]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _real(row: Mapping[object, object], name: str) -> float:
-    value = row.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST_REAL:
-        raise ValueError(f"{name} is no number")
-    return float(value)
-
-
-def _time(row: Mapping[object, object], name: str) -> float:
-    value = _real(row, name)
-    if not 0 <= value <= MOST_TIME_S:
-        raise ValueError(f"{name} is no time")
-    return value
-
-
-def _whole(row: Mapping[object, object], name: str) -> int:
-    value = row.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} is no whole number")
-    return value
-
-
-def _optional_whole(row: Mapping[object, object], name: str) -> int | None:
-    return None if row.get(name) is None else _whole(row, name)
-
-
-def _text(row: Mapping[object, object], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
-        raise ValueError(f"{name} is no text of at most {MOST_TEXT} characters")
-    return value
-
-
-def _kind(row: Mapping[object, object]) -> str:
-    """Take what has happened: one of few words, as a picture's legend has them all."""
-    kind = _text(row, "kind")
-    if kind not in KINDS:
-        raise ValueError("kind is no trigger")
-    return kind
+def _check_times(found: Sequence[Sample | GuestEvent]) -> None:
+    if not all(0 <= one.at_s <= MOST_TIME_S for one in found):
+        raise ValueError("at_s is no time")

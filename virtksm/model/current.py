@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from virtksm.model.merged import Merged
 from virtksm.model.report import PassRecord
 from virtksm.model.snapshot import HostMemory, KsmState, Snapshot
 
@@ -46,8 +45,7 @@ class Now:
 
     @property
     def saved_kib(self) -> int | None:
-        merged = Merged.of(self.ksm)
-        return None if merged is None else merged.saved_kib
+        return self.ksm.saved_kib
 
     @property
     def saved_percent(self) -> float | None:

@@ -12,13 +12,15 @@ from enum import Enum
 
 from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
 from virtksm.model.decision import EVALUATING_ONLY, Decision, Occasion, SwitchedOff, Trigger
-from virtksm.model.merged import Merged
 from virtksm.model.snapshot import Settings, Snapshot, Source
 
 SCHEMA = 1
 
 SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
 KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
+
+UNCOUNTED_ZERO_PAGES = "use_zero_pages is 1 on a kernel that does not count the zero pages it merges (before 6.6)"
+COUNT_ZERO_PAGES = "echo 0 > /sys/kernel/mm/ksm/use_zero_pages, and start the guests anew"
 
 HELD = "an earlier refusal still stands, so nothing was tried again; `virtksm retune` tries at once"
 FOREIGN = "another program sets KSM's parameters (ksmtuned, tuned, virsh): stop it, or stop virtksm"
@@ -96,9 +98,8 @@ class PassRecord:
 
     @property
     def saved_kib(self) -> int | None:
-        """The memory that merging saves, zero pages included; None where the counters are not offered."""
-        merged = Merged.of(self.snapshot.ksm)
-        return None if merged is None else merged.saved_kib
+        """The memory that merging saves."""
+        return self.snapshot.ksm.saved_kib
 
     @property
     def warnings(self) -> list[str]:

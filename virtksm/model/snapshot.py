@@ -7,7 +7,7 @@ connection does not offer is `None`, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -77,6 +77,9 @@ class KsmState:
     writes to merged pages since boot, each of which broke a merge (5.19), `thp_split_page` huge pages that were split
     since boot, as ksmd does to merge a part of one (4.5). The other counters learn of broken merges and ended guests
     only when ksmd comes by.
+
+    Unmerging (writing 2 to `run`) gives every place its own copy again: merged pages of both kinds at once, while
+    shared pages go only when the last of their places has its copy. So that many copies have to fit into memory.
     """
 
     settings: Settings
@@ -98,6 +101,54 @@ class KsmState:
     @property
     def advisor_is_on(self) -> bool:
         return self.advisor_mode not in (None, "none")
+
+    @classmethod
+    def counted(cls, count: Callable[[str], int | None], page_kib: int) -> KsmState:
+        """Take only what is merged, each counter by its name."""
+        return cls(
+            settings=Settings(pages_to_scan=None, sleep_millisecs=None),
+            pages_shared=count("pages_shared"),
+            pages_sharing=count("pages_sharing"),
+            ksm_zero_pages=count("ksm_zero_pages"),
+            page_kib=page_kib,
+        )
+
+    def kib(self, pages: int) -> int:
+        """Return how much memory so many pages are."""
+        return pages * self.page_kib
+
+    @property
+    def huge_page_kib(self) -> int:
+        """A transparent huge page: as many pages as one page holds entries, of 8 bytes each, of a page table."""
+        return self.kib(self.page_kib * 1024 // 8)
+
+    @property
+    def merging_pages(self) -> int | None:
+        """The places that share a page, each page's first included; zero pages are none of them."""
+        if self.pages_shared is None or self.pages_sharing is None:
+            return None
+        return self.pages_shared + self.pages_sharing
+
+    @property
+    def zero_kib(self) -> int | None:
+        """The merged zero pages, which are in nobody's resident memory."""
+        return None if self.ksm_zero_pages is None else self.kib(self.ksm_zero_pages)
+
+    @property
+    def saved_kib(self) -> int | None:
+        """The memory that merging saves, zero pages included where they are counted."""
+        if self.pages_shared is None or self.pages_sharing is None:
+            return None
+        return self.kib(self.pages_sharing) + (self.zero_kib or 0)
+
+    @property
+    def unmerge_kib(self) -> int | None:
+        """The memory that unmerging takes at its height; 0 where nothing is merged."""
+        return None if self.merging_pages is None else self.kib(self.merging_pages) + (self.zero_kib or 0)
+
+    def missing_kib(self, available_kib: int) -> int | None:
+        """Return how much memory lacks for unmerging; 0 if it fits."""
+        return None if self.unmerge_kib is None else max(self.unmerge_kib - available_kib, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

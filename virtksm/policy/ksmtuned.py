@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from virtksm.codec import build, dump
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import Decision, Number, Occasion, Reason, Turn
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARKED, Settings, Snapshot, Source
@@ -82,14 +83,15 @@ class KsmtunedPolicy:
 
     def load_past(self, kept: Mapping[str, object]) -> KsmtunedPast:
         """Rebuild the past from what `dump_past` gave; raise ValueError if it is not one."""
-        if kept.keys() != {"npages", "stepped_at_s"}:
-            raise ValueError(f"not a past of {NAME}: it has the keys {sorted(map(str, kept))}")
-        npages, stepped_at_s = parse_npages(kept["npages"]), parse_time_s(kept["stepped_at_s"])
-        return KsmtunedPast(npages=npages, stepped_at_s=stepped_at_s)
+        past = build(KsmtunedPast, kept, least=-LATEST_S, most=LATEST_S, is_exact=True)
+        if not 0 <= past.npages <= KERNEL_MAXIMUM:
+            raise ValueError(f"npages is {past.npages}, not a number of pages")
+        return past
 
     def dump_past(self, past: KsmtunedPast) -> dict[str, object]:
         """Return the past as plain JSON values."""
-        return {"npages": past.npages, "stepped_at_s": past.stepped_at_s}
+        values: dict[str, object] = dump(past)
+        return values
 
     def decide(self, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion) -> tuple[Decision, KsmtunedPast]:
         """Decide by the rules of this module's docstring, in their order. Pure; raises nothing."""
@@ -207,19 +209,3 @@ def seconds_until_step(now_s: float, stepped_at_s: float | None, interval_s: int
     if stepped_at_s is None:
         return float(interval_s)
     return min(max(stepped_at_s + interval_s - now_s, 0.0), float(interval_s))
-
-
-def parse_npages(value: object) -> int:
-    """Return a kept npages, 0..4294967295; raise ValueError for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= KERNEL_MAXIMUM:
-        return value
-    raise ValueError(f"npages is {value!r}, not a number of pages")
-
-
-def parse_time_s(value: object) -> float | None:
-    """Return a kept time in seconds, or None; raise ValueError for anything else."""
-    if value is None:
-        return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST_S:
-        return float(value)
-    raise ValueError(f"stepped_at_s is {value!r}, not a time in seconds")

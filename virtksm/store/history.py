@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
-from virtksm.codec import parse_object
+from virtksm.codec import build, parse_object
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     EVENT_FIELDS,
@@ -199,9 +199,9 @@ class HistoryFile:
 
 def parse_told(at_s: object, record: object) -> Told:
     """Take a decision as it was kept; raises ValueError."""
-    if not isinstance(at_s, int | float) or not isinstance(record, str):
-        raise ValueError("a decision is damaged")
-    return Told(at_s=float(at_s), record=parse_object(record, "a decision"))
+    if not isinstance(record, str):
+        raise ValueError("a decision is no text")
+    return build(Told, {"at_s": at_s, "record": parse_object(record, "a decision")})
 
 
 def _prepare(path: str) -> None:

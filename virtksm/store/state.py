@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 
+from virtksm.codec import build, dump
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
@@ -68,7 +68,7 @@ def dump_state(state: HostState) -> str:
     return json.dumps(
         {
             "schema": SCHEMA,
-            "parameters": {name: asdict(past) for name, past in state.ownership.items()},
+            "parameters": dump(state.ownership),
             "policy": {"name": state.policy_name, "past": state.policy_past},
         }
     )
@@ -98,23 +98,10 @@ def parse_state(text: str) -> HostState:
 
 
 def _parse_ownership(parameter: str, value: object) -> Ownership:
-    if parameter not in MAXIMA or not isinstance(value, dict):
-        raise ValueError(f"parameter {parameter!r} is damaged")
-    baseline, intended, applied = (
-        _parse_setting(parameter, value.get(key)) for key in ("baseline", "intended", "applied")
-    )
-    if baseline is None:
-        raise ValueError(f"parameter {parameter!r} has no baseline")
-    return Ownership(baseline=baseline, intended=intended, applied=applied)
-
-
-def _parse_setting(parameter: str, value: object) -> int | None:
-    """Take a value that may go to the kernel one day, or None; JSON's true is no number, but Python's is."""
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAXIMA[parameter]:
-        raise ValueError(f"parameter {parameter!r} is damaged")
-    return value
+    """Take values that may go to the kernel one day."""
+    if parameter not in MAXIMA:
+        raise ValueError(f"{parameter!r:.40} is no parameter")
+    return build(Ownership, value, least=0, most=MAXIMA[parameter])
 
 
 def _is_shallow(value: object, levels: int) -> bool:

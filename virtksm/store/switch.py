@@ -10,6 +10,7 @@ import json
 import os
 import time
 
+from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import SwitchedOff
 from virtksm.store.files import ensure_folder, find_remedy, replace_file, sync_folder
@@ -71,10 +72,10 @@ class SwitchFile:
 def parse_switch(content: bytes) -> str:
     """Return since when it is off; raises ValueError if that is not what `turn_off` wrote."""
     try:
-        kept = json.loads(content)
-    except (ValueError, RecursionError):
-        kept = None
-    since = kept.get("since") if isinstance(kept, dict) and kept.get("schema") == SCHEMA else None
+        kept = parse_object(content, "it")
+    except ValueError:
+        kept = {}
+    since = kept.get("since") if kept.get("schema") == SCHEMA else None
     if not isinstance(since, str) or not since.isprintable() or not 0 < len(since) <= MAX_SINCE:
         raise ValueError("is damaged")
     return since

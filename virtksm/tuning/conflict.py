@@ -35,7 +35,7 @@ class ConflictPast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class ConflictVerdict:
     """`news`: foreign values not yet reported. `yields_now`: this pass is the one that gave in."""
 
     may_write: bool
@@ -46,18 +46,20 @@ class Verdict:
 
 def judge(
     past: ConflictPast, foreign: tuple[Foreign, ...], occasion: Occasion, now_s: float, mode: Mode
-) -> tuple[Verdict, ConflictPast]:
+) -> tuple[ConflictVerdict, ConflictPast]:
     """Decide whether this pass may write."""
     news = tuple(value for value in foreign if value not in past.reported)  # rule 1
     if occasion.is_explicit:  # rule 2
-        return Verdict(may_write=True, news=news, resumes_now=past.has_yielded), ConflictPast(reported=foreign)
+        return ConflictVerdict(may_write=True, news=news, resumes_now=past.has_yielded), ConflictPast(reported=foreign)
     if not foreign:  # rule 3
-        return Verdict(may_write=True, resumes_now=past.has_yielded), replace(past, has_yielded=False, reported=())
+        return ConflictVerdict(may_write=True, resumes_now=past.has_yielded), replace(
+            past, has_yielded=False, reported=()
+        )
     if past.has_yielded:  # rule 4
-        return Verdict(may_write=False, news=news), replace(past, reported=foreign)
+        return ConflictVerdict(may_write=False, news=news), replace(past, reported=foreign)
     recent = tuple(at_s for at_s in past.reasserted_at_s if 0 <= now_s - at_s < REASSERT_WINDOW_S)
     if mode == "yield" or len(recent) >= REASSERT_LIMIT:  # rules 5 and 6
         yielded = ConflictPast(reasserted_at_s=recent, has_yielded=True, reported=foreign)
-        return Verdict(may_write=False, news=news, yields_now=True), yielded
+        return ConflictVerdict(may_write=False, news=news, yields_now=True), yielded
     reasserted = ConflictPast(reasserted_at_s=(*recent, now_s))  # the next foreign value will be a new change
-    return Verdict(may_write=True, news=news), reasserted
+    return ConflictVerdict(may_write=True, news=news), reasserted

@@ -19,7 +19,7 @@ from virtksm.model.snapshot import PARKED, KsmState, Settings, Snapshot
 from virtksm.policy.base import Past, Policy
 from virtksm.policy.off import decide_off
 from virtksm.tuning.actuate import Call, apply, plan, unoffered
-from virtksm.tuning.conflict import ConflictPast, Mode, Verdict, judge
+from virtksm.tuning.conflict import ConflictPast, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.refusals import Refused, still_refused
@@ -188,7 +188,7 @@ class Cycle(Generic[Past]):
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, occasion: Occasion
-    ) -> tuple[dict[str, Ownership], Verdict, ConflictPast]:
+    ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictPast]:
         managed = [name for name, _ in target.items()]
         owned, foreign = claim(
             state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.memory.tenure_began
@@ -240,7 +240,7 @@ class Cycle(Generic[Past]):
 def _outcome(
     *,
     dry_run: bool,
-    verdict: Verdict,
+    verdict: ConflictVerdict,
     wanted: tuple[Call, ...],
     calls: tuple[Call, ...],
     refusals: tuple[SettingsRefused, ...],

@@ -9,7 +9,6 @@ from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
 from virtksm.agent.status import Standing, worst_core_percent
 from virtksm.model.current import Now
-from virtksm.model.merged import Merged
 from virtksm.model.report import PassRecord
 from virtksm.policy.adaptive.past import load_past
 
@@ -87,14 +86,14 @@ def measure(moment: Moment) -> Measures:
 
 def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
     """Return KSM, the host's memory and its guests."""
-    ksm, host, merged = now.ksm, now.host, Merged.of(now.ksm)
+    ksm, host = now.ksm, now.host
     return {
         "virtksm_ksm_off_while_wanted": None if ksm.run is None or is_off is None else ksm.run != 1 and not is_off,
         "virtksm_saved_bytes": _bytes(now.saved_kib),
-        "virtksm_zero_pages_bytes": None if merged is None or merged.zero_pages is None else _bytes(merged.zero_kib),
+        "virtksm_zero_pages_bytes": _bytes(ksm.zero_kib),
         "virtksm_ksmd_cpu_seconds_total": ksm.ksmd_cpu_seconds,
-        "virtksm_broken_merges_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.cow_ksm * ksm.page_kib),
-        "virtksm_unmerging_bytes": None if merged is None else _bytes(merged.needed_kib),
+        "virtksm_broken_merges_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm)),
+        "virtksm_unmerging_bytes": _bytes(ksm.unmerge_kib),
         "virtksm_guests": now.guests,
         "virtksm_guests_unread": now.guests_unread,
         "virtksm_guests_resident_bytes": _bytes(now.committed_kib),

@@ -16,8 +16,7 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.guests.ports import GuestFacts
 from virtksm.guests.savings import Account, settle
-from virtksm.model.merged import Merged
-from virtksm.model.snapshot import Guest, Snapshot, Source
+from virtksm.model.snapshot import Guest, KsmState, Snapshot, Source
 
 LOOK_S = 5.0
 """A look may be so old; 150 guests take some 10 ms."""
@@ -71,25 +70,19 @@ class GuestLedger:
 def read_savings(facts: GuestFacts, running: tuple[Guest, ...]) -> GuestSavings | None:
     """Read what KSM saves on running guests; None on a kernel without KSM. Blocks."""
     processes = facts.processes(running)
-    pages_shared, pages_sharing = facts.ksm_counter("pages_shared"), facts.ksm_counter("pages_sharing")
-    if pages_shared is None or pages_sharing is None:
+    host = KsmState.counted(facts.ksm_counter, facts.page_kib())
+    if host.saved_kib is None:
         return None
-    merged = Merged(
-        pages_shared=pages_shared,
-        pages_sharing=pages_sharing,
-        zero_pages=facts.ksm_counter("ksm_zero_pages"),
-        page_kib=facts.page_kib(),
-    )
     settled: list[tuple[Guest, Account]] = []
     for guest, process in zip(running, processes, strict=True):
         ksm = None if process is None else process.ksm
-        account = None if ksm is None else settle(ksm, guest.rss_kib, merged)
+        account = None if ksm is None else settle(ksm, guest.rss_kib, host)
         if account is not None:
             settled.append((guest, account))
     return GuestSavings(
         saved=tuple((guest, account.saved_bytes) for guest, account in settled),
         unaccounted=len(running) - len(settled),
-        unattributed_bytes=merged.saved_kib * 1024 - sum(account.saved_bytes for _, account in settled),
+        unattributed_bytes=host.saved_kib * 1024 - sum(account.saved_bytes for _, account in settled),
     )
 
 

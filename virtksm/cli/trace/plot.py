@@ -106,7 +106,7 @@ def memories_of(lines: Iterable[Line | Torn]) -> Memories:
 
 def new_guests(at_s: float, kind: str, before: Mapping[str, Guest], after: Mapping[str, Guest]) -> list[GuestEvent]:
     """Return an event of this kind for each guest that is not in `before`."""
-    from virtksm.history.samples import MOST_TEXT, GuestEvent
+    from virtksm.history.samples import GuestEvent
 
     new = [guest for key, guest in after.items() if key not in before]
-    return [GuestEvent(at_s=at_s, kind=kind, domain=guest.name[:MOST_TEXT], uuid=guest.uuid) for guest in new]
+    return [GuestEvent(at_s=at_s, kind=kind, domain=guest.name, uuid=guest.uuid) for guest in new]

@@ -8,9 +8,8 @@ from virtksm.doctor.checks.writers import told
 from virtksm.doctor.facts import LOOK, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
-from virtksm.model.merged import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES, Merged
-from virtksm.model.report import SWITCH_ON
-from virtksm.model.snapshot import HostMemory
+from virtksm.model.report import COUNT_ZERO_PAGES, SWITCH_ON, UNCOUNTED_ZERO_PAGES
+from virtksm.model.snapshot import HostMemory, KsmState
 from virtksm.text import format_kib
 
 SWITCH_UNIT = "virtksm-ksm.service"
@@ -173,9 +172,9 @@ def check_headroom(facts: Facts) -> Outcome:
     here = _with_ksm(facts)
     available_kib = available_of(known(here.kernel.memory))
     merged = merged_of(here)
-    if merged.is_nothing:
+    if merged.unmerge_kib == 0:
         return passed(f"nothing is merged; {format_kib(available_kib)} are available")
-    detail = f"unmerging takes up to {format_kib(merged.needed_kib)}, {format_kib(available_kib)} are available"
+    detail = f"unmerging takes up to {format_kib(merged.unmerge_kib)}, {format_kib(available_kib)} are available"
     missing_kib = merged.missing_kib(available_kib)
     if not missing_kib:
         return passed(detail)
@@ -186,17 +185,12 @@ def check_headroom(facts: Facts) -> Outcome:
     return failed(f"{detail}: {format_kib(missing_kib - swap_kib)} are missing, swap included", remedy)
 
 
-def merged_of(here: Here) -> Merged:
+def merged_of(here: Here) -> KsmState:
     """Return what is merged; raises CannotTell."""
-    shared, sharing = here.kernel.number("pages_shared"), here.kernel.number("pages_sharing")
-    if shared is None or sharing is None:
+    merged = KsmState.counted(here.kernel.number, here.kernel.page_kib)
+    if merged.unmerge_kib is None:
         raise CannotTell("KSM's counters are missing", LOOK)
-    return Merged(
-        pages_shared=shared,
-        pages_sharing=sharing,
-        zero_pages=here.kernel.number("ksm_zero_pages"),
-        page_kib=here.kernel.page_kib,
-    )
+    return merged
 
 
 def available_of(memory: HostMemory) -> int:

@@ -29,7 +29,7 @@ def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[s
     try:
         loaded = load(path)
     except ConfigError as error:
-        return tuple(str(finding) for finding in error.findings), frozenset()
+        return tuple(str(fault) for fault in error.faults), frozenset()
     return loaded.config, frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Occasion, Reason
 from virtksm.model.snapshot import PARKED, Settings, Snapshot, Source
-from virtksm.policy.adaptive.debt import OTHERS, PAGE_KIB, account, known_kib, owed_kib, total_kib
+from virtksm.policy.adaptive.debt import OTHERS, account, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
@@ -245,4 +245,4 @@ def progress(snapshot: Snapshot, current: Round) -> str:
     now, began = read_meter(snapshot).pages_scanned, current.began.pages_scanned
     if now is None or began is None:
         return ""
-    return f", {format_kib(max(now - began, 0) * PAGE_KIB)} visited"
+    return f", {format_kib(snapshot.ksm.kib(max(now - began, 0)))} visited"

@@ -13,8 +13,6 @@ from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.past import MOST_SUM, AdaptivePast
 
-PAGE_KIB = 4
-"""KSM merges base pages; on hosts with larger ones the debt of broken merges is underestimated, nothing else."""
 OTHERS = "others"
 """What stands for the memory of others among the guests'. It counts as a sum: processes come and go, and what they do
 not change together is no debt."""
@@ -82,10 +80,10 @@ def _broken_kib(snapshot: Snapshot, past: AdaptivePast, *, has_stopped: bool) ->
     """
     cow_ksm, sharing = snapshot.ksm.cow_ksm, snapshot.ksm.pages_sharing
     if cow_ksm is not None:
-        return 0 if past.cow_ksm is None else max(cow_ksm - past.cow_ksm, 0) * PAGE_KIB
+        return 0 if past.cow_ksm is None else snapshot.ksm.kib(max(cow_ksm - past.cow_ksm, 0))
     if past.pages_sharing is None or sharing is None or past.round is not None or has_stopped:
         return 0
-    return max(past.pages_sharing - sharing, 0) * PAGE_KIB
+    return snapshot.ksm.kib(max(past.pages_sharing - sharing, 0))
 
 
 def total_kib(snapshot: Snapshot, past: AdaptivePast) -> int:
@@ -105,4 +103,4 @@ def known_kib(snapshot: Snapshot) -> int:
     """Return the memory that KSM has visited and not forgotten."""
     ksm = snapshot.ksm
     known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
-    return sum(pages or 0 for pages in known) * PAGE_KIB
+    return ksm.kib(sum(pages or 0 for pages in known))

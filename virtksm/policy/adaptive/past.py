@@ -7,16 +7,13 @@ Counters that the kernel or the connection does not offer are None.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+
+from virtksm.codec import build, dump
 
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
 
-MOST_KEPT = 100_000
-"""Bounds how many guests, and how many times of growth, are kept."""
-MOST_CHARACTERS = 1_000
-"""Bounds a text that is kept: the rule, and a guest's key."""
 MOST = 2.0**53
 """Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
 MOST_SUM = 2**52
@@ -118,64 +115,10 @@ class AdaptivePast:
 
 def dump_past(past: AdaptivePast) -> dict[str, object]:
     """Return a past as plain JSON values."""
-    return asdict(past)
+    values: dict[str, object] = dump(past)
+    return values
 
 
 def load_past(kept: Mapping[str, object]) -> AdaptivePast:
     """Rebuild a past from what `dump_past` gave; raises ValueError if it is not one, as another version's is not."""
-    values = _checked(AdaptivePast, kept)
-    if not isinstance(values["guests_kib"], Mapping) or len(values["guests_kib"]) > MOST_KEPT:
-        raise ValueError("guests_kib is damaged")  # bad data, not a bad call
-    guests_kib = {_text("guest", key): _plain("KiB", kib, "int") for key, kib in values["guests_kib"].items()}
-    appeared = {name: _appeared(values[name]) for name in ("young", "recent")}
-    return AdaptivePast(**{**values, **appeared, "guests_kib": guests_kib, "round": _round(values["round"])})
-
-
-def _round(kept: object) -> Round | None:
-    if kept is None:
-        return None
-    values = _checked(Round, kept)
-    fed = None if values["fed"] is None else Meter(**_checked(Meter, values["fed"]))
-    return Round(**{**values, "began": Meter(**_checked(Meter, values["began"])), "fed": fed})
-
-
-def _appeared(kept: object) -> tuple[tuple[float, int], ...]:
-    if not isinstance(kept, list | tuple) or len(kept) > MOST_KEPT:
-        raise ValueError("young or recent is damaged")
-    if not all(isinstance(one, list | tuple) and len(one) == 2 for one in kept):
-        raise ValueError("young or recent is damaged")
-    return tuple((_plain("when", at_s, "float"), _plain("how much", kib, "int")) for at_s, kib in kept)
-
-
-def _checked(made: type[Any], kept: object) -> dict[str, Any]:
-    """Return the fields of a dataclass as kept; bool, int and float are checked against its annotations."""
-    declared = {one.name: str(one.type) for one in fields(made)}
-    if not isinstance(kept, Mapping) or kept.keys() != declared.keys():
-        raise ValueError(f"not what the adaptive policy keeps: {made.__name__} has other keys")
-    values = dict(kept)
-    for name, value in kept.items():
-        kind = declared[name]
-        if value is None and kind.endswith("| None"):
-            continue
-        base = kind.removesuffix(" | None")
-        if base == "str":
-            _text(name, value)
-        if base in ("bool", "int", "float"):
-            values[name] = _plain(name, value, base)
-    return values
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
-        raise ValueError(f"{name} is no text")
-    return value
-
-
-def _plain(name: str, value: object, kind: str) -> Any:  # noqa: ANN401  # what kind says
-    is_flag = isinstance(value, bool)
-    if kind == "bool" and is_flag:
-        return value
-    wanted = int if kind == "int" else int | float
-    if kind == "bool" or is_flag or not isinstance(value, wanted) or not 0 <= value < MOST:
-        raise ValueError(f"{name} is {value!r}, not {kind}")
-    return value
+    return build(AdaptivePast, kept, least=0, most=MOST, is_exact=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.debt import NEGLIGIBLE, PAGE_KIB, known_kib, owed_kib, total_kib
+from virtksm.policy.adaptive.debt import NEGLIGIBLE, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S, MOST_SUM, AdaptivePast, Meter, Round
@@ -53,7 +53,6 @@ MOST_NARROW_ROUNDS = 13
 TRIED_ROUNDS = 3
 FOUND = 32
 """After so many narrow rounds there must be hidden twins, by the share of the debt that all but the first merged."""
-HUGE_PAGE_KIB = 2048
 UNSETTLED = 8
 MOST_RETRIES = 2
 """ksmd splits huge pages to merge parts of them, and leaves others in neither tree. If that is more than an eighth of
@@ -83,7 +82,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
 
 def round_cost_s(snapshot: Snapshot, past: AdaptivePast) -> float:
     """Return the ksmd-seconds that a round is reckoned to take: as the last ones, for the memory there is now."""
-    first = past.page_cost_s / PAGE_KIB
+    first = past.page_cost_s / snapshot.ksm.page_kib
     return total_kib(snapshot, past) * (first if past.round_cost_s_per_kib is None else past.round_cost_s_per_kib)
 
 
@@ -166,7 +165,9 @@ def feed(
     if scanned is None:
         look_s = BATCH_S + SLACK_S
     else:  # the round may end before the batch does
-        look_s = seconds_to_look(min(pages, max(total_kib(snapshot, past) // PAGE_KIB - scanned, 0)) * cost_s)
+        look_s = seconds_to_look(
+            min(pages, max(total_kib(snapshot, past) // snapshot.ksm.page_kib - scanned, 0)) * cost_s
+        )
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), look_s, replace(past, round=fed)
 
 
@@ -207,7 +208,7 @@ def has_ended(snapshot: Snapshot, current: Round) -> bool:
 
 def seconds_until_stalled(snapshot: Snapshot, past: AdaptivePast, current: Round) -> float:
     """Return how much longer ksmd may take, below 0 if it does not get on (rule 9): switched off unseen, or starved."""
-    reckoned_s = max(round_cost_s(snapshot, past), total_kib(snapshot, past) / PAGE_KIB * past.page_cost_s)
+    reckoned_s = max(round_cost_s(snapshot, past), total_kib(snapshot, past) / snapshot.ksm.page_kib * past.page_cost_s)
     return max(STALLED_S, 10 * reckoned_s) - (snapshot.taken_s - current.began.taken_s)
 
 
@@ -246,7 +247,7 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     began, now = ended.began, read_meter(snapshot)
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
-    gained_kib = max(now.pages_sharing - began.pages_sharing, 0) * PAGE_KIB
+    gained_kib = snapshot.ksm.kib(max(now.pages_sharing - began.pages_sharing, 0))
     is_second = past.pair_left <= 1
     tail_gained_kib = min(past.tail_gained_kib + gained_kib, MOST_SUM) if past.narrow_rounds else 0
     if past.narrow_rounds == 0:
@@ -254,8 +255,8 @@ def end_round(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptiveP
     else:
         has_found = tail_gained_kib * FOUND > past.half_kib
         is_tail = past.narrow_rounds < (MOST_NARROW_ROUNDS if has_found else TRIED_ROUNDS)
-    split_kib = (_difference(began.thp_split_page, now.thp_split_page) or 0) * HUGE_PAGE_KIB
-    volatile_kib = (snapshot.ksm.pages_volatile or 0) * PAGE_KIB - ended.scanning_kib
+    split_kib = (_difference(began.thp_split_page, now.thp_split_page) or 0) * snapshot.ksm.huge_page_kib
+    volatile_kib = snapshot.ksm.kib(snapshot.ksm.pages_volatile or 0) - ended.scanning_kib
     is_stuck = past.retries > 0 and gained_kib * UNSETTLED < past.half_kib
     unsettled_kib = min(past.half_kib if is_stuck else split_kib, volatile_kib, past.half_kib)
     is_unsettled = not is_tail and past.retries < MOST_RETRIES and unsettled_kib * UNSETTLED > past.half_kib
@@ -286,9 +287,9 @@ def learn_yield(past: AdaptivePast, merged_kib: int) -> float:
 def is_narrow(snapshot: Snapshot, past: AdaptivePast, ended: Round) -> bool:
     """Tell whether smart_scan skipped more than half of the old pages that have not merged."""
     skipped = _difference(ended.began.pages_skipped, snapshot.ksm.pages_skipped)
-    lone_kib = ((snapshot.ksm.pages_unshared or 0) + (snapshot.ksm.pages_volatile or 0)) * PAGE_KIB
+    lone_kib = snapshot.ksm.kib((snapshot.ksm.pages_unshared or 0) + (snapshot.ksm.pages_volatile or 0))
     old_kib = lone_kib - ended.scanning_kib - past.half_kib
-    return skipped is not None and skipped * PAGE_KIB * 2 > old_kib > 0
+    return skipped is not None and snapshot.ksm.kib(skipped) * 2 > old_kib > 0
 
 
 def _used_s(before: Meter, after: Meter) -> float | None:

@@ -1,0 +1,42 @@
+"""What is merged and saved, and whether unmerging fits: in the page size of the host, and None where not offered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from virtksm.model.snapshot import KsmState
+
+SOME = KsmState.counted({"pages_shared": 10, "pages_sharing": 90, "ksm_zero_pages": 5}.get, 4)
+
+
+@pytest.mark.parametrize("page_kib", [4, 16, 64])
+def test_zero_pages_are_saved_too_and_unmerging_takes_a_copy_for_every_place(page_kib: int) -> None:
+    some = replace(SOME, page_kib=page_kib)
+    assert (some.merging_pages, some.zero_kib) == (100, some.kib(5))
+    assert (some.saved_kib, some.unmerge_kib) == (95 * page_kib, 105 * page_kib)
+    uncounted = replace(some, ksm_zero_pages=None)
+    assert (uncounted.saved_kib, uncounted.zero_kib, uncounted.unmerge_kib) == (90 * page_kib, None, 100 * page_kib)
+
+
+def test_a_single_zero_page_is_merged() -> None:
+    nothing = replace(SOME, pages_shared=0, pages_sharing=0, ksm_zero_pages=0)
+    assert nothing.unmerge_kib == 0
+    assert replace(nothing, ksm_zero_pages=1).unmerge_kib == 4
+
+
+@pytest.mark.parametrize(("available_kib", "missing_kib"), [(0, 420), (419, 1), (420, 0), (10_000, 0)])
+def test_it_says_how_much_memory_is_missing(available_kib: int, missing_kib: int) -> None:
+    assert SOME.missing_kib(available_kib) == missing_kib
+
+
+@pytest.mark.parametrize(("page_kib", "huge_mib"), [(4, 2), (16, 32), (64, 512)])
+def test_a_huge_page_is_what_one_page_table_maps(page_kib: int, huge_mib: int) -> None:
+    assert replace(SOME, page_kib=page_kib).huge_page_kib == huge_mib * 1024
+
+
+@pytest.mark.parametrize("name", ["pages_shared", "pages_sharing"])
+def test_what_is_not_offered_is_none_and_never_nothing(name: str) -> None:
+    ksm = replace(SOME, **{name: None})  # type: ignore[arg-type]  # one of two fields
+    assert ksm.merging_pages is ksm.saved_kib is ksm.unmerge_kib is ksm.missing_kib(0) is None
