@@ -13,11 +13,14 @@ import pytest
 import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.agent.agent import Agent, FreshConfig
+from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Link, Opened
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.connection import Connection, Opened
 from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
+from virtksm.agent.main import Parts, assemble
+from virtksm.agent.passes import Passes
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
@@ -35,19 +38,19 @@ PLAIN = "<domain/>"
 PRIVATE = f'<domain><metadata><v:guest xmlns:v="{NAMESPACE}" private="yes"/></metadata></domain>'
 
 
-class FakeLink(Link):
-    """A link that is connected at once, to a fake, and stays so until it is told that the connection is lost."""
+class FakeConnection(Connection):
+    """One that is there at once, to a fake, and stays so until it is told that it is lost."""
 
-    def __init__(self, calls: BlockingCalls, host: FakeHypervisor) -> None:
-        super().__init__(calls, lambda _error, _wait_s: None)
+    def __init__(self, host: FakeHypervisor) -> None:
+        super().__init__(URI, BlockingCalls(), lambda _error, _wait_s: None)
         self._fake: Any = host
         self.lost: asyncio.Future[str] | None = None
         self.config: Callable[[], Config] | None = None
 
-    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
+    async def open(self, config: Callable[[], Config], heard: Callable[[DomainEvent], None]) -> Opened:
         self.lost = asyncio.get_running_loop().create_future()
         self.config = config
-        self.host = self._fake
+        self.host, self.lost_s = self._fake, None
         return self._fake, self.lost
 
     async def close(self, limit_s: float) -> None:
@@ -72,7 +75,15 @@ class Bench:
     histories: int = 0
     code: ExitCode | None = None
     cycle_config: Config | None = None
-    agent: Agent = field(init=False)
+    parts: Parts = field(init=False)
+
+    @property
+    def agent(self) -> Agent:
+        return self.parts.agent
+
+    @property
+    def passes(self) -> Passes:
+        return self.agent.passes
 
     def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
         self.said.append(dict(event))
@@ -84,7 +95,7 @@ class Bench:
     def run(self, story: Callable[[], Any]) -> None:
         """Run the agent as long as `story` goes."""
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
-        calls, reporter = BlockingCalls(), Reporter(self.notifier)
+        reporter = Reporter(self.notifier)
 
         def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
             self.cycle_config = config
@@ -100,15 +111,12 @@ class Bench:
             )
 
         async def both() -> None:
-            self.agent = Agent(
-                uri=URI,
-                config=self.config,
-                link=FakeLink(calls, self.hypervisor),
-                calls=calls,
+            self.parts = assemble(
+                configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
+                connection=FakeConnection(self.hypervisor),
                 reporter=reporter,
                 make_cycle=make_cycle,
                 make_switch=lambda _uri, _config: self.switch,
-                read_config=lambda: FreshConfig(config=self.config),
                 make_history=None if self.history is None else self.make_history,
                 facts=self.facts,
                 diary=Diary(
@@ -131,11 +139,11 @@ class Bench:
 
     async def lose(self) -> None:
         """Lose the connection."""
-        link = self.agent.link
-        assert isinstance(link, FakeLink)
-        await self.until(lambda: link.lost is not None and not link.lost.done())
-        assert link.lost is not None
-        link.lost.set_result("test")
+        connection = self.agent.connection
+        assert isinstance(connection, FakeConnection)
+        await self.until(lambda: connection.lost is not None and not connection.lost.done())
+        assert connection.lost is not None
+        connection.lost.set_result("test")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LONG_S):
@@ -143,16 +151,19 @@ class Bench:
                 await asyncio.sleep(0.001)
 
     async def ask(self, op: str) -> dict[str, Any]:
-        return await self.agent.handle({"op": op, "uri": URI})
+        return await self.request({"op": op, "uri": URI})
+
+    async def request(self, request: dict[str, object]) -> dict[str, Any]:
+        return await self.parts.requests.handle(request)
 
     async def pass_for(self, trigger: Trigger) -> dict[str, Any]:
         before = len(self.events("pass_completed"))
-        self.agent.offer(trigger)
+        self.passes.offer(trigger)
         await self.until(lambda: len(self.events("pass_completed")) > before)
         return self.events("pass_completed")[-1]
 
     async def looked(self) -> None:
-        await self.until(lambda: not self.agent.look.is_due)
+        await self.until(lambda: not self.agent.guests.look.is_due)
 
 
 @pytest.fixture
@@ -206,10 +217,10 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
         first = (await bench.ask("inputs"))["inputs"]
         assert json.loads(first["header"])["uri"] == URI
         request = {"op": "inputs", "session": first["session"], "since": first["next"]}
-        await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+        await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         await bench.pass_for(Trigger.STARTED)
         await bench.ask("off")
-        lines = [json.loads(line) for line in (await bench.agent.handle(request))["inputs"]["lines"]]  # type: ignore[index]  # the answer's
+        lines = [json.loads(line) for line in (await bench.request(request))["inputs"]["lines"]]
         assert [line["triggers"] for line in lines] == [["started"], ["off"]]
         assert [line["decision"]["rule"] for line in lines] == ["told", "switched_off"]
         assert [line["off"] is not None for line in lines] == [False, True]
@@ -227,9 +238,9 @@ def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_fa
     async def story() -> None:
         bench.config = Config(coalesce_ms=0, policy="ksmtuned")
         assert await bench.ask("reload") == {"ok": True, "policy": "ksmtuned"}
-        bench.agent.read_config = refuse
+        bench.agent.configuration.read = refuse
         assert await bench.ask("reload") == {"ok": False, "error": str(fault), "exit_code": 2}
-        assert bench.agent.config.policy == "ksmtuned"
+        assert bench.agent.configuration.in_force.policy == "ksmtuned"
         await bench.until(
             lambda: "reload" in [name for one in bench.events("pass_completed") for name in one["triggers"]]
         )

@@ -19,10 +19,13 @@ from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
-from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Link
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.connection import Connection
+from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
+from virtksm.agent.main import assemble
+from virtksm.agent.requests import Requests
 from virtksm.cli.main import main
 from virtksm.cli.off import BY_HAND, name_unmerging, read_here
 from virtksm.cli.render import merged_lines
@@ -364,19 +367,17 @@ def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state:
         assert home.switch.read() == before
 
 
-def agent_with(switch: Switch, uri: str = URI) -> Agent:
+def agent_with(switch: Switch, uri: str = URI) -> Requests:
     """Build an agent that has no connection yet."""
-    reporter, calls = Reporter(Notifier({})), BlockingCalls()
-    return Agent(
-        uri=uri,
-        config=Config(),
-        link=Link(calls, reporter.connect_failed),
-        calls=calls,
+    reporter = Reporter(Notifier({}))
+    return assemble(
+        configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
+        connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
+        diary=Diary(),
         make_cycle=lambda *_: pytest.fail("there is no connection"),
         make_switch=lambda _uri, _config: switch,
-        read_config=lambda: FreshConfig(config=Config()),
-    )
+    ).requests
 
 
 @pytest.mark.parametrize("op", ["off", "on"])
