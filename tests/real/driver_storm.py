@@ -86,14 +86,14 @@ async def storm(events: int) -> dict[str, object]:
         )
 
     connection = Connection(URI, BlockingCalls(), reporter.connect_failed)
-    agent = assemble(
+    agent, _requests = assemble(
         configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
         connection=connection,
         reporter=reporter,
         diary=Diary(),
         make_cycle=make_cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
-    ).agent
+    )
     running = asyncio.create_task(agent.run())
     await log.until(lambda: log.counts["pass_completed"] == 1)
     assert connection.host is not None

@@ -6,7 +6,7 @@ import asyncio
 import select
 import socket
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
 from virtksm.errors import ConfigError, ExitCode, Finding
-from virtksm.host.libvirt_events import DomainEvent, EventLoop
+from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 
@@ -170,15 +170,15 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(bench: Bench, relea
     bench.switch = HangingSwitch(released=released)
 
     async def story() -> None:
-        bench.parts.requests.disk_limit_s = SHORT_S
+        bench.requests.disk_limit_s = SHORT_S
         for _ in range(2):
             answer = await bench.ask("off")
             assert answer["ok"] is False
             assert "the disk behind the state folder does not answer" in answer["error"]
             await lives(bench)
         released.set()
-        bench.parts.requests.disk_limit_s = LONG_S
-        await bench.until(lambda: bench.parts.requests.switch_calls.waiting is None)
+        bench.requests.disk_limit_s = LONG_S
+        await bench.until(lambda: bench.requests.switch_calls.waiting is None)
         assert (await bench.ask("off"))["ok"] is True
 
     bench.run(story)
@@ -217,7 +217,7 @@ def test_while_the_disk_hangs_it_ends(bench: Bench, released: threading.Event) -
 
     async def story() -> None:
         asking = asyncio.create_task(bench.ask("off"))
-        await bench.until(lambda: bench.parts.requests.switch_calls.waiting is not None)
+        await bench.until(lambda: bench.requests.switch_calls.waiting is not None)
         asking.cancel()
 
     bench.run(story)
@@ -230,26 +230,6 @@ def test_many_offs_at_once_are_all_answered(bench: Bench) -> None:
         assert [answer["ok"] for answer in answers] == [True] * 100
 
     bench.run(story)
-
-
-class Noting(Bench):
-    """Notes whether a pass was asked for already when an event is logged."""
-
-    def take(self, logger: object, method: str, event: MutableMapping[str, Any]) -> str:
-        if event["event"] == "event_received":
-            event["is_pending"] = bool(self.passes.coalescer.pending)
-        return super().take(logger, method, event)
-
-
-def test_a_pass_is_asked_for_before_its_event_is_told(bench: Bench) -> None:
-    """A log or a diary that is slow delays no pass."""
-    bench = Noting()
-
-    async def story() -> None:
-        bench.passes.heard(DomainEvent(trigger=Trigger.STARTED, guest="one", uuid="u", detail="booted", heard_s=0.0))
-
-    bench.run(story)
-    assert [event["is_pending"] for event in bench.events("event_received")] == [True]
 
 
 def test_the_history_of_a_host_is_opened_once_however_often_it_reconnects(bench: Bench) -> None:

@@ -130,7 +130,7 @@ def bench() -> Iterator[Bench]:
 
 async def ask_all(bench: Bench, path: str) -> None:
     """Make every request, each of which has to be answered."""
-    server = ControlServer(bench.parts.requests.handle, crashed=bench.agent.reporter.request_failed)
+    server = ControlServer(bench.requests.handle, crashed=bench.agent.reporter.request_failed)
     await server.start(bind_socket(path))
     for request in REQUESTS:
         answer = await asyncio.to_thread(ask, path, request, timeout_s=LONG_S)

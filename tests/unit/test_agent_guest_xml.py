@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.guest_xml import READ_AT_ONCE, GuestLook
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.guest_xml import READ_AT_ONCE, GuestLook, GuestReader
+from virtksm.agent.log import Reporter
+from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.guests.xml import read_guests
+from virtksm.host.systemd import Notifier
 from virtksm.model.snapshot import Guest
 
 PLAIN = "<domain/>"
@@ -120,3 +127,29 @@ def test_a_lost_connection_ends_the_look() -> None:
 
     with pytest.raises(LibvirtUnreachable):
         read_guests(Lost(), [guest(1)])
+
+
+def test_the_reader_reads_what_passes_have_seen_and_forgets_what_another_connection_tells() -> None:
+    hypervisor = FakeHypervisor(xml={guest(number).uuid: PLAIN for number in range(READ_AT_ONCE + 1)})
+    source: list[FakeHypervisor | None] = [hypervisor]
+    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
+    running = tuple(guest(number) for number in range(READ_AT_ONCE + 1))
+
+    async def story() -> None:
+        reader = GuestReader(lambda: source[-1], configuration, BlockingCalls(), Reporter(Notifier({})))
+        waiting = asyncio.create_task(reader.read_when_due())
+        await asyncio.sleep(0)
+        reader.see(running, afresh=False)
+        await waiting
+        await reader.read_when_due()
+        assert len(reader.exposed(running, ["*"])) == READ_AT_ONCE
+        reading = asyncio.create_task(reader.read_when_due())
+        await asyncio.sleep(0)
+        source.append(None)
+        reader.forget()
+        await reading
+        assert reader.exposed(running, ["*"]) == (), "what the lost connection told is not learned"
+        reader.stop()
+        await reader.read_when_due()
+
+    asyncio.run(story())

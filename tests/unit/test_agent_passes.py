@@ -1,8 +1,9 @@
-"""Passes alone, without agent, loop or connection: when they have stopped coming, and what an event makes forget."""
+"""Passes alone, without an agent or a connection: for what, to whom they are told, when they are stuck."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import STUCK_S, DonePass, Passes
 from virtksm.config.schema import Config
+from virtksm.errors import LibvirtUnreachable, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
@@ -21,21 +23,37 @@ from virtksm.tuning.cycle import Cycle, Memory
 LIMIT_S = Config().call_timeout_s + STUCK_S
 
 
-class Nobody:
-    """A listener to whom nothing matters."""
+@dataclass
+class FakeListener:
+    """Notes passes, and whether an event's was asked for when it was told of the event, of which it may be afraid."""
+
+    passes: Passes | None = None
+    was_pending: list[bool] = field(default_factory=list)
+    done: list[DonePass] = field(default_factory=list)
+    crashes: bool = False
 
     def heard(self, event: DomainEvent) -> None:
-        pass
+        assert self.passes is not None
+        self.was_pending.append(event.trigger in self.passes.coalescer.pending)
+        if self.crashes:
+            raise RuntimeError("a bug")
 
     def complete(self, record: PassRecord, config: Config) -> PassRecord:
-        return record
+        return replace(record, exposed=config.private_guests)
 
     def passed(self, done: DonePass) -> None:
-        pass
+        self.done.append(done)
+        if self.crashes:
+            raise RuntimeError("a bug")
 
 
 @pytest.fixture
-def passes() -> Passes:
+def listener() -> FakeListener:
+    return FakeListener()
+
+
+@pytest.fixture
+def passes(listener: FakeListener) -> Passes:
     """Lend the passes of a connected agent, which were last seen awake at 100 s."""
     cycle = Cycle(
         hypervisor=FakeHypervisor(),
@@ -47,7 +65,8 @@ def passes() -> Passes:
         on_conflict="reassert",
         memory=Memory(),
     )
-    made = Passes(Config(), BlockingCalls(), Reporter(Notifier({})), Nobody())
+    made = Passes(Config(), BlockingCalls(), Reporter(Notifier({})), listener)
+    listener.passes = made
     made.follow(Config(), cycle)
     made.awake_s = 100.0
     return made
@@ -95,3 +114,55 @@ def test_waiting_for_libvirt_is_not_being_stuck(passes: Passes) -> None:
     passes.offer(Trigger.STARTED)
     passes.cycle = None
     assert not passes.is_stuck(100.0 + 10 * LIMIT_S)
+
+
+STARTED = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=0.0)
+OPEN = Config(private_guests=("vm",))
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_pass_is_asked_for_before_anybody_is_told_of_its_event(
+    passes: Passes, listener: FakeListener, *, crashes: bool
+) -> None:
+    """A log or a history that is slow delays no pass, and one that fails costs none."""
+    listener.crashes = crashes
+    passes.heard(STARTED)
+    assert listener.was_pending == [True]
+    asyncio.run(passes.run_when_due())
+    (done,) = listener.done
+    assert (done.record.occasion.names, done.heard_s) == (["started"], 0.0)
+
+
+def test_a_pass_answers_who_asked_for_it_under_the_configuration_in_force(
+    passes: Passes, listener: FakeListener
+) -> None:
+    async def story() -> None:
+        passes.follow(OPEN, passes.cycle)
+        dry, wet = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=True)), passes.ask(Trigger.RETUNE)
+        both = asyncio.gather(dry, wet)
+        await asyncio.sleep(0)
+        await passes.run_when_due()
+        assert [record.outcome.value for record in await both] == ["dry_run", "applied"]
+
+    asyncio.run(story())
+    assert [(done.config, done.record.exposed) for done in listener.done] == [(OPEN, ("vm",))], "a dry run is none"
+
+
+def test_who_asks_while_there_is_no_connection_or_it_stops_is_refused_and_who_waits_is_answered(passes: Passes) -> None:
+    async def story() -> None:
+        waiting = asyncio.create_task(passes.ask(Trigger.RETUNE))
+        await asyncio.sleep(0)
+        cycle = passes.cycle
+        passes.disconnect(LibvirtUnreachable("libvirt disconnected: test"))
+        with pytest.raises(LibvirtUnreachable, match="disconnected: test"):
+            await waiting
+        with pytest.raises(LibvirtUnreachable, match="the agent is not connected"):
+            await passes.ask(Trigger.RETUNE)
+        passes.follow(Config(), cycle)
+        passes.stop()
+        with pytest.raises(VirtksmError, match="the agent is stopping"):
+            await passes.ask(Trigger.RETUNE)
+        await passes.run_when_due()
+        assert passes.last is None, "no further pass begins"
+
+    asyncio.run(story())

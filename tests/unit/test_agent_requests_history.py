@@ -77,7 +77,7 @@ def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str)
 
 def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
     async def story() -> None:
-        bench.parts.status.facts = FakeFacts(run=2)
+        bench.requests.status.facts = FakeFacts(run=2)
         told: Any = (await bench.ask("status"))["status"]
         assert (told["now"]["origin"], told["now"]["ksm_run"]) == ("local", 2)
         for uri in ("qemu+ssh://far/system", "alias"):

@@ -19,8 +19,9 @@ from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection, Opened
 from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
-from virtksm.agent.main import Parts, assemble
+from virtksm.agent.main import assemble
 from virtksm.agent.passes import Passes
+from virtksm.agent.requests import Requests
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, Finding, LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
@@ -75,11 +76,8 @@ class Bench:
     histories: int = 0
     code: ExitCode | None = None
     cycle_config: Config | None = None
-    parts: Parts = field(init=False)
-
-    @property
-    def agent(self) -> Agent:
-        return self.parts.agent
+    agent: Agent = field(init=False)
+    requests: Requests = field(init=False)
 
     @property
     def passes(self) -> Passes:
@@ -111,7 +109,7 @@ class Bench:
             )
 
         async def both() -> None:
-            self.parts = assemble(
+            self.agent, self.requests = assemble(
                 configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
                 connection=FakeConnection(self.hypervisor),
                 reporter=reporter,
@@ -154,7 +152,7 @@ class Bench:
         return await self.request({"op": op, "uri": URI})
 
     async def request(self, request: dict[str, object]) -> dict[str, Any]:
-        return await self.parts.requests.handle(request)
+        return await self.requests.handle(request)
 
     async def pass_for(self, trigger: Trigger) -> dict[str, Any]:
         before = len(self.events("pass_completed"))

@@ -377,7 +377,7 @@ def agent_with(switch: Switch, uri: str = URI) -> Requests:
         diary=Diary(),
         make_cycle=lambda *_: pytest.fail("there is no connection"),
         make_switch=lambda _uri, _config: switch,
-    ).requests
+    )[1]
 
 
 @pytest.mark.parametrize("op", ["off", "on"])

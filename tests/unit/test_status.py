@@ -25,7 +25,8 @@ from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
-from virtksm.agent.main import Parts, assemble
+from virtksm.agent.main import assemble
+from virtksm.agent.requests import Requests
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
@@ -210,8 +211,8 @@ def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: lis
     assert ("lost_s" in changes or "waiting" in changes) == any(line.startswith("stranded") for line in lines)
 
 
-def make_parts() -> Parts:
-    """An agent that has not begun: it has no connection, and asks for none."""
+def make_requests() -> Requests:
+    """What answers for an agent that has not begun: it has no connection, and asks for none."""
     reporter = Reporter(Notifier({}))
 
     def make_cycle(*_: object) -> Cycle[Any]:
@@ -224,7 +225,7 @@ def make_parts() -> Parts:
         diary=Diary(),
         make_cycle=make_cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
-    )
+    )[1]
 
 
 @pytest.fixture
@@ -255,11 +256,11 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_names_the_call(paths: Run
     released = threading.Event()
 
     async def hang() -> None:
-        parts = make_parts()
-        calls = parts.agent.connection.calls
+        requests = make_requests()
+        calls = requests.connection.calls
         with pytest.raises(LibvirtTimeout):
             await calls.run("open", released.wait, 0.001)
-        server = ControlServer(parts.requests.handle)
+        server = ControlServer(requests.handle)
         await server.start(bind_socket(paths.control_socket))
         answer = await asyncio.to_thread(ask, paths.control_socket, {"op": "status"}, timeout_s=LONG_S)
         assert answer is not None
@@ -315,14 +316,14 @@ requests = st.fixed_dictionaries(
 
 @given(request=requests)
 def test_any_request_is_answered_without_a_connection(request: dict[str, object]) -> None:
-    parts = make_parts()
-    answer = asyncio.run(parts.requests.handle(request))
+    requests = make_requests()
+    answer = asyncio.run(requests.handle(request))
     assert json.loads(json.dumps(answer)).keys() >= {"ok"}
     assert len(json.dumps(answer)) < 4096
     if not answer["ok"] and "other_uri" not in answer:
         assert answer["error"]
         assert answer["exit_code"] in list(map(int, ExitCode))
-    assert parts.agent.passes.requests == [], "nothing is kept of it"
+    assert requests.passes.requests == [], "nothing is kept of it"
 
 
 def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
@@ -350,7 +351,7 @@ def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
 
 
 def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
-    handle = make_parts().requests.handle
+    handle = make_requests().handle
 
     def client() -> None:
         assert main(["--runtime-dir", paths.root, "status", "--json"]) == ExitCode.DONE

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 from virtksm.agent.calls import BlockingCalls
@@ -82,6 +83,7 @@ class GuestLook:
         return exposed(running, self._known, patterns)
 
 
+@dataclass(slots=True)
 class GuestReader:
     """Reads the XML of guests that passes have seen, a few at a time, between passes.
 
@@ -89,29 +91,22 @@ class GuestReader:
     other.
     """
 
-    def __init__(
-        self,
-        source: Callable[[], Descriptions | None],
-        configuration: Configuration,
-        calls: BlockingCalls,
-        reporter: Reporter,
-    ) -> None:
-        self.look = GuestLook()
-        self.look_s = LOOK_S
-        self._source = source
-        self._configuration = configuration
-        self._calls = calls
-        self._reporter = reporter
-        self._running: tuple[Guest, ...] = ()
-        self._seen = asyncio.Event()
-        self._is_stopping = False
+    source: Callable[[], Descriptions | None]
+    configuration: Configuration
+    calls: BlockingCalls
+    reporter: Reporter
+    look: GuestLook = field(default_factory=GuestLook)
+    look_s: float = LOOK_S
+    running: tuple[Guest, ...] = ()
+    seen: asyncio.Event = field(default_factory=asyncio.Event)
+    is_stopping: bool = False
 
     def see(self, running: tuple[Guest, ...], *, afresh: bool) -> None:
         """Take note of the guests that run; `afresh`, all of them are read again."""
-        self._running = running
+        self.running = running
         self.look.see(running, afresh=afresh)
         self._name_exposed()
-        self._seen.set()
+        self.seen.set()
 
     def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
@@ -123,41 +118,41 @@ class GuestReader:
 
     def stop(self) -> None:
         """Read no further guest."""
-        self._is_stopping = True
-        self._seen.set()
+        self.is_stopping = True
+        self.seen.set()
 
     async def read_when_due(self) -> None:
         """Read some of the guests that are due, or wait for a pass that sees one."""
-        host = self._source()
+        host = self.source()
         if host is None or not self.look.is_due:
             await self._wait_seen()
             return
         guests = self.look.next_guests()
         work = partial(_read_a_while, host, guests, self.look_s)
         try:
-            limit_s = self._configuration.in_force.call_timeout_s
-            seen, failures = await self._calls.run("look at guests", work, limit_s)
+            limit_s = self.configuration.in_force.call_timeout_s
+            seen, failures = await self.calls.run("look at guests", work, limit_s)
         except VirtksmError as error:
             self.look.postpone(guests)  # or whichever of them it is would keep the others from being read
-            self._reporter.look_failed(error)
+            self.reporter.look_failed(error)
             await self._wait_seen()  # the next pass tells whether libvirt answers again
             return
         for failure in failures:
-            self._reporter.look_failed(failure)
-        if host is self._source():
+            self.reporter.look_failed(failure)
+        if host is self.source():
             self.look.learn(seen)
             self._name_exposed()
 
     async def _wait_seen(self) -> None:
         """Sleep until a pass has seen guests, or the agent stops."""
-        self._seen.clear()
-        if not self._is_stopping:
-            await self._seen.wait()
+        self.seen.clear()
+        if not self.is_stopping:
+            await self.seen.wait()
 
     def _name_exposed(self) -> None:
         if self.look.is_complete:  # or those not yet read would be named again
-            patterns = self._configuration.in_force.private_guests
-            self._reporter.guests_exposed(self.look.exposed(self._running, patterns))
+            patterns = self.configuration.in_force.private_guests
+            self.reporter.guests_exposed(self.look.exposed(self.running, patterns))
 
 
 def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], look_s: float) -> Seen:

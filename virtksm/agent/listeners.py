@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import Diary
@@ -16,26 +16,26 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.report import PassRecord
 
 
+@dataclass(frozen=True, slots=True)
 class Listeners:
     """All of them, as the one that passes know."""
 
-    def __init__(self, reporter: Reporter, diary: Diary, inputs: Inputs, guests: GuestReader) -> None:
-        self._reporter = reporter
-        self._diary = diary
-        self._inputs = inputs
-        self._guests = guests
-        self._news = News()
+    reporter: Reporter
+    diary: Diary
+    inputs: Inputs
+    guests: GuestReader
+    news: News = field(default_factory=News)
 
     def heard(self, event: DomainEvent) -> None:
-        self._reporter.event(event)
-        self._diary.hear(event)
+        self.reporter.event(event)
+        self.diary.hear(event)
 
     def complete(self, record: PassRecord, config: Config) -> PassRecord:
-        return replace(record, exposed=self._guests.exposed(record.snapshot.guests, config.private_guests))
+        return replace(record, exposed=self.guests.exposed(record.snapshot.guests, config.private_guests))
 
     def passed(self, done: DonePass) -> None:
-        self._inputs.keep(done.record, done.config, now_s=done.ended_s, at_s=time.time())
-        is_news = self._news.is_news(done.record, done.ended_s)
-        self._reporter.passed(done.record, done.heard_s, done.ended_s, is_news=is_news)
-        self._diary.take(done.record, is_news=is_news)
-        self._guests.see(done.record.snapshot.guests, afresh=done.record.occasion.is_explicit)
+        self.inputs.keep(done.record, done.config, now_s=done.ended_s, at_s=time.time())
+        is_news = self.news.is_news(done.record, done.ended_s)
+        self.reporter.passed(done.record, done.heard_s, done.ended_s, is_news=is_news)
+        self.diary.take(done.record, is_news=is_news)
+        self.guests.see(done.record.snapshot.guests, afresh=done.record.occasion.is_explicit)

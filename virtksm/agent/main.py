@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from virtksm import __version__
@@ -45,15 +44,6 @@ from virtksm.wiring import make_cycle, make_history, make_switch
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """An agent, who answers requests for it, and who reads its status."""
-
-    agent: Agent
-    requests: Requests
-    status: StatusReader
-
-
 def assemble(
     *,
     configuration: Configuration,
@@ -65,8 +55,8 @@ def assemble(
     make_history: Callable[[str, Config], History] | None = None,
     facts: LocalFacts | None = None,
     retry_s: float = RETRY_S,
-) -> Parts:
-    """Put an agent's parts together; they share one row of libvirt's calls, the connection's."""
+) -> tuple[Agent, Requests]:
+    """Put an agent together, and what answers requests for it. Its parts make libvirt's calls in one row."""
     calls, inputs = connection.calls, Inputs()
     guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
     listeners = Listeners(reporter, diary, inputs, guests)
@@ -96,7 +86,7 @@ def assemble(
         make_switch=make_switch,
         reload=agent.reload,
     )
-    return Parts(agent=agent, requests=requests, status=status)
+    return agent, requests
 
 
 def serve(
@@ -163,7 +153,7 @@ async def _serve(
         metrics.follow(fresh.config.metrics)
         configure_log(fresh.config)
 
-    parts = assemble(
+    agent, requests = assemble(
         configuration=Configuration(fresh.config, read_config, follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
@@ -173,13 +163,12 @@ async def _serve(
         make_history=lambda of, current: make_history(of, current, paths),
         facts=facts,
     )
-    agent, requests = parts.agent, parts.requests
     async with AsyncExitStack() as stack:
         readers = StatusSocket(paths, requests.handle, reporter.request_failed)
         stack.callback(remove_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        metrics = Metrics(reporter.tally, parts.status.read, ProcFacts(boottime_s), reporter.metrics_told)
+        metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_told)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)

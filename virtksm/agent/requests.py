@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -53,6 +54,7 @@ class BadRequest(VirtksmError):
     exit_code = ExitCode.USAGE
 
 
+@dataclass(slots=True, kw_only=True)
 class Requests:
     """Answers requests, from the agent's parts.
 
@@ -60,30 +62,17 @@ class Requests:
     configuration again and returns its faults.
     """
 
-    def __init__(
-        self,
-        *,
-        passes: Passes,
-        connection: Connection,
-        configuration: Configuration,
-        status: StatusReader,
-        diary: Diary,
-        inputs: Inputs,
-        reporter: Reporter,
-        make_switch: Callable[[str, Config], Switch],
-        reload: Callable[[], Awaitable[ConfigError | None]],
-    ) -> None:
-        self._passes = passes
-        self._connection = connection
-        self._configuration = configuration
-        self._status = status
-        self._diary = diary
-        self._inputs = inputs
-        self._reporter = reporter
-        self._make_switch = make_switch
-        self._reload = reload
-        self.switch_calls = BlockingCalls(disk_hangs)
-        self.disk_limit_s = DISK_LIMIT_S
+    passes: Passes
+    connection: Connection
+    configuration: Configuration
+    status: StatusReader
+    diary: Diary
+    inputs: Inputs
+    reporter: Reporter
+    make_switch: Callable[[str, Config], Switch]
+    reload: Callable[[], Awaitable[ConfigError | None]]
+    switch_calls: BlockingCalls = field(default_factory=lambda: BlockingCalls(disk_hangs))
+    disk_limit_s: float = DISK_LIMIT_S
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
         """Answer one request."""
@@ -99,18 +88,18 @@ class Requests:
             case "off" | "on" as op:
                 return await self._switch(Trigger(op))
             case "reload":
-                faults = await self._reload()
+                faults = await self.reload()
                 if faults is not None:
                     raise faults
-                return {"ok": True, "policy": self._configuration.in_force.policy}
+                return {"ok": True, "policy": self.configuration.in_force.policy}
             case "status":
-                return {"ok": True, "status": self._status.read().as_dict(datetime.now(UTC))}
+                return {"ok": True, "status": self.status.read().as_dict(datetime.now(UTC))}
             case "history":
-                return await recall_history(self._diary, request)
+                return await recall_history(self.diary, request)
             case "decisions":
-                return await recall_decisions(self._diary, request)
+                return await recall_decisions(self.diary, request)
             case "inputs":
-                told = self._inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                told = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
                 return {"ok": True, "inputs": told}
             case str(other):
                 raise BadRequest(f"unknown op {other[:MOST_SHOWN]!r}")
@@ -121,21 +110,21 @@ class Requests:
         """Return the answer to a request that means another host; one that names none means this one."""
         if "uri" not in request or request.get("op") not in OF_ONE_HOST:
             return None
-        known = self._connection.known_uri
-        return None if request["uri"] in (self._connection.uri, known) else {"ok": False, "other_uri": known}
+        known = self.connection.known_uri
+        return None if request["uri"] in (self.connection.uri, known) else {"ok": False, "other_uri": known}
 
     async def _pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
-        return {"ok": True, "pass": (await self._passes.ask(trigger, dry_run=dry_run)).as_dict()}
+        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict()}
 
     async def _switch(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
-        uri = self._connection.known_uri
+        uri = self.connection.known_uri
         if is_alias(uri):
-            return _failure(self._reporter.why_unlinked(), ExitCode.UNREACHABLE)
-        switch = self._make_switch(uri, self._configuration.in_force)
+            return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+        switch = self.make_switch(uri, self.configuration.in_force)
         turn = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
         await self.switch_calls.run(f"switch {trigger.value}", turn, self.disk_limit_s)
-        self._reporter.switched(trigger)
+        self.reporter.switched(trigger)
         try:
             return await self._pass(trigger)
         except VirtksmError as error:
