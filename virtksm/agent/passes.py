@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from virtksm.agent.calls import BlockingCalls
@@ -181,7 +182,7 @@ class Passes:
         dry_run = any(request.dry_run for request in answered)
         failure = VirtksmError("internal error", remedy="see the agent's log")
         try:
-            work = self.calls.run("pass", lambda: cycle.run(occasion, dry_run=dry_run), config.call_timeout_s)
+            work = self.calls.run("pass", partial(cycle.run, occasion, dry_run=dry_run), config.call_timeout_s)
             record = self._listener.complete(await work, config)
             if not dry_run:
                 self._end(DonePass(record=record, config=config, heard_s=heard_s, ended_s=time.monotonic()))
