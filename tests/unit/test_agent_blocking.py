@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
-from tests.unit.test_agent_switch import Bench, FakeConnection, guest
+from tests.lab.agent_bench import Bench, FakeConnection, guest
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of

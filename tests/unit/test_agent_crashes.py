@@ -17,7 +17,7 @@ import pytest
 import structlog
 
 from tests.fakes import FakeHistory
-from tests.unit.test_agent_switch import BUSY, URI, Bench, guest
+from tests.lab.agent_bench import BUSY, URI, Bench, guest
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config

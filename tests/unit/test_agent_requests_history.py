@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from tests.fakes import FakeFacts, FakeHistory
-from tests.unit.test_agent_switch import URI, Bench, guest
+from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.config.schema import Config
 from virtksm.errors import StateUnusable
 from virtksm.host.libvirt_events import DomainEvent

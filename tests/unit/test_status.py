@@ -17,22 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.nobody import PROJECT, run_as_nobody
 from virtksm.agent.calls import BlockingCalls, Waiting
-from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.agent.history import Diary
-from virtksm.agent.log import Reporter
-from virtksm.agent.main import assemble
-from virtksm.agent.requests import Requests
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
-from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, LibvirtTimeout
-from virtksm.host.systemd import Notifier
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
@@ -211,23 +204,6 @@ def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: lis
     assert ("lost_s" in changes or "waiting" in changes) == any(line.startswith("stranded") for line in lines)
 
 
-def make_requests() -> Requests:
-    """What answers for an agent that has not begun: it has no connection, and asks for none."""
-    reporter = Reporter(Notifier({}))
-
-    def make_cycle(*_: object) -> Cycle[Any]:
-        raise AssertionError("no pass was asked for")
-
-    return assemble(
-        configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
-        connection=Connection("qemu:///system", BlockingCalls(), reporter.connect_failed),
-        reporter=reporter,
-        diary=Diary(),
-        make_cycle=make_cycle,
-        make_switch=lambda _uri, _config: FakeSwitch(),
-    )[1]
-
-
 @pytest.fixture
 def paths() -> Iterator[RuntimePaths]:
     with tempfile.TemporaryDirectory(prefix="vs", dir="/tmp") as folder:
@@ -256,7 +232,7 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_names_the_call(paths: Run
     released = threading.Event()
 
     async def hang() -> None:
-        requests = make_requests()
+        requests = requests_without_libvirt(FakeSwitch())
         calls = requests.connection.calls
         with pytest.raises(LibvirtTimeout):
             await calls.run("open", released.wait, 0.001)
@@ -316,7 +292,7 @@ requests = st.fixed_dictionaries(
 
 @given(request=requests)
 def test_any_request_is_answered_without_a_connection(request: dict[str, object]) -> None:
-    requests = make_requests()
+    requests = requests_without_libvirt(FakeSwitch())
     answer = asyncio.run(requests.handle(request))
     assert json.loads(json.dumps(answer)).keys() >= {"ok"}
     assert len(json.dumps(answer)) < 4096
@@ -351,7 +327,7 @@ def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
 
 
 def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
-    handle = make_requests().handle
+    handle = requests_without_libvirt(FakeSwitch()).handle
 
     def client() -> None:
         assert main(["--runtime-dir", paths.root, "status", "--json"]) == ExitCode.DONE
