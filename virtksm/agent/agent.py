@@ -98,7 +98,7 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self.configuration.hung_up.set)
 
     async def _reload(self) -> None:
-        """Wait for a SIGHUP, and do as it says."""
+        """Wait for a SIGHUP, and reload."""
         await self.configuration.hung_up.wait()
         self.configuration.hung_up.clear()
         await self.reload()

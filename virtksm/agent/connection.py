@@ -1,4 +1,4 @@
-"""The agent's connection to libvirt: opened with ever longer waits, closed, and told when it is lost."""
+"""The agent's connection to libvirt: opens it with ever longer waits, tells when it is lost, closes it."""
 
 from __future__ import annotations
 

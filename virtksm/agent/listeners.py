@@ -1,4 +1,4 @@
-"""Who is told of events and passes: the log, the history, the trace buffer, and the reader of guests' XML."""
+"""The listeners to events and passes: the log, the history, the trace buffer, and the reader of guests' XML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from virtksm.model.report import PassRecord
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """All of them, as the one that passes know."""
+    """All of them, as the one listener that passes know."""
 
     reporter: Reporter
     diary: Diary

@@ -1,6 +1,6 @@
 """Passes: when one is due, and one at a time. Triggers come from libvirt, the FIFO, signals, requests and the timer.
 
-A trigger asks for its pass before anybody is told of it. A pass runs beside the loop with a limit; one that fails is
+A trigger asks for its pass before the listeners hear of it. A pass runs beside the loop with a limit; one that fails is
 reported and tried again later. An exception that nobody thought of costs the pass in which it came.
 """
 
@@ -40,7 +40,7 @@ class DonePass:
 
 
 class Listener(Protocol):
-    """Who is told of events and passes, in the loop, once the work is done or asked for."""
+    """A listener to events and passes, called in the loop: after a pass was asked for, and after it has ended."""
 
     def heard(self, event: DomainEvent) -> None:
         """Take note of an event, for which a pass is asked already."""
@@ -86,8 +86,8 @@ class Passes:
         self.coalescer = replace(self.coalescer, window_s=config.coalesce_ms / 1000)
 
     def heard(self, event: DomainEvent) -> None:
-        """Take an event of libvirt's."""
-        self.offer(event.trigger, heard_s=event.heard_s)  # first: nothing that is only told may delay the pass
+        """Take an event from libvirt: ask for a pass, then tell the listeners."""
+        self.offer(event.trigger, heard_s=event.heard_s)  # first: no listener may delay the pass
         try:
             if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:
                 self.cycle.hypervisor.forget_max(event.uuid)
@@ -101,7 +101,7 @@ class Passes:
         self._wake.set()
 
     async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassRecord:
-        """Ask for a pass and return its report; raises VirtksmError if it fails or cannot be."""
+        """Ask for a pass and return its report; raises VirtksmError if the pass fails, or none is possible."""
         if self.cycle is None:
             raise LibvirtUnreachable(self._reporter.why_unlinked())
         if self._is_stopping:
@@ -115,12 +115,12 @@ class Passes:
         return await request.answer
 
     def disconnect(self, error: VirtksmError) -> None:
-        """Run no pass until there is another cycle; who waits for one is answered by `error`."""
+        """Run no pass until there is another cycle, and answer all waiting requests by `error`."""
         self.cycle = None
         self.fail_requests(error)
 
     def fail_requests(self, error: VirtksmError) -> None:
-        """Answer who waits for a pass by an error."""
+        """Answer all waiting requests by an error."""
         requests, self.requests = self.requests, []
         _fail(requests, error)
 
@@ -217,7 +217,7 @@ def _answer(requests: Iterable[Request], record: PassRecord) -> None:
 
 
 def _fail(requests: Iterable[Request], error: VirtksmError) -> None:
-    """Answer what has no answer yet by an error."""
+    """Answer those without an answer by an error."""
     for request in requests:
         if not request.answer.done():
             request.answer.set_exception(error)
