@@ -12,7 +12,7 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import STUCK_S, DonePass, Passes
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtUnreachable, VirtksmError
+from virtksm.errors import LibvirtUnreachable, SensingFailed, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
@@ -164,5 +164,43 @@ def test_who_asks_while_there_is_no_connection_or_it_stops_is_refused_and_who_wa
             await passes.ask(Trigger.RETUNE)
         await passes.run_when_due()
         assert passes.last is None, "no further pass begins"
+
+    asyncio.run(story())
+
+
+def test_a_timer_that_ends_while_there_is_no_connection_rings_with_the_next_one(
+    passes: Passes, listener: FakeListener
+) -> None:
+    async def story() -> None:
+        cycle = passes.cycle
+        passes.disconnect(LibvirtUnreachable("test"))
+        passes.coalescer = replace(passes.coalescer, timer_s=0.0)
+        waiting = asyncio.create_task(passes.run_when_due())
+        await asyncio.sleep(0)
+        assert not passes.coalescer.pending, "or the pass would seem to have come late"
+        passes.follow(Config(), cycle)
+        passes.offer(Trigger.CONNECTED)
+        await waiting
+
+    asyncio.run(story())
+    assert [done.record.occasion.names for done in listener.done] == [["connected", "timer"]]
+
+
+def test_a_pass_that_fails_is_tried_again_later_and_a_dry_run_moves_no_timer(passes: Passes) -> None:
+    assert passes.cycle is not None
+    hypervisor = passes.cycle.hypervisor
+    assert isinstance(hypervisor, FakeHypervisor)
+
+    async def story() -> None:
+        hypervisor.reading_fails = SensingFailed("test")
+        for dry_run in (True, False):
+            asking = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=dry_run))
+            await asyncio.sleep(0)
+            await passes.run_when_due()
+            with pytest.raises(SensingFailed):
+                await asking
+            assert (passes.coalescer.timer_s is None) is dry_run
+        assert passes.coalescer.timer_s is not None
+        assert passes.coalescer.timer_s > passes.awake_s, "after the failed pass began"
 
     asyncio.run(story())
