@@ -145,11 +145,36 @@ def test_the_reader_reads_what_passes_have_seen_and_forgets_what_another_connect
         assert len(reader.exposed(running, ["*"])) == READ_AT_ONCE
         reading = asyncio.create_task(reader.read_when_due())
         await asyncio.sleep(0)
-        source.append(None)
+        source.append(FakeHypervisor())
         reader.forget()
+        reader.see(running, afresh=False)
         await reading
         assert reader.exposed(running, ["*"]) == (), "what the lost connection told is not learned"
+        reader.forget()
         reader.stop()
         await reader.read_when_due()
+
+    asyncio.run(story())
+
+
+def test_after_a_reading_that_failed_the_reader_waits_for_the_next_pass() -> None:
+    class Lost(FakeHypervisor):
+        def guest_xml(self, uuid: str) -> str:
+            raise LibvirtUnreachable("gone")
+
+    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
+    running = (guest(1), guest(2))
+
+    async def story() -> None:
+        reader = GuestReader(Lost, configuration, BlockingCalls(), Reporter(Notifier({})))
+        reader.see(running, afresh=False)
+        reading = asyncio.create_task(reader.read_when_due())
+        async with asyncio.timeout(30):
+            while len(reader.look.next_guests()) > 1:  # noqa: ASYNC110  # it has failed when each is due alone
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        assert not reading.done()
+        reader.see(running, afresh=False)
+        await reading
 
     asyncio.run(story())

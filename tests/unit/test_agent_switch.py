@@ -165,6 +165,23 @@ def test_metadata_that_changes_is_seen_after_a_retune_and_a_reconnect_is_no_news
     assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["one"]
 
 
+def test_after_a_reconnect_guests_are_read_again(bench: Bench) -> None:
+    bench.config = replace(bench.config, private_guests=("*",))
+    bench.hypervisor.running = (guest("one"),)
+    bench.hypervisor.xml = {guest("one").uuid: PLAIN}
+
+    async def story() -> None:
+        await bench.looked()
+        bench.hypervisor.xml = {guest("one").uuid: "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"}
+        await bench.lose()
+        await bench.until(lambda: len(bench.events("libvirt_connected")) > 1)
+        await bench.pass_for(Trigger.STARTED)
+        await bench.looked()
+        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == []
+
+    bench.run(story)
+
+
 def test_a_guest_that_vanishes_before_it_is_looked_at_is_no_error(bench: Bench) -> None:
     bench.config = replace(bench.config, private_guests=("*",))
     bench.hypervisor.running = (guest("gone"),)
