@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.sim.host import SimHost
@@ -119,28 +119,24 @@ class _Passes:
 
     def __init__(self, cycle: Cycle[Any], window_s: float) -> None:
         self._cycle = cycle
-        self._coalescer = Coalescer(window_s=window_s).offer(Trigger.CONNECTED)
-        self._timer_s: float | None = None
+        self._coalescer = Coalescer(window_s=window_s).offer(Trigger.CONNECTED, 0.0)
 
-    def offer(self, trigger: Trigger) -> None:
-        self._coalescer = self._coalescer.offer(trigger)
+    def offer(self, trigger: Trigger, now_s: float) -> None:
+        self._coalescer = self._coalescer.offer(trigger, now_s)
 
-    def due_s(self, now_s: float) -> float | None:
-        due_s = [at_s for at_s in (self._coalescer.due_s(now_s), self._timer_s) if at_s is not None]
-        return min(due_s, default=None)
+    def next_s(self, now_s: float) -> float | None:
+        return self._coalescer.next_s(now_s)
 
     def run_due(self, now_s: float) -> PassRecord | None:
         """Run the pass that is due now, if one is."""
-        if self._timer_s is not None and self._timer_s <= now_s:
-            self._timer_s = None
-            self.offer(Trigger.TIMER)
+        self._coalescer = self._coalescer.ring(now_s)
         due_s = self._coalescer.due_s(now_s)
         if due_s is None or due_s > now_s:
             return None
         occasion, self._coalescer = self._coalescer.take(now_s)
         record = self._cycle.run(occasion)
         next_s = record.decision.next_pass_s
-        self._timer_s = None if next_s is None else now_s + next_s
+        self._coalescer = replace(self._coalescer, timer_s=None if next_s is None else now_s + next_s)
         return record
 
 
@@ -177,7 +173,7 @@ class _Player:
             if self._events:
                 next_s.append(self._events[0].at_s)
             at_s = self._begin_s + min(next_s)
-            if self._passes and (due_s := self._passes.due_s(self._host.now_s)) is not None:
+            if self._passes and (due_s := self._passes.next_s(self._host.now_s)) is not None:
                 at_s = min(at_s, due_s)
             self._go_to(at_s)
 
@@ -205,7 +201,7 @@ class _Player:
 
     def _tell(self, trigger: Trigger) -> None:
         if self._passes is not None:
-            self._passes.offer(trigger)
+            self._passes.offer(trigger, self._host.now_s)
 
 
 def take_sample(host: SimHost, t_s: float) -> Sample:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeHistory
-from virtksm.agent.recall import MOST_TOLD_EVENTS
+from virtksm.agent.requests import MOST_TOLD_EVENTS
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     KEEP_S,

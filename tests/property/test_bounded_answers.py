@@ -15,7 +15,7 @@ from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.fakes import FakeHistory
 from virtksm.agent.control_client import MAX_ANSWER
 from virtksm.agent.history import Diary
-from virtksm.agent.recall import recall_decisions, recall_history
+from virtksm.agent.requests import recall_decisions, recall_history
 from virtksm.history.samples import MOST_EVENTS, MOST_SAMPLES, Told
 
 

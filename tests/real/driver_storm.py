@@ -20,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.footprint import read_footprint
-from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Link
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.connection import Connection
+from virtksm.agent.history import Diary
 from virtksm.agent.log import Reporter
+from virtksm.agent.main import assemble
 from virtksm.config.schema import Config
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
@@ -66,7 +68,7 @@ async def storm(events: int) -> dict[str, object]:
     """
     log = Log()
     configure("info", "json", stream=io.StringIO(), renderers=[log.take])
-    reporter, calls = Reporter(Notifier({})), BlockingCalls()
+    reporter = Reporter(Notifier({}))
     kernel, store = FakeHypervisor(uri=URI), FakeStore()
 
     def make_cycle(host: LibvirtHost, _config: Config, memory: Memory) -> Cycle[int]:
@@ -83,21 +85,19 @@ async def storm(events: int) -> dict[str, object]:
             memory=memory,
         )
 
-    link = Link(calls, reporter.connect_failed)
-    agent = Agent(
-        uri=URI,
-        config=Config(),
-        link=link,
-        calls=calls,
+    connection = Connection(URI, BlockingCalls(), reporter.connect_failed)
+    agent, _requests = assemble(
+        configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
+        connection=connection,
         reporter=reporter,
+        diary=Diary(),
         make_cycle=make_cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
-        read_config=lambda: FreshConfig(config=Config()),
     )
     running = asyncio.create_task(agent.run())
     await log.until(lambda: log.counts["pass_completed"] == 1)
-    assert link.host is not None
-    domain = link.host.connection.lookupByName("test")
+    assert connection.host is not None
+    domain = connection.host.connection.lookupByName("test")
 
     def churn(turns: int) -> None:
         for _ in range(turns):
@@ -111,14 +111,14 @@ async def storm(events: int) -> dict[str, object]:
     await loop.run_in_executor(None, churn, events // 2 - events // 20)
     domain.destroy()
     await log.until(lambda: log.counts["event_received"] == events + 1)
-    await log.until(lambda: log.last["event"] == "pass_completed" and not agent.coalescer.pending)
+    await log.until(lambda: log.last["event"] == "pass_completed" and not agent.passes.coalescer.pending)
     took_s, seen = loop.time() - began_s, log.last["sensed"]["guests"]
     agent.stop()
     await running
     return {
         "events": log.counts["event_received"],
         "passes": log.counts["pass_completed"],
-        "windows": took_s / agent.coalescer.window_s,
+        "windows": took_s / agent.passes.coalescer.window_s,
         "guests_seen": seen,
         "growth_kib": read_footprint(os.getpid()).rss_kib - warm.rss_kib,
     }

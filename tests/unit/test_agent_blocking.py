@@ -6,7 +6,7 @@ import asyncio
 import select
 import socket
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,12 @@ import pytest
 import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
-from tests.unit.test_agent_switch import Bench, FakeLink, guest
-from virtksm.agent.agent import FreshConfig
+from tests.lab.agent_bench import Bench, FakeConnection, guest
+from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
 from virtksm.errors import ConfigError, ConfigFault, ExitCode
-from virtksm.host.libvirt_events import DomainEvent, EventLoop
+from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 
@@ -67,9 +67,9 @@ def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released
         return FreshConfig(config=Config(coalesce_ms=1))
 
     async def story() -> None:
-        bench.agent.read_config = read
-        bench.agent.hung_up.set()  # as SIGHUP does
-        await bench.until(lambda: bench.agent.config_calls.waiting is not None)
+        bench.agent.configuration.read = read
+        bench.agent.configuration.hung_up.set()  # as SIGHUP does
+        await bench.until(lambda: bench.agent.configuration.calls.waiting is not None)
         await lives(bench)
 
     bench.run(story)
@@ -85,20 +85,21 @@ def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
         return FreshConfig(config=Config(coalesce_ms=1))
 
     async def story() -> None:
-        before = bench.agent.config
-        bench.agent.read_config, bench.agent.config_limit_s = read, SHORT_S
+        configuration = bench.agent.configuration
+        before = configuration.in_force
+        configuration.read, configuration.limit_s = read, SHORT_S
         for _ in range(2):
             answer = await bench.ask("reload")
             assert (answer["ok"], answer["exit_code"]) == (False, 2)
             assert "the name service" in answer["error"]
-            assert bench.agent.config is before
+            assert configuration.in_force is before
             assert not bench.agent.reporter.tally.config_is_read
         await lives(bench)
         released.set()
-        await bench.until(lambda: bench.agent.config_calls.waiting is None)
-        bench.agent.config_limit_s = LONG_S
+        await bench.until(lambda: bench.agent.configuration.calls.waiting is None)
+        configuration.limit_s = LONG_S
         assert (await bench.ask("reload"))["ok"] is True
-        assert bench.agent.config.coalesce_ms == 1
+        assert configuration.in_force.coalesce_ms == 1
         assert bench.agent.reporter.tally.config_is_read
 
     bench.run(story)
@@ -112,12 +113,12 @@ def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> N
         raise ConfigError([fault])
 
     async def story() -> None:
-        agent = bench.agent
-        before = agent.config, agent.cycle, agent.coalescer.window_s
+        configuration, passes = bench.agent.configuration, bench.passes
+        before = configuration.in_force, passes.config, passes.cycle, passes.coalescer.window_s
         bench.config = Config(coalesce_ms=77)
-        agent.follow_config = refuse
+        configuration.follow = refuse
         assert (await bench.ask("reload"))["ok"] is False
-        assert (agent.config, agent.cycle, agent.coalescer.window_s) == before
+        assert (configuration.in_force, passes.config, passes.cycle, passes.coalescer.window_s) == before
 
     bench.run(story)
 
@@ -127,15 +128,15 @@ def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(bench: 
 
     async def story() -> None:
         agent, followed = bench.agent, list[FreshConfig]()
-        bench.config, agent.follow_config = Config(coalesce_ms=77, reconnect_max_ms=777), followed.append
+        bench.config, agent.configuration.follow = Config(coalesce_ms=77, reconnect_max_ms=777), followed.append
         assert (await bench.ask("reload"))["ok"] is True
-        link = agent.link
-        assert isinstance(link, FakeLink)
-        assert link.config is not None
+        connection = agent.connection
+        assert isinstance(connection, FakeConnection)
+        assert connection.config is not None
         assert [one.config for one in followed] == [bench.config]
-        for in_force in (agent.config, bench.cycle_config, link.config()):
+        for in_force in (agent.configuration.in_force, agent.passes.config, bench.cycle_config, connection.config()):
             assert in_force is bench.config
-        assert agent.coalescer.window_s == 0.077
+        assert agent.passes.coalescer.window_s == 0.077
 
     bench.run(story)
     late = [name for name, key in keys_of(Config).items() if "next connection" in key.meaning]
@@ -151,11 +152,11 @@ def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released:
         return FreshConfig(config=bench.config)
 
     async def story() -> None:
-        bench.agent.read_config = slow
-        bench.agent.hung_up.set()
+        bench.agent.configuration.read = slow
+        bench.agent.configuration.hung_up.set()
         await bench.until(lambda: read.acquire(blocking=False))
         for _ in range(100):
-            bench.agent.hung_up.set()
+            bench.agent.configuration.hung_up.set()
             await asyncio.sleep(0)
         released.set()
         await bench.until(lambda: len(bench.events("config_reloaded")) == 2)
@@ -169,15 +170,15 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(bench: Bench, relea
     bench.switch = HangingSwitch(released=released)
 
     async def story() -> None:
-        bench.agent.disk_limit_s = SHORT_S
+        bench.requests.disk_limit_s = SHORT_S
         for _ in range(2):
             answer = await bench.ask("off")
             assert answer["ok"] is False
             assert "the disk behind the state folder does not answer" in answer["error"]
             await lives(bench)
         released.set()
-        bench.agent.disk_limit_s = LONG_S
-        await bench.until(lambda: bench.agent.switch_calls.waiting is None)
+        bench.requests.disk_limit_s = LONG_S
+        await bench.until(lambda: bench.requests.switch_calls.waiting is None)
         assert (await bench.ask("off"))["ok"] is True
 
     bench.run(story)
@@ -216,7 +217,7 @@ def test_while_the_disk_hangs_it_ends(bench: Bench, released: threading.Event) -
 
     async def story() -> None:
         asking = asyncio.create_task(bench.ask("off"))
-        await bench.until(lambda: bench.agent.switch_calls.waiting is not None)
+        await bench.until(lambda: bench.requests.switch_calls.waiting is not None)
         asking.cancel()
 
     bench.run(story)
@@ -229,26 +230,6 @@ def test_many_offs_at_once_are_all_answered(bench: Bench) -> None:
         assert [answer["ok"] for answer in answers] == [True] * 100
 
     bench.run(story)
-
-
-class Noting(Bench):
-    """Notes whether a pass was asked for already when an event is logged."""
-
-    def take(self, logger: object, method: str, event: MutableMapping[str, Any]) -> str:
-        if event["event"] == "event_received":
-            event["is_pending"] = bool(self.agent.coalescer.pending)
-        return super().take(logger, method, event)
-
-
-def test_a_pass_is_asked_for_before_its_event_is_told(bench: Bench) -> None:
-    """A log or a diary that is slow delays no pass."""
-    bench = Noting()
-
-    async def story() -> None:
-        bench.agent.hear(DomainEvent(trigger=Trigger.STARTED, guest="one", uuid="u", detail="booted", heard_s=0.0))
-
-    bench.run(story)
-    assert [event["is_pending"] for event in bench.events("event_received")] == [True]
 
 
 def test_the_history_of_a_host_is_opened_once_however_often_it_reconnects(bench: Bench) -> None:
@@ -281,8 +262,8 @@ def test_a_look_that_took_long_reads_no_further_guest_and_a_bug_for_one_costs_th
 
     async def story() -> None:
         await bench.looked()
-        bench.agent.look_s = 0.0
-        bench.agent.look.forget()
+        bench.agent.guests.look_s = 0.0
+        bench.agent.guests.look.forget()
         hypervisor.threads = []
         await bench.pass_for(Trigger.STARTED)
         await bench.looked()
@@ -359,25 +340,29 @@ def test_a_routine_pass_sends_systemd_no_status_of_its_own(bench: Bench, manager
     bench.run(story)
 
 
-class DeafThenWell:
-    """libvirt's event loop, as the watchdog asks for it."""
+class DeafLoop:
+    """libvirt's event loop, as the watchdog asks for it: deaf until it is well."""
 
     def __init__(self) -> None:
         self.asked = 0
+        self.is_well = False
 
     def check(self) -> bool:
         self.asked += 1
-        return self.asked > 3
+        return self.is_well
 
 
 def test_an_event_loop_that_does_not_run_is_told_and_starves_the_watchdog(bench: Bench, manager: socket.socket) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "2000"})
-    events = DeafThenWell()
+    events = DeafLoop()
 
     async def story() -> None:
-        feeding = asyncio.create_task(feed_watchdog(notifier, bench.agent, cast("EventLoop", events)))
+        reporter = bench.agent.reporter
+        feeding = asyncio.create_task(feed_watchdog(notifier, bench.passes, reporter, cast("EventLoop", events)))
+        await bench.until(lambda: events.asked > 3)
+        assert not has_mail(manager)
+        events.is_well = True
         assert await asyncio.to_thread(manager.recv, 1000) == b"WATCHDOG=1"
-        assert events.asked == 4
         feeding.cancel()
 
     bench.run(story)

@@ -17,7 +17,7 @@ import pytest
 import structlog
 
 from tests.fakes import FakeHistory
-from tests.unit.test_agent_switch import BUSY, URI, Bench, guest
+from tests.lab.agent_bench import BUSY, URI, Bench, guest
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config
@@ -130,7 +130,7 @@ def bench() -> Iterator[Bench]:
 
 async def ask_all(bench: Bench, path: str) -> None:
     """Make every request, each of which has to be answered."""
-    server = ControlServer(bench.agent.handle, crashed=bench.agent.reporter.request_failed)
+    server = ControlServer(bench.requests.handle, crashed=bench.agent.reporter.request_failed)
     await server.start(bind_socket(path))
     for request in REQUESTS:
         answer = await asyncio.to_thread(ask, path, request, timeout_s=LONG_S)
@@ -164,14 +164,14 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
         faulty.is_armed = True
         event = DomainEvent(trigger=Trigger.MEMORY_DEVICE, guest="one", uuid="u", detail="dimm0", heard_s=0.0)
         for _ in range(2):
-            agent.hear(event)
+            bench.passes.heard(event)
             await ask_all(bench, str(tmp_path / "sock"))
         await bench.lose()
         await bench.until(lambda: bench.events("libvirt_disconnected") != [])
         await bench.until(lambda: agent.reporter.tally.connections > 1 or bench.events("task_crashed") != [])
         assert faulty.raised > 0, "nothing here asks for it: widen the story"
         faulty.is_armed = False
-        await bench.until(lambda: agent.cycle is not None)
+        await bench.until(lambda: agent.passes.cycle is not None)
         passes = len(bench.events("pass_completed"))
         answer = await bench.ask("on")
         assert answer["ok"] is True, answer
@@ -214,13 +214,13 @@ def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) 
     bench.policy.next_pass_s = 1_000_000.0
 
     async def story() -> None:
-        due_s = bench.agent.next_pass_s
+        due_s = bench.passes.coalescer.timer_s
         for error in (RuntimeError("a bug"), None):
             bench.hypervisor.reading_fails = error or psutil.AccessDenied(pid=1)
-            answer = await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+            answer = await bench.request({"op": "retune", "uri": URI, "dry_run": True})
             assert (answer["ok"], answer["error"]) == (False, "internal error: see the agent's log")
         bench.hypervisor.reading_fails = None
-        assert bench.agent.next_pass_s == due_s
+        assert bench.passes.coalescer.timer_s == due_s
 
     bench.run(story)
     assert len(bench.events("pass_crashed")) == 2

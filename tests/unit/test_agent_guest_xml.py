@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.guest_xml import READ_AT_ONCE, GuestLook
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.guest_xml import READ_AT_ONCE, GuestLook, GuestReader
+from virtksm.agent.log import Reporter
+from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.guests.xml import read_guests
+from virtksm.host.systemd import Notifier
 from virtksm.model.snapshot import Guest
 
 PLAIN = "<domain/>"
@@ -120,3 +127,54 @@ def test_a_lost_connection_ends_the_look() -> None:
 
     with pytest.raises(LibvirtUnreachable):
         read_guests(Lost(), [guest(1)])
+
+
+def test_the_reader_reads_what_passes_have_seen_and_forgets_what_another_connection_tells() -> None:
+    hypervisor = FakeHypervisor(xml={guest(number).uuid: PLAIN for number in range(READ_AT_ONCE + 1)})
+    source: list[FakeHypervisor | None] = [hypervisor]
+    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
+    running = tuple(guest(number) for number in range(READ_AT_ONCE + 1))
+
+    async def story() -> None:
+        reader = GuestReader(lambda: source[-1], configuration, BlockingCalls(), Reporter(Notifier({})))
+        waiting = asyncio.create_task(reader.read_when_due())
+        await asyncio.sleep(0)
+        reader.see(running, afresh=False)
+        await waiting
+        await reader.read_when_due()
+        assert len(reader.exposed(running, ["*"])) == READ_AT_ONCE
+        reading = asyncio.create_task(reader.read_when_due())
+        await asyncio.sleep(0)
+        source.append(FakeHypervisor())
+        reader.forget()
+        reader.see(running, afresh=False)
+        await reading
+        assert reader.exposed(running, ["*"]) == (), "what the lost connection told is not learned"
+        reader.forget()
+        reader.stop()
+        await reader.read_when_due()
+
+    asyncio.run(story())
+
+
+def test_after_a_reading_that_failed_the_reader_waits_for_the_next_pass() -> None:
+    class Lost(FakeHypervisor):
+        def guest_xml(self, uuid: str) -> str:
+            raise LibvirtUnreachable("gone")
+
+    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
+    running = (guest(1), guest(2))
+
+    async def story() -> None:
+        reader = GuestReader(Lost, configuration, BlockingCalls(), Reporter(Notifier({})))
+        reader.see(running, afresh=False)
+        reading = asyncio.create_task(reader.read_when_due())
+        async with asyncio.timeout(30):
+            while len(reader.look.next_guests()) > 1:  # noqa: ASYNC110  # it has failed when each is due alone
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        assert not reading.done()
+        reader.see(running, afresh=False)
+        await reading
+
+    asyncio.run(story())

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.agent.history import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
-from virtksm.agent.recall import BadRequest, recall_decisions, recall_history
+from virtksm.agent.requests import BadRequest, recall_decisions, recall_history
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import GuestEvent, Sample, Told
 from virtksm.host.libvirt_events import DomainEvent

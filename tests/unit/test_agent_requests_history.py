@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
 
 from tests.fakes import FakeFacts, FakeHistory
-from tests.unit.test_agent_switch import URI, Bench, guest
+from tests.lab.agent_bench import URI, Bench, guest
+from virtksm.config.schema import Config
 from virtksm.errors import StateUnusable
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
@@ -29,14 +29,14 @@ def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) 
     async def story() -> None:
         bench.agent.make_history = lambda _uri, _config: history
         event = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=0.0)
-        bench.agent.hear(event)
+        bench.passes.heard(event)
         await bench.until(lambda: len(bench.events("pass_completed")) > 1)
-        dry = await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+        dry = await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         assert dry["ok"]
-        told: Any = await bench.agent.handle({"op": "history", "seconds": 60, "points": 5})
+        told: Any = await bench.request({"op": "history", "seconds": 60, "points": 5})
         assert [row[2] for row in told["history"]["events"]["rows"]] == ["vm"]
         assert len(told["history"]["samples"]["rows"]) == 1
-        decisions: Any = await bench.agent.handle({"op": "decisions", "last": 5, "uri": URI})
+        decisions: Any = await bench.request({"op": "decisions", "last": 5, "uri": URI})
         triggers = [one["pass"]["triggers"] for one in decisions["decisions"]]
         assert triggers == [["connected"], ["started"]], "a dry run is none"
         await bench.agent.reload()
@@ -56,7 +56,7 @@ def test_a_history_that_cannot_be_kept_or_read_ends_nothing(bench: Bench) -> Non
         bench.agent.make_history = lambda _uri, _config: Broken(is_full=True)
         await bench.agent.reload()
         await bench.until(lambda: bench.events("history_failed") != [])
-        answer = await bench.agent.handle({"op": "history"})
+        answer = await bench.request({"op": "history"})
         assert (answer["ok"], answer["error"], answer["exit_code"]) == (False, "the disk is gone", 1)
         await bench.agent.reload()
         await bench.until(lambda: len(bench.events("history_failed")) > 1)
@@ -68,25 +68,25 @@ def test_a_history_that_cannot_be_kept_or_read_ends_nothing(bench: Bench) -> Non
 @pytest.mark.parametrize("op", ["status", "history", "decisions"])
 def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str) -> None:
     async def story() -> None:
-        assert (await bench.agent.handle({"op": op}))["ok"] is True
+        assert (await bench.request({"op": op}))["ok"] is True
         assert (await bench.ask(op))["ok"] is True
-        assert await bench.agent.handle({"op": op, "uri": "other:///"}) == {"ok": False, "other_uri": URI}
+        assert await bench.request({"op": op, "uri": "other:///"}) == {"ok": False, "other_uri": URI}
 
     bench.run(story)
 
 
 def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
     async def story() -> None:
-        bench.agent.facts = FakeFacts(run=2)
+        bench.requests.status.facts = FakeFacts(run=2)
         told: Any = (await bench.ask("status"))["status"]
         assert (told["now"]["origin"], told["now"]["ksm_run"]) == ("local", 2)
         for uri in ("qemu+ssh://far/system", "alias"):
             bench.hypervisor.uri = uri
-            told = (await bench.agent.handle({"op": "status"}))["status"]
+            told = (await bench.request({"op": "status"}))["status"]
             assert told["now"]["origin"] == "last_pass"
-        bench.agent.config = replace(bench.agent.config, host="local")
+        bench.agent.configuration.in_force = Config(host="local")
         bench.hypervisor.uri = "qemu+unix:///system"
-        told = (await bench.agent.handle({"op": "status"}))["status"]
+        told = (await bench.request({"op": "status"}))["status"]
         assert told["now"]["origin"] == "local"
 
     bench.run(story)

@@ -2,167 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
 import json
-from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import structlog
 
-from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Link, Opened
-from virtksm.agent.history import Diary
-from virtksm.agent.log import Reporter
+from tests.fakes import FakeHypervisor
+from tests.lab.agent_bench import BUSY, URI, Bench, guest
+from virtksm.agent.configuration import FreshConfig
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
-from virtksm.host.libvirt_events import DomainEvent
-from virtksm.host.systemd import Notifier
-from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger
-from virtksm.model.snapshot import Guest, Settings
-from virtksm.tuning.cycle import Cycle
 
-URI = "qemu:///system"
-LONG_S = 30.0
-BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 PLAIN = "<domain/>"
 PRIVATE = f'<domain><metadata><v:guest xmlns:v="{NAMESPACE}" private="yes"/></metadata></domain>'
-
-
-class FakeLink(Link):
-    """A link that is connected at once, to a fake, and stays so until it is told that the connection is lost."""
-
-    def __init__(self, calls: BlockingCalls, host: FakeHypervisor) -> None:
-        super().__init__(calls, lambda _error, _wait_s: None)
-        self._fake: Any = host
-        self.lost: asyncio.Future[str] | None = None
-        self.config: Callable[[], Config] | None = None
-
-    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
-        self.lost = asyncio.get_running_loop().create_future()
-        self.config = config
-        self.host = self._fake
-        return self._fake, self.lost
-
-    async def close(self, limit_s: float) -> None:
-        self.host = None
-
-
-@dataclass
-class Bench:
-    """An agent and everything around it."""
-
-    config: Config = field(default_factory=lambda: Config(coalesce_ms=0))
-    hypervisor: FakeHypervisor = field(default_factory=FakeHypervisor)
-    switch: FakeSwitch = field(default_factory=FakeSwitch)
-    policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY, next_pass_s=None))
-    store: FakeStore = field(default_factory=FakeStore)
-    facts: FakeFacts | None = field(default_factory=FakeFacts)
-    clock: FakeClock = field(default_factory=FakeClock)
-    history: FakeHistory | None = None
-    notifier: Notifier = field(default_factory=lambda: Notifier({}))
-    said: list[dict[str, Any]] = field(default_factory=list)
-    disk_limit_s: float = LONG_S
-    histories: int = 0
-    code: ExitCode | None = None
-    cycle_config: Config | None = None
-    agent: Agent = field(init=False)
-
-    def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-        self.said.append(dict(event))
-        return ""
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [event for event in self.said if event["event"] == name]
-
-    def run(self, story: Callable[[], Any]) -> None:
-        """Run the agent as long as `story` goes."""
-        configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
-        calls, reporter = BlockingCalls(), Reporter(self.notifier)
-
-        def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
-            self.cycle_config = config
-            return Cycle(
-                hypervisor=self.hypervisor,
-                local=self.facts,
-                policy=self.policy,
-                store=self.store,
-                switch=self.switch,
-                clock=self.clock,
-                on_conflict="reassert",
-                memory=self.agent.memory,
-            )
-
-        async def both() -> None:
-            self.agent = Agent(
-                uri=URI,
-                config=self.config,
-                link=FakeLink(calls, self.hypervisor),
-                calls=calls,
-                reporter=reporter,
-                make_cycle=make_cycle,
-                make_switch=lambda _uri, _config: self.switch,
-                read_config=lambda: FreshConfig(config=self.config),
-                make_history=None if self.history is None else self.make_history,
-                facts=self.facts,
-                diary=Diary(
-                    reporter.history_kept, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
-                ),
-                retry_s=0.001,
-            )
-            running = asyncio.create_task(self.agent.run())
-            await self.until(lambda: self.events("pass_completed") != [])
-            await asyncio.wait_for(story(), LONG_S)
-            self.agent.stop()
-            self.code = await asyncio.wait_for(running, LONG_S)
-
-        asyncio.run(both())
-
-    def make_history(self, _uri: str, _config: Config) -> FakeHistory:
-        assert self.history is not None
-        self.histories += 1
-        return self.history
-
-    async def lose(self) -> None:
-        """Lose the connection."""
-        link = self.agent.link
-        assert isinstance(link, FakeLink)
-        await self.until(lambda: link.lost is not None and not link.lost.done())
-        assert link.lost is not None
-        link.lost.set_result("test")
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(LONG_S):
-            while not condition():  # noqa: ASYNC110  # the world is fakes and a log, which set no event
-                await asyncio.sleep(0.001)
-
-    async def ask(self, op: str) -> dict[str, Any]:
-        return await self.agent.handle({"op": op, "uri": URI})
-
-    async def pass_for(self, trigger: Trigger) -> dict[str, Any]:
-        before = len(self.events("pass_completed"))
-        self.agent.offer(trigger)
-        await self.until(lambda: len(self.events("pass_completed")) > before)
-        return self.events("pass_completed")[-1]
-
-    async def looked(self) -> None:
-        await self.until(lambda: not self.agent.look.is_due)
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     yield Bench()
     structlog.reset_defaults()
-
-
-def guest(name: str) -> Guest:
-    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
 
 
 def test_off_parks_at_once_and_no_trigger_scans_until_on(bench: Bench) -> None:
@@ -206,10 +68,10 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
         first = (await bench.ask("inputs"))["inputs"]
         assert json.loads(first["header"])["uri"] == URI
         request = {"op": "inputs", "session": first["session"], "since": first["next"]}
-        await bench.agent.handle({"op": "retune", "uri": URI, "dry_run": True})
+        await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         await bench.pass_for(Trigger.STARTED)
         await bench.ask("off")
-        lines = [json.loads(line) for line in (await bench.agent.handle(request))["inputs"]["lines"]]  # type: ignore[index]  # the answer's
+        lines = [json.loads(line) for line in (await bench.request(request))["inputs"]["lines"]]
         assert [line["triggers"] for line in lines] == [["started"], ["off"]]
         assert [line["decision"]["rule"] for line in lines] == ["told", "switched_off"]
         assert [line["off"] is not None for line in lines] == [False, True]
@@ -227,9 +89,9 @@ def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_fa
     async def story() -> None:
         bench.config = Config(coalesce_ms=0, policy="ksmtuned")
         assert await bench.ask("reload") == {"ok": True, "policy": "ksmtuned"}
-        bench.agent.read_config = refuse
+        bench.agent.configuration.read = refuse
         assert await bench.ask("reload") == {"ok": False, "error": str(fault), "exit_code": 2}
-        assert bench.agent.config.policy == "ksmtuned"
+        assert bench.agent.configuration.in_force.policy == "ksmtuned"
         await bench.until(
             lambda: "reload" in [name for one in bench.events("pass_completed") for name in one["triggers"]]
         )
@@ -301,6 +163,23 @@ def test_metadata_that_changes_is_seen_after_a_retune_and_a_reconnect_is_no_news
 
     bench.run(story)
     assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["one"]
+
+
+def test_after_a_reconnect_guests_are_read_again(bench: Bench) -> None:
+    bench.config = replace(bench.config, private_guests=("*",))
+    bench.hypervisor.running = (guest("one"),)
+    bench.hypervisor.xml = {guest("one").uuid: PLAIN}
+
+    async def story() -> None:
+        await bench.looked()
+        bench.hypervisor.xml = {guest("one").uuid: "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"}
+        await bench.lose()
+        await bench.until(lambda: len(bench.events("libvirt_connected")) > 1)
+        await bench.pass_for(Trigger.STARTED)
+        await bench.looked()
+        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == []
+
+    bench.run(story)
 
 
 def test_a_guest_that_vanishes_before_it_is_looked_at_is_no_error(bench: Bench) -> None:

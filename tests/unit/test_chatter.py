@@ -16,10 +16,16 @@ import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
 from tests.unit.test_agent_history import LONG_S, WALL_S, until
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import Diary
+from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
-from virtksm.config.schema import AdaptiveParams, KsmtunedParams
+from virtksm.agent.passes import DonePass
+from virtksm.agent.trace_buffer import Inputs
+from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.history.samples import MOST_OF_A_KIND
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
@@ -33,6 +39,7 @@ from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.history import HistoryFile
 from virtksm.tuning.cycle import Cycle, Memory
 
+CONFIG = Config()
 EVERY_S = 1.08
 MIB = 1024
 GIB = 1024 * MIB
@@ -90,19 +97,19 @@ def event(trigger: Trigger, guest: str, detail: str = "") -> DomainEvent:
 def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     policy: str, events: int, said: list[str], tmp_path: Path
 ) -> None:
-    host, reporter, news = Host(POLICIES[policy]), Reporter(Notifier({})), News()
+    host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
     kept: list[str | None] = []
     diary = Diary(kept.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
+    configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
+    guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
+    listeners = Listeners(reporter, diary, Inputs(), guests)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""
-        reporter.event(heard)
-        diary.hear(heard)
-        record = host.run(heard.trigger, *more)
-        is_news = news.is_news(record, host.clock.now_s)
-        reporter.passed(record, host.clock.now_s, host.clock.now_s, is_news=is_news)
-        diary.take(record, is_news=is_news)
+        listeners.heard(heard)
+        record, now_s = host.run(heard.trigger, *more), host.clock.now_s
+        listeners.passed(DonePass(record=record, config=CONFIG, heard_s=now_s, ended_s=now_s))
 
     async def written() -> None:
         """Wait for a write, as it comes once a minute."""

@@ -33,7 +33,12 @@ def heard() -> list[DomainEvent]:
 
 @pytest.fixture
 def subscription(heard: list[DomainEvent]) -> Subscription:
-    return Subscription(cast("libvirt.virConnect", None), heard=heard.append, closed=lambda _reason: None)
+    return Subscription(
+        cast("libvirt.virConnect", None),
+        heard=heard.append,
+        closed=lambda _reason: None,
+        call_soon=lambda sink, value: sink(value),
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,29 +14,24 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeSwitch
+from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.full_disk import full_disk
 from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
-from virtksm.agent.agent import Agent, FreshConfig
-from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Link
-from virtksm.agent.log import Reporter
 from virtksm.cli.main import main
 from virtksm.cli.off import BY_HAND, find_doubts, name_unmerging, read_here
 from virtksm.cli.render import merged_lines
-from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
 from virtksm.host.local_facts import ProcFacts
-from virtksm.host.systemd import Notifier, has_unit
+from virtksm.host.systemd import has_unit
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import KsmState, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import locked
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile
-from virtksm.tuning.ports import Switch
 
 NOTHING = KsmState.counted({"pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0}.get, 4)
 SOME = KsmState.counted({"pages_shared": 10, "pages_sharing": 90}.get, 4)
@@ -403,27 +398,12 @@ def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state:
         assert home.switch.read() == before
 
 
-def agent_with(switch: Switch, uri: str = URI) -> Agent:
-    """Build an agent that has no connection yet."""
-    reporter, calls = Reporter(Notifier({})), BlockingCalls()
-    return Agent(
-        uri=uri,
-        config=Config(),
-        link=Link(calls, reporter.connect_failed),
-        calls=calls,
-        reporter=reporter,
-        make_cycle=lambda *_: pytest.fail("there is no connection"),
-        make_switch=lambda _uri, _config: switch,
-        read_config=lambda: FreshConfig(config=Config()),
-    )
-
-
 @pytest.mark.parametrize("op", ["off", "on"])
 def test_an_agent_without_libvirt_turns_the_switch_and_says_that_no_pass_was_possible(op: str) -> None:
     switch = FakeSwitch()
     if op == "on":
         switch.turn_off()
-    answer = asyncio.run(agent_with(switch).handle({"op": op, "uri": URI}))
+    answer = asyncio.run(requests_without_libvirt(switch, URI).handle({"op": op, "uri": URI}))
     assert (switch.read() is not None) is (op == "off")
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.UNREACHABLE)
     assert str(answer["error"]).startswith(f"switched {op}, but no pass was possible yet")
@@ -431,14 +411,14 @@ def test_an_agent_without_libvirt_turns_the_switch_and_says_that_no_pass_was_pos
 
 def test_an_agent_turns_no_other_hosts_switch() -> None:
     switch = FakeSwitch()
-    answer = asyncio.run(agent_with(switch).handle({"op": "off", "uri": "qemu+ssh://there/system"}))
+    answer = asyncio.run(requests_without_libvirt(switch, URI).handle({"op": "off", "uri": "qemu+ssh://there/system"}))
     assert answer == {"ok": False, "other_uri": URI}
     assert switch.read() is None
 
 
 def test_an_agent_that_does_not_know_yet_what_host_its_alias_means_turns_nothing() -> None:
     switch = FakeSwitch()
-    answer = asyncio.run(agent_with(switch, "lab").handle({"op": "off", "uri": "lab"}))
+    answer = asyncio.run(requests_without_libvirt(switch, "lab").handle({"op": "off", "uri": "lab"}))
     assert answer["exit_code"] == ExitCode.UNREACHABLE
     assert "switched" not in str(answer["error"])
     assert switch.read() is None
@@ -447,6 +427,6 @@ def test_an_agent_that_does_not_know_yet_what_host_its_alias_means_turns_nothing
 def test_an_agent_that_cannot_keep_the_switch_says_so(tmp_path: Path) -> None:
     (tmp_path / "lib").write_text("a file", encoding="utf-8")
     switch = SwitchFile(str(tmp_path / "lib" / "local.off"))
-    answer = asyncio.run(agent_with(switch).handle({"op": "off", "uri": URI}))
+    answer = asyncio.run(requests_without_libvirt(switch, URI).handle({"op": "off", "uri": URI}))
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.FAILED)
     assert f"ls -ld {tmp_path / 'lib'}" in str(answer["error"])

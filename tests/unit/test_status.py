@@ -17,19 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.nobody import PROJECT, run_as_nobody
-from virtksm.agent.agent import Agent, FreshConfig
 from virtksm.agent.calls import BlockingCalls, Waiting
-from virtksm.agent.connection import Link
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.agent.log import Reporter
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
-from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, LibvirtTimeout
-from virtksm.host.systemd import Notifier
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Occasion, Trigger
 from virtksm.model.report import PassRecord
@@ -208,26 +204,6 @@ def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: lis
     assert ("lost_s" in changes or "waiting" in changes) == any(line.startswith("stranded") for line in lines)
 
 
-def make_agent() -> Agent:
-    """An agent that has not begun: it has no connection, and asks for none."""
-    reporter = Reporter(Notifier({}))
-    calls = BlockingCalls()
-
-    def make_cycle(*_: object) -> Cycle[Any]:
-        raise AssertionError("no pass was asked for")
-
-    return Agent(
-        uri="qemu:///system",
-        config=Config(),
-        link=Link(calls, reporter.connect_failed),
-        calls=calls,
-        reporter=reporter,
-        make_cycle=make_cycle,
-        make_switch=lambda _uri, _config: FakeSwitch(),
-        read_config=lambda: FreshConfig(config=Config()),
-    )
-
-
 @pytest.fixture
 def paths() -> Iterator[RuntimePaths]:
     with tempfile.TemporaryDirectory(prefix="vs", dir="/tmp") as folder:
@@ -256,17 +232,18 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_names_the_call(paths: Run
     released = threading.Event()
 
     async def hang() -> None:
-        agent = make_agent()
+        requests = requests_without_libvirt(FakeSwitch())
+        calls = requests.connection.calls
         with pytest.raises(LibvirtTimeout):
-            await agent.calls.run("open", released.wait, 0.001)
-        server = ControlServer(agent.handle)
+            await calls.run("open", released.wait, 0.001)
+        server = ControlServer(requests.handle)
         await server.start(bind_socket(paths.control_socket))
         answer = await asyncio.to_thread(ask, paths.control_socket, {"op": "status"}, timeout_s=LONG_S)
         assert answer is not None
         status = answer["status"]
         assert isinstance(status, dict)
         assert (status["libvirt"]["connected"], status["libvirt"]["answers"]) == (False, False)
-        assert waits_for(agent.calls) == "open"
+        assert waits_for(calls) == "open"
         server.close()
         for _ in range(3):
             await asyncio.sleep(0)
@@ -315,14 +292,14 @@ requests = st.fixed_dictionaries(
 
 @given(request=requests)
 def test_any_request_is_answered_without_a_connection(request: dict[str, object]) -> None:
-    agent = make_agent()
-    answer = asyncio.run(agent.handle(request))
+    requests = requests_without_libvirt(FakeSwitch())
+    answer = asyncio.run(requests.handle(request))
     assert json.loads(json.dumps(answer)).keys() >= {"ok"}
     assert len(json.dumps(answer)) < 4096
     if not answer["ok"] and "other_uri" not in answer:
         assert answer["error"]
         assert answer["exit_code"] in list(map(int, ExitCode))
-    assert agent.requests == [], "nothing is kept of it"
+    assert requests.passes.requests == [], "nothing is kept of it"
 
 
 def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
@@ -350,7 +327,7 @@ def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
 
 
 def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
-    agent = make_agent()
+    handle = requests_without_libvirt(FakeSwitch()).handle
 
     def client() -> None:
         assert main(["--runtime-dir", paths.root, "status", "--json"]) == ExitCode.DONE
@@ -359,7 +336,7 @@ def test_the_command_prints_the_agents_answer(paths: RuntimePaths, capsys: pytes
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.DONE
         assert capsys.readouterr().out.startswith("agent     qemu:///system, policy adaptive, virtksm ")
 
-    serve(paths, agent.handle, client)
+    serve(paths, handle, client)
 
 
 async def knows_no_status(_request: Mapping[str, object]) -> dict[str, object]:

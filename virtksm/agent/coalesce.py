@@ -1,4 +1,4 @@
-"""When to run a pass, given when triggers came: pure, with time as data.
+"""When to run a pass, given when triggers came and when the policy wants its next one: pure, with time as data.
 
 Rules:
 1. The first trigger after quiet is due at once.
@@ -6,6 +6,7 @@ Rules:
    when the window ends. So a storm costs one pass a window, and its last trigger is answered at most a window later.
 3. An explicit request waits for no window.
 4. A trigger that comes while a pass runs belongs to the next pass: the last state is always the one acted upon.
+5. The policy's timer is a trigger once its time has come.
 """
 
 from __future__ import annotations
@@ -21,11 +22,26 @@ class Coalescer:
 
     window_s: float
     pending: frozenset[Trigger] = frozenset()
+    heard_s: float | None = None
+    """When the first of the pending triggers came."""
     began_s: float | None = None
+    timer_s: float | None = None
+    """When the policy wants its next pass."""
 
-    def offer(self, trigger: Trigger) -> Coalescer:
-        """Add a trigger."""
-        return replace(self, pending=self.pending | {trigger})
+    def offer(self, trigger: Trigger, heard_s: float) -> Coalescer:
+        """Add a trigger that came at `heard_s`."""
+        first_s = heard_s if self.heard_s is None else self.heard_s
+        return replace(self, pending=self.pending | {trigger}, heard_s=first_s)
+
+    def ring(self, now_s: float) -> Coalescer:
+        """Make the timer a trigger if its time has come."""
+        if self.timer_s is None or self.timer_s > now_s:
+            return self
+        return replace(self, timer_s=None).offer(Trigger.TIMER, now_s)
+
+    def next_s(self, now_s: float) -> float | None:
+        """Return when a pass or the timer is due next, None if nothing asks for one."""
+        return min((at_s for at_s in (self.due_s(now_s), self.timer_s) if at_s is not None), default=None)
 
     def due_s(self, now_s: float) -> float | None:
         """Return when the pending triggers' pass is due (now_s for at once), None while nothing is pending."""
@@ -37,4 +53,4 @@ class Coalescer:
 
     def take(self, now_s: float) -> tuple[Occasion, Coalescer]:
         """Begin the pass that is due: return what it answers, and the rest."""
-        return Occasion(triggers=self.pending), replace(self, pending=frozenset(), began_s=now_s)
+        return Occasion(triggers=self.pending), replace(self, pending=frozenset(), heard_s=None, began_s=now_s)

@@ -1,10 +1,10 @@
-"""The agent's hold on libvirt: opens a connection with ever longer waits, listens on it, and tells when it is lost."""
+"""The agent's connection to libvirt: opens it with ever longer waits, tells when it is lost, closes it."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import tenacity
 
@@ -18,21 +18,28 @@ FIRST_WAIT_S = 0.1
 MOST_WAIT_S = 60.0
 """Between two attempts where libvirt refuses: each asks polkit, which answers one question a second."""
 
-Value = TypeVar("Value")
 Opened = tuple[LibvirtHost, "asyncio.Future[str]"]
 """A connection, and a future that ends with the reason when it is lost."""
 
 
-class Link:
-    """At most one open connection. `host` is None while there is none."""
+class Connection:
+    """At most one open connection to what `uri` means. `host` is None while there is none."""
 
-    def __init__(self, calls: BlockingCalls, failed: Callable[[VirtksmError, float], None]) -> None:
-        self._calls = calls
+    def __init__(self, uri: str, calls: BlockingCalls, failed: Callable[[VirtksmError, float], None]) -> None:
+        self.uri = uri
+        self.host: LibvirtHost | None = None
+        self.lost_s: float | None = time.monotonic()
+        """Since when there is no connection."""
+        self.calls = calls
         self._failed = failed
         self._subscription: Subscription | None = None
-        self.host: LibvirtHost | None = None
 
-    async def open(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
+    @property
+    def known_uri(self) -> str:
+        """The connection's own URI, or what it is to be opened by while there is none."""
+        return self.uri if self.host is None else self.host.uri
+
+    async def open(self, config: Callable[[], Config], heard: Callable[[DomainEvent], None]) -> Opened:
         """Open and subscribe, trying until it works; `config` is asked for what is in force at each attempt.
 
         Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`, or up to a minute where the answer
@@ -43,9 +50,9 @@ class Link:
             wait=lambda state: wait_s(state, config().reconnect_max_ms / 1000),
             before_sleep=self._report,
         )
-        return await attempts(self._open_once, uri, config, hear)
+        return await attempts(self._open_once, config, heard)
 
-    async def _open_once(self, uri: str, config: Callable[[], Config], hear: Callable[[DomainEvent], None]) -> Opened:
+    async def _open_once(self, config: Callable[[], Config], heard: Callable[[DomainEvent], None]) -> Opened:
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[str] = loop.create_future()
 
@@ -54,28 +61,25 @@ class Link:
                 lost.set_result(reason)
 
         def work() -> tuple[LibvirtHost, Subscription]:
-            host = open_host(uri)
-            subscription = Subscription(
-                host.connection,
-                heard=lambda event: _hand_over(loop, hear, event),
-                closed=lambda reason: _hand_over(loop, lose, reason),
-            )
+            host = open_host(self.uri)
+            subscription = Subscription(host.connection, heard=heard, closed=lose, call_soon=loop.call_soon_threadsafe)
             subscription.register(config().keepalive_s)
             return host, subscription
 
-        host, subscription = await self._calls.run(
+        host, subscription = await self.calls.run(
             "open", work, config().call_timeout_s, discard=lambda late: late[1].close()
         )
-        self.host, self._subscription = host, subscription
+        self.host, self._subscription, self.lost_s = host, subscription, None
         return host, lost
 
     async def close(self, limit_s: float) -> None:
         """Close the connection, if there is one; a daemon that hangs is left to its own."""
         subscription, self._subscription, self.host = self._subscription, None, None
+        self.lost_s = time.monotonic()
         if subscription is None:
             return
         try:
-            await self._calls.run("close", subscription.close, limit_s, is_owed=True)
+            await self.calls.run("close", subscription.close, limit_s, is_owed=True)
         except LibvirtUnreachable as error:
             self._failed(error, 0.0)
 
@@ -90,10 +94,3 @@ def wait_s(state: tenacity.RetryCallState, most_s: float) -> float:
     if state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses):
         most_s = MOST_WAIT_S
     return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, sink: Callable[[Value], None], value: Value) -> None:
-    try:
-        loop.call_soon_threadsafe(sink, value)
-    except RuntimeError:  # the agent's loop has ended; nobody listens any more
-        return

@@ -40,6 +40,55 @@ def disk_hangs(message: str) -> VirtksmError:
     return StateUnusable(message, remedy="the disk behind the state folder does not answer: see the kernel's log")
 
 
+class Waiting:
+    """What is not written yet, in bounded numbers: the oldest of too many are given up."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.samples: deque[Sample] = deque(maxlen=MOST_WAITING_SAMPLES)
+        self.events: dict[object, GuestEvent] = {}
+        self.decisions: deque[Told] = deque(maxlen=MOST_WAITING_DECISIONS)
+        self._clock = clock
+        self._shared_from_s = -SAMPLE_S
+        """Since when the last sample is shared by passes."""
+
+    def add_event(self, event: GuestEvent) -> None:
+        key = replaces(event)
+        self.events.pop(key, None)
+        self.events[key] = event
+        if len(self.events) > MOST_WAITING_EVENTS:
+            chatter = (key for key, waits in self.events.items() if key is not waits)
+            del self.events[next(chatter, next(iter(self.events)))]
+
+    def add_sample(self, sample: Sample) -> None:
+        """Add a sample, or have it take the place of the last one, if passes share that still."""
+        if self._is_shared and self.samples:
+            self.samples.pop()
+        elif not self._is_shared:
+            self._shared_from_s = self._clock()
+        self.samples.append(sample)
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._clock() - self._shared_from_s < SAMPLE_S
+
+    def take_out(self, *, is_last: bool) -> Batch:
+        """Take what is to be written; the last sample waits as long as further passes may share it."""
+        batch = list(self.samples), list(self.events.values()), list(self.decisions)
+        for waiting in (self.samples, self.events, self.decisions):
+            waiting.clear()
+        if self._is_shared and batch[0] and not is_last:
+            self.samples.append(batch[0].pop())
+        return batch
+
+    def put_back(self, batch: Batch) -> None:
+        """Wait with them for the next write, before what has come since."""
+        _prepend(self.samples, batch[0])
+        newer, self.events = self.events, {}
+        for event in (*batch[1], *newer.values()):
+            self.add_event(event)
+        _prepend(self.decisions, batch[2])
+
+
 class Diary:
     """What is remembered; to be used from one asyncio loop. Without a history (`keep_in`) it is lost at the end.
 
@@ -59,18 +108,13 @@ class Diary:
         self.now_s = wall_clock
         self._kept = kept
         self._failed = failed
-        self._clock = clock
         self._write_s = write_s
         self._disk_limit_s = disk_limit_s
         self._calls = BlockingCalls(disk_hangs)
         self._turn = asyncio.Lock()
         self._history: History | None = None
         self._is_new = False
-        self._samples: deque[Sample] = deque(maxlen=MOST_WAITING_SAMPLES)
-        self._events: dict[object, GuestEvent] = {}
-        self._decisions: deque[Told] = deque(maxlen=MOST_WAITING_DECISIONS)
-        self._shared_from_s = -SAMPLE_S
-        """Since when the last sample is shared by passes."""
+        self._waiting = Waiting(clock)
         self._stirred = asyncio.Event()
         self._hurried = asyncio.Event()
         self._is_ending = False
@@ -83,7 +127,7 @@ class Diary:
 
     def hear(self, event: DomainEvent) -> None:
         """Remember an event of libvirt's."""
-        self._add_event(
+        self._waiting.add_event(
             GuestEvent(
                 at_s=self._to_the_millisecond(),
                 kind=event.trigger.value,
@@ -94,32 +138,16 @@ class Diary:
         )
         self._stirred.set()
 
-    def _add_event(self, event: GuestEvent) -> None:
-        key = replaces(event)
-        self._events.pop(key, None)
-        self._events[key] = event
-        if len(self._events) > MOST_WAITING_EVENTS:
-            chatter = (key for key, waits in self._events.items() if key is not waits)
-            del self._events[next(chatter, next(iter(self._events)))]
-
     def take(self, record: PassRecord, *, is_news: bool) -> None:
         """Remember a pass that was no dry run: the host as it left it, and the decision, if that was news."""
         at_s = self._to_the_millisecond()
-        if self._is_shared and self._samples:
-            self._samples.pop()
-        elif not self._is_shared:
-            self._shared_from_s = self._clock()
-        self._samples.append(sample_of(at_s, record.snapshot, record.after, record.decision.reason.rule))
+        self._waiting.add_sample(sample_of(at_s, record.snapshot, record.after, record.decision.reason.rule))
         if is_news:
-            self._decisions.append(Told(at_s=at_s, record=record.as_dict()))
+            self._waiting.decisions.append(Told(at_s=at_s, record=record.as_dict()))
         self._stirred.set()
 
     def _to_the_millisecond(self) -> float:
         return round(self.now_s(), 3)
-
-    @property
-    def _is_shared(self) -> bool:
-        return self._clock() - self._shared_from_s < SAMPLE_S
 
     async def keep_writing(self) -> None:
         """Write what there is, at most once in `write_s`, until `end` is called; then once more."""
@@ -141,20 +169,21 @@ class Diary:
     async def samples(self, since_s: float) -> tuple[Sample, ...]:
         """Return the samples from `since_s` on, also those not kept yet; raises StateUnusable."""
         return await self._read(
-            lambda history: history.samples(since_s), lambda: [one for one in self._samples if one.at_s >= since_s]
+            lambda history: history.samples(since_s),
+            lambda: [one for one in self._waiting.samples if one.at_s >= since_s],
         )
 
     async def events(self, since_s: float, most: int) -> tuple[GuestEvent, ...]:
         """Return the last `most` events (1 or more) from `since_s` on, also those not kept yet; as `samples`."""
         found = await self._read(
             lambda history: history.events(since_s, most),
-            lambda: [one for one in self._events.values() if one.at_s >= since_s],
+            lambda: [one for one in self._waiting.events.values() if one.at_s >= since_s],
         )
         return found[-most:]
 
     async def decisions(self, most: int) -> tuple[Told, ...]:
         """Return the last `most` decisions (1 or more), also those not kept yet; raises StateUnusable."""
-        found = await self._read(lambda history: history.decisions(most), lambda: self._decisions)
+        found = await self._read(lambda history: history.decisions(most), lambda: self._waiting.decisions)
         return found[-most:]
 
     async def _read(
@@ -176,7 +205,9 @@ class Diary:
             if self._calls.waiting is not None:  # a call that was given up is still out: memories wait
                 self._stirred.set()
                 return
-            batch = self._take_out(is_last=is_last)
+            batch = self._waiting.take_out(is_last=is_last)
+            if self._waiting.samples:
+                self._stirred.set()
             if not self._is_new and not any(batch):
                 return
             self._is_new = False
@@ -185,29 +216,11 @@ class Diary:
             except Exception as error:  # noqa: BLE001  # whatever it is, what is remembered waits for another try
                 self._failed(error)
                 if self._calls.waiting is None:  # it has failed; one that was given up may still be done
-                    self._put_back(batch)
+                    self._waiting.put_back(batch)
+                    if any(batch):
+                        self._stirred.set()
             else:
                 self._kept(aside)
-
-    def _take_out(self, *, is_last: bool) -> Batch:
-        """Take what is to be written; the last sample waits as long as further passes may share it."""
-        batch = list(self._samples), list(self._events.values()), list(self._decisions)
-        for waiting in (self._samples, self._events, self._decisions):
-            waiting.clear()
-        if self._is_shared and batch[0] and not is_last:
-            self._samples.append(batch[0].pop())
-            self._stirred.set()
-        return batch
-
-    def _put_back(self, batch: Batch) -> None:
-        """Wait with them for the next write, before what has come since; the oldest of too many are given up."""
-        _prepend(self._samples, batch[0])
-        newer, self._events = self._events, {}
-        for event in (*batch[1], *newer.values()):
-            self._add_event(event)
-        _prepend(self._decisions, batch[2])
-        if any(batch):
-            self._stirred.set()
 
 
 def _prepend(waiting: deque[Value], older: list[Value]) -> None:

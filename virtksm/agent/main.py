@@ -9,18 +9,26 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from virtksm import __version__
-from virtksm.agent.agent import Agent, FreshConfig
+from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Link
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
+from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import Diary
+from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics
+from virtksm.agent.passes import RETRY_S, Passes
+from virtksm.agent.requests import Requests
+from virtksm.agent.status import StatusReader
 from virtksm.agent.status_socket import StatusSocket
+from virtksm.agent.trace_buffer import Inputs
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
+from virtksm.history.samples import History
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
@@ -30,9 +38,55 @@ from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.wiring import make_cycle, make_history, make_switch
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
+
+
+def assemble(
+    *,
+    configuration: Configuration,
+    connection: Connection,
+    reporter: Reporter,
+    diary: Diary,
+    make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]],
+    make_switch: Callable[[str, Config], Switch],
+    make_history: Callable[[str, Config], History] | None = None,
+    facts: LocalFacts | None = None,
+    retry_s: float = RETRY_S,
+) -> tuple[Agent, Requests]:
+    """Put an agent together, and what answers requests for it. Its parts make libvirt's calls in one row."""
+    calls, inputs = connection.calls, Inputs()
+    guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
+    listeners = Listeners(reporter, diary, inputs, guests)
+    passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
+    status = StatusReader(
+        connection=connection, configuration=configuration, passes=passes, reporter=reporter, facts=facts
+    )
+    agent = Agent(
+        configuration=configuration,
+        connection=connection,
+        passes=passes,
+        guests=guests,
+        diary=diary,
+        reporter=reporter,
+        make_cycle=make_cycle,
+        make_history=make_history,
+        retry_s=retry_s,
+    )
+    requests = Requests(
+        passes=passes,
+        connection=connection,
+        configuration=configuration,
+        status=status,
+        diary=diary,
+        inputs=inputs,
+        reporter=reporter,
+        make_switch=make_switch,
+        reload=agent.reload,
+    )
+    return agent, requests
 
 
 def serve(
@@ -89,7 +143,6 @@ async def _serve(
     notifier = Notifier()
     reporter = Reporter(notifier)
     loop.set_exception_handler(lambda _loop, context: _report_stray(reporter, context))
-    calls = BlockingCalls()
     facts = ProcFacts(boottime_s)
 
     def cycle_over(host: LibvirtHost, current: Config, memory: Memory) -> Cycle[Any]:
@@ -100,30 +153,26 @@ async def _serve(
         metrics.follow(fresh.config.metrics)
         configure_log(fresh.config)
 
-    agent = Agent(
-        uri=uri,
-        config=fresh.config,
-        link=Link(calls, reporter.connect_failed),
-        calls=calls,
+    agent, requests = assemble(
+        configuration=Configuration(fresh.config, read_config, follow),
+        connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
+        diary=Diary(reporter.history_kept, reporter.history_failed),
         make_cycle=cycle_over,
         make_switch=lambda of, current: make_switch(of, current, paths),
-        read_config=read_config,
-        follow_config=follow,
         make_history=lambda of, current: make_history(of, current, paths),
         facts=facts,
-        diary=Diary(reporter.history_kept, reporter.history_failed),
     )
     async with AsyncExitStack() as stack:
-        readers = StatusSocket(paths, agent.handle, reporter.request_failed)
+        readers = StatusSocket(paths, requests.handle, reporter.request_failed)
         stack.callback(remove_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        metrics = Metrics(reporter.tally, agent.standing, ProcFacts(boottime_s), reporter.metrics_told)
+        metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_told)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)
-        pokes = _listen_for_pokes(agent, paths, reporter)
+        pokes = _listen_for_pokes(agent.passes, paths, reporter)
         if pokes is not None:
             stack.callback(pokes.close)
         try:
@@ -132,10 +181,10 @@ async def _serve(
             remedy = find_remedy(paths.control_socket, error)
             raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy=remedy) from error
         stack.callback(remove_socket, paths.control_socket)
-        server = ControlServer(agent.handle, crashed=reporter.request_failed)
+        server = ControlServer(requests.handle, crashed=reporter.request_failed)
         stack.callback(server.close)
         await server.start(listener)
-        watchdog = asyncio.create_task(feed_watchdog(notifier, agent, events))
+        watchdog = asyncio.create_task(feed_watchdog(notifier, agent.passes, reporter, events))
         stack.callback(watchdog.cancel)
         reporter.ready(__version__, uri)
         if started is not None:
@@ -150,22 +199,22 @@ def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:
     reporter.task_crashed(message, error if isinstance(error, Exception) else RuntimeError(message))
 
 
-def _listen_for_pokes(agent: Agent, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
+def _listen_for_pokes(passes: Passes, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
     try:
         fifo = open_poke_fifo(paths)
     except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
         reporter.poke_unavailable(error)
         return None
-    pokes = Pokes(fifo, lambda: agent.offer(Trigger.POKE), lambda: agent.config.coalesce_ms / 1000)
+    pokes = Pokes(fifo, lambda: passes.offer(Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
     pokes.listen()
     return pokes
 
 
-async def feed_watchdog(notifier: Notifier, agent: Agent, events: EventLoop) -> None:
+async def feed_watchdog(notifier: Notifier, passes: Passes, reporter: Reporter, events: EventLoop) -> None:
     """Tell systemd as often as it wants to know that the loop runs, passes come and libvirt's events are heard."""
     while notifier.watchdog_interval_s is not None:
         is_heard = events.check()
-        agent.reporter.events_heard(is_heard=is_heard)
-        if is_heard and not agent.is_stuck(time.monotonic()):
+        reporter.events_heard(is_heard=is_heard)
+        if is_heard and not passes.is_stuck(time.monotonic()):
             notifier.send(WATCHDOG="1")
         await asyncio.sleep(notifier.watchdog_interval_s)

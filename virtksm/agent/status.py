@@ -1,4 +1,4 @@
-"""What the agent knows without asking libvirt: the answer to `status`, a pure function of one moment, `look` aside.
+"""What the agent knows without asking libvirt: the answer to `status`, a pure function of what `StatusReader` reads.
 
 Rules:
 1. libvirt is silent while there is no connection, and while a call has been out for longer than `SILENT_AFTER_S`:
@@ -14,10 +14,16 @@ renamed, while SCHEMA stays.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from virtksm import __version__
 from virtksm.agent.calls import Waiting
+from virtksm.agent.configuration import Configuration
+from virtksm.agent.connection import Connection
+from virtksm.agent.log import Reporter
+from virtksm.agent.passes import Passes
 from virtksm.errors import SensingFailed
 from virtksm.model.current import Now, Origin, after_pass
 from virtksm.model.report import PassRecord
@@ -25,6 +31,8 @@ from virtksm.model.snapshot import Settings
 from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
 from virtksm.tuning.ports import LocalFacts
 from virtksm.tuning.sense import sense_ksm
+from virtksm.uri import is_alias
+from virtksm.wiring import is_this_machine
 
 SCHEMA = 1
 
@@ -105,6 +113,37 @@ class Standing:
             "off": None if self.last is None else self.last.switched_off is not None,
             "now": None if self.now is None else self.now.as_dict(),
         }
+
+
+@dataclass(slots=True, kw_only=True)
+class StatusReader:
+    """Puts together what the agent's parts know. `facts` are this machine's own; passes have theirs."""
+
+    connection: Connection
+    configuration: Configuration
+    passes: Passes
+    reporter: Reporter
+    facts: LocalFacts | None = None
+
+    def read(self) -> Standing:
+        """Return what is known at this moment; asks libvirt nothing."""
+        now_s = time.monotonic()
+        config, uri, done = self.configuration.in_force, self.connection.known_uri, self.passes.last
+        is_here = not is_alias(uri) and is_this_machine(uri, config)
+        last = None if done is None else done.record
+        return Standing(
+            version=__version__,
+            uri=uri,
+            policy=config.policy,
+            now_s=now_s,
+            lost_s=self.connection.lost_s,
+            waiting=self.passes.calls.waiting,
+            error=self.reporter.trouble,
+            last=last,
+            last_s=None if done is None else done.ended_s,
+            next_s=self.passes.next_s(now_s),
+            now=look(self.facts if is_here else None, last),
+        )
 
 
 def look(local: LocalFacts | None, last: PassRecord | None) -> Now | None:

@@ -140,7 +140,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
-    """Return what is merged, and whether unmerging fits, as JSON values (docs/commands.md)."""
+    """Return what is merged, and whether unmerging fits, as JSON values (docs/reference.md)."""
     return {
         "pages_shared": ksm.pages_shared,
         "pages_sharing": ksm.pages_sharing,

@@ -3,7 +3,7 @@
 What blocks (libvirt's daemon, a process's files, a disk) cannot be cancelled. The call is made in a daemon thread; over
 its limit it is abandoned, and until it comes back every further call of the same `BoundedCalls` fails at once, so that
 what hangs costs one thread and not one a call. Who waits for different things has an instance for each. In the agent's
-loop `agent.blocking` does the same.
+loop `agent.calls` does the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """libvirt's events: the loop thread, and the translation of lifecycle events into triggers.
 
-libvirt's default loop runs in one thread of its own; its callbacks do nothing but hand a frozen value to a sink, which
-must only enqueue. Which event is a trigger is a table: a guest's reboot, pause or guest-side wake-up is none.
+libvirt's default loop runs in one thread of its own; its callbacks do nothing but hand a frozen value over to whoever
+listens, in the listener's own thread. Which event is a trigger is a table: a guest's reboot, pause or guest-side
+wake-up is none.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import libvirt
 
 from virtksm.errors import LibvirtUnreachable
 from virtksm.model.decision import Trigger
+
+Value = TypeVar("Value")
 
 MEMORY_ALIASES = ("dimm", "nvdimm", "virtiomem", "virtiopmem", "mem", "ua-")
 """Aliases that libvirt gives to memory devices; a user's own alias (ua-) does not tell, so it counts as one.
@@ -102,17 +105,23 @@ def _answer(timer: int, answered: threading.Event) -> None:
 
 
 class Subscription:
-    """The callbacks of one connection. Both sinks are called in the loop's thread and must only enqueue."""
+    """The callbacks of one connection.
+
+    `heard` and `closed` are called by way of `call_soon`, which must only enqueue: an asyncio loop's
+    `call_soon_threadsafe`.
+    """
 
     def __init__(
         self,
         connection: libvirt.virConnect,
         heard: Callable[[DomainEvent], None],
         closed: Callable[[str], None],
+        call_soon: Callable[..., object],
     ) -> None:
         self._connection = connection
         self._heard = heard
         self._closed = closed
+        self._call_soon = call_soon
         self._callbacks: list[int] = []
 
     def register(self, keepalive_s: int) -> None:
@@ -163,7 +172,7 @@ class Subscription:
             libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "keepalive timeout",
             libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT: "closed by us",
         }
-        self._closed(names.get(reason, str(reason)))
+        self._hand_over(self._closed, names.get(reason, str(reason)))
 
     def _on_lifecycle(
         self, _connection: libvirt.virConnect, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any
@@ -192,12 +201,13 @@ class Subscription:
             self._tell(Trigger.MEMORY_DEVICE, domain, alias)
 
     def _tell(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
-        self._heard(
-            DomainEvent(
-                trigger=trigger,
-                guest=domain.name(),
-                uuid=domain.UUIDString(),
-                detail=detail,
-                heard_s=time.monotonic(),
-            )
+        event = DomainEvent(
+            trigger=trigger, guest=domain.name(), uuid=domain.UUIDString(), detail=detail, heard_s=time.monotonic()
         )
+        self._hand_over(self._heard, event)
+
+    def _hand_over(self, sink: Callable[[Value], None], value: Value) -> None:
+        try:
+            self._call_soon(sink, value)
+        except RuntimeError:  # the listener's loop has ended; nobody listens any more
+            return

@@ -1,0 +1,178 @@
+"""An agent over fakes: the parts of production, put together by `assemble`, and everything around them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.agent.agent import Agent
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.connection import Connection, Opened
+from virtksm.agent.history import Diary
+from virtksm.agent.log import Reporter
+from virtksm.agent.main import assemble
+from virtksm.agent.passes import Passes
+from virtksm.agent.requests import Requests
+from virtksm.config.schema import Config
+from virtksm.errors import ExitCode
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.host.systemd import Notifier
+from virtksm.log_setup import configure
+from virtksm.model.decision import Trigger
+from virtksm.model.snapshot import Guest, Settings
+from virtksm.tuning.cycle import Cycle
+from virtksm.tuning.ports import Switch
+
+URI = "qemu:///system"
+LONG_S = 30.0
+BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
+
+
+def guest(name: str) -> Guest:
+    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
+
+
+def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
+    """Build what answers for an agent that has not begun: it has no connection, and asks for none."""
+    reporter = Reporter(Notifier({}))
+    _, requests = assemble(
+        configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
+        connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
+        reporter=reporter,
+        diary=Diary(),
+        make_cycle=lambda *_: pytest.fail("there is no connection"),
+        make_switch=lambda _uri, _config: switch,
+    )
+    return requests
+
+
+class FakeConnection(Connection):
+    """One that is there at once, to a fake, and stays so until it is told that it is lost."""
+
+    def __init__(self, host: FakeHypervisor) -> None:
+        super().__init__(URI, BlockingCalls(), lambda _error, _wait_s: None)
+        self._fake: Any = host
+        self.lost: asyncio.Future[str] | None = None
+        self.config: Callable[[], Config] | None = None
+
+    async def open(self, config: Callable[[], Config], heard: Callable[[DomainEvent], None]) -> Opened:
+        self.lost = asyncio.get_running_loop().create_future()
+        self.config = config
+        self.host, self.lost_s = self._fake, None
+        return self._fake, self.lost
+
+    async def close(self, limit_s: float) -> None:
+        self.host = None
+
+
+@dataclass
+class Bench:
+    """An agent and everything around it."""
+
+    config: Config = field(default_factory=lambda: Config(coalesce_ms=0))
+    hypervisor: FakeHypervisor = field(default_factory=FakeHypervisor)
+    switch: FakeSwitch = field(default_factory=FakeSwitch)
+    policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY, next_pass_s=None))
+    store: FakeStore = field(default_factory=FakeStore)
+    facts: FakeFacts | None = field(default_factory=FakeFacts)
+    clock: FakeClock = field(default_factory=FakeClock)
+    history: FakeHistory | None = None
+    notifier: Notifier = field(default_factory=lambda: Notifier({}))
+    said: list[dict[str, Any]] = field(default_factory=list)
+    disk_limit_s: float = LONG_S
+    histories: int = 0
+    code: ExitCode | None = None
+    cycle_config: Config | None = None
+    agent: Agent = field(init=False)
+    requests: Requests = field(init=False)
+
+    @property
+    def passes(self) -> Passes:
+        return self.agent.passes
+
+    def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        self.said.append(dict(event))
+        return ""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.said if event["event"] == name]
+
+    def run(self, story: Callable[[], Any]) -> None:
+        """Run the agent as long as `story` goes."""
+        configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
+        reporter = Reporter(self.notifier)
+
+        def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
+            self.cycle_config = config
+            return Cycle(
+                hypervisor=self.hypervisor,
+                local=self.facts,
+                policy=self.policy,
+                store=self.store,
+                switch=self.switch,
+                clock=self.clock,
+                on_conflict="reassert",
+                memory=self.agent.memory,
+            )
+
+        async def both() -> None:
+            self.agent, self.requests = assemble(
+                configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
+                connection=FakeConnection(self.hypervisor),
+                reporter=reporter,
+                make_cycle=make_cycle,
+                make_switch=lambda _uri, _config: self.switch,
+                make_history=None if self.history is None else self.make_history,
+                facts=self.facts,
+                diary=Diary(
+                    reporter.history_kept, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
+                ),
+                retry_s=0.001,
+            )
+            running = asyncio.create_task(self.agent.run())
+            await self.until(lambda: self.events("pass_completed") != [])
+            await asyncio.wait_for(story(), LONG_S)
+            self.agent.stop()
+            self.code = await asyncio.wait_for(running, LONG_S)
+
+        asyncio.run(both())
+
+    def make_history(self, _uri: str, _config: Config) -> FakeHistory:
+        assert self.history is not None
+        self.histories += 1
+        return self.history
+
+    async def lose(self) -> None:
+        """Lose the connection."""
+        connection = self.agent.connection
+        assert isinstance(connection, FakeConnection)
+        await self.until(lambda: connection.lost is not None and not connection.lost.done())
+        assert connection.lost is not None
+        connection.lost.set_result("test")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(LONG_S):
+            while not condition():  # noqa: ASYNC110  # the world is fakes and a log, which set no event
+                await asyncio.sleep(0.001)
+
+    async def ask(self, op: str) -> dict[str, Any]:
+        return await self.request({"op": op, "uri": URI})
+
+    async def request(self, request: dict[str, object]) -> dict[str, Any]:
+        return await self.requests.handle(request)
+
+    async def pass_for(self, trigger: Trigger) -> dict[str, Any]:
+        before = len(self.events("pass_completed"))
+        self.passes.offer(trigger)
+        await self.until(lambda: len(self.events("pass_completed")) > before)
+        return self.events("pass_completed")[-1]
+
+    async def looked(self) -> None:
+        await self.until(lambda: not self.agent.guests.look.is_due)

@@ -1,0 +1,206 @@
+"""Passes alone, without an agent or a connection: for what, to whom they are told, when they are stuck."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.log import Reporter
+from virtksm.agent.passes import STUCK_S, DonePass, Passes
+from virtksm.config.schema import Config
+from virtksm.errors import LibvirtUnreachable, SensingFailed, VirtksmError
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.host.systemd import Notifier
+from virtksm.model.decision import Trigger
+from virtksm.model.report import PassRecord
+from virtksm.model.snapshot import Guest, Settings
+from virtksm.tuning.cycle import Cycle, Memory
+
+LIMIT_S = Config().call_timeout_s + STUCK_S
+
+
+@dataclass
+class FakeListener:
+    """Notes passes, and whether an event's was asked for when it was told of the event, of which it may be afraid."""
+
+    passes: Passes | None = None
+    was_pending: list[bool] = field(default_factory=list)
+    done: list[DonePass] = field(default_factory=list)
+    crashes: bool = False
+
+    def heard(self, event: DomainEvent) -> None:
+        assert self.passes is not None
+        self.was_pending.append(event.trigger in self.passes.coalescer.pending)
+        if self.crashes:
+            raise RuntimeError("a bug")
+
+    def complete(self, record: PassRecord, config: Config) -> PassRecord:
+        return replace(record, exposed=config.private_guests)
+
+    def passed(self, done: DonePass) -> None:
+        self.done.append(done)
+        if self.crashes:
+            raise RuntimeError("a bug")
+
+
+@pytest.fixture
+def listener() -> FakeListener:
+    return FakeListener()
+
+
+@pytest.fixture
+def passes(listener: FakeListener) -> Passes:
+    """Lend the passes of a connected agent, which were last seen awake at 100 s."""
+    cycle = Cycle(
+        hypervisor=FakeHypervisor(),
+        local=FakeFacts(),
+        policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
+        store=FakeStore(),
+        switch=FakeSwitch(),
+        clock=FakeClock(),
+        on_conflict="reassert",
+        memory=Memory(),
+    )
+    made = Passes(Config(), BlockingCalls(), Reporter(Notifier({})), listener)
+    listener.passes = made
+    made.follow(Config(), cycle)
+    made.awake_s = 100.0
+    return made
+
+
+def test_without_anything_due_it_is_never_stuck(passes: Passes) -> None:
+    assert not passes.is_stuck(100.0 + 10 * LIMIT_S)
+
+
+def test_a_trigger_that_no_pass_answers_makes_it_stuck(passes: Passes) -> None:
+    passes.offer(Trigger.STARTED)
+    assert not passes.is_stuck(100.0 + LIMIT_S)
+    assert passes.is_stuck(100.5 + LIMIT_S)
+
+
+def test_a_timer_that_no_pass_answers_makes_it_stuck(passes: Passes) -> None:
+    passes.coalescer = replace(passes.coalescer, timer_s=700.0)
+    assert not passes.is_stuck(700.0 + LIMIT_S)
+    assert passes.is_stuck(700.5 + LIMIT_S)
+
+
+def test_whoever_goes_round_is_not_stuck(passes: Passes) -> None:
+    passes.offer(Trigger.STARTED)
+    passes.awake_s = 200.0
+    assert not passes.is_stuck(150.0 + LIMIT_S)
+
+
+def test_a_guest_that_is_given_a_memory_device_is_asked_again_what_it_may_grow_to(passes: Passes) -> None:
+    assert passes.cycle is not None
+    hypervisor = passes.cycle.hypervisor
+    assert isinstance(hypervisor, FakeHypervisor)
+    hypervisor.running = (Guest(uuid="u", name="vm", max_kib=64), Guest(uuid="v", name="other", max_kib=64))
+
+    def maxima() -> list[int | None]:
+        return [guest.max_kib for guest in hypervisor.running_guests(with_max=True)]
+
+    assert maxima() == [64, 64]
+    hypervisor.running = tuple(replace(one, max_kib=192) for one in hypervisor.running)
+    passes.heard(DomainEvent(trigger=Trigger.BALLOON, guest="other", uuid="v", detail="", heard_s=0.0))
+    passes.heard(DomainEvent(trigger=Trigger.MEMORY_DEVICE, guest="vm", uuid="u", detail="dimm0", heard_s=0.0))
+    assert maxima() == [192, 64]
+
+
+def test_waiting_for_libvirt_is_not_being_stuck(passes: Passes) -> None:
+    passes.offer(Trigger.STARTED)
+    passes.cycle = None
+    assert not passes.is_stuck(100.0 + 10 * LIMIT_S)
+
+
+STARTED = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=0.0)
+OPEN = Config(private_guests=("vm",))
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_pass_is_asked_for_before_anybody_is_told_of_its_event(
+    passes: Passes, listener: FakeListener, *, crashes: bool
+) -> None:
+    """A log or a history that is slow delays no pass, and one that fails costs none."""
+    listener.crashes = crashes
+    passes.heard(STARTED)
+    assert listener.was_pending == [True]
+    asyncio.run(passes.run_when_due())
+    (done,) = listener.done
+    assert (done.record.occasion.names, done.heard_s) == (["started"], 0.0)
+
+
+def test_a_pass_answers_who_asked_for_it_under_the_configuration_in_force(
+    passes: Passes, listener: FakeListener
+) -> None:
+    async def story() -> None:
+        passes.follow(OPEN, passes.cycle)
+        dry, wet = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=True)), passes.ask(Trigger.RETUNE)
+        both = asyncio.gather(dry, wet)
+        await asyncio.sleep(0)
+        await passes.run_when_due()
+        assert [record.outcome.value for record in await both] == ["dry_run", "applied"]
+
+    asyncio.run(story())
+    assert [(done.config, done.record.exposed) for done in listener.done] == [(OPEN, ("vm",))], "a dry run is none"
+
+
+def test_who_asks_while_there_is_no_connection_or_it_stops_is_refused_and_who_waits_is_answered(passes: Passes) -> None:
+    async def story() -> None:
+        waiting = asyncio.create_task(passes.ask(Trigger.RETUNE))
+        await asyncio.sleep(0)
+        cycle = passes.cycle
+        passes.disconnect(LibvirtUnreachable("libvirt disconnected: test"))
+        with pytest.raises(LibvirtUnreachable, match="disconnected: test"):
+            await waiting
+        with pytest.raises(LibvirtUnreachable, match="the agent is not connected"):
+            await passes.ask(Trigger.RETUNE)
+        passes.follow(Config(), cycle)
+        passes.stop()
+        with pytest.raises(VirtksmError, match="the agent is stopping"):
+            await passes.ask(Trigger.RETUNE)
+        await passes.run_when_due()
+        assert passes.last is None, "no further pass begins"
+
+    asyncio.run(story())
+
+
+def test_a_timer_that_ends_while_there_is_no_connection_rings_with_the_next_one(
+    passes: Passes, listener: FakeListener
+) -> None:
+    async def story() -> None:
+        cycle = passes.cycle
+        passes.disconnect(LibvirtUnreachable("test"))
+        passes.coalescer = replace(passes.coalescer, timer_s=0.0)
+        waiting = asyncio.create_task(passes.run_when_due())
+        await asyncio.sleep(0)
+        assert not passes.coalescer.pending, "or the pass would seem to have come late"
+        passes.follow(Config(), cycle)
+        passes.offer(Trigger.CONNECTED)
+        await waiting
+
+    asyncio.run(story())
+    assert [done.record.occasion.names for done in listener.done] == [["connected", "timer"]]
+
+
+def test_a_pass_that_fails_is_tried_again_later_and_a_dry_run_moves_no_timer(passes: Passes) -> None:
+    assert passes.cycle is not None
+    hypervisor = passes.cycle.hypervisor
+    assert isinstance(hypervisor, FakeHypervisor)
+
+    async def story() -> None:
+        hypervisor.reading_fails = SensingFailed("test")
+        for dry_run in (True, False):
+            asking = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=dry_run))
+            await asyncio.sleep(0)
+            await passes.run_when_due()
+            with pytest.raises(SensingFailed):
+                await asking
+            assert (passes.coalescer.timer_s is None) is dry_run
+        assert passes.coalescer.timer_s is not None
+        assert passes.coalescer.timer_s > passes.awake_s, "after the failed pass began"
+
+    asyncio.run(story())

@@ -1,0 +1,56 @@
+"""The configuration in force, and how it is read again: beside the loop, with a limit, and one reading at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from virtksm.agent.calls import BlockingCalls
+from virtksm.config.schema import Config
+from virtksm.errors import ConfigError
+
+CONFIG_LIMIT_S = 10.0
+"""For reading the configuration, and asking the name service for its group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshConfig:
+    """A configuration that was read just now, with the number of its `status_group`, None without one."""
+
+    config: Config
+    status_gid: int | None = None
+
+
+class Configuration:
+    """What is in force; all parts ask here for what they need at that moment.
+
+    `read` blocks and raises ConfigError; `follow` has all but the agent's own parts do as a new configuration says, or
+    raises ConfigError and changes nothing.
+    """
+
+    def __init__(
+        self,
+        in_force: Config,
+        read: Callable[[], FreshConfig],
+        follow: Callable[[FreshConfig], None] = lambda _fresh: None,
+    ) -> None:
+        self.in_force = in_force
+        self.read = read
+        self.follow = follow
+        self.limit_s = CONFIG_LIMIT_S
+        self.calls = BlockingCalls(config_hangs)
+        self.turn = asyncio.Lock()
+        """Held from the reading until what was read is in force, or rejected."""
+        self.hung_up = asyncio.Event()
+        """A SIGHUP has come that no reading has answered yet."""
+
+    async def read_again(self) -> FreshConfig:
+        """Return what the files say now; raises ConfigError, also if they cannot be read in time."""
+        return await self.calls.run("reading it", self.read, self.limit_s)
+
+
+def config_hangs(message: str) -> ConfigError:
+    """Return the error for a configuration that cannot be read in time."""
+    remedy = "its disk, or the name service (nsswitch.conf: SSSD, LDAP), does not answer: see its log"
+    return ConfigError([ConfigFault(file="the configuration", key="", problem=message, remedy=remedy)])

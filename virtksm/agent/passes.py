@@ -1,0 +1,223 @@
+"""Passes: when one is due, and one at a time. Triggers come from libvirt, the FIFO, signals, requests and the timer.
+
+A trigger asks for its pass before the listeners hear of it. A pass runs beside the loop with a limit; one that fails is
+reported and tried again later. An exception that nobody thought of costs the pass in which it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.coalesce import Coalescer
+from virtksm.agent.log import Reporter
+from virtksm.config.schema import Config
+from virtksm.errors import LibvirtUnreachable, VirtksmError
+from virtksm.host.libvirt_events import DomainEvent
+from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.report import PassRecord
+from virtksm.tuning.cycle import Cycle
+
+RETRY_S = 15.0
+"""When to try again after a pass that failed for another reason than a lost connection."""
+STUCK_S = 30.0
+"""A pass that is due for so much longer than a call may take will never come: the pass loop is stuck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DonePass:
+    """A pass that was no dry run, under its configuration. Times are CLOCK_MONOTONIC; `heard_s` its first trigger's."""
+
+    record: PassRecord
+    config: Config
+    heard_s: float | None
+    ended_s: float
+
+
+class Listener(Protocol):
+    """A listener to events and passes, called in the loop: after a pass was asked for, and after it has ended."""
+
+    def heard(self, event: DomainEvent) -> None:
+        """Take note of an event, for which a pass is asked already."""
+
+    def complete(self, record: PassRecord, config: Config) -> PassRecord:
+        """Add to a pass's report what passes do not know themselves."""
+
+    def passed(self, done: DonePass) -> None:
+        """Take note of a pass."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A client's request for a pass, and where its answer goes."""
+
+    dry_run: bool
+    answer: asyncio.Future[PassRecord]
+
+
+class Passes:
+    """The pass loop; to be used from one asyncio loop. Without a `cycle` there is no connection, and no pass."""
+
+    def __init__(
+        self, config: Config, calls: BlockingCalls, reporter: Reporter, listener: Listener, *, retry_s: float = RETRY_S
+    ) -> None:
+        self.config = config
+        self.calls = calls
+        self.cycle: Cycle[Any] | None = None
+        self.coalescer = Coalescer(window_s=config.coalesce_ms / 1000)
+        self.requests: list[Request] = []
+        self.last: DonePass | None = None
+        self.awake_s = 0.0
+        """When the loop was last seen to go round."""
+        self._reporter = reporter
+        self._listener = listener
+        self._retry_s = retry_s
+        self._wake = asyncio.Event()
+        self._is_stopping = False
+
+    def follow(self, config: Config, cycle: Cycle[Any] | None) -> None:
+        """Run the passes to come by this configuration, and by the cycle that was made from it."""
+        self.config, self.cycle = config, cycle
+        self.coalescer = replace(self.coalescer, window_s=config.coalesce_ms / 1000)
+
+    def heard(self, event: DomainEvent) -> None:
+        """Take an event from libvirt: ask for a pass, then tell the listeners."""
+        self.offer(event.trigger, heard_s=event.heard_s)  # first: no listener may delay the pass
+        try:
+            if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:
+                self.cycle.hypervisor.forget_max(event.uuid)
+            self._listener.heard(event)
+        except Exception as error:  # noqa: BLE001  # the outermost layer of libvirt's events
+            self._reporter.task_crashed("hearing an event", error)
+
+    def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
+        """Ask for a pass."""
+        self.coalescer = self.coalescer.offer(trigger, time.monotonic() if heard_s is None else heard_s)
+        self._wake.set()
+
+    async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassRecord:
+        """Ask for a pass and return its report; raises VirtksmError if the pass fails, or none is possible."""
+        if self.cycle is None:
+            raise LibvirtUnreachable(self._reporter.why_unlinked())
+        if self._is_stopping:
+            raise VirtksmError("the agent is stopping")
+        request = Request(dry_run=dry_run, answer=asyncio.get_running_loop().create_future())
+        self.requests.append(request)
+        if dry_run:
+            self._wake.set()
+        else:
+            self.offer(trigger)
+        return await request.answer
+
+    def disconnect(self, error: VirtksmError) -> None:
+        """Run no pass until there is another cycle, and answer all waiting requests by `error`."""
+        self.cycle = None
+        self.fail_requests(error)
+
+    def fail_requests(self, error: VirtksmError) -> None:
+        """Answer all waiting requests by an error."""
+        requests, self.requests = self.requests, []
+        _fail(requests, error)
+
+    def stop(self) -> None:
+        """Begin no further pass; one that has begun is finished."""
+        self._is_stopping = True
+        self._wake.set()
+
+    def next_s(self, now_s: float) -> float | None:
+        """Return when the next pass is due; None without a connection, or if nothing asks for one."""
+        return None if self.cycle is None else self.coalescer.next_s(now_s)
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Tell whether due passes have stopped coming; no fault of libvirt explains that, as its calls have a limit."""
+        due_s = self.awake_s if self.coalescer.pending else self.coalescer.timer_s
+        if self.cycle is None or due_s is None:
+            return False
+        return now_s > max(due_s, self.awake_s) + self.config.call_timeout_s + STUCK_S
+
+    async def run_when_due(self) -> None:
+        """Wait until a pass is due, and run it, after the dry runs that are asked for."""
+        await self._wait_until_due()
+        cycle, config = self.cycle, self.config  # both before a reload, or both after it
+        if self._is_stopping or cycle is None:
+            return
+        for request in [request for request in self.requests if request.dry_run]:
+            await self._run(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [request], None)
+        now_s = time.monotonic()
+        due_s = self.coalescer.due_s(now_s)
+        if due_s is not None and due_s <= now_s:
+            heard_s = self.coalescer.heard_s
+            occasion, self.coalescer = self.coalescer.take(now_s)
+            answered = [request for request in self.requests if not request.dry_run]
+            await self._run(cycle, config, occasion, answered, heard_s)
+
+    async def _wait_until_due(self) -> None:
+        """Sleep until a trigger is due, the timer ends, a dry run is asked for, or the agent stops."""
+        while not self._is_stopping:
+            self._wake.clear()
+            self.awake_s = now_s = time.monotonic()
+            next_s = None
+            if self.cycle is not None:
+                if any(request.dry_run for request in self.requests):
+                    return
+                self.coalescer = self.coalescer.ring(now_s)
+                next_s = self.coalescer.next_s(now_s)
+            if next_s is not None and next_s <= now_s:
+                return
+            try:
+                await asyncio.wait_for(self._wake.wait(), None if next_s is None else next_s - now_s)
+            except TimeoutError:
+                continue
+
+    async def _run(
+        self, cycle: Cycle[Any], config: Config, occasion: Occasion, answered: list[Request], heard_s: float | None
+    ) -> None:
+        self.awake_s = time.monotonic()
+        self.requests = [request for request in self.requests if request not in answered]
+        dry_run = any(request.dry_run for request in answered)
+        failure = VirtksmError("internal error", remedy="see the agent's log")
+        try:
+            work = self.calls.run("pass", partial(cycle.run, occasion, dry_run=dry_run), config.call_timeout_s)
+            record = self._listener.complete(await work, config)
+            if not dry_run:
+                self._end(DonePass(record=record, config=config, heard_s=heard_s, ended_s=time.monotonic()))
+            _answer(answered, record)
+        except VirtksmError as error:
+            failure = error
+            if not dry_run:
+                self._reporter.pass_failed(error, occasion)
+        except Exception as error:  # noqa: BLE001  # the outermost layer: it costs this pass alone
+            self._reporter.pass_crashed(error, occasion, dry_run=dry_run)
+        else:
+            return
+        finally:
+            _fail(answered, failure)
+        if not dry_run:  # after a lost connection, connecting brings a pass of its own
+            self._set_timer(time.monotonic() + self._retry_s)
+
+    def _end(self, done: DonePass) -> None:
+        self.last = done
+        next_s = done.record.decision.next_pass_s
+        self._set_timer(None if next_s is None else done.ended_s + next_s)
+        self._listener.passed(done)
+
+    def _set_timer(self, timer_s: float | None) -> None:
+        self.coalescer = replace(self.coalescer, timer_s=timer_s)
+
+
+def _answer(requests: Iterable[Request], record: PassRecord) -> None:
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_result(record)
+
+
+def _fail(requests: Iterable[Request], error: VirtksmError) -> None:
+    """Answer those without an answer by an error."""
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(error)

@@ -1,0 +1,170 @@
+"""Answers the requests that come through the agent's sockets, each a JSON object with an `op`.
+
+What asks for a pass is answered by that pass. The history is told in bounded numbers and bytes:
+
+`{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
+tables of at most M samples (docs/reference.md lists the columns) and the last events;
+`{"op": "decisions", "last": N}` by `{"ok": true, "decisions": [{"at": ..., "pass": {...}}, ...]}`. The oldest come
+first. Times are Unix time; `now_s` is the agent's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration
+from virtksm.agent.connection import Connection
+from virtksm.agent.control_client import MAX_ANSWER
+from virtksm.agent.history import DISK_LIMIT_S, Diary, disk_hangs
+from virtksm.agent.log import Reporter
+from virtksm.agent.passes import Passes
+from virtksm.agent.status import StatusReader
+from virtksm.agent.trace_buffer import Inputs
+from virtksm.config.schema import Config
+from virtksm.errors import ConfigError, ExitCode, VirtksmError
+from virtksm.history.samples import KEEP_S, MOST_POINTS, MOST_REAL, as_table, event_row, thin
+from virtksm.model.decision import Trigger
+from virtksm.tuning.ports import Switch
+from virtksm.uri import is_alias
+
+MOST_TOLD_EVENTS = 1_000
+MOST_TOLD_DECISIONS = 100
+LAST_DECISIONS = 10
+"""How many are told where the request says nothing."""
+EVENTS_BYTES = MAX_ANSWER // 3
+DECISIONS_BYTES = MAX_ANSWER * 3 // 4
+MOST_SHOWN = 60
+"""Characters of a request that an answer repeats."""
+
+OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions")
+"""Requests that may name the host that they mean."""
+
+Value = TypeVar("Value")
+
+
+class BadRequest(VirtksmError):
+    """A request that cannot be understood."""
+
+    exit_code = ExitCode.USAGE
+
+
+@dataclass(slots=True, kw_only=True)
+class Requests:
+    """Answers requests, from the agent's parts.
+
+    `make_switch` gives the switch of the host behind a URI, also while there is no connection. `reload` reads the
+    configuration again and returns its faults.
+    """
+
+    passes: Passes
+    connection: Connection
+    configuration: Configuration
+    status: StatusReader
+    diary: Diary
+    inputs: Inputs
+    reporter: Reporter
+    make_switch: Callable[[str, Config], Switch]
+    reload: Callable[[], Awaitable[ConfigError | None]]
+    switch_calls: BlockingCalls = field(default_factory=lambda: BlockingCalls(disk_hangs))
+    disk_limit_s: float = DISK_LIMIT_S
+
+    async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
+        """Answer one request."""
+        try:
+            return self._other_host(request) or await self._answer(request)
+        except VirtksmError as error:
+            return _failure(str(error), error.exit_code)
+
+    async def _answer(self, request: Mapping[str, object]) -> dict[str, object]:
+        match request.get("op"):
+            case "retune":
+                return await self._pass(Trigger.RETUNE, dry_run=request.get("dry_run") is True)
+            case "off" | "on" as op:
+                return await self._switch(Trigger(op))
+            case "reload":
+                faults = await self.reload()
+                if faults is not None:
+                    raise faults
+                return {"ok": True, "policy": self.configuration.in_force.policy}
+            case "status":
+                return {"ok": True, "status": self.status.read().as_dict(datetime.now(UTC))}
+            case "history":
+                return await recall_history(self.diary, request)
+            case "decisions":
+                return await recall_decisions(self.diary, request)
+            case "inputs":
+                told = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                return {"ok": True, "inputs": told}
+            case str(other):
+                raise BadRequest(f"unknown op {other[:MOST_SHOWN]!r}")
+            case _:
+                raise BadRequest("op is missing, or no text")
+
+    def _other_host(self, request: Mapping[str, object]) -> dict[str, object] | None:
+        """Return the answer to a request that means another host; one that names none means this one."""
+        if "uri" not in request or request.get("op") not in OF_ONE_HOST:
+            return None
+        known = self.connection.known_uri
+        return None if request["uri"] in (self.connection.uri, known) else {"ok": False, "other_uri": known}
+
+    async def _pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
+        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict()}
+
+    async def _switch(self, trigger: Trigger) -> dict[str, object]:
+        """Turn the switch, whether libvirt answers or not, and then run a pass."""
+        uri = self.connection.known_uri
+        if is_alias(uri):
+            return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+        switch = self.make_switch(uri, self.configuration.in_force)
+        turn = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
+        await self.switch_calls.run(f"switch {trigger.value}", turn, self.disk_limit_s)
+        self.reporter.switched(trigger)
+        try:
+            return await self._pass(trigger)
+        except VirtksmError as error:
+            return _failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
+
+
+async def recall_history(diary: Diary, request: Mapping[str, object]) -> dict[str, object]:
+    """Answer with samples and events of the last `seconds`, a day unless said; raises BadRequest, StateUnusable."""
+    since_s = diary.now_s() - _number(request, "seconds", KEEP_S, MOST_REAL)
+    points = int(_number(request, "points", MOST_POINTS, MOST_POINTS))
+    found = await diary.samples(since_s)
+    events = await diary.events(since_s, MOST_TOLD_EVENTS)
+    now_s = diary.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
+    samples = thin(found, points, until_s=now_s)
+    told = _last_that_fit(events, EVENTS_BYTES, event_row)
+    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, told)}}
+
+
+async def recall_decisions(diary: Diary, request: Mapping[str, object]) -> dict[str, object]:
+    """Answer with the `last` decisions, ten unless said; raises BadRequest, StateUnusable."""
+    last = int(_number(request, "last", LAST_DECISIONS, MOST_TOLD_DECISIONS))
+    told = _last_that_fit(await diary.decisions(last), DECISIONS_BYTES, lambda one: one.record)
+    return {"ok": True, "decisions": [{"at": one.at_s, "pass": one.record} for one in told]}
+
+
+def _number(request: Mapping[str, object], name: str, default: float, most: float) -> float:
+    value = request.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= most:
+        raise BadRequest(f"{name} must be a number from 1 to {most:.0f}")
+    return value
+
+
+def _last_that_fit(values: Sequence[Value], most_bytes: int, as_json: Callable[[Value], object]) -> Sequence[Value]:
+    """Return as many of the last values as take `most_bytes` at most."""
+    for number, value in enumerate(reversed(values)):
+        most_bytes -= len(json.dumps(as_json(value)))
+        if most_bytes < 0:
+            return values[len(values) - number :]
+    return values
+
+
+def _failure(message: str, code: int) -> dict[str, object]:
+    return {"ok": False, "error": message, "exit_code": int(code)}
