@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from virtksm.agent.calls import BlockingCalls
 from virtksm.config.schema import Config
-from virtksm.errors import ConfigError
+from virtksm.errors import ConfigError, ConfigFault
 
 CONFIG_LIMIT_S = 10.0
 """For reading the configuration, and asking the name service for its group."""
