@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from virtksm.agent.metrics.counters import Tally
@@ -34,12 +35,10 @@ class Reporter:
         self._log: Any = get_logger()
         self._notifier = notifier
         self._connect_error: str | None = None
-        self._pass_error: str | None = None
+        self._failures: dict[str, str] = {}
+        """The error that each event was logged with last, until what failed goes well again."""
         self._warnings: list[str] = []
         self._exposed: set[str] = set()
-        self._look_error: str | None = None
-        self._history_error: str | None = None
-        self._metrics_error: str | None = None
         self._crashes: set[str] = set()
         self._is_unheard = False
         self._status_s = -STATUS_S
@@ -72,7 +71,7 @@ class Reporter:
     @property
     def trouble(self) -> str | None:
         """Why the last attempt to connect, or else the last pass, failed; None if it did not."""
-        return self._connect_error or self._pass_error
+        return self._connect_error or self._failures.get("pass_failed")
 
     def disconnected(self, reason: str) -> None:
         self.tally.disconnected()
@@ -81,7 +80,7 @@ class Reporter:
 
     def passed(self, record: PassRecord, heard_s: float | None, ended_s: float, *, is_news: bool) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
-        self._pass_error = None
+        self._failures.pop("pass_failed", None)
         self.tally.passed(record, None if heard_s is None else ended_s - heard_s, time.time())
         for value in record.foreign:
             self._log.warning(
@@ -112,18 +111,16 @@ class Reporter:
             self._notifier.send(STATUS=status_text(record))
 
     def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
-        log = self._log.debug if error.message == self._pass_error else self._log.error
-        self._pass_error = error.message
         self.tally.failed(occasion.names)
-        log("pass_failed", triggers=occasion.names, error=error.message, remedy=error.remedy)
+        self._log_change("pass_failed", error, self._log.error, triggers=occasion.names)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
     def pass_crashed(self, error: Exception, occasion: Occasion, *, dry_run: bool) -> None:
         """Report a pass that ended by an exception that nobody thought of."""
         if not dry_run:
-            self._pass_error = f"internal error: {_text(error)}"
+            self._failures["pass_failed"] = f"internal error: {_text(error)}"
             self.tally.failed(occasion.names)
-            self._notifier.send(STATUS=f"pass failed: {self._pass_error}")
+            self._notifier.send(STATUS=f"pass failed: {self._failures['pass_failed']}")
         self._crashed("pass", "pass_crashed", error, triggers=occasion.names)
 
     def request_failed(self, op: str, error: Exception) -> None:
@@ -133,6 +130,12 @@ class Reporter:
     def task_crashed(self, task: str, error: Exception) -> None:
         """Report that one of the agent's tasks met such an exception; it goes on."""
         self._crashed("task", "task_crashed", error, task=task)
+
+    def _log_change(self, event: str, error: VirtksmError, loud: Callable[..., object], **about: object) -> None:
+        """Log a failure by `loud`, and at level debug as long as it stays the same."""
+        log = self._log.debug if self._failures.get(event) == error.message else loud
+        self._failures[event] = error.message
+        log(event, **about, error=error.message, remedy=error.remedy)
 
     def _crashed(self, where: str, event: str, error: Exception, **about: object) -> None:
         """Log an exception with its traceback, once per text, and count it."""
@@ -170,13 +173,11 @@ class Reporter:
         if isinstance(error, Unforeseen):
             self.task_crashed("looking", error)
             return
-        log = self._log.debug if error.message == self._look_error else self._log.warning
-        self._look_error = error.message
-        log("guests_unread", error=error.message, remedy=error.remedy)
+        self._log_change("guests_unread", error, self._log.warning)
 
     def history_kept(self, set_aside: str | None) -> None:
         """Take note that the history was kept, and of the unusable file that had its place before."""
-        self._history_error = None
+        self._failures.pop("history_failed", None)
         if set_aside is not None:
             self._log.warning(
                 "history_set_aside", file=set_aside, remedy="a new one was begun; look at it, or remove it"
@@ -187,16 +188,14 @@ class Reporter:
         if not isinstance(error, VirtksmError):
             self.task_crashed("writing", error)
             return
-        log = self._log.debug if error.message == self._history_error else self._log.warning
-        self._history_error = error.message
-        log("history_failed", error=error.message, remedy=error.remedy)
+        self._log_change("history_failed", error, self._log.warning)
 
     def metrics_told(self, error: VirtksmError | None) -> None:
         """Take note of what keeps metrics from being had where the configuration wants them; None: nothing does."""
-        if error is not None:
-            log = self._log.debug if error.message == self._metrics_error else self._log.warning
-            log("metrics_unavailable", error=error.message, remedy=error.remedy)
-        self._metrics_error = None if error is None else error.message
+        if error is None:
+            self._failures.pop("metrics_unavailable", None)
+        else:
+            self._log_change("metrics_unavailable", error, self._log.warning)
 
     def config_rejected(self, error: ConfigError) -> None:
         self.tally.config_is_read = False
