@@ -37,16 +37,29 @@ function stateText(now, last) {
     return `Scanning ${pages} pages every ${sleepMs} ms`;
 }
 
-/* Show what ksmd took of a core lately: in five minutes, or since the last sample before where that is longer ago
-   (virtksm/history/curves.py). Samples of before a reboot do not count. */
+/* Return the share of a core that ksmd took lately, in percent, and over how many seconds; null if unknown. Lately is five
+   minutes, or since the last sample before where that is longer ago (virtksm/history/curves.py). Samples of before a
+   reboot do not count. */
+export function coreShare(samples, total, untilS) {
+    let began = null;
+    let before = 0;
+    for (const one of samples) {
+        if (total === null || one.ksmd_cpu_seconds === null || untilS - one.at_s < 1)
+            continue;
+        if (one.ksmd_cpu_seconds < before)
+            began = null;
+        before = one.ksmd_cpu_seconds;
+        if (before <= total && (began === null || began.at_s < untilS - LATELY_S))
+            began = one;
+    }
+    const tookS = began && untilS - began.at_s;
+    return began && [100 * (total - began.ksmd_cpu_seconds) / tookS, tookS];
+}
+
 export function showCpu(status, samples, untilS) {
     const total = status === null || status.now === null ? null : status.now.ksmd_cpu_seconds;
-    const known = total === null
-        ? []
-        : samples.filter(one => one.ksmd_cpu_seconds !== null && one.ksmd_cpu_seconds <= total && untilS - one.at_s >= 1);
-    const since = known.findLast(one => one.at_s <= untilS - LATELY_S) || known[0];
-    const tookS = since ? untilS - since.at_s : null;
-    setText(byId("cpu"), since ? `${formatPercent(100 * (total - since.ksmd_cpu_seconds) / tookS)} of a core` : "–");
-    setText(byId("cpu-total"), [since ? `in the last ${formatDuration(tookS)}` : "",
+    const share = coreShare(samples, total, untilS);
+    setText(byId("cpu"), share ? `${formatPercent(share[0])} of a core` : "–");
+    setText(byId("cpu-total"), [share ? `in the last ${formatDuration(share[1])}` : "",
                                 total === null ? "" : `${oneDecimal(total)} s since boot`].filter(Boolean).join("; "));
 }

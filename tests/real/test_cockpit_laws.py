@@ -18,7 +18,7 @@ from playwright.sync_api import Page, Route
 
 from tests.lab.browser import chromium, open_page
 from virtksm.guests.obstacles import Obstacle
-from virtksm.history.curves import cpu_shares, pieces
+from virtksm.history.curves import LATELY_S, Point, core_share, cpu_shares, pieces
 from virtksm.history.samples import Sample
 from virtksm.text import format_kib, printable
 
@@ -106,6 +106,23 @@ def samples(seed: int) -> list[Sample]:
             )
         )  # fmt: skip
     return drawn
+
+
+def test_what_ksmd_took_of_a_core_lately_is_what_status_says(page: Page) -> None:
+    now_s = 1_790_000_000.0
+    chance = random.Random(7)  # the same every time
+    assert call(page, "facts", "it.LATELY_S") == LATELY_S
+    for _ in range(300):
+        ages = sorted(
+            (chance.choice([0.5, 1, 50, 299, 300, 301, 2000]) + chance.random() for _ in range(6)), reverse=True
+        )
+        used = [chance.choice([None, 1.0, 5.0, 7.0, 9.0, 99.0]) for _ in ages]
+        total = chance.choice([None, 10.0, 6.0])
+        samples = [{"at_s": now_s - age, "ksmd_cpu_seconds": cpu} for age, cpu in zip(ages, used, strict=True)]
+        points = [Point(at_s=now_s - age, saved_kib=None, cpu_seconds=cpu) for age, cpu in zip(ages, used, strict=True)]
+        share = core_share(points, Point(at_s=now_s, saved_kib=None, cpu_seconds=total))
+        told = call(page, "facts", "it.coreShare(given[0], given[1], given[2])", [samples, total, now_s])
+        assert told == (None if share is None else pytest.approx(list(share)))
 
 
 def test_its_curves_are_those_of_virtksm_trace_plot(page: Page) -> None:
