@@ -113,7 +113,7 @@ def test_who_calls_himself_a_guest_decides_nothing(guest: GuestFactory, pretend:
     (process,) = facts.processes(running)
     assert process is not None
     assert "mem-merge=off" not in process.arguments
-    assert facts.guests(running)[0].rss_kib == int(Path(f"/proc/{real.pid}/statm").read_text().split()[1]) * 4
+    assert (facts.guests(running)[0].rss_kib or 0) > 8 * 1024, "a shell has 2 MiB"
     assert facts.trouble == ()
 
     pid = pretend(uuid, 0)
