@@ -53,9 +53,9 @@ STRANGERS_UUID = "5d1a3c1e-2222-4000-8000-0123456789ab"
 SAMPLE_EVERY_S = 2.0
 WARM_SHARE = 0.3
 """What comes before is warming up: the allocator, caches, the first connection."""
-MOST_RSS_MIB, MOST_DESCRIPTORS, MOST_THREADS = 2.0, 1.0, 1.0
+MAX_RSS_MIB, MAX_DESCRIPTORS, MAX_THREADS = 2.0, 1.0, 1.0
 """How much the line through the later samples may rise from its beginning to its end."""
-MOST_CPU_RISE_PERCENT = 50.0
+MAX_CPU_RISE_PERCENT = 50.0
 CONNECTED_WITHIN_S = 2.0
 AT_ONCE = 4
 SOAKING_LAW = f"call_timeout_s = 2\nkeepalive_s = 1\nreconnect_max_ms = 1000\n{STEPPING_LAW}"
@@ -254,15 +254,15 @@ def judge(samples: Sequence[Sample], reconnected_s: Sequence[float]) -> list[Goa
     """Compare what was measured with what counts as flat."""
     series = later(samples)
     goals = [
-        Goal(what="RSS, rise", measured=rise(series, lambda one: one.rss_mib), at_most=MOST_RSS_MIB, unit="MiB"),
+        Goal(what="RSS, rise", measured=rise(series, lambda one: one.rss_mib), at_most=MAX_RSS_MIB, unit="MiB"),
         Goal(
             what="descriptors, rise",
             measured=rise(series, lambda one: one.descriptors),
-            at_most=MOST_DESCRIPTORS,
+            at_most=MAX_DESCRIPTORS,
             unit="",
         ),
-        Goal(what="threads, rise", measured=rise(series, lambda one: one.threads), at_most=MOST_THREADS, unit=""),
-        Goal(what="CPU time, rise", measured=cpu_rise_percent(series), at_most=MOST_CPU_RISE_PERCENT, unit="%"),
+        Goal(what="threads, rise", measured=rise(series, lambda one: one.threads), at_most=MAX_THREADS, unit=""),
+        Goal(what="CPU time, rise", measured=cpu_rise_percent(series), at_most=MAX_CPU_RISE_PERCENT, unit="%"),
     ]
     if reconnected_s:
         goals.append(

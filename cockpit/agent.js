@@ -5,7 +5,7 @@
 
 const CONTROL_SOCKET = "/run/virtksm/agent/control.sock";
 const STATUS_SOCKET = "/run/virtksm/agent/status.sock";
-const MOST_ANSWER = 1 << 20;
+const MAX_ANSWER = 1 << 20;
 const READ_WITHIN_MS = 10000;
 const ACT_WITHIN_MS = 60000;
 
@@ -49,7 +49,7 @@ function askAt(path, request, superuser, withinMs) {
         let said = "";
         channel.addEventListener("message", (_event, data) => {
             said += data;
-            if (said.length > MOST_ANSWER)
+            if (said.length > MAX_ANSWER)
                 channel.close("too-large");
         });
         channel.addEventListener("close", (_event, options) => {

@@ -11,7 +11,7 @@ const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 24;
 const MARKS = 2;
-const LEAST_PX_A_TIME = 80;
+const MIN_PX_A_TIME = 80;
 const STEPS_S = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200];
 
 export class Chart {
@@ -123,8 +123,8 @@ export class Chart {
     }
 
     timeMarks() {
-        const marks = roundTimes(this.sinceS, this.untilS, (this.width - LEFT - RIGHT) / LEAST_PX_A_TIME)
-                .filter(atS => this.x(this.untilS) - this.x(atS) >= LEAST_PX_A_TIME / 2)
+        const marks = roundTimes(this.sinceS, this.untilS, (this.width - LEFT - RIGHT) / MIN_PX_A_TIME)
+                .filter(atS => this.x(this.untilS) - this.x(atS) >= MIN_PX_A_TIME / 2)
                 .map(atS => this.timeMark(this.x(atS), "middle", shortTime(atS)));
         return [...marks, this.timeMark(this.x(this.untilS), "end", "now")];
     }

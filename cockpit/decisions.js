@@ -3,11 +3,11 @@
 import { element, setChildren } from "./dom.js";
 import { formatKib, formatTime } from "./units.js";
 
-const MOST = 10;
+const MAX = 10;
 const NAMES = { pages_to_scan: "pages", sleep_millisecs: "sleep (ms)", merge_across_nodes: "across nodes" };
 
 export function showDecisions(table, decisions) {
-    const rows = decisions.slice(-MOST).reverse().map((told, number) => rowOf(told, number === 0));
+    const rows = decisions.slice(-MAX).reverse().map((told, number) => rowOf(told, number === 0));
     setChildren(table.tBodies[0], ...(rows.length ? rows : [emptyRow()]));
 }
 
@@ -26,7 +26,7 @@ function rowOf(told, isNewest) {
 }
 
 function turns(decision) {
-    return (decision.turns_when || []).slice(0, MOST).map(turn => element("div", { class: "minor" }, turn.text));
+    return (decision.turns_when || []).slice(0, MAX).map(turn => element("div", { class: "minor" }, turn.text));
 }
 
 function whatChanged(pass) {

@@ -2,11 +2,11 @@
    time is the difference of two samples, at least a certain time apart, as the kernel counts it in steps of 10 ms. */
 
 const GAP_S = 180;
-const MOST_SAMPLES = 1000;
+const MAX_SAMPLES = 1000;
 
 /* Name the columns of the table that `history` answers with. */
 export function parseSamples(table) {
-    return table.rows.slice(-MOST_SAMPLES).map(row => Object.fromEntries(table.columns.map((name, index) => [name, row[index]])));
+    return table.rows.slice(-MAX_SAMPLES).map(row => Object.fromEntries(table.columns.map((name, index) => [name, row[index]])));
 }
 
 /* A sample out of a status: the present moment, as long as the agent has not written it down. */

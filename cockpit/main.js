@@ -75,7 +75,7 @@ async function lookOnce() {
     showNotices(noticesOf(problem, status));
     showFacts(status);
     showRights();
-    await lookAtPast(problem);
+    await showHistory(problem);
     showCharts();
     if (countGuests() !== guestsAsked)
         guestsAtMs = 0;
@@ -100,7 +100,7 @@ async function lookWithoutAgent(trouble) {
     return seen;
 }
 
-async function lookAtPast(problem) {
+async function showHistory(problem) {
     if (problem !== null) {
         samples = [];
         historyAtMs = 0;

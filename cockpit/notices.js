@@ -3,13 +3,13 @@
 import { DENIED, NOT_INSTALLED, NO_AGENT } from "./agent.js";
 
 const START = "systemctl enable --now virtksm.service";
-const MOST_NOTICES = 50;
+const MAX_NOTICES = 50;
 const SWITCH_ON = "systemctl enable --now virtksm-ksm.service";
 
 /* Return notices {level, title, text}: of a Problem in asking the agent (or null), and a status (or null). */
 export function noticesOf(problem, status) {
     const notices = [...ofProblem(problem), ...(status === null ? [] : [...ofHost(status), ...ofAgent(status)])];
-    return notices.slice(0, MOST_NOTICES);
+    return notices.slice(0, MAX_NOTICES);
 }
 
 function ofProblem(problem) {

@@ -42,10 +42,10 @@ function twoDigits(number) {
 /* Escape what is not printable: controls, line ends, bidirectional overrides, which could make a guest's name look like
    another's. It is no HTML: texts reach the page through textContent alone. */
 export function printable(text) {
-    return String(text).slice(0, MOST_CHARACTERS).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, escape);
+    return String(text).slice(0, MAX_CHARACTERS).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, escape);
 }
 
-const MOST_CHARACTERS = 10000;
+const MAX_CHARACTERS = 10000;
 const SHORT = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
 
 function escape(one) {

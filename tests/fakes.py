@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
 from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.history.samples import (
-    MOST_DECISIONS,
-    MOST_EVENTS,
-    MOST_OF_A_KIND,
-    MOST_SAMPLES,
+    MAX_DECISIONS,
+    MAX_EVENTS,
+    MAX_OF_A_KIND,
+    MAX_SAMPLES,
     GuestEvent,
     Sample,
     Told,
 )
-from virtksm.model.decision import Decision, Occasion, Reason, SwitchedOff
-from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot
+from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
+from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
 from virtksm.tuning.ownership import HostState
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
@@ -130,7 +130,7 @@ class FakeFacts:
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
-    others_kib: int = 0
+    other_processes_kib: int = 0
     trouble: tuple[str, ...] = ()
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
@@ -142,8 +142,8 @@ class FakeFacts:
     def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes
 
-    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
-        return OthersMemory(kib=self.others_kib, processes=int(self.others_kib > 0), unread=0)
+    def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
+        return OtherProcesses(kib=self.other_processes_kib, processes=int(self.other_processes_kib > 0), unread=0)
 
     def host_memory(self) -> HostMemory:
         return self.memory
@@ -229,7 +229,7 @@ class FakeHistory:
         self.kept_samples += samples
         self.kept_events += events
         self.kept_decisions += decisions
-        for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
+        for kind, (most, most_of_a_guest) in MAX_OF_A_KIND.items():
             of_kind = [one for one in self.kept_events if one.kind == kind]
             of_guests = Counter[str]()
             kept = set[int]()
@@ -238,14 +238,14 @@ class FakeHistory:
                 if of_guests[one.uuid] <= most_of_a_guest and len(kept) < most:
                     kept.add(id(one))
             self.kept_events = [one for one in self.kept_events if one.kind != kind or id(one) in kept]
-        del self.kept_samples[:-MOST_SAMPLES], self.kept_events[:-MOST_EVENTS], self.kept_decisions[:-MOST_DECISIONS]
+        del self.kept_samples[:-MAX_SAMPLES], self.kept_events[:-MAX_EVENTS], self.kept_decisions[:-MAX_DECISIONS]
         aside, self.aside = self.aside, None
         return aside
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
         return tuple(one for one in self.kept_samples if one.at_s >= since_s)
 
-    def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
+    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
         return tuple(one for one in self.kept_events if one.at_s >= since_s)[-most:]
 
     def decisions(self, most: int) -> tuple[Told, ...]:
@@ -264,35 +264,35 @@ class FakeClock:
 
 @dataclass
 class TargetPolicy:
-    """A policy whose answer the test chooses; its past counts its steps."""
+    """A policy whose answer the test chooses; its state counts its steps."""
 
     target: Settings
     name: str = "target"
     wants_maxima: bool = False
-    wants_others: bool = False
+    wants_other_processes: bool = False
     next_pass_s: float | None = 60.0
     is_routine: bool = False
 
-    def first_past(self, snapshot: Snapshot) -> int:  # the port's signature
+    def first_state(self, snapshot: Snapshot) -> int:  # the port's signature
         return 0
 
-    def load_past(self, kept: Mapping[str, object]) -> int:
+    def load_state(self, kept: Mapping[str, object]) -> int:
         steps = kept.get("steps")
         if not isinstance(steps, int):
             raise ValueError("no steps")  # the port promises ValueError
         return steps
 
-    def dump_past(self, past: int) -> dict[str, object]:
-        return {"steps": past}
+    def dump_state(self, state: int) -> dict[str, object]:
+        return {"steps": state}
 
-    def decide(self, snapshot: Snapshot, past: int, occasion: Occasion) -> tuple[Decision, int]:
+    def decide(self, snapshot: Snapshot, state: int, triggers: Triggers) -> tuple[Decision, int]:
         decision = Decision(
             target=self.target,
             reason=Reason(rule="told", text="as told", numbers={"free_kib": snapshot.host.free_kib}),
             next_pass_s=self.next_pass_s,
             is_routine=self.is_routine,
         )
-        return decision, past + occasion.is_step
+        return decision, state + triggers.is_step
 
 
 def with_pages(settings: Settings, pages_to_scan: int) -> Settings:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Bounds = tuple[float, float, bool]
     Reader = Callable[[str, Any, Bounds], Any]
 
-MOST = 2.0**65
+MAX = 2.0**65
 """Bounds numbers: no counter and no clock has more."""
-MOST_TEXT = 4096
+MAX_TEXT = 4096
 """Characters of a text: a guest's name is a file's, too, and damage is told with a path."""
-MOST_MEMBERS = 100_000
+MAX_MEMBERS = 100_000
 """Bounds lists and mappings: of guests, and of times."""
 
 
@@ -49,12 +49,12 @@ def _whole(text: str) -> int:
 
 def _real(text: str) -> float:
     value = float(text)
-    if not -MOST < value < MOST:
+    if not -MAX < value < MAX:
         raise ValueError(f"{text:.20} is no number of a counter or a clock")
     return value
 
 
-def build(made: type[Made], kept: object, *, least: float = -MOST, most: float = MOST, is_exact: bool = False) -> Made:
+def build(made: type[Made], kept: object, *, least: float = -MAX, most: float = MAX, is_exact: bool = False) -> Made:
     """Build a dataclass from the JSON values of its fields, by their annotations; raises ValueError naming the field.
 
     Numbers are bounded, and what is nested, too. A field that is missing has its default, and one that is unknown is
@@ -118,8 +118,8 @@ def _plain(kinds: list[type]) -> Reader:
         if type(value) not in types:  # exactly: bool is an int
             raise _wrong(name, value, what)
         if isinstance(value, str):
-            if len(value) > MOST_TEXT:
-                raise _wrong(name, value, f"text of at most {MOST_TEXT} characters")
+            if len(value) > MAX_TEXT:
+                raise _wrong(name, value, f"text of at most {MAX_TEXT} characters")
         elif not isinstance(value, bool) and not bounds[0] <= value <= bounds[1]:  # NaN is not, either
             raise _wrong(name, value, f"a number from {bounds[0]:g} to {bounds[1]:g}")
         return value
@@ -129,9 +129,9 @@ def _plain(kinds: list[type]) -> Reader:
 
 def _mapping(reader: Reader) -> Reader:
     def take(name: str, value: object, bounds: Bounds) -> object:
-        if not isinstance(value, Mapping) or len(value) > MOST_MEMBERS:
+        if not isinstance(value, Mapping) or len(value) > MAX_MEMBERS:
             raise _wrong(name, value, "an object")
-        if not all(isinstance(key, str) and len(key) <= MOST_TEXT for key in value):
+        if not all(isinstance(key, str) and len(key) <= MAX_TEXT for key in value):
             raise ValueError(f"{name} has a name that is none")
         return {key: reader(key, one, bounds) for key, one in value.items()}
 
@@ -140,7 +140,7 @@ def _mapping(reader: Reader) -> Reader:
 
 def _many(made: type, reader: Reader) -> Reader:
     def take(name: str, value: object, bounds: Bounds) -> object:
-        if not isinstance(value, list | tuple) or len(value) > MOST_MEMBERS:
+        if not isinstance(value, list | tuple) or len(value) > MAX_MEMBERS:
             raise _wrong(name, value, "a list")
         return made(reader(name, one, bounds) for one in value)
 

@@ -34,7 +34,7 @@ DropEvent = structlog.DropEvent
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
-MOST_WAITING = 1 << 20
+MAX_WAITING = 1 << 20
 """Characters that wait for a reader of the log: some 700 passes."""
 CLOSE_LIMIT_S = 2.0
 """How long an agent's end waits for a reader of its last lines."""
@@ -59,7 +59,7 @@ class LineQueue:
     to the descriptor itself: a thread that hangs must hold no lock that the interpreter's end takes.
     """
 
-    def __init__(self, target: TextIO, *, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, target: TextIO, *, most_waiting: int = MAX_WAITING) -> None:
         self._is_terminal = target.isatty()
         self._descriptor = target.fileno()
         self._most_waiting = most_waiting

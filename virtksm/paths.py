@@ -8,7 +8,7 @@
             status.sock       questions for its status: those of the configuration's status_group, if it names one
             coalesce.lock     held by the one-shot that waits for hooks
             HOST.lock         held during a pass on that host
-            HOST.json         baseline, intended and applied settings, the policy's past
+            HOST.json         baseline, intended and applied settings, the policy's state
     /var/lib/virtksm/         survives reboots
         HOST.off              there while virtksm is switched off for that host
         HOST.history          what the agent remembers of that host for people

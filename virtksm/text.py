@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_TIME_S = 253_370_764_800.0
+MAX_TIME_S = 253_370_764_800.0
 """Unix time of the year 9999: no calendar goes beyond it."""
 
 

@@ -1,6 +1,6 @@
 """The race: virtksm's policies against the real ksmtuned and the kernel's advisor, on one machine, in turn.
 
-In: works, contenders, an output folder. Out: a JSON record a run, report.md and a picture a work in that folder, and
+In: works, contenders, an output folder. Out: a JSON report a run, report.md and a picture a work in that folder, and
 exit code 1 if a run failed or a goal is missed. Started by script/bench, which locks and restores KSM. Reading order:
 works (what happens to guests), contenders and peers (who tunes KSM), run (one contender over one work), measures and
 rules (what is compared), goals (the table of goals), report.
@@ -71,15 +71,15 @@ def run_all(options: Options, ground: Ground) -> list[str]:
         contender: Contender = CONTENDERS[name]()
         began_s = time.monotonic()
         try:
-            record = run_work(ground, work, name, contender, quick=options.quick, machine=machine, revision=revision)
+            report = run_work(ground, work, name, contender, quick=options.quick, machine=machine, revision=revision)
         except RUN_FAILURES as error:
             failures.append(f"{work.name}, {name}: {error}")
             print(f"  FAILED: {error}", flush=True)
             continue
-        keep_record(options.output, record)
-        last = record.samples[-1]
+        keep_record(options.output, report)
+        last = report.samples[-1]
         print(
-            f"  saved {last.pages_sharing / 256:.0f} MiB, ksmd {last.ksmd_cpu_s - record.samples[0].ksmd_cpu_s:.1f} s; "
+            f"  saved {last.pages_sharing / 256:.0f} MiB, ksmd {last.ksmd_cpu_s - report.samples[0].ksmd_cpu_s:.1f} s; "
             f"took {time.monotonic() - began_s:.0f} s in all",
             flush=True,
         )
@@ -92,7 +92,7 @@ def tell(folder: Path, records: Sequence[Record]) -> bool:
     order = list(CONTENDERS)
     concessions = {name: make().concession for name, make in CONTENDERS.items()}
     by_work = {
-        work: [record for record in records if record.work == work] for work in dict.fromkeys(r.work for r in records)
+        work: [report for report in records if report.work == work] for work in dict.fromkeys(r.work for r in records)
     }
     works = list_works(quick=records[0].quick)
     measured = [measure_work(runs, {OURS: simulate_probes(works[work])}) for work, runs in by_work.items()]
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
             with private_ground() as ground:
                 failures = run_all(options, ground)
         works = list(list_works(quick=options.quick))
-        records = sorted(read_records(options.output), key=lambda record: works.index(record.work))
+        records = sorted(read_records(options.output), key=lambda report: works.index(report.work))
     except (RecordUnreadable, NoKsmd, LibvirtdFailed, LinuxGuestUnbuilt) as error:
         print(f"script/bench race: {error}", file=sys.stderr)
         return 2

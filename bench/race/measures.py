@@ -35,7 +35,7 @@ REST_WINDOW_SHARE = 0.4
 PARKED_FOR_S = 30.0
 PARKED_FOR_SHARE = 0.1
 OWED = ("young_kib", "fresh_kib", "half_kib")
-MOST_SHARE = 0.9
+MAX_SHARE = 0.9
 LAG_FROM_SHARE = 0.1
 """A lag is judged once a tenth of the final savings is there: before, a second's delay is all of it."""
 LATE_LAG_S = 15.0
@@ -99,8 +99,8 @@ def measure_work(records: Sequence[Record], later_cpu_s: Mapping[str, float] | N
     """
     if not records:
         raise ValueError("no records")
-    final_pages = max((held_pages(record) for record in records if record.contender != OFF), default=0.0)
-    flat = next((record for record in records if record.contender == "flat"), None)
+    final_pages = max((held_pages(report) for report in records if report.contender != OFF), default=0.0)
+    flat = next((report for report in records if report.contender == "flat"), None)
     lags, late_lags = {}, {}
     if flat is not None and final_pages:
         lags = {one.contender: worst_lag_share(one, flat, final_pages, 0.0) for one in records}
@@ -113,58 +113,58 @@ def measure_work(records: Sequence[Record], later_cpu_s: Mapping[str, float] | N
         quick=records[0].quick,
         final_mib=final_pages / PAGES_PER_MIB,
         figures={
-            record.contender: measure_run(record, final_pages, (later_cpu_s or {}).get(record.contender, 0.0))
-            for record in records
+            report.contender: measure_run(report, final_pages, (later_cpu_s or {}).get(report.contender, 0.0))
+            for report in records
         },
         lag_shares=lags,
         late_lag_shares=late_lags,
     )
 
 
-def measure_run(record: Record, final_pages: float, later_cpu_s: float = 0.0) -> Figures:
+def measure_run(report: Record, final_pages: float, later_cpu_s: float = 0.0) -> Figures:
     """Measure one run against the final savings of its work."""
-    samples, settled_s = record.samples, record.last_settled_s
+    samples, settled_s = report.samples, report.last_settled_s
     most_s = find_most_s(samples, final_pages)
-    still_s = min(PARKED_FOR_S, record.length_s * PARKED_FOR_SHARE)
-    busy_until_s = max(most_s or 0.0, settled_s, record.busy_until_s)
-    parked_s = None if most_s is None else find_parked_s(samples, busy_until_s, still_s)
-    rest_from_s, rest_until_s = rest_window(record.length_s, parked_s)
-    cpu_s = cpu_until_s(samples, record.length_s)
+    still_s = min(PARKED_FOR_S, report.length_s * PARKED_FOR_SHARE)
+    busy_until_s = max(most_s or 0.0, settled_s, report.busy_until_s)
+    idle_s = None if most_s is None else find_parked_s(samples, busy_until_s, still_s)
+    rest_from_s, rest_until_s = rest_window(report.length_s, idle_s)
+    cpu_s = cpu_until_s(samples, report.length_s)
     rest_share = (cpu_until_s(samples, rest_until_s) - cpu_until_s(samples, rest_from_s)) / (rest_until_s - rest_from_s)
-    left_s = max(HOUR_S - record.length_s, 0.0)
+    left_s = max(HOUR_S - report.length_s, 0.0)
     hour_cpu_s = cpu_s + left_s * rest_share + later_cpu_s
     saved_mib_s = (saved_page_seconds(samples) + left_s * samples[-1].pages_sharing) / PAGES_PER_MIB
-    sweep_until_s = next(end_s for end_s in (parked_s, most_s, rest_from_s) if end_s is not None)
+    sweep_until_s = next(end_s for end_s in (idle_s, most_s, rest_from_s) if end_s is not None)
     return Figures(
-        contender=record.contender,
+        contender=report.contender,
         last_settled_s=settled_s,
-        length_s=record.length_s,
-        held_mib=held_pages(record) / PAGES_PER_MIB,
+        length_s=report.length_s,
+        held_mib=held_pages(report) / PAGES_PER_MIB,
         until_most_s=None if most_s is None else most_s - settled_s,
         cpu_until_most_s=None if most_s is None else cpu_until_s(samples, most_s),
-        parked_after_s=None if parked_s is None else parked_s - settled_s,
-        cpu_until_parked_s=None if parked_s is None else cpu_until_s(samples, parked_s),
+        parked_after_s=None if idle_s is None else idle_s - settled_s,
+        cpu_until_parked_s=None if idle_s is None else cpu_until_s(samples, idle_s),
         cpu_s=cpu_s,
         rest_share=rest_share,
         hour_cpu_s=hour_cpu_s,
         saved_mib_s_per_cpu_s=saved_mib_s / hour_cpu_s if hour_cpu_s > 0 else None,
         merges=count_merges(samples),
-        neighbour_sweep=summarize_between(record.neighbour, settled_s, sweep_until_s),
-        neighbour_rest=summarize_between(record.neighbour, rest_from_s, rest_until_s),
-        own_cpu_s=record.own_cpu_s,
+        neighbour_sweep=summarize_between(report.neighbour, settled_s, sweep_until_s),
+        neighbour_rest=summarize_between(report.neighbour, rest_from_s, rest_until_s),
+        own_cpu_s=report.own_cpu_s,
         backoff_most=max(
-            (one["numbers"]["backoff"] for one in record.decisions if "backoff" in one["numbers"]), default=None
+            (one["numbers"]["backoff"] for one in report.decisions if "backoff" in one["numbers"]), default=None
         ),
-        owed_mib=read_owed_mib(record.decisions[-1]["numbers"]) if record.decisions else None,
-        last_decision=record.decisions[-1]["reason"] if record.decisions else None,
+        owed_mib=read_owed_mib(report.decisions[-1]["numbers"]) if report.decisions else None,
+        last_decision=report.decisions[-1]["reason"] if report.decisions else None,
     )
 
 
-def held_pages(record: Record) -> float:
+def held_pages(report: Record) -> float:
     """Tell what a run holds in the end."""
-    until_s = record.savings_until_s
-    from_s = until_s - min(HELD_WINDOW_S, record.length_s * HELD_WINDOW_SHARE)
-    held = [sample.pages_sharing for sample in record.samples if from_s <= sample.at_s < until_s]
+    until_s = report.savings_until_s
+    from_s = until_s - min(HELD_WINDOW_S, report.length_s * HELD_WINDOW_SHARE)
+    held = [sample.pages_sharing for sample in report.samples if from_s <= sample.at_s < until_s]
     return statistics.median(held) if held else 0.0
 
 
@@ -172,7 +172,7 @@ def find_most_s(samples: Sequence[Sample], final_pages: float) -> float | None:
     """Find when 90 % of the final savings was reached; None when it was not, or when nothing can be saved."""
     if not final_pages:
         return None
-    enough = MOST_SHARE * final_pages
+    enough = MAX_SHARE * final_pages
     return next((sample.at_s for sample in samples if sample.pages_sharing >= enough), None)
 
 
@@ -180,7 +180,7 @@ def find_parked_s(samples: Sequence[Sample], from_s: float, still_s: float) -> f
     """Find from when on, not before `from_s`, ksmd scanned nothing for `still_s` seconds."""
     since_s = None
     for sample in samples:
-        if sample.at_s < from_s or not sample.is_parked:
+        if sample.at_s < from_s or not sample.is_idle:
             since_s = None
         elif since_s is None:
             since_s = sample.at_s
@@ -189,12 +189,12 @@ def find_parked_s(samples: Sequence[Sample], from_s: float, still_s: float) -> f
     return None
 
 
-def rest_window(length_s: float, parked_s: float | None) -> tuple[float, float]:
+def rest_window(length_s: float, idle_s: float | None) -> tuple[float, float]:
     """Tell from when until when a run counts as at rest."""
     window_s = min(REST_WINDOW_S, length_s * REST_WINDOW_SHARE)
-    if parked_s is None:
+    if idle_s is None:
         return length_s - window_s, length_s
-    return parked_s, min(parked_s + window_s, length_s)
+    return idle_s, min(idle_s + window_s, length_s)
 
 
 def cpu_until_s(samples: Sequence[Sample], at_s: float) -> float:
@@ -229,13 +229,13 @@ def count_merges(samples: Sequence[Sample]) -> int | None:
     return merged + last.cow_ksm - first.cow_ksm
 
 
-def worst_lag_share(record: Record, flat: Record, final_pages: float, from_s: float) -> float:
+def worst_lag_share(report: Record, flat: Record, final_pages: float, from_s: float) -> float:
     """Tell how far savings were behind flat-out scanning's at the same moment, at worst, as a share of those.
 
     Negative: never behind.
     """
     lags = [
-        1 - pages_at(record.samples, sample.at_s) / sample.pages_sharing
+        1 - pages_at(report.samples, sample.at_s) / sample.pages_sharing
         for sample in flat.samples
         if sample.at_s >= from_s and sample.pages_sharing >= LAG_FROM_SHARE * final_pages
     ]

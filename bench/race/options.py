@@ -35,7 +35,7 @@ def parse_options(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="script/bench race",
         description="Race virtksm's policies against ksmtuned and the kernel's advisor, with real guests on this "
-        "machine's own KSM. Every run takes 5 minutes (growth 12); each leaves a record in the output folder.",
+        "machine's own KSM. Every run takes 5 minutes (growth 12); each leaves a report in the output folder.",
     )
     parser.add_argument("--works", metavar="W,W", help=f"of {', '.join(works)} (default all; quick: storm,twin)")
     parser.add_argument(
@@ -45,7 +45,7 @@ def parse_options(arguments: list[str]) -> Options:
     )
     parser.add_argument("--quick", action="store_true", help="smaller guests, shorter runs: under 5 minutes")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default build/race, quick: build/race-quick")
-    parser.add_argument("--missing", action="store_true", help="run only what has no record in DIR yet")
+    parser.add_argument("--missing", action="store_true", help="run only what has no report in DIR yet")
     parser.add_argument("--report", action="store_true", help="run nothing: report and pictures from DIR's records")
     given = parser.parse_args(arguments)
     return Options(

@@ -40,13 +40,13 @@ class Curve:
     ksmd_cpu_s: tuple[float, ...]
 
 
-def trace_curve(record: Record) -> Curve:
+def trace_curve(report: Record) -> Curve:
     """Make a record's curve, of at most some hundred points, the last sample among them."""
-    step = len(record.samples) // POINTS_MOST + 1
-    kept = [*record.samples[:-1:step], record.samples[-1]]
-    first_cpu_s = record.samples[0].ksmd_cpu_s
+    step = len(report.samples) // POINTS_MOST + 1
+    kept = [*report.samples[:-1:step], report.samples[-1]]
+    first_cpu_s = report.samples[0].ksmd_cpu_s
     return Curve(
-        contender=record.contender,
+        contender=report.contender,
         at_s=tuple(sample.at_s for sample in kept),
         saved_mib=tuple(sample.pages_sharing / PAGES_PER_MIB for sample in kept),
         ksmd_cpu_s=tuple(round(sample.ksmd_cpu_s - first_cpu_s, 3) for sample in kept),
@@ -55,8 +55,8 @@ def trace_curve(record: Record) -> Curve:
 
 def trace_work(records: Sequence[Record], order: Sequence[str]) -> list[Curve]:
     """Make the curves of one work's runs, in the contenders' order, without the run in which KSM was off."""
-    shown = [record for record in records if record.contender != OFF and record.samples]
-    return [trace_curve(record) for record in sorted(shown, key=lambda record: order.index(record.contender))]
+    shown = [report for report in records if report.contender != OFF and report.samples]
+    return [trace_curve(report) for report in sorted(shown, key=lambda report: order.index(report.contender))]
 
 
 def draw_work(curves: Sequence[Curve], title: str, settled_s: float, path: Path) -> None:

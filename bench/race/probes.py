@@ -15,7 +15,7 @@ from bench.sim.driver import Event, run_policy
 from bench.sim.host import SimHost
 from bench.steps import Start
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.snapshot import PARKED
+from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 
 HOST_KIB = 24 * 1024 * 1024
@@ -27,7 +27,7 @@ SAMPLE_S = 10.0
 def simulate_probes(work: Work) -> float:
     """Return ksmd's CPU seconds from the end of the work's length to the end of the hour."""
     host = SimHost(total_kib=HOST_KIB)
-    host.set_parameters(dict(PARKED.items()))
+    host.set_parameters(dict(IDLE.items()))
     ahead_s = AHEAD_S if work.already else 0.0
     events: list[Event] = [Start(at_s=0.0, guest=guest) for guest in work.already]
     events += [replace(step, at_s=step.at_s + ahead_s) for step in work.steps]

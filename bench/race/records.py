@@ -19,7 +19,7 @@ SCHEMA = 2
 
 
 class RecordUnreadable(Exception):
-    """A file in the output folder is no record of a run, or of another version of this benchmark."""
+    """A file in the output folder is no report of a run, or of another version of this benchmark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Sample:
     sleep_millisecs: int
 
     @property
-    def is_parked(self) -> bool:
+    def is_idle(self) -> bool:
         """Tell whether ksmd scans nothing."""
         return self.run != 1 or self.pages_to_scan == 0
 
@@ -89,21 +89,21 @@ class Record:
         return max((self.length_s if guest.settled_s is None else guest.settled_s) for guest in self.guests)
 
 
-def dump_record(record: Record) -> str:
-    """Write a record as JSON: samples as rows below their columns' names, since there are many."""
+def dump_record(report: Record) -> str:
+    """Write a report as JSON: samples as rows below their columns' names, since there are many."""
     columns = [one.name for one in fields(Sample)]
     kept = {
         "schema": SCHEMA,
-        **{one.name: getattr(record, one.name) for one in fields(Record)},
-        "guests": [asdict(guest) for guest in record.guests],
+        **{one.name: getattr(report, one.name) for one in fields(Record)},
+        "guests": [asdict(guest) for guest in report.guests],
         "columns": columns,
-        "samples": [[getattr(sample, name) for name in columns] for sample in record.samples],
+        "samples": [[getattr(sample, name) for name in columns] for sample in report.samples],
     }
     return json.dumps(kept, default=list) + "\n"
 
 
 def parse_record(text: str) -> Record:
-    """Read a record back; raises RecordUnreadable."""
+    """Read a report back; raises RecordUnreadable."""
     try:
         kept = json.loads(text)
         if kept.pop("schema") != SCHEMA:
@@ -114,18 +114,18 @@ def parse_record(text: str) -> Record:
         kept["neighbour"] = [(at_s, ms) for at_s, ms in kept["neighbour"]]
         return Record(**kept)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RecordUnreadable(f"it is no record of a run: {error}") from error
+        raise RecordUnreadable(f"it is no report of a run: {error}") from error
 
 
 def record_path(folder: Path, work: str, contender: str) -> Path:
-    """Tell where a run's record is kept."""
+    """Tell where a run's report is kept."""
     return folder / f"{work}-{contender}.json.gz"
 
 
-def keep_record(folder: Path, record: Record) -> None:
-    """Write a record to its file; the same record makes the same bytes."""
-    packed = gzip.compress(dump_record(record).encode(), mtime=0)
-    record_path(folder, record.work, record.contender).write_bytes(packed)
+def keep_record(folder: Path, report: Record) -> None:
+    """Write a report to its file; the same report makes the same bytes."""
+    packed = gzip.compress(dump_record(report).encode(), mtime=0)
+    record_path(folder, report.work, report.contender).write_bytes(packed)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -136,6 +136,6 @@ def read_records(folder: Path) -> list[Record]:
             records.append(parse_record(gzip.decompress(path.read_bytes()).decode()))
         except (RecordUnreadable, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
             raise RecordUnreadable(f"{path}: {error}; remove it or choose another --output") from error
-    if len({record.quick for record in records}) > 1:
+    if len({report.quick for report in records}) > 1:
         raise RecordUnreadable(f"{folder} holds quick and full runs: choose another --output for one of them")
     return records

@@ -68,7 +68,7 @@ def write_report(
 def write_machines(records: Sequence[Record]) -> Iterator[str]:
     """Write a list for each machine that has run something, most often one."""
     machines = dict.fromkeys(
-        "\n".join(f"- {name}: {value}" for name, value in record.machine.items()) for record in records
+        "\n".join(f"- {name}: {value}" for name, value in report.machine.items()) for report in records
     )
     for number, machine in enumerate(machines, start=1):
         yield machine if len(machines) == 1 else f"Machine {number} of {len(machines)}:\n\n{machine}"
@@ -76,7 +76,7 @@ def write_machines(records: Sequence[Record]) -> Iterator[str]:
 
 def write_runs(records: Iterable[Record]) -> str:
     """Write when each run began, and what of this repository it had."""
-    rows = [(record.work, record.contender, record.began_utc, record.revision) for record in records]
+    rows = [(report.work, report.contender, report.began_utc, report.revision) for report in records]
     return write_table(("work", "contender", "began", "commit"), rows)
 
 

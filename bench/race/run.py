@@ -1,4 +1,4 @@
-"""One run: one contender over one work, from a cleared ground to a record.
+"""One run: one contender over one work, from a cleared ground to a report.
 
 In: a ground, a work, a contender. Out: a `Record`. The order is the same for all: clear, let the guests settle that
 have long been there, begin the contender, wait until it is ready, start the clock and the first guest, follow the

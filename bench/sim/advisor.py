@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FIRST_PAGES = 500
-MOST_PAGES = 30_000
+MAX_PAGES = 30_000
 TARGET_SCAN_S = 200
-LEAST_CPU_PERCENT, MOST_CPU_PERCENT = 10, 70
+MIN_CPU_PERCENT, MAX_CPU_PERCENT = 10, 70
 NEWEST_PERCENT = 30
 """Weight of the last change of the scan time in their average."""
 
@@ -39,6 +39,6 @@ class Advisor:
         change = ((100 - NEWEST_PERCENT) * self.change_percent + NEWEST_PERCENT * change) // 100
         wanted = pages_to_scan * 100 // factor * change // 100
         of_a_percent = pages_to_scan // cpu_percent or 1
-        pages = max(min(wanted, of_a_percent * MOST_CPU_PERCENT), of_a_percent * LEAST_CPU_PERCENT)
+        pages = max(min(wanted, of_a_percent * MAX_CPU_PERCENT), of_a_percent * MIN_CPU_PERCENT)
         self.scan_s, self.change_percent, self.cpu_seconds = scan_s, change, cpu_seconds
-        return min(pages, MOST_PAGES)
+        return min(pages, MAX_PAGES)

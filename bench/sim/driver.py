@@ -16,7 +16,7 @@ from bench.steps import Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
 from virtksm.agent.coalesce import Coalescer
 from virtksm.model.decision import Trigger
-from virtksm.model.report import PassRecord
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.base import Policy
 from virtksm.tuning.cycle import Cycle, Memory
@@ -66,7 +66,7 @@ class Outcome:
     """What a run gave; `passes` with their time, none for fixed settings."""
 
     samples: list[Sample] = field(default_factory=list)
-    passes: list[tuple[float, PassRecord]] = field(default_factory=list)
+    passes: list[tuple[float, PassReport]] = field(default_factory=list)
 
     def time_to(self, share: float, *, of_pages: int | None = None) -> float | None:
         """Tell when savings first reached a share of `of_pages` (else of the last sample's); None if never."""
@@ -127,17 +127,17 @@ class _Passes:
     def next_s(self, now_s: float) -> float | None:
         return self._coalescer.next_s(now_s)
 
-    def run_due(self, now_s: float) -> PassRecord | None:
+    def run_due(self, now_s: float) -> PassReport | None:
         """Run the pass that is due now, if one is."""
         self._coalescer = self._coalescer.ring(now_s)
         due_s = self._coalescer.due_s(now_s)
         if due_s is None or due_s > now_s:
             return None
-        occasion, self._coalescer = self._coalescer.take(now_s)
-        record = self._cycle.run(occasion)
-        next_s = record.decision.next_pass_s
+        triggers, self._coalescer = self._coalescer.take(now_s)
+        report = self._cycle.run(triggers)
+        next_s = report.decision.next_pass_s
         self._coalescer = replace(self._coalescer, timer_s=None if next_s is None else now_s + next_s)
-        return record
+        return report
 
 
 class _Player:
@@ -160,9 +160,9 @@ class _Player:
             t_s = self._host.now_s - self._begin_s
             while self._events and self._events[0].at_s <= t_s:
                 self._happen(self._events.pop(0))
-            record = self._passes.run_due(self._host.now_s) if self._passes else None
-            if record is not None:
-                self._outcome.passes.append((t_s, record))
+            report = self._passes.run_due(self._host.now_s) if self._passes else None
+            if report is not None:
+                self._outcome.passes.append((t_s, report))
                 continue
             if t_s >= samples * self._sample_every_s:
                 self._outcome.samples.append(take_sample(self._host, samples * self._sample_every_s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from virtksm.model.snapshot import Guest, HostMemory, OthersMemory
+from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
 
 if TYPE_CHECKING:
     from bench.sim.host import SimHost
@@ -27,11 +27,11 @@ class SimFacts:
         rss_kib = {guest.uuid: guest.rss_kib(now_s) for guest in self._host.guests_by_name.values()}
         return tuple(replace(one, rss_kib=rss_kib.get(one.uuid)) for one in running)
 
-    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
-        others_kib = [process.rss_kib(self._host.now_s) for process in self._host.others_by_name.values()]
+    def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
+        other_processes_kib = [process.rss_kib(self._host.now_s) for process in self._host.others_by_name.values()]
         if self._host.hides_others:
-            return OthersMemory(kib=0, processes=0, unread=len(others_kib))
-        return OthersMemory(kib=sum(others_kib), processes=len(others_kib), unread=0)
+            return OtherProcesses(kib=0, processes=0, unread=len(other_processes_kib))
+        return OtherProcesses(kib=sum(other_processes_kib), processes=len(other_processes_kib), unread=0)
 
     def host_memory(self) -> HostMemory:
         memory = self._host.host_memory()

@@ -19,7 +19,7 @@ from bench.sim.host import SimHost
 from bench.steps import Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
-from virtksm.model.snapshot import PARKED
+from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
@@ -127,7 +127,7 @@ def main() -> None:
             own_kib=8 * 1024 * 1024,
             fill_mib_per_s=FILL_MIB_PER_S,
         )
-        host.set_parameters(dict(PARKED.items()))
+        host.set_parameters(dict(IDLE.items()))
         began_s = time.monotonic()
         outcome = contender.play(host, describe_day(given.guests, hours * 3600), hours * 3600)
         took_s = time.monotonic() - began_s

@@ -25,7 +25,7 @@ from virtksm.model.snapshot import Settings
 
 EVERY_S = 0.02
 SCANS = 18
-MOST_S = 60.0
+MAX_S = 60.0
 REWRITE_S = 45.0
 ADVISOR_SLEEP_MS = 20
 HALF_A_CORE = Settings(pages_to_scan=5000, sleep_millisecs=20)
@@ -148,7 +148,7 @@ def compare_static(name: str, settings: Settings | None) -> None:
     """Compare merging, and the full scans that follow."""
 
     def is_over(point: Point) -> bool:
-        return point.full_scans > SCANS or point.t_s > MOST_S
+        return point.full_scans > SCANS or point.t_s > MAX_S
 
     print(f"{name}: 4 processes of 384 MiB (256 common, 32 zero)          real   simulated       error")
     real = measure(guests(), settings, rewrite_per_s=0, is_over=is_over)

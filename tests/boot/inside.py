@@ -99,9 +99,9 @@ def heard(trigger: str, guest: str) -> str:
 
 
 def retune() -> dict[str, Any]:
-    """Have the agent run a pass, and return its record."""
-    record: dict[str, Any] = json.loads(run("virtksm", "retune", "--json"))
-    return record
+    """Have the agent run a pass, and return its report."""
+    report: dict[str, Any] = json.loads(run("virtksm", "retune", "--json"))
+    return report
 
 
 def doctor(user: str = "") -> dict[str, str]:
@@ -110,7 +110,7 @@ def doctor(user: str = "") -> dict[str, str]:
     return {finding["check"]: finding["verdict"] for finding in told["findings"]}
 
 
-def is_parked() -> bool:
+def is_idle() -> bool:
     return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
 
 

@@ -27,7 +27,7 @@ from tests.boot.inside import (
     claim,
     doctor,
     heard,
-    is_parked,
+    is_idle,
     ksm,
     log,
     main_pid,
@@ -217,7 +217,7 @@ def serves() -> None:
     for unit in UNITS:
         run("systemctl", "is-enabled", unit)
     claim(Path(f"/proc/{main_pid()}").owner() == "virtksm", Path(f"/proc/{main_pid()}").owner())
-    wait(is_parked, "being parked")
+    wait(is_idle, "being parked")
     claim(agents_baseline() == BASELINE, agents_baseline())
 
 
@@ -257,7 +257,7 @@ def tunes() -> None:
         start_guest(name)
     wait_logged(heard("started", "boot2"), seen)
     wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
-    wait(is_parked, "being parked again")
+    wait(is_idle, "being parked again")
 
 
 def knows_guests() -> None:
@@ -282,16 +282,16 @@ def survives_libvirtd() -> None:
     seen = log()
     start_guest("boot3")
     wait_logged("pass_completed.*poke|pass_completed.*started", seen)
-    wait(is_parked, "being parked again")
+    wait(is_idle, "being parked again")
 
 
 def sees_memory_of_others() -> None:
     """the agent has no right to see whose memory may merge, and doctor says so; of MemoryKSM= systemd tells it (254)"""
     started = hold_others("others", "by itself")
     numbers = retune()["decision"]["numbers"]
-    claim(numbers["others_kib"] == 0 and numbers["others_unread"] > 0, numbers)
-    claim(doctor()["others_seen"] == "WARN", doctor())
-    claim(doctor("virtksm")["others_seen"] == "INFO", "a user who may not look gives a verdict")
+    claim(numbers["other_processes_kib"] == 0 and numbers["other_processes_unread"] > 0, numbers)
+    claim(doctor()["other_processes_seen"] == "WARN", doctor())
+    claim(doctor("virtksm")["other_processes_seen"] == "INFO", "a user who may not look gives a verdict")
     run("systemctl", "stop", started)
     if int(run("systemctl", "--version").split()[1]) < MEMORY_KSM:
         return
@@ -299,8 +299,8 @@ def sees_memory_of_others() -> None:
     merged = ksm("pages_sharing")
     started = hold_others("others", "by its unit", "--property=MemoryKSM=yes")
     numbers = retune()["decision"]["numbers"]
-    claim(numbers["others_kib"] >= COMMON_MIB * 1024, numbers)
-    claim(doctor()["others_seen"] == "PASS", doctor())
+    claim(numbers["other_processes_kib"] >= COMMON_MIB * 1024, numbers)
+    claim(doctor()["other_processes_seen"] == "PASS", doctor())
     wait(lambda: ksm("pages_sharing") > merged + COMMON_MIB * 256 * 0.9, "merged pages of others")
     run("systemctl", "stop", started)
     run("systemctl", "restart", "virtksm.service")
@@ -335,7 +335,7 @@ def upgrades_under_load() -> None:
     claim(installed_version() == version(PACKAGES[1]), said)
     claim(main_pid() not in (0, pid), "the old agent still runs")
     wait(lambda: ksm("pages_sharing") >= merged + 2 * COMMON_MIB * 256, "merged pages of two guests more")
-    wait(is_parked, "being parked")
+    wait(is_idle, "being parked")
     claim(retune()["sensed"]["guests"] == 5, "a guest was lost")
     claim(agents_baseline() == BASELINE, agents_baseline())
     shows = run("virtksm", "config", "show")
@@ -416,7 +416,7 @@ def goes_after_ubuntus() -> None:
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "virtksm-ksm.service")
     run("systemctl", "restart", "virtksm.service")
-    wait(is_parked, "being parked")
+    wait(is_idle, "being parked")
 
 
 def without_an_agent() -> None:
@@ -444,7 +444,7 @@ def and_with_one_again() -> None:
     run("systemctl", "start", "virtksm-retune.socket")
     run("systemctl", "start", "virtksm.service")
     claim(not is_active("virtksm-retune.socket"), "the socket still listens")
-    wait(is_parked, "being parked")
+    wait(is_idle, "being parked")
     seen = log()
     run(str(HOOK), "boot1", "started", "begin", "-")
     wait_logged("pass_completed.*poke", seen)
@@ -463,7 +463,7 @@ def removed() -> None:
 def comes_back() -> None:
     """installed again, it has its configuration, and tunes"""
     install(PACKAGES[1])
-    wait(is_parked, "being parked")
+    wait(is_idle, "being parked")
     claim(ksm("run") == 1, f"run is {ksm('run')}")
     claim("50-boot.toml" in run("virtksm", "config", "show"), run("virtksm", "config", "show"))
 
@@ -473,14 +473,14 @@ def stays_off() -> None:
     run("virtksm", "off")
     said = apt("remove", "virtksm")
     claim("virtksm is switched off" in said, said)
-    claim(is_parked() and ksm("run") == 0, f"{settings()}, run is {ksm('run')}")
+    claim(is_idle() and ksm("run") == 0, f"{settings()}, run is {ksm('run')}")
     said = install(PACKAGES[1])
     claim(ksm("run") == 0, f"run is {ksm('run')}, and it is off")
     claim("virtksm: KSM stays off: it is switched off, until virtksm on" in said, said)
     wait(lambda: is_active("virtksm.service"), "the agent")
     retune()
     claim(status()["off"], "it is no longer off")
-    claim(is_parked(), settings())
+    claim(is_idle(), settings())
     run("virtksm", "on")
     claim(not status()["off"], "it is still off")
     claim(agents_baseline() == BASELINE, agents_baseline())

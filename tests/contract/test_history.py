@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeHistory
-from virtksm.agent.requests import MOST_TOLD_EVENTS
+from virtksm.agent.requests import MAX_TOLD_EVENTS
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     KEEP_S,
-    MOST_DECISIONS,
-    MOST_EVENTS,
-    MOST_OF_A_KIND,
-    MOST_SAMPLES,
+    MAX_DECISIONS,
+    MAX_EVENTS,
+    MAX_OF_A_KIND,
+    MAX_SAMPLES,
     GuestEvent,
     History,
     Sample,
@@ -40,7 +40,7 @@ SAMPLE = Sample(
     rule="sweep",
 )
 EVENT = GuestEvent(at_s=NOW_S, kind="started", domain="vm ü\n", uuid="1-2-3", detail="booted")
-DECISION = Told(at_s=NOW_S, record={"schema": 1, "decision": {"rule": "ü", "numbers": {"a": None, "b": 0.5}}})
+DECISION = Told(at_s=NOW_S, report={"schema": 1, "decision": {"rule": "ü", "numbers": {"a": None, "b": 0.5}}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,21 +88,21 @@ def test_what_is_kept_is_there_for_other_processes_the_oldest_first(kept: Kept) 
 
 def test_what_is_too_many_is_forgotten_the_first_that_came(kept: Kept) -> None:
     kept.history.keep([SAMPLE], [], [])
-    many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MOST_SAMPLES + 5)]
-    events = [replace(EVENT, at_s=NOW_S + number, kind="poke") for number in range(MOST_EVENTS + 5)]
-    decisions = [Told(at_s=NOW_S + number, record={}) for number in range(MOST_DECISIONS + 5)]
+    many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MAX_SAMPLES + 5)]
+    events = [replace(EVENT, at_s=NOW_S + number, kind="poke") for number in range(MAX_EVENTS + 5)]
+    decisions = [Told(at_s=NOW_S + number, report={}) for number in range(MAX_DECISIONS + 5)]
     kept.history.keep(many, events, decisions)
     assert kept.history.samples(0) == tuple(many[5:])
     assert kept.history.events(0) == tuple(events[5:])
-    assert kept.history.decisions(MOST_DECISIONS * 2) == tuple(decisions[5:])
+    assert kept.history.decisions(MAX_DECISIONS * 2) == tuple(decisions[5:])
     assert kept.history.decisions(2) == tuple(decisions[-2:])
 
 
 @pytest.mark.parametrize("batch", [50, 10_000])
-@pytest.mark.parametrize("kind", MOST_OF_A_KIND)
+@pytest.mark.parametrize("kind", MAX_OF_A_KIND)
 def test_the_events_of_one_guest_push_out_its_own_alone(kept: Kept, kind: str, batch: int) -> None:
-    most, most_of_a_guest = MOST_OF_A_KIND[kind]
-    others = [replace(EVENT, at_s=NOW_S, kind=one, uuid="other") for one in MOST_OF_A_KIND]
+    most, most_of_a_guest = MAX_OF_A_KIND[kind]
+    others = [replace(EVENT, at_s=NOW_S, kind=one, uuid="other") for one in MAX_OF_A_KIND]
     kept.history.keep([], others, [])
     loud = [replace(EVENT, at_s=NOW_S + number, kind=kind, uuid="loud") for number in range(1, most_of_a_guest + 30)]
     for first in range(0, len(loud), batch):
@@ -115,8 +115,8 @@ def test_the_events_of_one_guest_push_out_its_own_alone(kept: Kept, kind: str, b
 
 
 def test_the_bounds_of_each_kind_are_within_that_of_all_and_an_answer_has_room_for_starts() -> None:
-    assert sum(most for most, _ in MOST_OF_A_KIND.values()) <= MOST_EVENTS
-    assert sum(MOST_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MOST_TOLD_EVENTS // 2
+    assert sum(most for most, _ in MAX_OF_A_KIND.values()) <= MAX_EVENTS
+    assert sum(MAX_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MAX_TOLD_EVENTS // 2
 
 
 def test_a_clock_that_is_set_forgets_nothing(kept: Kept) -> None:

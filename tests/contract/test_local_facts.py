@@ -115,7 +115,7 @@ def test_every_guests_process_is_answered_in_order_with_its_command_line_and_its
 def test_other_processes_that_have_merged_pages_are_no_guests(place: Place) -> None:
     running = (place.start("one"),)
     assert all(one.merging_pages > 0 and one.pid > 0 for one in place.facts.others(running))
-    memory = place.facts.others_memory(running)
+    memory = place.facts.other_processes_memory(running)
     assert memory is not None
     assert (memory.processes > 0) == (memory.kib > 0)
     assert memory.unread >= 0

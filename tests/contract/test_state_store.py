@@ -24,7 +24,7 @@ STATE = HostState(
         "merge_across_nodes": Ownership(baseline=1),
     },
     policy_name="ksmtuned",
-    policy_past={"npages": 364, "stepped_at_s": 12345.678},
+    policy_state={"npages": 364, "stepped_at_s": 12345.678},
 )
 
 

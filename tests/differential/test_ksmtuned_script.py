@@ -20,9 +20,9 @@ from tests.differential.ksmtuned_bash import FIRST, State, run_script
 from tests.differential.ksmtuned_sequences import Sequence, Step, generate
 from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapshot, Source
-from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
+from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 
 # It takes as long as 100,000 steps of a shell script take; the suite's guard against a hang is meant for less.
 pytestmark = pytest.mark.timeout(600)
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)
 SEED = 20150326
 SEQUENCES = 5_000
 STEPS_BY = [frozenset({trigger}) for trigger in (Trigger.TIMER, Trigger.STARTED, Trigger.STOPPED, Trigger.POKE)]
-BALLOON = Occasion(triggers=frozenset({Trigger.BALLOON}))
+BALLOON = Triggers(kinds=frozenset({Trigger.BALLOON}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +99,33 @@ def test_a_law_that_is_off_by_one_would_be_found(batch: Batch, wrong: dict[str, 
 
 
 def run_ours(sequence: Sequence, params: KsmtunedParams) -> list[State]:
-    """Run our law over a sequence as the cycle would, keeping its past as JSON between the passes."""
+    """Run our law over a sequence as the cycle would, keeping its state as JSON between the passes."""
     policy = KsmtunedPolicy(params=params)
-    past = policy.first_past(snapshot_of(sequence, sequence.steps[0], 0))
-    state, states = FIRST, []
+    state = policy.first_state(snapshot_of(sequence, sequence.steps[0], 0))
+    theirs, states = FIRST, []
     for index, step in enumerate(sequence.steps):
         snapshot = snapshot_of(sequence, step, index)
         if index % 4 == 1:  # a balloon pass comes between, and must make no difference to the steps
-            past = policy.decide(snapshot, past, BALLOON)[1]
-        decision, past = policy.decide(snapshot, past, Occasion(triggers=STEPS_BY[index % len(STEPS_BY)]))
-        past = kept(policy, past)
+            state = policy.decide(snapshot, state, BALLOON)[1]
+        decision, state = policy.decide(snapshot, state, Triggers(kinds=STEPS_BY[index % len(STEPS_BY)]))
+        state = kept(policy, state)
         thres_kib = decision.reason.numbers["thres_kib"]
         assert isinstance(thres_kib, int)
         pages, sleep_ms = decision.target.pages_to_scan, decision.target.sleep_millisecs
         assert pages is not None
         assert sleep_ms is not None
-        if decision.is_parked:  # the script switches KSM off instead and leaves the other files as they are
-            state = replace(state, run=0, npages=past.npages, thres_kib=thres_kib)
+        if decision.is_idle:  # the script switches KSM off instead and leaves the other files as they are
+            theirs = replace(theirs, run=0, npages=state.npages, thres_kib=thres_kib)
         else:
-            state = State(run=1, pages_to_scan=pages, sleep_millisecs=sleep_ms, npages=past.npages, thres_kib=thres_kib)
-        states.append(state)
+            theirs = State(
+                run=1, pages_to_scan=pages, sleep_millisecs=sleep_ms, npages=state.npages, thres_kib=thres_kib
+            )
+        states.append(theirs)
     return states
 
 
-def kept(policy: KsmtunedPolicy, past: KsmtunedPast) -> KsmtunedPast:
-    return policy.load_past(json.loads(json.dumps(policy.dump_past(past))))
+def kept(policy: KsmtunedPolicy, state: KsmtunedState) -> KsmtunedState:
+    return policy.load_state(json.loads(json.dumps(policy.dump_state(state))))
 
 
 def snapshot_of(sequence: Sequence, step: Step, index: int) -> Snapshot:

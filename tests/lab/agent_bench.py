@@ -15,7 +15,7 @@ from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection, Opened
-from virtksm.agent.history import Diary
+from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.main import assemble
 from virtksm.agent.passes import Passes
@@ -46,7 +46,7 @@ def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
         configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
-        diary=Diary(),
+        history_writer=HistoryWriter(),
         make_cycle=lambda *_: pytest.fail("there is no connection"),
         make_switch=lambda _uri, _config: switch,
     )
@@ -131,7 +131,7 @@ class Bench:
                 make_switch=lambda _uri, _config: self.switch,
                 make_history=None if self.history is None else self.make_history,
                 facts=self.facts,
-                diary=Diary(
+                history_writer=HistoryWriter(
                     reporter.history_kept, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
                 ),
                 retry_s=0.001,

@@ -28,7 +28,7 @@ from virtksm.doctor.facts import (
     Unit,
 )
 from virtksm.guests.xml import GuestXml
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState
 
 URI = "qemu:///system"
@@ -91,7 +91,7 @@ LIBVIRT = Libvirt(
     guests=Guests(
         running=(GUEST, VAULT),
         xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
-        others=OthersMemory(kib=0, processes=0, unread=0),
+        others=OtherProcesses(kib=0, processes=0, unread=0),
     ),
 )
 AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")

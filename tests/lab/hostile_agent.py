@@ -243,7 +243,7 @@ class HostileAgent:
                 connection.sendall(part)
 
 
-_FIELDS = ("at_s", *SAMPLE_FIELDS[1:], *EVENT_FIELDS[1:], "record")
+_FIELDS = ("at_s", *SAMPLE_FIELDS[1:], *EVENT_FIELDS[1:], "report")
 _ENDLESS = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id"
 PLANTED_HISTORIES = {
     "view": f"CREATE VIEW {{0}} AS {_ENDLESS}, {', '.join(f'zeroblob(99999999) AS {name}' for name in _FIELDS)} FROM n",

@@ -16,7 +16,7 @@ from bench.sim.visit import Rules
 from bench.steps import Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.snapshot import PARKED
+from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.growth import Growth
 from virtksm.policy.adaptive.rounds import PRICES
@@ -35,7 +35,7 @@ TOTAL_KIB = 16 * 1024 * 1024
 def new_host() -> SimHost:
     """A host without smart_scan: with it, two old pages in different phases may never meet, whoever scans."""
     host = SimHost(total_kib=TOTAL_KIB, ksmd=Ksmd(rules=Rules(smart_scan=False)))
-    host.set_parameters(dict(PARKED.items()))
+    host.set_parameters(dict(IDLE.items()))
     return host
 
 
@@ -126,7 +126,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int) -> float:
     host = SimHost(
         total_kib=4 * TOTAL_KIB, fill_mib_per_s=2000.0, guest_overhead_kib=0, ksmd=Ksmd(rules=Rules(smart_scan=False))
     )
-    host.set_parameters(dict(PARKED.items()))
+    host.set_parameters(dict(IDLE.items()))
     guest = PayloadGuest(name="", memory_mib=common_mib + own_mib + 16, common_mib=common_mib, own_mib=own_mib)
     starts = [
         Start(at_s=at_s, guest=replace(guest, name=f"g{number}", seed=number + 1))

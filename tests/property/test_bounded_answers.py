@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.fakes import FakeHistory
 from virtksm.agent.control_client import MAX_ANSWER
-from virtksm.agent.history import Diary
+from virtksm.agent.history import HistoryWriter
 from virtksm.agent.requests import recall_decisions, recall_history
-from virtksm.history.samples import MOST_EVENTS, MOST_SAMPLES, Told
+from virtksm.history.samples import MAX_EVENTS, MAX_SAMPLES, Told
 
 
 def answer_of(history: FakeHistory, recall: Callable[..., object], request: Mapping[str, object]) -> dict[str, object]:
     async def story() -> object:
-        diary = Diary(wall_clock=lambda: NOW_S + 86_000)
-        diary.keep_in(history)
-        answer = recall(diary, request)
+        history_writer = HistoryWriter(wall_clock=lambda: NOW_S + 86_000)
+        history_writer.keep_in(history)
+        answer = recall(history_writer, request)
         assert asyncio.iscoroutine(answer)
         return await answer
 
@@ -37,13 +37,13 @@ def answer_of(history: FakeHistory, recall: Callable[..., object], request: Mapp
 def test_a_full_history_fits(points: int) -> None:
     long_name = "\u2028" * 255
     history = FakeHistory(
-        kept_samples=[replace(SAMPLE, at_s=NOW_S + 9.9 * n, saved_kib=2**63 - 1 - n) for n in range(MOST_SAMPLES)],
-        kept_events=[replace(EVENT, at_s=NOW_S + n, domain=long_name) for n in range(MOST_EVENTS)],
+        kept_samples=[replace(SAMPLE, at_s=NOW_S + 9.9 * n, saved_kib=2**63 - 1 - n) for n in range(MAX_SAMPLES)],
+        kept_events=[replace(EVENT, at_s=NOW_S + n, domain=long_name) for n in range(MAX_EVENTS)],
     )
     told = answer_of(history, recall_history, {"seconds": 86_400, "points": points})["history"]
     assert isinstance(told, dict)
     assert points * 0.9 <= len(told["samples"]["rows"]) <= points
-    assert told["events"]["rows"][-1][0] == NOW_S + MOST_EVENTS - 1, "the last ones are told"
+    assert told["events"]["rows"][-1][0] == NOW_S + MAX_EVENTS - 1, "the last ones are told"
     assert len(told["events"]["rows"]) > 100
 
 
@@ -51,7 +51,7 @@ def test_a_full_history_fits(points: int) -> None:
 @settings(max_examples=25, deadline=None)
 def test_as_many_decisions_as_fit_are_told_the_last_ones(sizes: list[int], last: int) -> None:
     history = FakeHistory(
-        kept_decisions=[Told(at_s=NOW_S + n, record={"x": "y" * size}) for n, size in enumerate(sizes)]
+        kept_decisions=[Told(at_s=NOW_S + n, report={"x": "y" * size}) for n, size in enumerate(sizes)]
     )
     told = answer_of(history, recall_decisions, {"last": last})["decisions"]
     assert isinstance(told, list)

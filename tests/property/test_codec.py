@@ -13,17 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.codec import MOST, MOST_MEMBERS, MOST_TEXT, build, dump
+from virtksm.codec import MAX, MAX_MEMBERS, MAX_TEXT, build, dump
 from virtksm.history.samples import GuestEvent, Sample, Told
-from virtksm.model.decision import Occasion, Reason
+from virtksm.model.decision import Reason, Triggers
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.past import AdaptivePast
-from virtksm.policy.ksmtuned import KsmtunedPast
+from virtksm.policy.adaptive.state import AdaptiveState
+from virtksm.policy.ksmtuned import KsmtunedState
 from virtksm.trace import End, Gap, Header, Pass
 from virtksm.tuning.ownership import Ownership
 
 SERVED = (
-    AdaptivePast, End, Gap, GuestEvent, Header, KsmtunedPast, Occasion, Ownership, Pass, Reason, Sample, Snapshot, Told,
+    AdaptiveState, End, Gap, GuestEvent, Header, KsmtunedState, Ownership, Pass, Reason, Sample, Snapshot, Told,
+    Triggers,
 )  # fmt: skip
 DEEP = 100_000
 
@@ -36,7 +37,7 @@ PLAIN: Mapping[object, st.SearchStrategy[Any]] = {
     str: st.text(max_size=9),
     bool: st.booleans(),
     int: st.integers(-(2**65), 2**65),
-    float: st.floats(-MOST, MOST) | st.integers(-(2**65), 2**65),
+    float: st.floats(-MAX, MAX) | st.integers(-(2**65), 2**65),
     NoneType: st.none(),
     object: st.none() | st.booleans() | st.integers(-9, 9) | st.lists(st.text(max_size=3), max_size=2),
 }
@@ -126,14 +127,14 @@ class Outer:
         ("number", [[]], "number is "),
         ("flag", 1, "flag is 1, not bool"),
         ("text", None, "text is None, not str"),
-        ("text", "x" * (MOST_TEXT + 1), f"not text of at most {MOST_TEXT} characters"),
+        ("text", "x" * (MAX_TEXT + 1), f"not text of at most {MAX_TEXT} characters"),
         ("colour", "blue", "colour is 'blue', not one of red"),
         ("colour", [], "colour is "),
         ("pairs", [[1.0, 2, 3]], "pairs is "),
-        ("pairs", [[1.0, 1]] * (MOST_MEMBERS + 1), "pairs is "),
+        ("pairs", [[1.0, 1]] * (MAX_MEMBERS + 1), "pairs is "),
         ("by_name", {"a": 1.5}, "a is 1.5, not int"),
         ("by_name", {1: 1}, "by_name has a name that is none"),
-        ("by_name", dict.fromkeys(map(str, range(MOST_MEMBERS + 1)), 1), "by_name is "),
+        ("by_name", dict.fromkeys(map(str, range(MAX_MEMBERS + 1)), 1), "by_name is "),
         ("inner", [], "inner is "),
         ("inner", {"whole": None}, "whole is None, not int"),
     ],

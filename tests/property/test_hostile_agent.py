@@ -39,7 +39,7 @@ from virtksm.errors import ExitCode
 
 PROJECT = Path(__file__).parents[2]
 HANG_S = 60.0
-MOST_FILE, MOST_MEMORY = 64 << 20, 2 << 30
+MAX_FILE, MAX_MEMORY = 64 << 20, 2 << 30
 URI = "test:///default"
 PICTURED = {f"history.events.rows.0.{column} {FORMULA!r}" for column in range(5)}
 ASKING = {
@@ -103,8 +103,8 @@ def run_apart(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     """Run a command as root does, with less memory and disk than a planted file could take."""
 
     def bound() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE, MOST_FILE))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     done = subprocess.run(

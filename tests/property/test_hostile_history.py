@@ -13,13 +13,13 @@ from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import KINDS, GuestEvent, Sample, Told
 from virtksm.store.history import HistoryFile
-from virtksm.text import MOST_TIME_S
+from virtksm.text import MAX_TIME_S
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20)
 WHOLE = st.integers(0, 2**70)
 SAMPLES = st.builds(
     Sample,
-    at_s=st.floats(0, MOST_TIME_S),
+    at_s=st.floats(0, MAX_TIME_S),
     guests=WHOLE,
     committed_kib=WHOLE,
     total_kib=WHOLE,
@@ -33,7 +33,7 @@ SAMPLES = st.builds(
 )
 EVENTS = st.builds(
     GuestEvent,
-    at_s=st.floats(0, MOST_TIME_S),
+    at_s=st.floats(0, MAX_TIME_S),
     kind=st.sampled_from(sorted(KINDS)),
     domain=TEXTS,
     uuid=TEXTS,
@@ -41,7 +41,7 @@ EVENTS = st.builds(
 )
 NUMBERS = st.integers(-(2**64), 2**64) | st.floats(-1e18, 1e18)
 JSONS = st.dictionaries(TEXTS, st.none() | NUMBERS | TEXTS, max_size=3)
-DECISIONS = st.builds(Told, at_s=st.floats(0, MOST_TIME_S), record=JSONS)
+DECISIONS = st.builds(Told, at_s=st.floats(0, MAX_TIME_S), report=JSONS)
 
 
 @given(samples=st.lists(SAMPLES, max_size=3), events=st.lists(EVENTS, max_size=3), told=st.lists(DECISIONS, max_size=3))

@@ -91,7 +91,7 @@ def test_a_name_is_one_line_of_the_demonstration(name: str) -> None:
 @given(text=NAMES)
 @example(text=EVIL)
 def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> None:
-    record = {
+    report = {
         "uri": text,
         "source": "local",
         "policy": text,
@@ -121,14 +121,14 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "policy": text,
         "version": text,
         "libvirt": libvirt,
-        "last_pass": record,
+        "last_pass": report,
         "last_pass_ago_s": 1.0,
         "next_pass_s": None,
         "stranded": {"possible": False},
         "history_error": text,
         "events": [{"at_s": 1.0, "domain": text, "kind": text, "detail": text}],
     }
-    lines = pass_lines(record) + restore_lines(record) + [line for _, line in status_lines(status)]
+    lines = pass_lines(report) + restore_lines(report) + [line for _, line in status_lines(status)]
     assert all(line.isprintable() for line in lines)
 
 

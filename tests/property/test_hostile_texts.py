@@ -33,11 +33,11 @@ from virtksm.host.proc_files import (
     parse_signed,
     parse_stat,
 )
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.paths import RuntimePaths
 from virtksm.policy import POLICIES, make_policy
-from virtksm.store.state import StateFile, dump_state, parse_state
+from virtksm.store.state import StateFile, dump_host_state, parse_host_state
 from virtksm.tuning.cycle import Cycle, Memory
 
 Result = TypeVar("Result")
@@ -141,9 +141,9 @@ def test_any_bytes_in_the_kernels_files_are_facts_or_a_sensing_error(content: by
         assert isinstance(facts.advisor_mode(), str)
 
 
-def with_other_values(past: dict[str, object]) -> st.SearchStrategy[dict[str, object]]:
-    """A past with some of its values replaced."""
-    return st.dictionaries(st.sampled_from(sorted(past)), jsons).map(lambda changed: {**past, **changed})
+def with_other_values(state: dict[str, object]) -> st.SearchStrategy[dict[str, object]]:
+    """A state with some of its values replaced."""
+    return st.dictionaries(st.sampled_from(sorted(state)), jsons).map(lambda changed: {**state, **changed})
 
 
 jsons: st.SearchStrategy[object] = st.recursive(
@@ -178,7 +178,7 @@ def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
 
         def run() -> FakeHypervisor:
             for trigger in (Trigger.CONNECTED, Trigger.TIMER):
-                cycle.run(Occasion(triggers=frozenset({trigger})))
+                cycle.run(Triggers(kinds=frozenset({trigger})))
                 clock.now_s += 1
             cycle.restore()
             return hypervisor
@@ -209,7 +209,7 @@ def test_any_bytes_for_a_state_are_refused_and_nothing_is_written(content: bytes
 
 @given(
     parameters=st.dictionaries(st.sampled_from([*PARAMETERS, "run"]), ownerships | jsons, max_size=3),
-    policy=st.fixed_dictionaries({"name": st.sampled_from([*POLICIES, None, 3]), "past": jsons}) | jsons,
+    policy=st.fixed_dictionaries({"name": st.sampled_from([*POLICIES, None, 3]), "state": jsons}) | jsons,
     name=st.sampled_from(sorted(POLICIES)),
 )
 @example(parameters={"pages_to_scan": {"baseline": -1, "applied": 100}}, policy={}, name="adaptive")
@@ -221,8 +221,8 @@ def test_anything_like_a_state_is_a_state_or_refused(parameters: object, policy:
 
 @given(data=st.data(), name=st.sampled_from(sorted(POLICIES)))
 def test_a_past_with_anything_in_its_values_begins_anew_or_is_taken(data: st.DataObject, name: str) -> None:
-    kept = json.loads(dump_state(parse_state(first_state(name))))
-    kept["policy"]["past"] = data.draw(with_other_values(kept["policy"]["past"]))
+    kept = json.loads(dump_host_state(parse_host_state(first_state(name))))
+    kept["policy"]["state"] = data.draw(with_other_values(kept["policy"]["state"]))
     check_pass_over(json.dumps(kept).encode(), name)
 
 
@@ -240,7 +240,7 @@ def first_state(name: str) -> str:
             on_conflict="reassert",
             memory=Memory(),
         )
-        cycle.run(Occasion(triggers=frozenset({Trigger.CONNECTED})))
+        cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")
 
 

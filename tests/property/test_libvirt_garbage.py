@@ -15,12 +15,12 @@ from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.errors import VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import PARAMETERS
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
-from virtksm.store.state import dump_state, parse_state
+from virtksm.store.state import dump_host_state, parse_host_state
 from virtksm.tuning.cycle import Cycle, Memory
 
 COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
@@ -107,9 +107,11 @@ def test_whatever_libvirt_answers_a_pass_ends_in_a_record_or_an_error_of_ours(
         )
         clock.now_s += 1
         try:
-            json.dumps(cycle.run(Occasion(triggers=frozenset({Trigger.TIMER}))).as_dict())
+            json.dumps(cycle.run(Triggers(kinds=frozenset({Trigger.TIMER}))).as_dict())
             cycle.restore()
         except VirtksmError:
             continue
     for state in store.saved:
-        assert parse_state(dump_state(state)).ownership == state.ownership, "else the baseline is lost with the process"
+        assert parse_host_state(dump_host_state(state)).ownership == state.ownership, (
+            "else the baseline is lost with the process"
+        )

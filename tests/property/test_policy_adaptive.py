@@ -1,4 +1,4 @@
-"""The adaptive law on any sequence of snapshots: its bounds hold, its past survives, and nothing makes it fail."""
+"""The adaptive law on any sequence of snapshots: its bounds hold, its state survives, and nothing makes it fail."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import (
+    IDLE_SLEEP_MS,
     KERNEL_MAXIMUM,
-    PARKED_SLEEP_MS,
     Guest,
     HostMemory,
     KsmState,
-    OthersMemory,
+    OtherProcesses,
     Settings,
     Snapshot,
     Source,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.debt import OTHERS
-from virtksm.policy.adaptive.past import AdaptivePast, dump_past, load_past
+from virtksm.policy.adaptive.debt import OTHER_PROCESSES
 from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS, LOOK_S
+from virtksm.policy.adaptive.state import AdaptiveState, dump_state, load_state
 
-MOST_KIB = 2**40
-kib = st.integers(0, MOST_KIB)
+MAX_KIB = 2**40
+kib = st.integers(0, MAX_KIB)
 counter = st.none() | st.integers(0, 2**50)
 params = st.builds(
     AdaptiveParams,
@@ -75,58 +75,59 @@ snapshots = st.builds(
         ksmd_cpu_seconds=st.none() | st.floats(0, 1e6),
     ),
     guests=guests,
-    others=st.none() | st.builds(OthersMemory, kib=kib, processes=st.integers(0, 9), unread=st.integers(0, 9)),
+    other_processes=st.none()
+    | st.builds(OtherProcesses, kib=kib, processes=st.integers(0, 9), unread=st.integers(0, 9)),
 )
-occasions = st.builds(Occasion, triggers=st.frozensets(st.sampled_from(Trigger), min_size=1))
-passes = st.lists(st.tuples(snapshots, occasions), min_size=1, max_size=12)
+trigger_sets = st.builds(Triggers, kinds=st.frozensets(st.sampled_from(Trigger), min_size=1))
+passes = st.lists(st.tuples(snapshots, trigger_sets), min_size=1, max_size=12)
 
 
 @given(params, passes)
 def test_whatever_it_sees_its_bounds_hold_and_its_past_survives_json(
-    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Occasion]]
+    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]]
 ) -> None:
     """Clocks that jump, counters that vanish or fall back, guests that come, go and cannot be read."""
     policy = AdaptivePolicy(params=chosen)
-    past = AdaptivePast()
-    for snapshot, occasion in seen:
-        decision, past = policy.decide(snapshot, past, occasion)
+    state = AdaptiveState()
+    for snapshot, triggers in seen:
+        decision, state = policy.decide(snapshot, state, triggers)
         pages, sleep_ms = decision.target.pages_to_scan, decision.target.sleep_millisecs
         assert pages is not None
         assert 0 <= pages <= KERNEL_MAXIMUM
-        assert sleep_ms in (FED_SLEEPS_MS if pages else (PARKED_SLEEP_MS,))
+        assert sleep_ms in (FED_SLEEPS_MS if pages else (IDLE_SLEEP_MS,))
         assert decision.next_pass_s is not None
         assert LOOK_S <= decision.next_pass_s <= 60
         assert decision.reason.text
-        assert past.fresh_kib >= 0
-        assert past.half_kib >= 0
-        assert past.fresh_kib + past.half_kib <= sum(past.guests_kib.values()) + 4 * 2**52
-        assert load_past(json.loads(json.dumps(dump_past(past)))) == past
+        assert state.fresh_kib >= 0
+        assert state.half_kib >= 0
+        assert state.fresh_kib + state.half_kib <= sum(state.guests_kib.values()) + 4 * 2**52
+        assert load_state(json.loads(json.dumps(dump_state(state)))) == state
 
 
 @given(params, passes)
-def test_it_never_scans_when_it_may_not(chosen: AdaptiveParams, seen: list[tuple[Snapshot, Occasion]]) -> None:
+def test_it_never_scans_when_it_may_not(chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]]) -> None:
     policy = AdaptivePolicy(params=replace(chosen, engage="never"))
-    past = AdaptivePast()
-    for snapshot, occasion in seen:
-        decision, past = policy.decide(snapshot, past, occasion)
-        assert decision.is_parked
+    state = AdaptiveState()
+    for snapshot, triggers in seen:
+        decision, state = policy.decide(snapshot, state, triggers)
+        assert decision.is_idle
 
 
 @given(params, passes, kib, kib)
 def test_less_memory_never_makes_it_scan_slower(
-    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Occasion]], one_kib: int, other_kib: int
+    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]], one_kib: int, other_kib: int
 ) -> None:
     """The last pass of any history, once with less and once with more memory available."""
     policy = AdaptivePolicy(params=chosen)
-    past = AdaptivePast()
-    for snapshot, occasion in seen[:-1]:
-        past = policy.decide(snapshot, past, occasion)[1]
-    snapshot, occasion = seen[-1]
+    state = AdaptiveState()
+    for snapshot, triggers in seen[:-1]:
+        state = policy.decide(snapshot, state, triggers)[1]
+    snapshot, triggers = seen[-1]
     less_kib, more_kib = sorted((one_kib, other_kib))
     batches = []
     for available_kib in (less_kib, more_kib):
         scarce = replace(snapshot, host=replace(snapshot.host, available_kib=available_kib))
-        target = policy.decide(scarce, past, occasion)[0].target
+        target = policy.decide(scarce, state, triggers)[0].target
         grants = target.sleep_millisecs != snapshot.ksm.settings.sleep_millisecs
         batches.append((target.pages_to_scan or 0) if grants else 0)
     assert batches[0] >= batches[1]
@@ -136,16 +137,16 @@ def test_less_memory_never_makes_it_scan_slower(
 def test_a_host_that_has_settled_is_left_in_peace(chosen: AdaptiveParams, snapshot: Snapshot) -> None:
     """Nothing owed, nothing changes, no probe due: the same parked settings for ever."""
     known = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
-    if snapshot.others is not None:
-        known[OTHERS] = snapshot.others.kib
-    past = AdaptivePast(
+    if snapshot.other_processes is not None:
+        known[OTHER_PROCESSES] = snapshot.other_processes.kib
+    state = AdaptiveState(
         taken_s=snapshot.taken_s, guests_kib=known, pages_sharing=snapshot.ksm.pages_sharing, probe_due_s=2e6
     )
     policy = AdaptivePolicy(params=replace(chosen, merge_across_nodes="keep"))
-    timer = Occasion(triggers=frozenset({Trigger.TIMER}))
+    timer = Triggers(kinds=frozenset({Trigger.TIMER}))
     targets = set()
     for later_s in range(0, 1000, 50):
-        decision, past = policy.decide(replace(snapshot, taken_s=snapshot.taken_s + later_s), past, timer)
+        decision, state = policy.decide(replace(snapshot, taken_s=snapshot.taken_s + later_s), state, timer)
         targets.add(decision.target)
     assert len(targets) == 1
     assert targets.pop().pages_to_scan == 0

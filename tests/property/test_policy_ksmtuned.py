@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.decision import Occasion, Trigger
-from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, Settings, Snapshot, Source
-from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, Settings, Snapshot, Source
+from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 
 UINT_MAX = 2**32 - 1
-STEP = Occasion(triggers=frozenset({Trigger.TIMER}))
+STEP = Triggers(kinds=frozenset({Trigger.TIMER}))
 
 memory_kib = st.one_of(st.integers(0, 64), st.integers(0, 2**24), st.integers(0, 2**53), st.integers(0, 2**70))
 times_s = st.floats(-1e9, 1e9)
 pasts = st.builds(
-    KsmtunedPast, npages=st.one_of(st.integers(0, 3000), st.integers(0, UINT_MAX)), stepped_at_s=st.none() | times_s
+    KsmtunedState, npages=st.one_of(st.integers(0, 3000), st.integers(0, UINT_MAX)), stepped_at_s=st.none() | times_s
 )
-occasions = st.builds(Occasion, triggers=st.frozensets(st.sampled_from(Trigger), min_size=1))
+trigger_sets = st.builds(Triggers, kinds=st.frozensets(st.sampled_from(Trigger), min_size=1))
 
 
 @st.composite
@@ -59,14 +59,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     )
 
 
-@given(policies(), snapshots(), pasts, occasions)
-def test_bounds_hold(policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion) -> None:
-    decision, after = policy.decide(snapshot, past, occasion)
+@given(policies(), snapshots(), pasts, trigger_sets)
+def test_bounds_hold(policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers) -> None:
+    decision, after = policy.decide(snapshot, state, triggers)
     pages, sleep_ms = decision.target.pages_to_scan, decision.target.sleep_millisecs
     assert pages is not None
     assert sleep_ms is not None
-    if decision.is_parked:
-        assert decision.target == PARKED
+    if decision.is_idle:
+        assert decision.target == IDLE
     else:
         assert policy.params.npages_min <= pages <= policy.params.npages_max
         assert 10 <= sleep_ms <= UINT_MAX
@@ -76,87 +76,87 @@ def test_bounds_hold(policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedP
     assert 0 <= after.npages <= UINT_MAX
 
 
-@given(policies(), snapshots(), pasts, occasions)
+@given(policies(), snapshots(), pasts, trigger_sets)
 def test_parking_never_changes_npages(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
-    decision, after = policy.decide(snapshot, past, occasion)
-    if decision.is_parked:
-        assert after.npages == past.npages
+    decision, after = policy.decide(snapshot, state, triggers)
+    if decision.is_idle:
+        assert after.npages == state.npages
     else:
-        assert after.npages == (decision.target.pages_to_scan if occasion.is_step else past.npages)
+        assert after.npages == (decision.target.pages_to_scan if triggers.is_step else state.npages)
 
 
-@given(policies(), snapshots(), pasts, occasions, st.integers(0, 2**24))
+@given(policies(), snapshots(), pasts, trigger_sets, st.integers(0, 2**24))
 def test_less_free_memory_never_slows_scanning(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion, lost_kib: int
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers, lost_kib: int
 ) -> None:
     scarcer = replace(snapshot, host=replace(snapshot.host, free_kib=snapshot.host.free_kib - lost_kib))
-    before, _ = policy.decide(snapshot, past, occasion)
-    after, _ = policy.decide(scarcer, past, occasion)
+    before, _ = policy.decide(snapshot, state, triggers)
+    after, _ = policy.decide(scarcer, state, triggers)
     assert _pages(after.target) >= _pages(before.target)
 
 
-@given(policies(), snapshots(), pasts, occasions, st.integers(0, 2**24))
+@given(policies(), snapshots(), pasts, trigger_sets, st.integers(0, 2**24))
 def test_more_committed_memory_never_slows_scanning(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion, added_kib: int
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers, added_kib: int
 ) -> None:
     fuller = replace(snapshot, guests=(*snapshot.guests, Guest(uuid="x", name="x", rss_kib=added_kib)))
-    before, _ = policy.decide(snapshot, past, occasion)
-    after, _ = policy.decide(fuller, past, occasion)
+    before, _ = policy.decide(snapshot, state, triggers)
+    after, _ = policy.decide(fuller, state, triggers)
     assert _pages(after.target) >= _pages(before.target)
 
 
-@given(policies(), snapshots(), pasts, occasions)
+@given(policies(), snapshots(), pasts, trigger_sets)
 def test_no_guests_and_no_memory_park(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
     nothing = HostMemory(total_kib=0, free_kib=0, buffers_kib=0, cached_kib=0)
-    decision, after = policy.decide(replace(snapshot, host=nothing, guests=()), past, occasion)
-    assert decision.target == PARKED
-    assert after.npages == past.npages
+    decision, after = policy.decide(replace(snapshot, host=nothing, guests=()), state, triggers)
+    assert decision.target == IDLE
+    assert after.npages == state.npages
 
 
 @given(policies(), snapshots(), pasts, st.frozensets(st.sampled_from([Trigger.BALLOON, Trigger.MEMORY_DEVICE])))
 def test_evaluating_leaves_no_trace_and_stops_where_a_step_would(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, triggers: frozenset[Trigger]
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: frozenset[Trigger]
 ) -> None:
-    evaluated, after = policy.decide(snapshot, past, Occasion(triggers=triggers))
-    stepped, _ = policy.decide(snapshot, past, STEP)
-    assert after == past
-    assert evaluated.is_parked == stepped.is_parked
+    evaluated, after = policy.decide(snapshot, state, Triggers(kinds=triggers))
+    stepped, _ = policy.decide(snapshot, state, STEP)
+    assert after == state
+    assert evaluated.is_idle == stepped.is_idle
 
 
 @given(policies(), snapshots(), pasts)
 def test_a_settled_host_comes_to_settings_that_no_longer_change(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState
 ) -> None:
-    rule = policy.decide(snapshot, past, STEP)[0].reason.rule
+    rule = policy.decide(snapshot, state, STEP)[0].reason.rule
     pace = {"boost": policy.params.npages_boost, "decay": -policy.params.npages_decay}.get(rule, 0)
     # One step leads within the bounds, which lie at most 50 paces apart here, and 50 more to the one it strives for.
     most = min(policy.params.npages_max, policy.params.npages_min + 50 * max(pace, 1))
     policy = KsmtunedPolicy(params=replace(policy.params, npages_max=most))
     for _ in range(51):
-        decision, past = policy.decide(snapshot, past, STEP)
-    again, past_again = policy.decide(snapshot, past, STEP)
+        decision, state = policy.decide(snapshot, state, STEP)
+    again, past_again = policy.decide(snapshot, state, STEP)
     assert again.target == decision.target
-    assert past_again == past
+    assert past_again == state
 
 
-@given(policies(), snapshots(), pasts, occasions)
+@given(policies(), snapshots(), pasts, trigger_sets)
 def test_equal_arguments_give_equal_answers(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
     twin = KsmtunedPolicy(params=replace(policy.params))
-    assert policy.decide(snapshot, past, occasion) == twin.decide(replace(snapshot), replace(past), occasion)
+    assert policy.decide(snapshot, state, triggers) == twin.decide(replace(snapshot), replace(state), triggers)
 
 
-@given(policies(), snapshots(), pasts, occasions)
+@given(policies(), snapshots(), pasts, trigger_sets)
 def test_the_past_survives_being_kept(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
-    for known in (past, policy.first_past(snapshot), policy.decide(snapshot, past, occasion)[1]):
-        assert policy.load_past(json.loads(json.dumps(policy.dump_past(known)))) == known
+    for known in (state, policy.first_state(snapshot), policy.decide(snapshot, state, triggers)[1]):
+        assert policy.load_state(json.loads(json.dumps(policy.dump_state(known)))) == known
 
 
 garbage = st.recursive(
@@ -176,8 +176,8 @@ def test_garbage_is_refused_with_valueerror_or_is_a_past_to_go_on_from(
     policy: KsmtunedPolicy, snapshot: Snapshot, kept: Mapping[str, object]
 ) -> None:
     with suppress(ValueError):
-        past = policy.load_past(kept)
-        decision, _ = policy.decide(snapshot, past, STEP)
+        state = policy.load_state(kept)
+        decision, _ = policy.decide(snapshot, state, STEP)
         assert decision.next_pass_s == policy.params.monitor_interval
 
 

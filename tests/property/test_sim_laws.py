@@ -15,7 +15,7 @@ from bench.sim.visit import Rules
 from bench.steps import Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.snapshot import PARKED, Settings
+from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 NAMES = "abcdef"
@@ -101,7 +101,7 @@ def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: in
     host = SimHost(total_kib=total_mib * 1024, own_kib=0)
     run = run_policy(host, KsmtunedPolicy(params=KsmtunedParams()), scenario, until_s=UNTIL_S)
     keeps_its_books(host, run)
-    assert not [record for _, record in run.passes if record.refusals or record.foreign]
+    assert not [report for _, report in run.passes if report.refusals or report.foreign]
 
 
 @settings(max_examples=40)
@@ -136,7 +136,7 @@ def test_parked_costs_nothing(guests: list[PayloadGuest], seconds: float) -> Non
     for guest in guests:
         host.start(guest)
     host.advance(10.0)
-    host.set_parameters(dict(PARKED.items()))
+    host.set_parameters(dict(IDLE.items()))
     host.advance(1.0)
     scanned, cpu_seconds = host.ksmd.pages_scanned, host.ksmd.cpu_seconds
     host.advance(seconds)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.property.test_policy_adaptive import occasions, snapshots
+from tests.property.test_policy_adaptive import snapshots, trigger_sets
 from virtksm.errors import TraceUnusable
 from virtksm.model.decision import Decision, Reason, SwitchedOff
 from virtksm.model.snapshot import Settings
@@ -33,7 +33,7 @@ passes = st.builds(
     Pass,
     seq=st.integers(0, 2**40),
     at_s=st.floats(0, 1e10),
-    occasion=occasions,
+    triggers=trigger_sets,
     snapshot=snapshots,
     decision=st.builds(
         Decision,
@@ -47,8 +47,8 @@ passes = st.builds(
     off=st.none() | st.builds(SwitchedOff, since=texts, damage=texts),
     law=st.none() | laws,
     continues=st.just(False),
-    past=pasts,
-).flatmap(lambda made: st.sampled_from([made, replace(made, continues=True, past=None)]))
+    state=pasts,
+).flatmap(lambda made: st.sampled_from([made, replace(made, continues=True, state=None)]))
 headers = st.builds(
     Header,
     version=texts,

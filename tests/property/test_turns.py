@@ -13,28 +13,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.test_policy_adaptive import params, snapshots
-from tests.property.test_policy_ksmtuned import occasions as ksmtuned_occasions
 from tests.property.test_policy_ksmtuned import pasts as ksmtuned_pasts
 from tests.property.test_policy_ksmtuned import policies as ksmtuned_policies
 from tests.property.test_policy_ksmtuned import snapshots as ksmtuned_snapshots
+from tests.property.test_policy_ksmtuned import trigger_sets as ksmtuned_triggers
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.decision import PASSED_S, Decision, Occasion, SwitchedOff, Trigger, Turn
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory, Settings, Snapshot, Source
+from virtksm.model.decision import PASSED_S, Decision, SwitchedOff, Trigger, Triggers, Turn
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy, settle_seconds
 from virtksm.policy.adaptive.engage import judge_need
-from virtksm.policy.adaptive.past import AdaptivePast
-from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
+from virtksm.policy.adaptive.state import AdaptiveState
+from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 from virtksm.policy.off import decide_off
 
-TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
+TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 MARGIN_S = 0.002
 ROUGHLY = 1e-9
 """Times and sums of waiting are floats: their thresholds are true but for rounding."""
 
 KSMTUNED: Mapping[str, Callable[[Decision], bool]] = {
     "decides by memory": lambda decision: decision.reason.rule != "unknown",
-    "scans": lambda decision: not decision.is_parked,
-    "parks": lambda decision: decision.is_parked,
+    "scans": lambda decision: not decision.is_idle,
+    "parks": lambda decision: decision.is_idle,
     "eases off (decay)": lambda decision: decision.reason.rule == "decay",
     "scans harder (boost)": lambda decision: decision.reason.rule == "boost",
 }
@@ -62,25 +62,25 @@ def holding(snapshot: Snapshot, quantity: str, value: int) -> Snapshot:
     return replace(snapshot, guests=(Guest(uuid="all", name="all", rss_kib=value),))
 
 
-@given(ksmtuned_policies(), ksmtuned_snapshots(), ksmtuned_pasts, ksmtuned_occasions)
+@given(ksmtuned_policies(), ksmtuned_snapshots(), ksmtuned_pasts, ksmtuned_triggers)
 def test_ksmtuned_turns_where_it_says(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
-    decision, after = policy.decide(snapshot, past, occasion)
+    decision, after = policy.decide(snapshot, state, triggers)
     for turn in decision.reason.turns_when:
         happens, threshold = KSMTUNED[turn.then], int(turn.threshold)
         short = threshold - (1 if threshold > turn.present else -1)
         assert not happens(decision)
-        assert happens(policy.decide(holding(snapshot, turn.quantity, threshold), after, occasion)[0])
-        assert not happens(policy.decide(holding(snapshot, turn.quantity, short), after, occasion)[0])
+        assert happens(policy.decide(holding(snapshot, turn.quantity, threshold), after, triggers)[0])
+        assert not happens(policy.decide(holding(snapshot, turn.quantity, short), after, triggers)[0])
 
 
 @given(ksmtuned_policies(), ksmtuned_snapshots(), ksmtuned_pasts)
 def test_ksmtuned_says_what_turns_every_step_that_one_quantity_can_turn(
-    policy: KsmtunedPolicy, snapshot: Snapshot, past: KsmtunedPast
+    policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState
 ) -> None:
     """Parked it may scan; scanning it may do something else, as long as its threshold is above nothing."""
-    decision, _ = policy.decide(snapshot, past, TIMER)
+    decision, _ = policy.decide(snapshot, state, TIMER)
     if decision.reason.numbers.get("thres_kib") != 0:
         assert decision.reason.turns_when
 
@@ -91,7 +91,7 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
     total_kib = draw(st.integers(1, 2**24))
     at_s, full_scans = draw(st.floats(0, 1e5)), 0
     held: dict[str, int] = {}
-    others_kib = 0
+    other_processes_kib = 0
     counts = {"processes": st.just(1), "unread": st.just(0)}
     looks = []
     for _ in range(draw(st.integers(1, 8))):
@@ -104,7 +104,7 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
         known = draw(st.sampled_from([0, 0, sum(held.values()) // 4, total_kib // 8]))
         available_kib = draw(st.integers(0, total_kib) | st.integers(total_kib // 5 - 3, total_kib // 5 + 3))
         broken = draw(st.integers(0, known))
-        others_kib = draw(st.sampled_from([0, others_kib, total_kib // 8]))
+        other_processes_kib = draw(st.sampled_from([0, other_processes_kib, total_kib // 8]))
         looks.append(
             Snapshot(
                 taken_s=at_s,
@@ -134,16 +134,16 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
                     )
                     for name, kib in held.items()
                 ),
-                others=draw(st.none() | st.builds(OthersMemory, kib=st.just(others_kib), **counts)),
+                other_processes=draw(st.none() | st.builds(OtherProcesses, kib=st.just(other_processes_kib), **counts)),
             )
         )
     return looks
 
 
-def covered(snapshot: Snapshot, owed_kib: int, backoff: int) -> AdaptivePast:
-    """Return the past of a host whose guests are visited but for so much, and that has been at it for long."""
+def covered(snapshot: Snapshot, owed_kib: int, backoff: int) -> AdaptiveState:
+    """Return the state of a host whose guests are visited but for so much, and that has been at it for long."""
     held = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
-    return AdaptivePast(
+    return AdaptiveState(
         taken_s=max(snapshot.taken_s - 1, 0.0),
         engaged=True,
         guests_kib=held,
@@ -166,16 +166,16 @@ def test_adaptive_turns_where_it_says(
     chosen: AdaptiveParams, looks: list[Snapshot], owed_kib: int | None, backoff: int
 ) -> None:
     policy = AdaptivePolicy(params=chosen)
-    past = AdaptivePast() if owed_kib is None else covered(looks[0], owed_kib, backoff)
+    state = AdaptiveState() if owed_kib is None else covered(looks[0], owed_kib, backoff)
     for snapshot in looks:
-        decision, past = policy.decide(snapshot, past, TIMER)
+        decision, state = policy.decide(snapshot, state, TIMER)
         for turn in decision.reason.turns_when:
-            check_turn(policy, snapshot, past, turn)
+            check_turn(policy, snapshot, state, turn)
 
 
-def check_turn(policy: AdaptivePolicy, snapshot: Snapshot, past: AdaptivePast, turn: Turn) -> None:
-    """Try one turn of a decision that has left `past` behind."""
-    probe_s = float("inf") if past.probe_due_s is None else past.probe_due_s - snapshot.taken_s
+def check_turn(policy: AdaptivePolicy, snapshot: Snapshot, state: AdaptiveState, turn: Turn) -> None:
+    """Try one turn of a decision that has left `state` behind."""
+    probe_s = float("inf") if state.probe_due_s is None else state.probe_due_s - snapshot.taken_s
     if turn.then == "owes a round" and turn.quantity == "owed_kib" and probe_s <= policy.params.settle_s + 2 * MARGIN_S:
         return  # what grows has to settle first, and the probe comes before that
     step = step_of(turn)
@@ -183,9 +183,9 @@ def check_turn(policy: AdaptivePolicy, snapshot: Snapshot, past: AdaptivePast, t
     crossed = turn.threshold + step if is_float(turn) else turn.threshold
     if turn.quantity == PASSED_S and turn.then != "probes" and probe_s <= crossed:
         return
-    assert happens(policy, snapshot, past, turn, crossed), turn
+    assert happens(policy, snapshot, state, turn, crossed), turn
     if short >= 0 and (turn.quantity != PASSED_S or turn.threshold > 0):
-        assert not happens(policy, snapshot, past, turn, short), turn
+        assert not happens(policy, snapshot, state, turn, short), turn
 
 
 def is_float(turn: Turn) -> bool:
@@ -198,22 +198,22 @@ def step_of(turn: Turn) -> float:
     return max(turn.threshold, 1.0) * ROUGHLY if turn.quantity == "waited_kib_s" else 1
 
 
-def happens(policy: AdaptivePolicy, snapshot: Snapshot, past: AdaptivePast, turn: Turn, value: float) -> bool:
+def happens(policy: AdaptivePolicy, snapshot: Snapshot, state: AdaptiveState, turn: Turn, value: float) -> bool:
     """Tell whether the policy decides as the turn says, with its quantity at that value."""
     if turn.quantity == "waited_kib_s":
-        decision, after = policy.decide(snapshot, replace(past, waited_kib_s=value), TIMER)
+        decision, after = policy.decide(snapshot, replace(state, waited_kib_s=value), TIMER)
     elif turn.quantity == "owed_kib":
         grown = with_guest(snapshot, Guest(uuid="new", name="new", rss_kib=int(value - turn.present)))
-        decision, after = policy.decide(grown, past, TIMER)
+        decision, after = policy.decide(grown, state, TIMER)
         settle_s = settle_seconds(policy.params, judge_need(grown, policy.params, was_engaged=True))
         if settle_s > 0 and not ADAPTIVE[turn.then](decision.reason.rule):  # until then it is young
             settled = replace(grown, taken_s=grown.taken_s + settle_s + MARGIN_S)
             decision, after = policy.decide(settled, after, TIMER)
     else:
-        decision, after = policy.decide(moved(snapshot, turn.quantity, value), past, TIMER)
+        decision, after = policy.decide(moved(snapshot, turn.quantity, value), state, TIMER)
     if turn.then == "ends the round":
-        assert past.round is not None
-        return after.round is None or after.round.ends_at_full_scans != past.round.ends_at_full_scans
+        assert state.round is not None
+        return after.round is None or after.round.ends_at_full_scans != state.round.ends_at_full_scans
     return ADAPTIVE[turn.then](decision.reason.rule)
 
 

@@ -23,7 +23,7 @@ from tests.lab.footprint import read_footprint
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
-from virtksm.agent.history import Diary
+from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.main import assemble
 from virtksm.config.schema import Config
@@ -90,7 +90,7 @@ async def storm(events: int) -> dict[str, object]:
         configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
         connection=connection,
         reporter=reporter,
-        diary=Diary(),
+        history_writer=HistoryWriter(),
         make_cycle=make_cycle,
         make_switch=lambda _uri, _config: FakeSwitch(),
     )

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from virtksm.config.load import load
 from virtksm.host.libvirt_connection import open_host
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.paths import RuntimePaths
 from virtksm.wiring import make_cycle
 
@@ -68,7 +68,7 @@ def main() -> None:
     steps = Steps(int(last))
     cycle = make_cycle(open_host(uri), load(config).config, RuntimePaths(runtime_dir))
     watched = replace(cycle, hypervisor=Watched(cycle.hypervisor, steps), store=Watched(cycle.store, steps))
-    watched.run(Occasion(triggers=frozenset({Trigger.RETUNE})))
+    watched.run(Triggers(kinds=frozenset({Trigger.RETUNE})))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def start_twins(guest: GuestFactory, count: int) -> None:
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=seed))
 
 
-def is_parked(ksm: Ksm) -> bool:
+def is_idle(ksm: Ksm) -> bool:
     return (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (0, 10_000)
 
 
@@ -54,10 +54,10 @@ def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
 ) -> None:
     ksm.write(use_zero_pages=0)
     agent = start_agent(SWEEPING_LAW)
-    assert is_parked(ksm), "nothing is owed yet"
+    assert is_idle(ksm), "nothing is owed yet"
     start_twins(guest, 3)
     wait_until_covered(agent, 3)
-    assert is_parked(ksm)
+    assert is_idle(ksm)
     assert ksm.read("pages_sharing") >= 2 * COMMON_MIB * PAGES_PER_MIB
     full_scans = ksm.read("full_scans")
     start_twins_again = PayloadGuest(name="late", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=9)
@@ -93,7 +93,7 @@ def test_a_one_shot_takes_the_next_step_where_the_agent_was(
     done = agent_home.run("retune", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "rule rest" in done.stdout
-    assert is_parked(ksm)
+    assert is_idle(ksm)
 
 
 def test_with_memory_to_spare_it_leaves_guests_alone(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
@@ -101,7 +101,7 @@ def test_with_memory_to_spare_it_leaves_guests_alone(ksm: Ksm, start_agent: Agen
     start_twins(guest, 2)
     line = agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 2)
     assert line["decision"]["rule"] == "disengaged"
-    assert is_parked(ksm)
+    assert is_idle(ksm)
     full_scans = ksm.read("full_scans")
     wait_until(lambda: agent.step()["decision"]["rule"] == "disengaged", HANG_S, "another pass")
     assert ksm.read("full_scans") == full_scans
@@ -115,9 +115,9 @@ def test_memory_of_others_is_debt_and_merges_without_any_guest(ksm: Ksm, start_a
         agent = start_agent(SWEEPING_LAW)
         agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
         line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
-        assert is_parked(ksm)
+        assert is_idle(ksm)
         assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
-        assert line["decision"]["numbers"]["others_kib"] >= 2 * (COMMON_MIB + 16) * 1024
+        assert line["decision"]["numbers"]["other_processes_kib"] >= 2 * (COMMON_MIB + 16) * 1024
         assert "of others than guests" in line["decision"]["reason"]
 
 
@@ -130,4 +130,4 @@ def test_where_no_guest_may_merge_nothing_is_owed_after_one_batch(
     line = agent.step()
     assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("rest", ksm.read("full_scans"))
     assert line["decision"]["numbers"]["fresh_kib"] == 0
-    assert is_parked(ksm)
+    assert is_idle(ksm)

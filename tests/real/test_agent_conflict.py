@@ -17,7 +17,7 @@ from virtksm.errors import Cause
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.local_facts import ProcFacts
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import Settings
 from virtksm.paths import RuntimePaths
@@ -27,7 +27,7 @@ from virtksm.tuning.cycle import Cycle, Memory
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
-SIGNAL = Occasion(triggers=frozenset({Trigger.SIGNAL}))
+SIGNAL = Triggers(kinds=frozenset({Trigger.SIGNAL}))
 BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 
 
@@ -151,9 +151,9 @@ def test_merge_across_nodes_is_refused_while_pages_are_shared_and_the_rest_arriv
     memory = Memory()
     cycle = cycle_over(libvirt_conn, agent_home, wanted, memory=memory)
 
-    record = cycle.run(SIGNAL)
-    assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
-    assert "echo 2 > /sys/kernel/mm/ksm/run" in record.refusals[0].remedy
+    report = cycle.run(SIGNAL)
+    assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+    assert "echo 2 > /sys/kernel/mm/ksm/run" in report.refusals[0].remedy
     assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (400, 10_000)
     assert ksm.read("merge_across_nodes") == found
     assert cycle.run(SIGNAL).outcome is Outcome.HELD
@@ -170,10 +170,10 @@ def test_merge_across_nodes_is_refused_while_pages_are_shared_and_the_rest_arriv
 def test_a_value_out_of_range_is_refused_with_its_cause(
     ksm: Ksm, libvirt_conn: libvirt.virConnect, agent_home: AgentHome, local: bool
 ) -> None:
-    record = cycle_over(libvirt_conn, agent_home, Settings(pages_to_scan=2**32, sleep_millisecs=10), local=local).run(
+    report = cycle_over(libvirt_conn, agent_home, Settings(pages_to_scan=2**32, sleep_millisecs=10), local=local).run(
         SIGNAL
     )
-    assert [error.cause for error in record.refusals] == [Cause.OUT_OF_RANGE]
+    assert [error.cause for error in report.refusals] == [Cause.OUT_OF_RANGE]
     assert ksm.read("pages_to_scan") == 100
 
 
@@ -181,8 +181,8 @@ def test_a_merge_across_nodes_that_no_kernel_takes_is_out_of_range(
     ksm: Ksm, libvirt_conn: libvirt.virConnect, agent_home: AgentHome
 ) -> None:
     wanted = Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=2)
-    record = cycle_over(libvirt_conn, agent_home, wanted).run(SIGNAL)
-    assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.OUT_OF_RANGE)]
+    report = cycle_over(libvirt_conn, agent_home, wanted).run(SIGNAL)
+    assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.OUT_OF_RANGE)]
     assert ksm.read("pages_to_scan") == 400
 
 
@@ -191,11 +191,11 @@ def test_a_read_only_connection_is_refused_with_its_cause(
 ) -> None:
     connection = libvirt.openReadOnly(libvirt_conn.getURI())
     try:
-        record = cycle_over(connection, agent_home, BUSY).run(SIGNAL)
+        report = cycle_over(connection, agent_home, BUSY).run(SIGNAL)
     finally:
         connection.close()
-    assert [error.cause for error in record.refusals] == [Cause.READ_ONLY]
-    assert "read-write" in record.refusals[0].remedy
+    assert [error.cause for error in report.refusals] == [Cause.READ_ONLY]
+    assert "read-write" in report.refusals[0].remedy
     assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
 
 

@@ -171,7 +171,7 @@ def test_each_field_may_be_anything(host: CockpitHost, browser: Browser) -> None
 
 
 def has_asked(page: Page, op: str, asked: list[str]) -> bool:
-    """Tell whether a question has come; if not, have the page ask: a round that is under way may be past it."""
+    """Tell whether a question has come; if not, have the page ask: a round that is under way may be state it."""
     if op not in asked:
         look_now(page)
     return op in asked

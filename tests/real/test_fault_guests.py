@@ -20,7 +20,7 @@ from virtksm.config.load import load
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import open_host
 from virtksm.host.local_facts import ProcFacts
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import Outcome
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle
@@ -28,8 +28,8 @@ from virtksm.wiring import make_cycle
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
-RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))
-MOST_POINTS = 30
+RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
+MAX_POINTS = 30
 
 
 def tiny(name: str) -> PayloadGuest:
@@ -93,15 +93,15 @@ def names(connection: libvirt.virConnect) -> set[str]:
 def each_point(cycle: Cycle[Any], happen: Callable[[int], Callable[[], None]]) -> list[int]:
     """Run a pass for each of its calls, with something happening before it; return the guests that each has counted."""
     counted: list[int] = []
-    for at in range(1, MOST_POINTS):
+    for at in range(1, MAX_POINTS):
         meddler = Meddler(at, happen(at))
-        record = meddled(cycle, meddler).run(RETUNE)
+        report = meddled(cycle, meddler).run(RETUNE)
         if len(meddler.calls) < at:
             return counted
-        assert record.outcome is Outcome.APPLIED
-        assert record.refusals == ()
-        counted.append(len(record.snapshot.guests))
-    raise AssertionError(f"a pass has more than {MOST_POINTS} calls")
+        assert report.outcome is Outcome.APPLIED
+        assert report.refusals == ()
+        counted.append(len(report.snapshot.guests))
+    raise AssertionError(f"a pass has more than {MAX_POINTS} calls")
 
 
 def test_a_guest_that_vanishes_at_any_point_of_a_pass_harms_nothing(

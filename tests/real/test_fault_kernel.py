@@ -13,7 +13,7 @@ from tests.real.agent_process import SWEEPING_LAW, AgentFactory
 pytestmark = pytest.mark.real
 
 COMMON_MIB = 24
-PARKED = (0, 10_000)
+IDLE = (0, 10_000)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_ksm_switched_off_under_the_agent_is_said_and_survived(
     )
     assert "KSM is switched off" in line["decision"]["reason"]
     assert len([one for one in agent.lines("warning_raised") if "KSM is off" in one["warning"]]) == 1
-    assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == PARKED
+    assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == IDLE
     assert ksm.read("pages_sharing") == 0
     ksm.write(run=1)
     agent.step()

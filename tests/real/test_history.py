@@ -59,7 +59,7 @@ def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
     ]
     assert len(told) < len(heard), "of those in a minute the last is kept"
     decisions = read_decisions(options_of(agent.home), agent.uri, 100)
-    assert [told.record["triggers"] for told in decisions] == [["connected"], ["started"], ["started"]]
+    assert [told.report["triggers"] for told in decisions] == [["connected"], ["started"], ["started"]]
 
 
 def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory, guest: GuestFactory) -> None:
@@ -82,7 +82,7 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
     alone = remembered(agent.home, agent.uri)
     assert (alone.events, len(alone.samples)) == (told.events, len(told.samples)), "the file tells without an agent"
     decisions = read_decisions(options_of(agent.home), agent.uri, 100)
-    assert [told.record["triggers"] for told in decisions] == [["connected"], ["started"]]
+    assert [told.report["triggers"] for told in decisions] == [["connected"], ["started"]]
 
     second = start_agent(PARKING_LAW)
     second.reload()  # has what waits written at once
@@ -93,7 +93,7 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
 
     third = start_agent(PARKING_LAW)
     assert remembered(third.home).events[0] == told.events[0]
-    triggers = [one.record["triggers"] for one in read_decisions(options_of(third.home), None, 100)]
+    triggers = [one.report["triggers"] for one in read_decisions(options_of(third.home), None, 100)]
     assert triggers[:3] == [["connected"], ["started"], ["connected"]]
     assert triggers[3:] in ([["connected"]], [["reload"], ["connected"]]), "the last minute may be lost"
 

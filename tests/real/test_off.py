@@ -22,7 +22,7 @@ from virtksm.guests.xml import NAMESPACE
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 BASELINE = (100, 20)
-PARKED = (0, 10_000)
+IDLE = (0, 10_000)
 PRIVATE_TENANTS = f'private_guests = ["tenant-*"]\n{STEPPING_LAW}'
 
 
@@ -49,13 +49,13 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     done = agent.home.run("off", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "changed   pages_to_scan: 2 -> 0 pages" in done.stdout
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
     assert len(agent.lines("switched_off")) == 1
 
     def answered(trigger: str) -> Line:
         line = agent.wait_for("pass_completed", lambda line: trigger in line["triggers"])
         assert line["decision"]["rule"] == "switched_off"
-        assert settings(ksm) == PARKED
+        assert settings(ksm) == IDLE
         return line
 
     guest(tiny("late"), settle=False)
@@ -69,7 +69,7 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     assert agent.home.run("retune", "--connect", agent.uri).returncode == 0
     answered("retune")
     assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
 
     again = agent.home.run("off", "--json", "--connect", agent.uri)
     told = json.loads(again.stdout)
@@ -89,22 +89,22 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     home = agent.home
     assert home.run("off", "--connect", agent.uri).returncode == 0
     assert agent.stop() == 0
-    assert settings(ksm) == PARKED, "what it found would scan"
+    assert settings(ksm) == IDLE, "what it found would scan"
     assert len(agent.lines("settings_parked")) == 1
     done = home.run("restore", "--connect", agent.uri)
-    assert (done.returncode, settings(ksm)) == (0, PARKED)
+    assert (done.returncode, settings(ksm)) == (0, IDLE)
     assert "switched off" in done.stdout
 
     agent = start_agent(None)
     assert agent.lines("pass_completed")[0]["decision"]["rule"] == "switched_off"
     agent.kill()
     assert home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
 
     shutil.rmtree(home.runtime_dir)  # as a reboot does, which brings the kernel's defaults back
     ksm.write(pages_to_scan=100, sleep_millisecs=20)
     agent = start_agent(None)
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
     assert home.run("on", "--connect", agent.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent.stop() == 0
@@ -117,9 +117,9 @@ def test_without_an_agent_off_holds_for_the_hooks_one_shot(
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent_home.run("off", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
     assert agent_home.run("retune", "--direct", "--coalesce", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
     assert agent_home.run("on", "--connect", libvirtd.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent_home.run("restore", "--connect", libvirtd.uri).returncode == 0
@@ -131,7 +131,7 @@ def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, star
     agent.home.state_dir.mkdir(exist_ok=True)  # the agent's history may be in it already
     agent.home.switch.write_text("{", encoding="utf-8")
     assert agent.step()["decision"]["rule"] == "switched_off"
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
     (warning,) = [line["warning"] for line in agent.lines("warning_raised")]
     assert str(agent.home.switch) in warning
     assert agent.home.run("on", "--connect", agent.uri).returncode == 0
@@ -149,7 +149,7 @@ def test_off_while_libvirt_is_away_holds_when_it_comes_back(
     assert "switched off, but no pass was possible yet" in done.stderr
     libvirtd.start()
     agent.wait_for_pass("connected")
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
 
 
 def test_verify_fails_until_it_is_off_and_nothing_is_merged(

@@ -78,17 +78,17 @@ def test_a_dry_run_decides_and_writes_neither_kernel_nor_state(
 
 
 def test_its_json_has_the_documented_fields(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    record = json.loads(agent_home.run("retune", "--json", "--connect", libvirtd.uri).stdout)
-    assert record.keys() == FIELDS
-    assert record["sensed"].keys() == SENSED
-    assert record["schema"] == 1
-    assert record["triggers"] == ["retune"]
-    assert record["before"] == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
-    assert record["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 1
-    assert record["after"]["sleep_millisecs"] == ksm.read("sleep_millisecs")
-    assert record["sensed"]["ksm_run"] == 1
-    assert record["sensed"]["ksmd_cpu_seconds"] > 0
-    assert record["outcome"] == "applied"
+    report = json.loads(agent_home.run("retune", "--json", "--connect", libvirtd.uri).stdout)
+    assert report.keys() == FIELDS
+    assert report["sensed"].keys() == SENSED
+    assert report["schema"] == 1
+    assert report["triggers"] == ["retune"]
+    assert report["before"] == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
+    assert report["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 1
+    assert report["after"]["sleep_millisecs"] == ksm.read("sleep_millisecs")
+    assert report["sensed"]["ksm_run"] == 1
+    assert report["sensed"]["ksmd_cpu_seconds"] > 0
+    assert report["outcome"] == "applied"
 
 
 def test_a_faulty_configuration_is_exit_code_2_and_names_file_and_key(
@@ -242,22 +242,22 @@ def test_a_uri_with_a_transport_is_sensed_through_libvirt_alone(
 ) -> None:
     running = guest(PayloadGuest(name="far", memory_mib=24, own_mib=16))
     remote = libvirtd.far_uri
-    record = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
-    assert record["source"] == "libvirt"
-    assert (record["sensed"]["guests"], record["sensed"]["guests_unread"]) == (1, 0)
+    report = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
+    assert report["source"] == "libvirt"
+    assert (report["sensed"]["guests"], report["sensed"]["guests_unread"]) == (1, 0)
     rss_kib = psutil.Process(running.pid).memory_info().rss // 1024
-    assert abs(record["sensed"]["committed_kib"] - rss_kib) <= 8 * 1024
-    assert [record["sensed"][name] for name in ("available_kib", "ksm_run", "ksmd_cpu_seconds")] == [None] * 3
-    assert record["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 101, "it begins with the kernel's value"
+    assert abs(report["sensed"]["committed_kib"] - rss_kib) <= 8 * 1024
+    assert [report["sensed"][name] for name in ("available_kib", "ksm_run", "ksmd_cpu_seconds")] == [None] * 3
+    assert report["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 101, "it begins with the kernel's value"
     assert not agent_home.state.exists(), "it has a state of its own"
 
 
 def test_host_local_overrules_the_uri(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     agent_home.configure(f'host = "local"\n{STEPPING_LAW}')
     remote = libvirtd.far_uri
-    record = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
-    assert record["source"] == "local"
-    assert record["sensed"]["ksm_run"] == 1
+    report = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
+    assert report["source"] == "local"
+    assert report["sensed"]["ksm_run"] == 1
     assert ksm.read("pages_to_scan") == 1
 
 

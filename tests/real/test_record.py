@@ -126,7 +126,7 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again(
     assert [line["seq"] for line in made] == list(range(made[0]["seq"], made[0]["seq"] + len(made)))
     assert {"twin1", "twin2"} == {one["name"] for line in made for one in line["snapshot"]["guests"]}
     assert {"round", "rest", "wait"} <= {line["decision"]["rule"] for line in made}
-    assert [line["kind"] for line in told if "past" in line] == ["pass"], "every pass but the first follows from one"
+    assert [line["kind"] for line in told if "state" in line] == ["pass"], "every pass but the first follows from one"
 
     again = replayed(agent.home, one.file)
     assert again["sums"]["passes"] == len(made)
@@ -155,7 +155,7 @@ def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_reco
     wait_until(lambda: [line["kind"] for line in one.lines()].count("header") == 2, HANG_S, "the new agent's lines")
     assert one.end()[0] == 0
     assert [line["kind"] for line in one.lines() if line["kind"] != "pass"] == ["header", "gap", "header", "end"]
-    steps = [line["past"]["npages"] for line in one.passes() if line.get("past")]
+    steps = [line["state"]["npages"] for line in one.passes() if line.get("state")]
     assert 2 in steps, "what the one-shot had left"
     assert replayed(agent.home, one.file)["sums"]["differing"] == 0
 

@@ -30,7 +30,7 @@ from virtksm.store.state import StateFile
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 BASELINE = (100, 20)
-PARKED = (0, 10_000)
+IDLE = (0, 10_000)
 SHORT = "call_timeout_s = 1\n"
 BROKEN = f'{SHORT}policy = "best"\n'
 SWITCHED = "switched off, but no pass was possible yet"
@@ -143,7 +143,7 @@ def test_a_real_libvirtd_that_is_frozen_holds_no_command_and_off_holds_when_it_g
     assert "echo 0 > /sys/kernel/mm/ksm/run" in off.stderr
     agent_home.configure(STEPPING_LAW)
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
 
 
 def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
@@ -153,13 +153,13 @@ def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
     agent.signal(signal.SIGSTOP)
     try:
         off = agent_home.run("off", "--connect", agent.uri)
-        assert (off.returncode, settings(ksm)) == (0, PARKED)
+        assert (off.returncode, settings(ksm)) == (0, IDLE)
         assert "the agent could not do it" in off.stderr
         assert "this is done without it" in off.stderr
     finally:
         agent.signal(signal.SIGCONT)
     assert agent.step()["decision"]["rule"] == "switched_off"
-    assert settings(ksm) == PARKED
+    assert settings(ksm) == IDLE
     on = agent_home.run("on", "--connect", agent.uri)
     assert (on.returncode, on.stderr) == (0, "")
     assert agent.stop() == 0
@@ -186,7 +186,7 @@ def test_agents_that_lie_keep_nobody_from_parking(ksm: Ksm, libvirtd: PrivateLib
         with listening(control, answer):
             done = agent_home.run("off", "--connect", libvirtd.uri)
         control.unlink()
-        assert (done.returncode, settings(ksm)) == (0, PARKED)
+        assert (done.returncode, settings(ksm)) == (0, IDLE)
         assert "this is done without it" in done.stderr
         agent_home.switch.unlink()
         shutil.rmtree(agent_home.runtime_dir)
@@ -198,14 +198,14 @@ def test_a_broken_configuration_keeps_nobody_from_off_restore_and_their_proof(
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     agent_home.configure("[[")
     off = agent_home.run("off", "--connect", libvirtd.uri)
-    assert (off.returncode, settings(ksm)) == (0, PARKED)
+    assert (off.returncode, settings(ksm)) == (0, IDLE)
     assert off.stderr.startswith("virtksm: warning: the configuration has faults")
     assert len(off.stderr.splitlines()) == 1
     assert agent_home.run("off", "--fits").returncode == 0
     verified = agent_home.run("off", "--verify", "--json")
     assert (verified.returncode, json.loads(verified.stdout)["doubts"]) == (0, [])
     on = agent_home.run("on", "--connect", libvirtd.uri)
-    assert (on.returncode, settings(ksm)) == (2, PARKED)
+    assert (on.returncode, settings(ksm)) == (2, IDLE)
     restored = agent_home.run("restore", "--on-exit", "--json", "--connect", libvirtd.uri)
     assert (restored.returncode, json.loads(restored.stdout)["action"]) == (0, "restore")
     assert settings(ksm) == BASELINE

@@ -8,11 +8,11 @@ import libvirt
 import pytest
 import tenacity
 
-from virtksm.agent.connection import MOST_WAIT_S, wait_s
+from virtksm.agent.connection import MAX_WAIT_S, wait_s
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 
-MOST_S = 1.5
+MAX_S = 1.5
 
 
 def waits_after(error: Exception) -> list[float]:
@@ -20,7 +20,7 @@ def waits_after(error: Exception) -> list[float]:
     state = tenacity.RetryCallState(cast("Any", None), None, (), {})
     state.attempt_number = 50
     state.set_exception((type(error), error, None))
-    return [wait_s(state, MOST_S) for _ in range(500)]
+    return [wait_s(state, MAX_S) for _ in range(500)]
 
 
 def failed(code: int, domain: int) -> libvirt.libvirtError:
@@ -48,11 +48,11 @@ class Connection:
 
 
 def test_a_libvirt_that_is_away_is_asked_again_soon() -> None:
-    assert MOST_S / 2 < max(waits_after(LibvirtUnreachable("connection refused"))) <= MOST_S
+    assert MAX_S / 2 < max(waits_after(LibvirtUnreachable("connection refused"))) <= MAX_S
 
 
 def test_a_libvirt_that_refuses_is_asked_again_within_a_minute() -> None:
-    assert MOST_S < max(waits_after(LibvirtRefuses("authentication cancelled"))) <= MOST_WAIT_S
+    assert MAX_S < max(waits_after(LibvirtRefuses("authentication cancelled"))) <= MAX_WAIT_S
 
 
 def test_a_uri_that_nothing_serves_is_a_refusal() -> None:

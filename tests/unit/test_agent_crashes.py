@@ -121,7 +121,7 @@ class Faulty:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     bench = Bench(config=Config(coalesce_ms=0, private_guests=("*",)), history=FakeHistory())
-    bench.policy.wants_maxima = bench.policy.wants_others = True
+    bench.policy.wants_maxima = bench.policy.wants_other_processes = True
     bench.hypervisor.running = (guest("one"), guest("two"))
     bench.hypervisor.xml = {one.uuid: "<domain/>" for one in bench.hypervisor.running}
     yield bench

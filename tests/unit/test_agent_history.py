@@ -1,4 +1,4 @@
-"""The agent's diary over a fake history and a clock of the test's: what it remembers, when it writes, what fails."""
+"""The agent's writer of the history over a fake history and a clock of the test's: what it keeps, when, what fails."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.agent.history import MOST_WAITING_DECISIONS, MOST_WAITING_EVENTS, MOST_WAITING_SAMPLES, Diary
+from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
 from virtksm.agent.requests import BadRequest, recall_decisions, recall_history
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import GuestEvent, Sample, Told
 from virtksm.host.libvirt_events import DomainEvent
-from virtksm.model.decision import Occasion, Trigger
-from virtksm.model.report import PassRecord
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.tuning.cycle import Cycle, Memory
 
@@ -27,7 +27,7 @@ WALL_S = 1_800_000_000.0
 EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=1.0)
 
 
-def a_pass() -> PassRecord:
+def a_pass() -> PassReport:
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
     cycle = Cycle(
         hypervisor=hypervisor,
@@ -39,36 +39,36 @@ def a_pass() -> PassRecord:
         on_conflict="reassert",
         memory=Memory(),
     )
-    record = cycle.run(Occasion(triggers=frozenset({Trigger.TIMER})))
-    ksm = replace(record.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
-    return replace(record, snapshot=replace(record.snapshot, ksm=ksm))
+    report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
+    ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
+    return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
 
 
 @dataclass
 class Desk:
-    """A diary, its history, its clocks, and what it has reported."""
+    """A writer, its history, its clocks, and what it has reported."""
 
     history: FakeHistory = field(default_factory=FakeHistory)
     clock: FakeClock = field(default_factory=FakeClock)
     kept: list[str | None] = field(default_factory=list)
     failed: list[Exception] = field(default_factory=list)
-    diary: Diary = field(init=False)
+    writer: HistoryWriter = field(init=False)
 
     def run(self, story: Callable[[], Awaitable[None]], **limits: float) -> None:
-        """Run the diary as long as `story` goes, and then to its end."""
+        """Run the writer as long as `story` goes, and then to its end."""
 
         async def both() -> None:
-            self.diary = Diary(
+            self.history_writer = HistoryWriter(
                 self.kept.append,
                 self.failed.append,
                 wall_clock=lambda: WALL_S + self.clock.now_s,
                 clock=self.clock,
                 **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
             )
-            self.diary.keep_in(self.history)
-            writing = asyncio.create_task(self.diary.keep_writing())
+            self.history_writer.keep_in(self.history)
+            writing = asyncio.create_task(self.history_writer.keep_writing())
             await asyncio.wait_for(story(), LONG_S)
-            self.diary.end()
+            self.history_writer.end()
             await asyncio.wait_for(writing, LONG_S)
 
         asyncio.run(both())
@@ -92,16 +92,16 @@ def desk() -> Desk:
 
 
 def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) -> None:
-    record = a_pass()
+    report = a_pass()
 
     async def story() -> None:
-        desk.diary.hear(EVENT)
-        desk.diary.take(record, is_news=True)
+        desk.history_writer.hear(EVENT)
+        desk.history_writer.take(report, is_news=True)
 
     desk.run(story)
     at_s = WALL_S + desk.clock.now_s
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
-    assert desk.history.kept_decisions == [Told(at_s=at_s, record=record.as_dict())]
+    assert desk.history.kept_decisions == [Told(at_s=at_s, report=report.as_dict())]
     assert desk.history.kept_samples == [
         Sample(
             at_s=at_s,
@@ -122,7 +122,7 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
 def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
     async def story() -> None:
         for _ in range(41):
-            desk.diary.take(a_pass(), is_news=False)
+            desk.history_writer.take(a_pass(), is_news=False)
             desk.clock.now_s += 1.0
 
     desk.run(story, write_s=NEVER_S)
@@ -132,7 +132,7 @@ def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_de
 
 def test_a_sample_that_may_still_be_shared_waits_for_the_next_write(desk: Desk) -> None:
     async def story() -> None:
-        desk.diary.take(a_pass(), is_news=True)
+        desk.history_writer.take(a_pass(), is_news=True)
         await until(lambda: desk.history.kept_decisions)
         assert desk.history.kept_samples == []
         desk.clock.now_s += 10.0
@@ -149,7 +149,7 @@ def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_w
 
     async def story() -> None:
         await until(lambda: desk.kept)
-        desk.diary.hear(EVENT)
+        desk.history_writer.hear(EVENT)
         await asyncio.sleep(0.05)
         assert desk.history.kept_events == [], "it waits for more"
 
@@ -161,7 +161,7 @@ def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_w
 def test_nothing_new_is_not_written(desk: Desk) -> None:
     async def story() -> None:
         await until(lambda: desk.kept)
-        desk.diary.hear(EVENT)
+        desk.history_writer.hear(EVENT)
         await until(lambda: desk.history.kept_events)
         await asyncio.sleep(0.05)
 
@@ -173,21 +173,21 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
     desk.history.is_full = True
 
     async def story() -> None:
-        desk.diary.hear(EVENT)
+        desk.history_writer.hear(EVENT)
         await until(lambda: len(desk.failed) > 2)
-        for number in range(MOST_WAITING_EVENTS + 50):
-            desk.diary.hear(replace(EVENT, uuid=str(number)))
-        for _ in range(MOST_WAITING_SAMPLES + 50):
-            desk.diary.take(a_pass(), is_news=True)
+        for number in range(MAX_WAITING_EVENTS + 50):
+            desk.history_writer.hear(replace(EVENT, uuid=str(number)))
+        for _ in range(MAX_WAITING_SAMPLES + 50):
+            desk.history_writer.take(a_pass(), is_news=True)
             desk.clock.now_s += 10.0
         await failed_again(desk)
         desk.history.is_full = False
 
     desk.run(story)
     assert str(desk.failed[0]) == "no space left on device"
-    assert len(desk.history.kept_events) == MOST_WAITING_EVENTS
-    assert len(desk.history.kept_samples) == MOST_WAITING_SAMPLES
-    assert len(desk.history.kept_decisions) == MOST_WAITING_DECISIONS
+    assert len(desk.history.kept_events) == MAX_WAITING_EVENTS
+    assert len(desk.history.kept_samples) == MAX_WAITING_SAMPLES
+    assert len(desk.history.kept_decisions) == MAX_WAITING_DECISIONS
     newest = [one.at_s for one in desk.history.kept_samples]
     assert newest == sorted(newest)
     assert newest[-1] == WALL_S + desk.clock.now_s - 10.0, "the oldest are given up"
@@ -203,7 +203,7 @@ def test_a_history_that_meets_what_nobody_thought_of_loses_nothing(desk: Desk) -
     desk.history = Faulty()
 
     async def story() -> None:
-        desk.diary.hear(EVENT)
+        desk.history_writer.hear(EVENT)
         await until(lambda: desk.history.kept_events)
 
     desk.run(story)
@@ -233,10 +233,10 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
 
     async def story() -> None:
         for round_ in range(2):
-            desk.diary.hear(replace(EVENT, detail=str(round_)))
-            for number in range(3 * MOST_WAITING_EVENTS):
-                desk.diary.hear(balloon("loud", number + round_))
-            desk.diary.hear(balloon("quiet", 5))
+            desk.history_writer.hear(replace(EVENT, detail=str(round_)))
+            for number in range(3 * MAX_WAITING_EVENTS):
+                desk.history_writer.hear(balloon("loud", number + round_))
+            desk.history_writer.hear(balloon("quiet", 5))
             await failed_again(desk)
         desk.history.is_full = False
 
@@ -244,7 +244,7 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
     assert [(one.uuid, one.detail) for one in desk.history.kept_events] == [
         ("u", "0"),
         ("u", "1"),
-        ("loud", f"balloon {3 * MOST_WAITING_EVENTS} KiB"),
+        ("loud", f"balloon {3 * MAX_WAITING_EVENTS} KiB"),
         ("quiet", "balloon 5 KiB"),
     ]
 
@@ -252,9 +252,9 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
 def test_the_chatter_of_many_guests_is_given_up_before_a_start(desk: Desk) -> None:
     async def story() -> None:
         await until(lambda: desk.kept)
-        desk.diary.hear(EVENT)
-        for number in range(MOST_WAITING_EVENTS + 50):
-            desk.diary.hear(replace(EVENT, trigger=Trigger.BALLOON, uuid=str(number)))
+        desk.history_writer.hear(EVENT)
+        for number in range(MAX_WAITING_EVENTS + 50):
+            desk.history_writer.hear(replace(EVENT, trigger=Trigger.BALLOON, uuid=str(number)))
 
     desk.run(story, write_s=NEVER_S)
     assert desk.history.kept_events[0].kind == "started"
@@ -267,14 +267,14 @@ def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_writte
         await until(lambda: desk.failed)
         threads = threading.active_count()
         for number in range(5):
-            desk.diary.hear(replace(EVENT, uuid=str(number)))
+            desk.history_writer.hear(replace(EVENT, uuid=str(number)))
             await asyncio.sleep(0.01)
         assert (history.tries, threading.active_count()) == (1, threads)
         with pytest.raises(VirtksmError, match="does not answer"):
-            await desk.diary.samples(0)
+            await desk.history_writer.samples(0)
         history.released.set()
         await until(lambda: len(desk.history.kept_events) == 5)
-        assert len(await desk.diary.events(0, 100)) == 5
+        assert len(await desk.history_writer.events(0, 100)) == 5
 
     try:
         desk.run(story, disk_limit_s=0.01)
@@ -288,7 +288,7 @@ def test_a_hanging_disk_does_not_keep_the_agent_from_its_end(desk: Desk) -> None
     desk.history = history = HangingHistory()
 
     async def story() -> None:
-        desk.diary.hear(EVENT)
+        desk.history_writer.hear(EVENT)
 
     try:
         desk.run(story, disk_limit_s=0.01)
@@ -301,16 +301,16 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
     async def story() -> None:
         await until(lambda: desk.kept)
         desk.history.keep([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
-        desk.diary.hear(EVENT)
-        desk.diary.take(a_pass(), is_news=True)
-        answer = await recall_history(desk.diary, {"op": "history", "seconds": 5000})
+        desk.history_writer.hear(EVENT)
+        desk.history_writer.take(a_pass(), is_news=True)
+        answer = await recall_history(desk.history_writer, {"op": "history", "seconds": 5000})
         told: Any = answer["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[2] for row in told["events"]["rows"]] == ["old", "vm"]
         assert len(told["samples"]["rows"]) == 1
-        decisions: Any = (await recall_decisions(desk.diary, {"op": "decisions"}))["decisions"]
+        decisions: Any = (await recall_decisions(desk.history_writer, {"op": "decisions"}))["decisions"]
         assert [(one["at"], one["pass"]["schema"]) for one in decisions] == [(told["now_s"], 1)]
-        assert await desk.diary.samples(told["now_s"] + 1) == ()
+        assert await desk.history_writer.samples(told["now_s"] + 1) == ()
 
     desk.run(story, write_s=NEVER_S)
 
@@ -329,7 +329,7 @@ def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> No
         desk.clock.now_s += 4
         sample = replace(SAMPLE, at_s=WALL_S + desk.clock.now_s + 1)
         desk.history.keep([sample], [], [])
-        told: Any = (await recall_history(desk.diary, {"op": "history"}))["history"]
+        told: Any = (await recall_history(desk.history_writer, {"op": "history"}))["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[0] for row in told["samples"]["rows"]] == [sample.at_s]
 
@@ -338,10 +338,14 @@ def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> No
 
 def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
     async def story() -> None:
-        diary = Diary()
-        diary.take(a_pass(), is_news=True)
-        diary.hear(EVENT)
-        assert [len(await diary.samples(0)), len(await diary.events(0, 9)), len(await diary.decisions(9))] == [1, 1, 1]
+        writer = HistoryWriter()
+        writer.take(a_pass(), is_news=True)
+        writer.hear(EVENT)
+        assert [
+            len(await writer.samples(0)),
+            len(await writer.events(0, 9)),
+            len(await writer.decisions(9)),
+        ] == [1, 1, 1]
 
     asyncio.run(story())
 
@@ -356,7 +360,7 @@ OUT_OF_BOUNDS: list[tuple[str, object]] = [
 def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
     async def story() -> None:
         with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
-            await recall_history(Diary(), {name: value})
+            await recall_history(HistoryWriter(), {name: value})
 
     asyncio.run(story())
 
@@ -365,6 +369,6 @@ def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
 def test_so_many_decisions_are_not_told(last: object) -> None:
     async def story() -> None:
         with pytest.raises(BadRequest, match="last must be a number from 1 to 100"):
-            await recall_decisions(Diary(), {"last": last})
+            await recall_decisions(HistoryWriter(), {"last": last})
 
     asyncio.run(story())

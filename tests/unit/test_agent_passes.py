@@ -16,7 +16,7 @@ from virtksm.errors import LibvirtUnreachable, SensingFailed, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
-from virtksm.model.report import PassRecord
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.tuning.cycle import Cycle, Memory
 
@@ -38,8 +38,8 @@ class FakeListener:
         if self.crashes:
             raise RuntimeError("a bug")
 
-    def complete(self, record: PassRecord, config: Config) -> PassRecord:
-        return replace(record, exposed=config.private_guests)
+    def complete(self, report: PassReport, config: Config) -> PassReport:
+        return replace(report, exposed=config.private_guests)
 
     def passed(self, done: DonePass) -> None:
         self.done.append(done)
@@ -130,7 +130,7 @@ def test_a_pass_is_asked_for_before_anybody_is_told_of_its_event(
     assert listener.was_pending == [True]
     asyncio.run(passes.run_when_due())
     (done,) = listener.done
-    assert (done.record.occasion.names, done.heard_s) == (["started"], 0.0)
+    assert (done.report.triggers.names, done.heard_s) == (["started"], 0.0)
 
 
 def test_a_pass_answers_who_asked_for_it_under_the_configuration_in_force(
@@ -142,10 +142,10 @@ def test_a_pass_answers_who_asked_for_it_under_the_configuration_in_force(
         both = asyncio.gather(dry, wet)
         await asyncio.sleep(0)
         await passes.run_when_due()
-        assert [record.outcome.value for record in await both] == ["dry_run", "applied"]
+        assert [report.outcome.value for report in await both] == ["dry_run", "applied"]
 
     asyncio.run(story())
-    assert [(done.config, done.record.exposed) for done in listener.done] == [(OPEN, ("vm",))], "a dry run is none"
+    assert [(done.config, done.report.exposed) for done in listener.done] == [(OPEN, ("vm",))], "a dry run is none"
 
 
 def test_who_asks_while_there_is_no_connection_or_it_stops_is_refused_and_who_waits_is_answered(passes: Passes) -> None:
@@ -183,7 +183,7 @@ def test_a_timer_that_ends_while_there_is_no_connection_rings_with_the_next_one(
         await waiting
 
     asyncio.run(story())
-    assert [done.record.occasion.names for done in listener.done] == [["connected", "timer"]]
+    assert [done.report.triggers.names for done in listener.done] == [["connected", "timer"]]
 
 
 def test_a_pass_that_fails_is_tried_again_later_and_a_dry_run_moves_no_timer(passes: Passes) -> None:

@@ -19,19 +19,19 @@ from tests.unit.test_agent_history import LONG_S, WALL_S, until
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.guest_xml import GuestReader
-from virtksm.agent.history import Diary
+from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
-from virtksm.agent.news import MOST_AT_ONCE, REFILL_S, News
+from virtksm.agent.news import MAX_AT_ONCE, REFILL_S, News
 from virtksm.agent.passes import DonePass
-from virtksm.agent.trace_buffer import Inputs
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
-from virtksm.history.samples import MOST_OF_A_KIND
+from virtksm.history.samples import MAX_OF_A_KIND
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
-from virtksm.model.decision import Occasion, Trigger
-from virtksm.model.report import PassRecord
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
@@ -83,8 +83,8 @@ class Host:
             memory=self.memory,
         )
 
-    def run(self, *triggers: Trigger) -> PassRecord:
-        return self.cycle.run(Occasion(triggers=frozenset(triggers)))
+    def run(self, *triggers: Trigger) -> PassReport:
+        return self.cycle.run(Triggers(kinds=frozenset(triggers)))
 
 
 def event(trigger: Trigger, guest: str, detail: str = "") -> DomainEvent:
@@ -99,26 +99,28 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
 ) -> None:
     host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
     kept: list[str | None] = []
-    diary = Diary(kept.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0)
+    history_writer = HistoryWriter(
+        kept.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
+    )
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
-    listeners = Listeners(reporter, diary, Inputs(), guests)
+    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""
         listeners.heard(heard)
-        record, now_s = host.run(heard.trigger, *more), host.clock.now_s
-        listeners.passed(DonePass(record=record, config=CONFIG, heard_s=now_s, ended_s=now_s))
+        report, now_s = host.run(heard.trigger, *more), host.clock.now_s
+        listeners.passed(DonePass(report=report, config=CONFIG, heard_s=now_s, ended_s=now_s))
 
     async def written() -> None:
         """Wait for a write, as it comes once a minute."""
         before = len(kept)
-        diary.keep_in(history)
+        history_writer.keep_in(history)
         await until(lambda: len(kept) > before)
 
     async def story() -> None:
-        writing = asyncio.create_task(diary.keep_writing())
+        writing = asyncio.create_task(history_writer.keep_writing())
         hear(event(Trigger.STARTED, "other", "booted"))
         hear(event(Trigger.STARTED, "loud", "booted"))
         written_s = host.clock.now_s
@@ -130,11 +132,11 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
                 written_s = host.clock.now_s
                 await asyncio.wait_for(written(), LONG_S)
         hear(event(Trigger.STOPPED, "other", "shut down"))
-        diary.end()
+        history_writer.end()
         await asyncio.wait_for(writing, LONG_S)
 
     asyncio.run(story())
-    most_news = MOST_AT_ONCE + events * EVERY_S / REFILL_S + 3
+    most_news = MAX_AT_ONCE + events * EVERY_S / REFILL_S + 3
     lines = Counter(said)
     assert lines.pop("pass_completed") <= most_news
     assert lines == {"event_received other": 2, "event_received loud": 1}
@@ -146,14 +148,14 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
         ("stopped", "other"),
     ]
     balloon = [one for one in befell if one.kind == "balloon"]
-    assert len(balloon) == MOST_OF_A_KIND["balloon"][1]
+    assert len(balloon) == MAX_OF_A_KIND["balloon"][1]
     assert balloon[-1].detail == f"balloon {events - 1} KiB", "the last is kept"
     assert all(later.at_s - one.at_s >= 59 for one, later in pairwise(balloon[:-1])), "one a minute, and one at the end"
 
 
 def test_what_somebody_asks_for_or_befalls_a_guest_is_news_however_much_was_told_before() -> None:
     host, news = Host(POLICIES["ksmtuned, scanning"]), News()
-    for _ in range(10 * MOST_AT_ONCE):
+    for _ in range(10 * MAX_AT_ONCE):
         news.is_news(host.run(Trigger.TIMER), host.clock.now_s)
     assert not news.is_news(host.run(Trigger.TIMER), host.clock.now_s)
     for trigger in (Trigger.STARTED, Trigger.STOPPED, Trigger.RETUNE, Trigger.POKE):

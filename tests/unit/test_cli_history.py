@@ -99,7 +99,7 @@ def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(option
         expected = Memories(now_s=5, samples=(SAMPLE,), events=(EVENT, EVENT))
         assert read_history(options, None, seconds=60, points=7) == expected
         assert read_history(options, "qemu:///system", seconds=60, points=7) == expected
-        assert [(one.at_s, one.record) for one in read_decisions(options, None, 3)] == [(7, {"schema": 1})]
+        assert [(one.at_s, one.report) for one in read_decisions(options, None, 3)] == [(7, {"schema": 1})]
         assert len(read_history(options, "other:///host", seconds=60).samples) == 1
 
     beside(options, handle, client)

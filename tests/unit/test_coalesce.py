@@ -29,8 +29,8 @@ def test_triggers_within_the_window_make_one_trailing_pass() -> None:
     busy = busy.offer(Trigger.STOPPED, 5.05).offer(Trigger.BALLOON, 5.08)
     assert busy.heard_s == 5.05
     assert busy.due_s(5.1) == 5.25
-    occasion, rest = busy.take(5.25)
-    assert occasion.triggers == {Trigger.STOPPED, Trigger.BALLOON}
+    triggers, rest = busy.take(5.25)
+    assert triggers.kinds == {Trigger.STOPPED, Trigger.BALLOON}
     assert (rest.due_s(5.3), rest.heard_s) == (None, None)
 
 

@@ -14,14 +14,14 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.cli.render import restore_lines
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
-from virtksm.model.decision import Occasion, SwitchedOff, Trigger
+from virtksm.model.decision import SwitchedOff, Trigger, Triggers
 from virtksm.model.report import Outcome
-from virtksm.model.snapshot import KERNEL_DEFAULTS, PARAMETERS, PARKED, KsmState, Settings
+from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, KsmState, Settings
 from virtksm.tuning.cycle import Cycle, Memory
 from virtksm.tuning.ownership import HostState, Ownership
 
-TIMER = Occasion(triggers=frozenset({Trigger.TIMER}))
-RETUNE = Occasion(triggers=frozenset({Trigger.RETUNE}))
+TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
+RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
 BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 
 
@@ -95,8 +95,8 @@ def test_ksm_is_read_from_this_machines_files_once_libvirt_has_said_the_same(ben
     assert bench.cycle.run(TIMER).outcome is Outcome.UNCHANGED
     assert asked(bench) == first, "nothing was written, so libvirt was not asked"
     bench.hypervisor.values["pages_to_scan"] = 77
-    record = bench.cycle.run(TIMER)
-    assert (record.before.pages_to_scan, record.after.pages_to_scan) == (77, 400)
+    report = bench.cycle.run(TIMER)
+    assert (report.before.pages_to_scan, report.after.pages_to_scan) == (77, 400)
     assert asked(bench) == first + 1, "what was written is read back through libvirt"
     bench.new_process()
     bench.cycle.run(TIMER)
@@ -120,12 +120,12 @@ def test_files_that_vanish_leave_libvirts_answer(bench: Bench) -> None:
 
 
 def test_it_writes_pages_before_sleep_in_one_call_and_only_what_differs(bench: Bench) -> None:
-    record = bench.cycle.run(TIMER)
+    report = bench.cycle.run(TIMER)
     assert [list(call.items()) for call in bench.hypervisor.calls] == [
         [("pages_to_scan", 400), ("sleep_millisecs", 10)]
     ]
-    assert record.outcome is Outcome.APPLIED
-    assert record.changed == {"pages_to_scan": 400, "sleep_millisecs": 10}
+    assert report.outcome is Outcome.APPLIED
+    assert report.changed == {"pages_to_scan": 400, "sleep_millisecs": 10}
     assert bench.cycle.run(TIMER).outcome is Outcome.UNCHANGED
     assert len(bench.hypervisor.calls) == 1
 
@@ -142,9 +142,9 @@ def test_merge_across_nodes_goes_last_and_alone(bench: Bench) -> None:
 def test_a_refused_merge_across_nodes_does_not_keep_the_others_back(bench: Bench) -> None:
     bench.hypervisor.pages_shared = 5
     bench.policy.target = dataclasses.replace(BUSY, merge_across_nodes=0)
-    record = bench.cycle.run(TIMER)
-    assert record.after == dataclasses.replace(BUSY, merge_across_nodes=1)
-    assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+    report = bench.cycle.run(TIMER)
+    assert report.after == dataclasses.replace(BUSY, merge_across_nodes=1)
+    assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
 
 
 def test_baseline_and_intention_are_kept_before_the_first_write(bench: Bench) -> None:
@@ -174,9 +174,9 @@ def test_nothing_is_written_when_sensing_fails(bench: Bench) -> None:
 
 
 def test_a_dry_run_writes_nothing_anywhere(bench: Bench) -> None:
-    record = bench.cycle.run(TIMER, dry_run=True)
-    assert record.outcome is Outcome.DRY_RUN
-    assert record.decision.target == BUSY
+    report = bench.cycle.run(TIMER, dry_run=True)
+    assert report.outcome is Outcome.DRY_RUN
+    assert report.decision.target == BUSY
     assert bench.hypervisor.calls == []
     assert bench.store.saved == []
 
@@ -221,8 +221,8 @@ def test_a_new_process_takes_a_value_that_is_not_ours_for_the_baseline(bench: Be
     bench.cycle.run(TIMER)
     bench.hypervisor.values["pages_to_scan"] = 77
     bench.new_process()
-    record = bench.cycle.run(TIMER)
-    assert record.foreign == ()
+    report = bench.cycle.run(TIMER)
+    assert report.foreign == ()
     bench.cycle.restore()
     assert bench.hypervisor.values["pages_to_scan"] == 77
     assert bench.hypervisor.values["sleep_millisecs"] == 20
@@ -231,8 +231,8 @@ def test_a_new_process_takes_a_value_that_is_not_ours_for_the_baseline(bench: Be
 def test_restore_leaves_what_somebody_else_has_changed(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.hypervisor.values["pages_to_scan"] = 77
-    record = bench.cycle.restore()
-    assert record.left == ("pages_to_scan",)
+    report = bench.cycle.restore()
+    assert report.left == ("pages_to_scan",)
     assert bench.hypervisor.values == {"pages_to_scan": 77, "sleep_millisecs": 20, "merge_across_nodes": 1}
 
 
@@ -240,9 +240,9 @@ def test_restore_reports_a_refused_merge_across_nodes_and_goes_on(bench: Bench) 
     bench.policy.target = dataclasses.replace(BUSY, merge_across_nodes=0)
     bench.cycle.run(TIMER)
     bench.hypervisor.pages_shared = 9
-    record = bench.cycle.restore()
-    assert [(error.parameter, error.cause) for error in record.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
-    assert record.exit_code is ExitCode.DONE, "while memory is merged it has to wait"
+    report = bench.cycle.restore()
+    assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
+    assert report.exit_code is ExitCode.DONE, "while memory is merged it has to wait"
     assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
     bench.hypervisor.pages_shared = 0
     assert bench.cycle.restore().refusals == ()
@@ -260,19 +260,19 @@ PLANTED = HostState(
 
 def test_a_baseline_that_may_be_planted_and_that_nobody_sets_is_the_kernels_default(bench: Bench) -> None:
     bench.store.is_own, bench.store.state = False, PLANTED
-    bench.hypervisor.values |= dict(PARKED.items())
-    record = bench.cycle.restore()
+    bench.hypervisor.values |= dict(IDLE.items())
+    report = bench.cycle.restore()
     assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 0}
-    assert record.as_dict()["doubted"] == ["pages_to_scan", "sleep_millisecs"]
-    assert "".join(restore_lines(record.as_dict())).count("doubted") == 2
+    assert report.as_dict()["doubted"] == ["pages_to_scan", "sleep_millisecs"]
+    assert "".join(restore_lines(report.as_dict())).count("doubted") == 2
     assert bench.store.state == HostState()
 
 
 def test_of_a_doubtful_baseline_nothing_is_told_where_somebody_else_has_set_the_parameter(bench: Bench) -> None:
     bench.store.is_own, bench.store.state = False, PLANTED
     bench.hypervisor.values |= {"pages_to_scan": 77, "sleep_millisecs": 10_000}
-    record = bench.cycle.restore()
-    assert (record.left, record.doubted) == (("pages_to_scan",), ("sleep_millisecs",))
+    report = bench.cycle.restore()
+    assert (report.left, report.doubted) == (("pages_to_scan",), ("sleep_millisecs",))
     assert bench.hypervisor.values["pages_to_scan"] == 77
 
 
@@ -297,8 +297,8 @@ def test_a_baseline_that_somebody_may_have_set_is_given_back_whoever_kept_it(
 
 def test_restore_with_a_baseline_gives_that_and_the_next_tenure_begins_with_it(bench: Bench) -> None:
     bench.hypervisor.values |= {"pages_to_scan": 1250, "sleep_millisecs": 10}  # as ksmtuned leaves it
-    record = bench.cycle.restore(KERNEL_DEFAULTS)
-    assert record.left == ()
+    report = bench.cycle.restore(KERNEL_DEFAULTS)
+    assert report.left == ()
     assert bench.hypervisor.values == {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
     bench.new_process()
     bench.cycle.run(TIMER)
@@ -329,16 +329,16 @@ def test_restoring_twice_changes_nothing_more(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.cycle.restore()
     calls = len(bench.hypervisor.calls)
-    record = bench.cycle.restore()
+    report = bench.cycle.restore()
     assert len(bench.hypervisor.calls) == calls
-    assert record.left == ()
+    assert report.left == ()
 
 
 def test_park_stops_scanning_and_keeps_the_baseline(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.cycle.park()
-    assert bench.hypervisor.values["pages_to_scan"] == PARKED.pages_to_scan
-    assert bench.hypervisor.values["sleep_millisecs"] == PARKED.sleep_millisecs
+    assert bench.hypervisor.values["pages_to_scan"] == IDLE.pages_to_scan
+    assert bench.hypervisor.values["sleep_millisecs"] == IDLE.sleep_millisecs
     bench.new_process()
     bench.cycle.restore()
     assert bench.hypervisor.values["pages_to_scan"] == 100
@@ -354,8 +354,8 @@ def test_park_leaves_what_somebody_else_has_set(bench: Bench) -> None:
 def test_another_writer_is_reported_once_a_change_and_overruled(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.hypervisor.values["pages_to_scan"] = 77
-    record = bench.cycle.run(TIMER)
-    assert [(value.parameter, value.ours, value.found) for value in record.foreign] == [("pages_to_scan", 400, 77)]
+    report = bench.cycle.run(TIMER)
+    assert [(value.parameter, value.ours, value.found) for value in report.foreign] == [("pages_to_scan", 400, 77)]
     assert bench.hypervisor.values["pages_to_scan"] == 400
     assert bench.cycle.run(TIMER).foreign == ()
 
@@ -379,10 +379,10 @@ def test_a_remote_hosts_advisor_is_named_as_one_who_may_have_written(bench: Benc
     cycle.run(TIMER)
     for _ in range(4):
         bench.hypervisor.values["pages_to_scan"] = 77
-        record = cycle.run(TIMER)
-        assert ("advisor_mode" in record.foreign_remedy) is not is_local
-    assert record.outcome is Outcome.YIELDED
-    assert any("advisor_mode" in note for note in record.warnings) is not is_local
+        report = cycle.run(TIMER)
+        assert ("advisor_mode" in report.foreign_remedy) is not is_local
+    assert report.outcome is Outcome.YIELDED
+    assert any("advisor_mode" in note for note in report.warnings) is not is_local
 
 
 def test_reassertions_long_ago_do_not_count(bench: Bench) -> None:
@@ -400,8 +400,8 @@ def test_yield_writes_nothing_until_the_value_is_ours_again(bench: Bench) -> Non
     assert bench.cycle.run(TIMER).outcome is Outcome.YIELDED
     assert bench.cycle.run(TIMER).outcome is Outcome.YIELDED
     bench.hypervisor.values["pages_to_scan"] = 400
-    record = bench.cycle.run(TIMER)
-    assert (record.outcome, record.resumes_now) == (Outcome.UNCHANGED, True)
+    report = bench.cycle.run(TIMER)
+    assert (report.outcome, report.resumes_now) == (Outcome.UNCHANGED, True)
 
 
 @pytest.mark.parametrize("trigger", [Trigger.RETUNE, Trigger.RELOAD])
@@ -410,8 +410,8 @@ def test_yield_ends_with_an_explicit_request(bench: Bench, trigger: Trigger) -> 
     bench.cycle.run(TIMER)
     bench.hypervisor.values["pages_to_scan"] = 77
     bench.cycle.run(TIMER)
-    record = bench.cycle.run(Occasion(triggers=frozenset({trigger})))
-    assert record.outcome is Outcome.APPLIED
+    report = bench.cycle.run(Triggers(kinds=frozenset({trigger})))
+    assert report.outcome is Outcome.APPLIED
     assert bench.hypervisor.values["pages_to_scan"] == 400
 
 
@@ -428,9 +428,9 @@ def test_our_own_one_shot_is_no_other_writer(bench: Bench) -> None:
 def test_a_refusal_by_the_advisor_is_diagnosed_and_not_repeated_every_tick(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
     bench.facts.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
-    record = bench.cycle.run(TIMER)
-    assert [(error.parameter, error.cause) for error in record.refusals] == [("pages_to_scan", Cause.ADVISOR_ON)]
-    assert "advisor_mode" in record.refusals[0].remedy
+    report = bench.cycle.run(TIMER)
+    assert [(error.parameter, error.cause) for error in report.refusals] == [("pages_to_scan", Cause.ADVISOR_ON)]
+    assert "advisor_mode" in report.refusals[0].remedy
     for _ in range(5):
         assert bench.cycle.run(TIMER).outcome is Outcome.HELD
     assert len(bench.hypervisor.calls) == 1
@@ -451,9 +451,9 @@ def test_every_target_meets_every_subset_of_offered_parameters(
     bench.hypervisor.values = dict(found)
     bench.policy.target = Settings(**{name: value if name in wanted else None for name, value in VALUES.items()})
     asked = bench.cycle.run(RETUNE, dry_run=True)
-    record = bench.cycle.run(TIMER)
+    report = bench.cycle.run(TIMER)
     assert asked.outcome is Outcome.DRY_RUN
-    for refusals in (asked.refusals, record.refusals):
+    for refusals in (asked.refusals, report.refusals):
         assert {(one.parameter, one.cause) for one in refusals} == {
             (name, Cause.UNSUPPORTED) for name in wanted - offered
         }
@@ -462,7 +462,7 @@ def test_every_target_meets_every_subset_of_offered_parameters(
     bench.cycle.restore()
     assert bench.hypervisor.values == found
     bench.cycle.park()
-    assert bench.hypervisor.values == found | {name: value for name, value in PARKED.items() if name in offered}
+    assert bench.hypervisor.values == found | {name: value for name, value in IDLE.items() if name in offered}
 
 
 def test_who_asks_is_told_again_of_a_parameter_that_is_not_offered_and_it_is_set_once_it_is(bench: Bench) -> None:
@@ -477,9 +477,9 @@ def test_who_asks_is_told_again_of_a_parameter_that_is_not_offered_and_it_is_set
 
 def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench: Bench) -> None:
     bench.store = SlowStore(clock=bench.clock)
-    record = bench.cycle.run(TIMER)
-    assert record.snapshot.taken_s == bench.clock.now_s
-    assert record.duration_ms == 0
+    report = bench.cycle.run(TIMER)
+    assert report.snapshot.taken_s == bench.clock.now_s
+    assert report.duration_ms == 0
 
 
 @dataclass
@@ -525,9 +525,9 @@ def test_the_advisor_moving_pages_to_scan_is_not_another_writer(bench: Bench) ->
     bench.facts.advisor = lambda: "scan-time"
     bench.hypervisor.advisor_on = True
     bench.hypervisor.values["pages_to_scan"] = 12345
-    record = bench.cycle.run(TIMER)
-    assert record.foreign == ()
-    assert record.outcome is Outcome.REFUSED
+    report = bench.cycle.run(TIMER)
+    assert report.foreign == ()
+    assert report.outcome is Outcome.REFUSED
 
 
 def test_after_a_refusal_the_administrators_value_stays_the_baseline(bench: Bench) -> None:
@@ -545,16 +545,16 @@ def test_the_policys_past_is_kept_from_process_to_process(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.new_process()
     bench.cycle.run(RETUNE)
-    bench.cycle.run(Occasion(triggers=frozenset({Trigger.BALLOON})))
-    assert bench.store.state.policy_past == {"steps": 2}
+    bench.cycle.run(Triggers(kinds=frozenset({Trigger.BALLOON})))
+    assert bench.store.state.policy_state == {"steps": 2}
 
 
 def test_a_past_of_another_version_is_begun_anew_and_the_baseline_kept(bench: Bench) -> None:
     bench.cycle.run(TIMER)
-    bench.store.state = dataclasses.replace(bench.store.state, policy_past={"steps": "many"})
+    bench.store.state = dataclasses.replace(bench.store.state, policy_state={"steps": "many"})
     bench.new_process()
     bench.cycle.run(TIMER)
-    assert bench.store.state.policy_past == {"steps": 1}
+    assert bench.store.state.policy_state == {"steps": 1}
     assert bench.store.state.ownership["pages_to_scan"].baseline == 100
 
 
@@ -567,9 +567,9 @@ def test_ksm_switched_off_is_said_with_its_remedy(bench: Bench) -> None:
 def test_switched_off_every_trigger_parks(bench: Bench, trigger: Trigger) -> None:
     bench.cycle.run(TIMER)
     bench.switch.turn_off()
-    record = bench.cycle.run(Occasion(triggers=frozenset({trigger})))
-    assert (record.decision.reason.rule, record.outcome) == ("switched_off", Outcome.APPLIED)
-    assert "since 2026-01-02T03:04:05Z" in record.decision.reason.text
+    report = bench.cycle.run(Triggers(kinds=frozenset({trigger})))
+    assert (report.decision.reason.rule, report.outcome) == ("switched_off", Outcome.APPLIED)
+    assert "since 2026-01-02T03:04:05Z" in report.decision.reason.text
     assert (bench.hypervisor.values["pages_to_scan"], bench.hypervisor.values["sleep_millisecs"]) == (0, 10_000)
 
 
@@ -578,19 +578,19 @@ def test_switched_off_the_policys_past_is_dropped_and_it_begins_anew_when_switch
         bench.cycle.run(TIMER)
     bench.switch.turn_off()
     bench.cycle.run(TIMER)
-    assert (bench.store.state.policy_name, bench.store.state.policy_past) == (None, None)
+    assert (bench.store.state.policy_name, bench.store.state.policy_state) == (None, None)
     bench.switch.turn_on()
-    record = bench.cycle.run(Occasion(triggers=frozenset({Trigger.ON})))
-    assert record.outcome is Outcome.APPLIED
+    report = bench.cycle.run(Triggers(kinds=frozenset({Trigger.ON})))
+    assert report.outcome is Outcome.APPLIED
     assert bench.hypervisor.values["pages_to_scan"] == 400
-    assert bench.store.state.policy_past == {"steps": 1}
+    assert bench.store.state.policy_state == {"steps": 1}
 
 
 def test_switched_off_a_restore_parks_and_the_baseline_is_kept_until_on(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.switch.turn_off()
-    record = bench.cycle.restore()
-    assert record.switched_off
+    report = bench.cycle.restore()
+    assert report.switched_off
     assert bench.hypervisor.values["pages_to_scan"] == 0
     bench.new_process()
     bench.cycle.run(TIMER)
@@ -606,7 +606,7 @@ def test_off_ends_a_yield_as_other_explicit_requests_do(bench: Bench) -> None:
     bench.hypervisor.values["pages_to_scan"] = 77
     assert bench.cycle.run(TIMER).outcome is Outcome.YIELDED
     bench.switch.turn_off()
-    assert bench.cycle.run(Occasion(triggers=frozenset({Trigger.OFF}))).outcome is Outcome.APPLIED
+    assert bench.cycle.run(Triggers(kinds=frozenset({Trigger.OFF}))).outcome is Outcome.APPLIED
     assert bench.hypervisor.values["pages_to_scan"] == 0
 
 
@@ -621,9 +621,9 @@ def test_only_the_first_of_many_passes_that_park_is_no_routine(bench: Bench) -> 
 
 def test_a_damaged_switch_is_off_with_a_warning_that_names_it(bench: Bench) -> None:
     bench.switch.off = SwitchedOff(damage="/var/lib/virtksm/local.off: is damaged")
-    record = bench.cycle.run(TIMER)
+    report = bench.cycle.run(TIMER)
     assert bench.hypervisor.values["pages_to_scan"] == 0
-    (note,) = record.warnings
+    (note,) = report.warnings
     assert note.startswith("/var/lib/virtksm/local.off: is damaged")
     assert "`virtksm on`" in note
 
@@ -636,23 +636,23 @@ def test_switched_off_nobody_is_told_to_switch_ksm_on(bench: Bench) -> None:
 
 def test_a_dry_run_while_switched_off_writes_nothing(bench: Bench) -> None:
     bench.switch.turn_off()
-    record = bench.cycle.run(RETUNE, dry_run=True)
-    assert (record.outcome, record.decision.target) == (Outcome.DRY_RUN, PARKED)
+    report = bench.cycle.run(RETUNE, dry_run=True)
+    assert (report.outcome, report.decision.target) == (Outcome.DRY_RUN, IDLE)
     assert (bench.hypervisor.calls, bench.store.saved) == ([], [])
 
 
 def test_what_keeps_processes_from_being_read_is_a_warning_while_it_lasts(bench: Bench) -> None:
     bench.facts.trouble = ("process 100 (x) hangs",)
-    record = bench.cycle.run(TIMER)
-    assert (record.warnings, record.outcome) == (["process 100 (x) hangs"], Outcome.APPLIED)
+    report = bench.cycle.run(TIMER)
+    assert (report.warnings, report.outcome) == (["process 100 (x) hangs"], Outcome.APPLIED)
     bench.facts.trouble = ()
     assert bench.cycle.run(TIMER).warnings == []
 
 
 def test_private_guests_that_can_merge_are_warned_of_with_their_remedy(bench: Bench) -> None:
-    record = dataclasses.replace(bench.cycle.run(TIMER), exposed=("tenant-a", "tenant-b"))
-    assert [note for note in record.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
-    assert record.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
+    report = dataclasses.replace(bench.cycle.run(TIMER), exposed=("tenant-a", "tenant-b"))
+    assert [note for note in report.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
+    assert report.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
     assert bench.cycle.run(TIMER).as_dict()["exposed"] is None, "a pass alone looks at no guest's XML"
 
 

@@ -49,7 +49,7 @@ from virtksm.errors import Cause
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import GuestXml
 from virtksm.model.decision import SwitchedOff
-from virtksm.model.snapshot import Guest, KsmState, OthersMemory, Settings
+from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState, Ownership
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
@@ -61,7 +61,7 @@ REAL_TIME = Tuned(profiles=("cpu-partitioning",), ksm_in="/x/script.sh", keeps_o
 UNREACHABLE = Unreachable(why="no", remedy="start it")
 ALWAYS = replace(OWN, configuration=Config(adaptive=AdaptiveParams(engage="always")))
 GIB = 1024 * 1024
-OTHERS = OthersMemory(kib=2 * GIB, processes=3, unread=0)
+OTHERS = OtherProcesses(kib=2 * GIB, processes=3, unread=0)
 NO_HOOK = replace(HERE.hooks, files=())
 OFF = SwitchedOff(since="2026-01-01T00:00:00Z")
 
@@ -130,10 +130,10 @@ def with_process(guest: Guest, **counted: bool) -> Facts:
     return with_libvirt(guests=replace(LIBVIRT.guests, processes={guest.key: process}))
 
 
-def with_others(others: OthersMemory | None, *, seen_kib: int | None) -> Facts:
+def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
     assert isinstance(LIBVIRT.guests, Guests)
     facts = with_libvirt(guests=replace(LIBVIRT.guests, others=others))
-    return replace(facts, own=replace(OWN, agent=replace(AGENT, others_kib=seen_kib)))
+    return replace(facts, own=replace(OWN, agent=replace(AGENT, other_processes_kib=seen_kib)))
 
 
 def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str | None = None) -> Facts:
@@ -435,15 +435,35 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         WARN,
         "cannot tell",
     ),
-    ("others_seen", HEALTHY, PASS, "there is none"),
-    ("others_seen", with_others(OTHERS, seen_kib=GIB), PASS, "2.0 GiB of 3 processes that libvirt does not run"),
-    ("others_seen", with_others(OTHERS, seen_kib=GIB - 1), WARN, "of which the agent sees 1024.0 MiB"),
-    ("others_seen", with_others(OTHERS, seen_kib=None), PASS, "2.0 GiB of 3 processes"),
-    ("others_seen", with_others(replace(OTHERS, processes=1), seen_kib=None), PASS, "2.0 GiB of 1 process that"),
-    ("others_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "2.0 GiB of 3 processes"),
-    ("others_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), INFO, "whether 7 processes may merge"),
-    ("others_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
-    ("others_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
+    ("other_processes_seen", HEALTHY, PASS, "there is none"),
+    (
+        "other_processes_seen",
+        with_others(OTHERS, seen_kib=GIB),
+        PASS,
+        "2.0 GiB of 3 processes that libvirt does not run",
+    ),
+    (
+        "other_processes_seen",
+        with_others(OTHERS, seen_kib=GIB - 1),
+        WARN,
+        "of which the agent sees 1024.0 MiB",
+    ),
+    ("other_processes_seen", with_others(OTHERS, seen_kib=None), PASS, "2.0 GiB of 3 processes"),
+    (
+        "other_processes_seen",
+        with_others(replace(OTHERS, processes=1), seen_kib=None),
+        PASS,
+        "2.0 GiB of 1 process that",
+    ),
+    ("other_processes_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "2.0 GiB of 3 processes"),
+    (
+        "other_processes_seen",
+        with_others(replace(OTHERS, unread=7), seen_kib=0),
+        INFO,
+        "whether 7 processes may merge",
+    ),
+    ("other_processes_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
+    ("other_processes_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
     ("guests_read", HEALTHY, PASS, "of all 0"),
     ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "of 6 of 6 guests it cannot"),
     ("guests_read", with_own(agent=None), INFO, "no agent"),
@@ -525,7 +545,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
         *("ksm_boot", "swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler", "node_manager"),
         *("ksm_throttler", "qemu_kvm", "boot", "agent_boot", "agent_permission"),
-        *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "others_seen"),
+        *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "other_processes_seen"),
     }
     assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}
 

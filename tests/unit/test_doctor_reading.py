@@ -19,7 +19,7 @@ from virtksm.doctor.facts import AgentSeen, Daemon, Facts, Here, HookFile, Swap,
 from virtksm.doctor.finding import Outcome
 from virtksm.doctor.reading import read_here, read_kept_off
 from virtksm.doctor.reading.boot import parse_commands
-from virtksm.doctor.reading.files import MOST_BYTES, Root
+from virtksm.doctor.reading.files import MAX_BYTES, Root
 from virtksm.doctor.reading.kernel import parse_count, parse_swap
 from virtksm.doctor.reading.own import parse_agent, read_config, read_own
 from virtksm.doctor.reading.processes import (
@@ -34,7 +34,7 @@ from virtksm.doctor.reading.processes import (
 )
 from virtksm.doctor.reading.units import keeps_ksm_off, mentions_ksm, parse_includes
 from virtksm.paths import RuntimePaths
-from virtksm.store.state import dump_state
+from virtksm.store.state import dump_host_state
 from virtksm.tuning.ownership import HostState, Ownership
 
 NOW_S = 2_000_000_000.0
@@ -79,7 +79,7 @@ def test_an_empty_tree_crashes_nothing_and_passes_nothing_that_it_cannot_show(tm
         ("sys/kernel/mm/ksm/run", "0\n", "ksm_run", "FAIL run is 0"),
         ("sys/kernel/mm/ksm/run", "on\n", "ksm_run", "WARN cannot tell: /sys/kernel/mm/ksm/run holds no number"),
         ("sys/kernel/mm/ksm/run", "1" * 30, "ksm_run", "WARN cannot tell"),
-        ("sys/kernel/mm/ksm/run", "1\n" * MOST_BYTES, "ksm_run", "WARN cannot tell: /sys/kernel/mm/ksm/run is longer"),
+        ("sys/kernel/mm/ksm/run", "1\n" * MAX_BYTES, "ksm_run", "WARN cannot tell: /sys/kernel/mm/ksm/run is longer"),
         ("sys/kernel/mm/ksm/advisor_mode", "none [scan-time]\n", "advisor", "FAIL advisor_mode is scan-time"),
         ("sys/kernel/mm/ksm/advisor_mode", None, "advisor", "PASS this kernel has none"),
         ("sys/kernel/mm/ksm/advisor_mode", "\x1b[2J", "advisor", "WARN cannot tell"),
@@ -605,7 +605,7 @@ def test_faults_of_the_folder_are_told(home: Home) -> None:
 def test_what_is_kept_of_the_host_is_read(home: Home) -> None:
     home.agent.mkdir(parents=True)
     kept = HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=5, applied=5)})
-    (home.agent / "local.json").write_text(dump_state(kept), encoding="ascii")
+    (home.agent / "local.json").write_text(dump_host_state(kept), encoding="ascii")
     assert read_own(URI, Config(), home.paths, None).folders.kept == kept
 
 
@@ -617,7 +617,7 @@ def test_an_agents_status_is_taken_apart() -> None:
         "last_pass": {
             "outcome": "refused",
             "refused": [{"parameter": "pages_to_scan", "cause": "advisor_on", "message": "x"}],
-            "decision": {"numbers": {"others_kib": 4096}},
+            "decision": {"numbers": {"other_processes_kib": 4096}},
             "sensed": {"guests": 6, "guests_unread": 2},
         },
     }
@@ -629,7 +629,7 @@ def test_an_agents_status_is_taken_apart() -> None:
         worst_core_percent=12.5,
         outcome="refused",
         refusal="pages_to_scan, advisor on",
-        others_kib=4096,
+        other_processes_kib=4096,
         guests=6,
         guests_unread=2,
     )
@@ -640,7 +640,7 @@ def test_an_agents_status_is_taken_apart() -> None:
     for wrong in wrongs:
         last = {**status["last_pass"], "sensed": {"guests": 6, "guests_unread": wrong}}  # type: ignore[dict-item]
         assert isinstance(parse_agent({**status, "last_pass": last}), Unknown)
-        last = {**status["last_pass"], "decision": {"numbers": {"others_kib": wrong}}}  # type: ignore[dict-item]
+        last = {**status["last_pass"], "decision": {"numbers": {"other_processes_kib": wrong}}}  # type: ignore[dict-item]
         assert isinstance(parse_agent({**status, "last_pass": last}), Unknown) or wrong is None
 
 

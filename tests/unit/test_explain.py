@@ -16,8 +16,8 @@ from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from virtksm.cli.main import main
 from virtksm.history.samples import Told
 from virtksm.model.decision import SwitchedOff
-from virtksm.model.report import Outcome, PassRecord
-from virtksm.model.snapshot import PARKED
+from virtksm.model.report import Outcome, PassReport
+from virtksm.model.snapshot import IDLE
 from virtksm.policy import POLICIES, ksmtuned
 from virtksm.policy.off import RULE, decide_off
 from virtksm.policy.rules import MEANINGS, meaning_of
@@ -27,27 +27,27 @@ GIB = 1024 * 1024
 URI = "test:///default"
 
 
-def record_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of the record
+def record_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of the report
     seen = snap(5, {"a": GIB})
-    decision, _ = AUTO.decide(seen, AUTO.first_past(seen), TIMER)
-    record = PassRecord(
+    decision, _ = AUTO.decide(seen, AUTO.first_state(seen), TIMER)
+    report = PassReport(
         uri=URI,
         policy="adaptive",
-        occasion=TIMER,
+        triggers=TIMER,
         snapshot=seen,
         decision=decision,
         outcome=Outcome.APPLIED,
-        before=replace(PARKED, pages_to_scan=100),
-        after=PARKED,
+        before=replace(IDLE, pages_to_scan=100),
+        after=IDLE,
         duration_ms=1.5,
     )
-    return {**record.as_dict(), **changes}
+    return {**report.as_dict(), **changes}
 
 
 def remember(folder: Path, *records: Mapping[str, Any], at_s: float = 1_767_323_045.5) -> None:
     """Keep decisions as an agent does."""
     history = HistoryFile(str(folder / "local.history"))
-    history.keep((), (), [Told(at_s=at_s + number, record=record) for number, record in enumerate(records)])
+    history.keep((), (), [Told(at_s=at_s + number, report=report) for number, report in enumerate(records)])
 
 
 def explained(folder: Path, *arguments: str) -> int:
@@ -105,10 +105,10 @@ def test_where_nothing_is_remembered_that_is_said(tmp_path: Path, capsys: pytest
 def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = record_of()
-    del record["decision"]["turns_when"]
-    record["decision"] |= {"rule": "later", "numbers": {"odd": None, "share": 0.5, "sleep_ms": 4_294_967_295}}
-    remember(tmp_path, record)
+    report = record_of()
+    del report["decision"]["turns_when"]
+    report["decision"] |= {"rule": "later", "numbers": {"odd": None, "share": 0.5, "sleep_ms": 4_294_967_295}}
+    remember(tmp_path, report)
     assert explained(tmp_path) == 0
     said = capsys.readouterr().out
     assert "later of adaptive: not a rule of this version of virtksm" in said
@@ -143,8 +143,8 @@ def test_how_many_is_within_what_is_kept(tmp_path: Path, last: str) -> None:
 
 
 def test_texts_harm_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = record_of(triggers=["\x1b[2J"])
-    record["decision"] |= {"reason": "\x1b]0;evil\x07"}
-    remember(tmp_path, record)
+    report = record_of(triggers=["\x1b[2J"])
+    report["decision"] |= {"reason": "\x1b]0;evil\x07"}
+    remember(tmp_path, report)
     assert explained(tmp_path) == 0
     assert "\x1b" not in capsys.readouterr().out

@@ -11,8 +11,8 @@ from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock
 from virtksm.host.guest_processes import (
     HIDDEN,
-    LEAST_PAUSE_S,
-    MOST_PAUSE_S,
+    MAX_PAUSE_S,
+    MIN_PAUSE_S,
     GuestSearch,
     is_named,
     parse_guest_group,
@@ -195,7 +195,7 @@ def test_a_process_that_hangs_is_named_waited_for_once_and_hides_no_other_guest(
     while troubles(reads):
         pass
     proc.qemu(100, "A")
-    clock.now_s += MOST_PAUSE_S
+    clock.now_s += MAX_PAUSE_S
     assert pids(search.find(running), *running) == [100, 101]
 
 
@@ -209,7 +209,7 @@ def test_of_two_that_claim_a_guest_neither_is_believed_until_one_is_gone(
         assert search.find((guest(),)) == {}
         (trouble,) = search.trouble
         assert all(text in trouble for text in ("100", "101", "'web'"))
-        clock.now_s += MOST_PAUSE_S
+        clock.now_s += MAX_PAUSE_S
     proc.end(101)
     assert pids(search.find((guest(),)), guest()) == [100]
     assert troubles(search) == ()
@@ -229,7 +229,7 @@ def test_while_every_guest_is_known_nothing_is_walked_over_or_read(
     proc.qemu(100, "A")
     for _ in range(5):
         assert pids(search.find((guest(),)), guest()) == [100]
-        clock.now_s += MOST_PAUSE_S
+        clock.now_s += MAX_PAUSE_S
     assert reads.count == 1
 
 
@@ -240,7 +240,7 @@ def test_a_process_that_executes_qemu_after_the_first_look_is_found_seconds_late
     assert search.find((guest(),)) == {}
     proc.write(100, "comm", "qemu-system-x86\n")
     assert search.find((guest(),)) == {}, "no walk in each of many passes"
-    clock.now_s += 2 * LEAST_PAUSE_S
+    clock.now_s += 2 * MIN_PAUSE_S
     assert pids(search.find((guest(),)), guest()) == [100]
 
 
@@ -301,6 +301,6 @@ def test_hidden_processes_are_told_while_a_guest_is_missing(
     assert search.find((guest(),)) == {}
     assert troubles(search) == (HIDDEN,)
     proc.qemu(100, "A")
-    clock.now_s += MOST_PAUSE_S
+    clock.now_s += MAX_PAUSE_S
     search.find((guest(),))
     assert troubles(search) == ()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.guests.headroom import MOST_RATIO, GuestNeed, Headroom, Host, find_headroom
+from virtksm.guests.headroom import MAX_RATIO, GuestNeed, Headroom, Host, find_headroom
 
 GIB = 1024 * 1024
 EMPTY = Host(
@@ -77,7 +77,7 @@ def test_a_host_that_is_full_has_no_room_and_says_what_is_missing() -> None:
 
 
 def test_more_saved_than_held_is_no_basis_for_guests() -> None:
-    assert find_headroom([GROWN], replace(MERGED, saved_kib=100 * GIB)).merge_ratio == MOST_RATIO
+    assert find_headroom([GROWN], replace(MERGED, saved_kib=100 * GIB)).merge_ratio == MAX_RATIO
     assert find_headroom([replace(GROWN, held_kib=None)], MERGED).merge_ratio == 0.0
 
 

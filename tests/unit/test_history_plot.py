@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes import SAMPLE
 from virtksm.errors import VirtksmError
-from virtksm.history.plot import MOST_NAMES, draw, make_figure
+from virtksm.history.plot import MAX_NAMES, draw, make_figure
 from virtksm.history.samples import GuestEvent, Sample
 
 BEGIN_S = 1_790_000_000.0
@@ -84,7 +84,7 @@ def test_names_at_the_same_time_stand_beside_each_other(tmp_path: Path) -> None:
 
 def test_many_events_are_marked_without_names(tmp_path: Path) -> None:
     path = tmp_path / "hour.svg"
-    draw(hour(), [start_of(f"web{number}") for number in range(MOST_NAMES + 1)], "title", path)
+    draw(hour(), [start_of(f"web{number}") for number in range(MAX_NAMES + 1)], "title", path)
     assert "<!-- started -->" in comments(path)
     assert "web1" not in comments(path)
 
@@ -98,7 +98,7 @@ def event(domain: str, after_s: float, kind: str = "started") -> GuestEvent:
     [
         [event("first", 0), event("last", 3590)],
         [event(f"guest-{number}", 3560 + number) for number in range(4)],
-        [event(f"guest-with-a-long-name-{number}", number * 390) for number in range(MOST_NAMES)],
+        [event(f"guest-with-a-long-name-{number}", number * 390) for number in range(MAX_NAMES)],
         [event("W" * 120, 1800), event("x" * 59, 3500)],
         [event(f"guest-{number}", number * 35, kind) for number, kind in enumerate(["started", "crashed"] * 50)],
     ],
@@ -109,7 +109,7 @@ def test_names_stay_in_their_axes_and_apart_and_all_texts_in_the_picture(events:
     figure.draw_without_rendering()
     axes = figure.axes[-1]
     names = [(text, text.get_window_extent()) for text in axes.texts]
-    assert bool(names) == (len(events) <= MOST_NAMES)
+    assert bool(names) == (len(events) <= MAX_NAMES)
     for text, box in names:
         assert text.get_clip_on(), "what a font makes too long is cut off"
         assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1

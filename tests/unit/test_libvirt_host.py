@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.errors import SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost
-from virtksm.model.decision import Occasion, Trigger
+from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
 from virtksm.tuning.cycle import Cycle, Memory
 
@@ -91,8 +91,8 @@ class Bench:
         )
 
     def maxima(self, trigger: Trigger) -> list[int | None]:
-        record = self.cycle.run(Occasion(triggers=frozenset({trigger})))
-        return [guest.max_kib for guest in record.snapshot.guests]
+        report = self.cycle.run(Triggers(kinds=frozenset({trigger})))
+        return [guest.max_kib for guest in report.snapshot.guests]
 
 
 def test_a_maximum_is_asked_once_and_again_only_of_the_guest_that_an_event_names() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.fake_proc import FakeProc, stat
 from tests.fakes import FakeClock
 from virtksm.guests.process import ProcessKsm
-from virtksm.host.guest_processes import LEAST_PAUSE_S
+from virtksm.host.guest_processes import MIN_PAUSE_S
 from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import LOOK_S
 from virtksm.host.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
@@ -106,7 +106,7 @@ def test_a_process_that_executes_qemu_a_moment_later_is_found(qemus: Qemus, fact
     process = qemus.start_forked(uuid)
     assert rss_kib(facts, guest(uuid)) is None
     qemus.execute(process)
-    clock.now_s += 2 * LEAST_PAUSE_S
+    clock.now_s += 2 * MIN_PAUSE_S
     assert rss_kib(facts, guest(uuid))
 
 
@@ -289,7 +289,7 @@ def test_strangers_that_hang_hide_no_guest(proc: FakeProc, clock: FakeClock) -> 
     for pid in range(1000, 1000 + MAX_STUCK):
         proc.process(pid, "x", users=(1000,) * 4)
         proc.hang(pid, "ksm_stat")
-        facts.others_memory(())
+        facts.other_processes_memory(())
         clock.now_s += LOOK_S
     assert len(facts.trouble) == MAX_STUCK
     proc.qemu(100, "A")

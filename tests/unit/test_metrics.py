@@ -21,8 +21,8 @@ from virtksm.agent.status import Standing
 from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.current import after_pass
-from virtksm.model.decision import Occasion, SwitchedOff, Trigger
-from virtksm.model.report import Foreign, Outcome, PassRecord
+from virtksm.model.decision import SwitchedOff, Trigger, Triggers
+from virtksm.model.report import Foreign, Outcome, PassReport
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.policy import make_policy
 from virtksm.text import printable
@@ -36,7 +36,7 @@ KSMD_COLLECTOR = [
 """What node_exporter's collector/ksmd_linux.go tells."""
 
 
-def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassRecord:
+def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassReport:
     cycle = Cycle(
         hypervisor=FakeHypervisor(running=(Guest(uuid="u1", name="one"), Guest(uuid="u2", name="two"))),
         local=FakeFacts(memory=replace(LOCAL_HOST, swap_free_kib=512), rss_kib={"u1": 1024}, run=run),
@@ -49,8 +49,8 @@ def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassRecord:
         on_conflict="reassert",
         memory=Memory(),
     )
-    record: PassRecord = cycle.run(Occasion(triggers=frozenset({Trigger.CONNECTED, Trigger.STARTED})))
-    return record
+    report: PassReport = cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED, Trigger.STARTED})))
+    return report
 
 
 SAVINGS = GuestSavings(
@@ -61,7 +61,7 @@ SAVINGS = GuestSavings(
 
 
 def moment(
-    tally: Tally, last: PassRecord | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
+    tally: Tally, last: PassReport | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
 ) -> Moment:
     standing = Standing(
         version="1.2.3",
@@ -88,20 +88,20 @@ def moment(
     )
 
 
-def measured(record: PassRecord, *, tally: Tally | None = None) -> Measures:
+def measured(report: PassReport, *, tally: Tally | None = None) -> Measures:
     tally = tally or Tally()
-    tally.passed(record, 0.02, 1_790_000_100.0)
-    return measure(moment(tally, record))
+    tally.passed(report, 0.02, 1_790_000_100.0)
+    return measure(moment(tally, report))
 
 
 def all_measures() -> Measures:
     """Everything that can be told, told."""
     tally = Tally()
     tally.exposed = 0
-    record = a_pass()
+    report = a_pass()
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
-    tally.passed(replace(record, refusals=(refused,)), 0.02, 1_790_000_100.0)
-    return measure(moment(tally, record, savings=SAVINGS))
+    tally.passed(replace(report, refusals=(refused,)), 0.02, 1_790_000_100.0)
+    return measure(moment(tally, report, savings=SAVINGS))
 
 
 def test_names_are_prometheus_way_and_none_is_node_exporters() -> None:
@@ -137,17 +137,17 @@ def test_before_any_pass_nothing_is_told_that_is_not_known() -> None:
 
 def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
     tally = Tally()
-    record = a_pass()
-    found = measured(record, tally=tally)
-    result = record.outcome.value
+    report = a_pass()
+    found = measured(report, tally=tally)
+    result = report.outcome.value
     assert sum(tally.passes.values()) == tally.passes[result] == 1
     assert found["virtksm_pass_triggers_total"] == {("connected", result): 1, ("started", result): 1}
-    assert found["virtksm_decisions_total"] == {(record.decision.reason.rule,): 1}
+    assert found["virtksm_decisions_total"] == {(report.decision.reason.rule,): 1}
     assert found["virtksm_last_pass_result"] == {
         (one,): int(one == result) for one in ("applied", "unchanged", "yielded", "held", "refused", "failed")
     }
     tally.failed(["timer"])
-    found = measure(moment(tally, record))
+    found = measure(moment(tally, report))
     assert found["virtksm_pass_triggers_total"][("timer", "failed")] == 1
     assert found["virtksm_last_pass_result"][("failed",)] == 1
     assert found["virtksm_last_pass_timestamp_seconds"] == {(): 1_790_000_100.0}, "it did not fail"
@@ -156,8 +156,8 @@ def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
 def test_conflicts_and_refusals_are_counted_by_parameter() -> None:
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
     foreign = Foreign(parameter="sleep_millisecs", ours=10, found=20)
-    record = replace(a_pass(), outcome=Outcome.REFUSED, refusals=(refused,), foreign=(foreign,))
-    found = measured(record)
+    report = replace(a_pass(), outcome=Outcome.REFUSED, refusals=(refused,), foreign=(foreign,))
+    found = measured(report)
     assert found["virtksm_refusals_total"] == {("pages_to_scan", "advisor_on"): 1}
     assert found["virtksm_conflicts_total"][("sleep_millisecs",)] == 1
     assert found["virtksm_conflicts_total"][("pages_to_scan",)] == 0
@@ -181,14 +181,14 @@ def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: SwitchedOff | Non
 
 
 def test_debt_is_the_adaptive_policys_alone() -> None:
-    record = a_pass()
-    found = measured(record)
-    past = record.past_after
-    assert past is not None
+    report = a_pass()
+    found = measured(report)
+    state = report.state_after
+    assert state is not None
     assert set(found["virtksm_scan_debt_bytes"]) == {("young",), ("fresh",), ("half",), ("gone",)}
     assert sum(map(float, found["virtksm_scan_debt_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
     assert measured(a_pass(policy="target"))["virtksm_scan_debt_bytes"] == {}
-    assert measured(replace(record, past_after={}))["virtksm_scan_debt_bytes"] == {}, "switched off"
+    assert measured(replace(report, state_after={}))["virtksm_scan_debt_bytes"] == {}, "switched off"
 
 
 def test_guests_are_told_apart_up_to_the_configurations_number() -> None:
@@ -206,17 +206,17 @@ def test_profit_is_told_where_no_guests_process_is() -> None:
 
 
 def test_zero_pages_and_swap_are_missing_where_nobody_tells_them() -> None:
-    record = a_pass()
-    found = measured(record)
+    report = a_pass()
+    found = measured(report)
     assert found["virtksm_zero_pages_bytes"] == {(): 0}
     assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
-    snapshot = record.snapshot
+    snapshot = report.snapshot
     untold = replace(
         snapshot,
         ksm=replace(snapshot.ksm, ksm_zero_pages=None),
         host=replace(snapshot.host, swap_free_kib=None),
     )
-    found = measured(replace(record, snapshot=untold))
+    found = measured(replace(report, snapshot=untold))
     assert "virtksm_zero_pages_bytes" not in found
     assert "virtksm_host_swap_free_bytes" not in found
     assert found["virtksm_saved_bytes"] == {(): 0}
@@ -248,10 +248,10 @@ def test_what_changes_is_told_to_whoever_waits_for_it() -> None:
 
 def test_promtool_finds_no_fault() -> None:
     for with_process in (False, True):
-        record = a_pass()
+        report = a_pass()
         tally = Tally()
-        tally.passed(record, 0.02, 1.0)
-        text = render(moment(tally, record), with_process=with_process).decode()
+        tally.passed(report, 0.02, 1.0)
+        text = render(moment(tally, report), with_process=with_process).decode()
         checked = promtool("check", "metrics", text=text)
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
         assert ("process_resident_memory_bytes" in text) == with_process

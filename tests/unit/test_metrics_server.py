@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.agent.metrics.server import MOST_BYTES, MOST_CLIENTS, WAITING, MetricsServer, bind, parse_request
+from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, WAITING, MetricsServer, bind, parse_request
 from virtksm.config.address import parse_address
 from virtksm.errors import VirtksmError
 
@@ -125,7 +125,7 @@ def test_a_head_has_no_body() -> None:
 
 def test_a_request_that_is_too_long_is_not_taken_in() -> None:
     async def work(port: int) -> None:
-        answer = await ask(port, b"GET /metrics HTTP/1.1\r\n" + b"A" * MOST_BYTES)
+        answer = await ask(port, b"GET /metrics HTTP/1.1\r\n" + b"A" * MAX_BYTES)
         assert answer.startswith(b"HTTP/1.1 431 ")
 
     served(work)
@@ -140,7 +140,7 @@ def test_a_client_that_says_nothing_is_let_go() -> None:
 
 def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
     async def work(port: int) -> None:
-        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST_CLIENTS)]
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_CLIENTS)]
         assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
         assert await idle[0][0].read() == b"", "the oldest was let go"
         idle[-1][1].write(request(b"GET /metrics HTTP/1.1"))
@@ -155,7 +155,7 @@ def test_a_client_that_has_asked_is_answered_whoever_comes_after_it() -> None:
     async def work(port: int) -> None:
         with ExitStack() as flood:  # the loop does nothing meanwhile: it finds all of them at once, in this order
             asker = flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
-            for _ in range(3 * MOST_CLIENTS):
+            for _ in range(3 * MAX_CLIENTS):
                 flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
             asker.sendall(request(b"GET /metrics HTTP/1.1"))
             assert PAGE in await asyncio.to_thread(receive_text, asker)
@@ -169,7 +169,7 @@ def test_a_client_that_is_taken_in_before_it_asks_is_read_before_it_is_let_go() 
         assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))  # so that the first is taken in
         with ExitStack() as flood:
             asker[1].write(request(b"GET /metrics HTTP/1.1"))
-            for _ in range(3 * MOST_CLIENTS):
+            for _ in range(3 * MAX_CLIENTS):
                 flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
             assert PAGE in await asker[0].read()
         await close(asker[1])
@@ -180,7 +180,7 @@ def test_a_client_that_is_taken_in_before_it_asks_is_read_before_it_is_let_go() 
 def test_where_nobody_reads_the_oldest_answer_gives_way() -> None:
     async def work(port: int) -> None:
         with ExitStack() as flood:
-            for _ in range(MOST_CLIENTS):
+            for _ in range(MAX_CLIENTS):
                 client = flood.enter_context(socket.socket())
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.connect(("127.0.0.1", port))

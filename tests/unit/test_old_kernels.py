@@ -20,7 +20,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.fakes import FakeClock
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.host.local_facts import ProcFacts
-from virtksm.model.snapshot import PARKED
+from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
@@ -113,7 +113,7 @@ def test_what_a_kernel_does_not_tell_is_none_and_never_0(kernel: Kernel, tmp_pat
 def test_a_policy_does_its_work_on_a_kernel(kernel: Kernel, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimHost, "facts", property(lambda host: OldFacts(host, kernel)))
     host = SimHost(total_kib=2**21, ksmd=Ksmd(rules=kernel.rules))
-    host.set_parameters(dict(PARKED.items()))
+    host.set_parameters(dict(IDLE.items()))
     starts = [
         Start(
             at_s=2.0 * number,
@@ -128,6 +128,6 @@ def test_a_policy_does_its_work_on_a_kernel(kernel: Kernel, policy: str, monkeyp
     )
     run = run_policy(host, law, starts, until_s=300.0)
     assert run.samples[-1].saved_pages == (GUESTS - 1) * COMMON_MIB * PAGES_PER_MIB
-    assert all(record.refusals == () for _, record in run.passes)
-    is_parked = run.samples[-1].settings.pages_to_scan == 0
-    assert is_parked == (policy == "adaptive")
+    assert all(report.refusals == () for _, report in run.passes)
+    is_idle = run.samples[-1].settings.pages_to_scan == 0
+    assert is_idle == (policy == "adaptive")

@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.host.other_processes import ASK_S, LOOK_S, OthersLook, may_merge, parse_group, parse_groups
+from virtksm.host.other_processes import ASK_S, LOOK_S, OtherProcessesReading, may_merge, parse_group, parse_groups
 from virtksm.host.process_reads import ProcessReads
-from virtksm.model.snapshot import OthersMemory
+from virtksm.model.snapshot import OtherProcesses
 
 MIB_PAGES = 256
 NEW = "ksm_rmap_items 9\nksm_merge_any: {any}\nksm_mergeable: {any}\n"
@@ -38,7 +38,7 @@ class Home:
             made.mkdir()
         self.clock = FakeClock()
         self.reads = ProcessReads(0.5)
-        self.look = OthersLook(self.clock, self.reads, booted=str(self.booted), first_within_s=3600.0)
+        self.look = OtherProcessesReading(self.clock, self.reads, booted=str(self.booted), first_within_s=3600.0)
         self.process(1, NEW.format(any="no"))
 
     def process(self, pid: int, stat: str | None, *, anonymous_mib: int = 10) -> None:
@@ -59,7 +59,7 @@ class Home:
         for pid in pids:
             (self.proc / str(pid) / "cgroup").write_text(f"0::/{path}\n")
 
-    def seen(self, *of_guests: int) -> OthersMemory | None:
+    def seen(self, *of_guests: int) -> OtherProcesses | None:
         return self.look.memory(lambda: of_guests)
 
 
@@ -83,14 +83,14 @@ def test_root_sees_every_process_that_lets_memory_merge_but_the_guests(home: Hom
     home.process(11, NEW.format(any="no"), anonymous_mib=200)
     home.process(12, NEW.format(any="yes"), anonymous_mib=400)
     home.process(13, "")  # the kernel's own, or a zombie
-    assert home.seen(12) == OthersMemory(kib=100 * 1024, processes=1, unread=0)
+    assert home.seen(12) == OtherProcesses(kib=100 * 1024, processes=1, unread=0)
     assert not home.asked.exists(), "root need not ask systemd"
 
 
 def test_before_the_kernel_says_who_may_merge_it_counts_whom_ksmd_has_visited(home: Home) -> None:
     home.process(10, OLD.format(items=5))
     home.process(11, OLD.format(items=0))
-    assert home.seen() == OthersMemory(kib=10 * 1024, processes=1, unread=0)
+    assert home.seen() == OtherProcesses(kib=10 * 1024, processes=1, unread=0)
 
 
 def test_without_ksm_stat_nothing_is_known(home: Home) -> None:
@@ -115,7 +115,7 @@ def test_a_user_sees_the_services_that_let_their_memory_merge_and_counts_the_res
     hidden.group("system.slice/web.service", 10)
     hidden.group("system.slice/web.service/workers", 11)
     hidden.group("system.slice/web.service-of-another-name", 12)
-    assert hidden.seen() == OthersMemory(kib=21 * 1024, processes=2, unread=2)
+    assert hidden.seen() == OtherProcesses(kib=21 * 1024, processes=2, unread=2)
     assert hidden.asked.read_text() == "show --property=ControlGroup --property=MemoryKSM *.service\n"
 
 
@@ -123,23 +123,23 @@ def test_a_user_sees_the_services_that_let_their_memory_merge_and_counts_the_res
 def test_a_systemd_that_tells_nothing_leaves_all_unread(hidden: Home, script: str) -> None:
     hidden.process(10, "")
     hidden.systemctl(script)
-    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=2)
+    assert hidden.seen() == OtherProcesses(kib=0, processes=0, unread=2)
 
 
 def test_a_systemd_that_hangs_is_waited_for_once_and_its_answer_taken_when_it_comes(hidden: Home) -> None:
-    look = OthersLook(hidden.clock, hidden.reads, booted=str(hidden.booted), first_within_s=0.1)
+    look = OtherProcessesReading(hidden.clock, hidden.reads, booted=str(hidden.booted), first_within_s=0.1)
     fifo = hidden.asked.with_name("goes-on")
     os.mkfifo(fifo)
     hidden.process(10, "")
     hidden.group("system.slice/web.service", 10)
     hidden.systemctl(f"read line <{fifo}; cat <<'END'\n{UNITS}END")
-    assert look.memory(lambda: ()) == OthersMemory(kib=0, processes=0, unread=2)
+    assert look.memory(lambda: ()) == OtherProcesses(kib=0, processes=0, unread=2)
     fifo.write_text("\n")
     for _ in range(1000):
         hidden.clock.now_s += LOOK_S
         if (seen := look.memory(lambda: ())) is not None and seen.processes:
             break
-    assert seen == OthersMemory(kib=10 * 1024, processes=1, unread=1)
+    assert seen == OtherProcesses(kib=10 * 1024, processes=1, unread=1)
 
 
 def test_nobody_waits_for_a_later_answer(hidden: Home) -> None:
@@ -159,13 +159,13 @@ def test_where_systemd_does_not_run_all_is_unread_and_nobody_is_asked(hidden: Ho
     hidden.systemctl(f"cat <<'END'\n{UNITS}END")
     hidden.group("system.slice/web.service", 1)
     hidden.booted.rmdir()
-    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=1)
+    assert hidden.seen() == OtherProcesses(kib=0, processes=0, unread=1)
     assert not hidden.asked.exists()
 
 
 def test_without_its_program_all_is_unread(hidden: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert hidden.seen() == OthersMemory(kib=0, processes=0, unread=1)
+    assert hidden.seen() == OtherProcesses(kib=0, processes=0, unread=1)
 
 
 def test_a_look_holds_for_a_minute_and_systemds_answer_for_five(hidden: Home) -> None:
@@ -195,7 +195,7 @@ def test_a_process_that_hangs_counts_as_unread_and_hides_nothing_from_the_next_l
     assert (first.kib, first.unread) == (100 * 1024, 2), "what comes behind it is left for the next look"
     assert home.reads.trouble[0].startswith("process 11 ")
     home.clock.now_s += LOOK_S
-    assert home.seen() == OthersMemory(kib=300 * 1024, processes=2, unread=1)
+    assert home.seen() == OtherProcesses(kib=300 * 1024, processes=2, unread=1)
     os.close(os.open(home.proc / "11" / "ksm_stat", os.O_RDWR | os.O_NONBLOCK))
 
 

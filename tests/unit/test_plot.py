@@ -11,25 +11,25 @@ import pytest
 from tests.fakes import LOCAL_HOST
 from virtksm.cli.main import main
 from virtksm.cli.trace.plot import memories_of
-from virtksm.model.decision import Decision, Occasion, Reason, Trigger
+from virtksm.model.decision import Decision, Reason, Trigger, Triggers
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 from virtksm.trace import Gap, Line, Pass
 
 TRACES = Path(__file__).parents[1] / "traces"
-PARKED = Settings(pages_to_scan=0, sleep_millisecs=10_000)
+IDLE = Settings(pages_to_scan=0, sleep_millisecs=10_000)
 WEB, DB = Guest(uuid="1", name="web", domain_id=1), Guest(uuid="2", name="db", domain_id=2)
 
 
 def make_pass(at_s: float, *guests: Guest) -> Pass:
-    ksm = KsmState(settings=PARKED, pages_shared=10, pages_sharing=256, ksm_zero_pages=256, page_kib=4)
+    ksm = KsmState(settings=IDLE, pages_shared=10, pages_sharing=256, ksm_zero_pages=256, page_kib=4)
     return Pass(
         seq=1,
         at_s=at_s,
-        occasion=Occasion(triggers=frozenset({Trigger.TIMER})),
+        triggers=Triggers(kinds=frozenset({Trigger.TIMER})),
         snapshot=Snapshot(taken_s=1.0, source=Source.LOCAL, host=LOCAL_HOST, ksm=ksm, guests=guests),
-        decision=Decision(target=PARKED, reason=Reason(rule="rest", text="covered"), next_pass_s=None),
+        decision=Decision(target=IDLE, reason=Reason(rule="rest", text="covered"), next_pass_s=None),
         outcome="unchanged",
-        after=PARKED,
+        after=IDLE,
     )
 
 

@@ -8,15 +8,15 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 
 from virtksm.config.schema import Config, KsmtunedParams
-from virtksm.model.decision import Occasion, Trigger
-from virtksm.model.snapshot import PARKED, Guest, HostMemory, KsmState, Settings, Snapshot, Source
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy import POLICIES, make_policy
-from virtksm.policy.ksmtuned import KsmtunedPast, KsmtunedPolicy
+from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 
 GIB_KIB = 1024 * 1024
-STEP = Occasion(triggers=frozenset({Trigger.TIMER}))
+STEP = Triggers(kinds=frozenset({Trigger.TIMER}))
 POLICY = KsmtunedPolicy(params=KsmtunedParams())
-FRESH = KsmtunedPast(npages=0, stepped_at_s=None)
+FRESH = KsmtunedState(npages=0, stepped_at_s=None)
 TOTAL_KIB = 16 * GIB_KIB
 THRES_KIB = TOTAL_KIB // 5
 
@@ -39,8 +39,8 @@ def host(
     )
 
 
-def past(npages: int, stepped_at_s: float | None = None) -> KsmtunedPast:
-    return KsmtunedPast(npages=npages, stepped_at_s=stepped_at_s)
+def state(npages: int, stepped_at_s: float | None = None) -> KsmtunedState:
+    return KsmtunedState(npages=npages, stepped_at_s=stepped_at_s)
 
 
 # Rule 1
@@ -48,12 +48,12 @@ def past(npages: int, stepped_at_s: float | None = None) -> KsmtunedPast:
 
 @pytest.mark.parametrize("total_kib", [0, -1, 2**53 + 1])
 def test_without_a_credible_total_it_parks_and_keeps_its_npages(total_kib: int) -> None:
-    decision, after = POLICY.decide(host(0, total_kib=total_kib), past(400), STEP)
-    assert decision.target == PARKED
+    decision, after = POLICY.decide(host(0, total_kib=total_kib), state(400), STEP)
+    assert decision.target == IDLE
     assert decision.reason.rule == "unknown"
     assert decision.reason.numbers["total_kib"] == total_kib
     assert decision.next_pass_s == 60
-    assert after == past(400, 1000.0)
+    assert after == state(400, 1000.0)
 
 
 # Rule 2
@@ -139,16 +139,16 @@ def test_smaller_hosts_sleep_longer(total_kib: int, sleep_msec: int, sleep_ms: i
 def test_it_stops_only_with_free_memory_and_little_committed(
     free_kib: int, committed_kib: int, rule: str, pages: int
 ) -> None:
-    decision, after = POLICY.decide(host(free_kib, committed_kib), past(500), STEP)
+    decision, after = POLICY.decide(host(free_kib, committed_kib), state(500), STEP)
     assert decision.reason.rule == rule
     assert decision.target.pages_to_scan == pages
-    assert decision.is_parked == (rule == "stop")
+    assert decision.is_idle == (rule == "stop")
     assert after.npages == (pages or 500)
 
 
 def test_stop_means_parked() -> None:
-    decision, _ = POLICY.decide(host(TOTAL_KIB), past(500), STEP)
-    assert decision.target == PARKED
+    decision, _ = POLICY.decide(host(TOTAL_KIB), state(500), STEP)
+    assert decision.target == IDLE
     assert decision.target.merge_across_nodes is None
 
 
@@ -168,7 +168,7 @@ def test_stop_means_parked() -> None:
     ],
 )
 def test_npages_stays_within_its_bounds(npages: int, free_kib: int, pages: int) -> None:
-    decision, after = POLICY.decide(host(free_kib), past(npages), STEP)
+    decision, after = POLICY.decide(host(free_kib), state(npages), STEP)
     assert decision.target.pages_to_scan == after.npages == pages
 
 
@@ -181,7 +181,7 @@ def test_a_host_short_of_memory_is_scanned_at_full_speed_after_five_steps() -> N
 
 
 def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
-    _, after = POLICY.decide(host(TOTAL_KIB), past(900), STEP)
+    _, after = POLICY.decide(host(TOTAL_KIB), state(900), STEP)
     decision, _ = POLICY.decide(host(0), after, STEP)
     assert decision.target.pages_to_scan == 1200
 
@@ -197,8 +197,8 @@ def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
 def test_a_balloon_or_device_re_evaluates_without_a_step(
     trigger: Trigger, npages: int, free_kib: int, rule: str, pages: int
 ) -> None:
-    before = past(npages, 990.0)
-    decision, after = POLICY.decide(host(free_kib), before, Occasion(triggers=frozenset({trigger})))
+    before = state(npages, 990.0)
+    decision, after = POLICY.decide(host(free_kib), before, Triggers(kinds=frozenset({trigger})))
     assert (decision.reason.rule, decision.target.pages_to_scan) == (rule, pages)
     assert after == before
     assert decision.next_pass_s == 50
@@ -206,21 +206,21 @@ def test_a_balloon_or_device_re_evaluates_without_a_step(
 
 @pytest.mark.parametrize("free_kib", [0, TOTAL_KIB])
 def test_7_what_a_guest_does_by_itself_is_routine_while_nothing_changes_and_a_step_never_is(free_kib: int) -> None:
-    balloon = Occasion(triggers=frozenset({Trigger.BALLOON}))
-    changing, _ = POLICY.decide(host(free_kib, pages_to_scan=123), past(400), balloon)
+    balloon = Triggers(kinds=frozenset({Trigger.BALLOON}))
+    changing, _ = POLICY.decide(host(free_kib, pages_to_scan=123), state(400), balloon)
     settled = host(free_kib)
     settled = replace(settled, ksm=replace(settled.ksm, settings=changing.target))
-    going_on, _ = POLICY.decide(settled, past(400), balloon)
+    going_on, _ = POLICY.decide(settled, state(400), balloon)
     assert [changing.is_routine, going_on.is_routine] == [False, True]
-    assert not POLICY.decide(settled, past(400), STEP)[0].is_routine
+    assert not POLICY.decide(settled, state(400), STEP)[0].is_routine
 
 
 @pytest.mark.parametrize("trigger", sorted(set(Trigger) - {Trigger.BALLOON, Trigger.MEMORY_DEVICE}, key=str))
 def test_every_other_trigger_is_one_step_also_in_a_burst(trigger: Trigger) -> None:
-    burst = Occasion(triggers=frozenset({trigger, Trigger.BALLOON, Trigger.STOPPED}))
-    for occasion in (burst, Occasion(triggers=frozenset({trigger}))):
-        _, after = POLICY.decide(host(0), past(500, 990.0), occasion)
-        assert after == past(800, 1000.0)
+    burst = Triggers(kinds=frozenset({trigger, Trigger.BALLOON, Trigger.STOPPED}))
+    for triggers in (burst, Triggers(kinds=frozenset({trigger}))):
+        _, after = POLICY.decide(host(0), state(500, 990.0), triggers)
+        assert after == state(800, 1000.0)
 
 
 # Rule 8
@@ -231,15 +231,15 @@ def test_every_other_trigger_is_one_step_also_in_a_burst(trigger: Trigger) -> No
     [(None, 60), (1000.0, 60), (999.0, 59), (940.0, 0), (3.0, 0), (-50.0, 0), (1001.0, 60), (9e15, 60)],
 )
 def test_without_a_step_the_rest_of_the_interval_is_left(stepped_at_s: float | None, left_s: float) -> None:
-    balloon = Occasion(triggers=frozenset({Trigger.BALLOON}))
-    decision, _ = POLICY.decide(host(0), past(0, stepped_at_s), balloon)
+    balloon = Triggers(kinds=frozenset({Trigger.BALLOON}))
+    decision, _ = POLICY.decide(host(0), state(0, stepped_at_s), balloon)
     assert decision.next_pass_s == left_s
 
 
 @pytest.mark.parametrize("free_kib", [0, THRES_KIB, TOTAL_KIB])
 def test_after_a_step_a_whole_interval_is_left(free_kib: int) -> None:
     policy = KsmtunedPolicy(params=KsmtunedParams(monitor_interval=7))
-    decision, _ = policy.decide(host(free_kib), past(0, 999.0), STEP)
+    decision, _ = policy.decide(host(free_kib), state(0, 999.0), STEP)
     assert decision.next_pass_s == 7
 
 
@@ -259,14 +259,14 @@ def test_only_a_remote_host_begins_with_the_kernels_pages(
     source: Source, pages_to_scan: int | None, npages: int
 ) -> None:
     snapshot = host(0, source=source, pages_to_scan=pages_to_scan)
-    assert POLICY.first_past(snapshot) == past(npages)
+    assert POLICY.first_state(snapshot) == state(npages)
 
 
 # The reason
 
 
 def test_the_reason_holds_what_the_outcome_follows_from() -> None:
-    decision, _ = POLICY.decide(host(THRES_KIB - 1, 77), past(500), STEP)
+    decision, _ = POLICY.decide(host(THRES_KIB - 1, 77), state(500), STEP)
     assert decision.reason.numbers == {
         "total_kib": TOTAL_KIB,
         "free_kib": THRES_KIB - 1,
@@ -284,12 +284,12 @@ def test_the_reason_holds_what_the_outcome_follows_from() -> None:
     )
 
 
-# The kept past
+# The kept state
 
 
 @pytest.mark.parametrize("kept", [{"npages": 5, "stepped_at_s": 3}, {"npages": 5, "stepped_at_s": 3.0}])
 def test_a_whole_second_may_come_back_without_its_point(kept: dict[str, object]) -> None:
-    assert POLICY.load_past(kept) == past(5, 3.0)
+    assert POLICY.load_state(kept) == state(5, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +312,8 @@ def test_a_whole_second_may_come_back_without_its_point(kept: dict[str, object])
     ],
 )
 def test_what_is_no_past_is_refused(kept: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"npages|stepped_at_s|KsmtunedPast"):
-        POLICY.load_past(kept)
+    with pytest.raises(ValueError, match=r"npages|stepped_at_s|KsmtunedState"):
+        POLICY.load_state(kept)
 
 
 # The registry
@@ -330,5 +330,5 @@ def test_each_policy_is_built_by_its_name(name: Literal["ksmtuned"]) -> None:
 
 def test_a_policy_gets_the_configurations_own_table() -> None:
     policy = make_policy(Config(policy="ksmtuned", ksmtuned=KsmtunedParams(npages_max=77)))
-    decision, _ = policy.decide(host(0), policy.first_past(host(0)), STEP)
+    decision, _ = policy.decide(host(0), policy.first_state(host(0)), STEP)
     assert decision.target.pages_to_scan == 77

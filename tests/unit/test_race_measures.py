@@ -110,9 +110,9 @@ def test_a_run_that_parks() -> None:
 
 
 def test_what_comes_later_in_the_hour_is_added() -> None:
-    record = run("adaptive", rising(20, 1000), parked_from_s=60.0)
+    report = run("adaptive", rising(20, 1000), parked_from_s=60.0)
     hours = [
-        measure_work([record], later).figures["adaptive"].hour_cpu_s
+        measure_work([report], later).figures["adaptive"].hour_cpu_s
         for later in (None, {"adaptive": 7.0}, {"flat": 7.0})
     ]
     assert hours == pytest.approx([30.0, 37.0, 30.0])
@@ -163,15 +163,15 @@ def test_final_savings_are_the_best_runs_and_off_is_no_contender() -> None:
 
 
 def test_what_is_held_is_judged_before_guests_stop() -> None:
-    record = run("adaptive", lambda at_s: 1000 if at_s < 150 else 10, savings_until_s=150.0)
+    report = run("adaptive", lambda at_s: 1000 if at_s < 150 else 10, savings_until_s=150.0)
 
-    assert measure_work([record]).final_mib == 1000 / 256
+    assert measure_work([report]).final_mib == 1000 / 256
 
 
 def test_a_short_run_is_judged_by_its_end() -> None:
-    record = run("flat", lambda at_s: 1000 if at_s >= 20 else 0, length_s=25.0, savings_until_s=25.0)
+    report = run("flat", lambda at_s: 1000 if at_s >= 20 else 0, length_s=25.0, savings_until_s=25.0)
 
-    assert measure_work([record]).final_mib == 1000 / 256
+    assert measure_work([report]).final_mib == 1000 / 256
 
 
 def test_a_pause_between_two_batches_is_no_parking() -> None:
@@ -188,7 +188,7 @@ def test_switched_off_is_parked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length_s", "parked_s", "window"),
+    ("length_s", "idle_s", "window"),
     [
         (300.0, None, (180.0, 300.0)),
         (300.0, 60.0, (60.0, 180.0)),
@@ -197,8 +197,8 @@ def test_switched_off_is_parked() -> None:
         (700.0, 610.0, (610.0, 700.0)),
     ],
 )
-def test_the_window_of_rest(length_s: float, parked_s: float | None, window: tuple[float, float]) -> None:
-    assert rest_window(length_s, parked_s) == window
+def test_the_window_of_rest(length_s: float, idle_s: float | None, window: tuple[float, float]) -> None:
+    assert rest_window(length_s, idle_s) == window
 
 
 def test_cpu_is_spread_between_samples_and_counts_from_the_first() -> None:
@@ -255,15 +255,15 @@ def test_a_policy_that_says_nothing_of_the_kind() -> None:
 
 
 def test_records_survive_their_file(tmp_path: Path) -> None:
-    record = run("adaptive", rising(20, 1000), own_cpu_s=1.5)
-    keep_record(tmp_path, record)
+    report = run("adaptive", rising(20, 1000), own_cpu_s=1.5)
+    keep_record(tmp_path, report)
 
     (back,) = read_records(tmp_path)
 
-    assert back.samples == record.samples
-    assert back.guests == record.guests
-    assert back.neighbour == record.neighbour
-    assert measure_run(back, 1000.0) == measure_run(record, 1000.0)
+    assert back.samples == report.samples
+    assert back.guests == report.guests
+    assert back.neighbour == report.neighbour
+    assert measure_run(back, 1000.0) == measure_run(report, 1000.0)
     before = record_path(tmp_path, "storm", "adaptive").read_bytes()
     keep_record(tmp_path, back)
     assert record_path(tmp_path, "storm", "adaptive").read_bytes() == before

@@ -72,7 +72,7 @@ def test_a_sample_reads_everything(roots: tuple[Path, Path]) -> None:
 
     assert (sample.at_s, sample.pages_sharing, sample.pages_scanned, sample.cow_ksm) == (1.235, 10, 40, 24370)
     assert sample.ksmd_cpu_s == pytest.approx(11.420688)
-    assert not sample.is_parked
+    assert not sample.is_idle
 
 
 def test_what_an_older_kernel_lacks_is_none(roots: tuple[Path, Path]) -> None:
@@ -91,7 +91,7 @@ def test_what_an_older_kernel_lacks_is_none(roots: tuple[Path, Path]) -> None:
 def test_nothing_is_scanned(roots: tuple[Path, Path], values: dict[str, int]) -> None:
     write_ksm(roots[0], **values)
 
-    assert Eyes(*roots).read(0.0).is_parked
+    assert Eyes(*roots).read(0.0).is_idle
 
 
 def test_without_ksmd_to_see_there_is_nothing_to_measure(roots: tuple[Path, Path]) -> None:

@@ -20,7 +20,7 @@ from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.errors import ConfigError
 from virtksm.model.decision import Decision, Reason, SwitchedOff
-from virtksm.model.snapshot import PARKED, Settings
+from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
@@ -37,18 +37,18 @@ def twins() -> list[Line | Torn]:
     return list(parse_lines(read_trace(str(TWINS)), "twins"))
 
 
-def own(law: Law) -> Any:  # noqa: ANN401  # a policy and its past
+def own(law: Law) -> Any:  # noqa: ANN401  # a policy and its state
     return make_policy(read_law(law.policy, law.config, "twins"))
 
 
-def traced(at_s: float, target: Settings = PARKED, **changes: Any) -> Pass:  # noqa: ANN401  # fields of a pass
+def traced(at_s: float, target: Settings = IDLE, **changes: Any) -> Pass:  # noqa: ANN401  # fields of a pass
     """A pass that the recorded policy, called "target", has answered so, after one that it follows."""
     return replace(
         PASS,
         snapshot=snap(at_s),
-        occasion=TIMER,
+        triggers=TIMER,
         decision=Decision(target=target, reason=Reason(rule="told", text="as told"), next_pass_s=1.0),
-        **{"continues": True, "past": None, **changes},
+        **{"continues": True, "state": None, **changes},
     )
 
 
@@ -57,7 +57,7 @@ def header(policy: str = "target") -> Header:
 
 
 def steps_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> list[Step]:
-    return list(replay(lines, lambda _law: policy or TargetPolicy(target=PARKED)))
+    return list(replay(lines, lambda _law: policy or TargetPolicy(target=IDLE)))
 
 
 # The real trace
@@ -78,13 +78,13 @@ def test_a_trace_that_begins_in_the_middle_decides_the_same_where_the_past_is_to
         number for number, line in enumerate(lines) if isinstance(line, Pass) and not line.continues and number > 1
     )
     assert [step.differs for step in replay([lines[0], *lines[first:]], own)].count(True) == 0
-    assert [step.differs for step in replay([lines[0], *lines[40:]], own)].count(True) > 0, "the past is missing"
+    assert [step.differs for step in replay([lines[0], *lines[40:]], own)].count(True) > 0, "the state is missing"
 
 
 def test_an_agent_that_looked_less_would_have_been_another_story() -> None:
     config = Config(adaptive=AdaptiveParams(engage="never"))
     steps = list(replay(twins(), lambda law: make_policy(replace(config, policy="adaptive"))))
-    assert all(step.replayed.is_parked for step in steps)
+    assert all(step.replayed.is_idle for step in steps)
     assert any(step.differs for step in steps)
 
 
@@ -92,7 +92,7 @@ def test_an_agent_that_looked_less_would_have_been_another_story() -> None:
 
 
 def test_it_takes_over_what_the_recorded_policy_remembered_and_goes_on_by_itself() -> None:
-    lines: list[Line | Torn] = [header(), traced(1, continues=False, past={"steps": 7}), traced(2)]
+    lines: list[Line | Torn] = [header(), traced(1, continues=False, state={"steps": 7}), traced(2)]
     policy = Counting()
     steps_of(lines, policy)
     assert policy.pasts == [7, 8]
@@ -101,10 +101,10 @@ def test_it_takes_over_what_the_recorded_policy_remembered_and_goes_on_by_itself
 def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one_begins_anew() -> None:
     lines: list[Line | Torn] = [
         header(),
-        traced(1, continues=False, past={"steps": 7}),
+        traced(1, continues=False, state={"steps": 7}),
         Gap(missed=3),
-        traced(9, continues=False, past={"steps": 20}),
-        traced(10, continues=False, past={"else": 1}),
+        traced(9, continues=False, state={"steps": 20}),
+        traced(10, continues=False, state={"else": 1}),
         traced(11, continues=False),
     ]
     policy = Counting()
@@ -116,8 +116,8 @@ def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one
 def test_another_policy_goes_on_with_its_own_past() -> None:
     lines: list[Line | Torn] = [
         header("other"),
-        traced(1, continues=False, past={"steps": 7}),
-        traced(2, continues=False, past={}),
+        traced(1, continues=False, state={"steps": 7}),
+        traced(2, continues=False, state={}),
     ]
     policy = Counting()
     steps_of(lines, policy)
@@ -159,12 +159,12 @@ class Counting(TargetPolicy):
     """A policy that notes what it remembered at each of its answers."""
 
     def __init__(self, name: str = "target") -> None:
-        super().__init__(target=PARKED, name=name)
+        super().__init__(target=IDLE, name=name)
         self.pasts: list[int] = []
 
-    def decide(self, snapshot: Any, past: int, occasion: Any) -> tuple[Decision, int]:  # noqa: ANN401  # the port's
-        self.pasts.append(past)
-        return super().decide(snapshot, past, occasion)
+    def decide(self, snapshot: Any, state: int, triggers: Any) -> tuple[Decision, int]:  # noqa: ANN401  # the port's
+        self.pasts.append(state)
+        return super().decide(snapshot, state, triggers)
 
 
 def test_time_between_passes_that_do_not_follow_each_other_is_not_counted() -> None:
@@ -195,13 +195,13 @@ def test_a_changed_sleep_grants_a_batch_at_once_and_an_unchanged_one_a_batch_a_s
     told = sums_of(lines)
     assert told["seconds"] == pytest.approx(121.4)
     assert told["recorded"]["pages_per_s"] == pytest.approx((1 + 1 + 1) * 100_000 / 121.4, rel=0.001)
-    assert told["recorded"]["parked_percent"] == 0
-    assert told["replayed"] == {"parked_percent": 100.0, "pages_per_s": 0.0}
+    assert told["recorded"]["idle_percent"] == 0
+    assert told["replayed"] == {"idle_percent": 100.0, "pages_per_s": 0.0}
     assert (told["passes"], told["differing"]) == (3, 2)
 
 
 def test_nothing_is_divided_by_no_time() -> None:
-    assert sums_of([header(), traced(0)])["recorded"] == {"parked_percent": None, "pages_per_s": None}
+    assert sums_of([header(), traced(0)])["recorded"] == {"idle_percent": None, "pages_per_s": None}
 
 
 # Laws from a trace and from the command line
@@ -303,7 +303,7 @@ def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[
     assert told["sums"] == {
         **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,
     }  # fmt: skip
-    assert set(told["sums"]["replayed"]) == {"parked_percent", "pages_per_s"}
+    assert set(told["sums"]["replayed"]) == {"idle_percent", "pages_per_s"}
 
 
 def test_a_configuration_file_stands_in_for_the_recorded_one(
@@ -335,7 +335,7 @@ def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     law = Law(policy="adaptive", config={"adaptive.engage": "always"})
     parts: list[Line] = [
         replace(HEADER, law=law),
-        traced(1, continues=False, past={"else": 1}),
+        traced(1, continues=False, state={"else": 1}),
         Gap(missed=4),
         Gap(missed=None),
     ]

@@ -12,7 +12,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.fakes import TargetPolicy
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.report import Outcome
-from virtksm.model.snapshot import PARKED, Settings, Source
+from virtksm.model.snapshot import IDLE, Settings, Source
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 GIB_KIB = 1024 * 1024
@@ -46,27 +46,27 @@ def test_ksmtuned_runs_on_it_and_shortage_makes_it_scan() -> None:
     policy = KsmtunedPolicy(params=KsmtunedParams())
     plenty = run_policy(SimHost(total_kib=64 * GIB_KIB), policy, storm(), until_s=600.0)
     short = run_policy(SimHost(total_kib=9 * GIB_KIB), policy, storm(), until_s=600.0)
-    assert {record.decision.reason.rule for _, record in plenty.passes} == {"stop"}
+    assert {report.decision.reason.rule for _, report in plenty.passes} == {"stop"}
     assert plenty.samples[-1].saved_pages == 0
     assert short.samples[-1].saved_pages > 1_000_000
-    assert not [record for _, record in short.passes if record.refusals or record.foreign]
+    assert not [report for _, report in short.passes if report.refusals or report.foreign]
 
 
 def test_passes_come_at_once_then_once_a_window_and_when_the_policy_wants() -> None:
-    policy = TargetPolicy(target=PARKED, next_pass_s=60.0)
+    policy = TargetPolicy(target=IDLE, next_pass_s=60.0)
     scenario: list[Event] = [*storm(guests=3, every_s=0.1), Stop(at_s=30.0, name="g0")]
     run = run_policy(SimHost(total_kib=16 * GIB_KIB), policy, scenario, until_s=100.0)
-    assert [(round(t_s, 3), record.occasion.names) for t_s, record in run.passes] == [
+    assert [(round(t_s, 3), report.triggers.names) for t_s, report in run.passes] == [
         (0.0, ["connected", "started"]),
         (0.25, ["started"]),
         (30.0, ["stopped"]),
         (90.0, ["timer"]),
     ]
-    assert [record.outcome for _, record in run.passes] == [Outcome.APPLIED, *[Outcome.UNCHANGED] * 3]
+    assert [report.outcome for _, report in run.passes] == [Outcome.APPLIED, *[Outcome.UNCHANGED] * 3]
 
 
 def test_a_remote_host_tells_what_libvirt_tells() -> None:
-    policy = TargetPolicy(target=PARKED)
+    policy = TargetPolicy(target=IDLE)
     run = run_policy(SimHost(total_kib=16 * GIB_KIB), policy, storm(guests=1), until_s=20.0, is_local=False)
     snapshot = run.passes[0][1].snapshot
     assert (snapshot.source, snapshot.ksm.ksmd_cpu_seconds) == (Source.LIBVIRT, None)

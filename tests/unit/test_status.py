@@ -27,9 +27,9 @@ from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
 from virtksm.errors import ExitCode, LibvirtTimeout
 from virtksm.model.current import after_pass
-from virtksm.model.decision import Occasion, Trigger
-from virtksm.model.report import PassRecord
-from virtksm.model.snapshot import PARKED, Settings
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.report import PassReport
+from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle, Memory
 
@@ -38,7 +38,7 @@ SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
 NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 
 
-def passed(target: Settings, *, run: int | None = 1) -> PassRecord:
+def passed(target: Settings, *, run: int | None = 1) -> PassReport:
     cycle = Cycle(
         hypervisor=FakeHypervisor(),
         local=FakeFacts(run=run),
@@ -49,7 +49,7 @@ def passed(target: Settings, *, run: int | None = 1) -> PassRecord:
         on_conflict="reassert",
         memory=Memory(),
     )
-    return cycle.run(Occasion(triggers=frozenset({Trigger.STARTED})))
+    return cycle.run(Triggers(kinds=frozenset({Trigger.STARTED})))
 
 
 def standing(**changes: Any) -> Standing:  # noqa: ANN401  # any field of Standing
@@ -98,15 +98,15 @@ def test_libvirt_is_silent_without_a_connection_or_when_a_call_is_late(
         (passed(SCANNING), 900.0, None, True),
         (passed(SCANNING, run=0), 900.0, None, False),
         (passed(SCANNING, run=None), 900.0, None, True),
-        (passed(PARKED), 900.0, None, False),
-        (passed(PARKED), None, LATE, True),
-        (passed(PARKED), None, replace(LATE, what="close"), False),
+        (passed(IDLE), 900.0, None, False),
+        (passed(IDLE), None, LATE, True),
+        (passed(IDLE), None, replace(LATE, what="close"), False),
         (None, 900.0, None, None),
         (None, None, LATE, True),
     ],
 )
 def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
-    last: PassRecord | None, lost_s: float | None, waiting: Waiting | None, stranded: bool | None
+    last: PassReport | None, lost_s: float | None, waiting: Waiting | None, stranded: bool | None
 ) -> None:
     assert standing(last=last, lost_s=lost_s, waiting=waiting).may_be_stranded is stranded
 
@@ -114,7 +114,7 @@ def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
 @pytest.mark.parametrize(
     ("settings", "percent"),
     [
-        (PARKED, 0.0),
+        (IDLE, 0.0),
         (SCANNING, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 8)
         (Settings(pages_to_scan=571_428, sleep_millisecs=60_000), 6.2),
         (Settings(pages_to_scan=100_000, sleep_millisecs=0), 100.0),

@@ -99,9 +99,9 @@ def test_systemd_is_told_in_one_line(changes: dict[str, Any], line: str) -> None
 
 
 def test_systemd_is_told_first_that_ksm_is_off() -> None:
-    record = a_pass()
-    ksm = replace(record.snapshot.ksm, run=0)
-    assert status_text(replace(record, snapshot=replace(record.snapshot, ksm=ksm))).startswith("KSM is off (run=0); ")
+    report = a_pass()
+    ksm = replace(report.snapshot.ksm, run=0)
+    assert status_text(replace(report, snapshot=replace(report.snapshot, ksm=ksm))).startswith("KSM is off (run=0); ")
 
 
 class Told(FakeFacts):

@@ -15,13 +15,13 @@ import pytest
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
 from virtksm.errors import StateUnusable
-from virtksm.history.samples import MOST_DECISIONS, MOST_EVENTS, MOST_SAMPLES, Told
+from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS, MAX_SAMPLES, Told
 from virtksm.store import history as history_file
 from virtksm.store.history import (
+    MAX_ASIDE,
     MAX_BYTES,
-    MOST_ASIDE,
-    MOST_DECISION_CHARACTERS,
-    MOST_RECORD_CHARACTERS,
+    MAX_DECISION_CHARACTERS,
+    MAX_RECORD_CHARACTERS,
     SCHEMA,
     HistoryFile,
 )
@@ -41,13 +41,13 @@ def names(path: Path) -> list[str]:
 def full(path: Path) -> HistoryFile:
     """Fill a history to all its bounds, in batches of the size of the agent's."""
     history = HistoryFile(str(path))
-    record, uuid, batches = {"reason": "x" * 2000}, "12345678-1234-1234-1234-123456789abc", 40
+    report, uuid, batches = {"reason": "x" * 2000}, "12345678-1234-1234-1234-123456789abc", 40
     for batch in range(batches):
-        times = [NOW_S + batch * 1000 + number for number in range(MOST_EVENTS // batches)]
+        times = [NOW_S + batch * 1000 + number for number in range(MAX_EVENTS // batches)]
         history.keep(
             [replace(SAMPLE, at_s=at_s, saved_kib=int(at_s)) for at_s in times] * 2,
             [replace(EVENT, at_s=at_s, uuid=uuid) for at_s in times],
-            [Told(at_s=at_s, record=record) for at_s in times[: MOST_DECISIONS // batches]],
+            [Told(at_s=at_s, report=report) for at_s in times[: MAX_DECISIONS // batches]],
         )
     return history
 
@@ -73,8 +73,8 @@ def test_a_day_and_its_events_and_decisions_take_a_few_mib_and_no_more(path: Pat
 
 def test_decisions_are_bounded_in_size_too(path: Path) -> None:
     history = HistoryFile(str(path))
-    big = {"warnings": ["x" * (MOST_DECISION_CHARACTERS // 10)]}
-    history.keep([], [], [Told(at_s=NOW_S + number, record=big) for number in range(30)])
+    big = {"warnings": ["x" * (MAX_DECISION_CHARACTERS // 10)]}
+    history.keep([], [], [Told(at_s=NOW_S + number, report=big) for number in range(30)])
     told = history.decisions(100)
     assert 8 <= len(told) < 10
     assert told[-1].at_s == NOW_S + 29
@@ -84,7 +84,7 @@ def test_reading_writes_nothing(path: Path) -> None:
     history = full(path)
     path.parent.chmod(0o500)
     before = path.stat()
-    assert len(history.samples(0)) == MOST_SAMPLES
+    assert len(history.samples(0)) == MAX_SAMPLES
     after = path.stat()
     assert (after.st_mtime_ns, after.st_ino, names(path)) == (before.st_mtime_ns, before.st_ino, ["local.history"])
     path.parent.chmod(0o700)
@@ -153,14 +153,14 @@ def test_damage_is_noticed_also_while_the_agent_runs(path: Path, damage: Callabl
 
 
 def test_files_set_aside_are_never_too_many_and_never_lost(path: Path) -> None:
-    for number in range(MOST_ASIDE):
+    for number in range(MAX_ASIDE):
         path.write_bytes(b"garbage %d" % number)
         assert HistoryFile(str(path)).keep([SAMPLE], [], []) is not None
     path.write_bytes(b"garbage")
     with pytest.raises(StateUnusable, match=r"remove them"):
         HistoryFile(str(path)).keep([SAMPLE], [], [])
     assert path.read_bytes() == b"garbage"
-    assert len(names(path)) == MOST_ASIDE + 1
+    assert len(names(path)) == MAX_ASIDE + 1
     for one in path.parent.glob("*.aside-*"):
         one.unlink()
     assert HistoryFile(str(path)).keep([SAMPLE], [], []) is not None
@@ -233,16 +233,16 @@ def test_what_is_no_regular_file_is_neither_read_nor_written(
 
 
 def test_reading_ends_after_so_many_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_file, "MOST_STEPS", 1000)
+    monkeypatch.setattr(history_file, "MAX_STEPS", 1000)
     with pytest.raises(StateUnusable, match="interrupted"):
         full(path).samples(0)
 
 
 PLANTED = [
     "CREATE VIEW {0} AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id FROM n",
-    "CREATE TABLE {0} (id INTEGER PRIMARY KEY, at_s AS (zeroblob(100000000)), record)",
-    "CREATE VIRTUAL TABLE {0} USING fts4(at_s, record)",
-    "CREATE TABLE {0} (at_s, record); CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END",
+    "CREATE TABLE {0} (id INTEGER PRIMARY KEY, at_s AS (zeroblob(100000000)), report)",
+    "CREATE VIRTUAL TABLE {0} USING fts4(at_s, report)",
+    "CREATE TABLE {0} (at_s, report); CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END",
 ]
 
 
@@ -282,13 +282,13 @@ def insert(path: Path, statement: str, *values: object) -> None:
 
 
 def test_a_row_longer_than_any_answer_is_not_read(path: Path) -> None:
-    insert(path, "INSERT INTO decisions (at_s, record) VALUES (1.0, zeroblob(2000000))")
+    insert(path, "INSERT INTO decisions (at_s, report) VALUES (1.0, zeroblob(2000000))")
     with pytest.raises(StateUnusable, match="too big"):
         HistoryFile(str(path)).decisions(9)
 
 
 def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_file, "MOST_READ_BYTES", 100_000)
+    monkeypatch.setattr(history_file, "MAX_READ_BYTES", 100_000)
     history = full(path)
     assert len(history.decisions(40)) == 40
     with pytest.raises(StateUnusable, match="holds more than"):
@@ -297,13 +297,13 @@ def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: p
 
 def test_a_decision_that_no_answer_has_room_for_is_not_kept(path: Path) -> None:
     history = HistoryFile(str(path))
-    history.keep([], [], [DECISION, Told(at_s=NOW_S, record={"x": "y" * MOST_RECORD_CHARACTERS})])
+    history.keep([], [], [DECISION, Told(at_s=NOW_S, report={"x": "y" * MAX_RECORD_CHARACTERS})])
     assert history.decisions(9) == (DECISION,)
 
 
-@pytest.mark.parametrize("record", ['{"x": 1e999}', '{"x": NaN}', '{"x": ' + "9" * 400 + "}"])
-def test_numbers_that_no_counter_has_are_damage(path: Path, record: str) -> None:
-    insert(path, "INSERT INTO decisions (at_s, record) VALUES (1.0, ?)", record)
+@pytest.mark.parametrize("report", ['{"x": 1e999}', '{"x": NaN}', '{"x": ' + "9" * 400 + "}"])
+def test_numbers_that_no_counter_has_are_damage(path: Path, report: str) -> None:
+    insert(path, "INSERT INTO decisions (at_s, report) VALUES (1.0, ?)", report)
     with pytest.raises(StateUnusable, match="no number of a counter"):
         HistoryFile(str(path)).decisions(9)
 

@@ -17,7 +17,7 @@ from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
-from virtksm.policy.adaptive.past import AdaptivePast, Meter, Round, dump_past, load_past
+from virtksm.policy.adaptive.state import AdaptiveState, Meter, Round, dump_state, load_state
 from virtksm.store import files
 from virtksm.store.files import (
     PIECE_BYTES,
@@ -28,7 +28,7 @@ from virtksm.store.files import (
     read_file,
     replace_file,
 )
-from virtksm.store.state import MAX_CHARACTERS, StateFile, dump_state, parse_state
+from virtksm.store.state import MAX_CHARACTERS, StateFile, dump_host_state, parse_host_state
 from virtksm.tuning.ownership import HostState, Ownership
 
 HANG_S = 30.0
@@ -49,9 +49,9 @@ STATES = st.builds(
     HostState,
     ownership=st.fixed_dictionaries({}, optional=OWNERSHIPS),
     policy_name=st.none() | st.text(),
-    policy_past=st.none() | PASTS,
+    policy_state=st.none() | PASTS,
 )
-GOOD = json.loads(dump_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))
+GOOD = json.loads(dump_host_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def paths(tmp_path: Path) -> RuntimePaths:
 
 @given(STATES)
 def test_every_state_comes_back_as_it_was(state: HostState) -> None:
-    assert parse_state(dump_state(state)) == state
+    assert parse_host_state(dump_host_state(state)) == state
 
 
 @given(st.text())
 def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        parse_state(text)
+        parse_host_state(text)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
         {"parameters": {"merge_across_nodes": {"baseline": 2}}},
         {"parameters": {"pages_to_scan": {"baseline": 10**400}}},
         {"policy": None},
-        {"policy": {"name": 3, "past": None}},
-        {"policy": {"name": "ksmtuned", "past": "many"}},
-        {"policy": {"name": "ksmtuned", "past": {"nested": [[[[[[[[]]]]]]]]}}},
-        {"policy": {"name": "ksmtuned", "past": {"long": "x" * MAX_CHARACTERS}}},
+        {"policy": {"name": 3, "state": None}},
+        {"policy": {"name": "ksmtuned", "state": "many"}},
+        {"policy": {"name": "ksmtuned", "state": {"nested": [[[[[[[[]]]]]]]]}}},
+        {"policy": {"name": "ksmtuned", "state": {"long": "x" * MAX_CHARACTERS}}},
     ],
 )
 def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, damage: dict[str, object]) -> None:
@@ -115,23 +115,23 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
 )
-MEMORY = dump_past(AdaptivePast(round=Round(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
+MEMORY = dump_state(AdaptiveState(round=Round(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
 
 
 @given(
-    past=st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MEMORY.items()}) | JSON,
+    state=st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MEMORY.items()}) | JSON,
     parameters=st.dictionaries(st.sampled_from([*MAXIMA, "run"]), JSON) | JSON,
 )
-def test_of_any_state_what_is_taken_can_be_kept_again_and_decided_on(past: object, parameters: object) -> None:
-    kept = {**GOOD, "policy": {"name": "adaptive", "past": past}}
+def test_of_any_state_what_is_taken_can_be_kept_again_and_decided_on(state: object, parameters: object) -> None:
+    kept = {**GOOD, "policy": {"name": "adaptive", "state": state}}
     for document in (kept, {**kept, "parameters": parameters}):
         try:
-            state = parse_state(json.dumps(document))
-            remembered = load_past(state.policy_past or {})
+            state = parse_host_state(json.dumps(document))
+            remembered = load_state(state.policy_state or {})
         except ValueError:
             continue
-        assert parse_state(dump_state(state)) == state
-        assert load_past(json.loads(json.dumps(dump_past(remembered)))) == remembered
+        assert parse_host_state(dump_host_state(state)) == state
+        assert load_state(json.loads(json.dumps(dump_state(remembered)))) == remembered
 
 
 def test_a_state_is_ones_own_where_nobody_else_owns_its_folder(paths: RuntimePaths) -> None:

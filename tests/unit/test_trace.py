@@ -13,7 +13,7 @@ import pytest
 from tests.unit.test_policy_adaptive import TIMER, snap
 from virtksm.errors import TraceUnusable
 from virtksm.model.decision import Decision, Reason
-from virtksm.model.snapshot import PARKED
+from virtksm.model.snapshot import IDLE
 from virtksm.store.trace import append_lines, create_trace, read_trace
 from virtksm.trace import Gap, Header, Law, Pass, Torn
 from virtksm.trace.anonymise import Nameless
@@ -30,13 +30,13 @@ HEADER = Header(
 PASS = Pass(
     seq=3,
     at_s=1.5,
-    occasion=TIMER,
+    triggers=TIMER,
     snapshot=snap(1, {"vault": 1024}),
-    decision=Decision(target=PARKED, reason=Reason(rule="rest", text="all is covered"), next_pass_s=20.0),
+    decision=Decision(target=IDLE, reason=Reason(rule="rest", text="all is covered"), next_pass_s=20.0),
     outcome="applied",
-    after=PARKED,
+    after=IDLE,
     continues=False,
-    past={"guests_kib": {"vault/1": 7, "gone/3": 8}, "rule": "rest"},
+    state={"guests_kib": {"vault/1": 7, "gone/3": 8}, "rule": "rest"},
 )
 
 
@@ -72,7 +72,7 @@ SNAPSHOT = json.loads(dump_line(PASS))["snapshot"]
         (changed(PASS, triggers=["whim"]), "triggers is 'whim', not one of connected, started"),
         (changed(PASS, seq=1e300), "seq is 1e+300, not int"),
         (changed(PASS, snapshot=[]), "snapshot is [], not an object"),
-        (changed(PASS, past=[]), "past is [], not an object"),
+        (changed(PASS, state=[]), "state is [], not an object"),
         (without(PASS, "at_s"), "at_s is missing"),
         (changed(PASS, at_s=1e15), "at_s is 1000000000000000.0, not a time"),
         (changed(PASS, at_s=-1), "at_s is -1, not a time"),
@@ -130,17 +130,17 @@ def test_without_names_what_the_policy_remembers_of_a_guest_is_still_that_guest_
     assert isinstance(header, Header)
     assert isinstance(stripped, Pass)
     assert header.uri == "qemu+ssh:"
-    assert stripped.past == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8}, "rule": "rest"}
+    assert stripped.state == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8}, "rule": "rest"}
     assert stripped.snapshot.guests[0].key == "guest-1/1"
     assert "vault" not in dump_line(header) + dump_line(stripped)
     assert nameless.strip(Gap(missed=1)) == Gap(missed=1)
 
 
-@pytest.mark.parametrize("past", [None, {"npages": 3}, {"guests_kib": 4}])
-def test_a_past_that_knows_no_guests_is_left_as_it_is(past: Mapping[str, object] | None) -> None:
-    stripped = Nameless().strip(Pass(**{**{name: getattr(PASS, name) for name in PASS.__slots__}, "past": past}))
+@pytest.mark.parametrize("state", [None, {"npages": 3}, {"guests_kib": 4}])
+def test_a_past_that_knows_no_guests_is_left_as_it_is(state: Mapping[str, object] | None) -> None:
+    stripped = Nameless().strip(Pass(**{**{name: getattr(PASS, name) for name in PASS.__slots__}, "state": state}))
     assert isinstance(stripped, Pass)
-    assert stripped.past == past
+    assert stripped.state == state
 
 
 def test_a_file_is_its_owner_s_alone_and_none_is_overwritten_unless_told(tmp_path: Path) -> None:

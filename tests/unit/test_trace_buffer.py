@@ -12,13 +12,13 @@ import pytest
 
 from tests.unit.test_policy_adaptive import TIMER, snap
 from virtksm.agent.control_client import MAX_ANSWER
-from virtksm.agent.trace_buffer import ASKED_S, MOST_CHARACTERS, MOST_PASSES, Inputs
+from virtksm.agent.trace_buffer import ASKED_S, MAX_CHARACTERS, MAX_PASSES, TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.model.decision import SwitchedOff
-from virtksm.model.report import Outcome, PassRecord
-from virtksm.model.snapshot import PARKED, Guest, Snapshot, Source
+from virtksm.model.report import Outcome, PassReport
+from virtksm.model.snapshot import IDLE, Guest, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.past import AdaptivePast, dump_past
+from virtksm.policy.adaptive.state import AdaptiveState, dump_state
 from virtksm.policy.off import decide_off
 from virtksm.trace import Pass
 from virtksm.trace.replay import replay
@@ -33,7 +33,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 class Agent:
     """An agent's passes over a host of some guests, a second apart; what it remembers goes through JSON as on disk."""
 
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: TraceBuffer = field(default_factory=TraceBuffer)
     guests: int = 1
     now_s: float = 0.0
     kept: dict[str, Any] | None = None
@@ -46,32 +46,32 @@ class Agent:
         )
         return replace(seen, guests=tuple(guests))
 
-    def step(self, config: Config = CONFIG, off: SwitchedOff | None = None) -> PassRecord:
+    def step(self, config: Config = CONFIG, off: SwitchedOff | None = None) -> PassReport:
         """Make a pass and have it kept."""
         self.now_s += 1
         seen, before = self.snapshot(), self.kept
         if off is not None:
             decision, before, self.kept = decide_off(off, was_off=False), None, None
         else:
-            past = AdaptivePast() if before is None else POLICY.load_past(before)
-            decision, past = POLICY.decide(seen, past, TIMER)
-            self.kept = json.loads(json.dumps(dump_past(past)))
-        record = PassRecord(
+            state = AdaptiveState() if before is None else POLICY.load_state(before)
+            decision, state = POLICY.decide(seen, state, TIMER)
+            self.kept = json.loads(json.dumps(dump_state(state)))
+        report = PassReport(
             uri="qemu:///system",
             policy="adaptive",
-            occasion=TIMER,
+            triggers=TIMER,
             snapshot=seen,
             decision=decision,
             outcome=Outcome.APPLIED,
             before=seen.ksm.settings,
-            after=PARKED,
+            after=IDLE,
             duration_ms=1.0,
             switched_off=off,
-            past_before=before,
-            past_after=self.kept,
+            state_before=before,
+            state_after=self.kept,
         )
-        self.inputs.keep(record, config, now_s=self.now_s, at_s=1e9 + self.now_s)
-        return record
+        self.inputs.keep(report, config, now_s=self.now_s, at_s=1e9 + self.now_s)
+        return report
 
     def ask(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask as a recorder does that got `before`."""
@@ -92,7 +92,7 @@ def test_a_recorder_begins_with_the_last_pass_and_gets_each_one_after_it_once() 
     first = agent.ask()
     (line,) = passes(first)
     assert (line.snapshot, line.seq, line.continues) == (last.snapshot, 1, False)
-    assert line.past == last.past_before
+    assert line.state == last.state_before
     header = json.loads(first["header"])
     assert (header["uri"], header["began"]) == ("qemu:///system", "2026-01-02T03:04:05+00:00")
     assert header["law"]["config"]["adaptive.engage"] == "always"
@@ -101,7 +101,7 @@ def test_a_recorder_begins_with_the_last_pass_and_gets_each_one_after_it_once() 
     records = [agent.step() for _ in range(3)]
     third = agent.ask(second)
     assert (third["header"], third["missed"], third["more"]) == (None, 0, False)
-    assert [line.snapshot for line in passes(third)] == [record.snapshot for record in records]
+    assert [line.snapshot for line in passes(third)] == [report.snapshot for report in records]
     assert all(line.continues and line.law is None for line in passes(third))
     assert passes(agent.ask(third)) == []
 
@@ -133,14 +133,14 @@ def test_a_recorder_that_is_too_slow_is_told_what_it_missed() -> None:
     agent = Agent()
     agent.step()
     answer = agent.ask()
-    for _ in range(MOST_PASSES + 7):
+    for _ in range(MAX_PASSES + 7):
         agent.now_s -= 0.99
         agent.step()
     answer = agent.ask(answer)
     assert answer["missed"] == 7
     first, *others = passes(answer)
     assert (first.seq, first.continues) == (8, False)
-    assert first.past is not None
+    assert first.state is not None
     assert first.law is not None
     assert all(line.continues for line in others)
 
@@ -169,8 +169,8 @@ def test_after_a_step_of_somebody_else_s_the_past_is_there() -> None:
     agent.step()
     follows, breaks = passes(agent.ask(answer))
     assert (follows.continues, breaks.continues) == (True, False)
-    assert breaks.past is not None
-    assert breaks.past["backoff"] == 8
+    assert breaks.state is not None
+    assert breaks.state["backoff"] == 8
 
 
 def test_a_law_that_changes_is_there_with_the_first_pass_under_it() -> None:
@@ -191,7 +191,7 @@ def test_with_500_guests_its_memory_and_its_answers_are_bounded() -> None:
         agent.step()
         agent.now_s -= 0.75
     assert len(agent.inputs._kept) > 8
-    assert sum(one.characters for one in agent.inputs._kept) <= MOST_CHARACTERS
+    assert sum(one.characters for one in agent.inputs._kept) <= MAX_CHARACTERS
     got = 0
     while True:
         answer = agent.ask(answer)
@@ -226,7 +226,7 @@ def test_a_senseless_question_has_an_answer(since: object) -> None:
 
 def test_another_machine_s_kernel_is_not_told() -> None:
     agent = Agent()
-    record = agent.step()
-    remote = replace(record, snapshot=replace(record.snapshot, source=Source.LIBVIRT))
+    report = agent.step()
+    remote = replace(report, snapshot=replace(report.snapshot, source=Source.LIBVIRT))
     agent.inputs.keep(remote, CONFIG, now_s=2.0, at_s=0.0)
     assert json.loads(agent.ask()["header"])["kernel"] is None

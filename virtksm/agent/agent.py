@@ -18,7 +18,7 @@ from typing import Any
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.guest_xml import GuestReader
-from virtksm.agent.history import Diary
+from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import RETRY_S, Passes
 from virtksm.config.schema import Config
@@ -26,7 +26,7 @@ from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmErr
 from virtksm.history.samples import History
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Trigger
-from virtksm.model.report import RestoreRecord
+from virtksm.model.report import RestoreReport
 from virtksm.paths import host_key
 from virtksm.tuning.cycle import Cycle, Memory
 from virtksm.uri import is_alias
@@ -45,13 +45,13 @@ class Agent:
     connection: Connection
     passes: Passes
     guests: GuestReader
-    diary: Diary
+    history_writer: HistoryWriter
     reporter: Reporter
     make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
     make_history: Callable[[str, Config], History] | None = None
     memory: Memory = field(default_factory=Memory)
     history_key: str | None = None
-    """Whose history the diary keeps."""
+    """Whose history the history_writer keeps."""
     retry_s: float = RETRY_S
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -61,14 +61,14 @@ class Agent:
         linking, reloading = self._start("linking", self._hold_connection), self._start("reloading", self._reload)
         passing = self._start("passing", self.passes.run_when_due)
         looking = self._start("looking", self.guests.read_when_due)
-        writing = self._start("writing", self.diary.keep_writing)
+        writing = self._start("writing", self.history_writer.keep_writing)
         await self.stopping.wait()
         linking.cancel()
         reloading.cancel()
         await asyncio.wait({passing, linking, looking, reloading})  # a pass that has begun is finished first
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
-        self.diary.end()  # last, so that KSM's settings do not wait for a disk
+        self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
         await writing
         return code
 
@@ -136,7 +136,7 @@ class Agent:
         if key == self.history_key:
             return
         try:
-            self.diary.keep_in(self.make_history(uri, config))
+            self.history_writer.keep_in(self.make_history(uri, config))
             self.history_key = key
         except Exception as error:  # noqa: BLE001  # without SQLite, say: the agent goes on without a history
             self.reporter.task_crashed("opening the history", error)
@@ -194,7 +194,7 @@ class Agent:
             return ExitCode.DONE
         if cycle is None:
             raise LibvirtUnreachable("not connected to libvirt", remedy="run `virtksm restore` once it answers")
-        work: Callable[[], RestoreRecord] = cycle.restore if config.on_exit == "restore" else cycle.park
-        record = await self.passes.calls.run(config.on_exit, work, config.call_timeout_s)
-        self.reporter.left(config.on_exit, record)
-        return record.exit_code
+        work: Callable[[], RestoreReport] = cycle.restore if config.on_exit == "restore" else cycle.park
+        report = await self.passes.calls.run(config.on_exit, work, config.call_timeout_s)
+        self.reporter.left(config.on_exit, report)
+        return report.exit_code

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from virtksm.model.decision import EXPLICIT, Occasion, Trigger
+from virtksm.model.decision import EXPLICIT, Trigger, Triggers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,6 @@ class Coalescer:
             return now_s
         return max(now_s, min(self.began_s, now_s) + self.window_s)
 
-    def take(self, now_s: float) -> tuple[Occasion, Coalescer]:
+    def take(self, now_s: float) -> tuple[Triggers, Coalescer]:
         """Begin the pass that is due: return what it answers, and the rest."""
-        return Occasion(triggers=self.pending), replace(self, pending=frozenset(), heard_s=None, began_s=now_s)
+        return Triggers(kinds=self.pending), replace(self, pending=frozenset(), heard_s=None, began_s=now_s)

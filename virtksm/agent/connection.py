@@ -15,7 +15,7 @@ from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.libvirt_events import DomainEvent, Subscription
 
 FIRST_WAIT_S = 0.1
-MOST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 """Between two attempts where libvirt refuses: each asks polkit, which answers one question a second."""
 
 Opened = tuple[LibvirtHost, "asyncio.Future[str]"]
@@ -90,7 +90,7 @@ class Connection:
 
 
 def wait_s(state: tenacity.RetryCallState, most_s: float) -> float:
-    """Return how long to wait after a failed attempt: `most_s` at most, or MOST_WAIT_S where libvirt refuses."""
+    """Return how long to wait after a failed attempt: `most_s` at most, or MAX_WAIT_S where libvirt refuses."""
     if state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses):
-        most_s = MOST_WAIT_S
+        most_s = MAX_WAIT_S
     return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)

@@ -72,7 +72,7 @@ def find_fault(status: os.stat_result, agent_uid: int) -> str:
     return ""
 
 
-LEAST_PAUSE_S = 0.01
+MIN_PAUSE_S = 0.01
 
 
 class Pokes:
@@ -98,6 +98,6 @@ class Pokes:
     def _read(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._fifo.descriptor)  # first: a reading that fails shall not be made again at once
-        self._pause = loop.call_later(max(self._window_s(), LEAST_PAUSE_S), self.listen)
+        self._pause = loop.call_later(max(self._window_s(), MIN_PAUSE_S), self.listen)
         if self._fifo.drain():
             self._heard()

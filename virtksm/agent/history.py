@@ -1,4 +1,4 @@
-"""The agent's diary: turns passes and libvirt's events into memories, and has them kept on disk once a minute.
+"""The agent's history_writer: turns passes and libvirt's events into memories, and has them kept on disk once a minute.
 
 Nothing here wakes a resting agent: memories come with passes and events, and a minute after the first that is not yet
 kept, all are written in one go; what is younger is lost with a process that is killed. The disk is talked to beside the
@@ -21,14 +21,14 @@ from virtksm.errors import StateUnusable, VirtksmError
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, Told, replaces, sample_of
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_events import DomainEvent
-from virtksm.model.report import PassRecord
+from virtksm.model.report import PassReport
 
 WRITE_S = 60.0
 """How long a memory may wait for others before it is written."""
 DISK_LIMIT_S = 10.0
-MOST_WAITING_SAMPLES = 360
-MOST_WAITING_EVENTS = 1_000
-MOST_WAITING_DECISIONS = 300
+MAX_WAITING_SAMPLES = 360
+MAX_WAITING_EVENTS = 1_000
+MAX_WAITING_DECISIONS = 300
 """More than a storm of events makes in a minute, at four passes a second."""
 
 Value = TypeVar("Value")
@@ -44,9 +44,9 @@ class Waiting:
     """What is not written yet, in bounded numbers: the oldest of too many are given up."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.samples: deque[Sample] = deque(maxlen=MOST_WAITING_SAMPLES)
+        self.samples: deque[Sample] = deque(maxlen=MAX_WAITING_SAMPLES)
         self.events: dict[object, GuestEvent] = {}
-        self.decisions: deque[Told] = deque(maxlen=MOST_WAITING_DECISIONS)
+        self.decisions: deque[Told] = deque(maxlen=MAX_WAITING_DECISIONS)
         self._clock = clock
         self._shared_from_s = -SAMPLE_S
         """Since when the last sample is shared by passes."""
@@ -55,7 +55,7 @@ class Waiting:
         key = replaces(event)
         self.events.pop(key, None)
         self.events[key] = event
-        if len(self.events) > MOST_WAITING_EVENTS:
+        if len(self.events) > MAX_WAITING_EVENTS:
             chatter = (key for key, waits in self.events.items() if key is not waits)
             del self.events[next(chatter, next(iter(self.events)))]
 
@@ -89,7 +89,7 @@ class Waiting:
         _prepend(self.decisions, batch[2])
 
 
-class Diary:
+class HistoryWriter:
     """What is remembered; to be used from one asyncio loop. Without a history (`keep_in`) it is lost at the end.
 
     `kept` is told of each write that went well, and of a file that was set aside for it; `failed` of each that did not.
@@ -138,12 +138,12 @@ class Diary:
         )
         self._stirred.set()
 
-    def take(self, record: PassRecord, *, is_news: bool) -> None:
+    def take(self, report: PassReport, *, is_news: bool) -> None:
         """Remember a pass that was no dry run: the host as it left it, and the decision, if that was news."""
         at_s = self._to_the_millisecond()
-        self._waiting.add_sample(sample_of(at_s, record.snapshot, record.after, record.decision.reason.rule))
+        self._waiting.add_sample(sample_of(at_s, report.snapshot, report.after, report.decision.reason.rule))
         if is_news:
-            self._waiting.decisions.append(Told(at_s=at_s, record=record.as_dict()))
+            self._waiting.decisions.append(Told(at_s=at_s, report=report.as_dict()))
         self._stirred.set()
 
     def _to_the_millisecond(self) -> float:

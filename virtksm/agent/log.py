@@ -15,16 +15,16 @@ from virtksm.errors import ConfigError, Unforeseen, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import get_logger
-from virtksm.model.decision import EVALUATING_ONLY, Occasion, Trigger
-from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassRecord, RestoreRecord
+from virtksm.model.decision import EVALUATING_ONLY, Trigger, Triggers
+from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassReport, RestoreReport
 from virtksm.text import format_kib
 
 STATUS_S = 10.0
 """A pass that is routine changes systemd's status line no sooner: each change wakes PID 1 and who listens to it."""
-MOST_CRASHES = 100
+MAX_CRASHES = 100
 """Of so many different ones it is known that they were logged."""
-MOST_OF_A_TRACEBACK = 8_000
-MOST_OF_AN_OP = 60
+MAX_OF_A_TRACEBACK = 8_000
+MAX_OF_AN_OP = 60
 BUG = "this is a fault of virtksm's: please report it with these lines; the agent goes on"
 
 
@@ -78,23 +78,23 @@ class Reporter:
         self._log.warning("libvirt_disconnected", reason=reason)
         self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")
 
-    def passed(self, record: PassRecord, heard_s: float | None, ended_s: float, *, is_news: bool) -> None:
+    def passed(self, report: PassReport, heard_s: float | None, ended_s: float, *, is_news: bool) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
         self._failures.pop("pass_failed", None)
-        self.tally.passed(record, None if heard_s is None else ended_s - heard_s, time.time())
-        for value in record.foreign:
+        self.tally.passed(report, None if heard_s is None else ended_s - heard_s, time.time())
+        for value in report.foreign:
             self._log.warning(
                 "foreign_value_found",
                 parameter=value.parameter,
                 ours=value.ours,
                 found=value.found,
-                remedy=record.foreign_remedy,
+                remedy=report.foreign_remedy,
             )
-        if record.yields_now:
+        if report.yields_now:
             self._log.warning("conflict_yielded", remedy="virtksm writes nothing until `virtksm retune` or a reload")
-        if record.resumes_now:
+        if report.resumes_now:
             self._log.info("conflict_ended")
-        for error in record.refusals:
+        for error in report.refusals:
             self._log.error(
                 "settings_refused",
                 parameter=error.parameter,
@@ -102,30 +102,30 @@ class Reporter:
                 error=error.message,
                 remedy=error.remedy,
             )
-        told = {*map(str, record.refusals), *record.exposures, HELD}
-        self._warn([note for note in record.warnings if note not in told])
+        told = {*map(str, report.refusals), *report.exposures, HELD}
+        self._warn([note for note in report.warnings if note not in told])
         log = self._log.info if is_news else self._log.debug
-        log("pass_completed", **_canonical(record, heard_s, ended_s))
+        log("pass_completed", **_canonical(report, heard_s, ended_s))
         if is_news or ended_s - self._status_s >= STATUS_S:
             self._status_s = ended_s
-            self._notifier.send(STATUS=status_text(record))
+            self._notifier.send(STATUS=status_text(report))
 
-    def pass_failed(self, error: VirtksmError, occasion: Occasion) -> None:
-        self.tally.failed(occasion.names)
-        self._log_change("pass_failed", error, self._log.error, triggers=occasion.names)
+    def pass_failed(self, error: VirtksmError, triggers: Triggers) -> None:
+        self.tally.failed(triggers.names)
+        self._log_change("pass_failed", error, self._log.error, triggers=triggers.names)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
-    def pass_crashed(self, error: Exception, occasion: Occasion, *, dry_run: bool) -> None:
+    def pass_crashed(self, error: Exception, triggers: Triggers, *, dry_run: bool) -> None:
         """Report a pass that ended by an exception that nobody thought of."""
         if not dry_run:
             self._failures["pass_failed"] = f"internal error: {_text(error)}"
-            self.tally.failed(occasion.names)
+            self.tally.failed(triggers.names)
             self._notifier.send(STATUS=f"pass failed: {self._failures['pass_failed']}")
-        self._crashed("pass", "pass_crashed", error, triggers=occasion.names)
+        self._crashed("pass", "pass_crashed", error, triggers=triggers.names)
 
     def request_failed(self, op: str, error: Exception) -> None:
         """Report a request that ended likewise."""
-        self._crashed("request", "request_failed", error, op=op[:MOST_OF_AN_OP])
+        self._crashed("request", "request_failed", error, op=op[:MAX_OF_AN_OP])
 
     def task_crashed(self, task: str, error: Exception) -> None:
         """Report that one of the agent's tasks met such an exception; it goes on."""
@@ -141,11 +141,11 @@ class Reporter:
         """Log an exception with its traceback, once per text, and count it."""
         text = _text(error)
         log = self._log.debug if f"{event} {text}" in self._crashes else self._log.error
-        if len(self._crashes) >= MOST_CRASHES:
+        if len(self._crashes) >= MAX_CRASHES:
             self._crashes.clear()
         self._crashes.add(f"{event} {text}")
         self.tally.crashes[where] += 1
-        trace = "".join(traceback.format_exception(error))[-MOST_OF_A_TRACEBACK:]
+        trace = "".join(traceback.format_exception(error))[-MAX_OF_A_TRACEBACK:]
         log(event, **about, error=text, traceback=trace, remedy=BUG)
 
     def events_heard(self, *, is_heard: bool) -> None:
@@ -218,14 +218,14 @@ class Reporter:
     def stopping(self) -> None:
         self._notifier.send(STOPPING="1", STATUS="stopping")
 
-    def left(self, on_exit: str, record: RestoreRecord) -> None:
-        for error in record.refusals:
-            log = self._log.error if error in record.failures else self._log.warning
+    def left(self, on_exit: str, report: RestoreReport) -> None:
+        for error in report.refusals:
+            log = self._log.error if error in report.failures else self._log.warning
             log("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
-        for parameter in record.doubted:
+        for parameter in report.doubted:
             self._log.warning("baseline_doubted", parameter=parameter)
-        event = "settings_restored" if on_exit == "restore" and not record.switched_off else "settings_parked"
-        self._log.info(event, before=record.before.as_dict(), after=record.after.as_dict(), left=list(record.left))
+        event = "settings_restored" if on_exit == "restore" and not report.switched_off else "settings_parked"
+        self._log.info(event, before=report.before.as_dict(), after=report.after.as_dict(), left=list(report.left))
 
     def leaving_failed(self, error: VirtksmError) -> None:
         self._log.error("settings_left", error=error.message, remedy=error.remedy)
@@ -241,20 +241,20 @@ def _text(error: Exception) -> str:
     return "".join(traceback.format_exception_only(error)).strip()
 
 
-def status_text(record: PassRecord) -> str:
+def status_text(report: PassReport) -> str:
     """Return how things stand after a pass as one line: what is saved, for how many, why it scans or does not."""
-    run, guests = record.snapshot.ksm.run, len(record.snapshot.guests)
+    run, guests = report.snapshot.ksm.run, len(report.snapshot.guests)
     ksm_off = "" if run in (None, 1) else f"KSM is off (run={run}); "
-    outcome = "" if record.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({record.outcome.value})"
-    saved = f"{format_kib(record.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
-    return f"{ksm_off}{saved}; {record.decision.reason.text}{outcome}"
+    outcome = "" if report.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({report.outcome.value})"
+    saved = f"{format_kib(report.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
+    return f"{ksm_off}{saved}; {report.decision.reason.text}{outcome}"
 
 
-def _canonical(record: PassRecord, heard_s: float | None, ended_s: float) -> dict[str, object]:
-    fields = record.as_dict()
+def _canonical(report: PassReport, heard_s: float | None, ended_s: float) -> dict[str, object]:
+    fields = report.as_dict()
     for name in ("schema", "refused", "foreign", "warnings"):
         fields.pop(name)
-    fields["decision"] = {name: value for name, value in record.decision_dict().items() if name != "turns_when"}
+    fields["decision"] = {name: value for name, value in report.decision_dict().items() if name != "turns_when"}
     if heard_s is not None:
         fields["event_to_applied_ms"] = round((ended_s - heard_s) * 1000, 3)
     return fields

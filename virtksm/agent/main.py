@@ -16,7 +16,7 @@ from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
 from virtksm.agent.guest_xml import GuestReader
-from virtksm.agent.history import Diary
+from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics
@@ -24,7 +24,7 @@ from virtksm.agent.passes import RETRY_S, Passes
 from virtksm.agent.requests import Requests
 from virtksm.agent.status import StatusReader
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.agent.trace_buffer import Inputs
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
@@ -49,7 +49,7 @@ def assemble(
     configuration: Configuration,
     connection: Connection,
     reporter: Reporter,
-    diary: Diary,
+    history_writer: HistoryWriter,
     make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]],
     make_switch: Callable[[str, Config], Switch],
     make_history: Callable[[str, Config], History] | None = None,
@@ -57,9 +57,9 @@ def assemble(
     retry_s: float = RETRY_S,
 ) -> tuple[Agent, Requests]:
     """Put an agent together, and what answers requests for it. Its parts make libvirt's calls in one row."""
-    calls, inputs = connection.calls, Inputs()
+    calls, inputs = connection.calls, TraceBuffer()
     guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
-    listeners = Listeners(reporter, diary, inputs, guests)
+    listeners = Listeners(reporter, history_writer, inputs, guests)
     passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
     status = StatusReader(
         connection=connection, configuration=configuration, passes=passes, reporter=reporter, facts=facts
@@ -69,7 +69,7 @@ def assemble(
         connection=connection,
         passes=passes,
         guests=guests,
-        diary=diary,
+        history_writer=history_writer,
         reporter=reporter,
         make_cycle=make_cycle,
         make_history=make_history,
@@ -80,7 +80,7 @@ def assemble(
         connection=connection,
         configuration=configuration,
         status=status,
-        diary=diary,
+        history_writer=history_writer,
         inputs=inputs,
         reporter=reporter,
         make_switch=make_switch,
@@ -157,7 +157,7 @@ async def _serve(
         configuration=Configuration(fresh.config, read_config, follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
-        diary=Diary(reporter.history_kept, reporter.history_failed),
+        history_writer=HistoryWriter(reporter.history_kept, reporter.history_failed),
         make_cycle=cycle_over,
         make_switch=lambda of, current: make_switch(of, current, paths),
         make_history=lambda of, current: make_history(of, current, paths),

@@ -19,8 +19,8 @@ from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
-from virtksm.model.decision import Occasion, Trigger
-from virtksm.model.report import PassRecord
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.report import PassReport
 from virtksm.tuning.cycle import Cycle
 
 RETRY_S = 15.0
@@ -33,7 +33,7 @@ STUCK_S = 30.0
 class DonePass:
     """A pass that was no dry run, under its configuration. Times are CLOCK_MONOTONIC; `heard_s` its first trigger's."""
 
-    record: PassRecord
+    report: PassReport
     config: Config
     heard_s: float | None
     ended_s: float
@@ -45,7 +45,7 @@ class Listener(Protocol):
     def heard(self, event: DomainEvent) -> None:
         """Take note of an event, for which a pass is asked already."""
 
-    def complete(self, record: PassRecord, config: Config) -> PassRecord:
+    def complete(self, report: PassReport, config: Config) -> PassReport:
         """Add to a pass's report what passes do not know themselves."""
 
     def passed(self, done: DonePass) -> None:
@@ -57,7 +57,7 @@ class Request:
     """A client's request for a pass, and where its answer goes."""
 
     dry_run: bool
-    answer: asyncio.Future[PassRecord]
+    answer: asyncio.Future[PassReport]
 
 
 class Passes:
@@ -100,7 +100,7 @@ class Passes:
         self.coalescer = self.coalescer.offer(trigger, time.monotonic() if heard_s is None else heard_s)
         self._wake.set()
 
-    async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassRecord:
+    async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassReport:
         """Ask for a pass and return its report; raises VirtksmError if the pass fails, or none is possible."""
         if self.cycle is None:
             raise LibvirtUnreachable(self._reporter.why_unlinked())
@@ -147,14 +147,14 @@ class Passes:
         if self._is_stopping or cycle is None:
             return
         for request in [request for request in self.requests if request.dry_run]:
-            await self._run(cycle, config, Occasion(triggers=frozenset({Trigger.RETUNE})), [request], None)
+            await self._run(cycle, config, Triggers(kinds=frozenset({Trigger.RETUNE})), [request], None)
         now_s = time.monotonic()
         due_s = self.coalescer.due_s(now_s)
         if due_s is not None and due_s <= now_s:
             heard_s = self.coalescer.heard_s
-            occasion, self.coalescer = self.coalescer.take(now_s)
+            triggers, self.coalescer = self.coalescer.take(now_s)
             answered = [request for request in self.requests if not request.dry_run]
-            await self._run(cycle, config, occasion, answered, heard_s)
+            await self._run(cycle, config, triggers, answered, heard_s)
 
     async def _wait_until_due(self) -> None:
         """Sleep until a trigger is due, the timer ends, a dry run is asked for, or the agent stops."""
@@ -175,24 +175,24 @@ class Passes:
                 continue
 
     async def _run(
-        self, cycle: Cycle[Any], config: Config, occasion: Occasion, answered: list[Request], heard_s: float | None
+        self, cycle: Cycle[Any], config: Config, triggers: Triggers, answered: list[Request], heard_s: float | None
     ) -> None:
         self.awake_s = time.monotonic()
         self.requests = [request for request in self.requests if request not in answered]
         dry_run = any(request.dry_run for request in answered)
         failure = VirtksmError("internal error", remedy="see the agent's log")
         try:
-            work = self.calls.run("pass", partial(cycle.run, occasion, dry_run=dry_run), config.call_timeout_s)
-            record = self._listener.complete(await work, config)
+            work = self.calls.run("pass", partial(cycle.run, triggers, dry_run=dry_run), config.call_timeout_s)
+            report = self._listener.complete(await work, config)
             if not dry_run:
-                self._end(DonePass(record=record, config=config, heard_s=heard_s, ended_s=time.monotonic()))
-            _answer(answered, record)
+                self._end(DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic()))
+            _answer(answered, report)
         except VirtksmError as error:
             failure = error
             if not dry_run:
-                self._reporter.pass_failed(error, occasion)
+                self._reporter.pass_failed(error, triggers)
         except Exception as error:  # noqa: BLE001  # the outermost layer: it costs this pass alone
-            self._reporter.pass_crashed(error, occasion, dry_run=dry_run)
+            self._reporter.pass_crashed(error, triggers, dry_run=dry_run)
         else:
             return
         finally:
@@ -202,7 +202,7 @@ class Passes:
 
     def _end(self, done: DonePass) -> None:
         self.last = done
-        next_s = done.record.decision.next_pass_s
+        next_s = done.report.decision.next_pass_s
         self._set_timer(None if next_s is None else done.ended_s + next_s)
         self._listener.passed(done)
 
@@ -210,10 +210,10 @@ class Passes:
         self.coalescer = replace(self.coalescer, timer_s=timer_s)
 
 
-def _answer(requests: Iterable[Request], record: PassRecord) -> None:
+def _answer(requests: Iterable[Request], report: PassReport) -> None:
     for request in requests:
         if not request.answer.done():
-            request.answer.set_result(record)
+            request.answer.set_result(report)
 
 
 def _fail(requests: Iterable[Request], error: VirtksmError) -> None:

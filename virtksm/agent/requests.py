@@ -21,25 +21,25 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_client import MAX_ANSWER
-from virtksm.agent.history import DISK_LIMIT_S, Diary, disk_hangs
+from virtksm.agent.history import DISK_LIMIT_S, HistoryWriter, disk_hangs
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import Passes
 from virtksm.agent.status import StatusReader
-from virtksm.agent.trace_buffer import Inputs
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
-from virtksm.history.samples import KEEP_S, MOST_POINTS, MOST_REAL, as_table, event_row, thin
+from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, as_table, event_row, thin
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import Switch
 from virtksm.uri import is_alias
 
-MOST_TOLD_EVENTS = 1_000
-MOST_TOLD_DECISIONS = 100
+MAX_TOLD_EVENTS = 1_000
+MAX_TOLD_DECISIONS = 100
 LAST_DECISIONS = 10
 """How many are told where the request says nothing."""
 EVENTS_BYTES = MAX_ANSWER // 3
 DECISIONS_BYTES = MAX_ANSWER * 3 // 4
-MOST_SHOWN = 60
+MAX_SHOWN = 60
 """Characters of a request that an answer repeats."""
 
 OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions")
@@ -66,8 +66,8 @@ class Requests:
     connection: Connection
     configuration: Configuration
     status: StatusReader
-    diary: Diary
-    inputs: Inputs
+    history_writer: HistoryWriter
+    inputs: TraceBuffer
     reporter: Reporter
     make_switch: Callable[[str, Config], Switch]
     reload: Callable[[], Awaitable[ConfigError | None]]
@@ -95,14 +95,14 @@ class Requests:
             case "status":
                 return {"ok": True, "status": self.status.read().as_dict(datetime.now(UTC))}
             case "history":
-                return await recall_history(self.diary, request)
+                return await recall_history(self.history_writer, request)
             case "decisions":
-                return await recall_decisions(self.diary, request)
+                return await recall_decisions(self.history_writer, request)
             case "inputs":
                 told = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
                 return {"ok": True, "inputs": told}
             case str(other):
-                raise BadRequest(f"unknown op {other[:MOST_SHOWN]!r}")
+                raise BadRequest(f"unknown op {other[:MAX_SHOWN]!r}")
             case _:
                 raise BadRequest("op is missing, or no text")
 
@@ -131,23 +131,23 @@ class Requests:
             return _failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
 
 
-async def recall_history(diary: Diary, request: Mapping[str, object]) -> dict[str, object]:
+async def recall_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
     """Answer with samples and events of the last `seconds`, a day unless said; raises BadRequest, StateUnusable."""
-    since_s = diary.now_s() - _number(request, "seconds", KEEP_S, MOST_REAL)
-    points = int(_number(request, "points", MOST_POINTS, MOST_POINTS))
-    found = await diary.samples(since_s)
-    events = await diary.events(since_s, MOST_TOLD_EVENTS)
-    now_s = diary.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
+    since_s = history_writer.now_s() - _number(request, "seconds", KEEP_S, MAX_REAL)
+    points = int(_number(request, "points", MAX_POINTS, MAX_POINTS))
+    found = await history_writer.samples(since_s)
+    events = await history_writer.events(since_s, MAX_TOLD_EVENTS)
+    now_s = history_writer.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
     samples = thin(found, points, until_s=now_s)
     told = _last_that_fit(events, EVENTS_BYTES, event_row)
     return {"ok": True, "history": {"now_s": now_s, **as_table(samples, told)}}
 
 
-async def recall_decisions(diary: Diary, request: Mapping[str, object]) -> dict[str, object]:
+async def recall_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
     """Answer with the `last` decisions, ten unless said; raises BadRequest, StateUnusable."""
-    last = int(_number(request, "last", LAST_DECISIONS, MOST_TOLD_DECISIONS))
-    told = _last_that_fit(await diary.decisions(last), DECISIONS_BYTES, lambda one: one.record)
-    return {"ok": True, "decisions": [{"at": one.at_s, "pass": one.record} for one in told]}
+    last = int(_number(request, "last", LAST_DECISIONS, MAX_TOLD_DECISIONS))
+    told = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES, lambda one: one.report)
+    return {"ok": True, "decisions": [{"at": one.at_s, "pass": one.report} for one in told]}
 
 
 def _number(request: Mapping[str, object], name: str, default: float, most: float) -> float:

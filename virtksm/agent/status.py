@@ -26,9 +26,9 @@ from virtksm.agent.log import Reporter
 from virtksm.agent.passes import Passes
 from virtksm.errors import SensingFailed
 from virtksm.model.current import Now, Origin, after_pass
-from virtksm.model.report import PassRecord
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
-from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
+from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
 from virtksm.tuning.ports import LocalFacts
 from virtksm.tuning.sense import sense_ksm
 from virtksm.uri import is_alias
@@ -56,7 +56,7 @@ class Standing:
     lost_s: float | None
     waiting: Waiting | None
     error: str | None
-    last: PassRecord | None
+    last: PassReport | None
     last_s: float | None
     next_s: float | None
     now: Now | None
@@ -130,7 +130,7 @@ class StatusReader:
         now_s = time.monotonic()
         config, uri, done = self.configuration.in_force, self.connection.known_uri, self.passes.last
         is_here = not is_alias(uri) and is_this_machine(uri, config)
-        last = None if done is None else done.record
+        last = None if done is None else done.report
         return Standing(
             version=__version__,
             uri=uri,
@@ -146,7 +146,7 @@ class StatusReader:
         )
 
 
-def look(local: LocalFacts | None, last: PassRecord | None) -> Now | None:
+def look(local: LocalFacts | None, last: PassReport | None) -> Now | None:
     """Read how KSM stands on this machine, some 20 small files; without `local`, or KSM, tell the last pass's."""
     ksm = None if local is None else sense_ksm(local)
     if local is None or ksm is None or not any(ksm.settings.items()):

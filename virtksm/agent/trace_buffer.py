@@ -20,18 +20,18 @@ from datetime import datetime
 from virtksm import __version__
 from virtksm.config.policy_keys import law_of
 from virtksm.config.schema import Config
-from virtksm.model.report import PassRecord
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Source
 from virtksm.trace import Header, Law, Pass
 from virtksm.trace.text import dump_line
 
 ASKED_S = 60.0
 """For so long after a question passes are kept for the next one."""
-MOST_PASSES = 512
-MOST_CHARACTERS = 1 << 22
+MAX_PASSES = 512
+MAX_CHARACTERS = 1 << 22
 """Of all lines together: with 500 guests a pass has some 140,000."""
-MOST_OF_A_PASS = 400_000
-MOST_OF_AN_ANSWER = 600_000
+MAX_OF_A_PASS = 400_000
+MAX_OF_AN_ANSWER = 600_000
 """Bounds an answer well within what a client reads (agent/control_client.py), quotation marks escaped."""
 
 
@@ -54,7 +54,7 @@ def make_law(config: Config) -> Law:
     return Law(policy=config.policy, config=law_of(config))
 
 
-class Inputs:
+class TraceBuffer:
     """The ring of one agent."""
 
     def __init__(self) -> None:
@@ -62,13 +62,13 @@ class Inputs:
         self._kept: deque[Kept] = deque()
         self._next = 0
         self._asked_s: float | None = None
-        self._last: tuple[int, PassRecord, Config, float] | None = None
+        self._last: tuple[int, PassReport, Config, float] | None = None
         self._left: str | None = None
         """What the policy remembers after the last pass that was kept, as JSON."""
 
-    def keep(self, record: PassRecord, config: Config, *, now_s: float, at_s: float) -> None:
+    def keep(self, report: PassReport, config: Config, *, now_s: float, at_s: float) -> None:
         """Take note of a pass under a configuration; `now_s` is CLOCK_MONOTONIC, `at_s` Unix time."""
-        self._last = self._next, record, config, at_s
+        self._last = self._next, report, config, at_s
         self._next += 1
         if self._asked_s is not None and now_s - self._asked_s > ASKED_S:
             self._asked_s = None
@@ -104,11 +104,11 @@ class Inputs:
 
     def _header(self, law: Law, now: datetime) -> Header:
         assert self._last is not None, "there is no line without a pass"
-        _, record, _, _ = self._last
-        snapshot = record.snapshot
+        _, report, _, _ = self._last
+        snapshot = report.snapshot
         return Header(
             version=__version__,
-            uri=record.uri,
+            uri=report.uri,
             began=now.isoformat(timespec="seconds"),
             page_bytes=snapshot.ksm.page_kib * 1024,
             kernel=os.uname().release if snapshot.source is Source.LOCAL else None,
@@ -123,32 +123,32 @@ class Inputs:
             if one.seq < first:
                 continue
             characters += one.characters
-            if chosen and (one.seq != chosen[-1].seq + 1 or characters > MOST_OF_AN_ANSWER):
+            if chosen and (one.seq != chosen[-1].seq + 1 or characters > MAX_OF_AN_ANSWER):
                 break
             chosen.append(one)
         return chosen, chosen[0].seq - first if chosen else 0
 
-    def _add(self, seq: int, record: PassRecord, config: Config, at_s: float) -> None:
+    def _add(self, seq: int, report: PassReport, config: Config, at_s: float) -> None:
         law = make_law(config)
-        before = None if record.past_before is None else json.dumps(record.past_before)
+        before = None if report.state_before is None else json.dumps(report.state_before)
         follows = bool(self._kept) and self._kept[-1].seq == seq - 1
         line = Pass(
             seq=seq,
             at_s=round(at_s, 3),
-            occasion=record.occasion,
-            snapshot=record.snapshot,
-            decision=record.decision,
-            outcome=record.outcome.value,
-            after=record.after,
-            off=record.switched_off,
+            triggers=report.triggers,
+            snapshot=report.snapshot,
+            decision=report.decision,
+            outcome=report.outcome.value,
+            after=report.after,
+            off=report.switched_off,
             law=None if follows and law == self._kept[-1].law else law,
             continues=follows and before == self._left,
-            past=record.past_before,
+            state=report.state_before,
         )
         opening = dump_line(replace(line, law=law, continues=False))
         kept = Kept(seq=seq, law=law, line=dump_line(line), opening=opening)
-        self._left = None if record.past_after is None else json.dumps(record.past_after)
-        if kept.characters <= MOST_OF_A_PASS:
+        self._left = None if report.state_after is None else json.dumps(report.state_after)
+        if kept.characters <= MAX_OF_A_PASS:
             self._kept.append(kept)
-        while len(self._kept) > MOST_PASSES or sum(one.characters for one in self._kept) > MOST_CHARACTERS:
+        while len(self._kept) > MAX_PASSES or sum(one.characters for one in self._kept) > MAX_CHARACTERS:
             self._kept.popleft()

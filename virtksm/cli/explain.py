@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LAST = 5
-MOST = 100
+MAX = 100
 WIDTH = 110
 
 
@@ -34,15 +34,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_count,
         default=LAST,
-        help=f"how many decisions, 1 to {MOST} (default: %(default)s)",
+        help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MOST:
-        raise argparse.ArgumentTypeError(f"is {text!r:.40}, not a number from 1 to {MOST}")
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX:
+        raise argparse.ArgumentTypeError(f"is {text!r:.40}, not a number from 1 to {MAX}")
     return int(text)
 
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def explain(told: Told) -> dict[str, Any]:
     """Return a decision with its time as text and what its rule means; raises VirtksmError if it is damaged."""
-    match told.record:
+    match told.report:
         case {
             "policy": str() as policy,
             "triggers": [*_],
@@ -79,7 +79,7 @@ def explain(told: Told) -> dict[str, Any]:
                 "at_s": told.at_s,
                 "at": _utc(told.at_s),
                 "rule_means": meaning_of(policy, rule),
-                "pass": told.record,
+                "pass": told.report,
             }
     raise VirtksmError(
         f"the decision of {_utc(told.at_s)} cannot be understood", remedy="read it with the virtksm that has made it"
@@ -97,15 +97,15 @@ def _are_turns(decision: object) -> bool:
 
 def decision_lines(explained: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of one decision."""
-    record = explained["pass"]
-    decision = record["decision"]
-    yield f"{explained['at']}  for {', '.join(map(str, record['triggers']))}: {record['outcome']}"
+    report = explained["pass"]
+    decision = report["decision"]
+    yield f"{explained['at']}  for {', '.join(map(str, report['triggers']))}: {report['outcome']}"
     yield f"  decided   {decision['reason']}"
-    yield f"  rule      {decision['rule']} of {record['policy']}: {explained['rule_means']}"
+    yield f"  rule      {decision['rule']} of {report['policy']}: {explained['rule_means']}"
     for turn in decision.get("turns_when", ()):
         yield f"  turns     {turn['text']}"
     yield from _wrapped("  numbers   ", [_number_text(name, value) for name, value in decision["numbers"].items()])
-    changes = [f"{name} {record['before'][name]} -> {value}" for name, value in record["changed"].items()]
+    changes = [f"{name} {report['before'][name]} -> {value}" for name, value in report["changed"].items()]
     yield from _wrapped("  changed   ", changes)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from virtksm.guests.survey import SeenGuest, Survey
 
 SCHEMA = 1
-MOST_NAMED = 5
+MAX_NAMED = 5
 """Of the other processes that have merged pages: the rest is summed up."""
 HEADINGS = ("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN MERGE")
 
@@ -151,8 +151,8 @@ def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
 def _left_texts(merging_pages: int, others: Sequence[OtherProcess]) -> list[str]:
     if merging_pages < 0:
         return ["ksmd went on meanwhile"]
-    texts = [f"{one.merging_pages} of {one.name} (pid {one.pid})" for one in others[:MOST_NAMED]]
-    if rest := others[MOST_NAMED:]:
+    texts = [f"{one.merging_pages} of {one.name} (pid {one.pid})" for one in others[:MAX_NAMED]]
+    if rest := others[MAX_NAMED:]:
         texts.append(f"{sum(one.merging_pages for one in rest)} of {len(rest)} more processes")
     of_none = merging_pages - sum(one.merging_pages for one in others)
     if of_none > 0:

@@ -12,7 +12,7 @@ from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.codec import build
 from virtksm.errors import VirtksmError
-from virtksm.history.samples import MOST_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
+from virtksm.history.samples import MAX_POINTS, GuestEvent, History, Sample, Told, parse_events, parse_samples, thin
 from virtksm.paths import RuntimePaths
 from virtksm.uri import is_alias
 
@@ -26,9 +26,7 @@ class Memories:
     events: tuple[GuestEvent, ...]
 
 
-def read_history(
-    options: argparse.Namespace, uri: str | None, *, seconds: float, points: int = MOST_POINTS
-) -> Memories:
+def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float, points: int = MAX_POINTS) -> Memories:
     """Return what is remembered of the last `seconds`, at most `points` samples.
 
     `options` are the command's, with the global ones; `uri` the connection asked for, None for the one of whichever
@@ -73,7 +71,7 @@ def parse_decisions(told: object) -> tuple[Told, ...]:
     """Take the agent's answer to `decisions`; raises VirtksmError."""
     try:
         if isinstance(told, list) and all(isinstance(one, dict) for one in told):
-            return tuple(build(Told, {"at_s": one.get("at"), "record": one.get("pass")}) for one in told)
+            return tuple(build(Told, {"at_s": one.get("at"), "report": one.get("pass")}) for one in told)
     except ValueError as error:
         raise VirtksmError(f"a decision of the agent's cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
     raise VirtksmError("the agent's decisions cannot be understood", remedy=OF_ONE_VERSION)

@@ -49,25 +49,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _switch_off(options: argparse.Namespace) -> int:
-    return switch(options, "off", lambda record: _text(record, options))
+    return switch(options, "off", lambda report: _text(report, options))
 
 
-def _text(record: dict[str, Any], options: argparse.Namespace) -> str:
+def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
     from virtksm.model.snapshot import KsmState
 
-    sensed = record["sensed"]
+    sensed = report["sensed"]
     ksm = KsmState.counted(sensed.__getitem__, sensed["page_kib"])
     available_kib = sensed["free_kib"] if sensed["available_kib"] is None else sensed["available_kib"]
-    is_local = record["source"] == "local"
+    is_local = report["source"] == "local"
     unmerge = name_unmerging(ksm, available_kib, is_local=is_local, force=options.force)
     if options.json:
         import json
 
-        told = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": record}
+        told = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": report}
         return json.dumps({"schema": SCHEMA, "off": True, **told})
     from virtksm.cli.render import merged_lines, pass_lines
 
-    lines = ["switched  off, for all that virtksm does here, until `virtksm on`", *pass_lines(record)]
+    lines = ["switched  off, for all that virtksm does here, until `virtksm on`", *pass_lines(report)]
     if not is_local:
         lines.append("note      an agent on that host has a switch of its own: run `virtksm off` there, too")
     return "\n".join(lines + merged_lines(ksm, available_kib, unmerge))

@@ -20,13 +20,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Switch on and print the pass; returns the exit code."""
 
-    def show(record: dict[str, Any]) -> str:
+    def show(report: dict[str, Any]) -> str:
         if options.json:
             import json
 
-            return json.dumps({"schema": record["schema"], "off": False, "pass": record})
+            return json.dumps({"schema": report["schema"], "off": False, "pass": report})
         from virtksm.cli.render import pass_lines
 
-        return "\n".join(["switched  on", *pass_lines(record)])
+        return "\n".join(["switched  on", *pass_lines(report)])
 
     return switch(options, "on", show)

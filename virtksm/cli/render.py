@@ -15,36 +15,36 @@ if TYPE_CHECKING:
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 
 
-def pass_lines(record: Mapping[str, Any]) -> list[str]:
+def pass_lines(report: Mapping[str, Any]) -> list[str]:
     """Render one pass: what was sensed, what was decided and why, what changed."""
-    sensed, decision = record["sensed"], record["decision"]
+    sensed, decision = report["sensed"], report["decision"]
     free_kib = sensed["free_kib"] + sensed["buffers_kib"] + sensed["cached_kib"]
     unread = f" ({sensed['guests_unread']} unread)" if sensed["guests_unread"] else ""
     lines = [
-        f"host      {record['uri']} ({record['source']})",
+        f"host      {report['uri']} ({report['source']})",
         f"sensed    {sensed['guests']} guests{unread} holding {format_kib(sensed['committed_kib'])}; "
         f"{format_kib(free_kib)} of {format_kib(sensed['total_kib'])} free or cache",
-        f"decided   {'parked' if decision['parked'] else 'scan'}: {decision['reason']} ({record['policy']}, "
+        f"decided   {'parked' if decision['parked'] else 'scan'}: {decision['reason']} ({report['policy']}, "
         f"rule {decision['rule']})",
         *(f"turns     {turn['text']}" for turn in decision.get("turns_when", ())),
-        f"outcome   {record['outcome']} in {record['duration_ms']:.1f} ms",
+        f"outcome   {report['outcome']} in {report['duration_ms']:.1f} ms",
     ]
-    after = decision["target"] if record["outcome"] == "dry_run" else record["after"]
-    lines += _change_lines(record["before"], after, would=record["outcome"] == "dry_run")
-    return [printable(line) for line in lines + [f"warning   {note}" for note in record["warnings"]]]
+    after = decision["target"] if report["outcome"] == "dry_run" else report["after"]
+    lines += _change_lines(report["before"], after, would=report["outcome"] == "dry_run")
+    return [printable(line) for line in lines + [f"warning   {note}" for note in report["warnings"]]]
 
 
-def restore_lines(record: Mapping[str, Any]) -> list[str]:
+def restore_lines(report: Mapping[str, Any]) -> list[str]:
     """Render what a restore did."""
-    lines = _change_lines(record["before"], record["after"], would=False)
-    if record["switched_off"]:
+    lines = _change_lines(report["before"], report["after"], would=False)
+    if report["switched_off"]:
         lines.append("parked    virtksm is switched off, so the baseline is kept until `virtksm on`")
     lines += [
         f"doubted   {name}: nobody sets what was kept of it, so it gets the kernel's default"
-        for name in record["doubted"]
+        for name in report["doubted"]
     ]
-    lines += [f"left      {name}: somebody else has changed it since" for name in record["left"]]
-    return [printable(line) for line in lines + [f"warning   {one['message']}" for one in record["refused"]]]
+    lines += [f"left      {name}: somebody else has changed it since" for name in report["left"]]
+    return [printable(line) for line in lines + [f"warning   {one['message']}" for one in report["refused"]]]
 
 
 def merged_lines(ksm: KsmState, available_kib: int, unmerge: str | None) -> list[str]:

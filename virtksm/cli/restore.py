@@ -61,13 +61,13 @@ def run(options: argparse.Namespace) -> int:
         restored = libvirt.run(
             action, lambda: cycle.park() if action == "park" else cycle.restore(baseline), more_s=LOCK_WAIT_S
         )
-    record = restored.as_dict()
+    report = restored.as_dict()
     if options.json:
         import json
 
-        print(json.dumps({"action": action, **record}))
+        print(json.dumps({"action": action, **report}))
     else:
         from virtksm.cli.render import restore_lines
 
-        print("\n".join(restore_lines(record)))
+        print("\n".join(restore_lines(report)))
     return restored.exit_code

@@ -40,20 +40,20 @@ def run(options: argparse.Namespace) -> int:
     if options.coalesce and not _wait_for_turn(paths):
         return ExitCode.DONE
     request = {"op": "retune", "dry_run": options.dry_run}
-    record = (
+    report = (
         None if options.direct else through_agent(paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)
     )
-    if record is None:
-        record = _directly(paths, options, request)
+    if report is None:
+        report = _directly(paths, options, request)
     if options.json:
         import json
 
-        print(json.dumps(record))
+        print(json.dumps(report))
     else:
         from virtksm.cli.render import pass_lines
 
-        print("\n".join(pass_lines(record)))
-    return ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+        print("\n".join(pass_lines(report)))
+    return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
 
 def through_agent(
@@ -94,7 +94,7 @@ def through_agent(
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
     from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
-    from virtksm.model.decision import Occasion, Trigger
+    from virtksm.model.decision import Trigger, Triggers
     from virtksm.store.state import LOCK_WAIT_S
     from virtksm.wiring import make_cycle
 
@@ -103,12 +103,12 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(uri)
     if not options.direct and host.uri != uri:  # it was an alias: the agent may know the real one
-        record = through_agent(paths, host.uri, request, within_s=ANSWER_WITHIN_S)
-        if record is not None:
-            return record
+        report = through_agent(paths, host.uri, request, within_s=ANSWER_WITHIN_S)
+        if report is not None:
+            return report
     cycle = make_cycle(host, config, paths)
-    occasion = Occasion(triggers=frozenset({Trigger.RETUNE}))
-    return libvirt.run("pass", lambda: cycle.run(occasion, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict()
+    triggers = Triggers(kinds=frozenset({Trigger.RETUNE}))
+    return libvirt.run("pass", lambda: cycle.run(triggers, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict()
 
 
 def _wait_for_turn(paths: RuntimePaths) -> bool:

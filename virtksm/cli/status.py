@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from virtksm.history.curves import Point
 
 EVERY_S = 2.0
-LEAST_EVERY_S = 0.1
+MIN_EVERY_S = 0.1
 STEP_S, STEPS = 60.0, 60
 SEEN_S = 7200.0
 """How far back is asked for: the curve begins with what was seen last before it."""
 POINTS = 240
 EVENTS = 5
-MOST_OWN_POINTS = 1_000
+MAX_OWN_POINTS = 1_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--watch",
         metavar="TIME",
         nargs="?",
-        type=timespan(LEAST_EVERY_S, DAY_S),
+        type=timespan(MIN_EVERY_S, DAY_S),
         const=EVERY_S,
         help=f"show it again every so often (default: {EVERY_S:g} s), until q or Ctrl-C",
     )
@@ -108,7 +108,7 @@ class View:
         seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), cpu_seconds=now.get("ksmd_cpu_seconds"))
         points += self._seen
         share = core_share(points, seen)
-        self._seen = [*self._seen[1 - MOST_OWN_POINTS :], seen]
+        self._seen = [*self._seen[1 - MAX_OWN_POINTS :], seen]
         return {
             "ksmd": {
                 "cpu_seconds": seen.cpu_seconds,

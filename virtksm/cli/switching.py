@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SLACK_S = 5.0
 """What an agent may take for its answer beyond a pass."""
-MOST_SHOWN = 300
+MAX_SHOWN = 300
 """Characters of what an agent says."""
 STOP_AT_ONCE = "to stop it at once, as root: echo 0 > /sys/kernel/mm/ksm/run"
 
@@ -91,22 +91,22 @@ class Switching:
     def _through_agent(self, uri: str | None) -> tuple[str, ExitCode] | None:
         """Have the agent do it; None if none serves this host, or if it could not, which is said at once."""
         try:
-            record = through_agent(self._paths, uri, {"op": self._op}, within_s=self._config.call_timeout_s + SLACK_S)
-            if record is None:
+            report = through_agent(self._paths, uri, {"op": self._op}, within_s=self._config.call_timeout_s + SLACK_S)
+            if report is None:
                 return None
-            if uri is not None or self._is_here(record):
-                return self._shown(record)
-            trouble = f"serves {record['uri']}, which it has switched {self._op}"
+            if uri is not None or self._is_here(report):
+                return self._shown(report)
+            trouble = f"serves {report['uri']}, which it has switched {self._op}"
         except VirtksmError as error:
             trouble = f"could not do it: {error.message}"
-        warn(f"the agent {trouble[:MOST_SHOWN]}; this is done without it")
+        warn(f"the agent {trouble[:MAX_SHOWN]}; this is done without it")
         return None
 
-    def _is_here(self, record: dict[str, Any]) -> bool:
+    def _is_here(self, report: dict[str, Any]) -> bool:
         """Tell whether an agent's pass was on the host that is meant here; what it calls its host is only compared."""
         from virtksm.paths import host_key
 
-        there = host_key(record["uri"], local=record["source"] == "local")
+        there = host_key(report["uri"], local=report["source"] == "local")
         return is_alias(self._uri) or there == host_key(self._uri, local=self._is_local)
 
     @property
@@ -116,7 +116,7 @@ class Switching:
         return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
 
     def _directly(self) -> tuple[str, ExitCode]:
-        from virtksm.model.decision import Occasion, Trigger
+        from virtksm.model.decision import Trigger, Triggers
         from virtksm.store.state import LOCK_WAIT_S
         from virtksm.wiring import make_cycle
 
@@ -131,18 +131,18 @@ class Switching:
             if shown is not None:
                 return shown
             self._turn(host.uri)
-        occasion = Occasion(triggers=frozenset({Trigger(self._op)}))
+        triggers = Triggers(kinds=frozenset({Trigger(self._op)}))
         try:
             cycle = make_cycle(host, self._config, self._paths)
-            record = libvirt.run("pass", lambda: cycle.run(occasion), more_s=LOCK_WAIT_S).as_dict()
+            report = libvirt.run("pass", lambda: cycle.run(triggers), more_s=LOCK_WAIT_S).as_dict()
         except VirtksmError:
             raise
         except Exception as error:  # a fault of the program's, which must not hide what was done
             raise VirtksmError(f"{type(error).__name__}: {error}", remedy="report this fault of virtksm's") from error
-        return self._shown(record)
+        return self._shown(report)
 
-    def _shown(self, record: dict[str, Any]) -> tuple[str, ExitCode]:
-        return self._show(record), ExitCode.REFUSED if record["refused"] else ExitCode.DONE
+    def _shown(self, report: dict[str, Any]) -> tuple[str, ExitCode]:
+        return self._show(report), ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
 
 def _warn_if_scanning() -> None:

@@ -28,7 +28,7 @@ DEFAULT = "default"
 # (40 KB) cost 9 s, 130,000 more than 20 GB of memory.
 MAX_BYTES = 65_536
 MAX_DOTS_A_LINE = 200
-MOST_SHOWN = 60
+MAX_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ def _walk(table: type[object], prefix: str, document: Mapping[str, object]) -> I
 
 def _is_bare(name: str) -> bool:
     """Tell whether TOML needs no quotes for a name: `"a.b"` is one name, a.b are two. Endless ones are quoted, too."""
-    return len(name) <= MOST_SHOWN and name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return len(name) <= MAX_SHOWN and name.isascii() and name.replace("_", "").replace("-", "").isalnum()
 
 
 def check_value(known: Key, value: object) -> tuple[str, str]:
@@ -195,7 +195,7 @@ def shown(text: str) -> str:
 
 def quoted(text: str) -> str:
     """Return the literal of text from outside, cut to a length that leaves a message readable."""
-    return repr(text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}...")
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}...")
 
 
 def _least(known: Key) -> float:

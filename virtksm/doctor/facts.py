@@ -12,7 +12,7 @@ from virtksm.errors import Cause
 from virtksm.guests.process import GuestProcess
 from virtksm.guests.xml import GuestXml
 from virtksm.model.decision import SwitchedOff
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses
 from virtksm.tuning.ownership import HostState
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class Guests:
     xml: Mapping[str, GuestXml]
     processes: Mapping[str, GuestProcess] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
-    others: OthersMemory | None = None
+    others: OtherProcesses | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ class AgentSeen:
     """What an agent says of itself (`virtksm status --json`).
 
     `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
-    a setting was refused, or empty. `others_kib` is the memory of others that it counts, None if its policy does not;
+    a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
     `guests_unread` of its `guests` are those whose memory it could not read.
     """
 
@@ -221,7 +221,7 @@ class AgentSeen:
     worst_core_percent: float | None
     outcome: str | None
     refusal: str
-    others_kib: int | None = None
+    other_processes_kib: int | None = None
     guests: int = 0
     guests_unread: int = 0
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MOST_RATIO = 0.95
+MAX_RATIO = 0.95
 """A ratio above this is no basis for new guests, which are never that much alike."""
 
 
@@ -74,7 +74,7 @@ def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
     known = list(guests)
     held_kib = sum(guest.held_kib or 0 for guest in known)
     growth_kib = sum(guest.growth_kib for guest in known)
-    ratio = min(host.saved_kib / (held_kib + host.zero_kib), MOST_RATIO) if held_kib else 0.0
+    ratio = min(host.saved_kib / (held_kib + host.zero_kib), MAX_RATIO) if held_kib else 0.0
     free_kib = host.available_kib - host.reserve_kib
     at_ratio_kib = max(int(free_kib / (1 - (ratio if host.is_merging else 0.0))) - growth_kib, 0)
     needed_kib = host.unmerging_kib + growth_kib + at_ratio_kib

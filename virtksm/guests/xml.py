@@ -22,7 +22,7 @@ NAMESPACE = "urn:virtksm:guest"
 MAX_CHARACTERS = 4 * 1024 * 1024
 """libvirt's own limit for a domain's XML over its sockets."""
 
-MOST_DIGITS = 18
+MAX_DIGITS = 18
 """Of an amount of memory in KiB: what has more is no memory."""
 
 _GUEST = ("domain", "metadata", f"{NAMESPACE} guest")
@@ -30,7 +30,7 @@ _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _QEMU_ARGUMENT = ("domain", f"{_QEMU} commandline", f"{_QEMU} arg")
 _CELL = ("domain", "cpu", "numa", "cell")
 _PAGE = ("domain", "memoryBacking", "hugepages", "page")
-MOST_CELLS = 4096
+MAX_CELLS = 4096
 """NUMA cells of a guest that are told apart: a thousand times what any guest has."""
 _PINNING_DEVICES = frozenset(
     {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
@@ -177,13 +177,13 @@ def _parse_nodeset(text: str) -> int:
 
 
 def _parse_node(text: str) -> int | None:
-    is_number = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-    return int(text) if is_number and int(text) < MOST_CELLS else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+    return int(text) if is_number and int(text) < MAX_CELLS else None
 
 
 def _parse_kib(text: str, unit: str) -> int | None:
     # libvirt writes every amount in KiB.
-    if unit != "KiB" or not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+    if unit != "KiB" or not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         return None
     return int(text)
 

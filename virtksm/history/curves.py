@@ -75,7 +75,7 @@ def _has_fallen(before: Sample, after: Sample) -> bool:
 
 
 LATELY_S = 300.0
-LEAST_S = 1.0
+MIN_S = 1.0
 """Too short a time to say what share of a core ksmd took in it, as its CPU time comes in ticks of 10 ms."""
 
 
@@ -120,7 +120,7 @@ def core_share(points: Sequence[Point], now: Point) -> tuple[float, float] | Non
     began: Point | None = None
     before_s = 0.0
     for point in points:
-        if point.cpu_seconds is None or now.at_s - point.at_s < LEAST_S:
+        if point.cpu_seconds is None or now.at_s - point.at_s < MIN_S:
             continue
         if point.cpu_seconds < before_s:  # the host was booted between the two
             began = None

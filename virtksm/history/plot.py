@@ -24,8 +24,8 @@ FORMATS = ("png", "svg")
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 9.0
 SHARES = 300
 """How many stretches of ksmd's CPU a picture shows at most."""
-LEAST_SHARE_S = 5.0
-MOST_NAMES = 10
+MIN_SHARE_S = 5.0
+MAX_NAMES = 10
 """Up to so many events carry the guest's name; more would cover each other."""
 LABELS = 40
 """So many names would fit beside each other."""
@@ -78,7 +78,7 @@ def make_figure(samples: Sequence[Sample], events: Sequence[GuestEvent], title: 
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     saved, cpu, settings, guests = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 2, 3))
     _draw_saved(saved, samples)
-    _draw_cpu(cpu, samples, max((end_s - begin_s) / SHARES, LEAST_SHARE_S))
+    _draw_cpu(cpu, samples, max((end_s - begin_s) / SHARES, MIN_SHARE_S))
     _draw_settings(settings, samples)
     _draw_guests(guests, samples, [event for event in events if begin_s <= event.at_s <= end_s])
     for axes in (saved, cpu, settings, guests):
@@ -134,7 +134,7 @@ def _draw_guests(axes: Axes, samples: Sequence[Sample], events: Sequence[GuestEv
         at, counts = [_moment(sample.at_s) for sample in shown], [sample.guests for sample in shown]
         axes.step(at, counts, where="post", color=GUESTS)
     top = max([1, *(sample.guests for sample in samples)])
-    has_names = 0 < len(events) <= MOST_NAMES
+    has_names = 0 < len(events) <= MAX_NAMES
     height = top * (1.35 / LABELS_FROM if has_names else 1.5)
     for kind in dict.fromkeys(event.kind for event in events):
         mark, colour = MARKS.get(kind, OTHER_MARK)

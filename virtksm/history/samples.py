@@ -2,7 +2,7 @@
 
 Three kinds, each bounded: at most one sample every `SAMPLE_S`, for a day, to draw curves of; events of guests, so many
 of each kind and of each guest, so that none pushes out what befell the others; and decisions that were news, each with
-the record of its pass. Times are Unix time (UTC, seconds), since people look
+the report of its pass. Times are Unix time (UTC, seconds), since people look
 at them; whoever takes differences minds that clocks are set. Counters since boot start anew with the host: a smaller
 one than before is a reboot. What the kernel or the connection does not offer is None.
 
@@ -20,25 +20,25 @@ from typing import Protocol
 from virtksm.codec import build
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
 from virtksm.model.snapshot import Settings, Snapshot
-from virtksm.text import MOST_TIME_S
+from virtksm.text import MAX_TIME_S
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
 KEEP_S = 86_400.0
 """How long samples are kept, and longer where there are fewer of them."""
-MOST_SAMPLES = int(KEEP_S / SAMPLE_S)
-MOST_EVENTS = 5_000
-MOST_OF_A_KIND: Mapping[str, tuple[int, int]] = {
+MAX_SAMPLES = int(KEEP_S / SAMPLE_S)
+MAX_EVENTS = 5_000
+MAX_OF_A_KIND: Mapping[str, tuple[int, int]] = {
     Trigger.STARTED.value: (2_000, 200),
     Trigger.STOPPED.value: (2_000, 200),
     Trigger.BALLOON.value: (250, 50),
     Trigger.MEMORY_DEVICE.value: (250, 50),
 }
 """How many events of a kind are kept: of all guests, and of one. An answer of 1,000 has always room for starts."""
-MOST_DECISIONS = 1_000
-MOST_POINTS = 1_000
+MAX_DECISIONS = 1_000
+MAX_POINTS = 1_000
 """How many samples an answer has at most."""
-MOST_REAL = 1e18
+MAX_REAL = 1e18
 KINDS = frozenset(trigger.value for trigger in Trigger)
 
 
@@ -84,10 +84,10 @@ def replaces(event: GuestEvent) -> tuple[str, str] | GuestEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """A decision that was no routine; `record` is its pass's `PassRecord.as_dict()`."""
+    """A decision that was no routine; `record` is its pass's `PassReport.as_dict()`."""
 
     at_s: float
-    record: Mapping[str, object]
+    report: Mapping[str, object]
 
 
 class History(Protocol):
@@ -106,7 +106,7 @@ class History(Protocol):
     def samples(self, since_s: float) -> tuple[Sample, ...]:
         """Return the samples from `since_s` on."""
 
-    def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
+    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
         """Return the last `most` events from `since_s` on."""
 
     def decisions(self, most: int) -> tuple[Told, ...]:
@@ -191,5 +191,5 @@ def _named_rows(columns: object, rows: object) -> list[dict[str, object]]:
 
 
 def _check_times(found: Sequence[Sample | GuestEvent]) -> None:
-    if not all(0 <= one.at_s <= MOST_TIME_S for one in found):
+    if not all(0 <= one.at_s <= MAX_TIME_S for one in found):
         raise ValueError("at_s is no time")

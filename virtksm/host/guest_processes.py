@@ -36,8 +36,8 @@ from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.ports import Clock
 
-LEAST_PAUSE_S = 1.0
-MOST_PAUSE_S = 32.0
+MIN_PAUSE_S = 1.0
+MAX_PAUSE_S = 32.0
 QEMU_HOME = "/var/lib/libvirt/qemu"
 """Belongs to the user that libvirt runs QEMU as: its daemon sees to that at each start (`user` in qemu.conf)."""
 COMM = re.compile(rb"qemu(?!-(pr-helper|nbd|img|ga|io|storage-d|bridge-hel))|kvm(-spice)?$")
@@ -67,7 +67,7 @@ class GuestSearch:
         self._found: dict[str, Process] = {}
         self._missing: frozenset[str] = frozenset()
         self._walked_s = 0.0
-        self._pause_s = LEAST_PAUSE_S
+        self._pause_s = MIN_PAUSE_S
         self._trouble: dict[str, str] = {}
         self._is_hidden = False
 
@@ -94,7 +94,7 @@ class GuestSearch:
         is_new = not missing <= self._missing
         if not missing or (not is_new and 0 <= now_s - self._walked_s < self._pause_s):
             return False
-        self._walked_s, self._pause_s = now_s, LEAST_PAUSE_S if is_new else min(self._pause_s * 2, MOST_PAUSE_S)
+        self._walked_s, self._pause_s = now_s, MIN_PAUSE_S if is_new else min(self._pause_s * 2, MAX_PAUSE_S)
         return True
 
     def _walk(self, missing: list[Guest]) -> None:

@@ -31,12 +31,12 @@ from virtksm.host.proc_files import (
     read_process,
 )
 from virtksm.host.process_reads import LIMIT_S, ProcessReads
-from virtksm.model.snapshot import Guest, HostMemory, OthersMemory
+from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
 from virtksm.tuning.ports import Clock
 
 if TYPE_CHECKING:
     from virtksm.guests.process import GuestProcess, OtherProcess
-    from virtksm.host.other_processes import OthersLook
+    from virtksm.host.other_processes import OtherProcessesReading
 
 KSMD_AGAIN_S = 60.0
 """So long after it was not found ksmd is looked for again: /proc may show more by then, or less (containers)."""
@@ -59,14 +59,14 @@ class ProcFacts:
         self._sys_ksm = sys_ksm
         self._reads = ProcessReads(limit_s)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
-        self._others_reads = ProcessReads(limit_s)  # apart: strangers use up the limits of these
-        self._others_look: OthersLook | None = None
+        self._other_processes_reads = ProcessReads(limit_s)  # apart: strangers use up the limits of these
+        self._other_processes_reading: OtherProcessesReading | None = None
         self._ksmd: Process | None = None
         self._ksmd_sought_s: float | None = None
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        return (*self._search.trouble, *self._reads.trouble, *self._others_reads.trouble)
+        return (*self._search.trouble, *self._reads.trouble, *self._other_processes_reads.trouble)
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         found, page_kib = self._search.find(running), self.page_kib()
@@ -77,12 +77,14 @@ class ProcFacts:
 
         return tuple(replace(guest, rss_kib=rss_kib(guest)) for guest in running)
 
-    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
-        if self._others_look is None:
-            from virtksm.host.other_processes import OthersLook  # imports are start-up time, and not every policy asks
+    def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
+        if self._other_processes_reading is None:
+            from virtksm.host.other_processes import (
+                OtherProcessesReading,  # imports are start-up time, and not every policy asks
+            )
 
-            self._others_look = OthersLook(self._clock, self._others_reads)
-        return self._others_look.memory(lambda: self._pids_of(running))
+            self._other_processes_reading = OtherProcessesReading(self._clock, self._other_processes_reads)
+        return self._other_processes_reading.memory(lambda: self._pids_of(running))
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         found = self._search.find(running)

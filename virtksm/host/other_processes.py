@@ -17,7 +17,7 @@ from virtksm.errors import SensingFailed
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.proc_files import INIT, list_pids, parse_anonymous_kib, read_private, read_process
 from virtksm.host.process_reads import ProcessReads
-from virtksm.model.snapshot import OthersMemory
+from virtksm.model.snapshot import OtherProcesses
 from virtksm.tuning.ports import Clock
 
 LOOK_S = 60.0
@@ -28,7 +28,7 @@ FIRST_WITHIN_S = 2.0
 ANSWER_WITHIN_S = 60.0
 
 
-class OthersLook:
+class OtherProcessesReading:
     """Looks at all processes but the guests'. `booted` is there where systemd runs.
 
     One whose files hang counts as unread.
@@ -47,12 +47,12 @@ class OthersLook:
         self._first_within_s = first_within_s
         self._booted = booted
         self._looked_s: float | None = None
-        self._seen: OthersMemory | None = None
+        self._seen: OtherProcesses | None = None
         self._asked_s: float | None = None
         self._groups: tuple[str, ...] | None = None
         self._asking = BoundedCalls(SensingFailed)
 
-    def memory(self, of_guests: Callable[[], Collection[int]]) -> OthersMemory | None:
+    def memory(self, of_guests: Callable[[], Collection[int]]) -> OtherProcesses | None:
         """Return what was seen in the last minute; None where processes are hidden or the kernel does not tell.
 
         `of_guests` returns the guests' processes; it is called for a new look alone.
@@ -62,7 +62,7 @@ class OthersLook:
             self._seen, self._looked_s = self._look(of_guests(), now_s), now_s
         return self._seen
 
-    def _look(self, of_guests: Collection[int], now_s: float) -> OthersMemory | None:
+    def _look(self, of_guests: Collection[int], now_s: float) -> OtherProcesses | None:
         pids = list_pids()
         if INIT not in pids:  # /proc shows only some (hidepid)
             return None
@@ -82,7 +82,7 @@ class OthersLook:
                 kib += held_kib if may else 0
                 processes += may
                 unread += not may and held_kib > 0  # the kernel's own threads hold nothing
-        return OthersMemory(kib=kib, processes=processes, unread=unread) if is_told else None
+        return OtherProcesses(kib=kib, processes=processes, unread=unread) if is_told else None
 
     def _is_in_merging_unit(self, pid: int, now_s: float) -> bool:
         if not is_fresh(self._asked_s, now_s, ASK_S):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from virtksm.model.report import PassRecord
+from virtksm.model.report import PassReport
 from virtksm.model.snapshot import HostMemory, KsmState, Snapshot
 
 
@@ -77,8 +77,8 @@ class Now:
         }
 
 
-def after_pass(record: PassRecord) -> Now:
+def after_pass(report: PassReport) -> Now:
     """Return the moment that a pass has left."""
-    snapshot = record.snapshot
-    ksm = replace(snapshot.ksm, settings=record.after)
+    snapshot = report.snapshot
+    ksm = replace(snapshot.ksm, settings=report.after)
     return Now(origin=Origin.LAST_PASS, ksm=ksm, host=snapshot.host).counting(snapshot)

@@ -102,22 +102,22 @@ EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Occasion:
-    """The triggers that one pass answers; a coalesced burst is one occasion."""
+class Triggers:
+    """The triggers that one pass answers; a coalesced burst is answered by one pass."""
 
-    triggers: frozenset[Trigger]
+    kinds: frozenset[Trigger]
 
     @property
     def is_step(self) -> bool:
-        return bool(self.triggers - EVALUATING_ONLY)
+        return bool(self.kinds - EVALUATING_ONLY)
 
     @property
     def is_explicit(self) -> bool:
-        return bool(self.triggers & EXPLICIT)
+        return bool(self.kinds & EXPLICIT)
 
     @property
     def names(self) -> list[str]:
-        return sorted(trigger.value for trigger in self.triggers)
+        return sorted(trigger.value for trigger in self.kinds)
 
 
 Number = int | float | None
@@ -147,7 +147,7 @@ class Decision:
     is_routine: bool = False
 
     @property
-    def is_parked(self) -> bool:
+    def is_idle(self) -> bool:
         return self.target.pages_to_scan == 0
 
 

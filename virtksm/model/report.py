@@ -1,4 +1,4 @@
-"""The record of one pass: everything that it saw, decided and did, as one value and as JSON.
+"""The report of one pass: everything that it saw, decided and did, as one value and as JSON.
 
 `as_dict` is the interface of `virtksm retune --json`, of the control socket and of the log line `pass_completed`
 (docs/reference.md lists the fields); fields are added, never renamed, while SCHEMA stays.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
-from virtksm.model.decision import EVALUATING_ONLY, Decision, Occasion, SwitchedOff, Trigger
+from virtksm.model.decision import EVALUATING_ONLY, Decision, SwitchedOff, Trigger, Triggers
 from virtksm.model.snapshot import Settings, Snapshot, Source
 
 SCHEMA = 1
@@ -53,17 +53,17 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PassRecord:
+class PassReport:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
     `trouble` is what kept processes from being read.
-    `past_before` and `past_after` are what the policy remembered, as kept; None where it began anew, or was not asked.
+    `state_before` and `state_after` are the policy's state, as kept; None where it began anew, or was not asked.
     """
 
     uri: str
     policy: str
-    occasion: Occasion
+    triggers: Triggers
     snapshot: Snapshot
     decision: Decision
     outcome: Outcome
@@ -76,8 +76,8 @@ class PassRecord:
     resumes_now: bool = False
     switched_off: SwitchedOff | None = None
     exposed: tuple[str, ...] | None = None
-    past_before: Mapping[str, object] | None = None
-    past_after: Mapping[str, object] | None = None
+    state_before: Mapping[str, object] | None = None
+    state_after: Mapping[str, object] | None = None
     trouble: tuple[str, ...] = ()
 
     @property
@@ -94,7 +94,7 @@ class PassRecord:
     @property
     def is_unasked(self) -> bool:
         """Whether only the policy's timer asked for it, and what a guest does by itself, as often as it likes."""
-        return self.occasion.triggers <= EVALUATING_ONLY | {Trigger.TIMER}
+        return self.triggers.kinds <= EVALUATING_ONLY | {Trigger.TIMER}
 
     @property
     def saved_kib(self) -> int | None:
@@ -128,13 +128,13 @@ class PassRecord:
         return [f"private guest {name!r} can merge: {KEEP_OUT}" for name in self.exposed or ()]
 
     def as_dict(self) -> dict[str, object]:
-        """Return the record as JSON values; memory in KiB, pages in pages, times in the unit of the name."""
+        """Return the report as JSON values; memory in KiB, pages in pages, times in the unit of the name."""
         snapshot, ksm = self.snapshot, self.snapshot.ksm
         return {
             "schema": SCHEMA,
             "uri": self.uri,
             "policy": self.policy,
-            "triggers": self.occasion.names,
+            "triggers": self.triggers.names,
             "source": snapshot.source.value,
             "sensed": {
                 "total_kib": snapshot.host.total_kib,
@@ -178,7 +178,7 @@ class PassRecord:
         """Return the decision as JSON values."""
         reason = self.decision.reason
         return {
-            "parked": self.decision.is_parked,
+            "parked": self.decision.is_idle,
             "rule": reason.rule,
             "reason": reason.text,
             "numbers": dict(reason.numbers),
@@ -189,7 +189,7 @@ class PassRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreRecord:
+class RestoreReport:
     """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
 
     `switched_off` says that a restore has parked instead; `doubted` are parameters that got the kernel's default, since

@@ -1,6 +1,6 @@
 """What one pass senses: plain frozen values, with no behaviour beyond arithmetic.
 
-`host` reads them, a policy turns a snapshot and its past into a decision, the cycle reports both. Names of the kernel's
+`host` reads them, a policy makes a decision of a snapshot and its state, the cycle reports both. Names of the kernel's
 files stay verbatim (`pages_to_scan`), every other quantity carries its unit. A counter that the kernel or the
 connection does not offer is `None`, never 0.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-PARKED_SLEEP_MS = 10_000
+IDLE_SLEEP_MS = 10_000
 """sleep_millisecs while parked. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost it nothing;
 a shorter sleep makes it wake for nothing, and 0 makes it spin (docs/policies.md)."""
 
@@ -62,7 +62,7 @@ MAXIMA: Mapping[str, int] = {
 KERNEL_DEFAULTS = Settings(pages_to_scan=100, sleep_millisecs=20)
 """What the kernel begins with (mm/ksm.c); merge_across_nodes aside, which no other tuner of KSM is known to set."""
 
-PARKED = Settings(pages_to_scan=0, sleep_millisecs=PARKED_SLEEP_MS)
+IDLE = Settings(pages_to_scan=0, sleep_millisecs=IDLE_SLEEP_MS)
 """The settings that stop scanning; what is merged stays merged."""
 
 
@@ -186,7 +186,7 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OthersMemory:
+class OtherProcesses:
     """Memory that may merge and is no guest's, where it can be read, in KiB.
 
     `processes` hold it; of `unread` ones this user may not read whether they may merge.
@@ -201,7 +201,7 @@ class OthersMemory:
 class Snapshot:
     """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
 
-    `others` is None where nobody asked, on another machine, and on kernels that do not tell (before 6.1).
+    `other_processes` is None where nobody asked, on another machine, and on kernels that do not tell (before 6.1).
     """
 
     taken_s: float
@@ -209,7 +209,7 @@ class Snapshot:
     host: HostMemory
     ksm: KsmState
     guests: tuple[Guest, ...]
-    others: OthersMemory | None = None
+    other_processes: OtherProcesses | None = None
 
     @property
     def committed_kib(self) -> int:

@@ -1,6 +1,6 @@
-"""What a policy is: a pure function from a snapshot and its own past to a decision and its next past.
+"""What a policy is: a pure function from a snapshot and its own state to a decision and its next state.
 
-A policy reads no clock, draws no random number, logs nothing and touches nothing: time is in the snapshot, the past is
+A policy reads no clock, draws no random number, logs nothing and touches nothing: time is in the snapshot, the state is
 a value that the cycle keeps between passes (in the runtime folder, so that the agent, its successor and the one-shot
 continue where the other was).
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
-from virtksm.model.decision import Decision, Occasion
+from virtksm.model.decision import Decision, Triggers
 from virtksm.model.snapshot import Snapshot
 
-Past = TypeVar("Past")
+State = TypeVar("State")
 
 
-class Policy(Protocol[Past]):
+class Policy(Protocol[State]):
     """One control law. See CONTRIBUTING.md, "Add a policy"."""
 
     @property
@@ -28,17 +28,17 @@ class Policy(Protocol[Past]):
         """Whether it looks at `Guest.max_kib`: asking for it costs a call for each guest that is new."""
 
     @property
-    def wants_others(self) -> bool:
+    def wants_other_processes(self) -> bool:
         """Whether it looks at `Snapshot.others`: that costs a look at every process, once a minute."""
 
-    def first_past(self, snapshot: Snapshot) -> Past:
-        """Return the past to begin with where none was kept."""
+    def first_state(self, snapshot: Snapshot) -> State:
+        """Return the state to begin with where none was kept."""
 
-    def load_past(self, kept: Mapping[str, object]) -> Past:
-        """Rebuild a past from what `dump_past` gave; raise ValueError if it is not one."""
+    def load_state(self, kept: Mapping[str, object]) -> State:
+        """Rebuild a state from what `dump_state` gave; raise ValueError if it is not one."""
 
-    def dump_past(self, past: Past) -> dict[str, object]:
-        """Return the past as plain JSON values."""
+    def dump_state(self, state: State) -> dict[str, object]:
+        """Return the state as plain JSON values."""
 
-    def decide(self, snapshot: Snapshot, past: Past, occasion: Occasion) -> tuple[Decision, Past]:
+    def decide(self, snapshot: Snapshot, state: State, triggers: Triggers) -> tuple[Decision, State]:
         """Decide. Pure: equal arguments give equal answers."""

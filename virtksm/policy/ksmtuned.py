@@ -1,7 +1,7 @@
 """ksmtuned's law, to the number: scan harder while memory is short, ease off while not, stop when plenty.
 
-In goes a snapshot, the past (npages and the time of the last step) and the occasion; out come the target
-settings, the reason with its numbers, and the next past. Nothing is read, written, logged or timed here. All
+In goes a snapshot, the state (npages and the time of the last step) and the triggers; out come the target
+settings, the reason with its numbers, and the next state. Nothing is read, written, logged or timed here. All
 quantities are whole KiB, pages and ms; by the configuration's ranges none is negative but npages_decay, which
 is only added, so that Python's `//` is bash's division, and rule 1 keeps all of them within bash's 64 bits.
 
@@ -15,11 +15,11 @@ The law, from ksmtuned's `adjust` (Debian's package ksmtuned; docs/policies.md t
 5. Stop when committed + thres < total and free > thres: park, and leave npages as it is.
 6. Otherwise run. When free < thres, npages grows by npages_boost ("boost"), else it changes by npages_decay,
    which is negative ("decay"); then it is held within npages_min..npages_max.
-7. An occasion that is no step (balloon, memory device) decides by rule 5 alone: where it runs, it runs with
+7. An triggers that is no step (balloon, memory device) decides by rule 5 alone: where it runs, it runs with
    npages as it is, held within npages_min..npages_max ("hold"), and it leaves no trace in the past.
 8. The next step is monitor_interval after the last one.
 
-At first npages is 0 where local, as in ksmtuned; on a remote host, where no past is kept, it is what the
+At first npages is 0 where local, as in ksmtuned; on a remote host, where no state is kept, it is what the
 kernel has, if that is above 0.
 """
 
@@ -30,24 +30,24 @@ from dataclasses import dataclass
 
 from virtksm.codec import build, dump
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.decision import Decision, Number, Occasion, Reason, Turn
-from virtksm.model.snapshot import KERNEL_MAXIMUM, PARKED, Settings, Snapshot, Source
+from virtksm.model.decision import Decision, Number, Reason, Triggers, Turn
+from virtksm.model.snapshot import IDLE, KERNEL_MAXIMUM, Settings, Snapshot, Source
 
 NAME = "ksmtuned"
 
-MOST_TOTAL_KIB = 2**53
+MAX_TOTAL_KIB = 2**53
 """8 EiB: more than any host has, and little enough that no product here leaves bash's 64 bits."""
 
 LATEST_S = 2.0**53
 """Bounds a kept time: seconds beyond it (or not finite) come from no clock."""
 
-LEAST_SLEEP_MS = 10
+MIN_SLEEP_MS = 10
 SLEEP_REFERENCE_KIB = 16 * 1024 * 1024
 """sleep_msec is meant for a host of 16 GiB (ksmtuned's own comment)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KsmtunedPast:
+class KsmtunedState:
     """What a step hands to the next: the script's npages (pages), and when it was made (CLOCK_BOOTTIME s)."""
 
     npages: int
@@ -71,37 +71,37 @@ class KsmtunedPolicy:
         return False
 
     @property
-    def wants_others(self) -> bool:
+    def wants_other_processes(self) -> bool:
         """Return False: nor of this."""
         return False
 
-    def first_past(self, snapshot: Snapshot) -> KsmtunedPast:
-        """Return the past to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
+    def first_state(self, snapshot: Snapshot) -> KsmtunedState:
+        """Return the state to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
         found = snapshot.ksm.settings.pages_to_scan or 0
         npages = found if snapshot.source is Source.LIBVIRT else 0
-        return KsmtunedPast(npages=npages, stepped_at_s=None)
+        return KsmtunedState(npages=npages, stepped_at_s=None)
 
-    def load_past(self, kept: Mapping[str, object]) -> KsmtunedPast:
-        """Rebuild the past from what `dump_past` gave; raise ValueError if it is not one."""
-        past = build(KsmtunedPast, kept, least=-LATEST_S, most=LATEST_S, is_exact=True)
-        if not 0 <= past.npages <= KERNEL_MAXIMUM:
-            raise ValueError(f"npages is {past.npages}, not a number of pages")
-        return past
+    def load_state(self, kept: Mapping[str, object]) -> KsmtunedState:
+        """Rebuild the state from what `dump_state` gave; raise ValueError if it is not one."""
+        state = build(KsmtunedState, kept, least=-LATEST_S, most=LATEST_S, is_exact=True)
+        if not 0 <= state.npages <= KERNEL_MAXIMUM:
+            raise ValueError(f"npages is {state.npages}, not a number of pages")
+        return state
 
-    def dump_past(self, past: KsmtunedPast) -> dict[str, object]:
-        """Return the past as plain JSON values."""
-        values: dict[str, object] = dump(past)
+    def dump_state(self, state: KsmtunedState) -> dict[str, object]:
+        """Return the state as plain JSON values."""
+        values: dict[str, object] = dump(state)
         return values
 
-    def decide(self, snapshot: Snapshot, past: KsmtunedPast, occasion: Occasion) -> tuple[Decision, KsmtunedPast]:
+    def decide(self, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers) -> tuple[Decision, KsmtunedState]:
         """Decide by the rules of this module's docstring, in their order. Pure; raises nothing."""
-        target, reason, npages = decide_settings(snapshot, past.npages, self.params, is_step=occasion.is_step)
-        if occasion.is_step:
-            past = KsmtunedPast(npages=npages, stepped_at_s=snapshot.taken_s)
-        next_pass_s = seconds_until_step(snapshot.taken_s, past.stepped_at_s, self.params.monitor_interval)
+        target, reason, npages = decide_settings(snapshot, state.npages, self.params, is_step=triggers.is_step)
+        if triggers.is_step:
+            state = KsmtunedState(npages=npages, stepped_at_s=snapshot.taken_s)
+        next_pass_s = seconds_until_step(snapshot.taken_s, state.stepped_at_s, self.params.monitor_interval)
         goes_on = all(getattr(snapshot.ksm.settings, name) == value for name, value in target.items())
-        is_routine = goes_on and not occasion.is_step
-        return Decision(target=target, reason=reason, next_pass_s=next_pass_s, is_routine=is_routine), past
+        is_routine = goes_on and not triggers.is_step
+        return Decision(target=target, reason=reason, next_pass_s=next_pass_s, is_routine=is_routine), state
 
 
 def decide_settings(
@@ -121,15 +121,15 @@ def decide_settings(
         "npages": npages,
     }
 
-    if not 0 < total_kib <= MOST_TOTAL_KIB:  # rule 1
+    if not 0 < total_kib <= MAX_TOTAL_KIB:  # rule 1
         text = f"the host's total memory is given as {total_kib} KiB, so there is nothing to tune: parked"
         known = Turn(
             then="decides by memory",
             quantity="total_kib",
-            threshold=min(max(total_kib, 1), MOST_TOTAL_KIB),
+            threshold=min(max(total_kib, 1), MAX_TOTAL_KIB),
             present=total_kib,
         )
-        return PARKED, Reason(rule="unknown", text=text, numbers=numbers, turns_when=(known,)), npages
+        return IDLE, Reason(rule="unknown", text=text, numbers=numbers, turns_when=(known,)), npages
 
     thres_kib = threshold_kib(total_kib, params)  # rule 3
     sleep_ms = scaled_sleep_ms(total_kib, params)  # rule 4
@@ -141,7 +141,7 @@ def decide_settings(
             f"{in_mib(free_kib)} free, above the threshold of {in_mib(thres_kib)}; "
             f"guests hold {in_mib(committed_kib)} of {in_mib(total_kib)}: parked"
         )
-        return PARKED, Reason(rule="stop", text=text, numbers=numbers, turns_when=turns), npages
+        return IDLE, Reason(rule="stop", text=text, numbers=numbers, turns_when=turns), npages
 
     if is_step and free_kib < thres_kib:  # rule 6
         rule, delta = "boost", params.npages_boost
@@ -189,7 +189,7 @@ def threshold_kib(total_kib: int, params: KsmtunedParams) -> int:
 def scaled_sleep_ms(total_kib: int, params: KsmtunedParams) -> int:
     """Return the script's `sleep` in ms, 10..4294967295, for a host of `total_kib` above 0 (rule 4)."""
     scaled = params.sleep_msec * SLEEP_REFERENCE_KIB // total_kib
-    return min(max(scaled, LEAST_SLEEP_MS), KERNEL_MAXIMUM)
+    return min(max(scaled, MIN_SLEEP_MS), KERNEL_MAXIMUM)
 
 
 def changed_npages(npages: int, delta: int, params: KsmtunedParams) -> int:
@@ -203,7 +203,7 @@ def changed_npages(npages: int, delta: int, params: KsmtunedParams) -> int:
 def seconds_until_step(now_s: float, stepped_at_s: float | None, interval_s: int) -> float:
     """Return the seconds until the next step is due, 0..`interval_s` (rule 8).
 
-    A step in the future (the past of another boot) counts as one just made; without any, a whole interval is
+    A step in the future (the state of another boot) counts as one just made; without any, a whole interval is
     left, as ksmtuned sleeps before its first step.
     """
     if stepped_at_s is None:

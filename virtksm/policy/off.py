@@ -8,7 +8,7 @@ while off, anything may have happened to what KSM knows (unmerging forgets all o
 from __future__ import annotations
 
 from virtksm.model.decision import SWITCHED_OFF, Decision, Reason, SwitchedOff, Turn
-from virtksm.model.snapshot import PARKED
+from virtksm.model.snapshot import IDLE
 
 RULE = "switched_off"
 
@@ -22,7 +22,7 @@ def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:
     """Park; `was_off` says that the pass before did so, too."""
     since = f" since {off.since}" if off.since else ""
     return Decision(
-        target=PARKED,
+        target=IDLE,
         reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: parked", turns_when=(SWITCHED_ON,)),
         next_pass_s=WATCH_S,
         is_routine=was_off,

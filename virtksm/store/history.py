@@ -26,10 +26,10 @@ from virtksm.codec import build, parse_object
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     EVENT_FIELDS,
-    MOST_DECISIONS,
-    MOST_EVENTS,
-    MOST_OF_A_KIND,
-    MOST_SAMPLES,
+    MAX_DECISIONS,
+    MAX_EVENTS,
+    MAX_OF_A_KIND,
+    MAX_SAMPLES,
     SAMPLE_FIELDS,
     GuestEvent,
     Sample,
@@ -44,23 +44,23 @@ from virtksm.store.files import ensure_folder, read_at_most
 SCHEMA = 1
 MAX_BYTES = 32 << 20
 """Largest file that is read: many times what is ever written."""
-MOST_READ_BYTES = 32 << 20
+MAX_READ_BYTES = 32 << 20
 """Longest texts of all rows that are read together."""
-MOST_ROW_BYTES = 1 << 20
+MAX_ROW_BYTES = 1 << 20
 """Longest row that is read."""
-MOST_RECORD_CHARACTERS = MOST_ROW_BYTES * 3 // 4
+MAX_RECORD_CHARACTERS = MAX_ROW_BYTES * 3 // 4
 """A longer decision is not kept: no answer of an agent's has room for it."""
-MOST_HEAP_BYTES = 64 << 20
+MAX_HEAP_BYTES = 64 << 20
 """What SQLite may take of memory, the file's picture included."""
-MOST_DECISION_CHARACTERS = 4 << 20
+MAX_DECISION_CHARACTERS = 4 << 20
 """All decisions together: a pass has 2 KB, and more where many private guests can merge."""
-MOST_ASIDE = 3
+MAX_ASIDE = 3
 """Files set aside that are kept; while there are so many, nothing is remembered, and nothing lost."""
-MOST_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 BUSY_S = 5.0
 DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
 """The last is what SQLite says of a file whose header wants a newer SQLite; a read-only folder is found out before."""
-MOST_STEPS = 50_000_000
+MAX_STEPS = 50_000_000
 """Steps of SQLite's machine that reading may take (a million rows)."""
 TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
@@ -69,13 +69,13 @@ REMEDY = "virtksm remembers there what it did, for people to look at: see whose 
 
 TABLES = {
     name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK (at_s IS NOT NULL))"
-    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("at_s", "record")))
+    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("at_s", "report")))
 }
 SCHEMA_ROWS = "SELECT CAST(type || ' ' || name || ' ' || tbl_name || ' ' || sql AS BLOB) FROM sqlite_master LIMIT 4"
 """As bytes: a damaged one may be no UTF-8."""
 SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # our own names
 EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # as above
-DECISIONS = "SELECT at_s, record FROM decisions ORDER BY id DESC LIMIT ?"
+DECISIONS = "SELECT at_s, report FROM decisions ORDER BY id DESC LIMIT ?"
 SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
 SURPLUS_OF_A_GUEST = """
 DELETE FROM events WHERE id IN (
@@ -92,7 +92,7 @@ DELETE FROM events WHERE kind = ?1 AND id <= (
 """
 SURPLUS_DECISIONS = """
 DELETE FROM decisions WHERE id <= (
-    SELECT max(id) FROM (SELECT id, sum(length(record)) OVER (ORDER BY id DESC) AS characters FROM decisions)
+    SELECT max(id) FROM (SELECT id, sum(length(report)) OVER (ORDER BY id DESC) AS characters FROM decisions)
     WHERE characters > ?
 )
 """
@@ -125,11 +125,11 @@ class HistoryFile:
         return aside
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
-        rows = self._read(SAMPLES, since_s, MOST_SAMPLES)
+        rows = self._read(SAMPLES, since_s, MAX_SAMPLES)
         with _translated(self.path):
             return parse_samples(SAMPLE_FIELDS, rows[::-1])
 
-    def events(self, since_s: float, most: int = MOST_EVENTS) -> tuple[GuestEvent, ...]:
+    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
         rows = self._read(EVENTS, since_s, most)
         with _translated(self.path):
             return parse_events(EVENT_FIELDS, rows[::-1])
@@ -137,7 +137,7 @@ class HistoryFile:
     def decisions(self, most: int) -> tuple[Told, ...]:
         rows = self._read(DECISIONS, most)
         with _translated(self.path):
-            return tuple(parse_told(at_s, record) for at_s, record in rows[::-1])
+            return tuple(parse_told(at_s, report) for at_s, report in rows[::-1])
 
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> None:
         with closing(_open(self.path)) as database, database:
@@ -147,15 +147,15 @@ class HistoryFile:
                     database.execute(statement)
             _insert(database, "samples", SAMPLE_FIELDS, map(sample_row, samples))
             _insert(database, "events", EVENT_FIELDS, map(event_row, events))
-            records = ((told.at_s, json.dumps(told.record)) for told in decisions)
-            kept = ((at_s, record) for at_s, record in records if len(record) <= MOST_RECORD_CHARACTERS)
-            _insert(database, "decisions", ("at_s", "record"), kept)
-            for kind, (most, most_of_a_guest) in MOST_OF_A_KIND.items():
+            records = ((told.at_s, json.dumps(told.report)) for told in decisions)
+            kept = ((at_s, report) for at_s, report in records if len(report) <= MAX_RECORD_CHARACTERS)
+            _insert(database, "decisions", ("at_s", "report"), kept)
+            for kind, (most, most_of_a_guest) in MAX_OF_A_KIND.items():
                 database.execute(SURPLUS_OF_A_GUEST, (kind, most_of_a_guest))
                 database.execute(SURPLUS_OF_A_KIND, (kind, most))
-            for table, most in (("samples", MOST_SAMPLES), ("events", MOST_EVENTS), ("decisions", MOST_DECISIONS)):
+            for table, most in (("samples", MAX_SAMPLES), ("events", MAX_EVENTS), ("decisions", MAX_DECISIONS)):
                 database.execute(SURPLUS.format(table=table), (most,))
-            database.execute(SURPLUS_DECISIONS, (MOST_DECISION_CHARACTERS,))
+            database.execute(SURPLUS_DECISIONS, (MAX_DECISION_CHARACTERS,))
 
     def _read(self, query: str, *values: float) -> list[tuple[Any, ...]]:
         """Query a picture of the file."""
@@ -164,15 +164,15 @@ class HistoryFile:
             if content is None:
                 return []
             with self._picture(content) as database:
-                database.set_progress_handler(lambda: 1, MOST_STEPS)
+                database.set_progress_handler(lambda: 1, MAX_STEPS)
                 if not _is_ours(database):
                     raise ValueError(f"is no history of schema {SCHEMA}")
                 rows = list[tuple[Any, ...]]()
-                left = MOST_READ_BYTES
+                left = MAX_READ_BYTES
                 for row in database.execute(query, values):
                     left -= sum(len(value) for value in row if isinstance(value, str | bytes))
                     if left < 0:  # rows that share their pages
-                        raise ValueError(f"holds more than {MOST_READ_BYTES} bytes")
+                        raise ValueError(f"holds more than {MAX_READ_BYTES} bytes")
                     rows.append(row)
                 return rows
 
@@ -188,20 +188,20 @@ class HistoryFile:
                     file.write(content)
                 opened = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
             with closing(opened) as database:
-                database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_ROW_BYTES)
+                database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
                 database.execute("PRAGMA trusted_schema = OFF")
                 database.execute("PRAGMA temp_store = MEMORY")
-                database.execute(f"PRAGMA hard_heap_limit = {MOST_HEAP_BYTES}")
+                database.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP_BYTES}")
                 if folder is None:
                     database.deserialize(content)
                 yield database
 
 
-def parse_told(at_s: object, record: object) -> Told:
+def parse_told(at_s: object, report: object) -> Told:
     """Take a decision as it was kept; raises ValueError."""
-    if not isinstance(record, str):
+    if not isinstance(report, str):
         raise ValueError("a decision is no text")
-    return build(Told, {"at_s": at_s, "record": parse_object(record, "a decision")})
+    return build(Told, {"at_s": at_s, "report": parse_object(report, "a decision")})
 
 
 def _prepare(path: str) -> None:
@@ -262,9 +262,9 @@ def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
 def _set_aside(path: str) -> str:
     """Rename what cannot be used, with what an interrupted write has left of it; raises StateUnusable, OSError."""
     folder, name = os.path.split(path)
-    if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MOST_ASIDE:
+    if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MAX_ASIDE:
         raise StateUnusable(
-            f"{path} is damaged or a newer version's, and {MOST_ASIDE} such files were set aside before",
+            f"{path} is damaged or a newer version's, and {MAX_ASIDE} such files were set aside before",
             remedy=f"look at {path}.aside-*, and remove them",
         )
     aside = f"{path}.aside-{time.time_ns()}"
@@ -297,7 +297,7 @@ def _insert(
 def _storable(value: object) -> object:
     """Return a value that SQLite takes: its integers have 64 bits, its texts are UTF-8."""
     if isinstance(value, int):
-        return min(value, MOST_INTEGER)
+        return min(value, MAX_INTEGER)
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     return value

@@ -19,8 +19,8 @@ from virtksm.tuning.ownership import HostState, Ownership
 SCHEMA = 1
 MAX_CHARACTERS = 1 << 22
 """Of a state: that of 1,000 guests has some 100,000."""
-MOST_LEVELS = 8
-"""How deeply a policy's past may nest: adaptive's has four levels."""
+MAX_LEVELS = 8
+"""How deeply a policy's state may nest: adaptive's has four levels."""
 LOCK_WAIT_S = 5.0
 
 
@@ -52,7 +52,7 @@ class StateFile:
         if text is None:
             return HostState()
         try:
-            return parse_state(text)
+            return parse_host_state(text)
         except ValueError as error:
             raise StateUnusable(
                 f"{self._file}: {error}",
@@ -60,22 +60,22 @@ class StateFile:
             ) from error
 
     def save(self, state: HostState) -> None:
-        replace_file(self._file, dump_state(state))
+        replace_file(self._file, dump_host_state(state))
 
 
-def dump_state(state: HostState) -> str:
+def dump_host_state(state: HostState) -> str:
     """Return a state as JSON text."""
     return json.dumps(
         {
             "schema": SCHEMA,
             "parameters": dump(state.ownership),
-            "policy": {"name": state.policy_name, "past": state.policy_past},
+            "policy": {"name": state.policy_name, "state": state.policy_state},
         }
     )
 
 
-def parse_state(text: str) -> HostState:
-    """Parse what dump_state wrote; raises ValueError saying what is wrong."""
+def parse_host_state(text: str) -> HostState:
+    """Parse what dump_host_state wrote; raises ValueError saying what is wrong."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
     try:
@@ -87,13 +87,13 @@ def parse_state(text: str) -> HostState:
     parameters, policy = kept.get("parameters"), kept.get("policy")
     if not isinstance(parameters, dict) or not isinstance(policy, dict):
         raise ValueError("parameters or policy is missing")
-    name, past = policy.get("name"), policy.get("past")
-    if not isinstance(name, str | None) or not isinstance(past, dict | None) or not _is_shallow(past, MOST_LEVELS):
+    name, left = policy.get("name"), policy.get("state")
+    if not isinstance(name, str | None) or not isinstance(left, dict | None) or not _is_shallow(left, MAX_LEVELS):
         raise ValueError("policy is damaged")
     return HostState(
         ownership={key: _parse_ownership(key, value) for key, value in parameters.items()},
         policy_name=name,
-        policy_past=past,
+        policy_state=left,
     )
 
 

@@ -9,7 +9,7 @@ from io import FileIO
 
 from virtksm.errors import TraceUnusable
 
-MOST_OF_A_LINE = 1 << 22
+MAX_OF_A_LINE = 1 << 22
 """Characters: ten times what an agent tells of one pass."""
 
 
@@ -49,7 +49,7 @@ def read_trace(path: str) -> Iterator[str]:
     """Yield a trace's lines, the last one perhaps without its end; raises TraceUnusable."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            while line := file.readline(MOST_OF_A_LINE):
+            while line := file.readline(MAX_OF_A_LINE):
                 yield line
     except OSError as error:
         raise _unusable(path, error, "be read") from error

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from virtksm.model.decision import Decision, Occasion, SwitchedOff
+from virtksm.model.decision import Decision, SwitchedOff, Triggers
 from virtksm.model.snapshot import Settings, Snapshot
 
-Past = Mapping[str, object]
+State = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +41,12 @@ class Header:
 class Pass:
     """One pass. `at_s` is Unix time at its end; `law` is there where it is not that of the line before.
 
-    `continues` says that the policy went by what the line before has left; else by `past`, or anew where that is None.
+    `continues` says that the policy went by what the line before has left; else by `state`, or anew where that is None.
     """
 
     seq: int
     at_s: float
-    occasion: Occasion
+    triggers: Triggers
     snapshot: Snapshot
     decision: Decision
     outcome: str
@@ -54,7 +54,7 @@ class Pass:
     off: SwitchedOff | None = None
     law: Law | None = None
     continues: bool = True
-    past: Past | None = None
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from virtksm.trace import Header, Line, Pass, Past
+from virtksm.trace import Header, Line, Pass, State
 
 
 class Nameless:
@@ -25,14 +25,14 @@ class Nameless:
                     for guest in line.snapshot.guests
                 )
                 snapshot = replace(line.snapshot, guests=guests)
-                return replace(line, snapshot=snapshot, past=self._nameless_past(line.past))
+                return replace(line, snapshot=snapshot, state=self._nameless_state(line.state))
         return line
 
-    def _nameless_past(self, past: Past | None) -> Past | None:
-        known = None if past is None else past.get("guests_kib")
-        if past is None or not isinstance(known, Mapping):
-            return past
-        return {**past, "guests_kib": {self._nameless_key(str(key)): kib for key, kib in known.items()}}
+    def _nameless_state(self, state: State | None) -> State | None:
+        known = None if state is None else state.get("guests_kib")
+        if state is None or not isinstance(known, Mapping):
+            return state
+        return {**state, "guests_kib": {self._nameless_key(str(key)): kib for key, kib in known.items()}}
 
     def _nameless_key(self, key: str) -> str:
         uuid, _, run = key.rpartition("/")  # Guest.key

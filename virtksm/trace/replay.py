@@ -16,7 +16,7 @@ from typing import Any
 
 from virtksm.model.decision import Decision
 from virtksm.model.snapshot import Settings, Snapshot
-from virtksm.policy.adaptive.past import DEFAULT_PAGE_COST_S
+from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
 from virtksm.policy.base import Policy
 from virtksm.policy.off import decide_off
 from virtksm.trace import Header, Law, Line, Pass, Torn
@@ -73,7 +73,7 @@ class _Player:
         self._was_off = False
 
     def decide(self, line: Pass) -> tuple[Decision, bool]:
-        """Answer a pass, and say whether the policy had to begin anew where the recorded one had a past."""
+        """Answer a pass, and say whether the policy had to begin anew where the recorded one had a state."""
         if line.law is not None:
             name = self._policy.name
             self._take(line.law)
@@ -86,14 +86,14 @@ class _Player:
         began_anew = False
         if not line.continues and self._policy.name == self._recorded:
             self._past = None
-            if line.past is not None:
+            if line.state is not None:
                 try:
-                    self._past = self._policy.load_past(line.past)
+                    self._past = self._policy.load_state(line.state)
                 except ValueError:  # another version's
                     began_anew = True
         if self._past is None:
-            self._past = self._policy.first_past(line.snapshot)
-        decision, self._past = self._policy.decide(line.snapshot, self._past, line.occasion)
+            self._past = self._policy.first_state(line.snapshot)
+        decision, self._past = self._policy.decide(line.snapshot, self._past, line.triggers)
         return decision, began_anew
 
     def _take(self, law: Law) -> None:
@@ -104,7 +104,7 @@ class _Player:
 class Share:
     """What one side's settings came to: time parked, and pages that ksmd was granted at most."""
 
-    parked_s: float = 0.0
+    idle_s: float = 0.0
     pages: float = 0.0
     _settings: Settings | None = None
     _is_granted: bool = False
@@ -113,7 +113,7 @@ class Share:
         """Count the settings of the pass before, which have held for so long."""
         settings = self._settings
         if settings is None or not settings.pages_to_scan:
-            self.parked_s += lasted_s
+            self.idle_s += lasted_s
             return
         batch, sleep_s = settings.pages_to_scan, (settings.sleep_millisecs or 0) / 1000
         self.pages += batch * (self._is_granted + lasted_s / (sleep_s + batch * DEFAULT_PAGE_COST_S))
@@ -162,6 +162,6 @@ class Sums:
     def _share(self, share: Share) -> dict[str, object]:
         lasted_s = self.lasted_s
         return {
-            "parked_percent": round(100 * share.parked_s / lasted_s, 1) if lasted_s else None,
+            "idle_percent": round(100 * share.idle_s / lasted_s, 1) if lasted_s else None,
             "pages_per_s": round(share.pages / lasted_s, 1) if lasted_s else None,
         }

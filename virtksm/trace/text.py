@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from virtksm.codec import build, dump
 from virtksm.errors import TraceUnusable
-from virtksm.text import MOST_TIME_S
+from virtksm.text import MAX_TIME_S
 from virtksm.trace import End, Gap, Header, Line, Pass, Torn
 
 FORMAT = "virtksm-trace"
@@ -82,7 +82,7 @@ def _pass_values(line: Pass) -> dict[str, object]:
         "kind": "pass",
         "seq": values["seq"],
         "at_s": values["at_s"],
-        "triggers": values["occasion"]["triggers"],
+        "triggers": values["triggers"]["kinds"],
         "snapshot": values["snapshot"],
         "decision": {"rule": reason["rule"], "reason": reason["text"], "numbers": reason["numbers"], **decision},
         "outcome": values["outcome"],
@@ -92,7 +92,7 @@ def _pass_values(line: Pass) -> dict[str, object]:
     if line.law is not None:
         told["law"] = values["law"]
     if not line.continues:
-        told["past"] = values["past"]
+        told["state"] = values["state"]
     return told
 
 
@@ -110,9 +110,9 @@ def _pass(kept: Mapping[str, object]) -> Pass:
     if isinstance(decision, dict):
         reason = {"rule": decision.get("rule"), "text": decision.get("reason"), "numbers": decision.get("numbers")}
         decision = {**decision, "reason": reason}
-    occasion = {"triggers": kept.get("triggers")}
-    line = build(Pass, {**kept, "occasion": occasion, "decision": decision, "continues": "past" not in kept})
-    if not 0 <= line.at_s <= MOST_TIME_S:
+    triggers = {"kinds": kept.get("triggers")}
+    line = build(Pass, {**kept, "triggers": triggers, "decision": decision, "continues": "state" not in kept})
+    if not 0 <= line.at_s <= MAX_TIME_S:
         raise ValueError(f"at_s is {line.at_s!r:.40}, not a time")
     if line.snapshot.ksm.page_kib < 1:
         raise ValueError(f"page_kib is {line.snapshot.ksm.page_kib!r:.40}, not a page's size")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from virtksm.model.decision import Occasion
+from virtksm.model.decision import Triggers
 from virtksm.model.report import Foreign
 
 REASSERT_LIMIT = 3
@@ -26,7 +26,7 @@ Mode = Literal["reassert", "yield"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConflictPast:
+class ConflictState:
     """What an agent remembers of other writers; a new agent remembers nothing."""
 
     reasserted_at_s: tuple[float, ...] = ()
@@ -45,21 +45,23 @@ class ConflictVerdict:
 
 
 def judge(
-    past: ConflictPast, foreign: tuple[Foreign, ...], occasion: Occasion, now_s: float, mode: Mode
-) -> tuple[ConflictVerdict, ConflictPast]:
+    state: ConflictState, foreign: tuple[Foreign, ...], triggers: Triggers, now_s: float, mode: Mode
+) -> tuple[ConflictVerdict, ConflictState]:
     """Decide whether this pass may write."""
-    news = tuple(value for value in foreign if value not in past.reported)  # rule 1
-    if occasion.is_explicit:  # rule 2
-        return ConflictVerdict(may_write=True, news=news, resumes_now=past.has_yielded), ConflictPast(reported=foreign)
-    if not foreign:  # rule 3
-        return ConflictVerdict(may_write=True, resumes_now=past.has_yielded), replace(
-            past, has_yielded=False, reported=()
+    news = tuple(value for value in foreign if value not in state.reported)  # rule 1
+    if triggers.is_explicit:  # rule 2
+        return ConflictVerdict(may_write=True, news=news, resumes_now=state.has_yielded), ConflictState(
+            reported=foreign
         )
-    if past.has_yielded:  # rule 4
-        return ConflictVerdict(may_write=False, news=news), replace(past, reported=foreign)
-    recent = tuple(at_s for at_s in past.reasserted_at_s if 0 <= now_s - at_s < REASSERT_WINDOW_S)
+    if not foreign:  # rule 3
+        return ConflictVerdict(may_write=True, resumes_now=state.has_yielded), replace(
+            state, has_yielded=False, reported=()
+        )
+    if state.has_yielded:  # rule 4
+        return ConflictVerdict(may_write=False, news=news), replace(state, reported=foreign)
+    recent = tuple(at_s for at_s in state.reasserted_at_s if 0 <= now_s - at_s < REASSERT_WINDOW_S)
     if mode == "yield" or len(recent) >= REASSERT_LIMIT:  # rules 5 and 6
-        yielded = ConflictPast(reasserted_at_s=recent, has_yielded=True, reported=foreign)
+        yielded = ConflictState(reasserted_at_s=recent, has_yielded=True, reported=foreign)
         return ConflictVerdict(may_write=False, news=news, yields_now=True), yielded
-    reasserted = ConflictPast(reasserted_at_s=(*recent, now_s))  # the next foreign value will be a new change
+    reasserted = ConflictState(reasserted_at_s=(*recent, now_s))  # the next foreign value will be a new change
     return ConflictVerdict(may_write=True, news=news), reasserted

@@ -1,7 +1,7 @@
-"""One cycle: sense, decide, actuate, record. The agent and the one-shot run this same code.
+"""One cycle: sense, decide, actuate, report. The agent and the one-shot run this same code.
 
 A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
-the policy's past are kept before the first write, what was confirmed after it. If sensing fails, nothing is written;
+the policy's state are kept before the first write, what was confirmed after it. If sensing fails, nothing is written;
 if the state cannot be kept, nothing is written either. While virtksm is switched off, every pass parks, and so does a
 restore: the baseline would scan.
 """
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from virtksm.errors import SettingsRefused
-from virtksm.model.decision import Decision, Occasion, SwitchedOff
-from virtksm.model.report import Outcome, PassRecord, RestoreRecord
-from virtksm.model.snapshot import PARKED, KsmState, Settings, Snapshot
-from virtksm.policy.base import Past, Policy
+from virtksm.model.decision import Decision, SwitchedOff, Triggers
+from virtksm.model.report import Outcome, PassReport, RestoreReport
+from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
+from virtksm.policy.base import Policy, State
 from virtksm.policy.off import decide_off
 from virtksm.tuning.actuate import Call, apply, plan, unoffered
-from virtksm.tuning.conflict import ConflictPast, ConflictVerdict, Mode, judge
+from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.refusals import Refused, still_refused
@@ -36,32 +36,32 @@ class Memory:
     was_off: bool = False
     files_agree: bool = False
     """Whether libvirt was seen to tell of KSM what this machine's files do: they are read in its place from then on."""
-    conflict: ConflictPast = field(default_factory=ConflictPast)
+    conflict: ConflictState = field(default_factory=ConflictState)
     refused: dict[str, Refused] = field(default_factory=dict)
     lacking: frozenset[str] = frozenset()
     """The parameters that the kernel did not offer in the last pass, which has said so: no error every tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cycle(Generic[Past]):
+class Cycle(Generic[State]):
     """The parts of a pass over one connection. `local` is None for a remote host."""
 
     hypervisor: Hypervisor
     local: LocalFacts | None
-    policy: Policy[Past]
+    policy: Policy[State]
     store: StateStore
     switch: Switch
     clock: Clock
     on_conflict: Mode
     memory: Memory
 
-    def run(self, occasion: Occasion, *, dry_run: bool = False) -> PassRecord:
+    def run(self, triggers: Triggers, *, dry_run: bool = False) -> PassReport:
         """Run one pass; a dry run writes neither to the kernel nor to the state.
 
         Raises LibvirtUnreachable, SensingFailed, Unsupported, StateUnusable or AlreadyRunning. A setting refused by the
-        kernel is no exception: it is in the record.
+        kernel is no exception: it is in the report.
         """
-        if occasion.is_explicit and not dry_run:
+        if triggers.is_explicit and not dry_run:
             self.memory.refused.clear()  # whoever asks may have mended the cause, though this pass has nothing to write
             self.memory.lacking = frozenset()
             self.hypervisor.forget_max()
@@ -74,16 +74,16 @@ class Cycle(Generic[Past]):
                 self.local,
                 began_s,
                 with_max=off is None and self.policy.wants_maxima,
-                others=off is None and self.policy.wants_others,
+                with_other_processes=off is None and self.policy.wants_other_processes,
                 files_agree=self.memory.files_agree,
             )
             if self.local is not None and not self.memory.files_agree:
                 self.memory.files_agree = sense_settings(self.local) == snapshot.ksm.settings
-            decision, asked, recalled = self._decide(state, snapshot, occasion, off)
-            owned, verdict, conflict = self._judge(state, snapshot, decision.target, occasion)
+            decision, asked, recalled = self._decide(state, snapshot, triggers, off)
+            owned, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
-            calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, occasion))
+            calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, triggers))
             lacking = unoffered(before, decision.target)
             after = before
             refusals = tuple(error for error in lacking if error.parameter not in self.memory.lacking)
@@ -96,10 +96,10 @@ class Cycle(Generic[Past]):
                 refusals += refused
                 self.memory.was_off = off is not None
             ended_s = self.clock()
-        return PassRecord(
+        return PassReport(
             uri=self.hypervisor.uri,
             policy=self.policy.name,
-            occasion=occasion,
+            triggers=triggers,
             snapshot=snapshot,
             decision=decision,
             outcome=_outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
@@ -111,12 +111,12 @@ class Cycle(Generic[Past]):
             yields_now=verdict.yields_now,
             resumes_now=verdict.resumes_now,
             switched_off=off,
-            past_before=recalled,
-            past_after=asked.policy_past,
+            state_before=recalled,
+            state_after=asked.policy_state,
             trouble=() if self.local is None else self.local.trouble,
         )
 
-    def restore(self, baseline: Settings | None = None) -> RestoreRecord:
+    def restore(self, baseline: Settings | None = None) -> RestoreReport:
         """Write the baseline back over every parameter that still holds our value, and forget those that took it.
 
         With a `baseline` its parameters get its values, whosever they hold. While switched off, park instead and keep
@@ -137,30 +137,30 @@ class Cycle(Generic[Past]):
             target = restoration(state.ownership, found)
             after, refusals = apply(self.hypervisor, self.local, plan(found, target))
             refused = {error.parameter for error in refusals}
-            kept = {name: past for name, past in state.ownership.items() if name in refused}
+            kept = {name: entry for name, entry in state.ownership.items() if name in refused}
             self._save(replace(state, ownership=kept))
         left = tuple(
             name
-            for name, past in state.ownership.items()
-            if not past.never_written and not past.holds(getattr(found, name))
+            for name, entry in state.ownership.items()
+            if not entry.never_written and not entry.holds(getattr(found, name))
         )
         doubted = tuple(name for name in doubted if getattr(target, name) is not None)
-        return RestoreRecord(before=found, after=after.settings, left=left, refusals=refusals, doubted=doubted)
+        return RestoreReport(before=found, after=after.settings, left=left, refusals=refusals, doubted=doubted)
 
-    def park(self) -> RestoreRecord:
+    def park(self) -> RestoreReport:
         """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""
         with self.store.locked():
             return self._park()
 
-    def _park(self) -> RestoreRecord:
+    def _park(self) -> RestoreReport:
         state = self._load()
         found = self.hypervisor.ksm_state().settings
-        owned, foreign = claim(state.ownership, found, [name for name, _ in PARKED.items()], tenure_begins=False)
-        calls = () if foreign else plan(found, PARKED)
+        owned, foreign = claim(state.ownership, found, [name for name, _ in IDLE.items()], tenure_begins=False)
+        calls = () if foreign else plan(found, IDLE)
         intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-        after, refusals = self._write(replace(state, ownership=intended), PARKED, found, calls, may_confirm=not foreign)
+        after, refusals = self._write(replace(state, ownership=intended), IDLE, found, calls, may_confirm=not foreign)
         left = tuple(value.parameter for value in foreign)
-        return RestoreRecord(before=found, after=after, left=left, refusals=refusals)
+        return RestoreReport(before=found, after=after, left=left, refusals=refusals)
 
     def _load(self) -> HostState:
         state = self.store.load()
@@ -171,36 +171,36 @@ class Cycle(Generic[Past]):
         self.memory.kept = state
 
     def _decide(
-        self, state: HostState, snapshot: Snapshot, occasion: Occasion, off: SwitchedOff | None
+        self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: SwitchedOff | None
     ) -> tuple[Decision, HostState, Mapping[str, object] | None]:
-        """Decide; return what is to be kept of the policy as a state without ownership, and the past it went by."""
+        """Decide; return the policy's next state, as a host's without ownership, and its state before."""
         if off is not None:
             return decide_off(off, was_off=self.memory.was_off), HostState(), None
-        recalled = state.policy_past if state.policy_name == self.policy.name else None
-        before = self.policy.first_past(snapshot)
+        recalled = state.policy_state if state.policy_name == self.policy.name else None
+        before = self.policy.first_state(snapshot)
         if recalled is not None:
             try:
-                before = self.policy.load_past(recalled)
+                before = self.policy.load_state(recalled)
             except ValueError:  # kept by another version: begin anew, the ownership beside it still counts
                 recalled = None
-        decision, past = self.policy.decide(snapshot, before, occasion)
-        return decision, HostState(policy_name=self.policy.name, policy_past=self.policy.dump_past(past)), recalled
+        decision, left = self.policy.decide(snapshot, before, triggers)
+        return decision, HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left)), recalled
 
     def _judge(
-        self, state: HostState, snapshot: Snapshot, target: Settings, occasion: Occasion
-    ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictPast]:
+        self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers
+    ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictState]:
         managed = [name for name, _ in target.items()]
         owned, foreign = claim(
             state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.memory.tenure_began
         )
         if snapshot.ksm.advisor_is_on:  # it moves pages_to_scan by itself: a refusal, not another writer
             foreign = tuple(value for value in foreign if value.parameter != "pages_to_scan")
-        verdict, conflict = judge(self.memory.conflict, foreign, occasion, snapshot.taken_s, self.on_conflict)
+        verdict, conflict = judge(self.memory.conflict, foreign, triggers, snapshot.taken_s, self.on_conflict)
         return owned, verdict, conflict
 
-    def _is_held(self, call: Call, ksm: KsmState, occasion: Occasion) -> bool:
+    def _is_held(self, call: Call, ksm: KsmState, triggers: Triggers) -> bool:
         return any(
-            still_refused(self.memory.refused, name, value, ksm, occasion, self.clock()) for name, value in call.items()
+            still_refused(self.memory.refused, name, value, ksm, triggers, self.clock()) for name, value in call.items()
         )
 
     def _write(
@@ -224,7 +224,9 @@ class Cycle(Generic[Past]):
                 self._save(replace(kept, ownership=confirmed))
         return after, refusals
 
-    def _remember(self, conflict: ConflictPast, calls: tuple[Call, ...], refusals: tuple[SettingsRefused, ...]) -> None:
+    def _remember(
+        self, conflict: ConflictState, calls: tuple[Call, ...], refusals: tuple[SettingsRefused, ...]
+    ) -> None:
         self.memory.tenure_began = True
         self.memory.conflict = conflict
         for call in calls:

@@ -55,7 +55,7 @@ class HostState:
 
     ownership: Mapping[str, Ownership] = field(default_factory=dict)
     policy_name: str | None = None
-    policy_past: Mapping[str, object] | None = None
+    policy_state: Mapping[str, object] | None = None
 
 
 def claim(
@@ -68,15 +68,15 @@ def claim(
         value = getattr(found, parameter)
         if value is None:
             continue
-        past = owned.get(parameter)
-        if past is None or past.never_written:
+        entry = owned.get(parameter)
+        if entry is None or entry.never_written:
             owned[parameter] = Ownership(baseline=value)
-        elif past.holds(value):
+        elif entry.holds(value):
             pass
         elif tenure_begins:
             owned[parameter] = Ownership(baseline=value)
         else:
-            foreign.append(Foreign(parameter=parameter, ours=past.applied, found=value))
+            foreign.append(Foreign(parameter=parameter, ours=entry.applied, found=value))
     return owned, tuple(foreign)
 
 
@@ -95,7 +95,7 @@ def adopt(kept: Mapping[str, Ownership], found: Settings, baseline: Settings) ->
 
 def distrust(kept: Mapping[str, Ownership]) -> tuple[dict[str, Ownership], tuple[str, ...]]:
     """Put the kernel's defaults in place of what nobody sets in earnest (rule 7); return of which parameters, too."""
-    doubted = tuple(name for name, past in kept.items() if past.baseline not in EARNEST[name])
+    doubted = tuple(name for name, entry in kept.items() if entry.baseline not in EARNEST[name])
     defaults = dict(KERNEL_DEFAULTS.items())
     return {**kept, **{name: replace(kept[name], baseline=defaults[name]) for name in doubted}}, doubted
 
@@ -109,21 +109,21 @@ def confirm(owned: Mapping[str, Ownership], target: Settings, after: Settings) -
     """Record what reading back showed: a value equal to its target is applied, another one never arrived."""
     confirmed = dict(owned)
     for name, value in target.items():
-        past = confirmed.get(name)
-        if past is None:
+        entry = confirmed.get(name)
+        if entry is None:
             continue
         if getattr(after, name) == value:
-            confirmed[name] = replace(past, intended=value, applied=value)
+            confirmed[name] = replace(entry, intended=value, applied=value)
         else:
-            confirmed[name] = replace(past, intended=past.applied)
+            confirmed[name] = replace(entry, intended=entry.applied)
     return confirmed
 
 
 def restoration(owned: Mapping[str, Ownership], found: Settings) -> Settings:
     """Return the baseline of every parameter that still holds our value and differs from it (rule 5)."""
     values = {
-        name: past.baseline
-        for name, past in owned.items()
-        if past.holds(getattr(found, name)) and getattr(found, name) != past.baseline
+        name: entry.baseline
+        for name, entry in owned.items()
+        if entry.holds(getattr(found, name)) and getattr(found, name) != entry.baseline
     }
     return Settings(**{name: values.get(name) for name in PARAMETERS})

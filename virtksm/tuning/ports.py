@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from virtksm.model.decision import SwitchedOff
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OthersMemory
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses
 from virtksm.tuning.ownership import HostState
 
 
@@ -63,7 +63,7 @@ class LocalFacts(Protocol):
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         """Return the same guests with the RSS of their processes; None where none was found, or could be read."""
 
-    def others_memory(self, running: tuple[Guest, ...]) -> OthersMemory | None:
+    def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         """Return the memory that may merge and is no guest's, as of the last minute; None where the kernel hides it."""
 
     def host_memory(self) -> HostMemory:

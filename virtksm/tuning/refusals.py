@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtksm.errors import REMEDIES, Cause, SettingsRefused
-from virtksm.model.decision import Occasion
+from virtksm.model.decision import Triggers
 from virtksm.model.snapshot import MAXIMA, KsmState
 
 RETRY_AFTER_S = 600.0
@@ -52,11 +52,11 @@ class Refused:
 
 
 def still_refused(
-    past: Mapping[str, Refused], parameter: str, value: int, ksm: KsmState, occasion: Occasion, now_s: float
+    earlier: Mapping[str, Refused], parameter: str, value: int, ksm: KsmState, triggers: Triggers, now_s: float
 ) -> bool:
     """Return whether writing `parameter` now would only be refused again."""
-    refused = past.get(parameter)
-    if refused is None or occasion.is_explicit or not 0 <= now_s - refused.at_s < RETRY_AFTER_S:
+    refused = earlier.get(parameter)
+    if refused is None or triggers.is_explicit or not 0 <= now_s - refused.at_s < RETRY_AFTER_S:
         return False
     match refused.cause:
         case Cause.ADVISOR_ON:

@@ -22,13 +22,13 @@ def sense(
     now_s: float,
     *,
     with_max: bool = False,
-    others: bool = False,
+    with_other_processes: bool = False,
     files_agree: bool = False,
 ) -> Snapshot:
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
 
-    `with_max` asks what guests may grow to, `others` for the memory of others, where local; `files_agree` says that
-    this machine's files tell what libvirt tells of KSM: two calls less, which wake libvirt's threads thirty times.
+    `with_max` asks what guests may grow to, `with_other_processes` for their memory, where local; `files_agree` says
+    that this machine's files tell what libvirt tells of KSM: two calls less, which wake libvirt's threads thirty times.
     """
     ksm = sense_ksm(local) if files_agree and local is not None else None
     if ksm is None or not any(ksm.settings.items()):
@@ -51,7 +51,7 @@ def sense(
         host=local.host_memory(),
         ksm=ksm,
         guests=guests,
-        others=local.others_memory(guests) if others else None,
+        other_processes=local.other_processes_memory(guests) if with_other_processes else None,
     )
 
 

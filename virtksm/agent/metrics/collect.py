@@ -9,8 +9,8 @@ from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
 from virtksm.agent.status import Standing, worst_core_percent
 from virtksm.model.current import Now
-from virtksm.model.report import PassRecord
-from virtksm.policy.adaptive.past import load_past
+from virtksm.model.report import PassReport
+from virtksm.policy.adaptive.state import load_state
 
 Labels = tuple[str, ...]
 Value = int | float | Durations
@@ -67,7 +67,7 @@ def measure(moment: Moment) -> Measures:
         "virtksm_profit_bytes": moment.profit_bytes,
     }
     if standing.last is not None:
-        plain["virtksm_parked"] = standing.last.decision.is_parked
+        plain["virtksm_idle"] = standing.last.decision.is_idle
         plain["virtksm_worst_core_ratio"] = worst_core_percent(standing.last.after) / 100
         found["virtksm_scan_debt_bytes"] = find_debt(standing.last)
     if standing.now is not None:
@@ -103,16 +103,16 @@ def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
     }
 
 
-def find_debt(record: PassRecord) -> dict[Labels, Value]:
+def find_debt(report: PassReport) -> dict[Labels, Value]:
     """Return the adaptive policy's debt after a pass, by age; nothing where another policy decided, or none."""
-    if record.policy != "adaptive" or record.past_after is None:
+    if report.policy != "adaptive" or report.state_after is None:
         return {}
     try:
-        past = load_past(record.past_after)
+        state = load_state(report.state_after)
     except ValueError:  # switched off: the policy was not asked
         return {}
-    young_kib = sum(kib for _, kib in past.young)
-    ages = {"young": young_kib, "fresh": past.fresh_kib, "half": past.half_kib, "gone": past.gone_kib}
+    young_kib = sum(kib for _, kib in state.young)
+    ages = {"young": young_kib, "fresh": state.fresh_kib, "half": state.half_kib, "gone": state.gone_kib}
     return {(age,): kib * 1024 for age, kib in ages.items()}
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from virtksm.model.report import Outcome, PassRecord
+from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import PARAMETERS
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -66,17 +66,17 @@ class Tally:
         self.exposed: int | None = None
         self.config_is_read = True
 
-    def passed(self, record: PassRecord, waited_s: float | None, at_s: float) -> None:
+    def passed(self, report: PassReport, waited_s: float | None, at_s: float) -> None:
         """Count a pass, that ended at Unix time `at_s`, `waited_s` after its first trigger."""
-        self._count(record.outcome.value, record.occasion.names)
-        self.decisions[record.decision.reason.rule] += 1
-        self.durations.add(record.duration_ms / 1000)
+        self._count(report.outcome.value, report.triggers.names)
+        self.decisions[report.decision.reason.rule] += 1
+        self.durations.add(report.duration_ms / 1000)
         if waited_s is not None:
             self.latencies.add(waited_s)
-        self.conflicts.update(value.parameter for value in record.foreign)
-        self.refusals.update((error.parameter, error.cause.value) for error in record.refusals)
+        self.conflicts.update(value.parameter for value in report.foreign)
+        self.refusals.update((error.parameter, error.cause.value) for error in report.refusals)
         self.last_at_s = at_s
-        self.is_off = record.switched_off is not None
+        self.is_off = report.switched_off is not None
         self.changed()
 
     def failed(self, triggers: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 The library's own server takes a thread for each connection, without a limit to either their number or their time, and
 cannot be stopped again before its version 0.19. Here:
 
-1. Clients are taken in as fast as they come, so that nobody waits in the kernel behind others, up to MOST_CLIENTS.
+1. Clients are taken in as fast as they come, so that nobody waits in the kernel behind others, up to MAX_CLIENTS.
 2. Who has asked is answered. Who has not is let go after PATIENCE_S, or for a newer client, the oldest first; what it
    has sent by then is read before.
 3. Where all have asked and their answers are under way, nobody is taken in until a place is free. The oldest answer is
@@ -23,12 +23,12 @@ from functools import partial
 
 from virtksm.errors import VirtksmError
 
-MOST_CLIENTS = 128
+MAX_CLIENTS = 128
 """Who connects has 12 ms to ask where 10,000 others a second say nothing."""
 PATIENCE_S = 5.0
 """How long a client may take to ask, and then to read the answer."""
 GRACE_S = 0.2
-MOST_BYTES = 8192
+MAX_BYTES = 8192
 """Of a request: its first line and its headers."""
 PIECE_BYTES = 1 << 14
 AT_ONCE = 64
@@ -118,12 +118,12 @@ class MetricsServer:
 
     def _has_room(self) -> bool:
         """Make room for one more, if need be and possible (rule 2)."""
-        while len(self._asking) + len(self._answers) >= MOST_CLIENTS and self._asking:
+        while len(self._asking) + len(self._answers) >= MAX_CLIENTS and self._asking:
             oldest = next(iter(self._asking))
             self._read(oldest)
             if oldest in self._asking:
                 self._let_go(oldest)
-        return len(self._asking) + len(self._answers) < MOST_CLIENTS
+        return len(self._asking) + len(self._answers) < MAX_CLIENTS
 
     def _read(self, client: socket.socket) -> None:
         sent, came_s = self._asking[client]
@@ -134,7 +134,7 @@ class MetricsServer:
         except OSError:
             piece = b""
         sent += piece
-        if b"\r\n\r\n" in sent or len(sent) > MOST_BYTES:
+        if b"\r\n\r\n" in sent or len(sent) > MAX_BYTES:
             self._stop_asking(client)
             answer = self._loop.create_task(self._answer(client, sent))
             self._answers[answer] = None
@@ -169,7 +169,7 @@ class MetricsServer:
 
     def _end_pause(self) -> None:
         """Take clients in again; if there is still no place, once the oldest answer is given up (rule 3)."""
-        if len(self._answers) >= MOST_CLIENTS:
+        if len(self._answers) >= MAX_CLIENTS:
             next(iter(self._answers)).cancel()  # and `_answered` comes
             return
         self._pause = None
@@ -192,7 +192,7 @@ class MetricsServer:
             return
 
     async def _response(self, request: bytes) -> bytes:
-        if len(request) > MOST_BYTES:
+        if len(request) > MAX_BYTES:
             return _response("431 Request Header Fields Too Large", b"too long\n")
         try:
             method, path = parse_request(request)

@@ -22,9 +22,9 @@ SCHEMA = 1
 ASK_EVERY_S = 1.0
 ENDS_WITHIN_S = 2.0
 """How long the agent may go on telling of passes when the recording is to end."""
-MOST_CHARACTERS = 1 << 32
+MAX_CHARACTERS = 1 << 32
 """Longest recording: an agent, whoever is behind it, writes no more of root's disk."""
-MOST_SESSION = 64
+MAX_SESSION = 64
 """Characters of a session's name, which every further question repeats."""
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
@@ -88,7 +88,7 @@ class Recorder:
         send: Callable[[dict[str, object]], dict[str, object] | None],
         *,
         is_anonymous: bool = False,
-        most_characters: int = MOST_CHARACTERS,
+        most_characters: int = MAX_CHARACTERS,
         ends_within_s: float = ENDS_WITHIN_S,
     ) -> None:
         self._send = send
@@ -116,7 +116,7 @@ class Recorder:
                 "missed": int() as missed,
                 "next": int() as following,
                 "more": bool() as has_more,
-            } if missed >= 0 and len(session) <= MOST_SESSION:
+            } if missed >= 0 and len(session) <= MAX_SESSION:
                 pass
             case _:
                 raise VirtksmError("the agent's inputs cannot be understood", remedy=OF_ONE_VERSION)

@@ -153,7 +153,7 @@ def step_values(step: Step, laws: Laws) -> dict[str, object]:
         "seq": step.line.seq,
         "at_s": step.line.at_s,
         "taken_s": step.line.snapshot.taken_s,
-        "triggers": step.line.occasion.names,
+        "triggers": step.line.triggers.names,
         "recorded": _answer_values(step.line.decision),
         "replayed": _answer_values(step.replayed),
         "differs": step.differs,
@@ -162,7 +162,7 @@ def step_values(step: Step, laws: Laws) -> dict[str, object]:
 
 def _answer_values(decision: Decision) -> dict[str, object]:
     return {
-        "parked": decision.is_parked,
+        "parked": decision.is_idle,
         "rule": decision.reason.rule,
         "reason": decision.reason.text,
         "target": decision.target.as_dict(),
@@ -185,7 +185,7 @@ def head_lines(name: str, header: Header, recorded: Config, replayed: Config) ->
     asked, asks = make_policy(recorded), make_policy(replayed)
     if asks.wants_maxima and not asked.wants_maxima:
         yield "unknown   what guests may grow to: the recorded policy did not ask for it"
-    if asks.wants_others and not asked.wants_others:
+    if asks.wants_other_processes and not asked.wants_other_processes:
         yield "unknown   mergeable memory that is no guest's: the recorded policy did not ask for it"
 
 
@@ -209,7 +209,7 @@ def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
             yield f"{at:>9}  recorded from here on: {_law_text(laws.of(law)[0])}"
         yield ROW.format(
             at,
-            ",".join(step.line.occasion.names),
+            ",".join(step.line.triggers.names),
             _answer_text(step.line.decision),
             _answer_text(step.replayed),
             "differs" if step.differs else "",
@@ -218,7 +218,7 @@ def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
 
 def _answer_text(decision: Decision) -> str:
     target = decision.target
-    if decision.is_parked:
+    if decision.is_idle:
         return f"{decision.reason.rule}: parked"
     return f"{decision.reason.rule}: {target.pages_to_scan} pages, {target.sleep_millisecs} ms"
 
@@ -228,5 +228,5 @@ def sums_lines(sums: Sums) -> Iterator[str]:
     yield f"passes    {sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
     for side, share in (("recorded", sums.recorded), ("replayed", sums.replayed)):
         if sums.lasted_s:
-            parked, pages_per_s = 100 * share.parked_s / sums.lasted_s, share.pages / sums.lasted_s
+            parked, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
             yield f"{side}  parked {parked:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"

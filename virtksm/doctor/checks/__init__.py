@@ -75,7 +75,7 @@ CHECKS = (
         "guests",
         ("guests_merge", "all can merge", guests.check_can_merge),
         ("private_guests", "no private one can merge", guests.check_private),
-        ("others_seen", "memory of others is seen", guests.check_others),
+        ("other_processes_seen", "memory of others is seen", guests.check_others),
         ("guests_read", "memory is seen by the agent", guests.check_read),
     ),
     *_group(

@@ -12,7 +12,7 @@ from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
 from virtksm.text import format_kib
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
@@ -71,7 +71,7 @@ def check_others(facts: Facts) -> Outcome:
     if others.kib == 0:
         return passed("there is none")
     agent = facts.own.agent
-    seen_kib = agent.others_kib if isinstance(agent, AgentSeen) else None
+    seen_kib = agent.other_processes_kib if isinstance(agent, AgentSeen) else None
     processes = "1 process" if others.processes == 1 else f"{others.processes} processes"
     text = f"{format_kib(others.kib)} of {processes} that libvirt does not run"
     if seen_kib is not None and seen_kib * 2 < others.kib:
@@ -113,5 +113,5 @@ def _merges_any(guests: Guests, guest: Guest) -> bool | None:
 
 
 def _named(words: Sequence[str]) -> str:
-    more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
-    return ", ".join(words[:MOST_NAMED]) + more
+    more = f" and {len(words) - MAX_NAMED} more" if len(words) > MAX_NAMED else ""
+    return ", ".join(words[:MAX_NAMED]) + more

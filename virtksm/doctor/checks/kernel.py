@@ -23,7 +23,7 @@ SET_NODES = (
 
 FEWEST_SHARING = 20
 """Of every max_page_sharing equal pages one copy is kept: below this, more than a twentieth of the savings is lost."""
-MOST_SHARING = 256
+MAX_SHARING = 256
 """The kernel's default: a longer chain makes each walk over a page's users (swapping, migrating) take longer."""
 
 
@@ -99,7 +99,7 @@ def check_page_sharing(facts: Facts) -> Outcome:
     if limit < FEWEST_SHARING:
         share = 100 / max(limit, 1)
         return warned(f"max_page_sharing is {limit}: a copy for every {limit} pages costs {share:.0f} %", remedy)
-    if limit > MOST_SHARING:
+    if limit > MAX_SHARING:
         return warned(f"max_page_sharing is {limit}: swapping or migrating a merged page takes longer", remedy)
     return passed(f"max_page_sharing is {limit}")
 

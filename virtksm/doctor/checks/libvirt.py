@@ -7,7 +7,7 @@ from virtksm.doctor.finding import Outcome, failed, passed, warned
 from virtksm.errors import REMEDIES
 from virtksm.model.snapshot import PARAMETERS
 
-LEAST = 10_002
+MIN = 10_002
 """0.10.2 brought virNodeSetMemoryParameters."""
 TRIED = 9_000_000
 """9.0.0, Debian 12's, is the oldest that virtksm was tried with, and what libvirt-python is required to be."""
@@ -27,7 +27,7 @@ def check_version(facts: Facts) -> Outcome:
     """Judge whether libvirt is new enough."""
     connection = facts.connection
     detail = f"libvirt {version_text(connection.version)}, here {version_text(connection.client_version)}"
-    if connection.version < LEAST:
+    if connection.version < MIN:
         return failed(f"{detail}: without virNodeSetMemoryParameters", "take libvirt 0.10.2 or newer, better 9.0")
     if min(connection.version, connection.client_version) < TRIED:
         return warned(f"{detail}: older than virtksm was tried with", "take libvirt 9.0 or newer")

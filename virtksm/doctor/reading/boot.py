@@ -22,8 +22,8 @@ QEMU_KVM = "etc/default/qemu-kvm"
 """What Ubuntu's qemu-kvm.service reads."""
 PROGRAM_FOLDERS = ("/usr/", "/opt/", "/etc/", "/bin/", "/sbin/", "/lib/")
 """Where scripts are looked into: nobody's home, nothing that a user has mounted."""
-MOST_FILES = 500
-MOST_LETTERS = 1000
+MAX_FILES = 500
+MAX_LETTERS = 1000
 """Of a line."""
 
 _NAME = "(run|pages_to_scan|sleep_millisecs|merge_across_nodes|advisor_mode)"
@@ -72,7 +72,7 @@ def parse_commands(text: str) -> list[tuple[str, str | None]]:
 
 
 def _uncommented(text: str) -> Iterator[str]:
-    return (line[:MOST_LETTERS] for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return (line[:MAX_LETTERS] for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 class _Reader:
@@ -94,7 +94,7 @@ class _Reader:
         if isinstance(names, Unknown):
             self.unread.append(names.why)
             return []
-        return [f"{folder}/{name}" for name in names if name.endswith(ending)][:MOST_FILES]
+        return [f"{folder}/{name}" for name in names if name.endswith(ending)][:MAX_FILES]
 
     def first_of_each(self, folders: Iterable[str], ending: str) -> list[str]:
         paths: dict[str, str] = {}
@@ -104,7 +104,7 @@ class _Reader:
 
     def unit_files(self, units: Iterable[str]) -> Iterator[str]:
         folders = [folder.lstrip("/") for folder in UNIT_DIRS]
-        for unit in sorted(re.sub(r"\.timer$", ".service", one) for one in units)[:MOST_FILES]:
+        for unit in sorted(re.sub(r"\.timer$", ".service", one) for one in units)[:MAX_FILES]:
             if unit.endswith(".service"):
                 stem, at, _ = unit.partition("@")
                 file = f"{stem}@.service" if at else unit

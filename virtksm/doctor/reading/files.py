@@ -11,7 +11,7 @@ import stat
 from virtksm.doctor.facts import Unknown
 from virtksm.host.proc_files import parse_counter
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 """/proc/PID/mountinfo is the longest: some 100 bytes a mount."""
 
 
@@ -47,15 +47,15 @@ class Root:
             if only_scripts and (status.st_uid not in (0, os.geteuid()) or os.pread(descriptor, 2, 0) != b"#!"):
                 return None
             with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
-                content = file.read(MOST_BYTES + 1)
+                content = file.read(MAX_BYTES + 1)
         except ProcessLookupError:
             return None
         except OSError as error:
             return _unknown(relative, error)
         finally:
             os.close(descriptor)
-        if len(content) > MOST_BYTES:
-            return Unknown(why=f"/{relative} is longer than {MOST_BYTES} bytes")
+        if len(content) > MAX_BYTES:
+            return Unknown(why=f"/{relative} is longer than {MAX_BYTES} bytes")
         return content.decode("utf-8", "replace")
 
     def number(self, relative: str) -> int | Unknown | None:

@@ -12,7 +12,7 @@ from virtksm.model.snapshot import PARAMETERS, HostMemory
 
 KSM = "sys/kernel/mm/ksm"
 NUMBERS = (*PARAMETERS, "run", "max_page_sharing", "use_zero_pages", "ksm_zero_pages", "pages_shared", "pages_sharing")
-MOST_LETTERS = 40
+MAX_LETTERS = 40
 """Of a choice or a release: what is longer is no such thing."""
 
 
@@ -21,7 +21,7 @@ def read_kernel(root: Root, *, page_kib: int) -> Kernel:
     release = root.text("proc/sys/kernel/osrelease")
     memory, swap = _read_memory(root)
     return Kernel(
-        release=release.strip()[:MOST_LETTERS] if isinstance(release, str) else "of unknown release",
+        release=release.strip()[:MAX_LETTERS] if isinstance(release, str) else "of unknown release",
         has_ksm=root.is_folder(KSM),
         numbers={name: root.number(f"{KSM}/{name}") for name in NUMBERS},
         advisor_mode=_read_choice(root, f"{KSM}/advisor_mode"),
@@ -55,7 +55,7 @@ def _read_choice(root: Root, path: str) -> str | Unknown | None:
     if not isinstance(text, str):
         return text
     choice = parse_choice(text)
-    if not re.fullmatch(rf"[a-z_-]{{1,{MOST_LETTERS}}}", choice):
+    if not re.fullmatch(rf"[a-z_-]{{1,{MAX_LETTERS}}}", choice):
         return Unknown(why=f"/{path} holds no choice")
     return choice
 

@@ -15,7 +15,7 @@ from virtksm.host.bounded import BoundedCalls
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
 from virtksm.host.local_facts import ProcFacts
-from virtksm.model.snapshot import Guest, KsmState, OthersMemory
+from virtksm.model.snapshot import Guest, KsmState, OtherProcesses
 from virtksm.uri import is_local
 
 T = TypeVar("T")
@@ -95,11 +95,11 @@ def _read_guests(host: LibvirtHost) -> Guests:
     )
 
 
-def _read_processes(running: tuple[Guest, ...]) -> tuple[dict[str, GuestProcess], OthersMemory | None]:
+def _read_processes(running: tuple[Guest, ...]) -> tuple[dict[str, GuestProcess], OtherProcesses | None]:
     facts = ProcFacts(boottime_s)
     processes = zip(running, facts.processes(running), strict=True)
     found = {guest.key: process for guest, process in processes if process is not None}
-    return found, facts.others_memory(running)
+    return found, facts.other_processes_memory(running)
 
 
 def _told(ask: Callable[[], T]) -> T | Unknown:

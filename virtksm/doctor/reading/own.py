@@ -18,9 +18,9 @@ from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
 from virtksm.wiring import is_this_machine, make_switch
 
-MOST_KIB = 1 << 53
+MAX_KIB = 1 << 53
 """Of what an agent tells: what is more is no memory."""
-MOST_LETTERS = 300
+MAX_LETTERS = 300
 """Of a text that an agent tells."""
 
 
@@ -68,7 +68,7 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
         why = f" ({_text(libvirt['error'])})" if libvirt["error"] else ""
         silence = f"since {_text(libvirt['silent_since'])}, waiting for {_text(libvirt['waiting_for'])}{why}"
     refused = last["refused"] if last is not None else []
-    others_kib = last["decision"]["numbers"].get("others_kib") if last is not None else None
+    other_processes_kib = last["decision"]["numbers"].get("other_processes_kib") if last is not None else None
     sensed = last["sensed"] if last is not None else {"guests": 0, "guests_unread": 0}
     percent = stranded["worst_core_percent"]
     return AgentSeen(
@@ -78,19 +78,19 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
         worst_core_percent=None if percent is None else float(percent),
         outcome=None if last is None else _text(last["outcome"]),
         refusal=_text(f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}") if refused else "",
-        others_kib=None if others_kib is None else _count(others_kib),
+        other_processes_kib=None if other_processes_kib is None else _count(other_processes_kib),
         guests=_count(sensed["guests"]),
         guests_unread=_count(sensed["guests_unread"]),
     )
 
 
 def _text(value: object) -> str:
-    return str(value)[:MOST_LETTERS]
+    return str(value)[:MAX_LETTERS]
 
 
 def _count(value: object) -> int:
     """Return a count that an agent tells; raises ValueError if it is none."""
-    if not isinstance(value, int) or not 0 <= value <= MOST_KIB:
+    if not isinstance(value, int) or not 0 <= value <= MAX_KIB:
         raise ValueError("no count")
     return value
 

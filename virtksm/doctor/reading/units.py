@@ -14,9 +14,9 @@ from virtksm.doctor.reading.files import Root
 from virtksm.host.systemd import UNIT_DIRS
 
 TUNED_DIRS = ("etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned")
-MOST_PROFILES = 20
-MOST_FILES = 20
-MOST_UNITS = 1000
+MAX_PROFILES = 20
+MAX_FILES = 20
+MAX_UNITS = 1000
 FOLDERS = tuple(folder.lstrip("/") for folder in UNIT_DIRS)
 CGROUPS = ("sys/fs/cgroup/system.slice", "sys/fs/cgroup/systemd/system.slice")
 """Of cgroup v2, and of v1."""
@@ -49,10 +49,10 @@ def read_enabled(root: Root) -> set[str]:
     """Read the names of the units that some target wants, and of those that these want."""
     wanted = {name for folder in FOLDERS for name in _read_wanted(root, folder)}
     of_these = set[str]()
-    for name in sorted(wanted)[:MOST_UNITS]:
+    for name in sorted(wanted)[:MAX_UNITS]:
         for folder in FOLDERS:
             drop_ins = root.names(f"{folder}/{name}.d")
-            more = () if isinstance(drop_ins, Unknown) else drop_ins[:MOST_FILES]
+            more = () if isinstance(drop_ins, Unknown) else drop_ins[:MAX_FILES]
             for path in (f"{folder}/{name}", *(f"{folder}/{name}.d/{one}" for one in more)):
                 text = root.text(path)
                 if isinstance(text, str):
@@ -65,9 +65,9 @@ def read_tuned(root: Root) -> Tuned | Unknown:
     text = root.text("etc/tuned/active_profile")
     if isinstance(text, Unknown):
         return text
-    profiles = tuple((text or "").split()[:MOST_PROFILES])
+    profiles = tuple((text or "").split()[:MAX_PROFILES])
     due, seen, unknown_includes = list(profiles), set[str](), list[str]()
-    while due and len(seen) < MOST_PROFILES:
+    while due and len(seen) < MAX_PROFILES:
         name = due.pop(0)
         if name in seen or "/" in name or name.startswith("."):
             continue
@@ -107,7 +107,7 @@ def _find_ksm(root: Root, folder: str) -> tuple[str, bool] | Unknown | None:
     names = root.names(folder)
     if isinstance(names, Unknown):
         return names
-    for name in [one for one in names if one.endswith((".conf", ".sh"))][:MOST_FILES]:
+    for name in [one for one in names if one.endswith((".conf", ".sh"))][:MAX_FILES]:
         text = root.text(f"{folder}/{name}")
         if isinstance(text, Unknown):
             return text

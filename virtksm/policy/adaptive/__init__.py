@@ -1,6 +1,6 @@
 """The adaptive policy: every page that can merge, soon, and then silence.
 
-In goes a snapshot and the past, out come the settings, the rule that fired with its numbers, and the next past. The
+In goes a snapshot and the state, out come the settings, the rule that fired with its numbers, and the next state. The
 law, numbered as in docs/policies.md; each rule's code is in the module named:
 
 1. Engage when memory is short or will be, always or never, as configured (`engage`).
@@ -23,11 +23,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.decision import Decision, Occasion, Reason
-from virtksm.model.snapshot import PARKED, Settings, Snapshot, Source
-from virtksm.policy.adaptive.debt import OTHERS, account, known_kib, owed_kib, total_kib
+from virtksm.model.decision import Decision, Reason, Triggers
+from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
+from virtksm.policy.adaptive.debt import OTHER_PROCESSES, account, known_kib, owed_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
-from virtksm.policy.adaptive.past import AdaptivePast, Round, dump_past, load_past
 from virtksm.policy.adaptive.rounds import (
     LOOK_S,
     begin_round,
@@ -41,6 +40,7 @@ from virtksm.policy.adaptive.rounds import (
     seconds_until_empty,
     seconds_until_stalled,
 )
+from virtksm.policy.adaptive.state import AdaptiveState, Round, dump_state, load_state
 from virtksm.policy.adaptive.turns import find_turns
 from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judge_lasting, plan_probe, probe_is_due
 from virtksm.text import format_kib
@@ -68,133 +68,136 @@ class AdaptivePolicy:
         return self.params.engage == "auto"
 
     @property
-    def wants_others(self) -> bool:
+    def wants_other_processes(self) -> bool:
         return True
 
-    def first_past(self, snapshot: Snapshot) -> AdaptivePast:
-        return AdaptivePast()
+    def first_state(self, snapshot: Snapshot) -> AdaptiveState:
+        return AdaptiveState()
 
-    def load_past(self, kept: Mapping[str, object]) -> AdaptivePast:
-        return load_past(kept)
+    def load_state(self, kept: Mapping[str, object]) -> AdaptiveState:
+        return load_state(kept)
 
-    def dump_past(self, past: AdaptivePast) -> dict[str, object]:
-        return dump_past(past)
+    def dump_state(self, state: AdaptiveState) -> dict[str, object]:
+        return dump_state(state)
 
-    def decide(self, snapshot: Snapshot, past: AdaptivePast, occasion: Occasion) -> tuple[Decision, AdaptivePast]:
+    def decide(self, snapshot: Snapshot, state: AdaptiveState, triggers: Triggers) -> tuple[Decision, AdaptiveState]:
         """Decide by the rules of this package's docstring. Pure; raises nothing."""
-        need = judge_need(snapshot, self.params, was_engaged=past.engaged)
-        past = replace(account(snapshot, past, settle_seconds(self.params, need)), engaged=need.engaged)
+        need = judge_need(snapshot, self.params, was_engaged=state.engaged)
+        state = replace(account(snapshot, state, settle_seconds(self.params, need)), engaged=need.engaged)
         if snapshot.ksm.run not in (None, 1):
-            return self._rest(snapshot, stand_down(past), need, "off", "KSM is switched off, so nothing can merge")
+            return self._rest(snapshot, stand_down(state), need, "off", "KSM is switched off, so nothing can merge")
         if not need.engaged:
-            return self._rest(snapshot, stand_down(past), need, "disengaged", f"no need to merge: {need.why}")
-        if past.round is not None:
-            if not has_ended(snapshot, past.round):
-                return self._scan(snapshot, past, past.round, need)
-            past = self._close_round(snapshot, past, past.round)
-        elif is_scanned_by_others(snapshot, past):
-            past = replace(past, full_scans=None)
-        return self._between_rounds(snapshot, past, need, occasion)
+            return self._rest(snapshot, stand_down(state), need, "disengaged", f"no need to merge: {need.why}")
+        if state.round is not None:
+            if not has_ended(snapshot, state.round):
+                return self._scan(snapshot, state, state.round, need)
+            state = self._close_round(snapshot, state, state.round)
+        elif is_scanned_by_others(snapshot, state):
+            state = replace(state, full_scans=None)
+        return self._between_rounds(snapshot, state, need, triggers)
 
     def _between_rounds(
-        self, snapshot: Snapshot, past: AdaptivePast, need: Need, occasion: Occasion
-    ) -> tuple[Decision, AdaptivePast]:
-        if past.probe_due_s is None:
-            past = plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
-        memory_kib = total_kib(snapshot, past)
-        if past.probe_rounds == 0 and probe_is_due(past, snapshot.taken_s):
-            past = replace(past, probe_rounds=PROBE_ROUNDS)
-        wait_s = seconds_to_round(snapshot, past, need, occasion)
+        self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
+    ) -> tuple[Decision, AdaptiveState]:
+        if state.probe_due_s is None:
+            state = plan_probe(state, snapshot.taken_s, round_cost_s(snapshot, state))
+        memory_kib = total_kib(snapshot, state)
+        if state.probe_rounds == 0 and probe_is_due(state, snapshot.taken_s):
+            state = replace(state, probe_rounds=PROBE_ROUNDS)
+        wait_s = seconds_to_round(snapshot, state, need, triggers)
         if wait_s is not None and wait_s < LOOK_S:
-            past = judge_lasting(past, memory_kib)
-            wait_s = seconds_to_round(snapshot, past, need, occasion)
+            state = judge_lasting(state, memory_kib)
+            wait_s = seconds_to_round(snapshot, state, need, triggers)
         if wait_s is not None and wait_s < LOOK_S:
-            past = begin_round(snapshot, past)
-        if past.round is not None:
-            return self._scan(snapshot, past, past.round, need)
+            state = begin_round(snapshot, state)
+        if state.round is not None:
+            return self._scan(snapshot, state, state.round, need)
         if wait_s is None:
-            return self._rest(snapshot, past, need, "rest", covered_text(snapshot, past))
-        text = f"{format_kib(owed_kib(past))} owed, worth a round in {wait_s:.0f} s"
-        return self._rest(snapshot, past, need, "wait", text, wait_s)
+            return self._rest(snapshot, state, need, "rest", covered_text(snapshot, state))
+        text = f"{format_kib(owed_kib(state))} owed, worth a round in {wait_s:.0f} s"
+        return self._rest(snapshot, state, need, "wait", text, wait_s)
 
-    def _close_round(self, snapshot: Snapshot, past: AdaptivePast, ended: Round) -> AdaptivePast:
-        before_kib = past.gained_kib
-        memory_kib = total_kib(snapshot, past)
-        past = end_round(snapshot, past, ended)
-        past = count_probe_round(past, past.gained_kib - before_kib, memory_kib)
-        return plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
+    def _close_round(self, snapshot: Snapshot, state: AdaptiveState, ended: Round) -> AdaptiveState:
+        before_kib = state.gained_kib
+        memory_kib = total_kib(snapshot, state)
+        state = end_round(snapshot, state, ended)
+        state = count_probe_round(state, state.gained_kib - before_kib, memory_kib)
+        return plan_probe(state, snapshot.taken_s, round_cost_s(snapshot, state))
 
     def _scan(
-        self, snapshot: Snapshot, past: AdaptivePast, current: Round, need: Need
-    ) -> tuple[Decision, AdaptivePast]:
+        self, snapshot: Snapshot, state: AdaptiveState, current: Round, need: Need
+    ) -> tuple[Decision, AdaptiveState]:
         empty_s = seconds_until_empty(snapshot, current)
         if empty_s is not None and empty_s <= 0:
-            past = forgo(snapshot, past)
-            return self._rest(snapshot, past, need, "empty", "KSM knows of no page that may merge, so nothing is owed")
-        if seconds_until_stalled(snapshot, past, current) < 0:
-            past = plan_probe(stand_down(past), snapshot.taken_s, round_cost_s(snapshot, past))
-            return self._rest(snapshot, past, need, "stalled", "ksmd does not get on with its round: given up")
-        settings, next_pass_s, past = feed(snapshot, past, current, self.params, need.pressure)
-        rule = "probe" if past.probe_rounds > 0 else "round"
-        memory, fresh = format_kib(total_kib(snapshot, past)), format_kib(current.scanning_kib)
+            state = forgo(snapshot, state)
+            return self._rest(snapshot, state, need, "empty", "KSM knows of no page that may merge, so nothing is owed")
+        if seconds_until_stalled(snapshot, state, current) < 0:
+            state = plan_probe(stand_down(state), snapshot.taken_s, round_cost_s(snapshot, state))
+            return self._rest(snapshot, state, need, "stalled", "ksmd does not get on with its round: given up")
+        settings, next_pass_s, state = feed(snapshot, state, current, self.params, need.pressure)
+        rule = "probe" if state.probe_rounds > 0 else "round"
+        memory, fresh = format_kib(total_kib(snapshot, state)), format_kib(current.scanning_kib)
         text = f"{rule} over {memory}{progress(snapshot, current)}, {fresh} of it fresh"
-        return self._decision(snapshot, past, need, rule, text, settings, next_pass_s)
+        return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
 
     def _rest(
-        self, snapshot: Snapshot, past: AdaptivePast, need: Need, rule: str, text: str, wait_s: float | None = None
-    ) -> tuple[Decision, AdaptivePast]:
+        self, snapshot: Snapshot, state: AdaptiveState, need: Need, rule: str, text: str, wait_s: float | None = None
+    ) -> tuple[Decision, AdaptiveState]:
         waits = [WATCH_S[snapshot.source]]
-        if need.engaged and past.young:
+        if need.engaged and state.young:
             waits.append(YOUNG_WATCH_S)
-        if need.engaged and past.probe_due_s is not None:
-            waits.append(past.probe_due_s - snapshot.taken_s)
+        if need.engaged and state.probe_due_s is not None:
+            waits.append(state.probe_due_s - snapshot.taken_s)
         if wait_s is not None:
             waits.append(wait_s)
-        return self._decision(snapshot, past, need, rule, f"{text}: parked", PARKED, max(min(waits), LOOK_S))
+        return self._decision(snapshot, state, need, rule, f"{text}: parked", IDLE, max(min(waits), LOOK_S))
 
     def _decision(
         self,
         snapshot: Snapshot,
-        past: AdaptivePast,
+        state: AdaptiveState,
         need: Need,
         rule: str,
         text: str,
         settings: Settings,
         next_pass_s: float,
-    ) -> tuple[Decision, AdaptivePast]:
+    ) -> tuple[Decision, AdaptiveState]:
         merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
         has = snapshot.ksm.settings.merge_across_nodes
         if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
-        if past.backoff > 1:
-            text += f"; merges do not last, so that a round has to be worth {past.backoff} times its cost"
+        if state.backoff > 1:
+            text += f"; merges do not last, so that a round has to be worth {state.backoff} times its cost"
         numbers = {
-            "memory_kib": total_kib(snapshot, past),
-            "young_kib": sum(kib for _, kib in past.young),
-            "fresh_kib": past.fresh_kib,
-            "half_kib": past.half_kib,
-            "gone_kib": past.gone_kib,
-            "waited_kib_s": round(past.waited_kib_s, 1),
-            "round_cost_s": round(round_cost_s(snapshot, past), 3),
-            "page_cost_us": round(past.page_cost_s * 1e6, 3),
-            "backoff": past.backoff,
-            "yielded": round(past.yielded, 3),
-            "narrow_rounds": past.narrow_rounds,
+            "memory_kib": total_kib(snapshot, state),
+            "young_kib": sum(kib for _, kib in state.young),
+            "fresh_kib": state.fresh_kib,
+            "half_kib": state.half_kib,
+            "gone_kib": state.gone_kib,
+            "waited_kib_s": round(state.waited_kib_s, 1),
+            "round_cost_s": round(round_cost_s(snapshot, state), 3),
+            "page_cost_us": round(state.page_cost_s * 1e6, 3),
+            "backoff": state.backoff,
+            "yielded": round(state.yielded, 3),
+            "narrow_rounds": state.narrow_rounds,
             "pressure": round(need.pressure, 3),
             "guests": len(snapshot.guests),
             "guests_unread": snapshot.guests_unread,
         }
-        if snapshot.others is not None:
-            numbers |= {"others_kib": snapshot.others.kib, "others_unread": snapshot.others.unread}
-        turns = tuple(find_turns(snapshot, past, need, settle_seconds(self.params, need)))
+        if snapshot.other_processes is not None:
+            numbers |= {
+                "other_processes_kib": snapshot.other_processes.kib,
+                "other_processes_unread": snapshot.other_processes.unread,
+            }
+        turns = tuple(find_turns(snapshot, state, need, settle_seconds(self.params, need)))
         decision = Decision(
             target=replace(settings, merge_across_nodes=merge),
             reason=Reason(rule=rule, text=text, numbers=numbers, turns_when=turns),
             next_pass_s=next_pass_s,
-            is_routine=rule == past.rule,
+            is_routine=rule == state.rule,
         )
-        return decision, replace(past, rule=rule)
+        return decision, replace(state, rule=rule)
 
 
 def settle_seconds(params: AdaptiveParams, need: Need) -> float:
@@ -202,41 +205,41 @@ def settle_seconds(params: AdaptiveParams, need: Need) -> float:
     return params.settle_s * (1 - need.pressure)
 
 
-def seconds_to_round(snapshot: Snapshot, past: AdaptivePast, need: Need, occasion: Occasion) -> float | None:
+def seconds_to_round(snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers) -> float | None:
     """Return how long the next round has yet to wait, None if nothing asks for one."""
-    if past.probe_rounds > 0:
+    if state.probe_rounds > 0:
         return 0.0
-    wait_s = seconds_to_wait(snapshot, past, need)
-    return 0.0 if wait_s is not None and occasion.is_explicit else wait_s
+    wait_s = seconds_to_wait(snapshot, state, need)
+    return 0.0 if wait_s is not None and triggers.is_explicit else wait_s
 
 
-def stand_down(past: AdaptivePast) -> AdaptivePast:
+def stand_down(state: AdaptiveState) -> AdaptiveState:
     """Drop the round that is under way: its debt is owed whole again, and ksmd's cursor is anywhere."""
-    if past.round is None:
-        return past
+    if state.round is None:
+        return state
     return replace(
-        past,
+        state,
         round=None,
         full_scans=None,
-        fresh_kib=past.fresh_kib + past.round.scanning_kib,
+        fresh_kib=state.fresh_kib + state.round.scanning_kib,
         pair_left=0,
         probe_rounds=0,
     )
 
 
-def forgo(snapshot: Snapshot, past: AdaptivePast) -> AdaptivePast:
+def forgo(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Drop the round and what is owed, as no memory may merge; what has appeared since is owed, and probes go on."""
-    past = replace(past, round=None, full_scans=None, fresh_kib=0, half_kib=0, gone_kib=0, narrow_rounds=0, retries=0)
-    past = count_probe_round(replace(past, probe_rounds=min(past.probe_rounds, 1)), 0, total_kib(snapshot, past))
-    return plan_probe(past, snapshot.taken_s, round_cost_s(snapshot, past))
+    state = replace(state, round=None, full_scans=None, fresh_kib=0, half_kib=0, gone_kib=0, narrow_rounds=0, retries=0)
+    state = count_probe_round(replace(state, probe_rounds=min(state.probe_rounds, 1)), 0, total_kib(snapshot, state))
+    return plan_probe(state, snapshot.taken_s, round_cost_s(snapshot, state))
 
 
-def covered_text(snapshot: Snapshot, past: AdaptivePast) -> str:
+def covered_text(snapshot: Snapshot, state: AdaptiveState) -> str:
     """Say that nothing is owed, and of how much memory; of others', too, where there is any."""
-    memory_kib, others_kib = total_kib(snapshot, past), past.guests_kib.get(OTHERS, 0)
+    memory_kib, other_processes_kib = total_kib(snapshot, state), state.guests_kib.get(OTHER_PROCESSES, 0)
     if known_kib(snapshot) == 0:
         return "nothing is owed, and KSM knows of no page that may merge"
-    others = f", {format_kib(others_kib)} of it of others than guests," if others_kib else ""
+    others = f", {format_kib(other_processes_kib)} of it of others than guests," if other_processes_kib else ""
     return f"all of {format_kib(memory_kib)}{others} is covered"
 
 

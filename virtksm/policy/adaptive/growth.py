@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from enum import Enum
 
-from virtksm.policy.adaptive.past import AdaptivePast
+from virtksm.policy.adaptive.state import AdaptiveState
 
 RECENT_S = 0.9
 """What appeared so lately tells how fast memory is appearing: two looks at it while it does, no more, since after a
@@ -23,7 +23,7 @@ STEADY_S = 40.0
 """Debt that would double so soon at the present rate is still growing."""
 PATIENCE = 1.05
 """The next guest of a series of starts is waited for this many times longer than the series' longest interval."""
-MOST_INTERVAL_S = 15.0
+MAX_INTERVAL_S = 15.0
 """Starts that are further apart are no series."""
 
 
@@ -36,70 +36,75 @@ class Growth(Enum):
     SETTLED = "settled"
 
 
-def note_burst(past: AdaptivePast, memory_kib: int) -> AdaptivePast:
+def note_burst(state: AdaptiveState, memory_kib: int) -> AdaptiveState:
     """Note since when there has been a burst, and when memory last appeared at the rate of one; or that none is."""
-    if _full_rate_left_s(past, memory_kib) > 0:
-        goes_on = _patience_s(past) >= -RECENT_S  # else an agent has stopped in an earlier one
-        return replace(past, burst_since_s=past.burst_since_s if goes_on else past.taken_s, burst_at_s=past.taken_s)
-    if burst_left_s(past, memory_kib) > 0:
-        return past
-    return replace(past, burst_since_s=None, burst_at_s=None)
+    if _full_rate_left_s(state, memory_kib) > 0:
+        goes_on = _patience_s(state) >= -RECENT_S  # else an agent has stopped in an earlier one
+        return replace(state, burst_since_s=state.burst_since_s if goes_on else state.taken_s, burst_at_s=state.taken_s)
+    if burst_left_s(state, memory_kib) > 0:
+        return state
+    return replace(state, burst_since_s=None, burst_at_s=None)
 
 
-def burst_left_s(past: AdaptivePast, memory_kib: int) -> float:
+def burst_left_s(state: AdaptiveState, memory_kib: int) -> float:
     """Return in how many seconds a burst will be over if nothing more appears; 0.0 or below: there is none."""
-    lull_left_s = min(_left_s(past, LULL_RECENT_S, memory_kib * LULL_RECENT_S / LULL_S), _patience_s(past))
-    return max(_full_rate_left_s(past, memory_kib), lull_left_s)
+    lull_left_s = min(_left_s(state, LULL_RECENT_S, memory_kib * LULL_RECENT_S / LULL_S), _patience_s(state))
+    return max(_full_rate_left_s(state, memory_kib), lull_left_s)
 
 
-def _full_rate_left_s(past: AdaptivePast, memory_kib: int) -> float:
-    return _left_s(past, RECENT_S, memory_kib * RECENT_S / BURST_S)
+def _full_rate_left_s(state: AdaptiveState, memory_kib: int) -> float:
+    return _left_s(state, RECENT_S, memory_kib * RECENT_S / BURST_S)
 
 
-def _patience_s(past: AdaptivePast) -> float:
+def _patience_s(state: AdaptiveState) -> float:
     """Return how much longer a lull ends no burst; below 0.0 where there is none, or where the clock began anew."""
-    if past.burst_since_s is None or past.burst_at_s is None or past.taken_s is None or past.taken_s < past.burst_at_s:
+    if (
+        state.burst_since_s is None
+        or state.burst_at_s is None
+        or state.taken_s is None
+        or state.taken_s < state.burst_at_s
+    ):
         return -math.inf
-    return past.burst_at_s + LULL_SHARE * (past.burst_at_s - past.burst_since_s) - past.taken_s
+    return state.burst_at_s + LULL_SHARE * (state.burst_at_s - state.burst_since_s) - state.taken_s
 
 
-def _left_s(past: AdaptivePast, window_s: float, least_kib: float) -> float:
+def _left_s(state: AdaptiveState, window_s: float, least_kib: float) -> float:
     """Return how much longer more than `least_kib` will have appeared within `window_s`; 0.0 or below: it has not."""
-    appeared_kib, now_s = 0, past.taken_s or 0.0
-    for at_s, kib in reversed(past.recent):
+    appeared_kib, now_s = 0, state.taken_s or 0.0
+    for at_s, kib in reversed(state.recent):
         appeared_kib += kib
         if appeared_kib > least_kib:
             return at_s + window_s - now_s
     return 0.0
 
 
-def judge_growth(past: AdaptivePast) -> Growth:
+def judge_growth(state: AdaptiveState) -> Growth:
     """Tell whether more memory is to be expected, so that a round should wait for it (rule 6)."""
-    if past.burst_since_s is not None:
+    if state.burst_since_s is not None:
         return Growth.BURST
-    if _series_left_s(past) > 0:
+    if _series_left_s(state) > 0:
         return Growth.SERIES
-    young_kib, recent_kib = (sum(kib for _, kib in appeared) for appeared in (past.young, past.recent))
-    return Growth.STEADY if recent_kib * STEADY_S > (past.fresh_kib + young_kib) * RECENT_S else Growth.SETTLED
+    young_kib, recent_kib = (sum(kib for _, kib in appeared) for appeared in (state.young, state.recent))
+    return Growth.STEADY if recent_kib * STEADY_S > (state.fresh_kib + young_kib) * RECENT_S else Growth.SETTLED
 
 
-def seconds_to_end(growth: Growth, past: AdaptivePast, memory_kib: int) -> float:
+def seconds_to_end(growth: Growth, state: AdaptiveState, memory_kib: int) -> float:
     """Return in how many seconds a burst or a series will be over if nothing more appears; 0.0 for the others."""
     if growth is Growth.SERIES:
-        return _series_left_s(past)
-    return burst_left_s(past, memory_kib) if growth is Growth.BURST else 0.0
+        return _series_left_s(state)
+    return burst_left_s(state, memory_kib) if growth is Growth.BURST else 0.0
 
 
-def _series_left_s(past: AdaptivePast) -> float:
+def _series_left_s(state: AdaptiveState) -> float:
     """Return how much longer the next guest of a series is waited for."""
-    if past.start_s is None or past.taken_s is None:
+    if state.start_s is None or state.taken_s is None:
         return 0.0
-    return past.start_s + PATIENCE * past.interval_s - past.taken_s
+    return state.start_s + PATIENCE * state.interval_s - state.taken_s
 
 
-def note_start(past: AdaptivePast, now_s: float) -> AdaptivePast:
+def note_start(state: AdaptiveState, now_s: float) -> AdaptiveState:
     """Note that a guest has started, as the next of a series or the first of a new one."""
-    interval_s = MOST_INTERVAL_S + 1 if past.start_s is None else now_s - past.start_s
-    is_next = 0 <= interval_s <= MOST_INTERVAL_S
-    interval_s = max(past.interval_s, interval_s) if is_next else 0.0
-    return replace(past, has_starts=True, start_s=now_s, interval_s=interval_s)
+    interval_s = MAX_INTERVAL_S + 1 if state.start_s is None else now_s - state.start_s
+    is_next = 0 <= interval_s <= MAX_INTERVAL_S
+    interval_s = max(state.interval_s, interval_s) if is_next else 0.0
+    return replace(state, has_starts=True, start_s=now_s, interval_s=interval_s)

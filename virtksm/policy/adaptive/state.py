@@ -1,6 +1,6 @@
 """What the adaptive policy remembers from one pass to the next, and its form as plain JSON values.
 
-A past is a value: the policy gets one and returns the next. Memory is in KiB, times are CLOCK_BOOTTIME seconds.
+A state is a value: the policy gets one and returns the next. Memory is in KiB, times are CLOCK_BOOTTIME seconds.
 Counters that the kernel or the connection does not offer are None.
 """
 
@@ -14,9 +14,9 @@ from virtksm.codec import build, dump
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
 
-MOST = 2.0**53
+MAX = 2.0**53
 """Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
-MOST_SUM = 2**52
+MAX_SUM = 2**52
 """Bounds sums that are kept; where it is reached, they are beyond every comparison anyway."""
 
 
@@ -51,7 +51,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptivePast:
+class AdaptiveState:
     """All that a pass hands to the next."""
 
     taken_s: float | None = None
@@ -59,7 +59,7 @@ class AdaptivePast:
     """The rule that the last pass ended with."""
     engaged: bool = False
     guests_kib: Mapping[str, int] = field(default_factory=dict)
-    """Resident memory of each guest that is accounted for, by `Guest.key`, and that of others (debt.OTHERS)."""
+    """Resident memory of each guest, by `Guest.key`, and of other processes (debt.OTHER_PROCESSES)."""
     young: tuple[tuple[float, int], ...] = ()
     """Memory that appeared a moment ago, (when, KiB): it pays for no round until it has settled."""
     recent: tuple[tuple[float, int], ...] = ()
@@ -113,12 +113,12 @@ class AdaptivePast:
     probe_gained_kib: int = 0
 
 
-def dump_past(past: AdaptivePast) -> dict[str, object]:
-    """Return a past as plain JSON values."""
-    values: dict[str, object] = dump(past)
+def dump_state(state: AdaptiveState) -> dict[str, object]:
+    """Return a state as plain JSON values."""
+    values: dict[str, object] = dump(state)
     return values
 
 
-def load_past(kept: Mapping[str, object]) -> AdaptivePast:
-    """Rebuild a past from what `dump_past` gave; raises ValueError if it is not one, as another version's is not."""
-    return build(AdaptivePast, kept, least=0, most=MOST, is_exact=True)
+def load_state(kept: Mapping[str, object]) -> AdaptiveState:
+    """Rebuild a state from what `dump_state` gave; raises ValueError if it is not one, as another version's is not."""
+    return build(AdaptiveState, kept, least=0, most=MAX, is_exact=True)
