@@ -16,9 +16,9 @@ from random import Random
 
 import pytest
 
-from tests.differential.ksmtuned_bash import FIRST, State, run_script
-from tests.differential.ksmtuned_sequences import Sequence, Step, generate
+from tests.lab.ksmtuned_bash import FIRST, State, run_script
 from tests.lab.ksmtuned_package import read_ksmtuned_file
+from tests.lab.ksmtuned_sequences import Sequence, Step, generate
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapshot, Source
