@@ -3,7 +3,7 @@
 Run by hand, as root: `python -m bench.sim.validate`. Processes with real mergeable memory are scanned flat out, at
 5000 pages every 20 ms, and flat out while common pages are rewritten. Printed are the time to 90 % of what merges in
 the end, ksmd's CPU time until then, the time and the skipped pages of the first full scans, and pages_sharing while
-rewriting. Exact counts, scan by scan, are the tests' (tests/real/test_sim_kernel.py).
+rewriting. Exact counts, scan by scan, are the tests' (tests/bench/test_sim_kernel.py).
 """
 
 from __future__ import annotations

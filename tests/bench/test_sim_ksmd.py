@@ -1,4 +1,4 @@
-"""The simulated ksmd, case by case as mm/ksm.c has it; tests/real/test_sim_kernel.py compares with the kernel."""
+"""The simulated ksmd, case by case as mm/ksm.c has it; tests/bench/test_sim_kernel.py compares with the kernel."""
 
 from __future__ import annotations
 
