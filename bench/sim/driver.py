@@ -22,27 +22,11 @@ from virtksm.policy.base import Policy
 from virtksm.tuning.cycle import Cycle, Memory
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
-KERNEL_DEFAULT = Settings(pages_to_scan=100, sleep_millisecs=20)
+WINDOW_S = 0.25
+"""The agent's coalesce_ms."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rewrite:
-    """A guest rewrites so many own and common pages a second from now on; nobody is told."""
-
-    at_s: float
-    name: str
-    own_per_s: float = 0.0
-    common_per_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchAdvisorOn:
-    """Somebody hands pages_to_scan to the kernel's advisor."""
-
-    at_s: float
-
-
-Event = Start | Stop | Rewrite | SwitchAdvisorOn
+Event = Start | Stop
 Scenario = Sequence[Event]
 
 
@@ -68,11 +52,6 @@ class Outcome:
     samples: list[Sample] = field(default_factory=list)
     passes: list[tuple[float, PassReport]] = field(default_factory=list)
 
-    def time_to(self, share: float, *, of_pages: int | None = None) -> float | None:
-        """Tell when savings first reached a share of `of_pages` (else of the last sample's); None if never."""
-        goal = share * (self.samples[-1].saved_pages if of_pages is None else of_pages)
-        return next((sample.t_s for sample in self.samples if sample.saved_pages >= goal), None)
-
     def cpu_until(self, t_s: float) -> float:
         """Tell the CPU seconds that ksmd had used at a time, counted from the beginning."""
         used = [sample.ksmd_cpu_seconds for sample in self.samples if sample.t_s <= t_s]
@@ -94,16 +73,11 @@ def run_policy(
     *,
     until_s: float,
     sample_every_s: float = 1.0,
-    window_s: float = 0.25,
-    is_local: bool = True,
 ) -> Outcome:
-    """Play the scenario under a policy, until `until_s` seconds after its beginning.
-
-    `window_s` is the agent's coalesce_ms; a host that is not local offers what libvirt alone tells.
-    """
+    """Play the scenario under a policy, until `until_s` seconds after its beginning."""
     cycle = Cycle(
         hypervisor=host,
-        local=host.facts if is_local else None,
+        local=host.facts,
         policy=policy,
         store=FakeStore(),
         switch=FakeSwitch(),
@@ -111,15 +85,15 @@ def run_policy(
         on_conflict="reassert",
         memory=Memory(),
     )
-    return _Player(host, scenario, until_s, sample_every_s, _Passes(cycle, window_s)).play()
+    return _Player(host, scenario, until_s, sample_every_s, _Passes(cycle)).play()
 
 
 class _Passes:
     """When passes are due, and what they said; times are the host's."""
 
-    def __init__(self, cycle: Cycle[Any], window_s: float) -> None:
+    def __init__(self, cycle: Cycle[Any]) -> None:
         self._cycle = cycle
-        self._coalescer = Coalescer(window_s=window_s).offer(Trigger.CONNECTED, 0.0)
+        self._coalescer = Coalescer(window_s=WINDOW_S).offer(Trigger.CONNECTED, 0.0)
 
     def offer(self, trigger: Trigger, now_s: float) -> None:
         self._coalescer = self._coalescer.offer(trigger, now_s)
@@ -191,13 +165,6 @@ class _Player:
             case Stop():
                 self._host.stop(event.name)
                 self._tell(Trigger.STOPPED)
-            case Rewrite():
-                common, _, own = self._host.guests_by_name[event.name].regions
-                trees = self._host.ksmd.trees
-                common.set_rewriting(trees, event.common_per_s, self._host.now_s)
-                own.set_rewriting(trees, event.own_per_s, self._host.now_s)
-            case SwitchAdvisorOn():
-                self._host.ksmd.switch_advisor_on()
 
     def _tell(self, trigger: Trigger) -> None:
         if self._passes is not None:
@@ -205,7 +172,7 @@ class _Player:
 
 
 def take_sample(host: SimHost, t_s: float) -> Sample:
-    """Look at the host."""
+    """Sample the host."""
     state = host.ksm_state()
     assert state.pages_sharing is not None
     return Sample(
