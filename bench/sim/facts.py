@@ -28,7 +28,9 @@ class SimFacts:
         return tuple(replace(one, rss_kib=rss_kib.get(one.uuid)) for one in running)
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
-        other_processes_kib = [process.rss_kib(self._host.now_s) for process in self._host.other_processes_by_name.values()]
+        other_processes_kib = [
+            process.rss_kib(self._host.now_s) for process in self._host.other_processes_by_name.values()
+        ]
         if self._host.hides_other_processes:
             return OtherProcesses(kib=0, processes=0, unread=len(other_processes_kib))
         return OtherProcesses(kib=sum(other_processes_kib), processes=len(other_processes_kib), unread=0)

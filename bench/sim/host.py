@@ -97,7 +97,7 @@ class SimHost:
 
     @property
     def saved_pages(self) -> int:
-        """Tell what is truly saved now; pages_sharing learns of writes and of ended guests at ksmd's next visit only."""
+        """Tell what is truly saved now; pages_sharing learns of writes and ended guests at ksmd's next visit."""
         for process in self.processes:
             process.catch_up(self.ksmd.trees, self.now_s)
         return self.ksmd.trees.live.saved

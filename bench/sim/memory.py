@@ -141,7 +141,6 @@ class SimGuest:
             region.catch_up(trees, now_s)
 
 
-
 def make_guest(
     spec: PayloadGuest, *, uuid: str, domain_id: int, now_s: float, fill_mib_per_s: float, overhead_kib: int
 ) -> SimGuest:

@@ -1,4 +1,4 @@
-"""The simulated ksmd, case by case as mm/ksm.c has it; tests/bench/test_sim_kernel.py compares with the kernel."""
+"""The simulated ksmd, case by case as mm/ksm.c has it; test_sim_kernel.py compares with the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.sim.visit import Rules
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 
 ONE_MIB = PAGES_PER_MIB
-ROUND_S = 10.3
+FULL_SCAN_S = 10.3
 AT_ONCE_MIB_PER_S = 1e9
 
 
@@ -32,7 +32,7 @@ def guest(name: str, *, common: int = 0, zero: int = 0, own: int = 0, image: int
 def full_scan(sim: SimHost) -> None:
     before = sim.ksmd.full_scans
     while sim.ksmd.full_scans == before:
-        sim.advance(ROUND_S / 4)
+        sim.advance(FULL_SCAN_S / 4)
 
 
 def counters(sim: SimHost) -> tuple[int, int, int, int]:
@@ -104,7 +104,7 @@ def test_skipped_pages_are_not_scanned_and_leave_the_unstable_tree() -> None:
     assert counters(sim) == (0, 0, 0, ONE_MIB)
 
 
-def test_a_write_shows_in_the_counters_when_ksmd_comes_by() -> None:
+def test_a_write_shows_in_the_counters_at_ksmds_next_visit() -> None:
     sim = host(smart_scan=False)
     first = sim.start(guest("a", common=1))
     sim.start(guest("b", common=1))
@@ -213,7 +213,7 @@ def test_how_time_is_cut_makes_no_difference(cut_s: float) -> None:
 
 
 def test_a_whole_batch_takes_its_work_and_its_sleep() -> None:
-    costs = KsmdCosts(first_s=10e-6, wake_s=0.0, round_s=0.0)
+    costs = KsmdCosts(first_s=10e-6, wake_s=0.0, full_scan_s=0.0)
     sim = SimHost(
         total_kib=16 * 1024 * 1024,
         ksmd=Ksmd(costs=costs, pages_to_scan=1000, sleep_millisecs=20),

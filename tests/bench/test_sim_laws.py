@@ -72,7 +72,7 @@ kernel_settings = st.builds(
 kernels = st.builds(Rules, smart_scan=st.booleans(), checksum_first=st.booleans())
 
 
-def keeps_its_books(host: SimHost, run: Outcome) -> None:
+def check_counters(host: SimHost, run: Outcome) -> None:
     ksmd, trees = host.ksmd, host.ksmd.trees
     known = sum(
         (high - low) * state.known
@@ -92,7 +92,7 @@ def keeps_its_books(host: SimHost, run: Outcome) -> None:
 @given(scenario=scenarios(), fixed=kernel_settings, rules=kernels)
 def test_counters_agree_with_the_pages(scenario: list[Event], fixed: Settings, rules: Rules) -> None:
     host = SimHost(total_kib=2**24, ksmd=Ksmd(rules=rules))
-    keeps_its_books(host, run_fixed(host, fixed, scenario, until_s=UNTIL_S))
+    check_counters(host, run_fixed(host, fixed, scenario, until_s=UNTIL_S))
 
 
 @settings(max_examples=10)
@@ -100,7 +100,7 @@ def test_counters_agree_with_the_pages(scenario: list[Event], fixed: Settings, r
 def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: int) -> None:
     host = SimHost(total_kib=total_mib * 1024, own_kib=0)
     run = run_policy(host, KsmtunedPolicy(params=KsmtunedParams()), scenario, until_s=UNTIL_S)
-    keeps_its_books(host, run)
+    check_counters(host, run)
     assert not [report for _, report in run.passes if report.refusals or report.foreign]
 
 
@@ -122,7 +122,7 @@ def test_two_full_scans_merge_all_that_can(guests: list[PayloadGuest], rules: Ru
 
 
 @given(guests=static_guests(), pages=st.integers(1, 20_000), sleep=st.sampled_from([4, 20, 1000]))
-def test_no_batch_is_larger_than_told(guests: list[PayloadGuest], pages: int, sleep: int) -> None:
+def test_no_batch_is_larger_than_set(guests: list[PayloadGuest], pages: int, sleep: int) -> None:
     host = SimHost(total_kib=2**24, ksmd=Ksmd(pages_to_scan=pages, sleep_millisecs=sleep))
     for guest in guests:
         host.start(guest)
@@ -131,7 +131,7 @@ def test_no_batch_is_larger_than_told(guests: list[PayloadGuest], pages: int, sl
 
 
 @given(guests=static_guests(), seconds=st.floats(60.0, 86_400.0))
-def test_parked_costs_nothing(guests: list[PayloadGuest], seconds: float) -> None:
+def test_an_idle_ksmd_costs_nothing(guests: list[PayloadGuest], seconds: float) -> None:
     host = SimHost(total_kib=2**24)
     for guest in guests:
         host.start(guest)
