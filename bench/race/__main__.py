@@ -19,13 +19,13 @@ from bench.figures import tell_machine
 from bench.race.check_scans import simulate_check_scans
 from bench.race.contenders import CONTENDERS, PeerMissing
 from bench.race.goals import judge_work
-from bench.race.ground import Disturbed, Ground, private_ground
+from bench.race.ground import Disturbed, Ground
 from bench.race.linux import LinuxGuestUnbuilt, build_linux_guest
 from bench.race.measures import measure_work
 from bench.race.report import draw_work, write_work
 from bench.race.run import Run, run_work
 from bench.race.works import Work, list_works
-from bench.stage import REPO, AgentFailed
+from bench.stage import REPO, AgentFailed, private_libvirtd
 from demo.guests import PayloadFailed
 from tests.lab.libvirtd import LibvirtdFailed
 
@@ -118,7 +118,8 @@ def main(arguments: list[str]) -> int:
             build_linux_guest()
         folder.mkdir(parents=True, exist_ok=True)
         tell_machine()
-        with private_ground() as ground:
+        with private_libvirtd(huge_pages=False) as libvirtd:
+            ground = Ground(libvirtd)
             all_met = True
             for work in works:
                 if runs := run_all(ground, work, options.contenders, failures):

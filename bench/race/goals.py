@@ -93,14 +93,6 @@ def quickest_neighbour_ms(results: Results) -> float:
     return there(min(times_ms, default=None), "no neighbour at rest")
 
 
-def best_held_mib(results: Results) -> float:
-    return max(peer.held_mib for peer in peers(results))
-
-
-def best_rate(results: Results) -> float:
-    return max(peer.saved_mib_s_per_cpu_s for peer in peers(results))
-
-
 def time(what: str, limit: Callable[[Results], float]) -> Rule:
     return Rule(what=f"90 % after, {what}", measured=lambda one: one.until_most_s, limit=limit, unit="s")
 
@@ -130,7 +122,7 @@ def lag(what: str, share: Callable[[Figures], float | None]) -> Rule:
 LEAD = Rule(
     what="saved MiB-s per ksmd-s, 5 of the best peer's",
     measured=lambda one: one.saved_mib_s_per_cpu_s,
-    limit=lambda runs: 5 * best_rate(runs),
+    limit=lambda runs: 5 * max(peer.saved_mib_s_per_cpu_s for peer in peers(runs)),
     is_least=True,
 )
 NEIGHBOUR = Rule(
@@ -142,7 +134,7 @@ NEIGHBOUR = Rule(
 SAVINGS = Rule(
     what="savings, within 5 % of the best peer's",
     measured=lambda one: one.held_mib,
-    limit=lambda runs: 0.95 * best_held_mib(runs),
+    limit=lambda runs: 0.95 * max(peer.held_mib for peer in peers(runs)),
     unit="MiB",
     is_least=True,
 )

@@ -7,15 +7,14 @@ tests/lab/ksm.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
 
 from bench.race.linux import LinuxGuest, build_linux_guest
-from bench.stage import PAYLOAD, private_libvirtd
+from bench.stage import PAYLOAD
 from demo.embedded import end_all
 from demo.guests import PayloadGuest, parse_console, start_guest, wait_settled
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
@@ -39,14 +38,6 @@ class GuestLife:
     started_s: float
     settled_s: float | None = None
     stopped_s: float | None = None
-
-
-@contextmanager
-def private_ground() -> Iterator[Ground]:
-    """Lend a ground, and end everything on it, also on SIGTERM."""
-    # Small pages alone, so that KSM counts every page and nobody pays for splitting huge ones.
-    with private_libvirtd(huge_pages=False) as daemon:
-        yield Ground(daemon)
 
 
 class Ground:

@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +57,16 @@ def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run
     if work.already:
         ground.settle(work.already)
     times = ground.folder / "neighbour"
-    with _neighbour(times), _begun(contender, ground, work):
+    with ExitStack() as stack:
+        stack.enter_context(_neighbour(times))
+        stack.callback(contender.end)
+        contender.begin(ground, work)
         time.sleep(LEAD_S)
         wait_until(lambda: contender.is_ready, READY_TIMEOUT_S, f"{name} to be ready")
-        began_unix_s, began_s = time.time(), time.monotonic()
+        passes_before, began_s = len(contender.decisions()), time.monotonic()
         with Sampler(began_s) as sampler:
             _follow(ground, work, contender, began_s)
-        decisions = [
-            line["decision"]
-            for line in contender.decisions()
-            if datetime.fromisoformat(line["timestamp"]).timestamp() >= began_unix_s
-        ]
+        decisions = [line["decision"] for line in contender.decisions()[passes_before:]]
     return Run(
         work=work,
         contender=name,
@@ -99,15 +97,6 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
         contender.act(Moment(all_started=all_started, all_settled=all_settled))
         time.sleep(STEP_S)
     ground.check_alone()
-
-
-@contextmanager
-def _begun(contender: Contender, ground: Ground, work: Work) -> Iterator[None]:
-    try:
-        contender.begin(ground, work)
-        yield
-    finally:
-        contender.end()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.race.linux import COMMON_MIB, LinuxGuest
 from bench.steps import Start, Stop
@@ -70,8 +70,26 @@ class Scale:
     def __str__(self) -> str:
         return f"{self.guests} guests of {self.memory_mib} MiB, {self.every_s:g} s apart"
 
-    def starts(self, describe: Callable[[int], PayloadGuest]) -> tuple[Start, ...]:
-        return tuple(Start(at_s=number * self.every_s, guest=describe(number)) for number in range(self.guests))
+    def work(
+        self,
+        name: str,
+        told: str,
+        describe: Callable[[int], PayloadGuest],
+        *,
+        stops: tuple[Stop, ...] = (),
+        busy_until_s: float = 0.0,
+        has_clairvoyant: bool = True,
+    ) -> Work:
+        """Make a work whose guests are described by their numbers."""
+        starts = [Start(at_s=number * self.every_s, guest=describe(number)) for number in range(self.guests)]
+        return Work(
+            name=name,
+            told=f"{self}{told}",
+            steps=(*starts, *stops),
+            length_s=self.length_s,
+            busy_until_s=busy_until_s,
+            has_clairvoyant=has_clairvoyant,
+        )
 
 
 def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_s: int = 0) -> PayloadGuest:
@@ -91,21 +109,15 @@ def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_
 
 
 def storm(scale: Scale) -> Work:
-    return Work(
-        name="storm",
-        told=f"{scale}: half common, a tenth zero, the rest own",
-        steps=scale.starts(lambda number: mixed(number, scale.memory_mib)),
-        length_s=scale.length_s,
-    )
+    told = ": half common, a tenth zero, the rest own"
+    return scale.work("storm", told, lambda number: mixed(number, scale.memory_mib))
 
 
 def small(scale: Scale) -> Work:
-    return Work(
-        name="small",
-        told=f"{scale}, that fill in about 10 s each: half common, a tenth zero, the rest own",
-        steps=scale.starts(lambda number: mixed(number, scale.memory_mib, slow_mib_per_s=scale.memory_mib // 10)),
-        length_s=scale.length_s,
-    )
+    def describe(number: int) -> PayloadGuest:
+        return mixed(number, scale.memory_mib, slow_mib_per_s=scale.memory_mib // 10)
+
+    return scale.work("small", ", that fill in 10 s each: half common, a tenth zero, the rest own", describe)
 
 
 def linux(scale: Scale, *, own_mib: int) -> Work:
@@ -114,34 +126,21 @@ def linux(scale: Scale, *, own_mib: int) -> Work:
             name=f"g{number}", memory_mib=scale.memory_mib, common_mib=COMMON_MIB, own_mib=own_mib, seed=number
         )
 
-    return Work(
-        name="linux",
-        told=f"{scale}, Linux: {COMMON_MIB} MiB common, {own_mib} MiB own, and what a kernel itself uses",
-        steps=scale.starts(describe),
-        length_s=scale.length_s,
-        has_clairvoyant=False,
-    )
+    told = f", Linux: {COMMON_MIB} MiB common, {own_mib} MiB own, and what a kernel itself uses"
+    return scale.work("linux", told, describe, has_clairvoyant=False)
 
 
 def twin(scale: Scale, *, filled_over_s: int) -> Work:
     # smart_scan visits an old page in every ninth scan only, and two that it visits in different ones never meet. The
     # old guest fills slowly while ksmd scans flat out, so that its pages are spread over all nine.
     def only_own(name: str, slow_mib_per_s: int = 0) -> PayloadGuest:
+        own_mib = scale.memory_mib - KEPT_MIB
         return PayloadGuest(
-            name=name,
-            memory_mib=scale.memory_mib,
-            own_mib=scale.memory_mib - KEPT_MIB,
-            seed=1,
-            slow_mib_per_s=slow_mib_per_s,
+            name=name, memory_mib=scale.memory_mib, own_mib=own_mib, seed=1, slow_mib_per_s=slow_mib_per_s
         )
 
-    return Work(
-        name="twin",
-        told=f"one guest of {scale.memory_mib} MiB, whose pages smart_scan has come to skip; then its twin starts",
-        already=(only_own("old", slow_mib_per_s=scale.memory_mib // filled_over_s),),
-        steps=(Start(at_s=0.0, guest=only_own("new")),),
-        length_s=scale.length_s,
-    )
+    work = scale.work("twin", "; smart_scan has come to skip its twin's pages", lambda _: only_own("new"))
+    return replace(work, already=(only_own("old", slow_mib_per_s=scale.memory_mib // filled_over_s),))
 
 
 def growth(scale: Scale, *, grow_mib_per_min: int, minutes: float) -> Work:
@@ -158,26 +157,17 @@ def growth(scale: Scale, *, grow_mib_per_min: int, minutes: float) -> Work:
             grow_mib_per_min=grow_mib_per_min,
         )
 
-    return Work(
-        name="growth",
-        told=f"{scale}, that grow by {grow_mib_per_min} MiB a minute for {minutes:g} minutes, two and two alike",
-        steps=scale.starts(pair),
-        length_s=scale.length_s,
-        busy_until_s=scale.guests * scale.every_s + minutes * 60,
-        has_clairvoyant=False,
-    )
+    told = f", that grow by {grow_mib_per_min} MiB a minute for {minutes:g} minutes, two and two alike"
+    busy_until_s = scale.guests * scale.every_s + minutes * 60
+    return scale.work("growth", told, pair, busy_until_s=busy_until_s, has_clairvoyant=False)
 
 
 def churn(scale: Scale, *, rewrite_per_s: int) -> Work:
     def describe(number: int) -> PayloadGuest:
         return mixed(number, scale.memory_mib, rewrite_per_s=0 if number % 4 else rewrite_per_s)
 
-    return Work(
-        name="churn",
-        told=f"{scale}: half common, a tenth zero; a quarter of them rewrite {rewrite_per_s} own pages a second",
-        steps=scale.starts(describe),
-        length_s=scale.length_s,
-    )
+    told = f": half common, a tenth zero; a quarter of them rewrite {rewrite_per_s} own pages a second"
+    return scale.work("churn", told, describe)
 
 
 def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
@@ -194,23 +184,16 @@ def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
             rewrite_common_per_s=rewrite_common_per_s,
         )
 
-    return Work(
-        name="thrash",
-        told=f"{scale}, that rewrite their common pages, in step: each is written again within {lasts_s:.0f} s",
-        steps=scale.starts(describe),
-        length_s=scale.length_s,
-    )
+    return scale.work("thrash", f", that rewrite their common pages, in step, within {lasts_s:.0f} s", describe)
 
 
 def stop(scale: Scale) -> Work:
     stop_s = scale.length_s / 2
     stops = tuple(Stop(at_s=stop_s + number // 2, name=f"g{number}") for number in range(0, scale.guests, 2))
-    return Work(
-        name="stop",
-        told=f"{scale}: half common, a tenth zero, the rest own; after {stop_s:g} s half of them stop",
-        steps=(*scale.starts(lambda number: mixed(number, scale.memory_mib)), *stops),
-        length_s=scale.length_s,
-        busy_until_s=stop_s + len(stops),
+    told = f": half common, a tenth zero, the rest own; after {stop_s:g} s half of them stop"
+    busy_until_s = stop_s + len(stops)
+    return scale.work(
+        "stop", told, lambda number: mixed(number, scale.memory_mib), stops=stops, busy_until_s=busy_until_s
     )
 
 

@@ -63,7 +63,7 @@ def run_fixed(
 ) -> Outcome:
     """Play the scenario with settings that nobody changes."""
     host.set_parameters(dict(settings.items()))
-    return _Player(host, scenario, until_s, sample_every_s, None).play()
+    return _play(host, scenario, until_s, sample_every_s)
 
 
 def run_policy(
@@ -85,7 +85,7 @@ def run_policy(
         on_conflict="reassert",
         memory=Memory(),
     )
-    return _Player(host, scenario, until_s, sample_every_s, _Passes(cycle)).play()
+    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle))
 
 
 class _Passes:
@@ -114,61 +114,40 @@ class _Passes:
         return report
 
 
-class _Player:
-    """Walks through a scenario: events, passes and samples, each at its time."""
+def _play(
+    host: SimHost, scenario: Scenario, until_s: float, sample_every_s: float, passes: _Passes | None = None
+) -> Outcome:
+    """Walk through a scenario: events, passes and samples, each at its time."""
+    outcome, events, begin_s = Outcome(), sorted(scenario, key=lambda event: event.at_s), host.now_s
+    while True:
+        t_s = host.now_s - begin_s
+        while events and events[0].at_s <= t_s:
+            trigger = _happen(host, events.pop(0))
+            if passes is not None:
+                passes.offer(trigger, host.now_s)
+        report = passes.run_due(host.now_s) if passes else None
+        if report is not None:
+            outcome.passes.append((t_s, report))
+            continue
+        if t_s >= len(outcome.samples) * sample_every_s:
+            outcome.samples.append(take_sample(host, len(outcome.samples) * sample_every_s))
+        if t_s >= until_s:
+            return outcome
+        next_s = [until_s, len(outcome.samples) * sample_every_s, *(event.at_s for event in events[:1])]
+        at_s = begin_s + min(next_s)
+        if passes and (due_s := passes.next_s(host.now_s)) is not None:
+            at_s = min(at_s, due_s)
+        if at_s > host.now_s:
+            host.advance(at_s - host.now_s)
+        host.now_s = max(at_s, math.nextafter(host.now_s, math.inf))  # at least as far as floating point can tell
 
-    def __init__(
-        self, host: SimHost, scenario: Scenario, until_s: float, sample_every_s: float, passes: _Passes | None
-    ) -> None:
-        self._host = host
-        self._events = sorted(scenario, key=lambda event: event.at_s)
-        self._begin_s = host.now_s
-        self._until_s = until_s
-        self._sample_every_s = sample_every_s
-        self._passes = passes
-        self._outcome = Outcome()
 
-    def play(self) -> Outcome:
-        samples = 0
-        while True:
-            t_s = self._host.now_s - self._begin_s
-            while self._events and self._events[0].at_s <= t_s:
-                self._happen(self._events.pop(0))
-            report = self._passes.run_due(self._host.now_s) if self._passes else None
-            if report is not None:
-                self._outcome.passes.append((t_s, report))
-                continue
-            if t_s >= samples * self._sample_every_s:
-                self._outcome.samples.append(take_sample(self._host, samples * self._sample_every_s))
-                samples += 1
-            if t_s >= self._until_s:
-                return self._outcome
-            next_s = [self._until_s, samples * self._sample_every_s]
-            if self._events:
-                next_s.append(self._events[0].at_s)
-            at_s = self._begin_s + min(next_s)
-            if self._passes and (due_s := self._passes.next_s(self._host.now_s)) is not None:
-                at_s = min(at_s, due_s)
-            self._go_to(at_s)
-
-    def _go_to(self, at_s: float) -> None:
-        """Go to a time of the host's clock, and at least as far as floating point can tell."""
-        if at_s > self._host.now_s:
-            self._host.advance(at_s - self._host.now_s)
-        self._host.now_s = max(at_s, math.nextafter(self._host.now_s, math.inf))
-
-    def _happen(self, event: Event) -> None:
-        match event:
-            case Start():
-                self._host.start(event.guest)
-                self._tell(Trigger.STARTED)
-            case Stop():
-                self._host.stop(event.name)
-                self._tell(Trigger.STOPPED)
-
-    def _tell(self, trigger: Trigger) -> None:
-        if self._passes is not None:
-            self._passes.offer(trigger, self._host.now_s)
+def _happen(host: SimHost, event: Event) -> Trigger:
+    if isinstance(event, Start):
+        host.start(event.guest)
+        return Trigger.STARTED
+    host.stop(event.name)
+    return Trigger.STOPPED
 
 
 def take_sample(host: SimHost, t_s: float) -> Sample:

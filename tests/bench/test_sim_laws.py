@@ -13,7 +13,7 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.runs import Runs
 from bench.sim.visit import Rules
 from bench.steps import Start, Stop
-from demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PayloadGuest
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
@@ -102,23 +102,6 @@ def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: in
     run = run_policy(host, KsmtunedPolicy(params=KsmtunedParams()), scenario, until_s=UNTIL_S)
     check_counters(host, run)
     assert not [report for _, report in run.passes if report.refusals or report.foreign]
-
-
-@settings(max_examples=40)
-@given(guests=static_guests(), rules=kernels)
-def test_two_full_scans_merge_all_that_can(guests: list[PayloadGuest], rules: Rules) -> None:
-    ksmd = Ksmd(rules=rules, pages_to_scan=0, sleep_millisecs=1000)
-    host = SimHost(total_kib=2**24, ksmd=ksmd, fill_mib_per_s=1e9)
-    for guest in guests:
-        host.start(guest)
-    host.advance(1.0)
-    host.set_parameters({"pages_to_scan": 2**31})
-    while ksmd.full_scans < 2:
-        host.advance(1.0)
-    commons = [max((one.common_mib for one in guests if one.image == image), default=0) for image in (0, 1)]
-    zeros = sum(one.zero_mib for one in guests) * PAGES_PER_MIB
-    duplicates = (sum(one.common_mib for one in guests) - sum(commons)) * PAGES_PER_MIB + zeros - -(-zeros // 256)
-    assert host.saved_pages == duplicates
 
 
 @given(guests=static_guests(), pages=st.integers(1, 20_000), sleep=st.sampled_from([4, 20, 1000]))
