@@ -40,7 +40,7 @@ from tests.lab.prometheus import fetch, free_port
 from virtksm.agent.control_client import ask
 
 FROZEN_S, WEDGED_S, HELD_S, ASK_AGAIN_S = 4.0, 15.0, 10.0, 0.01
-STRANGERS_UUID = "5d1a3c1e-2222-4000-8000-0123456789ab"
+USERS_GUEST_UUID = "5d1a3c1e-2222-4000-8000-0123456789ab"
 SAMPLE_EVERY_S = 2.0
 WARM_SHARE = 0.3
 """What comes before is warming up: the allocator, caches, the first connection."""
@@ -56,6 +56,12 @@ class Sample:
     descriptors: int
     threads: int
     cpu_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.t_s:6.0f} s: RSS {self.rss_mib:.1f} MiB, {self.descriptors} descriptors, {self.threads} threads, "
+            f"{self.cpu_s:.1f} s of CPU"
+        )
 
 
 def rise(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
@@ -176,7 +182,7 @@ class Soak:
     def hold_lock(self) -> None:
         """Have a user hold the lock of his process's memory for a while, for which every reader of its files waits."""
         with lock_holders() as hold:
-            hold(STRANGERS_UUID)
+            hold(USERS_GUEST_UUID)
             self._over.wait(HELD_S)
 
     @contextlib.contextmanager
@@ -273,7 +279,7 @@ def main(arguments: list[str]) -> int:
                     time.sleep(SAMPLE_EVERY_S)
                     samples.append(take_sample(agent.pid, began_s))
                     if len(samples) % 30 == 0:
-                        print(tell(samples[-1]), flush=True)
+                        print(samples[-1], flush=True)
             failures += [str(one.failure) for one in repeated if one.failure is not None]
             pokes, asked, reloads, faults, scrapes, wedges, holds = (one.times for one in repeated)
             failures += miss_nothing(libvirtd, agent)
@@ -306,13 +312,6 @@ def miss_nothing(libvirtd: PrivateLibvirtd, agent: Agent) -> list[str]:
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what is wrong
         return [str(error)]
     return []
-
-
-def tell(sample: Sample) -> str:
-    return (
-        f"{sample.t_s:6.0f} s: RSS {sample.rss_mib:.1f} MiB, {sample.descriptors} descriptors, "
-        f"{sample.threads} threads, {sample.cpu_s:.1f} s of CPU"
-    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ measures.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,22 +18,22 @@ from bench.race.run import Run
 from bench.race.works import Work
 from demo.guests import PAGES_PER_MIB
 
-HEAD = (
-    "contender",
-    "saved MiB",
-    "90 % after s",
-    "ksmd-s until then",
-    "idle after s",
-    "ksmd-s until then",
-    "ksmd-s in the run",
-    "at rest %",
-    "ksmd-s in the hour",
-    "saved MiB-s per ksmd-s",
-    "merges",
-    "neighbour at rest ms",
-    "behind flat out %",
-    f"from {LATE_LAG_S:g} s on %",
+COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
+    ("saved MiB", lambda run: run.held_mib, 0),
+    ("90 % after s", lambda run: run.until_most_s, 1),
+    ("ksmd-s until then", lambda run: run.cpu_until_most_s, 1),
+    ("idle after s", lambda run: run.idle_after_s, 1),
+    ("ksmd-s until then", lambda run: run.cpu_until_idle_s, 1),
+    ("ksmd-s in the run", lambda run: run.cpu_s, 1),
+    ("of a core at rest", lambda run: run.rest_share, 4),
+    ("ksmd-s in the hour", lambda run: run.hour_cpu_s, 1),
+    ("saved MiB-s per ksmd-s", lambda run: run.saved_mib_s_per_cpu_s, 0),
+    ("merges", lambda run: run.merges, 0),
+    ("neighbour at rest ms", lambda run: run.neighbour_rest_ms, 2),
+    ("behind flat out, at worst", lambda run: run.lag_share, 3),
+    (f"from {LATE_LAG_S:g} s on", lambda run: run.late_lag_share, 3),
 )
+"""What a table shows of a run, and with how many digits behind the point."""
 MAX_POINTS = 400
 COLOURS: Mapping[str, str] = {
     "adaptive": "#d62728",
@@ -49,46 +49,23 @@ COLOURS: Mapping[str, str] = {
 
 def write_work(work: Work, results: Results, goals: Iterable[Goal], left_out: Iterable[str]) -> str:
     """Write one work's part."""
-    return "\n".join(
-        [
-            f"## {work.name}",
-            "",
-            f"{work.told}. {work.length_s:g} s.",
-            "",
-            *write_table(HEAD, [(name, *cells(figures)) for name, figures in results.items()]),
-            "",
-            *(f"- {goal.line()}" for goal in goals),
-            *(f"- not judged: {reason}" for reason in left_out),
-            "",
-        ]
-    )
+    rows = [
+        ["contender", *(head for head, _, _ in COLUMNS)],
+        ["---"] * (len(COLUMNS) + 1),
+        *([name, *(number(value(run), digits) for _, value, digits in COLUMNS)] for name, run in results.items()),
+    ]
+    lines = [
+        *(f"## {work.name}", "", f"{work.told}. {work.length_s:g} s.", ""),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        *(f"- {goal.line()}" for goal in goals),
+        *(f"- not judged: {reason}" for reason in left_out),
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def cells(run: Figures) -> Sequence[str]:
-    lags = [None if share is None else 100 * share for share in (run.lag_share, run.late_lag_share)]
-    return (
-        f"{run.held_mib:.0f}",
-        number(run.until_most_s),
-        number(run.cpu_until_most_s),
-        number(run.idle_after_s),
-        number(run.cpu_until_idle_s),
-        number(run.cpu_s),
-        number(100 * run.rest_share, 2),
-        number(run.hour_cpu_s),
-        number(run.saved_mib_s_per_cpu_s, 0),
-        number(run.merges, 0),
-        number(run.neighbour_rest_ms, 2),
-        *map(number, lags),
-    )
-
-
-def number(value: float | None, digits: int = 1) -> str:
+def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def write_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Write a Markdown table's lines."""
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def draw_work(work: Work, runs: Sequence[Run], path: Path) -> None:

@@ -10,6 +10,7 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.pages import PageState, grow_older
 from bench.sim.visit import Rules
 from demo.guests import PAGES_PER_MIB, PayloadGuest
+from virtksm.model.snapshot import IDLE
 
 ONE_MIB = PAGES_PER_MIB
 FULL_SCAN_S = 10.3
@@ -107,6 +108,17 @@ def test_pages_0_and_sleep_0_spins() -> None:
     sim.set_parameters({"pages_to_scan": 0, "sleep_millisecs": 0})
     sim.advance(10.0)
     assert sim.ksmd.cpu_seconds == pytest.approx(10.0, rel=0.001)
+
+
+def test_an_idle_ksmd_costs_nothing() -> None:
+    sim = host()
+    sim.start(guest("a", own=1))
+    full_scan(sim)
+    scanned, cpu_seconds = sim.ksmd.pages_scanned, sim.ksmd.cpu_seconds
+    sim.set_parameters(dict(IDLE.items()))
+    sim.advance(3600.0)
+    assert sim.ksmd.pages_scanned == scanned
+    assert sim.ksmd.cpu_seconds - cpu_seconds < 0.04
 
 
 def test_a_guest_without_sharing_is_never_scanned() -> None:

@@ -15,29 +15,13 @@ from bench.sim.visit import Rules
 from bench.steps import Start, Stop
 from demo.guests import PayloadGuest
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.snapshot import IDLE, Settings
+from virtksm.model.snapshot import Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 NAMES = "abcdef"
 UNTIL_S = 40.0
 
 mib = st.integers(0, 40)
-
-
-@st.composite
-def static_guests(draw: st.DrawFn) -> list[PayloadGuest]:
-    return [
-        PayloadGuest(
-            name=name,
-            memory_mib=256,
-            common_mib=draw(mib),
-            zero_mib=draw(mib),
-            own_mib=draw(mib),
-            image=draw(st.integers(0, 1)),
-            seed=number,
-        )
-        for number, name in enumerate(NAMES[: draw(st.integers(1, len(NAMES)))])
-    ]
 
 
 @st.composite
@@ -102,29 +86,6 @@ def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: in
     run = run_policy(host, KsmtunedPolicy(params=KsmtunedParams()), scenario, until_s=UNTIL_S)
     check_counters(host, run)
     assert not [report for _, report in run.passes if report.refusals or report.foreign]
-
-
-@given(guests=static_guests(), pages=st.integers(1, 20_000), sleep=st.sampled_from([4, 20, 1000]))
-def test_no_batch_is_larger_than_set(guests: list[PayloadGuest], pages: int, sleep: int) -> None:
-    host = SimHost(total_kib=2**24, ksmd=Ksmd(pages_to_scan=pages, sleep_millisecs=sleep))
-    for guest in guests:
-        host.start(guest)
-    host.advance(20.0)
-    assert host.ksmd.pages_scanned <= pages * (20.0 / (sleep / 1000) + 1)
-
-
-@given(guests=static_guests(), seconds=st.floats(60.0, 86_400.0))
-def test_an_idle_ksmd_costs_nothing(guests: list[PayloadGuest], seconds: float) -> None:
-    host = SimHost(total_kib=2**24)
-    for guest in guests:
-        host.start(guest)
-    host.advance(10.0)
-    host.set_parameters(dict(IDLE.items()))
-    host.advance(1.0)
-    scanned, cpu_seconds = host.ksmd.pages_scanned, host.ksmd.cpu_seconds
-    host.advance(seconds)
-    assert host.ksmd.pages_scanned == scanned
-    assert host.ksmd.cpu_seconds - cpu_seconds < seconds * 1e-5 + 1e-4
 
 
 ranges = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 3))
