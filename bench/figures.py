@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WARM_UP_ROUNDS = 2
+WARM_UP_RUNS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +64,18 @@ def in_words(samples: Sequence[float]) -> str:
     )
 
 
-def interleave(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Time each once in every round, in an order drawn anew, so that the machine's other work falls on all alike.
+def interleave(timed: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Time all in turn, again and again, in an order drawn anew, so that the machine's other work falls on all alike.
 
-    The first rounds warm up, and are left out.
+    The first runs warm up, and are left out.
     """
     names = list(timed)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + WARM_UP_ROUNDS):
+    for number in range(runs + WARM_UP_RUNS):
         random.shuffle(names)
         for name in names:
             measured = timed[name]()
-            if number >= WARM_UP_ROUNDS:
+            if number >= WARM_UP_RUNS:
                 times[name].append(measured)
     return times
 

@@ -1,6 +1,6 @@
 """What the libvirt hook adds to every start and stop of a guest: its wall time less that of /bin/true.
 
-In: hooks/virtksm, copied with constants that point into a temporary folder; the number of rounds. Out: a line for each
+In: hooks/virtksm, copied with constants that point into a temporary folder; the number of runs. Out: a line for each
 shell and situation, and exit code 1 if a goal is missed. Compared are medians. It must not touch KSM, libvirt or the
 FIFO of the real agent.
 """
@@ -78,8 +78,8 @@ def prepare(folder: Path, shell: str, situation: Situation) -> Callable[[], floa
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/bench hook", description="Time the libvirt hook beside /bin/true.")
-    parser.add_argument("--rounds", type=int, default=300, help="measurements of each (%(default)s)")
-    rounds: int = parser.parse_args(arguments).rounds
+    parser.add_argument("--runs", type=int, default=300, help="measurements of each (%(default)s)")
+    runs: int = parser.parse_args(arguments).runs
     tell_machine()
     situations = {f"{shell}, {one.name}": (shell, one) for shell in ("dash", "bash") for one in SITUATIONS}
     with tempfile.TemporaryDirectory(prefix="vkhook") as temporary:
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
             name: prepare(Path(temporary) / str(number), shell, situation)
             for number, (name, (shell, situation)) in enumerate(situations.items())
         }
-        times_ms = interleave({BASE: lambda: time_process([BASE]), **timed}, rounds)
+        times_ms = interleave({BASE: lambda: time_process([BASE]), **timed}, runs)
     for name, series in times_ms.items():
         print(f"{name:40}{in_words(series)}")
     return tell_goals(

@@ -1,6 +1,6 @@
 """What asking costs: `virtksm guests` and `virtksm status` beside `virsh domstats`, as ratios of medians in one run.
 
-With each number of real (paused) guests running and an agent at rest, each round runs all of them once, start to exit.
+With each number of real (paused) guests running and an agent at rest, all take turns, from start to exit.
 Started by script/bench.
 """
 
@@ -22,7 +22,7 @@ BASE = "virsh domstats"
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/bench insight", description="Time virtksm guests and status.")
     parser.add_argument("--guests", default="10,150", help="numbers of paused guests, ascending (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="runs of each (%(default)s)")
+    parser.add_argument("--runs", type=int, default=20, help="runs of each (%(default)s)")
     options = parser.parse_args(arguments)
     counts = [int(text) for text in options.guests.split(",")]
     tell_machine()
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
             for count in counts:
                 guests.grow_to(count)
                 timed = {name: partial(time_process, command, environ) for name, command in commands.items()}
-                medians = {name: median(series) for name, series in interleave(timed, options.rounds).items()}
+                medians = {name: median(series) for name, series in interleave(timed, options.runs).items()}
                 for name, median_ms in medians.items():
                     ratio = median_ms / medians[BASE]
                     print(f"{count} guests: {name:26}{median_ms:8.1f} ms{ratio:8.2f} of {BASE}", flush=True)

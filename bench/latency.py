@@ -109,10 +109,10 @@ class Benchmark:
                 time.sleep(APART_S / 2 + random.uniform(0, 0.1))
         if self._options.events % 2:
             self._guests.stop("extra")
-        told = {line["after"]["pages_to_scan"]: line for line in agent.passes()}
-        if missing := [value for value in applied if value not in told]:
+        by_value = {line["after"]["pages_to_scan"]: line for line in agent.passes()}
+        if missing := [value for value in applied if value not in by_value]:
             self._fail(f"the agent's log has no pass that set {missing}")
-        passes = [told[value] for value in applied if value in told]
+        passes = [by_value[value] for value in applied if value in by_value]
         for name, series in (
             ("delivery to kernel, ms", to_kernel_ms),
             ("agent's own figure, ms", [line["event_to_applied_ms"] for line in passes]),
@@ -183,7 +183,7 @@ class Benchmark:
 
 
 def poke(fifo: Path) -> list[int]:
-    """Poke as the hook does; returns when each was written. Raises OSError when nobody listens, or it is full."""
+    """Poke as the hook does; returns when each was written. Raises OSError when no agent listens, or it is full."""
     descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     times_ns = []
     try:

@@ -1,7 +1,7 @@
 """When libvirt delivered an event, and when a value in the kernel changed.
 
 Both times are CLOCK_MONOTONIC in nanoseconds, taken in this process: the event's first thing in the callback, the
-value's right after the read that showed it, so that what lies between is never told too short by the polling. The
+value's right after the read that showed it, so that polling never makes what lies between seem shorter. The
 connection is the benchmark's own. It is to be opened before the agent's, because libvirtd sends an event to its clients
 in the order in which they registered.
 """

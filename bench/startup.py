@@ -43,7 +43,7 @@ def time_process(command: list[str], environ: Mapping[str, str] = os.environ) ->
 
 
 def installed_environ(bytecode: Path) -> dict[str, str]:
-    """Return the environment of a virtksm that is compiled once, by the rounds that warm up, into an empty folder.
+    """Return the environment of a virtksm that is compiled once, by the runs that warm up, into an empty folder.
 
     As where it is installed: Python compiles at every start where it may not write, and a tree that is worked on holds
     bytecode of some modules only.
@@ -63,7 +63,7 @@ def time_retune(command: list[str], environ: Mapping[str, str], kernel: KernelVa
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/bench startup", description="Time the one-shot beside its imports.")
-    parser.add_argument("--rounds", type=int, default=60, help="runs of each (%(default)s)")
+    parser.add_argument("--runs", type=int, default=60, help="runs of each (%(default)s)")
     parser.add_argument("--guests", type=int, default=10, help="paused guests meanwhile (%(default)s)")
     options = parser.parse_args(arguments)
     tell_machine()
@@ -87,11 +87,11 @@ def main(arguments: list[str]) -> int:
                     "retune": partial(time_retune, retune, environ, kernel),
                     "virsh": partial(time_virsh, uri, kernel, to_exit=True),
                 },
-                options.rounds,
+                options.runs,
             )
             pass_ms = median([line["duration_ms"] for line in agent.passes() if line["triggers"] == ["retune"]])
     medians = {name: median(samples) for name, samples in times.items()}
-    print(f"\n{options.rounds} rounds, {options.guests} guests; medians, start to exit:")
+    print(f"\n{options.runs} runs of each, {options.guests} guests; medians, start to exit:")
     for name, median_ms in medians.items():
         print(f"  {name:20}{median_ms:8.1f} ms{median_ms / medians['virsh']:8.2f} times virsh")
     print(f"  {'the agents pass':20}{pass_ms:8.1f} ms (from its log)")

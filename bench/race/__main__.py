@@ -45,8 +45,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller guests, shorter runs: under 5 minutes")
 
     for option, known in (("--works", works), ("--contenders", list(CONTENDERS))):
-        told = f"of {', '.join(known)}; default all, quick: {','.join(QUICK[option])}"
-        parser.add_argument(option, metavar="NAME,NAME", help=told)
+        known_names = f"of {', '.join(known)}; default all, quick: {','.join(QUICK[option])}"
+        parser.add_argument(option, metavar="NAME,NAME", help=known_names)
     options = parser.parse_args(arguments)
     options.works = chosen(parser, "--works", works, options)
     options.contenders = chosen(parser, "--contenders", list(CONTENDERS), options)

@@ -19,7 +19,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 
 HOST_KIB = 24 * 1024 * 1024
 AHEAD_S = 60.0
-"""What guests that have long been there have to themselves, before the others start."""
+"""So long before the work's first step do guests start that have long been there."""
 
 
 def simulate_check_scans(work: Work) -> float:

@@ -1,6 +1,6 @@
 """Who tunes KSM in a race: virtksm's agent, the real ksmtuned, the kernel's advisor, its defaults, and the bounds.
 
-A contender begins before the first guest of a run starts, is told what has happened some twenty times a second, and
+A contender begins before the first guest of a run starts, learns what has happened some twenty times a second, and
 ends after the last sample. It writes to the KSM that script/bench has locked, and to nothing else.
 """
 

@@ -24,7 +24,7 @@ class NotJudged(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One goal: what is measured of our run, and the limit that follows from the others' runs."""
+    """One goal: what is measured of our run, and the limit that follows from other runs."""
 
     what: str
     measured: Callable[[Figures], float | None]

@@ -1,8 +1,8 @@
 """Figures of the race: what the runs over one work come to, in numbers that can be compared.
 
 Pure: runs in, figures out. Definitions, the same for every contender:
-- what a run holds: the median of pages_sharing over its last 30 s, at most a tenth of it (where guests stop: before the
-  first stop);
+- what a run holds: the median of pages_sharing over its last 30 s (in runs of less than 300 s: a tenth), where guests
+  stop, before the first stop;
 - the final savings of a work: what the run holds that holds most, so that no run is judged by less than was possible;
 - 90 % after: from the last guest's settling in that run to the first sample with 90 % of the final savings, negative
   if it was reached before;

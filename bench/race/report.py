@@ -55,7 +55,7 @@ def write_work(work: Work, results: Results, goals: Iterable[Goal], left_out: It
         *([name, *(number(value(run), digits) for _, value, digits in COLUMNS)] for name, run in results.items()),
     ]
     lines = [
-        *(f"## {work.name}", "", f"{work.told}. {work.length_s:g} s.", ""),
+        *(f"## {work.name}", "", f"{work.title}. {work.length_s:g} s.", ""),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         *(f"- {goal.line()}" for goal in goals),
@@ -76,21 +76,21 @@ def draw_work(work: Work, runs: Sequence[Run], path: Path) -> None:
     for name, colour in COLOURS.items():
         samples = by_contender.get(name, ())
         shown = samples[:: len(samples) // MAX_POINTS + 1]
-        look = {
+        style = {
             "color": colour,
             "linewidth": 2.2 if name == "adaptive" else 1.2,
             "linestyle": "--" if name in {"clairvoyant", "flat"} else "-",
         }
         if shown:
             at_s = [sample.at_s for sample in shown]
-            above.plot(at_s, [sample.pages_sharing / PAGES_PER_MIB for sample in shown], label=name, **look)
-            below.plot(at_s, [sample.ksmd_cpu_s - shown[0].ksmd_cpu_s for sample in shown], **look)
+            above.plot(at_s, [sample.pages_sharing / PAGES_PER_MIB for sample in shown], label=name, **style)
+            below.plot(at_s, [sample.ksmd_cpu_s - shown[0].ksmd_cpu_s for sample in shown], **style)
     for axes, label in ((above, "saved, MiB"), (below, "ksmd's CPU, s")):
         axes.axvline(max(run.last_settled_s for run in runs), color="#bbbbbb", linewidth=0.8)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.3)
-    above.set_title(f"{work.name}: {work.told}", fontsize="medium", wrap=True)
+    above.set_title(f"{work.name}: {work.title}", fontsize="medium", wrap=True)
     figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     below.set_xlabel("s since the first guest's start (vertical line: the last guest has filled its memory)")
     with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same runs make the same file

@@ -24,7 +24,7 @@ class Work:
     """`already` are guests that are there when the clock starts; after `busy_until_s` nothing new happens."""
 
     name: str
-    told: str
+    title: str
     steps: tuple[Start | Stop, ...]
     length_s: float
     already: tuple[PayloadGuest, ...] = ()
@@ -73,7 +73,7 @@ class Scale:
     def work(
         self,
         name: str,
-        told: str,
+        title: str,
         describe: Callable[[int], PayloadGuest],
         *,
         stops: tuple[Stop, ...] = (),
@@ -84,7 +84,7 @@ class Scale:
         starts = [Start(at_s=number * self.every_s, guest=describe(number)) for number in range(self.guests)]
         return Work(
             name=name,
-            told=f"{self}{told}",
+            title=f"{self}{title}",
             steps=(*starts, *stops),
             length_s=self.length_s,
             busy_until_s=busy_until_s,
@@ -109,8 +109,8 @@ def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_
 
 
 def storm(scale: Scale) -> Work:
-    told = ": half common, a tenth zero, the rest own"
-    return scale.work("storm", told, lambda number: mixed(number, scale.memory_mib))
+    title = ": half common, a tenth zero, the rest own"
+    return scale.work("storm", title, lambda number: mixed(number, scale.memory_mib))
 
 
 def small(scale: Scale) -> Work:
@@ -126,8 +126,8 @@ def linux(scale: Scale, *, own_mib: int) -> Work:
             name=f"g{number}", memory_mib=scale.memory_mib, common_mib=COMMON_MIB, own_mib=own_mib, seed=number
         )
 
-    told = f", Linux: {COMMON_MIB} MiB common, {own_mib} MiB own, and what a kernel itself uses"
-    return scale.work("linux", told, describe, has_clairvoyant=False)
+    title = f", Linux: {COMMON_MIB} MiB common, {own_mib} MiB own, and what a kernel itself uses"
+    return scale.work("linux", title, describe, has_clairvoyant=False)
 
 
 def twin(scale: Scale, *, filled_over_s: int) -> Work:
@@ -157,17 +157,17 @@ def growth(scale: Scale, *, grow_mib_per_min: int, minutes: float) -> Work:
             grow_mib_per_min=grow_mib_per_min,
         )
 
-    told = f", that grow by {grow_mib_per_min} MiB a minute for {minutes:g} minutes, two and two alike"
+    title = f", that grow by {grow_mib_per_min} MiB a minute for {minutes:g} minutes, two and two alike"
     busy_until_s = scale.guests * scale.every_s + minutes * 60
-    return scale.work("growth", told, pair, busy_until_s=busy_until_s, has_clairvoyant=False)
+    return scale.work("growth", title, pair, busy_until_s=busy_until_s, has_clairvoyant=False)
 
 
 def churn(scale: Scale, *, rewrite_per_s: int) -> Work:
     def describe(number: int) -> PayloadGuest:
         return mixed(number, scale.memory_mib, rewrite_per_s=0 if number % 4 else rewrite_per_s)
 
-    told = f": half common, a tenth zero; a quarter of them rewrite {rewrite_per_s} own pages a second"
-    return scale.work("churn", told, describe)
+    title = f": half common, a tenth zero; a quarter of them rewrite {rewrite_per_s} own pages a second"
+    return scale.work("churn", title, describe)
 
 
 def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
@@ -190,10 +190,10 @@ def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
 def stop(scale: Scale) -> Work:
     stop_s = scale.length_s / 2
     stops = tuple(Stop(at_s=stop_s + number // 2, name=f"g{number}") for number in range(0, scale.guests, 2))
-    told = f": half common, a tenth zero, the rest own; after {stop_s:g} s half of them stop"
+    title = f": half common, a tenth zero, the rest own; after {stop_s:g} s half of them stop"
     busy_until_s = stop_s + len(stops)
     return scale.work(
-        "stop", told, lambda number: mixed(number, scale.memory_mib), stops=stops, busy_until_s=busy_until_s
+        "stop", title, lambda number: mixed(number, scale.memory_mib), stops=stops, busy_until_s=busy_until_s
     )
 
 

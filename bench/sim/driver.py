@@ -1,4 +1,4 @@
-"""Scenarios and their drivers: guests come and go, and a policy, or fixed settings, run ksmd meanwhile.
+"""Scenarios and their drivers: guests start and stop, and a policy, or fixed settings, run ksmd meanwhile.
 
 `run_policy` makes passes as the agent does: at once for the first trigger, coalesced within the window after it, and at
 the policy's own time; each pass is the product's Cycle. What comes out is a curve of samples and the passes.
@@ -61,7 +61,7 @@ class Outcome:
 def run_fixed(
     host: SimHost, settings: Settings, scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0
 ) -> Outcome:
-    """Play the scenario with settings that nobody changes."""
+    """Play the scenario with fixed settings."""
     host.set_parameters(dict(settings.items()))
     return _play(host, scenario, until_s, sample_every_s)
 

@@ -88,7 +88,7 @@ class SimHost:
 
     @property
     def processes(self) -> list[SimGuest]:
-        """Return those of guests and all others."""
+        """Return the guests' and all other processes."""
         return [*self.guests_by_name.values(), *self.other_processes_by_name.values()]
 
     @property

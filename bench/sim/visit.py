@@ -79,7 +79,7 @@ def _take_checksum(state: PageState, high: int) -> Visit:
 
 
 def _search_stable(region: Region, low: int, high: int, trees: Trees, version: int) -> tuple[bool, int]:
-    """Tell whether others have merged the content of page `low`, and up to which page that is as true."""
+    """Tell whether the content of page `low` is merged already, and up to which page that is as true."""
     key = region.key(version)
     if key is None:
         return False, high
@@ -97,7 +97,7 @@ def _search_unstable(region: Region, low: int, high: int, now_s: float, trees: T
     index, _, _ = region.indexes(low, high)
     shift = low - index
     _, end, twins = trees.content(key).waiting.run_at(index)
-    # Of many pages of one content the first is inserted, the next makes a pair, and all others join.
+    # Of many pages of one content the first is inserted, the next makes a pair, and all further ones join.
     end = low + 1 if region.kind is Kind.ZERO else min(high, end)
     if twins is None or twins.full_scan != trees.full_scan or twins.region.guest.has_ended:
         return Visit(act=Act.INSERT, high=end, state=inserted)

@@ -180,7 +180,7 @@ def test_a_work_is_one_table_its_goals_and_one_picture(tmp_path: Path) -> None:
     goal = Goal(what="90 % after", measured=None, limit=9.0, unit="s")
     report = write_work(STORM, measure_work(runs), [goal], ["no run of flat"])
 
-    assert f"## storm\n\n{STORM.told}" in report
+    assert f"## storm\n\n{STORM.title}" in report
     assert "\n| adaptive | 4 | 25.0 | 22.5 | - |" in report
     assert "\n- 90 % after: never, goal at most 9.00 s: MISSED\n- not judged: no run of flat\n" in report
     draw_work(STORM, runs, tmp_path / "one.svg")

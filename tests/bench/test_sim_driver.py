@@ -80,9 +80,9 @@ def test_smart_scan_loses_pages_that_are_rewritten_for_ever() -> None:
         for name in ("a", "b")
     ]
     run = run_fixed(SimHost(total_kib=16 * GIB_KIB), FLAT_OUT, scenario, until_s=60.0)
-    most = max(sample.saved_pages for sample in run.samples)
-    assert most > 180 * PAGES_PER_MIB
-    assert run.samples[-1].saved_pages < most / 2
+    highest = max(sample.saved_pages for sample in run.samples)
+    assert highest > 180 * PAGES_PER_MIB
+    assert run.samples[-1].saved_pages < highest / 2
 
 
 def test_a_growing_guest_grows_until_its_memory_is_full() -> None:
