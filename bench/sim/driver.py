@@ -32,16 +32,13 @@ Scenario = Sequence[Event]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A moment: `saved_pages` is true, `pages_sharing` what the kernel says; `t_s` counts from the beginning."""
+    """A moment; `saved_pages` is what is truly saved, `t_s` counts from the beginning."""
 
     t_s: float
     saved_pages: int
-    pages_sharing: int
     full_scans: int
     pages_scanned: int
-    pages_skipped: int
     ksmd_cpu_seconds: float
-    free_kib: int
     settings: Settings
 
 
@@ -152,16 +149,11 @@ def _happen(host: SimHost, event: Event) -> Trigger:
 
 def take_sample(host: SimHost, t_s: float) -> Sample:
     """Sample the host."""
-    state = host.ksm_state()
-    assert state.pages_sharing is not None
     return Sample(
         t_s=t_s,
         saved_pages=host.saved_pages,
-        pages_sharing=state.pages_sharing,
         full_scans=host.ksmd.full_scans,
         pages_scanned=host.ksmd.pages_scanned,
-        pages_skipped=host.ksmd.pages_skipped,
         ksmd_cpu_seconds=host.ksmd.cpu_seconds,
-        free_kib=host.host_memory().free_kib,
-        settings=state.settings,
+        settings=host.ksm_state().settings,
     )
