@@ -166,7 +166,7 @@ def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_probe_wh
     """Parking must not starve it: beside guests that run or without any."""
     spec = PayloadGuest(name="other", memory_mib=256, common_mib=64, own_mib=16, image=99, seed=99)
     host = new_host()
-    host.hides_others = hides_others
+    host.hides_other_processes = hides_others
     for number in range(2):
         host.start_other(replace(spec, name=f"other{number}", seed=100 + number))
     until_s = UNTIL_S + (PROBED_S if hides_others else 0.0)
