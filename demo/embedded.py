@@ -43,12 +43,12 @@ class EmbeddedRoot:
 
     @property
     def uri(self) -> str:
-        """Tell the libvirt URI that opens it."""
+        """Return the libvirt URI that opens it."""
         return f"qemu:///embed?root={self.path}"
 
     @property
     def log(self) -> Path:
-        """Tell the file that libvirt's own messages go to."""
+        """Return the file that libvirt's own messages go to."""
         return self.path / "libvirt.log"
 
 
@@ -74,7 +74,7 @@ def remove_root(root: EmbeddedRoot, proc: Path = Path("/proc")) -> None:
 
 
 def quiet_environment(log: Path) -> dict[str, str]:
-    """Tell the environment that sends libvirt's own messages to a file: it reads it once, when it is imported."""
+    """Return the environment that sends libvirt's own messages to a file: it reads it once, when it is imported."""
     return {"LIBVIRT_LOG_OUTPUTS": f"3:file:{log}", "LIBVIRT_LOG_FILTERS": "3:*"}
 
 
