@@ -21,7 +21,7 @@ from pathlib import Path
 
 # Sockets below the root have at most 108 characters, so the prefix is short.
 ROOT_PREFIX = "vk"
-# Root throughout: with another user libvirt believes that KVM's availability changed and probes QEMU again at every
+# Root throughout: with another user libvirt believes that KVM's availability changed and examines QEMU again at every
 # start (44 s instead of 0.5). Files instead of virtlogd, no namespaces and no cgroups: nothing is needed of the host.
 QEMU_CONF = """\
 user = "root"

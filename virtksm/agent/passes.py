@@ -81,7 +81,7 @@ class Passes:
         self._is_stopping = False
 
     def follow(self, config: Config, cycle: Cycle[Any] | None) -> None:
-        """Run the passes to come by this configuration, and by the cycle that was made from it."""
+        """Run later passes with this configuration, and with the cycle that was made from it."""
         self.config, self.cycle = config, cycle
         self.coalescer = replace(self.coalescer, window_s=config.coalesce_ms / 1000)
 

@@ -47,9 +47,9 @@ def check_switched_on(facts: Facts) -> Outcome:
         raise CannotTell(f"run is {run}", CHECK_FILE)
     if facts.own.off is not None:
         return info(f"run is {run}, and virtksm is switched off")
-    kept = find_kept_off(here.units, here.tuned, here.boot)
-    if kept is not None:
-        return info(f"run is {run}, and KSM is kept off: {kept}")
+    reason = find_kept_off(here.units, here.tuned, here.boot)
+    if reason is not None:
+        return info(f"run is {run}, and KSM is kept off: {reason}")
     by_unit = here.booted and here.units[SWITCH_UNIT].is_installed
     remedy = f"systemctl enable {SWITCH_UNIT} && systemctl restart {SWITCH_UNIT}" if by_unit else SWITCH_ON
     return failed(f"run is {run}: nothing merges", remedy)
@@ -62,14 +62,14 @@ def check_stays_on(facts: Facts) -> Outcome:
         raise DoesNotApply("it is off")
     if not here.booted:
         raise DoesNotApply("no systemd runs here")
-    kept = find_kept_off(here.units, here.tuned, here.boot)
+    reason = find_kept_off(here.units, here.tuned, here.boot)
     by = [unit for unit in (SWITCH_UNIT, KSM_UNIT) if here.units[unit].is_enabled]
     by += [one.file for one in here.boot.settings if (one.name, one.value) == ("run", "1")]
-    if by and kept is None:
+    if by and reason is None:
         return passed(by[0])
-    if kept is not None:
+    if reason is not None:
         return warned(
-            f"it is on, and is kept off at the next boot: {kept}",
+            f"it is on, and is kept off at the next boot: {reason}",
             "decide which is meant: echo 0 > /sys/kernel/mm/ksm/run switches it off now",
         )
     by_unit = here.units[SWITCH_UNIT].is_installed
