@@ -42,13 +42,13 @@ def markdown_tables() -> str:
     for table in ("", *tables_of(Config)):
         parts += [
             f"\n### [{table}]\n" if table else "### Top level\n",
-            "| key | default | allowed | meaning | why this default |",
+            "| key | default | allowed | meaning |",
         ]
-        parts.append("| --- | --- | --- | --- | --- |")
+        parts.append("| --- | --- | --- | --- |")
         for name, one in all_keys().items():
             if name.rpartition(".")[0] == table:
                 key, default = f"`{_last(name)}`", f"`{format_value(one.default)}`"
-                cells = (key, default, _escaped(one.range_text), one.meaning, one.reason)
+                cells = (key, default, _escaped(one.range_text), one.meaning)
                 parts.append(f"| {' | '.join(cells)} |")
     return "\n".join(parts) + "\n"
 
