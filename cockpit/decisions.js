@@ -1,4 +1,4 @@
-/* The last decisions that were no routine, the newest first, each with its reason; the newest with what would turn it. */
+/* The last decisions that were no routine, the newest first, each with its reason; the newest with its thresholds. */
 
 import { element, setChildren } from "./dom.js";
 import { formatKib, formatTime } from "./units.js";
@@ -7,21 +7,21 @@ const MAX = 10;
 const NAMES = { pages_to_scan: "pages", sleep_millisecs: "sleep (ms)", merge_across_nodes: "across nodes" };
 
 export function showDecisions(table, decisions) {
-    const rows = decisions.slice(-MAX).reverse().map((told, number) => rowOf(told, number === 0));
+    const rows = decisions.slice(-MAX).reverse().map((entry, number) => rowOf(entry, number === 0));
     setChildren(table.tBodies[0], ...(rows.length ? rows : [emptyRow()]));
 }
 
-function rowOf(told, isNewest) {
-    const { decision, sensed, triggers } = told.pass;
+function rowOf(entry, isNewest) {
+    const { decision, sensed, triggers } = entry.pass;
     return element(
         "tr", { role: "row" },
-        element("th", { role: "rowheader", scope: "row", "data-label": "When" }, formatTime(told.at)),
+        element("th", { role: "rowheader", scope: "row", "data-label": "When" }, formatTime(entry.at)),
         element("td", { role: "cell", "data-label": "For" }, triggers.join(", ")),
         element("td", { role: "cell", "data-label": "Why" },
                 element("div", {},
                         decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
                         ...(isNewest ? turns(decision) : []))),
-        element("td", { role: "cell", "data-label": "Did" }, whatChanged(told.pass)),
+        element("td", { role: "cell", "data-label": "Did" }, whatChanged(entry.pass)),
         element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(sensed.saved_kib)));
 }
 

@@ -139,7 +139,7 @@ class FakeFacts:
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return tuple(self.of_guests.get(one.uuid) for one in running)
 
-    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+    def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeHistory
-from virtksm.agent.requests import MAX_TOLD_EVENTS
+from virtksm.agent.requests import MAX_ANSWERED_EVENTS
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     KEEP_S,
@@ -116,7 +116,7 @@ def test_the_events_of_one_guest_push_out_its_own_alone(kept: Kept, kind: str, b
 
 def test_the_bounds_of_each_kind_are_within_that_of_all_and_an_answer_has_room_for_starts() -> None:
     assert sum(most for most, _ in MAX_OF_A_KIND.values()) <= MAX_EVENTS
-    assert sum(MAX_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MAX_TOLD_EVENTS // 2
+    assert sum(MAX_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MAX_ANSWERED_EVENTS // 2
 
 
 def test_a_clock_that_is_set_forgets_nothing(kept: Kept) -> None:

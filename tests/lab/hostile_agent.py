@@ -88,7 +88,7 @@ PASS: Json = {
     "source": "local",
     "sensed": {**_LOOKED, "free_kib": 1, "buffers_kib": 2, "cached_kib": 3},
     "decision": {
-        "parked": False,
+        "idle": False,
         "rule": "sweep",
         "reason": "because",
         "numbers": {"owed_kib": 3, "worth_s": 1.5},

@@ -15,7 +15,7 @@ from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.fakes import FakeHistory
 from virtksm.agent.control_client import MAX_ANSWER
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.requests import recall_decisions, recall_history
+from virtksm.agent.requests import answer_decisions, answer_history
 from virtksm.history.samples import MAX_EVENTS, MAX_SAMPLES, Told
 
 
@@ -40,7 +40,7 @@ def test_a_full_history_fits(points: int) -> None:
         kept_samples=[replace(SAMPLE, at_s=NOW_S + 9.9 * n, saved_kib=2**63 - 1 - n) for n in range(MAX_SAMPLES)],
         kept_events=[replace(EVENT, at_s=NOW_S + n, domain=long_name) for n in range(MAX_EVENTS)],
     )
-    told = answer_of(history, recall_history, {"seconds": 86_400, "points": points})["history"]
+    told = answer_of(history, answer_history, {"seconds": 86_400, "points": points})["history"]
     assert isinstance(told, dict)
     assert points * 0.9 <= len(told["samples"]["rows"]) <= points
     assert told["events"]["rows"][-1][0] == NOW_S + MAX_EVENTS - 1, "the last ones are told"
@@ -53,7 +53,7 @@ def test_as_many_decisions_as_fit_are_told_the_last_ones(sizes: list[int], last:
     history = FakeHistory(
         kept_decisions=[Told(at_s=NOW_S + n, report={"x": "y" * size}) for n, size in enumerate(sizes)]
     )
-    told = answer_of(history, recall_decisions, {"last": last})["decisions"]
+    told = answer_of(history, answer_decisions, {"last": last})["decisions"]
     assert isinstance(told, list)
     assert len(told) <= last
     assert [one["at"] for one in told] == [NOW_S + n for n in range(len(sizes))][len(sizes) - len(told) :]

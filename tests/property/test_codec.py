@@ -133,7 +133,7 @@ class Outer:
         ("pairs", [[1.0, 2, 3]], "pairs is "),
         ("pairs", [[1.0, 1]] * (MAX_MEMBERS + 1), "pairs is "),
         ("by_name", {"a": 1.5}, "a is 1.5, not int"),
-        ("by_name", {1: 1}, "by_name has a name that is none"),
+        ("by_name", {1: 1}, "by_name has a name that is no text"),
         ("by_name", dict.fromkeys(map(str, range(MAX_MEMBERS + 1)), 1), "by_name is "),
         ("inner", [], "inner is "),
         ("inner", {"whole": None}, "whole is None, not int"),

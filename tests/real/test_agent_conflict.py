@@ -23,7 +23,7 @@ from virtksm.model.snapshot import Settings
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -43,7 +43,7 @@ def cycle_over(
     target: Settings,
     *,
     local: bool = True,
-    memory: Memory | None = None,
+    tenure: Tenure | None = None,
 ) -> Cycle[int]:
     """Put a pass together whose decision the test has made."""
     return Cycle(
@@ -54,7 +54,7 @@ def cycle_over(
         switch=SwitchFile(str(home.switch)),
         clock=boottime_s,
         on_conflict="reassert",
-        memory=memory or Memory(),
+        tenure=tenure or Tenure(),
     )
 
 
@@ -148,8 +148,8 @@ def test_merge_across_nodes_is_refused_while_pages_are_shared_and_the_rest_arriv
     assert ksm.read("pages_shared") >= 2048
     found = ksm.read("merge_across_nodes")
     wanted = Settings(pages_to_scan=400, sleep_millisecs=10_000, merge_across_nodes=1 - found)
-    memory = Memory()
-    cycle = cycle_over(libvirt_conn, agent_home, wanted, memory=memory)
+    tenure = Tenure()
+    cycle = cycle_over(libvirt_conn, agent_home, wanted, tenure=tenure)
 
     report = cycle.run(SIGNAL)
     assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]

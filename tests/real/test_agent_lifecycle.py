@@ -145,7 +145,7 @@ def test_it_restores_what_it_found_on_exit(ksm: Ksm, start_agent: AgentFactory, 
 
 
 def test_on_exit_park_stops_scanning(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent(f'on_exit = "park"\n{STEPPING_LAW}')
+    agent = start_agent(f'on_exit = "idle"\n{STEPPING_LAW}')
     assert agent.stop() == 0
     assert ksm.read("pages_to_scan") == 0
     assert ksm.read("sleep_millisecs") >= 1000
@@ -202,13 +202,13 @@ def test_a_baseline_that_the_agents_user_has_planted_is_bounded_when_root_restor
     assert "doubted   pages_to_scan" in done.stdout
 
 
-@pytest.mark.parametrize("on_exit", ["restore", "park", "leave"])
+@pytest.mark.parametrize("on_exit", ["restore", "idle", "leave"])
 def test_restore_does_what_on_exit_says_when_asked_to(ksm: Ksm, start_agent: AgentFactory, on_exit: str) -> None:
     agent = start_agent(f'on_exit = "{on_exit}"\n{STEPPING_LAW}')
     found = settings(ksm)
     agent.kill()
     assert agent.home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == {"restore": BASELINE, "park": (0, 10_000), "leave": found}[on_exit]
+    assert settings(ksm) == {"restore": BASELINE, "idle": (0, 10_000), "leave": found}[on_exit]
 
 
 def test_after_a_crash_a_new_agent_keeps_the_administrators_baseline(ksm: Ksm, start_agent: AgentFactory) -> None:

@@ -101,7 +101,7 @@ def test_guests_that_cannot_merge_and_private_ones_that_can(
     start("web", nosharepages=False)
     assert verdict(agent_home, libvirtd.uri, "guests_merge") == (
         "PASS",
-        "2 guests run, 1 of them private and kept apart",
+        "2 guests run, 1 of them private and kept out",
     )
     assert verdict(agent_home, libvirtd.uri, "private_guests")[0] == "PASS"
     start("db", nosharepages=True)

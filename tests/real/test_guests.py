@@ -165,7 +165,7 @@ def test_what_an_ended_guest_leaves_is_left_over_until_ksmd_comes_by(
     assert list(by_name(told)) == ["twin1"]
     assert pages >= COMMON_MIB * MIB // PAGE
     assert of_ended(told) >= pages
-    assert "of processes that have ended" in text
+    assert "of processes that have exited" in text
     ksm.merge_all()
     assert of_ended(run(agent_home, "guests", "--connect", libvirtd.uri)) < pages
 
@@ -318,8 +318,8 @@ def test_headroom_is_what_the_host_has_less_what_runs_may_take(
     assert room["at_ratio"] > room["unmerged"]
     assert risk["needed_kib"] == merged_kib + told["growth_kib"] + room["at_ratio"]
     text = agent_home.run("headroom", "--connect", libvirtd.uri).stdout
-    assert "ksmd is parked" in text
-    assert "this is safe" in text
+    assert "ksmd is idle" in text
+    assert "(safe)" in text
 
 
 @pytest.mark.parametrize("command", ["guests", "headroom"])

@@ -90,7 +90,7 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     assert home.run("off", "--connect", agent.uri).returncode == 0
     assert agent.stop() == 0
     assert settings(ksm) == IDLE, "what it found would scan"
-    assert len(agent.lines("settings_parked")) == 1
+    assert len(agent.lines("ksmd_idled")) == 1
     done = home.run("restore", "--connect", agent.uri)
     assert (done.returncode, settings(ksm)) == (0, IDLE)
     assert "switched off" in done.stdout
@@ -244,7 +244,7 @@ def test_a_guest_whose_monitor_hangs_holds_up_neither_the_look_nor_the_passes(
     try:
         agent = start_agent(PRIVATE_TENANTS)
         exposed(agent, ["tenant-hangs"])
-        assert agent.lines("pass_failed") == agent.lines("guests_unread") == []
+        assert agent.lines("pass_failed") == agent.lines("guest_xml_unreadable") == []
     finally:
         os.kill(hangs.pid, signal.SIGCONT)
 

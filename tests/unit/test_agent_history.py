@@ -12,14 +12,14 @@ import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
-from virtksm.agent.requests import BadRequest, recall_decisions, recall_history
+from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import GuestEvent, Sample, Told
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest, Settings
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 LONG_S = 30.0
 NEVER_S = 3600.0
@@ -37,7 +37,7 @@ def a_pass() -> PassReport:
         switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
-        memory=Memory(),
+        tenure=Tenure(),
     )
     report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
     ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
@@ -303,12 +303,12 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         desk.history.keep([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
         desk.history_writer.hear(EVENT)
         desk.history_writer.take(a_pass(), is_news=True)
-        answer = await recall_history(desk.history_writer, {"op": "history", "seconds": 5000})
+        answer = await answer_history(desk.history_writer, {"op": "history", "seconds": 5000})
         told: Any = answer["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[2] for row in told["events"]["rows"]] == ["old", "vm"]
         assert len(told["samples"]["rows"]) == 1
-        decisions: Any = (await recall_decisions(desk.history_writer, {"op": "decisions"}))["decisions"]
+        decisions: Any = (await answer_decisions(desk.history_writer, {"op": "decisions"}))["decisions"]
         assert [(one["at"], one["pass"]["schema"]) for one in decisions] == [(told["now_s"], 1)]
         assert await desk.history_writer.samples(told["now_s"] + 1) == ()
 
@@ -329,7 +329,7 @@ def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> No
         desk.clock.now_s += 4
         sample = replace(SAMPLE, at_s=WALL_S + desk.clock.now_s + 1)
         desk.history.keep([sample], [], [])
-        told: Any = (await recall_history(desk.history_writer, {"op": "history"}))["history"]
+        told: Any = (await answer_history(desk.history_writer, {"op": "history"}))["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[0] for row in told["samples"]["rows"]] == [sample.at_s]
 
@@ -360,7 +360,7 @@ OUT_OF_BOUNDS: list[tuple[str, object]] = [
 def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
     async def story() -> None:
         with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
-            await recall_history(HistoryWriter(), {name: value})
+            await answer_history(HistoryWriter(), {name: value})
 
     asyncio.run(story())
 
@@ -369,6 +369,6 @@ def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
 def test_so_many_decisions_are_not_told(last: object) -> None:
     async def story() -> None:
         with pytest.raises(BadRequest, match="last must be a number from 1 to 100"):
-            await recall_decisions(HistoryWriter(), {"last": last})
+            await answer_decisions(HistoryWriter(), {"last": last})
 
     asyncio.run(story())

@@ -106,7 +106,7 @@ def test_an_agent_that_ends_while_off_leaves_ksm_parked(bench: Bench) -> None:
 
     bench.run(story)
     assert bench.hypervisor.values["pages_to_scan"] == 0
-    assert len(bench.events("settings_parked")) == 1
+    assert len(bench.events("ksmd_idled")) == 1
     assert bench.events("settings_restored") == []
 
 
@@ -190,7 +190,7 @@ def test_a_guest_that_vanishes_before_it_is_looked_at_is_no_error(bench: Bench) 
         await bench.looked()
 
     bench.run(story)
-    assert bench.events("guests_unread") == bench.events("private_guest_exposed") == []
+    assert bench.events("guest_xml_unreadable") == bench.events("private_guest_exposed") == []
 
 
 def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(bench: Bench) -> None:
@@ -209,4 +209,4 @@ def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(benc
             await bench.pass_for(Trigger.STARTED)
 
     bench.run(story)
-    assert [event["level"] for event in bench.events("guests_unread")] == ["warning", "debug"]
+    assert [event["level"] for event in bench.events("guest_xml_unreadable")] == ["warning", "debug"]

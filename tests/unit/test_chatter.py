@@ -37,7 +37,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.history import HistoryFile
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 CONFIG = Config()
 EVERY_S = 1.08
@@ -71,7 +71,7 @@ class Host:
         self.clock = FakeClock()
         self.hypervisor = FakeHypervisor(running=(Guest(uuid="loud", name="loud"), Guest(uuid="other", name="other")))
         self.rss_kib = {"loud": GIB, "other": GIB}
-        self.memory = Memory()
+        self.tenure = Tenure()
         self.cycle = Cycle(
             hypervisor=self.hypervisor,
             local=FakeFacts(rss_kib=self.rss_kib),
@@ -80,7 +80,7 @@ class Host:
             switch=FakeSwitch(),
             clock=self.clock,
             on_conflict="reassert",
-            memory=self.memory,
+            tenure=self.tenure,
         )
 
     def run(self, *triggers: Trigger) -> PassReport:

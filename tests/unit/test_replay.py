@@ -299,7 +299,7 @@ def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[
     assert set(told) == {"schema", "file", "uri", "version", "began", "recorded", "replayed", "steps", "sums"}
     assert told["recorded"] == told["replayed"]
     assert set(told["steps"][0]) == {"seq", "at_s", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
-    assert set(told["steps"][0]["replayed"]) == {"parked", "rule", "reason", "target", "next_pass_s"}
+    assert set(told["steps"][0]["replayed"]) == {"idle", "rule", "reason", "target", "next_pass_s"}
     assert told["sums"] == {
         **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,
     }  # fmt: skip

@@ -18,7 +18,7 @@ from virtksm.model.report import PassReport
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """All of them, as the one listener that passes know."""
+    """All of them, as the one listener of the passes."""
 
     reporter: Reporter
     history_writer: HistoryWriter
@@ -38,4 +38,4 @@ class Listeners:
         is_news = self.news.is_news(done.report, done.ended_s)
         self.reporter.passed(done.report, done.heard_s, done.ended_s, is_news=is_news)
         self.history_writer.take(done.report, is_news=is_news)
-        self.guests.see(done.report.snapshot.guests, afresh=done.report.triggers.is_explicit)
+        self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)

@@ -178,7 +178,7 @@ class PassReport:
         """Return the decision as JSON values."""
         reason = self.decision.reason
         return {
-            "parked": self.decision.is_idle,
+            "idle": self.decision.is_idle,
             "rule": reason.rule,
             "reason": reason.text,
             "numbers": dict(reason.numbers),

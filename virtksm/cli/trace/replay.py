@@ -162,7 +162,7 @@ def step_values(step: Step, laws: Laws) -> dict[str, object]:
 
 def _answer_values(decision: Decision) -> dict[str, object]:
     return {
-        "parked": decision.is_idle,
+        "idle": decision.is_idle,
         "rule": decision.reason.rule,
         "reason": decision.reason.text,
         "target": decision.target.as_dict(),

@@ -1,4 +1,4 @@
-"""Parked and switched off, on the real kernel: ksmd rests, and the agent says when KSM does nothing."""
+"""Idle and switched off, on the real kernel: ksmd uses no CPU, and the agent says when KSM does nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ksmd_ticks() -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def test_parked_ksmd_uses_no_cpu(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
+def test_idle_ksmd_uses_no_cpu(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
     for seed in (1, 2):  # there is something to scan
         guest(PayloadGuest(name=f"busy{seed}", memory_mib=48, common_mib=20, own_mib=20, seed=seed))
     ksm.write(pages_to_scan=2000, sleep_millisecs=0)
@@ -35,10 +35,10 @@ def test_parked_ksmd_uses_no_cpu(ksm: Ksm, start_agent: AgentFactory, guest: Gue
     agent = start_agent(PARKING_LAW)
     assert (ksm.read("run"), ksm.read("pages_to_scan")) == (1, 0)
     assert ksm.read("sleep_millisecs") >= 1000
-    parked = ksmd_ticks()
+    idle = ksmd_ticks()
     time.sleep(RESTING_S)
-    assert ksmd_ticks() - parked < 2
-    assert agent.lines("pass_completed")[0]["decision"]["parked"] is True
+    assert ksmd_ticks() - idle < 2
+    assert agent.lines("pass_completed")[0]["decision"]["idle"] is True
 
 
 def test_what_is_merged_stays_merged_while_parked(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
