@@ -34,7 +34,7 @@ REST_WINDOW_S = 120.0
 REST_WINDOW_SHARE = 0.4
 PARKED_FOR_S = 30.0
 PARKED_FOR_SHARE = 0.1
-OWED = ("young_kib", "fresh_kib", "half_kib")
+OWED = ("settling_kib", "new_kib", "scanned_once_kib")
 MAX_SHARE = 0.9
 LAG_FROM_SHARE = 0.1
 """A lag is judged once a tenth of the final savings is there: before, a second's delay is all of it."""

@@ -180,15 +180,15 @@ def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: SwitchedOff | Non
     assert found["virtksm_switched_off"] == {(): off is not None}
 
 
-def test_debt_is_the_adaptive_policys_alone() -> None:
+def test_the_backlog_is_the_adaptive_policys_alone() -> None:
     report = a_pass()
     found = measured(report)
     state = report.state_after
     assert state is not None
-    assert set(found["virtksm_scan_debt_bytes"]) == {("young",), ("fresh",), ("half",), ("gone",)}
-    assert sum(map(float, found["virtksm_scan_debt_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
-    assert measured(a_pass(policy="target"))["virtksm_scan_debt_bytes"] == {}
-    assert measured(replace(report, state_after={}))["virtksm_scan_debt_bytes"] == {}, "switched off"
+    assert set(found["virtksm_backlog_bytes"]) == {("settling",), ("new",), ("scanned_once",), ("exited",)}
+    assert sum(map(float, found["virtksm_backlog_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
+    assert measured(a_pass(policy="target"))["virtksm_backlog_bytes"] == {}
+    assert measured(replace(report, state_after={}))["virtksm_backlog_bytes"] == {}, "switched off"
 
 
 def test_guests_are_told_apart_up_to_the_configurations_number() -> None:

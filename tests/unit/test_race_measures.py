@@ -234,12 +234,12 @@ def test_the_lag_behind_flat_out_leaves_the_first_tenth_out() -> None:
 
 def test_an_agents_numbers_tell_what_it_owes_and_how_it_backed_off() -> None:
     told = [
-        {"at_s": 1.0, "rule": "round", "reason": "r", "numbers": {"backoff": 4, "fresh_kib": 2048}},
+        {"at_s": 1.0, "rule": "full_scan", "reason": "r", "numbers": {"backoff": 4, "new_kib": 2048}},
         {
             "at_s": 2.0,
-            "rule": "rest",
+            "rule": "idle",
             "reason": "all covered",
-            "numbers": {"backoff": 1, "fresh_kib": 0, "half_kib": 1024},
+            "numbers": {"backoff": 1, "new_kib": 0, "scanned_once_kib": 1024},
         },
     ]
     figures = measure_run(run("adaptive", rising(20, 1000), decisions=told), 1000.0)

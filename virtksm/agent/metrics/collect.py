@@ -69,7 +69,7 @@ def measure(moment: Moment) -> Measures:
     if standing.last is not None:
         plain["virtksm_idle"] = standing.last.decision.is_idle
         plain["virtksm_worst_core_ratio"] = worst_core_percent(standing.last.after) / 100
-        found["virtksm_scan_debt_bytes"] = find_debt(standing.last)
+        found["virtksm_backlog_bytes"] = find_backlog(standing.last)
     if standing.now is not None:
         plain |= _of_host(standing.now, is_off=tally.is_off)
     if moment.savings is not None:
@@ -103,17 +103,21 @@ def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
     }
 
 
-def find_debt(report: PassReport) -> dict[Labels, Value]:
-    """Return the adaptive policy's debt after a pass, by age; nothing where another policy decided, or none."""
+def find_backlog(report: PassReport) -> dict[Labels, Value]:
+    """Return the adaptive policy's backlog after a pass, by state; nothing where another policy decided, or none."""
     if report.policy != "adaptive" or report.state_after is None:
         return {}
     try:
-        state = load_state(report.state_after)
+        backlog = load_state(report.state_after).backlog
     except ValueError:  # switched off: the policy was not asked
         return {}
-    young_kib = sum(kib for _, kib in state.young)
-    ages = {"young": young_kib, "fresh": state.fresh_kib, "half": state.half_kib, "gone": state.gone_kib}
-    return {(age,): kib * 1024 for age, kib in ages.items()}
+    by_state = {
+        "settling": backlog.settling_kib,
+        "new": backlog.new_kib,
+        "scanned_once": backlog.scanned_once_kib,
+        "exited": backlog.exited_kib,
+    }
+    return {(state,): kib * 1024 for state, kib in by_state.items()}
 
 
 def _bytes(kib: int | None) -> int | None:

@@ -60,15 +60,15 @@ METRICS = (
     # KSM.
     _gauge("switched_off", "1: switched off by `virtksm off`."),
     _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on."),
-    _gauge("parked", "1: the last decision was to park, so ksmd rests."),
+    _gauge("idle", "1: the last decision was to let ksmd idle."),
     _gauge("saved_bytes", "Memory that merging saves, zero pages included."),
     _gauge("zero_pages_bytes", "Merged zero pages: all else that is merged is in guests' resident memory, too."),
     _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot."),
     _counter("broken_merges_bytes", "Merged memory written to since boot (cow_ksm); each write has broken a merge."),
     _gauge("unmerging_bytes", "Memory that unmerging all that is merged would take."),
-    _gauge("scan_debt_bytes",
-           "Guest memory that is owed visits, by the policy adaptive: young (still settles), fresh (two), half (one), "
-           "gone (of guests that have stopped).", "age"),
+    _gauge("backlog_bytes",
+           "Memory not scanned as often as merging needs (policy adaptive): settling, new, scanned_once, or exited (of "
+           "guests that have stopped).", "state"),
     _gauge("stranded_possible", "1: ksmd may go on scanning while libvirt is silent and nobody can slow it down."),
     _gauge("worst_core_ratio", "What ksmd takes of one core at worst with the settings read back last."),
     # The host and its guests.
