@@ -63,7 +63,7 @@ def storms(draw: st.DrawFn) -> list[Start]:
 def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: list[Start]) -> None:
     best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
     ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
-    # Less than 1/256 of the memory pays for no full scan.
+    # Less than 1/256 of the memory begins no full scan.
     memory_pages = sum(start.guest.content_mib for start in starts) * PAGES_PER_MIB
     assert ours.samples[-1].saved_pages >= best - memory_pages // 128
     assert ours.samples[-1].settings.pages_to_scan == 0
@@ -76,8 +76,8 @@ def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> 
     ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
     overhead_mib = 48  # QEMU's own memory is scanned, too
     memory_pages = sum(start.guest.content_mib + overhead_mib for start in starts) * PAGES_PER_MIB
-    rounds = ours.samples[-1].pages_scanned / memory_pages
-    assert rounds <= 4 * (len(starts) + 1)
+    scans_a_page = ours.samples[-1].pages_scanned / memory_pages
+    assert scans_a_page <= 4 * (len(starts) + 1)
 
 
 def test_guests_that_fill_side_by_side_for_long_take_one_pair_of_full_scans() -> None:
@@ -146,7 +146,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int) -> float:
 def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_scanning_cost_anybody(
     gaps_s: list[float], common_mib: int, own_mib: int
 ) -> None:
-    """The ski-rental bound of rule 6, against whoever knows the future."""
+    """The ski-rental bound of rule 6, against anybody who knows the future."""
     starts_s = [sum(gaps_s[:number]) for number in range(len(gaps_s) + 1)]
     assert ksmd_seconds(starts_s, common_mib, own_mib) <= CONSTANT * least_paid(starts_s, common_mib, own_mib)
 

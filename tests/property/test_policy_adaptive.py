@@ -83,7 +83,7 @@ passes = st.lists(st.tuples(snapshots, trigger_sets), min_size=1, max_size=12)
 
 
 @given(params, passes)
-def test_whatever_it_sees_its_bounds_hold_and_its_past_survives_json(
+def test_whatever_it_sees_its_bounds_hold_and_its_state_survives_json(
     chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]]
 ) -> None:
     """Clocks that jump, counters that vanish or fall back, guests that come, go and cannot be read."""

@@ -5,19 +5,22 @@ For every decision of any history, each of its thresholds is tried again, with t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.test_policy_adaptive import params, snapshots
-from tests.property.test_policy_ksmtuned import pasts as ksmtuned_states
 from tests.property.test_policy_ksmtuned import policies as ksmtuned_policies
 from tests.property.test_policy_ksmtuned import snapshots as ksmtuned_snapshots
+from tests.property.test_policy_ksmtuned import states as ksmtuned_states
 from tests.property.test_policy_ksmtuned import trigger_sets as ksmtuned_triggers
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import PASSED_S, Decision, Threshold, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.quantities import name_change
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, CheckScans, Learned
 from virtksm.policy.base import Policy, State
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
@@ -36,6 +39,24 @@ def check_thresholds(policy: Policy[State], snapshot: Snapshot, state: State, de
         if value != threshold.present:
             assert not quantity.then(max(value - step, 0) if value > threshold.present else value + step)
     return found
+
+
+def moved(snapshot: Snapshot, quantity: str, value: float) -> Snapshot | None:
+    """Return the host, with all its guests, with one quantity of the adaptive law moved; None if it is another one."""
+    match quantity:
+        case "available_kib":
+            return replace(snapshot, host=replace(snapshot.host, available_kib=int(value)))
+        case "full_scans":
+            return replace(snapshot, ksm=replace(snapshot.ksm, full_scans=int(value)))
+        case "run":
+            return replace(snapshot, ksm=replace(snapshot.ksm, run=int(value)))
+        case "passed_s":
+            return replace(snapshot, taken_s=snapshot.taken_s + value)
+        case "potential_kib":
+            held = tuple(replace(guest, max_kib=None) for guest in snapshot.guests)
+            more = Guest(uuid="more", name="more", max_kib=int(value) - snapshot.committed_kib)
+            return replace(snapshot, guests=(*held, more))
+    return None
 
 
 @given(ksmtuned_policies(), ksmtuned_snapshots(), ksmtuned_states, ksmtuned_triggers)
@@ -58,7 +79,7 @@ def test_ksmtuned_says_what_changes_every_step_that_one_quantity_can_change(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Snapshot]:
-    """Snapshots of one host: guests that come, grow and go, memory around the reserve, full scans that end or do not."""
+    """Snapshots of one host: guests that come, grow and go, memory around the reserve, full scans that end or not."""
     total_kib = draw(st.integers(1, 2**24))
     at_s, full_scans = draw(st.floats(0, 1e5)), 0
     held: dict[str, int] = {}
@@ -143,6 +164,10 @@ def test_adaptive_decides_so_at_the_threshold_and_not_just_short_of_it(
     for snapshot in seen:
         decision, state = policy.decide(snapshot, state, TIMER)
         found = check_thresholds(policy, snapshot, state, decision)
+        for threshold in found:
+            host = moved(snapshot, threshold.quantity, threshold.value)
+            if host is not None:
+                assert name_change(decision.reason.rule, state, *policy.decide(host, state, TIMER)) == threshold.then
         assert found or decision.reason.rule == "disengaged", "while it acts, time alone brings something about"
 
 

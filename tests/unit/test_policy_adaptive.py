@@ -1,4 +1,4 @@
-"""The adaptive law, rule by rule, on snapshots made by hand; whole stories are told on the simulator.
+"""The adaptive law, rule by rule, on snapshots made by hand; whole stories are on the simulator.
 
 Numbers in the names are the rules of virtksm/policy/adaptive.
 """
@@ -419,9 +419,9 @@ def test_6_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
 def series(guests: int, every_s: float) -> list[str]:
     """Guests of 1 GiB appear at once, one after the other; return the rules of the passes."""
     state, rules = AdaptiveState(), []
-    for tick in range(int(guests * every_s * 2)):
-        running = {f"g{number}": GIB for number in range(1 + int(tick / 2 / every_s))}
-        decision, state = decide_all(ALWAYS, snap(tick / 2, running), state=state)
+    for step in range(int(guests * every_s * 2)):
+        running = {f"g{number}": GIB for number in range(1 + int(step / 2 / every_s))}
+        decision, state = decide_all(ALWAYS, snap(step / 2, running), state=state)
         rules.append(decision.reason.rule)
     return rules
 
@@ -434,17 +434,17 @@ def test_6_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
 
 def test_6_guests_that_are_there_when_it_begins_have_not_just_started() -> None:
     state = AdaptiveState()
-    for tick in range(20):
-        running = {"a": GIB} if tick < 8 else {"a": GIB, "b": GIB}
-        _, state = decide_all(ALWAYS, snap(tick / 2, running), state=state)
+    for step in range(20):
+        running = {"a": GIB} if step < 8 else {"a": GIB, "b": GIB}
+        _, state = decide_all(ALWAYS, snap(step / 2, running), state=state)
     assert (state.arrivals.start_s, state.arrivals.interval_s) == (4.0, 0.0)
 
 
 def test_6_after_a_series_its_backlog_is_covered() -> None:
     state = AdaptiveState(taken_s=0)
-    for tick in range(20):
-        running = {"a": GIB} if tick < 8 else {"a": GIB, "b": GIB}
-        decision, state = decide_all(ALWAYS, snap(tick / 2, running), state=state)
+    for step in range(20):
+        running = {"a": GIB} if step < 8 else {"a": GIB, "b": GIB}
+        decision, state = decide_all(ALWAYS, snap(step / 2, running), state=state)
     assert decision.reason.rule == "full_scan"
     assert state.scans.current is not None
     assert state.scans.current.began.taken_s == pytest.approx(4 + 4 * 1.05, abs=0.5)
@@ -575,7 +575,7 @@ def test_8_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
     sleeps = [decision.target.sleep_millisecs for decision in (first, second, third)]
     assert set(sleeps) == set(FED_SLEEPS_MS)
     assert sleeps[0] == sleeps[2] != sleeps[1]
-    assert all(sleep is not None and sleep >= 60_000 for sleep in sleeps), "without ticks: one batch a minute"
+    assert all(sleep is not None and sleep >= 60_000 for sleep in sleeps), "without passes: one batch a minute"
 
 
 def test_8_a_batch_that_still_runs_is_left_to_end() -> None:
@@ -892,12 +892,12 @@ def test_12_without_any_guest_a_check_scan_looks_for_memory_of_other_processes_o
 
 
 def test_9_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog() -> None:
-    """Guests that are all kept out (nosharepages) are no backlog, and cause no four passes a second for ever."""
+    """Guests that are all values out (nosharepages) are no backlog, and cause no four passes a second for ever."""
     guests = {"a": GIB, "b": GIB}
     decision, state = in_full_scan()
     rules = []
-    for tick in range(1, 400):
-        decision, state = decide_all(ALWAYS, after(decision, snap(10 + tick * MIN_WAIT_S, guests)), state=state)
+    for step in range(1, 400):
+        decision, state = decide_all(ALWAYS, after(decision, snap(10 + step * MIN_WAIT_S, guests)), state=state)
         rules.append(decision.reason.rule)
     assert rules.index("empty") == round(BATCH_S / MIN_WAIT_S) - 1
     assert set(rules[rules.index("empty") + 1 :]) == {"idle"}
@@ -1108,9 +1108,9 @@ def test_a_damaged_past_is_a_value_error_or_a_state_that_can_be_decided_on(name:
     whole = dump_state(in_full_scan()[1])
     part, _, field = name.partition(".")
     inner = whole[part]
-    kept = {**whole, part: {**inner, field: value} if field and isinstance(inner, dict) else value}
+    values = {**whole, part: {**inner, field: value} if field and isinstance(inner, dict) else value}
     try:
-        state = load_state(kept)
+        state = load_state(values)
     except ValueError:
         return
     ALWAYS.decide(snap(20, {"a": GIB}), state, TIMER)
@@ -1118,9 +1118,9 @@ def test_a_damaged_past_is_a_value_error_or_a_state_that_can_be_decided_on(name:
 
 @pytest.mark.parametrize("name", sorted(dump_state(AdaptiveState())))
 def test_an_older_version_s_state_which_lacks_something_is_a_value_error(name: str) -> None:
-    kept = {key: value for key, value in dump_state(in_full_scan()[1]).items() if key != name}
+    values = {key: value for key, value in dump_state(in_full_scan()[1]).items() if key != name}
     with pytest.raises(ValueError, match="AdaptiveState has other fields"):
-        load_state(kept)
+        load_state(values)
 
 
 @pytest.mark.parametrize(
@@ -1138,7 +1138,9 @@ def test_a_state_beyond_any_size_is_a_value_error(change: dict[str, object]) -> 
         load_state({**dump_state(AdaptiveState()), **change})
 
 
-@pytest.mark.parametrize("kept", [{}, {"npages": 1, "stepped_at_s": None}, {**dump_state(AdaptiveState()), "more": 1}])
-def test_another_policy_s_state_is_a_value_error(kept: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "values", [{}, {"npages": 1, "stepped_at_s": None}, {**dump_state(AdaptiveState()), "more": 1}]
+)
+def test_another_policy_s_state_is_a_value_error(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="AdaptiveState has other fields"):
-        load_state(kept)
+        load_state(values)

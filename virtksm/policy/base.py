@@ -35,9 +35,9 @@ class Policy(Protocol[State]):
         """Whether it uses `Snapshot.other_processes`: sensing it reads every process, once a minute."""
 
     def first_state(self, snapshot: Snapshot) -> State:
-        """Return the state to begin with where none was kept."""
+        """Return the state to begin with where none was saved."""
 
-    def load_state(self, kept: Mapping[str, object]) -> State:
+    def load_state(self, values: Mapping[str, object]) -> State:
         """Rebuild a state from what `dump_state` gave; raise ValueError if it is not one."""
 
     def dump_state(self, state: State) -> dict[str, object]:

@@ -19,7 +19,7 @@ The law, from ksmtuned's `adjust` (Debian's package ksmtuned; docs/policies.md t
    is, held within npages_min..npages_max ("hold"), and the state stays as it is.
 8. The next step is monitor_interval after the last one.
 
-At first npages is 0 where local, as in ksmtuned; on a remote host, where no state is kept, it is what the
+At first npages is 0 where local, as in ksmtuned; on a remote host, where no state is saved, it is what the
 kernel has, if that is above 0.
 """
 
@@ -43,7 +43,7 @@ MAX_TOTAL_KIB = 2**53
 """8 EiB: more than any host has, and little enough that no product here leaves bash's 64 bits."""
 
 LATEST_S = 2.0**53
-"""Bounds a kept time: seconds beyond it (or not finite) come from no clock."""
+"""Bounds a time of a state: seconds beyond it (or not finite) come from no clock."""
 
 MIN_SLEEP_MS = 10
 SLEEP_REFERENCE_KIB = 16 * 1024 * 1024
@@ -91,9 +91,9 @@ class KsmtunedPolicy:
         npages = found if snapshot.source is Source.LIBVIRT else 0
         return KsmtunedState(npages=npages, stepped_at_s=None)
 
-    def load_state(self, kept: Mapping[str, object]) -> KsmtunedState:
+    def load_state(self, values: Mapping[str, object]) -> KsmtunedState:
         """Rebuild the state from what `dump_state` gave; raise ValueError if it is not one."""
-        state = build(KsmtunedState, kept, least=-LATEST_S, most=LATEST_S, is_exact=True)
+        state = build(KsmtunedState, values, least=-LATEST_S, most=LATEST_S, is_exact=True)
         if not 0 <= state.npages <= KERNEL_MAXIMUM:
             raise ValueError(f"npages is {state.npages}, not a number of pages")
         return state

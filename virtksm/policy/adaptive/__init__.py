@@ -81,8 +81,8 @@ class AdaptivePolicy:
     def first_state(self, snapshot: Snapshot) -> AdaptiveState:
         return AdaptiveState()
 
-    def load_state(self, kept: Mapping[str, object]) -> AdaptiveState:
-        return load_state(kept)
+    def load_state(self, values: Mapping[str, object]) -> AdaptiveState:
+        return load_state(values)
 
     def dump_state(self, state: AdaptiveState) -> dict[str, object]:
         return dump_state(state)

@@ -93,9 +93,9 @@ def _rewritten_kib(snapshot: Snapshot, state: AdaptiveState, *, has_stopped: boo
 
 
 def total_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
-    """Return the memory that a full scan visits: guests' and other processes', or all that KSM knows of if more.
+    """Return the memory that a full scan covers: guests' and other processes', or all that KSM knows of if more.
 
-    The difference is mergeable memory that nothing told of: other processes' that may not be read.
+    The difference is mergeable memory of other processes that may not be read.
     """
     return max(sum(state.guests_kib.values()), known_kib(snapshot))
 

@@ -1,6 +1,6 @@
 """Rules 1 and 2 of the adaptive law: whether merging is worth anything now, and how short memory is.
 
-Merging memory that nobody needs is a cost (it splits huge pages, and a later write is a copy-on-write fault), so with
+Merging while memory is plenty is a cost (it splits huge pages, and a later write is a copy-on-write fault), so with
 `engage = "auto"` the policy acts when memory is short, or will be once the running guests have grown to their maximum.
 Pure.
 """
@@ -32,7 +32,7 @@ def reserve_of_kib(total_kib: int, params: AdaptiveParams) -> int:
 
 
 def available_of_kib(snapshot: Snapshot) -> int:
-    """Return the host's available memory; where it is not told, what is free or cache."""
+    """Return the host's available memory; where it is unknown, what is free or cache."""
     host = snapshot.host
     return host.free_kib + host.buffers_kib + host.cached_kib if host.available_kib is None else host.available_kib
 

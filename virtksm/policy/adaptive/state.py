@@ -15,9 +15,9 @@ DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
 
 MAX = 2.0**53
-"""Bounds kept numbers: beyond it (or not finite) they come from no clock and no counter."""
+"""Bounds the numbers of a state: beyond it (or not finite) they come from no clock and no counter."""
 MAX_SUM = 2**52
-"""Bounds sums that are kept; where it is reached, they are beyond every comparison anyway."""
+"""Bounds the sums of a state; where it is reached, they are beyond every comparison anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Scans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckScans:
-    """When to look for what no counter tells of, and how far the present check scan is."""
+    """When the next check scan begins, and how far the present one is."""
 
     interval_s: float = 300.0
     due_s: float | None = None
@@ -160,6 +160,6 @@ def dump_state(state: AdaptiveState) -> dict[str, object]:
     return values
 
 
-def load_state(kept: Mapping[str, object]) -> AdaptiveState:
+def load_state(values: Mapping[str, object]) -> AdaptiveState:
     """Rebuild a state from what `dump_state` gave; raises ValueError if it is not one, as another version's is not."""
-    return build(AdaptiveState, kept, least=0, most=MAX, is_exact=True)
+    return build(AdaptiveState, values, least=0, most=MAX, is_exact=True)
