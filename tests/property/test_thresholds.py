@@ -31,13 +31,18 @@ from virtksm.policy.thresholds import MIN_PASSED_S, TIMER, find_thresholds
 def check_thresholds(policy: Policy[State], snapshot: Snapshot, state: State, decision: Decision) -> list[Threshold]:
     """Try every threshold of a decision that has left `state` behind, and return them."""
     found = list(find_thresholds(policy, snapshot, state, decision))
-    quantities = {one.name: one for one in policy.quantities(snapshot, state, decision)}
+    quantities = list(policy.quantities(snapshot, state, decision))
     for threshold in found:
-        quantity, value = quantities[threshold.quantity], threshold.value
-        assert quantity.then(value) == threshold.then
+        value, present = threshold.value, threshold.present
+        asks = [
+            ask
+            for name, _, points, ask in quantities
+            if name == threshold.quantity and (points[-1] - present) * (value - present) >= 0
+        ]
+        assert asks[0](value) == threshold.then
         step = MIN_PASSED_S if threshold.quantity == PASSED_S else 1
-        if value != threshold.present:
-            assert not quantity.then(max(value - step, 0) if value > threshold.present else value + step)
+        if value != present:
+            assert not asks[0](max(value - step, 0) if value > present else value + step)
     return found
 
 

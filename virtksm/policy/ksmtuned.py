@@ -27,13 +27,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from virtksm.codec import build, dump
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import PASSED_S, Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, KERNEL_MAXIMUM, Guest, Settings, Snapshot, Source
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity
 
@@ -69,21 +69,9 @@ class KsmtunedPolicy:
     """The policy `ksmtuned`; `params` are the keys of the configuration's table [ksmtuned]."""
 
     params: KsmtunedParams
-
-    @property
-    def name(self) -> str:
-        """Return "ksmtuned"."""
-        return NAME
-
-    @property
-    def wants_maxima(self) -> bool:
-        """Return False: the script knows nothing of it."""
-        return False
-
-    @property
-    def wants_other_processes(self) -> bool:
-        """Return False: nor of this."""
-        return False
+    name: ClassVar[str] = NAME
+    wants_maxima: ClassVar[bool] = False
+    wants_other_processes: ClassVar[bool] = False
 
     def first_state(self, snapshot: Snapshot) -> KsmtunedState:
         """Return the state to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
@@ -115,38 +103,24 @@ class KsmtunedPolicy:
 
     def quantities(self, snapshot: Snapshot, state: KsmtunedState, decision: Decision) -> Iterator[Quantity]:
         """Yield what may change the decision that has left `state` behind; after a hold, the next step is another."""
-        from virtksm.policy.thresholds import TIMER, Quantity
+        from virtksm.policy.thresholds import TIMER
 
-        rule, host, cached_kib = (
-            decision.reason.rule,
-            snapshot.host,
-            snapshot.host.buffers_kib + snapshot.host.cached_kib,
-        )
+        rule, host, total_kib = decision.reason.rule, snapshot.host, snapshot.host.total_kib
+        cached_kib = host.buffers_kib + host.cached_kib
 
-        def moving(name: str, present: int, end: int, move: Callable[[int], Snapshot]) -> Quantity:
-            def then(value: float) -> str:
-                return name_change(rule, self.decide(move(int(value)), state, TIMER)[0].reason.rule)
+        def asking(move: Callable[[int], Snapshot]) -> Callable[[int], str]:
+            return lambda value: name_change(rule, self.decide(move(value), state, TIMER)[0].reason.rule)
 
-            return Quantity(name=name, present=present, points=(end,), then=then)
-
-        def hold(kib: int) -> Snapshot:
-            return replace(snapshot, guests=(Guest(uuid="all", name="all", rss_kib=kib),))
-
-        yield moving(PASSED_S, 0, 0, lambda _: snapshot)
+        yield PASSED_S, 0, (0,), asking(lambda _: snapshot)
         if rule == "unknown":
-            end_kib = 1 if host.total_kib < 1 else MAX_TOTAL_KIB
-            yield moving(
-                "total_kib", host.total_kib, end_kib, lambda kib: replace(snapshot, host=replace(host, total_kib=kib))
-            )
+            known = asking(lambda kib: replace(snapshot, host=replace(host, total_kib=kib)))
+            yield "total_kib", total_kib, (1 if total_kib < 1 else MAX_TOTAL_KIB,), known
             return
-        for end_kib in (0, host.total_kib):
-            yield moving(
-                "free_kib",
-                host.free_kib + cached_kib,
-                end_kib,
-                lambda kib: replace(snapshot, host=replace(host, free_kib=kib - cached_kib)),
-            )
-            yield moving("committed_kib", snapshot.committed_kib, end_kib, hold)
+        freed = asking(lambda kib: replace(snapshot, host=replace(host, free_kib=kib - cached_kib)))
+        held = asking(lambda kib: replace(snapshot, guests=(Guest(uuid="all", name="all", rss_kib=kib),)))
+        for end_kib in (0, total_kib):
+            yield "free_kib", host.free_kib + cached_kib, (end_kib,), freed
+            yield "committed_kib", snapshot.committed_kib, (end_kib,), held
 
 
 def decide_settings(

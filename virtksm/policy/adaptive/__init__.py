@@ -5,18 +5,14 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 
 1. Engage when memory is short or will be, always or never, as configured (`engage`).
 2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
-3. Memory of guests and other processes that appears, and merged pages that are rewritten, add to the backlog; what
-   stops takes its own away (`backlog`).
+3. Memory that appears and merged pages that are rewritten are backlog; what stops takes its own away (`backlog`).
 4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
 5. A backlog that waits adds up: KiB times seconds (`backlog`).
-6. A full scan begins when waiting for what is likely to merge is worth it, later while more comes (`growth`,
-   `full_scans`).
-7. At its end, what was new at its beginning has been scanned once, and what had been scanned once is done
-   (`full_scans`).
-8. ksmd is fed batch by batch, within the CPU budget; without passes it does one batch a minute (`full_scans`).
-9. A full scan that makes no progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
-10. A full scan in which smart_scan skipped most old pages takes nothing off the backlog: their twins were not scanned
-    (`full_scans`).
+6. A full scan begins when waiting for what will likely merge is worth it, later while more comes (`growth`).
+7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
+8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
+9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
+10. A full scan in which smart_scan skipped most old pages counts for nothing: it met no twins there (`full_scans`).
 11. Merged pages that are rewritten before the next full scan double the price of full scans (`lasting`).
 12. Without a backlog ksmd is idle, with a check scan now and then, sooner after one that found something (`lasting`).
 """
@@ -25,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Reason, Triggers
@@ -48,7 +45,6 @@ from virtksm.policy.adaptive.lasting import begin_due_check_scan, count_check_sc
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
 from virtksm.text import format_kib
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity
 
@@ -65,18 +61,12 @@ class AdaptivePolicy:
     """The policy `adaptive`; `params` are the keys of the configuration's table [adaptive]."""
 
     params: AdaptiveParams
-
-    @property
-    def name(self) -> str:
-        return NAME
+    name: ClassVar[str] = NAME
+    wants_other_processes: ClassVar[bool] = True
 
     @property
     def wants_maxima(self) -> bool:
         return self.params.engage == "auto"
-
-    @property
-    def wants_other_processes(self) -> bool:
-        return True
 
     def first_state(self, snapshot: Snapshot) -> AdaptiveState:
         return AdaptiveState()

@@ -1,13 +1,10 @@
-"""The quantities that may change the adaptive policy's decision, and what it would do. Pure; see policy/thresholds.py.
-
-While KSM is off, `run` alone counts. Time and the guests' growth count while the policy is engaged.
-"""
+"""The quantities that may change the adaptive policy's decision, and what it would do; see policy/thresholds.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
 from virtksm.model.snapshot import Guest, Snapshot
@@ -41,59 +38,32 @@ def find_quantities(
     """Yield what may change the decision that has left `state` behind."""
     snapshot, state = with_one_guest(snapshot, state)
     rule, host, ksm = decision.reason.rule, snapshot.host, snapshot.ksm
-
-    def ask(seen: Snapshot) -> str:
-        return name_change(rule, state, *policy.decide(seen, state, TIMER))
-
-    def moving(name: str, present: int, points: tuple[float, ...], move: Callable[[int], Snapshot]) -> Quantity:
-        return Quantity(name=name, present=present, points=points, then=lambda value: ask(move(int(value))))
-
+    everyone, unread = snapshot.guests
+    held_kib, total_kib = snapshot.committed_kib, host.total_kib
     is_engaged = rule not in LEAVES
-    yield Quantity(
-        name=PASSED_S,
-        present=0,
-        points=(0.0, *(LATER_S if is_engaged else ())),
-        then=lambda passed_s: ask(later(snapshot, passed_s)),
-    )
-    if rule == "off" and ksm.run is not None:
-        yield moving("run", ksm.run, (1,), lambda run: replace(snapshot, ksm=replace(ksm, run=run)))
+
+    def asking(by: AdaptivePolicy, move: Callable[[Any], Snapshot]) -> Callable[[Any], str]:
+        return lambda value: name_change(rule, state, *by.decide(move(value), state, TIMER))
+
+    later = asking(policy, lambda passed_s: replace(snapshot, taken_s=snapshot.taken_s + passed_s))
+    yield PASSED_S, 0, (0, *(LATER_S if is_engaged else ())), later
+    if rule == "off":
+        yield "run", ksm.run or 0, (1,), asking(policy, lambda run: replace(snapshot, ksm=replace(ksm, run=run)))
         return
     if rule in SCANS and ksm.full_scans is not None:
-        points = tuple(ksm.full_scans + more for more in (1, 2))
-        yield moving(
-            "full_scans", ksm.full_scans, points, lambda count: replace(snapshot, ksm=replace(ksm, full_scans=count))
+        counted = asking(policy, lambda full_scans: replace(snapshot, ksm=replace(ksm, full_scans=full_scans)))
+        yield "full_scans", ksm.full_scans, (ksm.full_scans + 1, ksm.full_scans + 2), counted
+    if AFTER.get(rule, rule) == "idle" and not state.backlog.settling:  # as if what guests take had settled
+        at_once = replace(policy, params=replace(policy.params, settle_s=0))
+        grown = asking(
+            at_once, lambda kib: replace(snapshot, guests=(replace(everyone, rss_kib=held_kib + kib), unread))
         )
-    if rule in ("idle", "empty"):
-        growth = _growth(policy, snapshot, state, rule)
-        if not growth.then(0):  # else time alone brings that about
-            yield growth
+        yield GROWTH_KIB, 0, (2**10, 2**15, 2**20, total_kib), grown
     if policy.params.engage == "auto":
-        yield moving(
-            "available_kib",
-            available_of_kib(snapshot),
-            (host.total_kib if is_engaged else 0,),
-            lambda kib: replace(snapshot, host=replace(host, available_kib=kib)),
-        )
-        yield moving(
-            "potential_kib",
-            potential_of_kib(snapshot),
-            (snapshot.committed_kib if is_engaged else host.total_kib + 1,),
-            lambda kib: replace(snapshot, guests=tuple(replace(guest, max_kib=kib) for guest in snapshot.guests[:1])),
-        )
-
-
-def _growth(policy: AdaptivePolicy, snapshot: Snapshot, state: AdaptiveState, rule: str) -> Quantity:
-    """Return the quantity of memory that guests take in addition; it has to settle, so that two passes tell."""
-    all_guests, unread = snapshot.guests
-
-    def then(kib: float) -> str:
-        grown = replace(all_guests, rss_kib=snapshot.committed_kib + int(kib))
-        seen = replace(snapshot, guests=(grown, unread))
-        _, after = policy.decide(seen, state, TIMER)
-        return name_change(rule, state, *policy.decide(later(seen, policy.params.settle_s), after, TIMER))
-
-    points = tuple(float(kib) for kib in (2**10, 2**15, 2**20, snapshot.host.total_kib))
-    return Quantity(name=GROWTH_KIB, present=0, points=points, then=then)
+        freed = asking(policy, lambda kib: replace(snapshot, host=replace(host, available_kib=kib)))
+        yield "available_kib", available_of_kib(snapshot), (total_kib if is_engaged else 0,), freed
+        allowed = asking(policy, lambda kib: replace(snapshot, guests=(replace(everyone, max_kib=kib), unread)))
+        yield "potential_kib", potential_of_kib(snapshot), (held_kib if is_engaged else total_kib + 1,), allowed
 
 
 def name_change(rule: str, state: AdaptiveState, decision: Decision, after: AdaptiveState) -> str:
@@ -107,24 +77,15 @@ def name_change(rule: str, state: AdaptiveState, decision: Decision, after: Adap
     return "" if new == AFTER.get(rule, rule) else ENTERS.get(new, "")
 
 
-def later(snapshot: Snapshot, passed_s: float) -> Snapshot:
-    """Return the same host after so many seconds."""
-    return replace(snapshot, taken_s=snapshot.taken_s + passed_s)
-
-
 def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, AdaptiveState]:
-    """Return the same host with its guests in one, and those that are unread in another: the law goes by their sums.
+    """Return the same host with its guests in one, and unread ones in another: 150 take no longer than one.
 
-    So to ask about 150 guests takes no longer than to ask about one.
+    The law goes by their sums.
     """
-    others_kib = state.guests_kib.get(OTHER_PROCESSES)
-    read_kib = snapshot.committed_kib
+    read_kib, others_kib = snapshot.committed_kib, state.guests_kib.get(OTHER_PROCESSES)
     unread_kib = sum(state.guests_kib.values()) - read_kib - (others_kib or 0)
-    guests = (
-        Guest(uuid="all", name="all", rss_kib=read_kib, max_kib=potential_of_kib(snapshot)),
-        Guest(uuid="unread", name="unread", rss_kib=None),
-    )
-    guests_kib = {guests[0].key: read_kib, guests[1].key: unread_kib}
-    if others_kib is not None:
-        guests_kib[OTHER_PROCESSES] = others_kib
-    return replace(snapshot, guests=guests), replace(state, guests_kib=guests_kib)
+    everyone = Guest(uuid="all", name="all", rss_kib=read_kib, max_kib=potential_of_kib(snapshot))
+    unread = Guest(uuid="unread", name="unread")
+    guests_kib = {everyone.key: read_kib, unread.key: unread_kib}
+    others = {} if others_kib is None else {OTHER_PROCESSES: others_kib}
+    return replace(snapshot, guests=(everyone, unread)), replace(state, guests_kib=guests_kib | others)
