@@ -71,11 +71,8 @@ class AdaptivePolicy:
     def first_state(self, snapshot: Snapshot) -> AdaptiveState:
         return AdaptiveState()
 
-    def load_state(self, values: Mapping[str, object]) -> AdaptiveState:
-        return load_state(values)
-
-    def dump_state(self, state: AdaptiveState) -> dict[str, object]:
-        return dump_state(state)
+    load_state = staticmethod(load_state)
+    dump_state = staticmethod(dump_state)
 
     def decide(self, snapshot: Snapshot, state: AdaptiveState, triggers: Triggers) -> tuple[Decision, AdaptiveState]:
         """Decide by the rules of this package's docstring. Pure; raises nothing."""
