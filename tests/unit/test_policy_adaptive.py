@@ -94,6 +94,18 @@ def decide_all(
     return decision, state
 
 
+def having_scanned(held_kib: int = GIB, *, once_kib: int = 0, **scans: int) -> AdaptiveState:
+    """The state with a guest that was scanned before, so much of it once, and the cursor after five full scans."""
+    return AdaptiveState(
+        taken_s=0,
+        engaged=True,
+        guests_kib={"a/1": held_kib},
+        scans=Scans(cursor_full_scans=5, **scans),  # type: ignore[arg-type]  # whole numbers alone
+        backlog=Backlog(scanned_once_kib=once_kib),
+        checks=CheckScans(due_s=1e6),
+    )
+
+
 def in_full_scan() -> tuple[Decision, AdaptiveState]:
     """Two guests of 1 GiB that settled, and the first full scan just begun at 10 s."""
     guests = {"a": GIB, "b": GIB}
@@ -374,14 +386,7 @@ def test_7_what_a_full_scan_merged_counts_in_memory(page_kib: int) -> None:
 def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> AdaptiveState:
     """The state after a full scan of a GiB that had been scanned once, which merged so much."""
     guests = {"a": GIB}
-    before = AdaptiveState(
-        taken_s=0,
-        engaged=True,
-        guests_kib={"a/1": GIB},
-        scans=Scans(cursor_full_scans=5, pair_left=pair_left),
-        backlog=Backlog(scanned_once_kib=GIB),
-        checks=CheckScans(due_s=1e6),
-    )
+    before = having_scanned(once_kib=GIB, pair_left=pair_left)
     began = begin_full_scan(snap(1, guests, full_scans=5, page_kib=page_kib), before)
     ended = snap(2, guests, full_scans=6, pages_sharing=merged_kib // page_kib, page_kib=page_kib)
     return decide_all(ALWAYS, ended, state=began)[1]
@@ -487,9 +492,7 @@ def test_7_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is(
 ) -> None:
     """So after an agent that gave the administrator's settings back when it stopped."""
     guests = {"a": GIB, "b": GIB}
-    before = AdaptiveState(
-        taken_s=0, engaged=True, guests_kib={"a/1": GIB}, scans=Scans(cursor_full_scans=5), checks=CheckScans(due_s=1e6)
-    )
+    before = having_scanned()
     again = snap(1, guests, full_scans=5)
     settings = replace(again.ksm.settings, pages_to_scan=found[0], sleep_millisecs=found[1])
     again = replace(again, ksm=replace(again.ksm, settings=settings))
@@ -500,9 +503,7 @@ def test_7_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is(
 
 def test_7_a_full_scan_that_ends_at_settings_of_somebody_else_leaves_the_cursor_anywhere() -> None:
     guests = {"a": GIB}
-    before = AdaptiveState(
-        taken_s=0, engaged=True, guests_kib={"a/1": GIB}, scans=Scans(cursor_full_scans=5), checks=CheckScans(due_s=1e6)
-    )
+    before = having_scanned()
     began = begin_full_scan(snap(1, guests, full_scans=5), before)
     for sleep_millisecs, known in ((FED_SLEEPS_MS[0], 8), (45, None)):
         ended = snap(2, guests, full_scans=8)
@@ -675,15 +676,7 @@ def test_10_a_full_scan_that_skipped_most_pages_counts_as_no_second_one(page_kib
 def narrow_end(*, merged_kib: int = 0, **scans: int) -> AdaptiveState:
     """The state after a narrow full scan with 1 GiB scanned once before, which merged so much."""
     guests = {"a": 2 * GIB}
-    before = AdaptiveState(
-        taken_s=0,
-        engaged=True,
-        guests_kib={"a/1": 2 * GIB},
-        scans=Scans(cursor_full_scans=5),
-        backlog=Backlog(scanned_once_kib=GIB),
-        checks=CheckScans(due_s=1e6),
-    )
-    before = replace(before, scans=replace(before.scans, **scans))  # type: ignore[arg-type]  # whole numbers alone
+    before = having_scanned(2 * GIB, once_kib=GIB, **scans)
     began = begin_full_scan(snap(1, guests, full_scans=5), before)
     ended = snap(2, guests, full_scans=6, pages_skipped=200_000, pages_unshared=500_000, pages_sharing=merged_kib // 4)
     return decide_all(ALWAYS, ended, state=began)[1]
@@ -728,19 +721,9 @@ def test_10_what_was_left_of_split_huge_pages_is_scanned_again(
 ) -> None:
     """ksmd splits a huge page to merge a part of it; the others may be in neither tree after their second scan."""
     guests = {"a": GIB}
-    before = AdaptiveState(
-        taken_s=0,
-        engaged=True,
-        guests_kib={"a/1": GIB},
-        scans=Scans(cursor_full_scans=5),
-        backlog=Backlog(scanned_once_kib=GIB),
-        checks=CheckScans(due_s=1e6),
-    )
+    before = having_scanned(once_kib=GIB, retries=retries)
     counted = None if split is None else 50
-    began = begin_full_scan(
-        snap(1, guests, full_scans=5, thp_split_page=counted),
-        replace(before, scans=replace(before.scans, retries=retries)),
-    )
+    began = begin_full_scan(snap(1, guests, full_scans=5, thp_split_page=counted), before)
     splits = None if split is None else 50 + split
     ended = snap(2, guests, full_scans=6, thp_split_page=splits, pages_volatile=volatile_kib // 4)
     _, state = decide_all(ALWAYS, ended, state=began)
@@ -748,17 +731,8 @@ def test_10_what_was_left_of_split_huge_pages_is_scanned_again(
 
 
 def test_10_split_pages_of_which_a_retry_has_merged_an_eighth_are_left_alone() -> None:
-    before = AdaptiveState(
-        taken_s=0,
-        engaged=True,
-        guests_kib={"a/1": GIB},
-        scans=Scans(cursor_full_scans=5),
-        backlog=Backlog(scanned_once_kib=GIB),
-        checks=CheckScans(due_s=1e6),
-    )
-    began = begin_full_scan(
-        snap(1, {"a": GIB}, full_scans=5, thp_split_page=50), replace(before, scans=replace(before.scans, retries=1))
-    )
+    before = having_scanned(once_kib=GIB, retries=1)
+    began = begin_full_scan(snap(1, {"a": GIB}, full_scans=5, thp_split_page=50), before)
     for merged_kib, left_kib in ((GIB // 8, 0), (GIB // 8 - 4, GIB)):
         counters = {"pages_volatile": GIB // 4, "pages_sharing": merged_kib // 4, "thp_split_page": 50}
         ended = snap(2, {"a": GIB}, full_scans=6, **counters)
