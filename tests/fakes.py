@@ -38,7 +38,7 @@ SAMPLE = Sample(
     run=1,
     pages_to_scan=0,
     sleep_millisecs=10_000,
-    rule="rest",
+    rule="idle",
 )
 
 
@@ -284,6 +284,9 @@ class TargetPolicy:
 
     def dump_state(self, state: int) -> dict[str, object]:
         return {"steps": state}
+
+    def quantities(self, snapshot: Snapshot, state: int, decision: Decision) -> tuple[()]:
+        return ()
 
     def decide(self, snapshot: Snapshot, state: int, triggers: Triggers) -> tuple[Decision, int]:
         decision = Decision(

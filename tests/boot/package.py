@@ -295,7 +295,7 @@ def sees_memory_of_others() -> None:
     run("systemctl", "stop", started)
     if int(run("systemctl", "--version").split()[1]) < MEMORY_KSM:
         return
-    wait(owes_nothing, "the guests' rounds")
+    wait(has_no_backlog, "the guests' full scans")
     merged = ksm("pages_sharing")
     started = hold_others("others", "by its unit", "--property=MemoryKSM=yes")
     numbers = retune()["decision"]["numbers"]
@@ -304,13 +304,13 @@ def sees_memory_of_others() -> None:
     wait(lambda: ksm("pages_sharing") > merged + COMMON_MIB * 256 * 0.9, "merged pages of others")
     run("systemctl", "stop", started)
     run("systemctl", "restart", "virtksm.service")
-    wait(lambda: ksm("pages_sharing") < merged + COMMON_MIB * 256 * 0.1, "a round over what they have left")
-    wait(owes_nothing, "being idle again")
+    wait(lambda: ksm("pages_sharing") < merged + COMMON_MIB * 256 * 0.1, "a full scan without them")
+    wait(has_no_backlog, "being idle again")
 
 
-def owes_nothing() -> bool:
+def has_no_backlog() -> bool:
     decision = retune()["decision"]
-    return (decision["rule"], decision["numbers"]["young_kib"]) == ("rest", 0)
+    return (decision["rule"], decision["numbers"]["settling_kib"]) == ("idle", 0)
 
 
 def hold_others(name: str, how: str, *options: str) -> str:

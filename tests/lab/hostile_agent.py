@@ -92,7 +92,7 @@ PASS: Json = {
         "rule": "sweep",
         "reason": "because",
         "numbers": {"owed_kib": 3, "worth_s": 1.5},
-        "turns_when": [{"text": "when so"}],
+        "thresholds": [{"text": "when so"}],
         "target": _SETTINGS,
         "next_pass_s": 3.5,
     },

@@ -102,7 +102,7 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
             "idle": False,
             "reason": text,
             "rule": text,
-            "turns_when": [{"text": text}],
+            "thresholds": [{"text": text}],
             "target": SETTINGS,
         },
         "outcome": text,

@@ -12,7 +12,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
+from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real
 
@@ -37,14 +37,14 @@ def is_idle(ksm: Ksm) -> bool:
 def wait_until_covered(agent: AgentProcess, guests: int) -> None:
     """Wait until so many guests run and all of their memory is scanned; what they fill, they have filled before.
 
-    A "rest" alone tells less: one may fall between two guests, before the second has begun to fill.
+    An "idle" alone tells less: one may fall between two guests, before the second has begun to fill.
     """
 
     def is_covered() -> bool:
         decision = agent.step()["decision"]
         numbers = decision["numbers"]
-        owed = [numbers[name] for name in ("young_kib", "fresh_kib", "half_kib", "gone_kib")]
-        return decision["rule"] == "rest" and numbers["guests"] == guests and not any(owed)
+        backlog = [numbers[name] for name in ("settling_kib", "new_kib", "scanned_once_kib", "exited_kib")]
+        return decision["rule"] == "idle" and numbers["guests"] == guests and not any(backlog)
 
     wait_until(is_covered, 2 * HANG_S, f"the memory of {guests} guests to be scanned")
 
@@ -54,7 +54,7 @@ def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
 ) -> None:
     ksm.write(use_zero_pages=0)
     agent = start_agent(SWEEPING_LAW)
-    assert is_idle(ksm), "nothing is owed yet"
+    assert is_idle(ksm), "there is no backlog yet"
     start_twins(guest, 3)
     wait_until_covered(agent, 3)
     assert is_idle(ksm)
@@ -70,12 +70,12 @@ def test_what_guests_have_in_common_is_merged_and_then_ksmd_rests(
     assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
 
 
-def test_an_agent_killed_in_a_round_leaves_ksmd_one_batch_a_minute(
+def test_an_agent_killed_in_a_full_scan_leaves_ksmd_one_batch_a_minute(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
 ) -> None:
     agent = start_agent(SWEEPING_LAW + "cpu_percent = 1\n")
     start_twins(guest, 2)
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
     agent.kill()
     assert ksm.read("pages_to_scan") > 0
     assert ksm.read("sleep_millisecs") in FED_SLEEPS_MS
@@ -92,7 +92,7 @@ def test_a_one_shot_takes_the_next_step_where_the_agent_was(
     agent.kill()
     done = agent_home.run("retune", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "rule rest" in done.stdout
+    assert "rule idle" in done.stdout
     assert is_idle(ksm)
 
 
@@ -107,27 +107,27 @@ def test_with_memory_to_spare_it_leaves_guests_alone(ksm: Ksm, start_agent: Agen
     assert ksm.read("full_scans") == full_scans
 
 
-def test_memory_of_others_is_debt_and_merges_without_any_guest(ksm: Ksm, start_agent: AgentFactory) -> None:
-    """Two processes of nobody's that let their memory merge, with an agent that may read so."""
+def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: Ksm, start_agent: AgentFactory) -> None:
+    """Two processes, no guests, that let their memory merge, with an agent that may read so."""
     ksm.write(use_zero_pages=0)
     spec = PayloadGuest(name="other", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, image=7)
     with MergeableProcess(replace(spec, seed=1)), MergeableProcess(replace(spec, seed=2)):
         agent = start_agent(SWEEPING_LAW)
-        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
-        line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
+        line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
         assert is_idle(ksm)
         assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
         assert line["decision"]["numbers"]["other_processes_kib"] >= 2 * (COMMON_MIB + 16) * 1024
-        assert "of others than guests" in line["decision"]["reason"]
+        assert "of other processes" in line["decision"]["reason"]
 
 
-def test_where_no_guest_may_merge_nothing_is_owed_after_one_batch(
+def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
     agent = start_agent(SWEEPING_LAW)
     guest(PayloadGuest(name="vault", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, nosharepages=True))
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "empty")
     line = agent.step()
-    assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("rest", ksm.read("full_scans"))
-    assert line["decision"]["numbers"]["fresh_kib"] == 0
+    assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("idle", ksm.read("full_scans"))
+    assert line["decision"]["numbers"]["new_kib"] == 0
     assert is_idle(ksm)

@@ -102,7 +102,7 @@ def samples(seed: int) -> list[Sample]:
         drawn.append(
             Sample(
                 at_s=at_s, guests=1, committed_kib=1, total_kib=1, available_kib=1, saved_kib=draw.randrange(9),
-                ksmd_cpu_seconds=cpu_s, run=1, pages_to_scan=0, sleep_millisecs=20, rule="rest",
+                ksmd_cpu_seconds=cpu_s, run=1, pages_to_scan=0, sleep_millisecs=20, rule="idle",
             )
         )  # fmt: skip
     return drawn

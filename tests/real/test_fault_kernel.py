@@ -39,8 +39,8 @@ def test_ksm_switched_off_under_the_agent_is_said_and_survived(
     assert ksm.read("pages_sharing") == 0
     ksm.write(run=1)
     agent.step()
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
-    assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, "what was owed meanwhile was not forgotten"
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
+    assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, "the backlog of meanwhile was not forgotten"
 
 
 def test_what_was_unmerged_under_the_agent_merges_again(
@@ -49,12 +49,12 @@ def test_what_was_unmerged_under_the_agent_merges_again(
     agent = start_agent(SWEEPING_LAW)
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=COMMON_MIB, own_mib=16, seed=seed))
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
     ksm.write(run=2)
     assert ksm.read("pages_sharing") == 0
     ksm.write(run=1)
     agent.step()
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
     assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
     assert agent.lines("settings_refused") == []

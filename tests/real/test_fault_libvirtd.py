@@ -18,7 +18,7 @@ from tests.lab.footprint import calm_footprint, read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
-from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
+from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real
 
@@ -92,7 +92,7 @@ def start_sweep(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> Age
     agent = start_agent(SWEEPING_LAW + "cpu_percent = 1\n")
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed))
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
     assert settings(ksm)[0] > 0
     return agent
 
@@ -112,7 +112,7 @@ def test_a_sweep_stranded_by_libvirts_death_does_one_batch_a_minute_and_ends_aft
     agent.wait_for("libvirt_connected")
     agent.wait_for_pass()
     agent.reload()
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
     assert settings(ksm) == (0, 10_000)
 
 

@@ -75,8 +75,8 @@ def test_a_prometheus_is_told_what_the_status_says(
     agent = start_agent(listening(port, SWEEPING_LAW))
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed))
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
 
     def differences() -> dict[str, tuple[float | None, float]]:
         """Return what Prometheus has otherwise, as it does until it has come by since the last pass."""
@@ -108,9 +108,9 @@ def test_a_prometheus_is_told_what_the_status_says(
             "sum(virtksm_last_pass_result)": 1,
             f'virtksm_build_info{{version="{status["version"]}"}}': 1,
             'virtksm_policy_info{policy="adaptive"}': 1,
-            'virtksm_backlog_bytes{state="new"}': numbers["fresh_kib"] * 1024,
+            'virtksm_backlog_bytes{state="new"}': numbers["new_kib"] * 1024,
             "sum(virtksm_decisions_total)": len(passes),
-            'virtksm_decisions_total{rule="round"}': rules(passes, "round"),
+            'virtksm_decisions_total{rule="full_scan"}': rules(passes, "full_scan"),
             "virtksm_pass_duration_seconds_count": len(passes),
             "virtksm_event_to_applied_seconds_count": len(waits(passes)),
             "sum(virtksm_conflicts_total)": 0,
@@ -160,7 +160,7 @@ def test_every_query_of_the_dashboard_and_of_the_rules_returns_something(
 ) -> None:
     agent = start_agent(listening(port, SWEEPING_LAW))
     guest(PayloadGuest(name="one", memory_mib=32, common_mib=16, zero_mib=4))
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
+    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
     scraped.wait_for("rate(virtksm_event_to_applied_seconds_count[10s]) > 0")
     queries = [as_asked(expression, rate="10s") for expression in expressions(read_dashboard())]
     assert len(queries) > 30

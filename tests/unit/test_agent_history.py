@@ -101,7 +101,7 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
     desk.run(story)
     at_s = WALL_S + desk.clock.now_s
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
-    assert desk.history.kept_decisions == [Told(at_s=at_s, report=report.as_dict())]
+    assert desk.history.kept_decisions == [Told(at_s=at_s, report=report.as_dict(with_thresholds=True))]
     assert desk.history.kept_samples == [
         Sample(
             at_s=at_s,

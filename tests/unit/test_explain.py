@@ -21,6 +21,7 @@ from virtksm.model.snapshot import IDLE
 from virtksm.policy import POLICIES, ksmtuned
 from virtksm.policy.off import RULE, decide_off
 from virtksm.policy.rules import MEANINGS, meaning_of
+from virtksm.policy.thresholds import find_thresholds
 from virtksm.store.history import HistoryFile
 
 GIB = 1024 * 1024
@@ -29,7 +30,7 @@ URI = "test:///default"
 
 def record_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of the report
     seen = snap(5, {"a": GIB})
-    decision, _ = AUTO.decide(seen, AUTO.first_state(seen), TIMER)
+    decision, state = AUTO.decide(seen, AUTO.first_state(seen), TIMER)
     report = PassReport(
         uri=URI,
         policy="adaptive",
@@ -40,8 +41,9 @@ def record_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of th
         before=replace(IDLE, pages_to_scan=100),
         after=IDLE,
         duration_ms=1.5,
+        find_thresholds=lambda: find_thresholds(AUTO, seen, state, decision),
     )
-    return {**report.as_dict(), **changes}
+    return {**report.as_dict(with_thresholds=True), **changes}
 
 
 def remember(folder: Path, *records: Mapping[str, Any], at_s: float = 1_767_323_045.5) -> None:
@@ -66,21 +68,19 @@ def test_every_rule_of_every_policy_has_its_meaning_and_no_other_has() -> None:
     assert named & {"unknown", "stop", "boost", "decay", "hold"} == rules
 
 
-def test_a_decision_is_told_with_its_rule_its_turns_and_its_numbers(
+def test_a_decision_is_told_with_its_rule_its_thresholds_and_its_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     remember(tmp_path, record_of())
     assert explained(tmp_path) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == "2026-01-02 03:04:05+00:00  for timer: applied"
-    assert lines[0] == (
-        "  decided   no need to merge: 40.0 GiB available of 64.0 GiB, guests may grow to 1.0 GiB: parked"
-    )
+    assert lines[0] == ("  decided   memory is not short: 40.0 of 64.0 GiB available, guests can grow to 1.0 GiB")
     assert lines[1].startswith("  rule      disengaged of adaptive: rule 1: it acts when memory is short")
-    assert lines[2] == "  turns     engages when available memory falls to 12.8 GiB; now 40.0 GiB"
+    assert lines[2] == "  threshold engages when available memory falls to 12.8 GiB; now 40.0 GiB"
     told = "\n".join(lines)
-    assert "memory 1.0 GiB, young 1.0 GiB" in told
-    assert "waited 0.0 MiB s, round_cost 1.835 s, page_cost 7 us" in " ".join(told.split())
+    assert "memory 1.0 GiB, settling 1.0 GiB" in told
+    assert "waited 0.0 MiB s, full_scan_cost 1.835 s, page_cost 7 us" in " ".join(told.split())
     assert "  changed   pages_to_scan 100 -> 0" in told
     assert all(len(line) <= 120 for line in lines)
 
@@ -92,7 +92,7 @@ def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.
     assert told["schema"] == 1
     assert [one["pass"]["triggers"] for one in told["decisions"]] == [["two"], ["three"]]
     assert set(told["decisions"][0]) == {"at_s", "at", "rule_means", "pass"}
-    assert told["decisions"][0]["pass"]["decision"]["turns_when"][0]["quantity"] == "available_kib"
+    assert told["decisions"][0]["pass"]["decision"]["thresholds"][0]["quantity"] == "available_kib"
 
 
 def test_where_nothing_is_remembered_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = record_of()
-    del report["decision"]["turns_when"]
+    del report["decision"]["thresholds"]
     report["decision"] |= {"rule": "later", "numbers": {"odd": None, "share": 0.5, "sleep_ms": 4_294_967_295}}
     remember(tmp_path, report)
     assert explained(tmp_path) == 0
@@ -117,7 +117,7 @@ def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
 
 def test_switched_off_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decision = decide_off(SwitchedOff(since="then"), was_off=False)
-    reason = {"rule": decision.reason.rule, "reason": decision.reason.text, "numbers": {}, "turns_when": []}
+    reason = {"rule": decision.reason.rule, "reason": decision.reason.text, "numbers": {}, "thresholds": []}
     remember(tmp_path, record_of(decision=reason))
     assert explained(tmp_path) == 0
     assert "rule      switched_off of adaptive: `virtksm off` outranks every policy" in capsys.readouterr().out

@@ -27,7 +27,7 @@ def make_pass(at_s: float, *guests: Guest) -> Pass:
         at_s=at_s,
         triggers=Triggers(kinds=frozenset({Trigger.TIMER})),
         snapshot=Snapshot(taken_s=1.0, source=Source.LOCAL, host=LOCAL_HOST, ksm=ksm, guests=guests),
-        decision=Decision(target=IDLE, reason=Reason(rule="rest", text="covered"), next_pass_s=None),
+        decision=Decision(target=IDLE, reason=Reason(rule="idle", text="covered"), next_pass_s=None),
         outcome="unchanged",
         after=IDLE,
     )

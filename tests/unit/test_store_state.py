@@ -17,7 +17,7 @@ from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
-from virtksm.policy.adaptive.state import AdaptiveState, Meter, Round, dump_state, load_state
+from virtksm.policy.adaptive.state import AdaptiveState, FullScan, Meter, Scans, dump_state, load_state
 from virtksm.store import files
 from virtksm.store.files import (
     PIECE_BYTES,
@@ -115,7 +115,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
 )
-MEMORY = dump_state(AdaptiveState(round=Round(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
+MEMORY = dump_state(
+    AdaptiveState(scans=Scans(current=FullScan(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
+)
 
 
 @given(

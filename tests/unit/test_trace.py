@@ -32,11 +32,11 @@ PASS = Pass(
     at_s=1.5,
     triggers=TIMER,
     snapshot=snap(1, {"vault": 1024}),
-    decision=Decision(target=IDLE, reason=Reason(rule="rest", text="all is covered"), next_pass_s=20.0),
+    decision=Decision(target=IDLE, reason=Reason(rule="idle", text="all is covered"), next_pass_s=20.0),
     outcome="applied",
     after=IDLE,
     continues=False,
-    state={"guests_kib": {"vault/1": 7, "gone/3": 8}, "rule": "rest"},
+    state={"guests_kib": {"vault/1": 7, "gone/3": 8}, "rule": "idle"},
 )
 
 
@@ -130,7 +130,7 @@ def test_without_names_what_the_policy_remembers_of_a_guest_is_still_that_guest_
     assert isinstance(header, Header)
     assert isinstance(stripped, Pass)
     assert header.uri == "qemu+ssh:"
-    assert stripped.state == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8}, "rule": "rest"}
+    assert stripped.state == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8}, "rule": "idle"}
     assert stripped.snapshot.guests[0].key == "guest-1/1"
     assert "vault" not in dump_line(header) + dump_line(stripped)
     assert nameless.strip(Gap(missed=1)) == Gap(missed=1)

@@ -165,12 +165,12 @@ def test_after_a_step_of_somebody_else_s_the_past_is_there() -> None:
     answer = agent.ask()
     agent.step()
     assert agent.kept is not None
-    agent.kept = {**agent.kept, "backoff": 8}
+    agent.kept = {**agent.kept, "rule": "another"}
     agent.step()
     follows, breaks = passes(agent.ask(answer))
     assert (follows.continues, breaks.continues) == (True, False)
     assert breaks.state is not None
-    assert breaks.state["backoff"] == 8
+    assert breaks.state["rule"] == "another"
 
 
 def test_a_law_that_changes_is_there_with_the_first_pass_under_it() -> None:

@@ -143,7 +143,7 @@ class HistoryWriter:
         at_s = self._to_the_millisecond()
         self._waiting.add_sample(sample_of(at_s, report.snapshot, report.after, report.decision.reason.rule))
         if is_news:
-            self._waiting.decisions.append(Told(at_s=at_s, report=report.as_dict()))
+            self._waiting.decisions.append(Told(at_s=at_s, report=report.as_dict(with_thresholds=True)))
         self._stirred.set()
 
     def _to_the_millisecond(self) -> float:

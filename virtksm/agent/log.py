@@ -254,7 +254,6 @@ def _canonical(report: PassReport, heard_s: float | None, ended_s: float) -> dic
     fields = report.as_dict()
     for name in ("schema", "refused", "foreign", "warnings"):
         fields.pop(name)
-    fields["decision"] = {name: value for name, value in report.decision_dict().items() if name != "turns_when"}
     if heard_s is not None:
         fields["event_to_applied_ms"] = round((ended_s - heard_s) * 1000, 3)
     return fields

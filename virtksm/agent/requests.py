@@ -114,7 +114,7 @@ class Requests:
         return None if request["uri"] in (self.connection.uri, known) else {"ok": False, "other_uri": known}
 
     async def _pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
-        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict()}
+        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict(with_thresholds=True)}
 
     async def _switch(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""

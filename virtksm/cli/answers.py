@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Shape = type | UnionType | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 SETTINGS = {"pages_to_scan": int | None, "sleep_millisecs": int | None, "merge_across_nodes": int | None}
+DECISION = {"idle": bool, "rule": str, "reason": str, "target": SETTINGS}
 PASS = {
     "uri": str,
     "policy": str,
@@ -35,7 +36,7 @@ PASS = {
         "ksm_zero_pages": int | None,
         "page_kib": int,
     },
-    "decision": {"idle": bool, "rule": str, "reason": str, "turns_when": [{"text": str}], "target": SETTINGS},
+    "decision": DECISION,
     "outcome": str,
     "before": SETTINGS,
     "after": SETTINGS,
@@ -44,6 +45,7 @@ PASS = {
     "duration_ms": int | float,
 }
 """A pass, as virtksm/model/report.py writes it."""
+PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "thresholds": [{"text": str}]}}
 NOW = {
     "ksm_run": int | None,
     "advisor_mode": str | None,

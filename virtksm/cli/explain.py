@@ -74,7 +74,7 @@ def explain(told: Told) -> dict[str, Any]:
             "before": {} as before,
             "changed": {} as changed,
             "decision": {"rule": str() as rule, "reason": str(), "numbers": {} as numbers} as decision,
-        } if _are_numbers(numbers) and _are_turns(decision) and before.keys() >= changed.keys():
+        } if _are_numbers(numbers) and _are_thresholds(decision) and before.keys() >= changed.keys():
             return {
                 "at_s": told.at_s,
                 "at": _utc(told.at_s),
@@ -90,9 +90,9 @@ def _are_numbers(values: Mapping[str, object]) -> bool:
     return all(isinstance(value, int | float | None) for value in values.values())
 
 
-def _are_turns(decision: object) -> bool:
-    turns = decision.get("turns_when", []) if isinstance(decision, dict) else None
-    return isinstance(turns, list) and all(isinstance(turn, dict) and "text" in turn for turn in turns)
+def _are_thresholds(decision: object) -> bool:
+    found = decision.get("thresholds", []) if isinstance(decision, dict) else None
+    return isinstance(found, list) and all(isinstance(one, dict) and "text" in one for one in found)
 
 
 def decision_lines(explained: Mapping[str, Any]) -> Iterator[str]:
@@ -102,8 +102,8 @@ def decision_lines(explained: Mapping[str, Any]) -> Iterator[str]:
     yield f"{explained['at']}  for {', '.join(map(str, report['triggers']))}: {report['outcome']}"
     yield f"  decided   {decision['reason']}"
     yield f"  rule      {decision['rule']} of {report['policy']}: {explained['rule_means']}"
-    for turn in decision.get("turns_when", ()):
-        yield f"  turns     {turn['text']}"
+    for threshold in decision.get("thresholds", ()):
+        yield f"  threshold {threshold['text']}"
     yield from _wrapped("  numbers   ", [_number_text(name, value) for name, value in decision["numbers"].items()])
     changes = [f"{name} {report['before'][name]} -> {value}" for name, value in report["changed"].items()]
     yield from _wrapped("  changed   ", changes)

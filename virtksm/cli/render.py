@@ -26,7 +26,7 @@ def pass_lines(report: Mapping[str, Any]) -> list[str]:
         f"{format_kib(free_kib)} of {format_kib(sensed['total_kib'])} free or cache",
         f"decided   {'idle' if decision['idle'] else 'scan'}: {decision['reason']} ({report['policy']}, "
         f"rule {decision['rule']})",
-        *(f"threshold {turn['text']}" for turn in decision.get("turns_when", ())),
+        *(f"threshold {threshold['text']}" for threshold in decision.get("thresholds", ())),
         f"outcome   {report['outcome']} in {report['duration_ms']:.1f} ms",
     ]
     after = decision["target"] if report["outcome"] == "dry_run" else report["after"]

@@ -65,7 +65,7 @@ def through_agent(
     could not do it, or if it does not answer.
     """
     from virtksm.agent.control_client import ask
-    from virtksm.cli.answers import PASS
+    from virtksm.cli.answers import PASS_ASKED_FOR
     from virtksm.cli.ask_agent import take_answer
 
     try:
@@ -88,7 +88,7 @@ def through_agent(
         if isinstance(code, int) and code in list(map(int, ExitCode)):
             failure.exit_code = ExitCode(code)
         raise failure
-    return take_answer(answer, "pass", PASS)
+    return take_answer(answer, "pass", PASS_ASKED_FOR)
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
@@ -108,7 +108,9 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
             return report
     cycle = make_cycle(host, config, paths)
     triggers = Triggers(kinds=frozenset({Trigger.RETUNE}))
-    return libvirt.run("pass", lambda: cycle.run(triggers, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict()
+    return libvirt.run("pass", lambda: cycle.run(triggers, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict(
+        with_thresholds=True
+    )
 
 
 def _wait_for_hook(paths: RuntimePaths) -> bool:

@@ -133,7 +133,7 @@ class Switching:
         triggers = Triggers(kinds=frozenset({Trigger(self._op)}))
         try:
             cycle = make_cycle(host, self._config, self._paths)
-            report = libvirt.run("pass", lambda: cycle.run(triggers), more_s=LOCK_WAIT_S).as_dict()
+            report = libvirt.run("pass", lambda: cycle.run(triggers), more_s=LOCK_WAIT_S).as_dict(with_thresholds=True)
         except VirtksmError:
             raise
         except Exception as error:  # a fault of the program, which must not hide that the switch is set

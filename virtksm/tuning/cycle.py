@@ -8,16 +8,16 @@ does a restore: the baseline would scan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from virtksm.errors import SettingsRefused
-from virtksm.model.decision import Decision, SwitchedOff, Triggers
+from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
-from virtksm.policy.off import decide_off
+from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, apply, plan, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
@@ -79,7 +79,7 @@ class Cycle(Generic[State]):
             )
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
-            decision, asked, state_before = self._decide(state, snapshot, triggers, off)
+            decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
@@ -114,6 +114,7 @@ class Cycle(Generic[State]):
             state_before=state_before,
             state_after=asked.policy_state,
             trouble=() if self.local is None else self.local.trouble,
+            find_thresholds=find_thresholds,
         )
 
     def restore(self, baseline: Settings | None = None) -> RestoreReport:
@@ -172,10 +173,10 @@ class Cycle(Generic[State]):
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: SwitchedOff | None
-    ) -> tuple[Decision, HostState, Mapping[str, object] | None]:
-        """Decide; return the policy's next state, as a host's without ownership, and its state before."""
+    ) -> tuple[Decision, HostState, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
+        """Decide; return the policy's next state, as a host's without ownership, its state before, and thresholds."""
         if off is not None:
-            return decide_off(off, was_off=self.tenure.was_off), HostState(), None
+            return decide_off(off, was_off=self.tenure.was_off), HostState(), None, lambda: (SWITCHED_ON,)
         state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
         if state_before is not None:
@@ -184,11 +185,14 @@ class Cycle(Generic[State]):
             except ValueError:  # another version's: begin again, the ownership beside it still counts
                 state_before = None
         decision, left = self.policy.decide(snapshot, before, triggers)
-        return (
-            decision,
-            HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left)),
-            state_before,
-        )
+
+        def thresholds() -> Iterable[Threshold]:
+            from virtksm.policy.thresholds import find_thresholds
+
+            return find_thresholds(self.policy, snapshot, left, decision)
+
+        saved = HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left))
+        return decision, saved, state_before, thresholds
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers

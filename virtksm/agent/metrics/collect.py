@@ -108,16 +108,16 @@ def find_backlog(report: PassReport) -> dict[Labels, Value]:
     if report.policy != "adaptive" or report.state_after is None:
         return {}
     try:
-        state = load_state(report.state_after)
+        backlog = load_state(report.state_after).backlog
     except ValueError:  # switched off: the policy was not asked
         return {}
     backlog_kib = {
-        "settling": sum(kib for _, kib in state.young),
-        "new": state.fresh_kib,
-        "scanned_once": state.half_kib,
-        "exited": state.gone_kib,
+        "settling": backlog.settling_kib,
+        "new": backlog.new_kib,
+        "scanned_once": backlog.scanned_once_kib,
+        "exited": backlog.exited_kib,
     }
-    return {(name,): kib * 1024 for name, kib in backlog_kib.items()}
+    return {(state,): kib * 1024 for state, kib in backlog_kib.items()}
 
 
 def _bytes(kib: int | None) -> int | None:
