@@ -19,7 +19,6 @@ from virtksm.history.samples import (
     MAX_SAMPLES,
     GuestEvent,
     Sample,
-    Told,
 )
 from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
@@ -217,12 +216,12 @@ class FakeHistory:
 
     kept_samples: list[Sample] = field(default_factory=list)
     kept_events: list[GuestEvent] = field(default_factory=list)
-    kept_decisions: list[Told] = field(default_factory=list)
+    kept_decisions: list[str] = field(default_factory=list)
     is_full: bool = False
     aside: str | None = None
     writes: int = 0
 
-    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+    def add(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> str | None:
         if self.is_full:
             raise StateUnusable("no space left on device")
         self.writes += 1
@@ -248,7 +247,7 @@ class FakeHistory:
     def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
         return tuple(one for one in self.kept_events if one.at_s >= since_s)[-most:]
 
-    def decisions(self, most: int) -> tuple[Told, ...]:
+    def decisions(self, most: int) -> tuple[str, ...]:
         return tuple(self.kept_decisions[-most:])
 
 

@@ -34,12 +34,14 @@ MAX_MEMBERS = 100_000
 def parse_object(said: bytes | str, what: str) -> dict[str, object]:
     """Take a JSON object, called `what`; raises ValueError saying what is wrong."""
     try:
-        told = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
+        value = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
-    if not isinstance(told, dict):
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from None
+    if not isinstance(value, dict):
         raise ValueError(f"{what} is no JSON object")
-    return told
+    return value
 
 
 def _whole(text: str) -> int:

@@ -31,7 +31,7 @@ def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:
 
 
 def make_history(uri: str, config: Config, paths: RuntimePaths) -> History:
-    """Return what is remembered of the host behind `uri`, which is no alias."""
+    """Return the history of the host behind `uri`, which is no alias."""
     from virtksm.store.history import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
 
     return HistoryFile(paths.host_history(host_key(uri, local=is_this_machine(uri, config))))

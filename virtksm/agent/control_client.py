@@ -2,14 +2,13 @@
 
 `{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "off", "uri": URI}` or "on", are answered by
 `{"ok": true, "pass": {...}}`, or from another host's agent by `{"ok": false, "other_uri": URI}`; without a URI the
-agent's own host is meant. `{"op": "status"}` is
-answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the configuration is read again) by
-`{"ok": true, "policy": NAME}`; `history` and `decisions` are described in agent/recall.py, `inputs` in
-agent/inputs.py. What fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
+agent's own host is meant. `{"op": "status"}` is answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the
+configuration is read again) by `{"ok": true, "policy": NAME}`; agent/requests.py describes `history` and `decisions`,
+agent/trace_buffer.py `trace`. A request that fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
 Imports nothing but json, socket and time beside codec, so that a one-shot that finds an agent stays quick.
 
-Root's commands ask an agent that is another user and may be somebody's who means harm: an answer is one JSON object, of
-at most so many bytes within so much time, without a number that no counter and no clock has.
+Root's commands ask an agent that is another user and may be an attacker's: an answer is one JSON object, bounded in
+bytes and in time, without a number that no counter and no clock has.
 """
 
 from __future__ import annotations

@@ -79,12 +79,12 @@ def parse_host_state(text: str) -> HostState:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
     try:
-        kept = json.loads(text)
+        values = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise ValueError(f"not a virtksm state of schema {SCHEMA}")
-    parameters, policy = kept.get("parameters"), kept.get("policy")
+    parameters, policy = values.get("parameters"), values.get("policy")
     if not isinstance(parameters, dict) or not isinstance(policy, dict):
         raise ValueError("parameters or policy is missing")
     name, left = policy.get("name"), policy.get("state")

@@ -72,10 +72,10 @@ class SwitchFile:
 def parse_switch(content: bytes) -> str:
     """Return since when it is off; raises ValueError if that is not what `turn_off` wrote."""
     try:
-        kept = parse_object(content, "it")
+        values = parse_object(content, "it")
     except ValueError:
-        kept = {}
-    since = kept.get("since") if kept.get("schema") == SCHEMA else None
+        values = {}
+    since = values.get("since") if values.get("schema") == SCHEMA else None
     if not isinstance(since, str) or not since.isprintable() or not 0 < len(since) <= MAX_SINCE:
         raise ValueError("is damaged")
     return since
