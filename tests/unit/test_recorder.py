@@ -157,7 +157,7 @@ def test_an_agent_that_always_has_more_cannot_keep_a_recording_from_its_end() ->
 
 
 def test_a_recording_has_an_end_whatever_the_agent_tells() -> None:
-    recorder = Recorder(FakeAgent(FIRST, *[trace(more=True)] * 9), most_characters=4 * len(dump_line(PASS)))
+    recorder = Recorder(FakeAgent(FIRST, *[trace(more=True)] * 9), max_characters=4 * len(dump_line(PASS)))
     asked = 0
     while not recorder.is_full:
         recorder.ask()

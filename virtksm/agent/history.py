@@ -170,18 +170,18 @@ class HistoryWriter:
             lambda: [one for one in self._waiting.samples if one.at_s >= since_s],
         )
 
-    async def events(self, since_s: float, most: int) -> tuple[GuestEvent, ...]:
-        """Return the last `most` events (1 or more) from `since_s` on, also those not written yet; as `samples`."""
+    async def events(self, since_s: float, limit: int) -> tuple[GuestEvent, ...]:
+        """Return the last `limit` events (1 or more) from `since_s` on, also those not written yet; as `samples`."""
         found = await self._read(
-            lambda history: history.events(since_s, most),
+            lambda history: history.events(since_s, limit),
             lambda: [one for one in self._waiting.events.values() if one.at_s >= since_s],
         )
-        return found[-most:]
+        return found[-limit:]
 
-    async def decisions(self, most: int) -> tuple[str, ...]:
-        """Return the lines of the last `most` decisions (1 or more), also those not written yet; as `samples`."""
-        found = await self._read(lambda history: history.decisions(most), lambda: self._waiting.decisions)
-        return found[-most:]
+    async def decisions(self, limit: int) -> tuple[str, ...]:
+        """Return the lines of the last `limit` decisions (1 or more), also those not written yet; as `samples`."""
+        found = await self._read(lambda history: history.decisions(limit), lambda: self._waiting.decisions)
+        return found[-limit:]
 
     async def _read(
         self, written: Callable[[History], tuple[Value, ...]], waiting: Callable[[], Iterable[Value]]

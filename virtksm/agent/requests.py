@@ -150,18 +150,18 @@ async def answer_decisions(history_writer: HistoryWriter, request: Mapping[str, 
     return {"ok": True, "decisions": list(lines)}
 
 
-def _number(request: Mapping[str, object], name: str, default: float, most: float) -> float:
+def _number(request: Mapping[str, object], name: str, default: float, limit: float) -> float:
     value = request.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= most:
-        raise BadRequest(f"{name} must be a number from 1 to {most:.0f}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= limit:
+        raise BadRequest(f"{name} must be a number from 1 to {limit:.0f}")
     return value
 
 
-def _last_that_fit(values: Sequence[Value], most_bytes: int, as_json: Callable[[Value], object]) -> Sequence[Value]:
-    """Return as many of the last values as take `most_bytes` at most."""
+def _last_that_fit(values: Sequence[Value], max_bytes: int, as_json: Callable[[Value], object]) -> Sequence[Value]:
+    """Return as many of the last values as take `max_bytes` at most."""
     for number, value in enumerate(reversed(values)):
-        most_bytes -= len(json.dumps(as_json(value)))
-        if most_bytes < 0:
+        max_bytes -= len(json.dumps(as_json(value)))
+        if max_bytes < 0:
             return values[len(values) - number :]
     return values
 

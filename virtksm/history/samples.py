@@ -98,11 +98,11 @@ class History(Protocol):
     def samples(self, since_s: float) -> tuple[Sample, ...]:
         """Return the samples from `since_s` on."""
 
-    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
-        """Return the last `most` events from `since_s` on."""
+    def events(self, since_s: float, limit: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
+        """Return the last `limit` events from `since_s` on."""
 
-    def decisions(self, most: int) -> tuple[str, ...]:
-        """Return the lines of the last `most` decisions."""
+    def decisions(self, limit: int) -> tuple[str, ...]:
+        """Return the lines of the last `limit` decisions."""
 
 
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
@@ -129,17 +129,17 @@ def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sa
     )
 
 
-def thin(samples: Sequence[Sample], most: int, *, until_s: float) -> tuple[Sample, ...]:
-    """Return at most `most` samples (1 or more): the last of each of so many equal stretches of time.
+def thin(samples: Sequence[Sample], limit: int, *, until_s: float) -> tuple[Sample, ...]:
+    """Return at most `limit` samples (1 or more): the last of each of so many equal stretches of time.
 
     Those after `until_s`, which is now, are left out: they are from before the clock was set back.
     """
     samples = [sample for sample in samples if sample.at_s <= until_s]
-    if len(samples) <= most:
+    if len(samples) <= limit:
         return tuple(samples)
     first_s = min(sample.at_s for sample in samples)
-    stretch_s = (max(sample.at_s for sample in samples) - first_s) / most or 1.0
-    stretches = {min(int((sample.at_s - first_s) / stretch_s), most - 1): sample for sample in samples}
+    stretch_s = (max(sample.at_s for sample in samples) - first_s) / limit or 1.0
+    stretches = {min(int((sample.at_s - first_s) / stretch_s), limit - 1): sample for sample in samples}
     return tuple(stretches[number] for number in sorted(stretches))
 
 

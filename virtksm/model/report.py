@@ -56,9 +56,9 @@ class Foreign:
 class PassReport:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
-    `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
-    `trouble` is what kept processes from being read.
-    `state_before` and `state_after` are the policy's state, as kept; None where it began anew, or was not asked.
+    `exposed` names the private guests that can merge; None where their XML was not read (a pass without an agent).
+    `trouble` says why processes could not be read.
+    `state_before` and `state_after` are the policy's state as JSON values; None where it began anew, or was not asked.
     """
 
     uri: str
@@ -87,7 +87,7 @@ class PassReport:
 
     @property
     def is_routine(self) -> bool:
-        """Whether it is one tick of many: nobody but the policy and guests asked for it, and all goes on as before."""
+        """Whether it is a pass of many: only the policy and guests asked for it, and all goes on as before."""
         is_new = self.refusals or self.foreign or self.yields_now or self.resumes_now
         return self.decision.is_routine and self.is_unasked and not is_new
 
@@ -190,7 +190,7 @@ class PassReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
-    """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
+    """What a restore (or the agent's end) did to the settings; `left` are parameters that others have changed since.
 
     `switched_off` says that a restore has parked instead; `doubted` are parameters that got the kernel's default, since
     what was kept of them is nothing that anybody sets, and may be planted.

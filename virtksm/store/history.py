@@ -125,13 +125,13 @@ class HistoryFile:
         with _translated(self.path):
             return parse_samples(SAMPLE_FIELDS, rows[::-1])
 
-    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
-        rows = self._read(EVENTS, since_s, most)
+    def events(self, since_s: float, limit: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
+        rows = self._read(EVENTS, since_s, limit)
         with _translated(self.path):
             return parse_events(EVENT_FIELDS, rows[::-1])
 
-    def decisions(self, most: int) -> tuple[str, ...]:
-        return tuple(str(line) for (line,) in self._read(DECISIONS, most)[::-1])
+    def decisions(self, limit: int) -> tuple[str, ...]:
+        return tuple(str(line) for (line,) in self._read(DECISIONS, limit)[::-1])
 
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> None:
         with closing(_open(self.path)) as database, database:
@@ -142,11 +142,11 @@ class HistoryFile:
             _insert(database, "samples", SAMPLE_FIELDS, map(sample_row, samples))
             _insert(database, "events", EVENT_FIELDS, map(event_row, events))
             _insert(database, "decisions", ("line",), ((line,) for line in decisions))
-            for kind, (most, most_of_a_guest) in MAX_OF_A_KIND.items():
-                database.execute(SURPLUS_OF_A_GUEST, (kind, most_of_a_guest))
-                database.execute(SURPLUS_OF_A_KIND, (kind, most))
-            for table, most in (("samples", MAX_SAMPLES), ("events", MAX_EVENTS), ("decisions", MAX_DECISIONS)):
-                database.execute(SURPLUS.format(table=table), (most,))
+            for kind, (limit, max_of_a_guest) in MAX_OF_A_KIND.items():
+                database.execute(SURPLUS_OF_A_GUEST, (kind, max_of_a_guest))
+                database.execute(SURPLUS_OF_A_KIND, (kind, limit))
+            for table, limit in (("samples", MAX_SAMPLES), ("events", MAX_EVENTS), ("decisions", MAX_DECISIONS)):
+                database.execute(SURPLUS.format(table=table), (limit,))
             database.execute(SURPLUS_DECISIONS, (MAX_DECISION_CHARACTERS,))
 
     def _read(self, query: str, *values: float) -> list[tuple[Any, ...]]:
@@ -234,7 +234,7 @@ def _is_sound(path: str) -> bool:
 
 
 def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
-    """Tell whether the file is what is wrong: no database, a damaged one, or other tables than ours.
+    """Tell whether the file is at fault: no database, a damaged one, or other tables than ours.
 
     SQLite quotes a damaged schema in its message, which Python may not be able to decode.
     """
@@ -245,7 +245,7 @@ def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
 
 
 def _set_aside(path: str) -> str:
-    """Rename what cannot be used, with what an interrupted write has left of it; raises StateUnusable, OSError."""
+    """Rename an unusable file, with the journal of an interrupted write; raises StateUnusable, OSError."""
     folder, name = os.path.split(path)
     if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MAX_ASIDE:
         raise StateUnusable(

@@ -1,7 +1,8 @@
 """Keeps whether virtksm is switched off for a host, as one file in the state folder: there while it is off.
 
-Some must be able to prove that KSM is off, so whatever cannot be read or understood counts as off; only a file that is
-certainly not there means on. It survives a power cut from the moment `turn_off` returns. Follows no symbolic links.
+Administrators must be able to prove that KSM is off, so a file that cannot be read or understood counts as off; only a
+file that is certainly not there means on. It survives a power cut from the moment `turn_off` returns. Follows no
+symbolic links.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SwitchFile:
             os.close(descriptor)
 
     def may_turn(self) -> bool:
-        """Tell whether this user may turn it: root, or whoever may write in the folder, or make it."""
+        """Tell whether this user may turn it: root, or a user who may write in the folder, or make it."""
         folder = os.path.dirname(self.path)
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)

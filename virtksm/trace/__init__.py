@@ -84,7 +84,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """So many passes are missing here; None where nobody knows."""
+    """So many passes are missing here; None where the number is unknown."""
 
     missed: int | None
 

@@ -23,7 +23,7 @@ ASK_EVERY_S = 1.0
 ENDS_WITHIN_S = 2.0
 """How long the agent may go on sending passes when the recording is to end."""
 MAX_CHARACTERS = 1 << 32
-"""Longest recording: an agent, whoever is behind it, writes no more of root's disk."""
+"""Longest recording: an agent in an attacker's hands fills no more of root's disk."""
 MAX_SESSION = 64
 """Characters of a session's name, which every further question repeats."""
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
@@ -88,12 +88,12 @@ class Recorder:
         send: Callable[[dict[str, object]], dict[str, object] | None],
         *,
         is_anonymous: bool = False,
-        most_characters: int = MAX_CHARACTERS,
+        max_characters: int = MAX_CHARACTERS,
         ends_within_s: float = ENDS_WITHIN_S,
     ) -> None:
         self._send = send
         self._take = _taking(is_anonymous=is_anonymous)
-        self._left = most_characters
+        self._left = max_characters
         self._ends_within_s = ends_within_s
         self.session: object = None
         self._next: object = None
