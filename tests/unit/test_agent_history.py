@@ -364,25 +364,17 @@ def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
     asyncio.run(story())
 
 
-OUT_OF_BOUNDS: list[tuple[str, object]] = [
-    *(("seconds", value) for value in (0, -1, True, "60", None, float("nan"), float("inf"), 10**400, [60])),
-    *[("points", value) for value in (0, 1001, True, "1", None)],
-]
-
-
-@pytest.mark.parametrize(("name", "value"), OUT_OF_BOUNDS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seconds", value) for value in (0, True, "60", None, float("nan"), 10**400)),
+        ("points", 1001),
+        ("last", 101),
+    ],
+)
 def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
     async def story() -> None:
         with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
-            await answer_history(HistoryWriter(), {name: value})
-
-    asyncio.run(story())
-
-
-@pytest.mark.parametrize("last", [0, 101, True, "1", None])
-def test_so_many_decisions_are_not_told(last: object) -> None:
-    async def story() -> None:
-        with pytest.raises(BadRequest, match="last must be a number from 1 to 100"):
-            await answer_decisions(HistoryWriter(), {"last": last})
+            await (answer_decisions if name == "last" else answer_history)(HistoryWriter(), {name: value})
 
     asyncio.run(story())

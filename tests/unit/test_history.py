@@ -55,20 +55,10 @@ def test_tables_come_back_as_they_went_also_with_columns_of_a_later_version() ->
         (["at_s"], [1]),
         (["at_s"], [[1, 2]]),
         (["at_s"], [[1]]),
-        *[
-            (list(SAMPLE_FIELDS), [[*values]])
-            for values in (
-                [float("nan"), 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [10**400, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [True, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [1, None, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [1, 3.5, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [1, 3, 1, 1, 1, 1, 1, 1, 1, 1, None],
-                [1, 3, 1, 1, 1, 1, 1, 1, 1, 1, b"x"],
-            )
-        ],
+        (SAMPLE_FIELDS, [[1, 3.5, 1, 1, 1, 1, 1, 1, 1, 1, "x"]]),
+        (SAMPLE_FIELDS, [[-1, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"]]),
     ],
 )
 def test_a_table_that_is_none_is_refused(columns: object, rows: object) -> None:
-    with pytest.raises(ValueError, match=r"missing|values|not (float|int|str|a number)"):
+    with pytest.raises(ValueError, match=r"missing|values|not int|no time"):
         parse_samples(columns, rows)

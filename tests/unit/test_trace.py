@@ -46,17 +46,6 @@ def changed(line: Header | Pass, **changes: object) -> str:
     return json.dumps({**json.loads(dump_line(line)), **changes})
 
 
-def without(line: Header | Pass, *path: str) -> str:
-    values: dict[str, object] = json.loads(dump_line(line))
-    place: dict[str, object] = values
-    for name in path[:-1]:
-        inner = place[name]
-        assert isinstance(inner, dict)
-        place = inner
-    del place[path[-1]]
-    return json.dumps(values)
-
-
 SNAPSHOT = json.loads(dump_line(PASS))["snapshot"]
 
 
@@ -65,30 +54,16 @@ SNAPSHOT = json.loads(dump_line(PASS))["snapshot"]
     [
         ("", "the line is no JSON: "),
         ("[]", "the line is no JSON object"),
-        ('{"kind": "pass"', "the line is no JSON: "),
         ("[" * 100_000, "the line is nested too deeply"),
         ('{"kind": "gap", "missed": NaN}', "NaN is no number"),
-        ('{"kind": "gap", "missed": 1e999}', "1e999 is no number"),
         ('{"kind": "gap", "missed": true}', "missed is True, not int"),
         ('{"kind": "else"}', "kind is 'else', not header, pass, gap or end"),
-        (changed(PASS, triggers="timer"), "kinds is 'timer', not a list"),
         (changed(PASS, triggers=["whim"]), "kinds is 'whim', not one of connected, started"),
-        (changed(PASS, seq=1.5), "seq is 1.5, not int"),
-        (changed(PASS, snapshot=[]), "snapshot is [], not an object"),
-        (changed(PASS, state=[]), "state is [], not an object"),
-        (without(PASS, "at_s"), "at_s is missing"),
+        (changed(PASS, decision={}), "next_pass_s is missing"),
         (changed(PASS, at_s=1e15), "at_s is 1000000000000000.0, not a time"),
-        (changed(PASS, at_s=-1), "at_s is -1, not a time"),
         (changed(PASS, snapshot={**SNAPSHOT, "ksm": {**SNAPSHOT["ksm"], "page_kib": 0}}), "page_kib is 0, not a page"),
-        (
-            changed(PASS, decision=json.loads(dump_line(PASS))["decision"] | {"numbers": {"a": 2**70}}),
-            "1180591620717411303",
-        ),
-        (without(PASS, "snapshot", "host", "total_kib"), "total_kib is missing"),
-        (without(PASS, "decision", "rule"), "rule is missing"),
         (changed(HEADER, schema=2), "its schema is 2, and this virtksm reads 1: use one as new as the trace"),
         (changed(HEADER, format="else"), "not a virtksm-trace"),
-        (changed(HEADER, law=None), "law is None, not an object"),
     ],
 )
 def test_what_is_wrong_is_told_with_file_line_and_remedy(second: str, problem: str) -> None:

@@ -215,7 +215,7 @@ def test_a_pass_too_large_for_any_answer_is_missed_and_said() -> None:
     assert (answer["missed"], [line.seq for line in passes(answer)]) == (2, [3])
 
 
-@pytest.mark.parametrize("since", [None, "x", 1.5, -5, 10**30])
+@pytest.mark.parametrize("since", [None, "x", -5, 10**30])
 def test_a_senseless_question_has_an_answer(since: object) -> None:
     agent = Agent()
     agent.step()
