@@ -51,7 +51,7 @@ export class Chart {
 
     summary(points) {
         if (points.length === 0)
-            return "nothing remembered yet";
+            return "no history yet";
         const values = points.map(([, value]) => value);
         return `now ${this.format(values[values.length - 1])}, at most ${this.format(Math.max(...values))}`;
     }
