@@ -284,6 +284,14 @@ def test_a_row_longer_than_any_answer_is_not_read(path: Path) -> None:
         HistoryFile(str(path)).decisions(9)
 
 
+def test_what_is_no_text_is_read_as_one_or_refused(path: Path) -> None:
+    insert(path, "INSERT INTO decisions (line) VALUES (1.5), (x'41')")
+    assert HistoryFile(str(path)).decisions(9) == ("1.5", "A")
+    insert(path, "INSERT INTO decisions (line) VALUES (x'ff')")
+    with pytest.raises(StateUnusable):
+        HistoryFile(str(path)).decisions(9)
+
+
 def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_file, "MAX_READ_BYTES", 100_000)
     history = full(path)

@@ -71,7 +71,7 @@ SCHEMA_ROWS = "SELECT CAST(type || ' ' || name || ' ' || tbl_name || ' ' || sql 
 """As bytes: a damaged one may be no UTF-8."""
 SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # our own names
 EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # as above
-DECISIONS = "SELECT line FROM decisions ORDER BY id DESC LIMIT ?"
+DECISIONS = "SELECT CAST(line AS TEXT) FROM decisions ORDER BY id DESC LIMIT ?"
 SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
 SURPLUS_OF_A_GUEST = """
 DELETE FROM events WHERE id IN (
@@ -131,7 +131,7 @@ class HistoryFile:
             return parse_events(EVENT_FIELDS, rows[::-1])
 
     def decisions(self, limit: int) -> tuple[str, ...]:
-        return tuple(str(line) for (line,) in self._read(DECISIONS, limit)[::-1])
+        return tuple(line for (line,) in self._read(DECISIONS, limit)[::-1])
 
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> None:
         with closing(_open(self.path)) as database, database:
