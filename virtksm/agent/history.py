@@ -116,15 +116,15 @@ class HistoryWriter:
         self._history: History | None = None
         self._is_new = False
         self._waiting = Waiting(clock)
-        self._stirred = asyncio.Event()
-        self._hurried = asyncio.Event()
+        self._has_news = asyncio.Event()
+        self._is_urgent = asyncio.Event()
         self._is_ending = False
 
     def write_to(self, history: History) -> None:
         """Write there from now on; a damaged file is set aside at once."""
         self._history, self._is_new = history, True
-        self._hurried.set()
-        self._stirred.set()
+        self._is_urgent.set()
+        self._has_news.set()
 
     def hear(self, event: DomainEvent) -> None:
         """Take note of an event of libvirt's."""
@@ -137,22 +137,22 @@ class HistoryWriter:
                 detail=event.detail,
             )
         )
-        self._stirred.set()
+        self._has_news.set()
 
     def take(self, line: Pass, *, is_news: bool) -> None:
         """Take note of a pass that was no dry run: the host as it left it, and the decision, if that was news."""
         self._waiting.add_sample(sample_of(line.at_s, line.snapshot, line.after, line.decision.reason.rule))
         if is_news:
             self._waiting.decisions.append(dump_line(line.summary()))
-        self._stirred.set()
+        self._has_news.set()
 
     async def keep_writing(self) -> None:
         """Write at most once in `write_s`, until `end` is called; then once more."""
         while not self._is_ending:
-            await self._stirred.wait()
+            await self._has_news.wait()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hurried.wait(), self._write_s)
-            self._hurried.clear()
+                await asyncio.wait_for(self._is_urgent.wait(), self._write_s)
+            self._is_urgent.clear()
             if not self._is_ending:
                 await self._write(is_last=False)
         await self._write(is_last=True)
@@ -160,8 +160,8 @@ class HistoryWriter:
     def end(self) -> None:
         """Have `keep_writing` write the rest, and end."""
         self._is_ending = True
-        self._hurried.set()
-        self._stirred.set()
+        self._is_urgent.set()
+        self._has_news.set()
 
     async def samples(self, since_s: float) -> tuple[Sample, ...]:
         """Return the samples from `since_s` on, also those not written yet; raises StateUnusable."""
@@ -195,16 +195,16 @@ class HistoryWriter:
 
     async def _write(self, *, is_last: bool) -> None:
         async with self._turn:
-            self._stirred.clear()
+            self._has_news.clear()
             history = self._history
             if history is None:
                 return
             if self._calls.waiting is not None:  # a call that was given up is still out
-                self._stirred.set()
+                self._has_news.set()
                 return
             batch = self._waiting.take_out(is_last=is_last)
             if self._waiting.samples:
-                self._stirred.set()
+                self._has_news.set()
             if not self._is_new and not any(batch):
                 return
             self._is_new = False
@@ -215,7 +215,7 @@ class HistoryWriter:
                 if self._calls.waiting is None:  # it has failed; one that was given up may still be done
                     self._waiting.put_back(batch)
                     if any(batch):
-                        self._stirred.set()
+                        self._has_news.set()
             else:
                 self._written(aside)
 
