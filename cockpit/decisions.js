@@ -21,7 +21,7 @@ function rowOf(pass, isNewest) {
         element("td", { role: "cell", "data-label": "Why" },
                 element("div", {},
                         decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
-                        ...(isNewest ? turns(decision) : []))),
+                        ...(isNewest ? thresholds(decision) : []))),
         element("td", { role: "cell", "data-label": "Did" }, whatChanged(pass)),
         element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(savedKib(pass.snapshot.ksm))));
 }
@@ -33,8 +33,8 @@ function savedKib(ksm) {
     return (ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib;
 }
 
-function turns(decision) {
-    return (decision.turns_when || []).slice(0, MAX).map(turn => element("div", { class: "minor" }, turn.text));
+function thresholds(decision) {
+    return (decision.thresholds || []).slice(0, MAX).map(one => element("div", { class: "minor" }, one.text));
 }
 
 function whatChanged(pass) {

@@ -123,7 +123,7 @@ LINE: Json = {
         "rule": "sweep",
         "reason": "because",
         "numbers": {"owed_kib": 3, "worth_s": 1.5},
-        "turns_when": [{"then": "scans", "quantity": "owed_kib", "threshold": 9, "present": 3, "text": "when so"}],
+        "thresholds": [{"then": "scans", "quantity": "free_kib", "value": 9, "present": 3, "text": "when so"}],
         "target": _SETTINGS,
         "next_pass_s": 3.5,
         "is_routine": False,

@@ -65,7 +65,7 @@ class Desk:
     def take(self, *, is_news: bool = True) -> Pass:
         """Have the writer take note of a pass that ends now."""
         line = line_of_a_pass(WALL_S + self.clock.now_s)
-        self.history_writer.take(line, is_news=is_news)
+        self.history_writer.take(line, line.summary() if is_news else None)
         return line
 
     def run(self, story: Callable[[], Awaitable[None]], **limits: float) -> None:
@@ -353,7 +353,7 @@ def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> No
 def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
     async def story() -> None:
         writer = HistoryWriter()
-        writer.take(line_of_a_pass(), is_news=True)
+        writer.take(line_of_a_pass(), line_of_a_pass().summary())
         writer.hear(EVENT)
         assert [
             len(await writer.samples(0)),

@@ -33,7 +33,7 @@ def pass_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of the 
     decision, _ = AUTO.decide(seen, AUTO.first_state(seen), TIMER)
     found = replace(seen, ksm=replace(seen.ksm, settings=replace(IDLE, pages_to_scan=100)))
     line = replace(SUMMARY, at_s=AT_S, triggers=TIMER, snapshot=found, decision=decision)
-    return {**pass_values(line.summary()), **changes}
+    return {**pass_values(line.summary([{"quantity": "available_kib", "text": "engages when"}])), **changes}
 
 
 def fill(folder: Path, *passes: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def test_every_rule_of_every_policy_has_its_meaning_and_no_other_has() -> None:
     assert named & {"unknown", "stop", "boost", "decay", "hold"} == rules
 
 
-def test_a_decision_is_told_with_its_rule_its_turns_and_its_numbers(
+def test_a_decision_is_told_with_its_rule_its_thresholds_and_its_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(tmp_path, pass_of())
@@ -68,7 +68,7 @@ def test_a_decision_is_told_with_its_rule_its_turns_and_its_numbers(
         "  decided   no need to merge: 40.0 GiB available of 64.0 GiB, guests may grow to 1.0 GiB: parked"
     )
     assert lines[1].startswith("  rule      disengaged of adaptive: rule 1: it acts when memory is short")
-    assert lines[2] == "  turns     engages when available memory falls to 12.8 GiB; now 40.0 GiB"
+    assert lines[2] == "  threshold engages when"
     text = "\n".join(lines)
     assert "memory 1.0 GiB, young 1.0 GiB" in text
     assert "waited 0.0 MiB s, round_cost 1.835 s, page_cost 7 us" in " ".join(text.split())
@@ -83,7 +83,7 @@ def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.
     assert printed["schema"] == 1
     assert [one["pass"]["triggers"] for one in printed["decisions"]] == [["stopped"], ["retune"]]
     assert set(printed["decisions"][0]) == {"at_s", "at", "rule_means", "pass"}
-    assert printed["decisions"][0]["pass"]["decision"]["turns_when"][0]["quantity"] == "available_kib"
+    assert printed["decisions"][0]["pass"]["decision"]["thresholds"][0]["quantity"] == "available_kib"
 
 
 def test_without_a_decision_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,16 +98,15 @@ def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
 ) -> None:
     decision = pass_of()["decision"]
     later = {"rule": "later", "numbers": {"odd": None, "share": 0.5, "sleep_ms": 4_294_967_295}}
-    turns = [{**decision["turns_when"][0], "quantity": "later_quantity"}]
     earlier = {name: value for name, value in pass_of().items() if name not in ("refused", "foreign")}
-    fill(tmp_path, {**earlier, "decision": {**decision, **later, "turns_when": turns}, "later": 1})
-    del decision["turns_when"]
+    fill(tmp_path, {**earlier, "decision": {**decision, **later, "thresholds": [{"text": "does so"}]}, "later": 1})
+    del decision["thresholds"]
     fill(tmp_path, pass_of(decision=decision))
     assert explained(tmp_path) == 0
     said = capsys.readouterr().out
     assert "later of adaptive: not a rule of this version of virtksm" in said
     assert "odd unknown, share 0.5, sleep 4294967295 ms" in said
-    assert said.count("turns     engages when later_quantity falls to") == 1
+    assert said.count("  threshold ") == said.count("  threshold does so\n") == 1
 
 
 def test_switched_off_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,11 +139,11 @@ class HistoryWriter:
         )
         self._has_news.set()
 
-    def take(self, line: Pass, *, is_news: bool) -> None:
-        """Take note of a pass that was no dry run: the host as it left it, and the decision, if that was news."""
+    def take(self, line: Pass, news: Pass | None) -> None:
+        """Take note of a pass that was no dry run: the host as it left it, and its summary, if it was news."""
         self._waiting.add_sample(sample_of(line.at_s, line.snapshot, line.after, line.decision.reason.rule))
-        if is_news:
-            self._waiting.decisions.append(dump_line(line.summary()))
+        if news is not None:
+            self._waiting.decisions.append(dump_line(news))
         self._has_news.set()
 
     async def keep_writing(self) -> None:

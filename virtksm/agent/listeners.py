@@ -37,5 +37,6 @@ class Listeners:
         line = self.trace.add(done.report, done.config, now_s=done.ended_s, at_s=time.time())
         is_news = self.news.is_news(done.report, done.ended_s)
         self.reporter.passed(done.report, done.heard_s, done.ended_s, is_news=is_news)
-        self.history_writer.take(line, is_news=is_news)
+        thresholds = done.report.decision.reason.turns_when
+        self.history_writer.take(line, line.summary(one.as_dict() for one in thresholds) if is_news else None)
         self.guests.see(done.report.snapshot.guests, afresh=done.report.triggers.is_explicit)

@@ -73,8 +73,8 @@ def decision_lines(line: Pass) -> Iterator[str]:
     yield f"{_utc(line.at_s)}  for {', '.join(line.triggers.names)}: {line.outcome}"
     yield f"  decided   {reason.text}"
     yield f"  rule      {reason.rule} of {line.policy}: {_meaning(line)}"
-    for turn in reason.turns_when:
-        yield f"  turns     {turn.text}"
+    for threshold in line.thresholds:
+        yield f"  threshold {threshold.get('text')}"
     yield from _wrapped("  numbers   ", [_number_text(name, value) for name, value in reason.numbers.items()])
     changes = [f"{name} {before} -> {after}" for name, (before, after) in line.changed.items()]
     yield from _wrapped("  changed   ", changes)

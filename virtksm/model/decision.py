@@ -53,7 +53,7 @@ class Turn:
             return f"{self.then} {left}, if nothing else changes"
         threshold, present = self._values()
         verb = "rises to" if self.threshold > self.present else "falls to"
-        return f"{self.then} when {WORDS.get(self.quantity, self.quantity)} {verb} {threshold}; now {present}"
+        return f"{self.then} when {WORDS[self.quantity]} {verb} {threshold}; now {present}"
 
     def as_dict(self) -> dict[str, object]:
         return {

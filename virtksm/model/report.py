@@ -56,9 +56,9 @@ class Foreign:
 class PassReport:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
-    `exposed` names the private guests that can merge; None where their XML was not read (a pass without an agent).
-    `trouble` says why processes could not be read.
-    `state_before` and `state_after` are the policy's state as JSON values; None where it began anew, or was not asked.
+    `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
+    `trouble` is what kept processes from being read.
+    `state_before` and `state_after` are the policy's state, as kept; None where it began anew, or was not asked.
     """
 
     uri: str

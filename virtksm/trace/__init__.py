@@ -10,7 +10,7 @@ The history keeps a decision as the summary of its pass: one line that stands al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from virtksm.model.decision import Decision, SwitchedOff, Triggers
@@ -45,8 +45,10 @@ class Pass:
     """One pass. `at_s` is Unix time at its end; `law` is there where it is not that of the line before.
 
     `continues` says that the policy went by the state that the line before has left; else by `state`, or anew where
-    that is None. `refused` has a sentence for each setting that the kernel refused. A summary lacks the policy's state,
-    and so many guests (`guests_left_out`), so that it cannot be replayed.
+    that is None. `refused` has a sentence for each setting that the kernel refused.
+
+    A summary has the thresholds that would change the decision, as JSON values. It lacks the policy's state, and so
+    many guests (`guests_left_out`), so that it cannot be replayed.
     """
 
     seq: int
@@ -54,6 +56,7 @@ class Pass:
     triggers: Triggers
     snapshot: Snapshot
     decision: Decision
+    thresholds: tuple[Mapping[str, object], ...] = ()
     outcome: str
     after: Settings
     refused: tuple[str, ...] = ()
@@ -75,11 +78,16 @@ class Pass:
         before = self.snapshot.ksm.settings.as_dict()
         return {name: (before[name], value) for name, value in self.after.items() if before[name] != value}
 
-    def summary(self) -> Pass:
-        """Return the same without what grows with the number of guests; `law` has to be there."""
-        left_out = self.guests_left_out + len(self.snapshot.guests)
-        snapshot = replace(self.snapshot, guests=())
-        return replace(self, snapshot=snapshot, continues=False, state=None, guests_left_out=left_out)
+    def summary(self, thresholds: Iterable[Mapping[str, object]] = ()) -> Pass:
+        """Return the same with thresholds, and without what grows with the guests; `law` has to be there."""
+        return replace(
+            self,
+            snapshot=replace(self.snapshot, guests=()),
+            thresholds=tuple(thresholds),
+            continues=False,
+            state=None,
+            guests_left_out=len(self.snapshot.guests),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,7 +85,7 @@ def pass_values(line: Pass) -> dict[str, object]:
         "rule": reason["rule"],
         "reason": reason["text"],
         "numbers": reason["numbers"],
-        "turns_when": [turn.as_dict() for turn in line.decision.reason.turns_when],
+        "thresholds": values.pop("thresholds"),
         **values["decision"],
     }
     if line.law is None:
@@ -105,12 +105,11 @@ def _header(values: Mapping[str, object]) -> Header:
 
 
 def _pass(values: Mapping[str, object]) -> Pass:
-    decision = values.get("decision")
-    if isinstance(decision, dict):
-        reason = {"text" if name == "reason" else name: value for name, value in decision.items()}
-        decision = {**decision, "reason": reason}
-    triggers = {"kinds": values.get("triggers")}
-    line = build(Pass, {**values, "triggers": triggers, "decision": decision, "continues": "state" not in values})
+    fields = {**values, "triggers": {"kinds": values.get("triggers")}, "continues": "state" not in values}
+    if isinstance(decision := values.get("decision"), dict):
+        reason = {"rule": decision.get("rule"), "text": decision.get("reason"), "numbers": decision.get("numbers")}
+        fields |= {"decision": {**decision, "reason": reason}, "thresholds": decision.get("thresholds", ())}
+    line = build(Pass, fields)
     if not 0 <= line.at_s <= MAX_TIME_S:
         raise ValueError(f"at_s is {line.at_s!r:.40}, not a time")
     if line.snapshot.ksm.page_kib < 1:
