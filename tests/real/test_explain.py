@@ -37,13 +37,13 @@ def test_a_round_is_explained_by_its_numbers_while_the_agent_runs_and_after_it(
     rounds = [one for one in told if one["pass"]["decision"]["rule"] == "round"]
     assert rounds[0]["pass"]["decision"]["numbers"] == line["decision"]["numbers"]
     assert rounds[0]["rule_means"] == MEANINGS["adaptive"]["round"]
-    turns = {turn["then"]: turn for turn in rounds[0]["pass"]["decision"]["thresholds"]}
+    turns = {turn["then"]: turn for turn in rounds[0]["pass"]["decision"]["turns_when"]}
     assert set(turns) == {"ends the round", "gives the round up"}
     assert turns["ends the round"]["present"] == line["sensed"]["full_scans"]
     assert [one["at_s"] for one in told] == sorted(one["at_s"] for one in told)
 
     said = agent.home.run("explain", "--last", "100").stdout
-    assert "threshold ends the round when full_scans rises to" in said
+    assert "turns     ends the round when full_scans rises to" in said
     assert "rule      round of adaptive: rules 7 and 8" in said
     assert agent.stop() == 0
     afterwards = explained(agent.home, "--connect", agent.uri)
@@ -55,7 +55,7 @@ def test_what_turns_ksmtuned_is_named_with_the_host_s_own_numbers(start_agent: A
     agent = start_agent(STEPPING_LAW)
     line = agent.step()
     (decision,) = (one["pass"] for one in explained(agent.home) if one["pass"]["triggers"] == ["signal"])
-    (turn,) = decision["decision"]["thresholds"]
+    (turn,) = decision["decision"]["turns_when"]
     assert (turn["then"], turn["quantity"]) == ("eases off (decay)", "free_kib")
     assert turn["threshold"] == line["sensed"]["total_kib"]
     assert turn["present"] == line["decision"]["numbers"]["free_kib"]
