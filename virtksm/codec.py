@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 MAX = 2.0**65
 """Bounds numbers: no counter and no clock has more."""
 MAX_TEXT = 4096
-"""Characters of a text: a guest's name is a file's, too, and messages have paths."""
+"""Characters of a text: a guest's name is a file's, too, and damage is told with a path."""
 MAX_MEMBERS = 100_000
 """Bounds lists and mappings: of guests, and of times."""
 
 
-def parse_object(text: bytes | str, what: str) -> dict[str, object]:
+def parse_object(said: bytes | str, what: str) -> dict[str, object]:
     """Take a JSON object, called `what`; raises ValueError saying what is wrong."""
     try:
-        value = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real)
+        told = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} is no JSON: {error}") from None
-    if not isinstance(value, dict):
+    if not isinstance(told, dict):
         raise ValueError(f"{what} is no JSON object")
-    return value
+    return told
 
 
 def _whole(text: str) -> int:
@@ -56,14 +56,14 @@ def _real(text: str) -> float:
     return value
 
 
-def build(made: type[Made], value: object, *, least: float = -MAX, most: float = MAX, is_exact: bool = False) -> Made:
+def build(made: type[Made], kept: object, *, least: float = -MAX, most: float = MAX, is_exact: bool = False) -> Made:
     """Build a dataclass from the JSON values of its fields, by their annotations; raises ValueError naming the field.
 
     Numbers are bounded, and what is nested, too. A field that is missing has its default, and one that is unknown is
     left out, as another version may have written it; `is_exact` takes neither.
     """
     try:
-        built: Made = _reader(made)(made.__name__, value, (least, most, is_exact))  # type: ignore[arg-type]  # a class is hashable
+        built: Made = _reader(made)(made.__name__, kept, (least, most, is_exact))  # type: ignore[arg-type]  # a class is hashable
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return built

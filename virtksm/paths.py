@@ -11,7 +11,7 @@
             HOST.json         baseline, intended and applied settings, the policy's state
     /var/lib/virtksm/         survives reboots
         HOST.off              there while virtksm is switched off for that host
-        HOST.history          the history of that host, for people
+        HOST.history          what the agent remembers of that host for people
 
 HOST is `local` for every connection to this machine's own kernel, else the connection's URI.
 """

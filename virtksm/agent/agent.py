@@ -38,7 +38,7 @@ class Agent:
     """The parts, and what they have in common.
 
     `make_cycle` builds a pass's parts over a new connection from the current configuration. `make_history` gives the
-    history of the host behind a URI; without it, the history ends with the agent.
+    history of the host behind a URI; without it, memories end with the agent.
     """
 
     configuration: Configuration
@@ -51,7 +51,7 @@ class Agent:
     make_history: Callable[[str, Config], History] | None = None
     memory: Memory = field(default_factory=Memory)
     history_key: str | None = None
-    """The host whose history the history_writer writes."""
+    """Whose history the history_writer keeps."""
     retry_s: float = RETRY_S
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -128,7 +128,7 @@ class Agent:
         self._open_history()
 
     def _open_history(self) -> None:
-        """Write the history of the host that is known now, if that is another one than so far."""
+        """Keep the history of the host that is known now, if that is another one than so far."""
         uri, config = self.connection.known_uri, self.configuration.in_force
         if self.make_history is None or is_alias(uri):
             return

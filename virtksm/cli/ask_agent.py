@@ -16,7 +16,7 @@ OF_ONE_VERSION = "are both of the same version?"
 
 
 def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the agent's answer to a question (`status`, `history`, `decisions`, `trace`), None if no agent runs.
+    """Return the agent's answer to a question (`status`, `history`, `decisions`), None if no agent runs.
 
     Raises VirtksmError if it does not answer, or if this user may not ask.
     """
