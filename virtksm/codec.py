@@ -37,6 +37,8 @@ def parse_object(said: bytes | str, what: str) -> dict[str, object]:
         value = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} is no JSON object")
     return value

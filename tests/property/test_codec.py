@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.codec import MAX, MAX_MEMBERS, MAX_TEXT, build, dump
-from virtksm.history.samples import GuestEvent, Sample, Told
+from virtksm.history.samples import GuestEvent, Sample
 from virtksm.model.decision import Reason, Triggers
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.state import AdaptiveState
@@ -23,8 +23,7 @@ from virtksm.trace import End, Gap, Header, Pass
 from virtksm.tuning.ownership import Ownership
 
 SERVED = (
-    AdaptiveState, End, Gap, GuestEvent, Header, KsmtunedState, Ownership, Pass, Reason, Sample, Snapshot, Told,
-    Triggers,
+    AdaptiveState, End, Gap, GuestEvent, Header, KsmtunedState, Ownership, Pass, Reason, Sample, Snapshot, Triggers,
 )  # fmt: skip
 DEEP = 100_000
 

@@ -33,7 +33,7 @@ def test_what_the_agent_remembers_is_drawn_while_it_runs_and_afterwards(
 ) -> None:
     agent_home.state_dir.mkdir()
     earlier = replace(SAMPLE, at_s=time.time() - 600, saved_kib=3 << 20)
-    HistoryFile(str(agent_home.state_dir / "local.history")).keep([earlier], [], [])
+    HistoryFile(str(agent_home.state_dir / "local.history")).add([earlier], [], [])
     agent = start_agent(PARKING_LAW)
     guest(PayloadGuest(name="drawn", memory_mib=16), settle=False)
     agent.wait_for_pass("started")

@@ -65,13 +65,13 @@ def test_a_merge_across_nodes_that_has_to_wait_fails_no_end_and_another_refusal_
 
 def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: Bench) -> None:
     async def story() -> None:
-        first = (await bench.ask("inputs"))["inputs"]
+        first = (await bench.ask("trace"))["trace"]
         assert json.loads(first["header"])["uri"] == URI
-        request = {"op": "inputs", "session": first["session"], "since": first["next"]}
+        request = {"op": "trace", "session": first["session"], "since": first["next"]}
         await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         await bench.pass_for(Trigger.STARTED)
         await bench.ask("off")
-        lines = [json.loads(line) for line in (await bench.request(request))["inputs"]["lines"]]
+        lines = [json.loads(line) for line in (await bench.request(request))["trace"]["lines"]]
         assert [line["triggers"] for line in lines] == [["started"], ["off"]]
         assert [line["decision"]["rule"] for line in lines] == ["told", "switched_off"]
         assert [line["off"] is not None for line in lines] == [False, True]

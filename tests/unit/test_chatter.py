@@ -98,9 +98,9 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     policy: str, events: int, said: list[str], tmp_path: Path
 ) -> None:
     host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
-    kept: list[str | None] = []
+    writes: list[str | None] = []
     history_writer = HistoryWriter(
-        kept.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
+        writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
     )
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
@@ -115,9 +115,9 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
 
     async def written() -> None:
         """Wait for a write, as it comes once a minute."""
-        before = len(kept)
-        history_writer.keep_in(history)
-        await until(lambda: len(kept) > before)
+        before = len(writes)
+        history_writer.write_to(history)
+        await until(lambda: len(writes) > before)
 
     async def story() -> None:
         writing = asyncio.create_task(history_writer.keep_writing())

@@ -285,7 +285,7 @@ jsons: st.SearchStrategy[Any] = st.recursive(
 )
 requests = st.fixed_dictionaries(
     {},
-    optional={"op": st.sampled_from(["retune", "status", "inputs"]) | jsons, "uri": st.just("qemu:///system") | jsons}
+    optional={"op": st.sampled_from(["retune", "status", "trace"]) | jsons, "uri": st.just("qemu:///system") | jsons}
     | {"dry_run": jsons},
 )
 

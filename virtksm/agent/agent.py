@@ -137,7 +137,7 @@ class Agent:
         if key == self.history_key:
             return
         try:
-            self.history_writer.keep_in(self.make_history(uri, config))
+            self.history_writer.write_to(self.make_history(uri, config))
             self.history_key = key
         except Exception as error:  # noqa: BLE001  # without SQLite, say: the agent goes on without a history
             self.reporter.task_crashed("opening the history", error)

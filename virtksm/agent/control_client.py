@@ -3,9 +3,8 @@
 `{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "off", "uri": URI}` or "on", are answered by
 `{"ok": true, "pass": {...}}`, or from another host's agent by `{"ok": false, "other_uri": URI}`; without a URI the
 agent's own host is meant. `{"op": "status"}` is answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the
-configuration is read again) by `{"ok": true, "policy": NAME}`; `history` and `decisions` are described in
-agent/requests.py, the trace in agent/trace_buffer.py. A failure is answered by
-`{"ok": false, "error": ..., "exit_code": ...}`.
+configuration is read again) by `{"ok": true, "policy": NAME}`; agent/requests.py describes `history` and `decisions`,
+agent/trace_buffer.py `trace`. A failure is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
 Imports nothing but json, socket and time beside codec, so that a one-shot that finds an agent stays quick.
 
 Root's commands ask an agent that runs as another user and may be hostile: an answer is one JSON object, bounded in

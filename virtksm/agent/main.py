@@ -57,9 +57,9 @@ def assemble(
     retry_s: float = RETRY_S,
 ) -> tuple[Agent, Requests]:
     """Put an agent together, and what answers requests for it. Its parts share one queue of libvirt calls."""
-    calls, inputs = connection.calls, TraceBuffer()
+    calls, trace = connection.calls, TraceBuffer()
     guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
-    listeners = Listeners(reporter, history_writer, inputs, guests)
+    listeners = Listeners(reporter, history_writer, trace, guests)
     passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
     status = StatusReader(
         connection=connection, configuration=configuration, passes=passes, reporter=reporter, facts=facts
@@ -81,7 +81,7 @@ def assemble(
         configuration=configuration,
         status=status,
         history_writer=history_writer,
-        inputs=inputs,
+        trace=trace,
         reporter=reporter,
         make_switch=make_switch,
         reload=agent.reload,

@@ -1,11 +1,11 @@
 """Answers the requests that come through the agent's sockets, each a JSON object with an `op`.
 
-A request for a pass is answered by that pass. The history is answered in bounded numbers and bytes:
+A request for a pass is answered by that pass. Answers from the history are bounded in numbers and bytes:
 
 `{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
-tables of at most M samples (docs/reference.md lists the columns) and the last events;
-`{"op": "decisions", "last": N}` by `{"ok": true, "decisions": [{"at": ..., "pass": {...}}, ...]}`. The oldest come
-first. Times are Unix time; `now_s` is the agent's.
+tables of at most M samples (docs/reference.md lists the columns) and the last events; `{"op": "decisions", "last": N}`
+by `{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is
+the agent's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from virtksm.agent.status import StatusReader
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
-from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, as_table, event_row, thin
+from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import Switch
 from virtksm.uri import is_alias
@@ -67,7 +67,7 @@ class Requests:
     configuration: Configuration
     status: StatusReader
     history_writer: HistoryWriter
-    inputs: TraceBuffer
+    trace: TraceBuffer
     reporter: Reporter
     make_switch: Callable[[str, Config], Switch]
     reload: Callable[[], Awaitable[ConfigError | None]]
@@ -98,9 +98,9 @@ class Requests:
                 return await answer_history(self.history_writer, request)
             case "decisions":
                 return await answer_decisions(self.history_writer, request)
-            case "inputs":
-                told = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
-                return {"ok": True, "inputs": told}
+            case "trace":
+                lines = self.trace.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                return {"ok": True, "trace": lines}
             case str(other):
                 raise BadRequest(f"unknown op {other[:MAX_SHOWN]!r}")
             case _:
@@ -136,18 +136,18 @@ async def answer_history(history_writer: HistoryWriter, request: Mapping[str, ob
     since_s = history_writer.now_s() - _number(request, "seconds", KEEP_S, MAX_REAL)
     points = int(_number(request, "points", MAX_POINTS, MAX_POINTS))
     found = await history_writer.samples(since_s)
-    events = await history_writer.events(since_s, MAX_ANSWERED_EVENTS)
+    events: Sequence[GuestEvent] = await history_writer.events(since_s, MAX_ANSWERED_EVENTS)
     now_s = history_writer.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
     samples = thin(found, points, until_s=now_s)
-    last_events = _last_that_fit(events, EVENTS_BYTES, event_row)
-    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, last_events)}}
+    events = _last_that_fit(events, EVENTS_BYTES, event_row)
+    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, events)}}
 
 
 async def answer_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
-    """Answer with the `last` decisions, ten by default; raises BadRequest, StateUnusable."""
+    """Answer with the lines of the `last` decisions, ten by default; raises BadRequest, StateUnusable."""
     last = int(_number(request, "last", LAST_DECISIONS, MAX_ANSWERED_DECISIONS))
-    decisions = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES, lambda one: one.report)
-    return {"ok": True, "decisions": [{"at": one.at_s, "pass": one.report} for one in decisions]}
+    lines = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES, str)
+    return {"ok": True, "decisions": list(lines)}
 
 
 def _number(request: Mapping[str, object], name: str, default: float, maximum: float) -> float:

@@ -64,7 +64,7 @@ def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, pa
             remedy="install python3-matplotlib (apt, dnf, zypper), or virtksm[plot] with pip",
         ) from error
     figure = make_figure(samples, events, title)
-    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same memories make the same file
+    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same history makes the same file
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

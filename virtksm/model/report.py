@@ -88,7 +88,7 @@ class PassReport:
 
     @property
     def is_routine(self) -> bool:
-        """Whether it is one tick of many: nobody but the policy and guests asked for it, and all goes on as before."""
+        """Whether it is a pass of many: only the policy and guests asked for it, and all goes on as before."""
         is_new = self.refusals or self.foreign or self.yields_now or self.resumes_now
         return self.decision.is_routine and self.is_unasked and not is_new
 
@@ -190,7 +190,7 @@ class PassReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
-    """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
+    """What a restore (or the agent's end) did to the settings; `left` are parameters that others have changed since.
 
     `switched_off` says that a restore has parked instead; `doubted` are parameters that got the kernel's default, since
     what was kept of them is nothing that anybody sets, and may be planted.

@@ -125,7 +125,7 @@ class Faults:
         if self.is_torn:
             yield "torn      the last line is not whole, as after a kill: left out"
         if sums.began_anew:
-            yield f"anew      {sums.began_anew} times, as what the policy remembered is another version's"
+            yield f"anew      {sums.began_anew} times, as the policy's state is another version's"
 
 
 def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
