@@ -271,8 +271,8 @@ def test_the_command_prints_both_sides_and_their_sums(capsys: pytest.CaptureFixt
     lines = replayed(capsys, str(TWINS), "--policy", "ksmtuned", "--set", "ksmtuned.thres_coef=100").splitlines()
     assert lines[1].startswith("recorded  policy adaptive, adaptive.engage = always")
     assert lines[2] == "replayed  policy ksmtuned, ksmtuned.thres_coef = 100"
-    assert any("idle: parked" in line and "boost: 300 pages, 10 ms" in line and "differs" in line for line in lines)
-    assert lines[-1].startswith("replayed  parked ")
+    assert any("idle: idle" in line and "boost: 300 pages, 10 ms" in line and "differs" in line for line in lines)
+    assert lines[-1].startswith("replayed  idle ")
     assert "pages/s at most" in lines[-1]
 
 
@@ -313,7 +313,7 @@ def test_a_configuration_file_stands_in_for_the_recorded_one(
     assert main(["--config", str(file), "trace", "replay", str(TWINS)]) == 0
     said = capsys.readouterr().out
     assert "replayed  policy adaptive, adaptive.engage = never" in said
-    assert "replayed  parked 100.0 % of the time" in said
+    assert "replayed  idle 100.0 % of the time" in said
 
 
 def test_a_policy_that_asks_for_more_than_was_recorded_is_said_to(

@@ -17,7 +17,7 @@ from virtksm.model.decision import Decision, Reason
 from virtksm.model.snapshot import IDLE
 from virtksm.store.trace import append_lines, create_trace, read_trace
 from virtksm.trace import Gap, Header, Law, Pass, Torn
-from virtksm.trace.anonymise import Nameless
+from virtksm.trace.anonymise import Anonymiser
 from virtksm.trace.text import dump_line, parse_line, parse_lines, parse_summary
 
 HEADER = Header(
@@ -37,7 +37,7 @@ PASS = Pass(
     outcome="applied",
     after=IDLE,
     continues=False,
-    state={"guests_kib": {"vault/1": 7, "gone/3": 8}, "rule": "idle"},
+    state={"guests_kib": {"vault/1": 7, "gone/3": 8, "other_processes": 9}, "rule": "idle"},
 )
 SUMMARY = replace(PASS, law=HEADER.law).summary()
 
@@ -117,20 +117,20 @@ def test_a_summary_stands_alone_and_is_as_long_for_many_guests_as_for_one() -> N
 
 
 def test_without_names_a_guest_in_the_policys_state_is_still_that_guest() -> None:
-    nameless = Nameless()
-    header, stripped = nameless.strip(HEADER), nameless.strip(PASS)
+    anonymous = Anonymiser()
+    header, stripped = anonymous.strip(HEADER), anonymous.strip(PASS)
     assert isinstance(header, Header)
     assert isinstance(stripped, Pass)
     assert header.uri == "qemu+ssh:"
-    assert stripped.state == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8}, "rule": "idle"}
+    assert stripped.state == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8, "other_processes": 9}, "rule": "idle"}
     assert stripped.snapshot.guests[0].key == "guest-1/1"
     assert "vault" not in dump_line(header) + dump_line(stripped)
-    assert nameless.strip(Gap(missed=1)) == Gap(missed=1)
+    assert anonymous.strip(Gap(missed=1)) == Gap(missed=1)
 
 
 @pytest.mark.parametrize("state", [None, {"npages": 3}, {"guests_kib": 4}])
 def test_a_state_that_knows_no_guests_is_left_as_it_is(state: Mapping[str, object] | None) -> None:
-    stripped = Nameless().strip(replace(PASS, state=state))
+    stripped = Anonymiser().strip(replace(PASS, state=state))
     assert isinstance(stripped, Pass)
     assert stripped.state == state
 

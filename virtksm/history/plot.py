@@ -180,6 +180,6 @@ def _number(value: int | None) -> float:
     return float("nan") if value is None else value
 
 
-def _size(most_kib: int) -> tuple[str, int]:
+def _size(max_kib: int) -> tuple[str, int]:
     """Return the largest unit of which there is one at least, and its KiB."""
-    return next(((unit, kib) for unit, kib in SIZES if most_kib >= kib), SIZES[-1])
+    return next(((unit, kib) for unit, kib in SIZES if max_kib >= kib), SIZES[-1])

@@ -102,7 +102,7 @@ class _Player:
 
 @dataclass(slots=True)
 class Share:
-    """What one side's settings came to: time parked, and pages that ksmd was granted at most."""
+    """What one side's settings came to: time idle, and pages that ksmd was granted at most."""
 
     idle_s: float = 0.0
     pages: float = 0.0

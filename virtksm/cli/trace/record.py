@@ -181,10 +181,10 @@ class Recorder:
 def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[str]]:
     """Return what takes the agent's header and lines as they are to be written; it raises ValueError."""
     from virtksm.trace import Header, Line, Pass
-    from virtksm.trace.anonymise import Nameless
+    from virtksm.trace.anonymise import Anonymiser
     from virtksm.trace.text import dump_line, parse_line
 
-    nameless = Nameless()
+    anonymous = Anonymiser()
 
     def take_line(text: object, kind: type[Line]) -> str:
         if not isinstance(text, str) or not (text.isascii() and text.isprintable()):  # as dump_line writes it
@@ -192,7 +192,7 @@ def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[
         line = parse_line(text)
         if not isinstance(line, kind):
             raise ValueError(f"a line is no {kind.__name__}")
-        return dump_line(nameless.strip(line)) if is_anonymous else text
+        return dump_line(anonymous.strip(line)) if is_anonymous else text
 
     def take(header: str | None, lines: list[object]) -> list[str]:
         first = [] if header is None else [take_line(header, Header)]

@@ -219,7 +219,7 @@ def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
 def _answer_text(decision: Decision) -> str:
     target = decision.target
     if decision.is_idle:
-        return f"{decision.reason.rule}: parked"
+        return f"{decision.reason.rule}: idle"
     return f"{decision.reason.rule}: {target.pages_to_scan} pages, {target.sleep_millisecs} ms"
 
 
@@ -228,5 +228,5 @@ def sums_lines(sums: Sums) -> Iterator[str]:
     yield f"passes    {sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
     for side, share in (("recorded", sums.recorded), ("replayed", sums.replayed)):
         if sums.lasted_s:
-            parked, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
-            yield f"{side}  parked {parked:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"
+            idle, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
+            yield f"{side}  idle {idle:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"

@@ -238,8 +238,8 @@ def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:
     """Say that there is no backlog, and of how much memory; of other processes', too, where there is any."""
     if known_kib(snapshot) == 0:
         return "no backlog, and KSM knows of no page that may merge, ksmd idle"
-    others_kib = state.guests_kib.get(OTHER_PROCESSES, 0)
-    others = f", {format_kib(others_kib)} of it of other processes" if others_kib else ""
+    other_kib = state.guests_kib.get(OTHER_PROCESSES, 0)
+    others = f", {format_kib(other_kib)} of it of other processes" if other_kib else ""
     return f"all {format_kib(total_kib(snapshot, state))} scanned{others}, ksmd idle"
 
 

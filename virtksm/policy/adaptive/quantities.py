@@ -82,10 +82,10 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
 
     The law goes by their sums.
     """
-    read_kib, others_kib = snapshot.committed_kib, state.guests_kib.get(OTHER_PROCESSES)
-    unread_kib = sum(state.guests_kib.values()) - read_kib - (others_kib or 0)
+    read_kib, other_kib = snapshot.committed_kib, state.guests_kib.get(OTHER_PROCESSES)
+    unread_kib = sum(state.guests_kib.values()) - read_kib - (other_kib or 0)
     everyone = Guest(uuid="all", name="all", rss_kib=read_kib, max_kib=potential_of_kib(snapshot))
     unread = Guest(uuid="unread", name="unread")
     guests_kib = {everyone.key: read_kib, unread.key: unread_kib}
-    others = {} if others_kib is None else {OTHER_PROCESSES: others_kib}
+    others = {} if other_kib is None else {OTHER_PROCESSES: other_kib}
     return replace(snapshot, guests=(everyone, unread)), replace(state, guests_kib=guests_kib | others)
