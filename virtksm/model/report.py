@@ -192,8 +192,8 @@ class PassReport:
 class RestoreReport:
     """What a restore (or the agent's end) did to the settings; `left` are parameters that others have changed since.
 
-    `switched_off` says that a restore let ksmd idle instead; `doubted` are parameters that got the kernel's default, since
-    what was kept of them is nothing that anybody sets, and may be planted.
+    `switched_off` says that a restore let ksmd idle instead; `doubted` are parameters that got the kernel's default, as
+    the saved value is none that anybody sets, and may be planted.
     """
 
     before: Settings
