@@ -56,7 +56,7 @@ class Meddled:
 
 
 class Meddler:
-    """Does `happen` before the call number `at` of a pass."""
+    """Does `happen` before the call number `at` of a pass; of several by the same name only the first counts."""
 
     def __init__(self, at: int, happen: Callable[[], None]) -> None:
         self._at = at
@@ -64,9 +64,10 @@ class Meddler:
         self.calls: list[str] = []
 
     def before(self, name: str) -> None:
-        self.calls.append(name)
-        if len(self.calls) == self._at:
-            self._happen()
+        if name not in self.calls:
+            self.calls.append(name)
+            if len(self.calls) == self._at:
+                self._happen()
 
 
 def meddled(cycle: Cycle[Any], meddler: Meddler) -> Cycle[Any]:
