@@ -106,7 +106,7 @@ def test_ctrl_c_gives_everything_back_on_another_libvirt_too(tmp_path: Path, lib
 @pytest.mark.usefixtures("nothing_left")
 def test_a_killed_python_leaves_nothing_behind(tmp_path: Path) -> None:
     with demonstration(tmp_path / "output") as demo:
-        wait_until(lambda: demo.said("round over"), HANG_S, "a setting in the kernel")
+        wait_until(lambda: demo.said("-> 0 pages") and demo.said("demo-1 started"), HANG_S, "a setting and a guest")
         children = psutil.Process(demo.process.pid).children()
         [python] = [child for child in children if child.cmdline()[1:3] == ["-m", "demo"]]
         python.kill()
