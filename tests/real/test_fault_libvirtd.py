@@ -91,8 +91,10 @@ def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest
 def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_whoever_comes_back(
     ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
 ) -> None:
-    def sweeping() -> AgentProcess:
+    def sweeping(*starting: PayloadGuest) -> AgentProcess:
         agent = start_agent(SWEEPING_LAW + "cpu_percent = 1\n")
+        for spec in starting:
+            guest(spec, settle=False)
         agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "round")
         return agent
 
@@ -100,13 +102,13 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_whoever_comes_
         return ksm.read("pages_to_scan") > 0 and ksm.read("sleep_millisecs") in FED_SLEEPS_MS
 
     restore = ("restore", "--on-exit", "--connect", libvirtd.uri)  # what the unit runs afterwards
+    found = (10, 1000)  # so that ksmd gets on with the sweep only while an agent sweeps
+    ksm.write(pages_to_scan=found[0], sleep_millisecs=found[1])
     twins = (PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed) for seed in (1, 2))
-    guest.together(*twins)
-
-    sweeping().kill()
+    sweeping(*twins).kill()
     assert is_stranded(), "the agent has died"
     assert agent_home.run(*restore).returncode == 0
-    assert settings(ksm) == BASELINE
+    assert settings(ksm) == found
 
     agent = sweeping()
     libvirtd.kill()
@@ -115,7 +117,7 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_whoever_comes_
     assert is_stranded(), "both have died"
     libvirtd.start()
     assert agent_home.run(*restore).returncode == 0
-    assert settings(ksm) == BASELINE
+    assert settings(ksm) == found
 
     agent = sweeping()
     libvirtd.kill()
