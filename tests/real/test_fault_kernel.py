@@ -10,7 +10,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import SWEEPING_LAW, AgentFactory
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory, Line
 
 pytestmark = pytest.mark.real
 
@@ -36,9 +36,12 @@ def test_ksm_switched_off_and_unmerged_under_the_agent_is_said_and_merges_again(
         assert ksm.read("pages_sharing") == 0
 
     def wait_merged_again() -> None:
-        agent.step()
-        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "rest")
-        assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
+        def is_merged(line: Line) -> bool:
+            rule, pages = line["decision"]["rule"], line["sensed"]["pages_sharing"]
+            return bool(rule == "rest" and pages >= COMMON_MIB * PAGES_PER_MIB)
+
+        agent.signal(signal.SIGUSR1)
+        agent.wait_for("pass_completed", is_merged)
 
     def warnings() -> int:
         return len([line for line in agent.lines("warning_raised") if "KSM is off" in line["warning"]])

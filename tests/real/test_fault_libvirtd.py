@@ -24,7 +24,7 @@ from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS
 pytestmark = pytest.mark.real
 
 BASELINE = (100, 20)
-KILLS = 8
+KILLS = 6
 WARM_KILLS = 3
 """After so many the allocator has what it needs."""
 MAX_GROWTH_KIB = 2048
