@@ -1,7 +1,6 @@
-"""Figures of a benchmark: medians and percentiles of samples, the machine they come from, goals met or missed.
+"""Figures of a benchmark: goals met or missed, percentiles, the machine.
 
-Pure, apart from `read_machine` and `read_revision`. Percentiles are nearest-rank: p99 of 200 samples is the 198th
-smallest, a value that was really measured.
+Percentiles are nearest-rank: p99 of 200 samples is the 198th smallest, a value that was really measured.
 """
 
 from __future__ import annotations
@@ -9,43 +8,42 @@ from __future__ import annotations
 import math
 import os
 import platform
+import random
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What is told of a series of samples, all in the samples' unit."""
-
-    samples: int
-    median: float
-    p99: float
-    least: float
-    most: float
+WARM_UP_RUNS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """One goal beside what was measured; `met` is decided by "at most"."""
+    """One goal beside what was measured (None: it never came). `limit` is the most, or with `is_least` the least."""
 
     what: str
-    measured: float
-    at_most: float
-    unit: str
+    measured: float | None
+    limit: float
+    unit: str = ""
+    is_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.measured <= self.at_most
+        if self.measured is None:
+            return False
+        return self.measured >= self.limit if self.is_least else self.measured <= self.limit
 
     def line(self) -> str:
         """Write one line of text."""
-        verdict = "met" if self.met else "MISSED"
-        return f"{self.what}: {self.measured:.2f} {self.unit}, goal at most {self.at_most:.2f} {self.unit}: {verdict}"
+        measured = "never" if self.measured is None else f"{self.measured:.2f} {self.unit}".rstrip()
+        limit = f"at {'least' if self.is_least else 'most'} {self.limit:.2f} {self.unit}".rstrip()
+        return f"{self.what}: {measured}, goal {limit}: {'met' if self.met else 'MISSED'}"
 
-    def as_dict(self) -> dict[str, object]:
-        return {**asdict(self), "met": self.met}
+
+def tell_goals(goals: Sequence[Goal], failures: Sequence[str] = ()) -> int:
+    """Print goals and failures; return the exit code, 1 if a goal is missed or something failed."""
+    print("\n".join(["", *(goal.line() for goal in goals), *(f"FAILED {failure}" for failure in failures)]))
+    return 1 if failures or not all(goal.met for goal in goals) else 0
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -55,37 +53,55 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return sorted(samples)[max(math.ceil(len(samples) * percent / 100), 1) - 1]
 
 
-def summarize(samples: Sequence[float]) -> Summary:
-    """Summarize samples; raises ValueError if there are none."""
-    return Summary(
-        samples=len(samples),
-        median=percentile(samples, 50),
-        p99=percentile(samples, 99),
-        least=min(samples),
-        most=max(samples),
+def median(samples: Sequence[float]) -> float:
+    return percentile(samples, 50)
+
+
+def in_words(samples: Sequence[float]) -> str:
+    return (
+        f"median {median(samples):8.2f}   p99 {percentile(samples, 99):8.2f}   max {max(samples):8.2f}   "
+        f"min {min(samples):8.2f}   (n={len(samples)})"
     )
 
 
+def interleave(timed: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Time all in turn, again and again, in an order drawn anew, so that the machine's other work falls on all alike.
+
+    The first runs warm up, and are left out.
+    """
+    names = list(timed)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(runs + WARM_UP_RUNS):
+        random.shuffle(names)
+        for name in names:
+            measured = timed[name]()
+            if number >= WARM_UP_RUNS:
+                times[name].append(measured)
+    return times
+
+
 def read_machine() -> dict[str, object]:
-    """Tell what the figures were measured on."""
+    """Tell what the figures were measured on, and the checkout's commit, with `-dirty` where a file was changed."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
-    memory_kib = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": os.cpu_count(),
-        "memory_mib": memory_kib // 1024,
+        "memory_mib": int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1]) // 1024,
         "kernel": platform.release(),
         "python": platform.python_version(),
         "libvirt": _first_line("libvirtd", "--version"),
         "qemu": _first_line("qemu-system-x86_64", "--version"),
         "load_1_min": os.getloadavg()[0],
+        "commit": _first_line(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"
+        ),
     }
 
 
-def read_revision() -> str:
-    """Tell which commit the checkout is at, with `-dirty` where a tracked file was changed."""
-    return _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*")
+def tell_machine() -> None:
+    """Print it."""
+    print("\n".join(f"{name}: {value}" for name, value in read_machine().items()), flush=True)
 
 
 def _first_line(*command: str) -> str:

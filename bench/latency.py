@@ -1,198 +1,209 @@
 """How soon a guest's start or stop has changed KSM's settings, and what the agent costs at rest.
 
-In: numbers of guests, of events, of storms. Out: a table on stdout, all samples as JSON if wanted, and exit code 1 if
-a goal is missed or an event failed. With each number of real (paused) guests running: isolated events beside
-`virsh node-memory-tune` (isolated.py), storms (storm.py), and an agent with its default configuration left in peace
-(rest.py). Started by script/bench, which locks and restores KSM; `virsh`'s value is put back by this program.
+In: numbers of guests, of events, of storms. Out: figures on stdout, and exit code 1 if a goal is missed or an event
+failed. With each number of real (paused) guests running:
+- isolated events: starts and stops of one extra guest take turns, a second or more apart, from libvirt's delivery to
+  the changed value in the kernel. Each must change pages_to_scan by exactly one page (STEPPING_LAW), once. Between two
+  of them `virsh node-memory-tune` sets the same parameter; its value is put back before the next pass;
+- storms: extra guests start and stop as fast as libvirt can, or the hook pokes hundreds of times a second. The final
+  state comes at most the agent's window and a pass after the last event;
+- an agent with its default configuration, left in peace.
+Started by script/bench, which locks and restores KSM.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import random
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.figures import Goal, Summary, read_machine, summarize
-from bench.isolated import Isolated, measure_isolated
-from bench.observe import Events, KernelValue
-from bench.rest import Rest, read_memory_mib, read_rest
+from bench.figures import Goal, in_words, percentile, tell_goals, tell_machine
+from bench.observe import Events, KernelValue, Recorder, time_virsh
+from bench.rest import read_memory_mib, watch_rest
 from bench.stage import STEPPING_LAW, Agent, Guests, private_libvirtd
-from bench.storm import WINDOW_MS, Storms, storm_of_guests, storm_of_pokes
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.host.libvirt_events import EventLoop
 
 P99_GOAL_MS = 20.0
-STORM_GOAL_MS = WINDOW_MS + 20.0
+STORM_GOAL_MS = 270.0
+"""The agent's window, and 20 ms."""
 RSS_GOAL_MIB = 45.0
 WAKEUPS_GOAL_PER_S = 1.0
 STORM_FROM_GUESTS = 50
 """Storms are measured from this many guests on, or with the most there are."""
-FIRST_CALM_S = 5.0
-EVENTS_MEANT = 200
+APART_S, GIVE_UP_S, SETTLED_S, FIRST_CALM_S = 1.0, 5.0, 1.5, 5.0
+POKES, POKE_EVERY_S = 500, 0.003
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="script/bench latency", description="Time guest events to KSM's settings.")
     parser.add_argument("--guests", default="1,50,150", help="numbers of guests, ascending (default %(default)s)")
-    parser.add_argument("--events", type=int, default=EVENTS_MEANT, help="isolated events with each (%(default)s)")
+    parser.add_argument("--events", type=int, default=200, help="isolated events with each (%(default)s)")
     parser.add_argument("--storms", type=int, default=10, help="storms of each kind (%(default)s)")
     parser.add_argument("--storm-guests", type=int, default=8, help="guests started and stopped in each (%(default)s)")
     parser.add_argument("--rest-s", type=float, default=60.0, help="seconds at rest, 0 for none (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
     options = parser.parse_args(arguments)
     options.guests = [int(text) for text in options.guests.split(",")]
-    if options.guests != sorted(options.guests) or options.guests[0] < 0 or options.events < 1:
-        parser.error("--guests must ascend from 0 or more, --events be 1 or more")
     return options
 
 
 class Benchmark:
-    """One run over one libvirtd: prints as it goes, and collects goals, failures and samples."""
+    """One run over one libvirtd: prints as it goes, and collects goals and failures."""
 
     def __init__(self, options: argparse.Namespace, libvirtd: PrivateLibvirtd) -> None:
         self._options = options
         self._libvirtd = libvirtd
         self._guests = Guests(libvirtd.uri)
         self._kernel = KernelValue()
+        self._what = ""
         self.goals: list[Goal] = []
         self.failures: list[str] = []
-        self.samples: list[dict[str, object]] = []
 
     def run(self) -> None:
         for count in self._options.guests:
-            began_s = time.monotonic()
             self._guests.grow_to(count)
-            print(f"\n{count} guests ({time.monotonic() - began_s:.0f} s to start those that were missing)", flush=True)
-            self._events_with(count)
+            self._what = f"{count} guests"
+            print(f"\n{self._what}", flush=True)
+            self._measure_events(count)
             if self._options.rest_s > 0:
-                self._rest_with(count)
+                self._measure_rest(count)
 
-    def _events_with(self, count: int) -> None:
+    def _measure_events(self, count: int) -> None:
         events = Events(self._libvirtd.uri)
-        folder = self._libvirtd.root / f"a{count}"
-        try:
-            with Agent(folder, self._libvirtd.uri, STEPPING_LAW) as agent:
-                isolated = measure_isolated(
-                    uri=self._libvirtd.uri,
-                    agent=agent,
-                    guests=self._guests,
-                    events=events,
-                    kernel=self._kernel,
-                    count=self._options.events,
-                )
-                self._tell_isolated(count, isolated)
-                if self._options.events % 2:
-                    self._guests.stop("extra")
-                if self._options.storms and count >= min(STORM_FROM_GUESTS, self._options.guests[-1]):
-                    self._storms_with(count, agent, events)
-                rss_mib = read_memory_mib(agent.pid, "Rss")
-                print(f"  agent's RSS after all that: {rss_mib:.1f} MiB")
-                self.samples.append({"guests": count, "rss_mib_after_events": rss_mib})
-        finally:
-            events.close()
+        with Agent(self._libvirtd.root / f"a{count}", self._libvirtd.uri, STEPPING_LAW) as agent:
+            self._measure_isolated(agent, events)
+            if count >= min(STORM_FROM_GUESTS, self._options.guests[-1]):
+                self._measure_storms("guests", self._storm_of_guests(events))
+                self._measure_storms("pokes", lambda: poke(agent.poke_fifo))
+            print(f"  agent's RSS after all that: {read_memory_mib(agent.pid, 'Rss'):.1f} MiB")
+        events.close()
 
-    def _storms_with(self, count: int, agent: Agent, events: Events) -> None:
-        options = self._options
-        self._tell_storms(
-            count,
-            storm_of_guests(
-                guests=self._guests,
-                events=events,
-                kernel=self._kernel,
-                storms=options.storms,
-                extra=options.storm_guests,
-            ),
-        )
-        self._tell_storms(count, storm_of_pokes(agent=agent, kernel=self._kernel, storms=options.storms))
+    def _measure_isolated(self, agent: Agent, events: Events) -> None:
+        to_kernel_ms, virsh_ms, applied = [], [], []
+        events.take_all()
+        with ThreadPoolExecutor(1) as pool:
+            for number in range(self._options.events):
+                kind = "stopped" if number % 2 else "started"
+                known = self._kernel.read()
+                acting = pool.submit(self._guests.stop if number % 2 else self._guests.start, "extra")
+                try:
+                    at_ns = events.next(kind, "extra", GIVE_UP_S)
+                    change = self._kernel.wait_changed(known, GIVE_UP_S)
+                except TimeoutError as error:
+                    self._fail(f"event {number}: {error}")
+                    acting.result()
+                    continue
+                acting.result()
+                to_kernel_ms.append((change.at_ns - at_ns) / 1e6)
+                applied.append(change.value)
+                time.sleep(APART_S / 2)
+                if not change.value == known + 1 == self._kernel.read():
+                    self._fail(f"event {number}: from {known} to {change.value}, then {self._kernel.read()}")
+                virsh_ms.append(time_virsh(self._libvirtd.uri, self._kernel))
+                # The jitter keeps events from falling into step with anything periodic.
+                time.sleep(APART_S / 2 + random.uniform(0, 0.1))
+        if self._options.events % 2:
+            self._guests.stop("extra")
+        by_value = {line["after"]["pages_to_scan"]: line for line in agent.passes()}
+        if missing := [value for value in applied if value not in by_value]:
+            self._fail(f"the agent's log has no pass that set {missing}")
+        passes = [by_value[value] for value in applied if value in by_value]
+        for name, series in (
+            ("delivery to kernel, ms", to_kernel_ms),
+            ("agent's own figure, ms", [line["event_to_applied_ms"] for line in passes]),
+            ("of it, the pass, ms", [line["duration_ms"] for line in passes]),
+            ("virsh, ms", virsh_ms),
+        ):
+            if series:
+                print(f"  {name:26}{in_words(series)}", flush=True)
+        if to_kernel_ms:
+            self._goal("p99 delivery to kernel", percentile(to_kernel_ms, 99), P99_GOAL_MS, "ms")
 
-    def _rest_with(self, count: int) -> None:
+    def _storm_of_guests(self, events: Events) -> Callable[[], list[int]]:
+        def start_and_stop(number: int) -> None:
+            self._guests.start(f"storm{number}")
+            self._guests.stop(f"storm{number}")
+
+        def storm() -> list[int]:
+            events.take_all()
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(start_and_stop, range(self._options.storm_guests)))
+            time.sleep(SETTLED_S)
+            heard = events.take_all()
+            if len(heard) != 2 * self._options.storm_guests:
+                self._fail(f"{len(heard)} events heard of {2 * self._options.storm_guests}")
+            return heard
+
+        return storm
+
+    def _measure_storms(self, kind: str, storm: Callable[[], list[int]]) -> None:
+        """Make storms, of which `storm` returns the events' times; every pass changes the value."""
+        settled_ms, events, passes = [], 0, 0
+        for number in range(self._options.storms):
+            time.sleep(SETTLED_S)
+            with Recorder(self._kernel) as recorder:
+                times_ns = storm()
+                time.sleep(SETTLED_S)
+            events += len(times_ns)
+            passes += len(recorder.changes)
+            if recorder.changes and recorder.changes[-1].at_ns >= times_ns[-1]:
+                settled_ms.append((recorder.changes[-1].at_ns - times_ns[-1]) / 1e6)
+            else:
+                self._fail(f"storm {number} of {kind}: no change after the last of {len(times_ns)} events")
+        if settled_ms:
+            print(f"  storms of {kind}: {events} events, {passes} passes; last event to last change, ms:")
+            print(f"  {'':26}{in_words(settled_ms)}", flush=True)
+            self._goal(f"storm of {kind}, longest", max(settled_ms), STORM_GOAL_MS, "ms")
+
+    def _measure_rest(self, count: int) -> None:
         with Agent(self._libvirtd.root / f"r{count}", self._libvirtd.uri, "") as agent:
             time.sleep(FIRST_CALM_S)
             passes = len(agent.passes())
-            rest = read_rest(agent.pid, self._options.rest_s)
-            self._tell_rest(count, rest, len(agent.passes()) - passes)
-
-    def _tell_isolated(self, count: int, isolated: Isolated) -> None:
-        self._fail(count, isolated.failures)
-        self.samples.append({"guests": count, "isolated": asdict(isolated)})
-        print(f"  {isolated.events} isolated events, {len(isolated.failures)} failures; ms:")
-        for name, series in (
-            ("delivery to kernel", isolated.delivery_to_kernel_ms),
-            ("agent's own figure", isolated.agents_own_ms),
-            ("of it, the pass", isolated.pass_ms),
-            ("virsh node-memory-tune", isolated.virsh_ms),
-        ):
-            if series:
-                print(f"    {name:24}{in_words(summarize(series))}", flush=True)
-        if isolated.delivery_to_kernel_ms:
-            p99_ms = summarize(isolated.delivery_to_kernel_ms).p99
-            self._goal(f"{count} guests, p99 delivery to kernel", p99_ms, P99_GOAL_MS, "ms")
-
-    def _tell_storms(self, count: int, storms: Storms) -> None:
-        self._fail(count, storms.failures)
-        self.samples.append({"guests": count, "storms": asdict(storms)})
-        events, passes, seconds = sum(storms.events), sum(storms.passes), sum(storms.seconds)
+            rest = watch_rest(agent.pid, self._options.rest_s)
+            passes = len(agent.passes()) - passes
         print(
-            f"  {len(storms.events)} storms of {storms.kind}: {events} events in {seconds:.1f} s, {passes} passes, "
-            f"{len(storms.failures)} failures; last event to final state, ms:"
+            f"  at rest for {rest.seconds:.0f} s (default configuration, {passes} passes): RSS {rest.rss_mib:.1f} MiB, "
+            f"{rest.wakeups_per_s:.2f} wake-ups/s, {rest.cpu_s * 3600 / rest.seconds:.1f} s of CPU an hour\n"
+            f"    wake-ups by thread: {', '.join(f'{name} {times}' for name, times in rest.wakeups.items())}",
+            flush=True,
         )
-        if storms.settled_ms:
-            summary = summarize(storms.settled_ms)
-            print(f"    {'':24}{in_words(summary)}", flush=True)
-            self._goal(f"{count} guests, storm of {storms.kind}, longest", summary.most, STORM_GOAL_MS, "ms")
+        self._goal("RSS at rest", rest.rss_mib, RSS_GOAL_MIB, "MiB")
+        self._goal("wake-ups at rest", rest.wakeups_per_s, WAKEUPS_GOAL_PER_S, "a second")
 
-    def _tell_rest(self, count: int, rest: Rest, passes: int) -> None:
-        self.samples.append({"guests": count, "rest": asdict(rest), "passes": passes})
-        print(
-            f"  at rest for {rest.seconds:.0f} s (default configuration, {passes} passes): RSS {rest.rss_mib:.1f} MiB "
-            f"(PSS {rest.pss_mib:.1f}), {rest.wakeups_per_s:.2f} wake-ups/s, {rest.cpu_seconds * 1000:.0f} ms CPU = "
-            f"{rest.cpu_seconds_per_hour:.1f} s an hour"
-        )
-        by_thread = ", ".join(f"{name} {times}" for name, times in rest.wakeups.items())
-        print(f"    wake-ups by thread: {by_thread}", flush=True)
-        self._goal(f"{count} guests, RSS at rest", rest.rss_mib, RSS_GOAL_MIB, "MiB")
-        self._goal(f"{count} guests, wake-ups at rest", rest.wakeups_per_s, WAKEUPS_GOAL_PER_S, "a second")
+    def _goal(self, what: str, measured: float, limit: float, unit: str) -> None:
+        self.goals.append(Goal(what=f"{self._what}, {what}", measured=measured, limit=limit, unit=unit))
 
-    def _goal(self, what: str, measured: float, at_most: float, unit: str) -> None:
-        self.goals.append(Goal(what=what, measured=measured, at_most=at_most, unit=unit))
-
-    def _fail(self, count: int, failures: list[str]) -> None:
-        self.failures += [f"{count} guests: {failure}" for failure in failures]
+    def _fail(self, failure: str) -> None:
+        self.failures.append(f"{self._what}: {failure}")
 
 
-def in_words(summary: Summary) -> str:
-    return (
-        f"median {summary.median:8.2f}   p99 {summary.p99:8.2f}   max {summary.most:8.2f}   min {summary.least:8.2f}   "
-        f"(n={summary.samples})"
-    )
+def poke(fifo: Path) -> list[int]:
+    """Poke as the hook does; returns when each was written. Raises OSError when no agent listens, or it is full."""
+    descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    times_ns = []
+    try:
+        for _ in range(POKES):
+            times_ns.append(time.monotonic_ns())
+            os.write(descriptor, b"started\n")
+            time.sleep(POKE_EVERY_S)
+    finally:
+        os.close(descriptor)
+    return times_ns
 
 
 def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
-    machine = read_machine()
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
-    loop = EventLoop()
-    loop.start()  # before any connection is opened
+    tell_machine()
+    EventLoop().start()  # before any connection is opened
     with private_libvirtd() as libvirtd:
         benchmark = Benchmark(options, libvirtd)
         benchmark.run()
-    print("\n" + "\n".join(goal.line() for goal in benchmark.goals))
-    print("\n".join(["", *(f"FAILED {failure}" for failure in benchmark.failures)]), end="")
-    if options.events < EVENTS_MEANT:
-        print(f"note: {options.events} events are fewer than the {EVENTS_MEANT} that a p99 here is meant to have")
-    if options.json is not None:
-        report = {
-            "machine": machine,
-            "options": {name: str(value) for name, value in vars(options).items()},
-            "goals": [goal.as_dict() for goal in benchmark.goals],
-            "failures": benchmark.failures,
-            "samples": benchmark.samples,
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 1 if benchmark.failures or not all(goal.met for goal in benchmark.goals) else 0
+    return tell_goals(benchmark.goals, benchmark.failures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Hostile neighbours of an agent, for the soak: each a thing that a user, a guest or a slow disk can do to it.
+"""Hostile neighbours of an agent, for the soak.
 
-In: how long. A flood of connections comes from a process of nobody's, which ends by itself. A journal that hangs is a
-stream of which nobody reads for a while, as journald does not while its disk hangs; what is read goes to a file.
+A flood of connections comes from a process of a user without rights, which ends by itself. A journal that hangs is a
+stream that is not read for a while, as when journald's disk hangs; what is read goes to a file.
 """
 
 from __future__ import annotations

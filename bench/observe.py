@@ -1,8 +1,8 @@
-"""The benchmark's own eyes: when libvirt delivered an event to it, and when a value in the kernel changed.
+"""When libvirt delivered an event, and when a value in the kernel changed.
 
 Both times are CLOCK_MONOTONIC in nanoseconds, taken in this process: the event's first thing in the callback, the
-value's right after the read that showed it, so that what lies between is never told too short by the polling. The
-connection is the benchmark's own; it is to be opened before the agent's, because libvirtd sends an event to its clients
+value's right after the read that showed it, so that polling never makes what lies between seem shorter. The
+connection is the benchmark's own. It is to be opened before the agent's, because libvirtd sends an event to its clients
 in the order in which they registered.
 """
 
@@ -21,15 +21,9 @@ import libvirt
 PAGES_TO_SCAN = Path("/sys/kernel/mm/ksm/pages_to_scan")
 POLL_S = 0.0002
 KINDS = {libvirt.VIR_DOMAIN_EVENT_STARTED: "started", libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """A lifecycle event as libvirt delivered it; `kind` is "started" or "stopped"."""
-
-    kind: str
-    guest: str
-    at_ns: int
+VIRSH_ADDS = 500_000
+"""More than the agent's steps ever come to, so that a value tells who wrote it."""
+VIRSH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +39,25 @@ class Events:
 
     def __init__(self, uri: str) -> None:
         """Open the connection; libvirt's event loop must run already."""
-        self._deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._deliveries: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
         self._connection = libvirt.open(uri)
         self._connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._take, None)
 
-    def next(self, timeout_s: float) -> Delivery:
-        """Wait for the next start or stop; raises TimeoutError."""
+    def next(self, kind: str, guest: str, timeout_s: float) -> int:
+        """Wait for the next start or stop and return its time; raises TimeoutError, also if another came."""
         try:
-            return self._deliveries.get(timeout=timeout_s)
+            *found, at_ns = self._deliveries.get(timeout=timeout_s)
         except queue.Empty:
             raise TimeoutError(f"no event within {timeout_s:g} s") from None
+        if found != [kind, guest]:
+            raise TimeoutError(f"not {kind} but {found}")
+        return at_ns
 
-    def take_all(self) -> list[Delivery]:
-        """Return what was delivered since the last call, without waiting."""
+    def take_all(self) -> list[int]:
+        """Return the times of what was delivered since the last call, without waiting."""
         taken = []
         while not self._deliveries.empty():
-            taken.append(self._deliveries.get())
+            taken.append(self._deliveries.get()[2])
         return taken
 
     def close(self) -> None:
@@ -71,22 +68,17 @@ class Events:
     ) -> None:
         at_ns = time.monotonic_ns()
         if event in KINDS:
-            self._deliveries.put(Delivery(kind=KINDS[event], guest=domain.name(), at_ns=at_ns))
+            self._deliveries.put((KINDS[event], domain.name(), at_ns))
 
 
 class KernelValue:
-    """One number below /sys, read over one descriptor (about 2 microseconds a look)."""
+    """pages_to_scan, read over one descriptor (about 2 microseconds a read)."""
 
-    def __init__(self, path: Path = PAGES_TO_SCAN) -> None:
-        self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self) -> None:
+        self._descriptor = os.open(PAGES_TO_SCAN, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> int:
         return int(os.pread(self._descriptor, 32, 0))
-
-    def put_back(self, value: int) -> None:
-        """Write a value, so that what the benchmark itself changed is as the agent left it."""
-        self._path.write_text(str(value), encoding="ascii")
 
     def wait_changed(self, known: int, timeout_s: float) -> Change:
         """Wait until it differs from `known`; raises TimeoutError."""
@@ -96,15 +88,12 @@ class KernelValue:
             if value != known:
                 return Change(value=value, at_ns=at_ns)
             if at_ns > deadline_ns:
-                raise TimeoutError(f"{self._path} still {known} after {timeout_s:g} s")
+                raise TimeoutError(f"{PAGES_TO_SCAN} still {known} after {timeout_s:g} s")
             time.sleep(POLL_S)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 class Recorder:
-    """Records every change of a value in a thread, between entering and leaving; `last` is None until the first."""
+    """Records every change of the value in a thread, between entering and leaving."""
 
     def __init__(self, value: KernelValue) -> None:
         self._value = value
@@ -121,10 +110,6 @@ class Recorder:
         self._ending.set()
         self._thread.join()
 
-    @property
-    def last(self) -> Change | None:
-        return self.changes[-1] if self.changes else None
-
     def _record(self) -> None:
         while not self._ending.is_set():
             value, at_ns = self._value.read(), time.monotonic_ns()
@@ -132,3 +117,21 @@ class Recorder:
                 self._known = value
                 self.changes.append(Change(value=value, at_ns=at_ns))
             time.sleep(POLL_S)
+
+
+def time_virsh(uri: str, kernel: KernelValue, *, to_exit: bool = False) -> float:
+    """Time `virsh node-memory-tune` in ms, to the changed value or to its exit, and put the value back.
+
+    Raises RuntimeError when it fails.
+    """
+    known = kernel.read()
+    command = ["virsh", "-q", "-c", uri, "node-memory-tune", "--shm-pages-to-scan", str(known + VIRSH_ADDS)]
+    began_ns = time.monotonic_ns()
+    pid = os.posix_spawnp(command[0], command, os.environ)
+    change = None if to_exit else kernel.wait_changed(known, VIRSH_TIMEOUT_S)
+    _, status = os.waitpid(pid, 0)
+    ended_ns = time.monotonic_ns() if change is None else change.at_ns
+    if status != 0 or kernel.read() != known + VIRSH_ADDS:
+        raise RuntimeError(f"{command} ended with {status:#x}, pages_to_scan is {kernel.read()}")
+    PAGES_TO_SCAN.write_text(str(known), encoding="ascii")
+    return (ended_ns - began_ns) / 1e6

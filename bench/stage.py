@@ -1,7 +1,7 @@
 """What a benchmark of the agent needs around it: a private libvirtd, tiny paused guests, the agent as a process.
 
-Everything lies below the private libvirtd's folder, whose path is told to script/bench (in the file that
-VIRTKSM_BENCH_ROOTS names), so that it can clean up after a benchmark that was killed. SIGTERM ends one in order.
+Everything lies below the private libvirtd's folder. Its path is in the file that VIRTKSM_BENCH_ROOTS names, so that
+script/bench can clean up after a benchmark that was killed. SIGTERM ends one in order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +50,11 @@ class AgentFailed(Exception):
 @contextmanager
 def private_libvirtd(*, huge_pages: bool = True) -> Iterator[PrivateLibvirtd]:
     """Run a libvirtd of the benchmark's own, and end it and its guests also on SIGTERM."""
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=huge_pages)
     if roots := os.environ.get("VIRTKSM_BENCH_ROOTS"):
-        with Path(roots).open("a", encoding="utf-8") as told:
-            told.write(f"{daemon.root}\n")
+        with Path(roots).open("a", encoding="utf-8") as file:
+            file.write(f"{daemon.root}\n")
     try:
         daemon.start()
         yield daemon
@@ -101,7 +101,8 @@ class Agent:
         folder.mkdir(exist_ok=True)
         self._log = folder / "log"
         self._through = through
-        self._home = home_options(folder, config)
+        self.home = home_options(folder, config)
+        """The options by which another virtksm uses the same configuration and folders."""
         self.poke_fifo = folder / "run" / "poke"
         self.control_socket = str(folder / "run" / "agent" / "control.sock")
         self._uri = uri
@@ -112,15 +113,10 @@ class Agent:
         assert self._process is not None
         return self._process.pid
 
-    @property
-    def home(self) -> Sequence[str]:
-        """Tell the options by which another virtksm uses the same configuration and runtime folder."""
-        return self._home
-
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [VIRTKSM, *self._home, "agent", "--connect", self._uri, "--log-format", "json"],
+                [VIRTKSM, *self.home, "agent", "--connect", self._uri, "--log-format", "json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log if self._through is None else self._through.end.fileno(),
@@ -146,7 +142,7 @@ class Agent:
         return [line for line in parsed if line.get("event") == event]
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for a condition, looking every 50 ms; raises AgentFailed when it does not come or the agent ends."""
+        """Wait for a condition, checked every 50 ms; raises AgentFailed when it does not come or the agent ends."""
         assert self._process is not None
         deadline = time.monotonic() + HANG_S
         while not condition():
@@ -170,7 +166,3 @@ def home_options(folder: Path, config: str) -> list[str]:
     file = folder / "virtksm.toml"
     file.write_text(config, encoding="utf-8")
     return ["--config", str(file), "--runtime-dir", str(folder / "run"), "--state-dir", str(folder / "lib")]
-
-
-def _leave(_number: int, _frame: object) -> None:
-    sys.exit(143)

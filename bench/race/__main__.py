@@ -1,118 +1,103 @@
-"""The race: virtksm's policies against the real ksmtuned and the kernel's advisor, on one machine, in turn.
+"""The race: virtksm's policy adaptive against the real ksmtuned and the kernel's advisor, on one machine, in turn.
 
-In: works, contenders, an output folder. Out: a JSON report a run, report.md and a picture a work in that folder, and
-exit code 1 if a run failed or a goal is missed. Started by script/bench, which locks and restores KSM. Reading order:
-works (what happens to guests), contenders and peers (who tunes KSM), run (one contender over one work), measures and
-rules (what is compared), goals (the table of goals), report.
+In: works, contenders. Out: a table and a picture of each work in build/race, once its last run has ended, and exit code
+1 if a run failed or a goal is missed. Started by script/bench, which locks and restores KSM. Reading order: works
+(what happens to guests), contenders (who tunes KSM), run (one contender over one work), measures (what is compared),
+goals, report.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import libvirt
 
-from bench.figures import read_machine, read_revision
-from bench.race.contenders import Contender
+from bench.figures import tell_machine
+from bench.race.check_scans import simulate_check_scans
+from bench.race.contenders import CONTENDERS, PeerMissing
 from bench.race.goals import judge_work
-from bench.race.ground import Disturbed, Ground, private_ground
+from bench.race.ground import Disturbed, Ground
 from bench.race.linux import LinuxGuestUnbuilt, build_linux_guest
 from bench.race.measures import measure_work
-from bench.race.options import Options, parse_options
-from bench.race.peers import CONTENDERS, PeerMissing
-from bench.race.pictures import draw_work, trace_work
-from bench.race.probes import simulate_probes
-from bench.race.records import Record, RecordUnreadable, keep_record, read_records, record_path
-from bench.race.report import write_report
-from bench.race.rules import OURS
-from bench.race.run import Unready, run_work
-from bench.race.sampling import NoKsmd
-from bench.race.steps import Work
-from bench.race.works import list_works
-from bench.stage import AgentFailed
+from bench.race.report import draw_work, write_work
+from bench.race.run import Run, run_work
+from bench.race.works import Work, list_works
+from bench.stage import REPO, AgentFailed, private_libvirtd
 from demo.guests import PayloadFailed
 from tests.lab.libvirtd import LibvirtdFailed
 
-RUN_FAILURES = (
-    AgentFailed,
-    Disturbed,
-    PeerMissing,
-    Unready,
-    PayloadFailed,
-    libvirt.libvirtError,
-    TimeoutError,
-    OSError,
-)
+RUN_FAILURES = (AgentFailed, Disturbed, PeerMissing, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
 HOST_KEEPS_MIB = 2048
+QUICK = {"--works": ("storm", "twin"), "--contenders": ("adaptive", "advisor-late", "clairvoyant")}
 
 
-def list_runs(options: Options) -> list[tuple[Work, str]]:
-    """Tell the runs that are wanted, in order."""
-    works = list_works(quick=options.quick)
-    return [
-        (works[work], contender)
-        for work in options.works
-        for contender in options.contenders
-        if (contender != "clairvoyant" or works[work].has_clairvoyant)
-        and not (options.missing and record_path(options.output, work, contender).exists())
-    ]
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; exits with a message when it is wrong."""
+    works = list(list_works(quick=False))
+    parser = argparse.ArgumentParser(
+        prog="script/bench race",
+        description="Race policy adaptive against ksmtuned and the kernel's advisor, with real guests on this "
+        "machine's own KSM. Every run takes 5 minutes (growth 12). Table and picture of each work are in build/race.",
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller guests, shorter runs: under 5 minutes")
+
+    for option, known in (("--works", works), ("--contenders", list(CONTENDERS))):
+        known_names = f"of {', '.join(known)}; default all, quick: {','.join(QUICK[option])}"
+        parser.add_argument(option, metavar="NAME,NAME", help=known_names)
+    options = parser.parse_args(arguments)
+    options.works = chosen(parser, "--works", works, options)
+    options.contenders = chosen(parser, "--contenders", list(CONTENDERS), options)
+    return options
 
 
-def run_all(options: Options, ground: Ground) -> list[str]:
-    """Run what is wanted and keep the records; return what failed, a line each."""
-    machine, revision, failures = read_machine(), read_revision(), []
-    del machine["load_1_min"]  # of the command's beginning, not of each run's
-    runs = list_runs(options)
-    for number, (work, name) in enumerate(runs, start=1):
-        print(f"[{number}/{len(runs)}] {work.name}, {name}: {work.length_s:g} s", flush=True)
-        contender: Contender = CONTENDERS[name]()
-        began_s = time.monotonic()
+def chosen(
+    parser: argparse.ArgumentParser, option: str, known: Sequence[str], options: argparse.Namespace
+) -> Sequence[str]:
+    """Return the names given for an option, or its default."""
+    text = getattr(options, option[2:])
+    if text is None:
+        return QUICK[option] if options.quick else known
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{option}: no such name: {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
+
+
+def run_all(ground: Ground, work: Work, contenders: Sequence[str], failures: list[str]) -> list[Run]:
+    """Run the contenders over one work in turn; adds what failed to `failures`, a line each."""
+    runs = []
+    for name in contenders:
+        if name == "clairvoyant" and not work.has_clairvoyant:
+            continue
+        print(f"{work.name}, {name}: {work.length_s:g} s", flush=True)
         try:
-            report = run_work(ground, work, name, contender, quick=options.quick, machine=machine, revision=revision)
+            runs.append(run_work(ground, work, name, CONTENDERS[name]()))
         except RUN_FAILURES as error:
             failures.append(f"{work.name}, {name}: {error}")
             print(f"  FAILED: {error}", flush=True)
-            continue
-        keep_record(options.output, report)
-        last = report.samples[-1]
-        print(
-            f"  saved {last.pages_sharing / 256:.0f} MiB, ksmd {last.ksmd_cpu_s - report.samples[0].ksmd_cpu_s:.1f} s; "
-            f"took {time.monotonic() - began_s:.0f} s in all",
-            flush=True,
-        )
     ground.clear()
-    return failures
+    return runs
 
 
-def tell(folder: Path, records: Sequence[Record]) -> bool:
-    """Write report and pictures and print the report; return whether no goal is missed."""
-    order = list(CONTENDERS)
-    concessions = {name: make().concession for name, make in CONTENDERS.items()}
-    by_work = {
-        work: [report for report in records if report.work == work] for work in dict.fromkeys(r.work for r in records)
-    }
-    works = list_works(quick=records[0].quick)
-    measured = [measure_work(runs, {OURS: simulate_probes(works[work])}) for work, runs in by_work.items()]
-    pictures = {}
-    for work, runs in by_work.items():
-        settled_s = max(run.last_settled_s for run in runs)
-        draw_work(trace_work(runs, order), f"{work}: {runs[0].told}", settled_s, folder / f"{work}.svg")
-        pictures[work] = f"{work}.svg"
-    report = write_report(measured, records, order, concessions, pictures)
-    (folder / "report.md").write_text(report, encoding="utf-8")
-    print(f"\n{report}")
-    verdicts = [verdict for results in measured for verdict in judge_work(results)]
-    return all(verdict.met is not False for verdict in verdicts)
+def tell_work(work: Work, runs: list[Run], folder: Path) -> bool:
+    """Print and keep a work's table, draw its picture; return whether no goal is missed."""
+    results = measure_work(runs, simulate_check_scans(work))
+    goals, left_out = judge_work(work.name, results)
+    report = write_work(work, results, goals, left_out)
+    print(f"\n{report}", flush=True)
+    (folder / f"{work.name}.md").write_text(report, encoding="utf-8")
+    draw_work(work, runs, folder / f"{work.name}.svg")
+    return all(goal.met for goal in goals)
 
 
-def check_memory(options: Options) -> str | None:
+def check_memory(works: Sequence[Work]) -> str | None:
     """Tell why this machine cannot hold the largest work, None if it can."""
     text = Path("/proc/meminfo").read_text(encoding="ascii")
     available_mib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable")) // 1024
-    for work, _ in list_runs(options):
+    for work in works:
         needed_mib = sum(guest.memory_mib for guest in work.guests) + HOST_KEEPS_MIB
         if needed_mib > available_mib:
             return f"{work.name} needs {needed_mib} MiB of available memory, here are {available_mib}; try --quick"
@@ -121,26 +106,27 @@ def check_memory(options: Options) -> str | None:
 
 def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
+    known = list_works(quick=options.quick)
+    works = [known[name] for name in options.works]
+    folder = REPO / "build" / ("race-quick" if options.quick else "race")
     failures: list[str] = []
     try:
-        if not options.report:
-            if trouble := check_memory(options):
-                print(f"script/bench race: {trouble}", file=sys.stderr)
-                return 2
-            if "linux" in options.works:
-                build_linux_guest()
-            options.output.mkdir(parents=True, exist_ok=True)
-            with private_ground() as ground:
-                failures = run_all(options, ground)
-        works = list(list_works(quick=options.quick))
-        records = sorted(read_records(options.output), key=lambda report: works.index(report.work))
-    except (RecordUnreadable, NoKsmd, LibvirtdFailed, LinuxGuestUnbuilt) as error:
+        if trouble := check_memory(works):
+            print(f"script/bench race: {trouble}", file=sys.stderr)
+            return 2
+        if "linux" in options.works:
+            build_linux_guest()
+        folder.mkdir(parents=True, exist_ok=True)
+        tell_machine()
+        with private_libvirtd(huge_pages=False) as libvirtd:
+            ground = Ground(libvirtd)
+            all_met = True
+            for work in works:
+                if runs := run_all(ground, work, options.contenders, failures):
+                    all_met &= tell_work(work, runs, folder)
+    except (LibvirtdFailed, LinuxGuestUnbuilt) as error:
         print(f"script/bench race: {error}", file=sys.stderr)
         return 2
-    if not records:
-        print(f"script/bench race: no records in {options.output}", file=sys.stderr)
-        return 2
-    all_met = tell(options.output, records)
     print("\n".join(f"FAILED {failure}" for failure in failures))
     return 0 if all_met and not failures else 1
 

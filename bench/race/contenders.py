@@ -1,26 +1,40 @@
-"""The contenders that are nothing but settings of the kernel, and what every contender has to be able to do.
+"""Who tunes KSM in a race: virtksm's agent, the real ksmtuned, the kernel's advisor, its defaults, and the bounds.
 
-A contender begins before the first guest of a run starts, is told what has happened some twenty times a second, and
-ends after the last sample. It writes to the KSM that script/bench has locked, and to nothing else. Those that are
-processes are in peers.py; the list of all is there, too.
+A contender begins before the first guest of a run starts, learns what has happened some twenty times a second, and
+ends after the last sample. It writes to the KSM that script/bench has locked, and to nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.race.ground import Ground
-from bench.race.steps import Work
+from bench.race.works import Work
 from bench.sim.real_memory import MergeableProcess
+from bench.stage import Agent
 from demo.guests import KEPT_MIB, PayloadGuest
+from tests.lab.ksm import Ksm, wait_until
+from tests.lab.ksmtuned_package import find_ksmtuned_file
 
+BACKLOG = ("young_kib", "fresh_kib", "half_kib")
+"""The numbers of a decision of the policy adaptive that say what is not scanned yet."""
 WARM_MIB, WARM_SCANS = 4, 5
 FRUITLESS_SCANS = 10
 """More than smart_scan's 8: so many full scans without more savings, and there is no more to find."""
 FRUITFUL_SHARE = 0.001
 MERGED_SHARE = 0.99
+
+
+class PeerMissing(Exception):
+    """A contender's program is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +46,14 @@ class Moment:
 
 
 class Contender:
-    """One contender in one run; this one leaves the kernel's defaults as they are.
+    """One contender in one run; this one has fixed settings, the kernel's defaults if none are given."""
 
-    `concession` is what a reader has to know about how it was run.
-    """
-
-    concession = ""
+    def __init__(self, **settings: int) -> None:
+        self._settings = settings
 
     def begin(self, ground: Ground, work: Work) -> None:
         """Take up work; KSM is on, at the kernel's defaults."""
+        ground.ksm.write(**self._settings)
 
     @property
     def is_ready(self) -> bool:
@@ -53,42 +66,17 @@ class Contender:
     def end(self) -> None:
         """Stop; the ground is cleared afterwards."""
 
-    @property
-    def own_cpu_s(self) -> float | None:
-        """Tell the CPU time of its own processes so far, None if it has none."""
-        return None
-
     def decisions(self) -> Sequence[Mapping[str, Any]]:
-        """Tell what it decided and why, in order, as far as it says so."""
+        """Tell what an agent decided, in order: its log's `pass_completed` lines."""
         return ()
 
 
-class Default(Contender):
-    concession = "100 pages every 20 ms for ever, as a kernel with run=1 and nobody to tune it"
-
-
-class Off(Contender):
-    concession = "run=0: no contender, but what the neighbour is compared with"
-
-    def begin(self, ground: Ground, work: Work) -> None:
-        ground.ksm.write(run=0)
-
-
-class Flat(Contender):
-    concession = "100,000 pages, sleep 0, for ever: the most that ksmd can"
-
-    def begin(self, ground: Ground, work: Work) -> None:
-        ground.ksm.write(pages_to_scan=100_000, sleep_millisecs=0)
-
-
 class AdvisorBoot(Contender):
-    """Switched on before any guest, and past its first full scan, to which it charges all of ksmd's CPU time so far."""
+    """The kernel's advisor, switched on before any guest, as if the machine had just been booted.
 
-    concession = (
-        "the kernel's advisor (scan-time, defaults) switched on before the first guest; since it takes all of the CPU "
-        "time that ksmd ever used for that of its first full scan, which leads it to 10 pages where that is much, it "
-        f"makes {WARM_SCANS} over a process of {WARM_MIB} MiB first: as if the machine had just been booted"
-    )
+    It takes all CPU time that ksmd ever used for that of its first full scan, which leads it to 10 pages where that is
+    much. So it makes some over a tiny process first.
+    """
 
     def begin(self, ground: Ground, work: Work) -> None:
         self._ksm = ground.ksm
@@ -111,27 +99,22 @@ class AdvisorBoot(Contender):
 
 
 class AdvisorLate(Contender):
-    concession = "the kernel's advisor (scan-time, defaults) switched on when the last guest has been started"
+    """The kernel's advisor, switched on when the last guest has been started."""
 
     def __init__(self) -> None:
-        self._ground: Ground | None = None
+        self._ksm: Ksm | None = None
 
     def begin(self, ground: Ground, work: Work) -> None:
-        self._ground = ground
+        self._ksm = ground.ksm
 
     def act(self, moment: Moment) -> None:
-        if moment.all_started and self._ground is not None:
-            self._ground.ksm.write(advisor_mode="scan-time")
-            self._ground = None
+        if moment.all_started and self._ksm is not None:
+            self._ksm.write(advisor_mode="scan-time")
+            self._ksm = None
 
 
 class Clairvoyant(Contender):
-    """Scans flat out from the moment in which the last guest has settled until 99 % is merged."""
-
-    concession = (
-        "knows when the last guest has filled its memory and how much can merge: flat out between the two, nothing "
-        f"else; where 99 % is out of reach it ends after {FRUITLESS_SCANS} full scans that brought no more"
-    )
+    """Scans flat out from the moment in which the last guest has settled until 99 % is merged, or no more can be."""
 
     def __init__(self) -> None:
         self._scanning: bool | None = None
@@ -145,7 +128,7 @@ class Clairvoyant(Contender):
 
     def act(self, moment: Moment) -> None:
         if self._scanning is None and moment.all_settled:
-            # Smaller batches than Flat's: within one it could not stop, and sleep 0 makes them as fast.
+            # Smaller batches than flat out's: within one it could not stop, and sleep 0 makes them as fast.
             self._ksm.write(pages_to_scan=10_000, sleep_millisecs=0)
             self._scanning = True
             self._best_at_scan = self._ksm.read("full_scans")
@@ -158,3 +141,84 @@ class Clairvoyant(Contender):
         if pages > self._best_pages + self._enough_pages * FRUITFUL_SHARE:
             self._best_pages, self._best_at_scan = pages, scan
         return pages >= self._enough_pages or scan > self._best_at_scan + FRUITLESS_SCANS
+
+
+class Adaptive(Contender):
+    """A real `virtksm agent` on the ground's libvirtd; the clock starts once it idles without a backlog."""
+
+    def __init__(self) -> None:
+        self._agent: Agent | None = None
+
+    def begin(self, ground: Ground, work: Work) -> None:
+        self._ksm = ground.ksm
+        self._agent = Agent(ground.folder / "agent", ground.uri, '[adaptive]\nengage = "always"\n')
+        self._agent.__enter__()
+
+    @property
+    def is_ready(self) -> bool:
+        (*_, last) = self.decisions()
+        return read_backlog_mib(last["decision"]["numbers"]) == 0 and self._ksm.read("pages_to_scan") == 0
+
+    def end(self) -> None:
+        if self._agent is not None:
+            self._agent.__exit__()
+
+    def decisions(self) -> Sequence[Mapping[str, Any]]:
+        return [] if self._agent is None else self._agent.passes()
+
+
+class RealKsmtuned(Contender):
+    """The script of Debian's package, unpacked by script/setup, unchanged.
+
+    A mount namespace puts a folder of the run over /etc. Its ksmtuned.conf there says that memory is always short,
+    since the script's search for guests finds none of libvirt's. Then it boosts at every step, 60 s apart. It is ended
+    by its process group's id.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, ground: Ground, work: Work) -> None:
+        script = find_ksmtuned_file("usr/sbin/ksmtuned")
+        if script is None:
+            raise PeerMissing("ksmtuned's script is not there: run script/setup")
+        etc = ground.folder / "etc"
+        etc.mkdir()
+        (etc / "ksmtuned.conf").write_text("KSM_THRES_COEF=100\n", encoding="ascii")
+        if Path("/etc/alternatives").is_dir():  # where /usr/bin/awk leads to
+            shutil.copytree("/etc/alternatives", etc / "alternatives", symlinks=True)
+        pid_file = ground.folder / "ksmtuned.pid"
+        shell = f"mount --bind {shlex.quote(str(etc))} /etc && exec bash {shlex.quote(str(script))}"
+        self._process = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PIDFILE": str(pid_file)},
+            start_new_session=True,
+        )
+        wait_until(lambda: pid_file.exists() and pid_file.stat().st_size > 0, 5.0, "ksmtuned to begin")
+
+    def end(self) -> None:
+        if self._process is None:
+            return
+        # The group is the script's loop and its sleep; the script itself has ended, unburied, so its id is still its.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            os.killpg(self._process.pid, number)
+        self._process.wait()
+
+
+def read_backlog_mib(numbers: Mapping[str, Any]) -> float:
+    """Tell the backlog that a decision of the policy adaptive says."""
+    return float(sum(numbers[name] for name in BACKLOG)) / 1024
+
+
+CONTENDERS: Mapping[str, Callable[[], Contender]] = {
+    "adaptive": Adaptive,
+    "ksmtuned": RealKsmtuned,
+    "advisor-boot": AdvisorBoot,
+    "advisor-late": AdvisorLate,
+    "default": Contender,
+    "flat": lambda: Contender(pages_to_scan=100_000, sleep_millisecs=0),
+    "clairvoyant": Clairvoyant,
+    "off": lambda: Contender(run=0),
+}

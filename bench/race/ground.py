@@ -1,6 +1,5 @@
-"""Where the race is run: a private libvirtd, payload guests that start, settle and stop on it, KSM put back between.
+"""Where the race is run: a private libvirtd, guests that start, settle and stop on it, KSM put back between.
 
-Everything lies below the libvirtd's folder, which script/bench is told of and cleans up if this program is killed.
 Guests are ended by their processes' ids. It writes to the kernel's KSM, which script/bench has locked, through
 tests/lab/ksm.py.
 """
@@ -8,36 +7,37 @@ tests/lab/ksm.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
 
 from bench.race.linux import LinuxGuest, build_linux_guest
-from bench.race.records import GuestLife
-from bench.stage import PAYLOAD, private_libvirtd
+from bench.stage import PAYLOAD
 from demo.embedded import end_all
 from demo.guests import PayloadGuest, parse_console, start_guest, wait_settled
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
 SETTLE_TIMEOUT_S = 120.0
-FOREIGN_PAGES_MOST = 1000
+MAX_FOREIGN_PAGES = 1000
 QUIET_SCANS = 14
 """smart_scan skips a page for 8 scans at most, after 1 + 2 + 4 and three fruitless visits between."""
 
 
 class Disturbed(Exception):
-    """Memory of processes that are none of ours merged during a run: its figures are nobody's."""
+    """Other processes' memory merged during a run, so that its figures are worth nothing."""
 
 
-@contextmanager
-def private_ground() -> Iterator[Ground]:
-    """Lend a ground, and end everything on it, also on SIGTERM."""
-    # Small pages alone, so that KSM counts every page and nobody pays for splitting huge ones.
-    with private_libvirtd(huge_pages=False) as daemon:
-        yield Ground(daemon)
+@dataclass(slots=True, kw_only=True)
+class GuestLife:
+    """When a guest's start returned, its memory was filled, its stop returned; None: not in this run."""
+
+    name: str
+    started_s: float
+    settled_s: float | None = None
+    stopped_s: float | None = None
 
 
 class Ground:
@@ -76,7 +76,7 @@ class Ground:
         for guest in guests:
             self.start(guest, began_s=time.monotonic())
             wait_settled(self._consoles[guest.name], SETTLE_TIMEOUT_S)
-        self.guests = []  # those of the run are others
+        self.guests = []  # the run has its own
         target = self.ksm.read("full_scans") + QUIET_SCANS
         wait_until(lambda: self.ksm.read("full_scans") >= target, 300.0, f"{QUIET_SCANS} full scans")
         self.ksm.write(pages_to_scan=100, sleep_millisecs=20)
@@ -88,26 +88,26 @@ class Ground:
         start_guest(self._connection, guest, kernel=kernel, console=console)
         self._pids.add(self._libvirtd.guest_pid(guest.name))
         self._consoles[guest.name] = console
-        self.guests.append(GuestLife(name=guest.name, started_s=round(time.monotonic() - began_s, 3)))
+        self.guests.append(GuestLife(name=guest.name, started_s=time.monotonic() - began_s))
 
     def stop(self, name: str, *, began_s: float) -> None:
         """Stop a guest at once, through libvirt."""
         self._connection.lookupByName(name).destroy()
         for life in self.guests:
             if life.name == name:
-                life.stopped_s = round(time.monotonic() - began_s, 3)
+                life.stopped_s = time.monotonic() - began_s
 
     def check_alone(self) -> None:
-        """Look whether KSM merges for nobody else; raises Disturbed. Takes some 10 ms."""
+        """Check that KSM merges for the guests alone; raises Disturbed. Takes some 10 ms."""
         foreign = merging_pages_of_others(self._pids)
-        if foreign > FOREIGN_PAGES_MOST:
+        if foreign > MAX_FOREIGN_PAGES:
             raise Disturbed(f"{foreign} pages of other processes are merged (their /proc/PID/ksm_merging_pages)")
 
-    def look(self, *, began_s: float) -> None:
+    def note_settled(self, *, began_s: float) -> None:
         """Note which guests have filled their memory; raises PayloadFailed when one reports an error."""
         for life in self.guests:
             console = self._consoles[life.name]
             if life.settled_s is None and life.stopped_s is None and console.exists():
                 text = console.read_text(encoding="ascii", errors="replace")
                 if parse_console(text):
-                    life.settled_s = round(time.monotonic() - began_s, 3)
+                    life.settled_s = time.monotonic() - began_s

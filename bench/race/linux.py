@@ -1,8 +1,7 @@
 """Real Linux guests for the race: Debian's cloud kernel, an initramfs of busybox, memory that is partly alike.
 
-In: a folder below build/. Out: vmlinuz and initramfs there, made once, and the description of such a guest. Common
-pages are a file of the initramfs, which every guest unpacks; own ones are random numbers that the guest draws itself,
-into a tmpfs; what else a booting kernel touches is its own affair. The kernel's package is unpacked, never installed.
+Common pages are a file of the initramfs, which every guest unpacks; own ones are random numbers that the guest draws
+itself, into a tmpfs. The kernel's package is unpacked, never installed.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ def build_linux_guest(folder: Path = FOLDER) -> Path:
 
 
 def _unpack_kernel(kernel: Path) -> None:
-    depends = _run("apt-cache", "depends", PACKAGE)
-    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    found = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", PACKAGE))
     if found is None:
         raise LinuxGuestUnbuilt(f"apt knows no {PACKAGE}: run apt-get update")
     with tempfile.TemporaryDirectory(dir=kernel.parent) as name:
@@ -101,16 +99,11 @@ def _build_initramfs(initramfs: Path) -> None:
         (root / "init").chmod(0o755)
         # The same in every guest, and no two pages of it alike.
         (root / "common").write_bytes(random.Random(1).randbytes(COMMON_MIB * MIB))
-        names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-        with initramfs.open("wb") as output:
-            subprocess.run(
-                ["cpio", "--quiet", "-o", "-H", "newc"],
-                cwd=root,
-                input=names.encode(),
-                stdout=output,
-                stderr=subprocess.PIPE,
-                check=True,
-            )
+        names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*"))).encode()
+        packed = subprocess.run(
+            ["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names, capture_output=True, check=True
+        )
+        initramfs.write_bytes(packed.stdout)
 
 
 def _run(*command: str, folder: Path | None = None) -> str:

@@ -1,8 +1,8 @@
-"""One run: one contender over one work, from a cleared ground to a report.
+"""One run: one contender over one work, from a cleared ground to a `Run`.
 
-In: a ground, a work, a contender. Out: a `Record`. The order is the same for all: clear, let the guests settle that
-have long been there, begin the contender, wait until it is ready, start the clock and the first guest, follow the
-work's steps, take samples to the end. Whatever fails ends the contender first.
+The order is the same for all: clear, let the guests settle that have long been there, begin the contender, wait until
+it is ready, start the clock and the first guest, follow the work's steps, take samples to the end. Whatever fails ends
+the contender first.
 """
 
 from __future__ import annotations
@@ -11,111 +11,92 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.race import neighbour
 from bench.race.contenders import Contender, Moment
-from bench.race.ground import Ground
-from bench.race.records import Record
-from bench.race.sampling import Eyes, Sampler
-from bench.race.steps import Step, Work
+from bench.race.ground import Ground, GuestLife
+from bench.race.sampling import Sample, Sampler
+from bench.race.works import Work
 from bench.steps import Start
+from tests.lab.ksm import wait_until
 
-TICK_S = 0.05
+STEP_S = 0.05
 LEAD_S = 5.0
 READY_TIMEOUT_S = 120.0
-LOOK_AROUND_EVERY_S = 10.0
+CHECK_EVERY_S = 10.0
 
 
-class Unready(Exception):
-    """A contender was not ready for the clock in time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one run gave. All times are seconds since the first guest's start.
+
+    `neighbour` are pairs of the time and the ms that the neighbour's piece of work took then. `decisions` are an
+    agent's, in order.
+    """
+
+    work: Work
+    contender: str
+    guests: Sequence[GuestLife]
+    samples: Sequence[Sample]
+    neighbour: Sequence[tuple[float, float]]
+    decisions: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def last_settled_s(self) -> float:
+        """Tell when the last guest had filled its memory; the run's end, if one never did."""
+        return max((self.work.length_s if guest.settled_s is None else guest.settled_s) for guest in self.guests)
 
 
-def run_work(
-    ground: Ground,
-    work: Work,
-    name: str,
-    contender: Contender,
-    *,
-    quick: bool,
-    machine: Mapping[str, object],
-    revision: str,
-) -> Record:
+def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run:
     """Run one contender over one work, `work.length_s` and some seconds before."""
     ground.clear()
     if work.already:
         ground.settle(work.already)
-    eyes = Eyes()
     times = ground.folder / "neighbour"
-    with _neighbour(times), _begun(contender, ground, work):
-        _wait_ready(contender)
-        began_utc, own_cpu_before_s = datetime.now(UTC), contender.own_cpu_s
-        began_s = time.monotonic()
-        with Sampler(eyes, began_s) as sampler:
+    with ExitStack() as stack:
+        stack.enter_context(_neighbour(times))
+        stack.callback(contender.end)
+        contender.begin(ground, work)
+        time.sleep(LEAD_S)
+        wait_until(lambda: contender.is_ready, READY_TIMEOUT_S, f"{name} to be ready")
+        passes_before, began_s = len(contender.decisions()), time.monotonic()
+        with Sampler(began_s) as sampler:
             _follow(ground, work, contender, began_s)
-        own_cpu_s = contender.own_cpu_s
-        decisions = contender.decisions()
-    return Record(
-        work=work.name,
-        told=work.told,
+        decisions = [line["decision"] for line in contender.decisions()[passes_before:]]
+    return Run(
+        work=work,
         contender=name,
-        quick=quick,
-        length_s=work.length_s,
-        busy_until_s=work.busy_until_s,
-        savings_until_s=work.savings_until_s,
-        expected_sharing_pages=work.expected_sharing_pages,
-        began_utc=began_utc.isoformat(timespec="seconds"),
-        revision=revision,
-        machine=machine,
         guests=ground.guests,
         samples=sampler.samples,
         neighbour=neighbour.parse_times(times.read_text(encoding="ascii"), began_s),
-        own_cpu_s=None if own_cpu_s is None else own_cpu_s - (own_cpu_before_s or 0.0),
-        decisions=_since(decisions, began_utc.timestamp()),
+        decisions=decisions,
     )
 
 
 def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) -> None:
-    due: list[Step] = sorted(work.steps, key=lambda step: step.at_s)
+    due = sorted(work.steps, key=lambda step: step.at_s)
     starts = sum(isinstance(step, Start) for step in due)
-    look_around_s = 0.0
+    check_s = 0.0
     while (now_s := time.monotonic() - began_s) < work.length_s:
-        if now_s >= look_around_s:
+        if now_s >= check_s:
             ground.check_alone()
-            look_around_s = now_s + LOOK_AROUND_EVERY_S
+            check_s = now_s + CHECK_EVERY_S
         while due and due[0].at_s <= now_s:
             step = due.pop(0)
             if isinstance(step, Start):
                 ground.start(step.guest, began_s=began_s)
             else:
                 ground.stop(step.name, began_s=began_s)
-        ground.look(began_s=began_s)
+        ground.note_settled(began_s=began_s)
         all_started = len(ground.guests) == starts
         all_settled = all_started and all(guest.settled_s is not None for guest in ground.guests)
         contender.act(Moment(all_started=all_started, all_settled=all_settled))
-        time.sleep(TICK_S)
+        time.sleep(STEP_S)
     ground.check_alone()
-
-
-def _wait_ready(contender: Contender) -> None:
-    began_s = time.monotonic()
-    time.sleep(LEAD_S)
-    while not contender.is_ready:
-        if time.monotonic() - began_s > READY_TIMEOUT_S:
-            raise Unready(f"not ready {READY_TIMEOUT_S:g} s after it began")
-        time.sleep(TICK_S)
-
-
-@contextmanager
-def _begun(contender: Contender, ground: Ground, work: Work) -> Iterator[None]:
-    try:
-        contender.begin(ground, work)
-        yield
-    finally:
-        contender.end()
 
 
 @contextmanager
@@ -127,11 +108,3 @@ def _neighbour(times: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _since(decisions: Sequence[Mapping[str, Any]], began_unix_s: float) -> list[dict[str, Any]]:
-    return [
-        {"at_s": round(decision["unix_s"] - began_unix_s, 3)}
-        | {name: value for name, value in decision.items() if name != "unix_s"}
-        for decision in decisions
-    ]

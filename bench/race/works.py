@@ -1,18 +1,61 @@
 """The works of the race: which guests start and stop when, each in its full size and for --quick.
 
-Pure. Guests are made of small pages alone (`huge_pages=False` of the private libvirtd), so that
-KSM's counters see every page, and so that no contender pays for splitting huge pages.
+Pure. Contents of payload guests are known to the page, so possible savings are, too. Guests are made of small pages
+alone, so that KSM's counters see every page, and no contender pays for splitting huge ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from bench.race.linux import COMMON_MIB, LinuxGuest
-from bench.race.steps import Work
 from bench.steps import Start, Stop
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+
+MAX_SHARERS = 256
+"""The kernel's max_page_sharing: so many equal pages take one page of memory, then the next one begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """`already` are guests that are there when the clock starts; after `busy_until_s` nothing new happens."""
+
+    name: str
+    title: str
+    steps: tuple[Start | Stop, ...]
+    length_s: float
+    already: tuple[PayloadGuest, ...] = ()
+    busy_until_s: float = 0.0
+    has_clairvoyant: bool = True
+
+    @property
+    def guests(self) -> tuple[PayloadGuest, ...]:
+        """Tell every guest that ever runs."""
+        return (*self.already, *(step.guest for step in self.steps if isinstance(step, Start)))
+
+    @property
+    def savings_until_s(self) -> float:
+        """Tell until when savings only grow: to the first stop, or to the end."""
+        return min((step.at_s for step in self.steps if isinstance(step, Stop)), default=self.length_s)
+
+    @property
+    def expected_sharing_pages(self) -> int:
+        """Tell pages_sharing when all that is equal is merged: every content takes one page, the rest is saved."""
+        common = sharing_pages((guest.image, guest.common_mib) for guest in self.guests)
+        own = sharing_pages((guest.seed, guest.own_mib) for guest in self.guests)
+        zero = sum(guest.zero_mib for guest in self.guests) * PAGES_PER_MIB
+        return common + own + zero - math.ceil(zero / MAX_SHARERS)
+
+
+def sharing_pages(owned_mib: Iterable[tuple[int, int]]) -> int:
+    """Count what is saved of contents given as (owner, MiB): of each owner all but the largest."""
+    sizes: defaultdict[int, list[int]] = defaultdict(list)
+    for owner, mib in owned_mib:
+        sizes[owner].append(mib)
+    return sum(sum(each) - max(each) for each in sizes.values()) * PAGES_PER_MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +66,30 @@ class Scale:
     memory_mib: int
     every_s: float
     length_s: float
+
+    def __str__(self) -> str:
+        return f"{self.guests} guests of {self.memory_mib} MiB, {self.every_s:g} s apart"
+
+    def work(
+        self,
+        name: str,
+        title: str,
+        describe: Callable[[int], PayloadGuest],
+        *,
+        stops: tuple[Stop, ...] = (),
+        busy_until_s: float = 0.0,
+        has_clairvoyant: bool = True,
+    ) -> Work:
+        """Make a work whose guests are described by their numbers."""
+        starts = [Start(at_s=number * self.every_s, guest=describe(number)) for number in range(self.guests)]
+        return Work(
+            name=name,
+            title=f"{self}{title}",
+            steps=(*starts, *stops),
+            length_s=self.length_s,
+            busy_until_s=busy_until_s,
+            has_clairvoyant=has_clairvoyant,
+        )
 
 
 def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_s: int = 0) -> PayloadGuest:
@@ -41,30 +108,16 @@ def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_
     )
 
 
-def starts(scale: Scale, describe: Callable[[int], PayloadGuest]) -> tuple[Start, ...]:
-    """List the starts of `scale.guests` guests, `scale.every_s` apart."""
-    return tuple(Start(at_s=number * scale.every_s, guest=describe(number)) for number in range(scale.guests))
-
-
 def storm(scale: Scale) -> Work:
-    return Work(
-        name="storm",
-        told=f"{scale.guests} guests of {scale.memory_mib} MiB started {scale.every_s:g} s apart, filled as fast as "
-        "they can: half common, a tenth zero, the rest own",
-        steps=starts(scale, lambda number: mixed(number, scale.memory_mib)),
-        length_s=scale.length_s,
-    )
+    title = ": half common, a tenth zero, the rest own"
+    return scale.work("storm", title, lambda number: mixed(number, scale.memory_mib))
 
 
 def small(scale: Scale) -> Work:
-    slow_mib_per_s = scale.memory_mib // 10
-    return Work(
-        name="small",
-        told=f"{scale.guests} guests of {scale.memory_mib} MiB started {scale.every_s:g} s apart that fill in about "
-        "10 s each: half common, a tenth zero, the rest own",
-        steps=starts(scale, lambda number: mixed(number, scale.memory_mib, slow_mib_per_s=slow_mib_per_s)),
-        length_s=scale.length_s,
-    )
+    def describe(number: int) -> PayloadGuest:
+        return mixed(number, scale.memory_mib, slow_mib_per_s=scale.memory_mib // 10)
+
+    return scale.work("small", ", that fill in 10 s each: half common, a tenth zero, the rest own", describe)
 
 
 def linux(scale: Scale, *, own_mib: int) -> Work:
@@ -73,38 +126,21 @@ def linux(scale: Scale, *, own_mib: int) -> Work:
             name=f"g{number}", memory_mib=scale.memory_mib, common_mib=COMMON_MIB, own_mib=own_mib, seed=number
         )
 
-    return Work(
-        name="linux",
-        told=f"{scale.guests} Linux guests of {scale.memory_mib} MiB started {scale.every_s:g} s apart, with "
-        f"{COMMON_MIB} MiB common, {own_mib} MiB of their own, and what a kernel itself uses",
-        steps=starts(scale, describe),
-        length_s=scale.length_s,
-        has_clairvoyant=False,
-    )
+    title = f", Linux: {COMMON_MIB} MiB common, {own_mib} MiB own, and what a kernel itself uses"
+    return scale.work("linux", title, describe, has_clairvoyant=False)
 
 
 def twin(scale: Scale, *, filled_over_s: int) -> Work:
-    # A page that smart_scan has seen often is looked at in every ninth scan, and two that are looked at in different
-    # ones never meet. The old guest fills slowly while ksmd scans flat out, so that its pages are spread over all nine,
-    # as those of a guest that has long been there, and no contender's luck decides.
+    # smart_scan visits an old page in every ninth scan only, and two that it visits in different ones never meet. The
+    # old guest fills slowly while ksmd scans flat out, so that its pages are spread over all nine.
     def only_own(name: str, slow_mib_per_s: int = 0) -> PayloadGuest:
+        own_mib = scale.memory_mib - KEPT_MIB
         return PayloadGuest(
-            name=name,
-            memory_mib=scale.memory_mib,
-            own_mib=scale.memory_mib - KEPT_MIB,
-            seed=1,
-            slow_mib_per_s=slow_mib_per_s,
+            name=name, memory_mib=scale.memory_mib, own_mib=own_mib, seed=1, slow_mib_per_s=slow_mib_per_s
         )
 
-    return Work(
-        name="twin",
-        told=f"one guest of {scale.memory_mib} MiB, filled over {filled_over_s} s under flat-out scanning and then "
-        "scanned fruitlessly at least 14 times, so that smart_scan skips its pages; then a guest starts whose pages "
-        "are all equal to the old one's",
-        already=(only_own("old", slow_mib_per_s=scale.memory_mib // filled_over_s),),
-        steps=(Start(at_s=0.0, guest=only_own("new")),),
-        length_s=scale.length_s,
-    )
+    work = scale.work("twin", "; smart_scan has come to skip its twin's pages", lambda _: only_own("new"))
+    return replace(work, already=(only_own("old", slow_mib_per_s=scale.memory_mib // filled_over_s),))
 
 
 def growth(scale: Scale, *, grow_mib_per_min: int, minutes: float) -> Work:
@@ -121,32 +157,22 @@ def growth(scale: Scale, *, grow_mib_per_min: int, minutes: float) -> Work:
             grow_mib_per_min=grow_mib_per_min,
         )
 
-    return Work(
-        name="growth",
-        told=f"{scale.guests} guests of {scale.memory_mib} MiB that grow by {grow_mib_per_min} MiB a minute each for "
-        f"{minutes:g} minutes, two and two alike",
-        steps=starts(scale, pair),
-        length_s=scale.length_s,
-        busy_until_s=scale.guests * scale.every_s + minutes * 60,
-        has_clairvoyant=False,
-    )
+    title = f", that grow by {grow_mib_per_min} MiB a minute for {minutes:g} minutes, two and two alike"
+    busy_until_s = scale.guests * scale.every_s + minutes * 60
+    return scale.work("growth", title, pair, busy_until_s=busy_until_s, has_clairvoyant=False)
 
 
 def churn(scale: Scale, *, rewrite_per_s: int) -> Work:
     def describe(number: int) -> PayloadGuest:
         return mixed(number, scale.memory_mib, rewrite_per_s=0 if number % 4 else rewrite_per_s)
 
-    return Work(
-        name="churn",
-        told=f"{scale.guests} guests of {scale.memory_mib} MiB, half common, a tenth zero, the rest own; a quarter of "
-        f"them rewrite {rewrite_per_s} own pages a second each",
-        steps=starts(scale, describe),
-        length_s=scale.length_s,
-    )
+    title = f": half common, a tenth zero; a quarter of them rewrite {rewrite_per_s} own pages a second"
+    return scale.work("churn", title, describe)
 
 
 def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
     common_mib = scale.memory_mib // 2
+    lasts_s = common_mib * PAGES_PER_MIB / rewrite_common_per_s
 
     def describe(number: int) -> PayloadGuest:
         return PayloadGuest(
@@ -158,29 +184,16 @@ def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
             rewrite_common_per_s=rewrite_common_per_s,
         )
 
-    return Work(
-        name="thrash",
-        told=f"{scale.guests} guests of {scale.memory_mib} MiB, half common, the rest own; each rewrites "
-        f"{rewrite_common_per_s} common pages a second, so that all are equal again and none stays so for more than "
-        f"{common_mib * PAGES_PER_MIB / rewrite_common_per_s:.0f} s",
-        steps=starts(scale, describe),
-        length_s=scale.length_s,
-    )
+    return scale.work("thrash", f", that rewrite their common pages, in step, within {lasts_s:.0f} s", describe)
 
 
 def stop(scale: Scale) -> Work:
     stop_s = scale.length_s / 2
-    stopped = [f"g{number}" for number in range(0, scale.guests, 2)]
-    return Work(
-        name="stop",
-        told=f"{scale.guests} guests of {scale.memory_mib} MiB, half common, a tenth zero, the rest own; after "
-        f"{stop_s:g} s half of them stop",
-        steps=(
-            *starts(scale, lambda number: mixed(number, scale.memory_mib)),
-            *(Stop(at_s=stop_s + place, name=name) for place, name in enumerate(stopped)),
-        ),
-        length_s=scale.length_s,
-        busy_until_s=stop_s + len(stopped),
+    stops = tuple(Stop(at_s=stop_s + number // 2, name=f"g{number}") for number in range(0, scale.guests, 2))
+    title = f": half common, a tenth zero, the rest own; after {stop_s:g} s half of them stop"
+    busy_until_s = stop_s + len(stops)
+    return scale.work(
+        "stop", title, lambda number: mixed(number, scale.memory_mib), stops=stops, busy_until_s=busy_until_s
     )
 
 

@@ -1,4 +1,4 @@
-"""What ksmd's work costs: CPU seconds a page, measured on a real kernel (bench/sim/calibrate.py measures them again).
+"""What ksmd's work costs: CPU seconds a page, measured on a real kernel.
 
 Measured on Linux 6.18, two cores of an AMD EPYC (Zen 4) at 2.6 GHz under KVM, on 64, 512 and 2048 MiB of anonymous
 memory (ksmd's schedstat over the pages of one full scan); guests' memory in QEMU, in huge pages, costs the same within
@@ -27,7 +27,7 @@ class KsmdCosts:
     3.7, 3.8). `pair_s`: what merging two pages adds to `settled_s`, besides another search of the stable tree (6.0,
     7.4, 8.2 in all). `merged_s`: a visit of a merged page (0.27). `skipped_s`: a page skipped by smart_scan (0.20 to
     0.22). `forget_s`: a page of a process that has ended (0.075). `wake_s`: one wake-up (18, beside an idle core).
-    `round_s`: the beginning of a full scan (100).
+    `full_scan_s`: the beginning of a full scan (100).
     """
 
     first_s: float = 0.80e-6
@@ -41,7 +41,7 @@ class KsmdCosts:
     skipped_s: float = 0.21e-6
     forget_s: float = 0.075e-6
     wake_s: float = 18e-6
-    round_s: float = 100e-6
+    full_scan_s: float = 100e-6
 
     def search_stable_s(self, copies: int) -> float:
         """Tell what a search of the stable tree costs."""
@@ -52,11 +52,11 @@ class KsmdCosts:
         return self.unstable_s * log2(1 + pages) ** 2
 
 
-def wakes_at_s(now_s: float, sleep_millisecs: int, jiffy_s: float = JIFFY_S) -> float:
+def wakes_at_s(now_s: float, sleep_millisecs: int) -> float:
     """Tell when a sleep that begins now ends: on a tick of the timer wheel, never early (kernel/time/timer.c)."""
-    jiffies = -(-sleep_millisecs // round(jiffy_s * 1000))
+    jiffies = -(-sleep_millisecs // round(JIFFY_S * 1000))
     grain = 1
     for limit, coarser in ((63, 8), (504, 64), (4032, 512), (32256, 4096), (258048, 32768)):
         if jiffies >= limit:
             grain = coarser
-    return float((int(now_s / jiffy_s + 1e-6) + jiffies) // grain + 1) * grain * jiffy_s
+    return float((int(now_s / JIFFY_S + 1e-6) + jiffies) // grain + 1) * grain * JIFFY_S

@@ -28,8 +28,10 @@ class SimFacts:
         return tuple(replace(one, rss_kib=rss_kib.get(one.uuid)) for one in running)
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
-        other_processes_kib = [process.rss_kib(self._host.now_s) for process in self._host.others_by_name.values()]
-        if self._host.hides_others:
+        other_processes_kib = [
+            process.rss_kib(self._host.now_s) for process in self._host.other_processes_by_name.values()
+        ]
+        if self._host.hides_other_processes:
             return OtherProcesses(kib=0, processes=0, unread=len(other_processes_kib))
         return OtherProcesses(kib=sum(other_processes_kib), processes=len(other_processes_kib), unread=0)
 
@@ -44,7 +46,7 @@ class SimFacts:
         ksmd = self._host.ksmd
         has_smart_scan = ksmd.rules.smart_scan
         files = {
-            "run": ksmd.run,
+            "run": 1,
             "pages_to_scan": ksmd.pages_to_scan,
             "sleep_millisecs": ksmd.sleep_millisecs,
             "merge_across_nodes": self._host.merge_across_nodes,
@@ -71,4 +73,4 @@ class SimFacts:
         return 4
 
     def advisor_mode(self) -> str | None:
-        return "none" if self._host.ksmd.advisor is None else "scan-time"
+        return "none"

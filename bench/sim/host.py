@@ -1,7 +1,7 @@
 """The simulated host: the product's ports over ksmd and guests in virtual time.
 
 A `SimHost` is a Hypervisor, `facts` its LocalFacts and `clock` its Clock, so that a real Cycle can be built on it. Time
-stands still but for `advance`. Guests are told in the words of the payload (PayloadGuest).
+stands still but for `advance`. Guests are described as the payload's (PayloadGuest).
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ class SimHost:
     ksmd: Ksmd = field(default_factory=Ksmd)
     now_s: float = 0.0
     guests_by_name: dict[str, SimGuest] = field(default_factory=dict)
-    others_by_name: dict[str, SimGuest] = field(default_factory=dict)
+    other_processes_by_name: dict[str, SimGuest] = field(default_factory=dict)
     """Processes that are no guests and let their memory merge (MemoryKSM=, prctl)."""
-    hides_others: bool = False
-    """Whether whoever looks at them may not read that."""
+    hides_other_processes: bool = False
+    """Their files in /proc may not be read."""
     merge_across_nodes: int = 1
     uri: str = "qemu:///system"
-    writes: int = 0
     _starts: int = 0
 
     @property
@@ -58,7 +57,7 @@ class SimHost:
     # Guests
 
     def start(self, spec: PayloadGuest) -> SimGuest:
-        """Start a guest; raises ValueError for what the simulator does not know (rebooting, a second of its name)."""
+        """Start a guest. It does not reboot or power off, and gets no more memory plugged in."""
         guest = self._make(spec)
         self.guests_by_name[spec.name] = guest
         if not spec.nosharepages:
@@ -67,14 +66,10 @@ class SimHost:
 
     def start_other(self, spec: PayloadGuest) -> None:
         """Start a process with such memory that libvirt knows nothing of."""
-        self.others_by_name[spec.name] = self._make(spec)
-        self.ksmd.enter(self.others_by_name[spec.name])
+        self.other_processes_by_name[spec.name] = self._make(spec)
+        self.ksmd.enter(self.other_processes_by_name[spec.name])
 
     def _make(self, spec: PayloadGuest) -> SimGuest:
-        if spec.name in self.guests_by_name | self.others_by_name:
-            raise ValueError(f"guest {spec.name!r} runs already")
-        if spec.reboot_after_s or spec.off_after_s or spec.hotplug_mib:
-            raise ValueError(f"guest {spec.name!r}: the simulator knows no reboot, power-off and hot-plug")
         self._starts += 1
         return make_guest(
             spec,
@@ -93,12 +88,12 @@ class SimHost:
 
     @property
     def processes(self) -> list[SimGuest]:
-        """Those of guests and of others."""
-        return [*self.guests_by_name.values(), *self.others_by_name.values()]
+        """Return the guests' and all other processes."""
+        return [*self.guests_by_name.values(), *self.other_processes_by_name.values()]
 
     @property
     def saved_pages(self) -> int:
-        """Tell what is truly saved now; pages_sharing learns of writes and of ended guests only when ksmd comes by."""
+        """Tell what is truly saved now; pages_sharing learns of writes and ended guests at ksmd's next visit."""
         for process in self.processes:
             process.catch_up(self.ksmd.trees, self.now_s)
         return self.ksmd.trees.live.saved
@@ -150,11 +145,8 @@ class SimHost:
                 raise SettingsRefused("unknown", parameter=name, cause=Cause.UNSUPPORTED)
             if not 0 <= value <= KERNEL_MAXIMUM:
                 raise SettingsRefused("out of range", parameter=name, cause=Cause.OUT_OF_RANGE)
-        self.writes += 1
         for name, value in values.items():
             if name == "pages_to_scan":
-                if self.ksmd.advisor is not None:
-                    raise SettingsRefused(f"failed to set shm_{name}", parameter=name, cause=Cause.UNKNOWN)
                 self.ksmd.pages_to_scan = value
             elif name == "sleep_millisecs":
                 self.ksmd.set_sleep(value)

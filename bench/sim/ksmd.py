@@ -1,8 +1,7 @@
 """ksmd: one thread that scans a batch, sleeps, and scans on, over the list of processes (mm/ksm.c).
 
-Its own clock runs ahead of nobody: `advance` works until a moment and stops in the middle of a batch if need be. Time
-passes for CPU work (divided by `cpu_share`, what it gets of a core) and for sleep. Many equal batches in a row are one
-step of the simulator.
+`advance` works until a moment and stops in the middle of a batch if need be. Time passes for CPU work and for sleep.
+Many equal batches in a row are one step of the simulator.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import ceil
 
-from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.costs import KsmdCosts, wakes_at_s
 from bench.sim.memory import Region, SimGuest
 from bench.sim.trees import Trees
-from bench.sim.visit import Act, Rules, carry_out, cost_s, forget, look
+from bench.sim.visit import Act, Rules, carry_out, cost_s, foresee, forget
 
 CHANGING_STEP_S = 0.25
 """The longest step over pages that their guest is writing meanwhile."""
@@ -33,12 +31,9 @@ class Ksmd:
 
     costs: KsmdCosts = field(default_factory=KsmdCosts)
     rules: Rules = field(default_factory=Rules)
-    cpu_share: float = 1.0
     now_s: float = 0.0
-    run: int = 1
     pages_to_scan: int = 100
     sleep_millisecs: int = 20
-    advisor: Advisor | None = None
     trees: Trees = field(default_factory=Trees)
     pages_scanned: int = 0
     pages_skipped: int = 0
@@ -73,14 +68,10 @@ class Ksmd:
             self._wakes_s = self.now_s
         self.sleep_millisecs = sleep_millisecs
 
-    def switch_advisor_on(self) -> None:
-        """Write scan-time to advisor_mode: pages_to_scan is the kernel's from now on."""
-        self.advisor, self.pages_to_scan = Advisor(), FIRST_PAGES
-
     def advance(self, until_s: float) -> None:
         """Work until `until_s`."""
         while self.now_s < until_s:
-            if self.run != 1 or not self.processes:
+            if not self.processes:
                 self.now_s, self._left, self._wakes_s = until_s, 0, until_s  # a process to come wakes it at once
             elif self._wakes_s is not None:
                 if self._wakes_s > until_s:
@@ -99,12 +90,12 @@ class Ksmd:
 
     def _spend(self, cpu_seconds: float) -> None:
         self.cpu_seconds += cpu_seconds
-        self.now_s += cpu_seconds / self.cpu_share
+        self.now_s += cpu_seconds
 
     def _end_batch(self, until_s: float) -> None:
         """Sleep; with sleep 0 go on at once, and with nothing to scan besides, spin."""
         if self.sleep_millisecs == 0 and self.pages_to_scan == 0:
-            self._spend((until_s - self.now_s) * self.cpu_share)
+            self._spend(until_s - self.now_s)
         elif self.sleep_millisecs == 0:
             self._left = self.pages_to_scan
         elif self.pages_to_scan == 0:
@@ -124,10 +115,8 @@ class Ksmd:
     def _step(self, until_s: float) -> None:
         """Visit the next pages that fare alike, or go to the next process."""
         if self.cursor is None:
-            self.trees.begin_round()
-            if self.advisor is not None:
-                self.advisor.begin_scan(self.now_s)
-            self._spend(self.costs.round_s)
+            self.trees.begin_full_scan()
+            self._spend(self.costs.full_scan_s)
             self._go_to(0)
         guest = self.cursor
         assert guest is not None
@@ -138,7 +127,7 @@ class Ksmd:
         if region is None:
             self._go_to(self.processes.index(guest) + 1)
             return
-        visit = look(region, self.page, self.now_s, self.trees, self.rules)
+        visit = foresee(region, self.page, self.now_s, self.trees, self.rules)
         high = visit.high
         if visit.act in (Act.INSERT, Act.PAIR):
             size = min(self.trees.in_tree, self.trees.stable.copies) if visit.act is Act.PAIR else self.trees.in_tree
@@ -174,8 +163,6 @@ class Ksmd:
             self.cursor = None
             self.full_scans += 1
             self._left = 0
-            if self.advisor is not None:
-                self.pages_to_scan = self.advisor.end_scan(self.now_s, self.cpu_seconds, self.pages_to_scan)
 
     def _forget_process(self, guest: SimGuest) -> None:
         place = self.processes.index(guest)
@@ -189,7 +176,7 @@ class Ksmd:
         self._go_to(place)
 
     def _fit(self, each_s: float, until_s: float) -> int:
-        return max(1, ceil((until_s - self.now_s) * self.cpu_share / each_s))
+        return max(1, ceil((until_s - self.now_s) / each_s))
 
     def _scan(self, pages: int, each_s: float, until_s: float) -> int:
         """Scan up to `pages` pages, in batches with sleep in between, and return how many there was time for."""
@@ -218,9 +205,9 @@ class Ksmd:
         """
         batch = self.pages_to_scan
         work_s = self.costs.wake_s * (self.sleep_millisecs > 0) + batch * each_s
-        period_s = work_s / self.cpu_share
+        period_s = work_s
         if self.sleep_millisecs:
-            began_s = self.now_s - self.costs.wake_s / self.cpu_share
+            began_s = self.now_s - self.costs.wake_s
             period_s = wakes_at_s(began_s + period_s, self.sleep_millisecs) - began_s
         times = min(pages // batch, int((until_s - self.now_s) / period_s)) - 1
         if times <= 0:

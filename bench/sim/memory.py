@@ -2,7 +2,7 @@
 
 A guest is described as the payload guests are (PayloadGuest), and behaves as bench/guest/payload.c does: it fills
 common, zero and own pages in this order at a steady rate, and once settled rewrites pages in turn, and grows. Nothing
-is computed before somebody looks: `catch_up` brings a region's pages to a point in time.
+is computed before it is needed: `catch_up` brings a region's pages to a point in time.
 """
 
 from __future__ import annotations
@@ -85,12 +85,6 @@ class Region:
         if live:
             content.live.add(first, end, live * times)
 
-    def set_rewriting(self, trees: Trees, per_s: float, now_s: float) -> None:
-        """Change the rate of rewriting from now on."""
-        self.catch_up(trees, now_s)
-        self.rewrite_base, self.rewrite_from_s = self.rewritten, max(now_s, self.settled_s)
-        self.rewrite_per_s = per_s
-
     def catch_up(self, trees: Trees, now_s: float) -> None:
         """Write what the guest has written until now."""
         if self.rewrite_per_s == 0 or self.pages == 0 or now_s <= self.rewrite_from_s or self.guest.has_ended:
@@ -145,10 +139,6 @@ class SimGuest:
         """Write what it has written until now."""
         for region in self.regions:
             region.catch_up(trees, now_s)
-
-    def settled_s(self) -> float:
-        """Tell when its memory is filled."""
-        return max((region.settled_s for region in self.regions), default=0.0)
 
 
 def make_guest(

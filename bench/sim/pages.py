@@ -19,8 +19,8 @@ class PageState:
     """One page, or many alike. Versions are those of the page's content; `None` is no version at all.
 
     `known`: ksmd has an rmap_item for it. `checksum_of`: the version whose checksum ksmd holds. `merged_as`: the
-    version under which it stands in the stable tree, which is not undone by a write before ksmd comes by again.
-    `inserted_in`: the round in which it was put into the unstable tree.
+    version under which it stands in the stable tree, which a write undoes only at ksmd's next visit.
+    `inserted_in`: the full scan in which it was put into the unstable tree.
     """
 
     version: int = 0

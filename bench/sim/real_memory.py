@@ -11,9 +11,7 @@ import mmap
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from demo.guests import PAGES_PER_MIB, PayloadGuest
@@ -22,7 +20,6 @@ _REPO = Path(__file__).resolve().parents[2]
 PAGE = 4096
 COMMON, ZERO, OWN = 1, 2, 3
 _FILLING = bytes(range(1, 129)) * (PAGE // 128)
-_TICK_S = 0.01
 
 
 class MergeableProcess:
@@ -43,12 +40,10 @@ class MergeableProcess:
 
     def write(self, kind: int, low: int, high: int, version: int) -> None:
         """Give pages low..high-1 of a kind the content of another version."""
-        self._say(f"write {kind} {low} {high} {version}")
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{kind} {low} {high} {version}\n")
+        self._process.stdin.flush()
         self._hear()
-
-    def rewrite(self, kind: int, per_s: int) -> None:
-        """From now on rewrite so many pages of a kind a second, in turn, for ever."""
-        self._say(f"rewrite {kind} {per_s}")
 
     def end(self) -> None:
         """End it, and wait until its memory is gone."""
@@ -58,15 +53,8 @@ class MergeableProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.end()
-
-    def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
 
     def _hear(self) -> None:
         assert self._process.stdout is not None
@@ -77,12 +65,11 @@ class MergeableProcess:
 class _Memory:
     def __init__(self, common: int, zero: int, own: int, image: int, seed: int) -> None:
         self._first = {COMMON: 0, ZERO: common, OWN: common + zero}
-        self.pages = {COMMON: common, ZERO: zero, OWN: own}
         self._owner = {COMMON: image, OWN: seed}
         self._map = mmap.mmap(-1, (common + zero + own) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._map.madvise(mmap.MADV_MERGEABLE)
-        for kind, count in self.pages.items():
+        for kind, count in {COMMON: common, ZERO: zero, OWN: own}.items():
             self.write(kind, 0, count, 0)
 
     def write(self, kind: int, low: int, high: int, version: int) -> None:
@@ -94,28 +81,13 @@ class _Memory:
                 page = head + _FILLING[len(head) :]
             self._map[at : at + PAGE] = page
 
-    def rewrite(self, kind: int, per_s: int) -> None:
-        begin_s, written = time.monotonic(), 0
-        while True:
-            due = int((time.monotonic() - begin_s) * per_s)
-            for number in range(written, due):
-                cycle, index = divmod(number, self.pages[kind])
-                self.write(kind, index, index + 1, cycle + 1)
-            written = due
-            time.sleep(_TICK_S)
-
 
 def _serve() -> None:
     common, zero, own, image, seed = map(int, sys.argv[1:])
     memory = _Memory(common * PAGES_PER_MIB, zero * PAGES_PER_MIB, own * PAGES_PER_MIB, image, seed)
     print("done", flush=True)
     for line in sys.stdin:
-        match line.split():
-            case ["write", *numbers]:
-                kind, low, high, version = map(int, numbers)
-                memory.write(kind, low, high, version)
-            case ["rewrite", kind_text, per_s_text]:
-                memory.rewrite(int(kind_text), int(per_s_text))
+        memory.write(*map(int, line.split()))
         print("done", flush=True)
 
 

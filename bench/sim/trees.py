@@ -66,11 +66,11 @@ def copies_of(pages: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Pages in the unstable tree: those of `region` at index + `shift`, inserted in round `round_number`."""
+    """Pages in the unstable tree: those of `region` at index + `shift`, inserted in the full scan of that number."""
 
     region: Region
     shift: int
-    round_number: int
+    full_scan: int
 
 
 class Content:
@@ -89,7 +89,7 @@ class Trees:
     """All contents, and the sums behind the counters.
 
     `known` are all rmap_items, `inserted` those marked as in the unstable tree, `in_tree` those put there in this
-    round: the marks of the last round stay until the next visit. `cow_ksm` counts writes to merged pages.
+    full scan: the marks of the last one stay until the next visit. `cow_ksm` counts writes to merged pages.
     """
 
     stable: Totals = field(default_factory=Totals)
@@ -97,7 +97,7 @@ class Trees:
     known: int = 0
     inserted: int = 0
     in_tree: int = 0
-    round_number: int = 0
+    full_scan: int = 0
     cow_ksm: int = 0
     _contents: dict[Key, Content] = field(default_factory=dict)
 
@@ -108,9 +108,9 @@ class Trees:
             content = self._contents[key] = Content(self.stable, self.live)
         return content
 
-    def begin_round(self) -> None:
-        """Empty the unstable tree, and forget contents that nobody has."""
-        self.round_number += 1
+    def begin_full_scan(self) -> None:
+        """Empty the unstable tree, and forget contents that no page has."""
+        self.full_scan += 1
         self.in_tree = 0
         gone = [key for key, content in self._contents.items() if content.stable.is_empty and content.live.is_empty]
         for key in gone:

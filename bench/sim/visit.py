@@ -1,7 +1,7 @@
 """One visit: what ksmd does with pages that are alike (scan_get_next_rmap_item and cmp_and_merge_page in mm/ksm.c).
 
-`look` only looks: it says what will happen, and to how many of the pages the same; `carry_out` does it. Between the two
-the caller finds out how many pages there is time for.
+`foresee` says what will happen, and to how many of the pages the same; `carry_out` does it. Between the two the caller
+finds out how many pages there is time for.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Rules:
     checksum_first: bool = True
 
 
-def look(region: Region, low: int, now_s: float, trees: Trees, rules: Rules) -> Visit:
+def foresee(region: Region, low: int, now_s: float, trees: Trees, rules: Rules) -> Visit:
     """Tell what the visit of page `low`, and of as many after it as fare the same, comes to."""
     _, high, state = region.states.run_at(low)
     high = min(high, region.filled(now_s))
@@ -79,7 +79,7 @@ def _take_checksum(state: PageState, high: int) -> Visit:
 
 
 def _search_stable(region: Region, low: int, high: int, trees: Trees, version: int) -> tuple[bool, int]:
-    """Tell whether others have merged the content of page `low`, and up to which page that is as true."""
+    """Tell whether the content of page `low` is merged already, and up to which page that is as true."""
     key = region.key(version)
     if key is None:
         return False, high
@@ -89,7 +89,7 @@ def _search_stable(region: Region, low: int, high: int, trees: Trees, version: i
 
 
 def _search_unstable(region: Region, low: int, high: int, now_s: float, trees: Trees, state: PageState) -> Visit:
-    inserted = replace(state, inserted_in=trees.round_number)
+    inserted = replace(state, inserted_in=trees.full_scan)
     merged = replace(state, merged_as=state.version)
     key = region.key(state.version)
     if key is None:
@@ -97,14 +97,14 @@ def _search_unstable(region: Region, low: int, high: int, now_s: float, trees: T
     index, _, _ = region.indexes(low, high)
     shift = low - index
     _, end, twins = trees.content(key).waiting.run_at(index)
-    # Of many pages of one content the first is inserted, the next makes a pair, and all others join.
+    # Of many pages of one content the first is inserted, the next makes a pair, and all further ones join.
     end = low + 1 if region.kind is Kind.ZERO else min(high, end)
-    if twins is None or twins.round_number != trees.round_number or twins.region.guest.has_ended:
+    if twins is None or twins.full_scan != trees.full_scan or twins.region.guest.has_ended:
         return Visit(act=Act.INSERT, high=end, state=inserted)
     twins.region.catch_up(trees, now_s)
     _, twins_end, twin = twins.region.states.run_at(index + twins.shift)
     end = min(end, twins_end - twins.shift + shift)
-    if twin.inserted_in != trees.round_number or twin.version != state.version:
+    if twin.inserted_in != trees.full_scan or twin.version != state.version:
         return Visit(act=Act.INSERT, high=end, state=inserted)
     return Visit(act=Act.PAIR, high=end, state=merged, twins=twins)
 
@@ -125,7 +125,7 @@ def carry_out(visit: Visit, region: Region, low: int, high: int, trees: Trees) -
         key = region.key(version)
         if key is not None:
             first, end, _ = region.indexes(low, high)
-            waiting = Waiting(region=region, shift=low - first, round_number=trees.round_number)
+            waiting = Waiting(region=region, shift=low - first, full_scan=trees.full_scan)
             trees.content(key).waiting.assign(first, end, waiting)
     elif visit.act in MERGES:
         region.count(trees, low, high, version, stable=1, live=1)

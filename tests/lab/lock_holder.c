@@ -115,7 +115,7 @@ static void be_reader(const char *file)
     need((handle = open(memory, O_RDONLY)) >= 0, memory);
     printf("%d\n", victim);
     fflush(stdout);
-    need(pread(handle, &byte, 1, page) == 1, "FUSE has ended");
+    (void)!pread(handle, &byte, 1, page); /* until the FUSE ends, and with it the page: EIO */
 }
 
 int main(int count, char **arguments)

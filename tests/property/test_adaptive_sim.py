@@ -58,7 +58,7 @@ def storms(draw: st.DrawFn) -> list[Start]:
     ]
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(storms())
 def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: list[Start]) -> None:
     best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
@@ -69,7 +69,7 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
     assert ours.samples[-1].settings.pages_to_scan == 0
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(storms())
 def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> None:
     """The least is two visits of every page; guests that come one by one, each filling slowly, cost up to four each."""
@@ -137,7 +137,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int) -> float:
     return last.ksmd_cpu_seconds
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     st.lists(st.sampled_from([1.0, 5.0, 16.0, 30.0, 100.0, 250.0, 600.0]) | st.floats(1.0, 600.0), max_size=11),
     st.sampled_from([8, 32, 64, 128, 256]),
@@ -166,7 +166,7 @@ def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_probe_wh
     """Parking must not starve it: beside guests that run or without any."""
     spec = PayloadGuest(name="other", memory_mib=256, common_mib=64, own_mib=16, image=99, seed=99)
     host = new_host()
-    host.hides_others = hides_others
+    host.hides_other_processes = hides_others
     for number in range(2):
         host.start_other(replace(spec, name=f"other{number}", seed=100 + number))
     until_s = UNTIL_S + (PROBED_S if hides_others else 0.0)
@@ -175,7 +175,7 @@ def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_probe_wh
     assert ours.samples[-1].settings.pages_to_scan == 0
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(storms(), st.floats(0.0, 120.0), st.integers(0, 4))
 def test_stopping_guests_do_no_harm(starts: list[Start], at_s: float, number: int) -> None:
     gone = starts[number % len(starts)]

@@ -12,6 +12,7 @@ PROJECT = Path(__file__).parents[2]
 HEAD = "import pytest\n\n"
 REAL = "@pytest.mark.real\ndef test_real(): pass\n\n"
 INI = "[pytest]\nmarkers =\n    real: as in the project\n"
+WORKERS = ["-p", "xdist", "-n", "2"]
 
 
 def run_guarded(folder: Path, suite: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,8 +28,9 @@ def run_guarded(folder: Path, suite: str, *arguments: str) -> subprocess.Complet
     )
 
 
-def test_a_suite_that_ran_whole_is_accepted_without_a_word(tmp_path: Path) -> None:
-    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n")
+@pytest.mark.parametrize("workers", [[], WORKERS], ids=["alone", "with workers"])
+def test_a_suite_that_ran_whole_is_accepted_without_a_word(tmp_path: Path, workers: list[str]) -> None:
+    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n", *workers)
 
     assert run.returncode == 0, run.stdout
     assert "not everything ran" not in run.stdout
@@ -46,15 +48,17 @@ def test_a_suite_that_ran_whole_is_accepted_without_a_word(tmp_path: Path) -> No
     ],
     ids=["skip mark", "skip call", "skipped module", "xfail", "xpass"],
 )
-def test_a_test_left_out_fails_the_run(tmp_path: Path, suite: str, complaint: str) -> None:
-    run = run_guarded(tmp_path, REAL + suite)
+@pytest.mark.parametrize("workers", [[], WORKERS], ids=["alone", "with workers"])
+def test_a_test_left_out_fails_the_run(tmp_path: Path, suite: str, complaint: str, workers: list[str]) -> None:
+    run = run_guarded(tmp_path, REAL + suite, *workers)
 
     assert run.returncode == 1
     assert complaint in run.stdout
 
 
-def test_a_deselected_test_fails_the_run(tmp_path: Path) -> None:
-    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n", "-k", "real")
+@pytest.mark.parametrize("workers", [[], WORKERS], ids=["alone", "with workers"])
+def test_a_deselected_test_fails_the_run(tmp_path: Path, workers: list[str]) -> None:
+    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n", "-k", "real", *workers)
 
     assert run.returncode == 1
     assert "deselected: test_small.py::test_other" in run.stdout
@@ -74,11 +78,3 @@ def test_a_run_without_a_passed_real_test_fails(tmp_path: Path, suite: str) -> N
 
     assert run.returncode == 1
     assert "no test marked `real` passed" in run.stdout
-
-
-def test_a_run_that_is_to_have_nothing_real_is_accepted_without_a_real_test_and_none_other_left_out(
-    tmp_path: Path,
-) -> None:
-    suite = "def test_other(): pass\n"
-    assert run_guarded(tmp_path, suite, "--nothing-real").returncode == 0
-    assert run_guarded(tmp_path, suite + "def test_it(): pytest.skip('no root')\n", "--nothing-real").returncode == 1

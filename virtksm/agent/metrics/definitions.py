@@ -60,7 +60,7 @@ METRICS = (
     # KSM.
     _gauge("switched_off", "1: switched off by `virtksm off`."),
     _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on."),
-    _gauge("parked", "1: the last decision was to park, so ksmd rests."),
+    _gauge("idle", "1: the last decision was to let ksmd idle."),
     _gauge("saved_bytes", "Memory that merging saves, zero pages included."),
     _gauge("zero_pages_bytes", "Merged zero pages: all else that is merged is in guests' resident memory, too."),
     _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot."),

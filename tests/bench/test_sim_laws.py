@@ -13,31 +13,15 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.runs import Runs
 from bench.sim.visit import Rules
 from bench.steps import Start, Stop
-from demo.guests import PAGES_PER_MIB, PayloadGuest
+from demo.guests import PayloadGuest
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.snapshot import IDLE, Settings
+from virtksm.model.snapshot import Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 NAMES = "abcdef"
 UNTIL_S = 40.0
 
 mib = st.integers(0, 40)
-
-
-@st.composite
-def static_guests(draw: st.DrawFn) -> list[PayloadGuest]:
-    return [
-        PayloadGuest(
-            name=name,
-            memory_mib=256,
-            common_mib=draw(mib),
-            zero_mib=draw(mib),
-            own_mib=draw(mib),
-            image=draw(st.integers(0, 1)),
-            seed=number,
-        )
-        for number, name in enumerate(NAMES[: draw(st.integers(1, len(NAMES)))])
-    ]
 
 
 @st.composite
@@ -72,7 +56,7 @@ kernel_settings = st.builds(
 kernels = st.builds(Rules, smart_scan=st.booleans(), checksum_first=st.booleans())
 
 
-def keeps_its_books(host: SimHost, run: Outcome) -> None:
+def check_counters(host: SimHost, run: Outcome) -> None:
     ksmd, trees = host.ksmd, host.ksmd.trees
     known = sum(
         (high - low) * state.known
@@ -92,7 +76,7 @@ def keeps_its_books(host: SimHost, run: Outcome) -> None:
 @given(scenario=scenarios(), fixed=kernel_settings, rules=kernels)
 def test_counters_agree_with_the_pages(scenario: list[Event], fixed: Settings, rules: Rules) -> None:
     host = SimHost(total_kib=2**24, ksmd=Ksmd(rules=rules))
-    keeps_its_books(host, run_fixed(host, fixed, scenario, until_s=UNTIL_S))
+    check_counters(host, run_fixed(host, fixed, scenario, until_s=UNTIL_S))
 
 
 @settings(max_examples=10)
@@ -100,48 +84,8 @@ def test_counters_agree_with_the_pages(scenario: list[Event], fixed: Settings, r
 def test_a_policy_runs_through_any_scenario(scenario: list[Event], total_mib: int) -> None:
     host = SimHost(total_kib=total_mib * 1024, own_kib=0)
     run = run_policy(host, KsmtunedPolicy(params=KsmtunedParams()), scenario, until_s=UNTIL_S)
-    keeps_its_books(host, run)
+    check_counters(host, run)
     assert not [report for _, report in run.passes if report.refusals or report.foreign]
-
-
-@settings(max_examples=40)
-@given(guests=static_guests(), rules=kernels)
-def test_two_full_scans_merge_all_that_can(guests: list[PayloadGuest], rules: Rules) -> None:
-    ksmd = Ksmd(rules=rules, pages_to_scan=0, sleep_millisecs=1000)
-    host = SimHost(total_kib=2**24, ksmd=ksmd, fill_mib_per_s=1e9)
-    for guest in guests:
-        host.start(guest)
-    host.advance(1.0)
-    host.set_parameters({"pages_to_scan": 2**31})
-    while ksmd.full_scans < 2:
-        host.advance(1.0)
-    commons = [max((one.common_mib for one in guests if one.image == image), default=0) for image in (0, 1)]
-    zeros = sum(one.zero_mib for one in guests) * PAGES_PER_MIB
-    duplicates = (sum(one.common_mib for one in guests) - sum(commons)) * PAGES_PER_MIB + zeros - -(-zeros // 256)
-    assert host.saved_pages == duplicates
-
-
-@given(guests=static_guests(), pages=st.integers(1, 20_000), sleep=st.sampled_from([4, 20, 1000]))
-def test_no_batch_is_larger_than_told(guests: list[PayloadGuest], pages: int, sleep: int) -> None:
-    host = SimHost(total_kib=2**24, ksmd=Ksmd(pages_to_scan=pages, sleep_millisecs=sleep))
-    for guest in guests:
-        host.start(guest)
-    host.advance(20.0)
-    assert host.ksmd.pages_scanned <= pages * (20.0 / (sleep / 1000) + 1)
-
-
-@given(guests=static_guests(), seconds=st.floats(60.0, 86_400.0))
-def test_parked_costs_nothing(guests: list[PayloadGuest], seconds: float) -> None:
-    host = SimHost(total_kib=2**24)
-    for guest in guests:
-        host.start(guest)
-    host.advance(10.0)
-    host.set_parameters(dict(IDLE.items()))
-    host.advance(1.0)
-    scanned, cpu_seconds = host.ksmd.pages_scanned, host.ksmd.cpu_seconds
-    host.advance(seconds)
-    assert host.ksmd.pages_scanned == scanned
-    assert host.ksmd.cpu_seconds - cpu_seconds < seconds * 1e-5 + 1e-4
 
 
 ranges = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 3))

@@ -182,8 +182,8 @@ starts = st.builds(
 stops = st.sampled_from("abcd")
 writes = st.tuples(st.sampled_from("abcd"), st.integers(0, 1), *[st.integers(0, PAGES_PER_MIB)] * 2, st.integers(1, 2))
 batches = st.sampled_from([10**6] * 3 + [PAGES_PER_MIB, 100, 700])
-rounds = st.integers(2, 15).map(lambda count: [10**6] * count)
-actions = st.lists(batches | rounds | starts | starts | stops | writes, min_size=4, max_size=30)
+full_scans = st.integers(2, 15).map(lambda count: [10**6] * count)
+actions = st.lists(batches | full_scans | starts | starts | stops | writes, min_size=4, max_size=30)
 rules = st.builds(Rules, smart_scan=st.booleans(), checksum_first=st.booleans())
 
 

@@ -1,31 +1,68 @@
-"""The simulator against the real ksmd: counters after each full scan of the same memory, which are exact.
-
-Time is compared by bench/sim/validate.py, by hand: tests judge no speed.
-"""
+"""The simulator against the real ksmd: counters after each full scan of the same memory, which are exact."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.memory import Kind
-from bench.sim.real_kernel import RealKsmd, known_pages_of_others
 from bench.sim.real_memory import COMMON, MergeableProcess
 from bench.sim.visit import Rules
 from demo.guests import PayloadGuest
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import Ksm, find_ksmd, wait_until
 
 pytestmark = pytest.mark.real
 
 Counts = dict[str, int]
+LONG_SLEEP_MS = 600_000
+SCAN_TIMEOUT_S = 120.0
+
+
+class RealKsmd:
+    """The kernel's ksmd, which makes full scans one at a time."""
+
+    def __init__(self, ksm: Ksm) -> None:
+        self.ksm = ksm
+        self._stat = find_ksmd() / "stat"
+
+    def begin_at_a_full_scan(self) -> None:
+        """Finish whatever scan is going on, and forget every page: the next full scan is the first of all."""
+        self.ksm.write(run=2, pages_to_scan=0, sleep_millisecs=LONG_SLEEP_MS)
+        time.sleep(0.1)
+        self.ksm.write(run=1)
+
+    def full_scan(self) -> None:
+        """Make exactly one full scan from its beginning to its end, as one batch."""
+        target = self.ksm.read("full_scans") + 1
+        asleep_ms = self.ksm.read("sleep_millisecs")
+        # A changed sleep wakes ksmd.
+        self.ksm.write(pages_to_scan=2**31, sleep_millisecs=LONG_SLEEP_MS + (asleep_ms == LONG_SLEEP_MS))
+        wait_until(lambda: self.ksm.read("full_scans") >= target, SCAN_TIMEOUT_S, "a full scan")
+        wait_until(self._is_asleep, SCAN_TIMEOUT_S, "the batch's end, at which the last counters are updated")
+
+    def _is_asleep(self) -> bool:
+        # The third word of /proc/PID/stat; its name has no space.
+        return self._stat.read_text(encoding="ascii").split()[2] == "S"
+
+
+def known_pages_of_others(pids: set[int]) -> int:
+    """Count the pages that ksmd knows of all processes but these (ksm_rmap_items in /proc/PID/ksm_stat)."""
+    known = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) not in pids:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                found = re.search(r"ksm_rmap_items (\d+)", (entry / "ksm_stat").read_text(encoding="ascii"))
+                known += int(found[1]) if found else 0  # kernel threads have none
+    return known
 
 
 def spec(name: str, *, common: int = 3, zero: int = 1, own: int = 2, seed: int = 0) -> PayloadGuest:
@@ -59,7 +96,7 @@ class Both:
     def full_scan(self) -> tuple[Counts, Counts]:
         """Make one full scan of each; return the kernel's counts and the simulator's, those of events as changes."""
         counts = []
-        for read, scan in ((self._read_real, self._scan_real), (self._read_sim, self._scan_sim)):
+        for read, scan in ((self._read_real, self.real.full_scan), (self._read_sim, self._scan_sim)):
             before = read()
             scan()
             after = read()
@@ -68,13 +105,10 @@ class Both:
 
     def agree(self) -> None:
         real, sim = self.full_scan()
-        # Whoever else has mergeable memory (guests of other tests) is counted, too: then numbers may differ by as much.
+        # Other processes' mergeable memory (guests of other tests) is counted, too: numbers may differ by as much.
         ours = {process.pid for process in self.processes.values()}
         self.others = max(self.others, known_pages_of_others(ours))
         assert {name: pytest.approx(count, abs=self.others) for name, count in sim.items()} == real
-
-    def _scan_real(self) -> None:
-        self.real.full_scan()
 
     def _scan_sim(self) -> None:
         target = self.sim.ksmd.full_scans + 1
@@ -139,57 +173,3 @@ def test_what_happens_later_counts_alike(both: Both, happen: Callable[[Both], No
     happen(both)
     for _ in range(12):
         both.agree()
-
-
-ADVISED_SCANS = 12
-SLACK_S = 0.05
-"""How much later than a full scan's end the next one may begin (a sleep), or its CPU time may show (a tick)."""
-
-
-@dataclass(frozen=True)
-class ScanEnd:
-    """A full scan was seen to have ended: between two looks, of which these are the later's and the earlier's."""
-
-    from_s: float
-    until_s: float
-    from_cpu_s: float
-    until_cpu_s: float
-    pages_to_scan: int
-
-
-def test_the_advisor_sets_the_pages_that_the_simulated_one_would(both: Both) -> None:
-    both.start(spec("a", common=16, own=16, seed=1))
-    both.real.ksm.write(advisor_mode="scan-time", sleep_millisecs=20)
-    ends = watch_scan_ends(both.real, ADVISED_SCANS)
-    assert len({end.pages_to_scan for end in ends}) > 1
-    # The kernel counts whole seconds, milliseconds and percents, and we know its times within some ms alone.
-    possible, pages_to_scan, begun = [Advisor()], FIRST_PAGES, (0.0, ends[0].until_s)
-    for end in ends:
-        times = {(began_s, ended_s) for began_s in begun for ended_s in (end.from_s, end.until_s)}
-        used_ms = range(int(end.from_cpu_s * 1000), int((end.until_cpu_s + SLACK_S) * 1000) + 1)
-        found = []
-        for before in possible:
-            for (began_s, ended_s), cpu_ms in ((one, ms) for one in times for ms in used_ms):
-                advisor = replace(before)
-                advisor.begin_scan(began_s)
-                if advisor.end_scan(ended_s, cpu_ms / 1000, pages_to_scan) == end.pages_to_scan:
-                    found.append(advisor)
-        assert found, f"{pages_to_scan} pages became {end.pages_to_scan}, which follows from nothing possible: {end}"
-        possible = list({(one.scan_s, one.change_percent, one.cpu_seconds): one for one in found}.values())
-        pages_to_scan, begun = end.pages_to_scan, (end.from_s, end.until_s + SLACK_S)
-
-
-def watch_scan_ends(real: RealKsmd, count: int) -> list[ScanEnd]:
-    ends: list[ScanEnd] = []
-    before = real.read()
-    deadline_s = before.t_s + 60.0
-    while len(ends) < count:
-        assert before.t_s < deadline_s, f"only {len(ends)} full scans in a minute"
-        time.sleep(0.002)
-        now = real.read()
-        if now.full_scans != before.full_scans:
-            assert now.full_scans == before.full_scans + 1, "two full scans between two looks"
-            pages_to_scan = real.ksm.read("pages_to_scan")
-            ends.append(ScanEnd(before.t_s, now.t_s, before.cpu_seconds, now.cpu_seconds, pages_to_scan))
-        before = now
-    return ends

@@ -55,7 +55,7 @@ def test_every_rule_has_a_test() -> None:
 def test_rules_are_made_of_our_metrics(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     found = list(rule_expressions(path))
-    assert len(found) == len(re.findall(r"- (?:alert|report):", text))
+    assert len(found) == len(re.findall(r"- (?:alert|record):", text))
     assert set.union(*map(metrics_in, found)) <= SERIES | RECORDED
 
 

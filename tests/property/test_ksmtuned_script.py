@@ -16,19 +16,16 @@ from random import Random
 
 import pytest
 
-from tests.differential.ksmtuned_bash import FIRST, State, run_script
-from tests.differential.ksmtuned_sequences import Sequence, Step, generate
+from tests.lab.ksmtuned_bash import FIRST, State, run_script
 from tests.lab.ksmtuned_package import read_ksmtuned_file
+from tests.lab.ksmtuned_sequences import Sequence, Step, generate
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 
-# It takes as long as 100,000 steps of a shell script take; the suite's guard against a hang is meant for less.
-pytestmark = pytest.mark.timeout(600)
-
 SEED = 20150326
-SEQUENCES = 5_000
+SEQUENCES = 1_000
 STEPS_BY = [frozenset({trigger}) for trigger in (Trigger.TIMER, Trigger.STARTED, Trigger.STOPPED, Trigger.POKE)]
 BALLOON = Triggers(kinds=frozenset({Trigger.BALLOON}))
 
@@ -63,12 +60,12 @@ def test_the_sequences_reach_what_matters(batch: Batch, capsys: pytest.CaptureFi
     with capsys.disabled():
         counts = ", ".join(f"{count} {name}" for name, count in reached.most_common())
         sys.stdout.write(f"\nksmtuned's script, seed {SEED}: {counts}\n")
-    assert reached["sequences"] >= 5_000
-    assert reached["steps"] >= 100_000
+    assert reached["sequences"] >= 1_000
+    assert reached["steps"] >= 20_000
     for outcome in ("stop", "boost", "decay"):
-        assert reached[outcome] >= 10_000, outcome
+        assert reached[outcome] >= 2_000, outcome
     for place in PLACES_REACHED:
-        assert reached[place] >= 100, place
+        assert reached[place] >= 20, place
 
 
 def test_without_the_script_it_fails_and_says_what_to_do(tmp_path: Path) -> None:
@@ -92,10 +89,10 @@ def test_without_the_script_it_fails_and_says_what_to_do(tmp_path: Path) -> None
 def test_a_law_that_is_off_by_one_would_be_found(batch: Batch, wrong: dict[str, int]) -> None:
     ((name, by),) = wrong.items()
     found = 0
-    for sequence, theirs in zip(batch.sequences[:1_000], batch.theirs, strict=False):
+    for sequence, theirs in zip(batch.sequences[:300], batch.theirs, strict=False):
         params = replace(sequence.params, **{name: getattr(sequence.params, name) + by})
         found += run_ours(sequence, params) != theirs
-    assert found >= 50
+    assert found >= 10
 
 
 def run_ours(sequence: Sequence, params: KsmtunedParams) -> list[State]:

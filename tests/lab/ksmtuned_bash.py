@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.differential.ksmtuned_sequences import Sequence
 from tests.lab.ksmtuned_package import read_ksmtuned_file
+from tests.lab.ksmtuned_sequences import Sequence
 
 HERE = Path(__file__).parent
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bench.sim.driver import FLAT_OUT, KERNEL_DEFAULT, Event, Rewrite, run_fixed, run_policy
+from bench.sim.driver import FLAT_OUT, Event, run_fixed, run_policy
 from bench.sim.host import SimHost
-from bench.sim.memory import WRITE_BLOCKS
 from bench.steps import Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.fakes import TargetPolicy
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.report import Outcome
-from virtksm.model.snapshot import IDLE, Settings, Source
+from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 GIB_KIB = 1024 * 1024
@@ -35,11 +34,6 @@ def test_flat_out_merges_a_storm_completely() -> None:
     zeros = 8 * 102 * PAGES_PER_MIB
     assert run.samples[-1].saved_pages == 7 * 512 * PAGES_PER_MIB + zeros - zeros // 256
     assert run.samples[-1].ksmd_cpu_seconds == pytest.approx(300.0, rel=0.01)
-
-
-def test_the_kernels_default_does_not() -> None:
-    run = run_fixed(SimHost(total_kib=16 * GIB_KIB), KERNEL_DEFAULT, storm(), until_s=300.0)
-    assert run.samples[-1].saved_pages == 0
 
 
 def test_ksmtuned_runs_on_it_and_shortage_makes_it_scan() -> None:
@@ -65,24 +59,17 @@ def test_passes_come_at_once_then_once_a_window_and_when_the_policy_wants() -> N
     assert [report.outcome for _, report in run.passes] == [Outcome.APPLIED, *[Outcome.UNCHANGED] * 3]
 
 
-def test_a_remote_host_tells_what_libvirt_tells() -> None:
-    policy = TargetPolicy(target=IDLE)
-    run = run_policy(SimHost(total_kib=16 * GIB_KIB), policy, storm(guests=1), until_s=20.0, is_local=False)
-    snapshot = run.passes[0][1].snapshot
-    assert (snapshot.source, snapshot.ksm.ksmd_cpu_seconds) == (Source.LIBVIRT, None)
-
-
 def test_memory_is_what_guests_hold_less_what_is_saved() -> None:
     host = SimHost(total_kib=16 * GIB_KIB)
     run = run_fixed(host, FLAT_OUT, storm(guests=2, every_s=0.0), until_s=60.0)
     held_kib = 2 * (1014 * 1024 + host.guest_overhead_kib)
     assert sum(guest.rss_kib or 0 for guest in host.measured_guests()) == held_kib
     last = run.samples[-1]
-    assert last.free_kib == 16 * GIB_KIB - host.own_kib - held_kib + 4 * last.saved_pages
+    assert host.host_memory().free_kib == 16 * GIB_KIB - host.own_kib - held_kib + 4 * last.saved_pages
 
 
 def test_smart_scan_loses_pages_that_are_rewritten_for_ever() -> None:
-    """Measured on the real kernel, too (bench/sim/validate.py): twins come to be skipped in different scans."""
+    """Measured on the real kernel, too: twins come to be skipped in different scans."""
     scenario = [
         Start(
             at_s=0.0,
@@ -93,20 +80,9 @@ def test_smart_scan_loses_pages_that_are_rewritten_for_ever() -> None:
         for name in ("a", "b")
     ]
     run = run_fixed(SimHost(total_kib=16 * GIB_KIB), FLAT_OUT, scenario, until_s=60.0)
-    most = max(sample.saved_pages for sample in run.samples)
-    assert most > 180 * PAGES_PER_MIB
-    assert run.samples[-1].saved_pages < most / 2
-
-
-def test_rewriting_can_begin_and_end() -> None:
-    scenario: list[Event] = [
-        *storm(guests=2, every_s=0.0),
-        Rewrite(at_s=60.0, name="g0", common_per_s=1000.0),
-        Rewrite(at_s=70.0, name="g0"),
-    ]
-    run = run_fixed(SimHost(total_kib=16 * GIB_KIB), FLAT_OUT, scenario, until_s=100.0)
-    before, after = (next(sample.saved_pages for sample in run.samples if sample.t_s == t_s) for t_s in (59.0, 99.0))
-    assert before - after == pytest.approx(10_000, abs=512 * PAGES_PER_MIB / WRITE_BLOCKS)
+    highest = max(sample.saved_pages for sample in run.samples)
+    assert highest > 180 * PAGES_PER_MIB
+    assert run.samples[-1].saved_pages < highest / 2
 
 
 def test_a_growing_guest_grows_until_its_memory_is_full() -> None:
@@ -124,24 +100,3 @@ def test_settings_beyond_the_kernels_are_refused() -> None:
     policy = TargetPolicy(target=Settings(pages_to_scan=100, sleep_millisecs=20, merge_across_nodes=2))
     run = run_policy(host, policy, [], until_s=1.0)
     assert run.passes[0][1].outcome is Outcome.REFUSED
-
-
-def test_a_thousand_gib_day_is_simulated() -> None:
-    scenario = [
-        Start(
-            at_s=number * 10.0,
-            guest=PayloadGuest(
-                name=f"g{number}",
-                memory_mib=10_240,
-                common_mib=2048,
-                own_mib=8000,
-                seed=number,
-                image=number % 5,
-                rewrite_per_s=1000 if number % 4 == 0 else 0,
-            ),
-        )
-        for number in range(100)
-    ]
-    settings = Settings(pages_to_scan=20_000, sleep_millisecs=100)
-    run = run_fixed(SimHost(total_kib=1024 * GIB_KIB), settings, scenario, until_s=86_400.0, sample_every_s=600.0)
-    assert run.samples[-1].saved_pages == 95 * 2048 * PAGES_PER_MIB
