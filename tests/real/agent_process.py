@@ -31,7 +31,7 @@ HANG_S = 30.0
 VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
 
 # The limits that no key sets are up to a minute, which no test has.
-_HURRIED = """
+HURRIED = """
 import sys
 import virtksm.cli.ask_agent, virtksm.cli.main, virtksm.cli.retune, virtksm.cli.switching, virtksm.store.state
 virtksm.cli.ask_agent.ANSWER_WITHIN_S = virtksm.cli.retune.ANSWER_WITHIN_S = virtksm.store.state.LOCK_WAIT_S = 1
@@ -125,7 +125,7 @@ class AgentHome:
         """Run a virtksm command to its end, whatever its exit code; `hurried` waits for nobody longer than a second."""
         program, *rest = self.command(*arguments)
         return subprocess.run(
-            [*prefix, *([sys.executable, "-c", _HURRIED] if hurried else [program]), *rest],
+            [*prefix, *([sys.executable, "-c", HURRIED] if hurried else [program]), *rest],
             check=False,
             capture_output=True,
             text=True,
