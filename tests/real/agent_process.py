@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
 Line = Mapping[str, Any]
@@ -30,8 +30,24 @@ Line = Mapping[str, Any]
 HANG_S = 30.0
 VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
 
+# The limits that no key sets are up to a minute, which no test has.
+HURRIED = """
+import sys
+import virtksm.cli.ask_agent, virtksm.cli.main, virtksm.cli.retune, virtksm.cli.switching, virtksm.store.state
+virtksm.cli.ask_agent.ANSWER_WITHIN_S = virtksm.cli.retune.ANSWER_WITHIN_S = virtksm.store.state.LOCK_WAIT_S = 1
+virtksm.cli.switching.SLACK_S = 0
+if "status" in sys.argv:
+    import virtksm.cli.status_alone
+    virtksm.cli.status_alone.LIMIT_S = 1
+if "doctor" in sys.argv:
+    import virtksm.doctor.reading.libvirt
+    virtksm.doctor.reading.libvirt.ANSWER_WITHIN_S = 1
+virtksm.cli.main.run_program()
+"""
+
 STEPPING_LAW = """\
 policy = "ksmtuned"
+coalesce_ms = 20
 [ksmtuned]
 monitor_interval = 3600
 thres_coef = 100
@@ -43,6 +59,7 @@ npages_max = 100000
 
 PARKING_LAW = """\
 policy = "ksmtuned"
+coalesce_ms = 20
 [ksmtuned]
 monitor_interval = 3600
 thres_coef = 0
@@ -57,6 +74,9 @@ engage = "always"
 settle_s = 1
 """
 """Sweeps whatever there is, a second after it has settled; more keys of [adaptive] may follow."""
+
+UNSETTLED_LAW = SWEEPING_LAW.replace("settle_s = 1", "settle_s = 0")
+"""The same for `AgentProcess.sweep`, which knows that memory has settled."""
 
 
 class AgentSilent(Exception):
@@ -96,11 +116,16 @@ class AgentHome:
         return [VIRTKSM, "--config", str(self.config), *folders, *arguments]
 
     def run(
-        self, *arguments: str, environ: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        hurried: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a virtksm command to its end, whatever its exit code."""
+        """Run a virtksm command to its end, whatever its exit code; `hurried` waits for nobody longer than a second."""
+        program, *rest = self.command(*arguments)
         return subprocess.run(
-            [*prefix, *self.command(*arguments)],
+            [*prefix, *([sys.executable, "-c", HURRIED] if hurried else [program]), *rest],
             check=False,
             capture_output=True,
             text=True,
@@ -174,6 +199,19 @@ class AgentProcess:
         """Ask for a pass by SIGUSR1 and return it."""
         self.signal(signal.SIGUSR1)
         return self.wait_for("pass_completed", lambda line: "signal" in line["triggers"])
+
+    def sweep(self) -> Line:
+        """Have it merge what there is, and return the first pass that scanned; the law is UNSETTLED_LAW.
+
+        A pass that an administrator asks for begins a full scan at once, without waiting for more guests.
+        """
+
+        def scanning() -> list[Line]:
+            return [line for line in self.lines("pass_completed") if line["decision"]["rule"] == "full_scan"]
+
+        self.reload()
+        wait_until(lambda: self.step()["decision"]["rule"] == "idle" and scanning() != [], HANG_S, "all to be scanned")
+        return scanning()[0]
 
     def reload(self) -> Line:
         """Have it read its configuration again (SIGHUP), and return the pass that follows."""

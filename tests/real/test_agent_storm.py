@@ -20,11 +20,12 @@ import pytest
 
 from demo.guests import PayloadGuest, start_guest
 from tests.lab.ksm import Ksm
-from tests.real.agent_process import AgentFactory
+from tests.real.agent_process import STEPPING_LAW, AgentFactory
 
 pytestmark = pytest.mark.real
 
 WINDOW_S = 0.25
+WINDOWED_LAW = STEPPING_LAW.replace("coalesce_ms = 20", "coalesce_ms = 250")
 MAX_GROWTH_KIB = 2048
 DRIVER_STORM = Path(__file__).with_name("driver_storm.py")
 
@@ -48,7 +49,7 @@ def test_ten_thousand_libvirt_events_cost_a_pass_a_window_and_no_memory_and_the_
 
 
 def test_a_thousand_pokes_and_signals_cost_a_handful_of_passes(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
+    agent = start_agent(WINDOWED_LAW)
     began = time.monotonic()
     for _ in range(500):
         agent.poke()
@@ -73,7 +74,7 @@ def libvirt_conn(libvirt_conn: libvirt.virConnect) -> Iterator[libvirt.virConnec
 def test_many_guests_at_once_are_all_acted_upon(
     ksm: Ksm, start_agent: AgentFactory, libvirt_conn: libvirt.virConnect, payload: Path
 ) -> None:
-    agent = start_agent()
+    agent = start_agent(WINDOWED_LAW)
     specs = [PayloadGuest(name=f"many{number}", memory_mib=16) for number in range(8)]
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:

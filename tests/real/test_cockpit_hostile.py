@@ -31,6 +31,7 @@ from tests.lab.hostile_agent import (
 )
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import HURRIED
 
 pytestmark = pytest.mark.real
 
@@ -51,14 +52,15 @@ def host(libvirtd: PrivateLibvirtd) -> Iterator[CockpitHost]:
     with CockpitHost(libvirtd) as lent:
         lent.home.runtime_dir.mkdir(exist_ok=True)
         os.chown(lent.home.state_dir, NOBODY, NOBODY)
-        log_arguments(lent)
+        hurry_and_log_arguments(lent)
         yield lent
 
 
-def log_arguments(host: CockpitHost) -> None:
+def hurry_and_log_arguments(host: CockpitHost) -> None:
     program = host.home.folder / "bin" / "virtksm"
     log = shlex.quote(str(host.home.folder / "ran"))
     first, rest = program.read_text(encoding="utf-8").split("\n", 1)
+    rest = rest.replace("-m virtksm", f"-c {shlex.quote(HURRIED)}")
     program.write_text(f'{first}\necho "$@" >>{log}\n{rest}', encoding="utf-8")
 
 
@@ -136,7 +138,9 @@ def look_now(page: Page) -> None:
 
 def test_what_is_no_answer_is_said_and_the_next_good_one_is_shown(host: CockpitHost, browser: Browser) -> None:
     with HostileAgent(host.home.runtime_dir) as agent:
-        page = open_at(browser, host.serve())
+        page = open_page(browser).page
+        page.clock.install()
+        page.goto(host.serve() + PAGE)
         notices = page.locator("#notices")
         for said in UNREADABLE:
             agent.say = partial(say_always, said)
@@ -146,9 +150,12 @@ def test_what_is_no_answer_is_said_and_the_next_good_one_is_shown(host: CockpitH
             look_now(page)
             expect(notices).not_to_contain_text(SOMETHING_WRONG, timeout=HANG_MS)
         expect(page.locator("#subtitle")).to_contain_text("policy adaptive")
-        agent.say = agent.drip
+        asked: list[str] = []
+        agent.say = partial(drip, agent, asked)
         look_now(page)
-        expect(notices).to_contain_text("the agent does not answer", timeout=2 * HANG_MS)
+        wait_until(lambda: asked != [], HANG_S, "the page to ask")
+        page.clock.fast_forward(10_000)
+        expect(notices).to_contain_text("the agent does not answer", timeout=HANG_MS)
         page.context.close()
 
 
@@ -175,6 +182,11 @@ def has_asked(page: Page, op: str, asked: list[str]) -> bool:
     if op not in asked:
         look_now(page)
     return op in asked
+
+
+def drip(agent: HostileAgent, asked: list[str], request: Json) -> Iterator[bytes]:
+    asked.append(request["op"])
+    return agent.drip(request)
 
 
 def say_always(said: bytes, _: Json) -> list[bytes]:

@@ -10,12 +10,12 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
 from virtksm.policy.rules import MEANINGS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
-TWIN = PayloadGuest(name="twin", memory_mib=48, common_mib=24, own_mib=16, seed=1)
+TWIN = PayloadGuest(name="twin", memory_mib=24, common_mib=8, own_mib=8, seed=1)
 
 
 def explained(home: AgentHome, *arguments: str) -> list[dict[str, Any]]:
@@ -29,10 +29,9 @@ def explained(home: AgentHome, *arguments: str) -> list[dict[str, Any]]:
 def test_a_full_scan_is_explained_by_its_numbers_while_the_agent_runs_and_after_it(
     start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    agent = start_agent(SWEEPING_LAW)
+    agent = start_agent(UNSETTLED_LAW)
     guest(TWIN)
-    line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
+    line = agent.sweep()
     told = explained(agent.home)
     scans = [one for one in told if one["pass"]["decision"]["rule"] == "full_scan"]
     assert scans[0]["pass"]["decision"]["numbers"] == line["decision"]["numbers"]

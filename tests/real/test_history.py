@@ -42,7 +42,7 @@ def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
     agent.wait_for_pass("started")
     guest(PayloadGuest(name="loud", memory_mib=64, own_mib=1, chatters=True))
     agent.wait_for_pass("started")
-    for _ in range(6):
+    for _ in range(2):
         agent.wait_for_pass("balloon")
     chatter = [
         line
@@ -50,7 +50,7 @@ def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
         if line.get("trigger") == "balloon" or line.get("triggers") == ["balloon"]
     ]
     heard = agent.lines("event_received")
-    assert len(chatter) >= 12
+    assert len(chatter) >= 4
     assert {line["level"] for line in chatter} == {"debug"}
     events = excerpt(agent.home).events
     assert [(event.kind, event.domain) for event in events if event.kind != "balloon"] == [

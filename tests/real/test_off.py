@@ -36,9 +36,11 @@ def tiny(name: str, *, nosharepages: bool = False) -> PayloadGuest:
 
 def merge_twins(ksm: Ksm, guest: GuestFactory) -> None:
     for seed in (1, 2):
-        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, seed=seed))
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, zero_mib=4, seed=seed))
+    ksm.write(use_zero_pages=1)
     ksm.merge_all()
     assert ksm.read("pages_sharing") >= 2000
+    assert ksm.read("ksm_zero_pages") > 0
 
 
 def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
@@ -168,30 +170,17 @@ def test_verify_fails_until_it_is_off_and_nothing_is_merged(
     told = json.loads(agent_home.run(*verify, "--json").stdout)
     assert (told["verified"], told["off"], told["ksm_run"]) == (False, True, 1)
     assert told["merged"]["pages_sharing"] >= 2000
+    assert told["merged"]["ksm_zero_pages"] > 0
     assert len(told["doubts"]) == 1
     assert agent_home.run("off", "--fits", "--connect", libvirtd.uri).returncode == 0
 
     ksm.write(run=2)
-    wait_until(lambda: ksm.read("pages_shared") == 0, HANG_S, "all pages to be unmerged")
+    wait_until(lambda: ksm.read("pages_shared") == ksm.read("ksm_zero_pages") == 0, HANG_S, "all to be unmerged")
     done = agent_home.run(*verify)
     assert done.returncode == 0, done.stdout
     assert "verified  KSM is off" in done.stdout
     ksm.write(run=1, pages_to_scan=100)
     assert agent_home.run(*verify).returncode == 1, "somebody else lets ksmd scan"
-
-
-def test_a_zero_page_that_is_merged_is_a_doubt(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
-    ksm.write(use_zero_pages=1)
-    guest(PayloadGuest(name="empty", memory_mib=24, zero_mib=8))
-    ksm.merge_all()
-    assert agent_home.run("off", "--connect", libvirtd.uri).returncode == 0
-    told = json.loads(agent_home.run("off", "--verify", "--json", "--connect", libvirtd.uri).stdout)
-    zero_pages = ksm.read("ksm_zero_pages")
-    assert zero_pages > 0
-    assert told["verified"] is False
-    assert told["merged"]["ksm_zero_pages"] == zero_pages
 
 
 def exposed(agent: AgentProcess, names: list[str]) -> None:
@@ -200,18 +189,32 @@ def exposed(agent: AgentProcess, names: list[str]) -> None:
 
 
 def test_private_guests_by_name_are_named_unless_nosharepages_keeps_them_out(
-    guest: GuestFactory, start_agent: AgentFactory
+    guest: GuestFactory,
+    libvirtd: PrivateLibvirtd,
+    libvirt_conn: libvirt.virConnect,
+    payload: Path,
+    start_agent: AgentFactory,
 ) -> None:
-    guest(tiny("tenant-apart", nosharepages=True), settle=False)
+    apart = guest(tiny("tenant-apart", nosharepages=True), settle=False)
     running = guest(tiny("tenant-open"), settle=False)
-    guest(tiny("other"), settle=False)
-    agent = start_agent(PRIVATE_TENANTS)
-    named = agent.wait_for("private_guest_exposed")
-    assert named["guest"] == "tenant-open"
-    assert "<nosharepages/>" in named["remedy"]
-    exposed(agent, ["tenant-open"])
+    backing = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+    shared = libvirt_conn.createXML(tiny("shared").domain_xml(payload, None).replace("<vcpu>", f"{backing}<vcpu>"))
+    try:
+        assert mergeable_kib(apart.pid) == 0
+        assert mergeable_kib(running.pid) >= 16 * 1024
+        assert 0 < mergeable_kib(libvirtd.guest_pid("shared")) < 16 * 1024, "what is beside its memory"
+        os.kill(running.pid, signal.SIGSTOP)
+        agent = start_agent(PRIVATE_TENANTS)
+        named = agent.wait_for("private_guest_exposed")
+        assert named["guest"] == "tenant-open"
+        assert "<nosharepages/>" in named["remedy"]
+        exposed(agent, ["tenant-open"])
+        assert agent.lines("pass_failed") == agent.lines("guest_xml_unreadable") == []
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+        shared.destroy()
     running.crash()
-    agent.wait_for("pass_completed", lambda line: "stopped" in line["triggers"])
+    agent.wait_for("pass_completed", lambda line: "stopped" in line["triggers"] and line["sensed"]["guests"] == 1)
     assert agent.step()["exposed"] == []
     guest(tiny("tenant-open"), settle=False)
     exposed(agent, ["tenant-open"])
@@ -234,33 +237,6 @@ def test_a_guest_is_private_by_its_metadata_after_a_retune_and_after_a_reconnect
     agent.wait_for_pass("connected")
     exposed(agent, ["one"])
     assert len(agent.lines("private_guest_exposed")) == 1, "it is no news"
-
-
-def test_a_guest_whose_monitor_hangs_holds_up_neither_the_look_nor_the_passes(
-    guest: GuestFactory, start_agent: AgentFactory
-) -> None:
-    hangs = guest(tiny("tenant-hangs"), settle=False)
-    os.kill(hangs.pid, signal.SIGSTOP)
-    try:
-        agent = start_agent(PRIVATE_TENANTS)
-        exposed(agent, ["tenant-hangs"])
-        assert agent.lines("pass_failed") == agent.lines("guest_xml_unreadable") == []
-    finally:
-        os.kill(hangs.pid, signal.SIGCONT)
-
-
-def test_nosharepages_alone_keeps_all_of_a_guests_memory_out(
-    guest: GuestFactory, libvirtd: PrivateLibvirtd, libvirt_conn: libvirt.virConnect, payload: Path
-) -> None:
-    assert mergeable_kib(guest(tiny("open"), settle=False).pid) >= 16 * 1024
-    assert mergeable_kib(guest(tiny("apart", nosharepages=True), settle=False).pid) == 0
-    backing = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
-    domain = libvirt_conn.createXML(tiny("shared").domain_xml(payload, None).replace("<vcpu>", f"{backing}<vcpu>"))
-    try:
-        beside_its_ram_kib = mergeable_kib(libvirtd.guest_pid("shared"))
-    finally:
-        domain.destroy()
-    assert 0 < beside_its_ram_kib < 16 * 1024
 
 
 def declare_private(uri: str, name: str) -> None:

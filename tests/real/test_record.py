@@ -15,7 +15,7 @@ from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import HANG_S, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 class Recording:
     """A running `virtksm trace record`."""
 
-    def __init__(self, home: AgentHome, *options: str) -> None:
-        self.file = home.folder / "trace.jsonl"
+    def __init__(self, home: AgentHome, *options: str, name: str) -> None:
+        self.file = home.folder / name
         self._process = subprocess.Popen(
             home.command("trace", "record", str(self.file), *options),
             stdout=subprocess.PIPE,
@@ -70,7 +70,7 @@ def record(agent_home: AgentHome) -> Iterator[Callable[..., Recording]]:
     begun: list[Recording] = []
 
     def begin(*options: str) -> Recording:
-        begun.append(Recording(agent_home, *options))
+        begun.append(Recording(agent_home, *options, name=f"trace{len(begun)}.jsonl"))
         begun[-1].wait_for_passes(1)
         return begun[-1]
 
@@ -95,23 +95,17 @@ def replayed(home: AgentHome, file: Path, *options: str) -> dict[str, Any]:
     return told
 
 
-def sweep(agent: AgentProcess, guest: GuestFactory) -> None:
-    """Two twins start and are merged, and one stops."""
-    first, _ = (
-        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=24, own_mib=16, seed=seed)) for seed in (1, 2)
-    )
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
-    first.domain.destroy()
-    agent.wait_for_pass("stopped")
-
-
-def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again(
+def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again_also_anonymous(
     start_agent: AgentFactory, guest: GuestFactory, record: Callable[..., Recording]
 ) -> None:
-    agent = start_agent(SWEEPING_LAW)
-    one = record()
-    sweep(agent, guest)
+    agent = start_agent(UNSETTLED_LAW)
+    one, anonymous = record(), record("--anonymous", "--json")
+    first, _ = (
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, own_mib=8, seed=seed)) for seed in (1, 2)
+    )
+    agent.sweep()
+    first.domain.destroy()
+    agent.wait_for_pass("stopped")
     agent.reload()
     told = one.lines()
     code, said, complained = one.end(signal.SIGINT)
@@ -138,6 +132,15 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again(
     assert other["sums"]["differing"] > 0
     assert {step["replayed"]["rule"] for step in other["steps"]} <= {"boost", "decay", "hold"}
 
+    code, said, _ = anonymous.end()
+    assert code == 0
+    told_of = {"schema": 1, "file": str(anonymous.file), "passes": len(anonymous.passes()), "missed": 0}
+    assert json.loads(said) == told_of
+    text = anonymous.file.read_text(encoding="utf-8")
+    assert "twin" not in text
+    assert "guest-2" in text
+    assert replayed(agent.home, anonymous.file)["sums"]["differing"] == 0
+
 
 def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_recording(
     start_agent: AgentFactory, record: Callable[..., Recording]
@@ -160,7 +163,7 @@ def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_reco
     assert replayed(agent.home, one.file)["sums"]["differing"] == 0
 
 
-def test_without_an_agent_or_over_a_file_that_exists_nothing_is_recorded(
+def test_without_an_agent_by_somebody_else_or_over_a_file_that_exists_nothing_is_recorded(
     start_agent: AgentFactory, agent_home: AgentHome
 ) -> None:
     file = agent_home.folder / "trace.jsonl"
@@ -168,32 +171,13 @@ def test_without_an_agent_or_over_a_file_that_exists_nothing_is_recorded(
     assert (done.returncode, file.exists()) == (1, False)
     assert "no agent runs" in done.stderr
     start_agent()
+    agent_home.folder.chmod(0o755)
+    done = run_as_nobody("--runtime-dir", str(agent_home.runtime_dir), "trace", "record", "/dev/null", "--force")
+    assert done.returncode == 1
+    assert "may" in done.stderr
     file.write_text("precious\n", encoding="utf-8")
     done = agent_home.run("trace", "record", str(file), "--for", "0")
     assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
     assert "--force" in done.stderr
     assert agent_home.run("trace", "record", str(file), "--for", "0", "--force").returncode == 0
     assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')
-
-
-def test_nobody_else_may_record(start_agent: AgentFactory) -> None:
-    home = start_agent().home
-    home.folder.chmod(0o755)
-    done = run_as_nobody("--runtime-dir", str(home.runtime_dir), "trace", "record", "/dev/null", "--force")
-    assert done.returncode == 1
-    assert "may" in done.stderr
-
-
-def test_an_anonymous_recording_names_nobody(
-    start_agent: AgentFactory, guest: GuestFactory, record: Callable[..., Recording]
-) -> None:
-    agent = start_agent(SWEEPING_LAW)
-    one = record("--anonymous", "--json")
-    sweep(agent, guest)
-    code, said, _ = one.end()
-    assert code == 0
-    assert json.loads(said) == {"schema": 1, "file": str(one.file), "passes": len(one.passes()), "missed": 0}
-    text = one.file.read_text(encoding="utf-8")
-    assert "twin" not in text
-    assert "guest-2" in text
-    assert replayed(agent.home, one.file)["sums"]["differing"] == 0

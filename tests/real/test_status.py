@@ -1,4 +1,4 @@
-"""`virtksm status` of a real agent: it answers at once, whatever libvirt does, and says what that leaves behind."""
+"""`virtksm status` of a real agent, and who may ask for it; while libvirt is silent: test_metrics.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.lab.ksm import Ksm, wait_until
-from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.ksm import Ksm
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -49,41 +48,6 @@ def test_it_tells_the_last_pass_and_the_next_one(ksm: Ksm, start_agent: AgentFac
     assert status["last_pass"]["after"]["pages_to_scan"] == ksm.read("pages_to_scan")
     assert 0 < status["next_pass_s"] <= 3600
     assert status["stranded"]["possible"] is False
-
-
-def test_while_libvirt_hangs_it_says_so_and_what_may_be_stranded(
-    libvirtd: PrivateLibvirtd, start_agent: AgentFactory
-) -> None:
-    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 3600\n{STEPPING_LAW}")
-    libvirtd.pause()
-    try:
-        agent.signal(signal.SIGUSR1)
-        agent.wait_for("pass_failed")
-        wait_until(lambda: not status_of(agent.home)["libvirt"]["answers"], HANG_S, "the silence to be told")
-        status = status_of(agent.home)
-        assert status["libvirt"]["waiting_for"] == "pass"
-        assert status["libvirt"]["silent_s"] > 2
-        assert "no answer within 1 s" in status["libvirt"]["error"]
-        assert status["stranded"]["possible"] is True
-        assert status["stranded"]["worst_core_percent"] > 0
-    finally:
-        libvirtd.resume()
-    wait_until(lambda: bool(status_of(agent.home)["libvirt"]["answers"]), HANG_S, "libvirt to answer again")
-    assert status_of(agent.home)["stranded"]["possible"] is False
-
-
-def test_while_libvirt_is_away_it_says_since_when_and_parked_nothing_is_stranded(
-    libvirtd: PrivateLibvirtd, start_agent: AgentFactory
-) -> None:
-    agent = start_agent(PARKING_LAW)
-    libvirtd.stop()
-    agent.wait_for("libvirt_unreachable")
-    status = status_of(agent.home)
-    assert (status["libvirt"]["connected"], status["libvirt"]["answers"]) == (False, False)
-    assert status["libvirt"]["silent_since"].endswith("+00:00")
-    assert status["libvirt"]["error"]
-    assert status["next_pass_s"] is None
-    assert (status["stranded"]["possible"], status["stranded"]["worst_core_percent"]) == (False, 0.0)
 
 
 def test_the_group_of_the_configuration_may_read_it_until_a_reload_takes_that_back(start_agent: AgentFactory) -> None:

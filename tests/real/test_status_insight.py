@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+pytestmark = pytest.mark.real
 
 
-def look(home: AgentHome, *arguments: str, code: int = 0) -> dict[str, Any]:
-    done = home.run("status", "--json", *arguments)
+def look(home: AgentHome, *arguments: str, code: int = 0, hurried: bool = False) -> dict[str, Any]:
+    done = home.run("status", "--json", *arguments, hurried=hurried)
     assert (done.returncode, done.stderr) == (code, "")
     status = json.loads(done.stdout)
     assert isinstance(status, dict)
@@ -28,11 +29,11 @@ def look(home: AgentHome, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 def start_twins(guest: GuestFactory) -> None:
     for seed in (1, 2):
-        guest(PayloadGuest(name=f"twin{seed}", memory_mib=48, common_mib=16, seed=seed))
+        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=16, seed=seed))
 
 
-def test_what_twins_save_is_told_with_their_events_and_what_ksmd_took(
-    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+def test_what_twins_save_is_told_by_the_agent_and_after_it_without_a_trace(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, tmp_path: Path
 ) -> None:
     agent = start_agent(PARKING_LAW)
     start_twins(guest)
@@ -57,20 +58,17 @@ def test_what_twins_save_is_told_with_their_events_and_what_ksmd_took(
     for text in ("agent     qemu:///system", "guests    2, ", "saved     ", "event     ", "why       "):
         assert text in told
 
-
-def test_without_an_agent_it_looks_for_itself_and_leaves_no_trace(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
-    start_twins(guest)
-    ksm.merge_all()
-    status = look(agent_home, "--connect", libvirtd.uri, code=1)
+    assert agent.stop() == 0
+    alone = AgentHome(tmp_path)
+    alone.configure(PARKING_LAW)
+    status = look(alone, "--connect", agent.uri, code=1)
     now = status["now"]
     assert (status["agent"], status["libvirt"]["answers"], status["last_pass"]) == (False, True, None)
     assert (now["origin"], now["guests"]) == ("local", 2)
     assert now["saved_kib"] >= 15 * 1024
-    assert now["committed_kib"] > 64 * 1024
-    assert not agent_home.runtime_dir.exists()
-    assert not agent_home.state_dir.exists()
+    assert now["committed_kib"] > 32 * 1024
+    assert not alone.runtime_dir.exists()
+    assert not alone.state_dir.exists()
 
 
 def test_without_an_agent_a_libvirtd_that_hangs_costs_seconds_and_the_kernel_is_told(
@@ -78,23 +76,18 @@ def test_without_an_agent_a_libvirtd_that_hangs_costs_seconds_and_the_kernel_is_
 ) -> None:
     libvirtd.pause()
     try:
-        status = look(agent_home, "--connect", libvirtd.uri, code=1)
+        status = look(agent_home, "--connect", libvirtd.uri, code=1, hurried=True)
     finally:
         libvirtd.resume()
     assert status["libvirt"]["answers"] is False
-    assert "no answer within 5 s" in status["libvirt"]["error"]
-    assert status["now"]["ksm_run"] == 1
+    assert "no answer within 1 s" in status["libvirt"]["error"]
+    assert status["now"]["ksm_run"] is not None
     assert status["now"]["guests"] is None
-
-
-def test_another_hosts_agent_is_not_taken_for_this_ones(start_agent: AgentFactory) -> None:
-    agent = start_agent(PARKING_LAW)
-    assert look(agent.home, "--connect", agent.uri)["agent"] is True
-    assert look(agent.home, "--connect", "test:///default", code=1)["agent"] is False
 
 
 def test_an_agent_killed_under_a_watcher_is_told_and_its_successor_too(start_agent: AgentFactory) -> None:
     agent = start_agent(PARKING_LAW)
+    assert look(agent.home, "--connect", "test:///default", code=1)["agent"] is False, "it serves another host"
     terminal = PseudoTerminal(agent.home.command("status", "--connect", agent.uri, "--watch", "0.2"))
     try:
         terminal.wait_for_frame("last pass ")

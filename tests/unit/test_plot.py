@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.fakes import LOCAL_HOST
+from tests.fakes import LOCAL_HOST, SAMPLE
 from virtksm.cli.main import main
 from virtksm.cli.trace.plot import excerpt_of
+from virtksm.history.samples import GuestEvent
 from virtksm.model.decision import Decision, Reason, Trigger, Triggers
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
+from virtksm.store.history import HistoryFile
 from virtksm.trace import Gap, Line, Pass
 
 TRACES = Path(__file__).parents[1] / "traces"
@@ -72,3 +75,16 @@ def test_a_recorded_trace_of_real_guests_is_drawn(tmp_path: Path, capsys: pytest
     assert main(["trace", "plot", str(TRACES / "twins.jsonl"), "-o", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "output": str(path), "samples": 92, "events": 8}
     assert "<!-- saved memory, MiB -->" in path.read_text()
+
+
+def test_what_an_agent_remembered_is_drawn_after_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folders = tmp_path / "x.svg", ["--runtime-dir", str(tmp_path / "run"), "--state-dir", str(tmp_path)]
+    now_s = time.time()
+    samples = [replace(SAMPLE, at_s=now_s - 600, saved_kib=3 << 20), replace(SAMPLE, at_s=now_s - 60)]
+    event = GuestEvent(at_s=now_s - 300, kind="started", domain="drawn", uuid="1")
+    HistoryFile(str(tmp_path / "local.history")).add(samples, [event], [])
+    plot = ["trace", "plot", "--last", "1h", "--connect", "qemu:///system", "-o", str(path), "--json"]
+    assert main([*folders, *plot]) == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "output": str(path), "samples": 2, "events": 1}
+    assert "<!-- drawn -->" in path.read_text(), "the guest that has started"
+    assert "<!-- saved memory, GiB -->" in path.read_text()

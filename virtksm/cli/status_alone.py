@@ -29,11 +29,10 @@ SCHEMA = 1
 class Alone:
     """Reads one host as often as asked; keeps its connection in between."""
 
-    def __init__(self, uri: str, config: Config, paths: RuntimePaths, *, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, uri: str, config: Config, paths: RuntimePaths) -> None:
         self.uri = uri
         self._config = config
         self._paths = paths
-        self._limit_s = limit_s
         self._facts = ProcFacts(boottime_s)
         self._in_thread = ProcFacts(boottime_s)
         self._host: LibvirtHost | None = None
@@ -91,10 +90,10 @@ class Alone:
             self._is_out = True
             threading.Thread(target=self._sense, name="libvirt-status", daemon=True).start()
         try:
-            answer = self._answers.get(timeout=self._limit_s)
+            answer = self._answers.get(timeout=LIMIT_S)
         except queue.Empty:
             raise LibvirtTimeout(
-                f"{self.uri}: no answer within {self._limit_s:g} s", remedy="see the log of libvirt's daemon"
+                f"{self.uri}: no answer within {LIMIT_S:g} s", remedy="see the log of libvirt's daemon"
             ) from None
         self._is_out = False
         if isinstance(answer, VirtksmError):

@@ -23,18 +23,19 @@ T = TypeVar("T")
 ANSWER_WITHIN_S = 10.0
 
 
-def read_libvirt(uri: str, *, within_s: float = ANSWER_WITHIN_S) -> tuple[Libvirt | Unreachable, int | None]:
+def read_libvirt(uri: str) -> tuple[Libvirt | Unreachable, int | None]:
     """Open `uri` and read the checks' facts; return them, and the pid of the process that serves the connection."""
 
     def unanswered(_call: str) -> VirtksmError:
         return LibvirtUnreachable(
-            f"{uri} does not answer within {within_s:g} s", remedy="systemctl status libvirtd (or virtqemud); its log"
+            f"{uri} does not answer within {ANSWER_WITHIN_S:g} s",
+            remedy="systemctl status libvirtd (or virtqemud); its log",
         )
 
     opened: list[LibvirtHost] = []  # it stays open until its other end is known
     found: Libvirt | Unreachable
     try:
-        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, opened), within_s)
+        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, opened), ANSWER_WITHIN_S)
     except VirtksmError as error:
         found = Unreachable(why=error.message, remedy=error.remedy)
     return found, find_peer(uri)
