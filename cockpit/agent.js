@@ -1,7 +1,7 @@
-/* Asks the agent at its sockets, and runs virtksm's commands, as root where Cockpit may and else as who is logged in.
+/* Asks the agent at its sockets, and runs virtksm's commands, as root where Cockpit may, else as the user who is logged in.
 
-   The protocol is virtksm/agent/control_client.py's: one JSON line there, one back. Whatever goes wrong becomes a Problem
-   whose `kind` says what to do about it. */
+   The protocol is virtksm/agent/control_client.py's: one JSON line there, one back. Every failure becomes a Problem
+   whose `kind` decides the remedy. */
 
 const CONTROL_SOCKET = "/run/virtksm/agent/control.sock";
 const STATUS_SOCKET = "/run/virtksm/agent/status.sock";
@@ -21,7 +21,7 @@ export class Problem extends Error {
     }
 }
 
-/* Ask what any reader may (`status`, `history`, `decisions`): at the control socket, or where that is closed at the
+/* Query as any reader may (`status`, `history`, `decisions`): at the control socket, or where that is closed at the
    status socket. */
 export async function askToRead(request) {
     try {
@@ -46,16 +46,16 @@ function askAt(path, request, superuser, withinMs) {
     return new Promise((resolve, reject) => {
         const channel = cockpit.channel({ payload: "stream", unix: path, superuser });
         const timer = window.setTimeout(() => channel.close("timeout"), withinMs);
-        let said = "";
+        let received = "";
         channel.addEventListener("message", (_event, data) => {
-            said += data;
-            if (said.length > MAX_ANSWER)
+            received += data;
+            if (received.length > MAX_ANSWER)
                 channel.close("too-large");
         });
         channel.addEventListener("close", (_event, options) => {
             window.clearTimeout(timer);
             try {
-                resolve(parseAnswer(said, options.problem));
+                resolve(parseAnswer(received, options.problem));
             } catch (problem) {
                 reject(problem);
             }
@@ -64,12 +64,12 @@ function askAt(path, request, superuser, withinMs) {
     });
 }
 
-function parseAnswer(said, trouble) {
-    if (!said.endsWith("\n"))
+function parseAnswer(text, trouble) {
+    if (!text.endsWith("\n"))
         throw socketProblem(trouble);
     let answer;
     try {
-        answer = JSON.parse(said);
+        answer = JSON.parse(text);
     } catch {
         throw new Problem(FAILED, "the agent's answer is no JSON: are virtksm and this page of the same version?");
     }
@@ -99,7 +99,7 @@ export function run(args, superuser = "try") {
     });
 }
 
-/* Run a virtksm command with --json; an exit code that only sums up what it says is no failure. */
+/* Run a virtksm command with --json; an exit code that only sums up its output is no failure. */
 export async function runJson(...args) {
     const [output, failure] = await spawnVirtksm([...args, "--json"], "try");
     try {

@@ -1,6 +1,6 @@
 /* One curve over time as SVG: pieces of [Unix time, value], the last of them now. Redrawn whole, some hundred points.
 
-   The figure's caption says in words what the picture shows, and the value under the pointer, or under the arrow keys. */
+   The figure's caption has the picture in words, and the value under the pointer or the arrow keys. */
 
 import { setText, svgElement } from "./dom.js";
 import { formatTime } from "./units.js";
@@ -15,11 +15,11 @@ const MIN_PX_A_TIME = 80;
 const STEPS_S = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200];
 
 export class Chart {
-    /* `figure` has an svg and a figcaption; `format` words a value; the scale goes to `leastTop` at least. */
-    constructor(figure, { name, format, leastTop, niceTop }) {
+    /* `figure` has an svg and a figcaption; `format` words a value; the scale goes to `minTop` at least. */
+    constructor(figure, { name, format, minTop, niceTop }) {
         this.svg = figure.querySelector("svg");
         this.caption = figure.querySelector("figcaption");
-        Object.assign(this, { name, format, leastTop, niceTop });
+        Object.assign(this, { name, format, minTop, niceTop });
         this.curve = [];
         this.chosen = null;
         this.svg.addEventListener("pointermove", event => this.choose(this.timeAt(event.offsetX)));
@@ -39,7 +39,7 @@ export class Chart {
             return;
         this.width = Math.max(this.svg.clientWidth, LEFT + RIGHT + 1);
         const points = this.curve.flat().filter(([atS]) => atS >= this.sinceS);
-        this.top = this.niceTop(Math.max(this.leastTop, ...points.map(([, value]) => value)));
+        this.top = this.niceTop(Math.max(this.minTop, ...points.map(([, value]) => value)));
         this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
         this.svg.replaceChildren(
             ...this.valueMarks(), ...this.timeMarks(), ...this.curve.flatMap(piece => this.drawPiece(piece)),
@@ -51,7 +51,7 @@ export class Chart {
 
     summary(points) {
         if (points.length === 0)
-            return "nothing remembered yet";
+            return "no history yet";
         const values = points.map(([, value]) => value);
         return `now ${this.format(values[values.length - 1])}, at most ${this.format(Math.max(...values))}`;
     }
@@ -123,7 +123,7 @@ export class Chart {
     }
 
     timeMarks() {
-        const marks = roundTimes(this.sinceS, this.untilS, (this.width - LEFT - RIGHT) / MIN_PX_A_TIME)
+        const marks = evenTimes(this.sinceS, this.untilS, (this.width - LEFT - RIGHT) / MIN_PX_A_TIME)
                 .filter(atS => this.x(this.untilS) - this.x(atS) >= MIN_PX_A_TIME / 2)
                 .map(atS => this.timeMark(this.x(atS), "middle", shortTime(atS)));
         return [...marks, this.timeMark(this.x(this.untilS), "end", "now")];
@@ -148,9 +148,9 @@ function shortTime(atS) {
     return new Date(atS * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 }
 
-/* Times between two that are round on the clock here, at most about `most` of them. */
-export function roundTimes(sinceS, untilS, most) {
-    const stepS = STEPS_S.find(step => (untilS - sinceS) / step <= most) || STEPS_S[STEPS_S.length - 1];
+/* Even times of the local clock between two, at most about `count` of them. */
+export function evenTimes(sinceS, untilS, count) {
+    const stepS = STEPS_S.find(step => (untilS - sinceS) / step <= count) || STEPS_S[STEPS_S.length - 1];
     const offsetS = -60 * new Date(untilS * 1000).getTimezoneOffset();
     const found = [];
     for (let atS = Math.ceil((sinceS + offsetS) / stepS) * stepS - offsetS; atS <= untilS; atS += stepS)

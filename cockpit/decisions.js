@@ -1,4 +1,5 @@
-/* The last decisions that were no routine, the newest first, each with its reason; the newest with what would turn it. */
+/* The last decisions that were no routine, the newest first, each with its reason; the newest with its thresholds.
+   Each is a line of a trace (docs/reference.md), as text. */
 
 import { element, setChildren } from "./dom.js";
 import { formatKib, formatTime } from "./units.js";
@@ -6,35 +7,42 @@ import { formatKib, formatTime } from "./units.js";
 const MAX = 10;
 const NAMES = { pages_to_scan: "pages", sleep_millisecs: "sleep (ms)", merge_across_nodes: "across nodes" };
 
-export function showDecisions(table, decisions) {
-    const rows = decisions.slice(-MAX).reverse().map((told, number) => rowOf(told, number === 0));
+export function showDecisions(table, lines) {
+    const rows = lines.slice(-MAX).reverse().map((line, number) => rowOf(JSON.parse(line), number === 0));
     setChildren(table.tBodies[0], ...(rows.length ? rows : [emptyRow()]));
 }
 
-function rowOf(told, isNewest) {
-    const { decision, sensed, triggers } = told.pass;
+function rowOf(pass, isNewest) {
+    const { decision, triggers } = pass;
     return element(
         "tr", { role: "row" },
-        element("th", { role: "rowheader", scope: "row", "data-label": "When" }, formatTime(told.at)),
+        element("th", { role: "rowheader", scope: "row", "data-label": "When" }, formatTime(pass.at_s)),
         element("td", { role: "cell", "data-label": "For" }, triggers.join(", ")),
         element("td", { role: "cell", "data-label": "Why" },
                 element("div", {},
                         decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
-                        ...(isNewest ? turns(decision) : []))),
-        element("td", { role: "cell", "data-label": "Did" }, whatChanged(told.pass)),
-        element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(sensed.saved_kib)));
+                        ...(isNewest ? thresholds(decision) : []))),
+        element("td", { role: "cell", "data-label": "Did" }, whatChanged(pass)),
+        element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(savedKib(pass.snapshot.ksm))));
 }
 
-function turns(decision) {
-    return (decision.turns_when || []).slice(0, MAX).map(turn => element("div", { class: "minor" }, turn.text));
+/* KsmState.saved_kib of virtksm/model/snapshot.py. */
+function savedKib(ksm) {
+    if (ksm.pages_shared === null || ksm.pages_sharing === null)
+        return null;
+    return (ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib;
+}
+
+function thresholds(decision) {
+    return (decision.thresholds || []).slice(0, MAX).map(one => element("div", { class: "minor" }, one.text));
 }
 
 function whatChanged(pass) {
+    const before = pass.snapshot.ksm.settings;
     const changes = Object.keys(NAMES)
-            .filter(name => pass.after[name] !== null && pass.after[name] !== pass.before[name])
-            .map(name => `${NAMES[name]} ${pass.before[name]} → ${pass.after[name]}`);
-    const refusals = pass.refused.map(one => one.message);
-    return [pass.outcome, [...changes, ...refusals].join("; ")].filter(Boolean).join(": ");
+            .filter(name => pass.after[name] !== null && pass.after[name] !== before[name])
+            .map(name => `${NAMES[name]} ${before[name]} → ${pass.after[name]}`);
+    return [pass.outcome, [...changes, ...pass.refused].join("; ")].filter(Boolean).join(": ");
 }
 
 function emptyRow() {

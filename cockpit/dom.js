@@ -20,7 +20,7 @@ export function svgElement(tag, attributes = {}, text = null) {
     return made;
 }
 
-/* Set a text where it has changed: what has not must not be read out again. */
+/* Set a text where it has changed: an unchanged one must not be read out again. */
 export function setText(target, text) {
     const shown = printable(text);
     if (target.textContent !== shown)

@@ -1,4 +1,4 @@
-/* The facts of the moment: what is saved and held, what ksmd does, and why. */
+/* The present facts: saved and resident memory, ksmd's state, and the reason. */
 
 import { byId, setText } from "./dom.js";
 import { formatDuration, formatKib, formatPercent, oneDecimal } from "./units.js";
@@ -14,15 +14,15 @@ export function showFacts(status) {
     setText(byId("saved"), now === null ? "–" : formatKib(now.saved_kib));
     setText(byId("saved-share"), now === null || now.saved_percent === null
         ? ""
-        : `${formatPercent(now.saved_percent)} of what the guests hold`);
+        : `${formatPercent(now.saved_percent)} of guest memory`);
     setText(byId("guest-count"), now === null || now.guests === null ? "–" : now.guests);
-    setText(byId("committed"), now === null || now.guests === null ? "" : `holding ${formatKib(now.committed_kib)}`);
+    setText(byId("committed"), now === null || now.guests === null ? "" : `${formatKib(now.committed_kib)} resident`);
     setText(byId("state"), stateText(now, last));
     setText(byId("next"), status && status.next_pass_s !== null
         ? `next pass in ${formatDuration(status.next_pass_s)}`
         : "");
     setText(byId("why"), last === null
-        ? "no pass is known yet"
+        ? "no pass yet"
         : `${last.decision.reason} (rule ${last.decision.rule})`);
 }
 
@@ -33,7 +33,7 @@ function stateText(now, last) {
         return "KSM off";
     const { pages_to_scan: pages, sleep_millisecs: sleepMs } = now.settings;
     if (pages === 0)
-        return last === null ? "Not scanning" : "Parked";
+        return last === null ? "Not scanning" : "Idle";
     return `Scanning ${pages} pages every ${sleepMs} ms`;
 }
 

@@ -1,4 +1,4 @@
-/* What `virtksm doctor` finds: what is to be done first, each with its remedy, and the rest folded away. */
+/* The findings of `virtksm doctor`: problems first, each with its remedy, and the rest folded away. */
 
 import { element, setChildren, setText } from "./dom.js";
 
@@ -11,7 +11,7 @@ export function showFindings(view, findings, isRoot) {
     const result = urgent.length === 0
         ? "Nothing stands in the way of KSM on this host."
         : `${urgent.length} of ${findings.length} checks found something to do.`;
-    setText(view.summary, isRoot ? result : `${result} They were made as you, without administrative access.`);
+    setText(view.summary, isRoot ? result : `${result} They ran as you, without administrative access.`);
     setChildren(view.todo, ...urgent.map(itemOf));
     setChildren(view.rest, ...rest.map(itemOf));
     view.fold.hidden = rest.length === 0;

@@ -1,4 +1,4 @@
-/* The agent's samples as curves. Pure; the laws are virtksm/history/curves.py's: where nobody looked there is no curve, and CPU
+/* The agent's samples as curves. Pure; the laws are virtksm/history/curves.py's: without samples there is no curve, and CPU
    time is the difference of two samples, at least a certain time apart, as the kernel counts it in steps of 10 ms. */
 
 const GAP_S = 180;
@@ -31,7 +31,7 @@ function cpuSteps(piece, widthS) {
     let first = piece[0];
     piece.forEach((sample, number) => {
         const tookS = sample.at_s - first.at_s;
-        if (sample.ksmd_cpu_seconds < first.ksmd_cpu_seconds) { // counted anew since the host has booted
+        if (sample.ksmd_cpu_seconds < first.ksmd_cpu_seconds) { // counted again from 0 since a reboot
             first = sample;
         } else if (tookS >= widthS || (number === piece.length - 1 && tookS >= 1)) {
             const percent = 100 * (sample.ksmd_cpu_seconds - first.ksmd_cpu_seconds) / tookS;

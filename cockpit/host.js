@@ -1,4 +1,4 @@
-/* Which libvirt connection the commands are to look at: the unit's, as systemd has it from root's files.
+/* The libvirt connection for the commands: the unit's, as systemd has it from root's files.
 
    Never the agent's word: the commands run as root, the agent does not, and libvirt runs a program that a URI names. */
 
@@ -8,13 +8,13 @@ const ASK = ["systemctl", "show", "--property=Environment", "virtksm.service"];
 const NAME = "LIBVIRT_DEFAULT_URI=";
 const URI = /^[a-z][a-z0-9+.-]*:[\w\-.~:/?#[\]@!&()*+,;=%]*$/i;
 
-let told = null;
+let asked = null;
 
 /* Return the unit's URI, null where it names none or systemd does not tell: the commands' own default then. Raises
    Problem. */
 export function unitsUri() {
-    told = told || cockpit.spawn(ASK, { err: "ignore" }).then(parseUri, () => null);
-    return told;
+    asked = asked || cockpit.spawn(ASK, { err: "ignore" }).then(parseUri, () => null);
+    return asked;
 }
 
 /* Take the URI out of what systemctl prints: Environment=NAME=VALUE "NAME=VALUE WITH BLANKS" ... */

@@ -1,7 +1,7 @@
 /* The page: asks, shows, and acts.
 
-   One round every two seconds asks the agent for its status, and whatever has changed by it for more: the guests and
-   the last decisions after a pass, the history now and then. While nobody looks at the page it asks nothing. */
+   It asks the agent for its status every two seconds, and for more where that has changed: the guests and the last
+   decisions after a pass, the history now and then. While the page is hidden it asks nothing. */
 
 import { FAILED, NO_AGENT, Problem, askToAct, askToRead, runJson } from "./agent.js";
 import { Chart, niceAbove } from "./chart.js";
@@ -16,7 +16,7 @@ import { noticesOf } from "./notices.js";
 import { applySettings, readSettings } from "./settings.js";
 import { formatBytes, formatKib, formatPercent } from "./units.js";
 
-const ROUND_MS = 2000;
+const REFRESH_MS = 2000;
 const GUESTS_EVERY_MS = 10000;
 const ALONE_EVERY_MS = 10000;
 const HISTORY_EVERY_MS = 60000;
@@ -27,11 +27,11 @@ const guestTable = new GuestTable(byId("guests"));
 const savedChart = new Chart(byId("saved-chart"), {
     name: "Saved memory",
     format: formatKib,
-    leastTop: 1024,
+    minTop: 1024,
     niceTop: kib => kib < 1024 * 1024 ? niceAbove(kib, 1024) : niceAbove(kib, 1024 * 1024),
 });
 const cpuChart = new Chart(byId("cpu-chart"), {
-    name: "CPU time of ksmd", format: formatPercent, leastTop: 5, niceTop: percent => niceAbove(percent),
+    name: "CPU time of ksmd", format: formatPercent, minTop: 5, niceTop: percent => niceAbove(percent),
 });
 const permission = cockpit.permission({ admin: true });
 
@@ -45,31 +45,31 @@ let guestsShown = null;
 let historyAtMs = 0;
 let aheadS = 0;
 let isActing = false;
-let round = null;
-let guestsRound = null;
+let refreshing = null;
+let guestsRefreshing = null;
 
 /* --- asking ------------------------------------------------------------------------------------------------------ */
 
-/* Ask once round, or wait for the round that is under way. */
-function look() {
-    round = round || lookOnce().catch(showBug).finally(() => { round = null });
-    return round;
+/* Refresh the page, or wait for the refresh that is under way. */
+function refresh() {
+    refreshing = refreshing || refreshOnce().catch(showBug).finally(() => { refreshing = null });
+    return refreshing;
 }
 
-/* Whatever else goes wrong is an answer that this page does not understand. */
+/* Any other failure is an answer that this page does not understand. */
 function showBug(trouble) {
     showNotices([{ level: "danger", title: "This page does not understand what virtksm says",
                    text: `Are they of the same version? (${trouble})` }]);
 }
 
-async function lookOnce() {
+async function refreshOnce() {
     let problem = null;
     try {
         status = (await askToRead({ op: "status" })).status;
         alone = null;
     } catch (trouble) {
         if (alone === null || alone.trouble.kind !== trouble.kind || Date.now() - alone.atMs >= ALONE_EVERY_MS)
-            alone = await lookWithoutAgent(trouble);
+            alone = await readWithoutAgent(trouble);
         ({ problem, status } = alone);
     }
     showNotices(noticesOf(problem, status));
@@ -79,15 +79,15 @@ async function lookOnce() {
     showCharts();
     if (countGuests() !== guestsAsked)
         guestsAtMs = 0;
-    const listed = lookAtGuests();
+    const listed = listGuests();
     if (byId("page").getAttribute("aria-busy") === "true") {
         await listed;
         byId("page").setAttribute("aria-busy", "false");
     }
 }
 
-/* Ask the command where the agent cannot be asked: it looks for itself, and says what is wrong. */
-async function lookWithoutAgent(trouble) {
+/* Run the command where the agent cannot be asked: it reads the host itself, and reports the problem. */
+async function readWithoutAgent(trouble) {
     const seen = { trouble, problem: trouble, status: null, atMs: Date.now() };
     try {
         seen.status = await runJson("status");
@@ -146,22 +146,22 @@ function addLive() {
 }
 
 /* Ask for the guests where that is due, one command at a time. */
-function lookAtGuests() {
-    if (guestsRound === null && Date.now() - guestsAtMs >= GUESTS_EVERY_MS)
-        guestsRound = lookAtGuestsOnce().finally(() => { guestsRound = null });
-    return guestsRound;
+function listGuests() {
+    if (guestsRefreshing === null && Date.now() - guestsAtMs >= GUESTS_EVERY_MS)
+        guestsRefreshing = listGuestsOnce().finally(() => { guestsRefreshing = null });
+    return guestsRefreshing;
 }
 
-async function lookAtGuestsOnce() {
+async function listGuestsOnce() {
     guestsAtMs = Date.now();
     guestsAsked = countGuests();
     try {
-        const told = await runJson("guests", ...await hostArguments());
-        guestTable.show(told.guests);
-        setText(byId("profit"), formatBytes(told.host.profit_bytes));
-        const notes = [...await otherHost(told.uri), ...told.notes];
+        const survey = await runJson("guests", ...await hostArguments());
+        guestTable.show(survey.guests);
+        setText(byId("profit"), formatBytes(survey.host.profit_bytes));
+        const notes = [...await otherHost(survey.uri), ...survey.notes];
         setChildren(byId("guest-notes"), ...notes.map(note => element("li", {}, note)));
-        announceGuests(told.guests.length);
+        announceGuests(survey.guests.length);
     } catch (trouble) {
         guestTable.show(null);
         setText(byId("profit"), "–");
@@ -184,7 +184,7 @@ async function examine() {
     }
 }
 
-async function lookAtSettings() {
+async function showSettings() {
     try {
         const settings = await readSettings();
         for (const name of ["policy", "engage"]) {
@@ -199,13 +199,13 @@ async function lookAtSettings() {
     }
 }
 
-/* Nothing that the agent says becomes an argument: the commands may run as root (host.js). */
+/* No text of the agent becomes an argument: the commands may run as root (host.js). */
 async function hostArguments() {
     const uri = await unitsUri();
     return uri === null ? [] : ["--connect", uri];
 }
 
-/* Say so where the agent claims to serve another connection than the one that was looked at. */
+/* Report an agent that claims to serve another connection than the one that was read. */
 async function otherHost(seenUri) {
     if (status === null || !status.agent || [seenUri, await unitsUri()].includes(status.uri))
         return [];
@@ -248,7 +248,7 @@ function announceGuests(count) {
 
 /* --- acting ------------------------------------------------------------------------------------------------------ */
 
-/* Do something, one thing at a time, say what came of it, and look again. Nothing is disabled meanwhile: focus stays. */
+/* Do one thing at a time, show its result, and refresh. Nothing is disabled meanwhile: focus stays. */
 async function act(work) {
     if (isActing)
         return;
@@ -259,7 +259,7 @@ async function act(work) {
         showResult("danger", trouble instanceof Problem ? trouble.message : String(trouble));
     }
     isActing = false;
-    await look();
+    await refresh();
 }
 
 function showResult(level, text) {
@@ -281,7 +281,7 @@ async function apply() {
     try {
         return await applySettings(byId("policy").value, byId("engage").value);
     } finally {
-        await lookAtSettings();
+        await showSettings();
     }
 }
 
@@ -296,11 +296,11 @@ byId("settings").addEventListener("submit", event => {
 });
 byId("span").addEventListener("change", () => {
     historyAtMs = 0;
-    look();
+    refresh();
 });
 byId("result").querySelector("button").addEventListener("click", () => { byId("result").hidden = true });
 permission.addEventListener("changed", showRights);
-cockpit.addEventListener("visibilitychange", () => cockpit.hidden || look());
-window.setInterval(() => cockpit.hidden || look(), ROUND_MS);
-look().then(examine);
-lookAtSettings();
+cockpit.addEventListener("visibilitychange", () => cockpit.hidden || refresh());
+window.setInterval(() => cockpit.hidden || refresh(), REFRESH_MS);
+refresh().then(examine);
+showSettings();

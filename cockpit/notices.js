@@ -1,4 +1,4 @@
-/* What to do where something is missing: an agent, permission, KSM, libvirt. Pure: facts in, notices out. */
+/* Remedies where something is missing: an agent, permission, KSM, libvirt. Pure: facts in, notices out. */
 
 import { DENIED, NOT_INSTALLED, NO_AGENT } from "./agent.js";
 
@@ -21,7 +21,7 @@ function ofProblem(problem) {
                   text: "Install the package virtksm, then reload this page." }];
     case NO_AGENT:
         return [{ level: "warning", title: "No agent runs on this host",
-                  text: `Start it as root: ${START}. Until then nothing tunes KSM; this is what can be seen without.` }];
+                  text: `Start it as root: ${START}. Until then nothing tunes KSM.` }];
     case DENIED:
         return [{ level: "warning", title: "You may not ask the agent",
                   text: "Turn on administrative access, or have an administrator put you into the group that the " +
@@ -39,7 +39,7 @@ function ofHost(status) {
     const notices = [];
     if (off)
         notices.push({ level: "warning", title: "virtksm is switched off",
-                       text: "It keeps KSM parked until root runs: virtksm on" });
+                       text: "ksmd stays idle until root runs: virtksm on" });
     else if (now.ksm_run === 0 || now.ksm_run === 2)
         notices.push({ level: "warning", title: "KSM is switched off",
                        text: `Nothing merges. Switch it on as root: ${SWITCH_ON}` });
@@ -58,8 +58,8 @@ function ofAgent(status) {
     if (status.agent && stranded.possible)
         notices.push({ level: "danger", title: "ksmd may go on scanning, and only libvirt could slow it down",
                        text: stranded.worst_core_percent === null
-                           ? "The first pass has not come back."
-                           : `At worst it takes ${stranded.worst_core_percent} % of a core until libvirt answers.` });
+                           ? "The first pass has not returned."
+                           : `It may take up to ${stranded.worst_core_percent} % of a core until libvirt answers.` });
     for (const text of last === null ? [] : last.warnings)
         notices.push({ level: "warning", title: "The last pass warns", text });
     for (const name of (last && last.exposed) || [])

@@ -12,8 +12,8 @@ const OURS = /^# Written by .*\npolicy = "[a-z]+"\n\n\[adaptive\]\nengage = "[a-
 
 /* Return what is configured: `policy` and `engage`, each with its `value` and the file it comes from (`origin`). */
 export async function readSettings() {
-    const told = await runJson("config", "show");
-    return { policy: told.policy, engage: told["adaptive.engage"] };
+    const shown = await runJson("config", "show");
+    return { policy: shown.policy, engage: shown["adaptive.engage"] };
 }
 
 /* Configure both, have the agent read it, and return a sentence on what came of it; raises Problem. */
@@ -86,11 +86,11 @@ async function putBack(file, text, problem) {
 }
 
 async function settle(policy, engage) {
-    const told = await readSettings();
-    const overruled = Object.entries({ policy, engage }).find(([name, value]) => told[name].value !== value);
+    const inForce = await readSettings();
+    const overruled = Object.entries({ policy, engage }).find(([name, value]) => inForce[name].value !== value);
     if (overruled)
-        throw new Problem(FAILED, `${told[overruled[0]].origin} comes later and sets ${overruled[0]} to ` +
-                                  `${told[overruled[0]].value}: change it there; nothing was changed`);
+        throw new Problem(FAILED, `${inForce[overruled[0]].origin} comes later and sets ${overruled[0]} to ` +
+                                  `${inForce[overruled[0]].value}: change it there; nothing was changed`);
     try {
         const answer = await askToAct({ op: "reload" });
         if (answer.policy !== policy)

@@ -1,7 +1,7 @@
-"""`python -m demo`: shows the agent at work on a few throwaway guests, and says in the end what it saved.
+"""`python -m demo`: shows the agent at work on a few throwaway guests, and prints the savings in the end.
 
-Writes no KSM setting but through the agent, and keeps what that keeps in the throwaway folder; `script/demo` switches
-KSM on around it and gives everything back. It needs a checkout, where the guests' kernel is built.
+Writes KSM's settings only through the agent, whose state is in the throwaway folder; `script/demo` switches KSM on
+around it and gives everything back. It needs a checkout, where the guests' kernel is built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from virtksm.store.files import try_lock
 from virtksm.store.switch import SwitchFile
 
 PROGRAM = "script/demo"
-DESCRIPTION = "Show the agent at work on a few throwaway guests, and say in the end what it saved."
+DESCRIPTION = "Show the agent at work on a few throwaway guests, and print the savings in the end."
 PAYLOAD = Path(__file__).resolve().parents[1] / "build" / "payload.elf"
 KSM_RUN = Path("/sys/kernel/mm/ksm/run")
 
@@ -64,10 +64,10 @@ def _run(options: argparse.Namespace, host: RuntimePaths, ksm_run: Path) -> int:
             "an agent already tunes this host's KSM", remedy="stop it meanwhile: systemctl stop virtksm.service"
         )
     with embedded_libvirt(options.folder) as root:
-        return _tell(options, root.path, options.connect or root.uri)
+        return _show(options, root.path, options.connect or root.uri)
 
 
-def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
+def _show(options: argparse.Namespace, folder: Path, uri: str) -> int:
     from demo.story import Story  # imports libvirt, which reads its environment then: embedded_libvirt has set it
 
     folder.chmod(0o755)  # guests may run as another user
@@ -76,9 +76,9 @@ def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
     view = LiveView(stream=sys.stdout, page_bytes=os.sysconf("SC_PAGE_SIZE"))
     configure("info", "console", renderers=[view.render])
     story = Story(uri=uri, folder=folder, kernel=kernel, guests=options.guests, duration_s=options.duration, view=view)
-    code = story.tell()
+    code = story.run()
     view.say("summary", view.summary())
-    if not story.was_told:
+    if not story.is_finished:
         raise KeyboardInterrupt
     missing = view.verdict()
     if missing:
@@ -87,7 +87,7 @@ def _tell(options: argparse.Namespace, folder: Path, uri: str) -> int:
 
 
 def _is_held(lock: str) -> bool:
-    """Tell whether somebody holds this lock; makes no file."""
+    """Return whether another process holds this lock; makes no file."""
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 # Sockets below the root have at most 108 characters, so the prefix is short.
 ROOT_PREFIX = "vk"
-# Root throughout: with another user libvirt believes that KVM's availability changed and probes QEMU again at every
+# Root throughout: with another user libvirt believes that KVM's availability changed and examines QEMU again at every
 # start (44 s instead of 0.5). Files instead of virtlogd, no namespaces and no cgroups: nothing is needed of the host.
 QEMU_CONF = """\
 user = "root"
@@ -43,12 +43,12 @@ class EmbeddedRoot:
 
     @property
     def uri(self) -> str:
-        """Tell the libvirt URI that opens it."""
+        """Return the libvirt URI that opens it."""
         return f"qemu:///embed?root={self.path}"
 
     @property
     def log(self) -> Path:
-        """Tell the file that libvirt's own messages go to."""
+        """Return the file that libvirt's own messages go to."""
         return self.path / "libvirt.log"
 
 
@@ -74,7 +74,7 @@ def remove_root(root: EmbeddedRoot, proc: Path = Path("/proc")) -> None:
 
 
 def quiet_environment(log: Path) -> dict[str, str]:
-    """Tell the environment that sends libvirt's own messages to a file: it reads it once, when it is imported."""
+    """Return the environment that sends libvirt's own messages to a file: it reads it once, when it is imported."""
     return {"LIBVIRT_LOG_OUTPUTS": f"3:file:{log}", "LIBVIRT_LOG_FILTERS": "3:*"}
 
 

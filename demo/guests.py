@@ -81,7 +81,7 @@ class PayloadGuest:
 
     @property
     def content_mib(self) -> int:
-        """Tell what the payload fills before it settles, in MiB."""
+        """Return what the payload fills before it settles, in MiB."""
         return self.common_mib + self.zero_mib + self.own_mib
 
     def cmdline(self) -> str:
@@ -113,8 +113,8 @@ class PayloadGuest:
 
         add(domain, "name", self.name)
         if self.hotplug_mib:
-            most = str(self.memory_mib + self.hotplug_mib)
-            add(domain, "maxMemory", most, unit="MiB", slots=str(DIMM_SLOTS))
+            maximum = str(self.memory_mib + self.hotplug_mib)
+            add(domain, "maxMemory", maximum, unit="MiB", slots=str(DIMM_SLOTS))
         add(domain, "memory", str(self.memory_mib), unit="MiB")
         if self.nosharepages:
             add(add(domain, "memoryBacking"), "nosharepages")

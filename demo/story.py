@@ -42,10 +42,10 @@ class Story:
     over: threading.Event = field(default_factory=threading.Event)
     running: list[libvirt.virDomain] = field(default_factory=list)
     failure: VirtksmError | None = None
-    was_told: bool = False
-    """Whether the story came to its own end; a signal ends the agent, and the story with it."""
+    is_finished: bool = False
+    """Whether the story came to its own end; a signal ends the agent and the story."""
 
-    def tell(self) -> ExitCode:
+    def run(self) -> ExitCode:
         """Run the agent with the story beside it; returns the agent's exit code.
 
         Raises what the agent raises, or the VirtksmError that ended the story.
@@ -83,8 +83,8 @@ class Story:
             self.failure = error
         finally:
             self._stop_guests(len(self.running), pause_s=0)
-            self.was_told = not self.over.is_set()
-            if self.was_told:
+            self.is_finished = not self.over.is_set()
+            if self.is_finished:
                 loop.call_soon_threadsafe(agent.stop)
 
     def _act(self, host: LibvirtHost) -> None:

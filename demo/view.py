@@ -1,6 +1,6 @@
 """The demonstration's live view: turns the agent's own log events into lines for people, and counts them.
 
-It stands at the end of structlog's chain, so the demonstration sees exactly what production logs. Prints to one stream.
+It is structlog's last processor, so the demonstration sees exactly the log of production. Prints to one stream.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LiveView:
     passes: int = 0
     applied: int = 0
     saved_bytes: int = 0
-    most_saved_bytes: int = 0
+    max_saved_bytes: int = 0
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -41,16 +41,16 @@ class LiveView:
         print(f"{self.now() - self.began_s:6.1f} s  {kind:<8} {printable(text)}", file=self.stream, flush=True)
 
     def saw(self, pages_sharing: int | None) -> None:
-        """Take a reading of pages_sharing; what was shared before the demonstration is not its merit."""
+        """Take a reading of pages_sharing; pages that were shared before the demonstration do not count."""
         if pages_sharing is None:
             return
         if self.pages_sharing_before is None:
             self.pages_sharing_before = pages_sharing
         self.saved_bytes = max(0, pages_sharing - self.pages_sharing_before) * self.page_bytes
-        self.most_saved_bytes = max(self.most_saved_bytes, self.saved_bytes)
+        self.max_saved_bytes = max(self.max_saved_bytes, self.saved_bytes)
 
     def render(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-        """Be structlog's last processor: print what people want to see of this event, and drop it."""
+        """Be structlog's last processor: print this event for people, and drop it."""
         match event["event"]:
             case "event_received":
                 self.events += 1
@@ -71,13 +71,13 @@ class LiveView:
         raise DropEvent
 
     def verdict(self) -> list[str]:
-        """Return what is missing for the demonstration to have shown its point; empty when nothing is."""
+        """Return what the demonstration failed to show; empty if nothing."""
         missing = []
         if self.events == 0:
             missing.append("no libvirt event was heard")
         if self.applied == 0:
             missing.append("no setting was applied")
-        if self.most_saved_bytes == 0:
+        if self.max_saved_bytes == 0:
             missing.append("no page was merged")
         return missing
 
@@ -85,7 +85,7 @@ class LiveView:
         """Return the last line."""
         return (
             f"{self.events} events heard, {self.passes} passes, settings applied {self.applied} times, "
-            f"saved {self.most_saved_bytes / MIB:.0f} MiB"
+            f"saved {self.max_saved_bytes / MIB:.0f} MiB"
         )
 
     def _pass(self, event: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Completion for bash, zsh and fish: commands, options, their choices, files, and names of running guests.
 
-Static scripts: nothing but virsh is started when Tab is pressed. Written here after a look at what distributions
-package: argcomplete starts Python at each Tab and would be needed at run time; shtab 1.5 (Debian 12) offers bash one
+Static scripts: nothing but virsh is started when Tab is pressed. Written here, since of the packaged ones
+argcomplete starts Python at each Tab and would be needed at run time; shtab 1.5 (Debian 12) offers bash one
 choice of many, and knows no fish.
 
 What an option or argument takes follows from its metavar: FILE, DIR, GUEST, or its choices.

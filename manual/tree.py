@@ -45,8 +45,8 @@ def describe(parser: argparse.ArgumentParser, summary: str = "") -> Command:
     commands: list[Command] = []
     for action in parser._actions:  # noqa: SLF001 nor to list what was added
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            told = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
-            commands += [describe(one, told.get(name, "")) for name, one in action.choices.items()]
+            summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
+            commands += [describe(one, summaries.get(name, "")) for name, one in action.choices.items()]
         elif action.help != argparse.SUPPRESS:
             options.append(_option(action, formatter))
     usage = " ".join(parser.format_usage().removeprefix("usage: ").split())

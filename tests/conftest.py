@@ -23,11 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have one worker take all that needs KSM's lock, first, and keep a file's real tests together (script/test)."""
-    alone = set()
     for item in items:
-        if "ksm" in getattr(item, "fixturenames", ()) or item.path.name == "test_demo.py":  # script/demo takes the lock
+        if "ksm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ksm"))
-            alone.add(item)
-        elif item.get_closest_marker("real"):
+        elif item.get_closest_marker("real") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
-    items.sort(key=lambda item: item not in alone)
+    items.sort(key=lambda item: all(mark.args != ("ksm",) for mark in item.iter_markers("xdist_group")))

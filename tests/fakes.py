@@ -19,7 +19,6 @@ from virtksm.history.samples import (
     MAX_SAMPLES,
     GuestEvent,
     Sample,
-    Told,
 )
 from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
@@ -38,7 +37,7 @@ SAMPLE = Sample(
     run=1,
     pages_to_scan=0,
     sleep_millisecs=10_000,
-    rule="rest",
+    rule="idle",
 )
 
 
@@ -139,7 +138,7 @@ class FakeFacts:
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return tuple(self.of_guests.get(one.uuid) for one in running)
 
-    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+    def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
@@ -217,25 +216,25 @@ class FakeHistory:
 
     kept_samples: list[Sample] = field(default_factory=list)
     kept_events: list[GuestEvent] = field(default_factory=list)
-    kept_decisions: list[Told] = field(default_factory=list)
+    kept_decisions: list[str] = field(default_factory=list)
     is_full: bool = False
     aside: str | None = None
     writes: int = 0
 
-    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+    def add(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> str | None:
         if self.is_full:
             raise StateUnusable("no space left on device")
         self.writes += 1
         self.kept_samples += samples
         self.kept_events += events
         self.kept_decisions += decisions
-        for kind, (most, most_of_a_guest) in MAX_OF_A_KIND.items():
+        for kind, (limit, max_of_a_guest) in MAX_OF_A_KIND.items():
             of_kind = [one for one in self.kept_events if one.kind == kind]
             of_guests = Counter[str]()
             kept = set[int]()
             for one in reversed(of_kind):
                 of_guests[one.uuid] += 1
-                if of_guests[one.uuid] <= most_of_a_guest and len(kept) < most:
+                if of_guests[one.uuid] <= max_of_a_guest and len(kept) < limit:
                     kept.add(id(one))
             self.kept_events = [one for one in self.kept_events if one.kind != kind or id(one) in kept]
         del self.kept_samples[:-MAX_SAMPLES], self.kept_events[:-MAX_EVENTS], self.kept_decisions[:-MAX_DECISIONS]
@@ -245,11 +244,11 @@ class FakeHistory:
     def samples(self, since_s: float) -> tuple[Sample, ...]:
         return tuple(one for one in self.kept_samples if one.at_s >= since_s)
 
-    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
-        return tuple(one for one in self.kept_events if one.at_s >= since_s)[-most:]
+    def events(self, since_s: float, limit: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
+        return tuple(one for one in self.kept_events if one.at_s >= since_s)[-limit:]
 
-    def decisions(self, most: int) -> tuple[Told, ...]:
-        return tuple(self.kept_decisions[-most:])
+    def decisions(self, limit: int) -> tuple[str, ...]:
+        return tuple(self.kept_decisions[-limit:])
 
 
 @dataclass
@@ -284,6 +283,9 @@ class TargetPolicy:
 
     def dump_state(self, state: int) -> dict[str, object]:
         return {"steps": state}
+
+    def quantities(self, snapshot: Snapshot, state: int, decision: Decision) -> tuple[()]:
+        return ()
 
     def decide(self, snapshot: Snapshot, state: int, triggers: Triggers) -> tuple[Decision, int]:
         decision = Decision(

@@ -3,7 +3,7 @@
 A dataclass may hold text, bool, int, float, Enum members (by value), what may be None, other dataclasses, tuples,
 frozensets and mappings by name; `object` takes any JSON value as it is.
 
-A one-shot that finds an agent needs parse_object alone: what else costs time to import, `build` imports when called.
+A one-shot that finds an agent needs parse_object alone: expensive imports happen when `build` is called.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
     Reader = Callable[[str, Any, Bounds], Any]
 
 MAX = 2.0**65
-"""Bounds numbers: no counter and no clock has more."""
+"""Bounds numbers: no counter and no clock exceeds it."""
 MAX_TEXT = 4096
-"""Characters of a text: a guest's name is a file's, too, and damage is told with a path."""
+"""Characters of a text: a guest's name, or an error with a path."""
 MAX_MEMBERS = 100_000
 """Bounds lists and mappings: of guests, and of times."""
 
 
 def parse_object(said: bytes | str, what: str) -> dict[str, object]:
-    """Take a JSON object, called `what`; raises ValueError saying what is wrong."""
+    """Parse a JSON object, called `what` in the ValueError that is raised for other text."""
     try:
-        told = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
+        value = json.loads(said, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
-    if not isinstance(told, dict):
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from None
+    if not isinstance(value, dict):
         raise ValueError(f"{what} is no JSON object")
-    return told
+    return value
 
 
 def _whole(text: str) -> int:
@@ -54,21 +56,21 @@ def _real(text: str) -> float:
     return value
 
 
-def build(made: type[Made], kept: object, *, least: float = -MAX, most: float = MAX, is_exact: bool = False) -> Made:
+def build(made: type[Made], values: object, *, least: float = -MAX, most: float = MAX, is_exact: bool = False) -> Made:
     """Build a dataclass from the JSON values of its fields, by their annotations; raises ValueError naming the field.
 
-    Numbers are bounded, and what is nested, too. A field that is missing has its default, and one that is unknown is
-    left out, as another version may have written it; `is_exact` takes neither.
+    Numbers are bounded, nested ones too. A missing field gets its default, and an unknown one is left out, as another
+    version may have written it; `is_exact` allows neither.
     """
     try:
-        built: Made = _reader(made)(made.__name__, kept, (least, most, is_exact))  # type: ignore[arg-type]  # a class is hashable
+        built: Made = _reader(made)(made.__name__, values, (least, most, is_exact))  # type: ignore[arg-type]  # a class is hashable
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return built
 
 
-def dump(value: object) -> Any:  # noqa: ANN401  # what is dumped says
-    """Return a value, and what is nested in it, as JSON values: of a dataclass its fields, in their order."""
+def dump(value: object) -> Any:  # noqa: ANN401  # the dumped value's
+    """Return a value and its nested values as JSON values: of a dataclass its fields, in their order."""
     if type(value) in (str, int, float, bool, NoneType):
         return value
     if isinstance(value, Enum):
@@ -84,7 +86,7 @@ def dump(value: object) -> Any:  # noqa: ANN401  # what is dumped says
 
 @cache
 def _reader(kind: Any) -> Reader:  # noqa: ANN401  # an annotation
-    """Return what takes a JSON value for an annotation, given the field's name and the bounds."""
+    """Return the reader of a JSON value for an annotation, given the field's name and the bounds."""
     from typing import get_args, get_origin
 
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
@@ -132,7 +134,7 @@ def _mapping(reader: Reader) -> Reader:
         if not isinstance(value, Mapping) or len(value) > MAX_MEMBERS:
             raise _wrong(name, value, "an object")
         if not all(isinstance(key, str) and len(key) <= MAX_TEXT for key in value):
-            raise ValueError(f"{name} has a name that is none")
+            raise ValueError(f"{name} has a name that is no text")
         return {key: reader(key, one, bounds) for key, one in value.items()}
 
     return take
@@ -167,7 +169,7 @@ def _member(of: type[Enum]) -> Reader:
 
 
 def _fields(made: Any) -> Reader:  # noqa: ANN401  # a dataclass
-    """Return what builds a dataclass; raises TypeError if it is none."""
+    """Return the reader of a dataclass; raises TypeError if it is none."""
     from dataclasses import MISSING, fields
     from typing import get_type_hints
 

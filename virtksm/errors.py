@@ -1,7 +1,7 @@
 """The one error tree of virtksm.
 
 Every error says what happened and what to do about it (`remedy`), so the outermost layer needs no table of its own.
-Adapters translate what libvirt, the kernel and files say into these (`raise ... from`); nothing below the
+Adapters translate the errors of libvirt, the kernel and files into these (`raise ... from`); nothing below the
 command line or the agent's loop catches broadly.
 """
 
@@ -42,7 +42,7 @@ class LibvirtUnreachable(VirtksmError):
 
 
 class LibvirtRefuses(LibvirtUnreachable):
-    """libvirt answers, and lets nobody in: no right, no driver for the URI. The same until somebody changes it."""
+    """libvirt answers and refuses: no right, no driver for the URI. It stays so until an administrator changes it."""
 
 
 class LibvirtTimeout(LibvirtUnreachable):
@@ -50,15 +50,15 @@ class LibvirtTimeout(LibvirtUnreachable):
 
 
 class Unforeseen(VirtksmError):
-    """An exception that nobody thought of, its `__cause__`, where what goes on says what could not be had."""
+    """An unforeseen exception, its `__cause__`, of a part whose absence the rest can report."""
 
 
 class GuestVanished(VirtksmError):
-    """A guest ended between being listed and being looked at: skip it."""
+    """A guest ended between being listed and being read: skip it."""
 
 
 class SensingFailed(VirtksmError):
-    """The host's state could not be read; nothing may be written on the strength of it."""
+    """The host's state could not be read; nothing may be written."""
 
 
 class Unsupported(VirtksmError):

@@ -2,8 +2,8 @@
 
 `console` is for people, `json` for collectors, `journal` for systemd: a priority prefix `<N>` (sd-daemon(3)) and
 key=value pairs. `auto` picks console on a terminal, journal where JOURNAL_STREAM is set, json otherwise. Imported only
-by commands that log; the one-shot does not. All else takes structlog from here. Who must not wait for whoever reads
-the log (the agent) has a LineQueue before it.
+by commands that log; the one-shot does not. All other modules take structlog from here. The agent must not wait for
+the log's reader, so it has a LineQueue before it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Protocol, TextIO
 
 from virtksm.text import printable
 
-# Where rich is installed, structlog imports it for tracebacks in colour: 6 MiB and tens of ms that nobody has use for.
+# Where rich is installed, structlog imports it for tracebacks in colour: 6 MiB and tens of ms without a use.
 _hides_rich = "rich" not in sys.modules
 if _hides_rich:
     sys.modules["rich"] = None  # type: ignore[assignment]  # which makes its import an ImportError
@@ -37,7 +37,7 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 MAX_WAITING = 1 << 20
 """Characters that wait for a reader of the log: some 700 passes."""
 CLOSE_LIMIT_S = 2.0
-"""How long an agent's end waits for a reader of its last lines."""
+"""How long an agent that ends waits for the reader of its last lines."""
 
 Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
 
@@ -55,14 +55,14 @@ class Stream(Protocol):
 class LineQueue:
     """A stream whose writing never waits: a thread hands the lines over, as fast as they are read.
 
-    Lines that find no room are dropped and counted, and `log_lines_dropped` says so once there is room again. They go
-    to the descriptor itself: a thread that hangs must hold no lock that the interpreter's end takes.
+    Lines without room are dropped and counted, and `log_lines_dropped` reports it once there is room again. They go to
+    the descriptor itself: a thread that hangs must hold no lock that the interpreter's end takes.
     """
 
-    def __init__(self, target: TextIO, *, most_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, target: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
         self._is_terminal = target.isatty()
         self._descriptor = target.fileno()
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._lines: deque[bytes] = deque()
         self._waiting = 0
         self._dropped = 0
@@ -73,7 +73,7 @@ class LineQueue:
         """Take one or more whole lines."""
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
-            if self._waiting + len(line) > self._most_waiting:
+            if self._waiting + len(line) > self._max_waiting:
                 self._dropped += 1
                 return
             self._lines.append(line)
@@ -81,13 +81,13 @@ class LineQueue:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Do nothing: whoever writes shall not wait."""
+        """Do nothing: a writer shall not wait."""
 
     def isatty(self) -> bool:
         return self._is_terminal
 
     def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
-        """Wait until all lines are handed over, but not for long: who does not read now may never."""
+        """Wait until all lines are handed over, but not for long: a reader that hangs now may hang for ever."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, limit_s)
 
@@ -111,13 +111,13 @@ def _write_whole(descriptor: int, line: bytes) -> None:
     while line:
         try:
             line = line[os.write(descriptor, line) :]
-        except BlockingIOError:  # somebody else who has it made it one that does not wait
+        except BlockingIOError:  # another process with this descriptor has made it non-blocking
             select.select([], [descriptor], [])
-        except OSError:  # nobody reads it any more: there is no other place to say so
+        except OSError:  # the reader is gone: there is no other place to report it
             return
 
 
-UNREAD = "whoever reads the log did not for a while: see the journal (systemd-journald) and its disk"
+UNREAD = "the log was not read for a while: see the journal (systemd-journald) and its disk"
 
 
 def choose_format(log_format: str, stream: Stream, environ: Mapping[str, str] = os.environ) -> str:

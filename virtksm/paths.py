@@ -5,13 +5,13 @@
         agent/                the agent's own (systemd: RuntimeDirectory=virtksm/agent)
             agent.lock        held while an agent runs
             control.sock      requests to the agent: root's and its own user's
-            status.sock       questions for its status: those of the configuration's status_group, if it names one
+            status.sock       queries of the configuration's status_group, if it names one
             coalesce.lock     held by the one-shot that waits for hooks
             HOST.lock         held during a pass on that host
             HOST.json         baseline, intended and applied settings, the policy's state
     /var/lib/virtksm/         survives reboots
-        HOST.off              there while virtksm is switched off for that host
-        HOST.history          what the agent remembers of that host for people
+        HOST.off              exists while virtksm is switched off for that host
+        HOST.history          that host's last day, for people
 
 HOST is `local` for every connection to this machine's own kernel, else the connection's URI.
 """
@@ -30,7 +30,7 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 class RuntimePaths:
     """The names below one runtime folder and one state folder.
 
-    Whoever gives a runtime folder of its own alone still obeys the machine's switch.
+    With another runtime folder alone, the machine's switch still counts.
     """
 
     __slots__ = ("agent_dir", "root", "state_dir")
@@ -74,7 +74,7 @@ class RuntimePaths:
 
 
 def host_key(uri: str, *, local: bool) -> str:
-    """Return the file name that stands for the host behind `uri`; bytes outside [A-Za-z0-9.-] become _XX."""
+    """Return the file name for the host behind `uri`; bytes outside [A-Za-z0-9.-] become _XX."""
     if local:
         return LOCAL
     return "".join(char if char in _SAFE else "".join(f"_{byte:02x}" for byte in char.encode()) for char in uri)

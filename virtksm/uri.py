@@ -8,7 +8,7 @@ from collections.abc import Mapping
 DEFAULT_URI = "qemu:///system"
 VARIABLE = "LIBVIRT_DEFAULT_URI"
 CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's host, else {DEFAULT_URI})"
-"""What every command says of its --connect."""
+"""The help of every command's --connect."""
 
 
 def named_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
@@ -17,7 +17,7 @@ def named_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> s
 
 
 def is_alias(uri: str) -> bool:
-    """Return whether a name is one of libvirt.conf's aliases, of which libvirt alone knows what host it means."""
+    """Return whether a name is one of libvirt.conf's aliases, whose host only libvirt knows."""
     return ":" not in uri
 
 

@@ -1,4 +1,4 @@
-"""Puts the parts of a pass together over an open connection: the one place that chooses them.
+"""Builds the parts of a pass over an open connection: the one place that chooses them.
 
 The agent does it for every new connection and configuration, the one-shot commands once.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from virtksm.history.samples import History
     from virtksm.host.libvirt_connection import LibvirtHost
     from virtksm.host.local_facts import ProcFacts
-    from virtksm.tuning.cycle import Cycle, Memory
+    from virtksm.tuning.cycle import Cycle, Tenure
 
 
 def is_this_machine(uri: str, config: Config) -> bool:
@@ -31,7 +31,7 @@ def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:
 
 
 def make_history(uri: str, config: Config, paths: RuntimePaths) -> History:
-    """Return what is remembered of the host behind `uri`, which is no alias."""
+    """Return the history of the host behind `uri`, which is no alias."""
     from virtksm.store.history import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
 
     return HistoryFile(paths.host_history(host_key(uri, local=is_this_machine(uri, config))))
@@ -42,18 +42,18 @@ def make_cycle(
     config: Config,
     paths: RuntimePaths,
     *,
-    memory: Memory | None = None,
+    tenure: Tenure | None = None,
     facts: ProcFacts | None = None,
 ) -> Cycle[Any]:
-    """Return a cycle over `host`; without `memory` it begins a tenure of its own.
+    """Return a cycle over `host`; without `tenure` it begins a tenure of its own.
 
-    `facts` lets an agent keep what it knows of processes from one connection to the next.
+    `facts` lets an agent keep the processes it found from one connection to the next.
     """
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
     from virtksm.policy import make_policy
     from virtksm.store.state import StateFile
-    from virtksm.tuning.cycle import Cycle, Memory
+    from virtksm.tuning.cycle import Cycle, Tenure
 
     local = is_this_machine(host.uri, config)
     return Cycle(
@@ -64,5 +64,5 @@ def make_cycle(
         switch=make_switch(host.uri, config, paths),
         clock=boottime_s,
         on_conflict=config.on_conflict,
-        memory=memory or Memory(),
+        tenure=tenure or Tenure(),
     )

@@ -19,7 +19,7 @@ from virtksm.model.decision import Trigger
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.base import Policy
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
 WINDOW_S = 0.25
@@ -80,7 +80,7 @@ def run_policy(
         switch=FakeSwitch(),
         clock=host.clock,
         on_conflict="reassert",
-        memory=Memory(),
+        tenure=Tenure(),
     )
     return _play(host, scenario, until_s, sample_every_s, _Passes(cycle))
 

@@ -217,7 +217,7 @@ def serves() -> None:
     for unit in UNITS:
         run("systemctl", "is-enabled", unit)
     claim(Path(f"/proc/{main_pid()}").owner() == "virtksm", Path(f"/proc/{main_pid()}").owner())
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     claim(agents_baseline() == BASELINE, agents_baseline())
 
 
@@ -250,14 +250,14 @@ def claims_completed(typed: str, by_zsh: str, offered: set[str]) -> None:
 
 
 def tunes() -> None:
-    """two guests start, their common pages are merged in the real kernel; then it parks"""
+    """two guests start, their common pages are merged in the real kernel; then it idles"""
     shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
     seen = log()
     for name in ("boot1", "boot2"):
         start_guest(name)
     wait_logged(heard("started", "boot2"), seen)
     wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
-    wait(is_idle, "being parked again")
+    wait(is_idle, "being idle again")
 
 
 def knows_guests() -> None:
@@ -282,7 +282,7 @@ def survives_libvirtd() -> None:
     seen = log()
     start_guest("boot3")
     wait_logged("pass_completed.*poke|pass_completed.*started", seen)
-    wait(is_idle, "being parked again")
+    wait(is_idle, "being idle again")
 
 
 def sees_memory_of_others() -> None:
@@ -295,7 +295,7 @@ def sees_memory_of_others() -> None:
     run("systemctl", "stop", started)
     if int(run("systemctl", "--version").split()[1]) < MEMORY_KSM:
         return
-    wait(owes_nothing, "the guests' rounds")
+    wait(has_no_backlog, "the guests' full scans")
     merged = ksm("pages_sharing")
     started = hold_others("others", "by its unit", "--property=MemoryKSM=yes")
     numbers = retune()["decision"]["numbers"]
@@ -304,13 +304,13 @@ def sees_memory_of_others() -> None:
     wait(lambda: ksm("pages_sharing") > merged + COMMON_MIB * 256 * 0.9, "merged pages of others")
     run("systemctl", "stop", started)
     run("systemctl", "restart", "virtksm.service")
-    wait(lambda: ksm("pages_sharing") < merged + COMMON_MIB * 256 * 0.1, "a round over what they have left")
-    wait(owes_nothing, "being parked again")
+    wait(lambda: ksm("pages_sharing") < merged + COMMON_MIB * 256 * 0.1, "a full scan without them")
+    wait(has_no_backlog, "being idle again")
 
 
-def owes_nothing() -> bool:
+def has_no_backlog() -> bool:
     decision = retune()["decision"]
-    return (decision["rule"], decision["numbers"]["young_kib"]) == ("rest", 0)
+    return (decision["rule"], decision["numbers"]["settling_kib"]) == ("idle", 0)
 
 
 def hold_others(name: str, how: str, *options: str) -> str:
@@ -335,7 +335,7 @@ def upgrades_under_load() -> None:
     claim(installed_version() == version(PACKAGES[1]), said)
     claim(main_pid() not in (0, pid), "the old agent still runs")
     wait(lambda: ksm("pages_sharing") >= merged + 2 * COMMON_MIB * 256, "merged pages of two guests more")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     claim(retune()["sensed"]["guests"] == 5, "a guest was lost")
     claim(agents_baseline() == BASELINE, agents_baseline())
     shows = run("virtksm", "config", "show")
@@ -416,7 +416,7 @@ def goes_after_ubuntus() -> None:
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "virtksm-ksm.service")
     run("systemctl", "restart", "virtksm.service")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
 
 
 def without_an_agent() -> None:
@@ -444,7 +444,7 @@ def and_with_one_again() -> None:
     run("systemctl", "start", "virtksm-retune.socket")
     run("systemctl", "start", "virtksm.service")
     claim(not is_active("virtksm-retune.socket"), "the socket still listens")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     seen = log()
     run(str(HOOK), "boot1", "started", "begin", "-")
     wait_logged("pass_completed.*poke", seen)
@@ -463,13 +463,13 @@ def removed() -> None:
 def comes_back() -> None:
     """installed again, it has its configuration, and tunes"""
     install(PACKAGES[1])
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     claim(ksm("run") == 1, f"run is {ksm('run')}")
     claim("50-boot.toml" in run("virtksm", "config", "show"), run("virtksm", "config", "show"))
 
 
 def stays_off() -> None:
-    """removed while `virtksm off` holds, KSM stays parked; installed again, it is still off, until `virtksm on`"""
+    """removed while `virtksm off` holds, ksmd stays idle; installed again, it is still off, until `virtksm on`"""
     run("virtksm", "off")
     said = apt("remove", "virtksm")
     claim("virtksm is switched off" in said, said)

@@ -149,15 +149,15 @@ def unprivileged() -> None:
 
 
 def tunes() -> None:
-    """two guests start, and their common pages are merged; then it parks"""
+    """two guests start, and their common pages are merged; then it idles"""
     wait_logged("libvirt_connected", "")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     seen = log()
     for name in ("boot1", "boot2"):
         claim(owner_of(start_guest(name)) != "root", "guests run as root here")
     wait_logged(heard("started", "boot2"), seen)
     wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
-    wait(is_idle, "being parked again")
+    wait(is_idle, "being idle again")
 
 
 def reads_guests() -> None:
@@ -259,7 +259,7 @@ def tells_metrics() -> None:
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "virtksm.service")
     claim(not TEXTFILE.exists(), "the file is still there")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
 
 
 def restart_and_wait_for_metrics(line: str) -> None:
@@ -289,7 +289,7 @@ def restores_when_wedged() -> None:
     drop_in.write_text(WATCHED, encoding="ascii")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "virtksm.service")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     comes_back_after(lambda: os.kill(main_pid(), signal.SIGSTOP), "watchdog")
     drop_in.unlink()
     run("systemctl", "daemon-reload")
@@ -297,13 +297,13 @@ def restores_when_wedged() -> None:
 
 
 def comes_back_after(harm: Callable[[], None], result: str) -> None:
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     pid = main_pid()
     harm()
     wait(lambda: settings() == BASELINE, "the baseline")
     claim(shown("virtksm.service", "Result") == result, shown("virtksm.service", "Result"))
     wait(lambda: main_pid() not in (0, pid), "another agent")
-    wait(is_idle, "being parked again")
+    wait(is_idle, "being idle again")
     claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
 
 
@@ -315,7 +315,7 @@ def leaves_no_strangers() -> None:
     run("virtksm", "restore")
     claim(settings() == BASELINE, settings())
     run("systemctl", "start", "virtksm.service")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     strangers = [str(path) for path in Path("/run/virtksm/agent").iterdir() if path.owner() != "virtksm"]
     claim(not strangers, strangers)
 
@@ -338,7 +338,7 @@ def proves_off() -> None:
 
 def stops() -> None:
     """`systemctl stop`: the baseline is back, and nothing has failed"""
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     run("systemctl", "stop", "virtksm.service")
     claim(settings() == BASELINE, settings())
     state = (shown("virtksm.service", "ActiveState"), shown("virtksm.service", "Result"))
@@ -360,7 +360,7 @@ def with_the_plain_rule() -> None:
     seen = log()
     install_rules("50-virtksm.rules")
     wait_logged("libvirt_connected", seen)
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     guest_xml("boot4")
     as_virtksm("define", "/run/boot4.xml")
     as_virtksm("undefine", "boot4")
@@ -385,12 +385,12 @@ def with_the_fine_rules() -> None:
     install_rules(FINE_GRAINED)
     retune()
     claim(doctor("virtksm")["permission"] == "PASS", "doctor says that the agent's user may not set")
-    wait(is_idle, "being parked")
+    wait(is_idle, "being idle")
     seen = log()
     start_guest("boot3")
     wait_logged(heard("started", "boot3"), seen)
     wait(lambda: ksm("pages_sharing") >= 2 * COMMON_MIB * 256, "merged pages of a third guest")
-    wait(is_idle, "being parked again")
+    wait(is_idle, "being idle again")
     run("virsh", "destroy", "boot3")
     wait_logged(heard("stopped", "boot3"), seen)
 

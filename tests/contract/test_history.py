@@ -1,4 +1,4 @@
-"""The port History: the fake and the file keep the same memories, forget the same ones, and fail in the same way."""
+"""The port History: the fake and the file keep the same, drop the same, and fail in the same way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeHistory
-from virtksm.agent.requests import MAX_TOLD_EVENTS
+from virtksm.agent.requests import MAX_ANSWERED_EVENTS
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     KEEP_S,
@@ -20,7 +20,6 @@ from virtksm.history.samples import (
     GuestEvent,
     History,
     Sample,
-    Told,
 )
 from virtksm.model.decision import EVALUATING_ONLY
 from virtksm.store.history import HistoryFile
@@ -40,11 +39,11 @@ SAMPLE = Sample(
     rule="sweep",
 )
 EVENT = GuestEvent(at_s=NOW_S, kind="started", domain="vm ü\n", uuid="1-2-3", detail="booted")
-DECISION = Told(at_s=NOW_S, report={"schema": 1, "decision": {"rule": "ü", "numbers": {"a": None, "b": 0.5}}})
+DECISION = '{"kind": "pass", "decision": {"rule": "\\u00fc"}}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class Case:
     """A history, the same one as another process sees it, and how to make writing fail."""
 
     history: History
@@ -53,12 +52,12 @@ class Kept:
 
 
 @pytest.fixture(params=["fake", "file"])
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     if request.param == "fake":
         fake = FakeHistory()
-        return Kept(history=fake, reopen=lambda: fake, fill=lambda: setattr(fake, "is_full", True))
+        return Case(history=fake, reopen=lambda: fake, fill=lambda: setattr(fake, "is_full", True))
     path = tmp_path / "lib" / "local.history"
-    return Kept(
+    return Case(
         history=HistoryFile(str(path)),
         reopen=lambda: HistoryFile(str(path)),
         # What the journal would be called is a folder: writing fails as on a full disk, for root too.
@@ -66,18 +65,18 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     )
 
 
-def test_at_first_there_is_nothing(kept: Kept) -> None:
-    for history in (kept.history, kept.reopen()):
+def test_at_first_there_is_nothing(case: Case) -> None:
+    for history in (case.history, case.reopen()):
         assert (history.samples(0), history.events(0), history.decisions(100)) == ((), (), ())
-    assert kept.history.keep([], [], []) is None
-    assert (kept.history.samples(0), kept.history.events(0), kept.history.decisions(100)) == ((), (), ())
+    assert case.history.add([], [], []) is None
+    assert (case.history.samples(0), case.history.events(0), case.history.decisions(100)) == ((), (), ())
 
 
-def test_what_is_kept_is_there_for_other_processes_the_oldest_first(kept: Kept) -> None:
+def test_what_is_added_is_there_for_other_processes_the_oldest_first(case: Case) -> None:
     later = replace(SAMPLE, at_s=NOW_S + 10, ksmd_cpu_seconds=None, saved_kib=None)
-    assert kept.history.keep([SAMPLE], [EVENT], []) is None
-    assert kept.reopen().keep([later], [replace(EVENT, at_s=NOW_S + 20, detail="")], [DECISION]) is None
-    for history in (kept.history, kept.reopen()):
+    assert case.history.add([SAMPLE], [EVENT], []) is None
+    assert case.reopen().add([later], [replace(EVENT, at_s=NOW_S + 20, detail="")], [DECISION]) is None
+    for history in (case.history, case.reopen()):
         assert history.samples(0) == (SAMPLE, later)
         assert history.samples(NOW_S + 10) == (later,)
         assert history.events(0) == (EVENT, replace(EVENT, at_s=NOW_S + 20, detail=""))
@@ -86,53 +85,53 @@ def test_what_is_kept_is_there_for_other_processes_the_oldest_first(kept: Kept) 
         assert history.decisions(5) == (DECISION,)
 
 
-def test_what_is_too_many_is_forgotten_the_first_that_came(kept: Kept) -> None:
-    kept.history.keep([SAMPLE], [], [])
+def test_of_too_many_the_oldest_are_dropped(case: Case) -> None:
+    case.history.add([SAMPLE], [], [])
     many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MAX_SAMPLES + 5)]
     events = [replace(EVENT, at_s=NOW_S + number, kind="poke") for number in range(MAX_EVENTS + 5)]
-    decisions = [Told(at_s=NOW_S + number, report={}) for number in range(MAX_DECISIONS + 5)]
-    kept.history.keep(many, events, decisions)
-    assert kept.history.samples(0) == tuple(many[5:])
-    assert kept.history.events(0) == tuple(events[5:])
-    assert kept.history.decisions(MAX_DECISIONS * 2) == tuple(decisions[5:])
-    assert kept.history.decisions(2) == tuple(decisions[-2:])
+    decisions = [str(number) for number in range(MAX_DECISIONS + 5)]
+    case.history.add(many, events, decisions)
+    assert case.history.samples(0) == tuple(many[5:])
+    assert case.history.events(0) == tuple(events[5:])
+    assert case.history.decisions(MAX_DECISIONS * 2) == tuple(decisions[5:])
+    assert case.history.decisions(2) == tuple(decisions[-2:])
 
 
 @pytest.mark.parametrize("batch", [50, 10_000])
 @pytest.mark.parametrize("kind", MAX_OF_A_KIND)
-def test_the_events_of_one_guest_push_out_its_own_alone(kept: Kept, kind: str, batch: int) -> None:
+def test_the_events_of_one_guest_push_out_its_own_alone(case: Case, kind: str, batch: int) -> None:
     most, most_of_a_guest = MAX_OF_A_KIND[kind]
     others = [replace(EVENT, at_s=NOW_S, kind=one, uuid="other") for one in MAX_OF_A_KIND]
-    kept.history.keep([], others, [])
+    case.history.add([], others, [])
     loud = [replace(EVENT, at_s=NOW_S + number, kind=kind, uuid="loud") for number in range(1, most_of_a_guest + 30)]
     for first in range(0, len(loud), batch):
-        kept.history.keep([], loud[first : first + batch], [])
-    assert kept.history.events(0) == (*others, *loud[-most_of_a_guest:])
+        case.history.add([], loud[first : first + batch], [])
+    assert case.history.events(0) == (*others, *loud[-most_of_a_guest:])
     crowd = [replace(EVENT, at_s=NOW_S + 9_999, kind=kind, uuid=str(number)) for number in range(most + 10)]
-    kept.history.keep([], crowd, [])
+    case.history.add([], crowd, [])
     others_of_another_kind = tuple(one for one in others if one.kind != kind)
-    assert kept.history.events(0) == (*others_of_another_kind, *crowd[10:])
+    assert case.history.events(0) == (*others_of_another_kind, *crowd[10:])
 
 
 def test_the_bounds_of_each_kind_are_within_that_of_all_and_an_answer_has_room_for_starts() -> None:
     assert sum(most for most, _ in MAX_OF_A_KIND.values()) <= MAX_EVENTS
-    assert sum(MAX_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MAX_TOLD_EVENTS // 2
+    assert sum(MAX_OF_A_KIND[trigger.value][0] for trigger in EVALUATING_ONLY) <= MAX_ANSWERED_EVENTS // 2
 
 
-def test_a_clock_that_is_set_forgets_nothing(kept: Kept) -> None:
-    told = [replace(SAMPLE, at_s=NOW_S + days * KEEP_S) for days in (0, 365, -365, 0.001)]
-    for one in told:
-        kept.history.keep([one], [], [])
-    assert kept.history.samples(-1e12) == tuple(told), "in the order of their coming"
-    assert kept.history.samples(NOW_S) == (told[0], told[1], told[3])
+def test_a_clock_that_is_set_forgets_nothing(case: Case) -> None:
+    samples = [replace(SAMPLE, at_s=NOW_S + days * KEEP_S) for days in (0, 365, -365, 0.001)]
+    for one in samples:
+        case.history.add([one], [], [])
+    assert case.history.samples(-1e12) == tuple(samples), "in the order in which they were added"
+    assert case.history.samples(NOW_S) == (samples[0], samples[1], samples[3])
 
 
-def test_a_write_that_fails_says_so_and_keeps_what_was_there(kept: Kept) -> None:
-    kept.history.keep([SAMPLE], [EVENT], [DECISION])
-    before = kept.history.samples(0), kept.history.events(0), kept.history.decisions(5)
-    kept.fill()
+def test_a_write_that_fails_says_so_and_keeps_what_was_there(case: Case) -> None:
+    case.history.add([SAMPLE], [EVENT], [DECISION])
+    before = case.history.samples(0), case.history.events(0), case.history.decisions(5)
+    case.fill()
     with pytest.raises(StateUnusable):
-        kept.history.keep([replace(SAMPLE, at_s=NOW_S + 10)], [EVENT], [DECISION])
-    if isinstance(kept.history, HistoryFile):
-        Path(f"{kept.history.path}-journal").rmdir()
-    assert (kept.history.samples(0), kept.history.events(0), kept.history.decisions(5)) == before
+        case.history.add([replace(SAMPLE, at_s=NOW_S + 10)], [EVENT], [DECISION])
+    if isinstance(case.history, HistoryFile):
+        Path(f"{case.history.path}-journal").rmdir()
+    assert (case.history.samples(0), case.history.events(0), case.history.decisions(5)) == before

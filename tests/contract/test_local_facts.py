@@ -114,7 +114,7 @@ def test_every_guests_process_is_answered_in_order_with_its_command_line_and_its
 
 def test_other_processes_that_have_merged_pages_are_no_guests(place: Place) -> None:
     running = (place.start("one"),)
-    assert all(one.merging_pages > 0 and one.pid > 0 for one in place.facts.others(running))
+    assert all(one.merging_pages > 0 and one.pid > 0 for one in place.facts.merging_processes(running))
     memory = place.facts.other_processes_memory(running)
     assert memory is not None
     assert (memory.processes > 0) == (memory.kib > 0)

@@ -119,7 +119,7 @@ class Bench:
                 switch=self.switch,
                 clock=self.clock,
                 on_conflict="reassert",
-                memory=self.agent.memory,
+                tenure=self.agent.tenure,
             )
 
         async def both() -> None:
@@ -132,7 +132,7 @@ class Bench:
                 make_history=None if self.history is None else self.make_history,
                 facts=self.facts,
                 history_writer=HistoryWriter(
-                    reporter.history_kept, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
+                    reporter.history_written, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
                 ),
                 retry_s=0.001,
             )
@@ -175,4 +175,4 @@ class Bench:
         return self.events("pass_completed")[-1]
 
     async def looked(self) -> None:
-        await self.until(lambda: not self.agent.guests.look.is_due)
+        await self.until(lambda: not self.agent.guests.cache.is_due)

@@ -6,12 +6,15 @@ and the private libvirtd with the session.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import libvirt
@@ -43,21 +46,30 @@ class RunningGuest:
 
 
 class GuestFactory:
-    """Starts payload guests on one private libvirtd and ends them all with `close`."""
+    """Starts payload guests on one private libvirtd and ends them all with `close`.
 
-    def __init__(self, libvirtd: PrivateLibvirtd, kernel: Path) -> None:
+    Unless they are `mergeable`, all of them are kept out of sharing.
+    """
+
+    def __init__(self, libvirtd: PrivateLibvirtd, kernel: Path, *, mergeable: bool = True) -> None:
         self._libvirtd = libvirtd
         self._kernel = kernel
+        self._mergeable = mergeable
         self._consoles = Path(tempfile.mkdtemp(prefix="con", dir=libvirtd.root))
+        self._numbers = itertools.count()
+        self._opening = threading.Lock()
         self._connection: libvirt.virConnect | None = None
         self._pids: list[int] = []
         self._names: set[str] = set()
 
     def __call__(self, spec: PayloadGuest, *, paused: bool = False, settle: bool = True) -> RunningGuest:
         """Start a guest, and wait until its memory is filled unless it is paused or `settle` is False."""
-        if self._connection is None or not self._connection.isAlive():
-            self._connection = libvirt.open(self._libvirtd.uri)
-        console = self._consoles / str(len(self._pids))
+        if not self._mergeable:
+            spec = replace(spec, nosharepages=True)
+        with self._opening:
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = libvirt.open(self._libvirtd.uri)
+        console = self._consoles / str(next(self._numbers))
         domain = start_guest(self._connection, spec, kernel=self._kernel, console=console, paused=paused)
         pid = self._libvirtd.guest_pid(spec.name)
         self._pids.append(pid)
@@ -65,6 +77,11 @@ class GuestFactory:
         if settle and not paused:
             wait_settled(console, SETTLE_TIMEOUT_S)
         return RunningGuest(domain=domain, pid=pid, console=console, spec=spec)
+
+    def together(self, *specs: PayloadGuest, paused: bool = False, settle: bool = True) -> list[RunningGuest]:
+        """Start several guests at the same time."""
+        with ThreadPoolExecutor(len(specs)) as pool:
+            return list(pool.map(lambda spec: self(spec, paused=paused, settle=settle), specs))
 
     def close(self) -> None:
         """End all guests and close the connection."""
@@ -160,9 +177,12 @@ def libvirt_conn(libvirtd: PrivateLibvirtd) -> Iterator[libvirt.virConnect]:
 
 
 @pytest.fixture
-def guest(libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[GuestFactory]:
-    """Lend a factory of guests, which end with the test."""
-    factory = GuestFactory(libvirtd, payload)
+def guest(request: pytest.FixtureRequest, libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[GuestFactory]:
+    """Lend a factory of guests, which end with the test.
+
+    A test without KSM's lock runs beside one that holds it: there its guests' memory would be scanned and counted.
+    """
+    factory = GuestFactory(libvirtd, payload, mergeable="ksm" in request.fixturenames)
     try:
         yield factory
     finally:

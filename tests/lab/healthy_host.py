@@ -91,7 +91,7 @@ LIBVIRT = Libvirt(
     guests=Guests(
         running=(GUEST, VAULT),
         xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
-        others=OtherProcesses(kib=0, processes=0, unread=0),
+        other_processes=OtherProcesses(kib=0, processes=0, unread=0),
     ),
 )
 AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
@@ -99,7 +99,7 @@ OWN = Own(
     configuration=Config(private_guests=("vault",)),
     off=None,
     agent=AGENT,
-    folders=Folders(root="/run/virtksm", faults=(), kept=HostState()),
+    folders=Folders(root="/run/virtksm", faults=(), state=HostState()),
 )
 HEALTHY = Facts(here=HERE, libvirt=LIBVIRT, own=OWN)
 

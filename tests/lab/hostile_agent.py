@@ -88,11 +88,11 @@ PASS: Json = {
     "source": "local",
     "sensed": {**_LOOKED, "free_kib": 1, "buffers_kib": 2, "cached_kib": 3},
     "decision": {
-        "parked": False,
+        "idle": False,
         "rule": "sweep",
         "reason": "because",
         "numbers": {"owed_kib": 3, "worth_s": 1.5},
-        "turns_when": [{"text": "when so"}],
+        "thresholds": [{"text": "when so"}],
         "target": _SETTINGS,
         "next_pass_s": 3.5,
     },
@@ -106,6 +106,38 @@ PASS: Json = {
     "warnings": ["beware"],
     "duration_ms": 1.5,
 }
+LINE: Json = {
+    "kind": "pass",
+    "seq": 1,
+    "at_s": 1_767_323_045.5,
+    "triggers": ["timer"],
+    "snapshot": {
+        "taken_s": 1.5,
+        "source": "local",
+        "host": {"total_kib": 900, "free_kib": 1, "buffers_kib": 2, "cached_kib": 3, "available_kib": 500},
+        "ksm": {"settings": _SETTINGS, **_COUNTERS, "ksm_zero_pages": 2, "run": 1, "page_kib": 4},
+        "guests": [],
+        "other_processes": None,
+    },
+    "decision": {
+        "rule": "sweep",
+        "reason": "because",
+        "numbers": {"owed_kib": 3, "worth_s": 1.5},
+        "thresholds": [{"then": "scans", "quantity": "free_kib", "value": 9, "present": 3, "text": "when so"}],
+        "target": _SETTINGS,
+        "next_pass_s": 3.5,
+        "is_routine": False,
+    },
+    "outcome": "applied",
+    "after": {**_SETTINGS, "pages_to_scan": 200},
+    "refused": ["no"],
+    "foreign": [{"parameter": "pages_to_scan", "ours": 1, "found": 2}],
+    "off": {"since": "then", "damage": ""},
+    "law": {"policy": "adaptive", "config": {"adaptive.engage": "auto"}},
+    "state": {"rule": "sweep"},
+    "guests_left_out": 2,
+}
+"""A line of a trace; `as_line` makes one text of it."""
 STATUS: Json = {
     "schema": 1,
     "agent": True,
@@ -143,19 +175,22 @@ def answer_to(op: object) -> Json:
     """Return what an agent answers, in every field."""
     match op:
         case "status":
-            told: Json = {"status": STATUS}
+            answer: Json = {"status": STATUS}
         case "history":
-            told = {"history": _history(time.time())}
+            answer = {"history": _history(time.time())}
         case "decisions":
-            told = {"decisions": [{"at": time.time(), "pass": PASS}]}
-        case "inputs":
-            told = {"inputs": {"session": "s", "header": None, "lines": [], "missed": 0, "next": 1, "more": False}}
+            answer = {"decisions": [LINE]}
+        case "trace":
+            answer = {"trace": {"session": "s", "header": None, "lines": [], "missed": 0, "next": 1, "more": False}}
         case _:
-            told = {"pass": PASS}
-    return copy.deepcopy({"ok": True, **told})
+            answer = {"pass": PASS}
+    return copy.deepcopy({"ok": True, **answer})
 
 
-def as_line(answer: object) -> bytes:
+def as_line(answer: Json) -> bytes:
+    """Return an answer as an agent sends it: each decision is a line of its own, as text."""
+    if isinstance(lines := answer.get("decisions"), list):
+        answer = {**answer, "decisions": [json.dumps(one) if isinstance(one, dict) else one for one in lines]}
     return json.dumps(answer).encode() + b"\n"
 
 
@@ -243,7 +278,7 @@ class HostileAgent:
                 connection.sendall(part)
 
 
-_FIELDS = ("at_s", *SAMPLE_FIELDS[1:], *EVENT_FIELDS[1:], "report")
+_FIELDS = ("at_s", *SAMPLE_FIELDS[1:], *EVENT_FIELDS[1:], "line")
 _ENDLESS = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id"
 PLANTED_HISTORIES = {
     "view": f"CREATE VIEW {{0}} AS {_ENDLESS}, {', '.join(f'zeroblob(99999999) AS {name}' for name in _FIELDS)} FROM n",

@@ -18,15 +18,15 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.full_scans import PRICES
 from virtksm.policy.adaptive.growth import Growth
-from virtksm.policy.adaptive.rounds import PRICES
 
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 LAST_START_S = 60.0
 UNTIL_S = 240.0
-"""Settling, waiting and two rounds over a few hundred MiB take seconds; what waits for longer waits for a probe."""
-PROBED_S = 400.0
-"""The first probe comes five minutes after the last round."""
+"""Settling, waiting and two full scans of a few hundred MiB take seconds; what waits longer waits for a check scan."""
+CHECKED_S = 400.0
+"""The first check scan comes five minutes after the last full scan."""
 CONSTANT = 5.0
 """The worst of 700 random series was 4.1, of two guests; with 10 to 80, evenly apart, 3.6 (docs/policies.md)."""
 TOTAL_KIB = 16 * 1024 * 1024
@@ -63,7 +63,7 @@ def storms(draw: st.DrawFn) -> list[Start]:
 def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: list[Start]) -> None:
     best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
     ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
-    # Less than 1/256 of the memory pays for no round.
+    # Less than 1/256 of the memory begins no full scan.
     memory_pages = sum(start.guest.content_mib for start in starts) * PAGES_PER_MIB
     assert ours.samples[-1].saved_pages >= best - memory_pages // 128
     assert ours.samples[-1].settings.pages_to_scan == 0
@@ -72,15 +72,15 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
 @settings(max_examples=10)
 @given(storms())
 def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> None:
-    """The least is two visits of every page; guests that come one by one, each filling slowly, cost up to four each."""
+    """The least is two scans of every page; guests that come one by one, each filling slowly, cost up to four each."""
     ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
     overhead_mib = 48  # QEMU's own memory is scanned, too
     memory_pages = sum(start.guest.content_mib + overhead_mib for start in starts) * PAGES_PER_MIB
-    rounds = ours.samples[-1].pages_scanned / memory_pages
-    assert rounds <= 4 * (len(starts) + 1)
+    scans_a_page = ours.samples[-1].pages_scanned / memory_pages
+    assert scans_a_page <= 4 * (len(starts) + 1)
 
 
-def test_guests_that_fill_side_by_side_for_long_take_one_pair_of_rounds() -> None:
+def test_guests_that_fill_side_by_side_for_long_take_one_pair_of_full_scans() -> None:
     """One after the other is full, and the rate falls to an eighth of its highest: the last ones are waited for."""
     guest = PayloadGuest(name="", memory_mib=900, common_mib=80, own_mib=600, slow_mib_per_s=40)
     starts = [Start(at_s=5.0 * one, guest=replace(guest, name=f"g{one}", seed=one + 1)) for one in range(8)]
@@ -89,21 +89,21 @@ def test_guests_that_fill_side_by_side_for_long_take_one_pair_of_rounds() -> Non
     assert ours.samples[-1].saved_pages >= 7 * 80 * PAGES_PER_MIB
 
 
-def test_steady_growth_is_merged_soon_in_few_rounds() -> None:
+def test_steady_growth_is_merged_soon_in_few_full_scans() -> None:
     """The race's growth: at every full minute no more than 15 % behind what may merge."""
     guest = PayloadGuest(name="", memory_mib=768, common_mib=62, own_mib=62, grow_mib_per_min=64)
     starts = [Start(at_s=2.0 * one, guest=replace(guest, name=f"g{one}", seed=one // 2)) for one in range(4)]
     ours = run_policy(new_host(), ALWAYS, starts, until_s=600.0, sample_every_s=60.0)
     for minute, sample in enumerate(ours.samples[1:], start=1):
         assert sample.saved_pages >= 0.85 * (3 * 62 + 2 * 62 + 2 * 64 * minute) * PAGES_PER_MIB
-    assert ours.samples[-1].full_scans <= 60  # with growth twice as dear 72
+    assert ours.samples[-1].full_scans <= 60  # with growth twice as expensive 72
 
 
 def least_paid(starts_s: list[float], common_mib: int, own_mib: int) -> float:
-    """Return the least that anybody pays who knows all starts: ksmd-seconds, and waiting at the law's settled price.
+    """Return the least that anybody spends who knows all starts: ksmd-seconds, and waiting at the settled price.
 
     Equal guests, `starts_s` apart; each may be covered at its start or at any later one's. A bound from below: a guest
-    fills at once, scanning takes no time, trees cost nothing to search, and no page is visited more than twice.
+    fills at once, scanning takes no time, trees cost nothing to search, and no page is scanned more than twice.
     """
     costs, common, own = KsmdCosts(), common_mib * PAGES_PER_MIB, own_mib * PAGES_PER_MIB
     least = [0.0]
@@ -146,7 +146,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int) -> float:
 def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_scanning_cost_anybody(
     gaps_s: list[float], common_mib: int, own_mib: int
 ) -> None:
-    """The ski-rental bound of rule 6, against whoever knows the future."""
+    """The ski-rental bound of rule 6, against anybody who knows the future."""
     starts_s = [sum(gaps_s[:number]) for number in range(len(gaps_s) + 1)]
     assert ksmd_seconds(starts_s, common_mib, own_mib) <= CONSTANT * least_paid(starts_s, common_mib, own_mib)
 
@@ -160,16 +160,16 @@ def test_that_constant_does_not_grow_with_the_number_of_guests(guests: int, gap_
 
 @settings(max_examples=10)
 @given(storms(), st.booleans(), st.sampled_from([0, 1]))
-def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_probe_where_not(
+def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_check_scan_where_not(
     starts: list[Start], hides_others: bool, guests: int
 ) -> None:
-    """Parking must not starve it: beside guests that run or without any."""
+    """An idle ksmd must not starve it: beside guests that run or without any."""
     spec = PayloadGuest(name="other", memory_mib=256, common_mib=64, own_mib=16, image=99, seed=99)
     host = new_host()
     host.hides_other_processes = hides_others
     for number in range(2):
         host.start_other(replace(spec, name=f"other{number}", seed=100 + number))
-    until_s = UNTIL_S + (PROBED_S if hides_others else 0.0)
+    until_s = UNTIL_S + (CHECKED_S if hides_others else 0.0)
     ours = run_policy(host, ALWAYS, starts[:guests], until_s=until_s, sample_every_s=10.0)
     assert ours.samples[-1].saved_pages >= 64 * PAGES_PER_MIB
     assert ours.samples[-1].settings.pages_to_scan == 0

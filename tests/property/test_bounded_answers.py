@@ -1,4 +1,4 @@
-"""The agent's answers about its memories stay shorter than what a client reads, whatever it remembers."""
+"""The agent's answers from its history stay shorter than what a client reads, whatever is in it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.fakes import FakeHistory
 from virtksm.agent.control_client import MAX_ANSWER
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.requests import recall_decisions, recall_history
-from virtksm.history.samples import MAX_EVENTS, MAX_SAMPLES, Told
+from virtksm.agent.requests import answer_decisions, answer_history
+from virtksm.history.samples import MAX_EVENTS, MAX_SAMPLES
 
 
-def answer_of(history: FakeHistory, recall: Callable[..., object], request: Mapping[str, object]) -> dict[str, object]:
+def answer_of(history: FakeHistory, ask: Callable[..., object], request: Mapping[str, object]) -> dict[str, object]:
     async def story() -> object:
         history_writer = HistoryWriter(wall_clock=lambda: NOW_S + 86_000)
-        history_writer.keep_in(history)
-        answer = recall(history_writer, request)
+        history_writer.write_to(history)
+        answer = ask(history_writer, request)
         assert asyncio.iscoroutine(answer)
         return await answer
 
@@ -40,7 +40,7 @@ def test_a_full_history_fits(points: int) -> None:
         kept_samples=[replace(SAMPLE, at_s=NOW_S + 9.9 * n, saved_kib=2**63 - 1 - n) for n in range(MAX_SAMPLES)],
         kept_events=[replace(EVENT, at_s=NOW_S + n, domain=long_name) for n in range(MAX_EVENTS)],
     )
-    told = answer_of(history, recall_history, {"seconds": 86_400, "points": points})["history"]
+    told = answer_of(history, answer_history, {"seconds": 86_400, "points": points})["history"]
     assert isinstance(told, dict)
     assert points * 0.9 <= len(told["samples"]["rows"]) <= points
     assert told["events"]["rows"][-1][0] == NOW_S + MAX_EVENTS - 1, "the last ones are told"
@@ -50,10 +50,8 @@ def test_a_full_history_fits(points: int) -> None:
 @given(sizes=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=100), last=st.integers(1, 100))
 @settings(max_examples=25, deadline=None)
 def test_as_many_decisions_as_fit_are_told_the_last_ones(sizes: list[int], last: int) -> None:
-    history = FakeHistory(
-        kept_decisions=[Told(at_s=NOW_S + n, report={"x": "y" * size}) for n, size in enumerate(sizes)]
-    )
-    told = answer_of(history, recall_decisions, {"last": last})["decisions"]
+    lines = [f"{number} {'y' * size}" for number, size in enumerate(sizes)]
+    told = answer_of(FakeHistory(kept_decisions=lines), answer_decisions, {"last": last})["decisions"]
     assert isinstance(told, list)
     assert len(told) <= last
-    assert [one["at"] for one in told] == [NOW_S + n for n in range(len(sizes))][len(sizes) - len(told) :]
+    assert told == lines[len(lines) - len(told) :]

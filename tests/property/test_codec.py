@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.codec import MAX, MAX_MEMBERS, MAX_TEXT, build, dump
-from virtksm.history.samples import GuestEvent, Sample, Told
+from virtksm.history.samples import GuestEvent, Sample
 from virtksm.model.decision import Reason, Triggers
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.state import AdaptiveState
@@ -23,8 +23,7 @@ from virtksm.trace import End, Gap, Header, Pass
 from virtksm.tuning.ownership import Ownership
 
 SERVED = (
-    AdaptiveState, End, Gap, GuestEvent, Header, KsmtunedState, Ownership, Pass, Reason, Sample, Snapshot, Told,
-    Triggers,
+    AdaptiveState, End, Gap, GuestEvent, Header, KsmtunedState, Ownership, Pass, Reason, Sample, Snapshot, Triggers,
 )  # fmt: skip
 DEEP = 100_000
 
@@ -133,7 +132,7 @@ class Outer:
         ("pairs", [[1.0, 2, 3]], "pairs is "),
         ("pairs", [[1.0, 1]] * (MAX_MEMBERS + 1), "pairs is "),
         ("by_name", {"a": 1.5}, "a is 1.5, not int"),
-        ("by_name", {1: 1}, "by_name has a name that is none"),
+        ("by_name", {1: 1}, "by_name has a name that is no text"),
         ("by_name", dict.fromkeys(map(str, range(MAX_MEMBERS + 1)), 1), "by_name is "),
         ("inner", [], "inner is "),
         ("inner", {"whole": None}, "whole is None, not int"),

@@ -48,7 +48,7 @@ ASKING = {
     "explain": ("decisions",),
     "explain --json": ("decisions",),
     "trace plot -o {0}/p.svg": ("history",),
-    "trace record {0}/t.jsonl --force --for 0s": ("inputs",),
+    "trace record {0}/t.jsonl --force --for 0s": ("trace",),
     "retune": ("retune",),
     "retune --json": ("retune",),
     "on": ("on",),
@@ -184,9 +184,9 @@ def test_a_recording_of_an_agent_that_always_has_more_ends_by_its_time_and_by_a_
     from virtksm.trace.text import dump_line
 
     def flood(_: Json) -> list[bytes]:
-        inputs = answer_to("inputs")
-        inputs["inputs"] |= {"header": dump_line(HEADER), "lines": [dump_line(PASS)] * 200, "more": True}
-        return [as_line(inputs)]
+        answer = answer_to("trace")
+        answer["trace"] |= {"header": dump_line(HEADER), "lines": [dump_line(PASS)] * 200, "more": True}
+        return [as_line(answer)]
 
     agent.say = flood
     assert run_apart(folder, "trace record {0}/t --for 1s").returncode == ExitCode.DONE

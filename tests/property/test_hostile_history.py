@@ -1,4 +1,4 @@
-"""Whatever is in a history's file, or given to it: memories, or one error of ours; and it can be written again."""
+"""Whatever is in a history's file, or given to it: a history, or one error of ours; and it can be written again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.contract.test_history import DECISION, EVENT, SAMPLE
 from virtksm.errors import StateUnusable
-from virtksm.history.samples import KINDS, GuestEvent, Sample, Told
+from virtksm.history.samples import KINDS, GuestEvent, Sample
 from virtksm.store.history import HistoryFile
 from virtksm.text import MAX_TIME_S
 
@@ -39,24 +39,22 @@ EVENTS = st.builds(
     uuid=TEXTS,
     detail=TEXTS,
 )
-NUMBERS = st.integers(-(2**64), 2**64) | st.floats(-1e18, 1e18)
-JSONS = st.dictionaries(TEXTS, st.none() | NUMBERS | TEXTS, max_size=3)
-DECISIONS = st.builds(Told, at_s=st.floats(0, MAX_TIME_S), report=JSONS)
+LINES = st.text(st.characters(codec="ascii"))
 
 
-@given(samples=st.lists(SAMPLES, max_size=3), events=st.lists(EVENTS, max_size=3), told=st.lists(DECISIONS, max_size=3))
+@given(samples=st.lists(SAMPLES, max_size=3), events=st.lists(EVENTS, max_size=3), lines=st.lists(LINES, max_size=3))
 @settings(max_examples=50, deadline=None)
 def test_any_values_are_kept_huge_ones_as_the_largest_that_fits(
-    samples: list[Sample], events: list[GuestEvent], told: list[Told]
+    samples: list[Sample], events: list[GuestEvent], lines: list[str]
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="vh", dir="/tmp") as folder:
         history = HistoryFile(f"{folder}/local.history")
-        history.keep(samples, events, told)
+        history.add(samples, events, lines)
         newest_s = max((one.at_s for one in samples), default=0.0)
         kept = history.samples(newest_s)
         assert [min(one.guests, 2**63 - 1) for one in samples if one.at_s >= newest_s] == [one.guests for one in kept]
         assert [one.at_s for one in history.events(0)] == [one.at_s for one in events]
-        assert history.decisions(10) == tuple(told)
+        assert history.decisions(10) == tuple(lines)
 
 
 @given(places=st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=60)), min_size=1, max_size=8))
@@ -69,7 +67,7 @@ def test_any_values_are_kept_huge_ones_as_the_largest_that_fits(
 def test_a_file_damaged_anywhere_is_an_error_or_read_and_is_written_again(places: list[tuple[int, bytes]]) -> None:
     with tempfile.TemporaryDirectory(prefix="vh", dir="/tmp") as folder:
         path = Path(folder) / "local.history"
-        HistoryFile(str(path)).keep([SAMPLE] * 40, [EVENT] * 40, [DECISION] * 40)
+        HistoryFile(str(path)).add([SAMPLE] * 40, [EVENT] * 40, [DECISION] * 40)
         content = bytearray(path.read_bytes())
         for place, garbage in places:
             at = place % len(content)
@@ -79,7 +77,7 @@ def test_a_file_damaged_anywhere_is_an_error_or_read_and_is_written_again(places
         for read in (lambda: history.samples(0), lambda: history.events(0), lambda: history.decisions(100)):
             with suppress(StateUnusable):
                 read()
-        history.keep([SAMPLE], [EVENT], [DECISION])
+        history.add([SAMPLE], [EVENT], [DECISION])
         assert path.exists()
 
 
@@ -92,5 +90,5 @@ def test_any_file_at_all_is_an_error_or_nothing_and_is_written_again(content: by
         history = HistoryFile(str(path))
         with suppress(StateUnusable):
             assert history.samples(0) == ()
-        history.keep([SAMPLE], [], [])
+        history.add([SAMPLE], [], [])
         assert history.samples(0) == (SAMPLE,)

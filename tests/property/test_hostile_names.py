@@ -99,10 +99,10 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "sensed": dict.fromkeys(("free_kib", "buffers_kib", "cached_kib", "total_kib", "committed_kib", "guests"), 1)
         | {"guests_unread": 0},
         "decision": {
-            "parked": False,
+            "idle": False,
             "reason": text,
             "rule": text,
-            "turns_when": [{"text": text}],
+            "thresholds": [{"text": text}],
             "target": SETTINGS,
         },
         "outcome": text,
@@ -144,7 +144,7 @@ def test_a_look_at_guests_prints_one_printable_line_for_each(text: str) -> None:
     )
     found = survey(here, facts)
     found = replace(found, left_over=LeftOver(merging_pages=7, zero_pages=0, saved_bytes=1, cost_bytes=1))
-    found = replace(found, others=facts.other_processes, notes=(text,))
+    found = replace(found, other_processes=facts.other_processes, notes=(text,))
     lines = survey_lines(found, found.guests)
     assert all(line.isprintable() for line in lines)
     assert lines[1].startswith(printable(text))

@@ -38,7 +38,7 @@ from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.paths import RuntimePaths
 from virtksm.policy import POLICIES, make_policy
 from virtksm.store.state import StateFile, dump_host_state, parse_host_state
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 Result = TypeVar("Result")
 Failure = TypeVar("Failure", bound=Exception)
@@ -173,7 +173,7 @@ def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
             switch=FakeSwitch(),
             clock=clock,
             on_conflict="reassert",
-            memory=Memory(),
+            tenure=Tenure(),
         )
 
         def run() -> FakeHypervisor:
@@ -238,7 +238,7 @@ def first_state(name: str) -> str:
             switch=FakeSwitch(),
             clock=FakeClock(),
             on_conflict="reassert",
-            memory=Memory(),
+            tenure=Tenure(),
         )
         cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.state import dump_host_state, parse_host_state
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
 anything = st.sampled_from([0, 1, -1, 100, 2**31, 2**32 - 1, 2**32, 2**64, 10**30, True, None, "x", 1.5, b"x"])
@@ -93,7 +93,7 @@ class Connection:
 def test_whatever_libvirt_answers_a_pass_ends_in_a_record_or_an_error_of_ours(
     policy: Policy[Any], sequence: list[dict[str, Any]], called: str, *, is_local: bool
 ) -> None:
-    store, memory, clock = FakeStore(), Memory(), FakeClock()
+    store, tenure, clock = FakeStore(), Tenure(), FakeClock()
     for answered in sequence:
         cycle = Cycle(
             hypervisor=LibvirtHost(cast(libvirt.virConnect, Connection(answered, called))),
@@ -103,7 +103,7 @@ def test_whatever_libvirt_answers_a_pass_ends_in_a_record_or_an_error_of_ours(
             switch=FakeSwitch(),
             clock=clock,
             on_conflict="reassert",
-            memory=memory,
+            tenure=tenure,
         )
         clock.now_s += 1
         try:

@@ -22,9 +22,9 @@ from virtksm.model.snapshot import (
     Source,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.debt import OTHER_PROCESSES
-from virtksm.policy.adaptive.rounds import FED_SLEEPS_MS, LOOK_S
-from virtksm.policy.adaptive.state import AdaptiveState, dump_state, load_state
+from virtksm.policy.adaptive.backlog import OTHER_PROCESSES
+from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS, MIN_WAIT_S
+from virtksm.policy.adaptive.state import AdaptiveState, CheckScans, dump_state, load_state
 
 MAX_KIB = 2**40
 kib = st.integers(0, MAX_KIB)
@@ -83,7 +83,7 @@ passes = st.lists(st.tuples(snapshots, trigger_sets), min_size=1, max_size=12)
 
 
 @given(params, passes)
-def test_whatever_it_sees_its_bounds_hold_and_its_past_survives_json(
+def test_whatever_it_sees_its_bounds_hold_and_its_state_survives_json(
     chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]]
 ) -> None:
     """Clocks that jump, counters that vanish or fall back, guests that come, go and cannot be read."""
@@ -96,11 +96,11 @@ def test_whatever_it_sees_its_bounds_hold_and_its_past_survives_json(
         assert 0 <= pages <= KERNEL_MAXIMUM
         assert sleep_ms in (FED_SLEEPS_MS if pages else (IDLE_SLEEP_MS,))
         assert decision.next_pass_s is not None
-        assert LOOK_S <= decision.next_pass_s <= 60
+        assert MIN_WAIT_S <= decision.next_pass_s <= 60
         assert decision.reason.text
-        assert state.fresh_kib >= 0
-        assert state.half_kib >= 0
-        assert state.fresh_kib + state.half_kib <= sum(state.guests_kib.values()) + 4 * 2**52
+        assert state.backlog.new_kib >= 0
+        assert state.backlog.scanned_once_kib >= 0
+        assert state.backlog.new_kib + state.backlog.scanned_once_kib <= sum(state.guests_kib.values()) + 4 * 2**52
         assert load_state(json.loads(json.dumps(dump_state(state)))) == state
 
 
@@ -135,12 +135,15 @@ def test_less_memory_never_makes_it_scan_slower(
 
 @given(params, snapshots)
 def test_a_host_that_has_settled_is_left_in_peace(chosen: AdaptiveParams, snapshot: Snapshot) -> None:
-    """Nothing owed, nothing changes, no probe due: the same parked settings for ever."""
+    """No backlog, nothing changes, no check scan due: the same idle settings for ever."""
     known = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
     if snapshot.other_processes is not None:
         known[OTHER_PROCESSES] = snapshot.other_processes.kib
     state = AdaptiveState(
-        taken_s=snapshot.taken_s, guests_kib=known, pages_sharing=snapshot.ksm.pages_sharing, probe_due_s=2e6
+        taken_s=snapshot.taken_s,
+        guests_kib=known,
+        pages_sharing=snapshot.ksm.pages_sharing,
+        checks=CheckScans(due_s=2e6),
     )
     policy = AdaptivePolicy(params=replace(chosen, merge_across_nodes="keep"))
     timer = Triggers(kinds=frozenset({Trigger.TIMER}))

@@ -20,7 +20,7 @@ STEP = Triggers(kinds=frozenset({Trigger.TIMER}))
 
 memory_kib = st.one_of(st.integers(0, 64), st.integers(0, 2**24), st.integers(0, 2**53), st.integers(0, 2**70))
 times_s = st.floats(-1e9, 1e9)
-pasts = st.builds(
+states = st.builds(
     KsmtunedState, npages=st.one_of(st.integers(0, 3000), st.integers(0, UINT_MAX)), stepped_at_s=st.none() | times_s
 )
 trigger_sets = st.builds(Triggers, kinds=st.frozensets(st.sampled_from(Trigger), min_size=1))
@@ -59,7 +59,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     )
 
 
-@given(policies(), snapshots(), pasts, trigger_sets)
+@given(policies(), snapshots(), states, trigger_sets)
 def test_bounds_hold(policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers) -> None:
     decision, after = policy.decide(snapshot, state, triggers)
     pages, sleep_ms = decision.target.pages_to_scan, decision.target.sleep_millisecs
@@ -76,8 +76,8 @@ def test_bounds_hold(policy: KsmtunedPolicy, snapshot: Snapshot, state: Ksmtuned
     assert 0 <= after.npages <= UINT_MAX
 
 
-@given(policies(), snapshots(), pasts, trigger_sets)
-def test_parking_never_changes_npages(
+@given(policies(), snapshots(), states, trigger_sets)
+def test_an_idle_ksmd_never_changes_npages(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
     decision, after = policy.decide(snapshot, state, triggers)
@@ -87,7 +87,7 @@ def test_parking_never_changes_npages(
         assert after.npages == (decision.target.pages_to_scan if triggers.is_step else state.npages)
 
 
-@given(policies(), snapshots(), pasts, trigger_sets, st.integers(0, 2**24))
+@given(policies(), snapshots(), states, trigger_sets, st.integers(0, 2**24))
 def test_less_free_memory_never_slows_scanning(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers, lost_kib: int
 ) -> None:
@@ -97,7 +97,7 @@ def test_less_free_memory_never_slows_scanning(
     assert _pages(after.target) >= _pages(before.target)
 
 
-@given(policies(), snapshots(), pasts, trigger_sets, st.integers(0, 2**24))
+@given(policies(), snapshots(), states, trigger_sets, st.integers(0, 2**24))
 def test_more_committed_memory_never_slows_scanning(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers, added_kib: int
 ) -> None:
@@ -107,8 +107,8 @@ def test_more_committed_memory_never_slows_scanning(
     assert _pages(after.target) >= _pages(before.target)
 
 
-@given(policies(), snapshots(), pasts, trigger_sets)
-def test_no_guests_and_no_memory_park(
+@given(policies(), snapshots(), states, trigger_sets)
+def test_with_no_guests_or_no_memory_ksmd_is_idle(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
     nothing = HostMemory(total_kib=0, free_kib=0, buffers_kib=0, cached_kib=0)
@@ -117,7 +117,7 @@ def test_no_guests_and_no_memory_park(
     assert after.npages == state.npages
 
 
-@given(policies(), snapshots(), pasts, st.frozensets(st.sampled_from([Trigger.BALLOON, Trigger.MEMORY_DEVICE])))
+@given(policies(), snapshots(), states, st.frozensets(st.sampled_from([Trigger.BALLOON, Trigger.MEMORY_DEVICE])))
 def test_evaluating_leaves_no_trace_and_stops_where_a_step_would(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: frozenset[Trigger]
 ) -> None:
@@ -127,7 +127,7 @@ def test_evaluating_leaves_no_trace_and_stops_where_a_step_would(
     assert evaluated.is_idle == stepped.is_idle
 
 
-@given(policies(), snapshots(), pasts)
+@given(policies(), snapshots(), states)
 def test_a_settled_host_comes_to_settings_that_no_longer_change(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_settled_host_comes_to_settings_that_no_longer_change(
     assert past_again == state
 
 
-@given(policies(), snapshots(), pasts, trigger_sets)
+@given(policies(), snapshots(), states, trigger_sets)
 def test_equal_arguments_give_equal_answers(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
@@ -151,8 +151,8 @@ def test_equal_arguments_give_equal_answers(
     assert policy.decide(snapshot, state, triggers) == twin.decide(replace(snapshot), replace(state), triggers)
 
 
-@given(policies(), snapshots(), pasts, trigger_sets)
-def test_the_past_survives_being_kept(
+@given(policies(), snapshots(), states, trigger_sets)
+def test_the_state_survives_json(
     policy: KsmtunedPolicy, snapshot: Snapshot, state: KsmtunedState, triggers: Triggers
 ) -> None:
     for known in (state, policy.first_state(snapshot), policy.decide(snapshot, state, triggers)[1]):
@@ -173,10 +173,10 @@ garbage = st.recursive(
     | st.fixed_dictionaries({"npages": garbage, "stepped_at_s": garbage}),
 )
 def test_garbage_is_refused_with_valueerror_or_is_a_past_to_go_on_from(
-    policy: KsmtunedPolicy, snapshot: Snapshot, kept: Mapping[str, object]
+    policy: KsmtunedPolicy, snapshot: Snapshot, values: Mapping[str, object]
 ) -> None:
     with suppress(ValueError):
-        state = policy.load_state(kept)
+        state = policy.load_state(values)
         decision, _ = policy.decide(snapshot, state, STEP)
         assert decision.next_pass_s == policy.params.monitor_interval
 

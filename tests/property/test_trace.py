@@ -15,7 +15,7 @@ from virtksm.errors import TraceUnusable
 from virtksm.model.decision import Decision, Reason, SwitchedOff
 from virtksm.model.snapshot import Settings
 from virtksm.trace import End, Gap, Header, Law, Line, Pass, Torn
-from virtksm.trace.anonymise import Nameless
+from virtksm.trace.anonymise import Anonymiser
 from virtksm.trace.text import dump_line, parse_line, parse_lines
 
 numbers = st.none() | st.integers(0, 2**53) | st.floats(0, 1e15)
@@ -131,9 +131,9 @@ def test_a_damaged_pass_is_a_value_error_or_a_pass(made: Pass, data: st.DataObje
 
 @given(st.lists(passes, max_size=4))
 def test_without_names_a_trace_tells_guests_apart_and_nothing_else_of_them(made: list[Pass]) -> None:
-    nameless = Nameless()
+    anonymous = Anonymiser()
     for line in made:
-        stripped = nameless.strip(line)
+        stripped = anonymous.strip(line)
         assert isinstance(stripped, Pass)
         assert all(guest.name == guest.uuid and guest.name.startswith("guest-") for guest in stripped.snapshot.guests)
         assert [guest.rss_kib for guest in stripped.snapshot.guests] == [g.rss_kib for g in line.snapshot.guests]

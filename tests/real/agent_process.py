@@ -207,10 +207,10 @@ class AgentProcess:
         """
 
         def scanning() -> list[Line]:
-            return [line for line in self.lines("pass_completed") if line["decision"]["rule"] == "round"]
+            return [line for line in self.lines("pass_completed") if line["decision"]["rule"] == "full_scan"]
 
         self.reload()
-        wait_until(lambda: self.step()["decision"]["rule"] == "rest" and scanning() != [], HANG_S, "all to be scanned")
+        wait_until(lambda: self.step()["decision"]["rule"] == "idle" and scanning() != [], HANG_S, "all to be scanned")
         return scanning()[0]
 
     def reload(self) -> Line:

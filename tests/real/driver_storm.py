@@ -33,7 +33,7 @@ from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
 from virtksm.model.snapshot import Settings
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 URI = "test:///default"
 HANG_S = 60.0
@@ -71,7 +71,7 @@ async def storm(events: int) -> dict[str, object]:
     reporter = Reporter(Notifier({}))
     kernel, store = FakeHypervisor(uri=URI), FakeStore()
 
-    def make_cycle(host: LibvirtHost, _config: Config, memory: Memory) -> Cycle[int]:
+    def make_cycle(host: LibvirtHost, _config: Config, tenure: Tenure) -> Cycle[int]:
         kernel.running_guests = host.running_guests  # type: ignore[method-assign]
         policy = TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10))
         return Cycle(
@@ -82,7 +82,7 @@ async def storm(events: int) -> dict[str, object]:
             switch=FakeSwitch(),
             clock=boottime_s,
             on_conflict="reassert",
-            memory=memory,
+            tenure=tenure,
         )
 
     connection = Connection(URI, BlockingCalls(), reporter.connect_failed)

@@ -12,7 +12,7 @@ from demo.guests import PayloadGuest
 from tests.fakes import TargetPolicy
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
-from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
 from virtksm.errors import Cause
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
@@ -23,7 +23,7 @@ from virtksm.model.snapshot import Settings
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -43,7 +43,7 @@ def cycle_over(
     target: Settings,
     *,
     local: bool = True,
-    memory: Memory | None = None,
+    tenure: Tenure | None = None,
 ) -> Cycle[int]:
     """Put a pass together whose decision the test has made."""
     return Cycle(
@@ -54,15 +54,8 @@ def cycle_over(
         switch=SwitchFile(str(home.switch)),
         clock=boottime_s,
         on_conflict="reassert",
-        memory=memory or Memory(),
+        tenure=tenure or Tenure(),
     )
-
-
-def yielded(agent: AgentProcess) -> None:
-    """Change the value once more than it is set again."""
-    for foreign in (771, 772, 773, 774):
-        virsh_sets(agent.uri, foreign)
-        agent.step()
 
 
 def test_another_writer_is_told_once_a_change_and_overruled(ksm: Ksm, start_agent: AgentFactory) -> None:
@@ -79,19 +72,18 @@ def test_another_writer_is_told_once_a_change_and_overruled(ksm: Ksm, start_agen
     assert agent.lines("conflict_yielded") == []
 
 
-def test_after_three_reassertions_it_yields_with_one_warning(ksm: Ksm, start_agent: AgentFactory) -> None:
+def test_after_three_reassertions_it_yields_with_one_warning_until_a_retune_takes_it_back(
+    ksm: Ksm, start_agent: AgentFactory
+) -> None:
     agent = start_agent()
-    yielded(agent)
+    for foreign in (771, 772, 773, 774):  # once more than it is set again
+        virsh_sets(agent.uri, foreign)
+        agent.step()
     for _ in range(2):
         assert agent.step()["outcome"] == "yielded"
     assert ksm.read("pages_to_scan") == 774
     assert len(agent.lines("conflict_yielded")) == 1
     assert [line["found"] for line in agent.lines("foreign_value_found")] == [771, 772, 773, 774]
-
-
-def test_a_retune_takes_back_what_was_yielded(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    yielded(agent)
     done = agent.home.run("retune", "--connect", agent.uri)
     assert done.returncode == 0, done.stderr
     line = agent.wait_for_pass("retune")
@@ -142,14 +134,13 @@ def test_with_the_kernels_advisor_on_it_says_so_once_and_works_again_when_it_is_
 def test_merge_across_nodes_is_refused_while_pages_are_shared_and_the_rest_arrives(
     ksm: Ksm, guest: GuestFactory, libvirt_conn: libvirt.virConnect, agent_home: AgentHome
 ) -> None:
-    for seed in (1, 2):
-        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, seed=seed))
+    guest.together(*(PayloadGuest(name=f"twin{seed}", memory_mib=16, common_mib=8, seed=seed) for seed in (1, 2)))
     ksm.merge_all()
     assert ksm.read("pages_shared") >= 2048
     found = ksm.read("merge_across_nodes")
     wanted = Settings(pages_to_scan=400, sleep_millisecs=10_000, merge_across_nodes=1 - found)
-    memory = Memory()
-    cycle = cycle_over(libvirt_conn, agent_home, wanted, memory=memory)
+    tenure = Tenure()
+    cycle = cycle_over(libvirt_conn, agent_home, wanted, tenure=tenure)
 
     report = cycle.run(SIGNAL)
     assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]

@@ -5,6 +5,7 @@ Each step of its law adds one page to pages_to_scan (STEPPING_LAW), so the kerne
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import libvirt
 import pytest
 
 from demo.guests import PayloadGuest, memory_device_xml, wait_settled
-from tests.lab.fixtures import GuestFactory, RunningGuest
+from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentProcess, Line
 
@@ -33,161 +34,137 @@ def heard_pass(agent: AgentProcess, trigger: str, detail: str) -> Line:
     return line
 
 
-@pytest.fixture
-def running(guest: GuestFactory) -> RunningGuest:
-    """Start a guest before the agent is there."""
-    return guest(tiny("guest"), settle=False)
-
-
-def test_a_started_guest_changes_the_setting_in_the_kernel(
-    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+def test_a_guest_that_starts_or_ends_in_any_way_changes_the_setting_in_the_kernel(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, libvirt_conn: libvirt.virConnect, tmp_path: Path
 ) -> None:
     agent = start_agent()
+    steps = itertools.count(2)
     assert ksm.read("pages_to_scan") == 1
-    guest(tiny("one"), settle=False)
-    line = heard_pass(agent, "started", "booted")
-    assert ksm.read("pages_to_scan") == 2
+
+    def heard_step(trigger: str, detail: str, guests: int) -> Line:
+        line = heard_pass(agent, trigger, detail)
+        assert ksm.read("pages_to_scan") == next(steps)
+        assert (line["sensed"]["guests"], line["sensed"]["guests_unread"]) == (guests, 0)
+        return line
+
+    one = guest(tiny("one"), settle=False)
+    line = heard_step("started", "booted", 1)
     assert line["changed"] == {"pages_to_scan": 2}
     assert line["source"] == "local"
-    assert (line["sensed"]["guests"], line["sensed"]["guests_unread"]) == (1, 0)
     assert line["sensed"]["committed_kib"] > 16 * 1024
+    one.domain.destroy()
+    assert heard_step("stopped", "destroyed", 0)["sensed"]["committed_kib"] == 0
 
+    guest(PayloadGuest(name="ends", memory_mib=16, own_mib=1, off_after_s=1), settle=False)
+    heard_step("started", "booted", 1)
+    heard_step("stopped", "shut down", 0)
 
-def test_a_destroyed_guest_changes_the_setting_in_the_kernel(
-    ksm: Ksm, running: RunningGuest, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
-    running.domain.destroy()
-    line = heard_pass(agent, "stopped", "destroyed")
-    assert ksm.read("pages_to_scan") == 2
-    assert line["sensed"]["guests"] == 0
-    assert line["sensed"]["committed_kib"] == 0
+    crashes = guest(tiny("crashes"), settle=False)
+    heard_step("started", "booted", 1)
+    crashes.crash()
+    heard_step("stopped", "failed", 0)
 
-
-def test_a_guest_that_powers_itself_off_changes_the_setting_in_the_kernel(
-    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
-) -> None:
-    agent = start_agent()
-    guest(PayloadGuest(name="ends", memory_mib=16, own_mib=1, off_after_s=1))
-    heard_pass(agent, "started", "booted")
-    heard_pass(agent, "stopped", "shut down")
-    assert ksm.read("pages_to_scan") == 3
-
-
-def test_a_crashed_guest_changes_the_setting_in_the_kernel(
-    ksm: Ksm, running: RunningGuest, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
-    running.crash()
-    line = heard_pass(agent, "stopped", "failed")
-    assert ksm.read("pages_to_scan") == 2
-    assert line["sensed"]["guests"] == 0
-
-
-def test_a_saved_and_a_restored_guest_each_change_the_setting_in_the_kernel(
-    ksm: Ksm, running: RunningGuest, start_agent: AgentFactory, libvirt_conn: libvirt.virConnect, tmp_path: Path
-) -> None:
-    agent = start_agent()
-    running.domain.save(str(tmp_path / "saved"))
-    heard_pass(agent, "stopped", "saved")
-    assert ksm.read("pages_to_scan") == 2
+    saved = guest(tiny("saved"), settle=False)
+    heard_step("started", "booted", 1)
+    saved.domain.save(str(tmp_path / "saved"))
+    heard_step("stopped", "saved", 0)
     libvirt_conn.restore(str(tmp_path / "saved"))
     try:
-        line = heard_pass(agent, "started", "restored")
-        assert ksm.read("pages_to_scan") == 3
-        assert (line["sensed"]["guests"], line["sensed"]["guests_unread"]) == (1, 0)
+        heard_step("started", "restored", 1)
     finally:
-        libvirt_conn.lookupByName("guest").destroy()
+        libvirt_conn.lookupByName("saved").destroy()
 
 
-def test_a_guest_that_reports_balloon_sizes_unasked_causes_a_pass_after_the_other_and_no_step(
+def test_a_change_of_a_guests_memory_re_evaluates_without_a_step(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    agent = start_agent()
-    guest(PayloadGuest(name="chatters", memory_mib=64, own_mib=1, chatters=True))
-    steps = agent.wait_for_pass("balloon")["after"]["pages_to_scan"]
-    agent.wait_for_pass("balloon")
-    assert ksm.read("pages_to_scan") == steps
-
-
-def test_a_balloon_change_re_evaluates_without_a_step(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
-    ballooned = guest(PayloadGuest(name="balloon", memory_mib=64, own_mib=1, balloon=True))
+    ballooned, plugged = guest.together(
+        PayloadGuest(name="balloon", memory_mib=64, own_mib=1, balloon=True),
+        PayloadGuest(name="plug", memory_mib=64, own_mib=1, hotplug_mib=256),
+    )
     agent = start_agent()
     ballooned.domain.setMemory(40 * 1024)
     line = heard_pass(agent, "balloon", f"balloon {40 * 1024} KiB")
     assert line["decision"]["rule"] == "hold"
     assert ksm.read("pages_to_scan") == 1
+
+    plugged.domain.attachDevice(memory_device_xml(128))
+    event = agent.wait_for("event_received", lambda line: line["guest"] == "plug")
+    assert event["trigger"] == "memory_device"
+    assert agent.wait_for_pass("memory_device")["decision"]["rule"] == "hold"
+    assert ksm.read("pages_to_scan") == 1
     assert agent.step()["after"]["pages_to_scan"] == 2, "and the steps go on from where they were"
 
+    # One that reports sizes unasked causes a pass after the other, and no step.
+    guest(PayloadGuest(name="chatters", memory_mib=64, own_mib=1, chatters=True), settle=False)
+    steps = agent.wait_for_pass("balloon")["after"]["pages_to_scan"]
+    agent.wait_for_pass("balloon")
+    assert ksm.read("pages_to_scan") == steps
 
-def test_a_memory_device_change_re_evaluates_without_a_step(
+
+def test_a_guest_that_reboots_itself_or_is_reset_is_no_trigger(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    plugged = guest(PayloadGuest(name="plug", memory_mib=64, own_mib=1, hotplug_mib=256))
-    agent = start_agent()
-    plugged.domain.attachDevice(memory_device_xml(128))
-    event = agent.wait_for("event_received")
-    assert (event["trigger"], event["guest"]) == ("memory_device", "plug")
-    line = agent.wait_for_pass("memory_device")
-    assert line["decision"]["rule"] == "hold"
-    assert ksm.read("pages_to_scan") == 1
-    assert agent.step()["after"]["pages_to_scan"] == 2
-
-
-def test_a_reset_guest_is_no_trigger(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
     reset = guest(tiny("reset"))
-    agent = start_agent()
-    reset.domain.reset()
-    wait_settled(reset.console, 30.0, times=2)  # it has booted again, so libvirt's event of the reset was sent long ago
-    agent.step()
-    assert agent.lines("event_received") == []
-    assert [line["triggers"] for line in agent.lines("pass_completed")] == [["connected"], ["signal"]]
-    assert ksm.read("pages_to_scan") == 2
-
-
-def test_a_guest_that_reboots_itself_is_no_trigger(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
     agent = start_agent()
     rebooting = guest(PayloadGuest(name="reboots", memory_mib=16, own_mib=1, reboot_after_s=1), settle=False)
     heard_pass(agent, "started", "booted")
-    wait_settled(rebooting.console, 30.0, times=2)
+    reset.domain.reset()
+    for one in (reset, rebooting):  # they have booted again, so libvirt's events of it were sent long ago
+        wait_settled(one.console, 30.0, times=2)
     agent.step()
     assert len(agent.lines("event_received")) == 1
+    assert [line["triggers"] for line in agent.lines("pass_completed")] == [["connected"], ["started"], ["signal"]]
     assert ksm.read("pages_to_scan") == 3
 
 
-def test_each_of_two_pokes_is_a_step(ksm: Ksm, start_agent: AgentFactory) -> None:
+def test_each_poke_signal_and_retune_is_a_step_and_a_dry_one_none(ksm: Ksm, start_agent: AgentFactory) -> None:
     agent = start_agent()
     for pages in (2, 3):
         agent.poke()
         agent.wait_for_pass("poke")
         assert ksm.read("pages_to_scan") == pages
-
-
-def test_sigusr1_is_a_step(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    for pages in (2, 3):
+    for pages in (4, 5):
         agent.signal(signal.SIGUSR1)
         agent.wait_for_pass("signal")
         assert ksm.read("pages_to_scan") == pages
 
+    done = agent.home.run("retune", "--connect", agent.uri, "--json")
+    assert done.returncode == 0, done.stderr
+    line = agent.wait_for_pass("retune")
+    printed = json.loads(done.stdout)
+    assert printed["after"] == line["after"]
+    assert printed["triggers"] == ["retune"]
+    assert ksm.read("pages_to_scan") == 6
 
-def test_the_policys_own_tick_is_a_step(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent(STEPPING_LAW.replace("monitor_interval = 3600", "monitor_interval = 1"))
-    for pages in (2, 3):
-        agent.wait_for_pass("timer")
-        assert ksm.read("pages_to_scan") >= pages
+    kept = agent.home.state.read_bytes()
+    done = agent.home.run("retune", "--connect", agent.uri, "--json", "--dry-run")
+    assert json.loads(done.stdout)["outcome"] == "dry_run"
+    assert json.loads(done.stdout)["decision"]["target"]["pages_to_scan"] == 7
+    assert ksm.read("pages_to_scan") == 6
+    assert agent.home.state.read_bytes() == kept
 
 
-def test_sighup_loads_the_configuration_again(ksm: Ksm, start_agent: AgentFactory) -> None:
+def test_a_retune_that_is_not_through_the_agent_is_no_conflict_and_its_step_counts(
+    ksm: Ksm, start_agent: AgentFactory
+) -> None:
     agent = start_agent()
-    agent.home.configure(STEPPING_LAW.replace("npages_min = 1", "npages_min = 50"))
-    agent.signal(signal.SIGHUP)
-    agent.wait_for("config_reloaded")
-    agent.wait_for_pass("reload")
-    assert ksm.read("pages_to_scan") == 50
+    done = agent.home.run("retune", "--direct", "--connect", agent.uri)
+    assert done.returncode == 0, done.stderr
+    assert ksm.read("pages_to_scan") == 2
+    assert agent.step()["outcome"] == "applied"
+    assert ksm.read("pages_to_scan") == 3
+    other_uri = agent.uri.replace("qemu:", "qemu+unix:")  # which is not asked whether it serves the same
+    done = agent.home.run("retune", "--connect", other_uri, "--json", "--dry-run")
+    assert json.loads(done.stdout)["source"] == "local", "the transport unix leads to this machine"
+    agent.step()
+    assert agent.lines("foreign_value_found") == []
+    assert [line["triggers"] for line in agent.lines("pass_completed")] == [["connected"], ["signal"], ["signal"]]
 
 
-def test_an_invalid_configuration_is_reported_and_the_old_one_kept(ksm: Ksm, start_agent: AgentFactory) -> None:
+def test_sighup_loads_the_configuration_again_and_an_invalid_one_is_reported_and_the_old_one_kept(
+    ksm: Ksm, start_agent: AgentFactory
+) -> None:
     agent = start_agent()
     agent.home.configure(STEPPING_LAW.replace("npages_min = 1", 'npages_min = "many"') + "thres_coeff = 3\n")
     agent.signal(signal.SIGHUP)
@@ -197,48 +174,13 @@ def test_an_invalid_configuration_is_reported_and_the_old_one_kept(ksm: Ksm, sta
     assert "the old configuration stays in force" in first["remedy"]
     agent.wait_for_pass("signal")
     assert ksm.read("pages_to_scan") == 2
-    agent.step()
-    assert ksm.read("pages_to_scan") == 3
     assert agent.lines("config_reloaded") == []
 
-
-def test_a_retune_goes_through_the_agent_and_prints_its_pass(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    done = agent.home.run("retune", "--connect", agent.uri, "--json")
-    assert done.returncode == 0, done.stderr
-    line = agent.wait_for_pass("retune")
-    printed = json.loads(done.stdout)
-    assert printed["after"] == line["after"]
-    assert printed["triggers"] == ["retune"]
-    assert ksm.read("pages_to_scan") == 2
-
-
-def test_a_dry_retune_through_the_agent_writes_nothing(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    kept = agent.home.state.read_bytes()
-    done = agent.home.run("retune", "--connect", agent.uri, "--json", "--dry-run")
-    assert json.loads(done.stdout)["outcome"] == "dry_run"
-    assert json.loads(done.stdout)["decision"]["target"]["pages_to_scan"] == 2
-    assert ksm.read("pages_to_scan") == 1
-    assert agent.home.state.read_bytes() == kept
-
-
-def test_a_direct_retune_beside_the_agent_is_no_conflict_and_its_step_counts(
-    ksm: Ksm, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
-    done = agent.home.run("retune", "--direct", "--connect", agent.uri)
-    assert done.returncode == 0, done.stderr
-    assert ksm.read("pages_to_scan") == 2
-    assert agent.step()["outcome"] == "applied"
-    assert ksm.read("pages_to_scan") == 3
-    assert agent.lines("foreign_value_found") == []
-    assert agent.lines("pass_completed")[-1]["triggers"] == ["signal"]
-
-
-def test_an_agent_with_another_uri_is_not_asked(start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    done = agent.home.run("retune", "--connect", agent.uri.replace("qemu:", "qemu+unix:"), "--json", "--dry-run")
-    assert json.loads(done.stdout)["source"] == "local", "the transport unix leads to this machine"
-    agent.step()
-    assert [line["triggers"] for line in agent.lines("pass_completed")] == [["connected"], ["signal"]]
+    ticking = STEPPING_LAW.replace("monitor_interval = 3600", "monitor_interval = 1")
+    agent.home.configure(ticking.replace("npages_min = 1", "npages_min = 50"))
+    agent.signal(signal.SIGHUP)
+    agent.wait_for("config_reloaded")
+    assert agent.wait_for_pass("reload")["after"]["pages_to_scan"] == 50
+    for pages in (51, 52):  # the policy's own tick is a step
+        agent.wait_for_pass("timer")
+        assert ksm.read("pages_to_scan") >= pages

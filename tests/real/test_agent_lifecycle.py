@@ -61,7 +61,7 @@ def manager(agent_home: AgentHome) -> Iterator[Manager]:
     listening.close()
 
 
-def test_after_a_crash_of_libvirtd_it_connects_lists_and_runs_a_pass_again(
+def test_after_a_crash_or_a_restart_of_libvirtd_it_connects_lists_and_runs_a_pass_again(
     ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, start_agent: AgentFactory
 ) -> None:
     stays, goes = guest(tiny("stays"), settle=False), guest(tiny("goes"), settle=False)
@@ -81,17 +81,10 @@ def test_after_a_crash_of_libvirtd_it_connects_lists_and_runs_a_pass_again(
     line = agent.wait_for_pass()
     assert (line["sensed"]["guests"], line["sensed"]["guests_unread"]) == (2, 0)
     assert ksm.read("pages_to_scan") == line["after"]["pages_to_scan"] == len(agent.lines("pass_completed")) >= 3
-    assert agent.lines("foreign_value_found") == []
-
-
-def test_an_orderly_restart_of_libvirtd_is_survived_as_well(
-    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
     libvirtd.restart()
     agent.wait_for("libvirt_disconnected")
-    agent.wait_for_pass("connected")
-    assert ksm.read("pages_to_scan") == 2
+    agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 2)
+    assert agent.lines("foreign_value_found") == []
 
 
 def test_it_is_ready_before_libvirt_answers_and_tells_its_manager_what_it_does(
@@ -114,15 +107,47 @@ def test_it_is_ready_before_libvirt_answers_and_tells_its_manager_what_it_does(
     assert manager.wait_for("STOPPING")["STOPPING"] == "1"
 
 
-def test_without_a_watchdog_none_is_fed(start_agent: AgentFactory, manager: Manager) -> None:
-    agent = start_agent(environ=manager.environ)
-    assert agent.stop() == 0
-    manager.wait_for("STOPPING")
-    assert [message for message in manager.heard if "WATCHDOG" in message] == []
-
-
-def test_a_retune_while_libvirt_is_away_says_so(libvirtd: PrivateLibvirtd, start_agent: AgentFactory) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_restores_what_it_found_on_exit_also_amid_triggers(
+    ksm: Ksm, start_agent: AgentFactory, number: signal.Signals
+) -> None:
+    ksm.write(pages_to_scan=123, sleep_millisecs=45)
     agent = start_agent()
+    agent.step()
+    assert settings(ksm)[0] == 2
+    for _ in range(20):
+        agent.poke()
+    agent.signal(signal.SIGUSR1)
+    agent.signal(number)
+    assert agent.wait_ended() == 0
+    assert settings(ksm) == (123, 45)
+    assert not (agent.home.runtime_dir / "agent" / "control.sock").exists()
+
+
+@pytest.mark.parametrize("on_exit", ["idle", "leave"])
+def test_on_exit_is_done_at_the_end_and_by_a_restore_that_is_asked_to(
+    ksm: Ksm, start_agent: AgentFactory, on_exit: str
+) -> None:
+    def expected() -> tuple[int, int]:
+        return (0, 10_000) if on_exit == "idle" else settings(ksm)
+
+    agent = start_agent(f'on_exit = "{on_exit}"\n{STEPPING_LAW}')
+    at_end = expected()
+    assert agent.stop() == 0
+    assert settings(ksm) == at_end != BASELINE
+    assert agent.home.run("restore", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == BASELINE, "the administrator's values are kept for a restore"
+
+    start_agent(None).kill()
+    at_end = expected()
+    assert agent.home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
+    assert settings(ksm) == at_end != BASELINE
+
+
+def test_while_libvirt_is_away_a_retune_says_so_and_an_agent_that_ends_says_what_it_left(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory, manager: Manager
+) -> None:
+    agent = start_agent(environ=manager.environ)
     libvirtd.kill()
     agent.wait_for("libvirt_disconnected")
     agent.wait_for("libvirt_unreachable")
@@ -130,44 +155,10 @@ def test_a_retune_while_libvirt_is_away_says_so(libvirtd: PrivateLibvirtd, start
     assert done.returncode == 3
     assert "libvirt" in done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_restores_what_it_found_on_exit(ksm: Ksm, start_agent: AgentFactory, number: signal.Signals) -> None:
-    ksm.write(pages_to_scan=123, sleep_millisecs=45)
-    agent = start_agent()
-    agent.step()
-    assert settings(ksm)[0] == 2
-    agent.signal(number)
-    assert agent.wait_ended() == 0
-    assert settings(ksm) == (123, 45)
-    assert not (agent.home.runtime_dir / "agent" / "control.sock").exists()
-
-
-def test_on_exit_park_stops_scanning(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent(f'on_exit = "park"\n{STEPPING_LAW}')
-    assert agent.stop() == 0
-    assert ksm.read("pages_to_scan") == 0
-    assert ksm.read("sleep_millisecs") >= 1000
-    assert agent.home.run("restore", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == BASELINE, "the administrator's values are kept for a restore"
-
-
-def test_on_exit_leave_leaves(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent(f'on_exit = "leave"\n{STEPPING_LAW}')
-    found = settings(ksm)
-    assert agent.stop() == 0
-    assert settings(ksm) == found != BASELINE
-
-
-def test_an_agent_that_ends_without_libvirt_says_what_it_left(
-    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
-    libvirtd.kill()
-    agent.wait_for("libvirt_disconnected")
     assert agent.stop() == 3
     assert "virtksm restore" in agent.lines("settings_left")[0]["remedy"]
+    manager.wait_for("STOPPING")
+    assert [message for message in manager.heard if "WATCHDOG" in message] == [], "without a watchdog none is fed"
     libvirtd.start()
     assert agent.home.run("restore", "--connect", agent.uri).returncode == 0
     assert settings(ksm) == BASELINE
@@ -202,15 +193,6 @@ def test_a_baseline_that_the_agents_user_has_planted_is_bounded_when_root_restor
     assert "doubted   pages_to_scan" in done.stdout
 
 
-@pytest.mark.parametrize("on_exit", ["restore", "park", "leave"])
-def test_restore_does_what_on_exit_says_when_asked_to(ksm: Ksm, start_agent: AgentFactory, on_exit: str) -> None:
-    agent = start_agent(f'on_exit = "{on_exit}"\n{STEPPING_LAW}')
-    found = settings(ksm)
-    agent.kill()
-    assert agent.home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == {"restore": BASELINE, "park": (0, 10_000), "leave": found}[on_exit]
-
-
 def test_after_a_crash_a_new_agent_keeps_the_administrators_baseline(ksm: Ksm, start_agent: AgentFactory) -> None:
     ksm.write(pages_to_scan=123, sleep_millisecs=45)
     killed = start_agent()
@@ -231,23 +213,18 @@ def test_what_was_changed_between_two_agents_is_the_new_baseline(ksm: Ksm, start
     assert settings(ksm) == (321, 20)
 
 
-def test_a_second_agent_on_the_same_folder_leaves_with_a_clear_message(start_agent: AgentFactory) -> None:
+def test_a_second_agent_on_the_same_folder_and_a_restore_leave_with_a_clear_message(
+    ksm: Ksm, start_agent: AgentFactory
+) -> None:
     first = start_agent()
-    second = first.home.run("agent", "--connect", first.uri)
-    assert second.returncode == 1
-    assert f"an agent already runs with {first.home.runtime_dir}" in second.stderr
-    assert "Traceback" not in second.stderr
+    for command, message in (("agent", "an agent already runs with"), ("restore", "an agent runs with")):
+        done = first.home.run(command, "--connect", first.uri)
+        assert done.returncode == 1
+        assert f"{message} {first.home.runtime_dir}" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert ksm.read("pages_to_scan") == 1
     assert first.step()["after"]["pages_to_scan"] == 2, "the first one is not disturbed"
-
-
-def test_restore_refuses_while_an_agent_runs(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    done = agent.home.run("restore", "--connect", agent.uri)
-    assert done.returncode == 1
-    assert f"an agent runs with {agent.home.runtime_dir}" in done.stderr
-    assert ksm.read("pages_to_scan") == 1
-    agent.step()
-    assert agent.lines("foreign_value_found") == []
+    assert first.lines("foreign_value_found") == []
 
 
 def test_a_poke_fifo_that_is_none_costs_the_pokes_and_nothing_else(ksm: Ksm, start_agent: AgentFactory) -> None:
@@ -267,15 +244,6 @@ def test_a_runtime_folder_that_cannot_be_made_is_said_in_one_line(
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"virtksm: {agent_home.runtime_dir} is not a folder: see what it is (ls -ld ")
-
-
-def test_a_stop_amid_triggers_restores_all_the_same(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    for _ in range(20):
-        agent.poke()
-    agent.signal(signal.SIGUSR1)
-    assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
 
 
 def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(

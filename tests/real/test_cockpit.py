@@ -121,7 +121,7 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     assert page.locator("#saved").inner_text() == format_kib(status["now"]["saved_kib"])
     assert page.locator("#saved-share").inner_text().startswith(f"{status['now']['saved_percent']:.1f} %")
     assert page.locator("#guest-count").inner_text() == "2"
-    assert page.locator("#committed").inner_text() == f"holding {format_kib(status['now']['committed_kib'])}"
+    assert page.locator("#committed").inner_text() == f"{format_kib(status['now']['committed_kib'])} resident"
     assert page.locator("#subtitle").inner_text() == f"{URI}, policy ksmtuned, virtksm {status['version']}"
     assert page.locator("#why").inner_text().startswith(status["last_pass"]["decision"]["reason"])
     assert (
@@ -246,7 +246,7 @@ def test_without_administrative_access_it_shows_all_and_changes_nothing(
     guest(twin(1))
     looked = visit(host.serve(as_nobody=(grp.getgrnam(GROUP).gr_gid,)))
     page = looked.page
-    expect(page.get_by_text("Only shown: changing anything takes administrative access.")).to_be_visible()
+    expect(page.get_by_text("Read-only: changes need administrative access.")).to_be_visible()
     expect(page.locator("#subtitle")).to_contain_text("policy ksmtuned")
     expect(page.locator("#guests tbody th")).to_have_text("twin1")
     expect(page.locator("#decisions tbody tr")).not_to_have_count(0)

@@ -102,7 +102,7 @@ def samples(seed: int) -> list[Sample]:
         drawn.append(
             Sample(
                 at_s=at_s, guests=1, committed_kib=1, total_kib=1, available_kib=1, saved_kib=draw.randrange(9),
-                ksmd_cpu_seconds=cpu_s, run=1, pages_to_scan=0, sleep_millisecs=20, rule="rest",
+                ksmd_cpu_seconds=cpu_s, run=1, pages_to_scan=0, sleep_millisecs=20, rule="idle",
             )
         )  # fmt: skip
     return drawn
@@ -182,8 +182,8 @@ def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> Non
         ({"now": {**NOW, "advisor_mode": "scan-time"}}, "echo none > /sys/kernel/mm/ksm/advisor_mode"),
         ({"libvirt": {"answers": False, "error": "no answer", "waiting_for": "pass"}}, "no answer"),
         ({"libvirt": {"answers": False, "error": None, "waiting_for": "open"}}, "Waiting for open"),
-        ({"stranded": {"possible": True, "worst_core_percent": 12.5}}, "At worst it takes 12.5 % of a core"),
-        ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first pass has not come back"),
+        ({"stranded": {"possible": True, "worst_core_percent": 12.5}}, "It may take up to 12.5 % of a core"),
+        ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first pass has not returned"),
         ({"last_pass": {"warnings": ["of this"], "exposed": None}}, "of this"),
         ({"last_pass": {"warnings": [], "exposed": ["vault"]}}, "vault is declared private"),
         ({"last_pass": None}, None),

@@ -26,47 +26,47 @@ def explained(home: AgentHome, *arguments: str) -> list[dict[str, Any]]:
     return decisions
 
 
-def test_a_round_is_explained_by_its_numbers_while_the_agent_runs_and_after_it(
+def test_a_full_scan_is_explained_by_its_numbers_while_the_agent_runs_and_after_it(
     start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
     agent = start_agent(UNSETTLED_LAW)
     guest(TWIN)
     line = agent.sweep()
     told = explained(agent.home)
-    rounds = [one for one in told if one["pass"]["decision"]["rule"] == "round"]
-    assert rounds[0]["pass"]["decision"]["numbers"] == line["decision"]["numbers"]
-    assert rounds[0]["rule_means"] == MEANINGS["adaptive"]["round"]
-    turns = {turn["then"]: turn for turn in rounds[0]["pass"]["decision"]["turns_when"]}
-    assert set(turns) == {"ends the round", "gives the round up"}
-    assert turns["ends the round"]["present"] == line["sensed"]["full_scans"]
+    scans = [one for one in told if one["pass"]["decision"]["rule"] == "full_scan"]
+    assert scans[0]["pass"]["decision"]["numbers"] == line["decision"]["numbers"]
+    assert scans[0]["rule_means"] == MEANINGS["adaptive"]["full_scan"]
+    thresholds = {one["then"]: one for one in scans[0]["pass"]["decision"]["thresholds"]}
+    assert set(thresholds) == {"ends the full scan", "gives the full scan up"}
+    assert thresholds["ends the full scan"]["present"] == line["sensed"]["full_scans"]
     assert [one["at_s"] for one in told] == sorted(one["at_s"] for one in told)
 
     said = agent.home.run("explain", "--last", "100").stdout
-    assert "turns     ends the round when full_scans rises to" in said
-    assert "rule      round of adaptive: rules 7 and 8" in said
+    assert "threshold ends the full scan when full_scans rises to" in said
+    assert "rule      full_scan of adaptive: rules 7 and 8" in said
     assert agent.stop() == 0
     afterwards = explained(agent.home, "--connect", agent.uri)
     assert afterwards[: len(told)] == told, "the file tells the same"
 
 
-def test_what_turns_ksmtuned_is_named_with_the_host_s_own_numbers(start_agent: AgentFactory) -> None:
+def test_what_would_change_ksmtuned_is_named_with_the_host_s_own_numbers(start_agent: AgentFactory) -> None:
     """Memory always counts as short here: free memory is below all of it."""
     agent = start_agent(STEPPING_LAW)
     line = agent.step()
     (decision,) = (one["pass"] for one in explained(agent.home) if one["pass"]["triggers"] == ["signal"])
-    (turn,) = decision["decision"]["turns_when"]
-    assert (turn["then"], turn["quantity"]) == ("eases off (decay)", "free_kib")
-    assert turn["threshold"] == line["sensed"]["total_kib"]
-    assert turn["present"] == line["decision"]["numbers"]["free_kib"]
+    (threshold,) = decision["decision"]["thresholds"]
+    assert (threshold["then"], threshold["quantity"]) == ("eases off (decay)", "free_kib")
+    assert threshold["value"] == line["sensed"]["total_kib"]
+    assert threshold["present"] == line["decision"]["numbers"]["free_kib"]
 
 
-def test_retune_says_what_would_turn_its_decision_with_and_without_an_agent(
+def test_retune_says_what_would_change_its_decision_with_and_without_an_agent(
     start_agent: AgentFactory, agent_home: AgentHome
 ) -> None:
     agent = start_agent('policy = "adaptive"\n[adaptive]\nreserve_percent = 1\n')
     for options in ((), ("--direct",)):
         said = agent_home.run("retune", "--connect", agent.uri, *options).stdout
-        assert "turns     engages when available memory falls to" in said
+        assert "threshold engages when available memory falls to" in said
 
 
 def test_whoever_may_not_ask_and_may_not_read_the_file_is_told_so(start_agent: AgentFactory) -> None:

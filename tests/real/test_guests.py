@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from demo.guests import PayloadGuest, start_guest, wait_settled
-from tests.lab.fixtures import QEMU_CACHE, GuestFactory
+from tests.lab.fixtures import QEMU_CACHE, GuestFactory, RunningGuest
 from tests.lab.ksm import Ksm, merging_pages, merging_pages_of_others
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
@@ -23,12 +24,12 @@ from virtksm.guests.process import ProcessKsm
 from virtksm.guests.savings import ITEM_BYTES
 from virtksm.host.local_facts import read_guest_process
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+pytestmark = pytest.mark.real
 
 Json = dict[str, Any]
 MIB = 1024 * 1024
 PAGE = 4096
-COMMON_MIB = 16
+COMMON_MIB = 12
 BACKINGS = {
     "shared": "<source type='memfd'/><access mode='shared'/>",
     "memfd": "<source type='memfd'/>",
@@ -65,38 +66,57 @@ def counted(pid: int) -> ProcessKsm:
     return process.ksm
 
 
-@pytest.fixture
-def backed(libvirtd: PrivateLibvirtd, libvirt_conn: libvirt.virConnect, payload: Path) -> Iterator[dict[str, int]]:
-    """Lend guests whose RAM lies behind a memfd or a file; return their pids."""
-    domains, pids = [], {}
+@contextmanager
+def backed(daemon: PrivateLibvirtd, connection: libvirt.virConnect, payload: Path) -> Iterator[None]:
+    """Start guests whose RAM lies behind a memfd or a file."""
+    domains = []
     try:
         for name, backing in BACKINGS.items():
             spec = PayloadGuest(name=name, memory_mib=32, common_mib=COMMON_MIB, seed=20)
-            console = libvirtd.root / f"console-{name}"
-            console.unlink(missing_ok=True)
-            xml = spec.domain_xml(payload, console)
+            xml = spec.domain_xml(payload, daemon.root / f"console-{name}")
             xml = xml.replace("<vcpu>", f"<memoryBacking>{backing}</memoryBacking><vcpu>")
-            domains.append(libvirt_conn.createXML(xml))
-            wait_settled(console, 60.0)
-            pids[name] = libvirtd.guest_pid(name)
-        yield pids
+            domains.append(connection.createXML(xml))
+        for name in BACKINGS:
+            wait_settled(daemon.root / f"console-{name}", 60.0)
+        yield
     finally:
         for domain in domains:
             domain.destroy()
 
 
-def test_twins_save_alike_and_each_guest_that_cannot_merge_says_why(
-    ksm: Ksm, guest: GuestFactory, backed: dict[str, int], libvirtd: PrivateLibvirtd, agent_home: AgentHome
+def test_what_each_guest_saves_or_why_not_is_told_whoever_asks(
+    ksm: Ksm,
+    guest: GuestFactory,
+    libvirtd: PrivateLibvirtd,
+    libvirt_conn: libvirt.virConnect,
+    payload: Path,
+    agent_home: AgentHome,
 ) -> None:
-    running = [guest(twin(1)), guest(twin(2))]
-    guest(PayloadGuest(name="apart", memory_mib=32, common_mib=COMMON_MIB, nosharepages=True))
-    ksm.merge_all()
-    told = run(agent_home, "guests", "--connect", libvirtd.uri)
-    found = by_name(told)
-    assert set(found) == {"twin1", "twin2", "apart", *backed}
-    few = run(agent_home, "guests", "twin2", found["apart"]["uuid"], "--connect", libvirtd.uri)
+    agent_home.configure("")
+    empty = run(agent_home, "headroom", "--connect", libvirtd.uri)
+    assert (empty["guests"], empty["growth_kib"]) == (0, 0)
+    with backed(libvirtd, libvirt_conn, payload):
+        running = guest.together(
+            twin(1),
+            twin(2),
+            PayloadGuest(name="big", memory_mib=256, common_mib=4, seed=3),
+            PayloadGuest(name="apart", memory_mib=48, common_mib=COMMON_MIB, nosharepages=True),
+        )
+        ksm.merge_all()
+        check_guests(agent_home, libvirtd.uri, running[:2])
+        check_order(agent_home, libvirtd.uri)
+        check_headroom(ksm, agent_home, libvirtd.uri)
+        check_without_root(ksm, agent_home, libvirtd)
+        check_far(ksm, agent_home, libvirtd.far_uri, running[0])
+
+
+def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
+    """Twins save alike, and each guest that cannot merge says why."""
+    found = by_name(run(home, "guests", "--connect", uri))
+    assert set(found) == {"twin1", "twin2", "big", "apart", *BACKINGS}
+    few = run(home, "guests", "twin2", found["apart"]["uuid"], "--connect", uri)
     assert by_name(few) == {name: found[name] for name in ("twin2", "apart")}
-    missed = agent_home.run("guests", "twin2", "gone", "--connect", libvirtd.uri)
+    missed = home.run("guests", "twin2", "gone", "--connect", uri)
     assert (missed.returncode, missed.stdout) == (1, "")
     assert "no running guest is called gone" in missed.stderr
 
@@ -107,7 +127,7 @@ def test_twins_save_alike_and_each_guest_that_cannot_merge_says_why(
         assert one["saved_bytes"] >= COMMON_MIB * MIB / 2
         assert one["profit_bytes"] == one["saved_bytes"] - one["cost_bytes"]
     assert abs(found["twin1"]["saved_bytes"] - found["twin2"]["saved_bytes"]) < MIB
-    for started in running:
+    for started in twins:
         rss_bytes = psutil.Process(started.pid).memory_info().rss
         assert abs(found[started.spec.name]["rss_bytes"] - rss_bytes) <= 8 * MIB
     assert (found["twin1"]["memory_bytes"], found["twin1"]["maximum_bytes"]) == (32 * MIB, 32 * MIB)
@@ -120,11 +140,83 @@ def test_twins_save_alike_and_each_guest_that_cannot_merge_says_why(
         assert found[name]["merged_bytes"] < 4 * MIB, "only what lies beside its RAM merges"
 
 
-def test_the_sums_are_the_kernels_own_counters_to_the_page(
+def check_order(home: AgentHome, uri: str) -> None:
+    """Guests stand in the order asked for, by default by what they save."""
+    for order, names in (((), ["twin1", "big", "apart"]), (("--sort", "memory"), ["big", "apart", "twin1"])):
+        done = home.run("guests", *order, "--connect", uri)
+        assert (done.returncode, done.stderr) == (0, "")
+        heading, *lines = done.stdout.split("\n\n")[0].splitlines()
+        assert heading.split() == [
+            *("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN", "MERGE"),
+        ]
+        shown = [line.split()[0] for line in lines]
+        assert [name for name in shown if name in names] == names
+        (apart,) = [line for line in lines if line.startswith("apart")]
+        assert apart.endswith("no: nosharepages in its XML")
+        assert "48.0 MiB" in apart
+        assert "host " in done.stdout
+
+
+def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:
+    """Headroom is what the host has, less what the guests that run may take."""
+    told = run(home, "headroom", "--connect", uri)
+    room, risk = told["room_kib"], told["risk"]
+    assert told["guests"] == 4 + len(BACKINGS)
+    assert 128 * 1024 < told["growth_kib"] < 512 * 1024
+    assert 0 < told["merge_ratio"] < 0.5
+    merged_kib = (ksm.read("pages_shared") + ksm.read("pages_sharing")) * 4
+    assert risk["unmerging_kib"] == merged_kib
+    assert room["safe"] == told["available_kib"] - told["reserve_kib"] - told["growth_kib"] - merged_kib
+    assert room["unmerged"] == room["safe"] + merged_kib
+    assert room["at_ratio"] > room["unmerged"]
+    assert risk["needed_kib"] == merged_kib + told["growth_kib"] + room["at_ratio"]
+    text = home.run("headroom", "--connect", uri).stdout
+    assert "ksmd is idle" in text
+    assert "this is safe" in text
+
+
+def check_without_root(ksm: Ksm, home: AgentHome, libvirtd: PrivateLibvirtd) -> None:
+    """Without root the kernel's word is missing and the rest is told."""
+    libvirtd.root.chmod(0o711)
+    uri = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
+    home.folder.chmod(0o755)
+    options = home.command("--config", str(home.config))[1:]
+    done = run_as_nobody(*options, "guests", "twin1", "--json", "--connect", uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    (one,) = told["guests"]
+    assert one["rss_bytes"] > 16 * MIB
+    assert (one["can_merge"], one["obstacles"]) == (True, [])
+    assert [one[name] for name in ("merged_bytes", "saved_bytes", "cost_bytes", "profit_bytes", "kernel")] == [None] * 5
+    assert told["left_over"] is None
+    assert told["host"]["pages_shared"] == ksm.read("pages_shared")
+    (note,) = told["notes"]
+    assert "run this as root" in note
+    count = 4 + len(BACKINGS)
+    assert f"{count} guests is for root to read" in run_as_nobody(*options, "guests", "--connect", uri).stdout
+    assert json.loads(run_as_nobody(*options, "headroom", "--json", "--connect", uri).stdout)["guests"] == count
+
+
+def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> None:
+    """Of another machine it tells what libvirt tells."""
+    told = run(home, "guests", "twin1", "--connect", uri)
+    (one,) = told["guests"]
+    assert told["source"] == "libvirt"
+    assert abs(one["rss_bytes"] - psutil.Process(running.pid).memory_info().rss) <= 8 * MIB
+    assert (one["memory_bytes"], one["can_merge"], one["kernel"], one["saved_bytes"]) == (32 * MIB, True, None, None)
+    assert told["host"]["pages_sharing"] == ksm.read("pages_sharing")
+    assert [told["host"][name] for name in ("ksm_run", "ksm_zero_pages", "profit_bytes")] == [None] * 3
+    assert "run this command there" in told["notes"][0]
+    headroom = run(home, "headroom", "--connect", uri)
+    assert headroom["risk"]["swap_free_kib"] is None
+    assert headroom["room_kib"]["safe"] > 0
+
+
+def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_guest_leaves_is_left_over(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
     ksm.write(use_zero_pages=1)
-    guests = [guest(twin(number, own_mib=4, zero_mib=2)) for number in (1, 2, 3)]
+    guests = guest.together(*(twin(number, own_mib=4, zero_mib=2) for number in (1, 2, 3)))
     ksm.merge_all()
     pids = {one.pid for one in guests}
     shared, sharing = ksm.read("pages_shared"), ksm.read("pages_sharing")
@@ -151,29 +243,22 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page(
         assert cost_bytes == one.rmap_items * ITEM_BYTES
         assert one.zero_pages > 0
 
-
-def test_what_an_ended_guest_leaves_is_left_over_until_ksmd_comes_by(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
-    guest(twin(1))
-    ended = guest(twin(2))
-    ksm.merge_all()
-    pages = merging_pages(ended.pid)
-    ended.domain.destroy()
+    pages = merging_pages(guests[0].pid)
+    guests[0].domain.destroy()
     text = agent_home.run("guests", "--connect", libvirtd.uri).stdout
     told = run(agent_home, "guests", "--connect", libvirtd.uri)
-    assert list(by_name(told)) == ["twin1"]
+    assert set(by_name(told)) == {"twin2", "twin3"}
     assert pages >= COMMON_MIB * MIB // PAGE
     assert of_ended(told) >= pages
-    assert "of processes that have ended" in text
+    assert "of processes that have exited" in text
     ksm.merge_all()
     assert of_ended(run(agent_home, "guests", "--connect", libvirtd.uri)) < pages
 
 
 def test_another_process_that_merges_is_named(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     program = (
-        "import mmap; m = mmap.mmap(-1, 128 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
-        "m.madvise(12); m.madvise(15); m.write(b'virtksm!' * (1 << 24)); print('up', flush=True); input()"
+        "import mmap; m = mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
+        "m.madvise(12); m.madvise(15); m.write(b'virtksm!' * (1 << 22)); print('up', flush=True); input()"
     )
     with subprocess.Popen(["python3", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -183,46 +268,9 @@ def test_another_process_that_merges_is_named(ksm: Ksm, libvirtd: PrivateLibvirt
         text = agent_home.run("guests", "--connect", libvirtd.uri).stdout
         other.kill()
     (found,) = [one for one in told["left_over"]["processes"] if one["pid"] == other.pid]
-    assert found["merging_pages"] == 32768
-    assert f"32768 of python3 (pid {other.pid})" in text
+    assert found["merging_pages"] == 8192
+    assert f"8192 of python3 (pid {other.pid})" in text
     assert text.startswith("no guest runs\n")
-
-
-@pytest.mark.parametrize(
-    ("order", "names"),
-    [
-        ((), ["twin1", "big", "apart"]),
-        (("--sort", "saved"), ["twin1", "big", "apart"]),
-        (("--sort", "memory"), ["big", "apart", "twin1"]),
-        (("--sort", "name"), ["apart", "big", "twin1"]),
-    ],
-)
-def test_guests_stand_in_the_order_asked_for(
-    ksm: Ksm,
-    guest: GuestFactory,
-    libvirtd: PrivateLibvirtd,
-    agent_home: AgentHome,
-    order: tuple[str, ...],
-    names: list[str],
-) -> None:
-    for number in (1, 2):  # so that each saves clearly more than the big one
-        guest(twin(number))
-    guest(PayloadGuest(name="big", memory_mib=64, common_mib=8, seed=2))
-    guest(PayloadGuest(name="apart", memory_mib=48, common_mib=8, seed=3, nosharepages=True))
-    ksm.merge_all()
-    done = agent_home.run("guests", *order, "--connect", libvirtd.uri)
-    assert (done.returncode, done.stderr) == (0, "")
-    heading, *lines = done.stdout.split("\n\n")[0].splitlines()
-    assert heading.split() == [
-        *("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN", "MERGE"),
-    ]
-    shown = [line.split()[0] for line in lines]
-    assert "twin2" in shown
-    assert [name for name in shown if name != "twin2"] == names
-    (apart,) = [line for line in lines if line.startswith("apart")]
-    assert apart.endswith("no: nosharepages in its XML")
-    assert "48.0 MiB" in apart
-    assert "host " in done.stdout
 
 
 def test_ksm_that_is_off_is_every_guests_obstacle(
@@ -252,76 +300,6 @@ def test_mem_merge_off_on_qemus_own_command_line_is_seen(
         domain.destroy()
 
 
-def test_without_root_the_kernels_word_is_missing_and_the_rest_is_told(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
-    guest(twin(1))
-    ksm.merge_all()
-    libvirtd.root.chmod(0o711)
-    uri = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
-    agent_home.folder.chmod(0o755)
-    options = agent_home.command("--config", str(agent_home.config))[1:]
-    done = run_as_nobody(*options, "guests", "--json", "--connect", uri)
-    assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    (one,) = told["guests"]
-    assert one["rss_bytes"] > 16 * MIB
-    assert (one["can_merge"], one["obstacles"]) == (True, [])
-    assert [one[name] for name in ("merged_bytes", "saved_bytes", "cost_bytes", "profit_bytes", "kernel")] == [None] * 5
-    assert told["left_over"] is None
-    assert told["host"]["pages_shared"] == ksm.read("pages_shared")
-    (note,) = told["notes"]
-    assert "run this as root" in note
-    assert "1 guest is for root to read" in run_as_nobody(*options, "guests", "--connect", uri).stdout
-    assert json.loads(run_as_nobody(*options, "headroom", "--json", "--connect", uri).stdout)["guests"] == 1
-
-
-def test_of_another_machine_it_tells_what_libvirt_tells(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
-    running = guest(twin(1))
-    ksm.merge_all()
-    remote = libvirtd.far_uri
-    told = run(agent_home, "guests", "--connect", remote)
-    (one,) = told["guests"]
-    assert told["source"] == "libvirt"
-    assert abs(one["rss_bytes"] - psutil.Process(running.pid).memory_info().rss) <= 8 * MIB
-    assert (one["memory_bytes"], one["can_merge"], one["kernel"], one["saved_bytes"]) == (32 * MIB, True, None, None)
-    assert told["host"]["pages_sharing"] == ksm.read("pages_sharing")
-    assert [told["host"][name] for name in ("ksm_run", "ksm_zero_pages", "profit_bytes")] == [None] * 3
-    assert "run this command there" in told["notes"][0]
-    agent_home.configure("")
-    headroom = run(agent_home, "headroom", "--connect", remote)
-    assert headroom["risk"]["swap_free_kib"] is None
-    assert headroom["room_kib"]["safe"] > 0
-
-
-def test_headroom_is_what_the_host_has_less_what_runs_may_take(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
-    agent_home.configure("")
-    empty = run(agent_home, "headroom", "--connect", libvirtd.uri)
-    assert (empty["guests"], empty["growth_kib"]) == (0, 0)
-    guest(twin(1))
-    guest(twin(2))
-    guest(PayloadGuest(name="grows", memory_mib=256, own_mib=4))
-    ksm.merge_all()
-    told = run(agent_home, "headroom", "--connect", libvirtd.uri)
-    room, risk = told["room_kib"], told["risk"]
-    assert told["guests"] == 3
-    assert 128 * 1024 < told["growth_kib"] < 256 * 1024
-    assert 0 < told["merge_ratio"] < 0.5
-    merged_kib = (ksm.read("pages_shared") + ksm.read("pages_sharing")) * 4
-    assert risk["unmerging_kib"] == merged_kib
-    assert room["safe"] == told["available_kib"] - told["reserve_kib"] - told["growth_kib"] - merged_kib
-    assert room["unmerged"] == room["safe"] + merged_kib
-    assert room["at_ratio"] > room["unmerged"]
-    assert risk["needed_kib"] == merged_kib + told["growth_kib"] + room["at_ratio"]
-    text = agent_home.run("headroom", "--connect", libvirtd.uri).stdout
-    assert "ksmd is parked" in text
-    assert "this is safe" in text
-
-
 @pytest.mark.parametrize("command", ["guests", "headroom"])
 def test_no_libvirt_is_exit_code_3_and_no_ksm_is_4(agent_home: AgentHome, command: str) -> None:
     done = agent_home.run(command, "--connect", f"qemu:///system?socket={agent_home.folder}/none")
@@ -347,9 +325,10 @@ def test_nosharepages_that_systemds_memoryksm_overrules_is_seen(ksm: Ksm, payloa
     daemon._reaper = [sys.executable, "-c", merging, *daemon._reaper]
     with daemon:
         connection = libvirt.open(daemon.uri)
-        for number in (1, 2):
-            console = daemon.root / f"console{number}"
+        consoles = [daemon.root / f"console{number}" for number in (1, 2)]
+        for number, console in enumerate(consoles):
             start_guest(connection, twin(number, nosharepages=True), kernel=payload, console=console)
+        for console in consoles:
             wait_settled(console, 60.0)
         ksm.merge_all()
         told = run(agent_home, "guests", "--connect", daemon.uri)

@@ -1,4 +1,4 @@
-"""What a real agent remembers of real guests: it outlives the agent, also one that is killed."""
+"""A real agent's history of real guests: it outlives the agent, also one that is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
-from virtksm.cli.history import Memories, read_decisions, read_history
+from virtksm.cli.history import Excerpt, read_decisions, read_history
 from virtksm.cli.main import build_parser
 from virtksm.store.history import HistoryFile
 
@@ -26,7 +26,7 @@ def options_of(home: AgentHome) -> argparse.Namespace:
     return build_parser(["status"]).parse_args(home.command("status")[1:])
 
 
-def remembered(home: AgentHome, uri: str | None = None) -> Memories:
+def excerpt(home: AgentHome, uri: str | None = None) -> Excerpt:
     return read_history(options_of(home), uri, seconds=HOUR_S)
 
 
@@ -52,14 +52,14 @@ def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
     heard = agent.lines("event_received")
     assert len(chatter) >= 4
     assert {line["level"] for line in chatter} == {"debug"}
-    told = remembered(agent.home).events
-    assert [(event.kind, event.domain) for event in told if event.kind != "balloon"] == [
+    events = excerpt(agent.home).events
+    assert [(event.kind, event.domain) for event in events if event.kind != "balloon"] == [
         ("started", "other"),
         ("started", "loud"),
     ]
-    assert len(told) < len(heard), "of those in a minute the last is kept"
+    assert len(events) < len(heard), "of those in a minute the last is kept"
     decisions = read_decisions(options_of(agent.home), agent.uri, 100)
-    assert [told.report["triggers"] for told in decisions] == [["connected"], ["started"], ["started"]]
+    assert [line.triggers.names for line in decisions] == [["connected"], ["started"], ["started"]]
 
 
 def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory, guest: GuestFactory) -> None:
@@ -68,32 +68,32 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
     one = guest(PayloadGuest(name="kept", memory_mib=16), settle=False)
     agent.wait_for("event_received")
     agent.wait_for_pass("started")
-    told = remembered(agent.home)
-    assert [(event.kind, event.domain, event.uuid, event.detail) for event in told.events] == [
+    seen = excerpt(agent.home)
+    assert [(event.kind, event.domain, event.uuid, event.detail) for event in seen.events] == [
         ("started", "kept", one.domain.UUIDString(), "booted")
     ]
-    assert told.samples[-1].guests == 1
-    assert told.samples[-1].committed_kib > 0
-    assert told.samples[-1].run == 1
-    assert all(began_s <= sample.at_s <= told.now_s for sample in told.samples)
+    assert seen.samples[-1].guests == 1
+    assert seen.samples[-1].committed_kib > 0
+    assert seen.samples[-1].run == 1
+    assert all(began_s <= sample.at_s <= seen.now_s for sample in seen.samples)
     assert agent.stop() == 0
     assert stat.S_IMODE(file_of(agent.home).stat().st_mode) == 0o600
 
-    alone = remembered(agent.home, agent.uri)
-    assert (alone.events, len(alone.samples)) == (told.events, len(told.samples)), "the file tells without an agent"
+    alone = excerpt(agent.home, agent.uri)
+    assert (alone.events, len(alone.samples)) == (seen.events, len(seen.samples)), "the file tells without an agent"
     decisions = read_decisions(options_of(agent.home), agent.uri, 100)
-    assert [told.report["triggers"] for told in decisions] == [["connected"], ["started"]]
+    assert [line.triggers.names for line in decisions] == [["connected"], ["started"]]
 
     second = start_agent(PARKING_LAW)
     second.reload()  # has what waits written at once
     history = HistoryFile(str(file_of(agent.home)))
     wait_until(lambda: len(history.decisions(100)) >= 3, HANG_S, "the second agent's first write")
     second.kill()
-    assert remembered(agent.home, agent.uri).events == told.events
+    assert excerpt(agent.home, agent.uri).events == seen.events
 
     third = start_agent(PARKING_LAW)
-    assert remembered(third.home).events[0] == told.events[0]
-    triggers = [one.report["triggers"] for one in read_decisions(options_of(third.home), None, 100)]
+    assert excerpt(third.home).events[0] == seen.events[0]
+    triggers = [line.triggers.names for line in read_decisions(options_of(third.home), None, 100)]
     assert triggers[:3] == [["connected"], ["started"], ["connected"]]
     assert triggers[3:] in ([["connected"]], [["reload"], ["connected"]]), "the last minute may be lost"
 
@@ -105,7 +105,7 @@ def test_a_damaged_history_is_set_aside_and_costs_no_pass(start_agent: AgentFact
     wait_until(lambda: agent.lines("history_set_aside") != [], HANG_S, "the damage to be told")
     aside = agent.lines("history_set_aside")[0]["file"]
     assert Path(aside).read_bytes() == b"garbage" * 100
-    assert len(remembered(agent_home).samples) == 1
+    assert len(excerpt(agent_home).samples) == 1
     assert agent.stop() == 0
 
 

@@ -208,7 +208,7 @@ def test_a_reboot_a_pause_and_new_memory_call_no_hook_that_pokes(place: HookPlac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
-    """What the hook finds: a listener ("reads", "stopped", "stopped and full"), a FIFO without one, a virtksm."""
+    """What the hook finds: a listener ("reads", "stopped and full"), a FIFO without one, a virtksm."""
 
     listener: str = ""
     fifo: bool = True
@@ -218,13 +218,9 @@ class Around:
 
 AROUND = {
     "a listener": Around(listener="reads"),
-    "a stopped listener": Around(listener="stopped"),
     "a stopped listener whose FIFO is full": Around(listener="stopped and full"),
-    "no listener, virtksm missing": Around(),
-    "no FIFO, virtksm missing": Around(fifo=False),
-    "no folder, virtksm missing": Around(fifo=False, folder=False),
     "no listener, virtksm there": Around(virtksm=True),
-    "no folder, virtksm there": Around(fifo=False, folder=False, virtksm=True),
+    "no folder, virtksm missing": Around(fifo=False, folder=False),
 }
 LIFE = [
     *STARTING,
@@ -232,10 +228,9 @@ LIFE = [
     "restore begin",
     *STARTING,
     "reconnect begin",
-    "reconnect begin",
     *STOPPING,
 ]
-ACTED_UPON = ["started", "release", "restore", "started", "reconnect", "reconnect", "release"]
+ACTED_UPON = ["started", "release", "restore", "started", "reconnect", "release"]
 
 
 class Surroundings:
@@ -252,7 +247,7 @@ class Surroundings:
         if around.virtksm:
             place.record_one_shots()
         if around.listener.startswith("stopped"):
-            self._stack.enter_context(FrozenListener(place.fifo, full=around.listener.endswith("full")))
+            self._stack.enter_context(FrozenListener(place.fifo, full=True))
         elif around.listener:
             self._listener = self._stack.enter_context(Listener(place.fifo))
         elif around.fifo:
@@ -280,7 +275,7 @@ def test_a_guest_lives_through_everything(
     place: HookPlace, guest: GuestFactory, libvirtd: PrivateLibvirtd, tmp_path: Path, around: Around
 ) -> None:
     with Surroundings(place, around) as surroundings:
-        running = guest(tiny())
+        running = guest(tiny(), settle=False)
         assert_lives(libvirtd, "guest", running.pid)
         running.domain.save(str(tmp_path / "saved"))
 
@@ -291,11 +286,10 @@ def test_a_guest_lives_through_everything(
         assert_lives(libvirtd, "guest", pid)
 
         calls = place.hooked.read_operations()
-        for end in (libvirtd.stop, libvirtd.kill):
-            end()
-            libvirtd.start()
-            calls += end_calls(place, "reconnect begin")
-            assert_lives(libvirtd, "guest", pid)
+        libvirtd.kill()
+        libvirtd.start()
+        calls += end_calls(place, "reconnect begin")
+        assert_lives(libvirtd, "guest", pid)
 
         connection = libvirt.open(libvirtd.uri)
         connection.lookupByName("guest").destroy()
@@ -350,9 +344,7 @@ def test_a_guest_whose_xml_does_not_fit_into_a_pipe_starts(
         assert listener.read_pokes() == ["release"]
 
 
-@pytest.mark.parametrize(
-    "name", ["$(touch owned)", "`touch owned`", "'; touch owned; '", '"two words"', "two\nlines", "-rf", "x" * 200]
-)
+@pytest.mark.parametrize("name", ["-rf '; touch owned; ' $(touch owned)`touch owned`", '"two\nlines" ' + "x" * 200])
 def test_a_hostile_guest_name_is_data(
     place: HookPlace, guest: GuestFactory, libvirtd: PrivateLibvirtd, name: str
 ) -> None:

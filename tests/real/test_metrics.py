@@ -31,7 +31,7 @@ MAX_RSS_KIB = 50 * 1024
 SHARES = (
     "sum(virtksm_guest_saved_bytes) + sum(virtksm_guests_other_saved_bytes) + sum(virtksm_unattributed_saved_bytes)"
 )
-DEBT_AGES = {"young", "fresh", "half", "gone"}
+BACKLOG_STATES = {"settling", "new", "scanned_once", "exited"}
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_prometheus_is_told_what_the_status_says(
             "virtksm_libvirt_reconnects_total": 0,
             "virtksm_stranded_possible": status["stranded"]["possible"],
             "virtksm_worst_core_ratio": status["stranded"]["worst_core_percent"] / 100,
-            "virtksm_idle": last["decision"]["parked"],
+            "virtksm_idle": last["decision"]["idle"],
             "virtksm_switched_off": 0,
             "virtksm_ksm_off_while_wanted": 0,
             "virtksm_private_guests_exposed": 0,
@@ -110,9 +110,9 @@ def test_a_prometheus_is_told_what_the_status_says(
             "sum(virtksm_last_pass_result)": 1,
             f'virtksm_build_info{{version="{status["version"]}"}}': 1,
             'virtksm_policy_info{policy="adaptive"}': 1,
-            'virtksm_scan_debt_bytes{age="fresh"}': numbers["fresh_kib"] * 1024,
+            'virtksm_backlog_bytes{state="new"}': numbers["new_kib"] * 1024,
             "sum(virtksm_decisions_total)": len(passes),
-            'virtksm_decisions_total{rule="round"}': rules(passes, "round"),
+            'virtksm_decisions_total{rule="full_scan"}': rules(passes, "full_scan"),
             "virtksm_pass_duration_seconds_count": len(passes),
             "virtksm_event_to_applied_seconds_count": len(waits(passes)),
             "sum(virtksm_conflicts_total)": 0,
@@ -145,7 +145,7 @@ def test_a_prometheus_is_told_what_the_status_says(
         "virtksm_profit_bytes": int(Path("/sys/kernel/mm/ksm/general_profit").read_text()),
     }.items():
         assert scraped.value(expression) == expected, expression
-    assert {series["metric"]["age"] for series in scraped.query("virtksm_scan_debt_bytes")} == DEBT_AGES
+    assert {series["metric"]["state"] for series in scraped.query("virtksm_backlog_bytes")} == BACKLOG_STATES
     assert scraped.value('virtksm_pass_triggers_total{trigger="started",result="unchanged"}') >= 1
 
     checked = promtool("check", "metrics", text=fetch(url(port)))

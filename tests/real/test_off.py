@@ -92,7 +92,7 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     assert home.run("off", "--connect", agent.uri).returncode == 0
     assert agent.stop() == 0
     assert settings(ksm) == IDLE, "what it found would scan"
-    assert len(agent.lines("settings_parked")) == 1
+    assert len(agent.lines("ksmd_idled")) == 1
     done = home.run("restore", "--connect", agent.uri)
     assert (done.returncode, settings(ksm)) == (0, IDLE)
     assert "switched off" in done.stdout
@@ -209,7 +209,7 @@ def test_private_guests_by_name_are_named_unless_nosharepages_keeps_them_out(
         assert named["guest"] == "tenant-open"
         assert "<nosharepages/>" in named["remedy"]
         exposed(agent, ["tenant-open"])
-        assert agent.lines("pass_failed") == agent.lines("guests_unread") == []
+        assert agent.lines("pass_failed") == agent.lines("guest_xml_unreadable") == []
     finally:
         os.kill(running.pid, signal.SIGCONT)
         shared.destroy()

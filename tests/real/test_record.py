@@ -119,7 +119,7 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again_also
     assert (end["kind"], end["passes"], end["missed"]) == ("end", len(made), 0)
     assert [line["seq"] for line in made] == list(range(made[0]["seq"], made[0]["seq"] + len(made)))
     assert {"twin1", "twin2"} == {one["name"] for line in made for one in line["snapshot"]["guests"]}
-    assert {"round", "rest", "wait"} <= {line["decision"]["rule"] for line in made}
+    assert {"full_scan", "idle", "wait"} <= {line["decision"]["rule"] for line in made}
     assert [line["kind"] for line in told if "state" in line] == ["pass"], "every pass but the first follows from one"
 
     again = replayed(agent.home, one.file)

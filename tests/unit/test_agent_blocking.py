@@ -191,9 +191,9 @@ class HangingHistory(FakeHistory):
         super().__init__()
         self._released = released
 
-    def keep(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
+    def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
         self._released.wait(LONG_S)
-        return super().keep(*batch)
+        return super().add(*batch)
 
 
 def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
@@ -206,7 +206,7 @@ def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
         await lives(bench)
         answer = await bench.ask("history")
         assert (answer["ok"], answer["exit_code"]) == (False, 1)
-        assert "still waiting for keep the history" in answer["error"]
+        assert "still waiting for write the history" in answer["error"]
 
     bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
@@ -262,8 +262,8 @@ def test_a_look_that_took_long_reads_no_further_guest_and_a_bug_for_one_costs_th
 
     async def story() -> None:
         await bench.looked()
-        bench.agent.guests.look_s = 0.0
-        bench.agent.guests.look.forget()
+        bench.agent.guests.read_s = 0.0
+        bench.agent.guests.cache.forget()
         hypervisor.threads = []
         await bench.pass_for(Trigger.STARTED)
         await bench.looked()

@@ -39,7 +39,7 @@ REQUESTS: tuple[dict[str, object], ...] = (
     {"op": "on", "uri": URI},
     {"op": "history"},
     {"op": "decisions"},
-    {"op": "inputs"},
+    {"op": "trace"},
     {"op": "reload"},
     {"op": "nonsense"},
 )
@@ -60,7 +60,7 @@ BESIDE_PASSES = {
     (Switch, "turn_on"),
     (Descriptions, "guest_xml"),
     (Hypervisor, "forget_max"),
-    *((History, name) for name in ("keep", "samples", "events", "decisions")),
+    *((History, name) for name in ("add", "samples", "events", "decisions")),
 }
 """What no pass asks for."""
 ERRORS: tuple[Callable[[], Exception], ...] = (

@@ -1,4 +1,4 @@
-"""The agent's writer of the history over a fake history and a clock of the test's: what it keeps, when, what fails."""
+"""The agent's writer of the history over a fake history and a clock of the test's: what it writes, when, what fails."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
-from virtksm.agent.requests import BadRequest, recall_decisions, recall_history
+from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
+from virtksm.agent.trace_buffer import TraceBuffer
+from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
-from virtksm.history.samples import GuestEvent, Sample, Told
+from virtksm.history.samples import GuestEvent, Sample
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest, Settings
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.trace import Pass
+from virtksm.trace.text import parse_summary
+from virtksm.tuning.cycle import Cycle, Tenure
 
 LONG_S = 30.0
 NEVER_S = 3600.0
@@ -37,11 +41,15 @@ def a_pass() -> PassReport:
         switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
-        memory=Memory(),
+        tenure=Tenure(),
     )
     report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
     ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
     return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
+
+
+def line_of_a_pass(at_s: float = WALL_S) -> Pass:
+    return TraceBuffer().add(a_pass(), Config(), now_s=0.0, at_s=at_s)
 
 
 @dataclass
@@ -50,22 +58,28 @@ class Desk:
 
     history: FakeHistory = field(default_factory=FakeHistory)
     clock: FakeClock = field(default_factory=FakeClock)
-    kept: list[str | None] = field(default_factory=list)
+    written: list[str | None] = field(default_factory=list)
     failed: list[Exception] = field(default_factory=list)
-    writer: HistoryWriter = field(init=False)
+    history_writer: HistoryWriter = field(init=False)
+
+    def take(self, *, is_news: bool = True) -> Pass:
+        """Have the writer take note of a pass that ends now."""
+        line = line_of_a_pass(WALL_S + self.clock.now_s)
+        self.history_writer.take(line, line.summary() if is_news else None)
+        return line
 
     def run(self, story: Callable[[], Awaitable[None]], **limits: float) -> None:
         """Run the writer as long as `story` goes, and then to its end."""
 
         async def both() -> None:
             self.history_writer = HistoryWriter(
-                self.kept.append,
+                self.written.append,
                 self.failed.append,
                 wall_clock=lambda: WALL_S + self.clock.now_s,
                 clock=self.clock,
                 **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
             )
-            self.history_writer.keep_in(self.history)
+            self.history_writer.write_to(self.history)
             writing = asyncio.create_task(self.history_writer.keep_writing())
             await asyncio.wait_for(story(), LONG_S)
             self.history_writer.end()
@@ -92,16 +106,16 @@ def desk() -> Desk:
 
 
 def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) -> None:
-    report = a_pass()
+    lines: list[Pass] = []
 
     async def story() -> None:
         desk.history_writer.hear(EVENT)
-        desk.history_writer.take(report, is_news=True)
+        lines.append(desk.take())
 
     desk.run(story)
     at_s = WALL_S + desk.clock.now_s
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
-    assert desk.history.kept_decisions == [Told(at_s=at_s, report=report.as_dict())]
+    assert [parse_summary(line) for line in desk.history.kept_decisions] == [lines[0].summary()]
     assert desk.history.kept_samples == [
         Sample(
             at_s=at_s,
@@ -122,7 +136,7 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
 def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
     async def story() -> None:
         for _ in range(41):
-            desk.history_writer.take(a_pass(), is_news=False)
+            desk.take(is_news=False)
             desk.clock.now_s += 1.0
 
     desk.run(story, write_s=NEVER_S)
@@ -132,7 +146,7 @@ def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_de
 
 def test_a_sample_that_may_still_be_shared_waits_for_the_next_write(desk: Desk) -> None:
     async def story() -> None:
-        desk.history_writer.take(a_pass(), is_news=True)
+        desk.take()
         await until(lambda: desk.history.kept_decisions)
         assert desk.history.kept_samples == []
         desk.clock.now_s += 10.0
@@ -148,19 +162,19 @@ def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_w
     desk.history.aside = "elsewhere"
 
     async def story() -> None:
-        await until(lambda: desk.kept)
+        await until(lambda: desk.written)
         desk.history_writer.hear(EVENT)
         await asyncio.sleep(0.05)
         assert desk.history.kept_events == [], "it waits for more"
 
     desk.run(story, write_s=NEVER_S)
-    assert desk.kept == ["elsewhere", None]
+    assert desk.written == ["elsewhere", None]
     assert len(desk.history.kept_events) == 1, "its end waits for nothing"
 
 
 def test_nothing_new_is_not_written(desk: Desk) -> None:
     async def story() -> None:
-        await until(lambda: desk.kept)
+        await until(lambda: desk.written)
         desk.history_writer.hear(EVENT)
         await until(lambda: desk.history.kept_events)
         await asyncio.sleep(0.05)
@@ -178,7 +192,7 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
         for number in range(MAX_WAITING_EVENTS + 50):
             desk.history_writer.hear(replace(EVENT, uuid=str(number)))
         for _ in range(MAX_WAITING_SAMPLES + 50):
-            desk.history_writer.take(a_pass(), is_news=True)
+            desk.take()
             desk.clock.now_s += 10.0
         await failed_again(desk)
         desk.history.is_full = False
@@ -195,10 +209,10 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
 
 def test_a_history_that_meets_what_nobody_thought_of_loses_nothing(desk: Desk) -> None:
     class Faulty(FakeHistory):
-        def keep(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
+        def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
             if not desk.failed:
                 raise KeyError("a bug")
-            return super().keep(*batch)
+            return super().add(*batch)
 
     desk.history = Faulty()
 
@@ -219,10 +233,10 @@ class HangingHistory(FakeHistory):
         self.released = threading.Event()
         self.tries = 0
 
-    def keep(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
+    def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
         self.tries += 1
         self.released.wait(LONG_S)
-        return super().keep(*batch)
+        return super().add(*batch)
 
 
 def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_while_the_disk_is_full(desk: Desk) -> None:
@@ -251,7 +265,7 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
 
 def test_the_chatter_of_many_guests_is_given_up_before_a_start(desk: Desk) -> None:
     async def story() -> None:
-        await until(lambda: desk.kept)
+        await until(lambda: desk.written)
         desk.history_writer.hear(EVENT)
         for number in range(MAX_WAITING_EVENTS + 50):
             desk.history_writer.hear(replace(EVENT, trigger=Trigger.BALLOON, uuid=str(number)))
@@ -299,17 +313,17 @@ def test_a_hanging_disk_does_not_keep_the_agent_from_its_end(desk: Desk) -> None
 
 def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
     async def story() -> None:
-        await until(lambda: desk.kept)
-        desk.history.keep([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
+        await until(lambda: desk.written)
+        desk.history.add([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
         desk.history_writer.hear(EVENT)
-        desk.history_writer.take(a_pass(), is_news=True)
-        answer = await recall_history(desk.history_writer, {"op": "history", "seconds": 5000})
+        desk.take()
+        answer = await answer_history(desk.history_writer, {"op": "history", "seconds": 5000})
         told: Any = answer["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[2] for row in told["events"]["rows"]] == ["old", "vm"]
         assert len(told["samples"]["rows"]) == 1
-        decisions: Any = (await recall_decisions(desk.history_writer, {"op": "decisions"}))["decisions"]
-        assert [(one["at"], one["pass"]["schema"]) for one in decisions] == [(told["now_s"], 1)]
+        decisions: Any = (await answer_decisions(desk.history_writer, {"op": "decisions"}))["decisions"]
+        assert [parse_summary(line).at_s for line in decisions] == [told["now_s"]]
         assert await desk.history_writer.samples(told["now_s"] + 1) == ()
 
     desk.run(story, write_s=NEVER_S)
@@ -328,8 +342,8 @@ def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> No
     async def story() -> None:
         desk.clock.now_s += 4
         sample = replace(SAMPLE, at_s=WALL_S + desk.clock.now_s + 1)
-        desk.history.keep([sample], [], [])
-        told: Any = (await recall_history(desk.history_writer, {"op": "history"}))["history"]
+        desk.history.add([sample], [], [])
+        told: Any = (await answer_history(desk.history_writer, {"op": "history"}))["history"]
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[0] for row in told["samples"]["rows"]] == [sample.at_s]
 
@@ -339,7 +353,7 @@ def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> No
 def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
     async def story() -> None:
         writer = HistoryWriter()
-        writer.take(a_pass(), is_news=True)
+        writer.take(line_of_a_pass(), line_of_a_pass().summary())
         writer.hear(EVENT)
         assert [
             len(await writer.samples(0)),
@@ -350,25 +364,17 @@ def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
     asyncio.run(story())
 
 
-OUT_OF_BOUNDS: list[tuple[str, object]] = [
-    *(("seconds", value) for value in (0, -1, True, "60", None, float("nan"), float("inf"), 10**400, [60])),
-    *[("points", value) for value in (0, 1001, True, "1", None)],
-]
-
-
-@pytest.mark.parametrize(("name", "value"), OUT_OF_BOUNDS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seconds", value) for value in (0, True, "60", None, float("nan"), 10**400)),
+        ("points", 1001),
+        ("last", 101),
+    ],
+)
 def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
     async def story() -> None:
         with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
-            await recall_history(HistoryWriter(), {name: value})
-
-    asyncio.run(story())
-
-
-@pytest.mark.parametrize("last", [0, 101, True, "1", None])
-def test_so_many_decisions_are_not_told(last: object) -> None:
-    async def story() -> None:
-        with pytest.raises(BadRequest, match="last must be a number from 1 to 100"):
-            await recall_decisions(HistoryWriter(), {"last": last})
+            await (answer_decisions if name == "last" else answer_history)(HistoryWriter(), {name: value})
 
     asyncio.run(story())

@@ -18,7 +18,7 @@ from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest, Settings
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 LIMIT_S = Config().call_timeout_s + STUCK_S
 
@@ -63,7 +63,7 @@ def passes(listener: FakeListener) -> Passes:
         switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
-        memory=Memory(),
+        tenure=Tenure(),
     )
     made = Passes(Config(), BlockingCalls(), Reporter(Notifier({})), listener)
     listener.passes = made

@@ -1,7 +1,8 @@
-"""The agent over fakes: what happens to it is remembered, and asked for, by whoever means its host."""
+"""The agent over fakes: its history is written, and answers requests that mean its host."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,11 +34,11 @@ def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) 
         await bench.until(lambda: len(bench.events("pass_completed")) > 1)
         dry = await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         assert dry["ok"]
-        told: Any = await bench.request({"op": "history", "seconds": 60, "points": 5})
-        assert [row[2] for row in told["history"]["events"]["rows"]] == ["vm"]
-        assert len(told["history"]["samples"]["rows"]) == 1
+        answer: Any = await bench.request({"op": "history", "seconds": 60, "points": 5})
+        assert [row[2] for row in answer["history"]["events"]["rows"]] == ["vm"]
+        assert len(answer["history"]["samples"]["rows"]) == 1
         decisions: Any = await bench.request({"op": "decisions", "last": 5, "uri": URI})
-        triggers = [one["pass"]["triggers"] for one in decisions["decisions"]]
+        triggers = [json.loads(line)["triggers"] for line in decisions["decisions"]]
         assert triggers == [["connected"], ["started"]], "a dry run is none"
         await bench.agent.reload()
         await bench.until(lambda: history.kept_decisions != [])
@@ -78,15 +79,15 @@ def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str)
 def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
     async def story() -> None:
         bench.requests.status.facts = FakeFacts(run=2)
-        told: Any = (await bench.ask("status"))["status"]
-        assert (told["now"]["origin"], told["now"]["ksm_run"]) == ("local", 2)
+        status: Any = (await bench.ask("status"))["status"]
+        assert (status["now"]["origin"], status["now"]["ksm_run"]) == ("local", 2)
         for uri in ("qemu+ssh://far/system", "alias"):
             bench.hypervisor.uri = uri
-            told = (await bench.request({"op": "status"}))["status"]
-            assert told["now"]["origin"] == "last_pass"
+            status = (await bench.request({"op": "status"}))["status"]
+            assert status["now"]["origin"] == "last_pass"
         bench.agent.configuration.in_force = Config(host="local")
         bench.hypervisor.uri = "qemu+unix:///system"
-        told = (await bench.request({"op": "status"}))["status"]
-        assert told["now"]["origin"] == "local"
+        status = (await bench.request({"op": "status"}))["status"]
+        assert status["now"]["origin"] == "local"
 
     bench.run(story)

@@ -65,13 +65,13 @@ def test_a_merge_across_nodes_that_has_to_wait_fails_no_end_and_another_refusal_
 
 def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: Bench) -> None:
     async def story() -> None:
-        first = (await bench.ask("inputs"))["inputs"]
+        first = (await bench.ask("trace"))["trace"]
         assert json.loads(first["header"])["uri"] == URI
-        request = {"op": "inputs", "session": first["session"], "since": first["next"]}
+        request = {"op": "trace", "session": first["session"], "since": first["next"]}
         await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         await bench.pass_for(Trigger.STARTED)
         await bench.ask("off")
-        lines = [json.loads(line) for line in (await bench.request(request))["inputs"]["lines"]]
+        lines = [json.loads(line) for line in (await bench.request(request))["trace"]["lines"]]
         assert [line["triggers"] for line in lines] == [["started"], ["off"]]
         assert [line["decision"]["rule"] for line in lines] == ["told", "switched_off"]
         assert [line["off"] is not None for line in lines] == [False, True]
@@ -106,7 +106,7 @@ def test_an_agent_that_ends_while_off_leaves_ksm_parked(bench: Bench) -> None:
 
     bench.run(story)
     assert bench.hypervisor.values["pages_to_scan"] == 0
-    assert len(bench.events("settings_parked")) == 1
+    assert len(bench.events("ksmd_idled")) == 1
     assert bench.events("settings_restored") == []
 
 
@@ -190,7 +190,7 @@ def test_a_guest_that_vanishes_before_it_is_looked_at_is_no_error(bench: Bench) 
         await bench.looked()
 
     bench.run(story)
-    assert bench.events("guests_unread") == bench.events("private_guest_exposed") == []
+    assert bench.events("guest_xml_unreadable") == bench.events("private_guest_exposed") == []
 
 
 def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(bench: Bench) -> None:
@@ -209,4 +209,4 @@ def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(benc
             await bench.pass_for(Trigger.STARTED)
 
     bench.run(story)
-    assert [event["level"] for event in bench.events("guests_unread")] == ["warning", "debug"]
+    assert [event["level"] for event in bench.events("guest_xml_unreadable")] == ["warning", "debug"]

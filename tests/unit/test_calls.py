@@ -143,7 +143,7 @@ def test_what_is_owed_is_done_once_the_abandoned_call_is_back() -> None:
         let_go, closed = threading.Event(), threading.Event()
         await over(calls, let_go.wait)
         with pytest.raises(LibvirtTimeout, match="close: still waiting for slow"):
-            await calls.run("close", closed.set, LONG_S, is_owed=True)
+            await calls.run("close", closed.set, LONG_S, is_deferred=True)
         assert not closed.is_set()
         let_go.set()
         assert await asyncio.to_thread(closed.wait, LONG_S)

@@ -37,7 +37,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.history import HistoryFile
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 CONFIG = Config()
 EVERY_S = 1.08
@@ -71,7 +71,7 @@ class Host:
         self.clock = FakeClock()
         self.hypervisor = FakeHypervisor(running=(Guest(uuid="loud", name="loud"), Guest(uuid="other", name="other")))
         self.rss_kib = {"loud": GIB, "other": GIB}
-        self.memory = Memory()
+        self.tenure = Tenure()
         self.cycle = Cycle(
             hypervisor=self.hypervisor,
             local=FakeFacts(rss_kib=self.rss_kib),
@@ -80,7 +80,7 @@ class Host:
             switch=FakeSwitch(),
             clock=self.clock,
             on_conflict="reassert",
-            memory=self.memory,
+            tenure=self.tenure,
         )
 
     def run(self, *triggers: Trigger) -> PassReport:
@@ -98,9 +98,9 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     policy: str, events: int, said: list[str], tmp_path: Path
 ) -> None:
     host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
-    kept: list[str | None] = []
+    writes: list[str | None] = []
     history_writer = HistoryWriter(
-        kept.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
+        writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
     )
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
@@ -115,9 +115,9 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
 
     async def written() -> None:
         """Wait for a write, as it comes once a minute."""
-        before = len(kept)
-        history_writer.keep_in(history)
-        await until(lambda: len(kept) > before)
+        before = len(writes)
+        history_writer.write_to(history)
+        await until(lambda: len(writes) > before)
 
     async def story() -> None:
         writing = asyncio.create_task(history_writer.keep_writing())

@@ -1,4 +1,4 @@
-"""How a command comes by the memories: from the agent that serves the host, else from the file."""
+"""Where a command reads the history: from the agent that serves the host, else from the file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_history import DECISION, EVENT, SAMPLE
+from tests.contract.test_history import EVENT, SAMPLE
+from tests.unit.test_trace import SUMMARY
 from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.cli.history import Memories, read_decisions, read_history
+from virtksm.cli.history import Excerpt, read_decisions, read_history
 from virtksm.cli.main import build_parser
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import as_table
 from virtksm.paths import RuntimePaths
 from virtksm.store.history import HistoryFile
+from virtksm.trace.text import dump_line
 
 Handler = Callable[[Mapping[str, object]], Any]
 
@@ -52,12 +54,12 @@ def beside(options: argparse.Namespace, handle: Handler, client: Callable[[], No
     asyncio.run(both())
 
 
-def keep(options: argparse.Namespace, host: str) -> None:
+def fill(options: argparse.Namespace, host: str) -> None:
     recent = replace(SAMPLE, at_s=time.time() - 5)
-    HistoryFile(f"{options.state_dir}/{host}.history").keep(
+    HistoryFile(f"{options.state_dir}/{host}.history").add(
         [replace(recent, at_s=recent.at_s - 1000), recent, replace(recent, at_s=recent.at_s + 1000)],
         [replace(EVENT, at_s=recent.at_s)],
-        [DECISION, replace(DECISION, at_s=1.0)],
+        [dump_line(SUMMARY), dump_line(replace(SUMMARY, at_s=1.0))],
     )
 
 
@@ -75,16 +77,16 @@ def test_without_an_agent_the_file_of_that_host_tells(
 ) -> None:
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
     assert read_history(options, uri, seconds=60).samples == ()
-    keep(options, host)
-    told = read_history(options, uri, seconds=60)
-    assert (len(told.samples), len(told.events)) == (1, 1)
+    fill(options, host)
+    recent = read_history(options, uri, seconds=60)
+    assert (len(recent.samples), len(recent.events)) == (1, 1)
     assert len(read_history(options, uri, seconds=2000, points=100).samples) == 2, "not what is ahead of the clock"
     assert len(read_history(options, uri, seconds=2000, points=1).samples) == 1
     assert [one.at_s for one in read_decisions(options, uri, 1)] == [1.0]
 
 
 def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(options: argparse.Namespace) -> None:
-    keep(options, "local")
+    fill(options, "local")
     asked: list[dict[str, object]] = []
 
     async def handle(request: Mapping[str, object]) -> dict[str, object]:
@@ -93,13 +95,13 @@ def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(option
             return {"ok": False, "other_uri": "qemu:///system"}
         if request["op"] == "history":
             return {"ok": True, "history": {"now_s": 5, **as_table([SAMPLE], [EVENT, EVENT])}}
-        return {"ok": True, "decisions": [{"at": 7, "pass": {"schema": 1}}]}
+        return {"ok": True, "decisions": [dump_line(SUMMARY)]}
 
     def client() -> None:
-        expected = Memories(now_s=5, samples=(SAMPLE,), events=(EVENT, EVENT))
+        expected = Excerpt(now_s=5, samples=(SAMPLE,), events=(EVENT, EVENT))
         assert read_history(options, None, seconds=60, points=7) == expected
         assert read_history(options, "qemu:///system", seconds=60, points=7) == expected
-        assert [(one.at_s, one.report) for one in read_decisions(options, None, 3)] == [(7, {"schema": 1})]
+        assert read_decisions(options, None, 3) == (SUMMARY,)
         assert len(read_history(options, "other:///host", seconds=60).samples) == 1
 
     beside(options, handle, client)
@@ -116,7 +118,7 @@ def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(option
         {"ok": False, "error": "the disk hangs", "exit_code": 1},
         {"ok": True, "history": [], "decisions": {}},
         {"ok": True, "history": {"now_s": "x", "samples": {}, "events": {}}, "decisions": [1]},
-        {"ok": True, "history": {"now_s": 1, "samples": {}, "events": {}}, "decisions": [{"at": 1}]},
+        {"ok": True, "history": {"now_s": 1, "samples": {}, "events": {}}, "decisions": ["{}"]},
         {"ok": True},
     ],
 )

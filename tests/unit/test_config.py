@@ -213,7 +213,7 @@ def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
     ("content", "key", "remedy"),
     [
         ("coalesce = 1", "coalesce", "did you mean coalesce_ms?"),
-        ("ON_EXIT = 'park'", "ON_EXIT", "did you mean on_exit?"),
+        ("ON_EXIT = 'idle'", "ON_EXIT", "did you mean on_exit?"),
         ("[ksmtuned]\nnpages_mxa = 1", "ksmtuned.npages_mxa", "did you mean ksmtuned.npages_max?"),
         ("npages_max = 1", "npages_max", "did you mean ksmtuned.npages_max?"),
         ("KSM_NPAGES_MAX = 1", "KSM_NPAGES_MAX", "did you mean ksmtuned.npages_max?"),
@@ -256,11 +256,11 @@ def test_a_value_that_is_no_integer_is_refused(tmp_path: Path, value: str, descr
     assert fault.remedy == "use 0..60000 ms"
 
 
-@pytest.mark.parametrize(("value", "described"), [("1", "1"), ("true", "true"), ("['park']", "an array")])
+@pytest.mark.parametrize(("value", "described"), [("1", "1"), ("true", "true"), ("['idle']", "an array")])
 def test_a_value_that_is_no_string_is_refused(tmp_path: Path, value: str, described: str) -> None:
     fault = fault_of(tmp_path, f"on_exit = {value}")
     assert fault.problem == f"is {described}, not a string"
-    assert fault.remedy == 'use "restore" | "park" | "leave"'
+    assert fault.remedy == 'use "restore" | "idle" | "leave"'
 
 
 @pytest.mark.parametrize(("value", "described"), [("3", "3"), ("[{npages_max = 1}]", "an array"), ("'x'", "'x'")])
@@ -439,7 +439,7 @@ def test_the_effective_configuration_survives_hostile_file_names(layers: Layers,
 
 
 def test_the_effective_configuration_loads_back_equal_with_its_origins(layers: Layers, tmp_path: Path) -> None:
-    drop_in = layers.write("admin/conf.d/1.toml", "on_exit = 'park'\n[ksmtuned]\nnpages_decay = -7\n")
+    drop_in = layers.write("admin/conf.d/1.toml", "on_exit = 'idle'\n[ksmtuned]\nnpages_decay = -7\n")
     loaded = layers.load()
     text = effective(loaded)
     (tmp_path / "again.toml").write_text(text)

@@ -68,7 +68,7 @@ def test_an_empty_file_name_is_no_way_to_the_defaults(capsys: Captured) -> None:
 
 def test_show_is_a_configuration_that_loads_back_equal(tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "one.toml"
-    path.write_text("on_exit = 'park'\n[ksmtuned]\nnpages_max = 99\n")
+    path.write_text("on_exit = 'idle'\n[ksmtuned]\nnpages_max = 99\n")
     assert main(["--config", str(path), "config", "show"]) == 0
     out = capsys.readouterr().out
     (tmp_path / "shown.toml").write_text(out)

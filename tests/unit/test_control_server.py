@@ -128,7 +128,7 @@ def test_nonsense_is_answered_with_what_is_wrong(path: Path, sent: bytes, error:
     serve(path, client)
 
 
-def test_whoever_comes_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
+def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
     """Root is always heard: 32 connections of its own, held and silent, keep no `off` out."""
 
     async def client() -> None:

@@ -17,7 +17,7 @@ from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, U
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, KsmState, Settings
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
 
 TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
@@ -35,7 +35,7 @@ class Bench:
     store: FakeStore = field(default_factory=FakeStore)
     switch: FakeSwitch = field(default_factory=FakeSwitch)
     clock: FakeClock = field(default_factory=FakeClock)
-    memory: Memory = field(default_factory=Memory)
+    tenure: Tenure = field(default_factory=Tenure)
     on_conflict: Literal["reassert", "yield"] = "reassert"
 
     @property
@@ -48,11 +48,11 @@ class Bench:
             switch=self.switch,
             clock=self.clock,
             on_conflict=self.on_conflict,
-            memory=self.memory,
+            tenure=self.tenure,
         )
 
     def new_process(self) -> None:
-        self.memory = Memory()
+        self.tenure = Tenure()
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_files_that_say_something_else_are_not_believed(bench: Bench) -> None:
     agreeing(bench).facts.counters = {"pages_to_scan": 5, "sleep_millisecs": 20, "merge_across_nodes": 1}
     for _ in range(3):
         assert bench.cycle.run(TIMER).before.pages_to_scan != 5
-    assert not bench.memory.files_agree
+    assert not bench.tenure.files_agree
 
 
 def test_files_that_vanish_leave_libvirts_answer(bench: Bench) -> None:
@@ -336,7 +336,7 @@ def test_restoring_twice_changes_nothing_more(bench: Bench) -> None:
 
 def test_park_stops_scanning_and_keeps_the_baseline(bench: Bench) -> None:
     bench.cycle.run(TIMER)
-    bench.cycle.park()
+    bench.cycle.idle()
     assert bench.hypervisor.values["pages_to_scan"] == IDLE.pages_to_scan
     assert bench.hypervisor.values["sleep_millisecs"] == IDLE.sleep_millisecs
     bench.new_process()
@@ -347,7 +347,7 @@ def test_park_stops_scanning_and_keeps_the_baseline(bench: Bench) -> None:
 def test_park_leaves_what_somebody_else_has_set(bench: Bench) -> None:
     bench.cycle.run(TIMER)
     bench.hypervisor.values["pages_to_scan"] = 77
-    assert bench.cycle.park().left == ("pages_to_scan",)
+    assert bench.cycle.idle().left == ("pages_to_scan",)
     assert bench.hypervisor.values["pages_to_scan"] == 77
 
 
@@ -417,11 +417,11 @@ def test_yield_ends_with_an_explicit_request(bench: Bench, trigger: Trigger) -> 
 
 def test_our_own_one_shot_is_no_other_writer(bench: Bench) -> None:
     bench.cycle.run(TIMER)
-    agents_memory = bench.memory
+    agents_tenure = bench.tenure
     bench.new_process()
     bench.policy.target = Settings(pages_to_scan=900, sleep_millisecs=10)
     bench.cycle.run(RETUNE)
-    bench.memory = agents_memory
+    bench.tenure = agents_tenure
     assert bench.cycle.run(TIMER).foreign == ()
 
 
@@ -461,7 +461,7 @@ def test_every_target_meets_every_subset_of_offered_parameters(
     assert bench.cycle.run(TIMER).refusals == (), "it is said once"
     bench.cycle.restore()
     assert bench.hypervisor.values == found
-    bench.cycle.park()
+    bench.cycle.idle()
     assert bench.hypervisor.values == found | {name: value for name, value in IDLE.items() if name in offered}
 
 
@@ -535,7 +535,7 @@ def test_after_a_refusal_the_administrators_value_stays_the_baseline(bench: Benc
     bench.cycle.run(TIMER)
     bench.hypervisor.advisor_on = False
     bench.hypervisor.values["pages_to_scan"] = 55
-    bench.memory.refused.clear()
+    bench.tenure.refused.clear()
     assert bench.cycle.run(TIMER).foreign == ()
     bench.cycle.restore()
     assert bench.hypervisor.values["pages_to_scan"] == 55

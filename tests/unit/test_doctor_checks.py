@@ -132,7 +132,7 @@ def with_process(guest: Guest, **counted: bool) -> Facts:
 
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
     assert isinstance(LIBVIRT.guests, Guests)
-    facts = with_libvirt(guests=replace(LIBVIRT.guests, others=others))
+    facts = with_libvirt(guests=replace(LIBVIRT.guests, other_processes=others))
     return replace(facts, own=replace(OWN, agent=replace(AGENT, other_processes_kib=seen_kib)))
 
 
@@ -154,7 +154,7 @@ def listening() -> Facts:
 
 def scanning_without_agent(*, hooks: Hooks = NO_HOOK, **changed: int) -> Facts:
     kept = HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=500, applied=500)})
-    folders = replace(OWN.folders, kept=kept)
+    folders = replace(OWN.folders, state=kept)
     numbers = {**KERNEL.numbers, "pages_to_scan": 500, **changed}
     here = replace(HERE, kernel=replace(KERNEL, numbers=numbers), hooks=hooks)
     return replace(HEALTHY, here=here, own=replace(OWN, agent=None, folders=folders))
@@ -230,10 +230,10 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         "numa",
         with_kernel(memory_nodes=2, numbers={**KERNEL.numbers, "merge_across_nodes": None}),
         PASS,
-        "does not tell them apart",
+        "does not separate them",
     ),
     ("swap", HEALTHY, PASS, "1.0 GiB of 1.0 GiB"),
-    ("swap", with_kernel(swap=Swap(total_kib=1000, free_kib=99)), WARN, "nothing left to give way"),
+    ("swap", with_kernel(swap=Swap(total_kib=1000, free_kib=99)), WARN, "swap is nearly full"),
     ("swap", with_kernel(swap=Swap(total_kib=0, free_kib=0)), PASS, "would fit into memory without"),
     (
         "swap",
@@ -250,10 +250,10 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("headroom", with_kernel(memory=UNREADABLE), WARN, "cannot tell"),
     ("libvirt_reachable", HEALTHY, PASS, "qemu:///system"),
     ("libvirt_reachable", replace(HEALTHY, libvirt=Unreachable(why="no", remedy="start it")), FAIL, "no"),
-    ("libvirt_version", HEALTHY, PASS, "libvirt 9.0.0, here 9.0.0"),
-    ("libvirt_version", with_libvirt(version=10_001), FAIL, "0.10.1, here 9.0.0: without virNodeSetMemoryParameters"),
-    ("libvirt_version", with_libvirt(version=8_000_000), WARN, "older than virtksm was tried with"),
-    ("libvirt_version", with_libvirt(client_version=8_000_000), WARN, "older than virtksm was tried with"),
+    ("libvirt_version", HEALTHY, PASS, "daemon 9.0.0, client 9.0.0"),
+    ("libvirt_version", with_libvirt(version=10_001), FAIL, "0.10.1, client 9.0.0: without virNodeSetMemoryParameters"),
+    ("libvirt_version", with_libvirt(version=8_000_000), WARN, "older than the tested 9.0"),
+    ("libvirt_version", with_libvirt(client_version=8_000_000), WARN, "older than the tested 9.0"),
     ("libvirt_parameters", HEALTHY, PASS, "pages_to_scan 0, sleep_millisecs 10000, merge_across_nodes 1"),
     ("libvirt_parameters", with_libvirt(ksm=None), FAIL, "not offered: pages_to_scan, sleep_millisecs"),
     (
@@ -263,7 +263,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         "not offered: sleep_millisecs",
     ),
     ("libvirt_parameters", with_libvirt(ksm=UNREADABLE), WARN, "cannot tell"),
-    ("permission", HEALTHY, PASS, "libvirt would let this user"),
+    ("permission", HEALTHY, PASS, "allowed"),
     ("permission", with_libvirt(refused=Cause.NOT_AUTHORIZED), FAIL, "refuses this user (not authorized)"),
     ("permission", with_libvirt(refused=UNREADABLE), WARN, "cannot tell"),
     ("permission", with_libvirt(uri="qemu:///session"), FAIL, "a session's daemon"),
@@ -273,7 +273,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("sys_writable", with_here(daemon=UNREADABLE), WARN, "cannot tell"),
     ("sys_writable", replace(with_here(daemon=UNREADABLE), libvirt=UNREACHABLE), INFO, "no connection to libvirt"),
     ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, unknown"), WARN, "confines it (virtqemud_t)"),
-    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, advisor on"), PASS, "(virtqemud_t), and has"),
+    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, advisor on"), PASS, "(virtqemud_t), and no"),
     ("sys_writable", refused_under("u:r:virtd_t:s0", "pages_to_scan, unknown"), PASS, "writable"),
     ("sys_writable", refused_under("u:r:unconfined_t:s0", "pages_to_scan, unknown"), PASS, "writable"),
     ("ksmtuned", HEALTHY, PASS, "neither installed nor running"),
@@ -349,8 +349,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ),
     ("hook_installed", with_hooks(files=UNREADABLE), WARN, "cannot tell"),
     ("hook_executable", HEALTHY, PASS, "root's alone"),
-    ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_executable=False),)), FAIL, "passes it over"),
-    ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_roots=False),)), FAIL, "others than root"),
+    ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_executable=False),)), FAIL, "skips it"),
+    ("hook_executable", with_hooks(files=(replace(HOOK_FILE, is_roots=False),)), FAIL, "users other than root"),
     ("hook_executable", with_hooks(files=()), INFO, "no hook is installed"),
     ("hook_seen", HEALTHY, PASS, "has started since"),
     ("hook_seen", with_hooks(files=(replace(HOOK_FILE, changed_s=999.0),)), INFO, "an agent hears of guests without"),
@@ -404,7 +404,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_confinement", confined("unconfined", program="/opt/virtksm/x"), PASS, "not confined"),
     ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:virt_hook_unconfined_exec_t:s0"), PASS, "hook"),
     ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:user_home_t:s0"), WARN, "user_home_t"),
-    ("guests_merge", HEALTHY, PASS, "2 guests run, 1 of them private and kept apart"),
+    ("guests_merge", HEALTHY, PASS, "2 guests run, 1 of them private and kept out"),
     ("guests_merge", with_xml(GuestXml(), GuestXml()), PASS, "2 guests run"),
     (
         "guests_merge",
@@ -465,7 +465,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("other_processes_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
     ("other_processes_seen", with_libvirt(guests=UNREADABLE), WARN, "cannot tell"),
     ("guests_read", HEALTHY, PASS, "of all 0"),
-    ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "of 6 of 6 guests it cannot"),
+    ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "it cannot read 6 of 6 guests"),
     ("guests_read", with_own(agent=None), INFO, "no agent"),
     ("agent_boot", HEALTHY, PASS, "virtksm.service is enabled"),
     ("agent_boot", with_here(units=units(virtksm=INSTALLED)), WARN, "it runs, and virtksm.service is not enabled"),
@@ -509,11 +509,11 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("folders", HEALTHY, PASS, "/run/virtksm"),
     (
         "folders",
-        with_own(folders=Folders(root="/r", faults=("/r is not a folder",), kept=UNREADABLE)),
+        with_own(folders=Folders(root="/r", faults=("/r is not a folder",), state=UNREADABLE)),
         FAIL,
         "/r is not a folder",
     ),
-    ("folders", with_own(folders=Folders(root="/r", faults=(), kept=UNREADABLE)), WARN, "cannot tell"),
+    ("folders", with_own(folders=Folders(root="/r", faults=(), state=UNREADABLE)), WARN, "cannot tell"),
 ]
 
 

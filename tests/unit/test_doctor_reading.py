@@ -461,7 +461,8 @@ def test_hooks_are_read_as_the_daemon_sees_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "says"), [("proc/uptime", "/proc/uptime holds no time"), ("proc/50/stat", "/proc/50/stat does not tell")]
+    ("file", "says"),
+    [("proc/uptime", "/proc/uptime holds no time"), ("proc/50/stat", "/proc/50/stat has no start time")],
 )
 def test_a_daemon_of_unknown_age_may_have_seen_the_hook_or_not(tmp_path: Path, file: str, says: str) -> None:
     write_tree(tmp_path, **{file: "soon", HOOK.lstrip("/"): "#!/bin/sh\n"})
@@ -578,7 +579,7 @@ def home(tmp_path: Path) -> Home:
 
 def test_what_is_missing_is_no_fault_and_is_not_made(home: Home) -> None:
     own = read_own(URI, Config(), home.paths, None)
-    assert (own.agent, own.off, own.folders.faults, own.folders.kept) == (None, None, (), HostState())
+    assert (own.agent, own.off, own.folders.faults, own.folders.state) == (None, None, (), HostState())
     assert not home.root.exists()
 
 
@@ -591,7 +592,7 @@ def test_faults_of_the_folder_are_told(home: Home) -> None:
     assert home.faults() == (f"{home.paths.state_dir} is not a folder",)
     Path(home.paths.state_dir).unlink()
     home.root.chmod(0o777)
-    assert home.faults() == (f"{home.root} may be written to by others (mode 0777)",)
+    assert home.faults() == (f"{home.root} may be written to by other users (mode 0777)",)
     home.root.chmod(0o755)
     (home.root / "poke").write_text("", encoding="ascii")
     assert home.faults() == (f"{home.root}/poke is not a FIFO",)
@@ -606,7 +607,7 @@ def test_what_is_kept_of_the_host_is_read(home: Home) -> None:
     home.agent.mkdir(parents=True)
     kept = HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=5, applied=5)})
     (home.agent / "local.json").write_text(dump_host_state(kept), encoding="ascii")
-    assert read_own(URI, Config(), home.paths, None).folders.kept == kept
+    assert read_own(URI, Config(), home.paths, None).folders.state == kept
 
 
 def test_an_agents_status_is_taken_apart() -> None:

@@ -1,4 +1,4 @@
-"""Memories as values: thinned for drawing, and as the tables in which they travel."""
+"""The history as values: thinned for drawing, and as the tables in which it travels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NOW_S = 2_000_000_000.0
 @given(times=st.lists(st.floats(0, NOW_S), max_size=60), most=st.integers(1, 40))
 def test_thinning_keeps_so_many_at_most_and_the_last_of_all_in_their_order(times: list[float], most: int) -> None:
     samples = [replace(SAMPLE, at_s=at_s, guests=number) for number, at_s in enumerate(sorted(times))]
-    kept = thin(samples, most, until_s=NOW_S)
-    assert len(kept) <= most
-    assert set(kept) <= set(samples)
-    assert list(kept) == sorted(kept, key=lambda one: one.guests)
-    assert kept[-1:] == tuple(samples[-1:])
+    thinned = thin(samples, most, until_s=NOW_S)
+    assert len(thinned) <= most
+    assert set(thinned) <= set(samples)
+    assert list(thinned) == sorted(thinned, key=lambda one: one.guests)
+    assert thinned[-1:] == tuple(samples[-1:])
     if len(samples) <= most:
-        assert kept == tuple(samples)
+        assert thinned == tuple(samples)
 
 
 def test_samples_of_a_clock_that_was_ahead_are_left_out() -> None:
@@ -39,10 +39,10 @@ def test_equal_stretches_are_of_time_not_of_number() -> None:
 
 
 def test_tables_come_back_as_they_went_also_with_columns_of_a_later_version() -> None:
-    told = json.loads(json.dumps(as_table([SAMPLE], [EVENT])))
-    assert parse_samples(told["samples"]["columns"], told["samples"]["rows"]) == (SAMPLE,)
-    assert parse_events(told["events"]["columns"], told["events"]["rows"]) == (EVENT,)
-    columns, rows = [*told["samples"]["columns"], "new"], [[*told["samples"]["rows"][0], {}]]
+    tables = json.loads(json.dumps(as_table([SAMPLE], [EVENT])))
+    assert parse_samples(tables["samples"]["columns"], tables["samples"]["rows"]) == (SAMPLE,)
+    assert parse_events(tables["events"]["columns"], tables["events"]["rows"]) == (EVENT,)
+    columns, rows = [*tables["samples"]["columns"], "new"], [[*tables["samples"]["rows"][0], {}]]
     assert parse_samples(columns, rows) == (SAMPLE,)
 
 
@@ -55,20 +55,10 @@ def test_tables_come_back_as_they_went_also_with_columns_of_a_later_version() ->
         (["at_s"], [1]),
         (["at_s"], [[1, 2]]),
         (["at_s"], [[1]]),
-        *[
-            (list(SAMPLE_FIELDS), [[*values]])
-            for values in (
-                [float("nan"), 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [10**400, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [True, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [1, None, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [1, 3.5, 1, 1, 1, 1, 1, 1, 1, 1, "x"],
-                [1, 3, 1, 1, 1, 1, 1, 1, 1, 1, None],
-                [1, 3, 1, 1, 1, 1, 1, 1, 1, 1, b"x"],
-            )
-        ],
+        (SAMPLE_FIELDS, [[1, 3.5, 1, 1, 1, 1, 1, 1, 1, 1, "x"]]),
+        (SAMPLE_FIELDS, [[-1, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"]]),
     ],
 )
 def test_a_table_that_is_none_is_refused(columns: object, rows: object) -> None:
-    with pytest.raises(ValueError, match=r"missing|values|not (float|int|str|a number)"):
+    with pytest.raises(ValueError, match=r"missing|values|not int|no time"):
         parse_samples(columns, rows)

@@ -54,7 +54,7 @@ def test_it_shows_savings_cpu_settings_and_guests_over_time(tmp_path: Path) -> N
     assert "<!-- qemu:///system, last 60m -->" in shown
 
 
-def test_the_same_memories_make_the_same_file(tmp_path: Path) -> None:
+def test_the_same_history_makes_the_same_file(tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
         draw(hour(), [start_of("web1")], "title", tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -67,22 +67,22 @@ def test_a_sum_that_adds_up_says_so() -> None:
     *_, host, guests, left = lines_of(look("one", "two"))
     assert "4.0 MiB saved (pages_sharing 512, pages_shared 512, ksm_zero_pages 512), profit 4.0 MiB" in host
     assert guests == "guests    4.0 MiB of it saved on guests"
-    assert left == "left over 0.0 MiB, 0 merging pages"
+    assert left == "other     0.0 MiB, 0 merging pages not of these guests"
 
 
 def test_what_is_left_over_is_named_the_rest_summed_up() -> None:
     others = tuple(OtherProcess(pid=number, name="app", merging_pages=10) for number in range(1, 8))
     told = [line.strip() for line in lines_of(look("one", others=others))]
-    named = told[told.index("left over 2.0 MiB, 512 merging pages") + 1 :]
+    named = told[told.index("other     2.0 MiB, 512 merging pages not of these guests") + 1 :]
     assert named[:5] == [f"10 of app (pid {number})" for number in range(1, 6)]
     assert named[5] == "20 of 2 more processes"
-    assert named[6].startswith("442 of processes that have ended")
+    assert named[6].startswith("442 of processes that have exited")
 
 
 def test_ksmd_that_goes_on_meanwhile_is_no_mystery() -> None:
     *_, left, why = lines_of(look("one", "two", sharing=500))
-    assert left.endswith("-12 merging pages")
-    assert why.strip() == "ksmd went on meanwhile"
+    assert left.endswith("-12 merging pages not of these guests")
+    assert why.strip() == "the counters changed while they were read"
 
 
 def test_guests_are_chosen_by_name_or_uuid() -> None:
@@ -103,7 +103,7 @@ def test_a_host_without_guests_says_so_and_keeps_its_counters() -> None:
 @pytest.mark.parametrize(
     ("swap_kib", "text"),
     [
-        (None, "swap is not known"),
+        (None, "swap is unknown"),
         (0, "and there is no swap"),
         (100 * GIB, "which swap can hold (100.0 GiB free)"),
         (GIB, "12.0 GiB of them also with all free swap (1.0 GiB)"),
@@ -114,7 +114,7 @@ def test_the_risk_says_what_swap_can_hold(swap_kib: int | None, text: str) -> No
     headroom = find_headroom([GuestNeed(held_kib=2 * GIB, max_kib=2 * GIB)], host)
     told = "\n".join(headroom_lines(look("one"), host, headroom, ["a note"]))
     assert f"13.0 GiB are missing, {text}" in told
-    assert "50.0 % of what they hold" in told
+    assert "50.0 % of their memory" in told
     assert told.endswith("note      a note")
 
 
@@ -135,13 +135,13 @@ def test_each_thing_that_makes_the_figures_doubtful_is_noted() -> None:
     (one,) = found.guests
     assert find_notes(found, is_full=True) == []
     unread = replace(one, guest=replace(one.guest, rss_kib=None), xml=replace(one.xml, memory_kib=None))
-    parked = replace(found.ksm, settings=Settings(pages_to_scan=0, sleep_millisecs=10_000))
-    doubtful = replace(found, guests=(unread,), ksm=parked)
+    idle = replace(found.ksm, settings=Settings(pages_to_scan=0, sleep_millisecs=10_000))
+    doubtful = replace(found, guests=(unread,), ksm=idle)
     assert [note.split(":")[0] for note in find_notes(doubtful, is_full=False)] == [
         "the RSS of 1 guest cannot be read",
-        "what 1 guest may have cannot be read",
-        "of another machine libvirt tells neither cache that can be freed, nor swap, nor merged zero pages",
-        "ksmd is parked",
+        "the maximum of 1 guest cannot be read",
+        "of another machine libvirt reports neither cache that can be freed, nor swap, nor merged zero pages",
+        "ksmd is idle",
     ]
     (off,) = find_notes(replace(found, ksm=replace(found.ksm, run=0)), is_full=True)
     assert off.startswith("KSM is off")

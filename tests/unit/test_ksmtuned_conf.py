@@ -242,7 +242,7 @@ def test_nothing_is_taken_where_only_a_shell_can_tell_what_is_assigned(opening: 
 def test_windows_line_ends_are_left_away_with_one_note() -> None:
     values, notes = parse_ksmtuned_conf("# c\r\n\r\nKSM_NPAGES_MAX=2000\r\nKSM_THRES_COEF='9' # x\r\n")
     assert values == {"ksmtuned.npages_max": 2000, "ksmtuned.thres_coef": 9}
-    assert notes == ["has Windows line ends, which ksmtuned takes for a part of each value; they were left away"]
+    assert notes == ["has Windows line ends, which ksmtuned takes for a part of each value; they were left out"]
 
 
 def test_a_lone_carriage_return_ends_no_line() -> None:

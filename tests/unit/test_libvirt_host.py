@@ -14,7 +14,7 @@ from virtksm.errors import SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Bench:
             switch=self.switch,
             clock=FakeClock(),
             on_conflict="reassert",
-            memory=Memory(),
+            tenure=Tenure(),
         )
 
     def maxima(self, trigger: Trigger) -> list[int | None]:

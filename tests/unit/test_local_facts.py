@@ -16,7 +16,7 @@ from tests.fakes import FakeClock
 from virtksm.guests.process import ProcessKsm
 from virtksm.host.guest_processes import MIN_PAUSE_S
 from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
-from virtksm.host.other_processes import LOOK_S
+from virtksm.host.other_processes import READ_EVERY_S
 from virtksm.host.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
 from virtksm.host.process_reads import MAX_STUCK
 from virtksm.model.snapshot import Guest, HostMemory
@@ -290,7 +290,7 @@ def test_strangers_that_hang_hide_no_guest(proc: FakeProc, clock: FakeClock) -> 
         proc.process(pid, "x", users=(1000,) * 4)
         proc.hang(pid, "ksm_stat")
         facts.other_processes_memory(())
-        clock.now_s += LOOK_S
+        clock.now_s += READ_EVERY_S
     assert len(facts.trouble) == MAX_STUCK
     proc.qemu(100, "A")
     assert rss_kib(facts, guest("A")) == 10 * 1024

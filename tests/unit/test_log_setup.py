@@ -119,7 +119,7 @@ def say(number: int) -> None:
 
 def test_a_journal_that_hangs_delays_nobody_and_what_found_no_room_is_counted(journal: tuple[TextIO, TextIO]) -> None:
     reader, writer = journal
-    lines = LineQueue(writer, most_waiting=PIPE)
+    lines = LineQueue(writer, max_waiting=PIPE)
     configure("info", "json", stream=lines)
     sent = 4 * PIPE // 1000
     for number in range(sent):

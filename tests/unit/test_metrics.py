@@ -17,7 +17,7 @@ from virtksm.agent.metrics.counters import BOUNDS_S, Durations, Tally
 from virtksm.agent.metrics.definitions import METRICS
 from virtksm.agent.metrics.exposition import render
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
-from virtksm.agent.status import Standing
+from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.current import after_pass
@@ -26,7 +26,7 @@ from virtksm.model.report import Foreign, Outcome, PassReport
 from virtksm.model.snapshot import Guest, Settings
 from virtksm.policy import make_policy
 from virtksm.text import printable
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 PROJECT = Path(__file__).parents[2]
 KSMD_COLLECTOR = [
@@ -47,7 +47,7 @@ def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassReport:
         switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
-        memory=Memory(),
+        tenure=Tenure(),
     )
     report: PassReport = cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED, Trigger.STARTED})))
     return report
@@ -63,7 +63,7 @@ SAVINGS = GuestSavings(
 def moment(
     tally: Tally, last: PassReport | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
 ) -> Moment:
-    standing = Standing(
+    agent = AgentFacts(
         version="1.2.3",
         uri="qemu:///system",
         policy="adaptive",
@@ -74,15 +74,15 @@ def moment(
         last=last,
         last_s=None if last is None else 99.0,
         next_s=None,
-        now=None if last is None else after_pass(last),
+        current=None if last is None else after_pass(last),
     )
     return Moment(
-        standing=standing,
+        agent=agent,
         tally=tally,
         savings=savings,
         profit_bytes=-5,
         shown=ShownGuests(),
-        most_guests=1,
+        max_guests=1,
         python="3.11",
         started_at_s=1_790_000_000.0,
     )
@@ -180,15 +180,15 @@ def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: SwitchedOff | Non
     assert found["virtksm_switched_off"] == {(): off is not None}
 
 
-def test_debt_is_the_adaptive_policys_alone() -> None:
+def test_the_backlog_is_the_adaptive_policys_alone() -> None:
     report = a_pass()
     found = measured(report)
     state = report.state_after
     assert state is not None
-    assert set(found["virtksm_scan_debt_bytes"]) == {("young",), ("fresh",), ("half",), ("gone",)}
-    assert sum(map(float, found["virtksm_scan_debt_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
-    assert measured(a_pass(policy="target"))["virtksm_scan_debt_bytes"] == {}
-    assert measured(replace(report, state_after={}))["virtksm_scan_debt_bytes"] == {}, "switched off"
+    assert set(found["virtksm_backlog_bytes"]) == {("settling",), ("new",), ("scanned_once",), ("exited",)}
+    assert sum(map(float, found["virtksm_backlog_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
+    assert measured(a_pass(policy="target"))["virtksm_backlog_bytes"] == {}
+    assert measured(replace(report, state_after={}))["virtksm_backlog_bytes"] == {}, "switched off"
 
 
 def test_guests_are_told_apart_up_to_the_configurations_number() -> None:

@@ -81,7 +81,7 @@ def test_who_asks_again_soon_gets_the_same_look() -> None:
 
     async def work() -> None:
         ledger = GuestLedger(told)
-        first, second = await asyncio.gather(ledger.look(SNAPSHOT), ledger.look(SNAPSHOT))
+        first, second = await asyncio.gather(ledger.read(SNAPSHOT), ledger.read(SNAPSHOT))
         assert first is second is not None
 
     asyncio.run(work())
@@ -93,8 +93,8 @@ def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
 
     async def work() -> None:
         ledger = GuestLedger(told, limit_s=0.05)
-        assert await ledger.look(SNAPSHOT) is None
-        assert await ledger.look(SNAPSHOT) is None
+        assert await ledger.read(SNAPSHOT) is None
+        assert await ledger.read(SNAPSHOT) is None
         assert ledger.profit_bytes(SNAPSHOT) == -5, "no process is looked at for it"
 
     asyncio.run(work())
@@ -106,7 +106,7 @@ def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
 def test_another_hosts_guests_are_not_looked_for_here(last: Snapshot | None) -> None:
     told = slow()
     ledger = GuestLedger(told)
-    assert asyncio.run(ledger.look(last)) is None
+    assert asyncio.run(ledger.read(last)) is None
     assert ledger.profit_bytes(last) is None
     assert told.looks == 0
 

@@ -151,7 +151,7 @@ def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
     served(work)
 
 
-def test_a_client_that_has_asked_is_answered_whoever_comes_after_it() -> None:
+def test_a_client_that_has_asked_is_answered_before_later_ones() -> None:
     async def work(port: int) -> None:
         with ExitStack() as flood:  # the loop does nothing meanwhile: it finds all of them at once, in this order
             asker = flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))

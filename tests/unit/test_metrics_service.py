@@ -17,7 +17,7 @@ from tests.unit.test_metrics_server import ask, request
 from virtksm.agent.metrics.counters import Tally
 from virtksm.agent.metrics.service import Metrics
 from virtksm.agent.metrics.textfile import Textfile
-from virtksm.agent.status import Standing
+from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
 
@@ -48,18 +48,18 @@ def test_a_file_is_written_anew_though_nothing_changes(tmp_path: Path) -> None:
 
 @dataclass
 class Faulty:
-    """An agent whose standing cannot be told apart from one that is right, until the library is given it."""
+    """An agent whose facts look like right ones, until the library is given it."""
 
     is_faulty: bool = True
     told: list[VirtksmError | None] = field(default_factory=list)
 
-    def standing(self) -> Standing:
-        known = moment(Tally(), None).standing
+    def agent(self) -> AgentFacts:
+        known = moment(Tally(), None).agent
         object.__setattr__(known, "version", object() if self.is_faulty else "1.2.3")
         return known
 
     def metrics(self) -> Metrics:
-        return Metrics(Tally(), self.standing, FakeFacts(), self.told.append)
+        return Metrics(Tally(), self.agent, FakeFacts(), self.told.append)
 
 
 def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.fakes import FakeClock
-from virtksm.host.other_processes import ASK_S, LOOK_S, OtherProcessesReading, may_merge, parse_group, parse_groups
+from virtksm.host.other_processes import ASK_S, READ_EVERY_S, OtherProcessesReader, may_merge, parse_group, parse_groups
 from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import OtherProcesses
 
@@ -38,7 +38,7 @@ class Home:
             made.mkdir()
         self.clock = FakeClock()
         self.reads = ProcessReads(0.5)
-        self.look = OtherProcessesReading(self.clock, self.reads, booted=str(self.booted), first_within_s=3600.0)
+        self.look = OtherProcessesReader(self.clock, self.reads, booted=str(self.booted), first_within_s=3600.0)
         self.process(1, NEW.format(any="no"))
 
     def process(self, pid: int, stat: str | None, *, anonymous_mib: int = 10) -> None:
@@ -127,7 +127,7 @@ def test_a_systemd_that_tells_nothing_leaves_all_unread(hidden: Home, script: st
 
 
 def test_a_systemd_that_hangs_is_waited_for_once_and_its_answer_taken_when_it_comes(hidden: Home) -> None:
-    look = OtherProcessesReading(hidden.clock, hidden.reads, booted=str(hidden.booted), first_within_s=0.1)
+    look = OtherProcessesReader(hidden.clock, hidden.reads, booted=str(hidden.booted), first_within_s=0.1)
     fifo = hidden.asked.with_name("goes-on")
     os.mkfifo(fifo)
     hidden.process(10, "")
@@ -136,7 +136,7 @@ def test_a_systemd_that_hangs_is_waited_for_once_and_its_answer_taken_when_it_co
     assert look.memory(lambda: ()) == OtherProcesses(kib=0, processes=0, unread=2)
     fifo.write_text("\n")
     for _ in range(1000):
-        hidden.clock.now_s += LOOK_S
+        hidden.clock.now_s += READ_EVERY_S
         if (seen := look.memory(lambda: ())) is not None and seen.processes:
             break
     assert seen == OtherProcesses(kib=10 * 1024, processes=1, unread=1)
@@ -173,12 +173,12 @@ def test_a_look_holds_for_a_minute_and_systemds_answer_for_five(hidden: Home) ->
     hidden.systemctl(f"cat <<'END'\n{UNITS}END")
     hidden.group("system.slice/web.service", 10)
     began_s, asked = hidden.clock.now_s, []
-    for passed_s in (0.0, LOOK_S - 1, LOOK_S, ASK_S - LOOK_S, ASK_S):
+    for passed_s in (0.0, READ_EVERY_S - 1, READ_EVERY_S, ASK_S - READ_EVERY_S, ASK_S):
         hidden.process(10, "", anonymous_mib=int(passed_s) + 1)
         hidden.clock.now_s = began_s + passed_s
         seen = hidden.seen()
         assert seen is not None
-        assert seen.kib == (1 if passed_s < LOOK_S else int(passed_s) + 1) * 1024
+        assert seen.kib == (1 if passed_s < READ_EVERY_S else int(passed_s) + 1) * 1024
         asked.append(len(hidden.asked.read_text().splitlines()))
     assert asked[:4] == [1, 1, 1, 1]
     while len(hidden.asked.read_text().splitlines()) < 2:  # nobody waits for the second
@@ -194,7 +194,7 @@ def test_a_process_that_hangs_counts_as_unread_and_hides_nothing_from_the_next_l
     assert first is not None
     assert (first.kib, first.unread) == (100 * 1024, 2), "what comes behind it is left for the next look"
     assert home.reads.trouble[0].startswith("process 11 ")
-    home.clock.now_s += LOOK_S
+    home.clock.now_s += READ_EVERY_S
     assert home.seen() == OtherProcesses(kib=300 * 1024, processes=2, unread=1)
     os.close(os.open(home.proc / "11" / "ksm_stat", os.O_RDWR | os.O_NONBLOCK))
 

@@ -1,4 +1,4 @@
-"""`virtksm trace plot`: which times and names it takes, what a trace tells, and that mistakes leave no file."""
+"""`virtksm trace plot`: which times and names it takes, a trace as a history, and that mistakes leave no file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes import LOCAL_HOST, SAMPLE
 from virtksm.cli.main import main
-from virtksm.cli.trace.plot import memories_of
+from virtksm.cli.trace.plot import excerpt_of
 from virtksm.history.samples import GuestEvent
 from virtksm.model.decision import Decision, Reason, Trigger, Triggers
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
@@ -30,7 +30,7 @@ def make_pass(at_s: float, *guests: Guest) -> Pass:
         at_s=at_s,
         triggers=Triggers(kinds=frozenset({Trigger.TIMER})),
         snapshot=Snapshot(taken_s=1.0, source=Source.LOCAL, host=LOCAL_HOST, ksm=ksm, guests=guests),
-        decision=Decision(target=IDLE, reason=Reason(rule="rest", text="covered"), next_pass_s=None),
+        decision=Decision(target=IDLE, reason=Reason(rule="idle", text="covered"), next_pass_s=None),
         outcome="unchanged",
         after=IDLE,
     )
@@ -47,34 +47,33 @@ def test_a_trace_that_is_none_is_refused_by_its_name(tmp_path: Path, capsys: pyt
     trace = tmp_path / "trace.jsonl"
     trace.write_text("nonsense\n", encoding="ascii")
     assert main(["trace", "plot", str(trace), "-o", str(tmp_path / "x.svg")]) == 1
-    assert f"{trace}:1: no JSON" in capsys.readouterr().err
+    assert f"{trace}:1: the line is no JSON" in capsys.readouterr().err
     assert not (tmp_path / "x.svg").exists()
 
 
-def test_a_trace_tells_of_each_pass_and_of_the_guests_that_came_and_went() -> None:
+def test_a_trace_has_a_sample_of_each_pass_and_the_guests_that_came_and_went() -> None:
     lines: list[Line] = [make_pass(10.0, WEB), make_pass(20.0, WEB, DB), Gap(missed=3), make_pass(30.0, DB)]
-    told = memories_of(lines)
-    assert [(sample.at_s, sample.guests, sample.saved_kib) for sample in told.samples] == [
+    excerpt = excerpt_of(lines)
+    assert [(sample.at_s, sample.guests, sample.saved_kib) for sample in excerpt.samples] == [
         (10.0, 1, 2048),
         (20.0, 2, 2048),
         (30.0, 1, 2048),
     ]
-    assert [(event.at_s, event.kind, event.domain) for event in told.events] == [
+    assert [(event.at_s, event.kind, event.domain) for event in excerpt.events] == [
         (20.0, "started", "db"),
         (30.0, "stopped", "web"),
     ]
 
 
 def test_a_guest_that_was_started_anew_between_two_passes_has_stopped_and_started() -> None:
-    told = memories_of([make_pass(10.0, WEB), make_pass(20.0, replace(WEB, domain_id=7))])
-    assert sorted(event.kind for event in told.events) == ["started", "stopped"]
+    excerpt = excerpt_of([make_pass(10.0, WEB), make_pass(20.0, replace(WEB, domain_id=7))])
+    assert sorted(event.kind for event in excerpt.events) == ["started", "stopped"]
 
 
 def test_a_recorded_trace_of_real_guests_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "twins.svg"
     assert main(["trace", "plot", str(TRACES / "twins.jsonl"), "-o", str(path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == {"schema": 1, "output": str(path), "samples": 92, "events": 8}
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "output": str(path), "samples": 92, "events": 8}
     assert "<!-- saved memory, MiB -->" in path.read_text()
 
 
@@ -83,7 +82,7 @@ def test_what_an_agent_remembered_is_drawn_after_its_end(tmp_path: Path, capsys:
     now_s = time.time()
     samples = [replace(SAMPLE, at_s=now_s - 600, saved_kib=3 << 20), replace(SAMPLE, at_s=now_s - 60)]
     event = GuestEvent(at_s=now_s - 300, kind="started", domain="drawn", uuid="1")
-    HistoryFile(str(tmp_path / "local.history")).keep(samples, [event], [])
+    HistoryFile(str(tmp_path / "local.history")).add(samples, [event], [])
     plot = ["trace", "plot", "--last", "1h", "--connect", "qemu:///system", "-o", str(path), "--json"]
     assert main([*folders, *plot]) == 0
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "output": str(path), "samples": 2, "events": 1}

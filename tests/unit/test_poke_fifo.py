@@ -85,7 +85,7 @@ def test_it_is_its_owners_alone_whatever_the_umask(paths: RuntimePaths) -> None:
 def test_a_fifo_that_others_may_write_to_is_refused(paths: RuntimePaths, mode: int) -> None:
     open_poke_fifo(paths).close()
     Path(paths.poke_fifo).chmod(mode)
-    with pytest.raises(StateUnusable, match=f"may be written to by others .mode 0{mode:o}.: remove it"):
+    with pytest.raises(StateUnusable, match=f"may be written to by other users .mode 0{mode:o}.: remove it"):
         open_poke_fifo(paths)
 
 

@@ -47,7 +47,7 @@ def state(npages: int, stepped_at_s: float | None = None) -> KsmtunedState:
 
 
 @pytest.mark.parametrize("total_kib", [0, -1, 2**53 + 1])
-def test_without_a_credible_total_it_parks_and_keeps_its_npages(total_kib: int) -> None:
+def test_without_a_credible_total_it_lets_ksmd_idle_and_keeps_its_npages(total_kib: int) -> None:
     decision, after = POLICY.decide(host(0, total_kib=total_kib), state(400), STEP)
     assert decision.target == IDLE
     assert decision.reason.rule == "unknown"
@@ -146,7 +146,7 @@ def test_it_stops_only_with_free_memory_and_little_committed(
     assert after.npages == (pages or 500)
 
 
-def test_stop_means_parked() -> None:
+def test_stop_means_idle() -> None:
     decision, _ = POLICY.decide(host(TOTAL_KIB), state(500), STEP)
     assert decision.target == IDLE
     assert decision.target.merge_across_nodes is None
@@ -284,16 +284,16 @@ def test_the_reason_holds_what_the_outcome_follows_from() -> None:
     )
 
 
-# The kept state
+# The state as JSON
 
 
-@pytest.mark.parametrize("kept", [{"npages": 5, "stepped_at_s": 3}, {"npages": 5, "stepped_at_s": 3.0}])
-def test_a_whole_second_may_come_back_without_its_point(kept: dict[str, object]) -> None:
-    assert POLICY.load_state(kept) == state(5, 3.0)
+@pytest.mark.parametrize("values", [{"npages": 5, "stepped_at_s": 3}, {"npages": 5, "stepped_at_s": 3.0}])
+def test_a_whole_second_may_come_back_without_its_point(values: dict[str, object]) -> None:
+    assert POLICY.load_state(values) == state(5, 3.0)
 
 
 @pytest.mark.parametrize(
-    "kept",
+    "values",
     [
         {},
         {"npages": 5},
@@ -311,9 +311,9 @@ def test_a_whole_second_may_come_back_without_its_point(kept: dict[str, object])
         {"npages": 5, "stepped_at_s": 10**400},
     ],
 )
-def test_what_is_no_past_is_refused(kept: dict[str, object]) -> None:
+def test_what_is_no_state_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"npages|stepped_at_s|KsmtunedState"):
-        POLICY.load_state(kept)
+        POLICY.load_state(values)
 
 
 # The registry

@@ -16,9 +16,9 @@ from virtksm.trace.text import dump_line
 Answer = Mapping[str, Any]
 
 
-def inputs(**changes: object) -> dict[str, object]:
-    """An answer of the agent's, with one pass in it."""
-    told = {
+def trace(**changes: object) -> dict[str, object]:
+    """Return an answer of the agent's, with one pass in it."""
+    answer = {
         "session": "s",
         "header": None,
         "lines": [dump_line(PASS)],
@@ -27,10 +27,10 @@ def inputs(**changes: object) -> dict[str, object]:
         "more": False,
         **changes,
     }
-    return {"ok": True, "inputs": told}
+    return {"ok": True, "trace": answer}
 
 
-FIRST = inputs(header=dump_line(HEADER))
+FIRST = trace(header=dump_line(HEADER))
 
 
 class FakeAgent:
@@ -53,18 +53,18 @@ def kinds(lines: list[str]) -> list[str]:
 
 
 def test_it_goes_on_where_it_was_and_ends_with_a_summary() -> None:
-    agent = FakeAgent(FIRST, inputs(next=5, more=True), inputs(next=6, more=True), inputs(next=7))
+    agent = FakeAgent(FIRST, trace(next=5, more=True), trace(next=6, more=True), trace(next=7))
     recorder = Recorder(agent)
     assert kinds(recorder.ask()) == ["header", "pass"]
     assert kinds(recorder.ask()) == ["pass"]
     assert kinds(lines := recorder.end(9.0)) == ["pass", "pass", "end"]
     assert json.loads(lines[-1]) == {"kind": "end", "at_s": 9.0, "passes": 4, "missed": 0}
-    assert agent.asked[0] == {"op": "inputs", "session": None, "since": None}
+    assert agent.asked[0] == {"op": "trace", "session": None, "since": None}
     assert [(one["session"], one["since"]) for one in agent.asked[1:]] == [("s", 4), ("s", 5), ("s", 6)]
 
 
 def test_what_was_missed_is_said_before_what_came_after_it() -> None:
-    recorder = Recorder(FakeAgent(FIRST, inputs(missed=7)))
+    recorder = Recorder(FakeAgent(FIRST, trace(missed=7)))
     recorder.ask()
     lines = recorder.ask()
     assert kinds(lines) == ["gap", "pass"]
@@ -75,9 +75,9 @@ def test_what_was_missed_is_said_before_what_came_after_it() -> None:
 def test_an_agent_that_has_ended_is_waited_for_and_another_one_has_a_header_of_its_own(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    unconnected = inputs(session="t", lines=[], next=0)
-    other = inputs(session="t", header=dump_line(HEADER), next=1)
-    agent = FakeAgent(FIRST, None, VirtksmError("no answer"), unconnected, other, inputs(session="t", lines=[]))
+    unconnected = trace(session="t", lines=[], next=0)
+    other = trace(session="t", header=dump_line(HEADER), next=1)
+    agent = FakeAgent(FIRST, None, VirtksmError("no answer"), unconnected, other, trace(session="t", lines=[]))
     recorder = Recorder(agent)
     recorder.ask()
     assert [recorder.ask() for _ in range(3)] == [[], [], []]
@@ -97,7 +97,7 @@ def test_without_an_agent_at_the_beginning_there_is_no_recording() -> None:
 
 
 def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
-    recorder = Recorder(FakeAgent(inputs(lines=[], next=0), inputs(lines=[], next=0)))
+    recorder = Recorder(FakeAgent(trace(lines=[], next=0), trace(lines=[], next=0)))
     assert recorder.ask() == []
     assert recorder.end(1.0) == []
 
@@ -105,13 +105,12 @@ def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        {"ok": False, "error": "unknown op 'inputs'", "exit_code": 2},
-        {"ok": True, "inputs": []},
-        inputs(lines="x"),
-        inputs(lines=[1]),
-        inputs(next="x"),
-        inputs(session=None),
-        inputs(session="s" * 100_000),
+        {"ok": False, "error": "unknown op 'trace'", "exit_code": 2},
+        {"ok": True, "trace": []},
+        trace(lines=[1]),
+        trace(next="x"),
+        trace(session="s" * 100_000),
+        trace(missed=-1),
     ],
 )
 def test_an_answer_of_another_version_is_told(answer: dict[str, object]) -> None:
@@ -120,7 +119,7 @@ def test_an_answer_of_another_version_is_told(answer: dict[str, object]) -> None
 
 
 def test_an_anonymous_recording_is_written_without_names() -> None:
-    recorder = Recorder(FakeAgent(FIRST, inputs(lines=["{}"])), is_anonymous=True)
+    recorder = Recorder(FakeAgent(FIRST, trace(lines=["{}"])), is_anonymous=True)
     lines = recorder.ask()
     assert kinds(lines) == ["header", "pass"]
     assert "vault" not in "".join(lines)
@@ -132,10 +131,8 @@ def test_an_anonymous_recording_is_written_without_names() -> None:
     "lines",
     [
         ["{}"],
-        ["x" * 50],
         [dump_line(HEADER)],
         [dump_line(PASS).replace(",", ",\n", 1)],
-        [dump_line(PASS).replace(",", ",\r", 1)],
         [dump_line(PASS), "\ud800"],
         [dump_line(PASS).replace(PASS.outcome, "\u202e")],
         [["x"]],
@@ -143,13 +140,13 @@ def test_an_anonymous_recording_is_written_without_names() -> None:
 )
 def test_a_line_that_is_none_of_a_trace_is_not_written(lines: list[object]) -> None:
     with pytest.raises(VirtksmError, match="cannot be understood"):
-        Recorder(FakeAgent(inputs(header=dump_line(HEADER), lines=lines))).ask()
+        Recorder(FakeAgent(trace(header=dump_line(HEADER), lines=lines))).ask()
     with pytest.raises(VirtksmError, match="cannot be understood"):
-        Recorder(FakeAgent(inputs(header=dump_line(PASS), lines=[]))).ask()
+        Recorder(FakeAgent(trace(header=dump_line(PASS), lines=[]))).ask()
 
 
 def test_an_agent_that_always_has_more_cannot_keep_a_recording_from_its_end() -> None:
-    agent = FakeAgent(FIRST, *[inputs(more=True)] * 3)
+    agent = FakeAgent(FIRST, *[trace(more=True)] * 3)
     recorder = Recorder(agent, ends_within_s=0.0)
     recorder.ask()
     assert kinds(recorder.end(1.0)) == ["pass", "end"]
@@ -157,7 +154,7 @@ def test_an_agent_that_always_has_more_cannot_keep_a_recording_from_its_end() ->
 
 
 def test_a_recording_has_an_end_whatever_the_agent_tells() -> None:
-    recorder = Recorder(FakeAgent(FIRST, *[inputs(more=True)] * 9), most_characters=4 * len(dump_line(PASS)))
+    recorder = Recorder(FakeAgent(FIRST, *[trace(more=True)] * 9), max_characters=4 * len(dump_line(PASS)))
     asked = 0
     while not recorder.is_full:
         recorder.ask()
@@ -165,9 +162,3 @@ def test_a_recording_has_an_end_whatever_the_agent_tells() -> None:
     assert asked <= 5
     assert not recorder.has_more
     assert kinds(recorder.end(1.0)) == ["pass", "end"]
-
-
-@pytest.mark.parametrize("missed", [-1, 0.5, "1"])
-def test_a_number_of_missed_passes_that_is_none_is_told(missed: object) -> None:
-    with pytest.raises(VirtksmError, match="are both of the same version"):
-        Recorder(FakeAgent(inputs(missed=missed))).ask()

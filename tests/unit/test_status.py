@@ -22,7 +22,7 @@ from tests.lab.nobody import PROJECT, run_as_nobody
 from virtksm.agent.calls import BlockingCalls, Waiting
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, Standing, worst_core_percent
+from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_lines
 from virtksm.errors import ExitCode, LibvirtTimeout
@@ -31,7 +31,7 @@ from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 
 LONG_S = 30.0
 SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
@@ -47,13 +47,13 @@ def passed(target: Settings, *, run: int | None = 1) -> PassReport:
         switch=FakeSwitch(),
         clock=FakeClock(),
         on_conflict="reassert",
-        memory=Memory(),
+        tenure=Tenure(),
     )
     return cycle.run(Triggers(kinds=frozenset({Trigger.STARTED})))
 
 
-def standing(**changes: Any) -> Standing:  # noqa: ANN401  # any field of Standing
-    calm = Standing(
+def agent_facts(**changes: Any) -> AgentFacts:  # noqa: ANN401  # any field of AgentFacts
+    calm = AgentFacts(
         version="1.2.3",
         uri="qemu:///system",
         policy="adaptive",
@@ -64,7 +64,7 @@ def standing(**changes: Any) -> Standing:  # noqa: ANN401  # any field of Standi
         last=passed(SCANNING),
         last_s=990.0,
         next_s=1004.0,
-        now=None,
+        current=None,
     )
     return replace(calm, **changes)
 
@@ -88,7 +88,7 @@ LATE = Waiting(what="pass", since_s=990.0)
 def test_libvirt_is_silent_without_a_connection_or_when_a_call_is_late(
     lost_s: float | None, waiting: Waiting | None, silence: Waiting | None
 ) -> None:
-    assert standing(lost_s=lost_s, waiting=waiting).silence == silence
+    assert agent_facts(lost_s=lost_s, waiting=waiting).silence == silence
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_libvirt_is_silent_without_a_connection_or_when_a_call_is_late(
 def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
     last: PassReport | None, lost_s: float | None, waiting: Waiting | None, stranded: bool | None
 ) -> None:
-    assert standing(last=last, lost_s=lost_s, waiting=waiting).may_be_stranded is stranded
+    assert agent_facts(last=last, lost_s=lost_s, waiting=waiting).may_be_stranded is stranded
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, pe
 
 def test_the_fields_are_those_that_are_documented() -> None:
     last = passed(SCANNING)
-    told = standing(last=last, lost_s=940.0, error="connection refused", now=after_pass(last)).as_dict(NOW)
+    told = agent_facts(last=last, lost_s=940.0, error="connection refused", current=after_pass(last)).as_dict(NOW)
     assert json.loads(json.dumps(told)) == {
         "schema": 1,
         "agent": True,
@@ -182,24 +182,24 @@ def test_the_fields_are_those_that_are_documented() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({}, ["libvirt   answers", "last pass 10.0 s ago, for started: applied", "next pass in 4.0 s"]),
+        ({}, ["libvirt   answers", "last pass 10.0 s ago (started): applied", "next pass in 4.0 s"]),
         ({}, ["why       as told (rule told)"]),
         ({"last": None, "last_s": None, "next_s": None}, ["last pass none yet", "next pass none planned"]),
         (
             {"lost_s": 940.0, "error": "refused"},
             [
                 "libvirt   not answering since 2026-11-25T11:59:00+00:00 (60 s), waiting for: a connection (refused)",
-                "stranded  possibly: only libvirt can slow ksmd down; with 285714 pages every 60000 ms",
-                "3.2 % of a core at worst",
+                "stranded  possibly: ksmd may scan 285714 pages every 60000 ms",
+                "up to 3.2 % of a core",
             ],
         ),
         ({"lost_s": 940.0, "last": None}, ["stranded  unknown: no pass yet"]),
-        ({"waiting": LATE, "last": None}, ["stranded  possibly: the first pass has not come back"]),
+        ({"waiting": LATE, "last": None}, ["stranded  possibly: the first pass has not returned"]),
         ({"next_s": 990.0}, ["next pass in 0.0 s"]),
     ],
 )
 def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: list[str]) -> None:
-    lines = [text for _, text in status_lines(json.loads(json.dumps(standing(**changes).as_dict(NOW))))]
+    lines = [text for _, text in status_lines(json.loads(json.dumps(agent_facts(**changes).as_dict(NOW))))]
     assert [text for text in told if not any(text in line for line in lines)] == []
     assert ("lost_s" in changes or "waiting" in changes) == any(line.startswith("stranded") for line in lines)
 
@@ -285,7 +285,7 @@ jsons: st.SearchStrategy[Any] = st.recursive(
 )
 requests = st.fixed_dictionaries(
     {},
-    optional={"op": st.sampled_from(["retune", "status", "inputs"]) | jsons, "uri": st.just("qemu:///system") | jsons}
+    optional={"op": st.sampled_from(["retune", "status", "trace"]) | jsons, "uri": st.just("qemu:///system") | jsons}
     | {"dry_run": jsons},
 )
 
@@ -312,7 +312,7 @@ def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
     assert (told["now"]["origin"], told["off"], told["last_pass"], told["events"]) == ("local", False, None, [])
     assert told["stranded"]["possible"] is None
     assert main(command) == ExitCode.FAILED
-    assert capsys.readouterr().out.startswith("agent     none serves qemu:///system (systemctl start virtksm)")
+    assert capsys.readouterr().out.startswith("agent     not running for qemu:///system (systemctl start virtksm)")
     assert sorted(path.name for path in Path(paths.root).rglob("*")) == ["agent"]
 
 

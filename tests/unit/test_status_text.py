@@ -11,19 +11,19 @@ import pytest
 
 from tests.fakes import FakeFacts
 from tests.unit.test_agent_history import a_pass
-from tests.unit.test_status import NOW, standing
+from tests.unit.test_status import NOW, agent_facts
 from virtksm.agent.log import status_text
-from virtksm.agent.status import look
+from virtksm.agent.status import read_current
 from virtksm.cli.sparkline import BLOCKS
 from virtksm.cli.status_text import status_lines
 from virtksm.errors import SensingFailed
-from virtksm.model.current import Now, Origin, after_pass
+from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import HostMemory, Settings
 
 
 def status(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # any field of the answer
-    told = standing(last=a_pass(), now=after_pass(a_pass())).as_dict(NOW)
+    told = agent_facts(last=a_pass(), current=after_pass(a_pass())).as_dict(NOW)
     return {**json.loads(json.dumps(told)), **changes}
 
 
@@ -42,12 +42,12 @@ def test_savings_price_settings_and_reason_are_said() -> None:
     told = [text for _, text in lines(status(saved_hour=hour, ksmd=ksmd, events=[event]))]
     assert told[2:9] == [
         "ksm       on",
-        "guests    1, holding 1.0 MiB",
-        "saved     0.5 MiB, 48.0 % of what the guests hold",
+        "guests    1, 1.0 MiB resident",
+        "saved     0.5 MiB, 48.0 % of guest memory",
         "last hour " + " " * 28 + "▁█ up to 0.5 MiB",
         "ksmd      3.2 % of a core in the last 5 min; 1.5 CPU-seconds since boot",
         "settings  pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
-        "last pass 10.0 s ago, for timer: applied",
+        "last pass 10.0 s ago (timer): applied",
     ]
     assert told[-1].endswith(" vm stopped (crashed)")
     assert len(told[-1].split()[1]) == len("12:34:56")
@@ -64,15 +64,15 @@ def test_an_event_of_long_ago_has_its_date() -> None:
     [
         ({"now": now(ksm_run=0)}, "warn", "ksm       off (run=0): nothing merges; echo 1 > /sys/kernel/mm/ksm/run"),
         ({"now": now(ksm_run=2)}, "warn", "ksm       off, unmerged (run=2): nothing merges"),
-        ({"now": now(ksm_run=None)}, "", "ksm       unknown, as libvirt does not tell"),
+        ({"now": now(ksm_run=None)}, "", "ksm       unknown, as libvirt does not report it"),
         ({"now": now(advisor_mode="scan-time")}, "", "ksm       on, and the kernel's advisor (scan-time) sets"),
         ({"off": True}, "warn", "ksm       on; virtksm is switched off, until `virtksm on`"),
         ({"now": now(saved_kib=None, saved_percent=None)}, "", "saved     unknown"),
         ({"now": now(guests=None)}, "", "guests    unknown"),
-        ({"now": now(guests_unread=2)}, "", "guests    1 (2 unread), holding"),
+        ({"now": now(guests_unread=2)}, "", "guests    1 (2 unread), "),
         ({"now": now(ksmd_cpu_seconds=None)}, "", "ksmd      CPU time unknown"),
         ({"history_error": "no"}, "warn", "history   no"),
-        ({"agent": False}, "warn", "agent     none serves qemu:///system"),
+        ({"agent": False}, "warn", "agent     not running for qemu:///system"),
     ],
 )
 def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, text: str) -> None:
@@ -112,16 +112,16 @@ class Told(FakeFacts):
 
 
 def test_the_look_is_at_this_machine_with_the_last_passs_guests_else_at_the_last_pass() -> None:
-    assert look(None, None) is None
-    assert look(None, a_pass()) == after_pass(a_pass())
-    found = look(FakeFacts(), a_pass())
-    assert isinstance(found, Now)
+    assert read_current(None, None) is None
+    assert read_current(None, a_pass()) == after_pass(a_pass())
+    found = read_current(FakeFacts(), a_pass())
+    assert isinstance(found, CurrentKsm)
     assert (found.origin, found.guests, found.ksm.settings.pages_to_scan) == (Origin.LOCAL, 1, 0)
-    alone = look(FakeFacts(), None)
-    assert isinstance(alone, Now)
+    alone = read_current(FakeFacts(), None)
+    assert isinstance(alone, CurrentKsm)
     assert (alone.guests, alone.committed_kib, alone.saved_percent) == (None, None, None)
-    hidden = look(Told(), None)
-    assert isinstance(hidden, Now)
+    hidden = read_current(Told(), None)
+    assert isinstance(hidden, CurrentKsm)
     assert (hidden.host, hidden.as_dict()["total_kib"]) == (None, None)
 
 
@@ -133,5 +133,5 @@ class NoKsm(FakeFacts):
 
 
 def test_without_ksm_in_this_kernel_there_is_nothing_to_look_at() -> None:
-    assert look(NoKsm(), None) is None
+    assert read_current(NoKsm(), None) is None
     assert after_pass(a_pass()).ksm.settings == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)

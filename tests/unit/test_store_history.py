@@ -15,13 +15,12 @@ import pytest
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
 from virtksm.errors import StateUnusable
-from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS, MAX_SAMPLES, Told
+from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS, MAX_SAMPLES
 from virtksm.store import history as history_file
 from virtksm.store.history import (
     MAX_ASIDE,
     MAX_BYTES,
     MAX_DECISION_CHARACTERS,
-    MAX_RECORD_CHARACTERS,
     SCHEMA,
     HistoryFile,
 )
@@ -41,13 +40,13 @@ def names(path: Path) -> list[str]:
 def full(path: Path) -> HistoryFile:
     """Fill a history to all its bounds, in batches of the size of the agent's."""
     history = HistoryFile(str(path))
-    report, uuid, batches = {"reason": "x" * 2000}, "12345678-1234-1234-1234-123456789abc", 40
+    uuid, batches = "12345678-1234-1234-1234-123456789abc", 40
     for batch in range(batches):
         times = [NOW_S + batch * 1000 + number for number in range(MAX_EVENTS // batches)]
-        history.keep(
+        history.add(
             [replace(SAMPLE, at_s=at_s, saved_kib=int(at_s)) for at_s in times] * 2,
             [replace(EVENT, at_s=at_s, uuid=uuid) for at_s in times],
-            [Told(at_s=at_s, report=report) for at_s in times[: MAX_DECISIONS // batches]],
+            ["x" * 2000] * (MAX_DECISIONS // batches),
         )
     return history
 
@@ -55,7 +54,7 @@ def full(path: Path) -> HistoryFile:
 def test_it_is_its_owners_alone_whatever_the_umask(path: Path) -> None:
     before = os.umask(0)
     try:
-        HistoryFile(str(path)).keep([SAMPLE], [], [])
+        HistoryFile(str(path)).add([SAMPLE], [], [])
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -73,11 +72,9 @@ def test_a_day_and_its_events_and_decisions_take_a_few_mib_and_no_more(path: Pat
 
 def test_decisions_are_bounded_in_size_too(path: Path) -> None:
     history = HistoryFile(str(path))
-    big = {"warnings": ["x" * (MAX_DECISION_CHARACTERS // 10)]}
-    history.keep([], [], [Told(at_s=NOW_S + number, report=big) for number in range(30)])
-    told = history.decisions(100)
-    assert 8 <= len(told) < 10
-    assert told[-1].at_s == NOW_S + 29
+    lines = [f"{number:0{MAX_DECISION_CHARACTERS // 10}}" for number in range(30)]
+    history.add([], [], lines)
+    assert history.decisions(100) == tuple(lines[-10:])
 
 
 def test_reading_writes_nothing(path: Path) -> None:
@@ -126,7 +123,7 @@ def test_what_cannot_be_used_is_set_aside_whole_and_a_new_one_begun(
     history = HistoryFile(str(path))
     with pytest.raises(StateUnusable, match=r"local\.history"):
         history.samples(0)
-    aside = history.keep([SAMPLE], [EVENT], [DECISION])
+    aside = history.add([SAMPLE], [EVENT], [DECISION])
     assert aside is not None
     assert Path(aside).read_bytes() == content
     assert history.samples(0) == (SAMPLE,)
@@ -145,25 +142,25 @@ def test_damage_is_noticed_also_while_the_agent_runs(path: Path, damage: Callabl
     history = full(path)
     content = damage(path.read_bytes())
     path.write_bytes(content)
-    aside = history.keep([SAMPLE], [], [])
+    aside = history.add([SAMPLE], [], [])
     assert aside is not None
     assert Path(aside).read_bytes() == content
-    assert history.keep([SAMPLE], [], []) is None
+    assert history.add([SAMPLE], [], []) is None
     assert history.samples(0) == (SAMPLE, SAMPLE)
 
 
 def test_files_set_aside_are_never_too_many_and_never_lost(path: Path) -> None:
     for number in range(MAX_ASIDE):
         path.write_bytes(b"garbage %d" % number)
-        assert HistoryFile(str(path)).keep([SAMPLE], [], []) is not None
+        assert HistoryFile(str(path)).add([SAMPLE], [], []) is not None
     path.write_bytes(b"garbage")
     with pytest.raises(StateUnusable, match=r"remove them"):
-        HistoryFile(str(path)).keep([SAMPLE], [], [])
+        HistoryFile(str(path)).add([SAMPLE], [], [])
     assert path.read_bytes() == b"garbage"
     assert len(names(path)) == MAX_ASIDE + 1
     for one in path.parent.glob("*.aside-*"):
         one.unlink()
-    assert HistoryFile(str(path)).keep([SAMPLE], [], []) is not None
+    assert HistoryFile(str(path)).add([SAMPLE], [], []) is not None
 
 
 def test_an_interrupted_write_is_rolled_back_by_the_agent_and_told_to_readers(
@@ -171,7 +168,7 @@ def test_an_interrupted_write_is_rolled_back_by_the_agent_and_told_to_readers(
 ) -> None:
     """Kill a process in the middle of a big transaction, when its journal is on disk and the file half written."""
     monkeypatch.setattr(history_file, "TORN_PAUSE_S", 0.0)
-    HistoryFile(str(path)).keep([SAMPLE], [EVENT], [DECISION])
+    HistoryFile(str(path)).add([SAMPLE], [EVENT], [DECISION])
     pid = os.fork()
     if pid == 0:
         database = sqlite3.connect(path, isolation_level=None)
@@ -184,7 +181,7 @@ def test_an_interrupted_write_is_rolled_back_by_the_agent_and_told_to_readers(
     assert Path(f"{path}-journal").exists()
     with pytest.raises(StateUnusable, match="was interrupted"):
         HistoryFile(str(path)).samples(0)
-    assert HistoryFile(str(path)).keep([], [], []) is None
+    assert HistoryFile(str(path)).add([], [], []) is None
     history = HistoryFile(str(path))
     assert (history.samples(0), history.events(0), history.decisions(9)) == ((SAMPLE,), (EVENT,), (DECISION,))
 
@@ -198,7 +195,7 @@ def test_root_reads_what_the_agents_user_keeps_and_the_file_stays_that_users() -
             try:
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
-                HistoryFile(str(path)).keep([SAMPLE], [], [])
+                HistoryFile(str(path)).add([SAMPLE], [], [])
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -212,7 +209,7 @@ def test_root_reads_what_the_agents_user_keeps_and_the_file_stays_that_users() -
 def test_another_users_folder_is_not_written_to(path: Path) -> None:
     os.chown(path.parent, NOBODY, NOBODY)
     with pytest.raises(StateUnusable, match=f"belongs to user {NOBODY}"):
-        HistoryFile(str(path)).keep([SAMPLE], [], [])
+        HistoryFile(str(path)).add([SAMPLE], [], [])
     assert names(path) == []
 
 
@@ -223,10 +220,10 @@ def test_what_is_no_regular_file_is_neither_read_nor_written(
     path: Path, tmp_path: Path, plant: Callable[[Path, Path], object]
 ) -> None:
     other = tmp_path / "other"
-    HistoryFile(str(other)).keep([SAMPLE], [], [])
+    HistoryFile(str(other)).add([SAMPLE], [], [])
     content = other.read_bytes()
     plant(path, other)
-    for act in (lambda: HistoryFile(str(path)).samples(0), lambda: HistoryFile(str(path)).keep([SAMPLE], [], [])):
+    for act in (lambda: HistoryFile(str(path)).samples(0), lambda: HistoryFile(str(path)).add([SAMPLE], [], [])):
         with pytest.raises(StateUnusable, match=r"local\.history"):
             act()
     assert other.read_bytes() == content
@@ -240,9 +237,9 @@ def test_reading_ends_after_so_many_steps(path: Path, monkeypatch: pytest.Monkey
 
 PLANTED = [
     "CREATE VIEW {0} AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id FROM n",
-    "CREATE TABLE {0} (id INTEGER PRIMARY KEY, at_s AS (zeroblob(100000000)), report)",
-    "CREATE VIRTUAL TABLE {0} USING fts4(at_s, report)",
-    "CREATE TABLE {0} (at_s, report); CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END",
+    "CREATE TABLE {0} (id INTEGER PRIMARY KEY, at_s AS (zeroblob(100000000)), line)",
+    "CREATE VIRTUAL TABLE {0} USING fts4(at_s, line)",
+    "CREATE TABLE {0} (at_s, line); CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END",
 ]
 
 
@@ -263,12 +260,12 @@ def test_other_tables_than_ours_are_never_queried(path: Path, statement: str, *,
     for read in (lambda: history.samples(0), lambda: history.events(0), lambda: history.decisions(9)):
         with pytest.raises(StateUnusable, match="is no history of schema"):
             read()
-    assert history.keep([SAMPLE], [], []) is not None, "it is set aside"
+    assert history.add([SAMPLE], [], []) is not None, "it is set aside"
     assert history.samples(0) == (SAMPLE,)
 
 
 def test_a_table_more_than_ours_is_not_queried(path: Path) -> None:
-    HistoryFile(str(path)).keep([SAMPLE], [], [])
+    HistoryFile(str(path)).add([SAMPLE], [], [])
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE more (a)")
     with pytest.raises(StateUnusable, match="is no history of schema"):
@@ -276,14 +273,22 @@ def test_a_table_more_than_ours_is_not_queried(path: Path) -> None:
 
 
 def insert(path: Path, statement: str, *values: object) -> None:
-    HistoryFile(str(path)).keep([SAMPLE], [], [])
+    HistoryFile(str(path)).add([SAMPLE], [], [])
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(statement, values)
 
 
 def test_a_row_longer_than_any_answer_is_not_read(path: Path) -> None:
-    insert(path, "INSERT INTO decisions (at_s, report) VALUES (1.0, zeroblob(2000000))")
+    insert(path, "INSERT INTO decisions (line) VALUES (zeroblob(2000000))")
     with pytest.raises(StateUnusable, match="too big"):
+        HistoryFile(str(path)).decisions(9)
+
+
+def test_what_is_no_text_is_read_as_one_or_refused(path: Path) -> None:
+    insert(path, "INSERT INTO decisions (line) VALUES (1.5), (x'41')")
+    assert HistoryFile(str(path)).decisions(9) == ("1.5", "A")
+    insert(path, "INSERT INTO decisions (line) VALUES (x'ff')")
+    with pytest.raises(StateUnusable):
         HistoryFile(str(path)).decisions(9)
 
 
@@ -293,19 +298,6 @@ def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: p
     assert len(history.decisions(40)) == 40
     with pytest.raises(StateUnusable, match="holds more than"):
         history.decisions(60)
-
-
-def test_a_decision_that_no_answer_has_room_for_is_not_kept(path: Path) -> None:
-    history = HistoryFile(str(path))
-    history.keep([], [], [DECISION, Told(at_s=NOW_S, report={"x": "y" * MAX_RECORD_CHARACTERS})])
-    assert history.decisions(9) == (DECISION,)
-
-
-@pytest.mark.parametrize("report", ['{"x": 1e999}', '{"x": NaN}', '{"x": ' + "9" * 400 + "}"])
-def test_numbers_that_no_counter_has_are_damage(path: Path, report: str) -> None:
-    insert(path, "INSERT INTO decisions (at_s, report) VALUES (1.0, ?)", report)
-    with pytest.raises(StateUnusable, match="no number of a counter"):
-        HistoryFile(str(path)).decisions(9)
 
 
 @pytest.mark.parametrize("at_s", [-1.0, 1e15, float("inf")])
@@ -338,5 +330,5 @@ def test_an_endless_file_is_not_read_whole(path: Path) -> None:
 
 def test_reading_takes_what_the_file_has_and_not_what_it_may_have(path: Path) -> None:
     history = HistoryFile(str(path))
-    history.keep([SAMPLE], [EVENT], [DECISION])
+    history.add([SAMPLE], [EVENT], [DECISION])
     assert peak_bytes(lambda: history.samples(0)) < 1 << 20

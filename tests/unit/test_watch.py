@@ -19,7 +19,7 @@ from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
 from tests.real.agent_process import VIRTKSM
-from tests.unit.test_status import NOW, passed, standing
+from tests.unit.test_status import NOW, agent_facts, passed
 from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
 from virtksm.cli.terminal import ENTER, LEAVE, fit
 from virtksm.history.samples import as_table
@@ -27,7 +27,7 @@ from virtksm.model.current import after_pass
 from virtksm.model.snapshot import Settings
 from virtksm.paths import RuntimePaths
 
-STATUS = standing(now=after_pass(passed(Settings(pages_to_scan=400, sleep_millisecs=10)))).as_dict(NOW)
+STATUS = agent_facts(current=after_pass(passed(Settings(pages_to_scan=400, sleep_millisecs=10)))).as_dict(NOW)
 
 
 class StandIn:
@@ -193,7 +193,7 @@ def test_an_agent_that_dies_meanwhile_is_told_and_one_that_comes_back_is_asked(
     terminal = start()
     terminal.wait_for_frame("agent     qemu:///system")
     agent.die()
-    frame = terminal.wait_for_frame("agent     none serves")
+    frame = terminal.wait_for_frame("agent     not running")
     assert any(line.startswith("ksm ") for line in frame), "this machine's kernel is told all the same"
     again = StandIn(paths)
     terminal.wait_for_frame("agent     qemu:///system")

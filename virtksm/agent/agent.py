@@ -1,9 +1,9 @@
 """The agent's life cycle: it starts its parts, reads its configuration again, and leaves KSM as `on_exit` says.
 
-One asyncio loop owns all state. Whatever may block (libvirt, a disk, the name service) runs beside the loop with a
-limit (`calls`). This is an outermost layer: an exception that nobody thought of costs the step in which it came, and is
-logged with its traceback; the agent goes on, and `on_exit` happens. Only a configuration that never was valid, or a
-second agent, ends the agent.
+One asyncio loop owns all state. Calls that may block (libvirt, a disk, the name service) run beside the loop with a
+limit (`calls`). This is an outermost layer: an unforeseen exception costs the step in which it came, and is logged
+with its traceback; the agent goes on, and `on_exit` happens. Only a configuration that never was valid, or a second
+agent, ends the agent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Trigger
 from virtksm.model.report import RestoreReport
 from virtksm.paths import host_key
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine
 
@@ -38,7 +38,7 @@ class Agent:
     """The parts, and what they have in common.
 
     `make_cycle` builds a pass's parts over a new connection from the current configuration. `make_history` gives the
-    history of the host behind a URI; without it, memories end with the agent.
+    history of the host behind a URI; without it, the history ends with the agent.
     """
 
     configuration: Configuration
@@ -47,35 +47,36 @@ class Agent:
     guests: GuestReader
     history_writer: HistoryWriter
     reporter: Reporter
-    make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]]
+    make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]]
     make_history: Callable[[str, Config], History] | None = None
-    memory: Memory = field(default_factory=Memory)
+    tenure: Tenure = field(default_factory=Tenure)
     history_key: str | None = None
-    """Whose history the history_writer keeps."""
+    """The host whose history is written."""
     retry_s: float = RETRY_S
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> ExitCode:
-        """Run until told to stop; then end as `on_exit` says."""
+        """Run until `stop`; then end as `on_exit` says."""
         self._open_history()
-        linking, reloading = self._start("linking", self._hold_connection), self._start("reloading", self._reload)
-        passing = self._start("passing", self.passes.run_when_due)
-        looking = self._start("looking", self.guests.read_when_due)
-        writing = self._start("writing", self.history_writer.keep_writing)
+        connection = self._start("connection", self._hold_connection)
+        reload = self._start("reload", self._reload)
+        passes = self._start("passes", self.passes.run_when_due)
+        guest_xml = self._start("guest XML", self.guests.read_when_due)
+        history = self._start("history", self.history_writer.keep_writing)
         await self.stopping.wait()
-        linking.cancel()
-        reloading.cancel()
-        await asyncio.wait({passing, linking, looking, reloading})  # a pass that has begun is finished first
+        connection.cancel()
+        reload.cancel()
+        await asyncio.wait({passes, connection, guest_xml, reload})  # a pass that has begun is finished first
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
-        await writing
+        await history
         return code
 
     def _start(self, name: str, step: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Take a step again and again, in a task of its own, until the agent stops; no exception ends it."""
 
-        async def keep() -> None:
+        async def repeat() -> None:
             while not self.stopping.is_set():
                 try:
                     await step()
@@ -84,7 +85,7 @@ class Agent:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self.stopping.wait(), self.retry_s)
 
-        return asyncio.create_task(keep(), name=name)
+        return asyncio.create_task(repeat(), name=name)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -105,7 +106,7 @@ class Agent:
 
     async def reload(self) -> ConfigError | None:
         """Read the configuration again; an invalid one is reported and the old one kept. A pass follows either way."""
-        async with self.configuration.turn:
+        async with self.configuration.lock:
             self.reporter.tally.config_is_read = False  # until it is
             try:
                 self._put_in_force(await self.configuration.read_again())
@@ -118,17 +119,17 @@ class Agent:
             return None
 
     def _put_in_force(self, fresh: FreshConfig) -> None:
-        """Do as a configuration says from now on, in everything or, where it raises, in nothing."""
+        """Follow a configuration from now on: all of it or, where this raises, nothing of it."""
         host = self.connection.host
-        cycle = None if host is None else self.make_cycle(host, fresh.config, self.memory)
+        cycle = None if host is None else self.make_cycle(host, fresh.config, self.tenure)
         self.configuration.follow(fresh)
         self.configuration.in_force = fresh.config
         self.passes.follow(fresh.config, cycle)
-        self.history_key = None  # a reload looks at the file again: somebody may have mended it
+        self.history_key = None  # a reload opens the file again: it may have been repaired
         self._open_history()
 
     def _open_history(self) -> None:
-        """Keep the history of the host that is known now, if that is another one than so far."""
+        """Write the history of the host that is known now, if the host has changed."""
         uri, config = self.connection.known_uri, self.configuration.in_force
         if self.make_history is None or is_alias(uri):
             return
@@ -136,7 +137,7 @@ class Agent:
         if key == self.history_key:
             return
         try:
-            self.history_writer.keep_in(self.make_history(uri, config))
+            self.history_writer.write_to(self.make_history(uri, config))
             self.history_key = key
         except Exception as error:  # noqa: BLE001  # without SQLite, say: the agent goes on without a history
             self.reporter.task_crashed("opening the history", error)
@@ -145,23 +146,23 @@ class Agent:
         """Open a connection, and hold it until it is lost."""
         host, lost = await self.connection.open(lambda: self.configuration.in_force, self.passes.heard)
         try:
-            self._take_up(host)
+            self._use_connection(host)
             reason = await lost
         except Exception:
-            await self._let_go("internal error")
+            await self._drop_connection("internal error")
             raise
-        await self._let_go(reason)
+        await self._drop_connection(reason)
 
-    def _take_up(self, host: LibvirtHost) -> None:
+    def _use_connection(self, host: LibvirtHost) -> None:
         config = self.configuration.in_force
-        cycle = self.make_cycle(host, config, self.memory)
+        cycle = self.make_cycle(host, config, self.tenure)
         self.passes.follow(config, cycle)
         self.guests.forget()
         self._open_history()
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)
 
-    async def _let_go(self, reason: str) -> None:
+    async def _drop_connection(self, reason: str) -> None:
         self.reporter.disconnected(reason)
         self.passes.disconnect(LibvirtUnreachable(f"libvirt disconnected: {reason}"))
         await self._disconnect()
@@ -170,7 +171,7 @@ class Agent:
         await self.connection.close(self.configuration.in_force.call_timeout_s)
 
     async def _leave(self) -> ExitCode:
-        """Do what `on_exit` says, and close the connection; whatever goes wrong, the rest of it is done."""
+        """Do what `on_exit` says, and close the connection, also where one of the two fails."""
         self.reporter.stopping()
         code = ExitCode.DONE
         try:
@@ -189,12 +190,12 @@ class Agent:
 
     async def _do_on_exit(self) -> ExitCode:
         config, cycle = self.configuration.in_force, self.passes.cycle
-        has_nothing_to_leave = cycle is None and not self.memory.tenure_began
+        has_nothing_to_leave = cycle is None and not self.tenure.has_begun
         if config.on_exit == "leave" or has_nothing_to_leave:
             return ExitCode.DONE
         if cycle is None:
             raise LibvirtUnreachable("not connected to libvirt", remedy="run `virtksm restore` once it answers")
-        work: Callable[[], RestoreReport] = cycle.restore if config.on_exit == "restore" else cycle.park
+        work: Callable[[], RestoreReport] = cycle.restore if config.on_exit == "restore" else cycle.idle
         report = await self.passes.calls.run(config.on_exit, work, config.call_timeout_s)
         self.reporter.left(config.on_exit, report)
         return report.exit_code

@@ -1,8 +1,8 @@
 """Blocking calls, libvirt's or the disk's, beside the event loop: each in a thread of its own, with a limit, in turn.
 
 They cannot be cancelled. A call over its limit is abandoned: the caller gets an error (for libvirt LibvirtTimeout), and
-until that thread comes back every further call fails at once, so that a hanging daemon or disk costs one thread and not
-one a pass. Who waits for different things has an instance for each.
+until that thread returns every further call fails at once, so a hanging daemon or disk costs one thread and not one a
+pass. A caller that waits for different things has an instance for each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REMEDY = "libvirt's daemon does not answer: see its log, or restart it; guests g
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """What has not come back, and since when it is waited for (CLOCK_MONOTONIC)."""
+    """A call that has not returned, and since when it is waited for (CLOCK_MONOTONIC)."""
 
     what: str
     since_s: float
@@ -38,16 +38,16 @@ def libvirt_hangs(message: str) -> VirtksmError:
 class BlockingCalls:
     """Runs one blocking call at a time; to be used from one asyncio loop.
 
-    `waiting` is the call that is out, whether it was abandoned or not. `too_late` makes the error for one over its
+    `waiting` is the call that has not returned, abandoned or not. `timeout_error` makes the error for a call over its
     limit.
     """
 
-    def __init__(self, too_late: Callable[[str], VirtksmError] = libvirt_hangs) -> None:
-        self._too_late = too_late
+    def __init__(self, timeout_error: Callable[[str], VirtksmError] = libvirt_hangs) -> None:
+        self._timeout_error = timeout_error
         self.waiting: Waiting | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._abandoned: str | None = None
-        self._owed: list[Callable[[], object]] = []
+        self._deferred: list[Callable[[], object]] = []
 
     async def run(
         self,
@@ -56,19 +56,18 @@ class BlockingCalls:
         limit_s: float,
         *,
         discard: Callable[[Result], None] | None = None,
-        is_owed: bool = False,
+        is_deferred: bool = False,
     ) -> Result:
         """Run `call` in a daemon thread, after the calls before it, and return its result; exceptions pass through.
 
-        Raises what `too_late` makes after `limit_s` seconds, or at once while an abandoned call is still out. A result
-        that comes too late is given to `discard`. A call that `is_owed` is made all the same once the abandoned one is
-        back.
+        Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
+        A late result is given to `discard`. A call that `is_deferred` is made once the abandoned call has returned.
         """
-        async with self._turn:
+        async with self._lock:
             if self._abandoned is not None:
-                if is_owed:
-                    self._owed.append(call)
-                raise self._too_late(f"{what}: still waiting for {self._abandoned}")
+                if is_deferred:
+                    self._deferred.append(call)
+                raise self._timeout_error(f"{what}: still waiting for {self._abandoned}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
             thread = threading.Thread(
@@ -77,7 +76,7 @@ class BlockingCalls:
             self.waiting = Waiting(what=what, since_s=time.monotonic())
             try:
                 thread.start()
-            except RuntimeError:  # the system has no thread left: nothing is out
+            except RuntimeError:  # the system has no thread left: nothing was called
                 self.waiting = None
                 raise
             try:
@@ -85,14 +84,14 @@ class BlockingCalls:
                 await asyncio.wait([future], timeout=limit_s)
             except asyncio.CancelledError:
                 if future.done() and future.exception() is None:
-                    _throw_away(future.result(), discard)
+                    _discard(future.result(), discard)
                 raise
             finally:
                 if not future.done():
                     self._abandoned = what
                     future.cancel()
             if future.cancelled():
-                raise self._too_late(f"{what}: no answer within {limit_s:g} s")
+                raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
             try:
                 return future.result()
             finally:
@@ -105,10 +104,10 @@ class BlockingCalls:
         loop: asyncio.AbstractEventLoop,
         discard: Callable[[Result], None] | None,
     ) -> None:
-        """Make the call, in its thread, and tell the loop."""
+        """Make the call, in its thread, and hand its result to the loop."""
         try:
             finish = partial(self._finish, future, call(), None)
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the call was asked for
+        except BaseException as error:  # noqa: BLE001  # raised where the call was asked for
             finish = partial(self._finish, future, None, error)
         try:
             loop.call_soon_threadsafe(finish, discard)
@@ -132,11 +131,11 @@ class BlockingCalls:
                 future.set_exception(_raisable(error))
             return
         self._abandoned = None
-        owed, self._owed = self._owed, []
-        for call in owed:
+        deferred, self._deferred = self._deferred, []
+        for call in deferred:
             _start_late(call)
         if error is None:
-            _throw_away(result, discard)
+            _discard(result, discard)
 
 
 def _raisable(error: BaseException) -> Exception:
@@ -148,7 +147,7 @@ def _raisable(error: BaseException) -> Exception:
     return raised
 
 
-def _throw_away(result: Result, discard: Callable[[Result], None] | None) -> None:
+def _discard(result: Result, discard: Callable[[Result], None] | None) -> None:
     if discard is not None:
         _start_late(partial(discard, result))
 

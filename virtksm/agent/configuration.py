@@ -16,17 +16,17 @@ CONFIG_LIMIT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreshConfig:
-    """A configuration that was read just now, with the number of its `status_group`, None without one."""
+    """A configuration as it was just read, with the number of its `status_group`, None without one."""
 
     config: Config
     status_gid: int | None = None
 
 
 class Configuration:
-    """What is in force; all parts ask here for what they need at that moment.
+    """The configuration in force, which all parts ask for at the moment of use.
 
-    `read` blocks and raises ConfigError; `follow` has all but the agent's own parts do as a new configuration says, or
-    raises ConfigError and changes nothing.
+    `read` blocks and raises ConfigError; `follow` applies a new configuration to the sockets, the metrics and the log,
+    or raises ConfigError and changes nothing.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Configuration:
         self.follow = follow
         self.limit_s = CONFIG_LIMIT_S
         self.calls = BlockingCalls(config_hangs)
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         """Held from the reading until what was read is in force, or rejected."""
         self.hung_up = asyncio.Event()
         """A SIGHUP has come that no reading has answered yet."""

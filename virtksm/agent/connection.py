@@ -1,4 +1,4 @@
-"""The agent's connection to libvirt: opens it with ever longer waits, tells when it is lost, closes it."""
+"""The agent's connection to libvirt: opens it with ever longer waits, reports its loss, closes it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Connection:
         return self.uri if self.host is None else self.host.uri
 
     async def open(self, config: Callable[[], Config], heard: Callable[[DomainEvent], None]) -> Opened:
-        """Open and subscribe, trying until it works; `config` is asked for what is in force at each attempt.
+        """Open and subscribe, trying until it works; `config` gives the configuration in force at each attempt.
 
-        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`, or up to a minute where the answer
-        will be the same until somebody changes something.
+        Waits grow exponentially with jitter from 0.1 s up to `reconnect_max_ms`, or up to a minute where libvirt
+        refuses, which lasts until an administrator changes something.
         """
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(LibvirtUnreachable),
@@ -73,13 +73,13 @@ class Connection:
         return host, lost
 
     async def close(self, limit_s: float) -> None:
-        """Close the connection, if there is one; a daemon that hangs is left to its own."""
+        """Close the connection, if there is one; a daemon that hangs is not waited for."""
         subscription, self._subscription, self.host = self._subscription, None, None
         self.lost_s = time.monotonic()
         if subscription is None:
             return
         try:
-            await self.calls.run("close", subscription.close, limit_s, is_owed=True)
+            await self.calls.run("close", subscription.close, limit_s, is_deferred=True)
         except LibvirtUnreachable as error:
             self._failed(error, 0.0)
 
@@ -89,8 +89,8 @@ class Connection:
             self._failed(error, state.next_action.sleep if state.next_action is not None else 0.0)
 
 
-def wait_s(state: tenacity.RetryCallState, most_s: float) -> float:
-    """Return how long to wait after a failed attempt: `most_s` at most, or MAX_WAIT_S where libvirt refuses."""
+def wait_s(state: tenacity.RetryCallState, max_s: float) -> float:
+    """Return how long to wait after a failed attempt: `max_s` at most, or MAX_WAIT_S where libvirt refuses."""
     if state.outcome is not None and isinstance(state.outcome.exception(), LibvirtRefuses):
-        most_s = MAX_WAIT_S
-    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=most_s)(state)
+        max_s = MAX_WAIT_S
+    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=max_s)(state)

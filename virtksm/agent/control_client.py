@@ -2,14 +2,13 @@
 
 `{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "off", "uri": URI}` or "on", are answered by
 `{"ok": true, "pass": {...}}`, or from another host's agent by `{"ok": false, "other_uri": URI}`; without a URI the
-agent's own host is meant. `{"op": "status"}` is
-answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the configuration is read again) by
-`{"ok": true, "policy": NAME}`; `history` and `decisions` are described in agent/recall.py, `inputs` in
-agent/inputs.py. What fails is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
+agent's own host is meant. `{"op": "status"}` is answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the
+configuration is read again) by `{"ok": true, "policy": NAME}`; agent/requests.py describes `history` and `decisions`,
+agent/trace_buffer.py `trace`. A failure is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
 Imports nothing but json, socket and time beside codec, so that a one-shot that finds an agent stays quick.
 
-Root's commands ask an agent that is another user and may be somebody's who means harm: an answer is one JSON object, of
-at most so many bytes within so much time, without a number that no counter and no clock has.
+Root's commands ask an agent that runs as another user and may be hostile: an answer is one JSON object, bounded in
+bytes, time and numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[s
     """Send one request and return the answer, all within `timeout_s`; None if no agent listens at `path`.
 
     Raises PermissionError when this user may not ask there, OSError (TimeoutError too) when an agent listens but does
-    not answer, and ValueError when it talks nonsense.
+    not answer, and ValueError when its answer cannot be understood.
     """
     give_up_s = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
@@ -43,7 +42,7 @@ def ask(path: str, request: Mapping[str, object], *, timeout_s: float) -> dict[s
         try:  # noqa: SIM105  # contextlib is start-up time
             connection.sendall(json.dumps(request).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
-            pass  # an agent that turns clients away answers unasked; what it said is still there to be read
+            pass  # an agent with too many clients answers unasked; its answer can still be read
         said = bytearray()
         while not said.endswith(b"\n"):
             left_s = give_up_s - time.monotonic()

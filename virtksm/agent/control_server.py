@@ -1,10 +1,10 @@
-"""A socket of the agent's: reads one request line from each client, hands it to a handler, writes one answer line.
+"""A socket of the agent: reads one request line from each client, hands it to a handler, writes one answer line.
 
-The control socket hears root and the agent's own user (SO_PEERCRED; it is 0600 from the moment it exists). A socket for
-readers hears whom the kernel lets connect, answers questions alone (READING), and gives each user few places. Requests
-are bounded in size and time and clients in number, so no client can hold up a pass. Where all places are taken, whoever
-comes gets that of another: of one who has not asked, if there is one, and never root's unless root comes. So root is
-always heard.
+The control socket accepts root and the agent's own user (SO_PEERCRED; it is 0600 from the moment it exists). A socket
+for readers accepts every user who may open its file, answers queries only (READING), and limits the clients of each
+user. Requests are bounded in size and time and clients in number, so no client can hold up a pass. Where all places are
+taken, a new client replaces another: first one without a request, and a client of root only if the new one is root's.
+So root always gets an answer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def peer_uid(connection: socket.socket) -> int:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """Somebody with a place. `has_asked` tells a request that is read from a place that is only taken."""
+    """A connected client; `has_asked`: its request has been read."""
 
     uid: int
     writer: asyncio.StreamWriter
@@ -69,7 +69,7 @@ class Client:
 
 
 class ControlServer:
-    """Serves a socket with `handle`; what that raises is answered by "internal error" and told to `crashed`.
+    """Serves a socket with `handle`; an exception of it is answered by "internal error" and given to `crashed`.
 
     `patience_s` is how long a client may take to ask, and then to read the answer.
     """
@@ -95,7 +95,7 @@ class ControlServer:
         return len(self._clients)
 
     async def start(self, listener: socket.socket, *, backlog: int = BACKLOG) -> None:
-        """Serve `listener`; `backlog` is also how many clients are taken in before the loop does something else."""
+        """Serve `listener`; `backlog` is also how many clients are accepted before the loop does something else."""
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE, backlog=backlog)
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class ControlServer:
                 self._clients.remove(client)
 
     def _find_refusal(self, uid: int) -> dict[str, object] | None:
-        """Return the answer to a client that is not heard; one that is heard has a place when this returns."""
+        """Return the answer to a client that is refused; None makes room for it."""
         is_stranger = uid not in (0, os.geteuid())
         if is_stranger and not self._for_readers:
             return _failure("only root and the agent's own user may ask here", 1)
@@ -137,14 +137,14 @@ class ControlServer:
             return _failure("too many clients", 1)
         if len(self._clients) < MAX_CLIENTS:
             return None
-        leaving = [client for client in self._clients if uid == 0 or client.uid != 0]  # nobody takes root's place
+        leaving = [client for client in self._clients if uid == 0 or client.uid != 0]  # only root takes root's place
         if not leaving:
             return _failure("too many clients", 1)
         # Of those, one who has not asked; of the user with most places; the first to come.
-        self._turn_out(min(leaving, key=lambda client: (client.has_asked, client.uid == 0, -places[client.uid])))
+        self._evict(min(leaving, key=lambda client: (client.has_asked, client.uid == 0, -places[client.uid])))
         return None
 
-    def _turn_out(self, client: Client) -> None:
+    def _evict(self, client: Client) -> None:
         """Give up a client's place, for another one."""
         self._clients.remove(client)
         if not client.writer.is_closing():
@@ -174,7 +174,7 @@ class ControlServer:
             )
         try:
             return _line(await self._handle(request))
-        except Exception as error:  # noqa: BLE001  # the last resort: whatever it is, it costs this request alone
+        except Exception as error:  # noqa: BLE001  # the last resort: it costs this request alone
             self._crashed(str(op), error)
             return _line(_failure("internal error", 1))
 

@@ -1,9 +1,9 @@
 """The FIFO by which the qemu hook pokes the agent: opened for reading and writing, so that it never reaches its end.
 
-Only "somebody poked" is taken from it; what was written is thrown away, so nothing a hook passes on can be misread.
-The agent looks at it once a window: a writer that never stops costs one reading a window. What is written in between
-waits in the FIFO, which holds 64 KiB and then takes no more. A poke is answered as late as the coalescer would have it
-anyway: it gives a burst one more pass, a window after the last.
+Only the fact of a poke counts; what was written is thrown away, so nothing that a hook passes on can be misread.
+The agent reads it once a window: a writer that never stops costs one reading a window. Later pokes wait in the FIFO,
+which holds 64 KiB and then takes no more. The coalescer would delay a poke as long: a burst gets one more pass, a
+window after the last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from virtksm.errors import StateUnusable
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_folder
 
-READ_AT_MOST = 65536
+MAX_BYTES = 65536
 
 
 class PokeFifo:
@@ -30,7 +30,7 @@ class PokeFifo:
     def drain(self) -> bool:
         """Read what is there; return whether there was anything."""
         try:
-            return bool(os.read(self.descriptor, READ_AT_MOST))
+            return bool(os.read(self.descriptor, MAX_BYTES))
         except BlockingIOError:
             return False
 
@@ -41,8 +41,8 @@ class PokeFifo:
 def open_poke_fifo(paths: RuntimePaths) -> PokeFifo:
     """Create the FIFO if it is missing (0600 from its first moment) and open it.
 
-    Raises StateUnusable if something else has its name, if this user may not open it, or if others than root and this
-    user may write to it: whoever pokes has passes run.
+    Raises StateUnusable if something else has its name, if this user may not open it, or if users other than root and
+    this one may write to it: a poke starts a pass.
     """
     ensure_folder(paths.root, 0o755)
     path = paths.poke_fifo
@@ -68,7 +68,7 @@ def find_fault(status: os.stat_result, agent_uid: int) -> str:
     if status.st_uid not in (0, agent_uid):
         return f"belongs to user {status.st_uid}, neither to root nor to the agent's user"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"may be written to by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        return f"may be written to by other users (mode {stat.S_IMODE(status.st_mode):04o})"
     return ""
 
 
@@ -85,7 +85,7 @@ class Pokes:
         self._pause: asyncio.TimerHandle | None = None
 
     def listen(self) -> None:
-        """Wait for the next poke; to be called in the loop that shall hear it."""
+        """Wait for the next poke; to be called in the loop that answers it."""
         asyncio.get_running_loop().add_reader(self._fifo.descriptor, self._read)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""Looks at the guests' XML, for which of them are private: off the hot path, a few at a time, each guest once a run.
+"""Reads the guests' XML, to learn which guests are private: between passes, a few at a time, each guest once a run.
 
-A pass tells which guests run; what is not known of them yet is read between passes. Each look is one short call, so
-that a pass that becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is struck off;
-XML that cannot be read or understood says so once and counts as that of a guest that can merge. After a look that
-failed as a whole, those are read first that it was not for, and each guest alone.
+A pass lists the running guests; XML that is not known yet is read between passes. Each call is short, so a pass that
+becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be
+read or understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole,
+the other guests are read first, and then each guest alone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from virtksm.guests.xml import GuestXml, Seen, read_guests
 from virtksm.model.snapshot import Guest
 
 READ_AT_ONCE = 8
-LOOK_S = 0.05
-"""No further guest's XML is read in a look that has taken so long: a pass may be waiting for it."""
+READ_S = 0.05
+"""A call that has taken so long reads no further guest: a pass may be waiting for it."""
 
 
-class GuestLook:
-    """What is known of the running guests' XML, and what is still to be read."""
+class GuestXmlCache:
+    """The running guests' XML as far as it is known, and the guests that are still to be read."""
 
     def __init__(self) -> None:
         self._known: dict[str, GuestXml] = {}
@@ -43,17 +43,15 @@ class GuestLook:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all guests that the last pass over this connection has seen are read."""
+        """Whether all guests of the last pass over this connection have been read."""
         return self._has_seen and not self._due
 
-    def see(self, running: Iterable[Guest], *, afresh: bool) -> None:
-        """Take note of the guests that run; `afresh`, all of them are read again."""
+    def see(self, running: Iterable[Guest], *, again: bool) -> None:
+        """Note the guests that run; `again`: all of them are read again."""
         self._has_seen = True
         guests = {guest.key: guest for guest in running}
         self._known = {key: xml for key, xml in self._known.items() if key in guests}
-        self._due = {
-            key: guest for key, guest in guests.items() if afresh or key not in self._known or key in self._due
-        }
+        self._due = {key: guest for key, guest in guests.items() if again or key not in self._known or key in self._due}
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
@@ -95,26 +93,26 @@ class GuestReader:
     configuration: Configuration
     calls: BlockingCalls
     reporter: Reporter
-    look: GuestLook = field(default_factory=GuestLook)
-    look_s: float = LOOK_S
+    cache: GuestXmlCache = field(default_factory=GuestXmlCache)
+    read_s: float = READ_S
     running: tuple[Guest, ...] = ()
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     is_stopping: bool = False
 
-    def see(self, running: tuple[Guest, ...], *, afresh: bool) -> None:
-        """Take note of the guests that run; `afresh`, all of them are read again."""
+    def see(self, running: tuple[Guest, ...], *, again: bool) -> None:
+        """Note the guests that run; `again`: all of them are read again."""
         self.running = running
-        self.look.see(running, afresh=afresh)
+        self.cache.see(running, again=again)
         self._name_exposed()
         self.seen.set()
 
     def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
-        return self.look.exposed(running, patterns)
+        return self.cache.exposed(running, patterns)
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
-        self.look.forget()
+        self.cache.forget()
 
     def stop(self) -> None:
         """Read no further guest."""
@@ -124,23 +122,23 @@ class GuestReader:
     async def read_when_due(self) -> None:
         """Read some of the guests that are due, or wait for a pass that sees one."""
         host = self.source()
-        if host is None or not self.look.is_due:
+        if host is None or not self.cache.is_due:
             await self._wait_seen()
             return
-        guests = self.look.next_guests()
-        work = partial(_read_a_while, host, guests, self.look_s)
+        guests = self.cache.next_guests()
+        work = partial(_read_a_while, host, guests, self.read_s)
         try:
             limit_s = self.configuration.in_force.call_timeout_s
-            seen, failures = await self.calls.run("look at guests", work, limit_s)
+            seen, failures = await self.calls.run("read guests' XML", work, limit_s)
         except VirtksmError as error:
-            self.look.postpone(guests)  # or whichever of them it is would keep the others from being read
-            self.reporter.look_failed(error)
-            await self._wait_seen()  # the next pass tells whether libvirt answers again
+            self.cache.postpone(guests)  # or one bad guest would keep the others from being read
+            self.reporter.guest_xml_unreadable(error)
+            await self._wait_seen()  # until the next pass finds libvirt answering
             return
         for failure in failures:
-            self.reporter.look_failed(failure)
+            self.reporter.guest_xml_unreadable(failure)
         if host is self.source():
-            self.look.learn(seen)
+            self.cache.learn(seen)
             self._name_exposed()
 
     async def _wait_seen(self) -> None:
@@ -150,12 +148,12 @@ class GuestReader:
             await self.seen.wait()
 
     def _name_exposed(self) -> None:
-        if self.look.is_complete:  # or those not yet read would be named again
+        if self.cache.is_complete:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
-            self.reporter.guests_exposed(self.look.exposed(self.running, patterns))
+            self.reporter.guests_exposed(self.cache.exposed(self.running, patterns))
 
 
-def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], look_s: float) -> Seen:
-    """Read guests' XML, no further one once `look_s` is over. Blocks."""
-    end_s = time.monotonic() + look_s
+def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], limit_s: float) -> Seen:
+    """Read guests' XML, no further one once `limit_s` is over. Blocks."""
+    end_s = time.monotonic() + limit_s
     return read_guests(source, guests, is_over=lambda: time.monotonic() >= end_s)

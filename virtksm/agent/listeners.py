@@ -18,11 +18,11 @@ from virtksm.model.report import PassReport
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """All of them, as the one listener that passes know."""
+    """All of them, as the one listener of the passes."""
 
     reporter: Reporter
     history_writer: HistoryWriter
-    inputs: TraceBuffer
+    trace: TraceBuffer
     guests: GuestReader
     news: News = field(default_factory=News)
 
@@ -34,8 +34,9 @@ class Listeners:
         return replace(report, exposed=self.guests.exposed(report.snapshot.guests, config.private_guests))
 
     def passed(self, done: DonePass) -> None:
-        self.inputs.keep(done.report, done.config, now_s=done.ended_s, at_s=time.time())
+        line = self.trace.add(done.report, done.config, now_s=done.ended_s, at_s=time.time())
         is_news = self.news.is_news(done.report, done.ended_s)
         self.reporter.passed(done.report, done.heard_s, done.ended_s, is_news=is_news)
-        self.history_writer.take(done.report, is_news=is_news)
-        self.guests.see(done.report.snapshot.guests, afresh=done.report.triggers.is_explicit)
+        thresholds = [one.as_dict() for one in done.report.find_thresholds()] if is_news else []
+        self.history_writer.take(line, line.summary(thresholds) if is_news else None)
+        self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)

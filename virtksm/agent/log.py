@@ -1,4 +1,4 @@
-"""What the agent tells: log events (past tense, one canonical `pass_completed` a pass) and systemd's status line.
+"""The agent's log events (past tense, one canonical `pass_completed` a pass) and systemd's status line.
 
 Repeats are not news: a failure that stays the same is logged once, and again when it changes or ends.
 """
@@ -20,12 +20,12 @@ from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassReport, RestoreRep
 from virtksm.text import format_kib
 
 STATUS_S = 10.0
-"""A pass that is routine changes systemd's status line no sooner: each change wakes PID 1 and who listens to it."""
+"""A routine pass changes systemd's status line no sooner: each change wakes PID 1 and its listeners."""
 MAX_CRASHES = 100
-"""Of so many different ones it is known that they were logged."""
+"""So many different ones are remembered as logged."""
 MAX_OF_A_TRACEBACK = 8_000
 MAX_OF_AN_OP = 60
-BUG = "this is a fault of virtksm's: please report it with these lines; the agent goes on"
+BUG = "this is a fault of virtksm: please report it with these lines; the agent goes on"
 
 
 class Reporter:
@@ -49,7 +49,7 @@ class Reporter:
         self._notifier.send(READY="1", STATUS=f"connecting to {uri}")
 
     def event(self, event: DomainEvent) -> None:
-        """Tell of an event; one that a guest makes by itself is not written at level info, however many it makes."""
+        """Log an event; one that a guest causes by itself is logged at level debug, however many it causes."""
         log = self._log.debug if event.trigger in EVALUATING_ONLY else self._log.info
         log("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
 
@@ -102,8 +102,8 @@ class Reporter:
                 error=error.message,
                 remedy=error.remedy,
             )
-        told = {*map(str, report.refusals), *report.exposures, HELD}
-        self._warn([note for note in report.warnings if note not in told])
+        logged = {*map(str, report.refusals), *report.exposures, HELD}
+        self._warn([note for note in report.warnings if note not in logged])
         log = self._log.info if is_news else self._log.debug
         log("pass_completed", **_canonical(report, heard_s, ended_s))
         if is_news or ended_s - self._status_s >= STATUS_S:
@@ -116,7 +116,7 @@ class Reporter:
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
     def pass_crashed(self, error: Exception, triggers: Triggers, *, dry_run: bool) -> None:
-        """Report a pass that ended by an exception that nobody thought of."""
+        """Report a pass that ended by an unforeseen exception."""
         if not dry_run:
             self._failures["pass_failed"] = f"internal error: {_text(error)}"
             self.tally.failed(triggers.names)
@@ -149,7 +149,7 @@ class Reporter:
         log(event, **about, error=text, traceback=trace, remedy=BUG)
 
     def events_heard(self, *, is_heard: bool) -> None:
-        """Take note of whether libvirt's event loop runs; while it does not, the watchdog is not fed."""
+        """Report whether libvirt's event loop runs; while it does not, the watchdog is not fed."""
         if not is_heard and not self._is_unheard:
             self._log.error("event_loop_stopped", remedy="systemd's watchdog starts the agent again; else restart it")
         self._is_unheard = not is_heard
@@ -169,29 +169,29 @@ class Reporter:
         self._exposed = set(names)
         self.tally.exposed = len(names)
 
-    def look_failed(self, error: VirtksmError) -> None:
+    def guest_xml_unreadable(self, error: VirtksmError) -> None:
         if isinstance(error, Unforeseen):
-            self.task_crashed("looking", error)
+            self.task_crashed("guest XML", error)
             return
-        self._log_change("guests_unread", error, self._log.warning)
+        self._log_change("guest_xml_unreadable", error, self._log.warning)
 
-    def history_kept(self, set_aside: str | None) -> None:
-        """Take note that the history was kept, and of the unusable file that had its place before."""
+    def history_written(self, set_aside: str | None) -> None:
+        """Report that the history was written, and where an unusable file was moved to."""
         self._failures.pop("history_failed", None)
         if set_aside is not None:
             self._log.warning(
-                "history_set_aside", file=set_aside, remedy="a new one was begun; look at it, or remove it"
+                "history_set_aside", file=set_aside, remedy="a new one was begun; examine it, or remove it"
             )
 
     def history_failed(self, error: Exception) -> None:
         self.tally.history_failures += 1
         if not isinstance(error, VirtksmError):
-            self.task_crashed("writing", error)
+            self.task_crashed("history", error)
             return
         self._log_change("history_failed", error, self._log.warning)
 
-    def metrics_told(self, error: VirtksmError | None) -> None:
-        """Take note of what keeps metrics from being had where the configuration wants them; None: nothing does."""
+    def metrics_trouble(self, error: VirtksmError | None) -> None:
+        """Report why metrics that the configuration wants are not available; None: they are."""
         if error is None:
             self._failures.pop("metrics_unavailable", None)
         else:
@@ -224,7 +224,7 @@ class Reporter:
             log("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
         for parameter in report.doubted:
             self._log.warning("baseline_doubted", parameter=parameter)
-        event = "settings_restored" if on_exit == "restore" and not report.switched_off else "settings_parked"
+        event = "settings_restored" if on_exit == "restore" and not report.switched_off else "ksmd_idled"
         self._log.info(event, before=report.before.as_dict(), after=report.after.as_dict(), left=list(report.left))
 
     def leaving_failed(self, error: VirtksmError) -> None:
@@ -242,7 +242,7 @@ def _text(error: Exception) -> str:
 
 
 def status_text(report: PassReport) -> str:
-    """Return how things stand after a pass as one line: what is saved, for how many, why it scans or does not."""
+    """Return one line about a pass: what is saved, for how many guests, why ksmd scans or idles."""
     run, guests = report.snapshot.ksm.run, len(report.snapshot.guests)
     ksm_off = "" if run in (None, 1) else f"KSM is off (run={run}); "
     outcome = "" if report.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({report.outcome.value})"
@@ -254,7 +254,6 @@ def _canonical(report: PassReport, heard_s: float | None, ended_s: float) -> dic
     fields = report.as_dict()
     for name in ("schema", "refused", "foreign", "warnings"):
         fields.pop(name)
-    fields["decision"] = {name: value for name, value in report.decision_dict().items() if name != "turns_when"}
     if heard_s is not None:
         fields["event_to_applied_ms"] = round((ended_s - heard_s) * 1000, 3)
     return fields

@@ -37,7 +37,7 @@ from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
-from virtksm.tuning.cycle import Cycle, Memory
+from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.wiring import make_cycle, make_history, make_switch
 
@@ -50,16 +50,16 @@ def assemble(
     connection: Connection,
     reporter: Reporter,
     history_writer: HistoryWriter,
-    make_cycle: Callable[[LibvirtHost, Config, Memory], Cycle[Any]],
+    make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]],
     make_switch: Callable[[str, Config], Switch],
     make_history: Callable[[str, Config], History] | None = None,
     facts: LocalFacts | None = None,
     retry_s: float = RETRY_S,
 ) -> tuple[Agent, Requests]:
-    """Put an agent together, and what answers requests for it. Its parts make libvirt's calls in one row."""
-    calls, inputs = connection.calls, TraceBuffer()
+    """Put an agent together, and what answers requests for it. Its parts share one queue of libvirt calls."""
+    calls, trace = connection.calls, TraceBuffer()
     guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
-    listeners = Listeners(reporter, history_writer, inputs, guests)
+    listeners = Listeners(reporter, history_writer, trace, guests)
     passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
     status = StatusReader(
         connection=connection, configuration=configuration, passes=passes, reporter=reporter, facts=facts
@@ -81,7 +81,7 @@ def assemble(
         configuration=configuration,
         status=status,
         history_writer=history_writer,
-        inputs=inputs,
+        trace=trace,
         reporter=reporter,
         make_switch=make_switch,
         reload=agent.reload,
@@ -98,9 +98,9 @@ def serve(
     configure_log: Callable[[Config], None] = lambda _config: None,
     started: Started | None = None,
 ) -> ExitCode:
-    """Run an agent until SIGTERM or SIGINT; `started` is told of it once its loop runs.
+    """Run an agent until SIGTERM or SIGINT; `started` is called once its loop runs.
 
-    `reload_config` may block; `configure_log` has the log follow what it returns. Raises AlreadyRunning if this runtime
+    `reload_config` may block; `configure_log` applies the result to the log. Raises AlreadyRunning if this runtime
     folder has an agent, StateUnusable if the folder cannot be used, ConfigError if the status socket cannot be given to
     `status_group`.
     """
@@ -123,9 +123,9 @@ def serve(
 
 
 def _with_group(config: Config) -> FreshConfig:
-    """Complete a configuration by what only calls that may block can tell."""
+    """Complete a configuration with what only blocking calls can find out."""
     if config.metrics.is_wanted:
-        with suppress(ImportError):  # Metrics tells of it
+        with suppress(ImportError):  # Metrics reports it
             import virtksm.agent.metrics.exposition  # noqa: F401  # here, as it reads many files
     return FreshConfig(config=config, status_gid=group_id(config.status_group) if config.status_group else None)
 
@@ -145,8 +145,8 @@ async def _serve(
     loop.set_exception_handler(lambda _loop, context: _report_stray(reporter, context))
     facts = ProcFacts(boottime_s)
 
-    def cycle_over(host: LibvirtHost, current: Config, memory: Memory) -> Cycle[Any]:
-        return make_cycle(host, current, paths, memory=memory, facts=facts)
+    def cycle_over(host: LibvirtHost, current: Config, tenure: Tenure) -> Cycle[Any]:
+        return make_cycle(host, current, paths, tenure=tenure, facts=facts)
 
     def follow(fresh: FreshConfig) -> None:
         readers.follow(fresh.config.status_group, fresh.status_gid)  # first: it alone may refuse
@@ -157,7 +157,7 @@ async def _serve(
         configuration=Configuration(fresh.config, read_config, follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
-        history_writer=HistoryWriter(reporter.history_kept, reporter.history_failed),
+        history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
         make_cycle=cycle_over,
         make_switch=lambda of, current: make_switch(of, current, paths),
         make_history=lambda of, current: make_history(of, current, paths),
@@ -168,7 +168,7 @@ async def _serve(
         stack.callback(remove_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_told)
+        metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_trouble)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)
@@ -193,7 +193,7 @@ async def _serve(
 
 
 def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:
-    """Report what a callback of the loop's has raised, which asyncio would write to standard error by itself."""
+    """Report an exception of a callback in the loop, which asyncio would write to standard error."""
     error = context.get("exception")
     message = str(context["message"])
     reporter.task_crashed(message, error if isinstance(error, Exception) else RuntimeError(message))
@@ -211,7 +211,7 @@ def _listen_for_pokes(passes: Passes, paths: RuntimePaths, reporter: Reporter) -
 
 
 async def feed_watchdog(notifier: Notifier, passes: Passes, reporter: Reporter, events: EventLoop) -> None:
-    """Tell systemd as often as it wants to know that the loop runs, passes come and libvirt's events are heard."""
+    """Tell systemd, as often as it asks, that the loop runs, passes come and libvirt's events arrive."""
     while notifier.watchdog_interval_s is not None:
         is_heard = events.check()
         reporter.events_heard(is_heard=is_heard)

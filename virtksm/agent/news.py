@@ -1,10 +1,10 @@
 """Which passes are news: logged at level info, and kept in the history. Pure, with time as data.
 
 Rules:
-1. A pass that somebody asked for, a guest's start or stop, a refusal and another writer are news.
-2. A tick of many is none (`PassReport.is_routine`).
-3. Of the others, MAX_AT_ONCE are, and one more for each REFILL_S that passes: a guest that inflates and deflates its
-   balloon makes the policy change its mind as often as it likes, and may fill neither the log nor the history.
+1. A requested pass, a guest's start or stop, a refusal and another writer are news.
+2. A timer's routine pass is none (`PassReport.is_routine`).
+3. Of the other passes, MAX_AT_ONCE are, and one more for each REFILL_S: a guest that inflates and deflates its balloon
+   changes the decision as often as it likes, and may fill neither the log nor the history.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REFILL_S = 30.0
 
 
 class News:
-    """What one agent has told lately."""
+    """A limit on one agent's news."""
 
     def __init__(self) -> None:
         self._left = float(MAX_AT_ONCE)

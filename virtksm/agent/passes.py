@@ -1,7 +1,7 @@
 """Passes: when one is due, and one at a time. Triggers come from libvirt, the FIFO, signals, requests and the timer.
 
 A trigger asks for its pass before the listeners hear of it. A pass runs beside the loop with a limit; one that fails is
-reported and tried again later. An exception that nobody thought of costs the pass in which it came.
+reported and tried again later. An unforeseen exception costs the pass in which it came.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Listener(Protocol):
     """A listener to events and passes, called in the loop: after a pass was asked for, and after it has ended."""
 
     def heard(self, event: DomainEvent) -> None:
-        """Take note of an event, for which a pass is asked already."""
+        """Note an event, for which a pass is asked already."""
 
     def complete(self, report: PassReport, config: Config) -> PassReport:
-        """Add to a pass's report what passes do not know themselves."""
+        """Complete a pass's report by what the pass cannot know."""
 
     def passed(self, done: DonePass) -> None:
-        """Take note of a pass."""
+        """Note a pass that has ended."""
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Passes:
         self.requests: list[Request] = []
         self.last: DonePass | None = None
         self.awake_s = 0.0
-        """When the loop was last seen to go round."""
+        """When the loop last ran."""
         self._reporter = reporter
         self._listener = listener
         self._retry_s = retry_s
@@ -81,12 +81,12 @@ class Passes:
         self._is_stopping = False
 
     def follow(self, config: Config, cycle: Cycle[Any] | None) -> None:
-        """Run the passes to come by this configuration, and by the cycle that was made from it."""
+        """Run later passes with this configuration, and with the cycle that was made from it."""
         self.config, self.cycle = config, cycle
         self.coalescer = replace(self.coalescer, window_s=config.coalesce_ms / 1000)
 
     def heard(self, event: DomainEvent) -> None:
-        """Take an event from libvirt: ask for a pass, then tell the listeners."""
+        """Take an event from libvirt: ask for a pass, then call the listeners."""
         self.offer(event.trigger, heard_s=event.heard_s)  # first: no listener may delay the pass
         try:
             if event.trigger is Trigger.MEMORY_DEVICE and self.cycle is not None:

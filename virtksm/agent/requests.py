@@ -1,11 +1,11 @@
 """Answers the requests that come through the agent's sockets, each a JSON object with an `op`.
 
-What asks for a pass is answered by that pass. The history is told in bounded numbers and bytes:
+A request for a pass is answered by that pass. Answers from the history are bounded in numbers and bytes:
 
 `{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
-tables of at most M samples (docs/reference.md lists the columns) and the last events;
-`{"op": "decisions", "last": N}` by `{"ok": true, "decisions": [{"at": ..., "pass": {...}}, ...]}`. The oldest come
-first. Times are Unix time; `now_s` is the agent's.
+tables of at most M samples (docs/reference.md lists the columns) and the last events; `{"op": "decisions", "last": N}`
+by `{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is
+the agent's.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from virtksm.agent.status import StatusReader
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
-from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, as_table, event_row, thin
+from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import Switch
 from virtksm.uri import is_alias
 
-MAX_TOLD_EVENTS = 1_000
-MAX_TOLD_DECISIONS = 100
+MAX_ANSWERED_EVENTS = 1_000
+MAX_ANSWERED_DECISIONS = 100
 LAST_DECISIONS = 10
-"""How many are told where the request says nothing."""
+"""The number of decisions where the request names none."""
 EVENTS_BYTES = MAX_ANSWER // 3
 DECISIONS_BYTES = MAX_ANSWER * 3 // 4
 MAX_SHOWN = 60
@@ -67,7 +67,7 @@ class Requests:
     configuration: Configuration
     status: StatusReader
     history_writer: HistoryWriter
-    inputs: TraceBuffer
+    trace: TraceBuffer
     reporter: Reporter
     make_switch: Callable[[str, Config], Switch]
     reload: Callable[[], Awaitable[ConfigError | None]]
@@ -95,12 +95,12 @@ class Requests:
             case "status":
                 return {"ok": True, "status": self.status.read().as_dict(datetime.now(UTC))}
             case "history":
-                return await recall_history(self.history_writer, request)
+                return await answer_history(self.history_writer, request)
             case "decisions":
-                return await recall_decisions(self.history_writer, request)
-            case "inputs":
-                told = self.inputs.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
-                return {"ok": True, "inputs": told}
+                return await answer_decisions(self.history_writer, request)
+            case "trace":
+                lines = self.trace.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                return {"ok": True, "trace": lines}
             case str(other):
                 raise BadRequest(f"unknown op {other[:MAX_SHOWN]!r}")
             case _:
@@ -114,7 +114,7 @@ class Requests:
         return None if request["uri"] in (self.connection.uri, known) else {"ok": False, "other_uri": known}
 
     async def _pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
-        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict()}
+        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict(with_thresholds=True)}
 
     async def _switch(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
@@ -122,8 +122,8 @@ class Requests:
         if is_alias(uri):
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
         switch = self.make_switch(uri, self.configuration.in_force)
-        turn = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
-        await self.switch_calls.run(f"switch {trigger.value}", turn, self.disk_limit_s)
+        change = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
+        await self.switch_calls.run(f"switch {trigger.value}", change, self.disk_limit_s)
         self.reporter.switched(trigger)
         try:
             return await self._pass(trigger)
@@ -131,37 +131,37 @@ class Requests:
             return _failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
 
 
-async def recall_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
-    """Answer with samples and events of the last `seconds`, a day unless said; raises BadRequest, StateUnusable."""
+async def answer_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
+    """Answer with samples and events of the last `seconds`, a day by default; raises BadRequest, StateUnusable."""
     since_s = history_writer.now_s() - _number(request, "seconds", KEEP_S, MAX_REAL)
     points = int(_number(request, "points", MAX_POINTS, MAX_POINTS))
     found = await history_writer.samples(since_s)
-    events = await history_writer.events(since_s, MAX_TOLD_EVENTS)
+    events: Sequence[GuestEvent] = await history_writer.events(since_s, MAX_ANSWERED_EVENTS)
     now_s = history_writer.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
     samples = thin(found, points, until_s=now_s)
-    told = _last_that_fit(events, EVENTS_BYTES, event_row)
-    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, told)}}
+    events = _last_that_fit(events, EVENTS_BYTES, event_row)
+    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, events)}}
 
 
-async def recall_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
-    """Answer with the `last` decisions, ten unless said; raises BadRequest, StateUnusable."""
-    last = int(_number(request, "last", LAST_DECISIONS, MAX_TOLD_DECISIONS))
-    told = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES, lambda one: one.report)
-    return {"ok": True, "decisions": [{"at": one.at_s, "pass": one.report} for one in told]}
+async def answer_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
+    """Answer with the lines of the `last` decisions, ten by default; raises BadRequest, StateUnusable."""
+    last = int(_number(request, "last", LAST_DECISIONS, MAX_ANSWERED_DECISIONS))
+    lines = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES, str)
+    return {"ok": True, "decisions": list(lines)}
 
 
-def _number(request: Mapping[str, object], name: str, default: float, most: float) -> float:
+def _number(request: Mapping[str, object], name: str, default: float, maximum: float) -> float:
     value = request.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= most:
-        raise BadRequest(f"{name} must be a number from 1 to {most:.0f}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= maximum:
+        raise BadRequest(f"{name} must be a number from 1 to {maximum:.0f}")
     return value
 
 
-def _last_that_fit(values: Sequence[Value], most_bytes: int, as_json: Callable[[Value], object]) -> Sequence[Value]:
-    """Return as many of the last values as take `most_bytes` at most."""
+def _last_that_fit(values: Sequence[Value], max_bytes: int, as_json: Callable[[Value], object]) -> Sequence[Value]:
+    """Return as many of the last values as fit into `max_bytes`."""
     for number, value in enumerate(reversed(values)):
-        most_bytes -= len(json.dumps(as_json(value)))
-        if most_bytes < 0:
+        max_bytes -= len(json.dumps(as_json(value)))
+        if max_bytes < 0:
             return values[len(values) - number :]
     return values
 

@@ -1,12 +1,12 @@
-"""What the agent knows without asking libvirt: the answer to `status`, a pure function of what `StatusReader` reads.
+"""The agent's facts without asking libvirt: the answer to `status`, a pure function of what `StatusReader` reads.
 
 Rules:
-1. libvirt is silent while there is no connection, and while a call has been out for longer than `SILENT_AFTER_S`:
-   calls take milliseconds, and one that does not come back is waited for, whatever it was given up for. The silence
-   began with the first of the two.
-2. ksmd may be stranded while libvirt is silent and the settings written last, as far as is known, have it scan: only
-   libvirt can slow it down. A pass that has not come back may have written anything. Without any pass, it is unknown.
-3. What that costs at worst: batches of `pages_to_scan` of the dearest pages, with `sleep_millisecs` between them.
+1. libvirt is silent while there is no connection, and while a call has not returned for `SILENT_AFTER_S`: calls take
+   milliseconds, and one that does not return is waited for even when it was given up. The silence began with the first
+   of the two.
+2. ksmd may be stranded while libvirt is silent and the settings written last, as far as is known, let it scan: only
+   libvirt can slow it down. A pass that has not returned may have written anything. Before any pass it is unknown.
+3. The most that this costs: batches of `pages_to_scan` of the most expensive pages, `sleep_millisecs` apart.
 
 `as_dict` is the interface of `virtksm status --json` (docs/reference.md lists the fields); fields are added, never
 renamed, while SCHEMA stays.
@@ -25,7 +25,7 @@ from virtksm.agent.connection import Connection
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import Passes
 from virtksm.errors import SensingFailed
-from virtksm.model.current import Now, Origin, after_pass
+from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
@@ -42,11 +42,11 @@ A_PASS = "pass"  # noqa: S105  # what BlockingCalls calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What the agent knows at one moment; times are CLOCK_MONOTONIC seconds.
+class AgentFacts:
+    """The agent's facts at one moment; times are CLOCK_MONOTONIC seconds.
 
     `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
-    the last attempt to connect, or the last pass, failed. `now` is this machine's KSM as it is, or the last pass's.
+    the last attempt to connect, or the last pass, failed. `current` is this machine's KSM as it is, or the last pass's.
     """
 
     version: str
@@ -59,11 +59,11 @@ class Standing:
     last: PassReport | None
     last_s: float | None
     next_s: float | None
-    now: Now | None
+    current: CurrentKsm | None
 
     @property
     def silence(self) -> Waiting | None:
-        """What libvirt has not answered, and since when (rule 1)."""
+        """The call that libvirt has not answered, and since when (rule 1)."""
         call = self.waiting
         is_late = call is not None and self.now_s - call.since_s > SILENT_AFTER_S
         if self.lost_s is None:
@@ -74,7 +74,7 @@ class Standing:
 
     @property
     def may_be_stranded(self) -> bool | None:
-        """Whether ksmd may go on scanning with nobody to slow it down (rule 2); None where that is unknown."""
+        """Whether ksmd may go on scanning while nothing can slow it down (rule 2); None where that is unknown."""
         silence = self.silence
         if silence is None:
             return False
@@ -111,13 +111,13 @@ class Standing:
                 "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
             },
             "off": None if self.last is None else self.last.switched_off is not None,
-            "now": None if self.now is None else self.now.as_dict(),
+            "now": None if self.current is None else self.current.as_dict(),
         }
 
 
 @dataclass(slots=True, kw_only=True)
 class StatusReader:
-    """Puts together what the agent's parts know. `facts` are this machine's own; passes have theirs."""
+    """Collects the facts of the agent's parts. `facts` are this machine's own; passes have theirs."""
 
     connection: Connection
     configuration: Configuration
@@ -125,13 +125,13 @@ class StatusReader:
     reporter: Reporter
     facts: LocalFacts | None = None
 
-    def read(self) -> Standing:
-        """Return what is known at this moment; asks libvirt nothing."""
+    def read(self) -> AgentFacts:
+        """Return the facts at this moment; asks libvirt nothing."""
         now_s = time.monotonic()
         config, uri, done = self.configuration.in_force, self.connection.known_uri, self.passes.last
         is_here = not is_alias(uri) and is_this_machine(uri, config)
         last = None if done is None else done.report
-        return Standing(
+        return AgentFacts(
             version=__version__,
             uri=uri,
             policy=config.policy,
@@ -142,25 +142,25 @@ class StatusReader:
             last=last,
             last_s=None if done is None else done.ended_s,
             next_s=self.passes.next_s(now_s),
-            now=look(self.facts if is_here else None, last),
+            current=read_current(self.facts if is_here else None, last),
         )
 
 
-def look(local: LocalFacts | None, last: PassReport | None) -> Now | None:
-    """Read how KSM stands on this machine, some 20 small files; without `local`, or KSM, tell the last pass's."""
+def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKsm | None:
+    """Read this machine's KSM, some 20 small files; without `local`, or without KSM, take the last pass's."""
     ksm = None if local is None else sense_ksm(local)
     if local is None or ksm is None or not any(ksm.settings.items()):
         return None if last is None else after_pass(last)
     try:
         host = local.host_memory()
-    except SensingFailed:  # the pass says so, with the remedy
+    except SensingFailed:  # the pass reports it, with the remedy
         host = None
-    now = Now(origin=Origin.LOCAL, ksm=ksm, host=host)
-    return now if last is None else now.counting(last.snapshot)
+    current = CurrentKsm(origin=Origin.LOCAL, ksm=ksm, host=host)
+    return current if last is None else current.counting(last.snapshot)
 
 
 def is_scanning(settings: Settings) -> bool:
-    """Tell whether ksmd visits pages with these settings."""
+    """Return whether ksmd scans with these settings."""
     return bool(settings.pages_to_scan)
 
 

@@ -1,8 +1,8 @@
 """The socket on which the members of one group may read the agent's status, and do nothing else.
 
-It is apart from the control socket, so that whoever reads can take neither places nor the kernel's queue from root's
-requests. It is there only while the configuration has a `status_group`. Who may connect is for the kernel to judge, by
-the socket's group and mode, which it has before it listens and before it has its name.
+It is apart from the control socket, so that readers take neither places nor the kernel's queue from root's requests. It
+exists only while the configuration has a `status_group`. The kernel judges who may connect, by the socket's group and
+mode, which it has before it listens and before it has its name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StatusSocket:
         self._starting: asyncio.Task[None] | None = None
 
     def follow(self, group: str, gid: int | None) -> None:
-        """Let `group` read, "" nobody; `gid` is its number, None if there is no such group.
+        """Let `group` read, "" for no group; `gid` is its number, None if there is no such group.
 
         Asks no name service, as it must not block. Raises ConfigError and leaves everything as it was.
         """
@@ -50,7 +50,7 @@ class StatusSocket:
         self._starting = asyncio.get_running_loop().create_task(self._server.start(listener, backlog=BACKLOG))
 
     def close(self) -> None:
-        """Answer nobody any more; the name stays, for the next one to take or remove."""
+        """Stop serving; the socket file stays for its successor to replace or remove."""
         self._group = None
         if self._starting is not None:
             self._starting.cancel()

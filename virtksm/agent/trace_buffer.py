@@ -1,10 +1,10 @@
-"""What the last passes were given, for whoever records it (`virtksm trace record`): a bounded ring of a trace's lines.
+"""The lines of the last passes, for `virtksm trace record`: a bounded ring.
 
-It is filled only while somebody has asked lately. Every pass has a number; a recorder names the one that it wants next
-and gets what there is from there on, as the very lines that it writes, and how many it has missed. Time is data.
+It is filled only while a recorder has asked lately. Every pass has a number; a recorder names the one that it wants
+next and gets the lines from there on, as it writes them, and how many passes it has missed. Time is data.
 
-`{"op": "inputs", "session": S, "since": N}` is answered by `{"ok": true, "inputs": {"session", "header", "lines",
-"missed", "next", "more"}}`: `next` is the next question's `since`, `header` is null for whoever has asked before.
+`{"op": "trace", "session": S, "since": N}` is answered by `{"ok": true, "trace": {"session", "header", "lines",
+"missed", "next", "more"}}`: `next` is the next request's `since`, `header` is null in all but a session's first answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from virtksm.trace import Header, Law, Pass
 from virtksm.trace.text import dump_line
 
 ASKED_S = 60.0
-"""For so long after a question passes are kept for the next one."""
+"""For so long after a request passes are buffered for the next one."""
 MAX_PASSES = 512
 MAX_CHARACTERS = 1 << 22
 """Of all lines together: with 500 guests a pass has some 140,000."""
@@ -36,22 +36,17 @@ MAX_OF_AN_ANSWER = 600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A pass as its line, and as the line of one that follows from nothing before it."""
+class BufferedPass:
+    """A pass as its line, and as a line that stands alone."""
 
     seq: int
     law: Law
     line: str
-    opening: str
+    alone: str
 
     @property
     def characters(self) -> int:
-        return len(self.line) + len(self.opening)
-
-
-def make_law(config: Config) -> Law:
-    """Return what a trace tells of a configuration: the policy and its keys."""
-    return Law(policy=config.policy, config=law_of(config))
+        return len(self.line) + len(self.alone)
 
 
 class TraceBuffer:
@@ -59,30 +54,50 @@ class TraceBuffer:
 
     def __init__(self) -> None:
         self.session = secrets.token_hex(8)
-        self._kept: deque[Kept] = deque()
+        self._passes: deque[BufferedPass] = deque()
         self._next = 0
         self._asked_s: float | None = None
-        self._last: tuple[int, PassReport, Config, float] | None = None
-        self._left: str | None = None
-        """What the policy remembers after the last pass that was kept, as JSON."""
+        self._last: tuple[Pass, Law, PassReport] | None = None
+        self._state_after: str | None = None
+        """The policy's state after the last pass in the ring, as JSON."""
 
-    def keep(self, report: PassReport, config: Config, *, now_s: float, at_s: float) -> None:
-        """Take note of a pass under a configuration; `now_s` is CLOCK_MONOTONIC, `at_s` Unix time."""
-        self._last = self._next, report, config, at_s
+    def add(self, report: PassReport, config: Config, *, now_s: float, at_s: float) -> Pass:
+        """Take note of a pass under a configuration; return its line, which stands alone.
+
+        `now_s` is CLOCK_MONOTONIC, `at_s` Unix time.
+        """
+        law = Law(policy=config.policy, config=law_of(config))
+        alone = Pass(
+            seq=self._next,
+            at_s=round(at_s, 3),
+            triggers=report.triggers,
+            snapshot=report.snapshot,
+            decision=report.decision,
+            outcome=report.outcome.value,
+            after=report.after,
+            refused=tuple(map(str, report.refusals)),
+            foreign=report.foreign,
+            off=report.switched_off,
+            law=law,
+            continues=False,
+            state=report.state_before,
+        )
+        self._last = alone, law, report
         self._next += 1
         if self._asked_s is not None and now_s - self._asked_s > ASKED_S:
             self._asked_s = None
-            self._kept.clear()
+            self._passes.clear()
         if self._asked_s is not None:
-            self._add(*self._last)
+            self._buffer(alone, law, report)
+        return alone
 
     def answer(self, request: Mapping[str, object], *, now_s: float, now: datetime) -> dict[str, object]:
-        """Return what a recorder has not seen yet, from the pass `since` of the `session` on.
+        """Return the lines that a recorder lacks, from the pass `since` of the `session` on.
 
-        Whoever comes new begins with the last pass, and gets the header; `now` is the wall clock's time.
+        A new recorder begins with the last pass, and gets the header; `now` is the wall clock's time.
         """
         if self._asked_s is None and self._last is not None:
-            self._add(*self._last)
+            self._buffer(*self._last)
         self._asked_s = now_s
         since = request.get("since")
         if request.get("session") == self.session and isinstance(since, int):
@@ -92,7 +107,7 @@ class TraceBuffer:
         chosen, missed = self._choose(first)
         lines = [one.line for one in chosen]
         if chosen and (is_new or missed):
-            lines[0] = chosen[0].opening
+            lines[0] = chosen[0].alone
         return {
             "session": self.session,
             "header": dump_line(self._header(chosen[0].law, now)) if is_new and chosen else None,
@@ -104,22 +119,21 @@ class TraceBuffer:
 
     def _header(self, law: Law, now: datetime) -> Header:
         assert self._last is not None, "there is no line without a pass"
-        _, report, _, _ = self._last
-        snapshot = report.snapshot
+        report = self._last[2]
         return Header(
             version=__version__,
             uri=report.uri,
             began=now.isoformat(timespec="seconds"),
-            page_bytes=snapshot.ksm.page_kib * 1024,
-            kernel=os.uname().release if snapshot.source is Source.LOCAL else None,
+            page_bytes=report.snapshot.ksm.page_kib * 1024,
+            kernel=os.uname().release if report.snapshot.source is Source.LOCAL else None,
             law=law,
         )
 
-    def _choose(self, first: int) -> tuple[list[Kept], int]:
+    def _choose(self, first: int) -> tuple[list[BufferedPass], int]:
         """Return the passes from `first` on that follow each other and fit an answer, and how many lack before them."""
-        chosen: list[Kept] = []
+        chosen: list[BufferedPass] = []
         characters = 0
-        for one in self._kept:
+        for one in self._passes:
             if one.seq < first:
                 continue
             characters += one.characters
@@ -128,27 +142,17 @@ class TraceBuffer:
             chosen.append(one)
         return chosen, chosen[0].seq - first if chosen else 0
 
-    def _add(self, seq: int, report: PassReport, config: Config, at_s: float) -> None:
-        law = make_law(config)
+    def _buffer(self, alone: Pass, law: Law, report: PassReport) -> None:
         before = None if report.state_before is None else json.dumps(report.state_before)
-        follows = bool(self._kept) and self._kept[-1].seq == seq - 1
-        line = Pass(
-            seq=seq,
-            at_s=round(at_s, 3),
-            triggers=report.triggers,
-            snapshot=report.snapshot,
-            decision=report.decision,
-            outcome=report.outcome.value,
-            after=report.after,
-            off=report.switched_off,
-            law=None if follows and law == self._kept[-1].law else law,
-            continues=follows and before == self._left,
-            state=report.state_before,
+        follows = bool(self._passes) and self._passes[-1].seq == alone.seq - 1
+        line = replace(
+            alone,
+            law=None if follows and law == self._passes[-1].law else law,
+            continues=follows and before == self._state_after,
         )
-        opening = dump_line(replace(line, law=law, continues=False))
-        kept = Kept(seq=seq, law=law, line=dump_line(line), opening=opening)
-        self._left = None if report.state_after is None else json.dumps(report.state_after)
-        if kept.characters <= MAX_OF_A_PASS:
-            self._kept.append(kept)
-        while len(self._kept) > MAX_PASSES or sum(one.characters for one in self._kept) > MAX_CHARACTERS:
-            self._kept.popleft()
+        buffered = BufferedPass(seq=alone.seq, law=law, line=dump_line(line), alone=dump_line(alone))
+        self._state_after = None if report.state_after is None else json.dumps(report.state_after)
+        if buffered.characters <= MAX_OF_A_PASS:
+            self._passes.append(buffered)
+        while len(self._passes) > MAX_PASSES or sum(one.characters for one in self._passes) > MAX_CHARACTERS:
+            self._passes.popleft()

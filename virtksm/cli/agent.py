@@ -16,7 +16,7 @@ FORMATS = ("auto", "console", "json", "journal")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
-    parser.add_argument("--log-level", choices=LEVELS, help="least level to log (default: the configuration's, info)")
+    parser.add_argument("--log-level", choices=LEVELS, help="lowest level to log (default: the configuration's, info)")
     parser.add_argument(
         "--log-format", choices=FORMATS, help="auto: console on a terminal, journal under systemd, else json"
     )

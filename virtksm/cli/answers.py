@@ -1,7 +1,7 @@
-"""What an agent's answers must be before root's commands work with them: every field that is used, and its type.
+"""The shape that an agent's answer must have before root's commands use it: every field that is used, and its type.
 
-The agent is another user, and may be in the hands of somebody who means harm: a text in place of a number is a
-traceback, or multiplied, all memory. agent/control_client.py has bounded the answer's bytes, time, depth and numbers.
+The agent runs as another user and may be hostile: a text in place of a number is a traceback or, multiplied, all
+memory. agent/control_client.py has bounded the answer's bytes, time, depth and numbers.
 Pure; imports nothing.
 """
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Shape = type | UnionType | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 SETTINGS = {"pages_to_scan": int | None, "sleep_millisecs": int | None, "merge_across_nodes": int | None}
+DECISION = {"idle": bool, "rule": str, "reason": str, "target": SETTINGS}
 PASS = {
     "uri": str,
     "policy": str,
@@ -35,7 +36,7 @@ PASS = {
         "ksm_zero_pages": int | None,
         "page_kib": int,
     },
-    "decision": {"parked": bool, "rule": str, "reason": str, "turns_when": [{"text": str}], "target": SETTINGS},
+    "decision": DECISION,
     "outcome": str,
     "before": SETTINGS,
     "after": SETTINGS,
@@ -43,7 +44,8 @@ PASS = {
     "warnings": [str],
     "duration_ms": int | float,
 }
-"""A pass, as virtksm/model/report.py tells of it."""
+"""A pass, as virtksm/model/report.py writes it."""
+PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "thresholds": [{"text": str}]}}
 NOW = {
     "ksm_run": int | None,
     "advisor_mode": str | None,
@@ -73,11 +75,11 @@ STATUS = {
     "off": bool | None,
     "now": (NOW, None),
 }
-"""A status, as virtksm/agent/status.py tells it."""
+"""A status, as virtksm/agent/status.py writes it."""
 
 
-def take(value: object, shape: Shape, name: str) -> Any:  # noqa: ANN401  # what the shape says
-    """Return `value`, called `name`, if it has this shape, with null for what is missing; raises ValueError.
+def take(value: object, shape: Shape, name: str) -> Any:  # noqa: ANN401  # the shape's
+    """Return `value`, called `name`, if it has this shape, with null for missing fields; raises ValueError.
 
     A mapping is an object with these fields, and perhaps more; a list any number of things of one shape; a pair a shape
     or null.

@@ -1,4 +1,4 @@
-"""How a command asks the agent what it knows: at the control socket, or at the readers' where that is closed to it."""
+"""How a command queries the agent: at the control socket, or at the readers' socket where that is closed to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_ONE_VERSION = "are both of the same version?"
 
 
 def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the agent's answer to a question (`status`, `history`, `decisions`), None if no agent runs.
+    """Return the agent's answer to a query (`status`, `history`, `decisions`), None if no agent runs.
 
     Raises VirtksmError if it does not answer, or if this user may not ask.
     """
@@ -42,7 +42,7 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
 
 
 def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the answer of the agent that serves the host behind `uri`, whichever that is for None; None if none does.
+    """Return the answer of the agent that serves the host behind `uri` (None: any host); None if none does.
 
     Raises as `ask_agent`.
     """
@@ -51,18 +51,18 @@ def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]
 
 
 def find_answer(answer: dict[str, object], name: str) -> object:
-    """Return what the agent has answered under `name`; raises VirtksmError, with its error, if it has not."""
+    """Return the agent's answer under `name`; raises VirtksmError, with the agent's error, if there is none."""
     if name not in answer:
         raise VirtksmError(f"the agent answers: {answer.get('error', 'nothing')}", remedy=OF_ONE_VERSION)
     return answer[name]
 
 
 def take_answer(answer: dict[str, object], name: str, shape: Shape) -> dict[str, Any]:
-    """Return the same as an object of that shape (cli/answers.py); raises VirtksmError."""
+    """Return the answer as an object of that shape (cli/answers.py); raises VirtksmError."""
     from virtksm.cli.answers import take
 
     try:
-        told: dict[str, Any] = take(find_answer(answer, name), shape, name)
+        taken: dict[str, Any] = take(find_answer(answer, name), shape, name)
     except ValueError as error:
         raise VirtksmError(f"the agent's {name} cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
-    return told
+    return taken

@@ -1,4 +1,4 @@
-"""`virtksm config check|show|import`: finds faults, prints what is in force, takes ksmtuned's settings over."""
+"""`virtksm config check|show|import`: finds faults, prints the configuration in force, imports ksmtuned's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="report every fault of the configuration, or of FILE alone")
     check.add_argument("file", nargs="?", metavar="FILE")
     check.set_defaults(run=run_check)
-    show = actions.add_parser("show", help="print what is in force, each value with the file it came from")
+    show = actions.add_parser("show", help="print the configuration in force, each value with its file")
     show.add_argument("--json", action="store_true", help="print values and origins as JSON")
     show.set_defaults(run=run_show)
     take = actions.add_parser("import", help="turn a ksmtuned.conf into virtksm's configuration")

@@ -1,7 +1,7 @@
 """Which host a command means, and libvirt within a limit: a daemon that hangs must not keep a command from ending.
 
-No command opens a URI that an agent has told: libvirt runs programs that a URI names, and the agent has fewer rights
-than root. What is opened is the user's, root's (virtksm.service's environment) or the default.
+No command opens a URI from an agent: libvirt runs programs that a URI names, and the agent has fewer rights than root.
+Only the user's URI, root's (virtksm.service's environment) or the default is opened.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def requested_uri(connect: str | None) -> str:
 
 
 def config_or_defaults(path: str | None) -> tuple[Config, bool]:
-    """Return the configuration, and whether it has faults: they are a warning, and have their defaults.
+    """Return the configuration, and whether it has faults: a faulty key is a warning, and gets its default.
 
-    For what must never need a valid one: stopping, and looking.
+    For commands that must never need a valid one: stopping, and reading.
     """
     from virtksm.config.load import load_or_defaults
 
@@ -58,7 +58,7 @@ def warn(text: str) -> None:
 
 
 class Libvirt:
-    """Makes a command's calls of libvirt, each within `limit_s` or a multiple; used up by the first that hangs."""
+    """Makes a command's calls of libvirt, each within `limit_s` or a multiple; no more after the first that hangs."""
 
     def __init__(self, limit_s: float) -> None:
         from virtksm.host.bounded import BoundedCalls

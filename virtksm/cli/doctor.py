@@ -1,4 +1,4 @@
-"""`virtksm doctor`: what stands in the way of KSM on this host, each with a remedy. Writes nothing."""
+"""`virtksm doctor`: obstacles to KSM on this host, each with a remedy. Writes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kept-off",
         action="store_true",
-        help="say by what this host keeps KSM off (tuned, a masked ksm.service, tmpfiles.d), exiting with 1 if so",
+        help="print what keeps KSM off on this host (tuned, a masked ksm.service, tmpfiles.d), exiting with 1 if so",
     )
     parser.set_defaults(run=run)
 
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        told = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
-        print(json.dumps({**told, "findings": [one.as_dict() for one in findings]}))
+        report = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
+        print(json.dumps({**report, "findings": [one.as_dict() for one in findings]}))
     else:
         from virtksm.cli.terminal import may_colour
 
@@ -63,15 +63,15 @@ def _kept_off() -> ExitCode:
     from virtksm.doctor.reading import read_kept_off
     from virtksm.doctor.reading.files import Root
 
-    kept = read_kept_off(Root())
-    if kept is None:
+    reason = read_kept_off(Root())
+    if reason is None:
         return ExitCode.DONE
-    print(printable(kept))
+    print(printable(reason))
     return ExitCode.FAILED
 
 
 def ask_about(paths: RuntimePaths) -> AgentSeen | Unknown | None:
-    """Return what the agent says of itself; None where none runs."""
+    """Return the agent's own status; None where none runs."""
     from virtksm.cli.ask_agent import ask_agent, find_answer
     from virtksm.doctor.facts import Unknown
     from virtksm.doctor.reading.own import parse_agent

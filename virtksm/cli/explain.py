@@ -1,24 +1,21 @@
 """`virtksm explain`: the last decisions, the numbers that led to them, the rule, and what would have changed them.
 
-Reads what the agent remembers: asks it, or reads its file where none runs. Passes in which the same rule just went on
-are no decisions, and are not among them.
+Reads the history: asks the agent, or reads its file where none runs. A pass in which the same rule just went on is no
+decision.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from virtksm.cli.history import read_decisions
-from virtksm.errors import ExitCode, VirtksmError
-from virtksm.history.samples import Told
+from virtksm.errors import ExitCode
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib, printable
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from typing import Any
+from virtksm.trace import Pass
+from virtksm.trace.text import pass_values
 
 SCHEMA = 1
 LAST = 5
@@ -51,62 +48,40 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
-    decisions = [explain(told) for told in read_decisions(options, options.connect, options.last)]
+    lines = read_decisions(options, options.connect, options.last)
     if options.json:
         import json
 
-        print(json.dumps({"schema": SCHEMA, "decisions": decisions}))
+        print(json.dumps({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}))
         return ExitCode.DONE
-    if not decisions:
-        print("no decision is remembered of this host")
-    for number, decision in enumerate(decisions):
-        print("\n" * (number > 0) + "\n".join(map(printable, decision_lines(decision))))
+    if not lines:
+        print("the history has no decision of this host")
+    for number, line in enumerate(lines):
+        print("\n" * (number > 0) + "\n".join(map(printable, decision_lines(line))))
     return ExitCode.DONE
 
 
-def explain(told: Told) -> dict[str, Any]:
-    """Return a decision with its time as text and what its rule means; raises VirtksmError if it is damaged."""
-    match told.report:
-        case {
-            "policy": str() as policy,
-            "triggers": [*_],
-            "outcome": str(),
-            "before": {} as before,
-            "changed": {} as changed,
-            "decision": {"rule": str() as rule, "reason": str(), "numbers": {} as numbers} as decision,
-        } if _are_numbers(numbers) and _are_turns(decision) and before.keys() >= changed.keys():
-            return {
-                "at_s": told.at_s,
-                "at": _utc(told.at_s),
-                "rule_means": meaning_of(policy, rule),
-                "pass": told.report,
-            }
-    raise VirtksmError(
-        f"the decision of {_utc(told.at_s)} cannot be understood", remedy="read it with the virtksm that has made it"
-    )
+def decision_values(line: Pass) -> dict[str, object]:
+    """Return a decision as JSON values, with its time as text and what its rule means."""
+    at = _utc(line.at_s)
+    return {"at_s": line.at_s, "at": at, "rule_means": _meaning(line), "pass": pass_values(line)}
 
 
-def _are_numbers(values: Mapping[str, object]) -> bool:
-    return all(isinstance(value, int | float | None) for value in values.values())
-
-
-def _are_turns(decision: object) -> bool:
-    turns = decision.get("turns_when", []) if isinstance(decision, dict) else None
-    return isinstance(turns, list) and all(isinstance(turn, dict) and "text" in turn for turn in turns)
-
-
-def decision_lines(explained: Mapping[str, Any]) -> Iterator[str]:
+def decision_lines(line: Pass) -> Iterator[str]:
     """Yield the lines of one decision."""
-    report = explained["pass"]
-    decision = report["decision"]
-    yield f"{explained['at']}  for {', '.join(map(str, report['triggers']))}: {report['outcome']}"
-    yield f"  decided   {decision['reason']}"
-    yield f"  rule      {decision['rule']} of {report['policy']}: {explained['rule_means']}"
-    for turn in decision.get("turns_when", ()):
-        yield f"  turns     {turn['text']}"
-    yield from _wrapped("  numbers   ", [_number_text(name, value) for name, value in decision["numbers"].items()])
-    changes = [f"{name} {report['before'][name]} -> {value}" for name, value in report["changed"].items()]
+    reason = line.decision.reason
+    yield f"{_utc(line.at_s)}  for {', '.join(line.triggers.names)}: {line.outcome}"
+    yield f"  decided   {reason.text}"
+    yield f"  rule      {reason.rule} of {line.policy}: {_meaning(line)}"
+    for threshold in line.thresholds:
+        yield f"  threshold {threshold.get('text')}"
+    yield from _wrapped("  numbers   ", [_number_text(name, value) for name, value in reason.numbers.items()])
+    changes = [f"{name} {before} -> {after}" for name, (before, after) in line.changed.items()]
     yield from _wrapped("  changed   ", changes)
+
+
+def _meaning(line: Pass) -> str:
+    return meaning_of(line.policy, line.decision.reason.rule)
 
 
 def _wrapped(label: str, words: list[str]) -> Iterator[str]:
@@ -142,7 +117,4 @@ ENDINGS = {"_kib_s": " s", "_kib": "", "_us": " us", "_ms": " ms", "_s": " s"}
 
 
 def _utc(at_s: float) -> str:
-    try:
-        return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds")
-    except (OverflowError, ValueError, OSError):  # beyond any calendar: a damaged file
-        return f"{at_s:g} s"
+    return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds")

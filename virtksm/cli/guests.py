@@ -1,10 +1,10 @@
-"""`virtksm guests`: the running guests, what KSM saves on it, what that costs, and why one cannot merge."""
+"""`virtksm guests`: the running guests, KSM's savings on each, their cost, and why one cannot merge."""
 
 from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.survey import add_survey_options, look
+from virtksm.cli.survey import add_survey_options, read_survey
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.text import format_kib, printable, width
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_NAMED = 5
-"""Of the other processes that have merged pages: the rest is summed up."""
+"""Of the other processes that have merged pages: the rest is one sum."""
 HEADINGS = ("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN MERGE")
 
 
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the guests; returns the exit code. Raises VirtksmError, also for a guest that does not run."""
-    found, *_ = look(options)
+    found, *_ = read_survey(options)
     guests = sorted(sorted(choose(found.guests, options.guests), key=_by_name), key=_ORDERS[options.sort])
     if options.json:
         import json
@@ -85,7 +85,7 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
             "saved_bytes": left.saved_bytes,
             "cost_bytes": left.cost_bytes,
             "processes": [
-                {"pid": one.pid, "name": one.name, "merging_pages": one.merging_pages} for one in found.others
+                {"pid": one.pid, "name": one.name, "merging_pages": one.merging_pages} for one in found.other_processes
             ],
         },
         "notes": list(found.notes),
@@ -122,7 +122,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
 
 
 def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
-    """Render the guests as a table, their sum, the host's own counters, what is left over, and what is missing."""
+    """Render the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
     rows = [HEADINGS, *(_row(one) for one in guests)]
     widths = [max(width(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = []
@@ -142,21 +142,21 @@ def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
     if left is not None:
         lines += [
             f"guests    {_amount(found.of_guests_bytes)} of it saved on guests",
-            f"left over {_amount(left.saved_bytes)}, {left.merging_pages} merging pages",
-            *(f"          {text}" for text in _left_texts(left.merging_pages, found.others)),
+            f"other     {_amount(left.saved_bytes)}, {left.merging_pages} merging pages not of these guests",
+            *(f"          {text}" for text in _left_texts(left.merging_pages, found.other_processes)),
         ]
     return [printable(line) for line in lines + [f"note      {note}" for note in found.notes]]
 
 
-def _left_texts(merging_pages: int, others: Sequence[OtherProcess]) -> list[str]:
+def _left_texts(merging_pages: int, processes: Sequence[OtherProcess]) -> list[str]:
     if merging_pages < 0:
-        return ["ksmd went on meanwhile"]
-    texts = [f"{one.merging_pages} of {one.name} (pid {one.pid})" for one in others[:MAX_NAMED]]
-    if rest := others[MAX_NAMED:]:
+        return ["the counters changed while they were read"]
+    texts = [f"{one.merging_pages} of {one.name} (pid {one.pid})" for one in processes[:MAX_NAMED]]
+    if rest := processes[MAX_NAMED:]:
         texts.append(f"{sum(one.merging_pages for one in rest)} of {len(rest)} more processes")
-    of_none = merging_pages - sum(one.merging_pages for one in others)
-    if of_none > 0:
-        texts.append(f"{of_none} of processes that have ended since ksmd came by, or that may not be read")
+    unknown = merging_pages - sum(one.merging_pages for one in processes)
+    if unknown > 0:
+        texts.append(f"{unknown} of processes that have exited since the last full scan, or that may not be read")
     return texts
 
 

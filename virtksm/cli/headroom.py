@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.survey import add_survey_options, look
+from virtksm.cli.survey import add_survey_options, read_survey
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib, printable
 
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
     from virtksm.guests.headroom import Host, find_headroom
 
-    found, memory, config = look(options)
+    found, memory, config = read_survey(options)
     # A survey is of a kernel that counts; only zero pages may be uncounted.
     host = Host(
         available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_reserve_kib(config: Config, total_kib: int) -> int:
-    """Return what the policy in force wants to stay available on a host of `total_kib`."""
+    """Return the reserve of the policy in force on a host of `total_kib`."""
     if config.policy == "ksmtuned":
         from virtksm.policy.ksmtuned import threshold_kib
 
@@ -63,7 +63,7 @@ def find_reserve_kib(config: Config, total_kib: int) -> int:
 
 
 def need_of(seen: SeenGuest) -> GuestNeed:
-    """Return what a guest holds and may have."""
+    """Return a guest's memory, held and at most."""
     from virtksm.guests.headroom import GuestNeed
 
     rss_kib = seen.guest.rss_kib
@@ -75,25 +75,25 @@ def need_of(seen: SeenGuest) -> GuestNeed:
 
 
 def find_notes(found: Survey, *, is_full: bool) -> list[str]:
-    """Return what the figures lack; `is_full` says whether the host tells MemAvailable and swap."""
+    """Return what the figures lack; `is_full`: the host reports MemAvailable and swap."""
     from virtksm.guests.survey import guests_text
 
     unread = [one for one in found.guests if one.guest.rss_kib is None]
     boundless = [one for one in found.guests if one.max_kib is None]
     notes = []
     if unread:
-        notes.append(f"the RSS of {guests_text(len(unread))} cannot be read: all that they may have counts as growth")
+        notes.append(f"the RSS of {guests_text(len(unread))} cannot be read: their whole maximum counts as growth")
     if boundless:
-        notes.append(f"what {guests_text(len(boundless))} may have cannot be read: they count as fully grown")
+        notes.append(f"the maximum of {guests_text(len(boundless))} cannot be read: they count as fully grown")
     if not is_full:
         notes.append(
-            "of another machine libvirt tells neither cache that can be freed, nor swap, nor merged zero pages: "
+            "of another machine libvirt reports neither cache that can be freed, nor swap, nor merged zero pages: "
             "run this command there"
         )
     if found.ksm.run not in (None, 1):
         notes.append("KSM is off, so nothing more merges: systemctl start virtksm-ksm (or ksm) switches it on")
     elif found.ksm.settings.pages_to_scan == 0:
-        notes.append("ksmd is parked: new memory merges once it scans again")
+        notes.append("ksmd is idle: new memory merges once it scans again")
     return notes
 
 
@@ -133,10 +133,10 @@ def headroom_lines(found: Survey, host: Host, headroom: Headroom, notes: Sequenc
         f"host      {found.uri} ({found.source.value}): {format_kib(host.available_kib)} available, of which "
         f"{format_kib(host.reserve_kib)} are the policy's reserve",
         f"guests    {len(found.guests)}, which may still grow by {format_kib(headroom.growth_kib)}; KSM saves "
-        f"{format_kib(host.saved_kib)} on them: {percent} of what they hold",
-        f"room      {format_kib(headroom.at_ratio_kib)} of guest memory if it merges like that",
-        f"          {format_kib(headroom.unmerged_kib)} if what is new does not merge",
-        f"          {format_kib(headroom.safe_kib)} if, moreover, all that is merged unmerges: this is safe",
+        f"{format_kib(host.saved_kib)} on them: {percent} of their memory",
+        f"room      {format_kib(headroom.at_ratio_kib)} of guest memory if it merges as well",
+        f"          {format_kib(headroom.unmerged_kib)} if new memory does not merge",
+        f"          {format_kib(headroom.safe_kib)} even if everything merged is unmerged (safe)",
         f"risk      with {format_kib(headroom.at_ratio_kib)} more, if everything unmerges: "
         f"{format_kib(headroom.needed_kib)} needed, {format_kib(host.available_kib)} available: "
         f"{_missing_text(host, headroom)}",
@@ -149,7 +149,7 @@ def _missing_text(host: Host, headroom: Headroom) -> str:
         return "it fits"
     missing = f"{format_kib(headroom.missing_kib)} are missing"
     if host.swap_free_kib is None or headroom.missing_after_swap_kib is None:
-        return f"{missing}, swap is not known"
+        return f"{missing}, swap is unknown"
     if host.swap_free_kib == 0:
         return f"{missing}, and there is no swap"
     if headroom.missing_after_swap_kib == 0:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 COMMANDS = {
     "agent": "listen to libvirt and tune KSM as guests start and stop",
     "retune": "run one tuning pass and exit",
-    "status": "say how the host stands and why, also while libvirt does not answer; or watch it",
-    "doctor": "say what stands in the way of KSM on this host, with remedies",
-    "guests": "say what KSM saves on each guest, what it costs, and which guests cannot merge",
-    "headroom": "say how much more guest memory this host can take, and what that risks",
-    "explain": "say why the last decisions were made, and what would have changed them",
-    "trace": "record what the agent's policy is given, replay it, draw it",
+    "status": "show the host's KSM, what it does and why, also while libvirt does not answer; or watch it",
+    "doctor": "find obstacles to KSM on this host, with remedies",
+    "guests": "show KSM's savings and cost for each guest, and which guests cannot merge",
+    "headroom": "show how much more guest memory this host can take, and the risk",
+    "explain": "explain the last decisions, and what would have changed them",
+    "trace": "record the policy's inputs, replay them, draw them",
     "restore": "give KSM's settings back as virtksm found them",
     "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
     "on": "undo `virtksm off`, and run a pass",
@@ -37,12 +37,12 @@ COMMANDS = {
 }
 ACTIONS = {
     "trace": {
-        "record": "write what the agent's policy is given to a file, pass after pass",
+        "record": "write the inputs of the agent's policy to a file, pass after pass",
         "replay": "run any policy over a recorded file, beside the one that was recorded",
         "plot": "draw savings, ksmd's CPU, settings and guests over time",
     },
 }
-"""Of a command that is a folder: a module an action, of which only the one that is called is imported."""
+"""The actions of a command that is a folder, one module each; only the called one is imported."""
 
 EPILOG = """\
 exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration,
@@ -66,7 +66,7 @@ class HelpText(argparse.RawDescriptionHelpFormatter):
 
 
 def global_options() -> argparse.ArgumentParser:
-    """Return the options that stand before every subcommand."""
+    """Return the options before every subcommand."""
     parser = argparse.ArgumentParser(prog="virtksm", add_help=False, allow_abbrev=False, formatter_class=HelpText)
     parser.add_argument("--config", metavar="FILE", help="read this file instead of /etc/virtksm and its drop-ins")
     parser.add_argument(
@@ -79,13 +79,13 @@ def global_options() -> argparse.ArgumentParser:
         "--state-dir",
         metavar="DIR",
         default=DEFAULT_STATE_DIR,
-        help="folder of what survives a reboot: whether virtksm is off (default: %(default)s)",
+        help="folder of files that survive a reboot, such as virtksm's switch (default: %(default)s)",
     )
     return parser
 
 
 def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
-    """Build the parser: of every command, or of the one alone that `words` begin with.
+    """Build the parser of every command, or only of the command that `words` begin with.
 
     Where they begin with none, every command is named, but has no options. A command's parser takes 0.1 ms to build
     (measured), and there are more than a dozen.
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(run: Callable[[], int], program: str = "virtksm") -> int:
-    """Return what `run` returns, or the exit code of what it raises, which is told in the program's name."""
+    """Return what `run` returns, or the exit code of its error, which is printed in the program's name."""
     try:
         code = run()
         sys.stdout.flush()
@@ -148,9 +148,9 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm") -> int:
         print(f"{program}: {printable(str(error))}", file=sys.stderr)
         return int(error.exit_code)
     except BrokenPipeError:  # the reader (head, grep -q) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at the end goes there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output goes there
         return int(ExitCode.DONE)
-    except OSError as error:  # what no adapter foresaw, such as a full disk behind standard output
+    except OSError as error:  # unforeseen by any adapter, such as a full disk behind standard output
         print(f"{program}: {printable(str(error))}", file=sys.stderr)
         return int(ExitCode.FAILED)
     except KeyboardInterrupt:
@@ -159,7 +159,7 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm") -> int:
 
 
 def run_program(run: Callable[[], int] = main) -> NoReturn:
-    """Run one command as a program of its own, and end the process without Python's clearing up.
+    """Run one command as a program of its own, and end the process without Python's cleanup.
 
     That takes 10 ms once libvirt is imported, a tenth of a one-shot, and frees only what the kernel frees anyway.
     """
@@ -167,6 +167,6 @@ def run_program(run: Callable[[], int] = main) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # nobody reads any more
+        except (OSError, ValueError):  # the reader is gone
             code = code or int(ExitCode.FAILED)
     os._exit(code)

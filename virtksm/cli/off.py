@@ -1,7 +1,7 @@
-"""`virtksm off`: stops scanning until `virtksm on`, and says what is still merged and what unmerges it.
+"""`virtksm off`: stops scanning until `virtksm on`, and prints what is still merged and the command to unmerge.
 
-With --fits or --verify it changes nothing and asks nobody but this machine's own kernel and switch, so that both work
-whatever becomes of libvirt, an agent and the configuration.
+With --fits or --verify it changes nothing and reads only this machine's own kernel and switch, so that both work
+without libvirt, an agent or a valid configuration.
 """
 
 from __future__ import annotations
@@ -63,21 +63,20 @@ def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
     if options.json:
         import json
 
-        told = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": report}
-        return json.dumps({"schema": SCHEMA, "off": True, **told})
+        fields = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": report}
+        return json.dumps({"schema": SCHEMA, "off": True, **fields})
     from virtksm.cli.render import merged_lines, pass_lines
 
-    lines = ["switched  off, for all that virtksm does here, until `virtksm on`", *pass_lines(report)]
+    lines = ["switched  off until `virtksm on`: virtksm lets ksmd idle", *pass_lines(report)]
     if not is_local:
         lines.append("note      an agent on that host has a switch of its own: run `virtksm off` there, too")
     return "\n".join(lines + merged_lines(ksm, available_kib, unmerge))
 
 
 def name_unmerging(ksm: KsmState, available_kib: int, *, is_local: bool, force: bool) -> str | None:
-    """Return the command that unmerges; None where nothing is merged, or where it must not be named.
+    """Return the command that unmerges; None where nothing is merged, or where memory does not suffice.
 
-    virtksm never writes to /sys, so an administrator runs it. The unit looks for itself whether memory suffices, which
-    `force` is to overrule.
+    virtksm never writes to /sys, so an administrator runs it. The unit checks the memory itself, unless by `force`.
     """
     from virtksm.host.systemd import has_unit
 
@@ -118,7 +117,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        told = {
+        report = {
             "schema": SCHEMA,
             "verified": not doubts,
             "doubts": doubts,
@@ -129,7 +128,7 @@ def _verify(options: argparse.Namespace) -> int:
             "settings": ksm.settings.as_dict(),
             "merged": merged_dict(ksm, available_kib),
         }
-        print(json.dumps(told))
+        print(json.dumps(report))
     else:
         since = f" since {off.since}" if off is not None and off.since else ""
         print(f"switched  {'on' if off is None else 'off'}{since}")
@@ -140,7 +139,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
-    """Return what is merged, and whether unmerging fits, as JSON values (docs/reference.md)."""
+    """Return the merged memory, and whether unmerging fits, as JSON values (docs/reference.md)."""
     return {
         "pages_shared": ksm.pages_shared,
         "pages_sharing": ksm.pages_sharing,
@@ -153,7 +152,7 @@ def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
 
 
 def find_doubts(off: SwitchedOff | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
-    """Return what keeps KSM from being certainly off, each with its remedy; nothing if it is."""
+    """Return the doubts that KSM is off, each with its remedy; none if it certainly is."""
     from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 
     doubts = []
@@ -163,12 +162,14 @@ def find_doubts(off: SwitchedOff | None, ksm: KsmState, *, has_uncounted_zero_pa
         doubts.append(off.warning)
     if ksm.run in (None, 1):  # 0 and 2 keep ksmd from scanning, whatever the settings are
         if ksm.settings.pages_to_scan != 0:
-            doubts.append(f"ksmd scans {ksm.settings.pages_to_scan} pages at a time: `virtksm off` parks it")
+            doubts.append(f"ksmd scans {ksm.settings.pages_to_scan} pages at a time: `virtksm off` lets it idle")
         if ksm.advisor_is_on:
             doubts.append("the kernel's advisor may set pages_to_scan: echo none > /sys/kernel/mm/ksm/advisor_mode")
     if ksm.unmerge_kib != 0:
         zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
-        doubts.append(f"{ksm.pages_sharing} pages share {ksm.pages_shared}{zero}: unmerge, as `virtksm off` tells how")
+        doubts.append(
+            f"{ksm.pages_sharing} pages share {ksm.pages_shared}{zero}: unmerge with the command of `virtksm off`"
+        )
     if has_uncounted_zero_pages:
         doubts.append(f"{UNCOUNTED_ZERO_PAGES}: {COUNT_ZERO_PAGES}")
     return doubts
@@ -185,7 +186,7 @@ def require_this_machine(options: argparse.Namespace) -> None:
         )
     if not is_local(uri) and config_or_defaults(options.config)[0].host != "local":
         raise VirtksmError(
-            f"{uri} is another machine, of whose KSM libvirt does not tell enough", remedy="run this command there"
+            f"{uri} is another machine, of whose KSM libvirt does not report enough", remedy="run this command there"
         )
 
 

@@ -1,4 +1,4 @@
-"""`virtksm on`: undoes `virtksm off`; the pass that follows begins the policy anew."""
+"""`virtksm on`: undoes `virtksm off`; the pass that follows begins with a new policy state."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes"
 
 
 def pass_lines(report: Mapping[str, Any]) -> list[str]:
-    """Render one pass: what was sensed, what was decided and why, what changed."""
+    """Render one pass: the snapshot, the decision and its reason, the changes."""
     sensed, decision = report["sensed"], report["decision"]
     free_kib = sensed["free_kib"] + sensed["buffers_kib"] + sensed["cached_kib"]
     unread = f" ({sensed['guests_unread']} unread)" if sensed["guests_unread"] else ""
@@ -24,9 +24,9 @@ def pass_lines(report: Mapping[str, Any]) -> list[str]:
         f"host      {report['uri']} ({report['source']})",
         f"sensed    {sensed['guests']} guests{unread} holding {format_kib(sensed['committed_kib'])}; "
         f"{format_kib(free_kib)} of {format_kib(sensed['total_kib'])} free or cache",
-        f"decided   {'parked' if decision['parked'] else 'scan'}: {decision['reason']} ({report['policy']}, "
+        f"decided   {'idle' if decision['idle'] else 'scan'}: {decision['reason']} ({report['policy']}, "
         f"rule {decision['rule']})",
-        *(f"turns     {turn['text']}" for turn in decision.get("turns_when", ())),
+        *(f"threshold {threshold['text']}" for threshold in decision.get("thresholds", ())),
         f"outcome   {report['outcome']} in {report['duration_ms']:.1f} ms",
     ]
     after = decision["target"] if report["outcome"] == "dry_run" else report["after"]
@@ -38,17 +38,17 @@ def restore_lines(report: Mapping[str, Any]) -> list[str]:
     """Render what a restore did."""
     lines = _change_lines(report["before"], report["after"], would=False)
     if report["switched_off"]:
-        lines.append("parked    virtksm is switched off, so the baseline is kept until `virtksm on`")
+        lines.append("idle      virtksm is switched off, so the baseline is kept until `virtksm on`")
     lines += [
-        f"doubted   {name}: nobody sets what was kept of it, so it gets the kernel's default"
+        f"doubted   {name}: its saved baseline is implausible, so it gets the kernel's default"
         for name in report["doubted"]
     ]
-    lines += [f"left      {name}: somebody else has changed it since" for name in report["left"]]
+    lines += [f"left      {name}: another program has changed it since" for name in report["left"]]
     return [printable(line) for line in lines + [f"warning   {one['message']}" for one in report["refused"]]]
 
 
 def merged_lines(ksm: KsmState, available_kib: int, unmerge: str | None) -> list[str]:
-    """Render what stays merged, and how to unmerge it, or why that is not told."""
+    """Render what stays merged, and how to unmerge it, or why not."""
     if not ksm.unmerge_kib:
         return [
             "merged    unknown, as KSM's counters are not offered" if ksm.unmerge_kib is None else "merged    nothing"

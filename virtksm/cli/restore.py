@@ -10,7 +10,7 @@ from virtksm.paths import RuntimePaths
 from virtksm.uri import CONNECT_HELP
 
 LEAVE_WITHIN_S = 10.0
-"""A call's limit with --on-exit, where a shutdown waits: it takes away what would be restored, too."""
+"""A call's limit with --on-exit, where a shutdown waits, which ends the restored settings anyway."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--defaults",
         action="store_true",
-        help="give the kernel's own defaults instead of what was found, which ksmtuned or the like had left behind",
+        help="give the kernel's own defaults instead of the values found, which ksmtuned or the like had left behind",
     )
     which.add_argument(
         "--on-exit",
         action="store_true",
-        help="do what the configuration's on_exit says (restore, park or leave) instead of always restoring",
+        help="do what the configuration's on_exit says (restore, idle or leave) instead of always restoring",
     )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=run)
@@ -34,8 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Restore the baseline where the settings are still ours; returns the exit code.
 
-    Raises AlreadyRunning while an agent runs: it would only set them again. An agent that is started meanwhile ends for
-    that reason, so its lock is not held while a connection is waited for.
+    Raises AlreadyRunning while an agent runs: it would only set them again. An agent that starts meanwhile would
+    end at its lock, so the lock is not held while a connection is waited for.
     """
     from virtksm.model.snapshot import KERNEL_DEFAULTS
     from virtksm.store.files import ensure_runtime, locked
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     baseline = KERNEL_DEFAULTS if options.defaults else None
     with locked(paths.agent_lock, running):
         restored = libvirt.run(
-            action, lambda: cycle.park() if action == "park" else cycle.restore(baseline), more_s=LOCK_WAIT_S
+            action, lambda: cycle.idle() if action == "idle" else cycle.restore(baseline), more_s=LOCK_WAIT_S
         )
     report = restored.as_dict()
     if options.json:

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coalesce",
         action="store_true",
-        help="wait for the calling qemu hook to end, and leave if another such command waits already",
+        help="wait for the calling qemu hook to end, and exit if another such command waits already",
     )
     parser.set_defaults(run=run)
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Run one pass and print it; returns the exit code."""
     gc.disable()  # a process of a tenth of a second has no garbage worth its 4 ms
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    if options.coalesce and not _wait_for_turn(paths):
+    if options.coalesce and not _wait_for_hook(paths):
         return ExitCode.DONE
     request = {"op": "retune", "dry_run": options.dry_run}
     report = (
@@ -59,13 +59,13 @@ def run(options: argparse.Namespace) -> int:
 def through_agent(
     paths: RuntimePaths, uri: str | None, request: dict[str, object], *, within_s: float
 ) -> dict[str, object] | None:
-    """Return the pass by which the agent has answered a request, None if no agent serves this URI.
+    """Return the pass that the agent ran for a request, None if no agent serves this URI.
 
-    Without a URI it is the agent's own host, whichever that is. Raises VirtksmError with the agent's exit code if it
+    Without a URI it is the agent's own host. Raises VirtksmError with the agent's exit code if it
     could not do it, or if it does not answer.
     """
     from virtksm.agent.control_client import ask
-    from virtksm.cli.answers import PASS
+    from virtksm.cli.answers import PASS_ASKED_FOR
     from virtksm.cli.ask_agent import take_answer
 
     try:
@@ -88,7 +88,7 @@ def through_agent(
         if isinstance(code, int) and code in list(map(int, ExitCode)):
             failure.exit_code = ExitCode(code)
         raise failure
-    return take_answer(answer, "pass", PASS)
+    return take_answer(answer, "pass", PASS_ASKED_FOR)
 
 
 def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
@@ -108,17 +108,19 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
             return report
     cycle = make_cycle(host, config, paths)
     triggers = Triggers(kinds=frozenset({Trigger.RETUNE}))
-    return libvirt.run("pass", lambda: cycle.run(triggers, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict()
+    return libvirt.run("pass", lambda: cycle.run(triggers, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict(
+        with_thresholds=True
+    )
 
 
-def _wait_for_turn(paths: RuntimePaths) -> bool:
+def _wait_for_hook(paths: RuntimePaths) -> bool:
     """Wait until the hook is over; return False if another one-shot is waiting and will see this guest too.
 
-    The lock is let go before the pass begins, so whoever comes later runs a pass of its own.
+    The lock is released before the pass begins, so a later one-shot runs a pass of its own.
     """
     from virtksm.store.files import ensure_runtime, open_lock, try_lock
 
-    os.closerange(3, 1024)  # whatever a hook's parent forgot to close must not keep it waiting
+    os.closerange(3, 1024)  # a descriptor that the hook's parent left open must not keep it waiting
     ensure_runtime(paths)
     lock = open_lock(paths.coalesce_lock)
     try:

@@ -1,7 +1,7 @@
-"""`virtksm status`: how a host stands and why, at once, also while libvirt does not answer; --watch repaints it.
+"""`virtksm status`: a host's KSM, what it does and why, also while libvirt does not answer; --watch repaints it.
 
-Asks the agent and nobody else. Root and the agent's own user ask at the control socket; the members of the
-configuration's `status_group` at the status socket. Where no agent serves the host it looks for itself, read-only
+Asks only the agent. Root and the agent's own user ask at the control socket; the members of the configuration's
+`status_group` at the status socket. Without an agent for the host it reads the host itself, read-only
 (`status_alone`), and says so.
 """
 
@@ -31,7 +31,7 @@ EVERY_S = 2.0
 MIN_EVERY_S = 0.1
 STEP_S, STEPS = 60.0, 60
 SEEN_S = 7200.0
-"""How far back is asked for: the curve begins with what was seen last before it."""
+"""How far back is asked for: the curve begins with the last sample before it."""
 POINTS = 240
 EVENTS = 5
 MAX_OWN_POINTS = 1_000
@@ -57,18 +57,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the status; returns the exit code, FAILED where no agent serves the host.
 
-    Raises VirtksmError if an agent does not answer, or may not be asked, and if there is nothing to see from here.
+    Raises VirtksmError if an agent does not answer, or may not be asked, and if the host cannot be read.
     """
     view = View(options)
     if options.watch is not None:
         return _watch(view, options)
-    status = view.look()
+    status = view.read()
     _print(status, options)
     return ExitCode.DONE if status["agent"] else ExitCode.FAILED
 
 
 class View:
-    """Looks at the host, and remembers what it saw where nobody else does."""
+    """Reads the status, and keeps its own samples where no history has them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -76,22 +76,22 @@ class View:
         self._alone: Alone | None = None
         self._seen: list[Point] = []
 
-    def look(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         """Return what `--json` prints; raises VirtksmError."""
         answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
-        status = self._look_alone() if answer is None else {**take_answer(answer, "status", STATUS), "agent": True}
-        return {**status, **self._remembered(status.get("now") or {})}
+        status = self._read_alone() if answer is None else {**take_answer(answer, "status", STATUS), "agent": True}
+        return {**status, **self._history_fields(status.get("now") or {})}
 
-    def _look_alone(self) -> dict[str, Any]:
+    def _read_alone(self) -> dict[str, Any]:
         if self._alone is None:
             from virtksm.cli.status_alone import Alone
 
             config, _ = config_or_defaults(self._options.config)
             self._alone = Alone(requested_uri(self._options.connect), config, self._paths)
-        return self._alone.look()
+        return self._alone.read()
 
-    def _remembered(self, now: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields that need the past."""
+    def _history_fields(self, now: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that need the history."""
         import time
 
         from virtksm.cli.history import read_history
@@ -100,11 +100,11 @@ class View:
 
         events, points, error, now_s = [], [], None, time.time()
         try:
-            told = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
+            history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
         except VirtksmError as failed:
             error = str(failed)
         else:
-            events, points, now_s = list(told.events[-EVENTS:]), points_of(told.samples), told.now_s
+            events, points, now_s = list(history.events[-EVENTS:]), points_of(history.samples), history.now_s
         seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), cpu_seconds=now.get("ksmd_cpu_seconds"))
         points += self._seen
         share = core_share(points, seen)
@@ -153,7 +153,7 @@ def _watch(view: View, options: argparse.Namespace) -> int:
 
         title = f"virtksm status, every {options.watch:g} s, q ends {time.strftime('%H:%M:%S'):>12}"
         try:
-            return [("dim", title), *_lines(view.look())]
+            return [("dim", title), *_lines(view.read())]
         except VirtksmError as error:
             return [("dim", title), ("bad", printable(f"error     {error}"))]
 
@@ -170,7 +170,7 @@ def _keep_printing(view: View, options: argparse.Namespace) -> int:
         while True:
             began_s = time.monotonic()
             try:
-                _print(view.look(), options)
+                _print(view.read(), options)
             except VirtksmError as error:
                 print(f"virtksm: {printable(str(error))}", file=sys.stderr, flush=True)
             if not options.json:

@@ -1,7 +1,7 @@
-"""How a host stands where no agent serves it: sensed here, read-only, with nothing kept and nobody deciding.
+"""The status of a host without an agent: sensed here, read-only, with no state and no decision.
 
 libvirt is asked over a read-only connection in a thread of its own, for a few seconds at most: while it hangs, this
-machine's kernel is still told.
+machine's kernel is still read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.local_facts import ProcFacts
-from virtksm.model.current import Now, Origin
+from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.sense import sense, sense_ksm
@@ -27,7 +27,7 @@ SCHEMA = 1
 
 
 class Alone:
-    """Looks at one host as often as asked; keeps its connection in between."""
+    """Reads one host as often as asked; keeps its connection in between."""
 
     def __init__(self, uri: str, config: Config, paths: RuntimePaths) -> None:
         self.uri = uri
@@ -39,7 +39,7 @@ class Alone:
         self._answers: queue.SimpleQueue[Snapshot | VirtksmError] = queue.SimpleQueue()
         self._is_out = False
 
-    def look(self) -> dict[str, object]:
+    def read(self) -> dict[str, object]:
         """Return what `virtksm status --json` prints; raises VirtksmError for another machine that cannot be asked."""
         try:
             snapshot, error = self._ask(), None
@@ -48,7 +48,7 @@ class Alone:
         is_here = not is_alias(self.uri) and is_this_machine(self.uri, self._config)
         if error is not None and not is_here:
             raise error
-        now = self._now(snapshot, is_here=is_here)
+        current = self._current(snapshot, is_here=is_here)
         off = None if is_alias(self.uri) else make_switch(self.uri, self._config, self._paths).read() is not None
         return {
             "schema": SCHEMA,
@@ -69,23 +69,23 @@ class Alone:
             "next_pass_s": None,
             "stranded": {"possible": None, "settings": None, "worst_core_percent": None},
             "off": off,
-            "now": None if now is None else now.as_dict(),
+            "now": None if current is None else current.as_dict(),
         }
 
-    def _now(self, snapshot: Snapshot | None, *, is_here: bool) -> Now | None:
+    def _current(self, snapshot: Snapshot | None, *, is_here: bool) -> CurrentKsm | None:
         if is_here:
             try:
                 host = self._facts.host_memory()
             except VirtksmError:  # as good as unknown, for people
                 host = None
-            now = Now(origin=Origin.LOCAL, ksm=sense_ksm(self._facts), host=host)
-            return now if snapshot is None else now.counting(snapshot)
+            current = CurrentKsm(origin=Origin.LOCAL, ksm=sense_ksm(self._facts), host=host)
+            return current if snapshot is None else current.counting(snapshot)
         if snapshot is None:
             return None
-        return Now(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
+        return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
 
     def _ask(self) -> Snapshot:
-        """Sense through libvirt; what an earlier look has given up is still waited for, and not asked again."""
+        """Sense through libvirt; an earlier call that was given up is still waited for, and not made again."""
         if not self._is_out:
             self._is_out = True
             threading.Thread(target=self._sense, name="libvirt-status", daemon=True).start()

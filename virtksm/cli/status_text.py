@@ -34,7 +34,7 @@ def _lines(status: Mapping[str, Any], marks: str) -> Iterator[tuple[str, str, st
         yield (
             "agent",
             "warn",
-            f"none serves {status['uri']} (systemctl start virtksm); this is what can be seen without",
+            f"not running for {status['uri']} (systemctl start virtksm)",
         )
     yield "libvirt", "" if libvirt["answers"] else "bad", _libvirt_text(libvirt)
     if now is not None:
@@ -52,8 +52,8 @@ def _now_lines(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) ->
         yield "guests", "", "unknown"
     else:
         unread = f" ({now['guests_unread']} unread)" if now["guests_unread"] else ""
-        yield "guests", "", f"{now['guests']}{unread}, holding {format_kib(now['committed_kib'])}"
-    share = "" if now["saved_percent"] is None else f", {now['saved_percent']:.1f} % of what the guests hold"
+        yield "guests", "", f"{now['guests']}{unread}, {format_kib(now['committed_kib'])} resident"
+    share = "" if now["saved_percent"] is None else f", {now['saved_percent']:.1f} % of guest memory"
     yield "saved", "good" if now["saved_kib"] else "", f"{format_kib(now['saved_kib'])}{share}"
     hour = status.get("saved_hour")
     if hour is not None and sum(level is not None for level in hour["saved_kib"]) > 1:
@@ -64,7 +64,7 @@ def _now_lines(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) ->
 
 
 def _ksm_text(run: int | None, advisor_mode: str | None, *, off: bool) -> tuple[str, str]:
-    words = {None: "unknown, as libvirt does not tell", 0: "off (run=0)", 1: "on", 2: "off, unmerged (run=2)"}
+    words = {None: "unknown, as libvirt does not report it", 0: "off (run=0)", 1: "on", 2: "off, unmerged (run=2)"}
     text = words.get(run, f"run={run}")
     if advisor_mode not in (None, "none"):
         text += f", and the kernel's advisor ({advisor_mode}) sets pages_to_scan"
@@ -93,7 +93,7 @@ def _pass_lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if last is None:
         yield "last pass", "", "none yet"
     else:
-        ago = f"{status['last_pass_ago_s'] or 0.0:.1f} s ago, for {', '.join(last['triggers'])}"
+        ago = f"{status['last_pass_ago_s'] or 0.0:.1f} s ago ({', '.join(last['triggers'])})"
         went_well = last["outcome"] in ("applied", "unchanged")
         yield "last pass", "" if went_well else "warn", f"{ago}: {last['outcome']}"
         yield "why", "", f"{last['decision']['reason']} (rule {last['decision']['rule']})"
@@ -130,9 +130,9 @@ def _stranded_text(stranded: Mapping[str, Any]) -> str:
     if stranded["possible"] is None:
         return "unknown: no pass yet, and libvirt does not answer"
     if stranded["settings"] is None or stranded["worst_core_percent"] is None:
-        return "possibly: the first pass has not come back; only libvirt can slow ksmd down"
+        return "possibly: the first pass has not returned; only libvirt can slow ksmd down"
     return (
-        f"possibly: only libvirt can slow ksmd down; with {stranded['settings']['pages_to_scan']} pages every "
-        f"{stranded['settings']['sleep_millisecs']} ms, known last, it takes {stranded['worst_core_percent']:.1f} % "
-        "of a core at worst"
+        f"possibly: ksmd may scan {stranded['settings']['pages_to_scan']} pages every "
+        f"{stranded['settings']['sleep_millisecs']} ms (up to {stranded['worst_core_percent']:.1f} % of a core) until "
+        "libvirt answers"
     )

@@ -1,4 +1,4 @@
-"""What `virtksm guests` and `virtksm headroom` have in common: a read-only look at a host's guests."""
+"""The common part of `virtksm guests` and `virtksm headroom`: a read-only survey of a host's guests."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def add_survey_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
-def look(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
-    """Look at the guests and at the host's memory.
+def read_survey(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
+    """Survey the guests and the host's memory.
 
     The connection is read-only, which every user of the machine may have. Raises VirtksmError.
     """

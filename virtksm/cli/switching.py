@@ -1,8 +1,7 @@
-"""What `virtksm off` and `virtksm on` have in common: turns a host's switch, and has a pass run, by the agent or here.
+"""The common part of `virtksm off` and `virtksm on`: sets a host's switch, and has a pass run, by the agent or here.
 
-The switch is turned first, here, whatever becomes of the rest: neither an agent, nor libvirt, nor a pass that holds the
-host's lock, nor a configuration with faults keeps root from it. Every wait has a limit, and what could not be done is
-said.
+The switch is set first, here: neither an agent, nor libvirt, nor a pass that holds the host's lock, nor a configuration
+with faults keeps root from it. Every wait has a limit, and every failure is reported.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
     Show = Callable[[dict[str, Any]], str]
 
 SLACK_S = 5.0
-"""What an agent may take for its answer beyond a pass."""
+"""An agent's time for its answer beyond a pass."""
 MAX_SHOWN = 300
-"""Characters of what an agent says."""
+"""Characters of an agent's message."""
 STOP_AT_ONCE = "to stop it at once, as root: echo 0 > /sys/kernel/mm/ksm/run"
 
 
@@ -37,9 +36,9 @@ def add_switch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def switch(options: argparse.Namespace, op: str, show: Show) -> ExitCode:
-    """Turn the switch to `op` ("off" or "on"), have a pass run and print it as `show` has it; returns the exit code.
+    """Set the switch to `op` ("off" or "on"), have a pass run and print it by `show`; returns the exit code.
 
-    Raises VirtksmError, which says whether the switch was turned.
+    Raises VirtksmError, which says whether the switch was set.
     """
     return Switching(options, op, show).run()
 
@@ -60,7 +59,7 @@ class Switching:
         """Do all of it; raises as `switch`."""
         try:
             if not is_alias(self._uri):
-                self._turn(self._uri)
+                self._set_switch(self._uri)
             shown = None if self._options.direct else self._through_agent(self._named)
             text, code = shown or self._directly()
         except VirtksmError as error:
@@ -71,7 +70,7 @@ class Switching:
         print(text)
         return code
 
-    def _turn(self, uri: str) -> None:
+    def _set_switch(self, uri: str) -> None:
         from virtksm.host.bounded import BoundedCalls
         from virtksm.wiring import make_switch
 
@@ -79,9 +78,9 @@ class Switching:
         self._may_turn = own.may_turn()
         if not self._may_turn:
             raise VirtksmError(f"only root may do this (try: sudo virtksm {self._op})")
-        turn = own.turn_off if self._op == "off" else own.turn_on
+        change = own.turn_off if self._op == "off" else own.turn_on
         try:
-            BoundedCalls(VirtksmError).run(f"writing {own.path}", turn, self._config.call_timeout_s)
+            BoundedCalls(VirtksmError).run(f"writing {own.path}", change, self._config.call_timeout_s)
         except VirtksmError as error:
             if (own.read() is None) is not (self._op == "on"):
                 raise
@@ -89,7 +88,7 @@ class Switching:
         self._done = f"switched {self._op}, but no pass was possible yet"
 
     def _through_agent(self, uri: str | None) -> tuple[str, ExitCode] | None:
-        """Have the agent do it; None if none serves this host, or if it could not, which is said at once."""
+        """Have the agent do it; None if none serves this host, or if it could not, which is a warning."""
         try:
             report = through_agent(self._paths, uri, {"op": self._op}, within_s=self._config.call_timeout_s + SLACK_S)
             if report is None:
@@ -103,7 +102,7 @@ class Switching:
         return None
 
     def _is_here(self, report: dict[str, Any]) -> bool:
-        """Tell whether an agent's pass was on the host that is meant here; what it calls its host is only compared."""
+        """Return whether an agent's pass was on the host that is meant here; its name for the host is only compared."""
         from virtksm.paths import host_key
 
         there = host_key(report["uri"], local=report["source"] == "local")
@@ -130,15 +129,15 @@ class Switching:
             shown = None if self._options.direct or self._named is None else self._through_agent(host.uri)
             if shown is not None:
                 return shown
-            self._turn(host.uri)
+            self._set_switch(host.uri)
         triggers = Triggers(kinds=frozenset({Trigger(self._op)}))
         try:
             cycle = make_cycle(host, self._config, self._paths)
-            report = libvirt.run("pass", lambda: cycle.run(triggers), more_s=LOCK_WAIT_S).as_dict()
+            report = libvirt.run("pass", lambda: cycle.run(triggers), more_s=LOCK_WAIT_S).as_dict(with_thresholds=True)
         except VirtksmError:
             raise
-        except Exception as error:  # a fault of the program's, which must not hide what was done
-            raise VirtksmError(f"{type(error).__name__}: {error}", remedy="report this fault of virtksm's") from error
+        except Exception as error:  # a fault of the program, which must not hide that the switch is set
+            raise VirtksmError(f"{type(error).__name__}: {error}", remedy="report this fault of virtksm") from error
         return self._shown(report)
 
     def _shown(self, report: dict[str, Any]) -> tuple[str, ExitCode]:
@@ -146,7 +145,7 @@ class Switching:
 
 
 def _warn_if_scanning() -> None:
-    """Say so where this machine's ksmd scans all the same, and what stops it without libvirt and virtksm."""
+    """Warn where this machine's ksmd scans all the same, with the command that stops it without libvirt and virtksm."""
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
 

@@ -2,7 +2,7 @@
 
 Frames go to the alternate screen, each in one write: the cursor goes home, every line is written over its predecessor
 and cleared behind its end, so that nothing flickers. Escape codes of our own rather than curses: these few are the same
-on every terminal that such hosts are looked at with, the lines stay the same as in a pipe, and curses would take over
+on every usual terminal, the lines stay the same as in a pipe, and curses would take over
 both streams and need a terminal description. A terminal that is "dumb" is treated as a pipe.
 """
 
@@ -33,7 +33,7 @@ Line = tuple[str, str]
 
 
 class Ended(BaseException):
-    """A signal asks to end; like KeyboardInterrupt no error, so that nothing on the way takes it for one."""
+    """A signal asks to end; like KeyboardInterrupt no error, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -67,7 +67,7 @@ def fit(text: str, columns: int) -> str:
 
 
 class Screen:
-    """The terminal while it is ours. `keys` is the descriptor that keys come from, None where that is no terminal."""
+    """The terminal while it is ours. `keys` is the descriptor that keys come from, None where it is no terminal."""
 
     def __init__(self, output: int, keys: int | None, encoding: str) -> None:
         self._output = output
@@ -151,10 +151,10 @@ class Screen:
                     self._rest()
                 return "repaint"
             if self._keys in ready and self._keys is not None:
-                said = os.read(self._keys, 4096)
-                if b"q" in said.lower():
+                typed = os.read(self._keys, 4096)
+                if b"q" in typed.lower():
                     return "quit"
-                self._has_keys = bool(said)
+                self._has_keys = bool(typed)
         return "due"
 
     def _rest(self) -> None:

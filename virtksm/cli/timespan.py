@@ -14,15 +14,15 @@ DAY_S = 86_400.0
 YEAR_S = 365 * DAY_S
 
 
-def timespan(least_s: float, most_s: float) -> Callable[[str], float]:
+def timespan(min_s: float, max_s: float) -> Callable[[str], float]:
     """Return what takes 90, 90s, 1.5m, 24h or 1d, in seconds; raises argparse's error for others and out of range."""
 
     def take(text: str) -> float:
         found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", text, re.ASCII)
         seconds = -1.0 if found is None else float(found[1]) * UNITS_S[found[2]]
-        if not least_s <= seconds <= most_s:
+        if not min_s <= seconds <= max_s:
             raise argparse.ArgumentTypeError(
-                f"{text!r:.40} is no time from {least_s:g} s to {in_words(most_s)}: "
+                f"{text!r:.40} is no time from {min_s:g} s to {in_words(max_s)}: "
                 "a number of seconds, or one with s, m, h or d"
             )
         return seconds

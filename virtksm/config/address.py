@@ -1,4 +1,4 @@
-"""An address and port to listen at, as text. Pure: names are not looked up, since a name may lead anywhere."""
+"""An address and port to listen at, as text. Pure: host names are not resolved."""
 
 from __future__ import annotations
 

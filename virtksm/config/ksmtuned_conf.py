@@ -1,8 +1,7 @@
 """Reads ksmtuned's own configuration, shell that its script sources, without executing anything.
 
-Out come our keys, and a note for everything that has no counterpart or cannot be taken as it stands. What a shell would
-compute is never guessed at, and nothing is taken that the script would not have: without a note, the values are the
-script's. Pure.
+Returns our keys, and a note for everything without a counterpart or not usable as written. A shell's computation is
+never guessed, and no value is taken that the script would not have: without a note, the values are the script's. Pure.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def parse_ksmtuned_conf(text: str) -> tuple[Values, list[str]]:
     values: Values = {}
     notes: list[str] = []
     if "\r\n" in text:
-        notes.append("has Windows line ends, which ksmtuned takes for a part of each value; they were left away")
+        notes.append("has Windows line ends, which ksmtuned takes for a part of each value; they were left out")
     for item in parse_commands(text.replace("\r\n", "\n")):
         place = f"line {item.line}: "
         if isinstance(item, Unread):

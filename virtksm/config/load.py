@@ -45,7 +45,7 @@ def load(
 ) -> Loaded:
     """Load `path` alone, or all layers for None; raises ConfigError with every fault.
 
-    Who needs no group need not ask for any: a name service (LDAP) may hang.
+    A caller that needs no group asks for none: a name service (LDAP) may hang.
     """
     loaded, faults = _read(path, vendor_dir, admin_dir)
     if asks_groups:
@@ -58,7 +58,7 @@ def load(
 def load_or_defaults(
     path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
 ) -> tuple[Config, list[ConfigFault]]:
-    """Load as `load` without groups, for what must work with any configuration: what is faulty has its default."""
+    """Load as `load` without groups, where the configuration may be invalid: faulty keys get their defaults."""
     loaded, faults = _read(path, vendor_dir, admin_dir)
     return loaded.config, faults
 
@@ -96,7 +96,7 @@ def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[ConfigF
 
 
 def _is_drop_in(name: str) -> bool:
-    """Tell whether systemd would read it, too: editors' hidden files (.#x.toml) are no configuration."""
+    """Return whether systemd would read it, too: editors' hidden files (.#x.toml) are no configuration."""
     return name.endswith(".toml") and not name.startswith(".")
 
 
@@ -156,7 +156,7 @@ def _walk(table: type[object], prefix: str, document: Mapping[str, object]) -> I
 
 
 def _is_bare(name: str) -> bool:
-    """Tell whether TOML needs no quotes for a name: `"a.b"` is one name, a.b are two. Endless ones are quoted, too."""
+    """Return whether TOML needs no quotes for a name: `"a.b"` is one name, a.b are two. Long ones are quoted, too."""
     return len(name) <= MAX_SHOWN and name.isascii() and name.replace("_", "").replace("-", "").isalnum()
 
 
@@ -170,7 +170,7 @@ def check_value(known: Key, value: object) -> tuple[str, str]:
         return f"is {_describe(value)}, not {names[wanted]}", f"use {known.range_text}"
     if known.choices and value not in known.choices:
         return f"is {_describe(value)}", f"use one of {known.range_text}"
-    if isinstance(value, int) and not _least(known) <= value <= _most(known):
+    if isinstance(value, int) and not _min(known) <= value <= _max(known):
         return f"is {_describe(value)}, out of range", f"use {known.range_text}"
     return "", ""
 
@@ -198,11 +198,11 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}...")
 
 
-def _least(known: Key) -> float:
+def _min(known: Key) -> float:
     return float("-inf") if known.minimum is None else known.minimum
 
 
-def _most(known: Key) -> float:
+def _max(known: Key) -> float:
     return float("inf") if known.maximum is None else known.maximum
 
 
@@ -241,9 +241,9 @@ def suggest(dotted: str) -> str:
 
 
 def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[ConfigFault]) -> list[ConfigFault]:
-    """Return what does not fit together, but not what only seems so because a faulty value fell back to its default."""
+    """Return inconsistent values, without those that only seem so because a faulty value fell back to its default."""
     faulty = {fault.key for fault in known}
-    faulty |= {name for name in origins if name.partition(".")[0] in faulty}  # of a table that is none, all keys
+    faulty |= {name for name in origins if name.partition(".")[0] in faulty}  # if a table is none, all its keys
     found = []
     for names, problem, remedy in find_inconsistencies(config):
         files = list(dict.fromkeys(origins[name] for name in names))

@@ -1,4 +1,4 @@
-"""A policy with its configuration, apart from all other keys: taken out of a Config, kept in a trace, changed by hand.
+"""A policy with its configuration, apart from all other keys: taken out of a Config, saved in a trace, changed by hand.
 
 Values are checked by the same table as configuration files; every fault is a ConfigFault, and all come at once.
 """
@@ -19,15 +19,15 @@ def law_of(config: Config) -> dict[str, Value]:
     return {name: getattr(getattr(config, name.partition(".")[0]), name.partition(".")[2]) for name in _law_keys()}
 
 
-def read_law(policy: str, kept: Mapping[str, object], place: str) -> Config:
-    """Return the Config of a policy and its keys as kept at `place`; what is missing has its default.
+def read_law(policy: str, values: Mapping[str, object], place: str) -> Config:
+    """Return the Config of a policy and its keys as saved at `place`; missing keys have their defaults.
 
     Raises ConfigError with every fault.
     """
     known = {"policy": all_keys()["policy"], **_law_keys()}
-    values: dict[str, Value] = {}
+    known_values: dict[str, Value] = {}
     faults = []
-    for name, value in {"policy": policy, **kept}.items():
+    for name, value in {"policy": policy, **values}.items():
         problem, remedy = "is not a known key", "read it with the version of virtksm that has written it"
         if name in known:
             problem, remedy = check_value(known[name], value)
@@ -35,8 +35,8 @@ def read_law(policy: str, kept: Mapping[str, object], place: str) -> Config:
             faults.append(ConfigFault(file=place, key=name, problem=problem, remedy=remedy))
         else:
             assert isinstance(value, bool | int | str | tuple)
-            values[name] = value
-    return _built(values, faults, place)
+            known_values[name] = value
+    return _built(known_values, faults, place)
 
 
 def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Config:
@@ -47,9 +47,9 @@ def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Conf
     values: dict[str, Value] = {**law_of(config), "policy": config.policy if policy is None else policy}
     faults = []
     for text in texts:
-        name, equals, said = text.partition("=")
-        name, said = name.strip(), said.strip()
-        value, problem, remedy = _parsed(name, said) if equals else (said, "has no value", f"write {name}=VALUE")
+        name, equals, literal = text.partition("=")
+        name, literal = name.strip(), literal.strip()
+        value, problem, remedy = _parsed(name, literal) if equals else (literal, "has no value", f"write {name}=VALUE")
         if not problem and name.partition(".")[0] != values["policy"]:
             problem, remedy = f"is no key of the policy {values['policy']}", "leave it out, or choose another --policy"
         if problem:
@@ -64,7 +64,7 @@ def _law_keys() -> dict[str, Key]:
 
 
 def _parsed(name: str, text: str) -> tuple[Value, str, str]:
-    """Return the value that a text stands for, with the problem and the remedy if it does not."""
+    """Return the value of a text, with the problem and the remedy if it has none."""
     known = all_keys().get(name)
     if known is None:
         return text, "is not a known key", suggest(name)

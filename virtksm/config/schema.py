@@ -1,6 +1,6 @@
 """The configuration's keys: one table, from which defaults, validation, conf/virtksm.toml and the documentation follow.
 
-A key is a dataclass field made by `key`, with its unit, range or choices, what it means and why it has its default. A
+A key is a dataclass field made by `key`, with its unit, range or choices, its meaning and the reason for its default. A
 nested dataclass is a TOML table of that name. Pure; knows nothing of files.
 """
 
@@ -19,10 +19,10 @@ KSMTUNEDS = "ksmtuned's own, so that both do the same."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What is known of one key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
+    """One key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
 
-    A text without choices may be any; what it names is looked for where the configuration is loaded. A list holds texts
-    that are not empty. `reason` says why it has its default.
+    A text without choices may be any; a group that it names is checked where the configuration is loaded. A list holds
+    texts that are not empty. `reason` explains the default.
     """
 
     default: Value
@@ -126,7 +126,7 @@ class AdaptiveParams:
         "auto",
         "When to merge: auto acts when memory is short, or will be once the running guests have grown; "
         "never only observes.",
-        "Merging memory that nobody needs splits huge pages and makes later writes dearer.",
+        "Merging while memory is plenty splits huge pages and makes later writes more expensive.",
         choices=("auto", "always", "never"),
     )
     reserve_percent: int = key(
@@ -139,15 +139,15 @@ class AdaptiveParams:
     )
     cpu_percent: int = key(
         100,
-        "CPU time of one core that ksmd may use during a round; all of it when no memory is available.",
-        "A round that is over sooner saves memory sooner; between rounds ksmd uses none.",
+        "CPU time of one core that ksmd may use during a full scan; all of it when no memory is available.",
+        "A shorter full scan saves memory sooner; between full scans ksmd uses none.",
         unit="percent",
         minimum=1,
         maximum=100,
     )
     settle_s: int = key(
         2,
-        "How long memory that has appeared is left alone before it counts as debt.",
+        "How long memory that has appeared settles before it is scanned.",
         "Scanning a guest that fills its memory slows it and reads pages that will change.",
         unit="s",
         minimum=0,
@@ -156,19 +156,19 @@ class AdaptiveParams:
     merge_across_nodes: Literal["keep", "never", "always"] = key(
         "keep",
         "Whether pages of different NUMA nodes may merge; changed only while nothing is shared.",
-        "What the administrator has set stays.",
+        "The administrator's value stays.",
         choices=("keep", "never", "always"),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsParams:
-    """Where the agent's metrics can be had, for Prometheus (docs/metrics.md)."""
+    """Where the agent offers its metrics to Prometheus (docs/metrics.md)."""
 
     listen: str = key(
         "",
         "Address and port at which the agent serves /metrics, such as 127.0.0.1:9876 or [::1]:9876; empty: none.",
-        "No port is open unless it is wanted. Whoever reaches it may read it: no password, no encryption.",
+        "No port is open unless wanted. It has no password and no encryption: every client may read it.",
     )
     textfile: str = key(
         "",
@@ -178,15 +178,15 @@ class MetricsParams:
     )
     textfile_s: int = key(
         15,
-        "Least time between two writings of the file.",
-        "As often as is usually scraped.",
+        "Shortest time between two writings of the file.",
+        "A usual interval of scrapes.",
         unit="s",
         minimum=1,
         maximum=120,
     )
     guests: int = key(
         50,
-        "Most guests that have a metric of their own; the others are told as one sum.",
+        "How many guests have a metric of their own; the rest is one sum.",
         "Each is a time series in every Prometheus that scrapes this host.",
         unit="guests",
         minimum=0,
@@ -205,7 +205,7 @@ class Config:
     policy: Literal["adaptive", "ksmtuned"] = key(
         "adaptive",
         "The control law that decides (docs/policies.md).",
-        "It scans what is owed and parks; ksmtuned's law, which `virtksm config import` chooses, scans for ever.",
+        "adaptive scans new guest memory and then idles; ksmtuned, chosen by `virtksm config import`, scans for ever.",
         choices=("adaptive", "ksmtuned"),
     )
     host: Literal["auto", "local"] = key(
@@ -218,21 +218,21 @@ class Config:
     coalesce_ms: int = key(
         250,
         "Passes begin at least this far apart, so a storm of events costs few; the first event is answered at once.",
-        "1,000 events in a second cost a handful of passes, and the last one waits little.",
+        "1,000 events in a second cost a handful of passes.",
         unit="ms",
         minimum=0,
         maximum=60_000,
     )
-    on_exit: Literal["restore", "park", "leave"] = key(
+    on_exit: Literal["restore", "idle", "leave"] = key(
         "restore",
-        "What the agent does with KSM's settings when it ends: put back what it found, stop scanning, or nothing.",
+        "KSM's settings when the agent ends: put back as found, ksmd idle, or left as they are.",
         "The host is left as it was before virtksm.",
-        choices=("restore", "park", "leave"),
+        choices=("restore", "idle", "leave"),
     )
     on_conflict: Literal["reassert", "yield"] = key(
         "reassert",
         "When another program changes a setting: set it again (3 times in 10 minutes, then yield), or yield at once.",
-        "One foreign write should not end the tuning, and a quarrel should not last.",
+        "One foreign write should not end the tuning, and a conflict should not last.",
         choices=("reassert", "yield"),
     )
     reconnect_max_ms: int = key(
@@ -245,9 +245,9 @@ class Config:
     )
     keepalive_s: int = key(
         10,
-        "A connection that was silent for this long is probed, and given up if it stays silent as long again; a reload "
+        "A connection that was silent for this long is tested, and given up if it stays silent as long again; a reload "
         "changes it from the next connection on.",
-        "A hanging libvirtd is then given up after 20 s; probing twice as often costs twice the wake-ups.",
+        "A hanging libvirtd is then given up after 20 s; testing twice as often costs twice the wake-ups.",
         unit="s",
         minimum=1,
         maximum=3600,
@@ -255,26 +255,25 @@ class Config:
     call_timeout_s: int = key(
         30,
         "A libvirt call that takes longer is given up.",
-        "Longer than the 20 s in which keepalive, by its default, finds out more of the cause.",
+        "Longer than the 20 s after which keepalive, by its default, gives up the connection.",
         unit="s",
         minimum=1,
         maximum=600,
     )
     status_group: str = key(
         "",
-        "A group of users whose members may ask the agent what it knows and remembers (`virtksm status`), "
-        "and nothing else.",
-        "Root and the agent's own user may; nobody else, unless told.",
+        "A group of users whose members may read the agent's status and history (`virtksm status`), and nothing else.",
+        "Without it, only root and the agent's own user may.",
     )
     private_guests: tuple[str, ...] = key(
         (),
         "Guests that KSM must not merge, as shell-style patterns of their names (`tenant-*`, case-sensitive); "
         "the agent names those that can merge all the same.",
-        "Only the administrator knows who is private; a domain's metadata can say it, too (docs/guide.md).",
+        "Only the administrator knows which are private; a domain's metadata can say it, too (docs/guide.md).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",
-        "Least level that the agent logs.",
+        "Lowest level that the agent logs.",
         "One line a pass, and one a change.",
         choices=("debug", "info", "warning", "error"),
     )
@@ -290,7 +289,7 @@ class Config:
 
 
 def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Yield (keys, problem, remedy) for values that do not fit together, and for texts that name no possible place."""
+    """Yield (keys, problem, remedy) for values that do not fit together, and for impossible addresses and paths."""
     law = config.ksmtuned
     if law.npages_min > law.npages_max:
         yield (

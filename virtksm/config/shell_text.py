@@ -1,8 +1,8 @@
 """Splits the text of a shell configuration file into its simple commands, without executing or expanding anything.
 
-In goes text; out come commands of words, with quotes, escapes, comments and continued lines read as bash reads them,
-and in their places the parts that only a shell can follow ($, backticks, pipes, redirections, brackets). Where such a
-part may reach beyond its line, reading ends: what follows could be anything's inside. Pure.
+Returns commands of words, with quotes, escapes, comments and continued lines read as bash reads them, and in their
+places the parts that only a shell can follow ($, backticks, pipes, redirections, brackets). Where such a part may reach
+beyond its line, reading ends: the rest may be inside of it. Pure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GOES_ON = re.compile(r"(?:&&|\|[|&]?|\\)[ \t]*$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    """A word without its quotes, and how much of it stands before the first quote (a name is assigned only there)."""
+    """A word without its quotes, and the part before the first quote (only there can a name be assigned)."""
 
     text: str
     bare: str
@@ -102,7 +102,7 @@ def _end_of_line(text: str, position: int) -> int:
 
 
 def _ends_here(part: str) -> bool:
-    """Tell whether a part that cannot be read, up to its line's end, surely ends there; doubt counts as no."""
+    """Return whether an unreadable part, up to its line's end, surely ends there; doubt counts as no."""
     # What is in double quotes is kept, since a bracket may open there.
     bare = _INERT.sub(lambda inert: re.sub(r"['\\]", "", inert[1] or ""), part)
     paired = all(bare.count(opening) == bare.count(closing) for opening, closing in ("()", "{}"))

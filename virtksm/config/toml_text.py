@@ -1,4 +1,4 @@
-"""Writes configuration as TOML: the documented default file, what is in force, what was imported; and the keys' tables.
+"""Writes configuration as TOML: the documented default file, the one in force, an imported one; and the keys' tables.
 
 Pure. Values are integers, strings and arrays of strings only, whose JSON form is their TOML form.
 """
@@ -13,10 +13,10 @@ from virtksm.config.load import Loaded, shown
 from virtksm.config.schema import Config, Key, Value, all_keys, tables_of
 
 HEADER = """\
-# virtksm's configuration: every key with its unit or choices, its default and what it is for.
+# virtksm's configuration: every key with its unit or choices, its default and its use.
 # A line that begins with # and a key shows the default; remove the # to change it. Put your own changes into
 # /etc/virtksm/conf.d/NAME.toml to keep them apart from this file: read after it, sorted by name, later wins.
-# `virtksm config check` finds every fault at once, `virtksm config show` prints what is in force and from which file.
+# `virtksm config check` finds every fault at once, `virtksm config show` prints the values in force and their files.
 # Made by `python -m virtksm.config`; a test holds it equal to the program's table.
 """
 WIDTH = 116
@@ -42,13 +42,13 @@ def markdown_tables() -> str:
     for table in ("", *tables_of(Config)):
         parts += [
             f"\n### [{table}]\n" if table else "### Top level\n",
-            "| key | default | allowed | meaning | why this default |",
+            "| key | default | allowed | meaning |",
         ]
-        parts.append("| --- | --- | --- | --- | --- |")
+        parts.append("| --- | --- | --- | --- |")
         for name, one in all_keys().items():
             if name.rpartition(".")[0] == table:
                 key, default = f"`{_last(name)}`", f"`{format_value(one.default)}`"
-                cells = (key, default, _escaped(one.range_text), one.meaning, one.reason)
+                cells = (key, default, _escaped(one.range_text), one.meaning)
                 parts.append(f"| {' | '.join(cells)} |")
     return "\n".join(parts) + "\n"
 

@@ -1,5 +1,5 @@
-"""What stands in the way of KSM on this host: facts are read, each check judges them, nothing is written.
+"""Obstacles to KSM on this host: facts are read, each check judges them, nothing is written.
 
-`reading` touches the world and gives `facts`; `checks` are pure functions of these, in the order of one table;
-`finding` is what they answer.
+`reading` touches the world and returns `facts`; `checks` are pure functions of these, in the order of one table; each
+returns a `finding`.
 """

@@ -1,4 +1,4 @@
-"""What the checks judge: plain values. A fact that could not be read is `Unknown` and says why; None is an answer."""
+"""The facts that checks judge: plain values. One that could not be read is `Unknown` and says why; None is a value."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from virtksm.tuning.ownership import HostState
 
 T = TypeVar("T")
 
-
-LOOK = "see that the file named is there, readable (as root) and what the kernel writes"
+CHECK_FILE = "see that this file exists, is readable (as root) and has the kernel's format"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ class Unknown:
     """A fact that could not be read, and what to do about it."""
 
     why: str
-    remedy: str = LOOK
+    remedy: str = CHECK_FILE
 
 
 def known(fact: T | Unknown) -> T:
@@ -94,7 +93,7 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootSetting:
-    """A file that sets one of KSM's own values at boot, to `value`, None where that is not told.
+    """A file that sets one of KSM's own values at boot, to `value`, None where that is unknown.
 
     `is_declared`: in a file whose every line is a setting (tmpfiles.d, sysfs.conf), not by a program.
     """
@@ -150,7 +149,7 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """What only this machine's own files tell. `processes`: the names (comm) of root's processes, and of vdsm's.
+    """The facts of this machine's own files. `processes`: the names (comm) of root's processes, and of vdsm's.
 
     `units` by name; `booted`: whether systemd runs here. `daemon` is None where there is none: the embedded driver.
     `agent_rule` is a file of polkit's that names the user virtksm, None where none does; `has_agent_user`: it exists.
@@ -170,24 +169,24 @@ class Here:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guests:
-    """The running guests, what their XML says, by their key, and what their processes tell, where they may be read.
+    """The running guests, their XML and, where readable, their processes, by the guests' keys.
 
-    `unread` says of which the XML was not to be had, and why: such a guest counts as one that can merge. `others` is
-    mergeable memory that is no guest's; None where nothing tells of it.
+    `unread` names guests whose XML could not be read, and why: they count as able to merge. `other_processes` is None
+    where it is unknown.
     """
 
     running: tuple[Guest, ...]
     xml: Mapping[str, GuestXml]
     processes: Mapping[str, GuestProcess] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
-    others: OtherProcesses | None = None
+    other_processes: OtherProcesses | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Libvirt:
     """One connection. Versions are libvirt's numbers (9.0.0 is 9,000,000).
 
-    `refused` is why this user may not set parameters, None if he may; `ksm` is None where the driver offers nothing.
+    `refused` is why this user may not set parameters, None if allowed; `ksm` is None where the driver offers nothing.
     """
 
     uri: str
@@ -208,7 +207,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSeen:
-    """What an agent says of itself (`virtksm status --json`).
+    """An agent's own status (`virtksm status --json`).
 
     `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
     a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
@@ -230,12 +229,12 @@ class AgentSeen:
 class Folders:
     """virtksm's runtime folder `root`: what is wrong with it or with the state folder, each a sentence.
 
-    `kept` is what is kept of the host in it.
+    `state` is the host's state in it.
     """
 
     root: str
     faults: tuple[str, ...]
-    kept: HostState | Unknown
+    state: HostState | Unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +250,7 @@ class Own:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All that is judged. `here` is Unknown where the connection leads to another machine."""
+    """All facts. `here` is Unknown where the connection leads to another machine."""
 
     here: Here | Unknown
     libvirt: Libvirt | Unreachable

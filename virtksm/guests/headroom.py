@@ -3,15 +3,15 @@
 1. What guests hold is their RSS and their merged zero pages, which the RSS lacks. The merge ratio is the share of it
    that KSM saves, 0 where nothing is merged; where no guest's zero pages are known, all of the host's are theirs.
    While KSM is off nothing new merges, and the ratio counts as 0 below.
-2. To be kept for what runs already: the reserve of the policy in force, and the guests' growth: of each the memory that
-   it may have less what it holds, all of it where that cannot be read. What lies in huge pages was taken at the start.
+2. Reserved for running guests: the reserve of the policy in force, and the guests' growth: for each the memory that it
+   may have less the memory that it holds, all of it where that cannot be read. Huge pages were taken at the start.
 3. Room, that is memory of new guests, on three assumptions, and never less than 0, which means that the host is full:
-   - safe: all that is merged unmerges, and nothing merges again:  available - reserve - growth - needed for unmerging;
-   - unmerged: what is merged stays so, new memory and growth do not merge:  available - reserve - growth;
-   - at the ratio: new memory and growth merge as what is there does:  (available - reserve) / (1 - ratio) - growth.
-4. The risk of taking the room at the ratio: if everything unmerges then, the host needs what unmerging needs, the
-   growth and that room whole. What of it is not available is missing, the reserve being used up; swap, told apart,
-   gives what is free of it, and for the rest the kernel ends processes.
+   - safe: all merged pages unmerge, and none merges again:  available - reserve - growth - needed for unmerging;
+   - unmerged: merged pages stay merged, new memory and growth do not merge:  available - reserve - growth;
+   - at the ratio: new memory and growth merge like the present memory:  (available - reserve) / (1 - ratio) - growth.
+4. The risk of taking the room at the ratio: if everything unmerges then, the host needs the memory for unmerging,
+   the growth and that whole room. The part that is not available, the reserve included, is missing. Free swap is
+   counted separately; for the rest the kernel ends processes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_RATIO = 0.95
-"""A ratio above this is no basis for new guests, which are never that much alike."""
+"""New guests are never more alike than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestNeed:
-    """What a guest holds, and what it may have; None where that is not known. `is_preallocated`: in huge pages."""
+    """A guest's memory, held and at most; None where it is unknown. `is_preallocated`: in huge pages."""
 
     held_kib: int | None
     max_kib: int | None
@@ -40,7 +40,7 @@ class GuestNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the arithmetic takes of the host; `swap_free_kib` is None where it is not told.
+    """The host's side of the arithmetic; `swap_free_kib` is None where it is unknown.
 
     `saved_kib` is what KSM saves on the guests, `zero_kib` what of it are zero pages that no guest's
     figure has; `unmerging_kib` is what unmerging all that is merged takes. `is_merging` is False while KSM is off.
@@ -57,7 +57,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headroom:
-    """The rooms of rule 3, and the risk of rule 4; `missing_after_swap_kib` is None where swap is not told."""
+    """The rooms of rule 3, and the risk of rule 4; `missing_after_swap_kib` is None where swap is unknown."""
 
     merge_ratio: float
     growth_kib: int

@@ -1,12 +1,11 @@
-"""Why a guest's memory cannot merge: by its XML, its QEMU's command line, the kernel's word on its process. Pure.
+"""Why a guest's memory cannot merge: by its XML, its QEMU's command line, and the kernel's facts on its process. Pure.
 
 Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/guide.md), the devices by memory that io_uring has pinned.
-Locked memory is no obstacle: it merges. Nor is a private mapping of a file or memfd: what the guest has written merges.
+Locked memory is no obstacle: it merges. Nor is a private mapping of a file or memfd: its written pages merge.
 
-Private guests are those declared so; which of them can merge all the same is told here, too. KSM has one pool for the
-whole host, so a guest is kept apart by `<memoryBacking><nosharepages/></memoryBacking>` alone. Huge pages and shared
-memory keep a guest's own RAM out, but QEMU offers what lies beside it (video memory, firmware) to KSM unless
-nosharepages forbids it, so they do not count there.
+This module also finds the private guests that can merge all the same. KSM has one pool for the whole host, so only
+`<memoryBacking><nosharepages/></memoryBacking>` keeps a guest out. Huge pages and shared memory keep a guest's own RAM
+out, but QEMU offers video memory and firmware to KSM unless nosharepages forbids it, so they do not count there.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from virtksm.model.snapshot import Guest
 
 
 class Obstacle(Enum):
-    """What keeps a guest's RAM from merging; the values are those of --json, `text` says it in words."""
+    """What keeps a guest's RAM from merging; the values are those of --json, `text` is for people."""
 
     NOSHAREPAGES = "nosharepages"
     MERGE_OFF = "mem_merge_off"
@@ -87,14 +86,14 @@ def find_obstacles(
 
 def is_merge_off(arguments: Sequence[str]) -> bool:
     """Return whether QEMU's arguments switch merging off for the machine; the last one that says anything holds."""
-    said = [
+    values = [
         value
         for name, options in pairwise(arguments)
         if name in ("-machine", "--machine", "-M")
         for key, _, value in (option.partition("=") for option in options.split(","))
         if key == "mem-merge"
     ]
-    return bool(said) and said[-1] in ("off", "no", "false", "n")
+    return bool(values) and values[-1] in ("off", "no", "false", "n")
 
 
 def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What looks at guests ask of the world beyond what a pass does."""
+"""A survey's needs of the world, beyond those of a pass."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Descriptions(Protocol):
 
 
 class GuestFacts(LocalFacts, Protocol):
-    """What a look at all guests asks of this host besides; no pass does."""
+    """A survey's needs of this host; no pass has them."""
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
-        """Return what the guests' processes tell, in the same order; None where none was found or answers."""
+        """Return the guests' processes, in the same order; None where none was found or answers."""
 
-    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+    def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         """Return the other processes that have merged pages, of those that may be read."""
 
     def general_profit_bytes(self) -> int | None:

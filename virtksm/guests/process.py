@@ -1,4 +1,4 @@
-"""What processes tell of KSM, for looks at guests: plain values. No pass needs them, and making them takes time."""
+"""Processes and KSM's counts for them, for surveys: plain values. No pass needs them, and making them takes time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class ProcessKsm:
     """What KSM counts for one process, in pages of the host's size.
 
-    Source: /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages (Linux 5.19) where that lacks it. `rmap_items` are the
-    pages that ksmd keeps book of (6.1), `merging_pages` those of them that are merged, the first of each group included
+    Source: /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages (Linux 5.19) where that lacks it. `rmap_items` are
+    KSM's bookkeeping entries, one a page (6.1), `merging_pages` the merged pages, the first of each group included
     (6.4), `zero_pages` those merged into the zero page (6.6), `profit_bytes` the kernel's own ksm_process_profit (6.4).
     `merges_any` (PR_SET_MEMORY_MERGE) and `is_mergeable` (some mapping may merge) came after 6.12.
     """
@@ -33,7 +33,7 @@ class GuestProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherProcess:
-    """A process that is no guest's and has merged pages; `name` is its own choice."""
+    """A process that is no guest and has merged pages; it chooses its `name` itself."""
 
     pid: int
     name: str

@@ -1,26 +1,25 @@
-"""What KSM saves on each guest, and what it costs there: shares whose sums are the kernel's own counters. Pure.
+"""KSM's savings on each guest and their cost: shares whose sums are the kernel's own counters. Pure.
 
-The kernel counts a page that is merged for every process that maps it, the first of a group included, so that over all
-processes
+The kernel counts a merged page for every process that maps it, the first of a group included, so over all processes
 
     sum of ksm_merging_pages   = pages_shared + pages_sharing
     sum of ksm_zero_pages      = ksm_zero_pages of the host
     sum of ksm_process_profit  = general_profit + pages_shared x page size
 
-and the last overstates what is saved by the copies that are kept (all three hold to the page on Linux 6.18 while ksmd
-rests: tests/real/test_guests.py). Processes that have ended count on until ksmd comes by.
+and the last overstates the savings by the copies that stay (all three hold to the page on Linux 6.18 while ksmd idles:
+tests/real/test_guests.py). Exited processes count until ksmd scans their pages again.
 
 The shares:
 
 1. Of a group of n equal pages the host saves n - 1, and no member more than another: twins save half of their common
-   pages each. The kernel does not tell groups by process, so every merging page saves the same, the host's average
+   pages each. The kernel has no groups by process, so every merging page saves the same, the host's average
    pages_sharing / (pages_shared + pages_sharing). The shares of all processes add up to pages_sharing.
 2. A zero page saves a whole page.
-3. An entry of ksmd's books costs ITEM_BYTES, also for pages that found no twin. Profit is saved less cost, and may be
-   negative. Costs of all processes add up to what general_profit deducts.
+3. An entry of KSM's bookkeeping costs ITEM_BYTES, also for a page that did not merge. Profit is saved less cost, and
+   may be negative. The costs of all processes add up to the deduction in general_profit.
 
-What the guests' shares leave of the host's counters is others' (processes with MemoryKSM= or madvise of their own),
-of guests that could not be read, of processes that have ended, or counted while ksmd went on.
+The rest of the host's counters belongs to other processes (with MemoryKSM= or madvise of their own), to guests that
+could not be read, to exited processes, or was counted while ksmd went on.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ ITEM_BYTES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What KSM does for one guest; None where the kernel does not count.
+    """KSM's account of one guest; None where the kernel does not count.
 
-    `merged_bytes` is what is merged of it, `zero_bytes` the part of that in zero pages, `unmerged_bytes` what else is
-    resident, QEMU's own memory included. `saved_bytes` and `profit_bytes` are its shares.
+    `merged_bytes` is its merged memory, `zero_bytes` the part of that in zero pages, `unmerged_bytes` its other
+    resident memory, QEMU's own included. `saved_bytes` and `profit_bytes` are its shares.
     """
 
     merged_bytes: int
@@ -82,7 +81,7 @@ def settle(process: ProcessKsm, rss_kib: int | None, host: KsmState) -> Account 
 
 
 def find_cost_bytes(host: KsmState, general_profit_bytes: int | None) -> int | None:
-    """Return what the host's books cost by general_profit; None where the kernel does not tell that."""
+    """Return the cost of KSM's bookkeeping on the host by general_profit; None where the kernel lacks that."""
     if general_profit_bytes is None or host.saved_kib is None:
         return None
     return host.saved_kib * 1024 - general_profit_bytes
@@ -91,7 +90,7 @@ def find_cost_bytes(host: KsmState, general_profit_bytes: int | None) -> int | N
 def find_left_over(
     settled: Iterable[tuple[ProcessKsm, Account]], host: KsmState, general_profit_bytes: int | None
 ) -> LeftOver | None:
-    """Return what the guests that could be read leave to others; shares are rounded down to the byte."""
+    """Return the rest beside the guests that could be read; shares are rounded down to the byte."""
     if host.merging_pages is None or host.saved_kib is None:
         return None
     of_guests = list(settled)

@@ -1,7 +1,7 @@
-"""A look at all guests for people: their memory, their XML, and what KSM does for each. Never part of a pass.
+"""A survey of all guests for people: their memory, their XML, and KSM's account of each. Never part of a pass.
 
-Every guest costs a call of libvirt for its XML, and where the connection is local a few files of /proc. Elsewhere their
-memory is libvirt's to tell (2-5 ms a guest), and of KSM there are only the host's counters.
+Every guest costs a call of libvirt for its XML, and where the connection is local a few files of /proc. Elsewhere
+libvirt reports their memory (2-5 ms a guest), and of KSM there are only the host's counters.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Connection(Hypervisor, Descriptions, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenGuest:
-    """One guest. `xml` is UNKNOWN where it could not be read, `process` None where there is none to be seen.
+    """One guest. `xml` is UNKNOWN where it could not be read, `process` None where none was found.
 
-    `account` is None where the kernel does not tell, `obstacles` None where it is not known whether it can merge.
+    `account` is None where the kernel does not count, `obstacles` None where they are unknown.
     """
 
     guest: Guest
@@ -56,7 +56,7 @@ class SeenGuest:
 class Survey:
     """All running guests; `notes` say what is missing.
 
-    `left_over` is None where no account could be made of any guest; `others` are processes that have part in it.
+    `left_over` is None where no guest has an account; `other_processes` have part in it.
     """
 
     uri: str
@@ -65,7 +65,7 @@ class Survey:
     general_profit_bytes: int | None
     guests: tuple[SeenGuest, ...]
     left_over: LeftOver | None
-    others: tuple[OtherProcess, ...]
+    other_processes: tuple[OtherProcess, ...]
     notes: tuple[str, ...]
 
     @property
@@ -75,7 +75,7 @@ class Survey:
 
 
 def survey(host: Connection, local: GuestFacts | None) -> Survey:
-    """Look at all running guests; `local` is None for a remote host.
+    """Survey all running guests; `local` is None for a remote host.
 
     Raises what the hypervisor raises, and Unsupported on a kernel without KSM; a guest that ends meanwhile is left out.
     """
@@ -98,7 +98,7 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
     if ksm.saved_kib is None:
         raise no_ksm(host.uri)
     guests = tuple(
-        look_at(guest, xml, process, ksm)
+        describe_guest(guest, xml, process, ksm)
         for guest, (_, xml), process in zip(running, described, processes, strict=True)
     )
     settled = [
@@ -109,7 +109,9 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
     left_over = None
     if settled or not (guests or local is None):
         left_over = find_left_over(settled, ksm, profit_bytes)
-    others = () if local is None or left_over is None or left_over.merging_pages <= 0 else local.others(running)
+    others: tuple[OtherProcess, ...] = ()
+    if local is not None and left_over is not None and left_over.merging_pages > 0:
+        others = local.merging_processes(running)
     return Survey(
         uri=host.uri,
         source=Source.LIBVIRT if local is None else Source.LOCAL,
@@ -117,7 +119,7 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
         general_profit_bytes=profit_bytes,
         guests=guests,
         left_over=left_over,
-        others=tuple(sorted(others, key=lambda one: -one.merging_pages)),
+        other_processes=tuple(sorted(others, key=lambda one: -one.merging_pages)),
         notes=(
             *find_notes(guests, ksm, is_local=local is not None),
             *(() if local is None else local.trouble),
@@ -126,8 +128,8 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
     )
 
 
-def look_at(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
-    """Put together what is known of one guest."""
+def describe_guest(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
+    """Collect the facts of one guest."""
     ksm = None if process is None else process.ksm
     return SeenGuest(
         guest=guest,
@@ -147,11 +149,11 @@ def look_at(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: Ksm
 
 
 def find_notes(guests: Iterable[SeenGuest], host: KsmState, *, is_local: bool) -> list[str]:
-    """Return what could not be told and why, each with its remedy."""
+    """Return what is unknown and why, each with its remedy."""
     if not is_local:
         return [
-            "of another machine libvirt tells only the guests' memory and KSM's pages: run this command there for what "
-            "each guest saves and costs"
+            "of another machine libvirt reports only the guests' memory and KSM's pages: run this command there for "
+            "each guest's savings and cost"
         ]
     lost = denied = uncounted = uncosted = overruled = 0
     for one in guests:
@@ -169,11 +171,11 @@ def find_notes(guests: Iterable[SeenGuest], host: KsmState, *, is_local: bool) -
         )
     if lost:
         notes.append(
-            f"no process was found for {guests_text(lost)}: do they run on this machine, and is /proc all to be seen?"
+            f"no process was found for {guests_text(lost)}: do they run on this machine, and is all of /proc visible?"
         )
     if denied:
         notes.append(
-            f"what KSM does for {guests_text(denied)} is for root to read (/proc/PID/ksm_stat): run this as root"
+            f"KSM's counts of {guests_text(denied)} are for root to read (/proc/PID/ksm_stat): run this as root"
         )
     if uncounted:
         notes.append("this kernel counts nothing by process: it takes Linux 5.19, and 6.6 for all of it")

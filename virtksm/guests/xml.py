@@ -1,9 +1,9 @@
-"""What a guest's XML says of its memory: how much, what lies behind it, what pins it, whether it is private.
+"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private.
 
-Parsing is pure. The XML is libvirt's own output for a running guest, yet names and metadata in it are the guest's
-owner's. It is safe to parse: expat reads it without looking anything up, a document type (without which there are no
-entities to expand) is refused, nesting costs no stack, and what is larger than any domain is not read at all.
-`read_guests` has it read, a call of libvirt's for each guest (0.2-1 ms); it is never part of a pass.
+Parsing is pure. The XML is libvirt's own output for a running guest, yet the guest's owner chooses names and metadata
+in it. It is safe to parse: expat opens no file, a document type (without which there are no entities to expand) is
+refused, nesting costs no stack, and XML larger than any domain's is not read at all. `read_guests` makes a call of
+libvirt for each guest (0.2-1 ms); it is never part of a pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_CHARACTERS = 4 * 1024 * 1024
 """libvirt's own limit for a domain's XML over its sockets."""
 
 MAX_DIGITS = 18
-"""Of an amount of memory in KiB: what has more is no memory."""
+"""Of an amount of memory in KiB."""
 
 _GUEST = ("domain", "metadata", f"{NAMESPACE} guest")
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -43,10 +43,10 @@ Mediated devices (mdev) pin only what they use.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestXml:
-    """What a running guest's XML says; memory in KiB, None where it does not say.
+    """A running guest's XML; memory in KiB, None where it is not in it.
 
-    `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is what it may have (`memory`),
-    `current_kib` what it is given now (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
+    `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
+    `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
     RAM, `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
     """
 
@@ -67,7 +67,7 @@ UNKNOWN = GuestXml()
 def parse_guest_xml(text: str) -> GuestXml:
     """Parse a domain's XML; raises ValueError if it is none.
 
-    Any value of `private` but "no" declares the guest private, so that a slip of the pen does not expose it.
+    Any value of `private` but "no" declares the guest private, so that a typing error does not expose it.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
@@ -82,7 +82,7 @@ def parse_guest_xml(text: str) -> GuestXml:
 
 
 class _Reader:
-    """Expat's callbacks, and what they have come by."""
+    """Expat's callbacks, and what they have found."""
 
     def __init__(self) -> None:
         self.roots: list[str] = []
@@ -161,12 +161,12 @@ class _Reader:
             self._amounts[name] = _parse_kib("".join(self._text), self._unit)
         self._path.pop()
 
-    def _refuse(self, *_told: object) -> None:
+    def _refuse(self, *_arguments: object) -> None:
         raise ValueError("has a document type, which libvirt never writes")
 
 
 def _parse_nodeset(text: str) -> int:
-    """Return the cells of a nodeset as libvirt writes it ("0-2,5"), as bits; what is none of it names no cell."""
+    """Return the cells of a nodeset as libvirt writes it ("0-2,5"), as bits; other text names no cell."""
     nodes = 0
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -192,11 +192,11 @@ Seen = tuple[list[tuple[Guest, GuestXml | None]], list[VirtksmError]]
 
 
 def read_guests(source: Descriptions, guests: Iterable[Guest], *, is_over: Callable[[], bool] = lambda: False) -> Seen:
-    """Read and parse the guests' XML; return it, and what went wrong with single guests.
+    """Read and parse the guests' XML; return it, and the errors of single guests.
 
-    Instead of the XML stands None for a guest that has ended, UNKNOWN where it could not be had, for whatever reason:
-    no guest keeps the others from being read. `is_over` is asked after each guest whether to leave those that follow.
-    Blocks. Raises LibvirtUnreachable when the connection is gone.
+    The XML is None for a guest that has ended, UNKNOWN where it cannot be read, for whatever reason: no guest keeps the
+    rest from being read. `is_over` is asked after each guest whether to stop. Blocks.
+    Raises LibvirtUnreachable when the connection is gone.
     """
     seen: list[tuple[Guest, GuestXml | None]] = []
     failures: list[VirtksmError] = []
@@ -210,7 +210,7 @@ def read_guests(source: Descriptions, guests: Iterable[Guest], *, is_over: Calla
         except ValueError as error:
             seen.append((guest, UNKNOWN))
             failures.append(VirtksmError(f"the XML of {guest.name!r} {error}"))
-        except Exception as error:  # noqa: BLE001  # what nobody thought of is no reason to leave out the others
+        except Exception as error:  # noqa: BLE001  # no reason to leave out the rest
             seen.append((guest, UNKNOWN))
             failures.append(Unforeseen(f"the XML of {guest.name!r} cannot be read: {type(error).__name__}: {error}"))
             failures[-1].__cause__ = error

@@ -1,6 +1,6 @@
 """Curves through the agent's history: samples become what a picture or a line of text shows of them. Pure.
 
-Where nobody looked there is no curve: samples further apart than `GAP_S`, or in the wrong order since the clock was set
+Where no pass ran there is no curve: samples further apart than `GAP_S`, or in the wrong order since the clock was set
 back, begin a new piece. CPU time is a difference of two samples; a counter that fell has begun anew with the host. For
 a small curve of savings, and for "lately", single observations (`Point`) do.
 """
@@ -26,7 +26,7 @@ class CpuShare:
 
 
 def pieces(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
-    """Cut samples where nobody looked; every piece has one sample at least, and rising times."""
+    """Cut samples where no pass ran; every piece has one sample at least, and rising times."""
     piece: list[Sample] = []
     for sample in samples:
         if piece and not 0 < sample.at_s - piece[-1].at_s <= GAP_S:
@@ -49,7 +49,7 @@ def corners(piece: Sequence[Sample], *names: str) -> Iterator[Sample]:
 def cpu_shares(samples: Sequence[Sample], width_s: float) -> list[CpuShare]:
     """Return ksmd's CPU over `width_s` seconds at a time, longer where samples are further apart.
 
-    The kernel counts CPU time in steps of 10 ms, so that narrower stretches tell little.
+    The kernel counts CPU time in steps of 10 ms, so that shorter stretches have little meaning.
     """
     shares = []
     for piece in pieces(samples):
@@ -76,7 +76,7 @@ def _has_fallen(before: Sample, after: Sample) -> bool:
 
 LATELY_S = 300.0
 MIN_S = 1.0
-"""Too short a time to say what share of a core ksmd took in it, as its CPU time comes in ticks of 10 ms."""
+"""Too short a time to say what share of a core ksmd took in it, as its CPU time is counted in steps of 10 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

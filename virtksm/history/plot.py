@@ -64,7 +64,7 @@ def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, pa
             remedy="install python3-matplotlib (apt, dnf, zypper), or virtksm[plot] with pip",
         ) from error
     figure = make_figure(samples, events, title)
-    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same memories make the same file
+    with mpl.rc_context({"svg.hashsalt": "virtksm"}):  # the same history makes the same file
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -180,6 +180,6 @@ def _number(value: int | None) -> float:
     return float("nan") if value is None else value
 
 
-def _size(most_kib: int) -> tuple[str, int]:
+def _size(max_kib: int) -> tuple[str, int]:
     """Return the largest unit of which there is one at least, and its KiB."""
-    return next(((unit, kib) for unit, kib in SIZES if most_kib >= kib), SIZES[-1])
+    return next(((unit, kib) for unit, kib in SIZES if max_kib >= kib), SIZES[-1])

@@ -1,10 +1,10 @@
-"""What the agent remembers of a host for people: samples, guests' events and decisions. Plain values, no I/O.
+"""The history of a host, for people: samples, guests' events and decisions. Plain values, no I/O.
 
 Three kinds, each bounded: at most one sample every `SAMPLE_S`, for a day, to draw curves of; events of guests, so many
-of each kind and of each guest, so that none pushes out what befell the others; and decisions that were news, each with
-the report of its pass. Times are Unix time (UTC, seconds), since people look
-at them; whoever takes differences minds that clocks are set. Counters since boot start anew with the host: a smaller
-one than before is a reboot. What the kernel or the connection does not offer is None.
+of each kind and of each guest, so that no guest pushes out the events of others; and decisions that were news, each as
+the summary of its pass, a line of a trace (virtksm/trace). Times are Unix time (UTC, seconds), since people look at
+them; a clock may be set between two of them. Counters since boot start anew with the host: a smaller one than before is
+a reboot. A counter that the kernel or the connection does not offer is None.
 
 Samples and events travel as tables, a list of columns and a list of rows (`as_table`, `parse_samples`,
 `parse_events`): that is the compact form of the agent's answers.
@@ -25,7 +25,7 @@ from virtksm.text import MAX_TIME_S
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""
 KEEP_S = 86_400.0
-"""How long samples are kept, and longer where there are fewer of them."""
+"""How long a sample is kept at least."""
 MAX_SAMPLES = int(KEEP_S / SAMPLE_S)
 MAX_EVENTS = 5_000
 MAX_OF_A_KIND: Mapping[str, tuple[int, int]] = {
@@ -34,7 +34,7 @@ MAX_OF_A_KIND: Mapping[str, tuple[int, int]] = {
     Trigger.BALLOON.value: (250, 50),
     Trigger.MEMORY_DEVICE.value: (250, 50),
 }
-"""How many events of a kind are kept: of all guests, and of one. An answer of 1,000 has always room for starts."""
+"""How many events of a kind are kept: of all guests, and of one. An answer of 1,000 always has room for starts."""
 MAX_DECISIONS = 1_000
 MAX_POINTS = 1_000
 """How many samples an answer has at most."""
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestEvent:
-    """Something that libvirt told of a guest; `kind` is the trigger's name (`started`, `stopped`, ...).
+    """An event of libvirt's about a guest; `kind` is the trigger's name (`started`, `stopped`, ...).
 
     `detail` is how, in words (`booted`, `crashed`, `balloon 65536 KiB`).
     """
@@ -76,41 +76,33 @@ class GuestEvent:
 def replaces(event: GuestEvent) -> tuple[str, str] | GuestEvent:
     """Return a key: an event stands for the earlier ones of the same key, which need not be kept any more.
 
-    Of what a guest makes by itself, as often as it likes, only the last in a while is worth keeping.
+    Of the events that a guest makes by itself, as often as it likes, only the last in a while is worth keeping.
     """
     is_chatter = any(event.kind == trigger.value for trigger in EVALUATING_ONLY)
     return (event.uuid, event.kind) if is_chatter else event
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """A decision that was no routine; `record` is its pass's `PassReport.as_dict()`."""
-
-    at_s: float
-    report: Mapping[str, object]
-
-
 class History(Protocol):
-    """Where memories are kept: bounded, in the state folder, outliving the agent and the host's reboot.
+    """Keeps a host's history: bounded, in the state folder, outliving the agent and the host's reboot.
 
     Every method blocks on the disk and raises StateUnusable. Reading gives the oldest first, and nothing where nothing
-    was ever kept.
+    was ever added.
     """
 
-    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
-        """Add memories, all of them or none, and forget what is too old or too many.
+    def add(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> str | None:
+        """Add all of them or none, and drop the oldest of too many.
 
-        What is kept already and is damaged, or a newer version's, is set aside first; returns where, else None.
+        A file that is damaged, or a newer version's, is set aside first; returns where, else None.
         """
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
         """Return the samples from `since_s` on."""
 
-    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
-        """Return the last `most` events from `since_s` on."""
+    def events(self, since_s: float, limit: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
+        """Return the last `limit` events from `since_s` on."""
 
-    def decisions(self, most: int) -> tuple[Told, ...]:
-        """Return the last `most` decisions."""
+    def decisions(self, limit: int) -> tuple[str, ...]:
+        """Return the lines of the last `limit` decisions."""
 
 
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
@@ -137,17 +129,17 @@ def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sa
     )
 
 
-def thin(samples: Sequence[Sample], most: int, *, until_s: float) -> tuple[Sample, ...]:
-    """Return at most `most` samples (1 or more): the last of each of so many equal stretches of time.
+def thin(samples: Sequence[Sample], limit: int, *, until_s: float) -> tuple[Sample, ...]:
+    """Return at most `limit` samples (1 or more): the last of each of so many equal stretches of time.
 
     Those after `until_s`, which is now, are left out: they are from before the clock was set back.
     """
     samples = [sample for sample in samples if sample.at_s <= until_s]
-    if len(samples) <= most:
+    if len(samples) <= limit:
         return tuple(samples)
     first_s = min(sample.at_s for sample in samples)
-    stretch_s = (max(sample.at_s for sample in samples) - first_s) / most or 1.0
-    stretches = {min(int((sample.at_s - first_s) / stretch_s), most - 1): sample for sample in samples}
+    stretch_s = (max(sample.at_s for sample in samples) - first_s) / limit or 1.0
+    stretches = {min(int((sample.at_s - first_s) / stretch_s), limit - 1): sample for sample in samples}
     return tuple(stretches[number] for number in sorted(stretches))
 
 

@@ -1,9 +1,9 @@
 """A blocking call with a limit, where no event loop runs: in one-shots, and within a pass.
 
-What blocks (libvirt's daemon, a process's files, a disk) cannot be cancelled. The call is made in a daemon thread; over
-its limit it is abandoned, and until it comes back every further call of the same `BoundedCalls` fails at once, so that
-what hangs costs one thread and not one a call. Who waits for different things has an instance for each. In the agent's
-loop `agent.calls` does the same.
+A blocking call (of libvirt's daemon, a process's files, a disk) cannot be cancelled. It is made in a daemon thread;
+over its limit it is abandoned, and until it returns every further call of the same `BoundedCalls` fails at once, so a
+hang costs one thread and not one a call. A caller that waits for different things has an instance for each. In the
+agent's loop `agent.calls` does the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BoundedCalls:
 
     @property
     def waiting_for(self) -> str | None:
-        """The call that was abandoned and has not come back; None for none."""
+        """The abandoned call that has not returned; None for none."""
         if self._running is not None and self._running[1].is_over:
             self._running = None
         return None if self._running is None else self._running[0]
@@ -34,7 +34,7 @@ class BoundedCalls:
     def run(self, what: str, call: Callable[[], Result], limit_s: float) -> Result:
         """Make `call` and return its result; its exceptions pass through.
 
-        Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call is still out.
+        Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
         """
         abandoned = self.waiting_for
         if abandoned is not None:
@@ -42,13 +42,13 @@ class BoundedCalls:
         made = _Call(call)
         threading.Thread(target=made.work, name=f"call-{what}", daemon=True).start()
         if not made.wait(limit_s):
-            self._running = (what, made)  # type: ignore[assignment]  # nobody takes its result any more
+            self._running = (what, made)  # type: ignore[assignment]  # its result is not used any more
             raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
         return made.result()
 
 
 class _Call(Generic[Result]):
-    """One call and what became of it."""
+    """One call and its result."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
         self._call = call
@@ -59,7 +59,7 @@ class _Call(Generic[Result]):
     def work(self) -> None:
         try:
             self._outcome.append(self._call())
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the call was asked for
+        except BaseException as error:  # noqa: BLE001  # raised where the call was asked for
             self._error = error
         finally:
             self._over.set()

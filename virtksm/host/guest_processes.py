@@ -1,16 +1,16 @@
-"""Which process is which guest: by what nobody without rights can forge, and without waiting for a stranger.
+"""Which process is which guest: by marks that a user without rights cannot forge, and without waiting for strangers.
 
-1. What cannot be QEMU by its name (/proc/PID/comm) is passed over; that name decides nothing more.
+1. A process that cannot be QEMU by its name (/proc/PID/comm) is skipped; that name decides nothing more.
 2. A process belongs to the guest that its control group names. libvirt makes one for each guest, through
    systemd-machined below slices, or itself below /machine, with the domain's id and name in its name. A user without
-   rights can make groups only below a service or scope of his own, whose name then stands in front of it.
+   rights can make groups only below a service or scope of his own, whose name then comes first.
 3. Where no group names the guest (libvirt's cgroup_controllers = [], no hierarchy), a process of root, of this
    program's own user or of the user that libvirt runs QEMU as belongs to the guest whose `-uuid` is on its command
-   line. The parent is not asked: anybody's process becomes init's child when its own parent ends. Only
+   line. The parent does not count: every process becomes init's child when its own parent ends. Only
    these command lines are read, with a limit (`process_reads`).
-4. Of two processes that claim one guest neither is believed.
+4. If two processes claim one guest, neither counts.
 
-All processes are walked over only while some guest has none: at once for one that was not missing before, then after
+All processes are searched only while a guest has none: at once for one that was not missing before, then after
 pauses that grow to half a minute, as libvirt lists a guest a moment before it executes QEMU. Reads only.
 """
 
@@ -39,7 +39,7 @@ from virtksm.tuning.ports import Clock
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 32.0
 QEMU_HOME = "/var/lib/libvirt/qemu"
-"""Belongs to the user that libvirt runs QEMU as: its daemon sees to that at each start (`user` in qemu.conf)."""
+"""Belongs to the user that libvirt runs QEMU as: its daemon sets the owner at each start (`user` in qemu.conf)."""
 COMM = re.compile(rb"qemu(?!-(pr-helper|nbd|img|ga|io|storage-d|bridge-hel))|kvm(-spice)?$")
 """QEMU's names: qemu-system-ARCH, qemu-kvm, kvm, qemu:GUEST. Not those of helpers, which are in the guests' groups."""
 _GROUP = re.compile(
@@ -58,7 +58,7 @@ _CUT = 20
 
 
 class GuestSearch:
-    """Remembers the guests' processes from pass to pass."""
+    """Finds the guests' processes, and keeps them from pass to pass."""
 
     def __init__(self, clock: Clock, reads: ProcessReads, *, qemu_home: str = QEMU_HOME) -> None:
         self._clock = clock
@@ -73,7 +73,7 @@ class GuestSearch:
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        """What keeps guests of the last call from being found, each with its remedy."""
+        """Why guests of the last call were not found, each with its remedy."""
         return (*self._trouble.values(), *([HIDDEN] if self._is_hidden and self._missing else []))
 
     def find(self, running: tuple[Guest, ...]) -> Mapping[str, Process]:
@@ -101,7 +101,7 @@ class GuestSearch:
         taken = {process.pid for process in self._found.values()}
         by_id = {guest.domain_id: guest for guest in missing}
         claims: defaultdict[str, list[Process]] = defaultdict(list)
-        others: dict[int, Process] = {}
+        unnamed: dict[int, Process] = {}
         owners = self._owners()
         pids = list_pids()
         self._is_hidden = INIT not in pids
@@ -113,12 +113,12 @@ class GuestSearch:
             if named is not None and guest is not None and is_named(named[1], guest.name):
                 claims[guest.key].append(process)
             elif parse_owner(read_process(pid, "status")) in owners:
-                others[pid] = process
-        if others and any(guest.key not in claims for guest in missing):
+                unnamed[pid] = process
+        if unnamed and any(guest.key not in claims for guest in missing):
             by_uuid = {guest.uuid: guest.key for guest in missing if guest.key not in claims}
-            for pid, uuid in self._reads.read(others, _read_uuid).items():
+            for pid, uuid in self._reads.read(unnamed, _read_uuid).items():
                 if uuid in by_uuid:
-                    claims[by_uuid[uuid]].append(others[pid])
+                    claims[by_uuid[uuid]].append(unnamed[pid])
         for guest in missing:
             self._settle(guest, claims[guest.key])
 
@@ -128,7 +128,7 @@ class GuestSearch:
         elif claims:
             pids = " and ".join(str(claim.pid) for claim in claims)
             self._trouble[guest.key] = (
-                f"processes {pids} each claim to be guest {guest.name!r}: none is believed, and the guest's memory "
+                f"processes {pids} each claim to be guest {guest.name!r}: neither counts, and the guest's memory "
                 "counts as unread until only libvirt's is left (see the command lines: ps -ww -p PID)"
             )
 
@@ -167,5 +167,5 @@ def parse_guest_group(text: str) -> tuple[int, str] | None:
 
 def is_named(in_group: str, name: str) -> bool:
     """Tell whether a control group's name has this guest's in it: libvirt keeps letters, digits and some of "-."."""
-    kept, whole = (re.sub("[^A-Za-z0-9]", "", text) for text in (in_group, name))
-    return kept == whole or (len(kept) >= _CUT and whole.startswith(kept))
+    cut, whole = (re.sub("[^A-Za-z0-9]", "", text) for text in (in_group, name))
+    return cut == whole or (len(cut) >= _CUT and whole.startswith(cut))

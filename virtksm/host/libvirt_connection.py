@@ -32,7 +32,7 @@ class LibvirtHost:
         self.uri = connection.getURI()
         self._max_kib: dict[str, int | None] = {}
         self.stale: set[str | None] = set()
-        """The guests whose maximum is to be asked again; None stands for all of them."""
+        """The guests whose maximum is to be asked again; None means all of them."""
 
     def ksm_state(self) -> KsmState:
         try:
@@ -54,11 +54,11 @@ class LibvirtHost:
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
         except libvirt.libvirtError as error:
             raise self._translated(error, "listing the guests") from error
-        self.stale &= {None, *(guest.uuid for guest in guests)}  # of others nothing is known, and nothing piles up
+        self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
         if not with_max:
             return tuple(guests)
         stale = frozenset(self.stale)
-        self.stale -= stale  # before asking: what is named meanwhile is for the next list
+        self.stale -= stale  # before asking: a guest that is added meanwhile is for the next list
         known = {} if None in stale else self._max_kib
         self._max_kib = {
             guest.key: known[guest.key] if guest.key in known and guest.uuid not in stale else _read_max_kib(domain)
@@ -119,7 +119,7 @@ class LibvirtHost:
     def setting_refused(self) -> Cause | None:
         """Return why this connection may not set parameters, None if it may; sets nothing.
 
-        Asks for a counter to be set, which nobody can: who may not set is refused first, for that
+        Asks for a counter to be set, which is impossible: a connection without the right is refused first
         (virNodeSetMemoryParameters checks the connection, then the access driver, then the names). The daemon logs it.
         """
         try:
@@ -136,7 +136,7 @@ class LibvirtHost:
         return None
 
     def _is_broken(self, error: libvirt.libvirtError) -> bool:
-        """Tell whether it is the connection that failed: its socket, or all of it. A call alone may, as too large."""
+        """Return whether the connection failed, by its socket or as a whole; a single call may fail, as too large."""
         kind = error.get_error_domain(), error.get_error_code()
         if kind == (libvirt.VIR_FROM_RPC, libvirt.VIR_ERR_SYSTEM_ERROR) or kind[1] == libvirt.VIR_ERR_INVALID_CONN:
             return True
@@ -170,7 +170,7 @@ def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
 
 
 def parse_parameters(values: Mapping[str, int]) -> KsmState:
-    """Turn virNodeGetMemoryParameters' dictionary into a KsmState; what is missing or makes no sense is None."""
+    """Turn virNodeGetMemoryParameters' dictionary into a KsmState; a missing or impossible value is None."""
     return KsmState(
         settings=Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS}),
         pages_shared=_counter(values, "shm_pages_shared"),
@@ -200,14 +200,14 @@ def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:
 def _read_max_kib(domain: libvirt.virDomain) -> int | None:
     try:
         return _counter({"max": domain.maxMemory()}, "max")
-    except libvirt.libvirtError:  # the guest has ended, or the connection has, which the next call will tell
+    except libvirt.libvirtError:  # the guest has ended, or the connection has, which the next call reports
         return None
 
 
-def _counter(values: Mapping[str, object], name: str, most: int = 2**64 - 1) -> int | None:
-    """Return a number of libvirt's, which are unsigned; None for what is missing or is no such number."""
+def _counter(values: Mapping[str, object], name: str, maximum: int = 2**64 - 1) -> int | None:
+    """Return one of libvirt's numbers, which are unsigned; None if it is missing or no such number."""
     value = values.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum else None
 
 
 def _refused(values: Mapping[str, int], cause: Cause, error: Exception) -> SettingsRefused:

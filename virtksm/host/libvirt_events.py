@@ -1,7 +1,7 @@
 """libvirt's events: the loop thread, and the translation of lifecycle events into triggers.
 
-libvirt's default loop runs in one thread of its own; its callbacks do nothing but hand a frozen value over to whoever
-listens, in the listener's own thread. Which event is a trigger is a table: a guest's reboot, pause or guest-side
+libvirt's default loop runs in one thread of its own; its callbacks only hand a frozen value over to the listener, in
+the listener's own thread. Which event is a trigger is a table: a guest's reboot, pause or guest-side
 wake-up is none.
 """
 
@@ -21,7 +21,7 @@ from virtksm.model.decision import Trigger
 Value = TypeVar("Value")
 
 MEMORY_ALIASES = ("dimm", "nvdimm", "virtiomem", "virtiopmem", "mem", "ua-")
-"""Aliases that libvirt gives to memory devices; a user's own alias (ua-) does not tell, so it counts as one.
+"""Aliases that libvirt gives to memory devices; a user's own alias (ua-) names no kind, so it counts as one.
 
 The event of a device added names its backend instead (libvirt 9.0: "memdimm0" for dimm0, "memua-x" for ua-x).
 """
@@ -83,7 +83,7 @@ class EventLoop:
         self._thread.join(wait_s)
 
     def check(self) -> bool:
-        """Tell whether the loop runs and has answered the last check; asks it again, which wakes it once."""
+        """Return whether the loop runs and has answered the last check; asks it again, which wakes it once."""
         is_well = self._answered.is_set() and self._thread.is_alive()
         if is_well:
             self._answered.clear()
@@ -128,7 +128,7 @@ class Subscription:
         """Register for lifecycle, balloon and memory device events and for the connection's end.
 
         Closes the connection and raises LibvirtUnreachable when it breaks meanwhile. Keepalive gives a connection up
-        after one unanswered probe (what it runs over loses nothing); drivers without a daemon refuse it, and need none.
+        after one unanswered message (its transport loses none); drivers without a daemon refuse it, and need none.
         """
         try:
             self._register(self._connection, keepalive_s)
@@ -179,12 +179,12 @@ class Subscription:
     ) -> None:
         parsed = parse_lifecycle(event, detail)
         if parsed is not None:
-            self._tell(parsed[0], domain, parsed[1])
+            self._report(parsed[0], domain, parsed[1])
 
     def _on_balloon(
         self, _connection: libvirt.virConnect, domain: libvirt.virDomain, actual_kib: int, _opaque: Any
     ) -> None:
-        self._tell(Trigger.BALLOON, domain, f"balloon {actual_kib} KiB")
+        self._report(Trigger.BALLOON, domain, f"balloon {actual_kib} KiB")
 
     def _on_memory_size(
         self,
@@ -194,13 +194,13 @@ class Subscription:
         size_kib: int,
         opaque: Any,
     ) -> None:
-        self._tell(Trigger.MEMORY_DEVICE, domain, f"{alias} {size_kib} KiB")
+        self._report(Trigger.MEMORY_DEVICE, domain, f"{alias} {size_kib} KiB")
 
     def _on_device(self, _connection: libvirt.virConnect, domain: libvirt.virDomain, alias: str, _opaque: Any) -> None:
         if alias.startswith(MEMORY_ALIASES):
-            self._tell(Trigger.MEMORY_DEVICE, domain, alias)
+            self._report(Trigger.MEMORY_DEVICE, domain, alias)
 
-    def _tell(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
+    def _report(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
         event = DomainEvent(
             trigger=trigger, guest=domain.name(), uuid=domain.UUIDString(), detail=detail, heard_s=time.monotonic()
         )
@@ -209,5 +209,5 @@ class Subscription:
     def _hand_over(self, sink: Callable[[Value], None], value: Value) -> None:
         try:
             self._call_soon(sink, value)
-        except RuntimeError:  # the listener's loop has ended; nobody listens any more
+        except RuntimeError:  # the listener's loop has ended
             return

@@ -1,7 +1,7 @@
-"""What this host's own /proc and /sys tell: guests' resident memory, ksmd's CPU time, KSM's switch and advisor.
+"""The host's own /proc and /sys: guests' resident memory, ksmd's CPU time, KSM's switch and advisor.
 
-Which process is a guest's is `guest_search`'s to find; after that a guest costs one read of /proc/PID/statm. That, and
-all else that a pass reads, needs no privilege. Reads only.
+`guest_processes` finds a guest's process; after that a guest costs one read of /proc/PID/statm. No file that a pass
+reads needs a privilege. Reads only.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from virtksm.tuning.ports import Clock
 
 if TYPE_CHECKING:
     from virtksm.guests.process import GuestProcess, OtherProcess
-    from virtksm.host.other_processes import OtherProcessesReading
+    from virtksm.host.other_processes import OtherProcessesReader
 
 KSMD_AGAIN_S = 60.0
-"""So long after it was not found ksmd is looked for again: /proc may show more by then, or less (containers)."""
+"""Between two searches for a ksmd that was not found: /proc may show more by then, or less (containers)."""
 MAX_HANGS = 5
-"""Processes that a look for people waits for before it goes on without the rest."""
+"""Hanging processes that a command waits for before it goes on without the rest."""
 
 
 class ProcFacts:
@@ -59,8 +59,8 @@ class ProcFacts:
         self._sys_ksm = sys_ksm
         self._reads = ProcessReads(limit_s)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
-        self._other_processes_reads = ProcessReads(limit_s)  # apart: strangers use up the limits of these
-        self._other_processes_reading: OtherProcessesReading | None = None
+        self._other_processes_reads = ProcessReads(limit_s)  # apart: strangers use up these limits
+        self._other_processes_reader: OtherProcessesReader | None = None
         self._ksmd: Process | None = None
         self._ksmd_sought_s: float | None = None
 
@@ -78,30 +78,30 @@ class ProcFacts:
         return tuple(replace(guest, rss_kib=rss_kib(guest)) for guest in running)
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
-        if self._other_processes_reading is None:
+        if self._other_processes_reader is None:
             from virtksm.host.other_processes import (
-                OtherProcessesReading,  # imports are start-up time, and not every policy asks
+                OtherProcessesReader,  # imports are start-up time, and not every policy asks
             )
 
-            self._other_processes_reading = OtherProcessesReading(self._clock, self._other_processes_reads)
-        return self._other_processes_reading.memory(lambda: self._pids_of(running))
+            self._other_processes_reader = OtherProcessesReader(self._clock, self._other_processes_reads)
+        return self._other_processes_reader.memory(lambda: self._pids_of(running))
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         found = self._search.find(running)
-        told = self._reads.read(self._pids_of(running), read_guest_process, max_hangs=MAX_HANGS)
-        return tuple(told.get(found[guest.key].pid) if guest.key in found else None for guest in running)
+        results = self._reads.read(self._pids_of(running), read_guest_process, max_hangs=MAX_HANGS)
+        return tuple(results.get(found[guest.key].pid) if guest.key in found else None for guest in running)
 
-    def others(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
-        from virtksm.guests.process import OtherProcess  # as above: no pass asks
+    def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
+        from virtksm.guests.process import OtherProcess  # imports are start-up time, and no pass asks
 
         of_guests = self._pids_of(running)
-        others = []
+        found = []
         for pid in list_pids():
             merging_pages = None if pid in of_guests else parse_counter(read_private(pid, "ksm_merging_pages") or "")
             if merging_pages:
                 name = read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
-                others.append(OtherProcess(pid=pid, name=name, merging_pages=merging_pages))
-        return tuple(others)
+                found.append(OtherProcess(pid=pid, name=name, merging_pages=merging_pages))
+        return tuple(found)
 
     def host_memory(self) -> HostMemory:
         path = f"{psutil.PROCFS_PATH}/meminfo"
@@ -121,7 +121,7 @@ class ProcFacts:
         if self._ksmd_sought_s is not None and 0 <= now_s - self._ksmd_sought_s < KSMD_AGAIN_S:
             return None
         self._ksmd_sought_s = now_s
-        for pid in sorted(list_pids()):  # it is among the first
+        for pid in sorted(list_pids()):  # ksmd is among the first
             if read_process(pid, "comm") == b"ksmd\n":
                 process, stat = identify(pid), parse_stat(read_process(pid, "stat"))
                 if stat is not None and stat.is_kernels:
@@ -141,7 +141,7 @@ class ProcFacts:
         try:
             with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii", errors="replace") as file:
                 text = file.read()
-        except OSError:  # hidden: None, as where the kernel does not count
+        except OSError:  # hidden: None, as on a kernel that does not count
             text = ""
         return tuple(parse_vmstat(text, name) for name in names)
 
@@ -166,7 +166,7 @@ class ProcFacts:
 def parse_meminfo(text: str) -> HostMemory:
     """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing; MemAvailable (3.14) and swap may be.
 
-    Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt go by.
+    Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt use.
     """
     figures = dict(re.findall(rf"^(\w+): *({NUMBER}) kB$", text, re.MULTILINE))
     try:
@@ -194,7 +194,7 @@ def parse_choice(text: str) -> str:
 
 
 def read_guest_process(pid: int) -> GuestProcess | None:
-    """Read what the process of a guest tells; None if it has ended. It may hang: see `process_reads`."""
+    """Read a guest's process; None if it has ended. It may hang: see `process_reads`."""
     from virtksm.guests.process import GuestProcess
 
     arguments = read_process(pid, "cmdline", MAX_BYTES)

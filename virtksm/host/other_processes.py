@@ -1,9 +1,9 @@
-"""Memory that may merge and is no guest's: of processes that have asked for it (prctl, madvise) or whose unit has.
+"""Mergeable memory of other processes: those that have asked for it (prctl, madvise) or whose unit has.
 
-/proc/PID/ksm_stat tells it of a process, to its owner and root alone. Where that is hidden, systemd tells everybody
-which of its services let their memory merge (MemoryKSM=, systemd 254), and everybody may read which processes those
-have. A look at every process is made once a minute (1 ms for 80), the question to systemd every five; but for the first
-one nobody waits for the answer, which the next look goes by. Reads only.
+/proc/PID/ksm_stat shows it to the process's owner and root only. Where it is hidden, systemd names the services whose
+memory may merge (MemoryKSM=, systemd 254) to every user, and every user may read their processes. All processes are
+read once a minute (1 ms for 80), systemd is asked every five; only the first call waits for its answer, later answers
+are for the next reading. Reads only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import OtherProcesses
 from virtksm.tuning.ports import Clock
 
-LOOK_S = 60.0
+READ_EVERY_S = 60.0
 ASK_S = 300.0
 ASK = ("systemctl", "show", "--property=ControlGroup", "--property=MemoryKSM", "*.service")
 FIRST_WITHIN_S = 2.0
-"""A one-shot's only look, and an agent's first, waits so long for systemd."""
+"""A one-shot's only reading, and an agent's first, waits so long for systemd."""
 ANSWER_WITHIN_S = 60.0
 
 
-class OtherProcessesReading:
-    """Looks at all processes but the guests'. `booted` is there where systemd runs.
+class OtherProcessesReader:
+    """Reads all processes but the guests'. `booted` exists where systemd runs.
 
-    One whose files hang counts as unread.
+    A process whose files hang counts as unread.
     """
 
     def __init__(
@@ -46,46 +46,46 @@ class OtherProcessesReading:
         self._reads = reads
         self._first_within_s = first_within_s
         self._booted = booted
-        self._looked_s: float | None = None
+        self._read_s: float | None = None
         self._seen: OtherProcesses | None = None
         self._asked_s: float | None = None
         self._groups: tuple[str, ...] | None = None
         self._asking = BoundedCalls(SensingFailed)
 
     def memory(self, of_guests: Callable[[], Collection[int]]) -> OtherProcesses | None:
-        """Return what was seen in the last minute; None where processes are hidden or the kernel does not tell.
+        """Return the reading of the last minute; None where processes are hidden or the kernel has no ksm_stat.
 
-        `of_guests` returns the guests' processes; it is called for a new look alone.
+        `of_guests` returns the guests' processes; it is called for a new reading only.
         """
         now_s = self._clock()
-        if not is_fresh(self._looked_s, now_s, LOOK_S):
-            self._seen, self._looked_s = self._look(of_guests(), now_s), now_s
+        if not is_recent(self._read_s, now_s, READ_EVERY_S):
+            self._seen, self._read_s = self._read(of_guests(), now_s), now_s
         return self._seen
 
-    def _look(self, of_guests: Collection[int], now_s: float) -> OtherProcesses | None:
+    def _read(self, of_guests: Collection[int], now_s: float) -> OtherProcesses | None:
         pids = list_pids()
         if INIT not in pids:  # /proc shows only some (hidepid)
             return None
         page_kib = os.sysconf("SC_PAGE_SIZE") // 1024
         kib = processes = unread = 0
-        is_told = False
-        others = [pid for pid in pids if pid not in of_guests]
-        stats = self._reads.read(others, lambda pid: read_private(pid, "ksm_stat"))
-        for pid in others:
+        is_known = False
+        other_pids = [pid for pid in pids if pid not in of_guests]
+        stats = self._reads.read(other_pids, lambda pid: read_private(pid, "ksm_stat"))
+        for pid in other_pids:
             stat = stats.get(pid)
-            if stat == "":  # the kernel's own, ended, or of a kernel without
+            if stat == "":  # a kernel thread, an ended process, or a kernel without the file
                 continue
-            is_told = True
+            is_known = True
             may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat)
             if may or stat is None:
                 held_kib = parse_anonymous_kib(read_process(pid, "statm"), page_kib)
                 kib += held_kib if may else 0
                 processes += may
                 unread += not may and held_kib > 0  # the kernel's own threads hold nothing
-        return OtherProcesses(kib=kib, processes=processes, unread=unread) if is_told else None
+        return OtherProcesses(kib=kib, processes=processes, unread=unread) if is_known else None
 
     def _is_in_merging_unit(self, pid: int, now_s: float) -> bool:
-        if not is_fresh(self._asked_s, now_s, ASK_S):
+        if not is_recent(self._asked_s, now_s, ASK_S):
             self._ask(now_s)
         if not self._groups:
             return False
@@ -98,10 +98,10 @@ class OtherProcessesReading:
             self._groups = ()
             return
         with suppress(SensingFailed):  # the answer comes later, or not at all
-            self._asking.run("systemd", self._hear, self._first_within_s if is_first else 0.0)
+            self._asking.run("systemd", self._read_groups, self._first_within_s if is_first else 0.0)
 
-    def _hear(self) -> None:
-        """Keep the control groups of the services that let their memory merge; none where nobody answers."""
+    def _read_groups(self) -> None:
+        """Keep the control groups of the services with mergeable memory; none without an answer."""
         import subprocess  # root needs none
 
         try:
@@ -114,15 +114,15 @@ class OtherProcessesReading:
             self._groups = parse_groups(answer.stdout.decode("utf-8", "replace"))
 
 
-def is_fresh(at_s: float | None, now_s: float, for_s: float) -> bool:
-    """Tell whether something of `at_s` still holds."""
+def is_recent(at_s: float | None, now_s: float, for_s: float) -> bool:
+    """Return whether a reading at `at_s` still holds."""
     return at_s is not None and 0 <= now_s - at_s < for_s
 
 
 def may_merge(stat: str) -> bool:
-    """Tell by its ksm_stat whether a process lets memory merge; before the kernel says so, whether ksmd has seen any.
+    """Return by its ksm_stat whether a process has mergeable memory; on older kernels, whether ksmd has scanned any.
 
-    The kernel says so in ksm_merge_any and ksm_mergeable (after 6.12).
+    ksm_merge_any and ksm_mergeable came after 6.12.
     """
     if answers := re.findall(r"^ksm_merge(?:_any|able): (yes|no)$", stat, re.MULTILINE):
         return "yes" in answers
@@ -137,7 +137,7 @@ def parse_groups(text: str) -> tuple[str, ...]:
 
 
 def parse_group(text: str) -> str:
-    """Return where systemd has a process, by its /proc/PID/cgroup (cgroups(7)); "" for what is none.
+    """Return a process's control group at systemd, by its /proc/PID/cgroup (cgroups(7)); "" for none.
 
     The unified hierarchy's line is "0::PATH"; where there are older ones, systemd's is "N:name=systemd:PATH".
     """

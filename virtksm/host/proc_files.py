@@ -1,8 +1,8 @@
 """Files of /proc/PID, and numbers as the kernel writes them. Reads only.
 
-The kernel reads most of these files without a lock of the process, so that whoever owns it cannot stop a reader:
-cgroup, comm, ksm_merging_pages, stat, statm, status. `cmdline`, and `ksm_stat` after Linux 6.12, take the lock on the
-process's memory, which its owner may hold for ever: they are read by `process_reads` alone, with a limit.
+The kernel reads most of these files without a lock of the process, so its owner cannot stop a reader: cgroup, comm,
+ksm_merging_pages, stat, statm, status. `cmdline`, and `ksm_stat` after Linux 6.12, take the lock on the process's
+memory, which its owner may hold for ever: only `process_reads` reads them, with a limit.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from virtksm.guests.process import ProcessKsm
 
 MAX_BYTES = 1 << 17
-"""Most of a process's command line that is read: anybody's may be endless, and -uuid is in QEMU's first KiB."""
+"""The part of a process's command line that is read: it may be endless, and -uuid is in QEMU's first KiB."""
 NUMBER = "[0-9]{1,20}"
-"""What a 64-bit counter looks like; Python would take other scripts' digits, and refuse too many of them."""
+"""The form of a 64-bit counter; Python would take other scripts' digits, and refuse too many of them."""
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
 INIT = 1
 
 
 class Process(NamedTuple):
-    """One process: another one that gets its number later has begun at another tick.
+    """One process, told from a later one of the same number by its start, in clock ticks.
 
-    `inode` is its folder's in /proc, which is quicker to ask for; the kernel may give it another one.
+    `inode` is that of its folder in /proc, which is quicker to read; the kernel may change it.
     """
 
     pid: int
@@ -48,7 +48,7 @@ def list_pids() -> list[int]:
     """Return the numbers of all processes that this user may see, ascending; none where /proc is not mounted."""
     try:
         return psutil.pids()
-    except (OSError, IndexError):  # it takes the first of none
+    except (OSError, IndexError):  # IndexError: it takes the first of an empty list
         return []
 
 
@@ -59,7 +59,7 @@ def identify(pid: int) -> Process | None:
 
 
 def find_again(process: Process) -> Process | None:
-    """Return a process while it lives; None once it has ended, whoever has its number by then."""
+    """Return a process while it lives; None once it has ended, even if its number is in use again."""
     if _find_inode(process.pid) == process.inode:
         return process
     found = identify(process.pid)
@@ -131,7 +131,7 @@ def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
 
 
 def parse_stat(text: bytes) -> Stat | None:
-    """Parse /proc/PID/stat (proc_pid_stat(5)); None for what is none (it ended)."""
+    """Parse /proc/PID/stat (proc_pid_stat(5)); None for other text (it ended)."""
     fields = text.rpartition(b")")[2].split()  # the name in front may hold anything
     if len(fields) < 20:
         return None
@@ -142,13 +142,13 @@ def parse_stat(text: bytes) -> Stat | None:
 
 
 def parse_resident_kib(statm: bytes, page_kib: int) -> int | None:
-    """Return a process's resident memory by its /proc/PID/statm; None for what is none, or holds nothing (it ended)."""
+    """Return a process's resident memory by its /proc/PID/statm; None for other text, or 0 pages (it ended)."""
     pages = _parse_statm(statm)
     return pages[0] * page_kib if pages is not None and pages[0] else None
 
 
 def parse_anonymous_kib(statm: bytes, page_kib: int) -> int:
-    """Return a process's resident memory that is no file's, by its /proc/PID/statm; 0 for what is none (it ended)."""
+    """Return a process's resident memory that is no file's, by its /proc/PID/statm; 0 for other text (it ended)."""
     pages = _parse_statm(statm)
     return 0 if pages is None else max(pages[0] - pages[1], 0) * page_kib
 

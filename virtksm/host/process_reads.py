@@ -1,8 +1,8 @@
 """Files of processes that the kernel reads under a lock of the process itself, with a limit.
 
-`cmdline`, and `ksm_stat` after Linux 6.12, take the lock on the process's memory. Whoever owns the process may hold it
-for ever, and one that hangs in a driver does: who reads then waits as long, and cannot be interrupted. Such a process
-is left out, and named in `trouble` until the call comes back. What hangs costs its limit once, and one thread.
+`cmdline`, and `ksm_stat` after Linux 6.12, take the lock on the process's memory. The process's owner may hold it for
+ever, and a process that hangs in a driver does: a reader then waits as long, and cannot be interrupted. Such a process
+is left out, and named in `trouble` until the call returns. It costs its limit once, and one thread.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from virtksm.text import printable
 
 LIMIT_S = 1.0
 MAX_STUCK = 8
-"""Threads that may wait; with as many, nothing more is read."""
+"""Threads that may hang; with as many, nothing more is read."""
 AT_ONCE = 256
-"""Processes that are read within one limit: what is only slow, on a host of thousands, is not taken for what hangs."""
+"""Processes that are read within one limit: on a host of thousands, slow is not taken for hanging."""
 
 Result = TypeVar("Result")
 
@@ -35,31 +35,31 @@ class ProcessReads:
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        """What does not answer, and what to do about it: the same words as long as it does not."""
+        """The processes that do not answer, with the remedy: the same words as long as they do not."""
         self._forget_answered()
         return tuple(text for _, text in self._stuck.values())
 
     def read(self, pids: Iterable[int], read: Callable[[int], Result], *, max_hangs: int = 1) -> dict[int, Result]:
-        """Return what `read` tells of each process, without those that do not answer within the limit.
+        """Return what `read` returns for each process, without those that do not answer within the limit.
 
         After `max_hangs` such processes the rest stays unread, too: a caller waits for so many limits at most.
         """
         self._forget_answered()
-        told: dict[int, Result] = {}
+        results: dict[int, Result] = {}
         left = [pid for pid in pids if pid not in self._stuck]
         while left and max_hangs and len(self._stuck) < MAX_STUCK:
             batch, calls = _Batch(left[:AT_ONCE], read), BoundedCalls(_Hangs)
             with suppress(_Hangs):
                 calls.run("/proc", batch.work, self._limit_s)
             batch.is_over.set()
-            done = list(batch.told)
-            told.update(done)
+            done = list(batch.results)
+            results.update(done)
             left = left[len(done) :]
             if calls.waiting_for is not None and len(done) < AT_ONCE and left:
                 stuck = left.pop(0)
                 self._stuck[stuck] = calls, _describe(stuck)
                 max_hangs -= 1
-        return told
+        return results
 
     def _forget_answered(self) -> None:
         self._stuck = {pid: stuck for pid, stuck in self._stuck.items() if stuck[0].waiting_for is not None}
@@ -75,19 +75,19 @@ class _Batch(Generic[Result]):
     def __init__(self, pids: list[int], read: Callable[[int], Result]) -> None:
         self._pids = pids
         self._read = read
-        self.told: list[tuple[int, Result]] = []
+        self.results: list[tuple[int, Result]] = []
         self.is_over = threading.Event()
 
     def work(self) -> None:
         for pid in self._pids:
             if self.is_over.is_set():
                 return
-            self.told.append((pid, self._read(pid)))
+            self.results.append((pid, self._read(pid)))
 
 
 def _describe(pid: int) -> str:
     name = printable(read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n"))
     return (
-        f"process {pid} ({name}) does not let its files in /proc be read: its memory is locked by what it waits for "
-        f"(cat /proc/{pid}/stack), so it and what is read after it may count as unread until it goes on or ends"
+        f"process {pid} ({name}) does not let its files in /proc be read: its memory is locked while it hangs "
+        f"(cat /proc/{pid}/stack); it and processes read after it may count as unread until it goes on or ends"
     )

@@ -1,9 +1,8 @@
-"""systemd, without its libraries: notifications, whether a unit is installed, and what environment it is given.
+"""systemd, without its libraries: notifications, whether a unit is installed, and its environment.
 
-Notification (sd_notify(3)) is READY, STATUS, WATCHDOG, STOPPING over a datagram socket.
-
-The protocol is one datagram of KEY=value lines; the manual page gives it as stable and free to implement, which saves a
-dependency on libsystemd. Does nothing where NOTIFY_SOCKET is not set.
+A notification (sd_notify(3)) is one datagram of KEY=value lines: READY, STATUS, WATCHDOG, STOPPING. The manual page
+calls the protocol stable and free to implement, which saves a dependency on libsystemd. Does nothing where
+NOTIFY_SOCKET is not set.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def unit_variable(
     booted: str = "/run/systemd/system",
     show: Callable[[str], str] | None = None,
 ) -> str | None:
-    """Return a variable that an administrator gives a unit's programs; None where there is none, or nobody answers.
+    """Return a variable that an administrator gives a unit's programs; None without one or without an answer.
 
     systemd is asked (`show` answers in its place) only where it runs and the unit has drop-ins, or is in /etc.
     """
@@ -49,7 +48,7 @@ def unit_variable(
 
 
 def parse_environment(text: str) -> dict[str, str]:
-    """Take what `systemctl show --property=Environment --value` prints; what is not printable is left out."""
+    """Take what `systemctl show --property=Environment --value` prints; unprintable values are left out."""
     import shlex
 
     try:
@@ -85,7 +84,7 @@ class Notifier:
 
     @property
     def watchdog_interval_s(self) -> float | None:
-        """How often to send WATCHDOG=1: half of what systemd allows; None where nobody watches."""
+        """How often to send WATCHDOG=1: half of what systemd allows; None without a watchdog."""
         if not self._address or not self._is_watched or not self._watchdog_usec.isdigit():
             return None
         return int(self._watchdog_usec) / 2_000_000 or None
@@ -93,7 +92,7 @@ class Notifier:
     def send(self, **values: str) -> None:
         """Send one datagram of KEY=value lines; a manager that is gone is no failure of ours.
 
-        Never waits: what a manager that is too busy to read does not take is sent with the next, unless that has news.
+        Never waits: lines that a busy manager does not take are sent with the next, unless that replaces them.
         """
         if not self._address:
             return

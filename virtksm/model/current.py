@@ -1,4 +1,4 @@
-"""KSM and memory at one moment, as values and as JSON: what `virtksm status` shows beside what the agent decided. Pure.
+"""KSM and memory at one moment, as values and as JSON: which `virtksm status` shows beside the last decision. Pure.
 
 `as_dict` is `now` of `virtksm status --json` (docs/reference.md lists the fields); fields are added, never renamed.
 """
@@ -13,7 +13,7 @@ from virtksm.model.snapshot import HostMemory, KsmState, Snapshot
 
 
 class Origin(Enum):
-    """Where the numbers of a moment are from."""
+    """Where the numbers come from."""
 
     LOCAL = "local"
     """This machine's kernel, read just now; guests are those of the last pass, or listed just now."""
@@ -24,8 +24,8 @@ class Origin(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
-    """One moment. None is what nobody knows: memory that cannot be read, guests while there was no pass."""
+class CurrentKsm:
+    """KSM at one moment; None is unknown: memory that cannot be read, guests before the first pass."""
 
     origin: Origin
     ksm: KsmState
@@ -34,7 +34,7 @@ class Now:
     guests_unread: int | None = None
     committed_kib: int | None = None
 
-    def counting(self, snapshot: Snapshot) -> Now:
+    def counting(self, snapshot: Snapshot) -> CurrentKsm:
         """Return the same with the guests of a snapshot."""
         return replace(
             self,
@@ -49,7 +49,7 @@ class Now:
 
     @property
     def saved_percent(self) -> float | None:
-        """What is saved beside what the guests hold resident, which counts every place of a merged page."""
+        """What is saved, of the guests' resident memory, which counts every place of a merged page."""
         if self.saved_kib is None or not self.committed_kib:
             return None
         return 100 * self.saved_kib / self.committed_kib
@@ -77,8 +77,8 @@ class Now:
         }
 
 
-def after_pass(report: PassReport) -> Now:
-    """Return the moment that a pass has left."""
+def after_pass(report: PassReport) -> CurrentKsm:
+    """Return KSM as a pass left it."""
     snapshot = report.snapshot
     ksm = replace(snapshot.ksm, settings=report.after)
-    return Now(origin=Origin.LAST_PASS, ksm=ksm, host=snapshot.host).counting(snapshot)
+    return CurrentKsm(origin=Origin.LAST_PASS, ksm=ksm, host=snapshot.host).counting(snapshot)

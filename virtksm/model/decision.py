@@ -1,9 +1,7 @@
-"""What asks for a pass, what was decided and why, and what would turn it. Pure.
+"""What asks for a pass, what was decided and why, and what would change it. Pure.
 
-A turn names a quantity, the first value of it that turns the decision, and what it is now. It speaks of the next look,
-all else equal: as soon as the quantity reaches the threshold, from whichever side it comes, the policy decides as
-`then` says, and just short of it not yet. So a policy's hysteresis, and a round that has just begun, are in it. What
-takes two quantities at once to come about is no turn.
+A threshold names a quantity, the first value of it at which the policy decides otherwise, and what it is now
+(policy/thresholds.py finds them).
 """
 
 from __future__ import annotations
@@ -16,7 +14,9 @@ from virtksm.model.snapshot import Settings
 from virtksm.text import format_kib
 
 PASSED_S = "passed_s"
-"""The quantity of turns that time alone brings about: seconds from now, so that it is 0.0 now."""
+"""The quantity that time alone moves: seconds from now, so that it is 0 now."""
+GROWTH_KIB = "growth_kib"
+"""The quantity of memory that guests take in addition to what they hold, so that it is 0 now."""
 SWITCHED_OFF = "switched_off"
 """The quantity of `virtksm off`: 1 while it is in force."""
 
@@ -25,55 +25,53 @@ WORDS = {
     "committed_kib": "guests' resident memory",
     "free_kib": "free memory, buffers and cache",
     "full_scans": "full_scans",
-    "owed_kib": "what is owed, once it has settled,",
-    "potential_kib": "what guests may grow to",
+    "potential_kib": "what guests can grow to",
     "run": "run of /sys/kernel/mm/ksm",
     "total_kib": "the host's memory",
-    "waited_kib_s": "the waiting of what is owed",
 }
-"""How each quantity is called."""
+"""What the other quantities are called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Threshold:
     """`then` is what the policy would do: a verb with its object. The unit is in the quantity's name."""
 
     then: str
     quantity: str
-    threshold: float
+    value: float
     present: float
 
     @property
     def text(self) -> str:
-        """The turn as a sentence, without a full stop."""
+        """The threshold as a sentence, without a full stop."""
         if self.quantity == SWITCHED_OFF:
             return f"{self.then} after `virtksm on`"
         if self.quantity == PASSED_S:
-            left = f"in {self.threshold:.0f} s" if self.threshold > 0 else "at the next look"
+            left = f"in {self.value:.0f} s" if self.value > 0 else "at the next pass"
             return f"{self.then} {left}, if nothing else changes"
-        threshold, present = self._values()
-        verb = "rises to" if self.threshold > self.present else "falls to"
-        return f"{self.then} when {WORDS[self.quantity]} {verb} {threshold}; now {present}"
+        value, present = self._values()
+        if self.quantity == GROWTH_KIB:
+            return f"{self.then} after {value} of new guest memory"
+        verb = "rises to" if self.value > self.present else "falls to"
+        return f"{self.then} when {WORDS[self.quantity]} {verb} {value}; now {present}"
 
     def as_dict(self) -> dict[str, object]:
         return {
             "then": self.then,
             "quantity": self.quantity,
-            "threshold": self.threshold,
+            "value": self.value,
             "present": self.present,
             "text": self.text,
         }
 
     def _values(self) -> tuple[str, str]:
         """Return both values as text, exact where they would look the same."""
-        if self.quantity.endswith("_kib_s"):
-            return f"{format_kib(self.threshold)} s", f"{format_kib(self.present)} s"
         if self.quantity.endswith("_kib"):
-            rounded = format_kib(self.threshold), format_kib(self.present)
+            rounded = format_kib(self.value), format_kib(self.present)
             if rounded[0] != rounded[1]:
                 return rounded
-            return f"{self.threshold:.0f} KiB", f"{self.present:.0f} KiB"
-        return f"{self.threshold:.0f}", f"{self.present:.0f}"
+            return f"{self.value:.0f} KiB", f"{self.present:.0f} KiB"
+        return f"{self.value:.0f}", f"{self.present:.0f}"
 
 
 class Trigger(Enum):
@@ -125,12 +123,11 @@ Number = int | float | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a policy decided so: the rule that fired, a sentence, the numbers it looked at, and what would turn it."""
+    """Why a policy decided so: the rule that fired, a sentence, and the numbers that it went by."""
 
     rule: str
     text: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
-    turns_when: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +135,7 @@ class Decision:
     """A policy's answer: always the whole target, also where nothing changes.
 
     `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
-    that the same rule goes on as in the pass before: one of many ticks, which only a log at level debug needs.
+    that the same rule goes on as in the pass before: one of many, which only a log at level debug needs.
     """
 
     target: Settings

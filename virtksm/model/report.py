@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
-from virtksm.model.decision import EVALUATING_ONLY, Decision, SwitchedOff, Trigger, Triggers
+from virtksm.model.decision import EVALUATING_ONLY, Decision, SwitchedOff, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import Settings, Snapshot, Source
 
 SCHEMA = 1
@@ -57,7 +57,7 @@ class PassReport:
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
-    `trouble` is what kept processes from being read.
+    `trouble` is what kept processes from being read. `find_thresholds` asks the policy what would change the decision.
     `state_before` and `state_after` are the policy's state, as kept; None where it began anew, or was not asked.
     """
 
@@ -79,6 +79,7 @@ class PassReport:
     state_before: Mapping[str, object] | None = None
     state_after: Mapping[str, object] | None = None
     trouble: tuple[str, ...] = ()
+    find_thresholds: Callable[[], Iterable[Threshold]] = field(default=tuple, compare=False)
 
     @property
     def changed(self) -> dict[str, int]:
@@ -87,7 +88,7 @@ class PassReport:
 
     @property
     def is_routine(self) -> bool:
-        """Whether it is one tick of many: nobody but the policy and guests asked for it, and all goes on as before."""
+        """Whether it is a pass of many: only the policy and guests asked for it, and all goes on as before."""
         is_new = self.refusals or self.foreign or self.yields_now or self.resumes_now
         return self.decision.is_routine and self.is_unasked and not is_new
 
@@ -127,9 +128,13 @@ class PassReport:
         """The warnings about private guests."""
         return [f"private guest {name!r} can merge: {KEEP_OUT}" for name in self.exposed or ()]
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON values; memory in KiB, pages in pages, times in the unit of the name."""
-        snapshot, ksm = self.snapshot, self.snapshot.ksm
+    def as_dict(self, *, with_thresholds: bool = False) -> dict[str, object]:
+        """Return the report as JSON values; memory in KiB, pages in pages, times in the unit of the name.
+
+        What would change the decision takes many more decisions, and is for somebody who has asked.
+        """
+        snapshot, ksm, decision = self.snapshot, self.snapshot.ksm, self.decision
+        thresholds = {"thresholds": [one.as_dict() for one in self.find_thresholds()]} if with_thresholds else {}
         return {
             "schema": SCHEMA,
             "uri": self.uri,
@@ -157,7 +162,15 @@ class PassReport:
                 "advisor_mode": ksm.advisor_mode,
                 "ksmd_cpu_seconds": ksm.ksmd_cpu_seconds,
             },
-            "decision": self.decision_dict(),
+            "decision": {
+                "idle": decision.is_idle,
+                "rule": decision.reason.rule,
+                "reason": decision.reason.text,
+                "numbers": dict(decision.reason.numbers),
+                **thresholds,
+                "target": decision.target.as_dict(),
+                "next_pass_s": decision.next_pass_s,
+            },
             "outcome": self.outcome.value,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -174,26 +187,13 @@ class PassReport:
             "duration_ms": round(self.duration_ms, 3),
         }
 
-    def decision_dict(self) -> dict[str, object]:
-        """Return the decision as JSON values."""
-        reason = self.decision.reason
-        return {
-            "parked": self.decision.is_idle,
-            "rule": reason.rule,
-            "reason": reason.text,
-            "numbers": dict(reason.numbers),
-            "turns_when": [turn.as_dict() for turn in reason.turns_when],
-            "target": self.decision.target.as_dict(),
-            "next_pass_s": self.decision.next_pass_s,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
-    """What a restore (or the agent's parking at its end) did; `left` are parameters that others have changed since.
+    """What a restore (or the agent's end) did to the settings; `left` are parameters that others have changed since.
 
-    `switched_off` says that a restore has parked instead; `doubted` are parameters that got the kernel's default, since
-    what was kept of them is nothing that anybody sets, and may be planted.
+    `switched_off` says that a restore let ksmd idle instead; `doubted` are parameters that got the kernel's default, as
+    the saved value is none that anybody sets, and may be planted.
     """
 
     before: Settings

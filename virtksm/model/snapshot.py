@@ -1,6 +1,6 @@
 """What one pass senses: plain frozen values, with no behaviour beyond arithmetic.
 
-`host` reads them, a policy makes a decision of a snapshot and its state, the cycle reports both. Names of the kernel's
+`host` reads them, a policy decides from a snapshot and its state, the cycle reports both. Names of the kernel's
 files stay verbatim (`pages_to_scan`), every other quantity carries its unit. A counter that the kernel or the
 connection does not offer is `None`, never 0.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 IDLE_SLEEP_MS = 10_000
-"""sleep_millisecs while parked. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost it nothing;
+"""sleep_millisecs while ksmd idles. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost nothing;
 a shorter sleep makes it wake for nothing, and 0 makes it spin (docs/policies.md)."""
 
 
@@ -74,12 +74,12 @@ class KsmState:
     and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `page_kib` is this machine's page size where
     local, else 4, as on x86: libvirt does not tell it. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
     smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
-    writes to merged pages since boot, each of which broke a merge (5.19), `thp_split_page` huge pages that were split
-    since boot, as ksmd does to merge a part of one (4.5). The other counters learn of broken merges and ended guests
-    only when ksmd comes by.
+    COW breaks since boot (5.19), `thp_split_page` huge pages that were split
+    since boot, as ksmd does to merge a part of one (4.5). The other counters change only when ksmd next scans the page,
+    so COW breaks and exited guests show late.
 
-    Unmerging (writing 2 to `run`) gives every place its own copy again: merged pages of both kinds at once, while
-    shared pages go only when the last of their places has its copy. So that many copies have to fit into memory.
+    Unmerging (writing 2 to `run`) gives every place its own copy again; a shared page goes only when the last of its
+    places has a copy. So that many copies have to fit into memory.
     """
 
     settings: Settings
@@ -131,7 +131,7 @@ class KsmState:
 
     @property
     def zero_kib(self) -> int | None:
-        """The merged zero pages, which are in nobody's resident memory."""
+        """The merged zero pages, which are in no resident memory."""
         return None if self.ksm_zero_pages is None else self.kib(self.ksm_zero_pages)
 
     @property
@@ -155,7 +155,7 @@ class KsmState:
 class HostMemory:
     """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats).
 
-    libvirt tells neither MemAvailable nor swap.
+    libvirt reports neither MemAvailable nor swap.
     """
 
     total_kib: int
@@ -181,15 +181,15 @@ class Guest:
 
     @property
     def key(self) -> str:
-        """What tells this run of the guest from its other runs: libvirt gives each a new id."""
+        """The name of this run of the guest: libvirt gives each run a new id."""
         return f"{self.uuid}/{self.domain_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherProcesses:
-    """Memory that may merge and is no guest's, where it can be read, in KiB.
+    """Mergeable memory of processes that are no guests, where it can be read, in KiB.
 
-    `processes` hold it; of `unread` ones this user may not read whether they may merge.
+    `processes` hold it; whether `unread` ones may merge is not for this user to read.
     """
 
     kib: int
@@ -201,7 +201,7 @@ class OtherProcesses:
 class Snapshot:
     """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
 
-    `other_processes` is None where nobody asked, on another machine, and on kernels that do not tell (before 6.1).
+    `other_processes` is None where the policy does not ask, on another machine, and before Linux 6.1.
     """
 
     taken_s: float

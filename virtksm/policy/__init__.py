@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # imports are start-up time, and the one-shot counts it
     from virtksm.config.schema import Config
     from virtksm.policy.base import Policy
 
-# Any: each policy's state is a type of its own, and which policy it is shows at run time only. Whoever holds
-# the policy hands its state back to it unseen.
+# Any: each policy's state is a type of its own, and which policy it is shows at run time only. The caller
+# hands a policy its state back unseen.
 
 
 def _ksmtuned(config: Config) -> Policy[Any]:

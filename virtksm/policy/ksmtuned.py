@@ -7,31 +7,35 @@ is only added, so that Python's `//` is bash's division, and rule 1 keeps all of
 
 The law, from ksmtuned's `adjust` (Debian's package ksmtuned; docs/policies.md tells it with its background):
 
-1. With no memory known (a total of 0, below 0, or beyond what any host has) there is nothing to tune: park.
+1. With no memory known (a total of 0, below 0, or beyond what any host has) there is nothing to tune: ksmd is idle.
 2. total is MemTotal, free is MemFree + Buffers + Cached, committed is the sum of the guests' resident memory.
 3. thres is thres_coef percent of total, but at least thres_const.
 4. sleep is sleep_msec on a host of 16 GiB, less on larger ones in proportion, more on smaller ones; at least
    10 ms and at most what the kernel takes.
-5. Stop when committed + thres < total and free > thres: park, and leave npages as it is.
+5. Stop when committed + thres < total and free > thres: ksmd is idle, npages stays as it is.
 6. Otherwise run. When free < thres, npages grows by npages_boost ("boost"), else it changes by npages_decay,
    which is negative ("decay"); then it is held within npages_min..npages_max.
-7. An triggers that is no step (balloon, memory device) decides by rule 5 alone: where it runs, it runs with
-   npages as it is, held within npages_min..npages_max ("hold"), and it leaves no trace in the past.
+7. A trigger that is no step (balloon, memory device) decides by rule 5 alone: where it runs, it runs with npages as it
+   is, held within npages_min..npages_max ("hold"), and the state stays as it is.
 8. The next step is monitor_interval after the last one.
 
-At first npages is 0 where local, as in ksmtuned; on a remote host, where no state is kept, it is what the
+At first npages is 0 where local, as in ksmtuned; on a remote host, where no state is saved, it is what the
 kernel has, if that is above 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from virtksm.codec import build, dump
 from virtksm.config.schema import KsmtunedParams
-from virtksm.model.decision import Decision, Number, Reason, Triggers, Turn
-from virtksm.model.snapshot import IDLE, KERNEL_MAXIMUM, Settings, Snapshot, Source
+from virtksm.model.decision import PASSED_S, Decision, Number, Reason, Triggers
+from virtksm.model.snapshot import IDLE, KERNEL_MAXIMUM, Guest, Settings, Snapshot, Source
+
+if TYPE_CHECKING:
+    from virtksm.policy.thresholds import Quantity
 
 NAME = "ksmtuned"
 
@@ -39,11 +43,17 @@ MAX_TOTAL_KIB = 2**53
 """8 EiB: more than any host has, and little enough that no product here leaves bash's 64 bits."""
 
 LATEST_S = 2.0**53
-"""Bounds a kept time: seconds beyond it (or not finite) come from no clock."""
+"""Bounds a time of a state: seconds beyond it (or not finite) come from no clock."""
 
 MIN_SLEEP_MS = 10
 SLEEP_REFERENCE_KIB = 16 * 1024 * 1024
 """sleep_msec is meant for a host of 16 GiB (ksmtuned's own comment)."""
+
+
+LEAVES = {"unknown": "decides by memory", "stop": "scans"}
+"""What it is called when a rule no longer holds, whichever comes after it."""
+ENTERS = {"stop": "lets ksmd idle", "boost": "scans harder (boost)", "decay": "eases off (decay)"}
+"""What it is called when a rule fires after another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +69,9 @@ class KsmtunedPolicy:
     """The policy `ksmtuned`; `params` are the keys of the configuration's table [ksmtuned]."""
 
     params: KsmtunedParams
-
-    @property
-    def name(self) -> str:
-        """Return "ksmtuned"."""
-        return NAME
-
-    @property
-    def wants_maxima(self) -> bool:
-        """Return False: the script knows nothing of it."""
-        return False
-
-    @property
-    def wants_other_processes(self) -> bool:
-        """Return False: nor of this."""
-        return False
+    name: ClassVar[str] = NAME
+    wants_maxima: ClassVar[bool] = False
+    wants_other_processes: ClassVar[bool] = False
 
     def first_state(self, snapshot: Snapshot) -> KsmtunedState:
         """Return the state to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""
@@ -81,9 +79,9 @@ class KsmtunedPolicy:
         npages = found if snapshot.source is Source.LIBVIRT else 0
         return KsmtunedState(npages=npages, stepped_at_s=None)
 
-    def load_state(self, kept: Mapping[str, object]) -> KsmtunedState:
+    def load_state(self, values: Mapping[str, object]) -> KsmtunedState:
         """Rebuild the state from what `dump_state` gave; raise ValueError if it is not one."""
-        state = build(KsmtunedState, kept, least=-LATEST_S, most=LATEST_S, is_exact=True)
+        state = build(KsmtunedState, values, least=-LATEST_S, most=LATEST_S, is_exact=True)
         if not 0 <= state.npages <= KERNEL_MAXIMUM:
             raise ValueError(f"npages is {state.npages}, not a number of pages")
         return state
@@ -102,6 +100,27 @@ class KsmtunedPolicy:
         goes_on = all(getattr(snapshot.ksm.settings, name) == value for name, value in target.items())
         is_routine = goes_on and not triggers.is_step
         return Decision(target=target, reason=reason, next_pass_s=next_pass_s, is_routine=is_routine), state
+
+    def quantities(self, snapshot: Snapshot, state: KsmtunedState, decision: Decision) -> Iterator[Quantity]:
+        """Yield what may change the decision that has left `state` behind; after a hold, the next step is another."""
+        from virtksm.policy.thresholds import TIMER
+
+        rule, host, total_kib = decision.reason.rule, snapshot.host, snapshot.host.total_kib
+        cached_kib = host.buffers_kib + host.cached_kib
+
+        def asking(move: Callable[[int], Snapshot]) -> Callable[[int], str]:
+            return lambda value: name_change(rule, self.decide(move(value), state, TIMER)[0].reason.rule)
+
+        yield PASSED_S, 0, (0,), asking(lambda _: snapshot)
+        if rule == "unknown":
+            known = asking(lambda kib: replace(snapshot, host=replace(host, total_kib=kib)))
+            yield "total_kib", total_kib, (1 if total_kib < 1 else MAX_TOTAL_KIB,), known
+            return
+        freed = asking(lambda kib: replace(snapshot, host=replace(host, free_kib=kib - cached_kib)))
+        held = asking(lambda kib: replace(snapshot, guests=(Guest(uuid="all", name="all", rss_kib=kib),)))
+        for end_kib in (0, total_kib):
+            yield "free_kib", host.free_kib + cached_kib, (end_kib,), freed
+            yield "committed_kib", snapshot.committed_kib, (end_kib,), held
 
 
 def decide_settings(
@@ -122,26 +141,19 @@ def decide_settings(
     }
 
     if not 0 < total_kib <= MAX_TOTAL_KIB:  # rule 1
-        text = f"the host's total memory is given as {total_kib} KiB, so there is nothing to tune: parked"
-        known = Turn(
-            then="decides by memory",
-            quantity="total_kib",
-            threshold=min(max(total_kib, 1), MAX_TOTAL_KIB),
-            present=total_kib,
-        )
-        return IDLE, Reason(rule="unknown", text=text, numbers=numbers, turns_when=(known,)), npages
+        text = f"the host's total memory is given as {total_kib} KiB, so there is nothing to tune: ksmd idle"
+        return IDLE, Reason(rule="unknown", text=text, numbers=numbers), npages
 
     thres_kib = threshold_kib(total_kib, params)  # rule 3
     sleep_ms = scaled_sleep_ms(total_kib, params)  # rule 4
     numbers |= {"thres_kib": thres_kib, "sleep_ms": sleep_ms}
-    turns = tuple(find_turns(total_kib, committed_kib, free_kib, thres_kib, is_step=is_step))
 
     if committed_kib + thres_kib < total_kib and free_kib > thres_kib:  # rule 5
         text = (
             f"{in_mib(free_kib)} free, above the threshold of {in_mib(thres_kib)}; "
-            f"guests hold {in_mib(committed_kib)} of {in_mib(total_kib)}: parked"
+            f"guests hold {in_mib(committed_kib)} of {in_mib(total_kib)}: ksmd idle"
         )
-        return IDLE, Reason(rule="stop", text=text, numbers=numbers, turns_when=turns), npages
+        return IDLE, Reason(rule="stop", text=text, numbers=numbers), npages
 
     if is_step and free_kib < thres_kib:  # rule 6
         rule, delta = "boost", params.npages_boost
@@ -156,24 +168,12 @@ def decide_settings(
     )
     target = Settings(pages_to_scan=stepped, sleep_millisecs=sleep_ms)
     numbers["npages"] = stepped
-    return target, Reason(rule=rule, text=text, numbers=numbers, turns_when=turns), stepped
+    return target, Reason(rule=rule, text=text, numbers=numbers), stepped
 
 
-def find_turns(total_kib: int, committed_kib: int, free_kib: int, thres_kib: int, *, is_step: bool) -> Iterator[Turn]:
-    """Yield what would turn the decision: where rules 5 and 6 have their borders."""
-    has_room, has_free = committed_kib + thres_kib < total_kib, free_kib > thres_kib
-    if has_room and has_free:
-        yield Turn(then="scans", quantity="free_kib", threshold=thres_kib, present=free_kib)
-        yield Turn(then="scans", quantity="committed_kib", threshold=total_kib - thres_kib, present=committed_kib)
-        return
-    if has_room:
-        yield Turn(then="parks", quantity="free_kib", threshold=thres_kib + 1, present=free_kib)
-    elif has_free and thres_kib < total_kib:
-        yield Turn(then="parks", quantity="committed_kib", threshold=total_kib - thres_kib - 1, present=committed_kib)
-    if is_step and free_kib < thres_kib:
-        yield Turn(then="eases off (decay)", quantity="free_kib", threshold=thres_kib, present=free_kib)
-    elif is_step and thres_kib > 0:
-        yield Turn(then="scans harder (boost)", quantity="free_kib", threshold=thres_kib - 1, present=free_kib)
+def name_change(rule: str, new: str) -> str:
+    """Return what a decision by the rule `new` does after one by `rule`; empty if all goes on."""
+    return "" if new == rule else LEAVES.get(rule) or ENTERS[new]
 
 
 def in_mib(kib: int) -> str:

@@ -1,29 +1,29 @@
 """Switched off: what a pass decides while `virtksm off` is in force. Pure; store/switch.py keeps the switch.
 
-Off outranks every policy and every trigger: each pass parks. The policy is not asked, and what it remembers is dropped:
-while off, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins anew when
-`virtksm on` comes, and owes every guest a scan.
+Off outranks every policy and every trigger: each pass lets ksmd idle. The policy is not asked, and its state is
+dropped: while off, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins
+anew when `virtksm on` comes, and every guest needs a scan.
 """
 
 from __future__ import annotations
 
-from virtksm.model.decision import SWITCHED_OFF, Decision, Reason, SwitchedOff, Turn
+from virtksm.model.decision import SWITCHED_OFF, Decision, Reason, SwitchedOff, Threshold
 from virtksm.model.snapshot import IDLE
 
 RULE = "switched_off"
 
 WATCH_S = 60.0
-"""How often to look whether another program has set KSM scanning meanwhile."""
+"""How often to see whether another program has set KSM scanning meanwhile."""
 
-SWITCHED_ON = Turn(then="asks the policy again", quantity=SWITCHED_OFF, threshold=0, present=1)
+SWITCHED_ON = Threshold(then="asks the policy again", quantity=SWITCHED_OFF, value=0, present=1)
 
 
 def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:
-    """Park; `was_off` says that the pass before did so, too."""
+    """Let ksmd idle; `was_off` says that the pass before did so, too."""
     since = f" since {off.since}" if off.since else ""
     return Decision(
         target=IDLE,
-        reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: parked", turns_when=(SWITCHED_ON,)),
+        reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: ksmd idle"),
         next_pass_s=WATCH_S,
         is_routine=was_off,
     )

@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SWITCHED_OFF = "`virtksm off` outranks every policy: parked until `virtksm on`"
+SWITCHED_OFF = "`virtksm off` outranks every policy: ksmd is idle until `virtksm on`"
 
 MEANINGS: Mapping[str, Mapping[str, str]] = {
     "ksmtuned": {
@@ -21,14 +21,14 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "switched_off": SWITCHED_OFF,
     },
     "adaptive": {
-        "off": "with KSM switched off nothing is scanned, and the debt stays",
+        "off": "while KSM is off nothing is scanned, and the backlog stays",
         "disengaged": "rule 1: it acts when memory is short or will be, unless `engage` says otherwise",
-        "rest": "rule 12: without debt it parks, and probes now and then",
-        "wait": "rule 6: debt waits until the waiting is worth a round",
-        "round": "rules 7 and 8: a round is one full scan, fed to ksmd batch by batch within the CPU budget",
-        "probe": "rule 12: two rounds look for what no debt tells of",
-        "stalled": "rule 9: a round that does not get on is given up; its debt stays",
-        "empty": "rule 9: where KSM knows of no page after a batch, no memory may merge, and nothing is owed",
+        "idle": "rule 12: without a backlog ksmd is idle, with a check scan now and then",
+        "wait": "rule 6: the backlog waits until the waiting is worth a full scan",
+        "full_scan": "rules 7 and 8: ksmd is fed a full scan batch by batch, within the CPU budget",
+        "check_scan": "rule 12: two full scans look for what no counter tells of",
+        "stalled": "rule 9: a full scan that makes no progress is given up; its backlog stays",
+        "empty": "rule 9: where KSM knows of no page after a batch, no memory may merge, and there is no backlog",
         "switched_off": SWITCHED_OFF,
     },
 }

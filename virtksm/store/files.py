@@ -64,7 +64,7 @@ def try_lock(descriptor: int) -> bool:
 
 @contextmanager
 def locked(path: str, otherwise: AlreadyRunning, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold an exclusive flock on `path`; raises `otherwise` when somebody else keeps it for `wait_s` seconds."""
+    """Hold an exclusive flock on `path`; raises `otherwise` when another process holds it for `wait_s` seconds."""
     descriptor = open_lock(path)
     try:
         give_up_s = time.monotonic() + wait_s
@@ -95,7 +95,7 @@ def replace_file(path: str, text: str, *, mode: int = 0o600, durable: bool = Fal
                     os.fsync(descriptor)
             os.rename(temporary, path)
         except BaseException:
-            with suppress(OSError):  # what went wrong before is what there is to tell
+            with suppress(OSError):  # the first error is the one to report
                 os.unlink(temporary)
             raise
         if durable:
@@ -135,16 +135,16 @@ def read_file(path: str) -> str | None:
         os.close(descriptor)
 
 
-def read_at_most(file: BinaryIO, most: int) -> bytes:
-    """Return a file's first `most` bytes, or all that it has.
+def read_at_most(file: BinaryIO, limit: int) -> bytes:
+    """Return a file's first `limit` bytes, or all that it has.
 
-    `file.read(most)` takes that many bytes of memory before it looks, and once such a piece has been given back, glibc
+    `file.read(limit)` takes that many bytes of memory before it reads, and once such a piece has been given back, glibc
     keeps as much in every thread's arena (its threshold for trimming follows): an agent grew by 10 MiB.
     """
     pieces = list[bytes]()
-    while most > 0 and (piece := file.read(min(most, PIECE_BYTES))):
+    while limit > 0 and (piece := file.read(min(limit, PIECE_BYTES))):
         pieces.append(piece)
-        most -= len(piece)
+        limit -= len(piece)
     return b"".join(pieces)
 
 
@@ -165,7 +165,7 @@ def find_remedy(path: str, error: Exception | str) -> str:
     if isinstance(error, PermissionError) and os.geteuid() != 0:
         return "only root and the agent's own user may do this: run it with sudo"
     folder = os.path.dirname(path)
-    return f"see what is there, whose it is and what space is left: ls -la {folder}; df {folder}"
+    return f"see what is there, who owns it and how much space is free: ls -la {folder}; df {folder}"
 
 
 def _unusable(path: str, error: Exception | str) -> StateUnusable:

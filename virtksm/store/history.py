@@ -1,17 +1,17 @@
 """Keeps a host's history as one SQLite file in the state folder: HOST.history, 0600, at most a few MiB.
 
-The library is well kept, in every distribution, and its files can be looked at with tools that are there already. Only
-the agent writes, in one transaction a minute at most: a rollback journal, which is gone between two writes, so that
-reading needs no companion file and leaves nothing behind. Reading takes the file's bytes into memory and lets SQLite
-look at those: no lock, no link followed, nothing written, whatever is in the file and whosoever it is. Root reads what
-another user may have planted: bounds on SQLite's memory, on each value and on the rows hold before a query runs, and a
-file with other tables than ours, with a view or a column that is computed, is not queried. The schema's version is in
-`PRAGMA user_version`; what is damaged or newer is renamed, not removed.
+The library is maintained, in every distribution, and administrators have tools for its files. Only the agent writes, in
+one transaction a minute at most: a rollback journal, which is gone between two writes, so that reading needs no
+companion file and leaves nothing behind. Reading takes the file's bytes into memory and has SQLite read those: no lock,
+no link followed, nothing written, whatever is in the file and whichever user owns it. Root reads files that another
+user may have planted: bounds on SQLite's memory, on each value and on the rows hold before a query runs, and a file
+with other tables than ours, with a view or a column that is computed, is not queried. Decisions are lines; their
+readers parse them. The schema's version is in `PRAGMA user_version`; a file that is damaged or newer is renamed, not
+removed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import stat
@@ -22,7 +22,6 @@ from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
-from virtksm.codec import build, parse_object
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import (
     EVENT_FIELDS,
@@ -33,7 +32,6 @@ from virtksm.history.samples import (
     SAMPLE_FIELDS,
     GuestEvent,
     Sample,
-    Told,
     event_row,
     parse_events,
     parse_samples,
@@ -48,34 +46,32 @@ MAX_READ_BYTES = 32 << 20
 """Longest texts of all rows that are read together."""
 MAX_ROW_BYTES = 1 << 20
 """Longest row that is read."""
-MAX_RECORD_CHARACTERS = MAX_ROW_BYTES * 3 // 4
-"""A longer decision is not kept: no answer of an agent's has room for it."""
 MAX_HEAP_BYTES = 64 << 20
-"""What SQLite may take of memory, the file's picture included."""
+"""What SQLite may take of memory, the file's bytes included."""
 MAX_DECISION_CHARACTERS = 4 << 20
-"""All decisions together: a pass has 2 KB, and more where many private guests can merge."""
+"""All decisions together: a line has some 2,000."""
 MAX_ASIDE = 3
-"""Files set aside that are kept; while there are so many, nothing is remembered, and nothing lost."""
+"""Files set aside that are kept; while there are so many, nothing is written, and nothing lost."""
 MAX_INTEGER = 2**63 - 1
 BUSY_S = 5.0
 DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY)
-"""The last is what SQLite says of a file whose header wants a newer SQLite; a read-only folder is found out before."""
+"""The last is SQLite's error for a file whose header wants a newer SQLite; a read-only folder is found out before."""
 MAX_STEPS = 50_000_000
 """Steps of SQLite's machine that reading may take (a million rows)."""
 TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
 
-REMEDY = "virtksm remembers there what it did, for people to look at: see whose it is, and what space is left (df)"
+REMEDY = "virtksm keeps its history there, for people to read: see who owns it, and how much space is free (df)"
 
 TABLES = {
-    name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK (at_s IS NOT NULL))"
-    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("at_s", "report")))
+    name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK ({columns[0]} IS NOT NULL))"
+    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("line",)))
 }
 SCHEMA_ROWS = "SELECT CAST(type || ' ' || name || ' ' || tbl_name || ' ' || sql AS BLOB) FROM sqlite_master LIMIT 4"
 """As bytes: a damaged one may be no UTF-8."""
 SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # our own names
 EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # as above
-DECISIONS = "SELECT at_s, report FROM decisions ORDER BY id DESC LIMIT ?"
+DECISIONS = "SELECT CAST(line AS TEXT) FROM decisions ORDER BY id DESC LIMIT ?"
 SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
 SURPLUS_OF_A_GUEST = """
 DELETE FROM events WHERE id IN (
@@ -92,16 +88,16 @@ DELETE FROM events WHERE kind = ?1 AND id <= (
 """
 SURPLUS_DECISIONS = """
 DELETE FROM decisions WHERE id <= (
-    SELECT max(id) FROM (SELECT id, sum(length(report)) OVER (ORDER BY id DESC) AS characters FROM decisions)
+    SELECT max(id) FROM (SELECT id, sum(length(line)) OVER (ORDER BY id DESC) AS characters FROM decisions)
     WHERE characters > ?
 )
 """
 
 
 class HistoryFile:
-    """The History of one host, in the file `path`; whoever keeps must be the one who owns its folder.
+    """The History of one host, in the file `path`; only the owner of its folder may add.
 
-    `deserializes` says whether SQLite can read a picture in memory: since 3.36, before that where it was built to.
+    `deserializes` says whether SQLite can read bytes in memory: since 3.36, before that where it was built to.
     """
 
     def __init__(self, path: str, *, deserializes: bool = hasattr(sqlite3.Connection, "deserialize")) -> None:
@@ -109,7 +105,7 @@ class HistoryFile:
         self._deserializes = deserializes
         self._is_sound = False
 
-    def keep(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> str | None:
+    def add(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> str | None:
         with _translated(self.path):
             _prepare(self.path)
             aside = None if self._is_sound or _is_sound(self.path) else _set_aside(self.path)
@@ -129,17 +125,15 @@ class HistoryFile:
         with _translated(self.path):
             return parse_samples(SAMPLE_FIELDS, rows[::-1])
 
-    def events(self, since_s: float, most: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
-        rows = self._read(EVENTS, since_s, most)
+    def events(self, since_s: float, limit: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
+        rows = self._read(EVENTS, since_s, limit)
         with _translated(self.path):
             return parse_events(EVENT_FIELDS, rows[::-1])
 
-    def decisions(self, most: int) -> tuple[Told, ...]:
-        rows = self._read(DECISIONS, most)
-        with _translated(self.path):
-            return tuple(parse_told(at_s, report) for at_s, report in rows[::-1])
+    def decisions(self, limit: int) -> tuple[str, ...]:
+        return tuple(line for (line,) in self._read(DECISIONS, limit)[::-1])
 
-    def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[Told]) -> None:
+    def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> None:
         with closing(_open(self.path)) as database, database:
             database.execute("BEGIN IMMEDIATE")
             if _version(database) == 0:
@@ -147,23 +141,21 @@ class HistoryFile:
                     database.execute(statement)
             _insert(database, "samples", SAMPLE_FIELDS, map(sample_row, samples))
             _insert(database, "events", EVENT_FIELDS, map(event_row, events))
-            records = ((told.at_s, json.dumps(told.report)) for told in decisions)
-            kept = ((at_s, report) for at_s, report in records if len(report) <= MAX_RECORD_CHARACTERS)
-            _insert(database, "decisions", ("at_s", "report"), kept)
-            for kind, (most, most_of_a_guest) in MAX_OF_A_KIND.items():
-                database.execute(SURPLUS_OF_A_GUEST, (kind, most_of_a_guest))
-                database.execute(SURPLUS_OF_A_KIND, (kind, most))
-            for table, most in (("samples", MAX_SAMPLES), ("events", MAX_EVENTS), ("decisions", MAX_DECISIONS)):
-                database.execute(SURPLUS.format(table=table), (most,))
+            _insert(database, "decisions", ("line",), ((line,) for line in decisions))
+            for kind, (limit, max_of_a_guest) in MAX_OF_A_KIND.items():
+                database.execute(SURPLUS_OF_A_GUEST, (kind, max_of_a_guest))
+                database.execute(SURPLUS_OF_A_KIND, (kind, limit))
+            for table, limit in (("samples", MAX_SAMPLES), ("events", MAX_EVENTS), ("decisions", MAX_DECISIONS)):
+                database.execute(SURPLUS.format(table=table), (limit,))
             database.execute(SURPLUS_DECISIONS, (MAX_DECISION_CHARACTERS,))
 
     def _read(self, query: str, *values: float) -> list[tuple[Any, ...]]:
-        """Query a picture of the file."""
+        """Query a copy of the file in memory."""
         with _translated(self.path):
             content = _read_whole(self.path)
             if content is None:
                 return []
-            with self._picture(content) as database:
+            with self._copy(content) as database:
                 database.set_progress_handler(lambda: 1, MAX_STEPS)
                 if not _is_ours(database):
                     raise ValueError(f"is no history of schema {SCHEMA}")
@@ -177,8 +169,8 @@ class HistoryFile:
                 return rows
 
     @contextmanager
-    def _picture(self, content: bytes) -> Iterator[sqlite3.Connection]:
-        """Lend a database of these bytes, bounded before it has looked at any of them."""
+    def _copy(self, content: bytes) -> Iterator[sqlite3.Connection]:
+        """Lend a database of these bytes, bounded before it reads any of them."""
         with tempfile.TemporaryDirectory() if not self._deserializes else nullcontext() as folder:
             if folder is None:
                 opened = sqlite3.connect(":memory:")
@@ -197,18 +189,11 @@ class HistoryFile:
                 yield database
 
 
-def parse_told(at_s: object, report: object) -> Told:
-    """Take a decision as it was kept; raises ValueError."""
-    if not isinstance(report, str):
-        raise ValueError("a decision is no text")
-    return build(Told, {"at_s": at_s, "report": parse_object(report, "a decision")})
-
-
 def _prepare(path: str) -> None:
     """Create the folder and an empty file with the right mode, if they are missing; raises StateUnusable, OSError.
 
-    SQLite is told names, not descriptors, and an open database may name further files to remove: root opens none where
-    another user can put what he likes.
+    SQLite takes names, not descriptors, and an open database may name further files to remove: root opens none where
+    another user can plant one.
     """
     folder = os.path.dirname(path)
     ensure_folder(folder, 0o755)
@@ -249,7 +234,7 @@ def _is_sound(path: str) -> bool:
 
 
 def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
-    """Tell whether the file is what is wrong: no database, a damaged one, or other tables than ours.
+    """Tell whether the file is at fault: no database, a damaged one, or other tables than ours.
 
     SQLite quotes a damaged schema in its message, which Python may not be able to decode.
     """
@@ -260,7 +245,7 @@ def _is_damage(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
 
 
 def _set_aside(path: str) -> str:
-    """Rename what cannot be used, with what an interrupted write has left of it; raises StateUnusable, OSError."""
+    """Rename an unusable file, with the journal of an interrupted write; raises StateUnusable, OSError."""
     folder, name = os.path.split(path)
     if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MAX_ASIDE:
         raise StateUnusable(

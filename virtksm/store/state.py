@@ -79,21 +79,21 @@ def parse_host_state(text: str) -> HostState:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
     try:
-        kept = json.loads(text)
+        values = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise ValueError(f"not a virtksm state of schema {SCHEMA}")
-    parameters, policy = kept.get("parameters"), kept.get("policy")
+    parameters, policy = values.get("parameters"), values.get("policy")
     if not isinstance(parameters, dict) or not isinstance(policy, dict):
         raise ValueError("parameters or policy is missing")
-    name, left = policy.get("name"), policy.get("state")
-    if not isinstance(name, str | None) or not isinstance(left, dict | None) or not _is_shallow(left, MAX_LEVELS):
+    name, state = policy.get("name"), policy.get("state")
+    if not isinstance(name, str | None) or not isinstance(state, dict | None) or not _is_shallow(state, MAX_LEVELS):
         raise ValueError("policy is damaged")
     return HostState(
         ownership={key: _parse_ownership(key, value) for key, value in parameters.items()},
         policy_name=name,
-        policy_state=left,
+        policy_state=state,
     )
 
 
@@ -105,7 +105,7 @@ def _parse_ownership(parameter: str, value: object) -> Ownership:
 
 
 def _is_shallow(value: object, levels: int) -> bool:
-    """Tell whether a JSON value nests no deeper than `levels`: what can be read can then be written again."""
+    """Tell whether a JSON value nests no deeper than `levels`, so that it can be written again."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)

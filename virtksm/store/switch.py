@@ -1,7 +1,8 @@
 """Keeps whether virtksm is switched off for a host, as one file in the state folder: there while it is off.
 
-Some must be able to prove that KSM is off, so whatever cannot be read or understood counts as off; only a file that is
-certainly not there means on. It survives a power cut from the moment `turn_off` returns. Follows no symbolic links.
+Administrators must be able to prove that KSM is off, so a file that cannot be read or understood counts as off; only a
+file that is certainly not there means on. It survives a power cut from the moment `turn_off` returns. Follows no
+symbolic links.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SwitchFile:
             os.close(descriptor)
 
     def may_turn(self) -> bool:
-        """Tell whether this user may turn it: root, or whoever may write in the folder, or make it."""
+        """Tell whether this user may turn it: root, or a user who may write in the folder, or make it."""
         folder = os.path.dirname(self.path)
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
@@ -72,10 +73,10 @@ class SwitchFile:
 def parse_switch(content: bytes) -> str:
     """Return since when it is off; raises ValueError if that is not what `turn_off` wrote."""
     try:
-        kept = parse_object(content, "it")
+        values = parse_object(content, "it")
     except ValueError:
-        kept = {}
-    since = kept.get("since") if kept.get("schema") == SCHEMA else None
+        values = {}
+    since = values.get("since") if values.get("schema") == SCHEMA else None
     if not isinstance(since, str) or not since.isprintable() or not 0 < len(since) <= MAX_SINCE:
         raise ValueError("is damaged")
     return since

@@ -10,13 +10,13 @@ from io import FileIO
 from virtksm.errors import TraceUnusable
 
 MAX_OF_A_LINE = 1 << 22
-"""Characters: ten times what an agent tells of one pass."""
+"""Characters: ten times the longest line of an agent's."""
 
 
 def create_trace(path: str, *, replaces: bool = False) -> FileIO:
     """Open a new trace for writing, its owner's alone; with `replaces` also where a file of ours is.
 
-    Raises TraceUnusable. What is there may be somebody else's: it names guests, and waits for no FIFO's reader.
+    Raises TraceUnusable. A trace names guests, so no other user's file takes it; no FIFO's reader is waited for.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (0 if replaces else os.O_EXCL)
     try:

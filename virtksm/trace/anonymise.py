@@ -8,7 +8,7 @@ from dataclasses import replace
 from virtksm.trace import Header, Line, Pass, State
 
 
-class Nameless:
+class Anonymiser:
     """Strips line after line; each guest keeps one number throughout, and each URI its scheme."""
 
     def __init__(self) -> None:
@@ -25,18 +25,18 @@ class Nameless:
                     for guest in line.snapshot.guests
                 )
                 snapshot = replace(line.snapshot, guests=guests)
-                return replace(line, snapshot=snapshot, state=self._nameless_state(line.state))
+                return replace(line, snapshot=snapshot, state=self._anonymous_state(line.state))
         return line
 
-    def _nameless_state(self, state: State | None) -> State | None:
+    def _anonymous_state(self, state: State | None) -> State | None:
         known = None if state is None else state.get("guests_kib")
         if state is None or not isinstance(known, Mapping):
             return state
-        return {**state, "guests_kib": {self._nameless_key(str(key)): kib for key, kib in known.items()}}
+        return {**state, "guests_kib": {self._anonymous_key(str(key)): kib for key, kib in known.items()}}
 
-    def _nameless_key(self, key: str) -> str:
+    def _anonymous_key(self, key: str) -> str:
         uuid, _, run = key.rpartition("/")  # Guest.key
-        return f"{self._number(uuid)}/{run}"
+        return f"{self._number(uuid)}/{run}" if uuid else key  # other processes have one key, and no name
 
     def _number(self, uuid: str) -> str:
         return self._numbers.setdefault(uuid, f"guest-{len(self._numbers) + 1}")

@@ -1,11 +1,11 @@
 """Runs a policy over a recorded trace, beside the one that was recorded. Pure.
 
-Open loop: the snapshots are those that the recorded settings have led to. Whatever another policy would have done to
-ksmd, merging and memory, and when it would have asked for its passes, is not in them. What is true is each decision by
-itself: this is what that policy answers to that host, with all that it remembers of the passes before.
+Open loop: the snapshots are those that the recorded settings have led to. The effects of another policy on ksmd,
+merging and memory, and the times of its passes, are not in them. Each decision is true by itself: that policy's answer
+to that host, with its own state after the passes before.
 
-A policy that is the recorded one by name takes over what that one remembered where the trace says it (at the beginning,
-after a gap); with the recorded configuration it decides the same. Another one begins anew with the trace.
+A policy that is the recorded one by name takes over the recorded state where the trace has it (at the beginning, after
+a gap); with the recorded configuration it decides the same. Another one begins anew with the trace.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Chooser = Callable[[Law], Policy[Any]]
 class Step:
     """One pass and both answers to it. `lasted_s` is the time since the pass before it, None where none follows on it.
 
-    `began_anew` says that what the recorded policy remembered could not be taken over.
+    `began_anew` says that the recorded policy's state could not be taken over.
     """
 
     line: Pass
@@ -64,12 +64,12 @@ def replay(lines: Iterable[Line | Torn], choose: Chooser) -> Iterator[Step]:
 
 
 class _Player:
-    """The policy that is replayed and what it remembers, as a cycle would keep it."""
+    """The policy that is replayed, and its state from pass to pass."""
 
     def __init__(self, choose: Chooser, law: Law) -> None:
         self._choose = choose
         self._take(law)
-        self._past: Any = None
+        self._state: Any = None
         self._was_off = False
 
     def decide(self, line: Pass) -> tuple[Decision, bool]:
@@ -77,23 +77,23 @@ class _Player:
         if line.law is not None:
             name = self._policy.name
             self._take(line.law)
-            self._past = self._past if self._policy.name == name else None
+            self._state = self._state if self._policy.name == name else None
         if line.off is not None:
             decision = decide_off(line.off, was_off=self._was_off)
-            self._past, self._was_off = None, True
+            self._state, self._was_off = None, True
             return decision, False
         self._was_off = False
         began_anew = False
         if not line.continues and self._policy.name == self._recorded:
-            self._past = None
+            self._state = None
             if line.state is not None:
                 try:
-                    self._past = self._policy.load_state(line.state)
+                    self._state = self._policy.load_state(line.state)
                 except ValueError:  # another version's
                     began_anew = True
-        if self._past is None:
-            self._past = self._policy.first_state(line.snapshot)
-        decision, self._past = self._policy.decide(line.snapshot, self._past, line.triggers)
+        if self._state is None:
+            self._state = self._policy.first_state(line.snapshot)
+        decision, self._state = self._policy.decide(line.snapshot, self._state, line.triggers)
         return decision, began_anew
 
     def _take(self, law: Law) -> None:
@@ -102,7 +102,7 @@ class _Player:
 
 @dataclass(slots=True)
 class Share:
-    """What one side's settings came to: time parked, and pages that ksmd was granted at most."""
+    """What one side's settings came to: time idle, and pages that ksmd was granted at most."""
 
     idle_s: float = 0.0
     pages: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from virtksm.codec import build, dump
+from virtksm.codec import build, dump, parse_object
 from virtksm.errors import TraceUnusable
 from virtksm.text import MAX_TIME_S
 from virtksm.trace import End, Gap, Header, Line, Pass, Torn
@@ -25,7 +25,7 @@ def dump_line(line: Line) -> str:
         case Header():
             values: dict[str, object] = {"kind": "header", "format": FORMAT, "schema": SCHEMA, **dump(line)}
         case Pass():
-            values = _pass_values(line)
+            values = pass_values(line)
         case Gap():
             values = {"kind": "gap", **dump(line)}
         case End():
@@ -52,72 +52,66 @@ def parse_lines(texts: Iterable[str], name: str) -> Iterator[Line | Torn]:
 
 def parse_line(text: str, *, is_first: bool = False) -> Line:
     """Parse one line; raises ValueError saying what is wrong."""
-    try:
-        kept = json.loads(text, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from None
-    if not isinstance(kept, dict):
-        raise ValueError("no JSON object")
-    kind = kept.get("kind")
+    values = parse_object(text, "the line")
+    kind = values.get("kind")
     if kind == "header":
-        return _header(kept)
+        return _header(values)
     if is_first:
         raise ValueError("a trace begins with its header")
     match kind:
         case "pass":
-            return _pass(kept)
+            return _pass(values)
         case "gap":
-            return build(Gap, kept)
+            return build(Gap, values)
         case "end":
-            return build(End, kept)
+            return build(End, values)
     raise ValueError(f"kind is {kind!r:.40}, not header, pass, gap or end")
 
 
-def _pass_values(line: Pass) -> dict[str, object]:
-    values = dump(line)
-    reason, decision = values["decision"].pop("reason"), values["decision"]
-    told = {
-        "kind": "pass",
-        "seq": values["seq"],
-        "at_s": values["at_s"],
-        "triggers": values["triggers"]["kinds"],
-        "snapshot": values["snapshot"],
-        "decision": {"rule": reason["rule"], "reason": reason["text"], "numbers": reason["numbers"], **decision},
-        "outcome": values["outcome"],
-        "after": values["after"],
-        "off": values["off"],
+def parse_summary(text: str) -> Pass:
+    """Parse the line of a pass that stands alone; raises ValueError saying what is wrong."""
+    line = parse_line(text)
+    if not isinstance(line, Pass) or line.law is None:
+        raise ValueError("the line is no pass with its law")
+    return line
+
+
+def pass_values(line: Pass) -> dict[str, object]:
+    """Return a pass as JSON values."""
+    values = {"kind": "pass", **dump(line)}
+    values["triggers"] = values["triggers"]["kinds"]
+    reason = values["decision"].pop("reason")
+    values["decision"] = {
+        "rule": reason["rule"],
+        "reason": reason["text"],
+        "numbers": reason["numbers"],
+        "thresholds": values.pop("thresholds"),
+        **values["decision"],
     }
-    if line.law is not None:
-        told["law"] = values["law"]
-    if not line.continues:
-        told["state"] = values["state"]
-    return told
+    if line.law is None:
+        del values["law"]
+    if values.pop("continues"):
+        del values["state"]
+    return values
 
 
-def _header(kept: Mapping[str, object]) -> Header:
-    if kept.get("format") != FORMAT:
+def _header(values: Mapping[str, object]) -> Header:
+    if values.get("format") != FORMAT:
         raise ValueError(f"not a {FORMAT}")
-    schema = kept.get("schema")
+    schema = values.get("schema")
     if schema != SCHEMA:
         raise ValueError(f"its schema is {schema!r:.40}, and this virtksm reads {SCHEMA}: use one as new as the trace")
-    return build(Header, kept)
+    return build(Header, values)
 
 
-def _pass(kept: Mapping[str, object]) -> Pass:
-    decision = kept.get("decision")
-    if isinstance(decision, dict):
+def _pass(values: Mapping[str, object]) -> Pass:
+    fields = {**values, "triggers": {"kinds": values.get("triggers")}, "continues": "state" not in values}
+    if isinstance(decision := values.get("decision"), dict):
         reason = {"rule": decision.get("rule"), "text": decision.get("reason"), "numbers": decision.get("numbers")}
-        decision = {**decision, "reason": reason}
-    triggers = {"kinds": kept.get("triggers")}
-    line = build(Pass, {**kept, "triggers": triggers, "decision": decision, "continues": "state" not in kept})
+        fields |= {"decision": {**decision, "reason": reason}, "thresholds": decision.get("thresholds", ())}
+    line = build(Pass, fields)
     if not 0 <= line.at_s <= MAX_TIME_S:
         raise ValueError(f"at_s is {line.at_s!r:.40}, not a time")
     if line.snapshot.ksm.page_kib < 1:
         raise ValueError(f"page_kib is {line.snapshot.ksm.page_kib!r:.40}, not a page's size")
     return line
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is no number")

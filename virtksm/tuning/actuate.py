@@ -40,7 +40,7 @@ def apply(
 ) -> tuple[KsmState, tuple[SettingsRefused, ...]]:
     """Make the calls; return the state read back and a refusal for every call that did not arrive whole.
 
-    Raises LibvirtUnreachable if the connection breaks: what was written then is for the next pass to find out.
+    Raises LibvirtUnreachable if the connection breaks: the next pass finds out what was written.
     """
     reported: list[Cause | None] = []
     for call in calls:

@@ -3,7 +3,7 @@
 Rules:
 1. A change is news once: the same foreign value found again is not reported again.
 2. An explicit request (retune, reload) ends whatever we had yielded, and writes.
-3. No foreign value means that the settings are ours again: a yield ends.
+3. Without a foreign value the settings are ours again: a yield ends.
 4. Having yielded, write nothing.
 5. `yield`: yield at the first foreign value.
 6. `reassert`: write again, but at most REASSERT_LIMIT times in REASSERT_WINDOW_S; then yield, saying so once.
@@ -27,7 +27,7 @@ Mode = Literal["reassert", "yield"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictState:
-    """What an agent remembers of other writers; a new agent remembers nothing."""
+    """An agent's record of other writers; a new agent begins without."""
 
     reasserted_at_s: tuple[float, ...] = ()
     has_yielded: bool = False
@@ -36,7 +36,7 @@ class ConflictState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictVerdict:
-    """`news`: foreign values not yet reported. `yields_now`: this pass is the one that gave in."""
+    """`news`: foreign values not yet reported. `yields_now`: this pass is the one that yields."""
 
     may_write: bool
     news: tuple[Foreign, ...] = ()

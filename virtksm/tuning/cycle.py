@@ -1,23 +1,23 @@
 """One cycle: sense, decide, actuate, report. The agent and the one-shot run this same code.
 
 A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
-the policy's state are kept before the first write, what was confirmed after it. If sensing fails, nothing is written;
-if the state cannot be kept, nothing is written either. While virtksm is switched off, every pass parks, and so does a
-restore: the baseline would scan.
+the policy's state are saved before the first write, the confirmation after it. If sensing fails, nothing is written; if
+the state cannot be saved, nothing is written either. While virtksm is switched off, every pass lets ksmd idle, and so
+does a restore: the baseline would scan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from virtksm.errors import SettingsRefused
-from virtksm.model.decision import Decision, SwitchedOff, Triggers
+from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
-from virtksm.policy.off import decide_off
+from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, apply, plan, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
@@ -27,19 +27,19 @@ from virtksm.tuning.sense import sense, sense_settings
 
 
 @dataclass(slots=True)
-class Memory:
-    """What a process remembers between passes and need not outlive it."""
+class Tenure:
+    """One process's knowledge between its passes; it ends with the process."""
 
-    tenure_began: bool = False
-    kept: HostState | None = None
-    """The state as this process last kept it: somebody may remove the runtime folder, and the baseline with it."""
+    has_begun: bool = False
+    saved: HostState | None = None
+    """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
     was_off: bool = False
     files_agree: bool = False
-    """Whether libvirt was seen to tell of KSM what this machine's files do: they are read in its place from then on."""
+    """True once libvirt and this machine's files showed the same settings: later passes read the files."""
     conflict: ConflictState = field(default_factory=ConflictState)
     refused: dict[str, Refused] = field(default_factory=dict)
     lacking: frozenset[str] = frozenset()
-    """The parameters that the kernel did not offer in the last pass, which has said so: no error every tick."""
+    """The parameters that the kernel did not offer in the last pass, which reported them: not again with each timer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Cycle(Generic[State]):
     switch: Switch
     clock: Clock
     on_conflict: Mode
-    memory: Memory
+    tenure: Tenure
 
     def run(self, triggers: Triggers, *, dry_run: bool = False) -> PassReport:
         """Run one pass; a dry run writes neither to the kernel nor to the state.
@@ -62,8 +62,8 @@ class Cycle(Generic[State]):
         kernel is no exception: it is in the report.
         """
         if triggers.is_explicit and not dry_run:
-            self.memory.refused.clear()  # whoever asks may have mended the cause, though this pass has nothing to write
-            self.memory.lacking = frozenset()
+            self.tenure.refused.clear()  # the cause may be mended, though this pass may have nothing to write
+            self.tenure.lacking = frozenset()
             self.hypervisor.forget_max()
         with self.store.locked():
             began_s = self.clock()  # not before: another pass may have held the lock for seconds
@@ -75,26 +75,26 @@ class Cycle(Generic[State]):
                 began_s,
                 with_max=off is None and self.policy.wants_maxima,
                 with_other_processes=off is None and self.policy.wants_other_processes,
-                files_agree=self.memory.files_agree,
+                files_agree=self.tenure.files_agree,
             )
-            if self.local is not None and not self.memory.files_agree:
-                self.memory.files_agree = sense_settings(self.local) == snapshot.ksm.settings
-            decision, asked, recalled = self._decide(state, snapshot, triggers, off)
+            if self.local is not None and not self.tenure.files_agree:
+                self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
+            decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
             calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, triggers))
             lacking = unoffered(before, decision.target)
             after = before
-            refusals = tuple(error for error in lacking if error.parameter not in self.memory.lacking)
+            refusals = tuple(error for error in lacking if error.parameter not in self.tenure.lacking)
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-                kept = replace(asked, ownership=intended)
-                after, refused = self._write(kept, decision.target, before, calls, may_confirm=verdict.may_write)
+                next_state = replace(asked, ownership=intended)
+                after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, calls, refused)
-                self.memory.lacking = frozenset(error.parameter for error in lacking)
+                self.tenure.lacking = frozenset(error.parameter for error in lacking)
                 refusals += refused
-                self.memory.was_off = off is not None
+                self.tenure.was_off = off is not None
             ended_s = self.clock()
         return PassReport(
             uri=self.hypervisor.uri,
@@ -111,16 +111,17 @@ class Cycle(Generic[State]):
             yields_now=verdict.yields_now,
             resumes_now=verdict.resumes_now,
             switched_off=off,
-            state_before=recalled,
+            state_before=state_before,
             state_after=asked.policy_state,
             trouble=() if self.local is None else self.local.trouble,
+            find_thresholds=find_thresholds,
         )
 
     def restore(self, baseline: Settings | None = None) -> RestoreReport:
         """Write the baseline back over every parameter that still holds our value, and forget those that took it.
 
-        With a `baseline` its parameters get its values, whosever they hold. While switched off, park instead and keep
-        the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
+        With a `baseline` its parameters get its values, whatever they hold. While switched off, let ksmd idle instead
+        and keep the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
         """
         doubted: tuple[str, ...] = ()
         with self.store.locked():
@@ -133,12 +134,12 @@ class Cycle(Generic[State]):
                 state = replace(state, ownership=adopt(state.ownership, found, baseline))
                 self._save(state)
             if self.switch.read() is not None:
-                return replace(self._park(), switched_off=True)
+                return replace(self._idle(), switched_off=True)
             target = restoration(state.ownership, found)
             after, refusals = apply(self.hypervisor, self.local, plan(found, target))
             refused = {error.parameter for error in refusals}
-            kept = {name: entry for name, entry in state.ownership.items() if name in refused}
-            self._save(replace(state, ownership=kept))
+            still_owned = {name: entry for name, entry in state.ownership.items() if name in refused}
+            self._save(replace(state, ownership=still_owned))
         left = tuple(
             name
             for name, entry in state.ownership.items()
@@ -147,12 +148,12 @@ class Cycle(Generic[State]):
         doubted = tuple(name for name in doubted if getattr(target, name) is not None)
         return RestoreReport(before=found, after=after.settings, left=left, refusals=refusals, doubted=doubted)
 
-    def park(self) -> RestoreReport:
-        """Stop scanning and keep the baseline, for `on_exit = "park"`; what others have set is left alone."""
+    def idle(self) -> RestoreReport:
+        """Let ksmd idle and keep the baseline, for `on_exit = "idle"`; foreign values are left alone."""
         with self.store.locked():
-            return self._park()
+            return self._idle()
 
-    def _park(self) -> RestoreReport:
+    def _idle(self) -> RestoreReport:
         state = self._load()
         found = self.hypervisor.ksm_state().settings
         owned, foreign = claim(state.ownership, found, [name for name, _ in IDLE.items()], tenure_begins=False)
@@ -164,77 +165,82 @@ class Cycle(Generic[State]):
 
     def _load(self) -> HostState:
         state = self.store.load()
-        return self.memory.kept if self.memory.kept is not None and state == HostState() else state
+        return self.tenure.saved if self.tenure.saved is not None and state == HostState() else state
 
     def _save(self, state: HostState) -> None:
         self.store.save(state)
-        self.memory.kept = state
+        self.tenure.saved = state
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: SwitchedOff | None
-    ) -> tuple[Decision, HostState, Mapping[str, object] | None]:
-        """Decide; return the policy's next state, as a host's without ownership, and its state before."""
+    ) -> tuple[Decision, HostState, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
+        """Decide; return the policy's next state, as a host's without ownership, its state before, and thresholds."""
         if off is not None:
-            return decide_off(off, was_off=self.memory.was_off), HostState(), None
-        recalled = state.policy_state if state.policy_name == self.policy.name else None
+            return decide_off(off, was_off=self.tenure.was_off), HostState(), None, lambda: (SWITCHED_ON,)
+        state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
-        if recalled is not None:
+        if state_before is not None:
             try:
-                before = self.policy.load_state(recalled)
-            except ValueError:  # kept by another version: begin anew, the ownership beside it still counts
-                recalled = None
+                before = self.policy.load_state(state_before)
+            except ValueError:  # another version's: begin again, the ownership beside it still counts
+                state_before = None
         decision, left = self.policy.decide(snapshot, before, triggers)
-        return decision, HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left)), recalled
+
+        def thresholds() -> Iterable[Threshold]:
+            from virtksm.policy.thresholds import find_thresholds
+
+            return find_thresholds(self.policy, snapshot, left, decision)
+
+        saved = HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left))
+        return decision, saved, state_before, thresholds
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers
     ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictState]:
         managed = [name for name, _ in target.items()]
-        owned, foreign = claim(
-            state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.memory.tenure_began
-        )
+        owned, foreign = claim(state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.tenure.has_begun)
         if snapshot.ksm.advisor_is_on:  # it moves pages_to_scan by itself: a refusal, not another writer
             foreign = tuple(value for value in foreign if value.parameter != "pages_to_scan")
-        verdict, conflict = judge(self.memory.conflict, foreign, triggers, snapshot.taken_s, self.on_conflict)
+        verdict, conflict = judge(self.tenure.conflict, foreign, triggers, snapshot.taken_s, self.on_conflict)
         return owned, verdict, conflict
 
     def _is_held(self, call: Call, ksm: KsmState, triggers: Triggers) -> bool:
         return any(
-            still_refused(self.memory.refused, name, value, ksm, triggers, self.clock()) for name, value in call.items()
+            still_refused(self.tenure.refused, name, value, ksm, triggers, self.clock()) for name, value in call.items()
         )
 
     def _write(
         self,
-        kept: HostState,
+        state: HostState,
         target: Settings,
         before: Settings,
         calls: tuple[Call, ...],
         *,
         may_confirm: bool,
     ) -> tuple[Settings, tuple[SettingsRefused, ...]]:
-        self._save(kept)
+        self._save(state)
         refusals: tuple[SettingsRefused, ...] = ()
         after = before
         if calls:
             ksm, refusals = apply(self.hypervisor, self.local, calls)
             after = ksm.settings
         if may_confirm:
-            confirmed = confirm(kept.ownership, target, after)
-            if confirmed != kept.ownership:
-                self._save(replace(kept, ownership=confirmed))
+            confirmed = confirm(state.ownership, target, after)
+            if confirmed != state.ownership:
+                self._save(replace(state, ownership=confirmed))
         return after, refusals
 
     def _remember(
         self, conflict: ConflictState, calls: tuple[Call, ...], refusals: tuple[SettingsRefused, ...]
     ) -> None:
-        self.memory.tenure_began = True
-        self.memory.conflict = conflict
+        self.tenure.has_begun = True
+        self.tenure.conflict = conflict
         for call in calls:
             for name in call:
-                self.memory.refused.pop(name, None)
+                self.tenure.refused.pop(name, None)
         wanted: Mapping[str, int] = {name: value for call in calls for name, value in call.items()}
         for error in refusals:
-            self.memory.refused[error.parameter] = Refused(
+            self.tenure.refused[error.parameter] = Refused(
                 value=wanted[error.parameter], cause=error.cause, at_s=self.clock()
             )
 

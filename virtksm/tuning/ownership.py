@@ -7,12 +7,12 @@ Rules, each parameter judged alone:
 3. A parameter that we never wrote cannot be taken from us: its value is the baseline, whenever it changes.
 4. Any other value found later was put there by another writer: foreign. The baseline stays.
 5. Restoring writes the baseline over values that are still ours, and leaves the others.
-6. What another tuner has left behind is nobody's: it is taken for ours, over a baseline that is given.
-7. A baseline that another user may have planted counts only where somebody may have set it in earnest; else the
-   kernel's own value is given back.
+6. Values that another tuner left behind belong to no writer: they are taken for ours, over a baseline that is given.
+7. A baseline that another user may have planted counts only within plausible bounds; else the kernel's own value is
+   given back.
 
-Baseline and intention are kept before the first write, so a crash at any point leaves rule 1 enough to tell whose value
-it is. Pure: in goes what was kept and what was found, out comes what to keep.
+Baseline and intention are saved before the first write, so after a crash at any point rule 1 still finds the owner of a
+value. Pure: saved ownership and found values go in, the ownership to save comes out.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dataclasses import dataclass, field, replace
 from virtksm.model.report import Foreign
 from virtksm.model.snapshot import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
 
-EARNEST: Mapping[str, range] = {
+PLAUSIBLE: Mapping[str, range] = {
     "pages_to_scan": range(1_000_001),
     "sleep_millisecs": range(1, 3_600_001),
     "merge_across_nodes": range(MAXIMA["merge_across_nodes"] + 1),
 }
-"""Bounds a baseline that may be planted: ksmd takes 7 s for 1,000,000 pages, and heeds no other setting meanwhile;
-without a sleep it never rests; a batch an hour is no scanning."""
+"""Bounds a baseline that may be planted: ksmd takes 7 s for 1,000,000 pages and follows no other setting meanwhile;
+without a sleep it never idles; a batch an hour is no scanning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Ownership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """All that is kept about a host between passes."""
+    """All that is saved about a host between passes."""
 
     ownership: Mapping[str, Ownership] = field(default_factory=dict)
     policy_name: str | None = None
@@ -59,10 +59,10 @@ class HostState:
 
 
 def claim(
-    kept: Mapping[str, Ownership], found: Settings, managed: Iterable[str], *, tenure_begins: bool
+    saved: Mapping[str, Ownership], found: Settings, managed: Iterable[str], *, tenure_begins: bool
 ) -> tuple[dict[str, Ownership], tuple[Foreign, ...]]:
-    """Judge each managed parameter by rules 1 to 4; return the ownership to keep and what is foreign."""
-    owned = dict(kept)
+    """Judge each managed parameter by rules 1 to 4; return the ownership to save and what is foreign."""
+    owned = dict(saved)
     foreign: list[Foreign] = []
     for parameter in managed:
         value = getattr(found, parameter)
@@ -80,11 +80,11 @@ def claim(
     return owned, tuple(foreign)
 
 
-def adopt(kept: Mapping[str, Ownership], found: Settings, baseline: Settings) -> dict[str, Ownership]:
+def adopt(saved: Mapping[str, Ownership], found: Settings, baseline: Settings) -> dict[str, Ownership]:
     """Take what is found for ours wherever `baseline` has a value, which becomes the baseline (rule 6)."""
     values = {name: (value, getattr(found, name)) for name, value in baseline.items()}
     return {
-        **kept,
+        **saved,
         **{
             name: Ownership(baseline=value, intended=present, applied=present)
             for name, (value, present) in values.items()
@@ -93,11 +93,11 @@ def adopt(kept: Mapping[str, Ownership], found: Settings, baseline: Settings) ->
     }
 
 
-def distrust(kept: Mapping[str, Ownership]) -> tuple[dict[str, Ownership], tuple[str, ...]]:
-    """Put the kernel's defaults in place of what nobody sets in earnest (rule 7); return of which parameters, too."""
-    doubted = tuple(name for name, entry in kept.items() if entry.baseline not in EARNEST[name])
+def distrust(saved: Mapping[str, Ownership]) -> tuple[dict[str, Ownership], tuple[str, ...]]:
+    """Put the kernel's defaults in place of implausible baselines (rule 7); return the parameters, too."""
+    doubted = tuple(name for name, entry in saved.items() if entry.baseline not in PLAUSIBLE[name])
     defaults = dict(KERNEL_DEFAULTS.items())
-    return {**kept, **{name: replace(kept[name], baseline=defaults[name]) for name in doubted}}, doubted
+    return {**saved, **{name: replace(saved[name], baseline=defaults[name]) for name in doubted}}, doubted
 
 
 def intend(owned: Mapping[str, Ownership], values: Mapping[str, int]) -> dict[str, Ownership]:

@@ -1,4 +1,4 @@
-"""What the cycle needs of the world, as Protocols; `host` and `store` implement them, tests hand in fakes.
+"""The cycle's needs of the world, as Protocols; `host` and `store` implement them, tests pass fakes.
 
 Every port has one real implementation there and one fake in `tests/fakes.py`; the contract tests run
 the same cases against both.
@@ -34,7 +34,7 @@ class Hypervisor(Protocol):
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         """List the running domains (virConnectListAllDomains); their `rss_kib` stays None.
 
-        `with_max` tells what they may grow to: a call (0.1 ms) for each that is new, or that `forget_max` has named.
+        `with_max` adds what they may grow to: a call (0.1 ms) for each that is new, or that `forget_max` has named.
         """
 
     def forget_max(self, uuid: str | None = None) -> None:
@@ -54,23 +54,23 @@ class Hypervisor(Protocol):
 
 
 class LocalFacts(Protocol):
-    """What this host's /proc and /sys tell beyond libvirt."""
+    """The facts of this host's /proc and /sys, beyond libvirt's."""
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        """What kept the last calls from reading processes, each with its remedy; the same words while it lasts."""
+        """Obstacles to reading processes in the last calls, each with its remedy; the same words while it lasts."""
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         """Return the same guests with the RSS of their processes; None where none was found, or could be read."""
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
-        """Return the memory that may merge and is no guest's, as of the last minute; None where the kernel hides it."""
+        """Return the other processes' mergeable memory, as of the last minute; None where the kernel hides it."""
 
     def host_memory(self) -> HostMemory:
         """Read the host's memory with MemAvailable and swap (/proc/meminfo); raises SensingFailed."""
 
     def ksmd_cpu_seconds(self) -> float | None:
-        """Return the CPU time that ksmd has used since boot; None where it cannot be seen (containers)."""
+        """Return the CPU time that ksmd has used since boot; None where ksmd is hidden (containers)."""
 
     def ksm_counter(self, name: str) -> int | None:
         """Return a number of /sys/kernel/mm/ksm, such as `run`; None where the kernel has no such file."""
@@ -86,27 +86,27 @@ class LocalFacts(Protocol):
 
 
 class StateStore(Protocol):
-    """Where a host's state is kept between passes and processes."""
+    """Keeps a host's state between passes and processes."""
 
     @property
     def is_own(self) -> bool:
-        """Whether nobody but this process's user can have put there what `load` returns."""
+        """Whether only this process's user can have written what `load` returns."""
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the pass lock; raises AlreadyRunning if another process keeps it for too long."""
+        """Hold the pass lock; raises AlreadyRunning if another process holds it for too long."""
 
     def load(self) -> HostState:
-        """Return what was kept, or an empty state; raises StateUnusable if it cannot be understood."""
+        """Return the saved state, or an empty one; raises StateUnusable if it cannot be understood."""
 
     def save(self, state: HostState) -> None:
-        """Keep `state`, all of it or none; raises StateUnusable."""
+        """Save `state`, all of it or none; raises StateUnusable."""
 
 
 class Switch(Protocol):
     """Whether virtksm is switched off for this host; outlives processes and reboots."""
 
     def read(self) -> SwitchedOff | None:
-        """Return None while it is on. Never fails: what cannot be read counts as off."""
+        """Return None while it is on. Never fails: an unreadable switch counts as off."""
 
     def turn_off(self) -> None:
         """Switch off, for good when this returns; one that is off already keeps its date. Raises StateUnusable."""

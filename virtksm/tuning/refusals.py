@@ -1,8 +1,8 @@
 """Why the kernel refused a setting, and how long not to ask again.
 
-libvirt reports every refusal as "failed to set shm_...: Operation not permitted", so the cause is inferred from what
-else is known, the most certain first. A refused write is not repeated while its cause lasts, except once in
-RETRY_AFTER_S or when an administrator asks: no error every tick. Pure.
+libvirt reports every refusal as "failed to set shm_...: Operation not permitted", so the cause is inferred from the
+other facts, the most certain first. A refused write is not repeated while its cause lasts, except once in RETRY_AFTER_S
+or when an administrator asks: no error with each timer. Pure.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def refusal(parameter: str, value: int, found: int | None, cause: Cause) -> Sett
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A refusal remembered."""
+    """An earlier refusal."""
 
     value: int
     cause: Cause

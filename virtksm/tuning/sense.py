@@ -1,9 +1,9 @@
 """Sensing: one snapshot of the host from a libvirt connection and, where the host is this one, from /proc and /sys.
 
 The list of guests always comes from libvirt. Where local, memory comes from /proc: the host's, since every call of
-libvirt wakes its threads a dozen times, and the guests' (1 ms for 150), since there it costs 2-5 ms a guest. So does
-KSM's state from /sys, once libvirt has said the same of its settings. Otherwise all comes from libvirt: the snapshot
-says which.
+libvirt wakes its threads a dozen times, and the guests' (1 ms for 150), since there it costs 2-5 ms a guest. KSM's
+state comes from /sys, once libvirt has shown the same settings. Otherwise all comes from libvirt: the snapshot names
+the source.
 Raises what the hypervisor raises, and Unsupported on a kernel without KSM; writes nothing.
 """
 
@@ -27,8 +27,8 @@ def sense(
 ) -> Snapshot:
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
 
-    `with_max` asks what guests may grow to, `with_other_processes` for their memory, where local; `files_agree` says
-    that this machine's files tell what libvirt tells of KSM: two calls less, which wake libvirt's threads thirty times.
+    `with_max` asks what guests may grow to, `with_other_processes` for their memory, where local; `files_agree`: this
+    machine's files show the same settings as libvirt, which saves two calls that wake its threads thirty times.
     """
     ksm = sense_ksm(local) if files_agree and local is not None else None
     if ksm is None or not any(ksm.settings.items()):
@@ -82,7 +82,7 @@ def sense_ksm(local: LocalFacts) -> KsmState:
 
 
 def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
-    """Add what libvirt does not tell."""
+    """Add the facts that libvirt does not report."""
     cow_ksm, thp_split_page = local.vm_counters("cow_ksm", "thp_split_page")
     return replace(
         ksm,

@@ -1,4 +1,4 @@
-"""The metrics' values at one moment, made of what the agent knows then. Asks nobody."""
+"""The metrics' values at one moment, from the agent's own knowledge. Asks nothing."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from dataclasses import dataclass
 
 from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
 from virtksm.agent.metrics.guests import GuestSavings, ShownGuests
-from virtksm.agent.status import Standing, worst_core_percent
-from virtksm.model.current import Now
+from virtksm.agent.status import AgentFacts, worst_core_percent
+from virtksm.model.current import CurrentKsm
 from virtksm.model.report import PassReport
 from virtksm.policy.adaptive.state import load_state
 
 Labels = tuple[str, ...]
 Value = int | float | Durations
 Measures = dict[str, Mapping[Labels, Value]]
-"""By the metric's name, then by the values of its labels; a metric of which nothing is known is missing."""
+"""By the metric's name, then by the values of its labels; a metric without a known value is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """What the agent knows at one moment; `started_at_s` is Unix time.
 
-    `savings` is None where guests' processes cannot be looked at; `most_guests` have a metric of their own.
-    `profit_bytes` is the kernel's general_profit, None where it is not told.
+    `savings` is None where guests' processes cannot be read; at most `max_guests` have a metric of their own.
+    `profit_bytes` is the kernel's general_profit, None where it is unknown.
     """
 
-    standing: Standing
+    agent: AgentFacts
     tally: Tally
     savings: GuestSavings | None
     profit_bytes: int | None
     shown: ShownGuests
-    most_guests: int
+    max_guests: int
     python: str
     started_at_s: float
 
 
 def measure(moment: Moment) -> Measures:
-    """Return all values, texts for labels as they are; `shown` remembers which guests were."""
-    standing, tally = moment.standing, moment.tally
+    """Return all values, texts for labels as they are; `shown` keeps the choice of guests."""
+    agent, tally = moment.agent, moment.tally
     found: Measures = {
-        "virtksm_build_info": {(standing.version, moment.python): 1},
-        "virtksm_policy_info": {(standing.policy,): 1},
+        "virtksm_build_info": {(agent.version, moment.python): 1},
+        "virtksm_policy_info": {(agent.policy,): 1},
         "virtksm_passes_total": {(result,): count for result, count in tally.passes.items()},
         "virtksm_pass_triggers_total": tally.by_trigger,
         "virtksm_decisions_total": {(rule,): count for rule, count in tally.decisions.items()},
@@ -58,25 +58,25 @@ def measure(moment: Moment) -> Measures:
         "virtksm_event_to_applied_seconds": tally.latencies,
         "virtksm_last_pass_timestamp_seconds": tally.last_at_s,
         "virtksm_history_failures_total": tally.history_failures,
-        "virtksm_libvirt_connected": standing.lost_s is None,
-        "virtksm_libvirt_answers": standing.silence is None,
+        "virtksm_libvirt_connected": agent.lost_s is None,
+        "virtksm_libvirt_answers": agent.silence is None,
         "virtksm_libvirt_reconnects_total": max(tally.connections - 1, 0),
         "virtksm_switched_off": tally.is_off,
-        "virtksm_stranded_possible": standing.may_be_stranded,
+        "virtksm_stranded_possible": agent.may_be_stranded,
         "virtksm_private_guests_exposed": tally.exposed,
         "virtksm_profit_bytes": moment.profit_bytes,
     }
-    if standing.last is not None:
-        plain["virtksm_idle"] = standing.last.decision.is_idle
-        plain["virtksm_worst_core_ratio"] = worst_core_percent(standing.last.after) / 100
-        found["virtksm_scan_debt_bytes"] = find_debt(standing.last)
-    if standing.now is not None:
-        plain |= _of_host(standing.now, is_off=tally.is_off)
+    if agent.last is not None:
+        plain["virtksm_idle"] = agent.last.decision.is_idle
+        plain["virtksm_worst_core_ratio"] = worst_core_percent(agent.last.after) / 100
+        found["virtksm_backlog_bytes"] = find_backlog(agent.last)
+    if agent.current is not None:
+        plain |= _of_host(agent.current, is_off=tally.is_off)
     if moment.savings is not None:
-        shown, others_bytes = moment.shown.choose(moment.savings.saved, moment.most_guests)
+        shown, other_bytes = moment.shown.choose(moment.savings.saved, moment.max_guests)
         found["virtksm_guest_saved_bytes"] = shown
         plain |= {
-            "virtksm_guests_other_saved_bytes": others_bytes,
+            "virtksm_guests_other_saved_bytes": other_bytes,
             "virtksm_unattributed_saved_bytes": moment.savings.unattributed_bytes,
             "virtksm_guests_unaccounted": moment.savings.unaccounted,
         }
@@ -84,36 +84,40 @@ def measure(moment: Moment) -> Measures:
     return found
 
 
-def _of_host(now: Now, *, is_off: bool | None) -> dict[str, Value | None]:
+def _of_host(current: CurrentKsm, *, is_off: bool | None) -> dict[str, Value | None]:
     """Return KSM, the host's memory and its guests."""
-    ksm, host = now.ksm, now.host
+    ksm, host = current.ksm, current.host
     return {
         "virtksm_ksm_off_while_wanted": None if ksm.run is None or is_off is None else ksm.run != 1 and not is_off,
-        "virtksm_saved_bytes": _bytes(now.saved_kib),
+        "virtksm_saved_bytes": _bytes(current.saved_kib),
         "virtksm_zero_pages_bytes": _bytes(ksm.zero_kib),
         "virtksm_ksmd_cpu_seconds_total": ksm.ksmd_cpu_seconds,
-        "virtksm_broken_merges_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm)),
+        "virtksm_cow_break_bytes_total": None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm)),
         "virtksm_unmerging_bytes": _bytes(ksm.unmerge_kib),
-        "virtksm_guests": now.guests,
-        "virtksm_guests_unread": now.guests_unread,
-        "virtksm_guests_resident_bytes": _bytes(now.committed_kib),
+        "virtksm_guests": current.guests,
+        "virtksm_guests_unread": current.guests_unread,
+        "virtksm_guests_resident_bytes": _bytes(current.committed_kib),
         "virtksm_host_memory_bytes": None if host is None else _bytes(host.total_kib),
         "virtksm_host_available_bytes": None if host is None else _bytes(host.available_kib),
         "virtksm_host_swap_free_bytes": None if host is None else _bytes(host.swap_free_kib),
     }
 
 
-def find_debt(report: PassReport) -> dict[Labels, Value]:
-    """Return the adaptive policy's debt after a pass, by age; nothing where another policy decided, or none."""
+def find_backlog(report: PassReport) -> dict[Labels, Value]:
+    """Return the adaptive policy's backlog after a pass, by state; nothing where another policy decided, or none."""
     if report.policy != "adaptive" or report.state_after is None:
         return {}
     try:
-        state = load_state(report.state_after)
+        backlog = load_state(report.state_after).backlog
     except ValueError:  # switched off: the policy was not asked
         return {}
-    young_kib = sum(kib for _, kib in state.young)
-    ages = {"young": young_kib, "fresh": state.fresh_kib, "half": state.half_kib, "gone": state.gone_kib}
-    return {(age,): kib * 1024 for age, kib in ages.items()}
+    backlog_kib = {
+        "settling": backlog.settling_kib,
+        "new": backlog.new_kib,
+        "scanned_once": backlog.scanned_once_kib,
+        "exited": backlog.exited_kib,
+    }
+    return {(state,): kib * 1024 for state, kib in backlog_kib.items()}
 
 
 def _bytes(kib: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""What the agent counts of itself from its start on, for its metrics: plain numbers, kept whether anybody asks or not.
+"""The agent's own counts from its start on, for its metrics: plain numbers, counted also while metrics are off.
 
 They cost a pass some microseconds, need no library, and go on when the configuration switches metrics off and on.
 """
@@ -17,7 +17,7 @@ BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 """A pass takes 4 to 17 ms (docs/security.md), and libvirt may keep it for `call_timeout_s`, 30 s."""
 FAILED = "failed"
 RESULTS = (*(outcome.value for outcome in Outcome if outcome is not Outcome.DRY_RUN), FAILED)
-"""What may become of a pass that is no dry run."""
+"""The results of a pass that is no dry run."""
 
 
 class Durations:
@@ -58,7 +58,7 @@ class Tally:
         self.connections = 0
         self.history_failures = 0
         self.crashes = Counter(dict.fromkeys(("pass", "request", "task"), 0))
-        """Exceptions that nobody thought of, by where they came."""
+        """Unforeseen exceptions, by where they came."""
         self.last_result: str | None = None
         self.last_at_s: float | None = None
         """When the last pass that did not fail ended, in Unix time."""

@@ -1,7 +1,7 @@
 """Puts measures into Prometheus' text format, by its client library, which is imported here alone.
 
-Every family is made anew for each exposition out of the agent's own counts, and no registry of the library's is used:
-its counters add a series with each one's time of creation, which versions before 0.17 let nobody switch off.
+Each exposition makes every family again from the agent's own counts. The library's registry is not used: its counters
+add a series with their time of creation, which cannot be switched off before version 0.17.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _process = ProcessCollector(registry=None)
 
 
 class _Families(Collector):
-    """What one exposition holds."""
+    """The families of one exposition."""
 
     def __init__(self, moment: Moment, *, with_process: bool) -> None:
         self._moment = moment

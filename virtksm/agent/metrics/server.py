@@ -3,11 +3,11 @@
 The library's own server takes a thread for each connection, without a limit to either their number or their time, and
 cannot be stopped again before its version 0.19. Here:
 
-1. Clients are taken in as fast as they come, so that nobody waits in the kernel behind others, up to MAX_CLIENTS.
-2. Who has asked is answered. Who has not is let go after PATIENCE_S, or for a newer client, the oldest first; what it
-   has sent by then is read before.
-3. Where all have asked and their answers are under way, nobody is taken in until a place is free. The oldest answer is
-   given up after GRACE_S then: its client does not read.
+1. Clients are accepted as fast as they come, so that none waits in the kernel behind others, up to MAX_CLIENTS.
+2. A client with a request is answered. One without is dropped after PATIENCE_S, or for a newer client, the oldest
+   first; what it has sent by then is read before.
+3. Where all clients wait for their answers, none is accepted until a place is free. After GRACE_S the oldest answer is
+   then given up: its client does not read.
 
 Without asyncio's streams, which take several times as long for a client: most of a flood's say nothing.
 """
@@ -24,7 +24,7 @@ from functools import partial
 from virtksm.errors import VirtksmError
 
 MAX_CLIENTS = 128
-"""Who connects has 12 ms to ask where 10,000 others a second say nothing."""
+"""A client has 12 ms to ask where 10,000 others a second say nothing."""
 PATIENCE_S = 5.0
 """How long a client may take to ask, and then to read the answer."""
 GRACE_S = 0.2
@@ -32,7 +32,7 @@ MAX_BYTES = 8192
 """Of a request: its first line and its headers."""
 PIECE_BYTES = 1 << 14
 AT_ONCE = 64
-"""Clients that are taken in before the loop does something else: some 2 ms."""
+"""Clients that are accepted before the loop does something else: some 2 ms."""
 WAITING = 1024
 """Clients that wait in the kernel for that. One more would have to wait for a second, then for two, and so on: a
 Prometheus behind a flood of others, too."""
@@ -77,14 +77,14 @@ class MetricsServer:
         self._answers: dict[asyncio.Task[None], None] = {}
         """In the order in which they were asked for."""
         self._patience: asyncio.TimerHandle | None = None
-        """While somebody is asking."""
+        """While a client is asking."""
         self._pause: asyncio.TimerHandle | None = None
-        """While nobody is taken in."""
+        """While no client is accepted."""
         listener.settimeout(0)
-        self._loop.add_reader(listener, self._take_in)
+        self._loop.add_reader(listener, self._accept)
 
     def close(self) -> None:
-        """Take no more clients, and let those go that are there."""
+        """Accept no more clients, and drop those that are connected."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
         for timer in (self._patience, self._pause):
@@ -92,18 +92,18 @@ class MetricsServer:
                 timer.cancel()
         self._patience = self._pause = None
         for client in list(self._asking):
-            self._let_go(client)
+            self._drop(client)
         for answer in self._answers:
             answer.cancel()
 
-    def _take_in(self) -> None:
+    def _accept(self) -> None:
         for _ in range(AT_ONCE):
             if not self._has_room():
                 self._begin_pause()
                 break
             try:
                 client, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):  # nobody is there, or it has gone again
+            except (BlockingIOError, InterruptedError, ConnectionError):  # no client waits, or it has gone again
                 break
             except OSError:  # of descriptors or memory
                 self._begin_pause()
@@ -114,7 +114,7 @@ class MetricsServer:
             if client in self._asking:
                 self._loop.add_reader(client, self._read, client)
         if self._patience is None:
-            self._let_silent_go()
+            self._drop_silent()
 
     def _has_room(self) -> bool:
         """Make room for one more, if need be and possible (rule 2)."""
@@ -122,7 +122,7 @@ class MetricsServer:
             oldest = next(iter(self._asking))
             self._read(oldest)
             if oldest in self._asking:
-                self._let_go(oldest)
+                self._drop(oldest)
         return len(self._asking) + len(self._answers) < MAX_CLIENTS
 
     def _read(self, client: socket.socket) -> None:
@@ -140,11 +140,11 @@ class MetricsServer:
             self._answers[answer] = None
             answer.add_done_callback(partial(self._answered, client))
         elif not piece:
-            self._let_go(client)
+            self._drop(client)
         else:
             self._asking[client] = (sent, came_s)
 
-    def _let_go(self, client: socket.socket) -> None:
+    def _drop(self, client: socket.socket) -> None:
         self._stop_asking(client)
         client.close()
 
@@ -152,28 +152,28 @@ class MetricsServer:
         del self._asking[client]
         self._loop.remove_reader(client)
 
-    def _let_silent_go(self) -> None:
-        """Let those go that have not asked in time, and come again for the next."""
+    def _drop_silent(self) -> None:
+        """Drop those that have not asked in time, and plan to do so for the next."""
         self._patience = None
         while self._asking:
             client, (_, came_s) = next(iter(self._asking.items()))
             until_s = came_s + self._patience_s
             if until_s > self._loop.time():
-                self._patience = self._loop.call_at(until_s, self._let_silent_go)
+                self._patience = self._loop.call_at(until_s, self._drop_silent)
                 return
-            self._let_go(client)
+            self._drop(client)
 
     def _begin_pause(self) -> None:
         self._loop.remove_reader(self._listener)
         self._pause = self._loop.call_later(GRACE_S, self._end_pause)
 
     def _end_pause(self) -> None:
-        """Take clients in again; if there is still no place, once the oldest answer is given up (rule 3)."""
+        """Accept clients again; if there is still no place, once the oldest answer is given up (rule 3)."""
         if len(self._answers) >= MAX_CLIENTS:
-            next(iter(self._answers)).cancel()  # and `_answered` comes
+            next(iter(self._answers)).cancel()  # which calls `_answered`
             return
         self._pause = None
-        self._loop.add_reader(self._listener, self._take_in)
+        self._loop.add_reader(self._listener, self._accept)
 
     def _answered(self, client: socket.socket, answer: asyncio.Task[None]) -> None:
         client.close()
@@ -182,13 +182,13 @@ class MetricsServer:
             self._pause.cancel()
             self._end_pause()
         if not answer.cancelled():
-            answer.result()  # a fault of ours is the loop's to tell
+            answer.result()  # our own fault: the loop reports it
 
     async def _answer(self, client: socket.socket, request: bytes) -> None:
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._loop.sock_sendall(client, await self._response(request))
-        except (OSError, TimeoutError):  # it went away or does not read: its loss alone
+        except (OSError, TimeoutError):  # it went away or does not read
             return
 
     async def _response(self, request: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Keeps a file for node_exporter's textfile collector: written whole when something has changed, and not too often.
 
-It is written every ALIVE_S at least, so that its age tells whether the agent lives (node_textfile_mtime_seconds), and
-what no pass changes is not older: that libvirt hangs. The file is removed when the agent ends, or is told to write
-another; one that was killed leaves it.
+It is written every ALIVE_S at least, so that its age shows whether the agent lives (node_textfile_mtime_seconds), and
+that metrics without a pass, such as libvirt's silence, are as recent. The file is removed when the agent ends or
+changes to another file; an agent that was killed leaves it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def file_hangs(message: str) -> VirtksmError:
 
 
 class Textfile:
-    """One file; `told` is given the error of each writing that failed, and None for one that went well."""
+    """One file; `report` is given the error of each failed writing, and None for one that went well."""
 
     def __init__(
         self,
         path: str,
         every_s: float,
         page: Callable[[], Awaitable[bytes]],
-        told: Callable[[VirtksmError | None], None],
+        report: Callable[[VirtksmError | None], None],
         *,
         alive_s: float = ALIVE_S,
     ) -> None:
         self.path = path
         self.every_s = every_s
         self._page = page
-        self._told = told
+        self._report = report
         self._alive_s = alive_s
         self._calls = BlockingCalls(file_hangs)
         self._stirred = asyncio.Event()
@@ -50,7 +50,7 @@ class Textfile:
         self._ended = asyncio.Event()
 
     def stir(self) -> None:
-        """Have it written, at once or as soon as `every_s` has gone by since the last time."""
+        """Have it written at once, or `every_s` after the last time."""
         self._stirred.set()
 
     def end(self) -> None:
@@ -79,9 +79,9 @@ class Textfile:
         try:
             await work
         except VirtksmError as error:
-            self._told(error)
+            self._report(error)
         else:
-            self._told(None)
+            self._report(None)
 
     def _replace(self, text: str) -> None:
         try:

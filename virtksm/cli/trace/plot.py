@@ -1,6 +1,6 @@
 """`virtksm trace plot`: a picture of what was saved, what it cost, the settings and the guests, over time.
 
-Of the agent's memories, or of a trace of `virtksm trace record`. matplotlib is wanted here alone, and is no dependency.
+Of the agent's history, or of a trace of `virtksm trace record`. matplotlib is needed here alone, and is no dependency.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from virtksm.cli.history import Memories
+    from virtksm.cli.history import Excerpt
     from virtksm.history.samples import GuestEvent, Sample
     from virtksm.model.snapshot import Guest
     from virtksm.trace import Line, Torn
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--last",
         metavar="TIME",
         type=timespan(1, YEAR_S),
-        help="draw what the agent remembers of that time: 90s, 30m, 24h (default: 24h; it remembers a day)",
+        help="draw that much of the agent's history: 90s, 30m, 24h (default: 24h; it has a day)",
     )
     parser.add_argument(
         "--output", "-o", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
@@ -53,39 +53,38 @@ def run(options: argparse.Namespace) -> int:
     """Draw, and say what was drawn; returns the exit code."""
     from virtksm.history.plot import draw
 
-    title, memories = _remembered(options) if options.trace is None else _traced(options.trace)
-    draw(memories.samples, memories.events, title, options.output)
+    title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
+    draw(drawn.samples, drawn.events, title, options.output)
     if options.json:
         import json
 
-        drawn = {"output": str(options.output), "samples": len(memories.samples), "events": len(memories.events)}
-        print(json.dumps({"schema": SCHEMA, **drawn}))
+        counts = {"samples": len(drawn.samples), "events": len(drawn.events)}
+        print(json.dumps({"schema": SCHEMA, "output": str(options.output), **counts}))
     else:
-        print(f"drawn     {options.output}: {len(memories.samples)} samples, {len(memories.events)} events")
+        print(f"drawn     {options.output}: {len(drawn.samples)} samples, {len(drawn.events)} events")
     return ExitCode.DONE
 
 
-def _remembered(options: argparse.Namespace) -> tuple[str, Memories]:
+def _from_history(options: argparse.Namespace) -> tuple[str, Excerpt]:
     from virtksm.cli.history import read_history
 
     last_s = DAY_S if options.last is None else options.last
-    memories = read_history(options, options.connect, seconds=last_s)
-    return options.connect or "KSM", memories
+    return options.connect or "KSM", read_history(options, options.connect, seconds=last_s)
 
 
-def _traced(name: str) -> tuple[str, Memories]:
+def _from_trace(name: str) -> tuple[str, Excerpt]:
     from virtksm.store.trace import read_trace
     from virtksm.trace.text import parse_lines
 
-    return name, memories_of(parse_lines(read_trace(name), name))
+    return name, excerpt_of(parse_lines(read_trace(name), name))
 
 
-def memories_of(lines: Iterable[Line | Torn]) -> Memories:
-    """Return what a trace tells: a sample for each pass, and the guests that came and went between two.
+def excerpt_of(lines: Iterable[Line | Torn]) -> Excerpt:
+    """Return a trace as a history: a sample for each pass, and the guests that came and went between two.
 
-    A trace has no word on why, so that a guest found after a gap counts as started then.
+    A trace does not say why, so that a guest found after a gap counts as started then.
     """
-    from virtksm.cli.history import Memories
+    from virtksm.cli.history import Excerpt
     from virtksm.history.samples import sample_of
     from virtksm.trace import Pass
 
@@ -101,7 +100,7 @@ def memories_of(lines: Iterable[Line | Torn]) -> Memories:
             events += new_guests(line.at_s, "started", known, running)
             events += new_guests(line.at_s, "stopped", running, known)
         known = running
-    return Memories(now_s=samples[-1].at_s if samples else 0.0, samples=tuple(samples), events=tuple(events))
+    return Excerpt(now_s=samples[-1].at_s if samples else 0.0, samples=tuple(samples), events=tuple(events))
 
 
 def new_guests(at_s: float, kind: str, before: Mapping[str, Guest], after: Mapping[str, Guest]) -> list[GuestEvent]:

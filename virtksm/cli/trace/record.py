@@ -1,7 +1,7 @@
 """`virtksm trace record`: writes what the agent's policy is given, pass after pass, to a file for `replay`.
 
-Asks the agent once a second for what has been since, and writes the lines as they come, once they are known to be a
-trace's. An agent that has ended is waited for. What was missed is said in the file and at the end.
+Asks the agent once a second for new lines, and writes them once they are known to be a trace's. An agent that has ended
+is waited for. The file and the summary at the end say how many passes were missed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from virtksm.text import printable
 SCHEMA = 1
 ASK_EVERY_S = 1.0
 ENDS_WITHIN_S = 2.0
-"""How long the agent may go on telling of passes when the recording is to end."""
+"""How long the agent may go on sending passes when the recording is to end."""
 MAX_CHARACTERS = 1 << 32
-"""Longest recording: an agent, whoever is behind it, writes no more of root's disk."""
+"""Longest recording: an agent in an attacker's hands fills no more of root's disk."""
 MAX_SESSION = 64
 """Characters of a session's name, which every further question repeats."""
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        told = {"file": options.file, "passes": recorder.passes, "missed": recorder.missed}
-        print(json.dumps({"schema": SCHEMA, **told}))
+        counts = {"passes": recorder.passes, "missed": recorder.missed}
+        print(json.dumps({"schema": SCHEMA, "file": options.file, **counts}))
     else:
         print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
     return ExitCode.DONE
@@ -88,12 +88,12 @@ class Recorder:
         send: Callable[[dict[str, object]], dict[str, object] | None],
         *,
         is_anonymous: bool = False,
-        most_characters: int = MAX_CHARACTERS,
+        max_characters: int = MAX_CHARACTERS,
         ends_within_s: float = ENDS_WITHIN_S,
     ) -> None:
         self._send = send
         self._take = _taking(is_anonymous=is_anonymous)
-        self._left = most_characters
+        self._left = max_characters
         self._ends_within_s = ends_within_s
         self.session: object = None
         self._next: object = None
@@ -108,7 +108,7 @@ class Recorder:
         if answer is None:
             self.has_more = False
             return []
-        match find_answer(answer, "inputs"):
+        match find_answer(answer, "trace"):
             case {
                 "session": str() as session,
                 "header": str() | None as header,
@@ -119,11 +119,11 @@ class Recorder:
             } if missed >= 0 and len(session) <= MAX_SESSION:
                 pass
             case _:
-                raise VirtksmError("the agent's inputs cannot be understood", remedy=OF_ONE_VERSION)
+                raise VirtksmError("the agent's trace cannot be understood", remedy=OF_ONE_VERSION)
         try:
             taken = self._take(header, lines)
         except ValueError as error:
-            raise VirtksmError(f"the agent's inputs cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
+            raise VirtksmError(f"the agent's trace cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
         new = self._between(header, missed) + taken
         if header is not None or self.session == session:  # else the agent is new, and has made no pass yet
             self.session, self._next = session, following
@@ -153,7 +153,7 @@ class Recorder:
 
     def _answer(self) -> dict[str, object] | None:
         """Return the agent's answer, None while it is away; raises VirtksmError if it never was there."""
-        request = {"op": "inputs", "session": self.session, "since": self._next}
+        request = {"op": "trace", "session": self.session, "since": self._next}
         try:
             answer = self._send(request)
         except VirtksmError as error:
@@ -181,10 +181,10 @@ class Recorder:
 def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[str]]:
     """Return what takes the agent's header and lines as they are to be written; it raises ValueError."""
     from virtksm.trace import Header, Line, Pass
-    from virtksm.trace.anonymise import Nameless
+    from virtksm.trace.anonymise import Anonymiser
     from virtksm.trace.text import dump_line, parse_line
 
-    nameless = Nameless()
+    anonymous = Anonymiser()
 
     def take_line(text: object, kind: type[Line]) -> str:
         if not isinstance(text, str) or not (text.isascii() and text.isprintable()):  # as dump_line writes it
@@ -192,7 +192,7 @@ def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[
         line = parse_line(text)
         if not isinstance(line, kind):
             raise ValueError(f"a line is no {kind.__name__}")
-        return dump_line(nameless.strip(line)) if is_anonymous else text
+        return dump_line(anonymous.strip(line)) if is_anonymous else text
 
     def take(header: str | None, lines: list[object]) -> list[str]:
         first = [] if header is None else [take_line(header, Header)]

@@ -125,7 +125,7 @@ class Faults:
         if self.is_torn:
             yield "torn      the last line is not whole, as after a kill: left out"
         if sums.began_anew:
-            yield f"anew      {sums.began_anew} times, as what the policy remembered is another version's"
+            yield f"anew      {sums.began_anew} times, as the policy's state is another version's"
 
 
 def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
@@ -162,7 +162,7 @@ def step_values(step: Step, laws: Laws) -> dict[str, object]:
 
 def _answer_values(decision: Decision) -> dict[str, object]:
     return {
-        "parked": decision.is_idle,
+        "idle": decision.is_idle,
         "rule": decision.reason.rule,
         "reason": decision.reason.text,
         "target": decision.target.as_dict(),
@@ -219,7 +219,7 @@ def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
 def _answer_text(decision: Decision) -> str:
     target = decision.target
     if decision.is_idle:
-        return f"{decision.reason.rule}: parked"
+        return f"{decision.reason.rule}: idle"
     return f"{decision.reason.rule}: {target.pages_to_scan} pages, {target.sleep_millisecs} ms"
 
 
@@ -228,5 +228,5 @@ def sums_lines(sums: Sums) -> Iterator[str]:
     yield f"passes    {sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
     for side, share in (("recorded", sums.recorded), ("replayed", sums.replayed)):
         if sums.lasted_s:
-            parked, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
-            yield f"{side}  parked {parked:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"
+            idle, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
+            yield f"{side}  idle {idle:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"

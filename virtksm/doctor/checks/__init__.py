@@ -1,4 +1,4 @@
-"""The checks in their order, and what becomes of one that cannot tell or does not apply. Pure.
+"""The checks in their order, and the outcome of one that cannot tell or does not apply. Pure.
 
 To add one: a function from Facts to Outcome in the module of its group, and a line here (docs/reference.md lists them).
 """
@@ -33,8 +33,8 @@ CHECKS = (
         ("ksm_built", "built with KSM", kernel.check_built),
         ("ksm_run", "KSM is switched on", kernel.check_switched_on),
         ("ksm_boot", "KSM is switched on at boot", kernel.check_stays_on),
-        ("advisor", "its own advisor is off", kernel.check_advisor),
-        ("max_page_sharing", "copies a merged page may stand for", kernel.check_page_sharing),
+        ("advisor", "the KSM advisor is off", kernel.check_advisor),
+        ("max_page_sharing", "max_page_sharing", kernel.check_page_sharing),
         ("use_zero_pages", "merged zero pages are counted", kernel.check_zero_pages),
         ("huge_pages", "transparent huge pages", kernel.check_huge_pages),
         ("numa", "pages stay on their NUMA node", kernel.check_nodes),
@@ -75,7 +75,7 @@ CHECKS = (
         "guests",
         ("guests_merge", "all can merge", guests.check_can_merge),
         ("private_guests", "no private one can merge", guests.check_private),
-        ("other_processes_seen", "memory of others is seen", guests.check_others),
+        ("other_processes_seen", "memory of other processes is seen", guests.check_other_processes),
         ("guests_read", "memory is seen by the agent", guests.check_read),
     ),
     *_group(

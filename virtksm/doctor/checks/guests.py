@@ -1,4 +1,4 @@
-"""Checks of the guests: who cannot merge, and who is private and can. Pure."""
+"""Checks of the guests: those that cannot merge, and private ones that can. Pure."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def check_can_merge(facts: Facts) -> Outcome:
     """Judge whether every guest that is not private can merge."""
     guests = known(facts.connection.guests)
     patterns = facts.config.private_guests
-    kept_apart, stuck = 0, []
+    kept_out, stuck = 0, []
     for guest in guests.running:
         obstacles = _obstacles(guests, guest)
         if obstacles and is_private(guest, guests.xml.get(guest.key, UNKNOWN), patterns):
-            kept_apart += 1
+            kept_out += 1
         elif obstacles:
             stuck.append(f"{guest.name} ({', '.join(one.text for one in obstacles)})")
     if stuck:
         return warned(
             f"{len(stuck)} of {len(guests.running)} cannot: {_named(stuck)}",
-            "take that out of the guest's XML (virsh edit) and start it anew, or declare it private, if that is meant",
+            "take that out of the guest's XML (virsh edit) and start it again, or declare it private, if that is meant",
         )
     if guests.unread:
         raise CannotTell(_named(guests.unread), UNREAD)
-    apart = f", {kept_apart} of them private and kept apart" if kept_apart else ""
-    return passed(f"{len(guests.running)} guests run{apart}")
+    private = f", {kept_out} of them private and kept out" if kept_out else ""
+    return passed(f"{len(guests.running)} guests run{private}")
 
 
 def check_private(facts: Facts) -> Outcome:
@@ -51,7 +51,7 @@ def check_private(facts: Facts) -> Outcome:
         return failed(
             f"{len(overruled)} can merge, as KSM is on for the whole process, whatever the XML says: "
             f"{_named(overruled)}",
-            "take MemoryKSM= out of the unit of libvirt's daemon, and start these guests anew",
+            "take MemoryKSM= out of the unit of libvirt's daemon, and start these guests again",
         )
     if guests.unread:
         raise CannotTell(_named(guests.unread), UNREAD)
@@ -60,23 +60,23 @@ def check_private(facts: Facts) -> Outcome:
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
 
 
-def check_others(facts: Facts) -> Outcome:
-    """Judge whether the agent sees the mergeable memory that is no guest's, as its probes alone find it otherwise."""
+def check_other_processes(facts: Facts) -> Outcome:
+    """Judge whether the agent sees the mergeable memory of other processes; else only its check scans find it."""
     facts.this_machine  # noqa: B018  # elsewhere there is nothing to judge
-    others = known(facts.connection.guests).others
-    if others is None:
-        raise DoesNotApply("this kernel does not tell of processes (before 6.1), or they are hidden from this user")
-    if others.unread:
-        raise DoesNotApply(f"whether {others.unread} processes may merge is for root to read")
-    if others.kib == 0:
+    other = known(facts.connection.guests).other_processes
+    if other is None:
+        raise DoesNotApply("this kernel has no facts on processes (before 6.1), or they are hidden from this user")
+    if other.unread:
+        raise DoesNotApply(f"whether {other.unread} processes may merge is for root to read")
+    if other.kib == 0:
         return passed("there is none")
     agent = facts.own.agent
     seen_kib = agent.other_processes_kib if isinstance(agent, AgentSeen) else None
-    processes = "1 process" if others.processes == 1 else f"{others.processes} processes"
-    text = f"{format_kib(others.kib)} of {processes} that libvirt does not run"
-    if seen_kib is not None and seen_kib * 2 < others.kib:
+    processes = "1 process" if other.processes == 1 else f"{other.processes} processes"
+    text = f"{format_kib(other.kib)} of {processes} that libvirt does not run"
+    if seen_kib is not None and seen_kib * 2 < other.kib:
         return warned(
-            f"{text}, of which the agent sees {format_kib(seen_kib)}: its probes find the rest, up to 4 hours apart",
+            f"{text}, of which the agent sees {format_kib(seen_kib)}: check scans find the rest, up to 4 hours apart",
             "give the unit of such a service MemoryKSM=yes (systemd 254), which every user may read",
         )
     return passed(text)
@@ -86,10 +86,10 @@ def check_read(facts: Facts) -> Outcome:
     """Judge whether the agent could read the memory of every guest's process in its last pass."""
     agent = facts.own.agent
     if not isinstance(agent, AgentSeen):
-        raise DoesNotApply("no agent tells")
+        raise DoesNotApply("no agent runs")
     if agent.guests_unread:
         return warned(
-            f"of {agent.guests_unread} of {agent.guests} guests it cannot: what they hold counts as nothing",
+            f"it cannot read {agent.guests_unread} of {agent.guests} guests: their memory counts as nothing",
             "where /proc is mounted with hidepid=, give virtksm.service SupplementaryGroups= of the group in its gid= "
             "(docs/security.md); see also `virtksm guests` as root",
         )

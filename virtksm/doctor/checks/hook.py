@@ -1,7 +1,7 @@
 """Checks of the qemu hook: installed where it is needed, executable, seen by libvirt's daemon, not confined. Pure.
 
-libvirt (9.0) looks for hooks when its daemon starts and on a reload: only if there was one that it may execute does it
-call any, and then it looks each time for which ones. qemu.d is known to it since 6.5.0 (docs/guide.md).
+libvirt (9.0) looks for hooks when its daemon starts and on a reload. Only if it found an executable one does it call
+any, and then it lists them at each call. It knows qemu.d since 6.5.0 (docs/guide.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from virtksm.doctor.finding import DoesNotApply, Outcome, failed, info, passed, 
 HOOK = "/etc/libvirt/hooks/qemu.d/virtksm"
 PROGRAM = "/usr/bin/virtksm"
 SOCKET_UNIT = "virtksm-retune.socket"
-"""What listens for the hook's pokes under systemd where no agent does; the hook itself starts nothing there."""
+"""Listens for the hook's pokes under systemd where no agent does; the hook itself starts nothing there."""
 QEMU_D_SINCE = 6_005_000
 CLOCKS_S = 0.05
 """How far apart two ages may be and still be equal: the kernel counts uptime and processes' starts in 10 ms."""
@@ -35,13 +35,13 @@ def check_installed(facts: Facts) -> Outcome:
 
 
 def check_executable(facts: Facts) -> Outcome:
-    """Judge whether libvirt can execute it, and nobody but root can change it."""
+    """Judge whether libvirt can execute it, and only root can change it."""
     hook = _required(facts)
     if not hook.is_executable:
-        return failed("it is not executable: libvirt passes it over", f"chmod 755 {HOOK}")
+        return failed("it is not executable: libvirt skips it", f"chmod 755 {HOOK}")
     if not hook.is_roots:
         return failed(
-            "others than root may change it, and libvirt runs it as root", f"chown root: {HOOK}; chmod 755 {HOOK}"
+            "users other than root may change it, and libvirt runs it as root", f"chown root: {HOOK}; chmod 755 {HOOK}"
         )
     return passed("and root's alone")
 
@@ -66,7 +66,7 @@ def check_seen(facts: Facts) -> Outcome:
 
 
 def check_program(facts: Facts) -> Outcome:
-    """Judge whether what the hook starts where no agent listens is there."""
+    """Judge whether the program that the hook starts where no agent listens is installed."""
     _required(facts)
     if facts.this_machine.hooks.program is not None:
         return passed(PROGRAM)
@@ -77,7 +77,7 @@ def check_program(facts: Facts) -> Outcome:
 
 
 def starts_passes(here: Here) -> bool:
-    """Tell whether a poke starts a pass where no agent runs; raises CannotTell."""
+    """Return whether a poke starts a pass where no agent runs; raises CannotTell."""
     has_hook = any(hook.path == HOOK for hook in known(here.hooks.files))
     return has_hook and (not here.booted or here.units[SOCKET_UNIT].is_enabled)
 

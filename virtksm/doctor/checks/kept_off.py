@@ -1,7 +1,7 @@
-"""By what a host keeps KSM off, so that nothing of virtksm's switches it on. Pure.
+"""Why a host keeps KSM off, so that nothing of virtksm switches it on. Pure.
 
-What counts is what an administrator has written down: tuned's profile, a masked ksm.service, a file that declares what
-KSM's switch is to be at boot. A script's or a unit's line may run before or after and is `boot`'s check to tell.
+Only an administrator's declaration counts: tuned's profile, a masked ksm.service, a file that declares KSM's switch at
+boot. A line of a script or a unit may run before or after; the check `boot` reports it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEPT_OFF_UNITS = (KSM_UNIT, TUNED_UNIT, QEMU_KVM_UNIT)
 
 
 def find_kept_off(units: Mapping[str, Unit], tuned: Tuned | Unknown, boot: Boot) -> str | None:
-    """Return by what KSM is kept off, None for nothing."""
+    """Return what keeps KSM off, None for nothing."""
     if isinstance(tuned, Tuned) and tuned.keeps_off and is_at_work(units[TUNED_UNIT]):
         return f"tuned's profile {', '.join(tuned.profiles)} switches it off ({tuned.ksm_in})"
     if units[KSM_UNIT].is_masked:
@@ -31,7 +31,7 @@ def find_kept_off(units: Mapping[str, Unit], tuned: Tuned | Unknown, boot: Boot)
 
 
 def is_at_work(unit: Unit) -> bool:
-    """Tell whether a unit runs, or will after the next boot."""
+    """Return whether a unit runs, or will after the next boot."""
     return unit.is_running or unit.is_enabled
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.kept_off import KSM_UNIT, find_kept_off
-from virtksm.doctor.checks.writers import told
-from virtksm.doctor.facts import LOOK, Facts, Here, known
+from virtksm.doctor.checks.writers import describe_setting
+from virtksm.doctor.facts import CHECK_FILE, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
 from virtksm.model.report import COUNT_ZERO_PAGES, SWITCH_ON, UNCOUNTED_ZERO_PAGES
@@ -21,7 +21,7 @@ SET_NODES = (
 )
 """The kernel lets it be changed only while nothing is merged."""
 
-FEWEST_SHARING = 20
+MIN_SHARING = 20
 """Of every max_page_sharing equal pages one copy is kept: below this, more than a twentieth of the savings is lost."""
 MAX_SHARING = 256
 """The kernel's default: a longer chain makes each walk over a page's users (swapping, migrating) take longer."""
@@ -44,12 +44,12 @@ def check_switched_on(facts: Facts) -> Outcome:
     if run == 1:
         return passed("run is 1")
     if run not in (0, 2):
-        raise CannotTell(f"run is {run}", LOOK)
+        raise CannotTell(f"run is {run}", CHECK_FILE)
     if facts.own.off is not None:
         return info(f"run is {run}, and virtksm is switched off")
-    kept = find_kept_off(here.units, here.tuned, here.boot)
-    if kept is not None:
-        return info(f"run is {run}, and KSM is kept off: {kept}")
+    reason = find_kept_off(here.units, here.tuned, here.boot)
+    if reason is not None:
+        return info(f"run is {run}, and KSM is kept off: {reason}")
     by_unit = here.booted and here.units[SWITCH_UNIT].is_installed
     remedy = f"systemctl enable {SWITCH_UNIT} && systemctl restart {SWITCH_UNIT}" if by_unit else SWITCH_ON
     return failed(f"run is {run}: nothing merges", remedy)
@@ -62,15 +62,15 @@ def check_stays_on(facts: Facts) -> Outcome:
         raise DoesNotApply("it is off")
     if not here.booted:
         raise DoesNotApply("no systemd runs here")
-    kept = find_kept_off(here.units, here.tuned, here.boot)
+    reason = find_kept_off(here.units, here.tuned, here.boot)
     by = [unit for unit in (SWITCH_UNIT, KSM_UNIT) if here.units[unit].is_enabled]
     by += [one.file for one in here.boot.settings if (one.name, one.value) == ("run", "1")]
-    if by and kept is None:
+    if by and reason is None:
         return passed(by[0])
-    if kept is not None:
+    if reason is not None:
         return warned(
-            f"it is on, and is kept off at the next boot: {kept}",
-            "make up your mind: echo 0 > /sys/kernel/mm/ksm/run switches it off now",
+            f"it is on, and is kept off at the next boot: {reason}",
+            "decide which is meant: echo 0 > /sys/kernel/mm/ksm/run switches it off now",
         )
     by_unit = here.units[SWITCH_UNIT].is_installed
     remedy = f"systemctl enable {SWITCH_UNIT}" if by_unit else f"install {SWITCH_UNIT} and enable it (docs/install.md)"
@@ -85,7 +85,7 @@ def check_advisor(facts: Facts) -> Outcome:
         return passed("this kernel has none")
     if mode == "none":
         return passed("advisor_mode is none")
-    again = [told(one) for one in here.boot.settings if one.name == "advisor_mode" and one.value != "none"]
+    again = [describe_setting(one) for one in here.boot.settings if one.name == "advisor_mode" and one.value != "none"]
     detail = "".join(f"; {one}" for one in again)
     return failed(f"advisor_mode is {mode}: the kernel refuses pages_to_scan{detail}", REMEDIES[Cause.ADVISOR_ON])
 
@@ -96,7 +96,7 @@ def check_page_sharing(facts: Facts) -> Outcome:
     if limit is None:
         return passed("this kernel has no limit")
     remedy = "once nothing is merged (`virtksm off` tells how): echo 256 > /sys/kernel/mm/ksm/max_page_sharing"
-    if limit < FEWEST_SHARING:
+    if limit < MIN_SHARING:
         share = 100 / max(limit, 1)
         return warned(f"max_page_sharing is {limit}: a copy for every {limit} pages costs {share:.0f} %", remedy)
     if limit > MAX_SHARING:
@@ -135,7 +135,7 @@ def check_nodes(facts: Facts) -> Outcome:
         return passed("one NUMA node")
     across = kernel.number("merge_across_nodes")
     if across is None:
-        return passed(f"{nodes} NUMA nodes, and this kernel does not tell them apart for KSM")
+        return passed(f"{nodes} NUMA nodes, and this kernel does not separate them for KSM")
     if across == 0:
         return passed(f"{nodes} NUMA nodes, each merges its own")
     detail = f"merge_across_nodes is 1 with {nodes} NUMA nodes: guests read merged pages from another node"
@@ -154,7 +154,7 @@ def check_swap(facts: Facts) -> Outcome:
     swap = known(kernel.swap)
     if swap.total_kib and swap.free_kib * 10 < swap.total_kib:
         return warned(
-            f"{format_kib(swap.free_kib)} of {format_kib(swap.total_kib)} are free: there is nothing left to give way",
+            f"{format_kib(swap.free_kib)} of {format_kib(swap.total_kib)} are free: swap is nearly full",
             "add swap or memory, or move guests away",
         )
     if swap.total_kib:
@@ -189,7 +189,7 @@ def merged_of(here: Here) -> KsmState:
     """Return what is merged; raises CannotTell."""
     merged = KsmState.counted(here.kernel.number, here.kernel.page_kib)
     if merged.unmerge_kib is None:
-        raise CannotTell("KSM's counters are missing", LOOK)
+        raise CannotTell("KSM's counters are missing", CHECK_FILE)
     return merged
 
 

@@ -10,7 +10,7 @@ from virtksm.model.snapshot import PARAMETERS
 MIN = 10_002
 """0.10.2 brought virNodeSetMemoryParameters."""
 TRIED = 9_000_000
-"""9.0.0, Debian 12's, is the oldest that virtksm was tried with, and what libvirt-python is required to be."""
+"""9.0.0, Debian 12's, is the oldest tested version, and the one that libvirt-python is required to be."""
 
 NEEDED = "KSM needs a hypervisor driver on a Linux host, such as qemu:///system"
 SESSION = ":///session"
@@ -26,11 +26,11 @@ def check_reachable(facts: Facts) -> Outcome:
 def check_version(facts: Facts) -> Outcome:
     """Judge whether libvirt is new enough."""
     connection = facts.connection
-    detail = f"libvirt {version_text(connection.version)}, here {version_text(connection.client_version)}"
+    detail = f"daemon {version_text(connection.version)}, client {version_text(connection.client_version)}"
     if connection.version < MIN:
         return failed(f"{detail}: without virNodeSetMemoryParameters", "take libvirt 0.10.2 or newer, better 9.0")
     if min(connection.version, connection.client_version) < TRIED:
-        return warned(f"{detail}: older than virtksm was tried with", "take libvirt 9.0 or newer")
+        return warned(f"{detail}: older than the tested 9.0", "take libvirt 9.0 or newer")
     return passed(detail)
 
 
@@ -48,10 +48,10 @@ def check_permission(facts: Facts) -> Outcome:
     """Judge whether this user may set KSM's parameters."""
     connection = facts.connection
     if SESSION in connection.uri:
-        return failed("a session's daemon is its user's, who may not set them", "connect to qemu:///system")
+        return failed("a session's daemon runs as its user, who may not set them", "connect to qemu:///system")
     refused = known(connection.refused)
     if refused is None:
-        return passed("libvirt would let this user")
+        return passed("allowed")
     return failed(f"libvirt refuses this user ({refused.value.replace('_', ' ')})", REMEDIES[refused])
 
 
@@ -73,7 +73,7 @@ def check_sys_writable(facts: Facts) -> Outcome:
             f"{detail}, but a setting was refused and SELinux confines it ({confined})",
             "see what SELinux denies: ausearch -m avc; newer policies let it write (dnf update selinux-policy)",
         )
-    return passed(f"{detail}; SELinux confines it ({confined}), and has refused nothing that is known")
+    return passed(f"{detail}; SELinux confines it ({confined}), and no refusal is known")
 
 
 def _selinux_domain(facts: Facts, daemon: Daemon) -> str | None:

@@ -11,7 +11,7 @@ from virtksm.model.snapshot import PARAMETERS
 
 UBUNTUS_SLEEP_MS = 200
 KSMTUNEDS_PAGES = (64, 1250)
-"""Its law's bounds, which it mostly is at."""
+"""The bounds of its law, where it mostly is."""
 
 
 def check_configuration(facts: Facts) -> Outcome:
@@ -29,7 +29,7 @@ def check_on(facts: Facts) -> Outcome:
     if off is None:
         return passed("`virtksm off` is not in force")
     if off.damage:
-        return warned(f"{off.damage}: counts as switched off", "`virtksm off` writes it anew, `virtksm on` removes it")
+        return warned(f"{off.damage}: counts as switched off", "`virtksm off` writes it again, `virtksm on` removes it")
     return info(f"switched off since {off.since}, until `virtksm on`")
 
 
@@ -68,7 +68,7 @@ def check_agent_boot(facts: Facts) -> Outcome:
 
 
 def check_agent_permission(facts: Facts) -> Outcome:
-    """Judge whether the agent's own user, not the one who asks, may manage libvirt."""
+    """Judge whether the agent's own user, not the caller, may manage libvirt."""
     here = facts.this_machine
     agent = facts.own.agent
     if isinstance(agent, AgentSeen) and agent.silence is None:
@@ -79,13 +79,13 @@ def check_agent_permission(facts: Facts) -> Outcome:
     if rule is not None:
         return passed(f"{rule} names the user virtksm")
     return warned(
-        "no rule of polkit's names the user virtksm: libvirt may turn its agent away",
+        "no rule of polkit's names the user virtksm: libvirt may refuse its agent",
         "install 50-virtksm.rules in /etc/polkit-1/rules.d (docs/security.md)",
     )
 
 
 def check_stranded(facts: Facts) -> Outcome:
-    """Judge whether ksmd scans with nobody left to slow it down."""
+    """Judge whether ksmd scans while nothing can slow it down."""
     agent = known(facts.own.agent)
     if agent is None:
         return _stranded_without_agent(facts)
@@ -99,7 +99,7 @@ def check_stranded(facts: Facts) -> Outcome:
     percent = "an unknown share" if agent.worst_core_percent is None else f"{agent.worst_core_percent:.0f} %"
     return failed(
         f"ksmd may take {percent} of a core, and libvirt, which alone can slow it down, does not answer",
-        "mend libvirt's daemon; meanwhile as root: echo 0 > /sys/kernel/mm/ksm/run",
+        "restart libvirt's daemon; meanwhile as root: echo 0 > /sys/kernel/mm/ksm/run",
     )
 
 
@@ -108,14 +108,15 @@ def check_folder(facts: Facts) -> Outcome:
     folders = facts.own.folders
     if folders.faults:
         return failed(
-            folders.faults[0], "mend it, or remove it: it is made anew (the baseline is then what the kernel has)"
+            folders.faults[0],
+            "correct it, or remove it: it is made again (the baseline is then the kernel's present value)",
         )
-    known(folders.kept)
+    known(folders.state)
     return passed(folders.root)
 
 
 def _likely_writer(facts: Facts) -> str:
-    """Say what writes such values, whatever its name."""
+    """Return the likely writer of such values, whatever its name."""
     if not isinstance(facts.here, Here):
         return ""
     pages, sleep_ms = (facts.here.kernel.number(name) for name in ("pages_to_scan", "sleep_millisecs"))
@@ -129,20 +130,20 @@ def _likely_writer(facts: Facts) -> str:
 
 def _without_agent(facts: Facts) -> Outcome:
     if not isinstance(facts.here, Here):
-        return warned("none runs: nothing tunes KSM", "systemctl start virtksm.service on that host")
+        return warned("not running: nothing tunes KSM", "systemctl start virtksm.service on that host")
     if starts_passes(facts.here):
-        return info("none runs: the hook's pokes start passes")
+        return info("not running: the hook's pokes start passes")
     remedy = f"systemctl start virtksm.service, or enable --now {SOCKET_UNIT} (docs/guide.md)"
-    return warned("none runs, and no hook's poke starts a pass: nothing tunes KSM", remedy)
+    return warned("not running, and no hook's poke starts a pass: nothing tunes KSM", remedy)
 
 
 def _stranded_without_agent(facts: Facts) -> Outcome:
     here = facts.this_machine
     if starts_passes(here):
         raise DoesNotApply("no agent: the hook's passes leave KSM as they decide")
-    kept = known(facts.own.folders.kept).ownership
+    owned = known(facts.own.folders.state).ownership
     found = {name: here.kernel.number(name) for name in PARAMETERS}
-    is_ours = "pages_to_scan" in kept and kept["pages_to_scan"].holds(found["pages_to_scan"])
+    is_ours = "pages_to_scan" in owned and owned["pages_to_scan"].holds(found["pages_to_scan"])
     if is_ours and found["pages_to_scan"] and here.kernel.number("run") == 1:
         return failed(
             f"no agent runs, and ksmd goes on with its settings: {found['pages_to_scan']} pages every "

@@ -1,7 +1,7 @@
 """Checks for other programs that set KSM's parameters. Pure.
 
-A program is known by its unit's control group, or by its process's name if that is root's (or vdsm's, whose MOM has a
-daemon of root's write). What is merely installed is no finding.
+A program is found by its unit's control group, or by its process's name if it runs as root (or as vdsm, whose MOM has
+a root daemon write). A program that is only installed is no finding.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from virtksm.doctor.facts import BootSetting, Facts, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
 
 COMM_LETTERS = 15
-"""What the kernel keeps of a process's name."""
+"""The length of a process's name in the kernel."""
 AGENT_UNIT = "virtksm.service"
 GIVE_WAY = f"systemctl disable --now {AGENT_UNIT} virtksm-ksm.service"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """A program that sets KSM's parameters: its processes' names, its units, and whether it certainly quarrels."""
+    """A program that sets KSM's parameters: its processes' names, its units, and whether it certainly conflicts."""
 
     processes: tuple[str, ...]
     units: tuple[str, ...]
@@ -95,7 +95,7 @@ def check_throttler(facts: Facts) -> Outcome:
 
 
 def check_qemu_kvm(facts: Facts) -> Outcome:
-    """Judge what Ubuntu's qemu-kvm.service, which sets KSM once at boot, makes of it."""
+    """Judge Ubuntu's qemu-kvm.service, which sets KSM once at boot."""
     here = facts.this_machine
     unit = here.units[QEMU_KVM_UNIT]
     if not is_at_work(unit):
@@ -109,7 +109,7 @@ def check_qemu_kvm(facts: Facts) -> Outcome:
 
 
 def check_tuned(facts: Facts) -> Outcome:
-    """Judge whether an active profile of tuned sets KSM, and which of the two is to go."""
+    """Judge whether an active profile of tuned sets KSM, and which of the two must go."""
     here = facts.this_machine
     tuned = known(here.tuned)
     if not tuned.profiles:
@@ -126,11 +126,11 @@ def check_tuned(facts: Facts) -> Outcome:
             )
         return warned(
             f"{detail}: it may stop or set KSM",
-            f"look there which of the two is meant: {GIVE_WAY}; or another profile: tuned-adm profile NAME",
+            f"decide which of the two is meant: {GIVE_WAY}; or another profile: tuned-adm profile NAME",
         )
     if tuned.unknown_includes:
         raise CannotTell(
-            f"profile {names} includes {', '.join(tuned.unknown_includes)}, which only tuned can make out",
+            f"profile {names} includes {', '.join(tuned.unknown_includes)}, which only tuned can resolve",
             "see whether that profile mentions KSM: tuned-adm profile_info; grep -ri ksm /usr/lib/tuned /etc/tuned",
         )
     return passed(f"profile {names} does not mention KSM")
@@ -139,10 +139,10 @@ def check_tuned(facts: Facts) -> Outcome:
 def check_boot(facts: Facts) -> Outcome:
     """Judge what else sets KSM at boot."""
     boot = facts.this_machine.boot
-    found = [one for one in boot.settings if _quarrels(one)]
+    found = [one for one in boot.settings if _conflicts(one)]
     if found:
         return warned(
-            "; ".join(told(one) for one in found),
+            "; ".join(describe_setting(one) for one in found),
             f"take that out of it; or, if it is meant to stay: {GIVE_WAY}",
         )
     if boot.unread:
@@ -150,13 +150,13 @@ def check_boot(facts: Facts) -> Outcome:
     return passed("none found in systemd's units and tmpfiles.d, sysfs.conf, udev's rules, rc.local and root's crontab")
 
 
-def told(setting: BootSetting) -> str:
-    """Say what a file sets at boot."""
+def describe_setting(setting: BootSetting) -> str:
+    """Return what a file sets at boot, in words."""
     return f"{setting.file} sets {setting.name}{'' if setting.value is None else f' to {setting.value}'} at boot"
 
 
-def _quarrels(one: BootSetting) -> bool:
-    """Tell whether virtksm would find its own setting changed; what is declared is set long before it starts."""
+def _conflicts(one: BootSetting) -> bool:
+    """Return whether virtksm would find its own setting changed; declared values are set long before it starts."""
     match one.name:
         case "run":
             return one.value != "1" and one.file != QEMU_KVM_FILE

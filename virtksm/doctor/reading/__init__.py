@@ -1,4 +1,4 @@
-"""Reads everything that the checks judge. Reads only; what cannot be read becomes a fact that says so."""
+"""Reads the facts that the checks judge. Reads only; an unreadable fact becomes `Unknown`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RULES_DIRS = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
 def read_facts(
     asked_uri: str, config_file: str | None, paths: RuntimePaths, agent: AgentSeen | Unknown | None
 ) -> Facts:
-    """Read all facts about the host behind `asked_uri`; `agent` is what that said of itself."""
+    """Read all facts about the host behind `asked_uri`; `agent` is its own answer."""
     configuration, keys_set = read_config(config_file)
     libvirt, peer_pid = read_libvirt(asked_uri)
     uri = libvirt.uri if isinstance(libvirt, Libvirt) else asked_uri
@@ -42,12 +42,12 @@ def read_facts(
 
 
 def read_kept_off(root: Root) -> str | None:
-    """Read by what this host keeps KSM off, None for nothing: of files alone, libvirt is not asked."""
+    """Return what keeps KSM off on this host, None for nothing: from files only, libvirt is not asked."""
     return find_kept_off(read_units(root, KEPT_OFF_UNITS), read_tuned(root), read_boot(root, ()))
 
 
 def read_here(root: Root, uri: str, *, now_s: float, peer_pid: int | None = None) -> Here:
-    """Read what this machine's own files tell; `now_s` is Unix time, `peer_pid` who serves libvirt's connection."""
+    """Read this machine's own files; `now_s` is Unix time, `peer_pid` the process that serves libvirt's connection."""
     uptime_s = read_uptime_s(root)  # at once, as `now_s` is now: files' ages are compared with the daemon's
     processes = read_processes(root)
     daemon = read_daemon(root, uri, processes, uptime_s=uptime_s, peer_pid=peer_pid)

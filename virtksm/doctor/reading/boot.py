@@ -1,7 +1,7 @@
-"""Reads what else on this host sets KSM at boot: the files where systemd, sysfsutils, udev, cron and rc.local look.
+"""Reads what else on this host sets KSM at boot: the files that systemd, sysfsutils, udev, cron and rc.local read.
 
-Of a script or a unit's command those lines count that write below /sys/kernel/mm/ksm, whose values may not be told; a
-script that a unit or root's crontab starts is looked into, if it is root's. Bounded: what is longer is no such file.
+Of a script or a unit's command those lines count that write below /sys/kernel/mm/ksm, even if their value is unknown; a
+script that a unit or root's crontab starts is read, too, if it is root's. Bounded: longer files are skipped.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ UDEV_DIRS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d
 SCRIPTS = ("etc/rc.local", "etc/rc.d/rc.local", "etc/init.d/boot.local", "etc/init.d/after.local")
 CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root")
 QEMU_KVM = "etc/default/qemu-kvm"
-"""What Ubuntu's qemu-kvm.service reads."""
+"""Read by Ubuntu's qemu-kvm.service."""
 PROGRAM_FOLDERS = ("/usr/", "/opt/", "/etc/", "/bin/", "/sbin/", "/lib/")
-"""Where scripts are looked into: nobody's home, nothing that a user has mounted."""
+"""Where scripts are read: in no home folder and no user's mount."""
 MAX_FILES = 500
 MAX_LETTERS = 1000
 """Of a line."""
@@ -61,7 +61,7 @@ def read_boot(root: Root, units: Iterable[str]) -> Boot:
 
 
 def parse_commands(text: str) -> list[tuple[str, str | None]]:
-    """Return what a script sets of KSM's, in its order, and to what, None where that is not told."""
+    """Return what a script sets of KSM's, in its order, and to what, None where that is unknown."""
     if "/sys/kernel/mm/ksm" not in text:
         return []
     found: dict[str, str | None] = {}
@@ -121,7 +121,7 @@ class _Reader:
             self._add(path, name, value, is_declared=False)
 
     def programs(self, lines: Iterable[str]) -> None:
-        """Look into the scripts that these lines start."""
+        """Read the scripts that these lines start."""
         for line in lines:
             for word in re.findall(r"(?<![\w./])/[\w./+-]{1,200}", line)[:4]:
                 if word.startswith(PROGRAM_FOLDERS):

@@ -1,6 +1,6 @@
-"""Files below a root that tests may move: what they say, that they are missing (None), or why that cannot be told.
+"""Files below a root that tests may move: their content, None for a missing file, or why it is unknown.
 
-Reads are bounded and wait for nobody: a file may be endless, a FIFO, a folder, or somebody else's.
+Reads are bounded and never wait: a file may be endless, a FIFO, a folder, or another user's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 20
 
 
 class Root:
-    """The file tree that is looked at, `/` but in tests. Paths have no leading slash."""
+    """The file tree that is read, `/` but in tests. Paths have no leading slash."""
 
     def __init__(self, path: str = "/") -> None:
         self._path = path.rstrip("/")

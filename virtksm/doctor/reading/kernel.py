@@ -13,7 +13,7 @@ from virtksm.model.snapshot import PARAMETERS, HostMemory
 KSM = "sys/kernel/mm/ksm"
 NUMBERS = (*PARAMETERS, "run", "max_page_sharing", "use_zero_pages", "ksm_zero_pages", "pages_shared", "pages_sharing")
 MAX_LETTERS = 40
-"""Of a choice or a release: what is longer is no such thing."""
+"""Of a choice or a release."""
 
 
 def read_kernel(root: Root, *, page_kib: int) -> Kernel:

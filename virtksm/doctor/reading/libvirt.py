@@ -1,4 +1,4 @@
-"""Reads what one libvirt connection says, within a limit: a hanging daemon must not hang who asks what is wrong."""
+"""Reads one libvirt connection, within a limit: a hanging daemon must not hang the doctor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANSWER_WITHIN_S = 10.0
 
 
 def read_libvirt(uri: str) -> tuple[Libvirt | Unreachable, int | None]:
-    """Open `uri` and read all that the checks need; return it, and the pid of who serves the connection."""
+    """Open `uri` and read the checks' facts; return them, and the pid of the process that serves the connection."""
 
     def unanswered(_call: str) -> VirtksmError:
         return LibvirtUnreachable(
@@ -50,7 +50,7 @@ def _read(uri: str, opened: list[LibvirtHost]) -> Libvirt:
         client_version=client_version(),
         refused=_refused(host) if may_manage else Cause.NOT_AUTHORIZED,
         ksm=_read_ksm(host),
-        guests=_told(lambda: _read_guests(host)),
+        guests=_value_or_unknown(lambda: _read_guests(host)),
     )
 
 
@@ -67,10 +67,10 @@ def _open(uri: str) -> tuple[LibvirtHost, bool]:
 
 
 def _refused(host: LibvirtHost) -> Cause | Unknown | None:
-    """Root may always (libvirt asks polkit nothing about it), so only others are asked for, as the daemon logs that."""
+    """Root always may (libvirt does not ask polkit), so this asks only for other users: the daemon logs it."""
     if os.geteuid() == 0 and is_local(host.uri):
         return None
-    return _told(host.setting_refused)
+    return _value_or_unknown(host.setting_refused)
 
 
 def _read_ksm(host: LibvirtHost) -> KsmState | Unknown | None:
@@ -86,13 +86,13 @@ def _read_guests(host: LibvirtHost) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
     described = [(guest, xml) for guest, xml in seen if xml is not None]
     running = tuple(guest for guest, _ in described)
-    processes, others = _read_processes(running) if is_local(host.uri) else ({}, None)
+    processes, other_processes = _read_processes(running) if is_local(host.uri) else ({}, None)
     return Guests(
         running=running,
         xml={guest.key: xml for guest, xml in described},
         processes=processes,
         unread=tuple(error.message for error in failures),
-        others=others,
+        other_processes=other_processes,
     )
 
 
@@ -103,7 +103,7 @@ def _read_processes(running: tuple[Guest, ...]) -> tuple[dict[str, GuestProcess]
     return found, facts.other_processes_memory(running)
 
 
-def _told(ask: Callable[[], T]) -> T | Unknown:
+def _value_or_unknown(ask: Callable[[], T]) -> T | Unknown:
     try:
         return ask()
     except VirtksmError as error:

@@ -19,9 +19,9 @@ from virtksm.tuning.ownership import HostState
 from virtksm.wiring import is_this_machine, make_switch
 
 MAX_KIB = 1 << 53
-"""Of what an agent tells: what is more is no memory."""
+"""Of an agent's number: a greater one is no memory."""
 MAX_LETTERS = 300
-"""Of a text that an agent tells."""
+"""Of an agent's text."""
 
 
 def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str]]:
@@ -41,7 +41,7 @@ def read_own(
     *,
     keys_set: frozenset[str] = frozenset(),
 ) -> Own:
-    """Read what virtksm keeps of the host behind `uri`; `agent` is what that said of itself."""
+    """Read virtksm's own files of the host behind `uri`; `agent` is its own answer."""
     config = configuration if isinstance(configuration, Config) else Config()
     host = host_key(uri, local=is_this_machine(uri, config))
     return Own(
@@ -54,11 +54,11 @@ def read_own(
 
 
 def parse_agent(status: object) -> AgentSeen | Unknown:
-    """Take what is judged from an agent's status (docs/reference.md); Unknown if it is none."""
+    """Take the facts from an agent's status (docs/reference.md); Unknown if it is none."""
     try:
-        return _parse_agent(status)  # type: ignore[arg-type]  # what it takes for granted is an error below
+        return _parse_agent(status)  # type: ignore[arg-type]  # a wrong type raises, below
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
-        return Unknown(why="what the agent says is not understood", remedy=f"systemctl restart {AGENT_UNIT}")
+        return Unknown(why="the agent's answer is not understood", remedy=f"systemctl restart {AGENT_UNIT}")
 
 
 def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
@@ -89,7 +89,7 @@ def _text(value: object) -> str:
 
 
 def _count(value: object) -> int:
-    """Return a count that an agent tells; raises ValueError if it is none."""
+    """Return a count of an agent; raises ValueError if it is none."""
     if not isinstance(value, int) or not 0 <= value <= MAX_KIB:
         raise ValueError("no count")
     return value
@@ -99,27 +99,27 @@ def _read_folders(paths: RuntimePaths, host: str) -> Folders:
     faults = [fault for folder in (paths.root, paths.agent_dir, paths.state_dir) if (fault := _folder_fault(folder))]
     if fault := _fifo_fault(paths):
         faults.append(fault)
-    kept: HostState | Unknown
+    state: HostState | Unknown
     try:
-        kept = StateFile(paths, host).load()
+        state = StateFile(paths, host).load()
     except StateUnusable as error:
         if isinstance(error.__cause__, ValueError):
             faults.append(error.message)
-        kept = Unknown(why=error.message)
-    return Folders(root=paths.root, faults=tuple(faults), kept=kept)
+        state = Unknown(why=error.message)
+    return Folders(root=paths.root, faults=tuple(faults), state=state)
 
 
 def _folder_fault(path: str) -> str:
     try:
         status = os.lstat(path)
-    except FileNotFoundError:  # made by whoever needs it
+    except FileNotFoundError:  # made when it is needed
         return ""
     except OSError as error:
         return "" if isinstance(error, PermissionError) else f"{path}: {error.strerror}"
     if not stat.S_ISDIR(status.st_mode):
         return f"{path} is not a folder"
     if status.st_mode & 0o022:
-        return f"{path} may be written to by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        return f"{path} may be written to by other users (mode {stat.S_IMODE(status.st_mode):04o})"
     if os.geteuid() in (0, status.st_uid) and not os.access(path, os.W_OK | os.X_OK):
         return f"{path} cannot be written to"
     return ""

@@ -1,7 +1,7 @@
 """Reads /proc: the names of root's processes, and libvirt's daemon behind a connection.
 
-A process is known by its name (comm), which everybody may read and choose; only those of root count, since nobody else
-could set KSM, and of vdsm, whose MOM has root's supervdsmd set it. A program with the setuid bit is its caller's.
+A process is found by its name (comm), which every user may read and choose; only those of root count, since no other
+user could set KSM, and of vdsm, whose MOM has root's supervdsmd set it. A program with the setuid bit is its caller's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DAEMONS = ("virtqemud", "libvirtd")
 KSM_FOLDER = "/sys/kernel/mm/ksm"
 MAY_WRITE = ("root", "vdsm")
 NO_DAEMON = Unknown(
-    why="no process of libvirt's daemon is seen", remedy="systemctl status libvirtd.service (or virtqemud.service)"
+    why="no process of libvirt's daemon is found", remedy="systemctl status libvirtd.service (or virtqemud.service)"
 )
 HIDDEN = Unknown(why="/proc hides other users' processes, or is not mounted", remedy="run as root on that host")
 
@@ -86,9 +86,9 @@ def read_daemon(
     uptime_s: float | Unknown,
     peer_pid: int | None = None,
 ) -> Daemon | Unknown | None:
-    """Read what is known of the daemon that serves `uri`, this machine's; None where none does.
+    """Read the facts of the daemon that serves `uri`, this machine's; None where none does.
 
-    `peer_pid` is who holds the other end of libvirt's connection, None if there is none.
+    `peer_pid` is the process at the other end of libvirt's connection, None if there is none.
     """
     if not re.match(r"[a-z]+:///(system|session)\b", uri):
         return None
@@ -118,10 +118,10 @@ def find_daemon(processes: tuple[Process, ...]) -> int | None:
 
 
 def find_peer(uri: str) -> int | None:
-    """Return who holds the other end of a connection of this process's to libvirt's daemon; None where there is none.
+    """Return the process at the other end of this process's connection to libvirt's daemon; None where there is none.
 
-    The connection that libvirt has opened is looked for among the open files: another one, which says nothing and goes,
-    would have the daemon log an error.
+    libvirt's own connection is searched among the open files: another one, closed without a word, would have the daemon
+    log an error.
     """
     named = parse_qs(urlsplit(uri).query).get("socket", [""])[0]
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names are all that is needed
@@ -141,7 +141,7 @@ def find_peer(uri: str) -> int | None:
 
 
 def is_read_only(mountinfo: str, path: str) -> bool | None:
-    """Tell by a /proc/PID/mountinfo whether the mount that `path` lies in is read-only; None where it names none.
+    """Return by a /proc/PID/mountinfo whether the mount of `path` is read-only; None where it names none.
 
     Source: proc_pid_mountinfo(5).
     """
@@ -159,7 +159,7 @@ def is_read_only(mountinfo: str, path: str) -> bool | None:
 
 
 def parse_start_s(stat_text: str, ticks_per_s: int) -> float | None:
-    """Return when after boot a process started, by its /proc/PID/stat; None if that is not what it says."""
+    """Return when after boot a process started, by its /proc/PID/stat; None for other text."""
     fields = stat_text.rpartition(")")[2].split()  # a name may hold spaces and brackets
     started = fields[19] if len(fields) > 19 else ""
     return int(started) / ticks_per_s if re.fullmatch("[0-9]{1,20}", started) else None
@@ -168,7 +168,7 @@ def parse_start_s(stat_text: str, ticks_per_s: int) -> float | None:
 def _read_sys(root: Root, pid: int) -> bool | Unknown:
     mounts = root.text(f"proc/{pid}/mountinfo")
     if not isinstance(mounts, str):
-        return _gone(pid, mounts)
+        return _ended(pid, mounts)
     seen = is_read_only(mounts, KSM_FOLDER)
     return Unknown(why=f"/proc/{pid}/mountinfo names no mount over {KSM_FOLDER}") if seen is None else seen
 
@@ -178,10 +178,10 @@ def _read_age_s(root: Root, pid: int, uptime_s: float | Unknown) -> float | Unkn
         return uptime_s
     stat_text = root.text(f"proc/{pid}/stat")
     if not isinstance(stat_text, str):
-        return _gone(pid, stat_text)
+        return _ended(pid, stat_text)
     started_s = parse_start_s(stat_text, os.sysconf("SC_CLK_TCK"))
-    return Unknown(why=f"/proc/{pid}/stat does not tell its start") if started_s is None else uptime_s - started_s
+    return Unknown(why=f"/proc/{pid}/stat has no start time") if started_s is None else uptime_s - started_s
 
 
-def _gone(pid: int, fact: Unknown | None) -> Unknown:
+def _ended(pid: int, fact: Unknown | None) -> Unknown:
     return fact if fact is not None else Unknown(why=f"process {pid} has ended", remedy="run this command again")

@@ -1,7 +1,7 @@
-"""Reads what systemd and tuned are set to do, from their files: no bus, no program, also where neither runs.
+"""Reads the setup of systemd and tuned from their files: no bus, no program, also where neither runs.
 
-A unit is enabled if a unit folder's `*.wants` or `*.requires` holds its name (systemctl(1), enable), or if one that is
-names it in its own file (Wants=, Requires=), and not if it is masked. It runs if its control group has processes.
+A unit is enabled if a unit folder's `*.wants` or `*.requires` holds its name (systemctl(1), enable), or if an enabled
+one names it in its own file (Wants=, Requires=), and not if it is masked. It runs if its control group has processes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_tuned(root: Root) -> Tuned | Unknown:
 
 
 def mentions_ksm(text: str) -> bool:
-    """Tell whether a line that is no comment mentions KSM."""
+    """Return whether a line that is no comment mentions KSM."""
     return any("ksm" in line.lower() for line in text.splitlines() if not line.lstrip().startswith(("#", ";")))
 
 
@@ -99,7 +99,7 @@ def parse_includes(conf: str) -> list[str]:
 
 
 def keeps_ksm_off(text: str) -> bool:
-    """Tell whether a profile's file switches KSM off: by tuned's own function, or by KSM's switch."""
+    """Return whether a profile's file switches KSM off: by tuned's own function, or by KSM's switch."""
     return _KEEPS_OFF.search(text) is not None
 
 

@@ -5,52 +5,55 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 
 1. Engage when memory is short or will be, always or never, as configured (`engage`).
 2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
-3. Debt is memory of guests and others that has appeared, and broken merges; what has stopped owes nothing (`debt`).
-4. Memory is young for settle_s, and pays for no round; then it is fresh debt, owed two visits (`debt`).
-5. Debt that waits adds up: KiB times seconds (`debt`).
-6. A round begins when waiting for what is likely to merge is worth it, cheap while more comes (`growth`, `rounds`).
-7. A round is one full scan: at its end, what was fresh at its beginning is half paid, half is paid (`rounds`).
-8. ksmd is fed one batch after the other, within the CPU budget; without ticks it does one a minute (`rounds`).
-9. A round that does not get on is given up; its debt stays, unless no memory may merge at all (`rounds`).
-10. A round in which smart_scan skipped most old pages pays nothing: their twins are still to be met (`rounds`).
-11. Merges that are broken within the next round's time double the price of rounds (`yields`).
-12. Without debt: park, and probe now and then, sooner after a probe that found something (`yields`).
+3. Memory that appears and merged pages that are rewritten are backlog; what stops takes its own away (`backlog`).
+4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
+5. A backlog that waits adds up: KiB times seconds (`backlog`).
+6. A full scan begins when waiting for what will likely merge is worth it, later while more comes (`growth`).
+7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
+8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
+9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
+10. A full scan in which smart_scan skipped most old pages counts for nothing: it met no twins there (`full_scans`).
+11. Merged pages that are rewritten before the next full scan double the price of full scans (`lasting`).
+12. Without a backlog ksmd is idle, with a check scan now and then, sooner after one that found something (`lasting`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
-from virtksm.policy.adaptive.debt import OTHER_PROCESSES, account, known_kib, owed_kib, total_kib
+from virtksm.policy.adaptive.backlog import OTHER_PROCESSES, account, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
-from virtksm.policy.adaptive.rounds import (
-    LOOK_S,
-    begin_round,
-    end_round,
+from virtksm.policy.adaptive.full_scans import (
+    MIN_WAIT_S,
+    begin_full_scan,
+    end_full_scan,
     feed,
+    full_scan_cost_s,
     has_ended,
-    is_scanned_by_others,
+    is_scanned_by_another,
     read_meter,
-    round_cost_s,
     seconds_to_wait,
     seconds_until_empty,
     seconds_until_stalled,
 )
-from virtksm.policy.adaptive.state import AdaptiveState, Round, dump_state, load_state
-from virtksm.policy.adaptive.turns import find_turns
-from virtksm.policy.adaptive.yields import PROBE_ROUNDS, count_probe_round, judge_lasting, plan_probe, probe_is_due
+from virtksm.policy.adaptive.lasting import begin_due_check_scan, count_check_scan, judge_lasting, plan_check_scan
+from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
 from virtksm.text import format_kib
+
+if TYPE_CHECKING:
+    from virtksm.policy.thresholds import Quantity
 
 NAME = "adaptive"
 
 WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
-"""How often to look at the guests' memory at rest: a pass wakes libvirt's threads some forty times, and libvirt's own
+"""How often to sense the guests' memory while idle: a pass wakes libvirt's threads some forty times, and libvirt's own
 figures cost 2-5 ms a guest (measured)."""
-YOUNG_WATCH_S = 0.5
+SETTLING_WATCH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,99 +61,88 @@ class AdaptivePolicy:
     """The policy `adaptive`; `params` are the keys of the configuration's table [adaptive]."""
 
     params: AdaptiveParams
-
-    @property
-    def name(self) -> str:
-        return NAME
+    name: ClassVar[str] = NAME
+    wants_other_processes: ClassVar[bool] = True
 
     @property
     def wants_maxima(self) -> bool:
         return self.params.engage == "auto"
 
-    @property
-    def wants_other_processes(self) -> bool:
-        return True
-
     def first_state(self, snapshot: Snapshot) -> AdaptiveState:
         return AdaptiveState()
 
-    def load_state(self, kept: Mapping[str, object]) -> AdaptiveState:
-        return load_state(kept)
-
-    def dump_state(self, state: AdaptiveState) -> dict[str, object]:
-        return dump_state(state)
+    load_state = staticmethod(load_state)
+    dump_state = staticmethod(dump_state)
 
     def decide(self, snapshot: Snapshot, state: AdaptiveState, triggers: Triggers) -> tuple[Decision, AdaptiveState]:
         """Decide by the rules of this package's docstring. Pure; raises nothing."""
         need = judge_need(snapshot, self.params, was_engaged=state.engaged)
-        state = replace(account(snapshot, state, settle_seconds(self.params, need)), engaged=need.engaged)
+        settle_s = self.params.settle_s * (1 - need.pressure)
+        state = replace(account(snapshot, state, settle_s), engaged=need.engaged)
         if snapshot.ksm.run not in (None, 1):
-            return self._rest(snapshot, stand_down(state), need, "off", "KSM is switched off, so nothing can merge")
+            return self._idle(snapshot, stand_down(state), need, "off", "KSM is off, so nothing can merge")
         if not need.engaged:
-            return self._rest(snapshot, stand_down(state), need, "disengaged", f"no need to merge: {need.why}")
-        if state.round is not None:
-            if not has_ended(snapshot, state.round):
-                return self._scan(snapshot, state, state.round, need)
-            state = self._close_round(snapshot, state, state.round)
-        elif is_scanned_by_others(snapshot, state):
-            state = replace(state, full_scans=None)
-        return self._between_rounds(snapshot, state, need, triggers)
+            return self._idle(snapshot, stand_down(state), need, "disengaged", need.why)
+        current = state.scans.current
+        if current is not None:
+            if not has_ended(snapshot, current):
+                return self._scan(snapshot, state, current, need)
+            state = close_full_scan(snapshot, state, current)
+        elif is_scanned_by_another(snapshot, state):
+            state = replace(state, scans=replace(state.scans, cursor_full_scans=None))
+        return self._between_full_scans(snapshot, state, need, triggers)
 
-    def _between_rounds(
+    def quantities(self, snapshot: Snapshot, state: AdaptiveState, decision: Decision) -> Iterator[Quantity]:
+        """Yield what may change the decision that has left `state` behind."""
+        from virtksm.policy.adaptive.quantities import find_quantities
+
+        return find_quantities(self, snapshot, state, decision)
+
+    def _between_full_scans(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
     ) -> tuple[Decision, AdaptiveState]:
-        if state.probe_due_s is None:
-            state = plan_probe(state, snapshot.taken_s, round_cost_s(snapshot, state))
-        memory_kib = total_kib(snapshot, state)
-        if state.probe_rounds == 0 and probe_is_due(state, snapshot.taken_s):
-            state = replace(state, probe_rounds=PROBE_ROUNDS)
-        wait_s = seconds_to_round(snapshot, state, need, triggers)
-        if wait_s is not None and wait_s < LOOK_S:
-            state = judge_lasting(state, memory_kib)
-            wait_s = seconds_to_round(snapshot, state, need, triggers)
-        if wait_s is not None and wait_s < LOOK_S:
-            state = begin_round(snapshot, state)
-        if state.round is not None:
-            return self._scan(snapshot, state, state.round, need)
+        if state.checks.due_s is None:
+            state = plan_check_scan(state, snapshot.taken_s, full_scan_cost_s(snapshot, state))
+        state = replace(state, checks=begin_due_check_scan(state.checks, snapshot.taken_s))
+        wait_s = seconds_to_full_scan(snapshot, state, need, triggers)
+        if wait_s is not None and wait_s < MIN_WAIT_S:
+            state = replace(state, learned=judge_lasting(state.learned, total_kib(snapshot, state)))
+            wait_s = seconds_to_full_scan(snapshot, state, need, triggers)
+        if wait_s is not None and wait_s < MIN_WAIT_S:
+            state = begin_full_scan(snapshot, state)
+        if state.scans.current is not None:
+            return self._scan(snapshot, state, state.scans.current, need)
         if wait_s is None:
-            return self._rest(snapshot, state, need, "rest", covered_text(snapshot, state))
-        text = f"{format_kib(owed_kib(state))} owed, worth a round in {wait_s:.0f} s"
-        return self._rest(snapshot, state, need, "wait", text, wait_s)
-
-    def _close_round(self, snapshot: Snapshot, state: AdaptiveState, ended: Round) -> AdaptiveState:
-        before_kib = state.gained_kib
-        memory_kib = total_kib(snapshot, state)
-        state = end_round(snapshot, state, ended)
-        state = count_probe_round(state, state.gained_kib - before_kib, memory_kib)
-        return plan_probe(state, snapshot.taken_s, round_cost_s(snapshot, state))
+            return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state))
+        text = f"{format_kib(state.backlog.due_kib)} not scanned yet, next full scan in {wait_s:.0f} s"
+        return self._idle(snapshot, state, need, "wait", text, wait_s)
 
     def _scan(
-        self, snapshot: Snapshot, state: AdaptiveState, current: Round, need: Need
+        self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
         empty_s = seconds_until_empty(snapshot, current)
         if empty_s is not None and empty_s <= 0:
-            state = forgo(snapshot, state)
-            return self._rest(snapshot, state, need, "empty", "KSM knows of no page that may merge, so nothing is owed")
+            text = "KSM knows of no page that may merge, so there is no backlog"
+            return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         if seconds_until_stalled(snapshot, state, current) < 0:
-            state = plan_probe(stand_down(state), snapshot.taken_s, round_cost_s(snapshot, state))
-            return self._rest(snapshot, state, need, "stalled", "ksmd does not get on with its round: given up")
+            state = plan_check_scan(stand_down(state), snapshot.taken_s, full_scan_cost_s(snapshot, state))
+            return self._idle(snapshot, state, need, "stalled", "the full scan makes no progress: given up")
         settings, next_pass_s, state = feed(snapshot, state, current, self.params, need.pressure)
-        rule = "probe" if state.probe_rounds > 0 else "round"
-        memory, fresh = format_kib(total_kib(snapshot, state)), format_kib(current.scanning_kib)
-        text = f"{rule} over {memory}{progress(snapshot, current)}, {fresh} of it fresh"
+        rule = "check_scan" if state.checks.left > 0 else "full_scan"
+        text = f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {progress(snapshot, current)}"
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
 
-    def _rest(
+    def _idle(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, rule: str, text: str, wait_s: float | None = None
     ) -> tuple[Decision, AdaptiveState]:
         waits = [WATCH_S[snapshot.source]]
-        if need.engaged and state.young:
-            waits.append(YOUNG_WATCH_S)
-        if need.engaged and state.probe_due_s is not None:
-            waits.append(state.probe_due_s - snapshot.taken_s)
+        if need.engaged and state.backlog.settling:
+            waits.append(SETTLING_WATCH_S)
+        if need.engaged and state.checks.due_s is not None:
+            waits.append(state.checks.due_s - snapshot.taken_s)
         if wait_s is not None:
             waits.append(wait_s)
-        return self._decision(snapshot, state, need, rule, f"{text}: parked", IDLE, max(min(waits), LOOK_S))
+        return self._decision(snapshot, state, need, rule, text, IDLE, max(min(waits), MIN_WAIT_S))
 
     def _decision(
         self,
@@ -164,23 +156,24 @@ class AdaptivePolicy:
     ) -> tuple[Decision, AdaptiveState]:
         merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
         has = snapshot.ksm.settings.merge_across_nodes
+        backlog, learned = state.backlog, state.learned
         if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
-        if state.backoff > 1:
-            text += f"; merges do not last, so that a round has to be worth {state.backoff} times its cost"
+        if learned.backoff > 1:
+            text += f"; merged pages are rewritten quickly: scanning {learned.backoff} times less often"
         numbers = {
             "memory_kib": total_kib(snapshot, state),
-            "young_kib": sum(kib for _, kib in state.young),
-            "fresh_kib": state.fresh_kib,
-            "half_kib": state.half_kib,
-            "gone_kib": state.gone_kib,
-            "waited_kib_s": round(state.waited_kib_s, 1),
-            "round_cost_s": round(round_cost_s(snapshot, state), 3),
-            "page_cost_us": round(state.page_cost_s * 1e6, 3),
-            "backoff": state.backoff,
-            "yielded": round(state.yielded, 3),
-            "narrow_rounds": state.narrow_rounds,
+            "settling_kib": backlog.settling_kib,
+            "new_kib": backlog.new_kib,
+            "scanned_once_kib": backlog.scanned_once_kib,
+            "exited_kib": backlog.exited_kib,
+            "waited_kib_s": round(backlog.waited_kib_s, 1),
+            "full_scan_cost_s": round(full_scan_cost_s(snapshot, state), 3),
+            "page_cost_us": round(learned.page_cost_s * 1e6, 3),
+            "backoff": learned.backoff,
+            "merge_ratio": round(learned.merge_ratio, 3),
+            "narrow_full_scans": state.scans.narrow,
             "pressure": round(need.pressure, 3),
             "guests": len(snapshot.guests),
             "guests_unread": snapshot.guests_unread,
@@ -190,62 +183,70 @@ class AdaptivePolicy:
                 "other_processes_kib": snapshot.other_processes.kib,
                 "other_processes_unread": snapshot.other_processes.unread,
             }
-        turns = tuple(find_turns(snapshot, state, need, settle_seconds(self.params, need)))
         decision = Decision(
             target=replace(settings, merge_across_nodes=merge),
-            reason=Reason(rule=rule, text=text, numbers=numbers, turns_when=turns),
+            reason=Reason(rule=rule, text=text, numbers=numbers),
             next_pass_s=next_pass_s,
             is_routine=rule == state.rule,
         )
         return decision, replace(state, rule=rule)
 
 
-def settle_seconds(params: AdaptiveParams, need: Need) -> float:
-    """Return how long memory is young (rule 4): shorter, the more memory presses."""
-    return params.settle_s * (1 - need.pressure)
-
-
-def seconds_to_round(snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers) -> float | None:
-    """Return how long the next round has yet to wait, None if nothing asks for one."""
-    if state.probe_rounds > 0:
+def seconds_to_full_scan(snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers) -> float | None:
+    """Return how long the next full scan has yet to wait, None if nothing needs one."""
+    if state.checks.left > 0:
         return 0.0
     wait_s = seconds_to_wait(snapshot, state, need)
     return 0.0 if wait_s is not None and triggers.is_explicit else wait_s
 
 
+def close_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> AdaptiveState:
+    """Count a full scan that has ended, as one of a check scan, too, and plan the next check scan."""
+    before_kib, memory_kib = state.learned.merged_kib, total_kib(snapshot, state)
+    state = end_full_scan(snapshot, state, ended)
+    merged_kib, backoff = state.learned.merged_kib - before_kib, state.learned.backoff
+    state = replace(state, checks=count_check_scan(state.checks, merged_kib, memory_kib, backoff))
+    return plan_check_scan(state, snapshot.taken_s, full_scan_cost_s(snapshot, state))
+
+
 def stand_down(state: AdaptiveState) -> AdaptiveState:
-    """Drop the round that is under way: its debt is owed whole again, and ksmd's cursor is anywhere."""
-    if state.round is None:
+    """Drop the full scan that is under way: what it was scanning is new again, and ksmd's cursor is anywhere."""
+    scans = state.scans
+    if scans.current is None:
         return state
     return replace(
         state,
-        round=None,
-        full_scans=None,
-        fresh_kib=state.fresh_kib + state.round.scanning_kib,
-        pair_left=0,
-        probe_rounds=0,
+        backlog=replace(state.backlog, new_kib=state.backlog.new_kib + scans.current.scanning_kib),
+        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0),
+        checks=replace(state.checks, left=0),
     )
 
 
-def forgo(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
-    """Drop the round and what is owed, as no memory may merge; what has appeared since is owed, and probes go on."""
-    state = replace(state, round=None, full_scans=None, fresh_kib=0, half_kib=0, gone_kib=0, narrow_rounds=0, retries=0)
-    state = count_probe_round(replace(state, probe_rounds=min(state.probe_rounds, 1)), 0, total_kib(snapshot, state))
-    return plan_probe(state, snapshot.taken_s, round_cost_s(snapshot, state))
+def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
+    """Drop the full scan and the backlog, as no memory may merge; what appears later counts, and check scans go on."""
+    checks = replace(state.checks, left=min(state.checks.left, 1))
+    state = replace(
+        state,
+        backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
+        scans=Scans(pair_left=state.scans.pair_left, narrow_merged_kib=state.scans.narrow_merged_kib),
+        checks=count_check_scan(checks, 0, total_kib(snapshot, state), state.learned.backoff),
+    )
+    return plan_check_scan(state, snapshot.taken_s, full_scan_cost_s(snapshot, state))
 
 
-def covered_text(snapshot: Snapshot, state: AdaptiveState) -> str:
-    """Say that nothing is owed, and of how much memory; of others', too, where there is any."""
-    memory_kib, other_processes_kib = total_kib(snapshot, state), state.guests_kib.get(OTHER_PROCESSES, 0)
+def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:
+    """Say that there is no backlog, and of how much memory; of other processes', too, where there is any."""
     if known_kib(snapshot) == 0:
-        return "nothing is owed, and KSM knows of no page that may merge"
-    others = f", {format_kib(other_processes_kib)} of it of others than guests," if other_processes_kib else ""
-    return f"all of {format_kib(memory_kib)}{others} is covered"
+        return "no backlog, and KSM knows of no page that may merge, ksmd idle"
+    other_kib = state.guests_kib.get(OTHER_PROCESSES, 0)
+    others = f", {format_kib(other_kib)} of it of other processes" if other_kib else ""
+    return f"all {format_kib(total_kib(snapshot, state))} scanned{others}, ksmd idle"
 
 
-def progress(snapshot: Snapshot, current: Round) -> str:
-    """Say how far a round is, where the kernel tells."""
+def progress(snapshot: Snapshot, current: FullScan) -> str:
+    """Say how far a full scan is, where the kernel tells, and how much of the memory it scans for the first time."""
+    new = f"{format_kib(current.scanning_kib)} not scanned before"
     now, began = read_meter(snapshot).pages_scanned, current.began.pages_scanned
     if now is None or began is None:
-        return ""
-    return f", {format_kib(snapshot.ksm.kib(max(now - began, 0)))} visited"
+        return new
+    return f"{format_kib(snapshot.ksm.kib(max(now - began, 0)))} done, {new}"

@@ -6,21 +6,21 @@ import math
 from dataclasses import replace
 from enum import Enum
 
-from virtksm.policy.adaptive.state import AdaptiveState
+from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
 
 RECENT_S = 0.9
-"""What appeared so lately tells how fast memory is appearing: two looks at it while it does, no more, since after a
-burst it is what is waited for."""
+"""What appeared so lately tells how fast memory is appearing. Two passes fall into it, no more: it is what a full scan
+waits for after a burst."""
 BURST_S = 120.0
-"""Memory that would double so soon at the present rate is in a burst (guests start): it ends soon, and one round then
-covers it all."""
+"""Memory that would double so soon at the present rate is in a burst (guests start): it ends soon, and one full scan
+then covers it all."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
 """Where memory would still double so soon, a burst goes on for that share of the time that it has lasted: guests that
 start on a busy host fill their memory by fits and starts (measured: eight, in a minute, at 37 to 270 MiB a second)."""
 LULL_RECENT_S = RECENT_S / 2
-"""Where so little appears, the last look decides, so that a burst that ends is seen to end no later than without."""
+"""Where so little appears, the last pass decides, so that the end of a burst is seen no later than without."""
 STEADY_S = 40.0
-"""Debt that would double so soon at the present rate is still growing."""
+"""A backlog that would double so soon at the present rate is still growing."""
 PATIENCE = 1.05
 """The next guest of a series of starts is waited for this many times longer than the series' longest interval."""
 MAX_INTERVAL_S = 15.0
@@ -38,12 +38,14 @@ class Growth(Enum):
 
 def note_burst(state: AdaptiveState, memory_kib: int) -> AdaptiveState:
     """Note since when there has been a burst, and when memory last appeared at the rate of one; or that none is."""
+    arrivals = state.arrivals
     if _full_rate_left_s(state, memory_kib) > 0:
         goes_on = _patience_s(state) >= -RECENT_S  # else an agent has stopped in an earlier one
-        return replace(state, burst_since_s=state.burst_since_s if goes_on else state.taken_s, burst_at_s=state.taken_s)
-    if burst_left_s(state, memory_kib) > 0:
+        since_s = arrivals.burst_since_s if goes_on else state.taken_s
+        return replace(state, arrivals=replace(arrivals, burst_since_s=since_s, burst_at_s=state.taken_s))
+    if arrivals.burst_since_s is None or burst_left_s(state, memory_kib) > 0:
         return state
-    return replace(state, burst_since_s=None, burst_at_s=None)
+    return replace(state, arrivals=replace(arrivals, burst_since_s=None, burst_at_s=None))
 
 
 def burst_left_s(state: AdaptiveState, memory_kib: int) -> float:
@@ -58,34 +60,31 @@ def _full_rate_left_s(state: AdaptiveState, memory_kib: int) -> float:
 
 def _patience_s(state: AdaptiveState) -> float:
     """Return how much longer a lull ends no burst; below 0.0 where there is none, or where the clock began anew."""
-    if (
-        state.burst_since_s is None
-        or state.burst_at_s is None
-        or state.taken_s is None
-        or state.taken_s < state.burst_at_s
-    ):
+    since_s, at_s = state.arrivals.burst_since_s, state.arrivals.burst_at_s
+    if since_s is None or at_s is None or state.taken_s is None or state.taken_s < at_s:
         return -math.inf
-    return state.burst_at_s + LULL_SHARE * (state.burst_at_s - state.burst_since_s) - state.taken_s
+    return at_s + LULL_SHARE * (at_s - since_s) - state.taken_s
 
 
-def _left_s(state: AdaptiveState, window_s: float, least_kib: float) -> float:
-    """Return how much longer more than `least_kib` will have appeared within `window_s`; 0.0 or below: it has not."""
+def _left_s(state: AdaptiveState, window_s: float, min_kib: float) -> float:
+    """Return how much longer more than `min_kib` will have appeared within `window_s`; 0.0 or below: it has not."""
     appeared_kib, now_s = 0, state.taken_s or 0.0
-    for at_s, kib in reversed(state.recent):
+    for at_s, kib in reversed(state.arrivals.recent):
         appeared_kib += kib
-        if appeared_kib > least_kib:
+        if appeared_kib > min_kib:
             return at_s + window_s - now_s
     return 0.0
 
 
 def judge_growth(state: AdaptiveState) -> Growth:
-    """Tell whether more memory is to be expected, so that a round should wait for it (rule 6)."""
-    if state.burst_since_s is not None:
+    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 6)."""
+    if state.arrivals.burst_since_s is not None:
         return Growth.BURST
     if _series_left_s(state) > 0:
         return Growth.SERIES
-    young_kib, recent_kib = (sum(kib for _, kib in appeared) for appeared in (state.young, state.recent))
-    return Growth.STEADY if recent_kib * STEADY_S > (state.fresh_kib + young_kib) * RECENT_S else Growth.SETTLED
+    unscanned_kib = state.backlog.new_kib + state.backlog.settling_kib
+    recent_kib = sum(kib for _, kib in state.arrivals.recent)
+    return Growth.STEADY if recent_kib * STEADY_S > unscanned_kib * RECENT_S else Growth.SETTLED
 
 
 def seconds_to_end(growth: Growth, state: AdaptiveState, memory_kib: int) -> float:
@@ -97,14 +96,14 @@ def seconds_to_end(growth: Growth, state: AdaptiveState, memory_kib: int) -> flo
 
 def _series_left_s(state: AdaptiveState) -> float:
     """Return how much longer the next guest of a series is waited for."""
-    if state.start_s is None or state.taken_s is None:
+    if state.arrivals.start_s is None or state.taken_s is None:
         return 0.0
-    return state.start_s + PATIENCE * state.interval_s - state.taken_s
+    return state.arrivals.start_s + PATIENCE * state.arrivals.interval_s - state.taken_s
 
 
-def note_start(state: AdaptiveState, now_s: float) -> AdaptiveState:
+def note_start(arrivals: Arrivals, now_s: float) -> Arrivals:
     """Note that a guest has started, as the next of a series or the first of a new one."""
-    interval_s = MAX_INTERVAL_S + 1 if state.start_s is None else now_s - state.start_s
+    interval_s = MAX_INTERVAL_S + 1 if arrivals.start_s is None else now_s - arrivals.start_s
     is_next = 0 <= interval_s <= MAX_INTERVAL_S
-    interval_s = max(state.interval_s, interval_s) if is_next else 0.0
-    return replace(state, has_starts=True, start_s=now_s, interval_s=interval_s)
+    interval_s = max(arrivals.interval_s, interval_s) if is_next else 0.0
+    return replace(arrivals, has_starts=True, start_s=now_s, interval_s=interval_s)

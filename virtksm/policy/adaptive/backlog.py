@@ -1,0 +1,107 @@
+"""Rules 3 to 5 of the adaptive law: which memory has yet to be scanned, and how long it has waited.
+
+The backlog is memory of guests and other processes that has appeared, and that ksmd has not scanned as often as merging
+needs (twice: a page's checksum must be the same in two scans). Its states: settling (appeared a moment ago, left alone
+for now), new (needs two scans), scanned once (needs one more), exited (pages of guests that have gone, still in the
+kernel's counters: one). Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from virtksm.model.snapshot import Snapshot
+from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
+from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog
+
+OTHER_PROCESSES = "other_processes"
+"""The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
+the same nothing is added to the backlog."""
+NEGLIGIBLE = 256
+"""Less than this fraction of the memory counts as nothing, in the backlog or merged: check scans find it."""
+
+
+def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
+    """Return the state with the backlog as of this snapshot; memory is settling for `settle_s` seconds."""
+    now_s, before = snapshot.taken_s, state.backlog
+    seen = [(guest.key, guest.rss_kib) for guest in snapshot.guests]
+    guests_kib = {key: kib for key, kib in seen if kib is not None}
+    if snapshot.other_processes is not None:
+        guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
+    unread = {key for key, kib in seen if kib is None}
+    kept_kib = {key: kib for key, kib in state.guests_kib.items() if key in unread}  # unread is not gone
+    appeared_kib = sum(max(kib - state.guests_kib.get(key, 0), 0) for key, kib in guests_kib.items())  # rule 3
+    stopped = state.guests_kib.keys() - guests_kib.keys() - unread
+    rewritten_kib = _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
+
+    appeared = ((now_s, appeared_kib),) if appeared_kib else ()
+    settling = tuple((at_s, kib) for at_s, kib in (*before.settling, *appeared) if 0 <= now_s - at_s < settle_s)
+    settling_kib = sum(kib for _, kib in settling)
+    settled_kib = before.settling_kib + appeared_kib - settling_kib  # rule 4
+    recent = tuple((at_s, kib) for at_s, kib in (*state.arrivals.recent, *appeared) if 0 <= now_s - at_s < RECENT_S)
+    all_kib = sum(guests_kib.values()) + sum(kept_kib.values())
+    stopped_kib = sum(state.guests_kib[key] for key in stopped)
+    if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
+        stopped_kib += max(state.guests_kib.get(OTHER_PROCESSES, 0) - guests_kib[OTHER_PROCESSES], 0)
+    stayed = 1 - stopped_kib / (sum(state.guests_kib.values()) or 1)  # what has stopped takes its backlog away
+    is_unmerged = state.scans.cursor_full_scans is not None and known_kib(snapshot) == 0  # by run=2
+    forgotten_kib = all_kib - settling_kib if is_unmerged else 0
+    new_kib = min(max(int(before.new_kib * stayed) + settled_kib + rewritten_kib, forgotten_kib), all_kib)
+    current = state.scans.current
+    if current is not None:
+        current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
+
+    waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)  # rule 5
+    waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
+    is_another_boots = state.taken_s is not None and state.taken_s > now_s
+    arrivals = state.arrivals
+    if state.taken_s is not None and guests_kib.keys() - state.guests_kib.keys() - {OTHER_PROCESSES}:
+        arrivals = note_start(arrivals, now_s)
+    learned_kib = min(state.learned.rewritten_kib + rewritten_kib, MAX_SUM)
+    state = replace(
+        state,
+        taken_s=now_s,
+        guests_kib={**kept_kib, **guests_kib},
+        pages_sharing=snapshot.ksm.pages_sharing,
+        cow_ksm=snapshot.ksm.cow_ksm,
+        backlog=Backlog(
+            settling=settling,
+            new_kib=new_kib,
+            scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib - new_kib),
+            exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
+            waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, float(MAX_SUM)),
+        ),
+        arrivals=replace(arrivals, recent=recent),
+        scans=replace(state.scans, current=current),
+        checks=replace(state.checks, due_s=None if is_another_boots else state.checks.due_s),
+        learned=replace(state.learned, rewritten_kib=learned_kib),
+    )
+    return note_burst(state, total_kib(snapshot, state))
+
+
+def _rewritten_kib(snapshot: Snapshot, state: AdaptiveState, *, has_stopped: bool) -> int:
+    """Return what was merged and has been written to since the last pass: it may merge again.
+
+    Where the kernel does not count COW breaks, what pages_sharing has fallen by between two full scans: less and later.
+    """
+    cow_ksm, sharing = snapshot.ksm.cow_ksm, snapshot.ksm.pages_sharing
+    if cow_ksm is not None:
+        return 0 if state.cow_ksm is None else snapshot.ksm.kib(max(cow_ksm - state.cow_ksm, 0))
+    if state.pages_sharing is None or sharing is None or state.scans.current is not None or has_stopped:
+        return 0
+    return snapshot.ksm.kib(max(state.pages_sharing - sharing, 0))
+
+
+def total_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
+    """Return the memory that a full scan covers: guests' and other processes', or all that KSM knows of if more.
+
+    The difference is mergeable memory of other processes that may not be read.
+    """
+    return max(sum(state.guests_kib.values()), known_kib(snapshot))
+
+
+def known_kib(snapshot: Snapshot) -> int:
+    """Return the memory that KSM has scanned and not forgotten."""
+    ksm = snapshot.ksm
+    known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
+    return ksm.kib(sum(pages or 0 for pages in known))
