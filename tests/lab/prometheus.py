@@ -71,7 +71,6 @@ class PrivatePrometheus:
                     f"--config.file={root}/prometheus.yml",
                     f"--storage.tsdb.path={root}/data",
                     f"--web.listen-address={self._address}",
-                    "--scrape.discovery-reload-interval=100ms",  # else it looks for what to scrape after 5 s
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

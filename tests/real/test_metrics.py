@@ -73,10 +73,11 @@ def test_a_prometheus_is_told_what_the_status_says(
     start_agent: AgentFactory, guest: GuestFactory, port: int, scraped: PrivatePrometheus
 ) -> None:
     agent = start_agent(listening(port, UNSETTLED_LAW))
-    scraped.wait_for("virtksm_up == 1")
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=12, own_mib=4, seed=seed))
     agent.sweep()
+    scraped.wait_for("virtksm_up == 1")  # Prometheus begins five seconds after its start
+    agent.step()
     every_query_of_the_dashboard_and_of_the_rules_returns_something(scraped)
 
     def differences() -> dict[str, tuple[float | None, float]]:
