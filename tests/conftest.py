@@ -24,10 +24,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have one worker take all that needs KSM's lock, first, and keep a file's real tests together (script/test)."""
     for item in items:
-        if item.get_closest_marker("xdist_group"):
-            continue  # what takes the lock without the fixture says so itself
         if "ksm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ksm"))
-        elif item.get_closest_marker("real"):
+        elif item.get_closest_marker("real") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
-    items.sort(key=lambda item: -sum(mark.args == ("ksm",) for mark in item.iter_markers("xdist_group")))
+    items.sort(key=lambda item: all(mark.args != ("ksm",) for mark in item.iter_markers("xdist_group")))
