@@ -142,7 +142,12 @@ def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
 
 def check_order(home: AgentHome, uri: str) -> None:
     """Guests stand in the order asked for, by default by what they save."""
-    for order, names in (((), ["twin1", "big", "apart"]), (("--sort", "memory"), ["big", "apart", "twin1"])):
+    orders: dict[tuple[str, ...], list[str]] = {
+        (): ["twin1", "big", "apart"],
+        ("--sort", "memory"): ["big", "apart", "twin1"],
+        ("--sort", "name"): ["apart", "big", "twin1"],
+    }
+    for order, names in orders.items():
         done = home.run("guests", *order, "--connect", uri)
         assert (done.returncode, done.stderr) == (0, "")
         heading, *lines = done.stdout.split("\n\n")[0].splitlines()
