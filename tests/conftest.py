@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.lab.fixtures", "tests.lab.lock_holder", "tests.real.agent_process"]
@@ -19,14 +18,3 @@ settings.load_profile("ci" if "CI" in os.environ else "here")
 # A script's background job ignores SIGINT, and so does all that it starts; some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have one worker take all that needs KSM's lock, first, and keep a file's real tests together (script/test)."""
-    for item in items:
-        if "ksm" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ksm"))
-        elif item.get_closest_marker("real") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-    items.sort(key=lambda item: all(mark.args != ("ksm",) for mark in item.iter_markers("xdist_group")))

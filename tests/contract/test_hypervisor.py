@@ -101,7 +101,7 @@ def void(_result: object) -> None:
     """Take a result that nobody needs."""
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=[pytest.mark.real, pytest.mark.xdist_group("ksm")])])
+@pytest.fixture(params=["fake", pytest.param("real", marks=[pytest.mark.real, pytest.mark.ksm])])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     if request.param == "fake":
         yield fake_host()

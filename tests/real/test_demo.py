@@ -76,7 +76,7 @@ def nothing_left() -> Iterator[None]:
     assert read() == before
 
 
-@pytest.mark.xdist_group("ksm")
+@pytest.mark.ksm
 @pytest.mark.usefixtures("nothing_left")
 def test_it_hears_applies_and_merges_and_says_how_much(tmp_path: Path) -> None:
     with demonstration(tmp_path / "output") as demo:
@@ -90,7 +90,7 @@ def test_it_hears_applies_and_merges_and_says_how_much(tmp_path: Path) -> None:
     assert "the policy acts although memory is not short" in output
 
 
-@pytest.mark.xdist_group("ksm")
+@pytest.mark.ksm
 @pytest.mark.usefixtures("nothing_left")
 def test_ctrl_c_gives_everything_back_on_another_libvirt_too(tmp_path: Path, libvirtd: PrivateLibvirtd) -> None:
     with demonstration(tmp_path / "output", "--connect", libvirtd.uri) as demo:
@@ -102,7 +102,7 @@ def test_ctrl_c_gives_everything_back_on_another_libvirt_too(tmp_path: Path, lib
     assert "Traceback" not in output
 
 
-@pytest.mark.xdist_group("ksm")
+@pytest.mark.ksm
 @pytest.mark.usefixtures("nothing_left")
 def test_a_killed_python_leaves_nothing_behind(tmp_path: Path) -> None:
     with demonstration(tmp_path / "output") as demo:

@@ -11,8 +11,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 HEAD = "import pytest\n\n"
 REAL = "@pytest.mark.real\ndef test_real(): pass\n\n"
-INI = "[pytest]\nmarkers =\n    real: as in the project\n"
-WORKERS = ["-p", "xdist", "-n", "2"]
+INI = "[pytest]\nmarkers =\n    real: as in the project\n    ksm: as in the project\n"
 
 
 def run_guarded(folder: Path, suite: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,9 +27,8 @@ def run_guarded(folder: Path, suite: str, *arguments: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("workers", [[], WORKERS], ids=["alone", "with workers"])
-def test_a_suite_that_ran_whole_is_accepted_without_a_word(tmp_path: Path, workers: list[str]) -> None:
-    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n", *workers)
+def test_a_suite_that_ran_whole_is_accepted_without_a_word(tmp_path: Path) -> None:
+    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n")
 
     assert run.returncode == 0, run.stdout
     assert "not everything ran" not in run.stdout
@@ -48,17 +46,15 @@ def test_a_suite_that_ran_whole_is_accepted_without_a_word(tmp_path: Path, worke
     ],
     ids=["skip mark", "skip call", "skipped module", "xfail", "xpass"],
 )
-@pytest.mark.parametrize("workers", [[], WORKERS], ids=["alone", "with workers"])
-def test_a_test_left_out_fails_the_run(tmp_path: Path, suite: str, complaint: str, workers: list[str]) -> None:
-    run = run_guarded(tmp_path, REAL + suite, *workers)
+def test_a_test_left_out_fails_the_run(tmp_path: Path, suite: str, complaint: str) -> None:
+    run = run_guarded(tmp_path, REAL + suite)
 
     assert run.returncode == 1
     assert complaint in run.stdout
 
 
-@pytest.mark.parametrize("workers", [[], WORKERS], ids=["alone", "with workers"])
-def test_a_deselected_test_fails_the_run(tmp_path: Path, workers: list[str]) -> None:
-    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n", "-k", "real", *workers)
+def test_a_deselected_test_fails_the_run(tmp_path: Path) -> None:
+    run = run_guarded(tmp_path, REAL + "def test_other(): pass\n", "-k", "real")
 
     assert run.returncode == 1
     assert "deselected: test_small.py::test_other" in run.stdout
@@ -78,3 +74,10 @@ def test_a_run_without_a_passed_real_test_fails(tmp_path: Path, suite: str) -> N
 
     assert run.returncode == 1
     assert "no test marked `real` passed" in run.stdout
+
+
+def test_two_parts_are_the_whole(tmp_path: Path) -> None:
+    suite = "@pytest.fixture\ndef ksm(): pass\n\n@pytest.mark.real\ndef test_ksm(ksm): pass\n\n"
+    suite += "@pytest.mark.real\n@pytest.mark.ksm\ndef test_marked(): pass\n\n" + REAL
+    assert "2 passed" in run_guarded(tmp_path, suite, "--part", "ksm").stdout.splitlines()[-1]
+    assert "1 passed" in run_guarded(tmp_path, suite, "--part", "beside").stdout.splitlines()[-1]
