@@ -25,7 +25,7 @@ from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapsh
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 
 SEED = 20150326
-SEQUENCES = 1_000
+SEQUENCES = 500
 STEPS_BY = [frozenset({trigger}) for trigger in (Trigger.TIMER, Trigger.STARTED, Trigger.STOPPED, Trigger.POKE)]
 BALLOON = Triggers(kinds=frozenset({Trigger.BALLOON}))
 
@@ -60,12 +60,12 @@ def test_the_sequences_reach_what_matters(batch: Batch, capsys: pytest.CaptureFi
     with capsys.disabled():
         counts = ", ".join(f"{count} {name}" for name, count in reached.most_common())
         sys.stdout.write(f"\nksmtuned's script, seed {SEED}: {counts}\n")
-    assert reached["sequences"] >= 1_000
-    assert reached["steps"] >= 20_000
+    assert reached["sequences"] >= 500
+    assert reached["steps"] >= 10_000
     for outcome in ("stop", "boost", "decay"):
-        assert reached[outcome] >= 2_000, outcome
+        assert reached[outcome] >= 1_000, outcome
     for place in PLACES_REACHED:
-        assert reached[place] >= 20, place
+        assert reached[place] >= 10, place
 
 
 def test_without_the_script_it_fails_and_says_what_to_do(tmp_path: Path) -> None:

@@ -147,9 +147,9 @@ def test_a_scale_ends_above_what_it_shows_and_not_far_above(page: Page) -> None:
         assert value <= top <= max(1, 2.5 * value)
 
 
-def test_the_times_below_a_curve_are_round_and_few(page: Page) -> None:
+def test_the_times_below_a_curve_are_even_and_few(page: Page) -> None:
     for span_s, step_s in ((300, 60), (3600, 600), (21_600, 3600), (86_400, 10_800)):
-        marks = call(page, "chart", "it.roundTimes(1790000123 - given, 1790000123, 8)", span_s)
+        marks = call(page, "chart", "it.evenTimes(1790000123 - given, 1790000123, 8)", span_s)
         assert marks == [at_s for at_s in range(1790000123 - span_s, 1790000124) if at_s % step_s == 0]
 
 

@@ -31,7 +31,7 @@ def test_ksm_switched_off_and_unmerged_under_the_agent_is_said_and_merges_again(
         line = agent.wait_for(
             "pass_completed", lambda line: (line["decision"]["rule"], line["sensed"]["guests"]) == ("off", 2)
         )
-        assert "KSM is switched off" in line["decision"]["reason"]
+        assert "KSM is off" in line["decision"]["reason"]
         assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == IDLE
         assert ksm.read("pages_sharing") == 0
 

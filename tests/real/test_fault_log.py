@@ -123,5 +123,5 @@ def test_what_cannot_be_removed_at_the_end_keeps_nothing_else_from_it(
         (folder / "control.sock").unlink()
         (folder / "control.sock").mkdir()
         journal.process.send_signal(signal.SIGTERM)
-        journal.process.wait(HANG_S)
+        assert journal.process.wait(HANG_S) == 0
     assert not (folder / "status.sock").exists()

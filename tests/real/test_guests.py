@@ -84,7 +84,7 @@ def backed(daemon: PrivateLibvirtd, connection: libvirt.virConnect, payload: Pat
             domain.destroy()
 
 
-def test_what_each_guest_saves_or_why_not_is_told_whoever_asks(
+def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
     ksm: Ksm,
     guest: GuestFactory,
     libvirtd: PrivateLibvirtd,
@@ -177,7 +177,7 @@ def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:
     assert risk["needed_kib"] == merged_kib + told["growth_kib"] + room["at_ratio"]
     text = home.run("headroom", "--connect", uri).stdout
     assert "ksmd is idle" in text
-    assert "this is safe" in text
+    assert "(safe)" in text
 
 
 def check_without_root(ksm: Ksm, home: AgentHome, libvirtd: PrivateLibvirtd) -> None:
@@ -198,7 +198,7 @@ def check_without_root(ksm: Ksm, home: AgentHome, libvirtd: PrivateLibvirtd) -> 
     (note,) = told["notes"]
     assert "run this as root" in note
     count = 4 + len(BACKINGS)
-    assert f"{count} guests is for root to read" in run_as_nobody(*options, "guests", "--connect", uri).stdout
+    assert f"of {count} guests are for root to read" in run_as_nobody(*options, "guests", "--connect", uri).stdout
     assert json.loads(run_as_nobody(*options, "headroom", "--json", "--connect", uri).stdout)["guests"] == count
 
 

@@ -52,6 +52,12 @@ def remove_socket(path: str) -> None:
         os.unlink(path)
 
 
+def leave_socket(path: str) -> None:
+    """Remove it at the agent's end, if that can be: what took its place is the next start's trouble, which names it."""
+    with suppress(OSError):
+        remove_socket(path)
+
+
 def peer_uid(connection: socket.socket) -> int:
     """Return the user id of the process that connected (SO_PEERCRED)."""
     size = struct.calcsize("3i")

@@ -13,7 +13,7 @@ from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
-from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
+from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
@@ -165,7 +165,7 @@ async def _serve(
     )
     async with AsyncExitStack() as stack:
         readers = StatusSocket(paths, requests.handle, reporter.request_failed)
-        stack.callback(remove_socket, paths.status_socket)
+        stack.callback(leave_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
         metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_trouble)
@@ -180,7 +180,7 @@ async def _serve(
         except OSError as error:
             remedy = find_remedy(paths.control_socket, error)
             raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy=remedy) from error
-        stack.callback(remove_socket, paths.control_socket)
+        stack.callback(leave_socket, paths.control_socket)
         server = ControlServer(requests.handle, crashed=reporter.request_failed)
         stack.callback(server.close)
         await server.start(listener)
