@@ -24,7 +24,7 @@ from demo.guests import KEPT_MIB, PayloadGuest
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.ksmtuned_package import find_ksmtuned_file
 
-BACKLOG = ("young_kib", "fresh_kib", "half_kib")
+BACKLOG = ("settling_kib", "new_kib", "scanned_once_kib")
 """The numbers of a decision of the policy adaptive that say what is not scanned yet."""
 WARM_MIB, WARM_SCANS = 4, 5
 FRUITLESS_SCANS = 10
