@@ -290,7 +290,7 @@ def test_restore_with_a_baseline_that_is_refused_keeps_it_for_the_next(bench: Be
 def test_park_stops_scanning_and_keeps_the_baseline(bench: Bench) -> None:
     bench.run()
     bench.cycle.idle()
-    assert bench.hypervisor.values == FOUND | {name: value for name, value in IDLE.items() if value is not None}
+    assert bench.hypervisor.values == FOUND | dict(IDLE.items())
     assert bench.restored() == FOUND
 
 
