@@ -220,16 +220,15 @@ def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePath
 
 def test_the_group_follows_the_configuration_and_one_that_cannot_be_had_changes_nothing(paths: RuntimePaths) -> None:
     async def test(readers: StatusSocket) -> None:
+        other = gid_of(OTHER_GROUP)
+        assert other is not None
+        readers.follow(OTHER_GROUP, other)
         with pytest.raises(ConfigError) as unknown:
             readers.follow("no-such-group", None)
         (finding,) = unknown.value.faults
         assert (finding.file, finding.key) == (paths.status_socket, "status_group")
         assert "no such group" in finding.problem
         assert "groupadd" in finding.remedy
-        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == STATUS
-        other = gid_of(OTHER_GROUP)
-        assert other is not None
-        readers.follow(OTHER_GROUP, other)
         assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == "PermissionError"
         assert await ask_as(NOBODY, [other], paths.status_socket, "status") == STATUS
         readers.follow("", None)
