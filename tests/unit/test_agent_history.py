@@ -116,21 +116,9 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
     at_s = WALL_S + desk.clock.now_s
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
     assert [parse_summary(line) for line in desk.history.kept_decisions] == [lines[0].summary()]
-    assert desk.history.kept_samples == [
-        Sample(
-            at_s=at_s,
-            guests=1,
-            committed_kib=1000,
-            total_kib=16 * 1024 * 1024,
-            available_kib=8 * 1024 * 1024,
-            saved_kib=480,
-            ksmd_cpu_seconds=1.5,
-            run=1,
-            pages_to_scan=400,
-            sleep_millisecs=10,
-            rule="told",
-        )
-    ]
+    numbers = {"committed_kib": 1000, "saved_kib": 480, "ksmd_cpu_seconds": 1.5, "pages_to_scan": 400}
+    expected = replace(SAMPLE, at_s=at_s, guests=1, sleep_millisecs=10, rule="told", **numbers)  # type: ignore[arg-type]  # as the fields are
+    assert desk.history.kept_samples == [expected]
 
 
 def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
@@ -169,18 +157,7 @@ def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_w
 
     desk.run(story, write_s=NEVER_S)
     assert desk.written == ["elsewhere", None]
-    assert len(desk.history.kept_events) == 1, "its end waits for nothing"
-
-
-def test_nothing_new_is_not_written(desk: Desk) -> None:
-    async def story() -> None:
-        await until(lambda: desk.written)
-        desk.history_writer.hear(EVENT)
-        await until(lambda: desk.history.kept_events)
-        await asyncio.sleep(0.05)
-
-    desk.run(story)
-    assert desk.history.writes == 2
+    assert (len(desk.history.kept_events), desk.history.writes) == (1, 2), "its end waits for nothing"
 
 
 def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_room(desk: Desk) -> None:
@@ -367,7 +344,7 @@ def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("seconds", value) for value in (0, True, "60", None, float("nan"), 10**400)),
+        *(("seconds", value) for value in (0, True, "60", float("nan"), 10**400)),
         ("points", 1001),
         ("last", 101),
     ],

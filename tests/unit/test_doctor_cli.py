@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import tempfile
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.lab.healthy_host import GUEST, HEALTHY, with_libvirt, with_numbers
+from tests.lab.listening import listening
 from virtksm.cli.doctor import ask_about, exit_code, finding_lines
 from virtksm.cli.main import main
 from virtksm.doctor.checks import CHECKS, examine
@@ -32,21 +31,14 @@ def run(tmp_path: Path, *arguments: str) -> int:
     return main(["--config", str(config), *folders, "doctor", *arguments])
 
 
-def test_a_finding_is_a_line_and_its_remedy_another() -> None:
+def test_a_finding_is_a_line_and_its_remedy_another_and_colour_marks_the_verdict_alone() -> None:
     lines = finding_lines(examine(with_numbers(run=0)), colour=False)
     assert lines[1:3] == [
         " kernel: KSM is switched on                   : FAIL (run is 0: nothing merges)",
         "         -> systemctl enable virtksm-ksm.service && systemctl restart virtksm-ksm.service",
     ]
     assert len(lines) == len(CHECKS) + 1
-
-
-def test_verdicts_stand_below_each_other() -> None:
-    lines = finding_lines(examine(HEALTHY), colour=False)
-    assert len({line.index(" : PASS (") for line in lines}) == 1
-
-
-def test_colour_marks_the_verdict_alone() -> None:
+    assert len({line.index(" : PASS (") for line in finding_lines(examine(HEALTHY), colour=False)}) == 1
     lines = finding_lines(examine(with_numbers(run=0)), colour=True)
     assert "\033[32mPASS\033[0m (Linux 6.18.0)" in lines[0]
     assert "\033[31mFAIL\033[0m (run" in lines[1]
@@ -61,19 +53,11 @@ def test_a_guests_name_cannot_forge_lines() -> None:
     assert len(lines) == len(CHECKS) + 1
 
 
-@pytest.mark.parametrize(
-    ("verdict", "strict", "code"),
-    [
-        (Verdict.PASS, False, ExitCode.DONE),
-        (Verdict.PASS, True, ExitCode.DONE),
-        (Verdict.WARN, False, ExitCode.DONE),
-        (Verdict.WARN, True, ExitCode.FAILED),
-        (Verdict.FAIL, False, ExitCode.FAILED),
-        (Verdict.FAIL, True, ExitCode.FAILED),
-    ],
-)
-def test_the_exit_code_follows_the_worst_finding(verdict: Verdict, strict: bool, code: ExitCode) -> None:
-    assert exit_code(verdict, strict=strict) == code
+def test_the_exit_code_follows_the_worst_finding() -> None:
+    codes = {verdict: [exit_code(verdict, strict=strict) for strict in (False, True)] for verdict in Verdict}
+    assert codes[Verdict.PASS] == [ExitCode.DONE] * 2
+    assert codes[Verdict.WARN] == [ExitCode.DONE, ExitCode.FAILED]
+    assert codes[Verdict.FAIL] == [ExitCode.FAILED] * 2
 
 
 def test_without_libvirt_it_still_answers_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,21 +129,9 @@ def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
     ],
 )
 def test_an_agent_that_talks_nonsense_is_unknown(answer: bytes, why: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="vd", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+    with tempfile.TemporaryDirectory(prefix="vd", dir="/tmp") as folder:
         paths = RuntimePaths(folder, folder)
-        Path(paths.agent_dir).mkdir()
-        server.bind(paths.control_socket)
-        server.listen()
-
-        def serve() -> None:
-            client, _ = server.accept()
-            with client:
-                client.recv(1000)
-                client.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        seen = ask_about(paths)
-        thread.join()
+        with listening(Path(paths.control_socket), answer):
+            seen = ask_about(paths)
     assert isinstance(seen, Unknown)
     assert why in seen.why

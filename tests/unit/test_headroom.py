@@ -36,11 +36,6 @@ def test_at_the_ratio_new_memory_takes_less_than_its_size() -> None:
     assert (headroom.missing_kib, headroom.missing_after_swap_kib) == (17 * GIB, 17 * GIB)
 
 
-def test_zero_pages_that_no_guests_figure_has_are_held_all_the_same() -> None:
-    host = replace(MERGED, saved_kib=24 * GIB, zero_kib=22 * GIB)
-    assert find_headroom([GROWN], host).merge_ratio == 24 / (8 + 22)
-
-
 @pytest.mark.parametrize(("swap_kib", "after_kib"), [(None, None), (0, 17 * GIB), (10 * GIB, 7 * GIB), (20 * GIB, 0)])
 def test_swap_is_told_apart(swap_kib: int | None, after_kib: int | None) -> None:
     headroom = find_headroom([GROWN], replace(MERGED, swap_free_kib=swap_kib))
@@ -76,7 +71,9 @@ def test_a_host_that_is_full_has_no_room_and_says_what_is_missing() -> None:
     assert headroom.missing_kib == 10 * GIB
 
 
-def test_more_saved_than_held_is_no_basis_for_guests() -> None:
+def test_the_ratio_is_of_all_that_is_held_zero_pages_of_no_guest_included_and_never_more() -> None:
+    host = replace(MERGED, saved_kib=24 * GIB, zero_kib=22 * GIB)
+    assert find_headroom([GROWN], host).merge_ratio == 24 / (8 + 22)
     assert find_headroom([GROWN], replace(MERGED, saved_kib=100 * GIB)).merge_ratio == MAX_RATIO
     assert find_headroom([replace(GROWN, held_kib=None)], MERGED).merge_ratio == 0.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -74,34 +74,22 @@ def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = Fa
     return "\n".join(find_doubts(off, ksm, has_uncounted_zero_pages=uncounted))
 
 
-@pytest.mark.parametrize("run", [0, 1, 2])
-def test_off_parked_and_nothing_merged_is_certain(run: int) -> None:
-    assert doubts(replace(PARKED_KSM, run=run)) == ""
-
-
-def test_each_doubt_has_its_remedy() -> None:
+def test_off_parked_and_nothing_merged_is_certain_and_each_doubt_has_its_remedy() -> None:
+    scanning = Settings(pages_to_scan=100, sleep_millisecs=20)
+    assert doubts(PARKED_KSM) == ""
+    for run in (0, 2):
+        off = replace(PARKED_KSM, settings=scanning, run=run, advisor_mode="scan-time")
+        assert doubts(off) == "", "while KSM itself is off its settings do not matter"
     assert "`virtksm off`" in doubts(PARKED_KSM, off=None)
     assert "file: is damaged" in doubts(PARKED_KSM, off=SwitchedOff(damage="file: is damaged"))
-    assert "100 pages" in doubts(replace(PARKED_KSM, settings=Settings(pages_to_scan=100, sleep_millisecs=20)))
+    assert "100 pages" in doubts(replace(PARKED_KSM, settings=scanning))
     assert "advisor_mode" in doubts(replace(PARKED_KSM, advisor_mode="scan-time"))
     merged = replace(PARKED_KSM, pages_shared=10, pages_sharing=90, ksm_zero_pages=5)
     assert "90 pages share 10, 5 zero pages" in doubts(merged)
-    assert "use_zero_pages" in doubts(PARKED_KSM, uncounted=True)
-
-
-def test_a_single_zero_page_is_a_doubt() -> None:
     assert "1 zero pages" in doubts(replace(PARKED_KSM, ksm_zero_pages=1))
-
-
-@pytest.mark.parametrize("run", [0, 2])
-def test_while_ksm_itself_is_off_its_settings_do_not_matter(run: int) -> None:
-    scanning = Settings(pages_to_scan=100, sleep_millisecs=20)
-    assert doubts(replace(PARKED_KSM, settings=scanning, run=run, advisor_mode="scan-time")) == ""
-
-
-@pytest.mark.parametrize("ksm", [NOTHING, replace(PARKED_KSM, pages_shared=None)])
-def test_what_is_not_known_is_no_proof(ksm: KsmState) -> None:
-    assert doubts(ksm) != ""
+    assert "use_zero_pages" in doubts(PARKED_KSM, uncounted=True)
+    for unknown in (NOTHING, replace(PARKED_KSM, pages_shared=None)):
+        assert doubts(unknown) != "", "what is not known is no proof"
 
 
 def test_a_unit_counts_where_systemd_runs_and_has_it(tmp_path: Path) -> None:
@@ -113,32 +101,20 @@ def test_a_unit_counts_where_systemd_runs_and_has_it(tmp_path: Path) -> None:
     assert not has_unit("one.service", folders, str(tmp_path / "no systemd"))
 
 
-def test_it_reads_this_machines_own_counters(tmp_path: Path) -> None:
+def test_it_reads_this_machines_own_counters_and_a_kernel_that_tells_nothing_is_no_proof(tmp_path: Path) -> None:
+    facts = ProcFacts(lambda: 0.0, sys_ksm=str(tmp_path))
+    with pytest.raises(SensingFailed, match="CONFIG_KSM"):
+        read_here(facts)
     values = {
         "pages_shared": "3", "pages_sharing": "7", "ksm_zero_pages": "2", "run": "1", "pages_to_scan": "0",
         "sleep_millisecs": "10000", "advisor_mode": "[none] scan-time",
     }  # fmt: skip
     for name, value in values.items():
         (tmp_path / name).write_text(f"{value}\n", encoding="ascii")
-    ksm, available_kib = read_here(ProcFacts(lambda: 0.0, sys_ksm=str(tmp_path)))
+    ksm, available_kib = read_here(facts)
     assert (ksm.run, ksm.advisor_mode, ksm.settings.pages_to_scan) == (1, "none", 0)
     assert (ksm.pages_shared, ksm.pages_sharing, ksm.ksm_zero_pages) == (3, 7, 2)
     assert available_kib > 0
-
-
-def test_a_kernel_that_tells_nothing_is_no_proof(tmp_path: Path) -> None:
-    with pytest.raises(SensingFailed, match="CONFIG_KSM"):
-        read_here(ProcFacts(lambda: 0.0, sys_ksm=str(tmp_path)))
-
-
-@pytest.mark.parametrize("option", ["--fits", "--verify"])
-def test_another_machine_is_looked_at_over_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
-) -> None:
-    (tmp_path / "one.toml").touch()
-    arguments = ["--config", str(tmp_path / "one.toml"), "off", option, "--connect", "qemu+ssh://there/system"]
-    assert main(arguments) == ExitCode.FAILED
-    assert "run this command there" in capsys.readouterr().err
 
 
 @dataclass
@@ -162,14 +138,13 @@ class Home:
     def run_unnamed(self, *arguments: str) -> int:
         return main(self.arguments(*arguments))
 
-    def run_to(self, uri: str, *arguments: str) -> int:
-        return main(self.arguments(*arguments, *([] if "--connect" in arguments else ["--connect", uri])))
+    def run(self, *arguments: str, uri: str = URI) -> int:
+        return self.run_unnamed(*arguments, *([] if "--connect" in arguments else ["--connect", uri]))
 
-    def run(self, *arguments: str) -> int:
-        return self.run_to(URI, *arguments)
-
-    def agent(self, answer: bytes | None) -> AbstractContextManager[list[bytes]]:
+    def agent(self, answer: bytes | Mapping[str, object] | None) -> AbstractContextManager[list[bytes]]:
         """Have something answer in an agent's place."""
+        if isinstance(answer, Mapping):
+            answer = json.dumps(answer).encode() + b"\n"
         socket = Path(RuntimePaths(str(self.folder / "run")).control_socket)
         socket.unlink(missing_ok=True)
         return listening(socket, answer)
@@ -184,20 +159,19 @@ def home() -> Iterator[Home]:
 def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert home.run("off") == ExitCode.UNREACHABLE
-    assert "switched off, but no pass was possible yet" in capsys.readouterr().err
-    assert home.switch.read() is not None
-    assert home.run("on") == ExitCode.UNREACHABLE
-    assert "switched on, but no pass was possible yet" in capsys.readouterr().err
-    assert home.switch.read() is None
+    for op in ("off", "on"):
+        assert home.run(op) == ExitCode.UNREACHABLE
+        assert f"switched {op}, but no pass was possible yet" in capsys.readouterr().err
+        assert (home.switch.read() is None) is (op == "on")
+    with StateFile(RuntimePaths(str(home.folder / "run")), "local").locked():
+        assert home.run("off", "--direct") == ExitCode.UNREACHABLE
+        assert home.switch.read() is not None, "a pass that holds the lock does not hold the switch"
 
 
-@pytest.mark.parametrize("op", ["off", "on"])
 @pytest.mark.parametrize(
     "answer",
     [
         b"",
-        b"\n",
         b"garbage\n",
         b"[]\n",
         b"{}\n",
@@ -207,25 +181,23 @@ def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
         b'{"ok": true, "pass": {}}\n',
         b'{"ok": true, "pass": {"refused": [], "source": "local", "uri": 1, "sensed": null, "decision": null}}\n',
         b'{"ok": true, "pass": {"refused": 1, "sensed": {"pages_shared": "x", "free_kib": 1}}}\n',
-        b'{"ok": false, "error": "too many clients"}\n',
         b'{"ok": false, "error": "\\u001b[31m", "exit_code": 0}\n',
         b'{"ok": false, "exit_code": "4"}\n',
     ],
 )
 def test_whatever_an_agent_answers_the_switch_is_turned_and_what_it_did_not_do_is_said(
-    home: Home, capsys: pytest.CaptureFixture[str], answer: bytes, op: str
+    home: Home, capsys: pytest.CaptureFixture[str], answer: bytes
 ) -> None:
-    if op == "on":
-        home.switch.turn_off()
-    with home.agent(answer):
-        assert home.run(op) == ExitCode.UNREACHABLE
-    told = capsys.readouterr()
-    assert (told.out, "\x1b" in told.err) == ("", False)
-    *warnings, last = told.err.splitlines()
-    assert warnings[0].startswith("virtksm: warning: the agent ")
-    assert warnings[0].endswith("; this is done without it")
-    assert last.startswith(f"virtksm: switched {op}, but no pass was possible yet: {URI}: ")
-    assert (home.switch.read() is None) is (op == "on")
+    for op in ("off", "on"):
+        with home.agent(answer):
+            assert home.run(op) == ExitCode.UNREACHABLE
+        told = capsys.readouterr()
+        assert (told.out, "\x1b" in told.err) == ("", False)
+        *warnings, last = told.err.splitlines()
+        assert warnings[0].startswith("virtksm: warning: the agent ")
+        assert warnings[0].endswith("; this is done without it")
+        assert last.startswith(f"virtksm: switched {op}, but no pass was possible yet: {URI}: ")
+        assert (home.switch.read() is None) is (op == "on")
 
 
 def test_an_agent_that_never_answers_keeps_nobody_waiting_for_ever(
@@ -244,10 +216,9 @@ def test_a_host_that_an_agent_names_is_never_opened(home: Home, capsys: pytest.C
     program.chmod(0o755)
     evil = f"qemu+ext:///system?command={program}"
     for answer in ({"ok": False, "other_uri": evil}, {"ok": True, "pass": {**PASS, "uri": evil}}):
-        with home.agent(json.dumps(answer).encode() + b"\n"):
-            home.run("off")
-            home.run("on")
-            home.run("retune")
+        with home.agent(answer):
+            for op in ("off", "on", "retune"):
+                home.run(op)
     assert not (home.folder / "ran").exists()
     assert "Traceback" not in capsys.readouterr().err
 
@@ -258,7 +229,7 @@ def test_an_agent_is_asked_about_its_own_host_unless_another_is_named(
 ) -> None:
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
     answer = {"ok": True, "pass": {**PASS, "uri": "qemu+unix:///system?socket=/its/own"}}
-    with home.agent(json.dumps(answer).encode() + b"\n") as asked:
+    with home.agent(answer) as asked:
         assert home.run_unnamed(op) == ExitCode.DONE
         assert home.run(op) == ExitCode.DONE
     assert "qemu+unix:///system?socket=/its/own (local)" in capsys.readouterr().out
@@ -274,7 +245,7 @@ def test_an_agent_of_another_host_is_no_proof_for_this_one(
     home.configure('policy = "best"\n')
     home.switch.turn_off()
     answer = {"ok": True, "pass": {**PASS, "uri": "qemu+ssh://there/system", "source": "libvirt"}}
-    with home.agent(json.dumps(answer).encode() + b"\n"):
+    with home.agent(answer):
         assert home.run_unnamed("on") == ExitCode.USAGE
     assert home.switch.read() is None
     assert "the agent serves qemu+ssh://there/system, which it has switched on" in capsys.readouterr().err
@@ -311,13 +282,6 @@ def test_only_who_needs_a_group_asks_for_it(home: Home, capsys: pytest.CaptureFi
     assert "status_group" not in capsys.readouterr().err
 
 
-def test_a_pass_that_holds_the_lock_does_not_hold_the_switch(home: Home) -> None:
-    paths = RuntimePaths(str(home.folder / "run"))
-    with StateFile(paths, "local").locked():
-        assert home.run("off", "--direct") == ExitCode.UNREACHABLE
-        assert home.switch.read() is not None
-
-
 @pytest.mark.parametrize("planted", ["switch", "folder"])
 def test_what_is_planted_in_the_switchs_place_is_off_and_off_goes_on(
     home: Home, capsys: pytest.CaptureFixture[str], planted: str
@@ -352,8 +316,12 @@ def test_who_asks_about_this_machine_asks_neither_libvirt_nor_configuration_nor_
     with home.agent(None):
         home.run_unnamed("off", option)
     assert capsys.readouterr().err.count("configuration") == 0
-    assert home.run("off", option, "--connect", "alias") == ExitCode.FAILED
-    assert "alias is an alias, and this command asks libvirt nothing" in capsys.readouterr().err
+    for uri, said in (
+        ("alias", "alias is an alias, and this command asks libvirt nothing"),
+        ("qemu+ssh://there/system", "run this command there"),
+    ):
+        assert home.run("off", option, "--connect", uri) == ExitCode.FAILED
+        assert said in capsys.readouterr().err
 
 
 def test_restoring_on_exit_does_what_the_valid_part_of_a_broken_configuration_says(
@@ -372,7 +340,7 @@ def test_an_agent_may_start_while_a_restore_waits_for_libvirt(home: Home) -> Non
     sock, paths = home.folder / "libvirt", RuntimePaths(str(home.folder / "run"))
     with ThreadPoolExecutor(1) as beside:
         with listening(sock) as connected:
-            restoring = beside.submit(home.run_to, f"qemu:///system?socket={sock}", "restore")
+            restoring = beside.submit(home.run, "restore", uri=f"qemu:///system?socket={sock}")
             wait_until(lambda: bool(connected), HANG_S, "the restore to ask libvirt")
             with locked(paths.agent_lock, AlreadyRunning("the restore holds it")):
                 assert not restoring.done()
@@ -398,35 +366,22 @@ def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state:
         assert home.switch.read() == before
 
 
-@pytest.mark.parametrize("op", ["off", "on"])
-def test_an_agent_without_libvirt_turns_the_switch_and_says_that_no_pass_was_possible(op: str) -> None:
-    switch = FakeSwitch()
-    if op == "on":
-        switch.turn_off()
-    answer = asyncio.run(requests_without_libvirt(switch, URI).handle({"op": op, "uri": URI}))
-    assert (switch.read() is not None) is (op == "off")
-    assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.UNREACHABLE)
-    assert str(answer["error"]).startswith(f"switched {op}, but no pass was possible yet")
+def test_an_agent_without_libvirt_turns_its_hosts_switch_and_says_that_no_pass_was_possible(tmp_path: Path) -> None:
+    def ask(op: str, uri: str, switch: FakeSwitch | SwitchFile, of_agent: str = URI) -> dict[str, object]:
+        return asyncio.run(requests_without_libvirt(switch, of_agent).handle({"op": op, "uri": uri}))
 
-
-def test_an_agent_turns_no_other_hosts_switch() -> None:
     switch = FakeSwitch()
-    answer = asyncio.run(requests_without_libvirt(switch, URI).handle({"op": "off", "uri": "qemu+ssh://there/system"}))
-    assert answer == {"ok": False, "other_uri": URI}
+    assert ask("off", "qemu+ssh://there/system", switch) == {"ok": False, "other_uri": URI}
+    unknown = ask("off", "lab", switch, of_agent="lab")
+    assert unknown["exit_code"] == ExitCode.UNREACHABLE
+    assert "switched" not in str(unknown["error"])
     assert switch.read() is None
-
-
-def test_an_agent_that_does_not_know_yet_what_host_its_alias_means_turns_nothing() -> None:
-    switch = FakeSwitch()
-    answer = asyncio.run(requests_without_libvirt(switch, "lab").handle({"op": "off", "uri": "lab"}))
-    assert answer["exit_code"] == ExitCode.UNREACHABLE
-    assert "switched" not in str(answer["error"])
-    assert switch.read() is None
-
-
-def test_an_agent_that_cannot_keep_the_switch_says_so(tmp_path: Path) -> None:
+    for op in ("off", "on"):
+        answer = ask(op, URI, switch)
+        assert (switch.read() is not None) is (op == "off")
+        assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.UNREACHABLE)
+        assert str(answer["error"]).startswith(f"switched {op}, but no pass was possible yet")
     (tmp_path / "lib").write_text("a file", encoding="utf-8")
-    switch = SwitchFile(str(tmp_path / "lib" / "local.off"))
-    answer = asyncio.run(requests_without_libvirt(switch, URI).handle({"op": "off", "uri": URI}))
+    answer = ask("off", URI, SwitchFile(str(tmp_path / "lib" / "local.off")))
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.FAILED)
     assert f"ls -ld {tmp_path / 'lib'}" in str(answer["error"])

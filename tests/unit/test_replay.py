@@ -90,11 +90,16 @@ def test_another_configuration_decides_otherwise() -> None:
 # Traces made by hand
 
 
-def test_it_takes_over_the_recorded_state_and_goes_on_by_itself() -> None:
-    lines: list[Line | Torn] = [header(), traced(1, continues=False, state={"steps": 7}), traced(2)]
+def states_of(*lines: Line | Torn) -> list[int]:
     policy = Counting()
     steps_of(lines, policy)
-    assert policy.states == [7, 8]
+    return policy.states
+
+
+def test_it_takes_over_the_recorded_state_and_goes_on_by_itself_as_another_policy_does_with_its_own() -> None:
+    first = traced(1, continues=False, state={"steps": 7})
+    assert states_of(header(), first, traced(2)) == [7, 8]
+    assert states_of(header("other"), first, traced(2, continues=False, state={})) == [0, 1]
 
 
 def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one_begins_anew() -> None:
@@ -112,29 +117,11 @@ def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one
     assert [step.began_anew for step in steps] == [False, False, True, False]
 
 
-def test_another_policy_goes_on_with_its_own_state() -> None:
-    lines: list[Line | Torn] = [
-        header("other"),
-        traced(1, continues=False, state={"steps": 7}),
-        traced(2, continues=False, state={}),
-    ]
-    policy = Counting()
-    steps_of(lines, policy)
-    assert policy.states == [0, 1]
-
-
 def test_switched_off_it_parks_and_begins_anew_afterwards() -> None:
     off = SwitchedOff(since="then")
-    lines: list[Line | Torn] = [
-        header(),
-        traced(1, continues=False),
-        traced(2),
-        traced(3, off=off),
-        traced(4, off=off),
-        traced(5),
-    ]
+    passes = [traced(1, continues=False), traced(2), traced(3, off=off), traced(4, off=off), traced(5)]
     policy = Counting()
-    steps = steps_of(lines, policy)
+    steps = steps_of([header(), *passes], policy)
     assert policy.states == [0, 1, 0]
     assert [step.replayed.reason.rule for step in steps] == ["told", "told", "switched_off", "switched_off", "told"]
     assert [step.replayed.is_routine for step in steps] == [False, False, False, True, False]
@@ -167,18 +154,8 @@ class Counting(TargetPolicy):
 
 
 def test_time_between_passes_that_do_not_follow_each_other_is_not_counted() -> None:
-    lines: list[Line | Torn] = [
-        header(),
-        traced(1),
-        traced(3),
-        Gap(missed=1),
-        traced(100),
-        traced(101),
-        traced(7),
-        header(),
-        traced(500),
-    ]
-    assert [step.lasted_s for step in steps_of(lines)] == [None, 2, None, 1, None, None]
+    lines: list[Line | Torn] = [header(), traced(1), traced(3), Gap(missed=1), traced(100), traced(101), traced(7)]
+    assert [step.lasted_s for step in steps_of([*lines, header(), traced(500)])] == [None, 2, None, 1, None, None]
 
 
 def sums_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> dict[str, Any]:
@@ -233,7 +210,6 @@ def test_a_law_that_this_virtksm_does_not_know_is_told(policy: str, law: dict[st
         (None, "adaptive.engag=auto", "--set: adaptive.engag: is not a known key; did you mean adaptive.engage?"),
         (None, "adaptive.engage", "--set: adaptive.engage: has no value; write adaptive.engage=VALUE"),
         (None, "adaptive.engage=perhaps", "--set: adaptive.engage: is 'perhaps'; use one of"),
-        (None, "adaptive.settle_s=soon", "--set: adaptive.settle_s: is 'soon', not an integer; use 0..3600 s"),
         (None, f"adaptive.settle_s={'9' * 5000}", "--set: adaptive.settle_s: is '999"),
         (None, "adaptive.settle_s=4000", "--set: adaptive.settle_s: is 4000, out of range; use 0..3600 s"),
         (None, "ksmtuned.npages_max=9", "--set: ksmtuned.npages_max: is no key of the policy adaptive; leave it out"),
@@ -255,6 +231,12 @@ def test_every_fault_of_the_command_line_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         change_law(Config(), None, ["x", "adaptive.settle_s=x", "adaptive.engage=always"])
     assert [finding.key for finding in caught.value.faults] == ["x", "adaptive.settle_s"]
+
+
+def write(folder: Path, *lines: Line, tail: str = "") -> str:
+    file = folder / "t.jsonl"
+    file.write_text("".join(f"{dump_line(line)}\n" for line in lines) + tail, encoding="utf-8")
+    return str(file)
 
 
 # The command
@@ -319,56 +301,41 @@ def test_a_configuration_file_stands_in_for_the_recorded_one(
 def test_a_policy_that_asks_for_more_than_was_recorded_is_said_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts: list[Line] = [replace(HEADER, law=Law(policy="ksmtuned", config={})), traced(1, continues=False)]
-    file = tmp_path / "t.jsonl"
-    file.write_text("".join(f"{dump_line(line)}\n" for line in parts), encoding="utf-8")
-    said = replayed(capsys, str(file), "--policy", "adaptive")
+    file = write(tmp_path, header("ksmtuned"), traced(1, continues=False))
+    said = replayed(capsys, file, "--policy", "adaptive")
     assert re.findall("^unknown   .*: the recorded policy did not ask for it$", said, re.MULTILINE) == [
         "unknown   what guests may grow to: the recorded policy did not ask for it",
         "unknown   mergeable memory that is no guest's: the recorded policy did not ask for it",
     ]
-    assert "unknown" not in replayed(capsys, str(file))
+    assert "unknown" not in replayed(capsys, file)
 
 
 def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     law = Law(policy="adaptive", config={"adaptive.engage": "always"})
-    parts: list[Line] = [
-        replace(HEADER, law=law),
-        traced(1, continues=False, state={"else": 1}),
-        Gap(missed=4),
-        Gap(missed=None),
-    ]
-    file = tmp_path / "t.jsonl"
-    file.write_text("".join(f"{dump_line(line)}\n" for line in parts) + '{"kind": "pa', encoding="utf-8")
-    said = replayed(capsys, str(file), "--set", "adaptive.engage=auto")
+    parts: list[Line] = [traced(1, continues=False, state={"else": 1}), Gap(missed=4), Gap(missed=None)]
+    file = write(tmp_path, replace(HEADER, law=law), *parts, tail='{"kind": "pa')
+    said = replayed(capsys, file, "--set", "adaptive.engage=auto")
     assert "unknown   what guests may grow to" in said
     assert "missing   4 passes or more, in 2 gaps" in said
     assert "torn      the last line is not whole" in said
     assert "anew      1 times" in said
-    sums = json.loads(replayed(capsys, str(file), "--json"))["sums"]
+    sums = json.loads(replayed(capsys, file, "--json"))["sums"]
     assert (sums["gaps"], sums["missed"], sums["torn"], sums["began_anew"]) == (2, 4, True, 1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["none.jsonl"], 1, "none.jsonl: it cannot be read: No such file or directory: see its path"),
+def test_faults_are_one_line_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "none.jsonl: it cannot be read: No such file or directory: see its path"
+    for arguments, code, said in (
+        (["none.jsonl"], 1, missing),
         ([str(TWINS), "--set", "adaptive.x=1"], 2, "--set: adaptive.x: is not a known key"),
-    ],
-)
-def test_faults_are_one_line_with_the_remedy(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
-) -> None:
-    assert main(["trace", "replay", *arguments]) == code
-    assert capsys.readouterr().err.startswith(f"virtksm: {said}")
+    ):
+        assert main(["trace", "replay", *arguments]) == code
+        assert capsys.readouterr().err.startswith(f"virtksm: {said}")
 
 
 def test_texts_of_a_trace_harm_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil = "\x1b]0;evil\x07"
     made = traced(1, continues=False)
     made = replace(made, decision=replace(made.decision, reason=Reason(rule=evil, text=evil)))
-    law = Law(policy="adaptive", config={})
-    file = tmp_path / "t.jsonl"
-    parts: list[Line] = [replace(HEADER, uri=evil, began=evil, version=evil, law=law), made]
-    file.write_text("".join(f"{dump_line(line)}\n" for line in parts), encoding="utf-8")
-    assert "\x1b" not in replayed(capsys, str(file))
+    file = write(tmp_path, replace(header("adaptive"), uri=evil, began=evil, version=evil), made)
+    assert "\x1b" not in replayed(capsys, file)

@@ -11,8 +11,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -129,35 +129,38 @@ async def ask_as(uid: int, gids: list[int], path: str, op: str) -> dict[str, obj
     return answer
 
 
-@contextmanager
-def thousand_connections(uid: int, gids: list[int], path: str) -> Iterator[subprocess.Popen[str]]:
-    """Have another user open 1,000 connections and hold them."""
-    with subprocess.Popen(
+def hold(uid: int, path: str) -> subprocess.Popen[str]:
+    """Have another user, a member of the group, open 1,000 connections and hold them."""
+    return subprocess.Popen(
         [PYTHON, "-I", "-S", "-c", HOLD, path],
         user=uid,
         group=NOBODY,
-        extra_groups=gids,
+        extra_groups=[GID],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as holding:
+    )
+
+
+@asynccontextmanager
+async def thousand_connections(uid: int, path: str) -> AsyncIterator[None]:
+    with hold(uid, path) as holding:
         try:
-            yield holding
+            assert holding.stdout is not None
+            assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+            yield
         finally:
             holding.kill()
 
 
-def test_a_member_of_the_group_may_read_status_and_nobody_else(paths: RuntimePaths) -> None:
+STATUS: dict[str, object] = {"ok": True, "asked": "status"}
+
+
+def test_a_member_of_the_group_may_read_status_and_nobody_else_and_change_nothing(paths: RuntimePaths) -> None:
     async def test(_readers: StatusSocket) -> None:
-        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == STATUS
         assert await ask_as(NOBODY, [], paths.status_socket, "status") == "PermissionError"
-        assert await ask_as(0, [], paths.status_socket, "status") == {"ok": True, "asked": "status"}
-
-    serve(paths, GROUP, test)
-
-
-def test_a_member_may_change_nothing(paths: RuntimePaths) -> None:
-    async def test(_readers: StatusSocket) -> None:
+        assert await ask_as(0, [], paths.status_socket, "status") == STATUS
         answer = await ask_as(NOBODY, [GID], paths.status_socket, "retune")
         assert isinstance(answer, dict)
         assert answer["ok"] is False
@@ -167,14 +170,19 @@ def test_a_member_may_change_nothing(paths: RuntimePaths) -> None:
     serve(paths, GROUP, test)
 
 
-def test_whoever_reaches_the_control_socket_all_the_same_is_told_that_he_may_not_ask(paths: RuntimePaths) -> None:
+def test_without_a_group_there_is_no_socket_and_whoever_reaches_the_control_socket_may_not_ask(
+    paths: RuntimePaths,
+) -> None:
     async def test(_readers: StatusSocket) -> None:
+        assert not is_there(paths.status_socket), "also where a killed agent left one"
+        assert await ask_as(NOBODY, [GID], paths.control_socket, "status") == "PermissionError"
         open_to_all(paths)
         for op in ("status", "retune"):
             answer = await ask_as(NOBODY, [GID], paths.control_socket, op)
             assert isinstance(answer, dict)
             assert answer["error"] == "only root and the agent's own user may ask here"
 
+    bind_for_group(paths.status_socket, GID).close()
     serve(paths, "", test)
 
 
@@ -183,24 +191,13 @@ def test_a_thousand_connections_of_a_member_keep_nobody_from_being_served_and_no
 ) -> None:
     async def test(_readers: StatusSocket) -> None:
         before = count_descriptors()
-        with thousand_connections(NOBODY, [GID], paths.status_socket) as holding:
-            assert holding.stdout is not None
-            assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+        async with thousand_connections(NOBODY, paths.status_socket):
             retuned = await asyncio.to_thread(ask, paths.control_socket, {"op": "retune"}, timeout_s=LONG_S)
             assert retuned == {"ok": True, "asked": "retune"}
             assert await BlockingCalls().run("pass", lambda: "passed", LONG_S) == "passed"
-            assert await ask_as(SOMEBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+            assert await ask_as(SOMEBODY, [GID], paths.status_socket, "status") == STATUS
             grown = count_descriptors() - before
             assert grown <= MAX_OF_A_READER + 16, "those with a place, and the pipes of the clients here"
-
-    serve(paths, GROUP, test)
-
-
-def test_a_user_has_few_places_and_is_told_so(paths: RuntimePaths) -> None:
-    async def test(_readers: StatusSocket) -> None:
-        with thousand_connections(NOBODY, [GID], paths.status_socket) as holding:
-            assert holding.stdout is not None
-            assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
             answer = await ask_as(NOBODY, [GID], paths.status_socket, "status")
             assert isinstance(answer, dict)
             assert answer["error"] == "too many clients"
@@ -212,47 +209,30 @@ def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePath
     """A user namespace gives a member as many as /etc/subuid has for him."""
 
     async def test(_readers: StatusSocket) -> None:
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             for number in range(MAX_CLIENTS // MAX_OF_A_READER):
-                holding = stack.enter_context(thousand_connections(60_000 + number, [GID], paths.status_socket))
-                assert holding.stdout is not None
-                assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
+                await stack.enter_async_context(thousand_connections(60_000 + number, paths.status_socket))
             for uid in (NOBODY, SOMEBODY, 0):
-                assert await ask_as(uid, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+                assert await ask_as(uid, [GID], paths.status_socket, "status") == STATUS
 
     serve(paths, GROUP, test)
 
 
-def test_without_a_group_there_is_no_socket_also_where_a_killed_agent_left_one(paths: RuntimePaths) -> None:
-    async def test(_readers: StatusSocket) -> None:
-        assert not is_there(paths.status_socket)
-        assert await ask_as(NOBODY, [GID], paths.control_socket, "status") == "PermissionError"
-
-    bind_for_group(paths.status_socket, GID).close()
-    serve(paths, "", test)
-
-
-def test_the_group_follows_the_configuration(paths: RuntimePaths) -> None:
+def test_the_group_follows_the_configuration_and_one_that_cannot_be_had_changes_nothing(paths: RuntimePaths) -> None:
     async def test(readers: StatusSocket) -> None:
-        readers.follow(OTHER_GROUP, gid_of(OTHER_GROUP))
-        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == "PermissionError"
-        other = grp.getgrnam(OTHER_GROUP).gr_gid
-        assert await ask_as(NOBODY, [other], paths.status_socket, "status") == {"ok": True, "asked": "status"}
-        readers.follow("", None)
-        assert not is_there(paths.status_socket)
-
-    serve(paths, GROUP, test)
-
-
-def test_a_group_that_cannot_be_had_is_an_error_and_changes_nothing(paths: RuntimePaths) -> None:
-    async def test(readers: StatusSocket) -> None:
+        other = gid_of(OTHER_GROUP)
+        assert other is not None
+        readers.follow(OTHER_GROUP, other)
         with pytest.raises(ConfigError) as unknown:
             readers.follow("no-such-group", None)
         (finding,) = unknown.value.faults
         assert (finding.file, finding.key) == (paths.status_socket, "status_group")
         assert "no such group" in finding.problem
         assert "groupadd" in finding.remedy
-        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == {"ok": True, "asked": "status"}
+        assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == "PermissionError"
+        assert await ask_as(NOBODY, [other], paths.status_socket, "status") == STATUS
+        readers.follow("", None)
+        assert not is_there(paths.status_socket)
 
     serve(paths, GROUP, test)
 

@@ -38,8 +38,11 @@ def lines(told: dict[str, Any]) -> list[tuple[str, str]]:
 def test_savings_price_settings_and_reason_are_said() -> None:
     hour = {"step_s": 60.0, "saved_kib": [None] * 57 + [0, 240, 480]}
     ksmd = {"cpu_seconds": 12.34, "core_percent": 3.21, "over_s": 299.0}
-    event = {"at_s": time.time() - 5, "domain": "vm", "kind": "stopped", "uuid": "u", "detail": "crashed"}
-    told = [text for _, text in lines(status(saved_hour=hour, ksmd=ksmd, events=[event]))]
+    old, new = (
+        {"at_s": time.time() - ago_s, "domain": "vm", "kind": "stopped", "uuid": "u", "detail": detail}
+        for ago_s, detail in ((90_000, ""), (5, "crashed"))
+    )
+    told = [text for _, text in lines(status(saved_hour=hour, ksmd=ksmd, events=[old, new]))]
     assert told[2:9] == [
         "ksm       on",
         "guests    1, 1.0 MiB resident",
@@ -49,14 +52,9 @@ def test_savings_price_settings_and_reason_are_said() -> None:
         "settings  pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
         "last pass 10.0 s ago (timer): applied",
     ]
-    assert told[-1].endswith(" vm stopped (crashed)")
-    assert len(told[-1].split()[1]) == len("12:34:56")
-
-
-def test_an_event_of_long_ago_has_its_date() -> None:
-    event = {"at_s": time.time() - 90_000, "domain": "vm", "kind": "stopped", "uuid": "u", "detail": ""}
-    words = lines(status(events=[event]))[-1][1].split()
-    assert (len(words[1]), words[3:]) == (len("2026-11-25"), ["vm", "stopped"])
+    of_old, of_new = (text.split() for text in told[-2:])
+    assert (len(of_old[1]), of_old[3:]) == (len("2026-11-25"), ["vm", "stopped"])
+    assert (len(of_new[1]), of_new[2:]) == (len("12:34:56"), ["vm", "stopped", "(crashed)"])
 
 
 @pytest.mark.parametrize(
@@ -87,51 +85,33 @@ def test_an_agent_that_does_not_know_the_newer_fields_is_shown_without_them() ->
     assert [text.split()[0] for _, text in lines(told)] == ["agent", "libvirt", "last", "why", "next"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({}, "0.5 MiB saved, 1 guest; as told"),
-        ({"outcome": Outcome.YIELDED}, "0.5 MiB saved, 1 guest; as told (yielded)"),
-    ],
-)
-def test_systemd_is_told_in_one_line(changes: dict[str, Any], line: str) -> None:
-    assert status_text(replace(a_pass(), **changes)) == line
-
-
-def test_systemd_is_told_first_that_ksm_is_off() -> None:
+def test_systemd_is_told_in_one_line_and_first_that_ksm_is_off() -> None:
     report = a_pass()
+    assert status_text(report) == "0.5 MiB saved, 1 guest; as told"
+    assert status_text(replace(report, outcome=Outcome.YIELDED)) == "0.5 MiB saved, 1 guest; as told (yielded)"
     ksm = replace(report.snapshot.ksm, run=0)
     assert status_text(replace(report, snapshot=replace(report.snapshot, ksm=ksm))).startswith("KSM is off (run=0); ")
 
 
-class Told(FakeFacts):
-    """Facts whose memory cannot be read."""
-
-    def host_memory(self) -> HostMemory:
-        raise SensingFailed("hidden")
-
-
 def test_the_look_is_at_this_machine_with_the_last_passs_guests_else_at_the_last_pass() -> None:
+    class Hidden(FakeFacts):
+        def host_memory(self) -> HostMemory:
+            raise SensingFailed("hidden")
+
+    class NoKsm(FakeFacts):
+        def ksm_counter(self, name: str) -> int | None:
+            return None
+
     assert read_current(None, None) is None
     assert read_current(None, a_pass()) == after_pass(a_pass())
+    assert after_pass(a_pass()).ksm.settings == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)
     found = read_current(FakeFacts(), a_pass())
     assert isinstance(found, CurrentKsm)
     assert (found.origin, found.guests, found.ksm.settings.pages_to_scan) == (Origin.LOCAL, 1, 0)
     alone = read_current(FakeFacts(), None)
     assert isinstance(alone, CurrentKsm)
     assert (alone.guests, alone.committed_kib, alone.saved_percent) == (None, None, None)
-    hidden = read_current(Told(), None)
+    hidden = read_current(Hidden(), None)
     assert isinstance(hidden, CurrentKsm)
     assert (hidden.host, hidden.as_dict()["total_kib"]) == (None, None)
-
-
-class NoKsm(FakeFacts):
-    """A kernel without KSM."""
-
-    def ksm_counter(self, name: str) -> int | None:
-        return None
-
-
-def test_without_ksm_in_this_kernel_there_is_nothing_to_look_at() -> None:
     assert read_current(NoKsm(), None) is None
-    assert after_pass(a_pass()).ksm.settings == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)

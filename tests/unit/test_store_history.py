@@ -87,16 +87,9 @@ def test_reading_writes_nothing(path: Path) -> None:
     path.parent.chmod(0o700)
 
 
-def newer(path: Path) -> None:
-    database = sqlite3.connect(path)
-    database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
-    database.close()
-
-
-def other_tables(path: Path) -> None:
-    database = sqlite3.connect(path)
-    database.execute("ALTER TABLE samples RENAME COLUMN rule TO law")
-    database.close()
+def altered(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(statement)
 
 
 def torn(path: Path) -> None:
@@ -105,8 +98,8 @@ def torn(path: Path) -> None:
 
 
 DAMAGES: list[Callable[[Path], object]] = [
-    newer,
-    other_tables,
+    lambda path: altered(path, f"PRAGMA user_version = {SCHEMA + 1}"),
+    lambda path: altered(path, "ALTER TABLE samples RENAME COLUMN rule TO law"),
     torn,
     lambda path: path.write_bytes(b"garbage" * 1000),
     lambda path: path.write_bytes(path.read_bytes()[:100] + b"\xff" * 5000 + path.read_bytes()[5100:]),
@@ -262,12 +255,7 @@ def test_other_tables_than_ours_are_never_queried(path: Path, statement: str, *,
             read()
     assert history.add([SAMPLE], [], []) is not None, "it is set aside"
     assert history.samples(0) == (SAMPLE,)
-
-
-def test_a_table_more_than_ours_is_not_queried(path: Path) -> None:
-    HistoryFile(str(path)).add([SAMPLE], [], [])
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE more (a)")
+    altered(path, "CREATE TABLE more (a)")
     with pytest.raises(StateUnusable, match="is no history of schema"):
         HistoryFile(str(path)).samples(0)
 
@@ -278,18 +266,13 @@ def insert(path: Path, statement: str, *values: object) -> None:
         database.execute(statement, values)
 
 
-def test_a_row_longer_than_any_answer_is_not_read(path: Path) -> None:
-    insert(path, "INSERT INTO decisions (line) VALUES (zeroblob(2000000))")
-    with pytest.raises(StateUnusable, match="too big"):
-        HistoryFile(str(path)).decisions(9)
-
-
-def test_what_is_no_text_is_read_as_one_or_refused(path: Path) -> None:
+def test_what_is_no_text_is_read_as_one_or_refused_as_is_a_row_longer_than_any_answer(path: Path) -> None:
     insert(path, "INSERT INTO decisions (line) VALUES (1.5), (x'41')")
     assert HistoryFile(str(path)).decisions(9) == ("1.5", "A")
-    insert(path, "INSERT INTO decisions (line) VALUES (x'ff')")
-    with pytest.raises(StateUnusable):
-        HistoryFile(str(path)).decisions(9)
+    for value, why in (("x'ff'", "local"), ("zeroblob(2000000)", "too big")):
+        insert(path, f"INSERT INTO decisions (line) VALUES ({value})")  # noqa: S608  # values of this test
+        with pytest.raises(StateUnusable, match=why):
+            HistoryFile(str(path)).decisions(9)
 
 
 def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,14 +304,11 @@ def test_an_older_sqlite_reads_the_same_and_leaves_nothing(
     assert list(own.iterdir()) == []
 
 
-def test_an_endless_file_is_not_read_whole(path: Path) -> None:
+def test_reading_takes_what_the_file_has_and_an_endless_one_is_not_read_whole(path: Path) -> None:
+    history = HistoryFile(str(path))
+    history.add([SAMPLE], [EVENT], [DECISION])
+    assert peak_bytes(lambda: history.samples(0)) < 1 << 20
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(StateUnusable, match="is longer than"):
         HistoryFile(str(path)).samples(0)
-
-
-def test_reading_takes_what_the_file_has_and_not_what_it_may_have(path: Path) -> None:
-    history = HistoryFile(str(path))
-    history.add([SAMPLE], [EVENT], [DECISION])
-    assert peak_bytes(lambda: history.samples(0)) < 1 << 20

@@ -106,15 +106,6 @@ def test_xml_that_cannot_be_read_leaves_open_whether_the_guest_can_merge() -> No
     assert any("the XML of 'two' is no domain's XML" in note for note in found.notes)
 
 
-def test_a_connection_that_is_lost_is_an_error() -> None:
-    class Lost(Kernel):
-        def guest_xml(self, uuid: str) -> str:
-            raise LibvirtUnreachable(f"reading {uuid}")
-
-    with pytest.raises(LibvirtUnreachable):
-        survey(Lost(running=(guest("one"),)), facts())
-
-
 def test_the_command_line_and_ksms_switch_are_obstacles_too() -> None:
     here = facts(GuestProcess(arguments=("qemu", "-machine", "pc,mem-merge=off"), ksm=None), process(0))
     here.run = 0
@@ -147,6 +138,21 @@ def test_what_keeps_processes_from_being_read_is_said() -> None:
     assert survey(kernel("one", "two"), here).notes == ("process 100 (x) hangs",)
 
 
+def test_a_connection_that_is_lost_and_a_kernel_without_ksm_are_errors() -> None:
+    class Lost(Kernel):
+        def guest_xml(self, uuid: str) -> str:
+            raise LibvirtUnreachable(f"reading {uuid}")
+
+    class Without(Kernel):
+        def ksm_state(self) -> KsmState:
+            return KsmState(settings=Settings(pages_to_scan=None, sleep_millisecs=None))
+
+    with pytest.raises(LibvirtUnreachable):
+        survey(Lost(running=(guest("one"),)), facts())
+    with pytest.raises(Unsupported, match="CONFIG_KSM"):
+        survey(Without(), FakeFacts())
+
+
 def test_nosharepages_that_is_overruled_is_said() -> None:
     here = facts(GuestProcess(arguments=QEMU, ksm=ProcessKsm(rmap_items=9, merging_pages=9, merges_any=True)))
     found = survey(kernel("one", xml=domain("<memoryBacking><nosharepages/></memoryBacking>")), here)
@@ -155,18 +161,13 @@ def test_nosharepages_that_is_overruled_is_said() -> None:
     assert "nosharepages is overruled for 1 guest" in note
 
 
-def test_without_one_account_nothing_is_left_over() -> None:
-    found = survey(kernel("one"), FakeFacts(counters={"ksm_zero_pages": None}))
-    assert found.left_over is None
-    assert any("zero pages" in note for note in found.notes)
-    assert found.ksm.ksm_zero_pages is None
-
-
-def test_without_guests_all_is_left_over() -> None:
+def test_without_guests_all_is_left_over_and_without_one_account_nothing() -> None:
     found = survey(Kernel(), FakeFacts(counters=COUNTERS))
-    assert found.guests == ()
     assert found.left_over is not None
-    assert found.left_over.merging_pages == 400
+    assert (found.guests, found.left_over.merging_pages) == ((), 400)
+    found = survey(kernel("one"), FakeFacts(counters={"ksm_zero_pages": None}))
+    assert (found.left_over, found.ksm.ksm_zero_pages) == (None, None)
+    assert any("zero pages" in note for note in found.notes)
 
 
 def test_of_another_machine_only_what_libvirt_tells_is_known() -> None:
@@ -179,12 +180,3 @@ def test_of_another_machine_only_what_libvirt_tells_is_known() -> None:
     assert (found.source, found.left_over, found.ksm.run) == (Source.LIBVIRT, None, None)
     assert found.ksm.pages_sharing == 300
     assert "run this command there" in found.notes[0]
-
-
-def test_a_kernel_without_ksm_is_an_error_with_its_remedy() -> None:
-    class Without(Kernel):
-        def ksm_state(self) -> KsmState:
-            return KsmState(settings=Settings(pages_to_scan=None, sleep_millisecs=None))
-
-    with pytest.raises(Unsupported, match="CONFIG_KSM"):
-        survey(Without(), FakeFacts())

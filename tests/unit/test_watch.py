@@ -104,6 +104,14 @@ def is_given_back(terminal: PseudoTerminal) -> bool:
     return said.count(ENTER) == said.count(LEAVE) and said.rstrip("\r\n").endswith(LEAVE)
 
 
+def ends(terminal: PseudoTerminal, code: int, end: Callable[[], None]) -> None:
+    end()
+    assert terminal.process.wait(HANG_S) == code
+    assert terminal.mode() == terminal.mode_before
+    terminal.wait_ended()
+    assert is_given_back(terminal)
+
+
 def test_it_repaints_in_place_and_q_ends_it(agent: StandIn, start: Start) -> None:
     terminal = start()
     frame = terminal.wait_for_frame("agent     qemu:///system")
@@ -121,38 +129,21 @@ def test_it_repaints_in_place_and_q_ends_it(agent: StandIn, start: Start) -> Non
 
 
 @pytest.mark.parametrize(
-    ("end", "code"),
-    [
-        (lambda terminal: terminal.type(b"\x03"), 0),
-        (lambda terminal: terminal.process.send_signal(signal.SIGINT), 0),
-        (lambda terminal: terminal.process.send_signal(signal.SIGTERM), 143),
-        (lambda terminal: terminal.process.send_signal(signal.SIGHUP), 129),
-    ],
+    ("end", "code"), [(b"\x03", 0), (signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 @pytest.mark.usefixtures("agent")
-def test_the_terminal_is_given_back_whatever_ends_it(
-    start: Start, end: Callable[[PseudoTerminal], None], code: int
-) -> None:
+def test_the_terminal_is_given_back_whatever_ends_it(start: Start, end: bytes | signal.Signals, code: int) -> None:
     terminal = start()
     terminal.wait_for_frame("agent     qemu:///system")
-    end(terminal)
-    assert terminal.process.wait(HANG_S) == code
-    assert terminal.mode() == terminal.mode_before
-    terminal.wait_ended()
-    assert is_given_back(terminal)
+    ends(terminal, code, lambda: terminal.type(end) if isinstance(end, bytes) else terminal.process.send_signal(end))
 
 
 def test_a_signal_ends_it_also_while_the_agent_does_not_answer(paths: RuntimePaths, start: Start) -> None:
-    with_nobody_reading = bind_socket(paths.control_socket)
-    with_nobody_reading.listen(5)
-    terminal = start()
-    wait_until(lambda: ENTER in terminal.said, HANG_S, "the screen to be taken")
-    terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(HANG_S) == 143
-    assert terminal.mode() == terminal.mode_before
-    terminal.wait_ended()
-    assert is_given_back(terminal)
-    with_nobody_reading.close()
+    with bind_socket(paths.control_socket) as nobody_reads:
+        nobody_reads.listen(5)
+        terminal = start()
+        wait_until(lambda: ENTER in terminal.said, HANG_S, "the screen to be taken")
+        ends(terminal, 143, lambda: terminal.process.send_signal(signal.SIGTERM))
 
 
 def test_frames_are_cut_to_the_terminals_size_which_may_change(agent: StandIn, start: Start) -> None:
@@ -205,7 +196,9 @@ def test_an_agent_that_dies_meanwhile_is_told_and_one_that_comes_back_is_asked(
 
 
 def test_colour_is_for_terminals_and_never_with_no_color(agent: StandIn, start: Start, paths: RuntimePaths) -> None:
-    agent.status = {**STATUS, "last_pass": None, "stranded": {**_stranded(), "possible": None}}
+    stranded = STATUS["stranded"]
+    assert isinstance(stranded, dict)
+    agent.status = {**STATUS, "last_pass": None, "stranded": {**stranded, "possible": None}}
     painted = start("--watch", "0.1")
     painted.wait_for_frame("stranded")
     assert "\x1b[31mstranded" in painted.said
@@ -215,17 +208,17 @@ def test_colour_is_for_terminals_and_never_with_no_color(agent: StandIn, start: 
     once = start("--connect", "qemu:///system")
     assert once.wait_ended() == 0
     assert "\x1b[31mstranded" in once.said
-    piped = subprocess.run(
-        [VIRTKSM, "--runtime-dir", paths.root, "status"], capture_output=True, check=True, timeout=HANG_S
-    )
-    assert b"\x1b" not in piped.stdout
-    assert b"stranded" in piped.stdout
+    dumb = start(environ={"TERM": "dumb"})
+    wait_until(lambda: dumb.said.count("agent     qemu") > 2, HANG_S, "three of them: a dumb terminal is no screen")
+    assert "\x1b" not in dumb.said
+    piped = status_of(paths)
+    assert "\x1b" not in piped.stdout
+    assert "stranded" in piped.stdout
 
 
-def _stranded() -> dict[str, object]:
-    stranded = STATUS["stranded"]
-    assert isinstance(stranded, dict)
-    return stranded
+def status_of(paths: RuntimePaths, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [VIRTKSM, "--runtime-dir", paths.root, "status", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.mark.parametrize("arguments", [("--watch", "0.1"), ("--json", "--watch", "0.1")])
@@ -250,36 +243,15 @@ def test_without_a_terminal_one_follows_the_other(paths: RuntimePaths, arguments
         process.wait()
 
 
-@pytest.mark.usefixtures("agent")
-def test_a_dumb_terminal_is_no_screen(start: Start) -> None:
-    terminal = start(environ={"TERM": "dumb"})
-    wait_until(lambda: terminal.said.count("agent     qemu") > 2, HANG_S, "three of them")
-    assert "\x1b" not in terminal.said
+def test_an_interval_that_is_none_is_refused(paths: RuntimePaths) -> None:
+    for interval in ("0", "x", "nan", "1e9"):
+        done = status_of(paths, "--watch", interval)
+        assert done.returncode == 2
+        assert f"argument --watch: {interval!r} is no time from 0.1 s to 1 d" in done.stderr
 
 
-@pytest.mark.parametrize("interval", ["0", "-1", "x", "nan", "1e9"])
-def test_an_interval_that_is_none_is_refused(interval: str, paths: RuntimePaths) -> None:
-    done = subprocess.run(
-        [VIRTKSM, "--runtime-dir", paths.root, "status", "--watch", interval],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-    )
-    assert done.returncode == 2
-    assert f"argument --watch: {interval!r} is no time from 0.1 s to 1 d" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "shown"),
-    [
-        ("abc", 2, "ab"),
-        ("abc", 9, "abc"),
-        ("日本語", 5, "日本"),
-        ("e\u0301e\u0301", 1, "e\u0301"),
-        ("▁▂▃", 2, "▁▂"),
-        ("x", 0, ""),
-    ],
-)
-def test_text_is_cut_to_columns_not_characters(text: str, columns: int, shown: str) -> None:
-    assert fit(text, columns) == shown
+def test_text_is_cut_to_columns_not_characters() -> None:
+    for text, columns, shown in (
+        ("abc", 2, "ab"), ("abc", 9, "abc"), ("日本語", 5, "日本"), ("e\u0301e\u0301", 1, "e\u0301"), ("x", 0, ""),
+    ):  # fmt: skip
+        assert fit(text, columns) == shown
