@@ -14,7 +14,6 @@ import pytest
 from tests.fake_proc import FakeProc, stat
 from tests.fakes import FakeClock
 from virtksm.guests.process import ProcessKsm
-from virtksm.host.guest_processes import MIN_PAUSE_S
 from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import READ_EVERY_S
 from virtksm.host.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
@@ -31,22 +30,7 @@ class Qemus:
         self._stack = stack
 
     def start(self, uuid: str) -> subprocess.Popen[bytes]:
-        return self._start([str(self.qemu), "-c", "echo up; read line", "sh", "-uuid", uuid])
-
-    def start_forked(self, uuid: str) -> subprocess.Popen[bytes]:
-        """Start what becomes QEMU only when told by a line, as libvirt forks before it executes QEMU."""
-        command = 'echo up; read line; exec "$0" -c "read line" sh -uuid "$1"'
-        return self._start(["/bin/sh", "-c", command, str(self.qemu), uuid])
-
-    def execute(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-        command_line = Path(f"/proc/{process.pid}/cmdline")
-        while not command_line.read_bytes().startswith(bytes(self.qemu)):
-            pass
-
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        command = [str(self.qemu), "-c", "echo up; read line", "sh", "-uuid", uuid]
         process = self._stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         )
@@ -104,15 +88,6 @@ def test_an_ended_process_is_unread_and_its_successor_found(qemus: Qemus, facts:
     assert facts.processes((guest(uuid),)) == (None,)
     qemus.start(uuid)
     assert rss_kib(facts, guest(uuid, domain_id=2))
-
-
-def test_a_process_that_executes_qemu_a_moment_later_is_found(qemus: Qemus, facts: ProcFacts, clock: FakeClock) -> None:
-    uuid = str(uuid4())
-    process = qemus.start_forked(uuid)
-    assert rss_kib(facts, guest(uuid)) is None
-    qemus.execute(process)
-    clock.now_s += 2 * MIN_PAUSE_S
-    assert rss_kib(facts, guest(uuid))
 
 
 @pytest.mark.parametrize(
