@@ -146,19 +146,10 @@ def test_a_device_that_reaches_all_memory_pins_it(device: str, pins: bool) -> No
 
 @pytest.mark.parametrize(
     ("pages", "cells", "is_all_huge"),
-    [
-        ([None], [None, None], True),
-        (["0"], [None], True),
-        (["0"], [None, None], False),
-        (["0-1"], ["1", "0"], True),
-        (["0", "1"], [None, None], True),
-        (["0,2-3"], ["0", "1", "2", "3"], False),
-        (["0", None], [None, None], True),
-        ([""], [None], False),
-        (["x-1,3-0,-,0-99999999999999999999"], [None], False),
-        (["0"], ["x"], False),
-    ],
-)
+    [([None], [None, None], True), (["0"], [None], True), (["0"], [None, None], False), (["0-1"], ["1", "0"], True),
+     (["0", "1"], [None, None], True), (["0,2-3"], ["0", "1", "2", "3"], False), (["0", None], [None, None], True),
+     ([""], [None], False), (["x-1,3-0,-,0-99999999999999999999"], [None], False), (["0"], ["x"], False)],
+)  # fmt: skip
 def test_huge_pages_with_a_nodeset_count_for_its_numa_cells_alone(
     pages: list[str | None], cells: list[str | None], *, is_all_huge: bool
 ) -> None:

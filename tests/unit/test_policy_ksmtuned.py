@@ -109,13 +109,9 @@ def test_smaller_hosts_sleep_longer(total_kib: int, sleep_msec: int, sleep_ms: i
 
 @pytest.mark.parametrize(
     ("free_kib", "committed_kib", "rule", "pages"),
-    [
-        (THRES_KIB + 1, TOTAL_KIB - THRES_KIB - 1, "stop", 0),
-        (THRES_KIB + 1, TOTAL_KIB - THRES_KIB, "decay", 450),
-        (THRES_KIB, 0, "decay", 450),
-        (THRES_KIB - 1, 0, "boost", 800),
-    ],
-)
+    [(THRES_KIB + 1, TOTAL_KIB - THRES_KIB - 1, "stop", 0), (THRES_KIB + 1, TOTAL_KIB - THRES_KIB, "decay", 450),
+     (THRES_KIB, 0, "decay", 450), (THRES_KIB - 1, 0, "boost", 800)],
+)  # fmt: skip
 def test_it_stops_only_with_free_memory_and_little_committed(
     free_kib: int, committed_kib: int, rule: str, pages: int
 ) -> None:
@@ -128,15 +124,9 @@ def test_it_stops_only_with_free_memory_and_little_committed(
 
 @pytest.mark.parametrize(
     ("npages", "free_kib", "pages"),
-    [
-        (0, THRES_KIB - 1, 300),
-        (0, THRES_KIB, 64),
-        (114, THRES_KIB, 64),
-        (115, THRES_KIB, 65),
-        (951, THRES_KIB - 1, 1250),
-        (4_000_000_000, THRES_KIB, 1250),
-    ],
-)
+    [(0, THRES_KIB - 1, 300), (0, THRES_KIB, 64), (114, THRES_KIB, 64), (115, THRES_KIB, 65),
+     (951, THRES_KIB - 1, 1250), (4_000_000_000, THRES_KIB, 1250)],
+)  # fmt: skip
 def test_npages_stays_within_its_bounds(npages: int, free_kib: int, pages: int) -> None:
     decision, after = POLICY.decide(host(free_kib), state(npages), STEP)
     assert decision.target.pages_to_scan == after.npages == pages
