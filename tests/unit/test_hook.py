@@ -216,20 +216,6 @@ def test_a_pass_runs_on_when_the_hook_is_over_and_holds_nothing_inherited(place:
     assert standard == dict.fromkeys(range(3), "/dev/null")
 
 
-def test_stdin_stays_unread(place: Place) -> None:
-    reading, writing = os.pipe()
-    text = b"<domain/>" * 7000
-    os.write(writing, text)
-    os.close(writing)
-    with Listener(place.fifo) as listener:
-        assert_well(place.run("guest", "restore", "begin", stdin=reading))
-        assert listener.read_pokes() == ["restore"]
-    assert_well(place.run("guest", "restore", "begin", stdin=reading))
-    assert len(place.records()) == 1
-    assert os.read(reading, 1 << 17) == text
-    os.close(reading)
-
-
 @pytest.mark.parametrize(("before", "wrapped_in"), [("exec <&- >&- 2>&-", ()), ("", ("/usr/bin/env", "-i"))])
 def test_closed_standard_descriptors_and_an_empty_environment_do_no_harm(
     place: Place, before: str, wrapped_in: tuple[str, ...]
