@@ -28,25 +28,6 @@ def bench() -> Iterator[Bench]:
     structlog.reset_defaults()
 
 
-def test_off_parks_at_once_and_no_trigger_scans_until_on(bench: Bench) -> None:
-    async def story() -> None:
-        assert bench.hypervisor.values["pages_to_scan"] == 400
-        for _ in range(2):
-            answer = await bench.ask("off")
-            assert (answer["ok"], answer["pass"]["decision"]["rule"]) == (True, "switched_off")
-            assert bench.hypervisor.values["pages_to_scan"] == 0
-        for trigger in (Trigger.STARTED, Trigger.POKE, Trigger.SIGNAL, Trigger.RETUNE, Trigger.RELOAD):
-            await bench.pass_for(trigger)
-            assert bench.hypervisor.values["pages_to_scan"] == 0
-        for _ in range(2):
-            assert (await bench.ask("on"))["pass"]["decision"]["rule"] == "told"
-        assert bench.hypervisor.values["pages_to_scan"] == 400
-
-    bench.run(story)
-    assert (len(bench.events("switched_off")), len(bench.events("switched_on"))) == (2, 2)
-    assert bench.hypervisor.values["pages_to_scan"] == 100, "what it found is restored at its end"
-
-
 @pytest.mark.parametrize(("is_ours", "code"), [(True, ExitCode.DONE), (False, ExitCode.REFUSED)])
 def test_a_merge_across_nodes_that_has_to_wait_fails_no_end_and_another_refusal_does(
     bench: Bench, *, is_ours: bool, code: ExitCode
@@ -135,33 +116,6 @@ def test_private_guests_are_named_once_and_again_when_they_come_back(bench: Benc
 
     bench.run(story)
     assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["tenant-open"] * 2
-
-
-def test_xml_that_changes_is_seen_after_a_retune_and_after_a_reconnect_which_is_no_news(bench: Bench) -> None:
-    bench.hypervisor.running = (guest("one"),)
-    bench.hypervisor.xml = {guest("one").uuid: PLAIN}
-
-    async def reconnect() -> None:
-        before = len(bench.events("libvirt_connected"))
-        await bench.lose()
-        await bench.until(lambda: len(bench.events("libvirt_connected")) > before)
-        await bench.pass_for(Trigger.STARTED)
-        await bench.looked()
-
-    async def story() -> None:
-        await bench.looked()
-        bench.hypervisor.xml = {guest("one").uuid: PRIVATE}
-        await bench.ask("retune")
-        await bench.looked()
-        assert (await bench.ask("retune"))["pass"]["exposed"] == ["one"]
-        await reconnect()
-        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == ["one"]
-        bench.hypervisor.xml = {guest("one").uuid: KEPT_OUT}
-        await reconnect()
-        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == []
-
-    bench.run(story)
-    assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["one"]
 
 
 def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(bench: Bench) -> None:
