@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.load import MAX_BYTES, Loaded, load
-from virtksm.config.schema import Config, KsmtunedParams, all_keys, tables_of
+from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
 from virtksm.errors import ConfigError, ConfigFault
 
@@ -388,14 +387,3 @@ def test_every_key_is_documented_beside_its_own_line_and_has_choices_or_a_whole_
             assert one.minimum is not None and one.maximum is not None, name  # noqa: PT018
             assert one.minimum <= one.default <= one.maximum, name
             assert one.unit, name
-
-
-def test_the_defaults_of_the_ksmtuned_table_are_ksmtuneds() -> None:
-    """From the script itself: NAME=${NAME:-default}."""
-    script = read_ksmtuned_file("usr/sbin/ksmtuned")
-    theirs = {
-        name.lower(): int(value)
-        for name, value in re.findall(r"^KSM_(\w+)=\$\{KSM_\1:-(-?\d+)\}$", script, re.MULTILINE)
-    }
-    table = KsmtunedParams()
-    assert theirs == {name: getattr(table, name) for name in tables_of(Config)["ksmtuned"].__dataclass_fields__}
