@@ -68,40 +68,13 @@ def test_free_is_without_available_memory_and_committed_without_guests_that_coul
     assert (numbers["committed_kib"], numbers["guests"], numbers["guests_unread"]) == (5, 2, 1)
 
 
-# Rule 3
+# Rule 4, where the script asks for more than the kernel takes; tests/property runs it beside rules 3 to 6 else
 
 
-@pytest.mark.parametrize(
-    ("total_kib", "coef", "const", "thres_kib"),
-    [
-        (16 * GIB_KIB, 20, 2048, 3_355_443),  # 3355443.2, cut as bash cuts
-        (10_245, 20, 2048, 2049),
-        (1_000_000, 20, 2**40, 2**40),
-    ],
-)
-def test_the_threshold_is_the_larger_of_share_and_constant(
-    total_kib: int, coef: int, const: int, thres_kib: int
-) -> None:
-    policy = KsmtunedPolicy(params=KsmtunedParams(thres_coef=coef, thres_const=const))
-    decision, _ = policy.decide(host(0, total_kib=total_kib), FRESH, STEP)
-    assert decision.reason.numbers["thres_kib"] == thres_kib
-
-
-# Rule 4
-
-
-@pytest.mark.parametrize(
-    ("total_kib", "sleep_msec", "sleep_ms"),
-    [
-        (3 * GIB_KIB, 10, 53),  # 53.3
-        (64 * GIB_KIB, 10, 10),  # 2.5, but never below 10
-        (1, 1_000_000, 2**32 - 1),  # the script would ask for more than the kernel takes
-    ],
-)
-def test_smaller_hosts_sleep_longer(total_kib: int, sleep_msec: int, sleep_ms: int) -> None:
-    policy = KsmtunedPolicy(params=KsmtunedParams(sleep_msec=sleep_msec))
-    decision, _ = policy.decide(host(0, total_kib=total_kib), FRESH, STEP)
-    assert decision.target.sleep_millisecs == sleep_ms
+def test_sleep_is_what_the_kernel_takes() -> None:
+    policy = KsmtunedPolicy(params=KsmtunedParams(sleep_msec=1_000_000))
+    decision, _ = policy.decide(host(0, total_kib=1), FRESH, STEP)
+    assert decision.target.sleep_millisecs == 2**32 - 1
 
 
 # Rules 5 and 6
@@ -120,16 +93,6 @@ def test_it_stops_only_with_free_memory_and_little_committed(
     assert decision.target.pages_to_scan == pages
     assert decision.is_idle == (decision.target == IDLE) == (rule == "stop")
     assert after.npages == (pages or 500)
-
-
-@pytest.mark.parametrize(
-    ("npages", "free_kib", "pages"),
-    [(0, THRES_KIB - 1, 300), (0, THRES_KIB, 64), (114, THRES_KIB, 64), (115, THRES_KIB, 65),
-     (951, THRES_KIB - 1, 1250), (4_000_000_000, THRES_KIB, 1250)],
-)  # fmt: skip
-def test_npages_stays_within_its_bounds(npages: int, free_kib: int, pages: int) -> None:
-    decision, after = POLICY.decide(host(free_kib), state(npages), STEP)
-    assert decision.target.pages_to_scan == after.npages == pages
 
 
 def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
@@ -198,17 +161,9 @@ def test_only_a_remote_host_begins_with_the_kernels_pages() -> None:
 
 def test_the_reason_holds_what_the_outcome_follows_from() -> None:
     decision, _ = POLICY.decide(host(THRES_KIB - 1, 77), state(500), STEP)
-    assert decision.reason.numbers == {
-        "total_kib": TOTAL_KIB,
-        "free_kib": THRES_KIB - 1,
-        "committed_kib": 77,
-        "thres_kib": THRES_KIB,
-        "sleep_ms": 10,
-        "guests": 1,
-        "guests_unread": 0,
-        "npages_before": 500,
-        "npages": 800,
-    }
+    numbers = decision.reason.numbers
+    assert (numbers["thres_kib"], numbers["sleep_ms"]) == (THRES_KIB, 10)
+    assert (numbers["committed_kib"], numbers["npages_before"], numbers["npages"]) == (77, 500, 800)
     assert decision.reason.text == (
         "3276.8 MiB free, threshold 3276.8 MiB; guests hold 0.1 MiB of 16384.0 MiB: "
         "boost from 500 to 800 pages every 10 ms"
