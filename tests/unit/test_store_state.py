@@ -17,7 +17,6 @@ from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
-from virtksm.policy.adaptive.state import AdaptiveState, FullScan, Meter, Scans, dump_state, load_state
 from virtksm.store import files
 from virtksm.store.files import (
     PIECE_BYTES,
@@ -41,9 +40,6 @@ OWNERSHIPS = {
     )
     for name, most in MAXIMA.items()
 }
-METER = Meter(
-    taken_s=1.0, full_scans=1, pages_sharing=1, cpu_s=1.0, pages_scanned=1, pages_skipped=None, thp_split_page=None
-)
 POLICY_STATES = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
 STATES = st.builds(
     HostState,
@@ -64,12 +60,6 @@ def paths(tmp_path: Path) -> RuntimePaths:
 @given(STATES)
 def test_every_state_comes_back_as_it_was(state: HostState) -> None:
     assert parse_host_state(dump_host_state(state)) == state
-
-
-@given(st.text())
-def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
-    with pytest.raises(ValueError, match=r".*"):
-        parse_host_state(text)
 
 
 @pytest.mark.parametrize(
@@ -96,31 +86,6 @@ def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, dam
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(StateUnusable):
         StateFile(paths, "local").load()
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-)
-MEMORY = dump_state(
-    AdaptiveState(scans=Scans(current=FullScan(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
-)
-
-
-@given(
-    state=st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MEMORY.items()}) | JSON,
-    parameters=st.dictionaries(st.sampled_from([*MAXIMA, "run"]), JSON) | JSON,
-)
-def test_any_state_that_is_taken_can_be_saved_again_and_decided_on(state: object, parameters: object) -> None:
-    good = {**GOOD, "policy": {"name": "adaptive", "state": state}}
-    for document in (good, {**good, "parameters": parameters}):
-        try:
-            state = parse_host_state(json.dumps(document))
-            of_policy = load_state(state.policy_state or {})
-        except ValueError:
-            continue
-        assert parse_host_state(dump_host_state(state)) == state
-        assert load_state(json.loads(json.dumps(dump_state(of_policy)))) == of_policy
 
 
 def test_a_state_is_ones_own_where_no_other_user_owns_its_folder(paths: RuntimePaths) -> None:
