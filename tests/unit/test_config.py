@@ -378,12 +378,12 @@ def test_the_default_file_changes_nothing_as_it_is_and_with_every_key_uncommente
 def test_every_key_is_documented_beside_its_own_line_and_has_choices_or_a_whole_range_with_its_unit() -> None:
     text = re.sub(r"\n# ", " ", (PROJECT / "conf/virtksm.toml").read_text())
     for name, one in all_keys().items():
-        assert one.meaning and one.reason, name  # noqa: PT018
+        assert all((one.meaning, one.reason)), name
         words = f"{one.meaning} {one.range_text}; default {format_value(one.default)}. {one.reason}"
         assert f"{words}\n#{name.rpartition('.')[2]} = " in text
         if isinstance(one.default, str):
             assert one.default in (one.choices or ("",)), name
         elif isinstance(one.default, int):
-            assert one.minimum is not None and one.maximum is not None, name  # noqa: PT018
-            assert one.minimum <= one.default <= one.maximum, name
+            assert None not in (one.minimum, one.maximum), name
+            assert (one.minimum or 0) <= one.default <= (one.maximum or 0), name
             assert one.unit, name
