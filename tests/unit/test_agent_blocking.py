@@ -6,7 +6,7 @@ import asyncio
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +61,17 @@ async def lives(bench: Bench) -> None:
     assert (await bench.ask("status"))["ok"] is True
 
 
-def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released: threading.Event) -> None:
+def hanging_read(released: threading.Event) -> Callable[[], FreshConfig]:
     def read() -> FreshConfig:
         released.wait(LONG_S)
         return FreshConfig(config=Config(coalesce_ms=1))
 
+    return read
+
+
+def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released: threading.Event) -> None:
     async def story() -> None:
-        bench.agent.configuration.read = read
+        bench.agent.configuration.read = hanging_read(released)
         bench.agent.configuration.hung_up.set()  # as SIGHUP does
         await bench.until(lambda: bench.agent.configuration.calls.waiting is not None)
         await lives(bench)
@@ -80,14 +84,10 @@ def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released
 def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
     bench: Bench, released: threading.Event
 ) -> None:
-    def read() -> FreshConfig:
-        released.wait(LONG_S)
-        return FreshConfig(config=Config(coalesce_ms=1))
-
     async def story() -> None:
         configuration = bench.agent.configuration
         before = configuration.in_force
-        configuration.read, configuration.limit_s = read, SHORT_S
+        configuration.read, configuration.limit_s = hanging_read(released), SHORT_S
         for _ in range(2):
             answer = await bench.ask("reload")
             assert (answer["ok"], answer["exit_code"]) == (False, 2)
@@ -166,7 +166,10 @@ def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released:
     assert len(bench.events("config_reloaded")) == 2, "the one that was under way, and one for all that came then"
 
 
-def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(bench: Bench, released: threading.Event) -> None:
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
+    bench: Bench, released: threading.Event, *, comes_back: bool
+) -> None:
     bench.switch = HangingSwitch(released=released)
 
     async def story() -> None:
@@ -176,12 +179,14 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(bench: Bench, relea
             assert answer["ok"] is False
             assert "the disk behind the state folder does not answer" in answer["error"]
             await lives(bench)
-        released.set()
-        bench.requests.disk_limit_s = LONG_S
-        await bench.until(lambda: bench.requests.switch_calls.waiting is None)
-        assert (await bench.ask("off"))["ok"] is True
+        if comes_back:
+            released.set()
+            bench.requests.disk_limit_s = LONG_S
+            await bench.until(lambda: bench.requests.switch_calls.waiting is None)
+            assert (await bench.ask("off"))["ok"] is True
 
     bench.run(story)
+    assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
 
 
 class HangingHistory(FakeHistory):
@@ -210,18 +215,6 @@ def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
 
     bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
-
-
-def test_while_the_disk_hangs_it_ends(bench: Bench, released: threading.Event) -> None:
-    bench.switch = HangingSwitch(released=released)
-
-    async def story() -> None:
-        asking = asyncio.create_task(bench.ask("off"))
-        await bench.until(lambda: bench.requests.switch_calls.waiting is not None)
-        asking.cancel()
-
-    bench.run(story)
-    assert bench.code is ExitCode.DONE
 
 
 def test_many_offs_at_once_are_all_answered(bench: Bench) -> None:
@@ -313,22 +306,17 @@ def test_a_systemd_that_is_too_busy_delays_nothing_and_hears_of_it_later(manager
     assert manager.recv(1000) == b"STATUS=well"
 
 
-def test_an_agent_beside_a_systemd_that_hangs_lives_and_ends(bench: Bench, manager: socket.socket) -> None:
+def test_beside_a_systemd_that_hangs_it_lives_and_ends_and_a_routine_pass_sends_no_status(
+    bench: Bench, manager: socket.socket
+) -> None:
     bench.notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    bench.policy.is_routine = True
     fill(manager.getsockname())
 
     async def story() -> None:
         await lives(bench)
-
-    bench.run(story)
-    assert bench.code is ExitCode.DONE
-
-
-def test_a_routine_pass_sends_systemd_no_status_of_its_own(bench: Bench, manager: socket.socket) -> None:
-    bench.notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
-    bench.policy.is_routine = True
-
-    async def story() -> None:
+        drain(manager)
+        await bench.pass_for(Trigger.TIMER)  # which sends what found no room before
         drain(manager)
         for _ in range(20):
             await bench.pass_for(Trigger.TIMER)
@@ -336,8 +324,10 @@ def test_a_routine_pass_sends_systemd_no_status_of_its_own(bench: Bench, manager
         bench.policy.is_routine = False
         await bench.pass_for(Trigger.TIMER)
         assert b"STATUS=" in manager.recv(1000)
+        fill(manager.getsockname())
 
     bench.run(story)
+    assert bench.code is ExitCode.DONE
 
 
 class DeafLoop:

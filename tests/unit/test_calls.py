@@ -33,6 +33,16 @@ async def over(calls: BlockingCalls, hanging: Callable[[], object]) -> None:
         await calls.run("slow", hanging, AT_ONCE_S)
 
 
+async def works_again(calls: BlockingCalls) -> None:
+    while True:
+        try:
+            assert await calls.run("next", lambda: 1, LONG_S) == 1
+        except LibvirtTimeout:
+            await asyncio.sleep(0)
+        else:
+            return
+
+
 def test_a_result_comes_back_from_another_thread() -> None:
     async def test(calls: BlockingCalls) -> None:
         thread = await calls.run("look", threading.current_thread, LONG_S)
@@ -43,29 +53,29 @@ def test_a_result_comes_back_from_another_thread() -> None:
     run(test)
 
 
-def test_an_exception_passes_through() -> None:
-    def fail() -> None:
-        raise KeyError("mine")
-
-    async def test(calls: BlockingCalls) -> None:
-        with pytest.raises(KeyError, match="mine"):
-            await calls.run("fail", fail, LONG_S)
-        assert await calls.run("next", lambda: 1, LONG_S) == 1
-
-    run(test)
+async def fails(calls: BlockingCalls, fail: Callable[[], object], error: type[BaseException], told: str) -> None:
+    """Hold a call to fail so, and the next to be made all the same."""
+    with pytest.raises(error, match=told):
+        await calls.run("fail", fail, LONG_S)
+    assert calls.waiting is None
+    assert await calls.run("next", lambda: 1, LONG_S) == 1
 
 
-@pytest.mark.parametrize("error", [StopIteration("mine"), SystemExit("mine"), KeyboardInterrupt("mine")])
-def test_what_no_future_can_raise_or_would_end_the_loop_is_an_error_of_its_call_alone(error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "comes_as", "told"),
+    [
+        (KeyError("mine"), KeyError, "mine"),
+        (StopIteration("mine"), RuntimeError, "StopIteration: mine"),
+        (SystemExit("mine"), RuntimeError, "SystemExit: mine"),
+    ],
+)
+def test_an_error_is_its_calls_alone_also_one_that_no_future_can_raise_or_that_would_end_the_loop(
+    error: BaseException, comes_as: type[BaseException], told: str
+) -> None:
     def fail() -> None:
         raise error
 
-    async def test(calls: BlockingCalls) -> None:
-        with pytest.raises(RuntimeError, match=f"{type(error).__name__}: mine"):
-            await calls.run("fail", fail, LONG_S)
-        assert await calls.run("next", lambda: 1, LONG_S) == 1
-
-    run(test)
+    run(lambda calls: fails(calls, fail, comes_as, told))
 
 
 def test_where_the_system_has_no_thread_left_nothing_is_waited_for_and_the_next_call_is_made() -> None:
@@ -83,22 +93,17 @@ def test_where_the_system_has_no_thread_left_nothing_is_waited_for_and_the_next_
 
 
 def test_calls_run_one_after_the_other_in_their_order() -> None:
+    order: list[tuple[str, int]] = []
+
+    def work(number: int) -> None:
+        order.append(("begun", number))
+        order.append(("ended", number))
+
     async def test(calls: BlockingCalls) -> None:
-        at_work: list[int] = []
-        most: list[int] = []
-        order: list[int] = []
-
-        def work(number: int) -> None:
-            at_work.append(number)
-            most.append(len(at_work))
-            order.append(number)
-            at_work.remove(number)
-
         await asyncio.gather(*(calls.run(f"call {n}", lambda n=n: work(n), LONG_S) for n in range(20)))  # type: ignore[misc]
-        assert order == list(range(20))
-        assert max(most) == 1
 
     run(test)
+    assert order == [(what, number) for number in range(20) for what in ("begun", "ended")]
 
 
 def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_without_a_thread() -> None:
@@ -111,13 +116,14 @@ def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_without_a_
                 await calls.run("next", lambda: 1, LONG_S)
         assert threading.active_count() == threads
         let_go.set()
+        await works_again(calls)
 
     run(test)
 
 
-def test_when_the_abandoned_call_returns_calls_work_again_and_its_result_is_discarded() -> None:
+def test_when_the_abandoned_call_returns_its_result_is_discarded_what_is_owed_is_done_and_calls_work_again() -> None:
     async def test(calls: BlockingCalls) -> None:
-        let_go, discarded = threading.Event(), threading.Event()
+        let_go, discarded, closed = threading.Event(), threading.Event(), threading.Event()
         taken: list[str] = []
 
         def hang() -> str:
@@ -130,23 +136,14 @@ def test_when_the_abandoned_call_returns_calls_work_again_and_its_result_is_disc
 
         with pytest.raises(LibvirtTimeout):
             await calls.run("open", hang, AT_ONCE_S, discard=discard)
-        let_go.set()
-        await asyncio.to_thread(discarded.wait, LONG_S)
-        assert taken == ["late connection"]
-        assert await calls.run("next", lambda: 1, LONG_S) == 1
-
-    run(test)
-
-
-def test_what_is_owed_is_done_once_the_abandoned_call_is_back() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        let_go, closed = threading.Event(), threading.Event()
-        await over(calls, let_go.wait)
-        with pytest.raises(LibvirtTimeout, match="close: still waiting for slow"):
+        with pytest.raises(LibvirtTimeout, match="close: still waiting for open"):
             await calls.run("close", closed.set, LONG_S, is_deferred=True)
-        assert not closed.is_set()
+        assert (taken, closed.is_set()) == ([], False)
         let_go.set()
         assert await asyncio.to_thread(closed.wait, LONG_S)
+        assert await asyncio.to_thread(discarded.wait, LONG_S)
+        assert taken == ["late connection"]
+        await works_again(calls)
 
     run(test)
 
@@ -163,13 +160,7 @@ def test_a_failure_that_comes_too_late_is_forgotten() -> None:
         await over(calls, hang)
         let_go.set()
         await asyncio.to_thread(ended.wait, LONG_S)
-        while True:
-            try:
-                assert await calls.run("next", lambda: 1, LONG_S) == 1
-            except LibvirtTimeout:
-                await asyncio.sleep(0)
-            else:
-                return
+        await works_again(calls)
 
     run(test)
 

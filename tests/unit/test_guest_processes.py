@@ -91,22 +91,15 @@ def pids(found: Mapping[str, object], *running: Guest) -> list[int | None]:
         ("0::/machine.slice/machine-test.slice/machine-qemu\\x2d16\\x2dtest14.scope/emulator\n", (16, "test14")),
         ("0::/machine/production.partition/qemu-3-db.libvirt-qemu/emulator\n", (3, "db")),
         ("", None),
-        ("\0\n::\n", None),
-        ("0::/\n", None),
         (DAEMONS, None),
-        # below what a user may make groups in: his manager, his session, a container's scope
-        (f"0::/user.slice/user-1000.slice/user@1000.service{SCOPE}\n".format(id=7, name="web"), None),
-        (f"0::/user.slice/user-1000.slice/session-2.scope{SCOPE}\n".format(id=7, name="web"), None),
+        # below what a user may make groups in: his session, a container's scope
         (f"0::/user.slice/user-1000.slice{SCOPE}\n".format(id=7, name="web"), None),
         (f"0::/system.slice/docker-0a1b.scope{SCOPE}\n".format(id=7, name="web"), None),
-        (f"0::/docker/0a1b{SCOPE}\n".format(id=7, name="web"), None),
         ("0::/docker/0a1b/machine/qemu-7-web.libvirt-qemu/emulator\n", None),
-        (f"0::/../..{SCOPE}\n".format(id=7, name="web"), None),
         ("0::/machine-qemu\\x2d7\\x2dweb.scope\n", None),
-        # no guests of the system's libvirt: a container that is named so, an embedded driver's, an LXC guest
+        # no guests of the system's libvirt: a container that is named so, an embedded driver's
         ("0::/machine.slice/machine-qemu.scope/payload/machine-qemu\\x2d7\\x2dweb.scope\n", None),
         ("0::/machine.slice/machine-qemu\\x2dembed\\x2d0a1b2c3d\\x2d7\\x2dweb.scope\n", None),
-        ("0::/machine.slice/machine-lxc\\x2d7\\x2dweb.scope\n", None),
     ],
 )
 def test_a_control_group_names_a_guest_where_libvirt_made_it(text: str, named: tuple[int, str] | None) -> None:
@@ -115,22 +108,14 @@ def test_a_control_group_names_a_guest_where_libvirt_made_it(text: str, named: t
 
 @pytest.mark.parametrize(
     ("in_group", "name", "is_it"),
-    [
-        ("web", "web", True),
-        ("web", "web2", False),
-        ("web2", "web", False),
-        ("a-b.c", "a--b..c!", True),
-        ("tag", "tüag", True),
-        ("", "é", True),
-        ("a" * 50, "a" * 80, True),
-        ("a" * 50, "a" * 49 + "b" * 30, False),
-    ],
-)
+    [("web", "web", True), ("web", "web2", False), ("a-b.c", "a--b..c!", True), ("", "é", True),
+     ("a" * 50, "a" * 80, True), ("a" * 50, "a" * 49 + "b" * 30, False)],
+)  # fmt: skip
 def test_a_groups_name_is_what_libvirt_keeps_of_a_guests(in_group: str, name: str, *, is_it: bool) -> None:
     assert is_named(in_group, name) == is_it
 
 
-@pytest.mark.parametrize("group", [V2, V1, HYBRID, WITHOUT_MACHINED])
+@pytest.mark.parametrize("group", [V2, WITHOUT_MACHINED])
 def test_a_guest_is_found_by_its_group_though_its_command_line_hangs(
     proc: FakeProc, search: GuestSearch, reads: CountedReads, group: str
 ) -> None:
@@ -143,15 +128,15 @@ def test_a_guest_is_found_by_its_group_though_its_command_line_hangs(
     assert reads.count == 0
 
 
-def test_a_group_that_names_another_guest_is_not_this_ones(proc: FakeProc, search: GuestSearch) -> None:
+def test_a_group_that_names_another_guest_is_not_this_ones_unless_owner_and_command_line_say_so(
+    proc: FakeProc, search: GuestSearch, clock: FakeClock
+) -> None:
     proc.qemu(100, "B", group=V2.format(id=2, name="web"))
     proc.qemu(101, "C", group=V2.format(id=1, name="other"))
     assert search.find((guest(),)) == {}
-
-
-def test_a_guest_whose_group_has_a_name_of_another_kind_is_found_by_owner(proc: FakeProc, search: GuestSearch) -> None:
-    proc.qemu(100, "A", group=V2.format(id=1, name="other"))
-    assert pids(search.find((guest(),)), guest()) == [100]
+    proc.qemu(102, "A", group=V2.format(id=1, name="other"))
+    clock.now_s += MAX_PAUSE_S
+    assert pids(search.find((guest(),)), guest()) == [102]
 
 
 def test_without_groups_a_guest_is_found_by_owner_and_command_line(proc: FakeProc, clock: FakeClock) -> None:
@@ -162,9 +147,7 @@ def test_without_groups_a_guest_is_found_by_owner_and_command_line(proc: FakePro
     assert pids(without.find(running), *running) == [100, None]
 
 
-@pytest.mark.parametrize(
-    "users", [(STRANGER,) * 4, (STRANGER, 0, 0, 0), (0, 0, STRANGER, 0), (STRANGER, STRANGER, 0, 0)]
-)
+@pytest.mark.parametrize("users", [(STRANGER,) * 4, (0, 0, STRANGER, 0)])
 def test_a_strangers_process_is_not_read_and_decides_nothing(
     proc: FakeProc, search: GuestSearch, reads: CountedReads, users: tuple[int, int, int, int]
 ) -> None:
@@ -210,16 +193,12 @@ def test_of_two_that_claim_a_guest_neither_is_believed_until_one_is_gone(
         (trouble,) = search.trouble
         assert all(text in trouble for text in ("100", "101", "'web'"))
         clock.now_s += MAX_PAUSE_S
-    proc.end(101)
-    assert pids(search.find((guest(),)), guest()) == [100]
-    assert troubles(search) == ()
-
-
-def test_what_is_said_of_a_guest_ends_with_it(proc: FakeProc, search: GuestSearch) -> None:
-    for pid in (100, 101):
-        proc.qemu(pid, "A")
-    search.find((guest(),))
     search.find(())
+    assert troubles(search) == (), "what is said of a guest ends with it"
+    assert search.find((guest(),)) == {}
+    proc.end(101)
+    clock.now_s += MAX_PAUSE_S
+    assert pids(search.find((guest(),)), guest()) == [100]
     assert troubles(search) == ()
 
 
@@ -230,6 +209,8 @@ def test_while_every_guest_is_known_nothing_is_walked_over_or_read(
     for _ in range(5):
         assert pids(search.find((guest(),)), guest()) == [100]
         clock.now_s += MAX_PAUSE_S
+    proc.hang(100, "cmdline")  # the folder changes, as where the kernel has made it anew
+    assert pids(search.find((guest(),)), guest()) == [100]
     assert reads.count == 1
 
 
@@ -264,32 +245,14 @@ def test_a_clock_that_began_anew_does_not_put_off_a_walk(proc: FakeProc, search:
     assert pids(search.find((guest(),)), guest()) == [100]
 
 
-def test_a_number_that_is_used_again_is_another_process(proc: FakeProc, search: GuestSearch) -> None:
+def test_a_number_that_is_used_again_is_another_process(proc: FakeProc, search: GuestSearch, clock: FakeClock) -> None:
+    proc.process(100, "sleep")
+    assert search.find((guest(),)) == {}
+    clock.now_s += MAX_PAUSE_S
     proc.qemu(100, "A")
     assert pids(search.find((guest(),)), guest()) == [100]
     proc.process(100, "sleep")
     assert search.find((guest(),)) == {}
-
-
-def test_a_process_whose_folder_the_kernel_has_made_anew_is_the_same(
-    proc: FakeProc, search: GuestSearch, reads: CountedReads
-) -> None:
-    proc.qemu(100, "A")
-    search.find((guest(),))
-    proc.hang(100, "cmdline")  # which changes the folder, too
-    assert pids(search.find((guest(),)), guest()) == [100]
-    assert reads.count == 1
-
-
-def test_a_guest_that_gets_the_number_of_somebody_seen_before_is_found(
-    proc: FakeProc, search: GuestSearch, clock: FakeClock
-) -> None:
-    proc.process(100, "sleep")
-    running = (guest(), guest("B", domain_id=2))
-    search.find(running[:1])
-    clock.now_s += 30
-    proc.qemu(100, "B")
-    assert pids(search.find(running), *running) == [None, 100]
 
 
 def test_hidden_processes_are_told_while_a_guest_is_missing(

@@ -18,8 +18,6 @@ def domain(*parts: str) -> str:
     ("xml", "found"),
     [
         (domain(), GuestXml()),
-        (domain(METADATA), GuestXml(is_private=True)),
-        (domain(NOSHARE), GuestXml(is_kept_out=True)),
         (domain(NOSHARE, METADATA), GuestXml(is_private=True, is_kept_out=True)),
         (f"<?xml version='1.0' encoding='UTF-16'?>{domain(NOSHARE)}", GuestXml(is_kept_out=True)),
     ],
@@ -28,9 +26,7 @@ def test_it_reads_what_a_domain_says_of_itself(xml: str, found: GuestXml) -> Non
     assert parse_guest_xml(xml) == found
 
 
-@pytest.mark.parametrize(
-    ("value", "is_private"), [("yes", True), ("no", False), ("true", True), ("Yes", True), ("", True), ("No", True)]
-)
+@pytest.mark.parametrize(("value", "is_private"), [("no", False), ("true", True), ("", True), ("No", True)])
 def test_a_slip_of_the_pen_declares_a_guest_private(value: str, is_private: bool) -> None:
     assert parse_guest_xml(domain(METADATA.replace("yes", value))).is_private is is_private
 
@@ -42,7 +38,6 @@ def test_a_slip_of_the_pen_declares_a_guest_private(value: str, is_private: bool
         "<metadata><v:guest xmlns:v='urn:other' private='yes'/></metadata>",
         f"<metadata><v:guest xmlns:v='{NAMESPACE}'/></metadata>",
         f"<metadata><o:x xmlns:o='urn:o'><v:guest xmlns:v='{NAMESPACE}' private='yes'/></o:x></metadata>",
-        "<description>&lt;metadata&gt;</description>",
     ],
 )
 def test_what_is_not_virtksms_declares_nothing(other: str) -> None:
@@ -53,8 +48,6 @@ def test_what_is_not_virtksms_declares_nothing(other: str) -> None:
     "other",
     [
         "<memoryBacking><hugepages/></memoryBacking>",
-        "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
-        "<memoryBacking><locked/></memoryBacking>",
         "<metadata><x:memoryBacking xmlns:x='urn:x'><x:nosharepages/></x:memoryBacking></metadata>",
         "<devices><memoryBacking><nosharepages/></memoryBacking></devices>",
         "<nosharepages/>",
@@ -68,14 +61,9 @@ def test_nothing_but_nosharepages_keeps_a_guest_out(other: str) -> None:
     ("xml", "problem"),
     [
         ("", "no XML"),
-        ("<domain>", "no XML"),
-        ("<domain/><domain/>", "no XML"),
         ("<domain>\0</domain>", "no XML"),
-        ("<domain>&nbsp;</domain>", "no XML"),
         ("<domain>\ud800</domain>", "no XML"),
         ("<network/>", "no domain"),
-        ("<d:domain xmlns:d='urn:d'/>", "no domain"),
-        ("<!DOCTYPE domain><domain/>", "document type"),
         ('<!DOCTYPE d [<!ENTITY a "b"><!ENTITY c "&a;&a;">]><domain>&c;</domain>', "document type"),
         ('<!DOCTYPE d SYSTEM "file:///etc/hostname"><domain/>', "document type"),
         (" " * (MAX_CHARACTERS + 1), "longer"),
@@ -115,11 +103,9 @@ def test_its_memory_is_what_libvirt_writes_in_kib(memory: str, amounts: tuple[in
     ("backing", "is_shared"),
     [
         ("<source type='memfd'/>", True),
-        ("<source type='memfd'/><access mode='shared'/>", True),
         ("<source type='memfd'/><access mode='private'/>", False),
         ("<source type='file'/>", False),
         ("<source type='file'/><access mode='shared'/>", True),
-        ("<source type='anonymous'/><access mode='private'/>", False),
         ("<access mode='shared'/>", True),
         ("", False),
     ],
@@ -132,7 +118,6 @@ def test_its_ram_is_shared_as_qemu_maps_it(backing: str, is_shared: bool) -> Non
     ("access", "cells", "is_shared"),
     [
         ("private", ["shared", "shared"], True),
-        ("private", ["shared", None], False),
         ("shared", ["shared", None], True),
         ("shared", ["private"], False),
     ],
@@ -151,9 +136,7 @@ def test_a_numa_cell_overrules_the_access_of_all(access: str, cells: list[str | 
         ("<interface type='hostdev'/>", True),
         ("<interface type='vdpa'/>", True),
         ("<disk type='nvme' device='disk'/>", True),
-        ("<hostdev mode='subsystem' type='usb'/>", False),
         ("<hostdev mode='subsystem' type='mdev' model='vfio-pci'/>", False),
-        ("<interface type='network'/>", False),
         ("<disk type='file'/>", False),
     ],
 )
@@ -163,23 +146,10 @@ def test_a_device_that_reaches_all_memory_pins_it(device: str, pins: bool) -> No
 
 @pytest.mark.parametrize(
     ("pages", "cells", "is_all_huge"),
-    [
-        ([], [], True),
-        ([None], [None, None], True),
-        (["0"], [], True),
-        (["0"], [None], True),
-        (["0"], [None, None], False),
-        (["1"], ["0", "1"], False),
-        (["0-1"], ["1", "0"], True),
-        (["0", "1"], [None, None], True),
-        (["0,2-3"], ["0", "2", "3"], True),
-        (["0,2-3"], ["0", "1", "2", "3"], False),
-        (["0", None], [None, None], True),
-        ([""], [None], False),
-        (["x-1,3-0,-,0-99999999999999999999"], [None], False),
-        (["0"], ["x"], False),
-    ],
-)
+    [([None], [None, None], True), (["0"], [None], True), (["0"], [None, None], False), (["0-1"], ["1", "0"], True),
+     (["0", "1"], [None, None], True), (["0,2-3"], ["0", "1", "2", "3"], False), (["0", None], [None, None], True),
+     ([""], [None], False), (["x-1,3-0,-,0-99999999999999999999"], [None], False), (["0"], ["x"], False)],
+)  # fmt: skip
 def test_huge_pages_with_a_nodeset_count_for_its_numa_cells_alone(
     pages: list[str | None], cells: list[str | None], *, is_all_huge: bool
 ) -> None:
@@ -189,12 +159,8 @@ def test_huge_pages_with_a_nodeset_count_for_its_numa_cells_alone(
     assert parse_guest_xml(xml).has_hugepages is is_all_huge
 
 
-def test_huge_pages_and_the_administrators_own_arguments_are_read() -> None:
+def test_the_administrators_own_arguments_are_read() -> None:
     qemu = "http://libvirt.org/schemas/domain/qemu/1.0"
-    arguments = (
-        f"<q:commandline xmlns:q='{qemu}'><q:arg value='-M'/><q:env name='a'/><q:arg value='x=y'/></q:commandline>"
-    )
-    xml = parse_guest_xml(
-        domain("<memoryBacking><hugepages><page size='2048'/></hugepages></memoryBacking>", arguments)
-    )
-    assert xml == GuestXml(has_hugepages=True, qemu_arguments=("-M", "x=y"))
+    arguments = "<q:arg value='-M'/><q:env name='a'/><q:arg value='x=y'/>"
+    xml = parse_guest_xml(domain(f"<q:commandline xmlns:q='{qemu}'>{arguments}</q:commandline>"))
+    assert xml == GuestXml(qemu_arguments=("-M", "x=y"))

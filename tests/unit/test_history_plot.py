@@ -22,21 +22,20 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def hour() -> list[Sample]:
     """Make an hour in which 300 MiB are saved after ten minutes."""
+    before, after = (2, 0, 0.0), (3, 300 * 1024, 3.0)
     return [
-        replace(
-            SAMPLE,
-            at_s=BEGIN_S + step * 10,
-            guests=2 if step < 60 else 3,
-            saved_kib=0 if step < 60 else 300 * 1024,
-            ksmd_cpu_seconds=0.0 if step < 60 else 3.0,
-            pages_to_scan=0,
-        )
+        replace(SAMPLE, at_s=BEGIN_S + step * 10, guests=guests, saved_kib=saved_kib, ksmd_cpu_seconds=cpu_s)
         for step in range(360)
+        for guests, saved_kib, cpu_s in [before if step < 60 else after]
     ]
 
 
+def event(domain: str, after_s: float, kind: str = "started") -> GuestEvent:
+    return GuestEvent(at_s=BEGIN_S + after_s, kind=kind, domain=domain, uuid="u")
+
+
 def start_of(domain: str) -> GuestEvent:
-    return GuestEvent(at_s=BEGIN_S + 600, kind="started", domain=domain, uuid="u")
+    return event(domain, 600)
 
 
 def comments(path: Path) -> str:
@@ -54,18 +53,14 @@ def test_it_shows_savings_cpu_settings_and_guests_over_time(tmp_path: Path) -> N
     assert "<!-- qemu:///system, last 60m -->" in shown
 
 
-def test_the_same_history_makes_the_same_file(tmp_path: Path) -> None:
-    for name in ("one.svg", "two.svg"):
+def test_the_same_history_makes_the_same_file_and_a_png_is_one(tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg", "hour.png"):
         draw(hour(), [start_of("web1")], "title", tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-
-
-def test_a_png_is_one(tmp_path: Path) -> None:
-    draw(hour(), [], "title", tmp_path / "hour.png")
     assert (tmp_path / "hour.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("name", ["$x^{2$", "\x1b[31mred", "--></svg><script>", "a\nb", "\u202egnp"])
+@pytest.mark.parametrize("name", ["$x^{2$", "\x1b[31mred\u202egnp", "--></svg><script>"])
 def test_a_guests_name_is_no_formula_no_markup_and_no_control_character(tmp_path: Path, name: str) -> None:
     path = tmp_path / "hour.svg"
     draw(hour(), [start_of(name)], name, path)
@@ -74,35 +69,25 @@ def test_a_guests_name_is_no_formula_no_markup_and_no_control_character(tmp_path
     assert "<script" not in path.read_text()
 
 
-def test_names_at_the_same_time_stand_beside_each_other(tmp_path: Path) -> None:
+def test_names_at_the_same_time_stand_beside_each_other_and_too_many_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "hour.svg"
-    later = replace(start_of("web3"), at_s=BEGIN_S + 1800)
-    draw(hour(), [start_of("web1"), later, start_of("web2")], "title", path)
+    draw(hour(), [start_of("web1"), event("web3", 1800), start_of("web2")], "title", path)
     assert "<!-- web1, web2 -->" in comments(path)
     assert "<!-- web3 -->" in comments(path)
-
-
-def test_many_events_are_marked_without_names(tmp_path: Path) -> None:
-    path = tmp_path / "hour.svg"
     draw(hour(), [start_of(f"web{number}") for number in range(MAX_NAMES + 1)], "title", path)
     assert "<!-- started -->" in comments(path)
     assert "web1" not in comments(path)
 
 
-def event(domain: str, after_s: float, kind: str = "started") -> GuestEvent:
-    return GuestEvent(at_s=BEGIN_S + after_s, kind=kind, domain=domain, uuid="u")
-
-
 @pytest.mark.parametrize(
     "events",
     [
-        [event("first", 0), event("last", 3590)],
         [event(f"guest-{number}", 3560 + number) for number in range(4)],
         [event(f"guest-with-a-long-name-{number}", number * 390) for number in range(MAX_NAMES)],
         [event("W" * 120, 1800), event("x" * 59, 3500)],
         [event(f"guest-{number}", number * 35, kind) for number, kind in enumerate(["started", "crashed"] * 50)],
     ],
-    ids=["at both ends", "close together", "many", "very long", "a hundred"],
+    ids=["close together", "many", "very long", "a hundred"],
 )
 def test_names_stay_in_their_axes_and_apart_and_all_texts_in_the_picture(events: list[GuestEvent]) -> None:
     figure = make_figure(hour(), events, "/a/long/path" * 50)

@@ -28,28 +28,17 @@ HANG_S = 30.0
 WITNESS = 51
 INHERITED = 50
 NOBODY = 65534
+# fmt: off
 ACTING = [
-    ("started", "begin"),
-    ("release", "end"),
-    ("reconnect", "begin"),
-    ("attach", "begin"),
-    ("migrate", "begin"),
+    ("started", "begin"), ("release", "end"), ("reconnect", "begin"), ("attach", "begin"), ("migrate", "begin"),
     ("restore", "begin"),
 ]
 LEAVING = [
-    ("prepare", "begin"),
-    ("start", "begin"),
-    ("stopped", "end"),
-    ("migrate", "end"),
-    ("restore", "end"),
-    ("restore", ""),
-    ("", ""),
-    ("-", "-"),
-    ("started now", "begin"),
-    ("STARTED", "begin"),
-    ("*", "begin"),
-    ("some-later-libvirt's", "begin"),
+    ("guest", "prepare", "begin", "-"), ("guest", "migrate", "end", "-"), ("guest", "restore", "", "-"),
+    ("guest", "", "", "-"), ("guest", "started now", "begin", "-"), ("guest", "STARTED", "begin", "-"),
+    ("guest", "*", "begin", "-"), ("guest", "migrate"), ("guest",), ("started",), (),
 ]
+# fmt: on
 SHELLS = {"dash": ("/bin/dash", "dash"), "bash": ("/bin/bash", "bash"), "bash as sh": ("/bin/bash", "sh")}
 
 
@@ -179,45 +168,32 @@ def test_the_shipped_hook_is_executable_and_names_the_agents_fifo() -> None:
     assert "SYSTEMD=/run/systemd/system" in lines  # sd_booted(3)
 
 
-@pytest.mark.parametrize(("operation", "sub"), ACTING)
-def test_a_listener_is_told_the_operation_and_nothing_is_started(place: Place, operation: str, sub: str) -> None:
-    with Listener(place.fifo) as listener:
-        assert_well(place.run("guest", operation, sub, "-"))
-        assert listener.read_pokes() == [operation]
-    assert place.records() == []
-
-
-@pytest.mark.parametrize(("operation", "sub"), ACTING)
-def test_without_a_listener_one_pass_is_started(place: Place, operation: str, sub: str) -> None:
-    ran = place.run("guest", operation, sub, "-")
-    assert_well(ran)
-
-    (record,) = place.records()
-    assert record.arguments == ["retune", "--direct", "--coalesce"]
-    assert record.environment["VIRTKSM_HOOK_PID"] == str(ran.pid)
-    assert record.session == record.pid
-
-
-@pytest.mark.parametrize(("operation", "sub"), LEAVING)
-def test_any_other_operation_does_nothing(place: Place, operation: str, sub: str) -> None:
-    with Listener(place.fifo) as listener:
-        assert_well(place.run("guest", operation, sub, "-"))
-        assert listener.read_pokes() == []
-    assert_well(place.run("guest", operation, sub, "-"))
-    assert place.records() == []
-
-
-@pytest.mark.parametrize("arguments", [(), ("guest",), ("guest", "migrate"), ("started",)])
-def test_too_few_arguments_do_nothing(place: Place, arguments: tuple[str, ...]) -> None:
-    assert_well(place.run(*arguments))
-    assert place.records() == []
-
-
-def test_every_poke_of_a_burst_arrives(place: Place) -> None:
+def test_a_listener_is_told_every_operation_of_a_burst_and_nothing_is_started(place: Place) -> None:
     with Listener(place.fifo) as listener:
         for operation, sub in ACTING:
             assert_well(place.run("guest", operation, sub, "-"))
         assert listener.read_pokes() == [operation for operation, _ in ACTING]
+    assert place.records() == []
+
+
+def test_without_a_listener_each_starts_one_pass_whose_words_and_end_are_its_own(place: Place) -> None:
+    ran = [place.run("guest", operation, sub, "-", before="export LC_ALL=C.UTF-8") for operation, sub in ACTING]
+    assert [(one.status, one.stdout, one.stderr) for one in ran] == [(0, b"", b"")] * len(ACTING)
+    records = place.records()  # which print on both and end with 3
+    assert sorted(record.environment["VIRTKSM_HOOK_PID"] for record in records) == sorted(str(one.pid) for one in ran)
+    for record in records:
+        assert record.arguments == ["retune", "--direct", "--coalesce"]
+        assert record.environment["LC_ALL"] == "C.UTF-8", "the host's language"
+        assert record.session == record.pid
+
+
+def test_any_other_operation_does_nothing(place: Place) -> None:
+    with Listener(place.fifo) as listener:
+        for arguments in LEAVING:
+            assert_well(place.run(*arguments))
+        assert listener.read_pokes() == []
+    for arguments in LEAVING:
+        assert_well(place.run(*arguments))
     assert place.records() == []
 
 
@@ -240,107 +216,56 @@ def test_a_pass_runs_on_when_the_hook_is_over_and_holds_nothing_inherited(place:
     assert standard == dict.fromkeys(range(3), "/dev/null")
 
 
-def test_what_the_pass_prints_and_returns_stays_its_own(place: Place) -> None:
-    ran = place.run("guest", "started", "begin")
-    assert len(place.records()) == 1  # which prints on both and ends with 3
-    assert (ran.status, ran.stdout, ran.stderr) == (0, b"", b"")
-
-
-def test_the_pass_keeps_the_language_of_the_host(place: Place) -> None:
-    assert_well(place.run("guest", "started", "begin", before="export LC_ALL=C.UTF-8"))
-    (record,) = place.records()
-    assert record.environment["LC_ALL"] == "C.UTF-8"
-
-
-def test_stdin_stays_unread(place: Place) -> None:
-    reading, writing = os.pipe()
-    text = b"<domain/>" * 7000
-    os.write(writing, text)
-    os.close(writing)
+@pytest.mark.parametrize(("before", "wrapped_in"), [("exec <&- >&- 2>&-", ()), ("", ("/usr/bin/env", "-i"))])
+def test_closed_standard_descriptors_and_an_empty_environment_do_no_harm(
+    place: Place, before: str, wrapped_in: tuple[str, ...]
+) -> None:
     with Listener(place.fifo) as listener:
-        assert_well(place.run("guest", "restore", "begin", stdin=reading))
-        assert listener.read_pokes() == ["restore"]
-    assert_well(place.run("guest", "restore", "begin", stdin=reading))
-    assert len(place.records()) == 1
-    assert os.read(reading, 1 << 17) == text
-    os.close(reading)
-
-
-def test_closed_standard_descriptors_do_no_harm(place: Place) -> None:
-    closed = "exec <&- >&- 2>&-"
-    with Listener(place.fifo) as listener:
-        assert_well(place.run("guest", "started", "begin", before=closed))
+        assert_well(place.run("guest", "started", "begin", before=before, wrapped_in=wrapped_in))
         assert listener.read_pokes() == ["started"]
-    assert_well(place.run("guest", "started", "begin", before=closed))
+    assert_well(place.run("guest", "started", "begin", before=before, wrapped_in=wrapped_in))
     (record,) = place.records()
     assert {number: record.descriptors[number] for number in range(3)} == dict.fromkeys(range(3), "/dev/null")
 
 
-def test_an_empty_environment_is_enough(place: Place) -> None:
-    with Listener(place.fifo) as listener:
-        assert_well(place.run("guest", "started", "begin", wrapped_in=("/usr/bin/env", "-i")))
-        assert listener.read_pokes() == ["started"]
-    assert_well(place.run("guest", "started", "begin", wrapped_in=("/usr/bin/env", "-i")))
-    assert len(place.records()) == 1
-
-
-def test_a_full_fifo_is_left_as_it_is_and_nothing_is_started(place: Place) -> None:
-    with Listener(place.fifo) as listener:
-        filled = listener.fill()
-        assert_well(place.run("guest", "started", "begin"))
-        assert listener.empty() == filled
-    assert place.records() == []
-
-
-def test_a_stopped_listener_finds_the_poke_later(place: Place) -> None:
+def test_a_stopped_listener_finds_the_poke_later_and_one_with_a_full_fifo_blocks_nothing(place: Place) -> None:
     with FrozenListener(place.fifo, full=False), Listener(place.fifo) as other:
         assert_well(place.run("guest", "started", "begin"))
         assert other.read_pokes() == ["started"]
-    assert place.records() == []
-
-
-def test_a_stopped_listener_with_a_full_fifo_blocks_nothing(place: Place) -> None:
-    with FrozenListener(place.fifo, full=True):
+        filled = other.fill()
         assert_well(place.run("guest", "started", "begin"))
-        assert_well(place.run("guest", "release", "end"))
+        assert other.empty() == filled
     assert place.records() == []
 
 
-def test_a_fifo_that_nobody_reads_blocks_nothing(place: Place) -> None:
-    os.mkfifo(place.fifo)
-    assert_well(place.run("guest", "started", "begin"))
-    assert len(place.records()) == 1
-
-
-def test_a_regular_file_is_not_written_to(place: Place) -> None:
-    place.fifo.write_text("kept", encoding="ascii")
-    assert_well(place.run("guest", "started", "begin"))
-    assert len(place.records()) == 1
-    assert place.fifo.read_text(encoding="ascii") == "kept"
-
-
-def test_a_symlink_is_not_followed(place: Place) -> None:
+def test_whatever_is_in_the_place_of_a_fifo_with_a_reader_stays_as_it_is_and_a_pass_is_started(place: Place) -> None:
     elsewhere = place.runtime / "elsewhere"
+
+    def start() -> None:
+        assert_well(place.run("guest", "started", "begin"))
+
+    start()
+    assert list(place.runtime.iterdir()) == [], "it makes none"
+    place.fifo.write_text("kept", encoding="ascii")
+    start()
+    assert place.fifo.read_text(encoding="ascii") == "kept"
+    place.fifo.unlink()
+    os.mkfifo(place.fifo)
+    start()
+    place.fifo.unlink()
+    place.fifo.mkdir()
+    start()
+    place.fifo.rmdir()
     place.fifo.symlink_to(elsewhere)
     with Listener(elsewhere) as listener:
-        assert_well(place.run("guest", "started", "begin"))
-        assert listener.read_pokes() == []
-    assert len(place.records()) == 1
-
-
-def test_a_folder_in_the_fifos_place_does_no_harm(place: Place) -> None:
-    place.fifo.mkdir()
-    assert_well(place.run("guest", "started", "begin"))
-    assert len(place.records()) == 1
-
-
-def test_a_missing_fifo_or_folder_is_not_created(place: Place) -> None:
-    assert_well(place.run("guest", "started", "begin"))
-    assert list(place.runtime.iterdir()) == []
+        start()
+        assert listener.read_pokes() == [], "no link is followed"
+    elsewhere.unlink()
+    place.fifo.unlink()
     place.runtime.rmdir()
-    assert_well(place.run("guest", "started", "begin"))
+    start()
     assert not place.runtime.exists()
-    assert len(place.records()) == 2
+    assert len(place.records()) == 6
 
 
 @pytest.mark.parametrize("with_fifo", [True, False], ids=["with FIFO", "without FIFO"])
@@ -373,8 +298,6 @@ def test_a_virtksm_that_cannot_run_does_no_harm(place: Place, kind: str) -> None
         ("echo \"dd: error writing 'poke': Resource temporarily unavailable\" >&2; exit 1", 0),
         ('echo "dd: IO error: Would block" >&2; exit 1', 0),  # uutils, FIFO full
         ("echo \"dd: failed to open 'poke': No such device or address\" >&2; exit 1", 1),
-        ("echo \"dd: invalid argument 'nonblock' to 'oflag'\" >&2; exit 1", 1),  # busybox
-        ('echo "dd: failed to seek in output file: Illegal seek" >&2; exit 1', 1),  # uutils before 0.0.18
         ("kill -PIPE $$", 1),  # the listener ended between open and write
         ("echo words; echo words >&2; exit 0", 0),
         ("echo words; echo words >&2; exit 5", 1),
@@ -427,18 +350,14 @@ def test_a_host_that_cannot_fork_gets_a_success(with_fifo: bool) -> None:
     assert b"fork" in result.stderr, "the limit did not bind"
 
 
-NAMES = st.one_of(
-    st.sampled_from(
-        ["", "-", "--", "-rf", "-c", "a b", "'", '"', "\n", "a\nstarted\n", "*", "~", "$HOME", "a;b", "..", "/"]
-    ),
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60),
+NAMES = st.sampled_from(["", "--", "-c", "a\nstarted\n", "$HOME", "a;b", "$(touch owned)", "`touch owned`"]) | st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60
 )
 WORDS = st.binary(max_size=60).map(lambda word: word.replace(b"\0", b""))
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES, acting=st.sampled_from(ACTING), extra=WORDS)
-@example(name="$(touch owned)", acting=ACTING[0], extra=b"`touch owned`")
 @example(name="`touch owned`; touch owned", acting=ACTING[4], extra=b"$(touch owned)")
 @example(name="x" * 10240, acting=ACTING[0], extra=b"-" * 10240)
 def test_a_guests_name_is_data(place: Place, name: str, acting: tuple[str, str], extra: bytes) -> None:
@@ -453,7 +372,6 @@ def test_a_guests_name_is_data(place: Place, name: str, acting: tuple[str, str],
 @given(words=st.lists(WORDS, max_size=5))
 @example(words=[b"guest", b"$(touch owned)", b"`touch owned`"])
 @example(words=[b"guest", b"started\nrelease", b"begin"])
-@example(words=[b"guest", b"x" * 10240, b"y" * 10240])
 @example(words=[b"guest", b"migrate", b"begin ] || touch owned #"])
 def test_strange_operations_do_nothing(place: Place, words: list[bytes]) -> None:
     with Listener(place.fifo) as listener:

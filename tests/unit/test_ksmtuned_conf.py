@@ -127,20 +127,14 @@ def test_what_is_taken_of_odd_files_is_what_bash_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("KSM_NPAGES_MAX=2000", {"npages_max": 2000}),
         ("  \tKSM_NPAGES_MAX=2000 \t# more\n", {"npages_max": 2000}),
-        ("export KSM_NPAGES_MAX=2000", {"npages_max": 2000}),
         ("KSM_NPAGES_MAX='2000'\nKSM_NPAGES_MIN=\"100\"", {"npages_max": 2000, "npages_min": 100}),
-        ("KSM_NPAGES_MAX=2000 KSM_NPAGES_MIN=100", {"npages_max": 2000, "npages_min": 100}),
         ("KSM_NPAGES_MAX=2000;KSM_NPAGES_MIN=100; ", {"npages_max": 2000, "npages_min": 100}),
-        ("KSM_NPAGES_MAX=1\\\n500", {"npages_max": 1500}),
         ("KSM_NPAGES_MAX=2000\nKSM_NPAGES_MAX=3000", {"npages_max": 3000}),
-        ("KSM_NPAGES_DECAY=-1", {"npages_decay": -1}),
         ("KSM_NPAGES_BOOST=+1", {"npages_boost": 1}),
         ("# KSM_NPAGES_MAX=1 \\\nKSM_NPAGES_MAX=2000", {"npages_max": 2000}),
+        ("# c\rKSM_NPAGES_MAX=2000", {}),
         ("# comment\x0cKSM_NPAGES_MAX=1\x0b\x85\u2028KSM_NPAGES_MAX=1", {}),
-        ("", {}),
-        ("\n \n\t\n", {}),
     ],
 )
 def test_plain_assignments_are_taken(text: str, expected: dict[str, int]) -> None:
@@ -151,49 +145,29 @@ def test_plain_assignments_are_taken(text: str, expected: dict[str, int]) -> Non
     ("text", "expected", "noted"),
     [
         ("KSM_NPAGES_MAX=$(echo 5)", {}, "a shell would compute"),
-        ("KSM_NPAGES_MAX=`echo 5`", {}, "a shell would compute"),
-        ("KSM_NPAGES_MAX=$OTHER", {}, "a shell would compute"),
         ('KSM_NPAGES_MAX="${OTHER:-2000}"', {}, "a shell would compute"),
-        ("KSM_NPAGES_MAX=$((1000 * 2))", {}, "a shell would compute"),
-        ("KSM_NPAGES_MAX=$[1000*2]", {}, "a shell would compute"),
         ("KSM_NPAGES_MAX=$'2000'", {}, "a shell would compute"),
         ("KSM_NPAGES_MAX=2000 &", {}, "a shell would compute"),
-        ("KSM_NPAGES_MAX=2000 | cat", {}, "a shell would compute"),
         ("KSM_NPAGES_MAX=2000 > file", {}, "a shell would compute"),
         ("[ -e /x ] && KSM_NPAGES_MAX=2000", {}, "a shell would compute"),
         ("KSM_NPAGES_MAX=3000\nKSM_NPAGES_MAX=$X\nKSM_THRES_COEF=9", {"thres_coef": 9}, "a shell would compute"),
         ("KSM_NPAGES_MAX=3000; KSM_NPAGES_MIN=$X", {"npages_max": 3000}, "a shell would compute"),
         ("KSM_NPAGES_MAX+=0", {}, "is no assignment"),
-        ("KSM_NPAGES_MAX[0]=2000", {}, "is no assignment"),
-        ("KSM_NPAGES_MAX =2000", {}, "is no assignment"),
-        ("KSM_NPAGES_MAX= 2000", {}, "is no assignment"),
         ("KSM_NPAGES_MAX=2000 true", {}, "is no assignment"),
-        ("\xa0KSM_NPAGES_MAX=2000", {}, "is no assignment"),
         ("'KSM_NPAGES_MAX=2000'", {}, "is no assignment"),
-        ("readonly KSM_NPAGES_MAX=2000", {}, "is no assignment"),
         ("export -n KSM_NPAGES_MAX=2000", {}, "is no assignment"),
         (". /etc/other.conf\nKSM_NPAGES_MAX=2000", {"npages_max": 2000}, "is no assignment"),
-        ("KSM_NPAGES_MAX=", {}, "is empty, which means ksmtuned's default"),
         ("KSM_NPAGES_MAX=2000\nKSM_NPAGES_MAX=''", {}, "is empty, which means ksmtuned's default"),
         ("KSM_NPAGES_MAX=02000", {}, "'02000' is no plain decimal number"),
-        ("KSM_NPAGES_MAX=0x7d0", {}, "is no plain decimal number"),
         ("KSM_NPAGES_MAX=2000#x", {}, "'2000#x' is no plain decimal number"),
-        ("KSM_NPAGES_MAX=' 2000'", {}, "is no plain decimal number"),
-        ("KSM_NPAGES_MAX=2000.0", {}, "is no plain decimal number"),
         ("KSM_NPAGES_MAX=٢٠٠٠", {}, "is no plain decimal number"),
         (f"KSM_NPAGES_MAX={'9' * 9000}", {}, "is no plain decimal number"),
-        ("KSM_NPAGES_MAX=3000\nKSM_NPAGES_MAX=many", {}, "'many' is no plain decimal number"),
         ("KSM_NPAGES_MAX=0", {}, "is 0, out of range for virtksm"),
-        ("KSM_NPAGES_DECAY=50", {}, "is 50, out of range for virtksm"),
         ("KSM_THRES_COEF=101", {}, "use 0..100 percent"),
-        ("KSM_MONITOR_INTERVAL=0", {}, "use 1..86400 s"),
         ("KSM_NPAGES_MIN=2000", {}, "2000 is more than ksmtuned.npages_max, 1250; left out: ksmtuned.npages_min"),
         ("DEBUG=1", {}, 'line 1: DEBUG: has no counterpart: use log_level = "debug"'),
         ("\n\nLOGFILE=/var/log/ksmtuned", {}, "line 3: LOGFILE: has no counterpart: virtksm logs to standard error"),
-        ("PIDFILE=/run/ksmtuned.pid", {}, "PIDFILE: has no counterpart"),
         ("KSM_UNKNOWN=1", {}, "KSM_UNKNOWN: is not a setting of ksmtuned's"),
-        ("ksm_npages_max=2000", {}, "ksm_npages_max: is not a setting of ksmtuned's"),
-        ("npages_max=2000", {}, "npages_max: is not a setting of ksmtuned's"),
     ],
 )
 def test_what_cannot_be_taken_has_one_note(text: str, expected: dict[str, int], noted: str) -> None:
@@ -206,33 +180,9 @@ def test_what_cannot_be_taken_has_one_note(text: str, expected: dict[str, int], 
 
 @pytest.mark.parametrize(
     "opening",
-    [
-        "if false; then",
-        "while false; do",
-        "for x in; do",
-        "case x in",
-        "{",
-        "function f {",
-        "f() {",
-        "f()\n{",
-        "(",
-        "X=$(",
-        "X=`",
-        "X='",
-        'X="',
-        'X="$Y',
-        "cat <<END",
-        "false &&",
-        "false ||  # or",
-        "true |",
-        "return",
-        "exit 0",
-        ";;",
-        "X=5)",
-        "[[ a ==",
-        "$X \\",
-    ],
-)
+    ["if false; then", "case x in", "{", "function f {", "f() {", "(", "X=$(", "X=`", "X='", 'X="$Y', "cat <<END",
+     "false &&", "true |", "return", "exit 0", ";;", "X=5)", "[[ a ==", "$X \\"],
+)  # fmt: skip
 def test_nothing_is_taken_where_only_a_shell_can_tell_what_is_assigned(opening: str) -> None:
     values, notes = parse_ksmtuned_conf(f"KSM_THRES_COEF=9\n{opening}\nKSM_NPAGES_MAX=2000\nKSM_SLEEP_MSEC=20\n")
     assert values == {"ksmtuned.thres_coef": 9}
@@ -245,19 +195,10 @@ def test_windows_line_ends_are_left_away_with_one_note() -> None:
     assert notes == ["has Windows line ends, which ksmtuned takes for a part of each value; they were left out"]
 
 
-def test_a_lone_carriage_return_ends_no_line() -> None:
-    assert taken("# c\rKSM_NPAGES_MAX=2000") == {}
-
-
-def test_debians_file_as_installed_means_the_defaults() -> None:
-    assert taken(read_ksmtuned_file("etc/ksmtuned.conf")) == {}
-
-
-def test_debians_file_with_every_line_uncommented_is_the_defaults_again(tmp_path: Path) -> None:
-    lines = [
-        line.removeprefix("# ") if "=" in line else line
-        for line in read_ksmtuned_file("etc/ksmtuned.conf").splitlines()
-    ]
+def test_debians_file_means_the_defaults_as_installed_and_with_every_line_uncommented(tmp_path: Path) -> None:
+    text = read_ksmtuned_file("etc/ksmtuned.conf")
+    assert taken(text) == {}
+    lines = [line.removeprefix("# ") if "=" in line else line for line in text.splitlines()]
     values, notes = parse_ksmtuned_conf("\n".join(lines))
     assert set(values) == {f"ksmtuned.{name}" for name in keys_of(KsmtunedParams)}
     assert [note.split(": ")[1] for note in notes] == ["LOGFILE", "DEBUG"]

@@ -106,26 +106,21 @@ def test_a_maximum_is_asked_once_and_again_only_of_the_guest_that_an_event_names
     assert bench.connection.asked == [1, 2]
 
 
-def test_a_maximum_that_changes_while_off_is_asked_when_on() -> None:
-    bench = Bench()
-    bench.maxima(Trigger.TIMER)
-    bench.connection.domains[0].max_kib = 192
-    bench.switch.turn_off()
-    bench.host.forget_max("one")
-    assert bench.maxima(Trigger.MEMORY_DEVICE) == [None, None]
-    bench.switch.turn_on()
-    assert bench.maxima(Trigger.TIMER) == [192, 64]
-
-
-def test_a_maximum_that_changes_before_a_pass_that_fails_is_asked_by_the_next() -> None:
+@pytest.mark.parametrize("cause", ["off", "a failure"])
+def test_a_maximum_that_changes_before_a_pass_that_does_not_ask_is_asked_by_the_next(cause: str) -> None:
     bench = Bench()
     bench.maxima(Trigger.TIMER)
     bench.connection.domains[0].max_kib = 192
     bench.host.forget_max("one")
-    bench.connection.listing_fails = True
-    with pytest.raises(SensingFailed):
-        bench.maxima(Trigger.MEMORY_DEVICE)
-    bench.connection.listing_fails = False
+    if cause == "off":
+        bench.switch.turn_off()
+        assert bench.maxima(Trigger.MEMORY_DEVICE) == [None, None]
+        bench.switch.turn_on()
+    else:
+        bench.connection.listing_fails = True
+        with pytest.raises(SensingFailed):
+            bench.maxima(Trigger.MEMORY_DEVICE)
+        bench.connection.listing_fails = False
     assert bench.maxima(Trigger.TIMER) == [192, 64]
 
 

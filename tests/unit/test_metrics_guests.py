@@ -45,16 +45,9 @@ def test_the_shares_and_what_is_left_add_up_to_what_the_host_saves() -> None:
     assert found.saved == ((ONE, (150 + 10) * PAGE), (TWO, 50 * PAGE))
     assert found.unattributed_bytes == 50 * PAGE
     assert found.unaccounted == 1
-
-
-def test_without_rights_everything_is_unattributed() -> None:
-    blind = replace(facts(), of_guests={})
-    found = read_savings(blind, SNAPSHOT.guests)
-    assert found == GuestSavings(saved=(), unaccounted=3, unattributed_bytes=260 * PAGE)
-
-
-def test_a_kernel_without_ksm_tells_nothing() -> None:
-    assert read_savings(replace(facts(), counters={"pages_shared": None}), SNAPSHOT.guests) is None
+    blind = read_savings(replace(facts(), of_guests={}), SNAPSHOT.guests)
+    assert blind == GuestSavings(saved=(), unaccounted=3, unattributed_bytes=260 * PAGE), "without rights"
+    assert read_savings(replace(facts(), counters={"pages_shared": None}), SNAPSHOT.guests) is None, "without KSM"
 
 
 @dataclass

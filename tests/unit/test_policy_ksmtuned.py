@@ -46,7 +46,7 @@ def state(npages: int, stepped_at_s: float | None = None) -> KsmtunedState:
 # Rule 1
 
 
-@pytest.mark.parametrize("total_kib", [0, -1, 2**53 + 1])
+@pytest.mark.parametrize("total_kib", [0, 2**53 + 1])
 def test_without_a_credible_total_it_lets_ksmd_idle_and_keeps_its_npages(total_kib: int) -> None:
     decision, after = POLICY.decide(host(0, total_kib=total_kib), state(400), STEP)
     assert decision.target == IDLE
@@ -59,68 +59,22 @@ def test_without_a_credible_total_it_lets_ksmd_idle_and_keeps_its_npages(total_k
 # Rule 2
 
 
-def test_free_memory_includes_buffers_and_cache() -> None:
-    memory = HostMemory(total_kib=TOTAL_KIB, free_kib=THRES_KIB - 2, buffers_kib=1, cached_kib=2, available_kib=None)
-    decision, _ = POLICY.decide(replace(host(0), host=memory), FRESH, STEP)
-    assert decision.reason.numbers["free_kib"] == THRES_KIB + 1
-    assert decision.reason.rule == "stop"
-
-
-def test_available_memory_plays_no_part() -> None:
-    scarce = replace(host(THRES_KIB - 1).host, available_kib=TOTAL_KIB)
-    decision, _ = POLICY.decide(replace(host(0), host=scarce), FRESH, STEP)
-    assert decision.reason.rule == "boost"
-
-
-def test_a_guest_that_could_not_be_read_adds_nothing_and_is_counted() -> None:
+def test_free_is_without_available_memory_and_committed_without_guests_that_could_not_be_read() -> None:
+    memory = replace(host(0).host, free_kib=THRES_KIB - 2, buffers_kib=1, cached_kib=2, available_kib=0)
     guests = (Guest(uuid="a", name="a", rss_kib=None), Guest(uuid="b", name="b", rss_kib=5))
-    decision, _ = POLICY.decide(replace(host(0), guests=guests), FRESH, STEP)
+    decision, _ = POLICY.decide(replace(host(0), host=memory, guests=guests), FRESH, STEP)
     numbers = decision.reason.numbers
+    assert (decision.reason.rule, numbers["free_kib"]) == ("stop", THRES_KIB + 1)
     assert (numbers["committed_kib"], numbers["guests"], numbers["guests_unread"]) == (5, 2, 1)
 
 
-# Rule 3
+# Rule 4, where the script asks for more than the kernel takes; tests/property runs it beside rules 3 to 6 else
 
 
-@pytest.mark.parametrize(
-    ("total_kib", "coef", "const", "thres_kib"),
-    [
-        (16 * GIB_KIB, 20, 2048, 3_355_443),  # 3355443.2, cut as bash cuts
-        (8192, 20, 2048, 2048),
-        (10_240, 20, 2048, 2048),
-        (10_245, 20, 2048, 2049),
-        (1_000_000, 0, 0, 0),
-        (1_000_000, 100, 2048, 1_000_000),
-        (1_000_000, 20, 2**40, 2**40),
-    ],
-)
-def test_the_threshold_is_the_larger_of_share_and_constant(
-    total_kib: int, coef: int, const: int, thres_kib: int
-) -> None:
-    policy = KsmtunedPolicy(params=KsmtunedParams(thres_coef=coef, thres_const=const))
-    decision, _ = policy.decide(host(0, total_kib=total_kib), FRESH, STEP)
-    assert decision.reason.numbers["thres_kib"] == thres_kib
-
-
-# Rule 4
-
-
-@pytest.mark.parametrize(
-    ("total_kib", "sleep_msec", "sleep_ms"),
-    [
-        (16 * GIB_KIB, 10, 10),
-        (4 * GIB_KIB, 10, 40),
-        (3 * GIB_KIB, 10, 53),  # 53.3
-        (64 * GIB_KIB, 10, 10),  # 2.5, but never below 10
-        (64 * GIB_KIB, 100, 25),
-        (4 * GIB_KIB, 0, 10),
-        (1, 1_000_000, 2**32 - 1),  # the script would ask for more than the kernel takes
-    ],
-)
-def test_smaller_hosts_sleep_longer(total_kib: int, sleep_msec: int, sleep_ms: int) -> None:
-    policy = KsmtunedPolicy(params=KsmtunedParams(sleep_msec=sleep_msec))
-    decision, _ = policy.decide(host(0, total_kib=total_kib), FRESH, STEP)
-    assert decision.target.sleep_millisecs == sleep_ms
+def test_sleep_is_what_the_kernel_takes() -> None:
+    policy = KsmtunedPolicy(params=KsmtunedParams(sleep_msec=1_000_000))
+    decision, _ = policy.decide(host(0, total_kib=1), FRESH, STEP)
+    assert decision.target.sleep_millisecs == 2**32 - 1
 
 
 # Rules 5 and 6
@@ -128,56 +82,17 @@ def test_smaller_hosts_sleep_longer(total_kib: int, sleep_msec: int, sleep_ms: i
 
 @pytest.mark.parametrize(
     ("free_kib", "committed_kib", "rule", "pages"),
-    [
-        (THRES_KIB + 1, TOTAL_KIB - THRES_KIB - 1, "stop", 0),
-        (THRES_KIB + 1, TOTAL_KIB - THRES_KIB, "decay", 450),
-        (THRES_KIB, 0, "decay", 450),
-        (THRES_KIB - 1, 0, "boost", 800),
-        (THRES_KIB - 1, TOTAL_KIB, "boost", 800),
-    ],
-)
+    [(THRES_KIB + 1, TOTAL_KIB - THRES_KIB - 1, "stop", 0), (THRES_KIB + 1, TOTAL_KIB - THRES_KIB, "decay", 450),
+     (THRES_KIB, 0, "decay", 450), (THRES_KIB - 1, 0, "boost", 800)],
+)  # fmt: skip
 def test_it_stops_only_with_free_memory_and_little_committed(
     free_kib: int, committed_kib: int, rule: str, pages: int
 ) -> None:
     decision, after = POLICY.decide(host(free_kib, committed_kib), state(500), STEP)
     assert decision.reason.rule == rule
     assert decision.target.pages_to_scan == pages
-    assert decision.is_idle == (rule == "stop")
+    assert decision.is_idle == (decision.target == IDLE) == (rule == "stop")
     assert after.npages == (pages or 500)
-
-
-def test_stop_means_idle() -> None:
-    decision, _ = POLICY.decide(host(TOTAL_KIB), state(500), STEP)
-    assert decision.target == IDLE
-    assert decision.target.merge_across_nodes is None
-
-
-@pytest.mark.parametrize(
-    ("npages", "free_kib", "pages"),
-    [
-        (0, THRES_KIB - 1, 300),
-        (0, THRES_KIB, 64),
-        (64, THRES_KIB, 64),
-        (113, THRES_KIB, 64),
-        (114, THRES_KIB, 64),
-        (115, THRES_KIB, 65),
-        (950, THRES_KIB - 1, 1250),
-        (951, THRES_KIB - 1, 1250),
-        (1250, THRES_KIB - 1, 1250),
-        (4_000_000_000, THRES_KIB, 1250),
-    ],
-)
-def test_npages_stays_within_its_bounds(npages: int, free_kib: int, pages: int) -> None:
-    decision, after = POLICY.decide(host(free_kib), state(npages), STEP)
-    assert decision.target.pages_to_scan == after.npages == pages
-
-
-def test_a_host_short_of_memory_is_scanned_at_full_speed_after_five_steps() -> None:
-    after, seen = FRESH, []
-    for _ in range(6):
-        decision, after = POLICY.decide(host(0), after, STEP)
-        seen.append(decision.target.pages_to_scan)
-    assert seen == [300, 600, 900, 1200, 1250, 1250]
 
 
 def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
@@ -190,18 +105,12 @@ def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
 
 
 @pytest.mark.parametrize("trigger", [Trigger.BALLOON, Trigger.MEMORY_DEVICE])
-@pytest.mark.parametrize(
-    ("npages", "free_kib", "rule", "pages"),
-    [(0, 0, "hold", 64), (500, 0, "hold", 500), (9999, 0, "hold", 1250), (500, TOTAL_KIB, "stop", 0)],
-)
-def test_a_balloon_or_device_re_evaluates_without_a_step(
-    trigger: Trigger, npages: int, free_kib: int, rule: str, pages: int
-) -> None:
-    before = state(npages, 990.0)
-    decision, after = POLICY.decide(host(free_kib), before, Triggers(kinds=frozenset({trigger})))
-    assert (decision.reason.rule, decision.target.pages_to_scan) == (rule, pages)
-    assert after == before
-    assert decision.next_pass_s == 50
+def test_a_balloon_or_device_re_evaluates_without_a_step(trigger: Trigger) -> None:
+    for npages, free_kib, rule, pages in ((0, 0, "hold", 64), (9999, 0, "hold", 1250), (500, TOTAL_KIB, "stop", 0)):
+        before = state(npages, 990.0)
+        decision, after = POLICY.decide(host(free_kib), before, Triggers(kinds=frozenset({trigger})))
+        assert (decision.reason.rule, decision.target.pages_to_scan) == (rule, pages)
+        assert (after, decision.next_pass_s) == (before, 50)
 
 
 @pytest.mark.parametrize("free_kib", [0, TOTAL_KIB])
@@ -215,51 +124,36 @@ def test_7_what_a_guest_does_by_itself_is_routine_while_nothing_changes_and_a_st
     assert not POLICY.decide(settled, state(400), STEP)[0].is_routine
 
 
-@pytest.mark.parametrize("trigger", sorted(set(Trigger) - {Trigger.BALLOON, Trigger.MEMORY_DEVICE}, key=str))
-def test_every_other_trigger_is_one_step_also_in_a_burst(trigger: Trigger) -> None:
-    burst = Triggers(kinds=frozenset({trigger, Trigger.BALLOON, Trigger.STOPPED}))
-    for triggers in (burst, Triggers(kinds=frozenset({trigger}))):
-        _, after = POLICY.decide(host(0), state(500, 990.0), triggers)
-        assert after == state(800, 1000.0)
+def test_every_other_trigger_is_one_step_also_in_a_burst() -> None:
+    for trigger in set(Trigger) - {Trigger.BALLOON, Trigger.MEMORY_DEVICE}:
+        for burst in ({trigger}, {trigger, Trigger.BALLOON, Trigger.STOPPED}):
+            _, after = POLICY.decide(host(0), state(500, 990.0), Triggers(kinds=frozenset(burst)))
+            assert after == state(800, 1000.0)
 
 
 # Rule 8
 
 
-@pytest.mark.parametrize(
-    ("stepped_at_s", "left_s"),
-    [(None, 60), (1000.0, 60), (999.0, 59), (940.0, 0), (3.0, 0), (-50.0, 0), (1001.0, 60), (9e15, 60)],
-)
+@pytest.mark.parametrize(("stepped_at_s", "left_s"), [(None, 60), (999.0, 59), (3.0, 0), (9e15, 60)])
 def test_without_a_step_the_rest_of_the_interval_is_left(stepped_at_s: float | None, left_s: float) -> None:
     balloon = Triggers(kinds=frozenset({Trigger.BALLOON}))
     decision, _ = POLICY.decide(host(0), state(0, stepped_at_s), balloon)
     assert decision.next_pass_s == left_s
 
 
-@pytest.mark.parametrize("free_kib", [0, THRES_KIB, TOTAL_KIB])
-def test_after_a_step_a_whole_interval_is_left(free_kib: int) -> None:
+def test_after_a_step_a_whole_interval_is_left() -> None:
     policy = KsmtunedPolicy(params=KsmtunedParams(monitor_interval=7))
-    decision, _ = policy.decide(host(free_kib), state(0, 999.0), STEP)
-    assert decision.next_pass_s == 7
+    for free_kib in (0, THRES_KIB, TOTAL_KIB):
+        assert policy.decide(host(free_kib), state(0, 999.0), STEP)[0].next_pass_s == 7
 
 
 # The beginning
 
 
-@pytest.mark.parametrize(
-    ("source", "pages_to_scan", "npages"),
-    [
-        (Source.LOCAL, 700, 0),
-        (Source.LIBVIRT, 700, 700),
-        (Source.LIBVIRT, 0, 0),
-        (Source.LIBVIRT, None, 0),
-    ],
-)
-def test_only_a_remote_host_begins_with_the_kernels_pages(
-    source: Source, pages_to_scan: int | None, npages: int
-) -> None:
-    snapshot = host(0, source=source, pages_to_scan=pages_to_scan)
-    assert POLICY.first_state(snapshot) == state(npages)
+def test_only_a_remote_host_begins_with_the_kernels_pages() -> None:
+    remote = {pages: host(0, source=Source.LIBVIRT, pages_to_scan=pages) for pages in (700, None)}
+    assert POLICY.first_state(host(0, pages_to_scan=700)) == POLICY.first_state(remote[None]) == state(0)
+    assert POLICY.first_state(remote[700]) == state(700)
 
 
 # The reason
@@ -267,17 +161,9 @@ def test_only_a_remote_host_begins_with_the_kernels_pages(
 
 def test_the_reason_holds_what_the_outcome_follows_from() -> None:
     decision, _ = POLICY.decide(host(THRES_KIB - 1, 77), state(500), STEP)
-    assert decision.reason.numbers == {
-        "total_kib": TOTAL_KIB,
-        "free_kib": THRES_KIB - 1,
-        "committed_kib": 77,
-        "thres_kib": THRES_KIB,
-        "sleep_ms": 10,
-        "guests": 1,
-        "guests_unread": 0,
-        "npages_before": 500,
-        "npages": 800,
-    }
+    numbers = decision.reason.numbers
+    assert (numbers["thres_kib"], numbers["sleep_ms"]) == (THRES_KIB, 10)
+    assert (numbers["committed_kib"], numbers["npages_before"], numbers["npages"]) == (77, 500, 800)
     assert decision.reason.text == (
         "3276.8 MiB free, threshold 3276.8 MiB; guests hold 0.1 MiB of 16384.0 MiB: "
         "boost from 500 to 800 pages every 10 ms"
@@ -287,27 +173,19 @@ def test_the_reason_holds_what_the_outcome_follows_from() -> None:
 # The state as JSON
 
 
-@pytest.mark.parametrize("values", [{"npages": 5, "stepped_at_s": 3}, {"npages": 5, "stepped_at_s": 3.0}])
-def test_a_whole_second_may_come_back_without_its_point(values: dict[str, object]) -> None:
-    assert POLICY.load_state(values) == state(5, 3.0)
+def test_a_whole_second_may_come_back_without_its_point() -> None:
+    assert POLICY.load_state({"npages": 5, "stepped_at_s": 3}) == state(5, 3.0)
 
 
 @pytest.mark.parametrize(
     "values",
     [
         {},
-        {"npages": 5},
         {"npages": 5, "stepped_at_s": None, "more": 1},
         {"npages": True, "stepped_at_s": None},
-        {"npages": "5", "stepped_at_s": None},
-        {"npages": 5.0, "stepped_at_s": None},
-        {"npages": None, "stepped_at_s": None},
         {"npages": -1, "stepped_at_s": None},
         {"npages": 2**32, "stepped_at_s": None},
-        {"npages": 5, "stepped_at_s": False},
-        {"npages": 5, "stepped_at_s": "3"},
         {"npages": 5, "stepped_at_s": float("nan")},
-        {"npages": 5, "stepped_at_s": float("inf")},
         {"npages": 5, "stepped_at_s": 10**400},
     ],
 )
@@ -319,13 +197,10 @@ def test_what_is_no_state_is_refused(values: dict[str, object]) -> None:
 # The registry
 
 
-def test_the_configuration_offers_the_policies_that_exist() -> None:
-    assert set(get_args(get_type_hints(Config)["policy"])) == set(POLICIES)
-
-
-@pytest.mark.parametrize("name", get_args(get_type_hints(Config)["policy"]))
-def test_each_policy_is_built_by_its_name(name: Literal["ksmtuned"]) -> None:
-    assert make_policy(replace(Config(), policy=name)).name == name
+def test_the_configuration_offers_the_policies_that_exist_each_by_its_name() -> None:
+    names: tuple[Literal["ksmtuned"], ...] = get_args(get_type_hints(Config)["policy"])
+    assert set(names) == set(POLICIES)
+    assert [make_policy(replace(Config(), policy=name)).name for name in names] == list(names)
 
 
 def test_a_policy_gets_the_configurations_own_table() -> None:

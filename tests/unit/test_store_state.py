@@ -17,7 +17,6 @@ from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
-from virtksm.policy.adaptive.state import AdaptiveState, FullScan, Meter, Scans, dump_state, load_state
 from virtksm.store import files
 from virtksm.store.files import (
     PIECE_BYTES,
@@ -41,9 +40,6 @@ OWNERSHIPS = {
     )
     for name, most in MAXIMA.items()
 }
-METER = Meter(
-    taken_s=1.0, full_scans=1, pages_sharing=1, cpu_s=1.0, pages_scanned=1, pages_skipped=None, thp_split_page=None
-)
 POLICY_STATES = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
 STATES = st.builds(
     HostState,
@@ -66,26 +62,17 @@ def test_every_state_comes_back_as_it_was(state: HostState) -> None:
     assert parse_host_state(dump_host_state(state)) == state
 
 
-@given(st.text())
-def test_no_text_is_taken_for_a_state_that_was_not_one(text: str) -> None:
-    with pytest.raises(ValueError, match=r".*"):
-        parse_host_state(text)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         {"schema": 2},
         {"parameters": None},
         {"parameters": {"run": {"baseline": 1}}},
-        {"parameters": {"pages_to_scan": 100}},
         {"parameters": {"pages_to_scan": {"baseline": "100"}}},
         {"parameters": {"pages_to_scan": {"baseline": -1}}},
-        {"parameters": {"pages_to_scan": {"baseline": 100, "intended": 2**32}}},
         {"parameters": {"merge_across_nodes": {"baseline": 2}}},
         {"policy": None},
         {"policy": {"name": 3, "state": None}},
-        {"policy": {"name": "ksmtuned", "state": "many"}},
         {"policy": {"name": "ksmtuned", "state": {"nested": [[[[[[[[]]]]]]]]}}},
         {"policy": {"name": "ksmtuned", "state": {"long": "x" * MAX_CHARACTERS}}},
     ],
@@ -96,37 +83,9 @@ def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, dam
     with pytest.raises(StateUnusable, match="remove it") as unusable:
         StateFile(paths, "local").load()
     assert str(file) in unusable.value.message
-
-
-def test_what_is_not_text_is_damaged_too(paths: RuntimePaths) -> None:
-    Path(paths.host_state("local")).write_bytes(b"\xff\xfe")
+    file.write_bytes(b"\xff\xfe")
     with pytest.raises(StateUnusable):
         StateFile(paths, "local").load()
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-)
-MEMORY = dump_state(
-    AdaptiveState(scans=Scans(current=FullScan(ends_at_full_scans=1, scanning_kib=1, began=METER, fed=METER)))
-)
-
-
-@given(
-    state=st.fixed_dictionaries({name: st.just(value) | JSON for name, value in MEMORY.items()}) | JSON,
-    parameters=st.dictionaries(st.sampled_from([*MAXIMA, "run"]), JSON) | JSON,
-)
-def test_any_state_that_is_taken_can_be_saved_again_and_decided_on(state: object, parameters: object) -> None:
-    good = {**GOOD, "policy": {"name": "adaptive", "state": state}}
-    for document in (good, {**good, "parameters": parameters}):
-        try:
-            state = parse_host_state(json.dumps(document))
-            of_policy = load_state(state.policy_state or {})
-        except ValueError:
-            continue
-        assert parse_host_state(dump_host_state(state)) == state
-        assert load_state(json.loads(json.dumps(dump_state(of_policy)))) == of_policy
 
 
 def test_a_state_is_ones_own_where_no_other_user_owns_its_folder(paths: RuntimePaths) -> None:
@@ -135,19 +94,13 @@ def test_a_state_is_ones_own_where_no_other_user_owns_its_folder(paths: RuntimeP
     assert not StateFile(paths, "local").is_own
 
 
-def test_each_host_has_a_state_of_its_own(paths: RuntimePaths) -> None:
+def test_each_host_has_a_state_of_its_own_that_nobody_else_may_read_or_write_and_nothing_beside(
+    paths: RuntimePaths,
+) -> None:
     StateFile(paths, "local").save(HostState(policy_name="here"))
     assert StateFile(paths, "elsewhere").load() == HostState()
-
-
-def test_nobody_else_may_read_or_write_it(paths: RuntimePaths) -> None:
-    StateFile(paths, "local").save(HostState())
     assert Path(paths.host_state("local")).stat().st_mode & 0o777 == 0o600
     assert Path(paths.agent_dir).stat().st_mode & 0o027 == 0
-
-
-def test_saving_leaves_no_other_file_behind(paths: RuntimePaths) -> None:
-    StateFile(paths, "local").save(HostState())
     assert sorted(path.name for path in Path(paths.agent_dir).iterdir()) == ["local.json", "local.lock"]
 
 
@@ -193,14 +146,13 @@ def test_a_lock_is_not_made_where_a_link_leads(paths: RuntimePaths, tmp_path: Pa
     assert not elsewhere.exists()
 
 
-def test_nobody_is_waited_for_where_a_fifo_has_the_states_name(paths: RuntimePaths) -> None:
-    os.mkfifo(paths.host_state("local"))
+def test_a_fifo_in_a_states_place_and_a_state_without_end_are_refused(paths: RuntimePaths) -> None:
+    path = Path(paths.host_state("local"))
+    os.mkfifo(path)
     with pytest.raises(StateUnusable, match="is not a regular file"):
         StateFile(paths, "local").load()
-
-
-def test_a_state_without_end_is_refused(paths: RuntimePaths) -> None:
-    with Path(paths.host_state("local")).open("wb") as file:
+    path.unlink()
+    with path.open("wb") as file:
         file.truncate(1 << 32)
     with pytest.raises(StateUnusable, match="is longer than"):
         StateFile(paths, "local").load()
@@ -222,7 +174,7 @@ def test_a_limit_counts_bytes_and_cuts_nothing_off(tmp_path: Path, monkeypatch: 
         read_file(str(path))
 
 
-@pytest.mark.parametrize("most", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES, 1 << 30])
+@pytest.mark.parametrize("most", [0, PIECE_BYTES, PIECE_BYTES + 1, 1 << 30])
 def test_of_a_file_no_more_is_read_than_asked_for(tmp_path: Path, most: int) -> None:
     path = tmp_path / "bytes"
     path.write_bytes(os.urandom(2 * PIECE_BYTES + 5))
@@ -263,18 +215,13 @@ def test_a_lock_that_is_held_is_reported_as_asked(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_folder_or_has_no_parent_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    (tmp_path / "real").mkdir()
-    if kind == "file":
-        path.write_text("", encoding="utf-8")
-    else:
-        path.symlink_to(tmp_path / "real")
-    with pytest.raises(StateUnusable, match="is not a folder"):
-        ensure_folder(str(path), 0o755)
-
-
-def test_a_folder_without_its_parent_is_refused(tmp_path: Path) -> None:
+    path.symlink_to(tmp_path)
+    for _ in range(2):
+        with pytest.raises(StateUnusable, match="is not a folder"):
+            ensure_folder(str(path), 0o755)
+        path.unlink()
+        path.touch()
     with pytest.raises(StateUnusable):
         ensure_folder(str(tmp_path / "none" / "run"), 0o755)

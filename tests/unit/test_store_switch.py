@@ -28,14 +28,6 @@ def switch(path: Path) -> SwitchFile:
     return SwitchFile(str(path))
 
 
-def test_a_missing_folder_is_on_and_is_made_when_it_is_switched_off(switch: SwitchFile, path: Path) -> None:
-    assert switch.read() is None
-    switch.turn_on()
-    assert not path.parent.exists()
-    switch.turn_off()
-    assert switch.read() is not None
-
-
 def test_everybody_may_read_it_whatever_the_umask(switch: SwitchFile, path: Path) -> None:
     umask = os.umask(0o077)
     try:
@@ -96,20 +88,17 @@ def test_off_replaces_it_on_removes_it_and_no_link_is_followed(switch: SwitchFil
     assert (path.parent / "victim").read_text(encoding="utf-8") == "precious"
 
 
-def test_a_folder_in_its_place_is_an_error_with_its_remedy(switch: SwitchFile, path: Path) -> None:
-    place(path, "folder")
-    for turn in (switch.turn_off, switch.turn_on):
-        with pytest.raises(StateUnusable) as unusable:
-            turn()
-        assert str(path) in unusable.value.message
-        assert f"ls -la {path.parent}" in unusable.value.remedy
-
-
-def test_a_state_folder_that_is_none_is_off_and_an_error(switch: SwitchFile, path: Path) -> None:
-    path.parent.write_text("a file", encoding="utf-8")
+@pytest.mark.parametrize("of_state", [False, True])
+def test_a_folder_in_its_place_and_a_state_folder_that_is_none_are_off_and_an_error_with_its_remedy(
+    switch: SwitchFile, path: Path, *, of_state: bool
+) -> None:
+    if of_state:
+        path.parent.write_text("a file", encoding="utf-8")
+    else:
+        place(path, "folder")
     assert switch.read() is not None
     for turn in (switch.turn_off, switch.turn_on):
-        with pytest.raises(StateUnusable, match=f"ls -ld? .*{path.parent}|ls -la "):
+        with pytest.raises(StateUnusable, match=rf"{path.parent}.*ls -l(a|d) .*{path.parent}"):
             turn()
 
 
@@ -138,7 +127,6 @@ def test_no_bytes_are_taken_for_a_switch_that_were_not_one(content: bytes) -> No
     [
         b'{"schema": 2, "since": "2026"}',
         b'{"schema": 1}',
-        b'{"schema": 1, "since": ""}',
         b'{"schema": 1, "since": "a\\u001b[31m"}',
         b'{"schema": 1, "since": "' + b"x" * 65 + b'"}',
     ],

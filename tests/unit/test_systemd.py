@@ -20,14 +20,12 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_it_sends_one_datagram_of_lines(manager: socket.socket) -> None:
-    Notifier({"NOTIFY_SOCKET": manager.getsockname()}).send(READY="1", STATUS="all is well")
-    assert manager.recv(1000) == b"READY=1\nSTATUS=all is well"
-
-
-def test_a_value_cannot_smuggle_in_another_line(manager: socket.socket) -> None:
-    Notifier({"NOTIFY_SOCKET": manager.getsockname()}).send(STATUS="guest\nSTOPPING=1\r\nREADY=1\u2028X=1")
-    assert manager.recv(1000).decode().splitlines() == ["STATUS=guest STOPPING=1 READY=1 X=1"]
+def test_it_sends_one_datagram_of_lines_and_no_value_smuggles_in_another(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    notifier.send(READY="1", STATUS="guest\nSTOPPING=1\r\nREADY=1\u2028X=1")
+    assert manager.recv(1000).decode().splitlines() == ["READY=1", "STATUS=guest STOPPING=1 READY=1 X=1"]
+    manager.close()
+    notifier.send(WATCHDOG="1")  # a manager that has gone is no failure
 
 
 def test_an_abstract_socket_is_reached() -> None:
@@ -39,32 +37,21 @@ def test_an_abstract_socket_is_reached() -> None:
         assert listening.recv(1000) == b"READY=1"
 
 
-@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nonexistent/notify"}])
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": "/nonexistent/notify"}])
 def test_without_a_manager_sending_is_nothing(environ: dict[str, str]) -> None:
     Notifier(environ).send(READY="1")
-
-
-def test_a_manager_that_has_gone_is_no_failure(manager: socket.socket) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
-    manager.close()
-    notifier.send(WATCHDOG="1")
 
 
 @pytest.mark.parametrize(
     ("environ", "interval_s"),
     [
         ({}, None),
-        ({"WATCHDOG_USEC": "30000000"}, 15.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "42"}, 15.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "43"}, None),
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
-        ({"WATCHDOG_USEC": "-5"}, None),
     ],
 )
 def test_it_is_fed_twice_as_often_as_asked_if_we_are_meant(environ: dict[str, str], interval_s: float | None) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/run/x", **environ}, pid=42).watchdog_interval_s == interval_s
-
-
-def test_without_a_socket_there_is_no_watchdog() -> None:
-    assert Notifier({"WATCHDOG_USEC": "30000000"}, pid=42).watchdog_interval_s is None
+    assert Notifier(environ, pid=42).watchdog_interval_s is None, "there is no socket"

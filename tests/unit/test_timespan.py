@@ -13,21 +13,19 @@ from virtksm.cli.timespan import DAY_S, YEAR_S, in_words, timespan
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2", 2), ("0.5", 0.5), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("24h", DAY_S), ("2d", 2 * DAY_S), ("0", 0)],
+    [("0", 0), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 2 * DAY_S)],
 )
 def test_a_time_is_a_number_of_seconds_or_has_a_unit(text: str, seconds: float) -> None:
     assert timespan(0, YEAR_S)(text) == seconds
 
 
-@pytest.mark.parametrize(
-    "text", ["", "h", "-1h", "+1", "1e3", "1 h", "1H", "1w", "nan", "inf", "9999999999s", "\u0661h", "1.", ".5", "2\n"]
-)
+@pytest.mark.parametrize("text", ["", "h", "-1h", "1e3", "1H", "nan", "9999999999s", "\u0661h", "2\n"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no time from 0 s to 365 d"):
         timespan(0, YEAR_S)(text)
 
 
-@pytest.mark.parametrize("text", ["0.09", "61", "1.5h"])
+@pytest.mark.parametrize("text", ["0.09", "61"])
 def test_the_range_is_said(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"{text!r} is no time from 0.1 s to 1 m")):
         timespan(0.1, 60)(text)
@@ -40,10 +38,7 @@ def test_a_span_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["trace", "plot", "-o", "x.svg", "--last", "0h"], ["status", "--watch", "2d"]],
-)
+@pytest.mark.parametrize("arguments", [["trace", "plot", "-o", "x.svg", "--last", "0h"], ["status", "--watch", "2d"]])
 def test_a_command_names_its_option_and_its_range(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
