@@ -274,7 +274,7 @@ class HostileAgent:
     def _answer(self, connection: socket.socket, say: Say) -> None:
         with connection, suppress(OSError):
             line = connection.makefile("rb").readline()
-            for part in say(json.loads(line)):
+            for part in say(json.loads(line)) if line else ():  # none: who connected has gone
                 connection.sendall(part)
 
 

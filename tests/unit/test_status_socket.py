@@ -278,16 +278,9 @@ def test_at_no_step_may_anybody_connect_who_may_not_in_the_end(
 
 @pytest.fixture
 def at_every_step() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Have something called before whatever Python tells its auditors: each bind, chown, chmod, rename."""
-    looks: list[Callable[[], None]] = []
-
-    def audit(_event: str, _arguments: tuple[object, ...]) -> None:
-        for look in looks:
-            look()
-
-    sys.addaudithook(audit)  # it stays for ever, with nothing to do
-    yield looks.append
-    looks.clear()
+    """Have something called before each call of a C function: each bind, chown, chmod, rename."""
+    yield lambda look: sys.setprofile(lambda _frame, event, _function: look() if event == "c_call" else None)
+    sys.setprofile(None)
 
 
 def test_planted_links_are_replaced_and_what_they_point_to_is_left_alone(paths: RuntimePaths) -> None:

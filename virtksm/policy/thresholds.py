@@ -22,7 +22,7 @@ Quantity = tuple[str, float, tuple[float, ...], Callable[[Any], str]]
 verb with its object, empty where nothing changes. Any: whole but for time."""
 TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 LATER_S = tuple(4**power for power in range(11))
-"""How much later the policy is asked: up to twelve days, longer than any of its waits."""
+"""How much later the policy is asked: up to twelve days. A full scan that is given up later has no threshold."""
 MIN_PASSED_S = 0.01
 
 
