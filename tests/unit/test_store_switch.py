@@ -28,6 +28,14 @@ def switch(path: Path) -> SwitchFile:
     return SwitchFile(str(path))
 
 
+def test_a_missing_folder_is_on_and_is_made_when_it_is_switched_off(switch: SwitchFile, path: Path) -> None:
+    assert switch.read() is None
+    switch.turn_on()
+    assert not path.parent.exists()
+    switch.turn_off()
+    assert switch.read() is not None
+
+
 def test_everybody_may_read_it_whatever_the_umask(switch: SwitchFile, path: Path) -> None:
     umask = os.umask(0o077)
     try:
