@@ -17,7 +17,7 @@ from tests.property.test_policy_ksmtuned import snapshots as ksmtuned_snapshots
 from tests.property.test_policy_ksmtuned import states as ksmtuned_states
 from tests.property.test_policy_ksmtuned import trigger_sets as ksmtuned_triggers
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.decision import PASSED_S, Decision, Threshold, Triggers
+from virtksm.model.decision import Decision, Threshold, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import seconds_until_stalled
@@ -26,7 +26,7 @@ from virtksm.policy.adaptive.state import AdaptiveState, Backlog, CheckScans, Le
 from virtksm.policy.base import Policy, State
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 from virtksm.policy.off import SWITCHED_ON
-from virtksm.policy.thresholds import LATER_S, MIN_PASSED_S, TIMER, find_thresholds
+from virtksm.policy.thresholds import LATER_S, TIMER, find_thresholds, step_to
 
 
 def check_thresholds(policy: Policy[State], snapshot: Snapshot, state: State, decision: Decision) -> list[Threshold]:
@@ -41,7 +41,7 @@ def check_thresholds(policy: Policy[State], snapshot: Snapshot, state: State, de
             if name == threshold.quantity and (points[-1] - present) * (value - present) >= 0
         ]
         assert asks[0](value) == threshold.then
-        step = MIN_PASSED_S if threshold.quantity == PASSED_S else 1
+        step = step_to(value, threshold.quantity, present)
         if value != present:
             assert not asks[0](max(value - step, 0) if value > present else value + step)
     return found

@@ -5,7 +5,7 @@ hysteresis is in the answer. Some ten to fifty decisions answer it: only for som
 
 Where the policy decides otherwise at the next pass although nothing changes, that is the only threshold. Else each
 quantity is tried at a few values, the nearest first, and the first change is bisected, so that a change which comes and
-goes between two of them is not seen. At the value that is named the policy decides so, and just short of it not.
+goes between two of them is not seen. At the value that is named the policy decides so, and a step short of it not.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 LATER_S = tuple(4**power for power in range(11))
 """How much later the policy is asked: up to twelve days. A full scan that is given up later has no threshold."""
 MIN_PASSED_S = 0.01
+STEPS = 4096
+"""A threshold is found to this part of its distance from the present value: exactly to 1 KiB takes twice the decisions."""
+
+
+def step_to(value: float, quantity: str, present: float) -> float:
+    """Return how far from the true threshold a found one may be, in its own unit."""
+    return max(abs(value - present) / STEPS, MIN_PASSED_S if quantity == PASSED_S else 1)
 
 
 def find_thresholds(policy: Policy[Any], snapshot: Snapshot, state: Any, decision: Decision) -> Iterator[Threshold]:  # noqa: ANN401  # each policy's own
     """Yield what would change a decision of a policy on a snapshot, which has left `state` behind."""
     for name, present, points, ask in policy.quantities(snapshot, state, decision):
-        is_time, short = name == PASSED_S, present
+        short = present
         for value in points:
             if ask(value):
-                while abs(value - short) > (MIN_PASSED_S if is_time else 1):
-                    middle = (short + value) / 2 if is_time else (short + value) // 2
+                while abs(value - short) > step_to(value, name, present):
+                    middle = (short + value) / 2 if name == PASSED_S else (short + value) // 2
                     short, value = (short, middle) if ask(middle) else (middle, value)  # noqa: PLW2901
                 yield Threshold(then=ask(value), quantity=name, value=value, present=present)
                 if value == present:
