@@ -24,8 +24,15 @@ class SimFacts:
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         now_s = self._host.now_s
-        rss_kib = {guest.uuid: guest.rss_kib(now_s) for guest in self._host.guests_by_name.values()}
-        return tuple(replace(one, rss_kib=rss_kib.get(one.uuid)) for one in running)
+        seen = {guest.uuid: guest for guest in self._host.guests_by_name.values()}
+        for guest in seen.values():
+            guest.measure_dirty(now_s)
+        return tuple(
+            replace(one, rss_kib=seen[one.uuid].rss_kib(now_s), dirty_kib_per_s=seen[one.uuid].dirty_kib_per_s)
+            if one.uuid in seen
+            else one
+            for one in running
+        )
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         other_processes_kib = [

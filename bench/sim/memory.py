@@ -19,6 +19,10 @@ WRITE_BLOCKS = 128
 """Rewriting is done in so many blocks a region, each as one at its end: every moment of its own would be a run."""
 
 
+DIRTY_EVERY_S = 120
+DIRTY_WINDOW_S = 60
+
+
 class Kind(Enum):
     """What a region's pages are equal to."""
 
@@ -62,6 +66,10 @@ class Region:
         """Tell whether nothing happens to its pages any more."""
         grows = self.grow_per_s > 0 and self.pages < self.most_pages
         return now_s >= self.settled_s and not grows and self.rewrite_per_s == 0
+
+    def written_per_s(self, now_s: float) -> float:
+        """Tell how many pages that were there before are written to in a second."""
+        return min(self.rewrite_per_s, self.pages / DIRTY_WINDOW_S) if now_s >= self.rewrite_from_s else 0.0
 
     def key(self, version: int) -> Key | None:
         """Return the key of its contents of a version; None for those that no other page has (rewritten own ones)."""
@@ -130,6 +138,17 @@ class SimGuest:
     overhead_kib: int
     regions: list[Region] = field(default_factory=list)
     has_ended: bool = False
+    dirty_kib_per_s: float | None = None
+    """As it was measured last, every DIRTY_EVERY_S seconds."""
+    _measured_s: float | None = None
+
+    def measure_dirty(self, now_s: float) -> None:
+        """Measure how much is written, if it is time to."""
+        if self._measured_s is None:
+            self._measured_s = now_s - self.domain_id * 7 % DIRTY_EVERY_S
+        if now_s >= self._measured_s + DIRTY_EVERY_S:
+            self._measured_s = now_s
+            self.dirty_kib_per_s = 4 * sum(region.written_per_s(now_s) for region in self.regions)
 
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""

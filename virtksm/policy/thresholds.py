@@ -25,7 +25,7 @@ LATER_S = tuple(4**power for power in range(11))
 """How much later the policy is asked: up to twelve days. A full scan that is given up later has no threshold."""
 MIN_PASSED_S = 0.01
 STEPS = 4096
-"""A threshold is found to this part of its distance from the present value: exactly to 1 KiB takes twice the decisions."""
+"""A threshold is found to this part of its distance from the present value: to 1 KiB takes twice the decisions."""
 
 
 def step_to(value: float, quantity: str, present: float) -> float:
