@@ -6,11 +6,11 @@ The contract tests (tests/contract) run the same cases against each of them and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
+from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.history.samples import (
     MAX_DECISIONS,
@@ -55,6 +55,10 @@ class FakeHypervisor:
     running: tuple[Guest, ...] = ()
     measured: tuple[Guest, ...] = ()
     xml: dict[str, str] = field(default_factory=dict)
+    dirty_mib_per_s: dict[str, int] = field(default_factory=dict)
+    """What a guest's measurement will find; without it, it has ended."""
+    measuring: dict[str, int] = field(default_factory=dict)
+    """The guests being measured, and for how many seconds."""
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
@@ -97,6 +101,17 @@ class FakeHypervisor:
         if uuid not in self.xml:
             raise GuestVanished(f"guest {uuid} has ended")
         return self.xml[uuid]
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        if uuid not in self.dirty_mib_per_s:
+            raise GuestVanished(f"guest {uuid} has ended")
+        if uuid in self.measuring:
+            raise SensingFailed("the dirty rate is already being measured")
+        self.measuring[uuid] = seconds
+
+    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
+        asked = set(uuids)
+        return {uuid: rate for uuid, rate in self.dirty_mib_per_s.items() if uuid in asked - self.measuring.keys()}
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():

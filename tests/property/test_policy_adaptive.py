@@ -22,7 +22,6 @@ from virtksm.model.snapshot import (
     Source,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.backlog import OTHER_PROCESSES
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS, MIN_WAIT_S
 from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -682,7 +683,7 @@ def test_11_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_
         scanned = scanned + 1 if decision.reason.rule == "check_scan" else 0
         assert scanned <= BATCH_S / MIN_WAIT_S
         at_s += decision.next_pass_s or 1
-    waits_s = [later - sooner for sooner, later in zip(began, began[1:], strict=False)]
+    waits_s = [later - sooner for sooner, later in pairwise(began)]
     assert began[0] < 3600
     assert waits_s == sorted(waits_s, key=round)
     assert waits_s[-1] == pytest.approx(LATEST_S, rel=0.01)

@@ -6,7 +6,7 @@ node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import libvirt
@@ -95,6 +95,31 @@ class LibvirtHost:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise GuestVanished(f"guest {uuid} has ended") from error
             raise self._translated(error, "reading a guest's XML") from error
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        try:
+            self.connection.lookupByUUIDString(uuid).startDirtyRateCalc(seconds)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise GuestVanished(f"guest {uuid} has ended") from error
+            raise self._translated(error, "measuring a guest's dirty rate") from error
+
+    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
+        wanted = set(uuids)
+        try:
+            running = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            domains = [domain for domain in running if domain.UUIDString() in wanted]
+            flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+            stats = self.connection.domainListGetStats(domains, libvirt.VIR_DOMAIN_STATS_DIRTYRATE, flags)
+            found = {domain.UUIDString(): values for domain, values in stats}
+        except libvirt.libvirtError as error:
+            raise self._translated(error, "reading the guests' dirty rates") from error
+        rates = {
+            uuid: _counter(values, "dirtyrate.megabytes_per_second")
+            for uuid, values in found.items()
+            if values.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
+        }
+        return {uuid: rate for uuid, rate in rates.items() if rate is not None}
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         try:

@@ -41,7 +41,7 @@ CHECK_COST = 3.0
 """A check scan costs as much as so many full scans: smart_scan lets old pages be visited in few of them only."""
 CHANGING_S = 300.0
 """What would double in so long at the present rate goes on changing: a check scan now would come too early."""
-LATEST_S, LATEST_COST = 4 * 3600.0, 1000.0
+LATEST_S, LATEST_COST = 4 * 3600.0, 2000.0
 """A check scan begins after so long at the latest, or after so many times a full scan's cost: 0.3 % of a core."""
 MAX_FALL = 8
 """One check scan that found nothing makes the share of changed memory that is expected to merge so much smaller."""
