@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import (
+    BUSY,
+    FakeClock,
+    FakeFacts,
+    FakeHistory,
+    FakeHypervisor,
+    FakeStore,
+    FakeSwitch,
+    TargetPolicy,
+    fake_cycle,
+)
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -26,13 +36,12 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger
-from virtksm.model.snapshot import Guest, Settings
+from virtksm.model.snapshot import Guest
 from virtksm.tuning.cycle import Cycle
 from virtksm.tuning.ports import Switch
 
 URI = "qemu:///system"
 LONG_S = 30.0
-BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 
 
 def guest(name: str) -> Guest:
@@ -111,14 +120,13 @@ class Bench:
 
         def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
             self.cycle_config = config
-            return Cycle(
+            return fake_cycle(
                 hypervisor=self.hypervisor,
                 local=self.facts,
                 policy=self.policy,
                 store=self.store,
                 switch=self.switch,
                 clock=self.clock,
-                on_conflict="reassert",
                 tenure=self.agent.tenure,
             )
 
@@ -175,4 +183,4 @@ class Bench:
         return self.events("pass_completed")[-1]
 
     async def looked(self) -> None:
-        await self.until(lambda: not self.agent.guests.cache.is_due)
+        await self.until(lambda: not self.agent.guests.due)

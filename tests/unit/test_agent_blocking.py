@@ -87,7 +87,7 @@ def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
     async def story() -> None:
         configuration = bench.agent.configuration
         before = configuration.in_force
-        configuration.read, configuration.limit_s = hanging_read(released), SHORT_S
+        configuration.read, configuration.calls.limit_s = hanging_read(released), SHORT_S
         for _ in range(2):
             answer = await bench.ask("reload")
             assert (answer["ok"], answer["exit_code"]) == (False, 2)
@@ -97,7 +97,7 @@ def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
         await lives(bench)
         released.set()
         await bench.until(lambda: bench.agent.configuration.calls.waiting is None)
-        configuration.limit_s = LONG_S
+        configuration.calls.limit_s = LONG_S
         assert (await bench.ask("reload"))["ok"] is True
         assert configuration.in_force.coalesce_ms == 1
         assert bench.agent.reporter.tally.config_is_read
@@ -173,7 +173,7 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
     bench.switch = HangingSwitch(released=released)
 
     async def story() -> None:
-        bench.requests.disk_limit_s = SHORT_S
+        bench.requests.switch_calls.limit_s = SHORT_S
         for _ in range(2):
             answer = await bench.ask("off")
             assert answer["ok"] is False
@@ -181,7 +181,7 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
             await lives(bench)
         if comes_back:
             released.set()
-            bench.requests.disk_limit_s = LONG_S
+            bench.requests.switch_calls.limit_s = LONG_S
             await bench.until(lambda: bench.requests.switch_calls.waiting is None)
             assert (await bench.ask("off"))["ok"] is True
 
@@ -256,7 +256,7 @@ def test_a_look_that_took_long_reads_no_further_guest_and_a_bug_for_one_costs_th
     async def story() -> None:
         await bench.looked()
         bench.agent.guests.read_s = 0.0
-        bench.agent.guests.cache.forget()
+        bench.agent.guests.forget()
         hypervisor.threads = []
         await bench.pass_for(Trigger.STARTED)
         await bench.looked()

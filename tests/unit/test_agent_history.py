@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, fake_cycle
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
 from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
 from virtksm.agent.trace_buffer import TraceBuffer
@@ -20,10 +20,9 @@ from virtksm.history.samples import GuestEvent, Sample
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
-from virtksm.model.snapshot import Guest, Settings
+from virtksm.model.snapshot import Guest
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_summary
-from virtksm.tuning.cycle import Cycle, Tenure
 
 LONG_S = 30.0
 NEVER_S = 3600.0
@@ -33,16 +32,7 @@ EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="boote
 
 def a_pass() -> PassReport:
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
-    cycle = Cycle(
-        hypervisor=hypervisor,
-        local=FakeFacts(rss_kib={"u": 1000}),
-        policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
-        store=FakeStore(),
-        switch=FakeSwitch(),
-        clock=FakeClock(),
-        on_conflict="reassert",
-        tenure=Tenure(),
-    )
+    cycle = fake_cycle(hypervisor=hypervisor, local=FakeFacts(rss_kib={"u": 1000}))
     report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
     ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
     return replace(report, snapshot=replace(report.snapshot, ksm=ksm))

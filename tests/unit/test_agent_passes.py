@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeHypervisor, fake_cycle
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import STUCK_S, DonePass, Passes
@@ -17,8 +17,7 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.model.report import PassReport
-from virtksm.model.snapshot import Guest, Settings
-from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.model.snapshot import Guest
 
 LIMIT_S = Config().call_timeout_s + STUCK_S
 
@@ -55,19 +54,9 @@ def listener() -> FakeListener:
 @pytest.fixture
 def passes(listener: FakeListener) -> Passes:
     """Lend the passes of a connected agent, which were last seen awake at 100 s."""
-    cycle = Cycle(
-        hypervisor=FakeHypervisor(),
-        local=FakeFacts(),
-        policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
-        store=FakeStore(),
-        switch=FakeSwitch(),
-        clock=FakeClock(),
-        on_conflict="reassert",
-        tenure=Tenure(),
-    )
     made = Passes(Config(), BlockingCalls(), Reporter(Notifier({})), listener)
     listener.passes = made
-    made.follow(Config(), cycle)
+    made.follow(Config(), fake_cycle())
     made.awake_s = 100.0
     return made
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from tests.fakes import FakeHypervisor
-from tests.lab.agent_bench import BUSY, URI, Bench, guest
+from tests.fakes import BUSY, FakeHypervisor
+from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.configuration import FreshConfig
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable

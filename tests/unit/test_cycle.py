@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import BUSY, FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy, fake_cycle
 from virtksm.cli.render import restore_lines
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
@@ -23,7 +23,6 @@ from virtksm.tuning.ownership import HostState, Ownership
 
 TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
-BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 FOUND = {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
 """What the administrator has set."""
 
@@ -33,8 +32,8 @@ class Bench:
     """A cycle and everything around it."""
 
     hypervisor: FakeHypervisor = field(default_factory=FakeHypervisor)
-    facts: FakeFacts = field(default_factory=FakeFacts)
-    policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY))
+    local: FakeFacts = field(default_factory=FakeFacts)
+    policy: TargetPolicy = field(default_factory=TargetPolicy)
     store: FakeStore = field(default_factory=FakeStore)
     switch: FakeSwitch = field(default_factory=FakeSwitch)
     clock: FakeClock = field(default_factory=FakeClock)
@@ -43,16 +42,7 @@ class Bench:
 
     @property
     def cycle(self) -> Cycle[int]:
-        return Cycle(
-            hypervisor=self.hypervisor,
-            local=self.facts,
-            policy=self.policy,
-            store=self.store,
-            switch=self.switch,
-            clock=self.clock,
-            on_conflict=self.on_conflict,
-            tenure=self.tenure,
-        )
+        return fake_cycle(**{one.name: getattr(self, one.name) for one in dataclasses.fields(self)})
 
     @property
     def pages(self) -> int:
@@ -93,7 +83,7 @@ class CountingHypervisor(FakeHypervisor):
 
 def test_ksm_is_read_from_this_machines_files_once_libvirt_has_said_the_same(bench: Bench) -> None:
     bench.hypervisor = libvirt = CountingHypervisor()
-    bench.facts.counters = libvirt.values
+    bench.local.counters = libvirt.values
     bench.run()
     first = libvirt.asked
     assert bench.run().outcome is Outcome.UNCHANGED
@@ -105,14 +95,14 @@ def test_ksm_is_read_from_this_machines_files_once_libvirt_has_said_the_same(ben
     bench.new_process()
     bench.run()
     assert libvirt.asked == first + 2
-    bench.facts.counters = dict.fromkeys(PARAMETERS)
+    bench.local.counters = dict.fromkeys(PARAMETERS)
     assert bench.run().before == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)
     assert libvirt.asked > first + 2, "where the files vanish libvirt's answer is left"
 
 
 def test_files_that_say_something_else_are_not_believed(bench: Bench) -> None:
     """As where the connection only seems to lead to this machine."""
-    bench.facts.counters = {**FOUND, "pages_to_scan": 5}
+    bench.local.counters = {**FOUND, "pages_to_scan": 5}
     assert [bench.run().before.pages_to_scan for _ in range(3)] == [100, 400, 400]
     assert not bench.tenure.files_agree
 
@@ -353,7 +343,7 @@ def test_our_own_one_shot_is_no_other_writer(bench: Bench) -> None:
 
 def test_a_refusal_by_the_advisor_is_diagnosed_and_tried_again_when_asked_and_after_ten_minutes(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
-    bench.facts.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
+    bench.local.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
     report = bench.run()
     assert [(error.parameter, error.cause) for error in report.refusals] == [("pages_to_scan", Cause.ADVISOR_ON)]
     assert "advisor_mode" in report.refusals[0].remedy
@@ -419,7 +409,7 @@ def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench:
 
 def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
-    bench.facts.advisor = lambda: "scan-time"
+    bench.local.advisor = lambda: "scan-time"
     assert bench.run().outcome is Outcome.REFUSED
     bench.hypervisor.advisor_on = False
     found = Settings(pages_to_scan=100, sleep_millisecs=20)
@@ -435,7 +425,7 @@ def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(benc
 
 def test_the_advisor_moving_pages_to_scan_is_not_another_writer(bench: Bench) -> None:
     bench.run()
-    bench.facts.advisor = lambda: "scan-time"
+    bench.local.advisor = lambda: "scan-time"
     bench.hypervisor.advisor_on = True
     bench.pages = 12345
     report = bench.run()
@@ -468,7 +458,7 @@ def test_the_policys_past_is_kept_from_process_to_process_unless_it_is_of_anothe
 
 
 def test_ksm_switched_off_is_said_with_its_remedy_unless_virtksm_is_too(bench: Bench) -> None:
-    bench.facts.run = 0
+    bench.local.run = 0
     assert any("echo 1 > /sys/kernel/mm/ksm/run" in note for note in bench.run().warnings)
     bench.switch.turn_off()
     assert bench.run().warnings == []
@@ -520,10 +510,10 @@ def test_a_damaged_switch_is_off_with_a_warning_that_names_it(bench: Bench) -> N
 
 
 def test_what_keeps_processes_from_being_read_is_a_warning_while_it_lasts(bench: Bench) -> None:
-    bench.facts.trouble = ("process 100 (x) hangs",)
+    bench.local.trouble = ("process 100 (x) hangs",)
     report = bench.run()
     assert (report.warnings, report.outcome) == (["process 100 (x) hangs"], Outcome.APPLIED)
-    bench.facts.trouble = ()
+    bench.local.trouble = ()
     assert bench.run().warnings == []
 
 

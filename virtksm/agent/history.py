@@ -14,10 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from virtksm.agent.calls import BlockingCalls
-from virtksm.errors import StateUnusable, VirtksmError
+from virtksm.errors import StateUnusable
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, replaces, sample_of
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_events import DomainEvent
@@ -27,6 +28,7 @@ from virtksm.trace.text import dump_line
 WRITE_S = 60.0
 """How long the first may wait for others before they are written."""
 DISK_LIMIT_S = 10.0
+DISK_HANGS = partial(StateUnusable, remedy="the disk behind the state folder does not answer: see the kernel's log")
 MAX_WAITING_SAMPLES = 360
 MAX_WAITING_EVENTS = 1_000
 MAX_WAITING_DECISIONS = 300
@@ -34,11 +36,6 @@ MAX_WAITING_DECISIONS = 300
 
 Value = TypeVar("Value")
 Batch = tuple[list[Sample], list[GuestEvent], list[str]]
-
-
-def disk_hangs(message: str) -> VirtksmError:
-    """Return the error for a disk that does not answer."""
-    return StateUnusable(message, remedy="the disk behind the state folder does not answer: see the kernel's log")
 
 
 class Waiting:
@@ -110,8 +107,7 @@ class HistoryWriter:
         self._written = written
         self._failed = failed
         self._write_s = write_s
-        self._disk_limit_s = disk_limit_s
-        self._calls = BlockingCalls(disk_hangs)
+        self._calls = BlockingCalls(DISK_HANGS, disk_limit_s)
         self._turn = asyncio.Lock()
         self._history: History | None = None
         self._is_new = False
@@ -190,7 +186,7 @@ class HistoryWriter:
             history = self._history
             if history is None:
                 return tuple(waiting())
-            found = await self._calls.run("read the history", lambda: written(history), self._disk_limit_s)
+            found = await self._calls.run("read the history", lambda: written(history))
             return (*found, *waiting())
 
     async def _write(self, *, is_last: bool) -> None:
@@ -209,7 +205,7 @@ class HistoryWriter:
                 return
             self._is_new = False
             try:
-                aside = await self._calls.run("write the history", lambda: history.add(*batch), self._disk_limit_s)
+                aside = await self._calls.run("write the history", lambda: history.add(*batch))
             except Exception as error:  # noqa: BLE001  # whatever it is, the batch waits for another try
                 self._failed(error)
                 if self._calls.waiting is None:  # it has failed; one that was given up may still be done

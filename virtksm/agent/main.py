@@ -19,7 +19,7 @@ from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
-from virtksm.agent.metrics.service import Metrics
+from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.passes import RETRY_S, Passes
 from virtksm.agent.requests import Requests
 from virtksm.agent.status import StatusReader
@@ -168,7 +168,8 @@ async def _serve(
         stack.callback(leave_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_trouble)
+        page = Page(reporter.tally, requests.status.read, ProcFacts(boottime_s))
+        metrics = Metrics(page, reporter.metrics_trouble)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)

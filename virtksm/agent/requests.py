@@ -15,13 +15,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_client import MAX_ANSWER
-from virtksm.agent.history import DISK_LIMIT_S, HistoryWriter, disk_hangs
+from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import Passes
 from virtksm.agent.status import StatusReader
@@ -71,8 +72,7 @@ class Requests:
     reporter: Reporter
     make_switch: Callable[[str, Config], Switch]
     reload: Callable[[], Awaitable[ConfigError | None]]
-    switch_calls: BlockingCalls = field(default_factory=lambda: BlockingCalls(disk_hangs))
-    disk_limit_s: float = DISK_LIMIT_S
+    switch_calls: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
         """Answer one request."""
@@ -123,7 +123,7 @@ class Requests:
             return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
         switch = self.make_switch(uri, self.configuration.in_force)
         change = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
-        await self.switch_calls.run(f"switch {trigger.value}", change, self.disk_limit_s)
+        await self.switch_calls.run(f"switch {trigger.value}", change)
         self.reporter.switched(trigger)
         try:
             return await self._pass(trigger)

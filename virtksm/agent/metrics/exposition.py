@@ -7,16 +7,15 @@ add a series with their time of creation, which cannot be switched off before ve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from virtksm.agent.metrics.collect import Labels, Moment, Value, measure
 from virtksm.agent.metrics.counters import Durations
-from virtksm.agent.metrics.definitions import METRICS, Metric
+from virtksm.agent.metrics.definitions import METRICS, Metric, Moment, Values, measure
 from virtksm.text import printable
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -45,7 +44,7 @@ def render(moment: Moment, *, with_process: bool) -> bytes:
     return generate_latest(_Families(moment, with_process=with_process))
 
 
-def make_family(metric: Metric, values: Mapping[Labels, Value]) -> Family:
+def make_family(metric: Metric, values: Values) -> Family:
     """Return one metric in the library's form; texts in labels are made printable, and the library escapes them."""
     if metric.kind == "histogram":
         family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
