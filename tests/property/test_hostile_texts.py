@@ -6,7 +6,6 @@ What was found is kept as examples.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
-from virtksm.agent.fifo import open_poke_fifo
 from virtksm.config.schema import Config
 from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid
@@ -242,17 +240,3 @@ def first_state(name: str) -> str:
         )
         cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")
-
-
-@given(pokes=st.lists(st.binary(min_size=1, max_size=4096), min_size=1, max_size=8))
-def test_any_pokes_are_somebody_poked(pokes: list[bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        paths = RuntimePaths(f"{folder}/run")
-        fifo = open_poke_fifo(paths)
-        for poke in pokes:
-            descriptor = os.open(paths.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
-            os.write(descriptor, poke)
-            os.close(descriptor)
-        assert fifo.drain() is True
-        assert fifo.drain() is False
-        fifo.close()

@@ -137,12 +137,24 @@ def test_a_recorder_that_is_too_slow_is_told_what_it_missed() -> None:
         agent.now_s -= 0.99
         agent.step()
     answer = agent.ask(answer)
-    assert answer["missed"] == 7
+    assert answer["missed"] == MAX_PASSES - 1, "the buffer was full, and began anew"
     first, *others = passes(answer)
-    assert (first.seq, first.continues) == (8, False)
+    assert (first.seq, first.continues, len(others)) == (MAX_PASSES, False, 7)
     assert first.state is not None
     assert first.law is not None
     assert all(line.continues for line in others)
+
+
+def test_a_second_recorder_begins_with_the_last_pass_and_the_first_one_goes_on() -> None:
+    agent = Agent()
+    agent.step()
+    first = agent.ask()
+    agent.step()
+    agent.step()
+    second = agent.ask()
+    assert [(line.seq, line.continues) for line in passes(second)] == [(2, False)]
+    again = agent.ask(first)
+    assert ([line.seq for line in passes(again)], again["missed"]) == ([2], 1)
 
 
 def test_passes_are_kept_only_while_somebody_asks_and_a_recorder_that_was_away_is_told() -> None:
@@ -190,8 +202,7 @@ def test_with_500_guests_its_memory_and_its_answers_are_bounded() -> None:
     for _ in range(60):
         agent.step()
         agent.now_s -= 0.75
-    assert len(agent.buffer._passes) > 8
-    assert sum(one.characters for one in agent.buffer._passes) <= MAX_CHARACTERS
+    assert sum(len(line) for _, line in agent.buffer.ring) <= MAX_CHARACTERS
     got = 0
     while True:
         answer = agent.ask(answer)

@@ -82,7 +82,7 @@ class AgentFacts:
             return True
         if self.last is None:
             return None
-        return is_scanning(self.last.after) and self.last.snapshot.ksm.run in (None, 1)
+        return bool(self.last.after.pages_to_scan) and self.last.snapshot.ksm.run in (None, 1)
 
     def as_dict(self, now: datetime) -> dict[str, object]:
         """Return the answer as JSON values; `now` is the wall clock's time."""
@@ -157,11 +157,6 @@ def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKs
         host = None
     current = CurrentKsm(origin=Origin.LOCAL, ksm=ksm, host=host)
     return current if last is None else current.counting(last.snapshot)
-
-
-def is_scanning(settings: Settings) -> bool:
-    """Return whether ksmd scans with these settings."""
-    return bool(settings.pages_to_scan)
 
 
 def worst_core_percent(settings: Settings) -> float:
