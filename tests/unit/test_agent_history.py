@@ -66,7 +66,6 @@ class Desk:
                 self.written.append,
                 self.failed.append,
                 wall_clock=lambda: WALL_S + self.clock.now_s,
-                clock=self.clock,
                 **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
             )
             self.history_writer.write_to(self.history)

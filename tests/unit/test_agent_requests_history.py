@@ -78,7 +78,7 @@ def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str)
 
 def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
     async def story() -> None:
-        bench.requests.status.facts = FakeFacts(run=2)
+        bench.requests.facts = FakeFacts(run=2)
         status: Any = (await bench.ask("status"))["status"]
         assert (status["now"]["origin"], status["now"]["ksm_run"]) == ("local", 2)
         for uri in ("qemu+ssh://far/system", "alias"):

@@ -88,9 +88,7 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
 ) -> None:
     host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
     writes: list[str | None] = []
-    history_writer = HistoryWriter(
-        writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
-    )
+    history_writer = HistoryWriter(writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)

@@ -40,7 +40,9 @@ OWNERSHIPS = {
     )
     for name, most in MAXIMA.items()
 }
-POLICY_STATES = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
+POLICY_STATES = st.dictionaries(
+    st.text(), st.none() | st.integers(-(2**64), 2**64) | st.floats(-1e18, 1e18) | st.text()
+)
 STATES = st.builds(
     HostState,
     ownership=st.fixed_dictionaries({}, optional=OWNERSHIPS),
@@ -66,15 +68,14 @@ def test_every_state_comes_back_as_it_was(state: HostState) -> None:
     "damage",
     [
         {"schema": 2},
-        {"parameters": None},
-        {"parameters": {"run": {"baseline": 1}}},
-        {"parameters": {"pages_to_scan": {"baseline": "100"}}},
-        {"parameters": {"pages_to_scan": {"baseline": -1}}},
-        {"parameters": {"merge_across_nodes": {"baseline": 2}}},
-        {"policy": None},
-        {"policy": {"name": 3, "state": None}},
-        {"policy": {"name": "ksmtuned", "state": {"nested": [[[[[[[[]]]]]]]]}}},
-        {"policy": {"name": "ksmtuned", "state": {"long": "x" * MAX_CHARACTERS}}},
+        {"ownership": None},
+        {"ownership": {"run": {"baseline": 1, "intended": None, "applied": None}}},
+        {"ownership": {"pages_to_scan": {"baseline": "100", "intended": None, "applied": None}}},
+        {"ownership": {"pages_to_scan": {"baseline": -1, "intended": None, "applied": None}}},
+        {"ownership": {"merge_across_nodes": {"baseline": 2, "intended": None, "applied": None}}},
+        {"policy_name": 3},
+        {"policy_state": {"nested": [[[[[[[[]]]]]]]]}},
+        {"policy_state": {"long": "x" * MAX_CHARACTERS}},
     ],
 )
 def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, damage: dict[str, object]) -> None:

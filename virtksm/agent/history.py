@@ -10,6 +10,7 @@ waits alone, so that the history gets one a minute.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,7 +21,6 @@ from typing import TypeVar
 from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, replaces, sample_of
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.trace import Pass
 from virtksm.trace.text import dump_line
@@ -41,13 +41,11 @@ Batch = tuple[list[Sample], list[GuestEvent], list[str]]
 class Waiting:
     """Samples, events and decisions that are not written yet: the oldest of too many are dropped."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.samples: deque[Sample] = deque(maxlen=MAX_WAITING_SAMPLES)
+    def __init__(self) -> None:
+        self.samples: dict[float, Sample] = {}
+        """The last in each SAMPLE_S."""
         self.events: dict[object, GuestEvent] = {}
         self.decisions: deque[str] = deque(maxlen=MAX_WAITING_DECISIONS)
-        self._clock = clock
-        self._shared_from_s = -SAMPLE_S
-        """Since when the last sample is shared by passes."""
 
     def add_event(self, event: GuestEvent) -> None:
         key = replaces(event)
@@ -58,33 +56,28 @@ class Waiting:
             del self.events[next(chatter, next(iter(self.events)))]
 
     def add_sample(self, sample: Sample) -> None:
-        """Add a sample, or replace the last one, while passes still share that."""
-        if self._is_shared and self.samples:
-            self.samples.pop()
-        elif not self._is_shared:
-            self._shared_from_s = self._clock()
-        self.samples.append(sample)
+        self.samples[sample.at_s // SAMPLE_S] = sample
+        if len(self.samples) > MAX_WAITING_SAMPLES:
+            del self.samples[next(iter(self.samples))]
 
-    @property
-    def _is_shared(self) -> bool:
-        return self._clock() - self._shared_from_s < SAMPLE_S
-
-    def take_out(self, *, is_last: bool) -> Batch:
-        """Take a batch to write; the last sample waits as long as further passes may share it."""
-        batch = list(self.samples), list(self.events.values()), list(self.decisions)
+    def take_out(self, now_s: float) -> Batch:
+        """Take a batch to write at Unix time `now_s`; the last sample waits as long as later passes may replace it."""
+        last = self.samples.pop(now_s // SAMPLE_S, None)
+        batch = list(self.samples.values()), list(self.events.values()), list(self.decisions)
         for waiting in (self.samples, self.events, self.decisions):
             waiting.clear()
-        if self._is_shared and batch[0] and not is_last:
-            self.samples.append(batch[0].pop())
+        if last is not None:
+            self.add_sample(last)
         return batch
 
     def put_back(self, batch: Batch) -> None:
         """Have a batch wait for the next write, before what has been added since."""
-        _prepend(self.samples, batch[0])
-        newer, self.events = self.events, {}
-        for event in (*batch[1], *newer.values()):
+        samples, events, decisions = self.take_out(math.inf)
+        for sample in (*batch[0], *samples):
+            self.add_sample(sample)
+        for event in (*batch[1], *events):
             self.add_event(event)
-        _prepend(self.decisions, batch[2])
+        self.decisions.extend((*batch[2], *decisions))
 
 
 class HistoryWriter:
@@ -99,7 +92,6 @@ class HistoryWriter:
         failed: Callable[[Exception], None] = lambda _error: None,
         *,
         wall_clock: Callable[[], float] = time.time,
-        clock: Callable[[], float] = boottime_s,
         write_s: float = WRITE_S,
         disk_limit_s: float = DISK_LIMIT_S,
     ) -> None:
@@ -111,7 +103,7 @@ class HistoryWriter:
         self._turn = asyncio.Lock()
         self._history: History | None = None
         self._is_new = False
-        self._waiting = Waiting(clock)
+        self._waiting = Waiting()
         self._has_news = asyncio.Event()
         self._is_urgent = asyncio.Event()
         self._is_ending = False
@@ -163,7 +155,7 @@ class HistoryWriter:
         """Return the samples from `since_s` on, also those not written yet; raises StateUnusable."""
         return await self._read(
             lambda history: history.samples(since_s),
-            lambda: [one for one in self._waiting.samples if one.at_s >= since_s],
+            lambda: [one for one in self._waiting.samples.values() if one.at_s >= since_s],
         )
 
     async def events(self, since_s: float, limit: int) -> tuple[GuestEvent, ...]:
@@ -198,7 +190,7 @@ class HistoryWriter:
             if self._calls.waiting is not None:  # a call that was given up is still out
                 self._has_news.set()
                 return
-            batch = self._waiting.take_out(is_last=is_last)
+            batch = self._waiting.take_out(math.inf if is_last else self.now_s())
             if self._waiting.samples:
                 self._has_news.set()
             if not self._is_new and not any(batch):
@@ -214,9 +206,3 @@ class HistoryWriter:
                         self._has_news.set()
             else:
                 self._written(aside)
-
-
-def _prepend(waiting: deque[Value], older: list[Value]) -> None:
-    newer = list(waiting)
-    waiting.clear()
-    waiting.extend(older + newer)

@@ -22,7 +22,6 @@ from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.passes import RETRY_S, Passes
 from virtksm.agent.requests import Requests
-from virtksm.agent.status import StatusReader
 from virtksm.agent.status_socket import StatusSocket
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.groups import group_id
@@ -61,9 +60,6 @@ def assemble(
     guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
     listeners = Listeners(reporter, history_writer, trace, guests)
     passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
-    status = StatusReader(
-        connection=connection, configuration=configuration, passes=passes, reporter=reporter, facts=facts
-    )
     agent = Agent(
         configuration=configuration,
         connection=connection,
@@ -75,18 +71,7 @@ def assemble(
         make_history=make_history,
         retry_s=retry_s,
     )
-    requests = Requests(
-        passes=passes,
-        connection=connection,
-        configuration=configuration,
-        status=status,
-        history_writer=history_writer,
-        trace=trace,
-        reporter=reporter,
-        make_switch=make_switch,
-        reload=agent.reload,
-    )
-    return agent, requests
+    return agent, Requests(agent=agent, trace=trace, make_switch=make_switch, facts=facts)
 
 
 def serve(
@@ -168,7 +153,7 @@ async def _serve(
         stack.callback(leave_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        page = Page(reporter.tally, requests.status.read, ProcFacts(boottime_s))
+        page = Page(reporter.tally, requests.read_facts, ProcFacts(boottime_s))
         metrics = Metrics(page, reporter.metrics_trouble)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
