@@ -217,14 +217,6 @@ def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
 
 
-def test_many_offs_at_once_are_all_answered(bench: Bench) -> None:
-    async def story() -> None:
-        answers = await asyncio.gather(*(bench.ask("off") for _ in range(50)), *(bench.ask("on") for _ in range(50)))
-        assert [answer["ok"] for answer in answers] == [True] * 100
-
-    bench.run(story)
-
-
 def test_the_history_of_a_host_is_opened_once_however_often_it_reconnects(bench: Bench) -> None:
     bench.history = FakeHistory()
 

@@ -12,7 +12,6 @@ import structlog
 from tests.fakes import FakeFacts, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.config.schema import Config
-from virtksm.errors import StateUnusable
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
 
@@ -46,24 +45,6 @@ def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) 
     bench.run(story)
     assert [one.domain for one in history.kept_events] == ["vm"]
     assert history.kept_samples[-1].guests == 1
-
-
-def test_a_history_that_cannot_be_kept_or_read_ends_nothing(bench: Bench) -> None:
-    class Broken(FakeHistory):
-        def samples(self, since_s: float) -> tuple[()]:
-            raise StateUnusable("the disk is gone")
-
-    async def story() -> None:
-        bench.agent.make_history = lambda _uri, _config: Broken(is_full=True)
-        await bench.agent.reload()
-        await bench.until(lambda: bench.events("history_failed") != [])
-        answer = await bench.request({"op": "history"})
-        assert (answer["ok"], answer["error"], answer["exit_code"]) == (False, "the disk is gone", 1)
-        await bench.agent.reload()
-        await bench.until(lambda: len(bench.events("history_failed")) > 1)
-
-    bench.run(story)
-    assert [event["level"] for event in bench.events("history_failed")][:2] == ["warning", "debug"]
 
 
 @pytest.mark.parametrize("op", ["status", "history", "decisions"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from tests.fakes import BUSY, FakeHypervisor
+from tests.fakes import BUSY
 from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.configuration import FreshConfig
 from virtksm.config.schema import Config
@@ -116,22 +116,3 @@ def test_private_guests_are_named_once_and_again_when_they_come_back(bench: Benc
 
     bench.run(story)
     assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["tenant-open"] * 2
-
-
-def test_a_look_that_fails_is_told_once_and_tried_again_after_the_next_pass(bench: Bench) -> None:
-    fails = [LibvirtUnreachable("hangs"), LibvirtUnreachable("hangs")]
-
-    class Hanging(FakeHypervisor):
-        def guest_xml(self, uuid: str) -> str:
-            if fails:
-                raise fails.pop()
-            return PRIVATE
-
-    bench.hypervisor = Hanging(running=(guest("one"),))
-
-    async def story() -> None:
-        while not bench.events("private_guest_exposed"):
-            await bench.pass_for(Trigger.STARTED)
-
-    bench.run(story)
-    assert [event["level"] for event in bench.events("guest_xml_unreadable")] == ["warning", "debug"]

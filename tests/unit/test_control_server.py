@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.lab.listening import listening
 from virtksm.agent.control_client import MAX_LINE, ask
 from virtksm.agent.control_server import (
     MAX_CLIENTS,
@@ -325,10 +324,3 @@ def test_the_socket_is_its_owners_alone_replaces_what_is_there_and_follows_no_li
     here, there = socket.socketpair(socket.AF_UNIX)
     with here, there:
         assert peer_uid(here) == os.geteuid()
-
-
-def test_without_an_agent_there_is_no_answer_and_nonsense_is_an_error(path: Path) -> None:
-    assert ask(str(path), {}, timeout_s=LONG_S) is None
-    assert ask(f"{path}/below/a/file", {}, timeout_s=LONG_S) is None
-    with listening(path, b"[1]\n"), pytest.raises(ValueError, match="no JSON object"):
-        ask(str(path), {}, timeout_s=LONG_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -522,7 +521,3 @@ def test_private_guests_that_can_merge_are_warned_of_with_their_remedy(bench: Be
     assert [note for note in report.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
     assert report.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
     assert bench.run().as_dict()["exposed"] is None, "a pass alone looks at no guest's XML"
-
-
-def test_the_record_is_plain_json_values(bench: Bench) -> None:
-    assert json.loads(json.dumps(bench.run().as_dict()))["outcome"] == "applied"

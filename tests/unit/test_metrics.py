@@ -10,7 +10,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import LOCAL_HOST, FakeFacts, FakeHypervisor, TargetPolicy, fake_cycle
-from tests.lab.prometheus import promtool
 from virtksm.agent.metrics.counters import BOUNDS_S, Durations, Tally
 from virtksm.agent.metrics.definitions import METRICS, Moment, Values, measure
 from virtksm.agent.metrics.exposition import render
@@ -211,18 +210,6 @@ def test_what_changes_is_told_to_whoever_waits_for_it() -> None:
 
 
 # The exposition
-
-
-def test_promtool_finds_no_fault() -> None:
-    for with_process in (False, True):
-        report = a_pass()
-        tally = Tally()
-        tally.passed(report, 0.02, 1.0)
-        text = render(moment(tally, report), with_process=with_process).decode()
-        checked = promtool("check", "metrics", text=text)
-        assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
-        assert ("process_resident_memory_bytes" in text) == with_process
-        assert "_created" not in text
 
 
 HOSTILE = [

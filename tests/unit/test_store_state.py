@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lab.footprint import peak_bytes
 from tests.lab.full_disk import full_disk
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
@@ -157,12 +156,6 @@ def test_a_fifo_in_a_states_place_and_a_state_without_end_are_refused(paths: Run
         file.truncate(1 << 32)
     with pytest.raises(StateUnusable, match="is longer than"):
         StateFile(paths, "local").load()
-
-
-def test_reading_takes_what_the_file_has_and_not_what_it_may_have(paths: RuntimePaths) -> None:
-    file = StateFile(paths, "local")
-    file.save(HostState())
-    assert peak_bytes(file.load) < 4 * PIECE_BYTES
 
 
 def test_a_limit_counts_bytes_and_cuts_nothing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.errors import StateUnusable
-from virtksm.paths import RuntimePaths
 from virtksm.store.switch import SwitchFile, parse_switch
 
 HANG_S = 30.0
@@ -147,9 +146,3 @@ def test_no_bytes_are_taken_for_a_switch_that_were_not_one(content: bytes) -> No
 def test_a_damaged_date_is_not_shown_to_anybody(text: str) -> None:
     with pytest.raises(ValueError, match="damaged"):
         parse_switch(text)
-
-
-def test_each_host_has_a_switch_of_its_own() -> None:
-    paths = RuntimePaths("/run/x", "/var/lib/x")
-    assert paths.host_switch("local") == "/var/lib/x/local.off"
-    assert RuntimePaths("/run/x").host_switch("local") == "/var/lib/virtksm/local.off"
