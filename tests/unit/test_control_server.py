@@ -103,27 +103,6 @@ def test_a_request_is_answered(path: Path) -> None:
     serve(path, client)
 
 
-@pytest.mark.parametrize(
-    ("sent", "error"),
-    [
-        (b"nonsense\n", "no JSON line"),
-        (b"", "no JSON line"),
-        (b"[1]\n", "no JSON object"),
-        (b"[" * 60_000 + b"\n", "no JSON line"),
-        (b'{"op": "' + b"x" * MAX_LINE + b'"}\n', "too long"),
-    ],
-)
-def test_nonsense_is_answered_with_what_is_wrong(path: Path, sent: bytes, error: str) -> None:
-    async def client() -> None:
-        answer = await talk(path, sent)
-        assert answer["ok"] is False
-        assert error in str(answer["error"])
-        assert answer["exit_code"] == 2
-        assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
-
-    serve(path, client)
-
-
 def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
     """Root is always heard: 32 connections of its own, held and silent, keep no `off` out."""
 
