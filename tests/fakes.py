@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.process import GuestProcess, OtherProcess
@@ -22,9 +23,11 @@ from virtksm.history.samples import (
 )
 from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
+from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
+BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
 SAMPLE = Sample(
     at_s=1_790_000_000.0,
@@ -280,7 +283,7 @@ class FakeClock:
 class TargetPolicy:
     """A policy whose answer the test chooses; its state counts its steps."""
 
-    target: Settings
+    target: Settings = BUSY
     name: str = "target"
     wants_maxima: bool = False
     wants_other_processes: bool = False
@@ -310,6 +313,21 @@ class TargetPolicy:
             is_routine=self.is_routine,
         )
         return decision, state + triggers.is_step
+
+
+def fake_cycle(**parts: object) -> Cycle[Any]:
+    """Return a cycle over fakes, and over the parts given."""
+    made: dict[str, Any] = {
+        "hypervisor": FakeHypervisor(),
+        "local": FakeFacts(),
+        "policy": TargetPolicy(),
+        "store": FakeStore(),
+        "switch": FakeSwitch(),
+        "clock": FakeClock(),
+        "on_conflict": "reassert",
+        "tenure": Tenure(),
+    }
+    return Cycle(**(made | parts))
 
 
 def with_pages(settings: Settings, pages_to_scan: int) -> Settings:

@@ -114,7 +114,7 @@ def install_ksmtuned(configuration: str) -> None:
 
 def agents_baseline() -> dict[str, int]:
     """Return what the agent would give back."""
-    parameters = json.loads(STATE.read_text(encoding="utf-8"))["parameters"]
+    parameters = json.loads(STATE.read_text(encoding="utf-8"))["ownership"]
     return {name: parameters[name]["baseline"] for name in KERNELS}
 
 

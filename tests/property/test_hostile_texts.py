@@ -6,7 +6,6 @@ What was found is kept as examples.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
-from virtksm.agent.fifo import open_poke_fifo
 from virtksm.config.schema import Config
 from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid
@@ -152,7 +150,7 @@ jsons: st.SearchStrategy[object] = st.recursive(
     max_leaves=6,
 )
 settings = st.none() | st.booleans() | st.integers(-1, KERNEL_MAXIMUM + 1) | st.floats()
-ownerships = st.fixed_dictionaries({}, optional=dict.fromkeys(("baseline", "intended", "applied"), settings))
+ownerships = st.fixed_dictionaries(dict.fromkeys(("baseline", "intended", "applied"), settings))
 
 
 def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
@@ -208,21 +206,25 @@ def test_any_bytes_for_a_state_are_refused_and_nothing_is_written(content: bytes
 
 
 @given(
-    parameters=st.dictionaries(st.sampled_from([*PARAMETERS, "run"]), ownerships | jsons, max_size=3),
-    policy=st.fixed_dictionaries({"name": st.sampled_from([*POLICIES, None, 3]), "state": jsons}) | jsons,
+    ownership=st.dictionaries(st.sampled_from([*PARAMETERS, "run"]), ownerships | jsons, max_size=3),
+    policy_name=st.sampled_from([*POLICIES, None, 3]),
+    policy_state=jsons,
     name=st.sampled_from(sorted(POLICIES)),
 )
-@example(parameters={"pages_to_scan": {"baseline": -1, "applied": 100}}, policy={}, name="adaptive")
-@example(parameters={"sleep_millisecs": {"baseline": True, "applied": 20}}, policy={}, name="adaptive")
-@example(parameters={"pages_to_scan": {"baseline": 2**40, "applied": 100}}, policy={}, name="ksmtuned")
-def test_anything_like_a_state_is_a_state_or_refused(parameters: object, policy: object, name: str) -> None:
-    check_pass_over(json.dumps({"schema": 1, "parameters": parameters, "policy": policy}).encode(), name)
+@example({"pages_to_scan": {"baseline": -1, "intended": None, "applied": 100}}, None, None, "adaptive")
+@example({"sleep_millisecs": {"baseline": True, "intended": None, "applied": 20}}, None, None, "adaptive")
+@example({"pages_to_scan": {"baseline": 2**40, "intended": None, "applied": 100}}, None, None, "ksmtuned")
+def test_anything_like_a_state_is_a_state_or_refused(
+    ownership: object, policy_name: object, policy_state: object, name: str
+) -> None:
+    state = {"schema": 1, "ownership": ownership, "policy_name": policy_name, "policy_state": policy_state}
+    check_pass_over(json.dumps(state).encode(), name)
 
 
 @given(data=st.data(), name=st.sampled_from(sorted(POLICIES)))
 def test_a_past_with_anything_in_its_values_begins_anew_or_is_taken(data: st.DataObject, name: str) -> None:
     kept = json.loads(dump_host_state(parse_host_state(first_state(name))))
-    kept["policy"]["state"] = data.draw(with_other_values(kept["policy"]["state"]))
+    kept["policy_state"] = data.draw(with_other_values(kept["policy_state"]))
     check_pass_over(json.dumps(kept).encode(), name)
 
 
@@ -242,17 +244,3 @@ def first_state(name: str) -> str:
         )
         cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")
-
-
-@given(pokes=st.lists(st.binary(min_size=1, max_size=4096), min_size=1, max_size=8))
-def test_any_pokes_are_somebody_poked(pokes: list[bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        paths = RuntimePaths(f"{folder}/run")
-        fifo = open_poke_fifo(paths)
-        for poke in pokes:
-            descriptor = os.open(paths.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
-            os.write(descriptor, poke)
-            os.close(descriptor)
-        assert fifo.drain() is True
-        assert fifo.drain() is False
-        fifo.close()

@@ -183,8 +183,8 @@ def test_a_baseline_that_the_agents_user_has_planted_is_bounded_when_root_restor
     agent = start_agent(PARKING_LAW)
     agent.kill()
     planted = json.loads(agent.home.state.read_text())
-    planted["parameters"]["pages_to_scan"]["baseline"] = 2**32 - 1
-    planted["parameters"]["sleep_millisecs"]["baseline"] = 45
+    planted["ownership"]["pages_to_scan"]["baseline"] = 2**32 - 1
+    planted["ownership"]["sleep_millisecs"]["baseline"] = 45
     agent.home.state.write_text(json.dumps(planted))
     os.chown(agent.home.state.parent, 65534, 65534)
     done = agent.home.run("restore", "--connect", agent.uri)

@@ -18,11 +18,10 @@ from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
-from virtksm.tuning.actuate import Call, apply, plan, unoffered
+from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.refusals import Refused, still_refused
 from virtksm.tuning.sense import sense, sense_settings
 
 
