@@ -16,20 +16,21 @@ from pathlib import Path
 import libvirt
 
 from bench.figures import tell_machine
-from bench.race.check_scans import simulate_check_scans
 from bench.race.contenders import CONTENDERS, PeerMissing
 from bench.race.goals import judge_work
 from bench.race.ground import Disturbed, Ground
 from bench.race.linux import LinuxGuestUnbuilt, build_linux_guest
-from bench.race.measures import measure_work
+from bench.race.measures import measure_work, simulate_check_scans
 from bench.race.report import draw_work, write_work
 from bench.race.run import Run, run_work
 from bench.race.works import Work, list_works
-from bench.stage import REPO, AgentFailed, private_libvirtd
+from bench.stage import private_libvirtd
 from demo.guests import PayloadFailed
+from tests.lab.fixtures import REPO
 from tests.lab.libvirtd import LibvirtdFailed
+from tests.real.agent_process import AgentSilent
 
-RUN_FAILURES = (AgentFailed, Disturbed, PeerMissing, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
+RUN_FAILURES = (AgentSilent, Disturbed, PeerMissing, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
 HOST_KEEPS_MIB = 2048
 QUICK = {"--works": ("storm", "twin"), "--contenders": ("adaptive", "advisor-late", "clairvoyant")}
 

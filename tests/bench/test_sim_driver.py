@@ -11,7 +11,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.fakes import TargetPolicy
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.report import Outcome
-from virtksm.model.snapshot import IDLE, Settings
+from virtksm.model.snapshot import IDLE
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 
 GIB_KIB = 1024 * 1024
@@ -83,20 +83,3 @@ def test_smart_scan_loses_pages_that_are_rewritten_for_ever() -> None:
     highest = max(sample.saved_pages for sample in run.samples)
     assert highest > 180 * PAGES_PER_MIB
     assert run.samples[-1].saved_pages < highest / 2
-
-
-def test_a_growing_guest_grows_until_its_memory_is_full() -> None:
-    host = SimHost(total_kib=16 * GIB_KIB)
-    host.start(PayloadGuest(name="a", memory_mib=203, own_mib=100, grow_mib_per_min=60))
-    sizes = []
-    for _ in range(5):
-        host.advance(30.0)
-        sizes.append(host.guests_by_name["a"].regions[2].filled(host.now_s) // PAGES_PER_MIB)
-    assert sizes == [129, 159, 189, 200, 200]
-
-
-def test_settings_beyond_the_kernels_are_refused() -> None:
-    host = SimHost(total_kib=16 * GIB_KIB)
-    policy = TargetPolicy(target=Settings(pages_to_scan=100, sleep_millisecs=20, merge_across_nodes=2))
-    run = run_policy(host, policy, [], until_s=1.0)
-    assert run.passes[0][1].outcome is Outcome.REFUSED

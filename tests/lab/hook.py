@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shlex
 import signal
 import subprocess
@@ -122,16 +121,6 @@ class Listener:
             return []
         assert text.endswith("\n"), f"a poke without an end: {text[-80:]!r}"
         return text.splitlines()
-
-    def wait_pokes(self, last: str, timeout_s: float) -> list[str]:
-        """Read pokes up to one `last`; raises TimeoutError with those that came."""
-        pokes: list[str] = []
-        while last not in pokes:
-            readable, _, _ = select.select([self._descriptor], [], [], timeout_s)
-            if not readable:
-                raise TimeoutError(f"no poke {last!r} in {timeout_s:g} s, only {pokes}")
-            pokes += self.read_pokes()
-        return pokes
 
     def fill(self) -> int:
         """Fill the FIFO until nothing more goes in; returns the bytes."""
