@@ -45,6 +45,11 @@ class RunningGuest:
         os.kill(self.pid, signal.SIGKILL)
 
 
+def tiny(name: str, *, nosharepages: bool = False) -> PayloadGuest:
+    """Describe a guest of 16 MiB that fills 1 MiB."""
+    return PayloadGuest(name=name, memory_mib=16, own_mib=1, nosharepages=nosharepages)
+
+
 class GuestFactory:
     """Starts payload guests on one private libvirtd and ends them all with `close`.
 

@@ -20,6 +20,8 @@ from typing import Self
 
 KSM_ROOT = Path("/sys/kernel/mm/ksm")
 LOCK_PATH = Path("/run/lock/virtksm-ksm.lock")
+DEFAULTS, IDLE = (100, 20), (0, 10_000)
+"""pages_to_scan and sleep_millisecs: the kernel's, and those of an idle ksmd."""
 
 # Kernel: merge_across_nodes and max_page_sharing change only while nothing is shared, pages_to_scan only while the
 # advisor is off; and run wakes ksmd, so it comes last.
@@ -114,6 +116,10 @@ class Ksm:
     def read(self, name: str) -> int:
         """Read one number; raises OSError or ValueError."""
         return int((self.root / name).read_text(encoding="ascii"))
+
+    def settings(self) -> tuple[int, int]:
+        """Read pages_to_scan and sleep_millisecs."""
+        return self.read("pages_to_scan"), self.read("sleep_millisecs")
 
     def write(self, **values: int | str) -> None:
         """Write settings in the order given; raises OSError."""

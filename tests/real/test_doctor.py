@@ -147,6 +147,9 @@ def test_a_hook_that_came_after_libvirtd_until_that_starts_again(tmp_path: Path,
         found, detail = verdict(agent_home, daemon.uri, "hook_seen")
         assert found == "WARN"
         assert f"newer than libvirtd (pid {daemon.pid})" in detail
+        another = hook.with_name("another")
+        another.write_text("#!/bin/sh\n", encoding="ascii")
+        another.chmod(0o755)
         daemon.restart()
         findings = examine(agent_home, daemon.uri)[0]
         assert findings["hook_installed"]["detail"] == "/etc/libvirt/hooks/qemu.d/virtksm"

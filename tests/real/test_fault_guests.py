@@ -12,8 +12,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from demo.guests import PayloadGuest
-from tests.lab.fixtures import GuestFactory, RunningGuest
+from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
@@ -30,10 +29,6 @@ from virtksm.wiring import make_cycle
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
-
-
-def tiny(name: str) -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=16, own_mib=1)
 
 
 class Meddled:

@@ -23,8 +23,8 @@ from xml.etree import ElementTree as ET
 import libvirt
 import pytest
 
-from demo.guests import PayloadGuest
-from tests.lab.fixtures import QEMU_CACHE, GuestFactory, ready
+from tests.lab.churn import end_guests
+from tests.lab.fixtures import QEMU_CACHE, GuestFactory, ready, tiny
 from tests.lab.hook import FrozenListener, Listener, install_hook, install_recorder, read_records
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
@@ -108,10 +108,6 @@ def libvirtd(session_libvirtd: HookedLibvirtd) -> Iterator[HookedLibvirtd]:
         install_hook(session_libvirtd.hook, fifo=NOWHERE, virtksm=NOWHERE)
 
 
-def tiny(name: str = "guest") -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=16, own_mib=1)
-
-
 def assert_lives(libvirtd: PrivateLibvirtd, name: str, pid: int) -> None:
     """See that libvirt has the guest running in this very process, and that it takes orders."""
     connection = libvirt.open(libvirtd.uri)
@@ -141,11 +137,18 @@ def test_a_guest_lives_through_everything(
             hold.touch()
             stack.callback(hold.unlink)
             install_recorder(virtksm, record=record, hold=hold)
-        running = guest(tiny(), settle=False)
+        running = guest(tiny("guest"), settle=False)
         xml = ET.canonicalize(running.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         assert_lives(libvirtd, "guest", running.pid)
+
+        def restore(connection: libvirt.virConnect) -> None:
+            connection.restore(saved)
+            stack.callback(end_guests, libvirtd)  # `guest` does not know its process
+            restored = connection.lookupByName("guest").XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            assert ET.canonicalize(restored) == xml
+
         running.domain.save(saved)
-        libvirtd.connected(lambda connection: connection.restore(saved))
+        libvirtd.connected(restore)
         pid = libvirtd.guest_pid("guest")
         assert_lives(libvirtd, "guest", pid)
         calls = libvirtd.operations()
@@ -155,9 +158,7 @@ def test_a_guest_lives_through_everything(
         assert_lives(libvirtd, "guest", pid)
 
         def end(connection: libvirt.virConnect) -> None:
-            domain = connection.lookupByName("guest")
-            assert ET.canonicalize(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == xml
-            domain.destroy()
+            connection.lookupByName("guest").destroy()
             assert connection.listAllDomains() == []
 
         libvirtd.connected(end)
@@ -180,11 +181,11 @@ def test_a_guest_that_cannot_start_a_long_xml_and_a_hostile_name(
     install_hook(libvirtd.hook, fifo=tmp_path / "poke", virtksm=NOWHERE)
     with Listener(tmp_path / "poke") as listener:
         with pytest.raises(libvirt.libvirtError, match="not-there"):
-            libvirt_conn.createXML(tiny().domain_xml(tmp_path / "not-there", None))
+            libvirt_conn.createXML(tiny("guest").domain_xml(tmp_path / "not-there", None))
         assert libvirtd.operations()[-1] == "release end"
         assert listener.read_pokes() == ["release"]
         # libvirt writes all of it to the hook's stdin, which the hook never reads: it does not fit into a pipe.
-        domain = ET.fromstring(tiny().domain_xml(payload, None))  # noqa: S314 - our own text
+        domain = ET.fromstring(tiny("guest").domain_xml(payload, None))  # noqa: S314 - our own text
         ET.SubElement(domain, "description").text = "x" * 300_000
         libvirt_conn.createXML(ET.tostring(domain, encoding="unicode")).destroy()
         guest(tiny("-rf '; touch owned; ' $(touch owned)`touch owned`\n" + "x" * 150), settle=False).domain.destroy()
@@ -207,7 +208,7 @@ def test_a_migrated_guest_pokes_on_both_hosts(guest: GuestFactory, libvirtd: Hoo
     with OtherHost() as there, killed_when_hanging(there):
         for daemon, name in ((libvirtd, "here"), (there, "there")):
             install_hook(daemon.hook, fifo=tmp_path / name, virtksm=NOWHERE)
-        guest(tiny())
+        guest(tiny("guest"))
         with Listener(tmp_path / "here") as source, Listener(tmp_path / "there") as destination:
             move = ["migrate", "--live", "guest", there.uri, "--migrateuri", "tcp://127.0.0.1"]
             subprocess.run(["virsh", "-c", libvirtd.uri, *move], check=True, capture_output=True, timeout=HANG_S)
