@@ -23,7 +23,7 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
 from virtksm.errors import Cause
-from virtksm.host.libvirt_connection import LibvirtHost, open_host
+from virtksm.host.libvirt_connection import open_host
 
 pytestmark = pytest.mark.real
 
@@ -63,9 +63,12 @@ def test_with_an_agent_it_is_all_well_until_something_is_in_the_way_which_strict
 
 
 @pytest.mark.usefixtures("ksm")
-def test_it_changes_nothing(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+def test_it_changes_nothing_and_tells_who_may_set_without_setting(
+    libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
     before, logged = KsmFiles.save(), libvirtd.log.read_text(encoding="utf-8")
-    examine(agent_home, libvirtd.uri)
+    assert examine(agent_home, libvirtd.uri)[0]["permission"]["verdict"] == "PASS"
+    assert open_host(f"{libvirtd.uri}-ro", read_only=True).setting_refused() is Cause.READ_ONLY
     assert KsmFiles.save() == before
     open_host(libvirtd.uri).version()  # when that is answered, the daemon has seen the doctor leave
     assert libvirtd.log.read_text(encoding="utf-8") == logged, "a connection that ends in its midst is logged"
@@ -107,35 +110,6 @@ def test_guests_that_cannot_merge_and_private_ones_that_can(
     findings, _, _ = examine(agent_home, libvirtd.uri)
     assert (findings["guests_merge"]["verdict"], findings["private_guests"]["verdict"]) == ("PASS", "PASS")
     assert findings["guests_merge"]["detail"] == "1 guests run, 1 of them private and kept out"
-
-
-@pytest.mark.usefixtures("ksm")
-def test_a_private_guest_whose_nosharepages_is_overruled(payload: Path, agent_home: AgentHome) -> None:
-    agent_home.configure('private_guests = ["tenant"]\n')
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE)
-    # As MemoryKSM= does: PR_SET_MEMORY_MERGE before the daemon is executed, for it and all that it starts.
-    merging = "import ctypes, os, sys; ctypes.CDLL(None).prctl(67, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-    daemon._reaper = [sys.executable, "-c", merging, *daemon._reaper]
-    with daemon:
-        guests = GuestFactory(daemon, payload)
-        try:
-            guests(PayloadGuest(name="tenant", memory_mib=16, own_mib=1, nosharepages=True), settle=False)
-            found, detail = verdict(agent_home, daemon.uri, "private_guests")
-        finally:
-            guests.close()
-    assert (found, detail.endswith(": tenant")) == ("FAIL", True)
-
-
-def test_headroom_is_the_kernels_own_count(
-    ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
-) -> None:
-    for seed in (1, 2):
-        guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, seed=seed))
-    ksm.merge_all()
-    found, detail = verdict(agent_home, libvirtd.uri, "headroom")
-    needed_mib = (ksm.read("pages_shared") + ksm.read("pages_sharing") + ksm.read("ksm_zero_pages")) * 4 / 1024
-    assert found == "PASS"
-    assert detail.startswith(f"unmerging takes up to {needed_mib:.1f} MiB, ")
 
 
 def test_a_hook_that_came_after_libvirtd_until_that_starts_again(tmp_path: Path, agent_home: AgentHome) -> None:
@@ -221,35 +195,6 @@ def test_what_a_killed_agent_leaves_scanning(libvirtd: PrivateLibvirtd, start_ag
     assert "no agent runs, and ksmd goes on with its settings: 2 pages" in findings["stranded"]["detail"]
     assert agent.home.run("restore", "--connect", libvirtd.uri).returncode == 0
     assert verdict(agent.home, agent.uri, "stranded") == ("PASS", "no")
-
-
-def test_an_agent_without_libvirt_says_so(libvirtd: PrivateLibvirtd, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    agent.step()
-    libvirtd.stop()
-    agent.wait_for("libvirt_unreachable")
-    findings, _, _ = examine(agent.home, agent.uri)
-    assert findings["agent"]["verdict"] == findings["stranded"]["verdict"] == "FAIL"
-    assert "waiting for a connection" in findings["agent"]["detail"]
-
-
-@pytest.fixture
-def read_only(libvirtd: PrivateLibvirtd) -> LibvirtHost:
-    return open_host(f"qemu:///system?socket={libvirtd.socket_path}-ro", read_only=True)
-
-
-def test_who_may_set_is_told_without_setting(ksm: Ksm, libvirtd: PrivateLibvirtd, read_only: LibvirtHost) -> None:
-    before = KsmFiles.save()
-    assert open_host(libvirtd.uri).setting_refused() is None
-    assert read_only.setting_refused() is Cause.READ_ONLY
-    assert KsmFiles.save() == before
-    assert ksm.read("run") == 1
-
-
-def test_the_version_is_libvirts_own(libvirtd: PrivateLibvirtd) -> None:
-    told = subprocess.run(["libvirtd", "--version"], check=True, capture_output=True, text=True).stdout
-    number = open_host(libvirtd.uri).version()
-    assert told.strip().endswith(f" {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}")
 
 
 @pytest.mark.usefixtures("ksm")
