@@ -11,9 +11,9 @@ import pytest
 from bench.sim.real_memory import MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd
+from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess, Line
+from tests.real.agent_process import HANG_S, SWEEPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome, AgentProcess, Line
 
 pytestmark = pytest.mark.real
 
@@ -80,9 +80,9 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
     ksm.write(use_zero_pages=0)
     spec = replace(twin(1), image=7)
     with MergeableProcess(replace(spec, seed=1)), MergeableProcess(replace(spec, seed=2)):
-        agent = start_agent(SWEEPING_LAW)
-        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
-        line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
+        agent = start_agent(UNSETTLED_LAW)
+        agent.sweep()
+        line = agent.step()
         assert ksm.settings() == IDLE
         assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
         assert line["decision"]["numbers"]["other_processes_kib"] >= 2 * spec.content_mib * 1024
@@ -92,8 +92,9 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
 def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    agent = start_agent(SWEEPING_LAW)
-    guest(replace(twin(1), nosharepages=True), settle=False)
+    agent = start_agent(UNSETTLED_LAW)
+    guest(replace(twin(1), nosharepages=True))
+    agent.reload()
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "empty")
     line = agent.step()
     assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("idle", ksm.read("full_scans"))
@@ -117,13 +118,13 @@ def test_ksm_switched_off_and_unmerged_under_the_agent_is_said_and_merges_again(
             rule, pages = line["decision"]["rule"], line["sensed"]["pages_sharing"]
             return bool(rule == "idle" and pages >= COMMON_MIB * PAGES_PER_MIB)
 
-        agent.signal(signal.SIGUSR1)
-        agent.wait_for("pass_completed", is_merged)
+        agent.reload()
+        wait_until(lambda: is_merged(agent.step()), HANG_S, "all to be merged")
 
     def warnings() -> int:
         return len([line for line in agent.lines("warning_raised") if "KSM is off" in line["warning"]])
 
-    agent = start_agent(SWEEPING_LAW)
+    agent = start_agent(UNSETTLED_LAW)
     ksm.write(run=0)
     guest.together(*map(twin, (1, 2)))
     wait_off()
