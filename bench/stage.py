@@ -1,12 +1,11 @@
 """What a benchmark of the agent needs around it: a private libvirtd, tiny paused guests, the agent as a process.
 
-Everything lies below the private libvirtd's folder. Its path is in the file that VIRTKSM_BENCH_ROOTS names, so that
-script/bench can clean up after a benchmark that was killed. SIGTERM ends one in order.
+Everything lies below the private libvirtd's folder. SIGTERM ends a benchmark in order; what it has started ends with
+it, however it has died.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -42,9 +41,6 @@ def private_libvirtd(*, huge_pages: bool = True) -> Iterator[PrivateLibvirtd]:
     """Run a libvirtd of the benchmark's own, and end it and its guests also on SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=huge_pages)
-    if roots := os.environ.get("VIRTKSM_BENCH_ROOTS"):
-        with Path(roots).open("a", encoding="utf-8") as file:
-            file.write(f"{daemon.root}\n")
     try:
         daemon.start()
         yield daemon

@@ -181,8 +181,8 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
 
 @contextmanager
 def _neighbour(times: Path) -> Iterator[None]:
-    # The file's path on its command line is what script/bench finds by what was left over.
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", NEIGHBOUR, str(times)], stdin=subprocess.DEVNULL)
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-I", "-S", "-c", NEIGHBOUR, str(times)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.lab.fixtures import REPO
-from tests.lab.ksm import KsmLock, KsmState, wait_until
+from tests.lab.ksm import KsmState, ksm_lock, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 
@@ -62,7 +62,7 @@ def nothing_left() -> Iterator[None]:
     """Compare KSM's settings, virtksm's and throwaway folders, and its guests' processes after the test with before."""
 
     def read() -> tuple[dict[str, str], set[tuple[Path, int, int]], set[int]]:
-        with KsmLock():
+        with ksm_lock():
             values = KsmState.save().values
         kept = [path for folder in (DEFAULT_STATE_DIR, DEFAULT_RUNTIME_DIR) for path in Path(folder).rglob("*")]
         looked = [(path, path.lstat()) for path in (*Path("/tmp").glob("vkd.*"), *kept)]
