@@ -16,7 +16,7 @@ from pathlib import Path
 import libvirt
 
 from bench.figures import tell_machine
-from bench.race.contenders import CONTENDERS, PeerMissing
+from bench.race.contenders import CONTENDERS
 from bench.race.goals import judge_work
 from bench.race.ground import Disturbed, Ground
 from bench.race.linux import LinuxGuestUnbuilt, build_linux_guest
@@ -30,7 +30,7 @@ from tests.lab.fixtures import REPO
 from tests.lab.libvirtd import LibvirtdFailed
 from tests.real.agent_process import AgentSilent
 
-RUN_FAILURES = (AgentSilent, Disturbed, PeerMissing, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
+RUN_FAILURES = (AgentSilent, Disturbed, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
 HOST_KEEPS_MIB = 2048
 QUICK = {"--works": ("storm", "twin"), "--contenders": ("adaptive", "advisor-late", "clairvoyant")}
 

@@ -35,10 +35,6 @@ FRUITFUL_SHARE = 0.001
 MERGED_SHARE = 0.99
 
 
-class PeerMissing(Exception):
-    """A contender's program is not there."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """What a contender may know: all guests of the work have been started, have filled their memory."""
@@ -155,8 +151,6 @@ class RealKsmtuned(Contender):
 
     def begin(self, ground: Ground, work: Work) -> None:
         script = find_ksmtuned_file("usr/sbin/ksmtuned")
-        if script is None:
-            raise PeerMissing("ksmtuned's script is not there: run script/setup")
         etc = ground.folder / "etc"
         etc.mkdir()
         (etc / "ksmtuned.conf").write_text("KSM_THRES_COEF=100\n", encoding="ascii")

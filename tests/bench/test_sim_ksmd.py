@@ -7,7 +7,6 @@ import pytest
 from bench.sim.costs import KsmdCosts, wakes_at_s
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
-from bench.sim.pages import PageState, grow_older
 from bench.sim.visit import Rules
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.model.snapshot import IDLE
@@ -54,15 +53,6 @@ def test_a_newcomer_joins_merged_pages_at_its_second_visit_and_before_linux_6_11
     for visit in (1, 2):
         full_scan(sim)
         assert counters(sim)[1] == ONE_MIB * (2 if visit >= merged_at else 1)
-
-
-def test_smart_scan_skips_one_two_four_then_eight_scans() -> None:
-    state, skipped = PageState(), []
-    for _ in range(40):
-        state, skips = grow_older(state)
-        skipped.append(int(skips))
-    visited = [scan + 1 for scan, skips in enumerate(skipped) if not skips]
-    assert visited == [1, 2, 3, 4, 6, 9, 14, 23, 32]
 
 
 def test_a_guest_that_ends_shows_in_the_counters_when_ksmd_has_done_with_the_current_one() -> None:

@@ -18,7 +18,7 @@ from tests.lab.fixtures import QEMU_CACHE, GuestFactory, RunningGuest
 from tests.lab.hook import install_hook
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.ksm import KsmState as KsmFiles
-from tests.lab.ksmtuned_package import ROOTS, find_ksmtuned_file
+from tests.lab.ksmtuned_package import find_ksmtuned_file
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
@@ -137,8 +137,7 @@ def test_a_hook_that_came_after_libvirtd_until_that_starts_again(tmp_path: Path,
 @contextmanager
 def ksmtuned(pid_file: Path) -> Iterator[None]:
     """Run Debian's own ksmtuned, which sleeps a minute before it writes anything."""
-    script = find_ksmtuned_file("usr/sbin/ksmtuned", ROOTS)
-    assert script is not None
+    script = find_ksmtuned_file("usr/sbin/ksmtuned")
     with subprocess.Popen(
         [sys.executable, "-I", "-S", REAPER, script],
         stdin=subprocess.PIPE,
