@@ -1,7 +1,7 @@
 """ksmtuned's law beside the real script: its own functions, from Debian's package, on thousands of generated hosts.
 
 After every step the two must agree on what the kernel would hold, on npages and on the threshold. What is the script's
-own and what is fed to it, ksmtuned_bash.py says. The real KSM is not touched.
+own and what is fed to it, tests/lab/ksmtuned_script.py says. The real KSM is not touched.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from random import Random
 
 import pytest
 
-from tests.lab.ksmtuned_bash import FIRST, State, run_script
-from tests.lab.ksmtuned_sequences import Sequence, Step, generate
+from tests.lab.ksmtuned_script import FIRST, Sequence, State, Step, generate, run_script
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapshot, Source
