@@ -40,12 +40,8 @@ npages_max = 1000000
 def private_libvirtd(*, huge_pages: bool = True) -> Iterator[PrivateLibvirtd]:
     """Run a libvirtd of the benchmark's own, and end it and its guests also on SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=huge_pages)
-    try:
-        daemon.start()
+    with PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=huge_pages) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 class Guests:

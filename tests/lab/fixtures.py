@@ -127,23 +127,15 @@ def payload() -> Path:
 @pytest.fixture(scope="session")
 def session_libvirtd() -> Iterator[PrivateLibvirtd]:
     """Run one private libvirtd for all tests; tests use `libvirtd`."""
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE)
-    try:
-        daemon.start()
+    with PrivateLibvirtd(cache=QEMU_CACHE) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest.fixture(scope="session")
 def session_small_pages_libvirtd() -> Iterator[PrivateLibvirtd]:
     """Run one for all tests whose guests have small pages; tests use `small_pages_libvirtd`."""
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
-    try:
-        daemon.start()
+    with PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 def ready(daemon: PrivateLibvirtd) -> PrivateLibvirtd:

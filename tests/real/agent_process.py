@@ -136,6 +136,13 @@ class AgentHome:
             env={**os.environ, **(environ or {})},
         )
 
+    def told(self, *arguments: str) -> dict[str, Any]:
+        """Run a command that succeeds and return its JSON."""
+        done = self.run(*arguments, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
 
 class AgentProcess:
     """A running `virtksm agent`. Whoever starts it ends it: `stop`, `kill` or `close`.

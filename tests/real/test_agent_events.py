@@ -105,20 +105,15 @@ def test_each_poke_signal_and_retune_is_a_step_and_a_dry_one_none(ksm: Ksm, star
     agent.poke()
     agent.wait_for_pass("poke")
     assert (agent.step()["after"]["pages_to_scan"], ksm.read("pages_to_scan")) == (3, 3)
-    done = agent.home.run("retune", "--connect", agent.uri, "--json")
-    assert done.returncode == 0, done.stderr
-    line = agent.wait_for_pass("retune")
-    printed = json.loads(done.stdout)
-    assert printed["after"] == line["after"]
-    assert printed["triggers"] == ["retune"]
+    told = agent.home.told("retune", "--connect", agent.uri)
+    assert (told["after"], told["triggers"]) == (agent.wait_for_pass("retune")["after"], ["retune"])
     assert ksm.read("pages_to_scan") == 4
 
     kept = agent.home.state.read_bytes()
     for uri in (agent.uri, agent.uri.replace("qemu:", "qemu+unix:")):  # the second serves the same, and is not asked
-        done = agent.home.run("retune", "--connect", uri, "--json", "--dry-run")
-        assert json.loads(done.stdout)["outcome"] == "dry_run"
-        assert json.loads(done.stdout)["decision"]["target"]["pages_to_scan"] == 5
-        assert json.loads(done.stdout)["source"] == "local", "the transport unix leads to this machine"
+        told = agent.home.told("retune", "--connect", uri, "--dry-run")
+        assert (told["outcome"], told["decision"]["target"]["pages_to_scan"]) == ("dry_run", 5)
+        assert told["source"] == "local", "the transport unix leads to this machine"
     assert (ksm.read("pages_to_scan"), agent.home.state.read_bytes()) == (4, kept)
 
     done = agent.home.run("retune", "--direct", "--connect", agent.uri)

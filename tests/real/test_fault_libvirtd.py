@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import pytest
@@ -26,14 +24,6 @@ KILLS = 6
 WARM_KILLS = 3
 """After so many the allocator has what it needs."""
 MAX_GROWTH_KIB = 2048
-
-
-def status(agent: AgentProcess) -> dict[str, Any]:
-    """Ask the agent how it stands."""
-    done = agent.home.run("status", "--json")
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
 
 def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest_and_no_growth(
@@ -105,7 +95,7 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_what_comes_bac
     libvirtd.kill()
     agent.wait_for("libvirt_disconnected")
     assert is_stranded(), "libvirt has died"
-    told = status(agent)
+    told = agent.home.told("status")
     assert (told["libvirt"]["connected"], told["stranded"]["possible"]) == (False, True)
     assert told["stranded"]["worst_core_percent"] < 10
     agent_home.configure(SWEEPING_LAW)
@@ -131,7 +121,7 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
         with ThreadPoolExecutor() as pool:
             for done in pool.map(lambda _: agent.home.run("retune", "--connect", agent.uri), range(6)):
                 assert (done.returncode, "still waiting for open" in done.stderr) == (3, True), "it answers at once"
-        told = status(agent)["libvirt"]
+        told = agent.home.told("status")["libvirt"]
         assert (told["connected"], told["answers"]) == (False, False)
         assert told["waiting_for"] in ("a connection", "open")
         assert "not answering since" in agent.home.run("status").stdout

@@ -45,14 +45,6 @@ def twin(number: int, **options: Any) -> PayloadGuest:  # noqa: ANN401  # Payloa
     return PayloadGuest(name=f"twin{number}", memory_mib=32, common_mib=COMMON_MIB, seed=number, **options)
 
 
-def run(home: AgentHome, *arguments: str) -> Json:
-    done = home.run(*arguments, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert isinstance(told, dict)
-    return told
-
-
 def of_ended(told: Json) -> int:
     """Count the merging pages that are left over and of no process that runs."""
     left = told["left_over"]
@@ -99,7 +91,7 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
     agent_home: AgentHome,
 ) -> None:
     agent_home.configure("")
-    empty = run(agent_home, "headroom", "--connect", libvirtd.uri)
+    empty = agent_home.told("headroom", "--connect", libvirtd.uri)
     assert (empty["guests"], empty["growth_kib"]) == (0, 0)
     with backed(libvirtd, libvirt_conn, payload):
         running = guest.together(
@@ -117,9 +109,9 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
 
 def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
     """Twins save alike, and each guest that cannot merge says why."""
-    found = by_name(run(home, "guests", "--connect", uri))
+    found = by_name(home.told("guests", "--connect", uri))
     assert set(found) == {"twin1", "twin2", "big", "apart", *BACKINGS}
-    few = run(home, "guests", "twin2", found["apart"]["uuid"], "--connect", uri)
+    few = home.told("guests", "twin2", found["apart"]["uuid"], "--connect", uri)
     assert by_name(few) == {name: found[name] for name in ("twin2", "apart")}
     missed = home.run("guests", "twin2", "gone", "--connect", uri)
     assert (missed.returncode, missed.stdout) == (1, "")
@@ -149,7 +141,7 @@ def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
 
 def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:
     """Headroom is what the host has, less what the guests that run may take."""
-    told = run(home, "headroom", "--connect", uri)
+    told = home.told("headroom", "--connect", uri)
     room, risk = told["room_kib"], told["risk"]
     assert told["guests"] == 4 + len(BACKINGS)
     assert 128 * 1024 < told["growth_kib"] < 512 * 1024
@@ -189,7 +181,7 @@ def check_without_root(ksm: Ksm, home: AgentHome, libvirtd: PrivateLibvirtd) -> 
 
 def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> None:
     """Of another machine it tells what libvirt tells."""
-    told = run(home, "guests", "twin1", "--connect", uri)
+    told = home.told("guests", "twin1", "--connect", uri)
     (one,) = told["guests"]
     assert told["source"] == "libvirt"
     assert abs(one["rss_bytes"] - psutil.Process(running.pid).memory_info().rss) <= 8 * MIB
@@ -197,7 +189,7 @@ def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> Non
     assert told["host"]["pages_sharing"] == ksm.read("pages_sharing")
     assert [told["host"][name] for name in ("ksm_run", "ksm_zero_pages", "profit_bytes")] == [None] * 3
     assert "run this command there" in told["notes"][0]
-    headroom = run(home, "headroom", "--connect", uri)
+    headroom = home.told("headroom", "--connect", uri)
     assert headroom["risk"]["swap_free_kib"] is None
     assert headroom["room_kib"]["safe"] > 0
 
@@ -213,7 +205,7 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     others = merging_pages_of_others(pids)
     assert sum(map(merging_pages, pids)) + others == shared + sharing
 
-    told = run(agent_home, "guests", "--connect", libvirtd.uri)
+    told = agent_home.told("guests", "--connect", libvirtd.uri)
     left, host = told["left_over"], told["host"]
     assert (host["pages_shared"], host["pages_sharing"]) == (shared, sharing)
     assert host["saved_bytes"] == (sharing + ksm.read("ksm_zero_pages")) * PAGE
@@ -236,13 +228,13 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     pages = merging_pages(guests[0].pid)
     guests[0].domain.destroy()
     text = agent_home.run("guests", "--connect", libvirtd.uri).stdout
-    told = run(agent_home, "guests", "--connect", libvirtd.uri)
+    told = agent_home.told("guests", "--connect", libvirtd.uri)
     assert set(by_name(told)) == {"twin2", "twin3"}
     assert pages >= COMMON_MIB * MIB // PAGE
     assert of_ended(told) >= pages
     assert "of processes that have exited" in text
     ksm.merge_all()
-    assert of_ended(run(agent_home, "guests", "--connect", libvirtd.uri)) < pages
+    assert of_ended(agent_home.told("guests", "--connect", libvirtd.uri)) < pages
 
 
 def test_nosharepages_that_systemds_memoryksm_overrules_is_seen_also_by_doctor(
@@ -260,7 +252,7 @@ def test_nosharepages_that_systemds_memoryksm_overrules_is_seen_also_by_doctor(
         for console in consoles:
             wait_settled(console, 60.0)
         ksm.merge_all()
-        told = run(agent_home, "guests", "--connect", daemon.uri)
+        told = agent_home.told("guests", "--connect", daemon.uri)
         connection.close()
         agent_home.configure('private_guests = ["twin1"]\n')
         judged = json.loads(agent_home.run("doctor", "--json", "--connect", daemon.uri).stdout)["findings"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,7 +9,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +19,7 @@ from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, free_port, promtool
-from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory
 from virtksm.agent.metrics.server import MAX_CLIENTS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -45,12 +43,6 @@ def url(port: int) -> str:
 
 def listening(port: int, law: str) -> str:
     return f'{law}\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
-
-
-def status_of(home: AgentHome) -> dict[str, Any]:
-    status = json.loads(home.run("status", "--json").stdout)
-    assert isinstance(status, dict)
-    return status
 
 
 def value(page: str, series: str) -> float:
@@ -82,7 +74,7 @@ def test_a_prometheus_is_told_what_the_status_says(
 
     def differences() -> dict[str, tuple[float | None, float]]:
         """Return what Prometheus has otherwise, as it does until it has come by since the last pass."""
-        passes, status = agent.lines("pass_completed"), status_of(agent.home)
+        passes, status = agent.lines("pass_completed"), agent.home.told("status")
         last, now = status["last_pass"], status["now"]
         numbers = last["decision"]["numbers"]
         assert now["saved_kib"] > 0
@@ -111,10 +103,10 @@ def test_a_prometheus_is_told_what_the_status_says(
     except TimeoutError as error:
         error.add_note(f"it says otherwise, and should: {differences()}")
         raise
-    now = status_of(agent.home)["now"]
+    now = agent.home.told("status")["now"]
     share = pytest.approx(now["saved_percent"], abs=0.01)
     wait_until(lambda: 100 * scraped.value("instance:virtksm_saved:ratio") == share, HANG_S, "the rule to agree")
-    told = json.loads(agent.home.run("guests", "--json", "--connect", agent.uri).stdout)
+    told = agent.home.told("guests", "--connect", agent.uri)
     guests = {one["name"]: one["saved_bytes"] for one in told["guests"]}
     assert sorted(guests) == ["twin1", "twin2"]
     wait_until(lambda: told_of_guests(scraped) == guests, HANG_S, f"Prometheus to see {guests}")
@@ -181,7 +173,7 @@ def test_while_libvirt_hangs_it_is_answered_and_says_so(
         assert value(page, "virtksm_stranded_possible") == 1
         assert value(page, 'virtksm_last_pass_result{result="failed"}') == 1
         assert value(page, 'virtksm_pass_triggers_total{result="failed",trigger="signal"}') == 1
-        status = status_of(agent.home)
+        status = agent.home.told("status")
         assert status["libvirt"]["waiting_for"] == "pass"
         assert status["libvirt"]["silent_s"] > 2
         assert "no answer within 1 s" in status["libvirt"]["error"]
@@ -190,7 +182,7 @@ def test_while_libvirt_hangs_it_is_answered_and_says_so(
     finally:
         libvirtd.resume()
     wait_until(lambda: value(fetch(url(port)), "virtksm_libvirt_answers") == 1, HANG_S, "libvirt to answer again")
-    assert status_of(agent.home)["stranded"]["possible"] is False
+    assert agent.home.told("status")["stranded"]["possible"] is False
 
 
 def test_a_reconnect_and_a_conflict_are_counted_and_a_switch_shown(
