@@ -67,7 +67,9 @@ class GuestFactory:
         self._pids: list[int] = []
         self._names: set[str] = set()
 
-    def __call__(self, spec: PayloadGuest, *, paused: bool = False, settle: bool = True) -> RunningGuest:
+    def __call__(
+        self, spec: PayloadGuest, *, paused: bool = False, settle: bool = True, kernel: Path | None = None
+    ) -> RunningGuest:
         """Start a guest, and wait until its memory is filled unless it is paused or `settle` is False."""
         if not self._mergeable:
             spec = replace(spec, nosharepages=True)
@@ -75,7 +77,7 @@ class GuestFactory:
             if self._connection is None or not self._connection.isAlive():
                 self._connection = libvirt.open(self._libvirtd.uri)
         console = self._consoles / str(next(self._numbers))
-        domain = start_guest(self._connection, spec, kernel=self._kernel, console=console, paused=paused)
+        domain = start_guest(self._connection, spec, kernel=kernel or self._kernel, console=console, paused=paused)
         pid = self._libvirtd.guest_pid(spec.name)
         self._pids.append(pid)
         self._names.add(spec.name)
