@@ -19,13 +19,19 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bench.race.contenders import read_backlog_mib
-from bench.race.run import Run
-from bench.race.sampling import Sample
+from bench.race.run import Run, Sample
+from bench.race.works import Work
+from bench.sim.driver import Event, run_policy
+from bench.sim.host import SimHost
+from bench.steps import Start
 from demo.guests import PAGES_PER_MIB
+from virtksm.config.schema import AdaptiveParams
+from virtksm.model.snapshot import IDLE
+from virtksm.policy.adaptive import AdaptivePolicy
 
 OURS = "adaptive"
 HOUR_S = 3600.0
@@ -35,6 +41,9 @@ HELD_S, IDLE_S, REST_S = 30.0, 30.0, 120.0
 MAX_SHARE = 0.9
 LAG_FROM_SHARE = 0.1
 """A lag is judged once a tenth of the final savings is there: before, a second's delay is all of it."""
+HOST_KIB = 24 * 1024 * 1024
+AHEAD_S = 60.0
+"""In the simulation, guests that have long been there start so long before the work's first step."""
 LATE_LAG_S = 15.0
 """From so long after the last guest's settling on, a lag is that of growing guests, no longer of starting ones."""
 
@@ -190,3 +199,18 @@ def worst_lag_share(run: Run, flat: Run, final_pages: float, from_s: float) -> f
         if sample.at_s >= from_s and sample.pages_sharing >= max(LAG_FROM_SHARE * final_pages, 1)
     ]
     return max(lags, default=0.0)
+
+
+def simulate_check_scans(work: Work) -> float:
+    """Simulate what our check scans cost: ksmd's CPU seconds from the end of the work's length to that of the hour.
+
+    A run of five minutes ends before the first one is due. Linux guests are simulated as payload guests.
+    """
+    host = SimHost(total_kib=HOST_KIB)
+    host.set_parameters(dict(IDLE.items()))
+    ahead_s = AHEAD_S if work.already else 0.0
+    events: list[Event] = [Start(at_s=0.0, guest=guest) for guest in work.already]
+    events += [replace(step, at_s=step.at_s + ahead_s) for step in work.steps]
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="always"))
+    outcome = run_policy(host, policy, events, until_s=ahead_s + HOUR_S, sample_every_s=10.0)
+    return outcome.cpu_until(ahead_s + HOUR_S) - outcome.cpu_until(ahead_s + work.length_s)
