@@ -1,4 +1,4 @@
-"""The checks in their order, and the outcome of one that cannot tell or does not apply. Pure.
+"""The checks in their order, and the outcome of one that cannot tell or does not apply.
 
 To add one: a function from Facts to Outcome in the module of its group, and a line here (docs/reference.md lists them).
 """
@@ -54,12 +54,12 @@ CHECKS = (
     ),
     *_group(
         "writers",
-        ("ksmtuned", "no ksmtuned", writers.check_ksmtuned),
+        ("ksmtuned", "no ksmtuned", writers.KSMTUNED.check),
         ("tuned", "no tuned profile that sets KSM", writers.check_tuned),
-        ("mom", "no MOM (oVirt, vdsm)", writers.check_mom),
-        ("virt_handler", "no virt-handler (KubeVirt)", writers.check_virt_handler),
-        ("node_manager", "no node-manager (Harvester)", writers.check_node_manager),
-        ("ksm_throttler", "no ksm-throttler (kata)", writers.check_throttler),
+        ("mom", "no MOM (oVirt, vdsm)", writers.MOM.check),
+        ("virt_handler", "no virt-handler (KubeVirt)", writers.VIRT_HANDLER.check),
+        ("node_manager", "no node-manager (Harvester)", writers.NODE_MANAGER.check),
+        ("ksm_throttler", "no ksm-throttler (kata)", writers.THROTTLER.check),
         ("qemu_kvm", "qemu-kvm.service (Ubuntu) goes first", writers.check_qemu_kvm),
         ("boot", "nothing else sets KSM at boot", writers.check_boot),
     ),

@@ -1,11 +1,13 @@
-"""Checks of the guests: those that cannot merge, and private ones that can. Pure."""
+"""Checks of the guests: those that cannot merge, and private ones that can."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtksm.doctor.facts import AgentSeen, Facts, Guests, known
+from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
+from virtksm.doctor.reading.libvirt import Guests
+from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
@@ -18,8 +20,8 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 def check_can_merge(facts: Facts) -> Outcome:
     """Judge whether every guest that is not private can merge."""
-    guests = known(facts.connection.guests)
-    patterns = facts.config.private_guests
+    guests = facts.guests
+    patterns = facts.own.config.private_guests
     kept_out, stuck = 0, []
     for guest in guests.running:
         obstacles = _obstacles(guests, guest)
@@ -40,8 +42,8 @@ def check_can_merge(facts: Facts) -> Outcome:
 
 def check_private(facts: Facts) -> Outcome:
     """Judge whether a private guest can merge."""
-    guests = known(facts.connection.guests)
-    patterns = facts.config.private_guests
+    guests = facts.guests
+    patterns = facts.own.config.private_guests
     names = exposed(guests.running, guests.xml, patterns)
     if names:
         return failed(f"{len(names)} can merge: {_named(names)}", KEEP_OUT)
@@ -63,7 +65,7 @@ def check_private(facts: Facts) -> Outcome:
 def check_other_processes(facts: Facts) -> Outcome:
     """Judge whether the agent sees the mergeable memory of other processes; else only its check scans find it."""
     facts.this_machine  # noqa: B018  # elsewhere there is nothing to judge
-    other = known(facts.connection.guests).other_processes
+    other = facts.guests.other_processes
     if other is None:
         raise DoesNotApply("this kernel has no facts on processes (before 6.1), or they are hidden from this user")
     if other.unread:
