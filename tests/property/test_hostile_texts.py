@@ -30,7 +30,6 @@ from virtksm.host.proc_files import (
     parse_owner,
     parse_process_ksm,
     parse_resident_kib,
-    parse_signed,
     parse_stat,
 )
 from virtksm.model.decision import Trigger, Triggers
@@ -80,7 +79,7 @@ def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
     for number in (parse_counter(text), parse_vmstat(text, "cow_ksm")):
         assert number is None or 0 <= number < 10**20
     assert parse_choice(text) in text
-    signed = parse_signed(text)
+    signed = parse_counter(text, is_signed=True)
     assert signed is None or abs(signed) < 10**20
     for stat in (text, f"ksm_rmap_items {text}\nksm_process_profit {text}\nksm_mergeable: {text}\n"):
         ksm = parse_process_ksm(stat, text)

@@ -17,7 +17,7 @@ from virtksm.host.guest_processes import (
     is_named,
     parse_guest_group,
 )
-from virtksm.host.process_reads import ProcessReads, Result
+from virtksm.host.proc_files import LimitedReads, Result
 from virtksm.model.snapshot import Guest
 
 QEMU_USER = 64055
@@ -35,7 +35,7 @@ WITHOUT_MACHINED = (
 DAEMONS = "0::/system.slice/libvirtd.service\n"
 
 
-class CountedReads(ProcessReads):
+class CountedReads(LimitedReads):
     """Counts what is read with a limit, each a thread."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ def guest(uuid: str = "A", *, domain_id: int = 1, name: str = "web") -> Guest:
     return Guest(uuid=uuid, name=name, domain_id=domain_id)
 
 
-def troubles(told: GuestSearch | ProcessReads) -> tuple[str, ...]:
+def troubles(told: GuestSearch | LimitedReads) -> tuple[str, ...]:
     return told.trouble
 
 
@@ -143,7 +143,7 @@ def test_without_groups_a_guest_is_found_by_owner_and_command_line(proc: FakePro
     proc.qemu(100, "A", group=DAEMONS)
     proc.qemu(101, "B", users=(QEMU_USER,) * 4)
     running = (guest(), guest("B", domain_id=2))
-    without = GuestSearch(clock, ProcessReads(), qemu_home=str(proc.folder / "none"))
+    without = GuestSearch(clock, LimitedReads(), qemu_home=str(proc.folder / "none"))
     assert pids(without.find(running), *running) == [100, None]
 
 

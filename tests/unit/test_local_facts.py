@@ -16,8 +16,8 @@ from tests.fakes import FakeClock
 from virtksm.guests.process import ProcessKsm
 from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import READ_EVERY_S
-from virtksm.host.proc_files import KERNEL_THREAD, parse_process_ksm, parse_signed
-from virtksm.host.process_reads import MAX_STUCK
+from virtksm.host.proc_files import KERNEL_THREAD, parse_counter, parse_process_ksm
+from virtksm.host.proc_files import MAX_STUCK
 from virtksm.model.snapshot import Guest, HostMemory
 
 
@@ -165,7 +165,7 @@ def test_a_process_is_counted_as_far_as_its_kernel_does(stat: str, merging: str,
 
 @pytest.mark.parametrize(("text", "number"), [("-5\n", -5), ("5\n", 5), ("--5", None), ("", None), ("5 6", None)])
 def test_a_profit_may_be_a_loss(text: str, number: int | None) -> None:
-    assert parse_signed(text) == number
+    assert parse_counter(text, is_signed=True) == number
 
 
 @pytest.fixture

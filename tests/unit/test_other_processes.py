@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import FakeClock
 from virtksm.host.other_processes import ASK_S, READ_EVERY_S, OtherProcessesReader, may_merge, parse_group, parse_groups
-from virtksm.host.process_reads import ProcessReads
+from virtksm.host.proc_files import LimitedReads
 from virtksm.model.snapshot import OtherProcesses
 
 MIB_PAGES = 256
@@ -37,7 +37,7 @@ class Home:
         for made in (self.proc, self.booted, self._programs):
             made.mkdir()
         self.clock = FakeClock()
-        self.reads = ProcessReads(0.5)
+        self.reads = LimitedReads(0.5)
         self.look = OtherProcessesReader(self.clock, self.reads, booted=str(self.booted), first_within_s=3600.0)
         self.process(1, NEW.format(any="no"))
 
