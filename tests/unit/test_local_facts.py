@@ -16,8 +16,7 @@ from tests.fakes import FakeClock
 from virtksm.guests.process import ProcessKsm
 from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import READ_EVERY_S
-from virtksm.host.proc_files import KERNEL_THREAD, parse_counter, parse_process_ksm
-from virtksm.host.proc_files import MAX_STUCK
+from virtksm.host.proc_files import KERNEL_THREAD, MAX_STUCK, parse_counter, parse_process_ksm
 from virtksm.model.snapshot import Guest, HostMemory
 
 

@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles, is_merge_off
+from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import UNKNOWN, GuestXml
 
 OFF = ("qemu", "-machine", "pc,usb=off,mem-merge=off,memory-backend=pc.ram", "-m", "24")
 ON = ("qemu", "-machine", "pc,usb=off,memory-backend=pc.ram", "-m", "24")
 APART = GuestXml(is_kept_out=True)
+
+
+def process(arguments: tuple[str, ...], **counted: bool) -> GuestProcess:
+    return GuestProcess(arguments=arguments, ksm=ProcessKsm(**counted))
 
 
 @pytest.mark.parametrize(
@@ -29,19 +34,19 @@ APART = GuestXml(is_kept_out=True)
     ],
 )
 def test_each_obstacle_is_named_once(xml: GuestXml, arguments: tuple[str, ...], found: list[str]) -> None:
-    assert [one.value for one in find_obstacles(xml, arguments)] == found
+    assert [one.value for one in find_obstacles(xml, process(arguments) if arguments else None)] == found
 
 
 def test_the_kernels_word_counts_where_nothing_else_tells() -> None:
-    assert find_obstacles(UNKNOWN, ON, is_mergeable=True) == ()
-    assert find_obstacles(UNKNOWN, ON, is_mergeable=False) == (Obstacle.NOT_OFFERED,)
-    assert find_obstacles(APART, OFF, is_mergeable=False) == (Obstacle.NOSHAREPAGES,)
+    assert find_obstacles(UNKNOWN, process(ON, is_mergeable=True)) == ()
+    assert find_obstacles(UNKNOWN, process(ON, is_mergeable=False)) == (Obstacle.NOT_OFFERED,)
+    assert find_obstacles(APART, process(OFF, is_mergeable=False)) == (Obstacle.NOSHAREPAGES,)
 
 
 def test_a_process_that_merges_any_memory_is_kept_out_by_no_request_of_its_own() -> None:
-    assert find_obstacles(APART, OFF, merges_any=True) == ()
-    assert find_obstacles(UNKNOWN, OFF, merges_any=True) == ()
-    assert find_obstacles(GuestXml(has_hugepages=True), OFF, merges_any=True) == (Obstacle.HUGEPAGES,)
+    assert find_obstacles(APART, process(OFF, merges_any=True)) == ()
+    assert find_obstacles(UNKNOWN, process(OFF, merges_any=True)) == ()
+    assert find_obstacles(GuestXml(has_hugepages=True), process(OFF, merges_any=True)) == (Obstacle.HUGEPAGES,)
 
 
 def test_ksm_that_is_off_stands_in_every_guests_way() -> None:

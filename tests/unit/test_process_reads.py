@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_proc import FakeProc
-from virtksm.host.proc_files import read_process
-from virtksm.host.proc_files import AT_ONCE, MAX_STUCK, LimitedReads
+from virtksm.host.proc_files import AT_ONCE, MAX_STUCK, LimitedReads, read_process
 
 HANG_S = 0.5
 """Long enough for what does not hang, on a busy machine too."""

@@ -8,7 +8,7 @@ from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
 from virtksm.doctor.reading.libvirt import Guests
 from virtksm.doctor.reading.own import AgentSeen
-from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_private
+from virtksm.guests.obstacles import exposed, find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
@@ -24,8 +24,9 @@ def check_can_merge(facts: Facts) -> Outcome:
     patterns = facts.own.config.private_guests
     kept_out, stuck = 0, []
     for guest in guests.running:
-        obstacles = _obstacles(guests, guest)
-        if obstacles and is_private(guest, guests.xml.get(guest.key, UNKNOWN), patterns):
+        xml = guests.xml.get(guest.key, UNKNOWN)
+        obstacles = find_obstacles(xml, guests.processes.get(guest.key))
+        if obstacles and is_private(guest, xml, patterns):
             kept_out += 1
         elif obstacles:
             stuck.append(f"{guest.name} ({', '.join(one.text for one in obstacles)})")
@@ -96,17 +97,6 @@ def check_read(facts: Facts) -> Outcome:
             "(docs/security.md); see also `virtksm guests` as root",
         )
     return passed(f"of all {agent.guests}")
-
-
-def _obstacles(guests: Guests, guest: Guest) -> tuple[Obstacle, ...]:
-    process = guests.processes.get(guest.key)
-    ksm = None if process is None else process.ksm
-    return find_obstacles(
-        guests.xml.get(guest.key, UNKNOWN),
-        () if process is None else process.arguments,
-        is_mergeable=None if ksm is None else ksm.is_mergeable,
-        merges_any=_merges_any(guests, guest),
-    )
 
 
 def _merges_any(guests: Guests, guest: Guest) -> bool | None:
