@@ -64,7 +64,7 @@ def find_obstacles(
     that merges any memory (systemd's MemoryKSM=, which overrides nosharepages and mem-merge=off) is kept out by
     neither.
     """
-    ksm = process and process.ksm
+    ksm = None if process is None else process.ksm
     merges_any = ksm is not None and ksm.merges_any
     found = []
     if xml.is_kept_out and not merges_any:
