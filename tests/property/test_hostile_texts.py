@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -154,26 +154,27 @@ settings = st.none() | st.booleans() | st.integers(-1, KERNEL_MAXIMUM + 1) | st.
 ownerships = st.fixed_dictionaries({}, optional=dict.fromkeys(("baseline", "intended", "applied"), settings))
 
 
+def cycle_in(paths: RuntimePaths, name: str, hypervisor: FakeHypervisor, clock: FakeClock) -> Cycle[Any]:
+    return Cycle(
+        hypervisor=hypervisor,
+        local=FakeFacts(rss_kib={"u": 4096}),
+        policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
+        store=StateFile(paths, "local"),
+        switch=FakeSwitch(),
+        clock=clock,
+        on_conflict="reassert",
+        tenure=Tenure(),
+    )
+
+
 def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
     """Run two passes of a policy and a restore over a kept state; return the kernel, or why there was none."""
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
-    config = Config(policy=name)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        paths = RuntimePaths(f"{folder}/run")
-        store = StateFile(paths, "local")
-        with store.locked():
+        paths, clock = RuntimePaths(f"{folder}/run"), FakeClock()
+        with StateFile(paths, "local").locked():
             Path(paths.host_state("local")).write_bytes(content)
-        clock = FakeClock()
-        cycle = Cycle(
-            hypervisor=hypervisor,
-            local=FakeFacts(rss_kib={"u": 4096}),
-            policy=make_policy(config),
-            store=store,
-            switch=FakeSwitch(),
-            clock=clock,
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        cycle = cycle_in(paths, name, hypervisor, clock)
 
         def run() -> FakeHypervisor:
             for trigger in (Trigger.CONNECTED, Trigger.TIMER):
@@ -229,16 +230,8 @@ def first_state(name: str) -> str:
     """The state that two passes of a policy leave."""
     with tempfile.TemporaryDirectory() as folder:
         paths = RuntimePaths(f"{folder}/run")
-        cycle = Cycle(
-            hypervisor=FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),)),
-            local=FakeFacts(rss_kib={"u": 4096}),
-            policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
-            store=StateFile(paths, "local"),
-            switch=FakeSwitch(),
-            clock=FakeClock(),
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        running = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
+        cycle = cycle_in(paths, name, running, FakeClock())
         cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")
 
