@@ -39,10 +39,6 @@ def waiting() -> int:
 @pytest.mark.usefixtures("proc")
 def test_all_are_read_in_one_call() -> None:
     assert LimitedReads().read([10, 11], read) == {10: b"10\0", 11: b"11\0"}
-
-
-@pytest.mark.usefixtures("proc")
-def test_nothing_is_read_in_no_call() -> None:
     assert LimitedReads(0.0).read([], read) == {}
 
 
