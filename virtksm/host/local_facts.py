@@ -159,20 +159,25 @@ def _read(path: str) -> str | None:
         return None
 
 
+def parse_figures(text: str) -> dict[str, int]:
+    """Parse /proc/meminfo (KiB), whatever it names."""
+    return {name: int(kib) for name, kib in re.findall(rf"^(\w+): *({NUMBER}) kB$", text, re.MULTILINE)}
+
+
 def parse_meminfo(text: str) -> HostMemory:
     """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing; MemAvailable (3.14) and swap may be.
 
     Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt use.
     """
-    figures = dict(re.findall(rf"^(\w+): *({NUMBER}) kB$", text, re.MULTILINE))
+    figures = parse_figures(text)
     try:
         return HostMemory(
-            total_kib=int(figures["MemTotal"]),
-            free_kib=int(figures["MemFree"]),
-            buffers_kib=int(figures["Buffers"]),
-            cached_kib=int(figures["Cached"]),
-            available_kib=int(figures["MemAvailable"]) if "MemAvailable" in figures else None,
-            swap_free_kib=int(figures["SwapFree"]) if "SwapFree" in figures else None,
+            total_kib=figures["MemTotal"],
+            free_kib=figures["MemFree"],
+            buffers_kib=figures["Buffers"],
+            cached_kib=figures["Cached"],
+            available_kib=figures.get("MemAvailable"),
+            swap_free_kib=figures.get("SwapFree"),
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error

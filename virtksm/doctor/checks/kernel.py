@@ -8,8 +8,7 @@ import re
 from virtksm.doctor.facts import KSM_UNIT, Facts, Here, find_kept_off
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
-from virtksm.host.local_facts import parse_choice, parse_meminfo
-from virtksm.host.proc_files import NUMBER
+from virtksm.host.local_facts import parse_choice, parse_figures
 from virtksm.model.report import COUNT_ZERO_PAGES, SWITCH_ON, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import KsmState
 from virtksm.text import format_kib
@@ -157,14 +156,14 @@ def check_nodes(facts: Facts) -> Outcome:
 
 def check_swap(facts: Facts) -> Outcome:
     """Judge whether there is swap, or no need of it."""
-    total_kib, free_kib = _swap(facts.this_machine)
+    total_kib, free_kib = _meminfo_kib(facts.this_machine, "SwapTotal", "SwapFree")
     free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
     if total_kib and free_kib * 10 < total_kib:
         return warned(f"{free}: swap is nearly full", "add swap or memory, or move guests away")
     if total_kib:
         return passed(free)
     here = _with_ksm(facts)
-    if _merged(here).missing_kib(_available_kib(here)):
+    if _merged(here).missing_kib(*_meminfo_kib(here, "MemAvailable")):
         return warned(
             "there is none, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
             "add swap (mkswap, swapon, /etc/fstab)",
@@ -175,7 +174,7 @@ def check_swap(facts: Facts) -> Outcome:
 def check_headroom(facts: Facts) -> Outcome:
     """Judge whether all that is merged would fit into memory if it unmerged."""
     here = _with_ksm(facts)
-    available_kib = _available_kib(here)
+    available_kib, swap_kib = _meminfo_kib(here, "MemAvailable", "SwapFree")
     merged = _merged(here)
     if merged.unmerge_kib == 0:
         return passed(f"nothing is merged; {format_kib(available_kib)} are available")
@@ -184,7 +183,6 @@ def check_headroom(facts: Facts) -> Outcome:
     if not missing_kib:
         return passed(detail)
     remedy = "free memory: move guests away, or give the host more"
-    _, swap_kib = _swap(here)
     if missing_kib <= swap_kib:
         return warned(f"{detail}: {format_kib(missing_kib)} would go to swap", remedy)
     return failed(f"{detail}: {format_kib(missing_kib - swap_kib)} are missing, swap included", remedy)
@@ -221,25 +219,13 @@ def _merged(here: Here) -> KsmState:
     return merged
 
 
-def _meminfo(here: Here) -> str:
+def _meminfo_kib(here: Here, *names: str) -> list[int]:
+    """Return figures of /proc/meminfo."""
     text = here.root.text("proc/meminfo")
     if text is None:
         raise CannotTell("/proc/meminfo is missing: is /proc mounted, with ProcSubset=all?")
-    return text
-
-
-def _available_kib(here: Here) -> int:
-    """Return the memory that is available, or free where the kernel does not say (before 3.14)."""
-    try:
-        memory = parse_meminfo(_meminfo(here))
-    except ValueError as error:
-        raise CannotTell(f"/proc/meminfo: {error}") from error
-    return memory.free_kib if memory.available_kib is None else memory.available_kib
-
-
-def _swap(here: Here) -> tuple[int, int]:
-    """Return swap in total, and what is free of it, in KiB."""
-    figures = dict(re.findall(rf"^(SwapTotal|SwapFree): *({NUMBER}) kB$", _meminfo(here), re.MULTILINE))
-    if len(figures) != 2:
-        raise CannotTell("/proc/meminfo: SwapTotal or SwapFree is missing")
-    return int(figures["SwapTotal"]), int(figures["SwapFree"])
+    figures = parse_figures(text)
+    for name in names:
+        if name not in figures:
+            raise CannotTell(f"/proc/meminfo: {name} is missing")
+    return [figures[name] for name in names]
