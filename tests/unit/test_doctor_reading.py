@@ -60,19 +60,13 @@ def test_what_is_no_file_hangs_nobody_and_a_link_that_leads_in_circles_is_told(t
     assert text(here, "boot").startswith("INFO not all could be read: /etc/rc.local: Too many")
 
 
-@pytest.mark.parametrize(
-    ("status", "name"),
-    [
-        (STATUS.format(name="a b", pid=1, uid=0), "a b"),
-        ("Name:\tx\nUid:\t1000\t0\t0\t0\n", None),
-        ("Name:\tx\nUid:\t0\t1000\t0\t0\n", None),
-        ("Name:\tx\nState:\tZ (zombie)\nUid:\t0\t0\t0\t0\n", None),
-        ("Name:\tx\n", None),
-    ],
-)
-def test_a_process_is_who_is_its_real_and_effective_user(status: str, name: str | None) -> None:
-    process = parse_process(7, status)
-    assert (process and process.name) == name
+def test_a_process_is_who_is_its_real_and_effective_user() -> None:
+    assert parse_process(7, STATUS.format(name="a b", pid=7, uid=36)) == Process(7, "a b", 36, 1)
+    assert parse_process(7, "Name:\tx\nUid:\t0\t0\t0\t0\n") == Process(7, "x", 0, 0)
+    for uids in ("1000\t0", "0\t1000"):
+        assert parse_process(7, f"Name:\tx\nUid:\t{uids}\t0\t0\n") is None
+    assert parse_process(7, "Name:\tx\nState:\tZ (zombie)\nUid:\t0\t0\t0\t0\n") is None
+    assert parse_process(7, "Name:\tx\n") is None
 
 
 def test_of_several_daemons_it_is_roots_and_inits_and_the_connections_own_before_all() -> None:
@@ -104,7 +98,7 @@ def test_a_masked_unit_keeps_ksm_off_and_is_not_enabled(tmp_path: Path) -> None:
 
 
 WANTS = "etc/systemd/system/multi-user.target.wants"
-UNIT = "etc/systemd/system/mine.service"
+UNITS = "etc/systemd/system"
 RUN, PAGES, SLEEP, ADVISOR = (
     f"/sys/kernel/mm/ksm/{name}" for name in ("run", "pages_to_scan", "sleep_millisecs", "advisor_mode")
 )
@@ -152,84 +146,59 @@ def test_a_profile_of_etc_comes_first_and_includes_that_only_tuned_can_resolve_a
         assert files(**{"usr/lib/tuned/virtual-host/tuned.conf": conf}).tuned.unknown_includes == unknown
 
 
-@pytest.mark.parametrize(
-    ("line", "off"),
-    [
-        ("    disable_ksm", True),
-        ("disable_ksm()", False),
-        ("# disable_ksm", False),
-        ("/sys/kernel/mm/ksm/run = 2", True),
-        ("/sys/kernel/mm/ksm/run=0", True),
-        ("/sys/kernel/mm/ksm/run=1", False),
-        ("echo 2 > /sys/kernel/mm/ksm/run", True),
-        ("/sys/kernel/mm/ksm/pages_to_scan=100", False),
-    ],
-)
-def test_a_profile_that_switches_ksm_off_is_told_from_one_that_sets_it(line: str, off: bool) -> None:
-    assert keeps_ksm_off(f"start() {{\n{line}\n}}\n") is off
+def test_a_profile_that_switches_ksm_off_is_told_from_one_that_sets_it() -> None:
+    for line in ("    disable_ksm", f"{RUN} = 2", f"{RUN}=0", f"echo 2 > {RUN}"):
+        assert keeps_ksm_off(f"start() {{\n{line}\n}}\n")
+    for line in ("disable_ksm()", "# disable_ksm", f"{RUN}=1", f"{PAGES}=100"):
+        assert not keeps_ksm_off(f"start() {{\n{line}\n}}\n")
 
 
-@pytest.mark.parametrize(
-    ("changed", "found"),
-    [
-        (
-            {"etc/tmpfiles.d/a.conf": f"w {ADVISOR} - - - - scan-time\n"},
-            ("etc/tmpfiles.d/a.conf", ADVISOR, "scan-time"),
-        ),
-        ({"etc/tmpfiles.d/a.conf": "", "usr/lib/tmpfiles.d/a.conf": f"w {ADVISOR} - - - - scan-time\n"}, None),
-        ({"etc/sysfs.conf": "kernel/mm/ksm/sleep_millisecs = 20\n"}, ("etc/sysfs.conf", SLEEP, "20")),
-        ({"etc/rc.local": f"#!/bin/sh\necho 1000 > {PAGES}\n"}, ("etc/rc.local", PAGES, "1000")),
-        ({"etc/rc.local": f"#!/bin/sh\n# echo 1000 > {PAGES}\n"}, None),
-        ({"etc/rc.local": f"#!/bin/sh\ncat {RUN}\n"}, None),
-        ({"etc/udev/rules.d/9.rules": f"RUN+=\"sh -c 'echo 1 > {RUN}'\"\n"}, ("etc/udev/rules.d/9.rules", RUN, "1")),
-        ({"var/spool/cron/crontabs/root": f"@reboot echo 0 > {RUN}\n"}, ("var/spool/cron/crontabs/root", RUN, "0")),
-        ({UNIT: f"[Service]\nExecStart=/bin/sh -c 'echo 5 > {SLEEP}'\n"}, None),
-        (
-            {f"{WANTS}/mine.service": "", UNIT: f"[Service]\nExecStart=/bin/sh -c 'echo 5 > \\\n {SLEEP}'\n"},
-            (UNIT, SLEEP, "5"),
-        ),
-        ({f"{WANTS}/mine.service": "", UNIT: f"[Service]\nReadWritePaths={RUN}\n"}, None),
-        (
-            {
-                "etc/systemd/system/timers.target.wants/mine.timer": "",
-                UNIT: f"[Service]\nExecStart=/bin/sh -c 'echo 5 >{SLEEP}'\n",
-            },
-            (UNIT, SLEEP, "5"),
-        ),
-        (
-            {
-                f"{WANTS}/mine.service": "",
-                UNIT: "[Service]\nExecStart=/home/u/ksm.sh\n",
-                "home/u/ksm.sh": f"#!/bin/sh\necho 1 > {RUN}\n",
-            },
-            None,
-        ),
-        (
-            {
-                f"{WANTS}/mine@a.service": "",
-                "etc/systemd/system/mine@.service": f"[Service]\nExecStart=sh -c 'echo 7 >{RUN}'\n",
-            },
-            ("etc/systemd/system/mine@.service", RUN, "7"),
-        ),
-        (
-            {
-                f"{WANTS}/virtksm-ksm.service": "",
-                "usr/lib/systemd/system/virtksm-ksm.service": f"ExecStart=sh -c 'echo 1 >{RUN}'\n",
-            },
-            None,
-        ),
-    ],
-)
-def test_what_else_sets_ksm_at_boot(changed: dict[str, str], found: tuple[str, str, str] | None) -> None:
-    settings = files(**changed).boot.settings
-    told = [(one.file[1:], f"/sys/kernel/mm/ksm/{one.name}", one.value) for one in settings]
-    assert told == ([] if found is None else [found])
+def test_what_else_sets_ksm_at_boot() -> None:
+    setting = {
+        "etc/tmpfiles.d/a.conf": f"w {ADVISOR} - - - - scan-time\n",
+        "etc/sysfs.conf": "kernel/mm/ksm/sleep_millisecs = 20\n",
+        "etc/udev/rules.d/9.rules": f"RUN+=\"sh -c 'echo 1 > {RUN}'\"\n",
+        "etc/rc.local": f"#!/bin/sh\necho 1000 > {PAGES}\n",
+        "var/spool/cron/crontabs/root": f"@reboot echo 0 > {RUN}\n",
+        f"{UNITS}/long.service": f"[Service]\nExecStart=/bin/sh -c 'echo 5 > \\\n {SLEEP}'\n",
+        f"{UNITS}/many@.service": f"[Service]\nExecStart=sh -c 'echo 7 >{RUN}'\n",
+        f"{UNITS}/timed.service": f"[Service]\nExecStart=/bin/sh -c 'echo 6 >{SLEEP}'\n",
+    }
+    enabled = dict.fromkeys((f"{WANTS}/long.service", f"{WANTS}/many@a.service", f"{WANTS}/timed.timer"), "")
+    assert files(**setting, **enabled).boot == (
+        [
+            ("/etc/tmpfiles.d/a.conf", "advisor_mode", "scan-time", True),
+            ("/etc/sysfs.conf", "sleep_millisecs", "20", True),
+            ("/etc/udev/rules.d/9.rules", "run", "1", False),
+            ("/etc/rc.local", "pages_to_scan", "1000", False),
+            ("/var/spool/cron/crontabs/root", "run", "0", False),
+            (f"/{UNITS}/long.service", "sleep_millisecs", "5", False),
+            (f"/{UNITS}/many@.service", "run", "7", False),
+            (f"/{UNITS}/timed.service", "sleep_millisecs", "6", False),
+        ],
+        [],
+    )
+
+
+def test_what_is_hidden_commented_only_read_not_enabled_a_users_or_virtksms_own_sets_nothing_at_boot() -> None:
+    nothing = {
+        "etc/tmpfiles.d/a.conf": "",
+        "usr/lib/tmpfiles.d/a.conf": f"w {ADVISOR} - - - - scan-time\n",
+        "etc/rc.local": f"#!/bin/sh\n# echo 1000 > {PAGES}\ncat {RUN}\n",
+        f"{UNITS}/off.service": f"[Service]\nExecStart=/bin/sh -c 'echo 5 > {SLEEP}'\n",
+        f"{UNITS}/allowed.service": f"[Service]\nReadWritePaths={RUN}\n",
+        f"{UNITS}/users.service": "[Service]\nExecStart=/home/u/ksm.sh\n",
+        "home/u/ksm.sh": f"#!/bin/sh\necho 1 > {RUN}\n",
+        "usr/lib/systemd/system/virtksm-ksm.service": f"ExecStart=sh -c 'echo 1 >{RUN}'\n",
+    }
+    enabled = {f"{WANTS}/{name}.service": "" for name in ("allowed", "users", "virtksm-ksm")}
+    assert files(**nothing, **enabled).boot == ([], [])
 
 
 def test_what_a_unit_runs_sets_ksm_at_boot() -> None:
     script = '#!/bin/sh\nK=/sys/kernel/mm/ksm\necho 1 > $K/run\necho $N | tee "${K}/pages_to_scan"\n'
     more = "[Service]\nExecStartPost=-/opt/ksm.sh -v\n"
-    changed = {f"{WANTS}/mine.service": "", f"{UNIT}.d/more.conf": more, "opt/ksm.sh": script}
+    changed = {f"{WANTS}/mine.service": "", f"{UNITS}/mine.service.d/more.conf": more, "opt/ksm.sh": script}
     settings = files(**changed).boot.settings
     assert [(one.file, one.name, one.value) for one in settings] == [
         ("/opt/ksm.sh", "run", "1"),
