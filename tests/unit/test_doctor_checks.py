@@ -326,7 +326,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_seen", hooked(aged(4999.0)), INFO, "an agent hears of guests without"),
     ("hook_seen", hooked(aged(4999.96)), PASS, "has started since"),
     ("hook_seen", without_agent(hooked(aged(4999.94))), WARN, "newer than libvirtd (pid 50)"),
-    ("hook_seen", hooked(aged(1.0), HOOK_FILE._replace(path="/etc/libvirt/hooks/qemu")), PASS, "has started since"),
+    ("hook_seen", hooked(HOOK_FILE._replace(path="/etc/libvirt/hooks/qemu"), aged(1.0)), PASS, "has started since"),
     ("hook_seen", hooked(aged(1.0), HOOK_FILE._replace(is_executable=False)), INFO, "every hook is newer"),
     ("hook_seen", files({"proc/uptime": "soon"}), WARN, "cannot tell: /proc/uptime holds no time"),
     ("hook_seen", files({"proc/50/stat": "soon"}), WARN, "cannot tell: /proc/50/stat has no start time"),

@@ -50,14 +50,26 @@ def test_what_is_no_file_hangs_nobody_and_a_link_that_leads_in_circles_is_told(t
     write_tree(tmp_path, **{f"sys/kernel/mm/ksm/{name}": None for name in names})
     os.mkfifo(fifo)
     folder.mkdir()
-    for link in (circle, tmp_path / "etc/rc.local"):
+    rules = tmp_path / "etc/polkit-1/rules.d"
+    rules.parent.mkdir()
+    for link in (circle, tmp_path / "etc/rc.local", tmp_path / "etc/sysfs.d", rules):
         link.symlink_to(link.name)
+    (tmp_path / "usr/share/polkit-1/rules.d/50-virtksm.rules").unlink()
+    (tmp_path / "sys/fs/cgroup/system.slice/ksmtuned.service/cgroup.procs").mkdir(parents=True)
+    (tmp_path / "proc/50/attr/current").mkdir(parents=True)
+    (tmp_path / "sys/fs/selinux").mkdir()
+    (tmp_path / "sys/fs/selinux/enforce").write_text("1", encoding="ascii")
     here = read(tmp_path)
     assert text(here, "ksm_run") == "WARN cannot tell: /sys/kernel/mm/ksm/run is no regular file"
     assert text(here, "max_page_sharing").endswith("max_page_sharing is no regular file")
     assert "Too many levels of symbolic links" in text(here, "use_zero_pages")
-    assert [one[:31] for one in here.boot.unread] == ["/etc/rc.local: Too many levels "]
-    assert text(here, "boot").startswith("INFO not all could be read: /etc/rc.local: Too many")
+    assert [one.partition(": Too many")[0] for one in here.boot.unread] == ["/etc/sysfs.d", "/etc/rc.local"]
+    assert text(here, "boot").startswith("INFO not all could be read: /etc/sysfs.d: Too many")
+    assert text(here, "ksmtuned").startswith("FAIL ksmtuned.service runs"), "what cannot be read is there"
+    assert text(here, "sys_writable") == "PASS libvirtd (pid 50) sees it writable", "how it is confined is unknown"
+    without = Facts(here=here, libvirt=HEALTHY.libvirt, own=replace(OWN, agent=None))
+    (permission,) = (one.outcome for one in examine(without) if one.check == "agent_permission")
+    assert permission.detail.startswith("cannot tell: /etc/polkit-1/rules.d: Too many levels")
 
 
 def test_a_process_is_who_is_its_real_and_effective_user() -> None:
