@@ -83,7 +83,7 @@ def dump(value: object) -> Any:  # noqa: ANN401  # the dumped value's
 
 
 class _Kind:
-    """An annotation taken apart: its types but None, and the class and the parameters of the first."""
+    """An annotation: its types but None, and the class and the parameters of the first."""
 
     def __init__(self, annotation: Any) -> None:  # noqa: ANN401
         from typing import get_args, get_origin
