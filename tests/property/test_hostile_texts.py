@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -28,7 +28,6 @@ from virtksm.host.proc_files import (
     parse_owner,
     parse_process_ksm,
     parse_resident_kib,
-    parse_signed,
     parse_stat,
 )
 from virtksm.model.decision import Trigger, Triggers
@@ -78,7 +77,7 @@ def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
     for number in (parse_counter(text), parse_vmstat(text, "cow_ksm")):
         assert number is None or 0 <= number < 10**20
     assert parse_choice(text) in text
-    signed = parse_signed(text)
+    signed = parse_counter(text, is_signed=True)
     assert signed is None or abs(signed) < 10**20
     for stat in (text, f"ksm_rmap_items {text}\nksm_process_profit {text}\nksm_mergeable: {text}\n"):
         ksm = parse_process_ksm(stat, text)
@@ -153,26 +152,27 @@ settings = st.none() | st.booleans() | st.integers(-1, KERNEL_MAXIMUM + 1) | st.
 ownerships = st.fixed_dictionaries(dict.fromkeys(("baseline", "intended", "applied"), settings))
 
 
+def cycle_in(paths: RuntimePaths, name: str, hypervisor: FakeHypervisor, clock: FakeClock) -> Cycle[Any]:
+    return Cycle(
+        hypervisor=hypervisor,
+        local=FakeFacts(rss_kib={"u": 4096}),
+        policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
+        store=StateFile(paths, "local"),
+        switch=FakeSwitch(),
+        clock=clock,
+        on_conflict="reassert",
+        tenure=Tenure(),
+    )
+
+
 def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
     """Run two passes of a policy and a restore over a kept state; return the kernel, or why there was none."""
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
-    config = Config(policy=name)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        paths = RuntimePaths(f"{folder}/run")
-        store = StateFile(paths, "local")
-        with store.locked():
+        paths, clock = RuntimePaths(f"{folder}/run"), FakeClock()
+        with StateFile(paths, "local").locked():
             Path(paths.host_state("local")).write_bytes(content)
-        clock = FakeClock()
-        cycle = Cycle(
-            hypervisor=hypervisor,
-            local=FakeFacts(rss_kib={"u": 4096}),
-            policy=make_policy(config),
-            store=store,
-            switch=FakeSwitch(),
-            clock=clock,
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        cycle = cycle_in(paths, name, hypervisor, clock)
 
         def run() -> FakeHypervisor:
             for trigger in (Trigger.CONNECTED, Trigger.TIMER):
@@ -232,15 +232,7 @@ def first_state(name: str) -> str:
     """The state that two passes of a policy leave."""
     with tempfile.TemporaryDirectory() as folder:
         paths = RuntimePaths(f"{folder}/run")
-        cycle = Cycle(
-            hypervisor=FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),)),
-            local=FakeFacts(rss_kib={"u": 4096}),
-            policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
-            store=StateFile(paths, "local"),
-            switch=FakeSwitch(),
-            clock=FakeClock(),
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        running = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
+        cycle = cycle_in(paths, name, running, FakeClock())
         cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")
