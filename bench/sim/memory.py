@@ -14,13 +14,10 @@ from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+from virtksm.agent.dirty_rates import EVERY_S, KIB_PER_MIB, MEASURE_S
 
 WRITE_BLOCKS = 128
 """Rewriting is done in so many blocks a region, each as one at its end: every moment of its own would be a run."""
-
-
-DIRTY_EVERY_S = 120
-DIRTY_WINDOW_S = 60
 
 
 class Kind(Enum):
@@ -69,7 +66,7 @@ class Region:
 
     def written_per_s(self, now_s: float) -> float:
         """Tell how many pages that were there before are written to in a second."""
-        return min(self.rewrite_per_s, self.pages / DIRTY_WINDOW_S) if now_s >= self.rewrite_from_s else 0.0
+        return min(self.rewrite_per_s, self.pages / MEASURE_S) if now_s >= self.rewrite_from_s else 0.0
 
     def key(self, version: int) -> Key | None:
         """Return the key of its contents of a version; None for those that no other page has (rewritten own ones)."""
@@ -139,16 +136,17 @@ class SimGuest:
     regions: list[Region] = field(default_factory=list)
     has_ended: bool = False
     dirty_kib_per_s: float | None = None
-    """As it was measured last, every DIRTY_EVERY_S seconds."""
+    """As it was measured last, every EVERY_S seconds."""
     _measured_s: float | None = None
 
     def measure_dirty(self, now_s: float) -> None:
         """Measure how much is written, if it is time to."""
         if self._measured_s is None:
-            self._measured_s = now_s - self.domain_id * 7 % DIRTY_EVERY_S
-        if now_s >= self._measured_s + DIRTY_EVERY_S:
+            self._measured_s = now_s - self.domain_id * 7 % EVERY_S
+        if now_s >= self._measured_s + EVERY_S:
             self._measured_s = now_s
-            self.dirty_kib_per_s = 4 * sum(region.written_per_s(now_s) for region in self.regions)
+            mib_per_s = sum(region.written_per_s(now_s) for region in self.regions) // PAGES_PER_MIB
+            self.dirty_kib_per_s = mib_per_s * KIB_PER_MIB
 
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""

@@ -22,8 +22,9 @@ from virtksm.model.snapshot import (
     Source,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS, MIN_WAIT_S
+from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
+from virtksm.policy.adaptive.worth import MIN_WAIT_S
 
 MAX_KIB = 2**40
 kib = st.integers(0, MAX_KIB)

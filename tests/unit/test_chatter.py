@@ -18,6 +18,7 @@ from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.unit.test_agent_history import LONG_S, WALL_S, until
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, Listeners, News
@@ -92,7 +93,8 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
-    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests)
+    rates = DirtyRates(lambda: None, configuration, BlockingCalls(), {}, lambda _error: None)
+    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, rates)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""

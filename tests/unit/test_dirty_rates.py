@@ -10,7 +10,7 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, DirtyRates
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtUnreachable
+from virtksm.errors import LibvirtUnreachable, VirtksmError
 from virtksm.model.snapshot import Guest
 
 GIB = 1024 * 1024
@@ -31,11 +31,13 @@ class Bench:
         self.guests = [guest(number) for number in range(len(mib_per_s))]
         self.host: FakeHypervisor | None = self.hypervisor
         self.rates: dict[str, float] = {}
+        self.failures: list[VirtksmError] = []
         self.dirty = DirtyRates(
             source=lambda: self.host,
             configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
             calls=BlockingCalls(),
             rates=self.rates,
+            failing=self.failures.append,
             clock=lambda: self.now_s,
         )
         self.dirty.see(self.guests, is_wanted=True)
@@ -125,7 +127,7 @@ def test_where_libvirt_fails_as_a_whole_it_is_asked_again_over_the_next_connecti
         bench = Bench(1)
         bench.host = Gone()
         await bench.step()
-        assert isinstance(bench.dirty.failed, LibvirtUnreachable)
+        assert [str(error) for error in bench.failures] == ["gone"]
         bench.dirty.forget()
         bench.host = bench.hypervisor
         bench.dirty.see(bench.guests, is_wanted=True)

@@ -582,7 +582,7 @@ def test_10_what_was_left_of_split_huge_pages_is_scanned_again_until_a_retry_has
 # Rule 11
 
 
-def dirtied(at_s: float, kib_per_s: float | None, guests: Mapping[str, int] = ONE, **ksm: float | None) -> Snapshot:
+def dirtied(at_s: float, kib_per_s: float | None, guests: Mapping[str, int] = ONE, **ksm: Any) -> Snapshot:  # noqa: ANN401  # as snap's
     """A host whose first guest writes to so much of its memory in a second; None: nobody tells."""
     seen = snap(at_s, guests, **{"full_scans": 5, **ksm})
     first, *others = seen.guests
@@ -594,14 +594,15 @@ def after_check_scan(merged_kib: int, *, written_kib: int = 0, written_s: float 
     learned = Learned(full_scan_cost_s_per_kib=1e-5)
     changed = replace(Backlog(), changed={"a/1": GIB / 2}, changed_kib_s=1e12)
     state = having_scanned(ONE, learned=learned, backlog=changed, pages_sharing=0, cow_ksm=0)
-    sharing, kernel = merged_kib // 4, {"pages_unshared": GIB // 8}
+    sharing = merged_kib // 4
+    kernel: dict[str, Any] = {"pages_unshared": GIB // 8, "cow_ksm": 0}
     steps = ((1, 5, 0), (3, 6, 0), (5, 7, sharing))
     for at_s, full_scans, pages_sharing in steps:
-        seen = dirtied(at_s, 0.0, full_scans=full_scans, pages_sharing=pages_sharing, cow_ksm=0, **kernel)
+        seen = dirtied(at_s, 0.0, full_scans=full_scans, pages_sharing=pages_sharing, **kernel)
         decision, state = decide_all(ALWAYS, seen, state=state)
     assert decision.reason.rule == "idle"
-    counted = {"full_scans": 7, "pages_sharing": sharing, "cow_ksm": written_kib // 4, **kernel}
-    return decide_all(ALWAYS, dirtied(5 + written_s, 0.0, **counted), state=state)[1]
+    kernel |= {"full_scans": 7, "pages_sharing": sharing, "cow_ksm": written_kib // 4}
+    return decide_all(ALWAYS, dirtied(5 + written_s, 0.0, **kernel), state=state)[1]
 
 
 def seconds_to_check_scan(kib_per_s: float | None, state: AdaptiveState) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
@@ -60,7 +61,14 @@ class Agent:
     def __post_init__(self) -> None:
         calls = self.connection.calls
         guests = GuestReader(lambda: self.connection.host, self.configuration, calls, self.reporter)
-        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests)
+        rates = DirtyRates(
+            source=lambda: self.connection.host,
+            configuration=self.configuration,
+            calls=calls,
+            rates=self.tenure.dirty_kib_per_s,
+            failing=self.reporter.dirty_rates_unknown,
+        )
+        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, rates)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
 
@@ -71,11 +79,14 @@ class Agent:
         reload = self._start("reload", self._reload)
         passes = self._start("passes", self.passes.run_when_due)
         guest_xml = self._start("guest XML", self.listeners.guests.read_when_due)
+        dirty_rates = self._start("dirty rates", self.listeners.dirty_rates.measure_when_due)
         history = self._start("history", self.history_writer.keep_writing)
         await self.stopping.wait()
         connection.cancel()
         reload.cancel()
-        await asyncio.wait({passes, connection, guest_xml, reload})  # a pass that has begun is finished first
+        await asyncio.wait(
+            {passes, connection, guest_xml, dirty_rates, reload}
+        )  # a pass that has begun is finished first
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
@@ -100,6 +111,7 @@ class Agent:
         self.stopping.set()
         self.passes.stop()
         self.listeners.guests.stop()
+        self.listeners.dirty_rates.stop()
 
     def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -167,6 +179,7 @@ class Agent:
         cycle = self.make_cycle(host, config, self.tenure)
         self.passes.follow(config, cycle)
         self.listeners.guests.forget()
+        self.listeners.dirty_rates.forget()
         self._open_history()
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)

@@ -61,6 +61,7 @@ class DirtyRates:
     configuration: Configuration
     calls: BlockingCalls
     rates: dict[str, float]
+    failing: Callable[[VirtksmError], None]
     clock: Callable[[], float] = time.monotonic
     running: dict[str, Guest] = field(default_factory=dict)
     measured: dict[str, Measurement] = field(default_factory=dict)
@@ -109,6 +110,7 @@ class DirtyRates:
             found, begun = await self.calls.run("measure dirty rates", work, limit_s)
         except VirtksmError as error:
             self.failed = error
+            self.failing(error)
             return
         for one in ended:
             self._learn(one, found.get(one.guest.uuid))

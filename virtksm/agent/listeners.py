@@ -1,4 +1,4 @@
-"""The listeners to events and passes: the log, the history, the trace buffer, and the reader of guests' XML.
+"""The listeners to events and passes: the log, the history, the trace buffer, and those who ask for more about guests.
 
 Which passes are news, which are logged at level info, and kept in the history:
 1. A requested pass, a guest's start or stop, a refusal and another writer are news.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
@@ -57,6 +58,7 @@ class Listeners:
     history_writer: HistoryWriter
     trace: TraceBuffer
     guests: GuestReader
+    dirty_rates: DirtyRates
     news: News = field(default_factory=News)
 
     def heard(self, event: DomainEvent) -> None:
@@ -73,3 +75,4 @@ class Listeners:
         thresholds = [one.as_dict() for one in done.report.find_thresholds()] if is_news else []
         self.history_writer.take(line, line.summary(thresholds) if is_news else None)
         self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)
+        self.dirty_rates.see(done.report.snapshot.guests, is_wanted=done.report.decision.wants_dirty_rates)

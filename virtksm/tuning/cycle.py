@@ -37,6 +37,8 @@ class Tenure:
     """True once libvirt and this machine's files showed the same settings: later passes read the files."""
     conflict: ConflictState = field(default_factory=ConflictState)
     refused: dict[str, Refused] = field(default_factory=dict)
+    dirty_kib_per_s: dict[str, float] = field(default_factory=dict)
+    """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured it."""
     lacking: frozenset[str] = frozenset()
     """The parameters that the kernel did not offer in the last pass, which reported them: not again with each timer."""
 
@@ -76,6 +78,9 @@ class Cycle(Generic[State]):
                 with_other_processes=off is None and self.policy.wants_other_processes,
                 files_agree=self.tenure.files_agree,
             )
+            if rates := self.tenure.dirty_kib_per_s:
+                guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
+                snapshot = replace(snapshot, guests=tuple(guests))
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)

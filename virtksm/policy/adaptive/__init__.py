@@ -184,6 +184,7 @@ class AdaptivePolicy:
             reason=Reason(rule=rule, text=text, numbers=numbers),
             next_pass_s=next_pass_s,
             is_routine=rule == state.rule,
+            wants_dirty_rates=need.engaged and rule != "off",
         )
         return decision, replace(state, rule=rule)
 

@@ -18,8 +18,6 @@ UNSEEN = "unseen"
 """The key of memory that is no known process's, and of merged pages that were written to beyond what was measured."""
 BLIND_S = 24 * 3600.0
 """Memory of which nobody tells how fast it changes is assumed to change once in so long."""
-UNTOLD_S = 7 * BLIND_S
-"""libvirt tells whole MiB a second: memory of which it tells 0 is assumed to change once in so long."""
 UNSEEN_SHARE = 1 / 64
 """Other processes that may not be read are assumed to hold this share of the host's memory."""
 
@@ -51,7 +49,7 @@ def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[flo
     found = {}
     for key, kib in state.guests_kib.items():
         kib_per_s = dirty.get(key)
-        found[key] = (kib * lone / BLIND_S if kib_per_s is None else max(kib_per_s, kib * lone / UNTOLD_S), kib)
+        found[key] = (kib * lone / BLIND_S if kib_per_s is None else kib_per_s, kib)
     unseen_kib = unseen_of_kib(snapshot, state)
     return found | {UNSEEN: (unseen_kib * lone / BLIND_S, unseen_kib)} if unseen_kib else found
 

@@ -41,8 +41,9 @@ CHECK_COST = 3.0
 """A check scan costs as much as so many full scans: smart_scan lets old pages be visited in few of them only."""
 CHANGING_S = 300.0
 """What would double in so long at the present rate goes on changing: a check scan now would come too early."""
-LATEST_S, LATEST_COST = 4 * 3600.0, 2000.0
-"""A check scan begins after so long at the latest, or after so many times a full scan's cost: 0.3 % of a core."""
+LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
+"""A check scan begins after so long at the latest, or after so many times a full scan's cost: 0.2 % of a core. What
+changes by less than a MiB a second no guest is said to change."""
 MAX_FALL = 8
 """One check scan that found nothing makes the share of changed memory that is expected to merge so much smaller."""
 
@@ -62,9 +63,10 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     backlog, growth, has_backlog = state.backlog, judge_growth(state), is_due(state, memory_kib)
     more_kib_per_s = sum(kib_per_s for kib_per_s, _ in changing(snapshot, state).values())
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
-    if small_kib >= 0 and not more_kib_per_s:
-        return None
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
+    latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
+    if small_kib >= 0 and not more_kib_per_s:
+        return latest_s if memory_kib else None
     ratio = STARTS_MERGE_RATIO if state.arrivals.has_starts else max(merge_ratio(state.learned), MIN_MERGE_RATIO)
     changed = changed_ratio(state.learned)
 
@@ -86,8 +88,7 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     if small_kib > 0:
         wait_s = max(wait_s, small_kib / more_kib_per_s)
     if not has_backlog:
-        latest_s = state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s
-        return min(wait_s, max(latest_s, 0.0))
+        return min(wait_s, latest_s)
     ends_s = seconds_to_end(growth, state, memory_kib)
     return min(wait_s, max(ends_s, MIN_WAIT_S)) if ends_s > 0 else wait_s
 
