@@ -53,8 +53,8 @@ class Figures:
     """One run in numbers. Times are seconds after the last guest's settling; None: did not happen in the run.
 
     `watched_s` is how long the run went on after that. `lag_share` is how far it was behind flat-out scanning at worst
-    (negative: never), `late_lag_share` the same from 15 s after its last guest's settling on. `max_backoff` and
-    `backlog_mib` (in the end) are what the policy adaptive says in its decisions' numbers.
+    (negative: never), `late_lag_share` the same from 15 s after its last guest's settling on. `min_merge_ratio`
+    and `backlog_mib` (in the end) are what the policy adaptive says in its decisions' numbers.
     """
 
     watched_s: float
@@ -71,7 +71,7 @@ class Figures:
     neighbour_rest_ms: float | None
     lag_share: float | None
     late_lag_share: float | None
-    max_backoff: float | None
+    min_merge_ratio: float | None
     backlog_mib: float | None
 
 
@@ -119,7 +119,7 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         neighbour_rest_ms=statistics.median(at_rest_ms) if at_rest_ms else None,
         lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, 0.0),
         late_lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, settled_s + LATE_LAG_S),
-        max_backoff=max((one["backoff"] for one in numbers), default=None),
+        min_merge_ratio=min((one["merge_ratio"] for one in numbers), default=None),
         backlog_mib=read_backlog_mib(numbers[-1]) if numbers else None,
     )
 

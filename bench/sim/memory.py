@@ -50,6 +50,8 @@ class Region:
     rewrite_from_s: float
     rewrite_base: int
     rewritten: int
+    is_drifting: bool = False
+    """Whether what is rewritten becomes equal in all guests."""
     states: Runs[PageState] = field(default_factory=lambda: Runs(UNKNOWN))
 
     def filled(self, now_s: float) -> int:
@@ -71,7 +73,7 @@ class Region:
     def key(self, version: int) -> Key | None:
         """Return the key of its contents of a version; None for those that no other page has (rewritten own ones)."""
         if self.kind is Kind.OWN and version > 0:
-            return None
+            return ("drift", 0, version) if self.is_drifting else None
         return (self.kind.value, self.image, version if self.kind is Kind.COMMON else 0)
 
     def indexes(self, low: int, high: int) -> tuple[int, int, int]:
@@ -109,6 +111,12 @@ class Region:
             changed = [(0, into, cycle + 1), (begin % self.pages, self.pages, cycle)]
         for low, high, version in changed:
             self.write(trees, low, high, version)
+
+    def drift(self, trees: Trees, now_s: float, pages_per_s: float) -> None:
+        """Rewrite so many pages a second from now on, as all other guests' do."""
+        self.catch_up(trees, now_s)
+        self.is_drifting, self.rewrite_per_s = True, pages_per_s
+        self.rewrite_from_s, self.rewrite_base = now_s, self.rewritten
 
     def leave(self, trees: Trees) -> None:
         """Unmap all pages, as a process that ends does; ksmd will learn of it later."""

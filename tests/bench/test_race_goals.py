@@ -24,7 +24,7 @@ PEER = Figures(
     neighbour_rest_ms=5.0,
     lag_share=0.15,
     late_lag_share=0.15,
-    max_backoff=None,
+    min_merge_ratio=None,
     backlog_mib=None,
 )
 OURS = replace(
@@ -37,7 +37,7 @@ OURS = replace(
     saved_mib_s_per_cpu_s=9000.0,
     merges=200,
     backlog_mib=0.0,
-    max_backoff=8,
+    min_merge_ratio=0.25,
 )
 CLAIRVOYANT = replace(PEER, until_most_s=26.0, cpu_s=27.0)
 
@@ -63,7 +63,7 @@ def missed(work: str, ours: Figures = OURS, **others: Figures) -> list[str]:
         ("growth", replace(OURS, lag_share=1.0, late_lag_share=-0.2), "behind flat out at worst"),
         ("churn", replace(OURS, held_mib=949.0), "savings, within 5 % of the best peer's"),
         ("thrash", replace(OURS, merges=201), "merges, 1/5 of flat out's"),
-        ("thrash", replace(OURS, max_backoff=1), "says so: scans so many times less often"),
+        ("thrash", replace(OURS, min_merge_ratio=0.5), "says so: the share that it expects to merge, and to last"),
         ("stop", replace(OURS, backlog_mib=5.0), "idle again, with a backlog of"),
     ],
 )

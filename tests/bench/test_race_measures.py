@@ -127,11 +127,11 @@ def test_the_lag_behind_flat_out_leaves_the_first_tenth_out() -> None:
 
 def test_a_work_is_one_table_its_goals_and_one_picture(tmp_path: Path) -> None:
     decisions = [
-        {"numbers": dict.fromkeys(BACKLOG, kib) | {"backoff": backoff}} for kib, backoff in ((9, 4), (1024, 1))
+        {"numbers": dict.fromkeys(BACKLOG, kib) | {"merge_ratio": ratio}} for kib, ratio in ((9, 0.25), (1024, 0.5))
     ]
     runs = [made_up("adaptive", rising(20), decisions=decisions), made_up("off", lambda _: 0, share=0.0)]
     results = measure_work(runs)
-    assert (results["adaptive"].max_backoff, results["adaptive"].backlog_mib) == (4, len(BACKLOG))
+    assert (results["adaptive"].min_merge_ratio, results["adaptive"].backlog_mib) == (0.25, len(BACKLOG))
     goal = Goal(what="90 % after", measured=None, limit=9.0, unit="s")
     report = write_work(STORM, results, [goal], ["no run of flat"])
     assert f"## storm\n\n{STORM.title}" in report

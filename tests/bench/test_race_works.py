@@ -42,7 +42,7 @@ def test_our_decisions_say_the_backlog_that_is_judged_and_check_scans_cost_littl
     backlogs = [read_backlog_mib(report.decision.reason.numbers) for _, report in run.passes]
     assert max(backlogs) > 4 * 300
     assert backlogs[-1] == 0
-    assert 0 < simulate_check_scans(work) < 0.005 * 3600
+    assert 0 <= simulate_check_scans(work) < 0.003 * 3600
 
 
 def test_what_is_equal_takes_one_page_and_the_rest_is_saved() -> None:

@@ -640,7 +640,8 @@ def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_last
     assert soon.backlog.changed_kib == GIB // 2, "it may merge again"
     learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
     started = having_scanned(learned=learned, cow_ksm=0)
-    _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
+    decision, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
+    assert decision.reason.text.endswith("rewritten soon, so less is expected of the next full scan")
     assert merge_ratio(state.learned) < merge_ratio(started.learned), "new memory that merges in vain teaches the same"
 
 

@@ -125,7 +125,8 @@ class AdaptivePolicy:
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         if seconds_until_stalled(snapshot, state, current) < 0:
-            return self._idle(snapshot, stand_down(state), need, "stalled", "the full scan makes no progress: given up")
+            state = stand_down(replace(state, learned=replace(state.learned, ended_s=snapshot.taken_s)))
+            return self._idle(snapshot, state, need, "stalled", "the full scan makes no progress: given up")
         settings, next_pass_s, state = feed(snapshot, state, current, self.params, need.pressure)
         rule = "check_scan" if state.scans.is_check else "full_scan"
         text = f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {progress(snapshot, current)}"
@@ -157,6 +158,8 @@ class AdaptivePolicy:
         if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
+        if learned.rewritten_kib * 2 > learned.merged_kib > 0:
+            text += "; most of what merged last was rewritten soon, so less is expected of the next full scan"
         numbers = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,

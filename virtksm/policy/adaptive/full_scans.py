@@ -15,6 +15,7 @@ from virtksm.policy.adaptive.changes import known_kib, total_kib
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
+    NEGLIGIBLE,
     full_scan_cost_s,
     is_due,
     is_second_due,
@@ -80,6 +81,8 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     changed_kib = 0 if is_second else int(backlog.changed_kib)
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), visited=0.0, merged_kib=0)
+        if scans.is_check:  # what it is for has to count, or there would be no second one
+            changed_kib = max(changed_kib, memory_kib // NEGLIGIBLE + 1)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
@@ -229,6 +232,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     if is_second and not goes_on and once_kib:
         found_kib = max(merged_kib, pair_kib)
         learned = learn(learned, now.taken_s, once_kib, found_kib, is_check=scans.is_check)
+    learned = replace(learned, ended_s=now.taken_s)
     per_kib = cost_s / max(total_kib(snapshot, state), 1)
     return replace(
         state,

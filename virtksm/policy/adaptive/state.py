@@ -136,7 +136,7 @@ class Learned:
     """Whether it looked for nothing but what may have changed in place."""
     ended_s: float = 0.0
     rewritten_kib: int = 0
-    """When it ended, and what was written to too soon after, although it had merged."""
+    """When the last full scan ended, and what was written to too soon after the last pair, although it had merged."""
     page_cost_s: float = DEFAULT_PAGE_COST_S
     full_scan_cost_s_per_kib: float | None = None
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
