@@ -273,6 +273,7 @@ def test_the_readers_socket_answers_questions_alone(path: Path) -> None:
     async def client() -> None:
         for question in ("status", "history", "decisions"):
             assert (await talk(path, json.dumps({"op": question}).encode() + b"\n"))["ok"] is True
+        assert "no JSON object" in str((await talk(path, b"[1]\n"))["error"])
         for sent in (b'{"op": "retune"}\n', b'{"op": ["status"]}\n', b"{}\n"):
             answer = await talk(path, sent)
             assert answer["ok"] is False

@@ -74,7 +74,7 @@ def test_every_poke_is_heard_also_one_that_came_in_the_window_until_it_is_closed
         write_until_full(paths)
         await asyncio.sleep(0.05)  # beyond the pause: a timer left behind would have listened again
         assert ear.heard == 2
-        os.close(other)
+        Pokes(other, ear.hear, lambda: 0.0).close()
 
     listen(paths, 0.0, test)
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.errors import StateUnusable
+from virtksm.paths import RuntimePaths
 from virtksm.store.switch import SwitchFile, parse_switch
 
 HANG_S = 30.0
@@ -20,7 +21,7 @@ HANG_S = 30.0
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "lib" / "local.off"
+    return Path(RuntimePaths(str(tmp_path / "run"), str(tmp_path / "lib")).host_switch("local"))
 
 
 @pytest.fixture

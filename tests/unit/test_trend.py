@@ -36,7 +36,7 @@ def test_each_stretch_has_what_was_seen_last(points: list[Point], levels: list[i
         ([], None),
         ([at(LATELY_S + 1, cpu=1.0), at(200, cpu=8.0), at(100, cpu=9.0)], (1.0, 200.0)),
         ([at(7000, cpu=1.0), at(1000, cpu=5.0)], (0.5, 1000.0)),
-        ([at(100, cpu=7.0), at(50, cpu=5.0)], (10.0, 50.0)),
+        ([at(150, cpu=99.0), at(100, cpu=7.0), at(50, cpu=5.0)], (10.0, 50.0)),
         ([at(100, cpu=None), at(0.5, cpu=9.0)], None),
         ([at(-100, cpu=4.0)], None),
     ],
