@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,17 +17,10 @@ from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.current import after_pass
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
-from virtksm.model.report import Foreign, Outcome, PassReport
+from virtksm.model.report import Foreign, PassReport
 from virtksm.model.snapshot import Guest
 from virtksm.policy import make_policy
 from virtksm.text import printable
-
-PROJECT = Path(__file__).parents[2]
-KSMD_COLLECTOR = [
-    "full_scans", "merge_across_nodes", "pages_shared", "pages_sharing", "pages_to_scan", "pages_unshared",
-    "pages_volatile", "run", "sleep_millisecs", "sleep_seconds",
-]  # fmt: skip
-"""What node_exporter's collector/ksmd_linux.go tells."""
 
 
 def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassReport:
@@ -76,19 +67,6 @@ def measured(report: PassReport, *, tally: Tally | None = None) -> dict[str, Val
     return measure(moment(tally, report))
 
 
-def test_names_are_prometheus_way_and_none_is_node_exporters() -> None:
-    names = [metric.name for metric in METRICS]
-    assert len(set(names)) == len(names)
-    assert all(re.fullmatch(r"virtksm(_[a-z]+)+", name) for name in names)
-    assert {metric.name for metric in METRICS if metric.kind == "counter"} == {
-        name for name in names if name.endswith("_total")
-    }
-    assert not [
-        name for name in names for one in KSMD_COLLECTOR if re.fullmatch(f"virtksm_(ksm_)?{one}(_total)?", name)
-    ]
-    assert all(metric.meaning.endswith(".") for metric in METRICS)
-
-
 def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() -> None:
     tally = Tally()
     tally.exposed = 0
@@ -103,6 +81,9 @@ def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() 
     assert found["virtksm_guests_other_saved_bytes"] == {(): 200}
     found = measure(moment(Tally(), report, savings=None))
     assert "virtksm_guest_saved_bytes" not in found
+    assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
+    untold = replace(report.snapshot, ksm=replace(report.snapshot.ksm, ksm_zero_pages=None))
+    assert "virtksm_zero_pages_bytes" not in measured(replace(report, snapshot=untold))
     assert found["virtksm_profit_bytes"] == {(): -5}, "it needs no guest's process"
 
 
@@ -127,27 +108,20 @@ def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
         (one,): int(one == result) for one in ("applied", "unchanged", "yielded", "held", "refused", "failed")
     }
     tally.failed(["timer"])
-    found = measure(moment(tally, report))
-    assert found["virtksm_pass_triggers_total"][("timer", "failed")] == 1
-    assert found["virtksm_last_pass_result"][("failed",)] == 1
-    assert found["virtksm_last_pass_timestamp_seconds"] == {(): 1_790_000_100.0}, "it did not fail"
-
-
-def test_conflicts_and_refusals_are_counted_by_parameter() -> None:
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
     foreign = Foreign(parameter="sleep_millisecs", ours=10, found=20)
-    report = replace(a_pass(), outcome=Outcome.REFUSED, refusals=(refused,), foreign=(foreign,))
-    found = measured(report)
+    tally.passed(replace(report, refusals=(refused,), foreign=(foreign,)), None, 1_790_000_100.0)
+    tally.failed(["timer"])
+    tally.connected()
+    tally.connected()
+    found = measure(moment(tally, report))
+    assert found["virtksm_libvirt_reconnects_total"] == {(): 1}
     assert found["virtksm_refusals_total"] == {("pages_to_scan", "advisor_on"): 1}
     assert found["virtksm_conflicts_total"][("sleep_millisecs",)] == 1
     assert found["virtksm_conflicts_total"][("pages_to_scan",)] == 0
-
-
-def test_reconnects_are_the_connections_after_the_first() -> None:
-    tally = Tally()
-    for expected in (0, 1, 2):
-        tally.connected()
-        assert measure(moment(tally, None))["virtksm_libvirt_reconnects_total"] == {(): expected}
+    assert found["virtksm_pass_triggers_total"][("timer", "failed")] == 2
+    assert found["virtksm_last_pass_result"][("failed",)] == 1
+    assert found["virtksm_last_pass_timestamp_seconds"] == {(): 1_790_000_100.0}, "it did not fail"
 
 
 @pytest.mark.parametrize(
@@ -169,23 +143,6 @@ def test_the_backlog_is_the_adaptive_policys_alone() -> None:
     assert sum(map(float, found["virtksm_backlog_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
     assert measured(a_pass(policy="target"))["virtksm_backlog_bytes"] == {}
     assert measured(replace(report, state_after={}))["virtksm_backlog_bytes"] == {}, "switched off"
-
-
-def test_zero_pages_and_swap_are_missing_where_nobody_tells_them() -> None:
-    report = a_pass()
-    found = measured(report)
-    assert found["virtksm_zero_pages_bytes"] == {(): 0}
-    assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
-    snapshot = report.snapshot
-    untold = replace(
-        snapshot,
-        ksm=replace(snapshot.ksm, ksm_zero_pages=None),
-        host=replace(snapshot.host, swap_free_kib=None),
-    )
-    found = measured(replace(report, snapshot=untold))
-    assert "virtksm_zero_pages_bytes" not in found
-    assert "virtksm_host_swap_free_bytes" not in found
-    assert found["virtksm_saved_bytes"] == {(): 0}
 
 
 def test_durations_fall_into_the_bucket_of_their_bound() -> None:
