@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
 from tests.lab.agent_bench import Bench, FakeConnection, guest
+from tests.unit.test_agent_history import HangingHistory
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
@@ -187,18 +188,6 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
 
     bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
-
-
-class HangingHistory(FakeHistory):
-    """A history on a disk that hangs."""
-
-    def __init__(self, released: threading.Event) -> None:
-        super().__init__()
-        self._released = released
-
-    def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
-        self._released.wait(LONG_S)
-        return super().add(*batch)
 
 
 def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(

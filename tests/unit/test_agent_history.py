@@ -176,9 +176,9 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
 class HangingHistory(FakeHistory):
     """A disk that does not answer until released; `tries` counts who has come to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, released: threading.Event | None = None) -> None:
         super().__init__()
-        self.released = threading.Event()
+        self.released = released or threading.Event()
         self.tries = 0
 
     def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
