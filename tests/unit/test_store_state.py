@@ -88,12 +88,6 @@ def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, dam
         StateFile(paths, "local").load()
 
 
-def test_a_state_is_ones_own_where_no_other_user_owns_its_folder(paths: RuntimePaths) -> None:
-    assert StateFile(paths, "local").is_own
-    Path(paths.agent_dir).rename(f"{paths.agent_dir}.gone")
-    assert not StateFile(paths, "local").is_own
-
-
 def test_each_host_has_a_state_of_its_own_that_nobody_else_may_read_or_write_and_nothing_beside(
     paths: RuntimePaths,
 ) -> None:
@@ -126,24 +120,40 @@ def test_a_disk_that_is_full_is_told_as_such_and_nothing_is_left(paths: RuntimeP
     assert [path.name for path in Path(paths.agent_dir).iterdir()] == ["local.lock"]
 
 
-def test_a_planted_symbolic_link_is_not_followed(paths: RuntimePaths, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
+def test_no_planted_link_is_followed_and_one_in_the_states_place_is_replaced(
+    paths: RuntimePaths, tmp_path: Path
+) -> None:
+    victim, elsewhere = tmp_path / "victim", tmp_path / "elsewhere"
     victim.write_text("precious", encoding="utf-8")
-    Path(paths.host_state("other")).symlink_to(victim)
+    state, lock = paths.host_state("local"), Path(paths.host_lock("local"))
+    Path(state).symlink_to(victim)
     with pytest.raises(StateUnusable):
-        read_file(paths.host_state("other"))
-    Path(paths.host_lock("other")).symlink_to(victim)
-    with pytest.raises(StateUnusable), StateFile(paths, "other").locked():
+        read_file(state)
+    replace_file(state, "new")
+    assert (victim.read_text(encoding="utf-8"), read_file(state)) == ("precious", "new")
+    lock.unlink()
+    lock.symlink_to(victim)
+    with pytest.raises(StateUnusable), StateFile(paths, "local").locked():
         raise AssertionError("locked")
-
-
-@pytest.mark.parametrize("name", ["agent_lock", "coalesce_lock"])
-def test_a_lock_is_not_made_where_a_link_leads(paths: RuntimePaths, tmp_path: Path, name: str) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    Path(getattr(paths, name)).symlink_to(elsewhere)
-    with pytest.raises(StateUnusable):
-        open_lock(getattr(paths, name))
+    for path in (paths.agent_lock, paths.coalesce_lock):
+        Path(path).symlink_to(elsewhere)
+        with pytest.raises(StateUnusable):
+            open_lock(path)
     assert not elsewhere.exists()
+
+
+def test_a_lock_that_is_held_is_reported_as_asked(paths: RuntimePaths) -> None:
+    held = AlreadyRunning("another pass holds it")
+    for _ in range(2):
+        with (
+            locked(paths.agent_lock, held),
+            pytest.raises(AlreadyRunning, match="another pass holds it"),
+            locked(paths.agent_lock, held),
+        ):
+            raise AssertionError("both hold it")
+    assert StateFile(paths, "local").is_own
+    Path(paths.agent_dir).rename(f"{paths.agent_dir}.gone")
+    assert not StateFile(paths, "local").is_own
 
 
 def test_a_fifo_in_a_states_place_and_a_state_without_end_are_refused(paths: RuntimePaths) -> None:
@@ -176,15 +186,6 @@ def test_of_a_file_no_more_is_read_than_asked_for(tmp_path: Path, most: int) -> 
         assert read_at_most(file, most) == path.read_bytes()[:most]
 
 
-def test_a_link_in_the_states_place_is_replaced_and_what_it_points_to_kept(paths: RuntimePaths, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious", encoding="utf-8")
-    Path(paths.host_state("local")).symlink_to(victim)
-    replace_file(paths.host_state("local"), "new")
-    assert victim.read_text(encoding="utf-8") == "precious"
-    assert read_file(paths.host_state("local")) == "new"
-
-
 @pytest.mark.real  # as root: it gives a folder away
 def test_what_root_makes_belongs_to_the_folders_owner_and_what_is_there_stays_its_owners(tmp_path: Path) -> None:
     paths = RuntimePaths(str(tmp_path / "run"))
@@ -198,15 +199,6 @@ def test_what_root_makes_belongs_to_the_folders_owner_and_what_is_there_stays_it
     owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in Path(paths.agent_dir).iterdir()}
     agents = (65534, 65533)
     assert owners == {"local.lock": agents, "local.json": agents, "mine.lock": (0, 0), "mine.json": agents}
-
-
-def test_a_lock_that_is_held_is_reported_as_asked(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
-    held = AlreadyRunning("another pass holds it")
-    with locked(path, held), pytest.raises(AlreadyRunning, match="another pass holds it"), locked(path, held):
-        raise AssertionError("both hold it")
-    with locked(path, held):
-        pass
 
 
 def test_what_is_no_folder_or_has_no_parent_is_refused(tmp_path: Path) -> None:

@@ -92,13 +92,8 @@ class ControlServer:
         self._for_readers = for_readers
         self._patience_s = patience_s
         self._crashed = crashed
-        self._clients: list[Client] = []
+        self.clients: list[Client] = []
         self._server: asyncio.Server | None = None
-
-    @property
-    def clients(self) -> int:
-        """How many places are taken."""
-        return len(self._clients)
 
     async def start(self, listener: socket.socket, *, backlog: int = BACKLOG) -> None:
         """Serve `listener`; `backlog` is also how many clients are accepted before the loop does something else."""
@@ -117,7 +112,7 @@ class ControlServer:
             writer.write(_line(refusal))
             writer.close()
             return
-        self._clients.append(client)
+        self.clients.append(client)
         try:
             answer = await self._answer(reader, client)
             if answer is not None:
@@ -130,20 +125,20 @@ class ControlServer:
             _abort(writer)
             raise
         finally:
-            if client in self._clients:
-                self._clients.remove(client)
+            if client in self.clients:
+                self.clients.remove(client)
 
     def _find_refusal(self, uid: int) -> dict[str, object] | None:
         """Return the answer to a client that is refused; None makes room for it."""
         is_stranger = uid not in (0, os.geteuid())
         if is_stranger and not self._for_readers:
             return failure("only root and the agent's own user may ask here", 1)
-        places = Counter(client.uid for client in self._clients)
+        places = Counter(client.uid for client in self.clients)
         if is_stranger and places[uid] >= MAX_OF_A_READER:
             return failure("too many clients", 1)
-        if len(self._clients) < MAX_CLIENTS:
+        if len(self.clients) < MAX_CLIENTS:
             return None
-        leaving = [client for client in self._clients if uid == 0 or client.uid != 0]  # only root takes root's place
+        leaving = [client for client in self.clients if uid == 0 or client.uid != 0]  # only root takes root's place
         if not leaving:
             return failure("too many clients", 1)
         # Of those, one who has not asked; of the user with most places; the first to come.
@@ -152,7 +147,7 @@ class ControlServer:
 
     def _evict(self, client: Client) -> None:
         """Give up a client's place, for another one."""
-        self._clients.remove(client)
+        self.clients.remove(client)
         if not client.writer.is_closing():
             client.writer.write(_line(failure("too many clients", 1)))
             client.writer.close()

@@ -158,9 +158,15 @@ async def _serve(
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)
-        pokes = _listen_for_pokes(agent.passes, paths, reporter)
-        if pokes is not None:
+        try:
+            fifo = open_poke_fifo(paths)
+        except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
+            reporter.poke_unavailable(error)
+        else:
+            passes = agent.passes
+            pokes = Pokes(fifo, lambda: passes.offer(Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
             stack.callback(pokes.close)
+            pokes.listen()
         try:
             listener = bind_socket(paths.control_socket)
         except OSError as error:
@@ -183,17 +189,6 @@ def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:
     error = context.get("exception")
     message = str(context["message"])
     reporter.task_crashed(message, error if isinstance(error, Exception) else RuntimeError(message))
-
-
-def _listen_for_pokes(passes: Passes, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
-    try:
-        fifo = open_poke_fifo(paths)
-    except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
-        reporter.poke_unavailable(error)
-        return None
-    pokes = Pokes(fifo, lambda: passes.offer(Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
-    pokes.listen()
-    return pokes
 
 
 async def feed_watchdog(notifier: Notifier, passes: Passes, reporter: Reporter, events: EventLoop) -> None:

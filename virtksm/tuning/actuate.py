@@ -62,15 +62,11 @@ def apply(
         if not missed:
             continue
         name, value = missed[0]
-        seen = _with_advisor(after, local)
+        seen = after if local is None else replace(after, advisor_mode=local.advisor_mode())
         refusals.append(
             refusal(name, value, getattr(seen.settings, name), diagnose(name, value, seen, cause or Cause.UNKNOWN))
         )
     return after, tuple(refusals)
-
-
-def _with_advisor(ksm: KsmState, local: LocalFacts | None) -> KsmState:
-    return ksm if local is None else replace(ksm, advisor_mode=local.advisor_mode())
 
 
 def diagnose(parameter: str, value: int, ksm: KsmState, reported: Cause = Cause.UNKNOWN) -> Cause:

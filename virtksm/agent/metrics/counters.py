@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import PARAMETERS
@@ -34,11 +35,8 @@ class Durations:
         self.sum_s += seconds
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
-        """Yield each bound, infinity at last, with how many were no longer."""
-        count = 0
-        for bound_s, more in zip((*BOUNDS_S, math.inf), self._counts, strict=True):
-            count += more
-            yield bound_s, count
+        """Return each bound, infinity at last, with how many were no longer."""
+        return zip((*BOUNDS_S, math.inf), accumulate(self._counts), strict=True)
 
 
 class PassCounts:

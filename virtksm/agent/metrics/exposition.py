@@ -6,13 +6,13 @@ add a series with their time of creation, which cannot be switched off before ve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from virtksm.agent.metrics.counters import Durations
 from virtksm.agent.metrics.definitions import METRICS, Metric, Moment, Values, measure
@@ -50,7 +50,7 @@ def make_family(metric: Metric, values: Values) -> Family:
         family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
         for labels, value in values.items():
             assert isinstance(value, Durations)
-            buckets = [(_bound(bound_s), count) for bound_s, count in value.cumulative()]
+            buckets = [(floatToGoString(bound_s), count) for bound_s, count in value.cumulative()]  # type: ignore[no-untyped-call]
             family.add_metric(labels, buckets, value.sum_s)
         return family
     made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
@@ -59,7 +59,3 @@ def make_family(metric: Metric, values: Values) -> Family:
         assert not isinstance(value, Durations)
         plain.add_metric([printable(text) for text in labels], float(value))
     return plain
-
-
-def _bound(bound_s: float) -> str:
-    return "+Inf" if math.isinf(bound_s) else str(bound_s)
