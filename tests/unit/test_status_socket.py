@@ -70,13 +70,17 @@ async def echo(request: Mapping[str, object]) -> dict[str, object]:
     return {"ok": True, "asked": request["op"]}
 
 
+def gid_of(group: str) -> int | None:
+    return grp.getgrnam(group).gr_gid if group else None
+
+
 def open_to_all(paths: RuntimePaths) -> None:
     Path(paths.agent_dir).chmod(0o755)
     Path(paths.control_socket).chmod(0o666)
 
 
 def count_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def is_there(path: str) -> bool:
@@ -90,7 +94,7 @@ def serve(paths: RuntimePaths, group: str, test: Callable[[StatusSocket], Awaita
         control = ControlServer(echo)
         await control.start(bind_socket(paths.control_socket))
         readers = StatusSocket(paths, echo)
-        readers.follow(group, GID if group else None)
+        readers.follow(group, gid_of(group))
         try:
             await test(readers)
         finally:
@@ -125,13 +129,22 @@ async def ask_as(uid: int, gids: list[int], path: str, op: str) -> dict[str, obj
     return answer
 
 
+def hold(uid: int, path: str) -> subprocess.Popen[str]:
+    """Have another user, a member of the group, open 1,000 connections and hold them."""
+    return subprocess.Popen(
+        [PYTHON, "-I", "-S", "-c", HOLD, path],
+        user=uid,
+        group=NOBODY,
+        extra_groups=[GID],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 @asynccontextmanager
 async def thousand_connections(uid: int, path: str) -> AsyncIterator[None]:
-    """Have another user, a member of the group, open 1,000 connections and hold them."""
-    command, pipe = [PYTHON, "-I", "-S", "-c", HOLD, path], subprocess.PIPE
-    with subprocess.Popen(
-        command, user=uid, group=NOBODY, extra_groups=[GID], stdin=pipe, stdout=pipe, text=True
-    ) as holding:
+    with hold(uid, path) as holding:
         try:
             assert holding.stdout is not None
             assert await asyncio.to_thread(holding.stdout.readline) == "held\n"
@@ -207,7 +220,8 @@ def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePath
 
 def test_the_group_follows_the_configuration_and_one_that_cannot_be_had_changes_nothing(paths: RuntimePaths) -> None:
     async def test(readers: StatusSocket) -> None:
-        other = grp.getgrnam(OTHER_GROUP).gr_gid
+        other = gid_of(OTHER_GROUP)
+        assert other is not None
         readers.follow(OTHER_GROUP, other)
         with pytest.raises(ConfigError) as unknown:
             readers.follow("no-such-group", None)
@@ -245,7 +259,7 @@ def test_at_no_step_may_anybody_connect_who_may_not_in_the_end(
 
     def look() -> None:
         for path in (paths.status_socket, f"{paths.status_socket}.new"):
-            if is_there(path):
+            if os.path.lexists(path):
                 status = os.lstat(path)
                 seen.add((path, stat.S_IMODE(status.st_mode), status.st_gid))
 
