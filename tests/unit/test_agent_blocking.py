@@ -236,8 +236,8 @@ def test_a_look_that_took_long_reads_no_further_guest_and_a_bug_for_one_costs_th
 
     async def story() -> None:
         await bench.looked()
-        bench.agent.guests.read_s = 0.0
-        bench.agent.guests.forget()
+        bench.agent.listeners.guests.read_s = 0.0
+        bench.agent.listeners.guests.forget()
         hypervisor.threads = []
         await bench.pass_for(Trigger.STARTED)
         await bench.looked()

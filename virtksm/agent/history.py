@@ -42,8 +42,9 @@ class Waiting:
     """Samples, events and decisions that are not written yet: the oldest of too many are dropped."""
 
     def __init__(self) -> None:
-        self.samples: dict[float, Sample] = {}
-        """The last in each SAMPLE_S."""
+        self.samples: deque[Sample] = deque(maxlen=MAX_WAITING_SAMPLES)
+        self._shared_from_s = -math.inf
+        """Since when the last sample is shared by passes, in Unix time."""
         self.events: dict[object, GuestEvent] = {}
         self.decisions: deque[str] = deque(maxlen=MAX_WAITING_DECISIONS)
 
@@ -56,25 +57,29 @@ class Waiting:
             del self.events[next(chatter, next(iter(self.events)))]
 
     def add_sample(self, sample: Sample) -> None:
-        self.samples[sample.at_s // SAMPLE_S] = sample
-        if len(self.samples) > MAX_WAITING_SAMPLES:
-            del self.samples[next(iter(self.samples))]
+        """Add a sample, or replace the last one, while passes still share that."""
+        if not self._is_shared(sample.at_s):
+            self._shared_from_s = sample.at_s
+        elif self.samples:
+            self.samples.pop()
+        self.samples.append(sample)
+
+    def _is_shared(self, at_s: float) -> bool:
+        return 0 <= at_s - self._shared_from_s < SAMPLE_S
 
     def take_out(self, now_s: float) -> Batch:
-        """Take a batch to write at Unix time `now_s`; the last sample waits as long as later passes may replace it."""
-        last = self.samples.pop(now_s // SAMPLE_S, None)
-        batch = list(self.samples.values()), list(self.events.values()), list(self.decisions)
+        """Take a batch to write at Unix time `now_s`; the last sample waits as long as later passes may share it."""
+        batch = list(self.samples), list(self.events.values()), list(self.decisions)
         for waiting in (self.samples, self.events, self.decisions):
             waiting.clear()
-        if last is not None:
-            self.add_sample(last)
+        if batch[0] and self._is_shared(now_s):
+            self.samples.append(batch[0].pop())
         return batch
 
     def put_back(self, batch: Batch) -> None:
         """Have a batch wait for the next write, before what has been added since."""
         samples, events, decisions = self.take_out(math.inf)
-        for sample in (*batch[0], *samples):
-            self.add_sample(sample)
+        self.samples.extend((*batch[0], *samples))
         for event in (*batch[1], *events):
             self.add_event(event)
         self.decisions.extend((*batch[2], *decisions))
@@ -155,7 +160,7 @@ class HistoryWriter:
         """Return the samples from `since_s` on, also those not written yet; raises StateUnusable."""
         return await self._read(
             lambda history: history.samples(since_s),
-            lambda: [one for one in self._waiting.samples.values() if one.at_s >= since_s],
+            lambda: [one for one in self._waiting.samples if one.at_s >= since_s],
         )
 
     async def events(self, since_s: float, limit: int) -> tuple[GuestEvent, ...]:

@@ -15,19 +15,15 @@ from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
-from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
-from virtksm.agent.passes import RETRY_S, Passes
+from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
-from virtksm.history.samples import History
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
@@ -37,41 +33,9 @@ from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Tenure
-from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.wiring import make_cycle, make_history, make_switch
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
-
-
-def assemble(
-    *,
-    configuration: Configuration,
-    connection: Connection,
-    reporter: Reporter,
-    history_writer: HistoryWriter,
-    make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]],
-    make_switch: Callable[[str, Config], Switch],
-    make_history: Callable[[str, Config], History] | None = None,
-    facts: LocalFacts | None = None,
-    retry_s: float = RETRY_S,
-) -> tuple[Agent, Requests]:
-    """Put an agent together, and what answers requests for it. Its parts share one queue of libvirt calls."""
-    calls, trace = connection.calls, TraceBuffer()
-    guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
-    listeners = Listeners(reporter, history_writer, trace, guests)
-    passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
-    agent = Agent(
-        configuration=configuration,
-        connection=connection,
-        passes=passes,
-        guests=guests,
-        history_writer=history_writer,
-        reporter=reporter,
-        make_cycle=make_cycle,
-        make_history=make_history,
-        retry_s=retry_s,
-    )
-    return agent, Requests(agent=agent, trace=trace, make_switch=make_switch, facts=facts)
 
 
 def serve(
@@ -138,16 +102,15 @@ async def _serve(
         metrics.follow(fresh.config.metrics)
         configure_log(fresh.config)
 
-    agent, requests = assemble(
+    agent = Agent(
         configuration=Configuration(fresh.config, read_config, follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
         make_cycle=cycle_over,
-        make_switch=lambda of, current: make_switch(of, current, paths),
         make_history=lambda of, current: make_history(of, current, paths),
-        facts=facts,
     )
+    requests = Requests(agent=agent, make_switch=lambda of, current: make_switch(of, current, paths), facts=facts)
     async with AsyncExitStack() as stack:
         readers = StatusSocket(paths, requests.handle, reporter.request_failed)
         stack.callback(leave_socket, paths.status_socket)

@@ -24,7 +24,6 @@ from virtksm.agent.control_client import MAX_ANSWER
 from virtksm.agent.control_server import failure
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
 from virtksm.agent.status import AgentFacts, read_facts
-from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
@@ -62,7 +61,6 @@ class Requests:
     """
 
     agent: Agent
-    trace: TraceBuffer
     make_switch: Callable[[str, Config], Switch]
     facts: LocalFacts | None
     switch_calls: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
@@ -96,7 +94,7 @@ class Requests:
             case "decisions":
                 return await answer_decisions(self.agent.history_writer, request)
             case "trace":
-                lines = self.trace.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                lines = self.agent.listeners.trace.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
                 return {"ok": True, "trace": lines}
             case str(other):
                 raise BadRequest(f"unknown op {other[:MAX_SHOWN]!r}")
