@@ -59,14 +59,11 @@ def serve(
         remedy="see it with `systemctl status virtksm`; stop it first: systemctl stop virtksm",
     )
 
-    def read_config() -> FreshConfig:
-        return _with_group(reload_config())
-
     with locked(paths.agent_lock, second):
         events = EventLoop()
         events.start()
         try:
-            return asyncio.run(_serve(uri, _with_group(config), paths, read_config, configure_log, events, started))
+            return asyncio.run(_serve(uri, _with_group(config), paths, reload_config, configure_log, events, started))
         finally:
             events.stop()
 
@@ -83,7 +80,7 @@ async def _serve(
     uri: str,
     fresh: FreshConfig,
     paths: RuntimePaths,
-    read_config: Callable[[], FreshConfig],
+    reload_config: Callable[[], Config],
     configure_log: Callable[[Config], None],
     events: EventLoop,
     started: Started | None,
@@ -103,7 +100,7 @@ async def _serve(
         configure_log(fresh.config)
 
     agent = Agent(
-        configuration=Configuration(fresh.config, read_config, follow),
+        configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
