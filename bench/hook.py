@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
-import re
 import sys
 import tempfile
 import time
@@ -20,8 +19,8 @@ from pathlib import Path
 
 from bench.figures import Goal, in_words, interleave, median, tell_goals, tell_machine
 from bench.startup import time_process
+from tests.lab.hook import install_hook
 
-HOOK = Path(__file__).resolve().parents[1] / "hooks" / "virtksm"
 BASE = "/bin/true"
 FULL_BYTES = 65536
 PAUSE_S = 0.004  # lets the detached one-shot of the fallback end before the next is timed
@@ -53,9 +52,7 @@ def prepare(folder: Path, shell: str, situation: Situation) -> Callable[[], floa
     folder.mkdir()
     fifo, hook = folder / "poke", folder / "hook"
     os.mkfifo(fifo)
-    one_shot = BASE if situation.one_shot else str(folder / "absent")
-    text = re.sub(r"(?m)^FIFO=.*$", f"FIFO={fifo}", HOOK.read_text(encoding="utf-8"))
-    hook.write_text(re.sub(r"(?m)^VIRTKSM=.*$", f"VIRTKSM={one_shot}", text), encoding="utf-8")
+    install_hook(hook, fifo=fifo, virtksm=Path(BASE) if situation.one_shot else folder / "absent")
     command = [f"/bin/{shell}", str(hook), "guest", situation.operation, "begin", "-"]
     reader = None
     if situation.listener:

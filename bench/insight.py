@@ -11,7 +11,7 @@ import sys
 from functools import partial
 
 from bench.figures import Goal, interleave, median, tell_goals, tell_machine
-from bench.stage import VIRTKSM, Agent, Guests, private_libvirtd
+from bench.stage import Guests, private_libvirtd, running_agent
 from bench.startup import installed_environ, time_process
 from virtksm.host.libvirt_events import EventLoop
 
@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> int:
     with private_libvirtd() as libvirtd:
         guests = Guests(libvirtd.uri)
         environ = installed_environ(libvirtd.root / "pyc")
-        with Agent(libvirtd.root / "a", libvirtd.uri, "") as agent:
+        with running_agent(libvirtd.root / "a", libvirtd.uri, "") as agent:
             commands = {
                 BASE: ["virsh", "-c", libvirtd.uri, "domstats"],
                 "virsh domstats --balloon": ["virsh", "-c", libvirtd.uri, "domstats", "--balloon"],
-                "virtksm guests": [VIRTKSM, *agent.home, "guests", "--connect", libvirtd.uri],
-                "virtksm status": [VIRTKSM, *agent.home, "status"],
+                "virtksm guests": agent.home.command("guests", "--connect", libvirtd.uri),
+                "virtksm status": agent.home.command("status"),
             }
             for count in counts:
                 guests.grow_to(count)

@@ -25,8 +25,9 @@ from pathlib import Path
 from bench.figures import Goal, in_words, percentile, tell_goals, tell_machine
 from bench.observe import Events, KernelValue, Recorder, time_virsh
 from bench.rest import read_memory_mib, watch_rest
-from bench.stage import STEPPING_LAW, Agent, Guests, private_libvirtd
+from bench.stage import STEPPING_LAW, Guests, private_libvirtd, running_agent
 from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import AgentProcess
 from virtksm.host.libvirt_events import EventLoop
 
 P99_GOAL_MS = 20.0
@@ -75,15 +76,15 @@ class Benchmark:
 
     def _measure_events(self, count: int) -> None:
         events = Events(self._libvirtd.uri)
-        with Agent(self._libvirtd.root / f"a{count}", self._libvirtd.uri, STEPPING_LAW) as agent:
+        with running_agent(self._libvirtd.root / f"a{count}", self._libvirtd.uri, STEPPING_LAW) as agent:
             self._measure_isolated(agent, events)
             if count >= min(STORM_FROM_GUESTS, self._options.guests[-1]):
                 self._measure_storms("guests", self._storm_of_guests(events))
-                self._measure_storms("pokes", lambda: poke(agent.poke_fifo))
+                self._measure_storms("pokes", lambda: poke(agent.home.poke_fifo))
             print(f"  agent's RSS after all that: {read_memory_mib(agent.pid, 'Rss'):.1f} MiB")
         events.close()
 
-    def _measure_isolated(self, agent: Agent, events: Events) -> None:
+    def _measure_isolated(self, agent: AgentProcess, events: Events) -> None:
         to_kernel_ms, virsh_ms, applied = [], [], []
         events.take_all()
         with ThreadPoolExecutor(1) as pool:
@@ -109,7 +110,7 @@ class Benchmark:
                 time.sleep(APART_S / 2 + random.uniform(0, 0.1))
         if self._options.events % 2:
             self._guests.stop("extra")
-        by_value = {line["after"]["pages_to_scan"]: line for line in agent.passes()}
+        by_value = {line["after"]["pages_to_scan"]: line for line in agent.lines("pass_completed")}
         if missing := [value for value in applied if value not in by_value]:
             self._fail(f"the agent's log has no pass that set {missing}")
         passes = [by_value[value] for value in applied if value in by_value]
@@ -161,11 +162,11 @@ class Benchmark:
             self._goal(f"storm of {kind}, longest", max(settled_ms), STORM_GOAL_MS, "ms")
 
     def _measure_rest(self, count: int) -> None:
-        with Agent(self._libvirtd.root / f"r{count}", self._libvirtd.uri, "") as agent:
+        with running_agent(self._libvirtd.root / f"r{count}", self._libvirtd.uri, "") as agent:
             time.sleep(FIRST_CALM_S)
-            passes = len(agent.passes())
+            passes = len(agent.lines("pass_completed"))
             rest = watch_rest(agent.pid, self._options.rest_s)
-            passes = len(agent.passes()) - passes
+            passes = len(agent.lines("pass_completed")) - passes
         print(
             f"  at rest for {rest.seconds:.0f} s (default configuration, {passes} passes): RSS {rest.rss_mib:.1f} MiB, "
             f"{rest.wakeups_per_s:.2f} wake-ups/s, {rest.cpu_s * 3600 / rest.seconds:.1f} s of CPU an hour\n"

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from typing import IO
 
 from tests.lab.nobody import NOBODY
 
@@ -49,9 +49,9 @@ def flood(port: int, seconds: float) -> Iterator[None]:
 
 
 class Journal:
-    """A log's stream: `end` is for the process that writes; what it writes is appended to `file` but while `wedged`."""
+    """A log's stream: `end` is for the process that writes; what it writes goes into `file` but while `wedged`."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._reader, self.end = socket.socketpair()
         self._goes_on = threading.Event()
@@ -65,8 +65,7 @@ class Journal:
         self._goes_on.set()
 
     def _read(self) -> None:
-        with self._file.open("ab") as file:
-            while chunk := self._reader.recv(1 << 16):
-                self._goes_on.wait()
-                file.write(chunk)
-                file.flush()
+        while chunk := self._reader.recv(1 << 16):
+            self._goes_on.wait()
+            self._file.write(chunk)
+            self._file.flush()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import statistics
 import sys
@@ -29,14 +28,15 @@ import libvirt
 from bench.figures import Goal, median, tell_goals
 from bench.neighbours import Journal, flood
 from bench.rest import process_cpu_s
-from bench.stage import HANG_S, PAYLOAD, STEPPING_LAW, Agent, Guests, private_libvirtd
+from bench.stage import PAYLOAD, STEPPING_LAW, Guests, private_libvirtd, running_agent
 from demo.guests import PayloadGuest, start_guest
 from tests.lab.churn import Churn
 from tests.lab.footprint import read_footprint
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.lock_holder import lock_holders
 from tests.lab.prometheus import fetch, free_port
+from tests.real.agent_process import HANG_S, AgentProcess
 from virtksm.agent.control_client import ask
 
 FROZEN_S, WEDGED_S, HELD_S, ASK_AGAIN_S = 4.0, 15.0, 10.0, 0.01
@@ -126,7 +126,7 @@ class Repeated(threading.Thread):
 class Soak:
     """One run over one libvirtd and one agent."""
 
-    def __init__(self, libvirtd: PrivateLibvirtd, agent: Agent, journal: Journal, port: int) -> None:
+    def __init__(self, libvirtd: PrivateLibvirtd, agent: AgentProcess, journal: Journal, port: int) -> None:
         self._libvirtd = libvirtd
         self._agent = agent
         self._journal = journal
@@ -137,17 +137,13 @@ class Soak:
 
     def poke(self) -> None:
         """Write to the FIFO, as the hook does."""
-        descriptor = os.open(self._agent.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
-        try:
-            with contextlib.suppress(BlockingIOError):  # it is full: a pass is due anyway
-                os.write(descriptor, b"p")
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(BlockingIOError):  # it is full: a pass is due anyway
+            self._agent.poke()
 
     def ask(self) -> None:
         """Ask for its status, which it knows whatever libvirt does, and for a dry pass, which it may refuse."""
         retune = {"op": "retune", "uri": self._libvirtd.uri, "dry_run": True}
-        dry, status = (ask(self._agent.control_socket, one, timeout_s=30) for one in (retune, {"op": "status"}))
+        dry, status = (ask(self._agent.home.control_socket, one, timeout_s=30) for one in (retune, {"op": "status"}))
         if dry is None or status is None or not status["ok"]:
             raise RuntimeError(f"the agent answers {dry} and {status} at its control socket")
 
@@ -171,7 +167,7 @@ class Soak:
         self.reconnected_s.append(time.monotonic() - answered_s)
 
     def _is_connected(self) -> bool:
-        answer = ask(self._agent.control_socket, {"op": "status"}, timeout_s=30)
+        answer = ask(self._agent.home.control_socket, {"op": "status"}, timeout_s=30)
         status = {} if answer is None else answer["status"]
         return isinstance(status, dict) and bool(status["libvirt"]["answers"])
 
@@ -191,7 +187,7 @@ class Soak:
         repeated = [
             Repeated(0.05, self.poke),
             Repeated(0.1, self.ask),
-            Repeated(3.0, lambda: os.kill(self._agent.pid, signal.SIGHUP)),
+            Repeated(3.0, lambda: self._agent.signal(signal.SIGHUP)),
             Repeated(10.0, self.break_libvirtd),
             Repeated(1.0, self.scrape),
             Repeated(20.0, lambda: self._journal.wedge(self._over, WEDGED_S)),
@@ -209,20 +205,24 @@ class Soak:
             churn.end()
 
 
-def storm(uri: str, agent: Agent, guests: int) -> str:
+def count_passes(agent: AgentProcess) -> int:
+    return len(agent.lines("pass_completed"))
+
+
+def storm(uri: str, agent: AgentProcess, guests: int) -> str:
     """Start `guests` paused guests as fast as libvirt can, and end them all; tell what the agent made of it."""
     started = Guests(uri)
-    before, passes, began_s = read_footprint(agent.pid), len(agent.passes()), time.monotonic()
+    before, passes, began_s = read_footprint(agent.pid), count_passes(agent), time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: started.start(f"storm{number}"), range(guests)))
-        agent.wait_until(lambda: agent.passes()[-1]["sensed"]["guests"] == guests, f"a pass over {guests} guests")
+        agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == guests)
         list(pool.map(lambda number: started.stop(f"storm{number}"), range(guests)))
-    agent.wait_until(lambda: agent.passes()[-1]["sensed"]["guests"] == 0, "a pass over no guest")
+    agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 0)
     started.close()
     after = read_footprint(agent.pid)
     return (
         f"{guests} guests started and destroyed in {time.monotonic() - began_s:.0f} s: "
-        f"{len(agent.passes()) - passes} passes, RSS {before.rss_kib / 1024:.1f} -> {after.rss_kib / 1024:.1f} MiB, "
+        f"{count_passes(agent) - passes} passes, RSS {before.rss_kib / 1024:.1f} -> {after.rss_kib / 1024:.1f} MiB, "
         f"descriptors {before.descriptors} -> {after.descriptors}, threads {before.threads} -> {after.threads}"
     )
 
@@ -267,8 +267,9 @@ def main(arguments: list[str]) -> int:
     with private_libvirtd() as libvirtd:
         folder = libvirtd.root / "soak"
         folder.mkdir()
-        journal = Journal(folder / "log")
-        with Agent(folder, libvirtd.uri, law, through=journal) as agent:
+        log = (folder / "log").open("w+b")
+        journal = Journal(log)
+        with running_agent(folder, libvirtd.uri, law, log=log, stderr=journal.end.fileno()) as agent:
             if options.guests:
                 print(storm(libvirtd.uri, agent, options.guests), flush=True)
             chatter(libvirtd.uri)
@@ -288,7 +289,7 @@ def main(arguments: list[str]) -> int:
                 f"in {options.seconds:.0f} s: {churn.started} guests started, {pokes} pokes, {asked} requests, "
                 f"{reloads} reloads, {scrapes} scrapes beside the flood, libvirtd broken {faults} times, the journal "
                 f"{wedges} times ({dropped} lines lost), a user's lock held {holds} times; "
-                f"{len(agent.passes())} passes in the log"
+                f"{count_passes(agent)} passes in the log"
             )
             reconnected_s = soak.reconnected_s
         ksm = Ksm()
@@ -301,16 +302,16 @@ def main(arguments: list[str]) -> int:
     return tell_goals(judge(samples, reconnected_s), failures)
 
 
-def miss_nothing(libvirtd: PrivateLibvirtd, agent: Agent) -> list[str]:
+def miss_nothing(libvirtd: PrivateLibvirtd, agent: AgentProcess) -> list[str]:
     """After all that, the agent has to know the guests that libvirt has; returns what is wrong."""
     connection = libvirt.open(libvirtd.uri)
     running = len(connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
     connection.close()
-    os.kill(agent.pid, signal.SIGUSR1)
+    agent.signal(signal.SIGUSR1)
     try:
-        agent.wait_until(lambda: agent.passes()[-1]["sensed"]["guests"] == running, f"a pass over {running} guests")
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is what is wrong
-        return [str(error)]
+        wait_until(lambda: agent.lines("pass_completed")[-1]["sensed"]["guests"] == running, HANG_S, "all guests")
+    except TimeoutError as error:
+        return [f"of {running} guests: {error}"]
     return []
 
 

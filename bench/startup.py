@@ -18,7 +18,8 @@ from pathlib import Path
 
 from bench.figures import Goal, interleave, median, tell_goals, tell_machine
 from bench.observe import KernelValue, time_virsh
-from bench.stage import STEPPING_LAW, VIRTKSM, Agent, Guests, home_options, private_libvirtd
+from bench.stage import STEPPING_LAW, Guests, home_in, private_libvirtd, running_agent
+from tests.real.agent_process import VIRTKSM
 from virtksm.host.libvirt_events import EventLoop
 
 RATIO_GOAL = 1.5
@@ -72,10 +73,9 @@ def main(arguments: list[str]) -> int:
     with private_libvirtd() as libvirtd:
         Guests(libvirtd.uri).grow_to(options.guests)
         kernel, environ, uri = KernelValue(), installed_environ(libvirtd.root / "pyc"), libvirtd.uri
-        with Agent(libvirtd.root / "a", uri, STEPPING_LAW) as agent:
-            (libvirtd.root / "d").mkdir()
-            retune = [VIRTKSM, *agent.home, "retune", "--connect", uri]
-            default = [VIRTKSM, *home_options(libvirtd.root / "d", ""), "retune", "--connect", uri]
+        with running_agent(libvirtd.root / "a", uri, STEPPING_LAW) as agent:
+            retune = agent.home.command("retune", "--connect", uri)
+            default = home_in(libvirtd.root / "d", "").command("retune", "--connect", uri)
             direct_base = [python, "-c", DIRECT_BASE.format(uri=uri)]
             times = interleave(
                 {
@@ -89,7 +89,9 @@ def main(arguments: list[str]) -> int:
                 },
                 options.runs,
             )
-            pass_ms = median([line["duration_ms"] for line in agent.passes() if line["triggers"] == ["retune"]])
+            pass_ms = median(
+                [line["duration_ms"] for line in agent.lines("pass_completed") if line["triggers"] == ["retune"]]
+            )
     medians = {name: median(samples) for name, samples in times.items()}
     print(f"\n{options.runs} runs of each, {options.guests} guests; medians, start to exit:")
     for name, median_ms in medians.items():

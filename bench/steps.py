@@ -16,6 +16,18 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """From now on the guest replaces so many of its own pages a second, in turn, by what all guests have; 0: none.
+
+    It does not grow. Only the simulator can.
+    """
+
+    at_s: float
+    name: str
+    pages_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Stop the guest of that name at once, as `virsh destroy` does."""
 

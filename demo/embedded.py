@@ -46,57 +46,34 @@ class EmbeddedRoot:
         """Return the libvirt URI that opens it."""
         return f"qemu:///embed?root={self.path}"
 
-    @property
-    def log(self) -> Path:
-        """Return the file that libvirt's own messages go to."""
-        return self.path / "libvirt.log"
-
-
-def create_root(parent: Path = Path("/tmp"), cache: Path | None = None) -> EmbeddedRoot:
-    """Make and configure a fresh root below `parent`; raises OSError.
-
-    `cache` may name a folder that outlives the root: libvirt keeps what it learned of QEMU there (and checks whether it
-    still holds), which saves the next first guest about 4 s.
-    """
-    root = EmbeddedRoot(path=Path(tempfile.mkdtemp(prefix=ROOT_PREFIX, dir=parent)))
-    (root.path / "etc").mkdir()
-    (root.path / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        (root.path / "cache").symlink_to(cache.resolve(), target_is_directory=True)
-    return root
-
-
-def remove_root(root: EmbeddedRoot, proc: Path = Path("/proc")) -> None:
-    """End every guest that is left in the root, then remove the root; it may be gone already."""
-    end_all(qemu_processes(root.path, proc))
-    shutil.rmtree(root.path, ignore_errors=True)
-
-
-def quiet_environment(log: Path) -> dict[str, str]:
-    """Return the environment that sends libvirt's own messages to a file: it reads it once, when it is imported."""
-    return {"LIBVIRT_LOG_OUTPUTS": f"3:file:{log}", "LIBVIRT_LOG_FILTERS": "3:*"}
-
 
 @contextmanager
 def embedded_libvirt(parent: Path = Path("/tmp"), cache: Path | None = None) -> Iterator[EmbeddedRoot]:
-    """Lend an embedded libvirt's root (see `create_root`), and leave nothing of it behind; raises OSError.
+    """Lend an embedded libvirt's root, fresh and configured, and leave nothing of it behind; raises OSError.
 
-    Enter it before libvirt is imported, or libvirt's messages reach stderr; close connections before leaving it.
+    `cache` may name a folder that outlives the root: libvirt keeps what it learned of QEMU there (and checks whether it
+    still holds), which saves the next first guest about 4 s. Enter it before libvirt is imported, which then reads that
+    its messages go to a file of the root; close connections before leaving it.
     """
-    root = create_root(parent, cache)
+    path = Path(tempfile.mkdtemp(prefix=ROOT_PREFIX, dir=parent))
     try:
-        os.environ.update(quiet_environment(root.log))
-        yield root
+        (path / "etc").mkdir()
+        (path / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            (path / "cache").symlink_to(cache.resolve(), target_is_directory=True)
+        os.environ |= {"LIBVIRT_LOG_OUTPUTS": f"3:file:{path}/libvirt.log", "LIBVIRT_LOG_FILTERS": "3:*"}
+        yield EmbeddedRoot(path=path)
     finally:
-        remove_root(root)
+        end_all(qemu_processes(path))
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def qemu_processes(root: Path, proc: Path = Path("/proc")) -> list[int]:
+def qemu_processes(root: Path) -> list[int]:
     """Find the QEMU processes whose command line names a path below `root`, by pid."""
     below = f"{root}/".encode()
     found = []
-    for entry in proc.iterdir():
+    for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:

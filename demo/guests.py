@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -21,7 +20,6 @@ from virtksm.errors import VirtksmError
 # The payload leaves its own 2 MiB and the BIOS's topmost one alone.
 KEPT_MIB = 3
 PAGES_PER_MIB = 256
-DIMM_SLOTS = 4
 # virDomainCreateFlags in libvirt-domain.h, part of its ABI.
 _VIR_DOMAIN_START_PAUSED = 1
 
@@ -49,7 +47,6 @@ class PayloadGuest:
     `slow_mib_per_s` 0 fills as fast as the machine can. `hotplug_mib` is the room for memory devices, 0 none.
     With `balloon` it answers libvirt's requests (and so sends events), but gives no memory back; with `chatters` it
     reports another size all the time, and an event comes every second.
-    `virt_type` "qemu" is software emulation, which runs everywhere; "kvm" needs /dev/kvm.
     Raises ValueError when the content does not fit into the memory.
     """
 
@@ -70,7 +67,6 @@ class PayloadGuest:
     balloon: bool = False
     chatters: bool = False
     hotplug_mib: int = 0
-    virt_type: str = "qemu"
 
     def __post_init__(self) -> None:
         if self.content_mib + KEPT_MIB > self.memory_mib:
@@ -104,7 +100,7 @@ class PayloadGuest:
 
     def domain_xml(self, kernel: Path, console: Path | None) -> str:
         """Write the domain XML: one vCPU, no video, no USB, the serial port to the file `console` if given."""
-        domain = ET.Element("domain", type=self.virt_type)
+        domain = ET.Element("domain", type="qemu")  # software emulation, which runs everywhere
 
         def add(parent: ET.Element, tag: str, text: str = "", **attributes: str) -> ET.Element:
             element = ET.SubElement(parent, tag, attributes)
@@ -114,7 +110,7 @@ class PayloadGuest:
         add(domain, "name", self.name)
         if self.hotplug_mib:
             maximum = str(self.memory_mib + self.hotplug_mib)
-            add(domain, "maxMemory", maximum, unit="MiB", slots=str(DIMM_SLOTS))
+            add(domain, "maxMemory", maximum, unit="MiB", slots="4")
         add(domain, "memory", str(self.memory_mib), unit="MiB")
         if self.nosharepages:
             add(add(domain, "memoryBacking"), "nosharepages")
@@ -170,24 +166,17 @@ def parse_console(text: str) -> int:
     return len(_SETTLED.findall(text))
 
 
-def wait_settled(
-    console: Path,
-    timeout_s: float,
-    *,
-    times: int = 1,
-    now: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def wait_settled(console: Path, timeout_s: float, *, times: int = 1) -> None:
     """Wait until the payload that writes to `console` has filled its memory (`times` times, with reboots).
 
     Raises PayloadFailed when it reports an error or `timeout_s` seconds have passed.
     """
-    deadline = now() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while True:
         # QEMU creates the file a moment after the domain; until then there is nothing to read.
         text = console.read_text(encoding="ascii", errors="replace") if console.exists() else ""
         if parse_console(text) >= times:
             return
-        if now() >= deadline:
+        if time.monotonic() >= deadline:
             raise PayloadFailed(f"{console}: not settled within {timeout_s:g} s; it says {text!r}")
-        sleep(0.02)
+        time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What all tests share: the laboratory's fixtures, and Hypothesis without deadlines (no test judges speed)."""
+"""What all tests share: the laboratory's fixtures, Hypothesis without deadlines (no test judges speed), signals."""
 
 from __future__ import annotations
 
@@ -18,3 +18,5 @@ settings.load_profile("ci" if "CI" in os.environ else "here")
 # A script's background job ignores SIGINT, and so does all that it starts; some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# As Ctrl-C, so that fixtures give KSM back and end what they have started.
+signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -6,11 +6,12 @@ The contract tests (tests/contract) run the same cases against each of them and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from virtksm.errors import Cause, GuestVanished, SettingsRefused, StateUnusable
+from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.history.samples import (
     MAX_DECISIONS,
@@ -22,9 +23,11 @@ from virtksm.history.samples import (
 )
 from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
+from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
+BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 LOCAL_HOST = replace(HOST, available_kib=8 * 1024 * 1024)
 SAMPLE = Sample(
     at_s=1_790_000_000.0,
@@ -55,6 +58,10 @@ class FakeHypervisor:
     running: tuple[Guest, ...] = ()
     measured: tuple[Guest, ...] = ()
     xml: dict[str, str] = field(default_factory=dict)
+    dirty_mib_per_s: dict[str, int] = field(default_factory=dict)
+    """What a guest's measurement will find; without it, it has ended."""
+    measuring: dict[str, int] = field(default_factory=dict)
+    """The guests being measured, and for how many seconds."""
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
@@ -97,6 +104,17 @@ class FakeHypervisor:
         if uuid not in self.xml:
             raise GuestVanished(f"guest {uuid} has ended")
         return self.xml[uuid]
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        if uuid not in self.dirty_mib_per_s:
+            raise GuestVanished(f"guest {uuid} has ended")
+        if uuid in self.measuring:
+            raise SensingFailed("the dirty rate is already being measured")
+        self.measuring[uuid] = seconds
+
+    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
+        asked = set(uuids)
+        return {uuid: rate for uuid, rate in self.dirty_mib_per_s.items() if uuid in asked - self.measuring.keys()}
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():
@@ -265,7 +283,7 @@ class FakeClock:
 class TargetPolicy:
     """A policy whose answer the test chooses; its state counts its steps."""
 
-    target: Settings
+    target: Settings = BUSY
     name: str = "target"
     wants_maxima: bool = False
     wants_other_processes: bool = False
@@ -295,6 +313,21 @@ class TargetPolicy:
             is_routine=self.is_routine,
         )
         return decision, state + triggers.is_step
+
+
+def fake_cycle(**parts: object) -> Cycle[Any]:
+    """Return a cycle over fakes, and over the parts given."""
+    made: dict[str, Any] = {
+        "hypervisor": FakeHypervisor(),
+        "local": FakeFacts(),
+        "policy": TargetPolicy(),
+        "store": FakeStore(),
+        "switch": FakeSwitch(),
+        "clock": FakeClock(),
+        "on_conflict": "reassert",
+        "tenure": Tenure(),
+    }
+    return Cycle(**(made | parts))
 
 
 def with_pages(settings: Settings, pages_to_scan: int) -> Settings:

@@ -16,12 +16,10 @@ from types import NoneType, UnionType
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, TypeVar
 
     Made = TypeVar("Made")
     Bounds = tuple[float, float, bool]
-    Reader = Callable[[str, Any, Bounds], Any]
 
 MAX = 2.0**65
 """Bounds numbers: no counter and no clock exceeds it."""
@@ -63,7 +61,7 @@ def build(made: type[Made], values: object, *, least: float = -MAX, most: float 
     version may have written it; `is_exact` allows neither.
     """
     try:
-        built: Made = _reader(made)(made.__name__, values, (least, most, is_exact))  # type: ignore[arg-type]  # a class is hashable
+        built: Made = _take_fields(made, made.__name__, values, (least, most, is_exact))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return built
@@ -84,41 +82,48 @@ def dump(value: object) -> Any:  # noqa: ANN401  # the dumped value's
     return {name: dump(getattr(value, name)) for name in type(value).__dataclass_fields__}  # type: ignore[attr-defined]
 
 
-@cache
-def _reader(kind: Any) -> Reader:  # noqa: ANN401  # an annotation
-    """Return the reader of a JSON value for an annotation, given the field's name and the bounds."""
-    from typing import get_args, get_origin
+class _Kind:
+    """An annotation: its types but None, and the class and the parameters of the first."""
 
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    wanted = [one for one in kinds if one is not NoneType]
-    outer, inner = get_origin(wanted[0]) or wanted[0], get_args(wanted[0])
-    if outer in (str, bool, int, float):
-        reader = _plain(wanted)
-    elif outer is object:
-        reader = _anything
-    elif outer is Mapping:
-        reader = _mapping(_reader(inner[1]))
-    elif outer is frozenset or inner[1:] == (...,):
-        reader = _many(outer, _reader(inner[0]))
-    elif outer is tuple:
-        reader = _row([_reader(one) for one in inner])
-    else:
-        reader = _member(outer) if issubclass(outer, Enum) else _fields(outer)
-    if NoneType not in kinds:
-        return reader
-    return lambda name, value, bounds: None if value is None else reader(name, value, bounds)
+    def __init__(self, annotation: Any) -> None:  # noqa: ANN401
+        from typing import get_args, get_origin
 
+        kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        self.types = tuple(one for one in kinds if one is not NoneType)
+        self.made: Any = get_origin(self.types[0]) or self.types[0]
+        parameters = get_args(self.types[0])
+        self.inner = tuple(_Kind(one) for one in parameters if one is not ...)
+        self.may_be_none = NoneType in kinds
+        self.is_plain = self.made in (str, bool, int, float)
+        self.is_row = self.made is tuple and ... not in parameters
 
-def _anything(_name: str, value: object, _bounds: Bounds) -> object:
-    return value
+    def take(self, name: str, value: Any, bounds: Bounds) -> Any:  # noqa: ANN401  # a field's
+        """Return the value of a field that is annotated so."""
+        made = self.made
+        if value is None and self.may_be_none:
+            return None
+        if self.is_plain:
+            return self._take_plain(name, value, bounds)
+        if made is object:
+            return value
+        if made is Mapping:
+            if not isinstance(value, Mapping) or len(value) > MAX_MEMBERS:
+                raise _wrong(name, value, "an object")
+            if not all(isinstance(key, str) and len(key) <= MAX_TEXT for key in value):
+                raise ValueError(f"{name} has a name that is no text")
+            return {key: self.inner[1].take(key, one, bounds) for key, one in value.items()}
+        if made in (frozenset, tuple):
+            return self._take_many(name, value, bounds)
+        if issubclass(made, Enum):
+            try:
+                return made(value)
+            except ValueError:
+                raise _wrong(name, value, f"one of {', '.join(str(one.value) for one in made)}") from None
+        return _take_fields(made, name, value, bounds)
 
-
-def _plain(kinds: list[type]) -> Reader:
-    what, types = " or ".join(one.__name__ for one in kinds), {*kinds, *((int,) if float in kinds else ())}
-
-    def take(name: str, value: Any, bounds: Bounds) -> object:  # noqa: ANN401  # compared once it is a number
-        if type(value) not in types:  # exactly: bool is an int
-            raise _wrong(name, value, what)
+    def _take_plain(self, name: str, value: Any, bounds: Bounds) -> object:  # noqa: ANN401  # as above
+        if type(value) not in self.types and not (type(value) is int and float in self.types):  # bool is an int
+            raise _wrong(name, value, " or ".join(one.__name__ for one in self.types))
         if isinstance(value, str):
             if len(value) > MAX_TEXT:
                 raise _wrong(name, value, f"text of at most {MAX_TEXT} characters")
@@ -126,67 +131,34 @@ def _plain(kinds: list[type]) -> Reader:
             raise _wrong(name, value, f"a number from {bounds[0]:g} to {bounds[1]:g}")
         return value
 
-    return take
+    def _take_many(self, name: str, value: Any, bounds: Bounds) -> object:  # noqa: ANN401  # as above
+        is_list = isinstance(value, list | tuple) and len(value) <= MAX_MEMBERS
+        if not is_list or (self.is_row and len(value) != len(self.inner)):
+            raise _wrong(name, value, f"a list of {len(self.inner)}" if self.is_row else "a list")
+        inner = self.inner if self.is_row else self.inner * len(value)
+        return self.made(one.take(name, member, bounds) for one, member in zip(inner, value, strict=True))
 
 
-def _mapping(reader: Reader) -> Reader:
-    def take(name: str, value: object, bounds: Bounds) -> object:
-        if not isinstance(value, Mapping) or len(value) > MAX_MEMBERS:
-            raise _wrong(name, value, "an object")
-        if not all(isinstance(key, str) and len(key) <= MAX_TEXT for key in value):
-            raise ValueError(f"{name} has a name that is no text")
-        return {key: reader(key, one, bounds) for key, one in value.items()}
-
-    return take
-
-
-def _many(made: type, reader: Reader) -> Reader:
-    def take(name: str, value: object, bounds: Bounds) -> object:
-        if not isinstance(value, list | tuple) or len(value) > MAX_MEMBERS:
-            raise _wrong(name, value, "a list")
-        return made(reader(name, one, bounds) for one in value)
-
-    return take
-
-
-def _row(readers: list[Reader]) -> Reader:
-    def take(name: str, value: object, bounds: Bounds) -> object:
-        if not isinstance(value, list | tuple) or len(value) != len(readers):
-            raise _wrong(name, value, f"a list of {len(readers)}")
-        return tuple(reader(name, one, bounds) for reader, one in zip(readers, value, strict=True))
-
-    return take
-
-
-def _member(of: type[Enum]) -> Reader:
-    def take(name: str, value: object, _bounds: Bounds) -> object:
-        try:
-            return of(value)
-        except ValueError:
-            raise _wrong(name, value, f"one of {', '.join(str(one.value) for one in of)}") from None
-
-    return take
-
-
-def _fields(made: Any) -> Reader:  # noqa: ANN401  # a dataclass
-    """Return the reader of a dataclass; raises TypeError if it is none."""
+@cache
+def _kinds(made: Any) -> tuple[dict[str, _Kind], set[str]]:  # noqa: ANN401  # a dataclass
+    """Return how a dataclass's fields are annotated, and which have no default; raises TypeError if it is none."""
     from dataclasses import MISSING, fields
     from typing import get_type_hints
 
-    kinds = get_type_hints(made)
-    readers = {one.name: _reader(kinds[one.name]) for one in fields(made)}
-    required = {one.name for one in fields(made) if one.default is one.default_factory is MISSING}
+    hints, found = get_type_hints(made), fields(made)
+    required = {one.name for one in found if one.default is one.default_factory is MISSING}
+    return {one.name: _Kind(hints[one.name]) for one in found}, required
 
-    def take(name: str, value: object, bounds: Bounds) -> object:
-        if not isinstance(value, Mapping):
-            raise _wrong(name, value, "an object")
-        if bounds[2] and value.keys() != readers.keys():
-            raise ValueError(f"{name} has other fields")
-        if missing := required - value.keys():
-            raise ValueError(f"{min(missing)} is missing")
-        return made(**{key: reader(key, value[key], bounds) for key, reader in readers.items() if key in value})
 
-    return take
+def _take_fields(made: Any, name: str, value: Any, bounds: Bounds) -> Any:  # noqa: ANN401  # as above
+    kinds, required = _kinds(made)
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "an object")
+    if bounds[2] and value.keys() != kinds.keys():
+        raise ValueError(f"{name} has other fields")
+    if missing := required - value.keys():
+        raise ValueError(f"{min(missing)} is missing")
+    return made(**{key: kind.take(key, value[key], bounds) for key, kind in kinds.items() if key in value})
 
 
 def _wrong(name: str, value: object, what: str) -> ValueError:

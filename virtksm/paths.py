@@ -33,32 +33,15 @@ class RuntimePaths:
     With another runtime folder alone, the machine's switch still counts.
     """
 
-    __slots__ = ("agent_dir", "root", "state_dir")
-
     def __init__(self, root: str = DEFAULT_RUNTIME_DIR, state_dir: str = DEFAULT_STATE_DIR) -> None:
         self.root = root
+        self.poke_fifo = f"{root}/poke"
         self.agent_dir = f"{root}/agent"
+        self.agent_lock = f"{self.agent_dir}/agent.lock"
+        self.control_socket = f"{self.agent_dir}/control.sock"
+        self.status_socket = f"{self.agent_dir}/status.sock"
+        self.coalesce_lock = f"{self.agent_dir}/coalesce.lock"
         self.state_dir = state_dir
-
-    @property
-    def poke_fifo(self) -> str:
-        return f"{self.root}/poke"
-
-    @property
-    def agent_lock(self) -> str:
-        return f"{self.agent_dir}/agent.lock"
-
-    @property
-    def control_socket(self) -> str:
-        return f"{self.agent_dir}/control.sock"
-
-    @property
-    def status_socket(self) -> str:
-        return f"{self.agent_dir}/status.sock"
-
-    @property
-    def coalesce_lock(self) -> str:
-        return f"{self.agent_dir}/coalesce.lock"
 
     def host_lock(self, host: str) -> str:
         return f"{self.agent_dir}/{host}.lock"

@@ -10,60 +10,63 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import libvirt
 
 from bench.figures import tell_machine
-from bench.race.check_scans import simulate_check_scans
-from bench.race.contenders import CONTENDERS, PeerMissing
+from bench.race.contenders import CONTENDERS
 from bench.race.goals import judge_work
 from bench.race.ground import Disturbed, Ground
 from bench.race.linux import LinuxGuestUnbuilt, build_linux_guest
-from bench.race.measures import measure_work
+from bench.race.measures import measure_work, simulate_check_scans
 from bench.race.report import draw_work, write_work
 from bench.race.run import Run, run_work
 from bench.race.works import Work, list_works
-from bench.stage import REPO, AgentFailed, private_libvirtd
+from bench.stage import private_libvirtd
 from demo.guests import PayloadFailed
+from tests.lab.fixtures import REPO
 from tests.lab.libvirtd import LibvirtdFailed
+from tests.real.agent_process import AgentSilent
 
-RUN_FAILURES = (AgentFailed, Disturbed, PeerMissing, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
+RUN_FAILURES = (AgentSilent, Disturbed, PayloadFailed, libvirt.libvirtError, TimeoutError, OSError)
 HOST_KEEPS_MIB = 2048
-QUICK = {"--works": ("storm", "twin"), "--contenders": ("adaptive", "advisor-late", "clairvoyant")}
+QUICK: Mapping[str, Sequence[str]] = {
+    "--works": ("storm", "twin"),
+    "--contenders": ("adaptive", "advisor-late", "clairvoyant"),
+}
+
+
+def names(known: Sequence[str]) -> Callable[[str], Sequence[str]]:
+    """Return what parses NAME,NAME of these."""
+
+    def parse(text: str) -> Sequence[str]:
+        given = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        if unknown := [name for name in given if name not in known]:
+            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(known)}")
+        return given
+
+    return parse
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line; exits with a message when it is wrong."""
-    works = list(list_works(quick=False))
     parser = argparse.ArgumentParser(
         prog="script/bench race",
         description="Race policy adaptive against ksmtuned and the kernel's advisor, with real guests on this "
         "machine's own KSM. Every run takes 5 minutes (growth 12). Table and picture of each work are in build/race.",
     )
     parser.add_argument("--quick", action="store_true", help="smaller guests, shorter runs: under 5 minutes")
-
-    for option, known in (("--works", works), ("--contenders", list(CONTENDERS))):
-        known_names = f"of {', '.join(known)}; default all, quick: {','.join(QUICK[option])}"
-        parser.add_argument(option, metavar="NAME,NAME", help=known_names)
+    known = {"--works": list(list_works(quick=False)), "--contenders": list(CONTENDERS)}
+    for option, all_names in known.items():
+        told = f"of {', '.join(all_names)}; default all, quick: {','.join(QUICK[option])}"
+        parser.add_argument(option, metavar="NAME,NAME", help=told, type=names(all_names))
     options = parser.parse_args(arguments)
-    options.works = chosen(parser, "--works", works, options)
-    options.contenders = chosen(parser, "--contenders", list(CONTENDERS), options)
+    default = QUICK if options.quick else known
+    options.works = options.works or default["--works"]
+    options.contenders = options.contenders or default["--contenders"]
     return options
-
-
-def chosen(
-    parser: argparse.ArgumentParser, option: str, known: Sequence[str], options: argparse.Namespace
-) -> Sequence[str]:
-    """Return the names given for an option, or its default."""
-    text = getattr(options, option[2:])
-    if text is None:
-        return QUICK[option] if options.quick else known
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"{option}: no such name: {', '.join(unknown)}; there are {', '.join(known)}")
-    return names
 
 
 def run_all(ground: Ground, work: Work, contenders: Sequence[str], failures: list[str]) -> list[Run]:

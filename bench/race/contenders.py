@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 from bench.race.ground import Ground
 from bench.race.works import Work
 from bench.sim.real_memory import MergeableProcess
-from bench.stage import Agent
+from bench.stage import running_agent
 from demo.guests import KEPT_MIB, PayloadGuest
+from tests.lab import reaper
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.ksmtuned_package import find_ksmtuned_file
 
@@ -31,10 +33,6 @@ FRUITLESS_SCANS = 10
 """More than smart_scan's 8: so many full scans without more savings, and there is no more to find."""
 FRUITFUL_SHARE = 0.001
 MERGED_SHARE = 0.99
-
-
-class PeerMissing(Exception):
-    """A contender's program is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +48,7 @@ class Contender:
 
     def __init__(self, **settings: int) -> None:
         self._settings = settings
+        self._stack = ExitStack()
 
     def begin(self, ground: Ground, work: Work) -> None:
         """Take up work; KSM is on, at the kernel's defaults."""
@@ -65,6 +64,7 @@ class Contender:
 
     def end(self) -> None:
         """Stop; the ground is cleared afterwards."""
+        self._stack.close()
 
     def decisions(self) -> Sequence[Mapping[str, Any]]:
         """Tell what an agent decided, in order: its log's `pass_completed` lines."""
@@ -79,50 +79,32 @@ class AdvisorBoot(Contender):
     """
 
     def begin(self, ground: Ground, work: Work) -> None:
-        self._ksm = ground.ksm
-        self._process: MergeableProcess | None = MergeableProcess(
-            PayloadGuest(name="warm", memory_mib=WARM_MIB + KEPT_MIB, own_mib=WARM_MIB)
-        )
-        self._ksm.write(advisor_mode="scan-time")
-        self._until_scans = self._ksm.read("full_scans") + WARM_SCANS
-
-    @property
-    def is_ready(self) -> bool:
-        if self._process is not None and self._ksm.read("full_scans") >= self._until_scans:
-            self.end()
-        return self._process is None
-
-    def end(self) -> None:
-        if self._process is not None:
-            self._process.end()
-            self._process = None
+        guest = PayloadGuest(name="warm", memory_mib=WARM_MIB + KEPT_MIB, own_mib=WARM_MIB)
+        with MergeableProcess(guest):
+            ground.ksm.write(advisor_mode="scan-time")
+            until_scans = ground.ksm.read("full_scans") + WARM_SCANS
+            wait_until(lambda: ground.ksm.read("full_scans") >= until_scans, 120.0, f"{WARM_SCANS} full scans")
 
 
 class AdvisorLate(Contender):
     """The kernel's advisor, switched on when the last guest has been started."""
 
-    def __init__(self) -> None:
-        self._ksm: Ksm | None = None
-
     def begin(self, ground: Ground, work: Work) -> None:
-        self._ksm = ground.ksm
+        self._due: Ksm | None = ground.ksm
 
     def act(self, moment: Moment) -> None:
-        if moment.all_started and self._ksm is not None:
-            self._ksm.write(advisor_mode="scan-time")
-            self._ksm = None
+        if moment.all_started and self._due is not None:
+            self._due.write(advisor_mode="scan-time")
+            self._due = None
 
 
 class Clairvoyant(Contender):
     """Scans flat out from the moment in which the last guest has settled until 99 % is merged, or no more can be."""
 
-    def __init__(self) -> None:
-        self._scanning: bool | None = None
-        self._best_pages = 0
-        self._best_at_scan = 0
-
     def begin(self, ground: Ground, work: Work) -> None:
         self._ksm = ground.ksm
+        self._scanning: bool | None = None
+        self._best_pages = self._best_at_scan = 0
         self._enough_pages = round(work.expected_sharing_pages * MERGED_SHARE)
         self._ksm.write(pages_to_scan=0, sleep_millisecs=1000)
 
@@ -146,42 +128,29 @@ class Clairvoyant(Contender):
 class Adaptive(Contender):
     """A real `virtksm agent` on the ground's libvirtd; the clock starts once it idles without a backlog."""
 
-    def __init__(self) -> None:
-        self._agent: Agent | None = None
-
     def begin(self, ground: Ground, work: Work) -> None:
         self._ksm = ground.ksm
-        self._agent = Agent(ground.folder / "agent", ground.uri, '[adaptive]\nengage = "always"\n')
-        self._agent.__enter__()
+        law = '[adaptive]\nengage = "always"\n'
+        self._agent = self._stack.enter_context(running_agent(ground.folder / "agent", ground.uri, law))
 
     @property
     def is_ready(self) -> bool:
         (*_, last) = self.decisions()
         return read_backlog_mib(last["decision"]["numbers"]) == 0 and self._ksm.read("pages_to_scan") == 0
 
-    def end(self) -> None:
-        if self._agent is not None:
-            self._agent.__exit__()
-
     def decisions(self) -> Sequence[Mapping[str, Any]]:
-        return [] if self._agent is None else self._agent.passes()
+        return self._agent.lines("pass_completed")
 
 
 class RealKsmtuned(Contender):
     """The script of Debian's package, unpacked by script/setup, unchanged.
 
     A mount namespace puts a folder of the run over /etc. Its ksmtuned.conf there says that memory is always short,
-    since the script's search for guests finds none of libvirt's. Then it boosts at every step, 60 s apart. It is ended
-    by its process group's id.
+    since the script's search for guests finds none of libvirt's. Then it boosts at every step, 60 s apart.
     """
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self, ground: Ground, work: Work) -> None:
         script = find_ksmtuned_file("usr/sbin/ksmtuned")
-        if script is None:
-            raise PeerMissing("ksmtuned's script is not there: run script/setup")
         etc = ground.folder / "etc"
         etc.mkdir()
         (etc / "ksmtuned.conf").write_text("KSM_THRES_COEF=100\n", encoding="ascii")
@@ -189,22 +158,15 @@ class RealKsmtuned(Contender):
             shutil.copytree("/etc/alternatives", etc / "alternatives", symlinks=True)
         pid_file = ground.folder / "ksmtuned.pid"
         shell = f"mount --bind {shlex.quote(str(etc))} /etc && exec bash {shlex.quote(str(script))}"
-        self._process = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell],
-            stdin=subprocess.DEVNULL,
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell]
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", reaper.__file__, *command],
+            stdin=subprocess.PIPE,  # closed, it ends all of them
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PIDFILE": str(pid_file)},
-            start_new_session=True,
         )
+        self._stack.enter_context(process)
         wait_until(lambda: pid_file.exists() and pid_file.stat().st_size > 0, 5.0, "ksmtuned to begin")
-
-    def end(self) -> None:
-        if self._process is None:
-            return
-        # The group is the script's loop and its sleep; the script itself has ended, unburied, so its id is still its.
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            os.killpg(self._process.pid, number)
-        self._process.wait()
 
 
 def read_backlog_mib(numbers: Mapping[str, Any]) -> float:

@@ -142,10 +142,9 @@ MERGES = Rule(
     what="merges, 1/5 of flat out's", measured=lambda one: one.merges, limit=lambda runs: flat_merges(runs) / 5
 )
 SAYS_SO = Rule(
-    what="says so: scans so many times less often",
-    measured=lambda one: one.max_backoff,
-    limit=lambda _: 2.0,
-    is_least=True,
+    what="says so: the share that it expects to merge, and to last",
+    measured=lambda one: one.min_merge_ratio,
+    limit=lambda _: 0.3,
 )
 IDLES_AGAIN = Rule(
     what="idle again, with a backlog of",

@@ -9,18 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import libvirt
 
 from bench.race.linux import LinuxGuest, build_linux_guest
 from bench.stage import PAYLOAD
-from demo.embedded import end_all
-from demo.guests import PayloadGuest, parse_console, start_guest, wait_settled
+from demo.guests import PayloadGuest, parse_console
+from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
-SETTLE_TIMEOUT_S = 120.0
 MAX_FOREIGN_PAGES = 1000
 QUIET_SCANS = 14
 """smart_scan skips a page for 8 scans at most, after 1 + 2 + 4 and three fruitless visits between."""
@@ -45,9 +41,8 @@ class Ground:
 
     def __init__(self, libvirtd: PrivateLibvirtd) -> None:
         self._libvirtd = libvirtd
-        self._connection = libvirt.open(libvirtd.uri)
-        self._pids: set[int] = set()
-        self._consoles: dict[str, Path] = {}
+        self._start = GuestFactory(libvirtd, PAYLOAD.resolve())
+        self._running: dict[str, RunningGuest] = {}
         self._runs = 0
         self.ksm = Ksm()
         self.guests: list[GuestLife] = []
@@ -60,10 +55,8 @@ class Ground:
 
     def clear(self) -> None:
         """End all guests, unmerge everything and set the kernel's defaults, so that every run begins alike."""
-        end_all(self._pids & set(self._libvirtd.processes()))
-        wait_until(lambda: not self._connection.listAllDomains(), 30.0, "libvirtd to drop the guests that were ended")
-        self._pids.clear()
-        self._consoles.clear()
+        self._start.end_all()
+        self._running.clear()
         self.guests = []
         self.ksm.start_afresh()
         self._runs += 1
@@ -74,40 +67,34 @@ class Ground:
         """Start guests that have long been there when the clock starts, and scan until smart_scan skips their pages."""
         self.ksm.write(pages_to_scan=100_000, sleep_millisecs=0)
         for guest in guests:
-            self.start(guest, began_s=time.monotonic())
-            wait_settled(self._consoles[guest.name], SETTLE_TIMEOUT_S)
-        self.guests = []  # the run has its own
+            self._running[guest.name] = self._start(guest)
         target = self.ksm.read("full_scans") + QUIET_SCANS
         wait_until(lambda: self.ksm.read("full_scans") >= target, 300.0, f"{QUIET_SCANS} full scans")
         self.ksm.write(pages_to_scan=100, sleep_millisecs=20)
 
     def start(self, guest: PayloadGuest, *, began_s: float) -> None:
         """Start a guest; `began_s` of CLOCK_MONOTONIC is where its times count from."""
-        console = self.folder / f"{guest.name}.console"
-        kernel = build_linux_guest() if isinstance(guest, LinuxGuest) else PAYLOAD.resolve()
-        start_guest(self._connection, guest, kernel=kernel, console=console)
-        self._pids.add(self._libvirtd.guest_pid(guest.name))
-        self._consoles[guest.name] = console
+        kernel = build_linux_guest() if isinstance(guest, LinuxGuest) else None
+        self._running[guest.name] = self._start(guest, settle=False, kernel=kernel)
         self.guests.append(GuestLife(name=guest.name, started_s=time.monotonic() - began_s))
 
     def stop(self, name: str, *, began_s: float) -> None:
         """Stop a guest at once, through libvirt."""
-        self._connection.lookupByName(name).destroy()
+        self._running[name].domain.destroy()
         for life in self.guests:
             if life.name == name:
                 life.stopped_s = time.monotonic() - began_s
 
     def check_alone(self) -> None:
         """Check that KSM merges for the guests alone; raises Disturbed. Takes some 10 ms."""
-        foreign = merging_pages_of_others(self._pids)
+        foreign = merging_pages_of_others({running.pid for running in self._running.values()})
         if foreign > MAX_FOREIGN_PAGES:
             raise Disturbed(f"{foreign} pages of other processes are merged (their /proc/PID/ksm_merging_pages)")
 
     def note_settled(self, *, began_s: float) -> None:
         """Note which guests have filled their memory; raises PayloadFailed when one reports an error."""
         for life in self.guests:
-            console = self._consoles[life.name]
-            if life.settled_s is None and life.stopped_s is None and console.exists():
-                text = console.read_text(encoding="ascii", errors="replace")
-                if parse_console(text):
-                    life.settled_s = time.monotonic() - began_s
+            console = self._running[life.name].console
+            is_filling = life.settled_s is None and life.stopped_s is None and console.exists()
+            if is_filling and parse_console(console.read_text(encoding="ascii", errors="replace")):
+                life.settled_s = time.monotonic() - began_s

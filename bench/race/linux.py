@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from bench.stage import REPO
 from demo.guests import PayloadGuest
+from tests.lab.fixtures import REPO
 
 FOLDER = REPO / "build" / "linux-guest"
 KERNEL = "vmlinuz"

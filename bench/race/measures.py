@@ -19,13 +19,19 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bench.race.contenders import read_backlog_mib
-from bench.race.run import Run
-from bench.race.sampling import Sample
+from bench.race.run import Run, Sample
+from bench.race.works import Work
+from bench.sim.driver import Event, run_policy
+from bench.sim.host import SimHost
+from bench.steps import Start
 from demo.guests import PAGES_PER_MIB
+from virtksm.config.schema import AdaptiveParams
+from virtksm.model.snapshot import IDLE
+from virtksm.policy.adaptive import AdaptivePolicy
 
 OURS = "adaptive"
 HOUR_S = 3600.0
@@ -35,6 +41,9 @@ HELD_S, IDLE_S, REST_S = 30.0, 30.0, 120.0
 MAX_SHARE = 0.9
 LAG_FROM_SHARE = 0.1
 """A lag is judged once a tenth of the final savings is there: before, a second's delay is all of it."""
+HOST_KIB = 24 * 1024 * 1024
+AHEAD_S = 60.0
+"""In the simulation, guests that have long been there start so long before the work's first step."""
 LATE_LAG_S = 15.0
 """From so long after the last guest's settling on, a lag is that of growing guests, no longer of starting ones."""
 
@@ -44,8 +53,8 @@ class Figures:
     """One run in numbers. Times are seconds after the last guest's settling; None: did not happen in the run.
 
     `watched_s` is how long the run went on after that. `lag_share` is how far it was behind flat-out scanning at worst
-    (negative: never), `late_lag_share` the same from 15 s after its last guest's settling on. `max_backoff` and
-    `backlog_mib` (in the end) are what the policy adaptive says in its decisions' numbers.
+    (negative: never), `late_lag_share` the same from 15 s after its last guest's settling on. `min_merge_ratio`
+    and `backlog_mib` (in the end) are what the policy adaptive says in its decisions' numbers.
     """
 
     watched_s: float
@@ -62,7 +71,7 @@ class Figures:
     neighbour_rest_ms: float | None
     lag_share: float | None
     late_lag_share: float | None
-    max_backoff: float | None
+    min_merge_ratio: float | None
     backlog_mib: float | None
 
 
@@ -110,7 +119,7 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         neighbour_rest_ms=statistics.median(at_rest_ms) if at_rest_ms else None,
         lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, 0.0),
         late_lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, settled_s + LATE_LAG_S),
-        max_backoff=max((one["backoff"] for one in numbers), default=None),
+        min_merge_ratio=min((one["merge_ratio"] for one in numbers), default=None),
         backlog_mib=read_backlog_mib(numbers[-1]) if numbers else None,
     )
 
@@ -190,3 +199,18 @@ def worst_lag_share(run: Run, flat: Run, final_pages: float, from_s: float) -> f
         if sample.at_s >= from_s and sample.pages_sharing >= max(LAG_FROM_SHARE * final_pages, 1)
     ]
     return max(lags, default=0.0)
+
+
+def simulate_check_scans(work: Work) -> float:
+    """Simulate what our check scans cost: ksmd's CPU seconds from the end of the work's length to that of the hour.
+
+    A run of five minutes ends before the first one is due. Linux guests are simulated as payload guests.
+    """
+    host = SimHost(total_kib=HOST_KIB)
+    host.set_parameters(dict(IDLE.items()))
+    ahead_s = AHEAD_S if work.already else 0.0
+    events: list[Event] = [Start(at_s=0.0, guest=guest) for guest in work.already]
+    events += [replace(step, at_s=step.at_s + ahead_s) for step in work.steps]
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="always"))
+    outcome = run_policy(host, policy, events, until_s=ahead_s + HOUR_S, sample_every_s=10.0)
+    return outcome.cpu_until(ahead_s + HOUR_S) - outcome.cpu_until(ahead_s + work.length_s)

@@ -9,25 +9,105 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from bench.race import neighbour
 from bench.race.contenders import Contender, Moment
 from bench.race.ground import Ground, GuestLife
-from bench.race.sampling import Sample, Sampler
 from bench.race.works import Work
 from bench.steps import Start
-from tests.lab.ksm import wait_until
+from tests.lab.ksm import Ksm, find_ksmd, wait_until
+from virtksm.host.local_facts import parse_vmstat
 
 STEP_S = 0.05
 LEAD_S = 5.0
 READY_TIMEOUT_S = 120.0
 CHECK_EVERY_S = 10.0
+SAMPLE_EVERY_S = 0.25
+VMSTAT = Path("/proc/vmstat")
+NEIGHBOUR = """
+import sys, time, zlib
+piece = bytes(range(256)) * 16384
+with open(sys.argv[1], "w", buffering=1) as lines:
+    while True:
+        began_ns = time.monotonic_ns()
+        for _ in range(5):
+            zlib.crc32(piece)
+        lines.write(f"{began_ns / 1e9:.3f} {(time.monotonic_ns() - began_ns) / 1e6:.3f}\\n")
+        time.sleep(0.25)
+"""
+"""A program of its own that times a fixed piece of work, on the cores that ksmd and the guests use, too.
+
+A piece is the CRC of 4 MiB five times, about 5 ms of computing and reading memory. It takes about 2 % of a core. A line
+a piece: CLOCK_MONOTONIC in seconds at its beginning, and the ms that it took.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The kernel's KSM at one moment, in seconds since the first guest's start.
+
+    `ksmd_cpu_s` is ksmd's CPU time since the machine's boot. `cow_ksm` counts merged pages that were written to; None
+    where the kernel does not count.
+    """
+
+    at_s: float
+    pages_sharing: int
+    pages_shared: int
+    cow_ksm: int | None
+    ksmd_cpu_s: float
+    is_idle: bool
+
+
+class Sampler:
+    """Collects samples from entering to leaving; times count from `began_s`, of CLOCK_MONOTONIC.
+
+    Raises LookupError when made where ksmd is not to be seen, and on leaving what went wrong in its thread.
+    """
+
+    def __init__(self, began_s: float, ksm: Ksm | None = None, ksmd: Path | None = None, vmstat: Path = VMSTAT) -> None:
+        self._began_s = began_s
+        self._ksm = ksm or Ksm()
+        self._schedstat = (ksmd or find_ksmd()) / "schedstat"
+        self._vmstat = vmstat
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._collect, name="sampler")
+        self._failure: OSError | ValueError | None = None
+        self.samples: list[Sample] = []
+
+    def read(self, at_s: float) -> Sample:
+        """Read everything now; `at_s` is the time to write beside it."""
+        return Sample(
+            at_s=at_s,
+            pages_sharing=self._ksm.read("pages_sharing"),
+            pages_shared=self._ksm.read("pages_shared"),
+            cow_ksm=parse_vmstat(self._vmstat.read_text(encoding="ascii"), "cow_ksm"),
+            ksmd_cpu_s=int(self._schedstat.read_text(encoding="ascii").split()[0]) / 1e9,
+            is_idle=self._ksm.read("run") != 1 or self._ksm.read("pages_to_scan") == 0,
+        )
+
+    def __enter__(self) -> Self:
+        self.samples.append(self.read(0.0))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _collect(self) -> None:
+        try:
+            while not self._ending.wait(SAMPLE_EVERY_S):
+                self.samples.append(self.read(time.monotonic() - self._began_s))
+        except (OSError, ValueError) as error:
+            self._failure = error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +152,7 @@ def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run
         contender=name,
         guests=ground.guests,
         samples=sampler.samples,
-        neighbour=neighbour.parse_times(times.read_text(encoding="ascii"), began_s),
+        neighbour=parse_times(times.read_text(encoding="ascii"), began_s),
         decisions=decisions,
     )
 
@@ -101,10 +181,16 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
 
 @contextmanager
 def _neighbour(times: Path) -> Iterator[None]:
-    # The interpreter bare, and our own path on its command line, by which script/bench finds what was left over.
-    process = subprocess.Popen([sys.executable, "-I", "-S", neighbour.__file__, str(times)], stdin=subprocess.DEVNULL)
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-I", "-S", "-c", NEIGHBOUR, str(times)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield
     finally:
         process.terminate()
         process.wait()
+
+
+def parse_times(text: str, began_s: float) -> list[tuple[float, float]]:
+    """Read what the neighbour wrote, as (seconds since `began_s`, ms); a line cut short by its end is left out."""
+    rows = [line.split() for line in text.split("\n")[:-1]]
+    return [(round(float(at_s) - began_s, 3), float(ms)) for at_s, ms in rows if float(at_s) >= began_s]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.sim.host import SimHost
-from bench.steps import Start, Stop
+from bench.steps import Drift, Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
 from virtksm.agent.coalesce import Coalescer
 from virtksm.model.decision import Trigger
@@ -26,7 +26,7 @@ WINDOW_S = 0.25
 """The agent's coalesce_ms."""
 
 
-Event = Start | Stop
+Event = Start | Stop | Drift
 Scenario = Sequence[Event]
 
 
@@ -120,7 +120,7 @@ def _play(
         t_s = host.now_s - begin_s
         while events and events[0].at_s <= t_s:
             trigger = _happen(host, events.pop(0))
-            if passes is not None:
+            if passes is not None and trigger is not None:
                 passes.offer(trigger, host.now_s)
         report = passes.run_due(host.now_s) if passes else None
         if report is not None:
@@ -139,10 +139,15 @@ def _play(
         host.now_s = max(at_s, math.nextafter(host.now_s, math.inf))  # at least as far as floating point can tell
 
 
-def _happen(host: SimHost, event: Event) -> Trigger:
+def _happen(host: SimHost, event: Event) -> Trigger | None:
+    """Let it happen; return what libvirt tells of it, if anything."""
     if isinstance(event, Start):
         host.start(event.guest)
         return Trigger.STARTED
+    if isinstance(event, Drift):
+        own = host.guests_by_name[event.name].regions[-1]
+        own.drift(host.ksmd.trees, host.now_s, event.pages_per_s)
+        return None
     host.stop(event.name)
     return Trigger.STOPPED
 

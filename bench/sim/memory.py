@@ -14,6 +14,7 @@ from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+from virtksm.agent.dirty_rates import EVERY_S, KIB_PER_MIB, MEASURE_S
 
 WRITE_BLOCKS = 128
 """Rewriting is done in so many blocks a region, each as one at its end: every moment of its own would be a run."""
@@ -49,6 +50,8 @@ class Region:
     rewrite_from_s: float
     rewrite_base: int
     rewritten: int
+    is_drifting: bool = False
+    """Whether what is rewritten becomes equal in all guests."""
     states: Runs[PageState] = field(default_factory=lambda: Runs(UNKNOWN))
 
     def filled(self, now_s: float) -> int:
@@ -63,10 +66,14 @@ class Region:
         grows = self.grow_per_s > 0 and self.pages < self.most_pages
         return now_s >= self.settled_s and not grows and self.rewrite_per_s == 0
 
+    def written_per_s(self, now_s: float) -> float:
+        """Tell how many pages that were there before are written to in a second."""
+        return min(self.rewrite_per_s, self.pages / MEASURE_S) if now_s >= self.rewrite_from_s else 0.0
+
     def key(self, version: int) -> Key | None:
         """Return the key of its contents of a version; None for those that no other page has (rewritten own ones)."""
         if self.kind is Kind.OWN and version > 0:
-            return None
+            return ("drift", 0, version) if self.is_drifting else None
         return (self.kind.value, self.image, version if self.kind is Kind.COMMON else 0)
 
     def indexes(self, low: int, high: int) -> tuple[int, int, int]:
@@ -105,6 +112,12 @@ class Region:
         for low, high, version in changed:
             self.write(trees, low, high, version)
 
+    def drift(self, trees: Trees, now_s: float, pages_per_s: float) -> None:
+        """Rewrite so many pages a second from now on, as all other guests' do."""
+        self.catch_up(trees, now_s)
+        self.is_drifting, self.rewrite_per_s = True, pages_per_s
+        self.rewrite_from_s, self.rewrite_base = now_s, self.rewritten
+
     def leave(self, trees: Trees) -> None:
         """Unmap all pages, as a process that ends does; ksmd will learn of it later."""
         for low, high, state in list(self.states.within(0, self.most_pages)):
@@ -130,6 +143,18 @@ class SimGuest:
     overhead_kib: int
     regions: list[Region] = field(default_factory=list)
     has_ended: bool = False
+    dirty_kib_per_s: float | None = None
+    """As it was measured last, every EVERY_S seconds."""
+    _measured_s: float | None = None
+
+    def measure_dirty(self, now_s: float) -> None:
+        """Measure how much is written, if it is time to."""
+        if self._measured_s is None:
+            self._measured_s = now_s - self.domain_id * 7 % EVERY_S
+        if now_s >= self._measured_s + EVERY_S:
+            self._measured_s = now_s
+            mib_per_s = sum(region.written_per_s(now_s) for region in self.regions) // PAGES_PER_MIB
+            self.dirty_kib_per_s = mib_per_s * KIB_PER_MIB
 
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""

@@ -128,13 +128,6 @@ def copy_checkout() -> None:
     shutil.copyfile(INSTALLED / "build" / "payload.elf", PAYLOAD)
 
 
-def switched_on_again() -> None:
-    """virtksm-ksm.service switches KSM on each time it is started"""
-    (KSM / "run").write_text("0", encoding="ascii")
-    run("systemctl", "start", "virtksm-ksm.service")
-    claim(ksm("run") == 1, "KSM is off")
-
-
 def unprivileged() -> None:
     """the agent runs as virtksm, in no other group, without any capability or network"""
     status = Path(f"/proc/{main_pid()}/status").read_text(encoding="ascii")
@@ -230,13 +223,6 @@ def needs_no_libvirt() -> None:
     wait(lambda: shown("libvirtd.service", "ActiveState") == "active", "the daemon")
     wait_logged("pass_completed.*connected", seen)
     claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
-
-
-def reloads() -> None:
-    """`systemctl reload`: the configuration is read again"""
-    seen = log()
-    run("systemctl", "reload", "virtksm.service")
-    wait_logged("config_reloaded", seen)
 
 
 def tells_metrics() -> None:
@@ -445,7 +431,6 @@ def and_stops() -> None:
 
 CLAIMS: tuple[Callable[[], None], ...] = (
     installed,
-    switched_on_again,
     unprivileged,
     tunes,
     reads_guests,
@@ -454,7 +439,6 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     poked,
     survives_libvirtd,
     needs_no_libvirt,
-    reloads,
     tells_metrics,
     restores_when_killed,
     restores_when_wedged,

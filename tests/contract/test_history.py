@@ -65,23 +65,17 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     )
 
 
-def test_at_first_there_is_nothing(case: Case) -> None:
+def test_what_is_added_is_there_for_other_processes_the_oldest_first(case: Case) -> None:
     for history in (case.history, case.reopen()):
         assert (history.samples(0), history.events(0), history.decisions(100)) == ((), (), ())
     assert case.history.add([], [], []) is None
-    assert (case.history.samples(0), case.history.events(0), case.history.decisions(100)) == ((), (), ())
-
-
-def test_what_is_added_is_there_for_other_processes_the_oldest_first(case: Case) -> None:
     later = replace(SAMPLE, at_s=NOW_S + 10, ksmd_cpu_seconds=None, saved_kib=None)
     assert case.history.add([SAMPLE], [EVENT], []) is None
     assert case.reopen().add([later], [replace(EVENT, at_s=NOW_S + 20, detail="")], [DECISION]) is None
     for history in (case.history, case.reopen()):
-        assert history.samples(0) == (SAMPLE, later)
-        assert history.samples(NOW_S + 10) == (later,)
+        assert (history.samples(0), history.samples(NOW_S + 10)) == ((SAMPLE, later), (later,))
         assert history.events(0) == (EVENT, replace(EVENT, at_s=NOW_S + 20, detail=""))
-        assert history.events(NOW_S + 20.5) == ()
-        assert history.events(0, 1) == history.events(NOW_S + 1)
+        assert (history.events(NOW_S + 20.5), history.events(0, 1)) == ((), history.events(NOW_S + 1))
         assert history.decisions(5) == (DECISION,)
 
 

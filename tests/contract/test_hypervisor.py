@@ -111,77 +111,53 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
         yield real_host(ksm, connection, guest, stack)
 
 
-def test_it_reads_the_kernels_settings(host: Host) -> None:
-    settings = host.hypervisor.ksm_state().settings
-    assert dict(settings.items()) == {name: host.kernel(name) for name in PARAMETERS}
-    assert (settings.pages_to_scan, settings.sleep_millisecs) == (100, 20)
-
-
-def test_its_counters_are_numbers_and_local_facts_are_unknown(host: Host) -> None:
-    ksm = host.hypervisor.ksm_state()
+def test_it_tells_settings_counters_and_memory_and_leaves_local_facts_unknown(host: Host) -> None:
+    ksm, memory = host.hypervisor.ksm_state(), host.hypervisor.host_memory()
+    assert dict(ksm.settings.items()) == {name: host.kernel(name) for name in PARAMETERS}
+    assert (ksm.settings.pages_to_scan, ksm.settings.sleep_millisecs) == (100, 20)
     counters = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile, ksm.full_scans)
     assert all(isinstance(counter, int) and counter >= 0 for counter in counters)
     assert (ksm.run, ksm.advisor_mode, ksm.ksmd_cpu_seconds) == (None, None, None)
-
-
-def test_the_hosts_memory_is_in_kib_and_adds_up(host: Host) -> None:
-    memory = host.hypervisor.host_memory()
     assert memory.total_kib > 512 * 1024
     assert 0 < memory.free_kib < memory.total_kib
     assert 0 <= memory.free_kib + memory.buffers_kib + memory.cached_kib <= memory.total_kib
     assert memory.available_kib is None
+    assert host.hypervisor.running_guests(with_max=True) == host.hypervisor.measured_guests() == ()
 
 
-def test_what_is_set_arrives_and_is_read_back(host: Host) -> None:
-    host.hypervisor.set_parameters({"pages_to_scan": 345, "sleep_millisecs": 67})
-    assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (345, 67)
-    settings = host.hypervisor.ksm_state().settings
-    assert (settings.pages_to_scan, settings.sleep_millisecs) == (345, 67)
-
-
-def test_0_pages_and_the_largest_numbers_are_taken(host: Host) -> None:
-    for pages, sleep_ms in ((0, 10_000), (2**32 - 1, 2**32 - 1)):
+def test_what_is_set_arrives_and_what_is_out_of_range_or_unknown_is_refused_whole(host: Host) -> None:
+    for pages, sleep_ms in ((0, 10_000), (2**32 - 1, 2**32 - 1), (345, 67)):
         host.hypervisor.set_parameters({"pages_to_scan": pages, "sleep_millisecs": sleep_ms})
         assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (pages, sleep_ms)
+    settings = host.hypervisor.ksm_state().settings
+    assert (settings.pages_to_scan, settings.sleep_millisecs) == (345, 67)
+    for name, value in (("nonsense", 1), ("pages_to_scan", -1), ("pages_to_scan", 2**32), ("pages_to_scan", 2**70)):
+        with pytest.raises(SettingsRefused) as refused:
+            host.hypervisor.set_parameters({"sleep_millisecs": 5, name: value})
+        assert refused.value.cause is (Cause.UNSUPPORTED if name == "nonsense" else Cause.OUT_OF_RANGE)
+        assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (345, 67)
 
 
-def test_an_unknown_parameter_is_unsupported_and_nothing_is_written(host: Host) -> None:
-    with pytest.raises(SettingsRefused) as refused:
-        host.hypervisor.set_parameters({"sleep_millisecs": 67, "nonsense": 1})
-    assert refused.value.cause is Cause.UNSUPPORTED
-    assert host.kernel("sleep_millisecs") == 20
-
-
-@pytest.mark.parametrize("value", [-1, 2**32, 2**70])
-def test_a_value_out_of_range_is_refused_and_nothing_is_written(host: Host, value: int) -> None:
-    with pytest.raises(SettingsRefused) as refused:
-        host.hypervisor.set_parameters({"sleep_millisecs": 67, "pages_to_scan": value})
-    assert refused.value.cause is Cause.OUT_OF_RANGE
-    assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (100, 20)
-
-
-def test_with_the_advisor_on_pages_are_refused_and_what_follows_is_not_reached(host: Host) -> None:
+def test_with_the_advisor_on_pages_are_refused_what_comes_before_has_arrived_and_the_rest_is_not_reached(
+    host: Host,
+) -> None:
     host.switch_advisor_on()
     with pytest.raises(SettingsRefused) as refused:
         host.hypervisor.set_parameters({"pages_to_scan": 345, "sleep_millisecs": 67})
     assert (refused.value.parameter, refused.value.cause) == ("pages_to_scan", Cause.UNKNOWN)
     assert host.kernel("pages_to_scan") != 345
     assert host.kernel("sleep_millisecs") == 20
-
-
-def test_what_comes_before_the_refused_parameter_has_arrived(host: Host) -> None:
-    host.switch_advisor_on()
     with pytest.raises(SettingsRefused):
         host.hypervisor.set_parameters({"sleep_millisecs": 67, "pages_to_scan": 345})
     assert host.kernel("sleep_millisecs") == 67
 
 
-def test_merge_across_nodes_changes_while_nothing_is_shared(host: Host) -> None:
-    host.hypervisor.set_parameters({"merge_across_nodes": 0})
-    assert host.kernel("merge_across_nodes") == 0
-
-
-def test_merge_across_nodes_is_refused_while_pages_are_shared_unless_it_stays(host: Host) -> None:
+def test_merge_across_nodes_takes_0_and_1_while_nothing_is_shared(host: Host) -> None:
+    for value in (0, 1):
+        host.hypervisor.set_parameters({"merge_across_nodes": value})
+        assert host.kernel("merge_across_nodes") == value
+    with pytest.raises(SettingsRefused, match="merge_across_nodes"):
+        host.hypervisor.set_parameters({"merge_across_nodes": 2})
     host.share_pages()
     assert host.hypervisor.ksm_state().pages_shared
     host.hypervisor.set_parameters({"merge_across_nodes": 1})
@@ -189,18 +165,6 @@ def test_merge_across_nodes_is_refused_while_pages_are_shared_unless_it_stays(ho
         host.hypervisor.set_parameters({"merge_across_nodes": 0})
     assert (refused.value.parameter, refused.value.cause) == ("merge_across_nodes", Cause.UNKNOWN)
     assert host.kernel("merge_across_nodes") == 1
-
-
-def test_merge_across_nodes_takes_0_and_1_alone(host: Host) -> None:
-    with pytest.raises(SettingsRefused) as refused:
-        host.hypervisor.set_parameters({"merge_across_nodes": 2})
-    assert refused.value.cause is Cause.UNKNOWN
-    assert host.kernel("merge_across_nodes") == 1
-
-
-def test_without_guests_the_lists_are_empty(host: Host) -> None:
-    assert host.hypervisor.running_guests(with_max=True) == ()
-    assert host.hypervisor.measured_guests() == ()
 
 
 def test_it_lists_and_measures_the_running_guests(host: Host) -> None:

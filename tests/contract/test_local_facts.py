@@ -63,26 +63,21 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield fake_place() if request.param == "fake" else proc_place(stack, tmp_path)
 
 
-def test_every_guest_is_answered_in_order_with_its_resident_memory(place: Place) -> None:
-    running = tuple(place.start(name) for name in ("one", "two", "three"))
+def test_every_guest_is_answered_in_order_and_one_without_a_process_is_unread_and_not_0(place: Place) -> None:
+    missing = Guest(uuid=str(uuid4()), name="gone", domain_id=99)
+    running = (place.start("one"), missing, place.start("two"))
     guests = place.facts.guests(running)
     assert [(guest.uuid, guest.name) for guest in guests] == [(guest.uuid, guest.name) for guest in running]
-    assert all(guest.rss_kib is not None and guest.rss_kib > 0 for guest in guests)
-
-
-def test_a_guest_without_a_process_is_unread_and_not_0(place: Place) -> None:
-    missing = Guest(uuid=str(uuid4()), name="gone", domain_id=99)
-    guests = place.facts.guests((place.start("here"), missing))
-    assert [guest.rss_kib is None for guest in guests] == [False, True]
-
-
-def test_nothing_stands_in_the_way_of_reading(place: Place) -> None:
-    place.facts.guests((place.start("one"),))
-    assert place.facts.trouble == ()
-
-
-def test_no_guests_are_no_guests(place: Place) -> None:
-    assert place.facts.guests(()) == ()
+    assert [guest.rss_kib is None or guest.rss_kib > 0 for guest in guests] == [True] * 3
+    assert [guest.rss_kib is None for guest in guests] == [False, True, False]
+    one, nobody, two = place.facts.processes(running)
+    assert nobody is None
+    for process, name in ((one, "one"), (two, "two")):
+        assert process is not None
+        assert name in process.arguments
+        assert process.ksm is not None
+        assert (process.ksm.rmap_items, process.ksm.merging_pages, process.ksm.zero_pages) == (0, 0, 0)
+    assert (place.facts.guests(()), place.facts.trouble) == ((), ())
 
 
 def test_the_host_tells_its_numbers(place: Place) -> None:
@@ -99,17 +94,6 @@ def test_the_host_tells_its_numbers(place: Place) -> None:
     assert all(number is None or number >= 0 for number in counted)
     assert place.facts.page_kib() == 4
     assert place.facts.advisor_mode() in (None, "none", "scan-time")
-
-
-def test_every_guests_process_is_answered_in_order_with_its_command_line_and_its_counts(place: Place) -> None:
-    missing = Guest(uuid=str(uuid4()), name="gone", domain_id=99)
-    one, nobody, two = place.facts.processes((place.start("one"), missing, place.start("two")))
-    assert nobody is None
-    for process, name in ((one, "one"), (two, "two")):
-        assert process is not None
-        assert name in process.arguments
-        assert process.ksm is not None
-        assert (process.ksm.rmap_items, process.ksm.merging_pages, process.ksm.zero_pages) == (0, 0, 0)
 
 
 def test_other_processes_that_have_merged_pages_are_no_guests(place: Place) -> None:

@@ -46,38 +46,16 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     return Kept(store=StateFile(paths, "local"), reopen=lambda: StateFile(paths, "local"), full=full_disk)
 
 
-def test_at_first_the_state_is_empty(kept: Kept) -> None:
+def test_the_last_save_is_loaded_also_by_another_process_and_one_that_fails_changes_nothing(kept: Kept) -> None:
     with kept.store.locked():
         assert kept.store.load() == HostState()
-
-
-def test_what_was_saved_is_loaded_also_by_another_process(kept: Kept) -> None:
-    with kept.store.locked():
+        kept.store.save(replace(STATE, ownership={}))
         kept.store.save(STATE)
         assert kept.store.load() == STATE
     with kept.reopen().locked():
-        assert kept.reopen().load() == STATE
-
-
-def test_the_last_save_counts(kept: Kept) -> None:
-    with kept.store.locked():
-        kept.store.save(STATE)
-        kept.store.save(replace(STATE, ownership={}))
-        assert kept.store.load() == replace(STATE, ownership={})
-
-
-def test_a_save_that_fails_says_so_and_keeps_the_state_before(kept: Kept) -> None:
-    with kept.store.locked():
-        kept.store.save(STATE)
         with kept.full(), pytest.raises(StateUnusable):
             kept.store.save(HostState())
-        assert kept.store.load() == STATE
-
-
-def test_the_lock_can_be_taken_again(kept: Kept) -> None:
-    for _ in range(2):
-        with kept.store.locked():
-            kept.store.save(STATE)
+        assert kept.reopen().load() == STATE
 
 
 def test_the_lock_is_let_go_by_a_failure(kept: Kept) -> None:

@@ -46,13 +46,9 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     )
 
 
-def test_at_first_it_is_on_and_on_again_changes_nothing(kept: Kept) -> None:
-    assert kept.switch.read() is None
+def test_off_lasts_for_other_processes_until_on(kept: Kept) -> None:
     kept.switch.turn_on()
     assert kept.switch.read() is None
-
-
-def test_off_lasts_for_other_processes_until_on(kept: Kept) -> None:
     kept.switch.turn_off()
     off = kept.reopen().read()
     assert off is not None

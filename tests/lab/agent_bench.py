@@ -1,4 +1,4 @@
-"""An agent over fakes: the parts of production, put together by `assemble`, and everything around them."""
+"""An agent over fakes: the parts of production, and everything around them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import (
+    BUSY,
+    FakeClock,
+    FakeFacts,
+    FakeHistory,
+    FakeHypervisor,
+    FakeStore,
+    FakeSwitch,
+    TargetPolicy,
+    fake_cycle,
+)
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection, Opened
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
-from virtksm.agent.main import assemble
 from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
 from virtksm.config.schema import Config
@@ -26,13 +35,12 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger
-from virtksm.model.snapshot import Guest, Settings
+from virtksm.model.snapshot import Guest
 from virtksm.tuning.cycle import Cycle
 from virtksm.tuning.ports import Switch
 
 URI = "qemu:///system"
 LONG_S = 30.0
-BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 
 
 def guest(name: str) -> Guest:
@@ -42,15 +50,14 @@ def guest(name: str) -> Guest:
 def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
     """Build what answers for an agent that has not begun: it has no connection, and asks for none."""
     reporter = Reporter(Notifier({}))
-    _, requests = assemble(
+    agent = Agent(
         configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(),
         make_cycle=lambda *_: pytest.fail("there is no connection"),
-        make_switch=lambda _uri, _config: switch,
     )
-    return requests
+    return Requests(agent=agent, make_switch=lambda _uri, _config: switch, facts=None)
 
 
 class FakeConnection(Connection):
@@ -111,31 +118,29 @@ class Bench:
 
         def make_cycle(_host: object, config: Config, _memory: object) -> Cycle[int]:
             self.cycle_config = config
-            return Cycle(
+            return fake_cycle(
                 hypervisor=self.hypervisor,
                 local=self.facts,
                 policy=self.policy,
                 store=self.store,
                 switch=self.switch,
                 clock=self.clock,
-                on_conflict="reassert",
                 tenure=self.agent.tenure,
             )
 
         async def both() -> None:
-            self.agent, self.requests = assemble(
+            self.agent = Agent(
                 configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
                 connection=FakeConnection(self.hypervisor),
                 reporter=reporter,
                 make_cycle=make_cycle,
-                make_switch=lambda _uri, _config: self.switch,
                 make_history=None if self.history is None else self.make_history,
-                facts=self.facts,
                 history_writer=HistoryWriter(
                     reporter.history_written, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
                 ),
                 retry_s=0.001,
             )
+            self.requests = Requests(agent=self.agent, make_switch=lambda _uri, _config: self.switch, facts=self.facts)
             running = asyncio.create_task(self.agent.run())
             await self.until(lambda: self.events("pass_completed") != [])
             await asyncio.wait_for(story(), LONG_S)
@@ -175,4 +180,4 @@ class Bench:
         return self.events("pass_completed")[-1]
 
     async def looked(self) -> None:
-        await self.until(lambda: not self.agent.guests.cache.is_due)
+        await self.until(lambda: not self.agent.listeners.guests.due)

@@ -45,6 +45,11 @@ class RunningGuest:
         os.kill(self.pid, signal.SIGKILL)
 
 
+def tiny(name: str, *, nosharepages: bool = False) -> PayloadGuest:
+    """Describe a guest of 16 MiB that fills 1 MiB."""
+    return PayloadGuest(name=name, memory_mib=16, own_mib=1, nosharepages=nosharepages)
+
+
 class GuestFactory:
     """Starts payload guests on one private libvirtd and ends them all with `close`.
 
@@ -62,7 +67,9 @@ class GuestFactory:
         self._pids: list[int] = []
         self._names: set[str] = set()
 
-    def __call__(self, spec: PayloadGuest, *, paused: bool = False, settle: bool = True) -> RunningGuest:
+    def __call__(
+        self, spec: PayloadGuest, *, paused: bool = False, settle: bool = True, kernel: Path | None = None
+    ) -> RunningGuest:
         """Start a guest, and wait until its memory is filled unless it is paused or `settle` is False."""
         if not self._mergeable:
             spec = replace(spec, nosharepages=True)
@@ -70,7 +77,7 @@ class GuestFactory:
             if self._connection is None or not self._connection.isAlive():
                 self._connection = libvirt.open(self._libvirtd.uri)
         console = self._consoles / str(next(self._numbers))
-        domain = start_guest(self._connection, spec, kernel=self._kernel, console=console, paused=paused)
+        domain = start_guest(self._connection, spec, kernel=kernel or self._kernel, console=console, paused=paused)
         pid = self._libvirtd.guest_pid(spec.name)
         self._pids.append(pid)
         self._names.add(spec.name)
@@ -122,23 +129,15 @@ def payload() -> Path:
 @pytest.fixture(scope="session")
 def session_libvirtd() -> Iterator[PrivateLibvirtd]:
     """Run one private libvirtd for all tests; tests use `libvirtd`."""
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE)
-    try:
-        daemon.start()
+    with PrivateLibvirtd(cache=QEMU_CACHE) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest.fixture(scope="session")
 def session_small_pages_libvirtd() -> Iterator[PrivateLibvirtd]:
     """Run one for all tests whose guests have small pages; tests use `small_pages_libvirtd`."""
-    daemon = PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False)
-    try:
-        daemon.start()
+    with PrivateLibvirtd(cache=QEMU_CACHE, huge_pages=False) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 def ready(daemon: PrivateLibvirtd) -> PrivateLibvirtd:

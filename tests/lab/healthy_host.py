@@ -1,138 +1,28 @@
-"""A host on which nothing stands in the way of KSM: as facts, and as a tree of files. Tests spoil it in one place."""
+"""A host on which nothing stands in the way of KSM: a tree of files, and answers. Tests spoil it in one place."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from virtksm.config.schema import Config
-from virtksm.doctor.checks.hook import HOOK, SOCKET_UNIT
-from virtksm.doctor.checks.kernel import SWITCH_UNIT
-from virtksm.doctor.checks.writers import AGENT_UNIT, UNITS
-from virtksm.doctor.facts import (
-    AgentSeen,
-    Boot,
-    Daemon,
-    Facts,
-    Folders,
-    Guests,
-    Here,
-    HookFile,
-    Hooks,
-    Kernel,
-    Libvirt,
-    Own,
-    Swap,
-    Tuned,
-    Unit,
-)
+from virtksm.doctor.checks.hook import HOOK
+from virtksm.doctor.facts import Facts, Here
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.hooks import HookFile
+from virtksm.doctor.reading.libvirt import Guests, Libvirt
+from virtksm.doctor.reading.own import AgentSeen, Own
 from virtksm.guests.xml import GuestXml
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
+from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState
 
+NOW_S = 2_000_000_000.0
 URI = "qemu:///system"
-ABSENT = Unit(is_installed=False, is_enabled=False)
-ENABLED = Unit(is_installed=True, is_enabled=True)
-HOOK_FILE = HookFile(path=HOOK, is_executable=True, is_roots=True, changed_s=5000.0)
 GUEST = Guest(uuid="u1", name="web", domain_id=1)
 VAULT = Guest(uuid="u2", name="vault", domain_id=2)
-
-KERNEL = Kernel(
-    release="6.18.0",
-    has_ksm=True,
-    numbers={
-        "run": 1,
-        "pages_to_scan": 0,
-        "sleep_millisecs": 10_000,
-        "merge_across_nodes": 1,
-        "max_page_sharing": 256,
-        "use_zero_pages": 0,
-        "ksm_zero_pages": 0,
-        "pages_shared": 1000,
-        "pages_sharing": 9000,
-    },
-    advisor_mode="none",
-    huge_pages="madvise",
-    memory_nodes=1,
-    memory=HostMemory(
-        total_kib=1 << 20,
-        free_kib=100_000,
-        buffers_kib=10_000,
-        cached_kib=50_000,
-        available_kib=200_000,
-        swap_free_kib=1 << 20,
-    ),
-    swap=Swap(total_kib=1 << 20, free_kib=1 << 20),
-    page_kib=4,
-)
-DAEMON = Daemon(pid=50, name="libvirtd", age_s=1000.0, sees_sys_read_only=False, confined_by=None)
-HERE = Here(
-    kernel=KERNEL,
-    processes=frozenset({"systemd", "libvirtd"}),
-    booted=True,
-    units={
-        **dict.fromkeys((*UNITS, SWITCH_UNIT, SOCKET_UNIT), ABSENT),
-        **dict.fromkeys((AGENT_UNIT, SWITCH_UNIT), ENABLED),
-    },
-    tuned=Tuned(profiles=("virtual-host",), ksm_in=None),
-    boot=Boot(),
-    daemon=DAEMON,
-    hooks=Hooks(files=(HOOK_FILE,), program="/usr/bin/virtksm", apparmor_is_on=False, selinux_enforces=False),
-    has_agent_user=True,
-    agent_rule="/usr/share/polkit-1/rules.d/50-virtksm.rules",
-)
-LIBVIRT = Libvirt(
-    uri=URI,
-    version=9_000_000,
-    client_version=9_000_000,
-    refused=None,
-    ksm=KsmState(settings=Settings(pages_to_scan=0, sleep_millisecs=10_000, merge_across_nodes=1)),
-    guests=Guests(
-        running=(GUEST, VAULT),
-        xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
-        other_processes=OtherProcesses(kib=0, processes=0, unread=0),
-    ),
-)
-AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
-OWN = Own(
-    configuration=Config(private_guests=("vault",)),
-    off=None,
-    agent=AGENT,
-    folders=Folders(root="/run/virtksm", faults=(), state=HostState()),
-)
-HEALTHY = Facts(here=HERE, libvirt=LIBVIRT, own=OWN)
-
-
-def with_here(**changed: object) -> Facts:
-    """Return healthy facts but for these of Here."""
-    return replace(HEALTHY, here=replace(HERE, **changed))  # type: ignore[arg-type]  # tests name fields
-
-
-def with_kernel(**changed: object) -> Facts:
-    """Return healthy facts but for these of Kernel."""
-    return with_here(kernel=replace(KERNEL, **changed))  # type: ignore[arg-type]  # as above
-
-
-def with_numbers(**numbers: object) -> Facts:
-    """Return healthy facts but for these of KSM's numbers."""
-    return with_kernel(numbers={**KERNEL.numbers, **numbers})
-
-
-def with_hooks(**changed: object) -> Facts:
-    """Return healthy facts but for these of Hooks."""
-    return with_here(hooks=replace(HERE.hooks, **changed))  # type: ignore[arg-type]  # as above
-
-
-def with_libvirt(**changed: object) -> Facts:
-    """Return healthy facts but for these of Libvirt."""
-    return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))  # type: ignore[arg-type]  # as above
-
-
-def with_own(**changed: object) -> Facts:
-    """Return healthy facts but for these of Own."""
-    return replace(HEALTHY, own=replace(OWN, **changed))  # type: ignore[arg-type]  # as above
-
+HOOK_FILE = HookFile(HOOK, is_executable=True, is_roots=True, changed_at_s=NOW_S - 6000)
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nPid:\t{pid}\nPPid:\t1\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
 STARTED_TICKS = 100_000
@@ -168,6 +58,7 @@ FILES: Mapping[str, str] = {
     "usr/lib/systemd/system/virtksm-ksm.service": "[Unit]\n",
     "usr/share/polkit-1/rules.d/50-virtksm.rules": 'subject.user == "virtksm"\n',
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nvdsm:x:36:36::/:/bin/sh\nvirtksm:x:990:990::/:/bin/sh\n",
+    "usr/bin/virtksm": "#!/bin/sh\n",
     "etc/tuned/active_profile": "virtual-host\n",
     "usr/lib/tuned/virtual-host/tuned.conf": "[main]\ninclude=throughput\n[sysctl]\nvm.swappiness=10\n",
     "usr/lib/tuned/throughput/tuned.conf": "[main]\nsummary=fast\n",
@@ -184,4 +75,55 @@ def write_tree(root: Path, **changed: str | None) -> Path:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+            path.chmod(0o755)
     return root
+
+
+_TREES = tempfile.TemporaryDirectory(prefix="healthy")
+
+
+def with_files(**changed: str | None) -> Facts:
+    """Return healthy facts but for these files; the hook is there, root's and old, whoever runs the test."""
+    here = Here(Root(str(write_tree(Path(tempfile.mkdtemp(dir=_TREES.name)), **changed))), URI, clock=lambda: NOW_S)
+    here.hooks = [HOOK_FILE]
+    return Facts(here=here, libvirt=LIBVIRT, own=OWN)
+
+
+def with_numbers(**numbers: int | None) -> Facts:
+    """Return healthy facts but for these of KSM's numbers."""
+    files = {f"sys/kernel/mm/ksm/{name}": number for name, number in numbers.items()}
+    return with_files(**{name: None if number is None else f"{number}\n" for name, number in files.items()})
+
+
+def with_libvirt(**changed: object) -> Facts:
+    """Return healthy facts but for these of Libvirt."""
+    return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))  # type: ignore[arg-type]  # tests name fields
+
+
+def with_own(**changed: object) -> Facts:
+    """Return healthy facts but for these of Own."""
+    return replace(HEALTHY, own=replace(OWN, **changed))  # type: ignore[arg-type]  # as above
+
+
+LIBVIRT = Libvirt(
+    uri=URI,
+    version=9_000_000,
+    client_version=9_000_000,
+    refused=None,
+    ksm=KsmState(settings=Settings(pages_to_scan=0, sleep_millisecs=10_000, merge_across_nodes=1)),
+    guests=Guests(
+        running=(GUEST, VAULT),
+        xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
+        other_processes=OtherProcesses(kib=0, processes=0, unread=0),
+    ),
+)
+AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
+OWN = Own(
+    configuration=Config(private_guests=("vault",)),
+    off=None,
+    agent=AGENT,
+    folder="/run/virtksm",
+    faults=(),
+    state=HostState(),
+)
+HEALTHY = with_files()

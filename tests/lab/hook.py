@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shlex
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 HOOK = Path(__file__).resolve().parents[2] / "hooks" / "virtksm"
@@ -123,16 +121,6 @@ class Listener:
         assert text.endswith("\n"), f"a poke without an end: {text[-80:]!r}"
         return text.splitlines()
 
-    def wait_pokes(self, last: str, timeout_s: float) -> list[str]:
-        """Read pokes up to one `last`; raises TimeoutError with those that came."""
-        pokes: list[str] = []
-        while last not in pokes:
-            readable, _, _ = select.select([self._descriptor], [], [], timeout_s)
-            if not readable:
-                raise TimeoutError(f"no poke {last!r} in {timeout_s:g} s, only {pokes}")
-            pokes += self.read_pokes()
-        return pokes
-
     def fill(self) -> int:
         """Fill the FIFO until nothing more goes in; returns the bytes."""
         written = 0
@@ -156,9 +144,7 @@ class Listener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -179,8 +165,6 @@ class FrozenListener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()

@@ -1,6 +1,6 @@
 """The kernel's KSM for tests: one lock, its whole state saved and restored, and counters to compare with.
 
-KSM is one global state of the machine. Whoever writes to it, or depends on it, holds `KsmLock` meanwhile and leaves
+KSM is one global state of the machine. Whoever writes to it, or depends on it, holds `ksm_lock` meanwhile and leaves
 every value as it was: `KsmState.save` and `restore`. This is test code: the product itself never writes below /sys.
 """
 
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 KSM_ROOT = Path("/sys/kernel/mm/ksm")
 LOCK_PATH = Path("/run/lock/virtksm-ksm.lock")
+DEFAULTS, IDLE = (100, 20), (0, 10_000)
+"""pages_to_scan and sleep_millisecs: the kernel's, and those of an idle ksmd."""
 
 # Kernel: merge_across_nodes and max_page_sharing change only while nothing is shared, pages_to_scan only while the
 # advisor is off; and run wakes ksmd, so it comes last.
@@ -27,44 +27,20 @@ _WHILE_UNSHARED = ("merge_across_nodes", "max_page_sharing")
 _LAST = ("advisor_mode", "run")
 
 
-class KsmLock:
-    """The machine-wide lock (flock, which dies with its holder); a context manager."""
+@contextmanager
+def ksm_lock() -> Iterator[None]:
+    """Hold the machine-wide lock (flock, which dies with its holder); raises TimeoutError."""
+    with LOCK_PATH.open("ab") as file:
 
-    def __init__(self, path: Path = LOCK_PATH, *, timeout_s: float = 600.0) -> None:
-        self._path = path
-        self._timeout_s = timeout_s
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Wait for the lock; raises TimeoutError."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        deadline = time.monotonic() + self._timeout_s
-        while True:
+        def is_ours() -> bool:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(descriptor)
-                    raise TimeoutError(f"{self._path}: held by somebody else for {self._timeout_s:g} s") from None
-                time.sleep(0.05)
-            else:
-                self._descriptor = descriptor
-                return
+                return False
+            return True
 
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+        wait_until(is_ours, 600.0, f"{LOCK_PATH}, which somebody else holds")
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +82,7 @@ def parse_value(text: str) -> str:
 
 
 class Ksm:
-    """KSM's files, and the waiting that tests need; hold `KsmLock` while using it."""
+    """KSM's files, and the waiting that tests need; hold `ksm_lock` while using it."""
 
     def __init__(self, root: Path = KSM_ROOT) -> None:
         self.root = root
@@ -114,6 +90,10 @@ class Ksm:
     def read(self, name: str) -> int:
         """Read one number; raises OSError or ValueError."""
         return int((self.root / name).read_text(encoding="ascii"))
+
+    def settings(self) -> tuple[int, int]:
+        """Read pages_to_scan and sleep_millisecs."""
+        return self.read("pages_to_scan"), self.read("sleep_millisecs")
 
     def write(self, **values: int | str) -> None:
         """Write settings in the order given; raises OSError."""
@@ -149,7 +129,7 @@ class Ksm:
 @contextmanager
 def lent_ksm() -> Iterator[Ksm]:
     """Lend the real KSM alone: locked, nothing merged, kernel's defaults, run=1; restored afterwards."""
-    with KsmLock():
+    with ksm_lock():
         state = KsmState.save()
         try:
             lent = Ksm()

@@ -5,22 +5,19 @@ Unpacked ones come first: they are as Debian made them, whatever an administrato
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-
-import pytest
 
 ROOTS = (Path(__file__).resolve().parents[2] / "build" / "ksmtuned", Path("/"))
 
 
-def read_ksmtuned_file(name: str, roots: Iterable[Path] = ROOTS) -> str:
-    """Return the text of a file of the package, by its path without the leading /; without it the test fails."""
-    path = find_ksmtuned_file(name, roots)
-    if path is None:
-        pytest.fail(f"{name} of ksmtuned's package is in none of {', '.join(map(str, roots))}: run script/setup")
-    return path.read_text()
+def find_ksmtuned_file(name: str) -> Path:
+    """Return where a file of the package is, by its path without the leading /; raises FileNotFoundError."""
+    for root in ROOTS:
+        if (root / name).is_file():
+            return root / name
+    raise FileNotFoundError(f"{name} of ksmtuned's package is not there: run script/setup")
 
 
-def find_ksmtuned_file(name: str, roots: Iterable[Path] = ROOTS) -> Path | None:
-    """Return where a file of the package is, by its path without the leading /."""
-    return next((root / name for root in roots if (root / name).is_file()), None)
+def read_ksmtuned_file(name: str) -> str:
+    """Return its text."""
+    return find_ksmtuned_file(name).read_text()

@@ -3,8 +3,8 @@
 It runs in a mount namespace where a short temporary folder's subfolders lie over /etc/libvirt, /run/libvirt and
 /var/{lib,log,cache}/libvirt. Those folders are made if they are missing, empty (/run/libvirt is, until the system's
 own libvirt has run once since boot); nothing else is created outside the namespace. Its sockets are reachable from
-outside under the temporary folder: `uri`. Guests outlive the daemon, as everywhere, and are ended by `close`.
-Processes are found by the mounts they see, never by name, and buried by reaper.py.
+outside under the temporary folder: `uri`. Guests outlive the daemon, as everywhere, and are ended by `close`, or with
+the process that has started it. Processes are found by the mounts they see, never by name; reaper.py buries them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from xml.etree import ElementTree as ET
 
-from demo.embedded import QEMU_CONF, end_all
+from demo.embedded import QEMU_CONF
 
 # Folder in the temporary folder, and what it covers.
 _COVERED = {
@@ -142,7 +141,7 @@ class PrivateLibvirtd:
         with (self.root / "stderr").open("ab") as stderr:
             reaper = subprocess.Popen(
                 [*self._reaper, "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed, also by our death, it ends the daemon and all guests
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=_environment(),
@@ -221,18 +220,19 @@ class PrivateLibvirtd:
         if self.running:
             self.resume()  # a frozen one would not hear the SIGTERM
         self.stop()
-        end_all(self.processes())
         for reaper in self._reapers:
-            reaper.wait(10.0)
+            reaper.communicate(timeout=10.0)  # closes its standard input
         shutil.rmtree(self.root, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except LibvirtdFailed:
+            self.close()
+            raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _end(self, number: signal.Signals, timeout_s: float) -> None:

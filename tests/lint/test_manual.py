@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from manual.completions import make_bash_script, make_fish_script, make_zsh_script
 from manual.pages import (
@@ -59,11 +56,8 @@ def complete_in_bash(script: str, tmp_path: Path, *words: str) -> list[str]:
     return run.stdout.split("\n")[:-1]
 
 
-def test_the_tree_has_every_command() -> None:
-    assert [command.words[1] for command in ROOT.commands] == list(COMMANDS)
-
-
 def test_the_tree_tells_what_help_tells_and_hides_what_it_hides() -> None:
+    assert [command.words[1] for command in ROOT.commands] == list(COMMANDS)
     [look] = describe(with_guest()).commands
     told = [(option.flags, option.metavar, option.choices, option.help) for option in look.options]
     assert (look.words, look.summary) == (("virtksm", "look"), "look at %% of it")
@@ -100,9 +94,9 @@ def test_the_hooks_page_is_the_guides_section() -> None:
     assert section(read("guide.md"), HOOK_SECTION).splitlines()[0] in page
 
 
-@pytest.mark.parametrize("name", ["reference.md", "configuration.md", "guide.md"])
-def test_pages_have_no_links_between_documents(name: str) -> None:
-    assert "](" not in without_links(read(name).replace("](https://", ""))
+def test_pages_have_no_links_between_documents() -> None:
+    for name in ("reference.md", "configuration.md", "guide.md"):
+        assert "](" not in without_links(read(name).replace("](https://", ""))
     assert "[TOML](https://toml.io)" in without_links("[TOML](https://toml.io)")
 
 
@@ -111,28 +105,14 @@ def test_a_table_becomes_a_list() -> None:
     assert without_tables(table) == "Before.\n\n0\n:   `a\\|b`\n\n1\n:   no\n\n\nAfter.\n"
 
 
-def test_a_section_that_is_gone_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no section 'Exit codes'"):
-        section("# Commands\n", "Exit codes")
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (("virtksm", "ret"), ["retune"]),
-        (("virtksm", "restore", "--de"), ["--defaults"]),
-        (("virtksm", "config", ""), ["check", "show", "import"]),
-        (("virtksm", "agent", "--log-level", "e"), ["error"]),
-        (("virtksm", "--config", "agent", "config", "im"), ["import"]),
-    ],
-)
-def test_bash_completes_commands_options_and_choices(
-    tmp_path: Path, words: tuple[str, ...], offered: list[str]
-) -> None:
-    assert set(offered) == set(complete_in_bash(make_bash_script(ROOT), tmp_path, *words))
-
-
-def test_bash_completes_names_of_guests_and_files(tmp_path: Path) -> None:
+def test_bash_completes_commands_options_choices_names_of_guests_and_files(tmp_path: Path) -> None:
+    for typed, completed in (
+        ("ret", "retune"),
+        ("restore --de", "--defaults"),
+        ("agent --log-level e", "error"),
+        ("--config agent config im", "import"),
+    ):
+        assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", *typed.split()) == [completed]
     script = make_bash_script(describe(with_guest()))
     assert complete_in_bash(script, tmp_path, "virtksm", "look", "w") == ["web one", "web-2"]
     assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", "guests", "web-2", "w") == ["web one", "web-2"]
@@ -148,12 +128,6 @@ def test_zsh_and_fish_are_told_every_command_and_option() -> None:
             assert command is ROOT or command.words[-1] in script
             for flag in (flag for option in command.options for flag in option.flags if flag.startswith("--")):
                 assert (flag in script) or (f"-l {flag[2:]} " in script + " ")
-
-
-def test_no_two_functions_for_zsh_have_one_name() -> None:
-    names = re.findall(r"^(\w+)\(\) \{$", make_zsh_script(ROOT), re.MULTILINE)
-    assert "__virtksm_guest_names" in names
-    assert len(names) == len(set(names))
 
 
 def test_fish_offers_each_word_at_its_place() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.dashboard import DASHBOARD, as_asked, expressions, read_dashboard
+from tests.lab.dashboard import as_asked, expressions, read_dashboard
 from tests.lab.prometheus import RULES, promtool
 from virtksm.agent.metrics.definitions import METRICS
 
@@ -51,12 +50,11 @@ def test_every_rule_has_a_test() -> None:
     assert [name for name in RECORDED if name not in text] == []
 
 
-@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
-def test_rules_are_made_of_our_metrics(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    found = list(rule_expressions(path))
-    assert len(found) == len(re.findall(r"- (?:alert|record):", text))
-    assert set.union(*map(metrics_in, found)) <= SERIES | RECORDED
+def test_rules_are_made_of_our_metrics() -> None:
+    for path in RULES:
+        found = list(rule_expressions(path))
+        assert len(found) == len(re.findall(r"- (?:alert|record):", path.read_text(encoding="utf-8")))
+        assert set.union(*map(metrics_in, found)) <= SERIES | RECORDED
 
 
 def test_the_dashboard_is_made_of_our_metrics_and_shows_nearly_all() -> None:
@@ -74,35 +72,16 @@ def test_the_dashboard_is_made_of_our_metrics_and_shows_nearly_all() -> None:
     } == OURS - bare
 
 
-def test_panels_are_told_apart_and_lie_beside_each_other() -> None:
-    panels = read_dashboard()["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    for one, other in itertools.combinations((panel["gridPos"] for panel in panels), 2):
-        apart = (
-            one["x"] + one["w"] <= other["x"]
-            or other["x"] + other["w"] <= one["x"]
-            or one["y"] + one["h"] <= other["y"]
-            or other["y"] + other["h"] <= one["y"]
-        )
-        assert apart, (one, other)
-    assert all(panel["description"] for panel in panels if panel["type"] != "row")
-
-
-def test_the_dashboard_names_no_data_source_of_somebodys() -> None:
-    uids = set(re.findall(r'"uid": "([^"]*)"', DASHBOARD.read_text(encoding="utf-8")))
-    assert uids == {"${datasource}", "virtksm"}
-
-
-STARTS_S = (600, 4260, 4320)
+FIRST_S, SECOND_S, THIRD_S = 600, 4260, 4320
 """When the agent of one host starts, three times."""
-FIRST_S, SECOND_S, THIRD_S = STARTS_S
 
 
-@pytest.mark.parametrize("step_s", [15, 60, 300, 1200], ids="every {} s".format)
+@pytest.mark.parametrize("step_s", [15, 1200], ids="every {} s".format)
 def test_every_start_of_an_agent_is_drawn_where_it_was_at_any_zoom(tmp_path: Path, step_s: int) -> None:
     """Grafana asks for a value at each step, and with useValueForTime draws at the time in ms that the value says."""
     (annotation,) = read_dashboard()["annotations"]["list"]
     assert annotation["useValueForTime"] is True
+    assert annotation["expr"].endswith(" > $__from"), "of before the shown time none is drawn"
     asked = as_asked(annotation["expr"], rate=f"{step_s}s")
     values = f"_x10 {FIRST_S}x60 {SECOND_S} {THIRD_S}x100"  # the second agent ends after one scrape
     drawn = {
@@ -126,8 +105,3 @@ def test_every_start_of_an_agent_is_drawn_where_it_was_at_any_zoom(tmp_path: Pat
     file.write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}), encoding="utf-8")  # JSON is YAML
     tested = promtool("test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr
-
-
-def test_an_annotation_of_before_the_shown_time_is_not_drawn() -> None:
-    (annotation,) = read_dashboard()["annotations"]["list"]
-    assert annotation["expr"].endswith(" > $__from")

@@ -18,8 +18,8 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.full_scans import PRICES
 from virtksm.policy.adaptive.growth import Growth
+from virtksm.policy.adaptive.worth import PRICES
 
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 LAST_START_S = 60.0

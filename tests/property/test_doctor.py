@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from tests.lab.healthy_host import FILES, HEALTHY, STATUS, URI, write_tree
 from virtksm.cli.doctor import finding_lines
 from virtksm.doctor.checks import CHECKS, examine
-from virtksm.doctor.facts import AgentSeen, Unknown
-from virtksm.doctor.finding import Verdict
-from virtksm.doctor.reading import read_here
+from virtksm.doctor.facts import Here
+from virtksm.doctor.finding import CannotTell, Verdict
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.own import parse_agent
+from virtksm.doctor.reading.own import AgentSeen, parse_agent
 
 MORE_FILES = (
     "proc/50/attr/current",
@@ -67,8 +66,7 @@ def test_any_tree_of_files_gives_each_check_an_outcome_and_no_line_is_forged(cha
             root = write_tree(Path(folder), **changed)
         except UnicodeEncodeError:  # of a lone surrogate, which no file can be made of here
             return
-        here = read_here(Root(str(root)), URI, now_s=2e9)
-    findings = examine(replace(HEALTHY, here=here))
+        findings = examine(replace(HEALTHY, here=Here(Root(str(root)), URI)))
     assert [one.check for one in findings] == [check.name for check in CHECKS]
     for one in findings:
         assert bool(one.outcome.remedy) == (one.outcome.verdict in (Verdict.WARN, Verdict.FAIL))
@@ -84,7 +82,7 @@ def test_any_tree_of_files_gives_each_check_an_outcome_and_no_line_is_forged(cha
     | st.fixed_dictionaries(dict.fromkeys(KEYS, json_values))
 )
 def test_whatever_an_agent_answers_is_understood_or_refused(status: object) -> None:
-    assert isinstance(parse_agent(status), AgentSeen | Unknown)
+    assert isinstance(parse_agent(status), AgentSeen | CannotTell)
 
 
 @given(st.binary(max_size=200))
@@ -93,5 +91,5 @@ def test_bytes_that_are_no_text_are_read_all_the_same(content: bytes) -> None:
         root = write_tree(Path(folder))
         for name in ("sys/kernel/mm/ksm/run", "proc/meminfo", "proc/50/status", "proc/50/stat", "proc/50/mountinfo"):
             (root / name).write_bytes(content)
-        here = read_here(Root(str(root)), URI, now_s=2e9)
-    assert all(line.isprintable() for line in finding_lines(examine(replace(HEALTHY, here=here)), colour=False))
+        findings = examine(replace(HEALTHY, here=Here(Root(str(root)), URI)))
+    assert all(line.isprintable() for line in finding_lines(findings, colour=False))

@@ -10,23 +10,8 @@ from hypothesis import strategies as st
 
 from virtksm.guests.xml import NAMESPACE, GuestXml, parse_guest_xml
 
-names = st.sampled_from(
-    [
-        *(
-            "domain",
-            "metadata",
-            "memoryBacking",
-            "nosharepages",
-            "hugepages",
-            "devices",
-            "hostdev",
-            "cpu",
-            "numa",
-            "cell",
-        ),
-        *("guest", f"{{{NAMESPACE}}}guest", "x"),
-    ]
-)
+memory = ["domain", "metadata", "memoryBacking", "nosharepages", "hugepages", "cpu", "numa", "cell"]
+names = st.sampled_from([*memory, "devices", "hostdev", "guest", f"{{{NAMESPACE}}}guest", "x"])
 attributes = st.dictionaries(
     st.sampled_from(["private", "id", "type", "memAccess"]),
     st.sampled_from(["yes", "no", "", "pci", "shared", "<&\"'>"]),

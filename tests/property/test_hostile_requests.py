@@ -107,29 +107,6 @@ def test_a_number_that_no_counter_has_is_no_answer(number: str) -> None:
     assert parse_object('{"a": [-3, 1.5, 18446744073709551615]}', "it") == {"a": [-3, 1.5, 18446744073709551615]}
 
 
-def test_an_answer_that_drips_is_not_waited_for_beyond_its_limit() -> None:
-    """One byte at a time, each soon enough: what has a limit is the whole."""
-    with tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{folder}/s")
-        listener.listen()
-        has_given_up = threading.Event()
-
-        def drip() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(BrokenPipeError, ConnectionResetError):
-                while not has_given_up.wait(0.01):
-                    connection.sendall(b" ")
-
-        dripping = threading.Thread(target=drip)
-        dripping.start()
-        try:
-            with pytest.raises(TimeoutError):
-                ask(f"{folder}/s", {"op": "status"}, timeout_s=0.2)
-        finally:
-            has_given_up.set()
-            dripping.join(LONG_S)
-
-
 def test_an_answer_without_end_is_not_read_to_its_end() -> None:
     answer = ask_one_that_says(b'{"much": "' + b"x" * MAX_ANSWER + b'"}\n')
     assert isinstance(answer, ValueError)

@@ -6,11 +6,10 @@ What was found is kept as examples.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -18,7 +17,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeSwitch
-from virtksm.agent.fifo import open_poke_fifo
 from virtksm.config.schema import Config
 from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid
@@ -30,7 +28,6 @@ from virtksm.host.proc_files import (
     parse_owner,
     parse_process_ksm,
     parse_resident_kib,
-    parse_signed,
     parse_stat,
 )
 from virtksm.model.decision import Trigger, Triggers
@@ -80,7 +77,7 @@ def test_any_text_of_the_kernels_is_a_number_or_none(text: str) -> None:
     for number in (parse_counter(text), parse_vmstat(text, "cow_ksm")):
         assert number is None or 0 <= number < 10**20
     assert parse_choice(text) in text
-    signed = parse_signed(text)
+    signed = parse_counter(text, is_signed=True)
     assert signed is None or abs(signed) < 10**20
     for stat in (text, f"ksm_rmap_items {text}\nksm_process_profit {text}\nksm_mergeable: {text}\n"):
         ksm = parse_process_ksm(stat, text)
@@ -152,29 +149,30 @@ jsons: st.SearchStrategy[object] = st.recursive(
     max_leaves=6,
 )
 settings = st.none() | st.booleans() | st.integers(-1, KERNEL_MAXIMUM + 1) | st.floats()
-ownerships = st.fixed_dictionaries({}, optional=dict.fromkeys(("baseline", "intended", "applied"), settings))
+ownerships = st.fixed_dictionaries(dict.fromkeys(("baseline", "intended", "applied"), settings))
+
+
+def cycle_in(paths: RuntimePaths, name: str, hypervisor: FakeHypervisor, clock: FakeClock) -> Cycle[Any]:
+    return Cycle(
+        hypervisor=hypervisor,
+        local=FakeFacts(rss_kib={"u": 4096}),
+        policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
+        store=StateFile(paths, "local"),
+        switch=FakeSwitch(),
+        clock=clock,
+        on_conflict="reassert",
+        tenure=Tenure(),
+    )
 
 
 def pass_over(content: bytes, name: str) -> FakeHypervisor | StateUnusable:
     """Run two passes of a policy and a restore over a kept state; return the kernel, or why there was none."""
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
-    config = Config(policy=name)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        paths = RuntimePaths(f"{folder}/run")
-        store = StateFile(paths, "local")
-        with store.locked():
+        paths, clock = RuntimePaths(f"{folder}/run"), FakeClock()
+        with StateFile(paths, "local").locked():
             Path(paths.host_state("local")).write_bytes(content)
-        clock = FakeClock()
-        cycle = Cycle(
-            hypervisor=hypervisor,
-            local=FakeFacts(rss_kib={"u": 4096}),
-            policy=make_policy(config),
-            store=store,
-            switch=FakeSwitch(),
-            clock=clock,
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        cycle = cycle_in(paths, name, hypervisor, clock)
 
         def run() -> FakeHypervisor:
             for trigger in (Trigger.CONNECTED, Trigger.TIMER):
@@ -208,21 +206,25 @@ def test_any_bytes_for_a_state_are_refused_and_nothing_is_written(content: bytes
 
 
 @given(
-    parameters=st.dictionaries(st.sampled_from([*PARAMETERS, "run"]), ownerships | jsons, max_size=3),
-    policy=st.fixed_dictionaries({"name": st.sampled_from([*POLICIES, None, 3]), "state": jsons}) | jsons,
+    ownership=st.dictionaries(st.sampled_from([*PARAMETERS, "run"]), ownerships | jsons, max_size=3),
+    policy_name=st.sampled_from([*POLICIES, None, 3]),
+    policy_state=jsons,
     name=st.sampled_from(sorted(POLICIES)),
 )
-@example(parameters={"pages_to_scan": {"baseline": -1, "applied": 100}}, policy={}, name="adaptive")
-@example(parameters={"sleep_millisecs": {"baseline": True, "applied": 20}}, policy={}, name="adaptive")
-@example(parameters={"pages_to_scan": {"baseline": 2**40, "applied": 100}}, policy={}, name="ksmtuned")
-def test_anything_like_a_state_is_a_state_or_refused(parameters: object, policy: object, name: str) -> None:
-    check_pass_over(json.dumps({"schema": 1, "parameters": parameters, "policy": policy}).encode(), name)
+@example({"pages_to_scan": {"baseline": -1, "intended": None, "applied": 100}}, None, None, "adaptive")
+@example({"sleep_millisecs": {"baseline": True, "intended": None, "applied": 20}}, None, None, "adaptive")
+@example({"pages_to_scan": {"baseline": 2**40, "intended": None, "applied": 100}}, None, None, "ksmtuned")
+def test_anything_like_a_state_is_a_state_or_refused(
+    ownership: object, policy_name: object, policy_state: object, name: str
+) -> None:
+    state = {"schema": 1, "ownership": ownership, "policy_name": policy_name, "policy_state": policy_state}
+    check_pass_over(json.dumps(state).encode(), name)
 
 
 @given(data=st.data(), name=st.sampled_from(sorted(POLICIES)))
 def test_a_past_with_anything_in_its_values_begins_anew_or_is_taken(data: st.DataObject, name: str) -> None:
     kept = json.loads(dump_host_state(parse_host_state(first_state(name))))
-    kept["policy"]["state"] = data.draw(with_other_values(kept["policy"]["state"]))
+    kept["policy_state"] = data.draw(with_other_values(kept["policy_state"]))
     check_pass_over(json.dumps(kept).encode(), name)
 
 
@@ -230,29 +232,7 @@ def first_state(name: str) -> str:
     """The state that two passes of a policy leave."""
     with tempfile.TemporaryDirectory() as folder:
         paths = RuntimePaths(f"{folder}/run")
-        cycle = Cycle(
-            hypervisor=FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),)),
-            local=FakeFacts(rss_kib={"u": 4096}),
-            policy=make_policy(Config(policy=name)),  # type: ignore[arg-type]
-            store=StateFile(paths, "local"),
-            switch=FakeSwitch(),
-            clock=FakeClock(),
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        running = FakeHypervisor(running=(Guest(uuid="u", name="g", domain_id=1),))
+        cycle = cycle_in(paths, name, running, FakeClock())
         cycle.run(Triggers(kinds=frozenset({Trigger.CONNECTED})))
         return Path(paths.host_state("local")).read_text(encoding="utf-8")
-
-
-@given(pokes=st.lists(st.binary(min_size=1, max_size=4096), min_size=1, max_size=8))
-def test_any_pokes_are_somebody_poked(pokes: list[bytes]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        paths = RuntimePaths(f"{folder}/run")
-        fifo = open_poke_fifo(paths)
-        for poke in pokes:
-            descriptor = os.open(paths.poke_fifo, os.O_WRONLY | os.O_NONBLOCK)
-            os.write(descriptor, poke)
-            os.close(descriptor)
-        assert fifo.drain() is True
-        assert fifo.drain() is False
-        fifo.close()

@@ -1,10 +1,8 @@
 """What a pass makes of any numbers, and of anything in their place, that libvirt may answer with."""
 
-# ruff: noqa: N802  # the names of libvirt-python
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any, cast
 
 import libvirt
@@ -12,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch
+from tests.lab.fake_libvirt import FakeConnection, FakeDomain
 from virtksm.config.schema import AdaptiveParams, KsmtunedParams
 from virtksm.errors import VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost
@@ -40,63 +39,15 @@ policies = st.sampled_from(
 )
 
 
-@dataclass
-class Domain:
-    """A guest of whom libvirt says anything."""
-
-    answered: dict[str, Any]
-    called: str
-
-    def name(self) -> str:
-        return self.called
-
-    def UUIDString(self) -> str:
-        return "5d1a3c1e-0000-4000-8000-000000000001"
-
-    def ID(self) -> int:
-        return 1
-
-    def maxMemory(self) -> object:
-        return self.answered.get("balloon.maximum")
-
-
-@dataclass
-class Connection:
-    """A connection that answers everything with the same dictionary."""
-
-    answered: dict[str, Any]
-    called: str
-
-    def getURI(self) -> str:
-        return "qemu:///system"
-
-    def isAlive(self) -> int:
-        return 1
-
-    def getMemoryParameters(self) -> dict[str, Any]:
-        return self.answered
-
-    def getMemoryStats(self, _cells: int) -> dict[str, Any]:
-        return self.answered
-
-    def listAllDomains(self, _flags: int) -> list[Domain]:
-        return [Domain(self.answered, self.called)]
-
-    def getAllDomainStats(self, _stats: int, _flags: int) -> list[tuple[Domain, dict[str, Any]]]:
-        return [(Domain(self.answered, self.called), self.answered)]
-
-    def setMemoryParameters(self, _values: dict[str, int]) -> int:
-        return 0
-
-
 @given(policy=policies, sequence=st.lists(answers, min_size=1, max_size=4), called=names, is_local=st.booleans())
 def test_whatever_libvirt_answers_a_pass_ends_in_a_record_or_an_error_of_ours(
     policy: Policy[Any], sequence: list[dict[str, Any]], called: str, *, is_local: bool
 ) -> None:
     store, tenure, clock = FakeStore(), Tenure(), FakeClock()
     for answered in sequence:
+        domains = [FakeDomain("5d1a3c1e-0000-4000-8000-000000000001", called, answered.get("balloon.maximum"))]
         cycle = Cycle(
-            hypervisor=LibvirtHost(cast(libvirt.virConnect, Connection(answered, called))),
+            hypervisor=LibvirtHost(cast(libvirt.virConnect, FakeConnection(domains, answered, takes=False))),
             local=FakeFacts() if is_local else None,
             policy=policy,
             store=store,

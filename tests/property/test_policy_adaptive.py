@@ -22,9 +22,9 @@ from virtksm.model.snapshot import (
     Source,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.backlog import OTHER_PROCESSES
-from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS, MIN_WAIT_S
-from virtksm.policy.adaptive.state import AdaptiveState, CheckScans, dump_state, load_state
+from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
+from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
+from virtksm.policy.adaptive.worth import MIN_WAIT_S
 
 MAX_KIB = 2**40
 kib = st.integers(0, MAX_KIB)
@@ -45,6 +45,7 @@ guests = st.lists(
         domain_id=st.integers(1, 2),
         rss_kib=st.none() | kib,
         max_kib=st.none() | kib,
+        dirty_kib_per_s=st.none() | st.floats(0, 1e7),
     ),
     max_size=3,
     unique_by=lambda guest: guest.key,
@@ -135,15 +136,17 @@ def test_less_memory_never_makes_it_scan_slower(
 
 @given(params, snapshots)
 def test_a_host_that_has_settled_is_left_in_peace(chosen: AdaptiveParams, snapshot: Snapshot) -> None:
-    """No backlog, nothing changes, no check scan due: the same idle settings for ever."""
+    """No backlog, nothing changes in place, all is seen: the same idle settings for ever."""
+    seen = OtherProcesses(kib=0, processes=0, unread=0)
+    still = tuple(replace(guest, dirty_kib_per_s=0.0) for guest in snapshot.guests if guest.rss_kib is not None)
+    snapshot = replace(snapshot, guests=still, other_processes=seen)
     known = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
-    if snapshot.other_processes is not None:
-        known[OTHER_PROCESSES] = snapshot.other_processes.kib
     state = AdaptiveState(
         taken_s=snapshot.taken_s,
         guests_kib=known,
         pages_sharing=snapshot.ksm.pages_sharing,
-        checks=CheckScans(due_s=2e6),
+        cow_ksm=snapshot.ksm.cow_ksm,
+        learned=Learned(ended_s=snapshot.taken_s),
     )
     policy = AdaptivePolicy(params=replace(chosen, merge_across_nodes="keep"))
     timer = Triggers(kinds=frozenset({Trigger.TIMER}))

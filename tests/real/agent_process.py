@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +96,10 @@ class AgentHome:
         return self.runtime_dir / "poke"
 
     @property
+    def control_socket(self) -> str:
+        return str(self.runtime_dir / "agent" / "control.sock")
+
+    @property
     def state(self) -> Path:
         """Tell where the state of this machine's own KSM is kept."""
         return self.runtime_dir / "agent" / "local.json"
@@ -133,32 +136,47 @@ class AgentHome:
             env={**os.environ, **(environ or {})},
         )
 
+    def told(self, *arguments: str) -> dict[str, Any]:
+        """Run a command that succeeds and return its JSON."""
+        done = self.run(*arguments, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
 
 class AgentProcess:
-    """A running `virtksm agent`. Whoever starts it ends it: `stop`, `kill` or `close`."""
+    """A running `virtksm agent`. Whoever starts it ends it: `stop`, `kill` or `close`.
+
+    `log` is the file that its log is in at last, `stderr` what it writes to if not that file. It dies with the thread
+    that has started it.
+    """
 
     def __init__(
-        self, home: AgentHome, uri: str, *, environ: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        home: AgentHome,
+        uri: str,
+        *,
+        environ: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        options: Sequence[str] = ("--log-level", "debug"),
+        log: IO[bytes] | None = None,
+        stderr: int | None = None,
     ) -> None:
         self.home = home
         self.uri = uri
+        self._log = log or tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
+        self._read_bytes = 0
         self._lines: list[Line] = []
         self._garbage: list[str] = []
         self._next = 0
-        self._ended = False
-        self._heard = threading.Condition()
-        command = home.command("agent", "--connect", uri, "--log-format", "json", "--log-level", "debug")
+        command = home.command("agent", "--connect", uri, "--log-format", "json", *options)
         self._process = subprocess.Popen(
-            [*prefix, *command],
+            ["setpriv", "--pdeathsig", "KILL", *prefix, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self._log if stderr is None else stderr,
             env={**os.environ, **(environ or {})},
         )
-        assert self._process.stderr is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
-        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -166,8 +184,8 @@ class AgentProcess:
 
     def lines(self, event: str) -> list[Line]:
         """Return every line of one event since the start."""
-        with self._heard:
-            return [line for line in self._lines if line["event"] == event]
+        self._read()
+        return [line for line in self._lines if line["event"] == event]
 
     def wait_for(self, event: str, predicate: Callable[[Line], bool] = lambda _: True) -> Line:
         """Return the next line of `event` that `predicate` takes, skipping what comes before it.
@@ -175,18 +193,19 @@ class AgentProcess:
         Raises AgentSilent when it does not come, or the agent ends without saying it.
         """
         deadline = time.monotonic() + HANG_S
-        with self._heard:
-            while True:
-                for number in range(self._next, len(self._lines)):
-                    line = self._lines[number]
-                    if line["event"] == event and predicate(line):
-                        self._next = number + 1
-                        return line
-                left = deadline - time.monotonic()
-                if self._ended or left <= 0:
-                    said = "\n".join([*map(json.dumps, self._lines[-12:]), *self._garbage[-20:]])
-                    raise AgentSilent(f"no {event} from the agent ({'ended' if self._ended else 'silent'}):\n{said}")
-                self._heard.wait(left)
+        number = self._next
+        while True:
+            has_ended = self._process.poll() is not None  # before the last look: nothing is written after it
+            self._read()
+            while number < len(self._lines):
+                line, number = self._lines[number], number + 1
+                if line["event"] == event and predicate(line):
+                    self._next = number
+                    return line
+            if has_ended or time.monotonic() > deadline:
+                said = "\n".join([*map(json.dumps, self._lines[-12:]), *self._garbage[-20:]])
+                raise AgentSilent(f"no {event} from the agent ({'ended' if has_ended else 'silent'}):\n{said}")
+            time.sleep(0.003)
 
     def wait_for_pass(self, *triggers: str) -> Line:
         """Return the next pass; with `triggers`, the next one that answers exactly these."""
@@ -229,7 +248,7 @@ class AgentProcess:
     def wait_ended(self) -> int:
         """Wait for its end and return its exit code, negative for a signal; its log is complete then."""
         code = self._process.wait(HANG_S)
-        self._reader.join(HANG_S)
+        self._read()
         assert self._garbage == [], "what is not JSON on stderr is a traceback or a warning"
         return code
 
@@ -248,24 +267,22 @@ class AgentProcess:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait(HANG_S)
-        self._reader.join(HANG_S)
+        self._log.close()
 
-    def _read(self, stream: IO[str]) -> None:
-        with stream:
-            for text in stream:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    line = None
-                with self._heard:
-                    if isinstance(line, dict) and "event" in line:
-                        self._lines.append(line)
-                    else:
-                        self._garbage.append(text.rstrip("\n"))
-                    self._heard.notify_all()
-        with self._heard:
-            self._ended = True
-            self._heard.notify_all()
+    def _read(self) -> None:
+        """Take in the whole lines that have come."""
+        new = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size - self._read_bytes, self._read_bytes)
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        for text in whole.decode("utf-8").split("\n")[:-1]:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if isinstance(line, dict) and "event" in line:
+                self._lines.append(line)
+            else:
+                self._garbage.append(text)
 
 
 class AgentFactory:

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.footprint import read_footprint
+from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
-from virtksm.agent.main import assemble
 from virtksm.config.schema import Config
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
@@ -86,13 +86,12 @@ async def storm(events: int) -> dict[str, object]:
         )
 
     connection = Connection(URI, BlockingCalls(), reporter.connect_failed)
-    agent, _requests = assemble(
+    agent = Agent(
         configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
         connection=connection,
         reporter=reporter,
         history_writer=HistoryWriter(),
         make_cycle=make_cycle,
-        make_switch=lambda _uri, _config: FakeSwitch(),
     )
     running = asyncio.create_task(agent.run())
     await log.until(lambda: log.counts["pass_completed"] == 1)

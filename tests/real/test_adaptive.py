@@ -1,7 +1,9 @@
-"""The adaptive policy on the real kernel with real guests: all that can merge merges, then ksmd rests."""
+"""The adaptive policy on the real kernel with real guests: all that can merge merges, then ksmd rests, or is off."""
 
 from __future__ import annotations
 
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,9 +11,9 @@ import pytest
 from bench.sim.real_memory import MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess, Line
+from tests.real.agent_process import HANG_S, SWEEPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome, AgentProcess, Line
 
 pytestmark = pytest.mark.real
 
@@ -28,8 +30,10 @@ def twin(seed: int) -> PayloadGuest:
     return PayloadGuest(name=f"twin{seed}", memory_mib=32, common_mib=COMMON_MIB, own_mib=8, seed=seed)
 
 
-def is_idle(ksm: Ksm) -> bool:
-    return (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (0, 10_000)
+def ksmd_ticks() -> int:
+    """Read the CPU time that ksmd has used since boot, in clock ticks (10 ms)."""
+    fields = (find_ksmd() / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def wait_until_covered(agent: AgentProcess, guests: int) -> None:
@@ -50,30 +54,25 @@ def test_what_guests_have_in_common_is_merged_then_ksmd_rests_and_a_one_shot_goe
 ) -> None:
     ksm.write(use_zero_pages=0)
     agent = start_agent(SWEEPING_LAW)
-    assert is_idle(ksm), "there is no backlog yet"
+    assert ksm.settings() == IDLE, "there is no backlog yet"
+    ticks = ksmd_ticks()
     guest.together(*map(twin, (1, 2)))
     wait_until_covered(agent, 2)
-    assert is_idle(ksm)
+    assert ksmd_ticks() > ticks
+    ticks = ksmd_ticks()
+    time.sleep(2.0)
+    assert ksmd_ticks() - ticks < 2
+    assert [agent.step()["outcome"] for _ in range(2)] == ["unchanged", "unchanged"]
+    assert ksm.settings() == IDLE
     assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
     assert agent.lines("foreign_value_found") == []
     agent.kill()
     done = agent_home.run("retune", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "rule idle" in done.stdout
-    assert is_idle(ksm)
+    assert ksm.settings() == IDLE
     assert start_agent(SWEEPING_LAW).stop() == 0
-    assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
-
-
-def test_with_memory_to_spare_it_leaves_guests_alone(ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory) -> None:
-    agent = start_agent('policy = "adaptive"\n[adaptive]\nreserve_percent = 1\n')
-    guest(twin(1), settle=False)
-    line = agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 1)
-    assert line["decision"]["rule"] == "disengaged"
-    assert is_idle(ksm)
-    full_scans = ksm.read("full_scans")
-    assert agent.step()["decision"]["rule"] == "disengaged"
-    assert ksm.read("full_scans") == full_scans
+    assert ksm.settings() == DEFAULTS
 
 
 def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: Ksm, start_agent: AgentFactory) -> None:
@@ -81,10 +80,10 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
     ksm.write(use_zero_pages=0)
     spec = replace(twin(1), image=7)
     with MergeableProcess(replace(spec, seed=1)), MergeableProcess(replace(spec, seed=2)):
-        agent = start_agent(SWEEPING_LAW)
-        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "full_scan")
-        line = agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
-        assert is_idle(ksm)
+        agent = start_agent(UNSETTLED_LAW)
+        agent.sweep()
+        line = agent.step()
+        assert ksm.settings() == IDLE
         assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
         assert line["decision"]["numbers"]["other_processes_kib"] >= 2 * spec.content_mib * 1024
         assert "of other processes" in line["decision"]["reason"]
@@ -93,10 +92,51 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
 def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    agent = start_agent(SWEEPING_LAW)
-    guest(replace(twin(1), nosharepages=True), settle=False)
+    agent = start_agent(UNSETTLED_LAW)
+    guest(replace(twin(1), nosharepages=True))
+    agent.reload()
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "empty")
     line = agent.step()
     assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("idle", ksm.read("full_scans"))
     assert line["decision"]["numbers"]["new_kib"] == 0
-    assert is_idle(ksm)
+    assert ksm.settings() == IDLE
+
+
+def test_ksm_switched_off_and_unmerged_under_the_agent_is_said_and_merges_again(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    def wait_off() -> None:
+        line = agent.wait_for(
+            "pass_completed", lambda line: (line["decision"]["rule"], line["sensed"]["guests"]) == ("off", 2)
+        )
+        assert "KSM is off" in line["decision"]["reason"]
+        assert ksm.settings() == IDLE
+        assert ksm.read("pages_sharing") == 0
+
+    def wait_merged_again() -> None:
+        def is_merged(line: Line) -> bool:
+            rule, pages = line["decision"]["rule"], line["sensed"]["pages_sharing"]
+            return bool(rule == "idle" and pages >= COMMON_MIB * PAGES_PER_MIB)
+
+        agent.reload()
+        wait_until(lambda: is_merged(agent.step()), HANG_S, "all to be merged")
+
+    def warnings() -> int:
+        return len([line for line in agent.lines("warning_raised") if "KSM is off" in line["warning"]])
+
+    agent = start_agent(UNSETTLED_LAW)
+    ksm.write(run=0)
+    guest.together(*map(twin, (1, 2)))
+    wait_off()
+    assert warnings() == 1
+    ksm.write(run=1)
+    wait_merged_again()  # the backlog of meanwhile was not forgotten
+    ksm.write(run=2)
+    assert ksm.read("pages_sharing") == 0
+    ksm.write(run=1)
+    wait_merged_again()  # unmerged, and no pass in between
+    ksm.write(run=2)
+    agent.signal(signal.SIGUSR1)
+    wait_off()
+    assert warnings() == 2
+    assert agent.lines("settings_refused") == []

@@ -20,10 +20,6 @@ KILLED_PASS = Path(__file__).with_name("killed_pass.py")
 ADMINISTRATORS = (123, 45)
 
 
-def settings(ksm: Ksm) -> tuple[int, int]:
-    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
-
-
 def run_pass(start_agent: AgentFactory, uri: str, *, last_step: int) -> tuple[int, list[str]]:
     """Run a pass of a process of its own; return its exit code and the steps that it has done."""
     home = start_agent.home
@@ -50,15 +46,15 @@ def test_killed_at_every_step_of_a_pass_the_baseline_stays_the_administrators(
     first = start_agent()
     assert first.stop() == 0
     for step, name in enumerate(steps, start=1):
-        assert settings(ksm) == ADMINISTRATORS
+        assert ksm.settings() == ADMINISTRATORS
         (start_agent.home.runtime_dir / "agent" / "local.json").unlink()
         code, done = run_pass(start_agent, libvirtd.uri, last_step=step)
         assert (code, done) == (-signal.SIGKILL, steps[:step])
         agent = start_agent()
         assert agent.lines("foreign_value_found") == [], f"killed after {name} (step {step})"
-        assert settings(ksm) != ADMINISTRATORS
+        assert ksm.settings() != ADMINISTRATORS
         assert agent.stop() == 0
-        assert settings(ksm) == ADMINISTRATORS, f"killed after {name} (step {step})"
+        assert ksm.settings() == ADMINISTRATORS, f"killed after {name} (step {step})"
 
 
 def test_a_sigterm_in_the_middle_of_a_pass_lets_it_end_and_restores(
@@ -76,4 +72,4 @@ def test_a_sigterm_in_the_middle_of_a_pass_lets_it_end_and_restores(
         libvirtd.resume()
     assert agent.wait_ended() == 0
     assert len(agent.lines("pass_completed")) == 2, "the pass was finished"
-    assert settings(ksm) == ADMINISTRATORS
+    assert ksm.settings() == ADMINISTRATORS

@@ -10,16 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import DEFAULTS, Ksm
 from tests.real.agent_process import AgentFactory, AgentHome
 
 pytestmark = pytest.mark.real
-
-BASELINE = (100, 20)
-
-
-def settings(ksm: Ksm) -> tuple[int, int]:
-    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def fill(folder: Path) -> Path:
             return path
 
 
-def test_a_full_runtime_folder_stops_the_writing_and_nothing_else(
+def test_a_full_or_read_only_runtime_folder_stops_the_writing_and_nothing_else(
     ksm: Ksm, small_folder: Path, start_agent: AgentFactory
 ) -> None:
     agent = start_agent()
@@ -55,39 +49,30 @@ def test_a_full_runtime_folder_stops_the_writing_and_nothing_else(
     assert str(agent.home.state) in failed["error"]
     assert "No space left on device" in failed["error"]
     assert f"df {agent.home.state.parent}" in failed["remedy"]
-    assert settings(ksm)[0] == 1, "nothing is written on the strength of a state that cannot be kept"
+    assert ksm.read("pages_to_scan") == 1, "nothing is written on the strength of a state that cannot be kept"
     filling.unlink()
-    assert agent.step()["after"]["pages_to_scan"] == settings(ksm)[0] == 2
-    assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
-
-
-def test_a_read_only_runtime_folder_stops_the_writing_and_nothing_else(
-    ksm: Ksm, small_folder: Path, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
+    assert agent.step()["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 2
     # Over it, since a file system in use for writing cannot be made read-only in order.
     subprocess.run(["mount", "--bind", small_folder, small_folder], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", small_folder], check=True)
     agent.poke()
-    failed = agent.wait_for("pass_failed")
-    assert "Read-only file system" in failed["error"]
-    assert settings(ksm)[0] == 1
+    assert "Read-only file system" in agent.wait_for("pass_failed")["error"]
+    assert ksm.read("pages_to_scan") == 2
     subprocess.run(["umount", small_folder], check=True)
-    assert agent.step()["after"]["pages_to_scan"] == settings(ksm)[0] == 2
+    assert agent.step()["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 3
     assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS
 
 
 def test_a_removed_runtime_folder_loses_neither_baseline_nor_steps(ksm: Ksm, start_agent: AgentFactory) -> None:
     ksm.write(pages_to_scan=123, sleep_millisecs=45)
     agent = start_agent()
     shutil.rmtree(agent.home.runtime_dir)
-    assert agent.step()["after"]["pages_to_scan"] == settings(ksm)[0] == 2
+    assert agent.step()["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 2
     assert agent.lines("foreign_value_found") == []
     shutil.rmtree(agent.home.runtime_dir)
     assert agent.stop() == 0
-    assert settings(ksm) == (123, 45)
+    assert ksm.settings() == (123, 45)
 
 
 def test_a_clock_that_is_set_forward_and_back_changes_nothing(
@@ -106,19 +91,15 @@ def test_a_clock_that_is_set_forward_and_back_changes_nothing(
     )
     told = [datetime.fromisoformat(agent.lines("pass_completed")[-1]["timestamp"])]
     for step, days in enumerate((400, -400, 0), start=2):
-        put_whole(clock, f"{days:+d}d\n")
+        new = clock.with_suffix(".new")
+        new.write_text(f"{days:+d}d\n")
+        new.replace(clock)  # whole
         line = agent.step()
         told.append(datetime.fromisoformat(line["timestamp"]))
-        assert line["after"]["pages_to_scan"] == settings(ksm)[0] == step
+        assert line["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == step
         assert 0 <= line["event_to_applied_ms"] < 60_000
     assert told[1] - told[0] > timedelta(days=399), "the agent did see the other time"
     assert told[2] < told[0]
     assert agent.lines("pass_failed") == []
     assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
-
-
-def put_whole(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
+    assert ksm.settings() == DEFAULTS

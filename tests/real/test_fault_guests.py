@@ -12,8 +12,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from demo.guests import PayloadGuest
-from tests.lab.fixtures import GuestFactory, RunningGuest
+from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
@@ -32,8 +31,23 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
 
 
-def tiny(name: str) -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=16, own_mib=1)
+class Meddler:
+    """Does `happen` before the call number `at` of a pass; of several by the same name only the first counts."""
+
+    def __init__(self, at: int, happen: Callable[[], None]) -> None:
+        self._at = at
+        self._happen = happen
+        self.calls: list[str] = []
+
+    def around(self, cycle: Cycle[Any]) -> Cycle[Any]:
+        local = None if cycle.local is None else Meddled(cycle.local, self._before)
+        return replace(cycle, hypervisor=Meddled(cycle.hypervisor, self._before), local=local)
+
+    def _before(self, name: str) -> None:
+        if name not in self.calls:
+            self.calls.append(name)
+            if len(self.calls) == self._at:
+                self._happen()
 
 
 class Meddled:
@@ -53,26 +67,6 @@ class Meddled:
             return found(*arguments, **named)
 
         return call
-
-
-class Meddler:
-    """Does `happen` before the call number `at` of a pass; of several by the same name only the first counts."""
-
-    def __init__(self, at: int, happen: Callable[[], None]) -> None:
-        self._at = at
-        self._happen = happen
-        self.calls: list[str] = []
-
-    def before(self, name: str) -> None:
-        if name not in self.calls:
-            self.calls.append(name)
-            if len(self.calls) == self._at:
-                self._happen()
-
-
-def meddled(cycle: Cycle[Any], meddler: Meddler) -> Cycle[Any]:
-    local = None if cycle.local is None else Meddled(cycle.local, meddler.before)
-    return replace(cycle, hypervisor=Meddled(cycle.hypervisor, meddler.before), local=local)
 
 
 @pytest.fixture(params=["local", "libvirt"])
@@ -102,7 +96,7 @@ def test_guests_that_appear_and_vanish_at_any_point_of_a_pass_harm_nothing(
     def counted_too_many(at: int, happen: Callable[[], None]) -> int | None:
         """Run a pass with something happening before its call number `at`; None if it has fewer calls."""
         meddler = Meddler(at, happen)
-        report = meddled(cycle, meddler).run(RETUNE)
+        report = meddler.around(cycle).run(RETUNE)
         if len(meddler.calls) < at:
             return None
         assert report.outcome is Outcome.APPLIED

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import pytest
@@ -16,56 +13,31 @@ from demo.guests import PayloadGuest
 from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import calm_footprint, read_footprint
-from tests.lab.ksm import Ksm, wait_until
+from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real
 
-BASELINE = (100, 20)
 KILLS = 6
 WARM_KILLS = 3
 """After so many the allocator has what it needs."""
 MAX_GROWTH_KIB = 2048
 
 
-def settings(ksm: Ksm) -> tuple[int, int]:
-    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
-
-
-def status(agent: AgentProcess) -> dict[str, Any]:
-    """Ask the agent how it stands."""
-    done = agent.home.run("status", "--json")
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
-
-
-@pytest.fixture
-def churn(libvirtd: PrivateLibvirtd, payload: Path) -> Iterator[Churn]:
-    """Lend a churn of guests; all guests end with the test."""
-    running = Churn(libvirtd.uri, payload)
-    try:
-        yield running
-    finally:
-        running.end()
-        end_guests(libvirtd)
-
-
-def wait_for_a_start(churn: Churn) -> None:
-    started = churn.started
-    wait_until(lambda: churn.started > started, HANG_S, "a guest to start")
-
-
 def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest_and_no_growth(
-    ksm: Ksm, libvirtd: PrivateLibvirtd, churn: Churn, start_agent: AgentFactory
+    ksm: Ksm, libvirtd: PrivateLibvirtd, payload: Path, start_agent: AgentFactory, request: pytest.FixtureRequest
 ) -> None:
     agent = start_agent()
+    churn = Churn(libvirtd.uri, payload)
+    request.addfinalizer(lambda: end_guests(libvirtd))
+    request.addfinalizer(churn.end)
     churn.start()
     warm = calm_footprint(agent.pid)
     for kill in range(KILLS):
-        wait_for_a_start(churn)
+        started = churn.started
+        wait_until(lambda started=started: churn.started > started, HANG_S, "a guest to start")  # type: ignore[misc]
         libvirtd.kill()
         agent.wait_for("libvirt_disconnected")
         libvirtd.start()
@@ -79,13 +51,13 @@ def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest
     connection.close()
     last = agent.step()
     assert last["sensed"]["guests"] == running
-    assert settings(ksm)[0] == last["after"]["pages_to_scan"] >= len(agent.lines("pass_completed"))
+    assert ksm.read("pages_to_scan") == last["after"]["pages_to_scan"] >= len(agent.lines("pass_completed"))
     assert agent.lines("foreign_value_found") == []
     now = calm_footprint(agent.pid)
     assert now.held == warm.held
     assert now.rss_kib - warm.rss_kib < MAX_GROWTH_KIB
     assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS
 
 
 def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_what_comes_back(
@@ -108,7 +80,7 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_what_comes_bac
     sweeping(*twins).kill()
     assert is_stranded(), "the agent has died"
     assert agent_home.run(*restore).returncode == 0
-    assert settings(ksm) == found
+    assert ksm.settings() == found
 
     agent = sweeping()
     libvirtd.kill()
@@ -117,13 +89,13 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_what_comes_bac
     assert is_stranded(), "both have died"
     libvirtd.start()
     assert agent_home.run(*restore).returncode == 0
-    assert settings(ksm) == found
+    assert ksm.settings() == found
 
     agent = sweeping()
     libvirtd.kill()
     agent.wait_for("libvirt_disconnected")
     assert is_stranded(), "libvirt has died"
-    told = status(agent)
+    told = agent.home.told("status")
     assert (told["libvirt"]["connected"], told["stranded"]["possible"]) == (False, True)
     assert told["stranded"]["worst_core_percent"] < 10
     agent_home.configure(SWEEPING_LAW)
@@ -132,7 +104,7 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_what_comes_bac
     agent.wait_for_pass()
     agent.reload()
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
-    assert settings(ksm) == (0, 10_000)
+    assert ksm.settings() == IDLE
 
 
 def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_when_it_goes_on(
@@ -149,12 +121,12 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
         with ThreadPoolExecutor() as pool:
             for done in pool.map(lambda _: agent.home.run("retune", "--connect", agent.uri), range(6)):
                 assert (done.returncode, "still waiting for open" in done.stderr) == (3, True), "it answers at once"
-        told = status(agent)["libvirt"]
+        told = agent.home.told("status")["libvirt"]
         assert (told["connected"], told["answers"]) == (False, False)
         assert told["waiting_for"] in ("a connection", "open")
         assert "not answering since" in agent.home.run("status").stdout
         assert read_footprint(agent.pid).threads == wedged.threads
-        assert settings(ksm) == BASELINE
+        assert ksm.settings() == DEFAULTS
     finally:
         libvirtd.resume()
     agent.wait_for("libvirt_connected")
@@ -197,4 +169,4 @@ def test_a_libvirtd_wedged_for_good_does_not_keep_the_agent_from_ending(
         libvirtd.resume()
     assert "no answer within 1 s" in agent.lines("settings_left")[0]["error"]
     assert agent.home.run("restore", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,19 +33,16 @@ BACKINGS = {
     "shared": "<source type='memfd'/><access mode='shared'/>",
     "memfd": "<source type='memfd'/>",
     "file": "<source type='file'/><access mode='private'/>",
+    "switched": "",
 }
+MEM_MERGE_OFF = (
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    "<q:arg value='-machine'/><q:arg value='mem-merge=off'/></q:commandline>"
+)
 
 
 def twin(number: int, **options: Any) -> PayloadGuest:  # noqa: ANN401  # PayloadGuest's own
     return PayloadGuest(name=f"twin{number}", memory_mib=32, common_mib=COMMON_MIB, seed=number, **options)
-
-
-def run(home: AgentHome, *arguments: str) -> Json:
-    done = home.run(*arguments, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert isinstance(told, dict)
-    return told
 
 
 def of_ended(told: Json) -> int:
@@ -75,6 +71,8 @@ def backed(daemon: PrivateLibvirtd, connection: libvirt.virConnect, payload: Pat
             spec = PayloadGuest(name=name, memory_mib=32, common_mib=COMMON_MIB, seed=20)
             xml = spec.domain_xml(payload, daemon.root / f"console-{name}")
             xml = xml.replace("<vcpu>", f"<memoryBacking>{backing}</memoryBacking><vcpu>")
+            if name == "switched":
+                xml = xml.replace("</domain>", f"{MEM_MERGE_OFF}</domain>")
             domains.append(connection.createXML(xml))
         for name in BACKINGS:
             wait_settled(daemon.root / f"console-{name}", 60.0)
@@ -93,7 +91,7 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
     agent_home: AgentHome,
 ) -> None:
     agent_home.configure("")
-    empty = run(agent_home, "headroom", "--connect", libvirtd.uri)
+    empty = agent_home.told("headroom", "--connect", libvirtd.uri)
     assert (empty["guests"], empty["growth_kib"]) == (0, 0)
     with backed(libvirtd, libvirt_conn, payload):
         running = guest.together(
@@ -104,7 +102,6 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
         )
         ksm.merge_all()
         check_guests(agent_home, libvirtd.uri, running[:2])
-        check_order(agent_home, libvirtd.uri)
         check_headroom(ksm, agent_home, libvirtd.uri)
         check_without_root(ksm, agent_home, libvirtd)
         check_far(ksm, agent_home, libvirtd.far_uri, running[0])
@@ -112,9 +109,9 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
 
 def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
     """Twins save alike, and each guest that cannot merge says why."""
-    found = by_name(run(home, "guests", "--connect", uri))
+    found = by_name(home.told("guests", "--connect", uri))
     assert set(found) == {"twin1", "twin2", "big", "apart", *BACKINGS}
-    few = run(home, "guests", "twin2", found["apart"]["uuid"], "--connect", uri)
+    few = home.told("guests", "twin2", found["apart"]["uuid"], "--connect", uri)
     assert by_name(few) == {name: found[name] for name in ("twin2", "apart")}
     missed = home.run("guests", "twin2", "gone", "--connect", uri)
     assert (missed.returncode, missed.stdout) == (1, "")
@@ -135,36 +132,16 @@ def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
     apart = found["apart"]
     assert (apart["can_merge"], apart["obstacles"]) == (False, ["nosharepages"])
     assert (apart["merged_bytes"], apart["saved_bytes"], apart["kernel"]["ksm_mergeable"]) == (0, 0, False)
+    switched = found["switched"]
+    assert (switched["obstacles"], switched["kernel"]["ksm_mergeable"]) == (["mem_merge_off"], False)
     for name in ("shared", "memfd"):
         assert (found[name]["can_merge"], found[name]["obstacles"]) == (False, ["shared_memory"])
         assert found[name]["merged_bytes"] < 4 * MIB, "only what lies beside its RAM merges"
 
 
-def check_order(home: AgentHome, uri: str) -> None:
-    """Guests stand in the order asked for, by default by what they save."""
-    orders: dict[tuple[str, ...], list[str]] = {
-        (): ["twin1", "big", "apart"],
-        ("--sort", "memory"): ["big", "apart", "twin1"],
-        ("--sort", "name"): ["apart", "big", "twin1"],
-    }
-    for order, names in orders.items():
-        done = home.run("guests", *order, "--connect", uri)
-        assert (done.returncode, done.stderr) == (0, "")
-        heading, *lines = done.stdout.split("\n\n")[0].splitlines()
-        assert heading.split() == [
-            *("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN", "MERGE"),
-        ]
-        shown = [line.split()[0] for line in lines]
-        assert [name for name in shown if name in names] == names
-        (apart,) = [line for line in lines if line.startswith("apart")]
-        assert apart.endswith("no: nosharepages in its XML")
-        assert "48.0 MiB" in apart
-        assert "host " in done.stdout
-
-
 def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:
     """Headroom is what the host has, less what the guests that run may take."""
-    told = run(home, "headroom", "--connect", uri)
+    told = home.told("headroom", "--connect", uri)
     room, risk = told["room_kib"], told["risk"]
     assert told["guests"] == 4 + len(BACKINGS)
     assert 128 * 1024 < told["growth_kib"] < 512 * 1024
@@ -204,7 +181,7 @@ def check_without_root(ksm: Ksm, home: AgentHome, libvirtd: PrivateLibvirtd) -> 
 
 def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> None:
     """Of another machine it tells what libvirt tells."""
-    told = run(home, "guests", "twin1", "--connect", uri)
+    told = home.told("guests", "twin1", "--connect", uri)
     (one,) = told["guests"]
     assert told["source"] == "libvirt"
     assert abs(one["rss_bytes"] - psutil.Process(running.pid).memory_info().rss) <= 8 * MIB
@@ -212,7 +189,7 @@ def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> Non
     assert told["host"]["pages_sharing"] == ksm.read("pages_sharing")
     assert [told["host"][name] for name in ("ksm_run", "ksm_zero_pages", "profit_bytes")] == [None] * 3
     assert "run this command there" in told["notes"][0]
-    headroom = run(home, "headroom", "--connect", uri)
+    headroom = home.told("headroom", "--connect", uri)
     assert headroom["risk"]["swap_free_kib"] is None
     assert headroom["room_kib"]["safe"] > 0
 
@@ -228,7 +205,7 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     others = merging_pages_of_others(pids)
     assert sum(map(merging_pages, pids)) + others == shared + sharing
 
-    told = run(agent_home, "guests", "--connect", libvirtd.uri)
+    told = agent_home.told("guests", "--connect", libvirtd.uri)
     left, host = told["left_over"], told["host"]
     assert (host["pages_shared"], host["pages_sharing"]) == (shared, sharing)
     assert host["saved_bytes"] == (sharing + ksm.read("ksm_zero_pages")) * PAGE
@@ -251,79 +228,18 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     pages = merging_pages(guests[0].pid)
     guests[0].domain.destroy()
     text = agent_home.run("guests", "--connect", libvirtd.uri).stdout
-    told = run(agent_home, "guests", "--connect", libvirtd.uri)
+    told = agent_home.told("guests", "--connect", libvirtd.uri)
     assert set(by_name(told)) == {"twin2", "twin3"}
     assert pages >= COMMON_MIB * MIB // PAGE
     assert of_ended(told) >= pages
     assert "of processes that have exited" in text
     ksm.merge_all()
-    assert of_ended(run(agent_home, "guests", "--connect", libvirtd.uri)) < pages
+    assert of_ended(agent_home.told("guests", "--connect", libvirtd.uri)) < pages
 
 
-def test_another_process_that_merges_is_named(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    program = (
-        "import mmap; m = mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); "
-        "m.madvise(12); m.madvise(15); m.write(b'virtksm!' * (1 << 22)); print('up', flush=True); input()"
-    )
-    with subprocess.Popen(["python3", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"up\n"
-        ksm.merge_all()
-        told = run(agent_home, "guests", "--connect", libvirtd.uri)
-        text = agent_home.run("guests", "--connect", libvirtd.uri).stdout
-        other.kill()
-    (found,) = [one for one in told["left_over"]["processes"] if one["pid"] == other.pid]
-    assert found["merging_pages"] == 8192
-    assert f"8192 of python3 (pid {other.pid})" in text
-    assert text.startswith("no guest runs\n")
-
-
-def test_ksm_that_is_off_is_every_guests_obstacle(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+def test_nosharepages_that_systemds_memoryksm_overrules_is_seen_also_by_doctor(
+    ksm: Ksm, payload: Path, agent_home: AgentHome
 ) -> None:
-    guest(twin(1), settle=False)
-    ksm.write(run=2)
-    (one,) = run(agent_home, "guests", "--connect", libvirtd.uri)["guests"]
-    assert (one["can_merge"], one["obstacles"]) == (False, ["ksm_off"])
-    assert "KSM is off" in agent_home.run("headroom", "--connect", libvirtd.uri).stdout
-
-
-def test_mem_merge_off_on_qemus_own_command_line_is_seen(
-    libvirtd: PrivateLibvirtd, libvirt_conn: libvirt.virConnect, payload: Path, agent_home: AgentHome
-) -> None:
-    qemu = "http://libvirt.org/schemas/domain/qemu/1.0"
-    arguments = "".join(f"<q:arg value='{value}'/>" for value in ("-machine", "mem-merge=off"))
-    xml = twin(1).domain_xml(payload, None)
-    xml = xml.replace("</domain>", f"<q:commandline xmlns:q='{qemu}'>{arguments}</q:commandline></domain>")
-    domain = libvirt_conn.createXML(xml)
-    try:
-        for uri in (libvirtd.uri, libvirtd.far_uri):
-            (one,) = run(agent_home, "guests", "--connect", uri)["guests"]
-            assert one["obstacles"] == ["mem_merge_off"]
-            assert one["kernel"] is None or one["kernel"]["ksm_mergeable"] is False
-    finally:
-        domain.destroy()
-
-
-@pytest.mark.parametrize("command", ["guests", "headroom"])
-def test_no_libvirt_is_exit_code_3_and_no_ksm_is_4(agent_home: AgentHome, command: str) -> None:
-    done = agent_home.run(command, "--connect", f"qemu:///system?socket={agent_home.folder}/none")
-    assert (done.returncode, done.stdout) == (3, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert agent_home.run(command, "--connect", "test:///default").returncode == 4
-
-
-def test_the_reserve_is_that_of_the_policy_in_force(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    total_kib = psutil.virtual_memory().total // 1024
-    for config, reserve_kib in (
-        ("[adaptive]\nreserve_percent = 10\n", total_kib // 10),
-        ('policy = "ksmtuned"\n[ksmtuned]\nthres_coef = 0\nthres_const = 4096\n', 4096),
-    ):
-        agent_home.configure(config)
-        assert run(agent_home, "headroom", "--connect", libvirtd.uri)["reserve_kib"] == reserve_kib
-
-
-def test_nosharepages_that_systemds_memoryksm_overrules_is_seen(ksm: Ksm, payload: Path, agent_home: AgentHome) -> None:
     daemon = PrivateLibvirtd(cache=QEMU_CACHE)
     # As MemoryKSM= does: PR_SET_MEMORY_MERGE before the daemon is executed, for it and all that it starts.
     merging = "import ctypes, os, sys; ctypes.CDLL(None).prctl(67, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -336,8 +252,13 @@ def test_nosharepages_that_systemds_memoryksm_overrules_is_seen(ksm: Ksm, payloa
         for console in consoles:
             wait_settled(console, 60.0)
         ksm.merge_all()
-        told = run(agent_home, "guests", "--connect", daemon.uri)
+        told = agent_home.told("guests", "--connect", daemon.uri)
         connection.close()
+        agent_home.configure('private_guests = ["twin1"]\n')
+        judged = json.loads(agent_home.run("doctor", "--json", "--connect", daemon.uri).stdout)["findings"]
+    assert [
+        (one["verdict"], one["detail"].endswith(": twin1")) for one in judged if one["check"] == "private_guests"
+    ] == [("FAIL", True)]
     for one in told["guests"]:
         assert (one["can_merge"], one["kernel"]["ksm_merge_any"]) == (True, True)
         assert one["merged_bytes"] >= COMMON_MIB * MIB

@@ -96,28 +96,3 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
     triggers = [line.triggers.names for line in read_decisions(options_of(third.home), None, 100)]
     assert triggers[:3] == [["connected"], ["started"], ["connected"]]
     assert triggers[3:] in ([["connected"]], [["reload"], ["connected"]]), "the last minute may be lost"
-
-
-def test_a_damaged_history_is_set_aside_and_costs_no_pass(start_agent: AgentFactory, agent_home: AgentHome) -> None:
-    agent_home.state_dir.mkdir()
-    file_of(agent_home).write_bytes(b"garbage" * 100)
-    agent = start_agent(PARKING_LAW)
-    wait_until(lambda: agent.lines("history_set_aside") != [], HANG_S, "the damage to be told")
-    aside = agent.lines("history_set_aside")[0]["file"]
-    assert Path(aside).read_bytes() == b"garbage" * 100
-    assert len(excerpt(agent_home).samples) == 1
-    assert agent.stop() == 0
-
-
-def test_an_agent_that_cannot_keep_its_history_says_so_once_and_goes_on(
-    start_agent: AgentFactory, agent_home: AgentHome
-) -> None:
-    file_of(agent_home).mkdir(parents=True)
-    agent = start_agent(PARKING_LAW)
-    wait_until(lambda: agent.lines("history_failed") != [], HANG_S, "the failure to be told")
-    failed = agent.lines("history_failed")[0]
-    assert (failed["level"], failed["error"]) == ("warning", f"{file_of(agent_home)}: Is a directory")
-    agent.reload()
-    agent.step()
-    assert agent.stop() == 0
-    assert {line["level"] for line in agent.lines("history_failed")[1:]} <= {"debug"}

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.guests import PayloadGuest
-from tests.lab.fixtures import GuestFactory
+from tests.lab.fixtures import GuestFactory, tiny
 from tests.lab.lock_holder import HoldLock
 from tests.lab.nobody import NOBODY
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory
@@ -22,10 +21,6 @@ from virtksm.model.snapshot import Guest
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 ANY = "5d1a3c1e-2222-4000-8000-0123456789ab"
-
-
-def tiny(name: str) -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=16, own_mib=1)
 
 
 def test_a_users_process_whose_lock_is_held_holds_up_no_pass_and_hides_no_guest(

@@ -7,7 +7,6 @@ long it takes is not judged. None of it reaches libvirt, so KSM is not touched.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import DEFAULTS, IDLE, Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.listening import listening
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
@@ -28,8 +27,6 @@ from virtksm.store.state import StateFile
 
 pytestmark = pytest.mark.real
 
-BASELINE = (100, 20)
-IDLE = (0, 10_000)
 SHORT = "call_timeout_s = 1\n"
 BROKEN = f'{SHORT}policy = "best"\n'
 SWITCHED = "switched off, but no pass was possible yet"
@@ -101,10 +98,6 @@ def test_every_command_ends_and_says_by_its_exit_code_what_it_met(trouble: str) 
     assert found == {command: codes[column] for command, codes in CODES.items()}
 
 
-def settings(ksm: Ksm) -> tuple[int, int]:
-    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
-
-
 def run_at_once(home: AgentHome, uri: str, *commands: str) -> dict[str, subprocess.CompletedProcess[str]]:
     """Run these at the same time, each to its end."""
     with ThreadPoolExecutor(len(commands)) as beside:
@@ -131,7 +124,7 @@ def test_a_real_libvirtd_that_is_frozen_holds_no_command_and_off_holds_when_it_g
     assert "echo 0 > /sys/kernel/mm/ksm/run" in ended["off"].stderr
     agent_home.configure(STEPPING_LAW)
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
 
 
 def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
@@ -141,17 +134,17 @@ def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
     agent.signal(signal.SIGSTOP)
     try:
         off = agent_home.run("off", "--connect", agent.uri, hurried=True)
-        assert (off.returncode, settings(ksm)) == (0, IDLE)
+        assert (off.returncode, ksm.settings()) == (0, IDLE)
         assert "the agent could not do it" in off.stderr
         assert "this is done without it" in off.stderr
     finally:
         agent.signal(signal.SIGCONT)
     assert agent.step()["decision"]["rule"] == "switched_off"
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
     on = agent_home.run("on", "--connect", agent.uri)
     assert (on.returncode, on.stderr) == (0, "")
     assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS
 
 
 def test_a_pass_that_never_ends_keeps_nobody_from_the_switch(
@@ -167,41 +160,20 @@ def test_a_pass_that_never_ends_keeps_nobody_from_the_switch(
     assert agent_home.switch.exists()
 
 
-def test_agents_that_lie_keep_nobody_from_parking(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    control = Path(RuntimePaths(str(agent_home.runtime_dir)).control_socket)
-    for answer in (b"[]\n", b'{"ok": false, "error": "too many clients"}\n', b'{"ok": true, "pass": {"sensed": 3}}\n'):
-        ksm.write(pages_to_scan=100, sleep_millisecs=20)
-        with listening(control, answer):
-            done = agent_home.run("off", "--connect", libvirtd.uri)
-        control.unlink()
-        assert (done.returncode, settings(ksm)) == (0, IDLE)
-        assert "this is done without it" in done.stderr
-        agent_home.switch.unlink()
-        shutil.rmtree(agent_home.runtime_dir)
-
-
 def test_a_broken_configuration_keeps_nobody_from_off_restore_and_their_proof(
     ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     agent_home.configure("[[")
     off = agent_home.run("off", "--connect", libvirtd.uri)
-    assert (off.returncode, settings(ksm)) == (0, IDLE)
+    assert (off.returncode, ksm.settings()) == (0, IDLE)
     assert off.stderr.startswith("virtksm: warning: the configuration has faults")
     assert len(off.stderr.splitlines()) == 1
     assert agent_home.run("off", "--fits").returncode == 0
     verified = agent_home.run("off", "--verify", "--json")
     assert (verified.returncode, json.loads(verified.stdout)["doubts"]) == (0, [])
     on = agent_home.run("on", "--connect", libvirtd.uri)
-    assert (on.returncode, settings(ksm)) == (2, IDLE)
+    assert (on.returncode, ksm.settings()) == (2, IDLE)
     restored = agent_home.run("restore", "--on-exit", "--json", "--connect", libvirtd.uri)
     assert (restored.returncode, json.loads(restored.stdout)["action"]) == (0, "restore")
-    assert settings(ksm) == BASELINE
-
-
-@pytest.mark.usefixtures("ksm")
-def test_two_who_switch_off_at_once_both_do(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    """The race itself is test_state_file's; this is the whole of it, in processes."""
-    with ThreadPoolExecutor(2) as beside:
-        ended = list(beside.map(lambda _: agent_home.run("off", "--connect", libvirtd.uri), range(2)))
-    assert [(done.stderr, done.returncode) for done in ended] == [("", 0)] * 2
+    assert ksm.settings() == DEFAULTS

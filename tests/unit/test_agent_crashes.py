@@ -16,8 +16,8 @@ import psutil
 import pytest
 import structlog
 
-from tests.fakes import FakeHistory
-from tests.lab.agent_bench import BUSY, URI, Bench, guest
+from tests.fakes import BUSY, FakeHistory
+from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.config.schema import Config
@@ -180,7 +180,7 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
     assert sorted(set(loud)) == sorted(loud) == sorted({(one["event"], one["error"]) for one in crashes}), "each once"
     if (port, member) not in BESIDE_PASSES:
         assert bench.events("pass_crashed"), "it cost a pass"
-        assert bench.agent.reporter.tally.passes["failed"] > 0
+        assert bench.agent.reporter.tally.passes.by_result["failed"] > 0
     assert bench.agent.reporter.tally.crashes.total() == len(crashes), "and all are counted"
     assert bench.code is ExitCode.DONE
     assert bench.hypervisor.values["pages_to_scan"] == 100, "on_exit has happened"
@@ -215,4 +215,4 @@ def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) 
 
     bench.run(story)
     assert len(bench.events("pass_crashed")) == 2
-    assert bench.agent.reporter.tally.passes["failed"] == 0
+    assert bench.agent.reporter.tally.passes.by_result["failed"] == 0

@@ -1,19 +1,18 @@
-"""The look at guests' XML: a few at a time, each once a run, vanished ones struck off, faults told and survived."""
+"""Reading guests' XML: a few at a time, each once a run, vanished ones struck off, faults told and survived."""
 
 from __future__ import annotations
 
 import asyncio
-
-import pytest
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from tests.fakes import FakeHypervisor
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader, GuestXmlCache
+from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
-from virtksm.guests.xml import read_guests
 from virtksm.host.systemd import Notifier
 from virtksm.model.snapshot import Guest
 
@@ -21,160 +20,120 @@ PLAIN = "<domain/>"
 APART = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
 
 
-def guest(number: int, domain_id: int = 1) -> Guest:
-    return Guest(uuid=f"uuid {number}", name=f"guest-{number}", domain_id=domain_id)
+def guests(count: int, domain_id: int = 1) -> tuple[Guest, ...]:
+    return tuple(Guest(uuid=f"u{number}", name=f"guest-{number}", domain_id=domain_id) for number in range(count))
 
 
-def look_at_all(look: GuestXmlCache, hypervisor: FakeHypervisor) -> list[int]:
-    """Read until nothing is due; return how many were read at a time."""
-    sizes = []
-    while look.is_due:
-        guests = look.next_guests()
-        sizes.append(len(guests))
-        look.learn(read_guests(hypervisor, guests)[0])
-    return sizes
+@dataclass
+class Libvirt(FakeHypervisor):
+    """Gives PLAIN for each guest that has no XML of its own, or the fault planted there."""
+
+    faults: dict[str, Exception] = field(default_factory=dict)
+    read: list[str] = field(default_factory=list)
+
+    def guest_xml(self, uuid: str) -> str:
+        self.read.append(uuid)
+        if uuid in self.faults:
+            raise self.faults[uuid]
+        return super().guest_xml(uuid)
 
 
-def test_many_guests_are_read_a_few_at_a_time_and_each_once() -> None:
-    guests = [guest(number) for number in range(2 * READ_AT_ONCE + 3)]
-    hypervisor = FakeHypervisor(xml={one.uuid: PLAIN for one in guests})
-    look = GuestXmlCache()
-    look.see(guests, again=False)
-    assert look_at_all(look, hypervisor) == [READ_AT_ONCE, READ_AT_ONCE, 3]
-    look.see(guests, again=False)
-    assert not look.is_due
-    assert len(look.exposed(guests, ["*"])) == len(guests)
+def with_reader(story: Callable[[GuestReader, Libvirt], Awaitable[None]]) -> None:
+    """Run a story over a reader and a libvirt that knows 20 guests."""
+
+    async def run() -> None:
+        libvirt = Libvirt(xml={one.uuid: PLAIN for one in guests(20)})
+        configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
+        await story(GuestReader(lambda: libvirt, configuration, BlockingCalls(), Reporter(Notifier({}))), libvirt)
+
+    asyncio.run(run())
 
 
-def test_a_new_run_is_read_again_and_so_is_all_when_asked_or_after_a_reconnect() -> None:
-    hypervisor = FakeHypervisor(xml={guest(1).uuid: PLAIN})
-    look = GuestXmlCache()
-    look.see([guest(1)], again=False)
-    look_at_all(look, hypervisor)
-    look.see([guest(1, domain_id=2)], again=False)
-    assert look.is_due
-    look_at_all(look, hypervisor)
-    hypervisor.xml[guest(1).uuid] = APART
-    look.see([guest(1, domain_id=2)], again=True)
-    assert look.exposed([guest(1, domain_id=2)], ["*"]) == ("guest-1",), "known until it is read again"
-    look_at_all(look, hypervisor)
-    assert look.exposed([guest(1, domain_id=2)], ["*"]) == ()
-    assert (look.is_due, look.is_complete) == (False, True)
-    look.forget()
-    assert (look.is_due, look.is_complete) == (False, False), "nothing is known of the new connection's guests"
-    look.see([guest(1, domain_id=2)], again=False)
-    assert (look.is_due, look.is_complete) == (True, False)
+async def read_all(reader: GuestReader) -> list[int]:
+    """Read until nothing is due; return how many were left each time."""
+    left = []
+    while reader.due:
+        await reader.read_when_due()
+        left.append(len(reader.due))
+    return left
 
 
-def test_after_a_look_that_failed_as_a_whole_the_others_come_first_and_each_alone() -> None:
-    guests = [guest(number) for number in range(READ_AT_ONCE + 2)]
-    hypervisor = FakeHypervisor(xml={one.uuid: PLAIN for one in guests})
-    look = GuestXmlCache()
-    look.see(guests, again=False)
-    look.postpone(look.next_guests())
-    assert look.next_guests() == (guests[READ_AT_ONCE],)
-    assert look_at_all(look, hypervisor) == [1] * len(guests)
-    look.see(guests, again=True)
-    assert look_at_all(look, hypervisor) == [READ_AT_ONCE, 2], "once all were read, it goes on as before"
+def test_many_guests_are_read_a_few_at_a_time_each_once_a_run_and_all_when_asked() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        many = guests(2 * READ_AT_ONCE + 3)
+        reader.see(many, again=False)
+        assert await read_all(reader) == [READ_AT_ONCE + 3, 3, 0]
+        reader.see(many, again=False)
+        assert not reader.due
+        assert len(reader.exposed(many, ["*"])) == len(many)
+        (first,) = guests(1, domain_id=2)
+        reader.see((first,), again=False)
+        assert reader.due, "a new run"
+        await read_all(reader)
+        libvirt.xml[first.uuid] = APART
+        reader.see((first,), again=True)
+        reader.see((first,), again=False)
+        assert reader.exposed((first,), ["*"]) == ("guest-0",), "known, and due, until it is read again"
+        await read_all(reader)
+        assert reader.exposed((first,), ["*"]) == ()
+
+    with_reader(story)
 
 
-def test_what_is_due_stays_due_through_passes_until_it_is_read_or_gone() -> None:
-    look = GuestXmlCache()
-    look.see([guest(1), guest(2)], again=True)
-    look.see([guest(1)], again=False)
-    assert look.next_guests() == (guest(1),)
+def test_a_guest_that_vanishes_is_no_error_and_what_cannot_be_read_counts_as_able_to_merge() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        del libvirt.xml["u0"]
+        libvirt.xml["u1"] = "nonsense"
+        libvirt.faults["u2"] = SensingFailed("access denied")
+        reader.see(guests(4), again=False)
+        assert await read_all(reader) == [0]
+        assert reader.exposed(guests(4), ["*-[0-2]"]) == ("guest-1", "guest-2")
+
+    with_reader(story)
 
 
-def test_a_guest_that_vanishes_is_no_error_and_is_not_asked_for_again() -> None:
-    look = GuestXmlCache()
-    look.see([guest(1), guest(2)], again=False)
-    seen, failures = read_guests(FakeHypervisor(xml={guest(2).uuid: PLAIN}), look.next_guests())
-    look.learn(seen)
-    assert failures == []
-    assert not look.is_due
-    assert look.exposed([guest(1), guest(2)], ["*"]) == ("guest-2",)
-
-
-def test_one_that_was_struck_off_while_it_was_read_is_not_learned() -> None:
-    look = GuestXmlCache()
-    look.see([guest(1)], again=False)
-    seen, _ = read_guests(FakeHypervisor(xml={guest(1).uuid: PLAIN}), look.next_guests())
-    look.see([], again=False)
-    look.learn(seen)
-    assert look.exposed([guest(1)], ["*"]) == ()
-
-
-@pytest.mark.parametrize("fault", ["nonsense", SensingFailed("access denied")])
-def test_what_cannot_be_read_is_told_and_counts_as_able_to_merge(fault: str | SensingFailed) -> None:
-    class Faulty(FakeHypervisor):
-        def guest_xml(self, uuid: str) -> str:
-            if isinstance(fault, SensingFailed):
-                raise fault
-            return fault
-
-    look = GuestXmlCache()
-    look.see([guest(1), guest(2)], again=False)
-    seen, failures = read_guests(Faulty(), look.next_guests())
-    look.learn(seen)
-    assert len(failures) == 2
-    assert look.exposed([guest(1), guest(2)], ["*-1"]) == ("guest-1",)
-
-
-def test_a_lost_connection_ends_the_look() -> None:
-    class Lost(FakeHypervisor):
-        def guest_xml(self, uuid: str) -> str:
-            raise LibvirtUnreachable("gone")
-
-    with pytest.raises(LibvirtUnreachable):
-        read_guests(Lost(), [guest(1)])
-
-
-def test_the_reader_reads_what_passes_have_seen_and_forgets_what_another_connection_tells() -> None:
-    hypervisor = FakeHypervisor(xml={guest(number).uuid: PLAIN for number in range(READ_AT_ONCE + 1)})
-    source: list[FakeHypervisor | None] = [hypervisor]
-    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
-    running = tuple(guest(number) for number in range(READ_AT_ONCE + 1))
-
-    async def story() -> None:
-        reader = GuestReader(lambda: source[-1], configuration, BlockingCalls(), Reporter(Notifier({})))
+def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned() -> None:
+    async def story(reader: GuestReader, _libvirt: Libvirt) -> None:
         waiting = asyncio.create_task(reader.read_when_due())
         await asyncio.sleep(0)
-        reader.see(running, again=False)
+        reader.see(guests(1), again=False)
         await waiting
-        await reader.read_when_due()
-        assert len(reader.exposed(running, ["*"])) == READ_AT_ONCE
-        reading = asyncio.create_task(reader.read_when_due())
-        await asyncio.sleep(0)
-        source.append(FakeHypervisor())
+        for is_lost in (False, True):
+            reader.see(guests(1), again=False)
+            reading = asyncio.create_task(reader.read_when_due())
+            await asyncio.sleep(0)
+            if is_lost:
+                reader.source = Libvirt
+            else:
+                reader.see((), again=False)
+            await reading
+            assert reader.exposed(guests(1), ["*"]) == ()
         reader.forget()
-        reader.see(running, again=False)
-        await reading
-        assert reader.exposed(running, ["*"]) == (), "what the lost connection told is not learned"
-        reader.forget()
+        assert (reader.running, reader.due) == (None, {}), "nothing is known of the new connection's guests"
         reader.stop()
         await reader.read_when_due()
 
-    asyncio.run(story())
+    with_reader(story)
 
 
-def test_after_a_reading_that_failed_the_reader_waits_for_the_next_pass() -> None:
-    class Lost(FakeHypervisor):
-        def guest_xml(self, uuid: str) -> str:
-            raise LibvirtUnreachable("gone")
-
-    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
-    running = (guest(1), guest(2))
-
-    async def story() -> None:
-        reader = GuestReader(Lost, configuration, BlockingCalls(), Reporter(Notifier({})))
-        reader.see(running, again=False)
+def test_after_a_reading_that_failed_it_waits_for_the_next_pass_and_reads_the_others_first_each_alone() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        many = guests(READ_AT_ONCE + 2)
+        libvirt.faults["u0"] = LibvirtUnreachable("gone")
+        reader.see(many, again=False)
         reading = asyncio.create_task(reader.read_when_due())
         async with asyncio.timeout(30):
-            while len(reader.cache.next_guests()) > 1:  # noqa: ASYNC110  # it has failed when each is due alone
+            while reader.at_once > 1:  # noqa: ASYNC110  # it has failed when each is due alone
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0)
         assert not reading.done()
-        reader.see(running, again=False)
+        reader.see(many, again=False)
         await reading
+        libvirt.faults.clear()
+        libvirt.read.clear()
+        assert await read_all(reader) == list(range(len(many) - 1, -1, -1))
+        assert libvirt.read[0] == f"u{READ_AT_ONCE}"
+        reader.see(many, again=True)
+        assert await read_all(reader) == [2, 0], "once all were read, it goes on as before"
 
-    asyncio.run(story())
+    with_reader(story)

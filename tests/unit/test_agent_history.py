@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, fake_cycle
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
 from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
-from virtksm.history.samples import GuestEvent, Sample
+from virtksm.history.samples import GuestEvent
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
-from virtksm.model.snapshot import Guest, Settings
+from virtksm.model.snapshot import Guest
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_summary
-from virtksm.tuning.cycle import Cycle, Tenure
 
 LONG_S = 30.0
 NEVER_S = 3600.0
@@ -33,16 +32,7 @@ EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="boote
 
 def a_pass() -> PassReport:
     hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
-    cycle = Cycle(
-        hypervisor=hypervisor,
-        local=FakeFacts(rss_kib={"u": 1000}),
-        policy=TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10)),
-        store=FakeStore(),
-        switch=FakeSwitch(),
-        clock=FakeClock(),
-        on_conflict="reassert",
-        tenure=Tenure(),
-    )
+    cycle = fake_cycle(hypervisor=hypervisor, local=FakeFacts(rss_kib={"u": 1000}))
     report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
     ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
     return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
@@ -76,7 +66,6 @@ class Desk:
                 self.written.append,
                 self.failed.append,
                 wall_clock=lambda: WALL_S + self.clock.now_s,
-                clock=self.clock,
                 **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
             )
             self.history_writer.write_to(self.history)
@@ -184,30 +173,12 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
     assert newest[-1] == WALL_S + desk.clock.now_s - 10.0, "the oldest are given up"
 
 
-def test_a_history_that_meets_what_nobody_thought_of_loses_nothing(desk: Desk) -> None:
-    class Faulty(FakeHistory):
-        def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
-            if not desk.failed:
-                raise KeyError("a bug")
-            return super().add(*batch)
-
-    desk.history = Faulty()
-
-    async def story() -> None:
-        desk.history_writer.hear(EVENT)
-        await until(lambda: desk.history.kept_events)
-
-    desk.run(story)
-    assert [type(error) for error in desk.failed] == [KeyError]
-    assert len(desk.history.kept_events) == 1
-
-
 class HangingHistory(FakeHistory):
     """A disk that does not answer until released; `tries` counts who has come to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, released: threading.Event | None = None) -> None:
         super().__init__()
-        self.released = threading.Event()
+        self.released = released or threading.Event()
         self.tries = 0
 
     def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
@@ -275,19 +246,6 @@ def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_writte
     assert "no answer within" in str(desk.failed[0])
 
 
-def test_a_hanging_disk_does_not_keep_the_agent_from_its_end(desk: Desk) -> None:
-    desk.history = history = HangingHistory()
-
-    async def story() -> None:
-        desk.history_writer.hear(EVENT)
-
-    try:
-        desk.run(story, disk_limit_s=0.01)
-    finally:
-        history.released.set()
-    assert len(desk.failed) == 1
-
-
 def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
     async def story() -> None:
         await until(lambda: desk.written)
@@ -304,41 +262,6 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         assert await desk.history_writer.samples(told["now_s"] + 1) == ()
 
     desk.run(story, write_s=NEVER_S)
-
-
-def test_an_answers_time_is_that_after_the_disk_was_waited_for(desk: Desk) -> None:
-    class Slow(FakeHistory):
-        """A disk that takes five seconds."""
-
-        def samples(self, since_s: float) -> tuple[Sample, ...]:
-            desk.clock.now_s += 5
-            return super().samples(since_s)
-
-    desk.history = Slow()
-
-    async def story() -> None:
-        desk.clock.now_s += 4
-        sample = replace(SAMPLE, at_s=WALL_S + desk.clock.now_s + 1)
-        desk.history.add([sample], [], [])
-        told: Any = (await answer_history(desk.history_writer, {"op": "history"}))["history"]
-        assert told["now_s"] == WALL_S + desk.clock.now_s
-        assert [row[0] for row in told["samples"]["rows"]] == [sample.at_s]
-
-    desk.run(story, write_s=NEVER_S)
-
-
-def test_without_a_history_it_remembers_as_long_as_it_lives() -> None:
-    async def story() -> None:
-        writer = HistoryWriter()
-        writer.take(line_of_a_pass(), line_of_a_pass().summary())
-        writer.hear(EVENT)
-        assert [
-            len(await writer.samples(0)),
-            len(await writer.events(0, 9)),
-            len(await writer.decisions(9)),
-        ] == [1, 1, 1]
-
-    asyncio.run(story())
 
 
 @pytest.mark.parametrize(

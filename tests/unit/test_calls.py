@@ -43,16 +43,6 @@ async def works_again(calls: BlockingCalls) -> None:
             return
 
 
-def test_a_result_comes_back_from_another_thread() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        thread = await calls.run("look", threading.current_thread, LONG_S)
-        assert thread is not threading.current_thread()
-        assert thread.name == "call-look"
-        assert thread.daemon
-
-    run(test)
-
-
 async def fails(calls: BlockingCalls, fail: Callable[[], object], error: type[BaseException], told: str) -> None:
     """Hold a call to fail so, and the next to be made all the same."""
     with pytest.raises(error, match=told):

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch
+from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.unit.test_agent_history import LONG_S, WALL_S, until
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.listeners import Listeners
+from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, Listeners, News
 from virtksm.agent.log import Reporter
-from virtksm.agent.news import MAX_AT_ONCE, REFILL_S, News
 from virtksm.agent.passes import DonePass
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
@@ -37,7 +37,6 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.history import HistoryFile
-from virtksm.tuning.cycle import Cycle, Tenure
 
 CONFIG = Config()
 EVERY_S = 1.08
@@ -71,17 +70,8 @@ class Host:
         self.clock = FakeClock()
         self.hypervisor = FakeHypervisor(running=(Guest(uuid="loud", name="loud"), Guest(uuid="other", name="other")))
         self.rss_kib = {"loud": GIB, "other": GIB}
-        self.tenure = Tenure()
-        self.cycle = Cycle(
-            hypervisor=self.hypervisor,
-            local=FakeFacts(rss_kib=self.rss_kib),
-            policy=policy,
-            store=FakeStore(),
-            switch=FakeSwitch(),
-            clock=self.clock,
-            on_conflict="reassert",
-            tenure=self.tenure,
-        )
+        facts = FakeFacts(rss_kib=self.rss_kib)
+        self.cycle = fake_cycle(hypervisor=self.hypervisor, local=facts, policy=policy, clock=self.clock)
 
     def run(self, *triggers: Trigger) -> PassReport:
         return self.cycle.run(Triggers(kinds=frozenset(triggers)))
@@ -99,13 +89,12 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
 ) -> None:
     host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
     writes: list[str | None] = []
-    history_writer = HistoryWriter(
-        writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, clock=host.clock, write_s=3600.0
-    )
+    history_writer = HistoryWriter(writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
-    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests)
+    rates = DirtyRates(lambda: None, configuration, BlockingCalls(), {}, lambda _error: None)
+    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, rates)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""

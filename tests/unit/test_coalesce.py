@@ -14,14 +14,12 @@ from virtksm.model.decision import Trigger
 QUIET = Coalescer(window_s=0.25)
 
 
-def test_nothing_pending_is_never_due() -> None:
+def test_the_first_trigger_after_quiet_and_an_explicit_request_are_due_at_once() -> None:
     assert QUIET.due_s(5.0) is None
-
-
-def test_the_first_trigger_after_quiet_is_due_at_once() -> None:
     assert QUIET.offer(Trigger.STARTED, 5.0).due_s(5.0) == 5.0
-    _, later = QUIET.offer(Trigger.STARTED, 5.0).take(5.0)
-    assert later.offer(Trigger.STOPPED, 9.0).due_s(9.0) == 9.0
+    _, busy = QUIET.offer(Trigger.STARTED, 5.0).take(5.0)
+    assert busy.offer(Trigger.RETUNE, 5.01).due_s(5.01) == 5.01
+    assert busy.offer(Trigger.STOPPED, 9.0).due_s(9.0) == 9.0
 
 
 def test_triggers_within_the_window_make_one_trailing_pass() -> None:
@@ -32,11 +30,6 @@ def test_triggers_within_the_window_make_one_trailing_pass() -> None:
     triggers, rest = busy.take(5.25)
     assert triggers.kinds == {Trigger.STOPPED, Trigger.BALLOON}
     assert (rest.due_s(5.3), rest.heard_s) == (None, None)
-
-
-def test_an_explicit_request_waits_for_no_window() -> None:
-    _, busy = QUIET.offer(Trigger.STARTED, 5.0).take(5.0)
-    assert busy.offer(Trigger.RETUNE, 5.01).due_s(5.01) == 5.01
 
 
 def test_the_timer_is_a_trigger_once_its_time_has_come_and_keeps_to_the_window() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import BUSY, FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy, fake_cycle
 from virtksm.cli.render import restore_lines
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
@@ -23,7 +22,6 @@ from virtksm.tuning.ownership import HostState, Ownership
 
 TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
-BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)
 FOUND = {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
 """What the administrator has set."""
 
@@ -33,8 +31,8 @@ class Bench:
     """A cycle and everything around it."""
 
     hypervisor: FakeHypervisor = field(default_factory=FakeHypervisor)
-    facts: FakeFacts = field(default_factory=FakeFacts)
-    policy: TargetPolicy = field(default_factory=lambda: TargetPolicy(target=BUSY))
+    local: FakeFacts = field(default_factory=FakeFacts)
+    policy: TargetPolicy = field(default_factory=TargetPolicy)
     store: FakeStore = field(default_factory=FakeStore)
     switch: FakeSwitch = field(default_factory=FakeSwitch)
     clock: FakeClock = field(default_factory=FakeClock)
@@ -43,16 +41,7 @@ class Bench:
 
     @property
     def cycle(self) -> Cycle[int]:
-        return Cycle(
-            hypervisor=self.hypervisor,
-            local=self.facts,
-            policy=self.policy,
-            store=self.store,
-            switch=self.switch,
-            clock=self.clock,
-            on_conflict=self.on_conflict,
-            tenure=self.tenure,
-        )
+        return fake_cycle(**{one.name: getattr(self, one.name) for one in dataclasses.fields(self)})
 
     @property
     def pages(self) -> int:
@@ -93,7 +82,7 @@ class CountingHypervisor(FakeHypervisor):
 
 def test_ksm_is_read_from_this_machines_files_once_libvirt_has_said_the_same(bench: Bench) -> None:
     bench.hypervisor = libvirt = CountingHypervisor()
-    bench.facts.counters = libvirt.values
+    bench.local.counters = libvirt.values
     bench.run()
     first = libvirt.asked
     assert bench.run().outcome is Outcome.UNCHANGED
@@ -105,14 +94,14 @@ def test_ksm_is_read_from_this_machines_files_once_libvirt_has_said_the_same(ben
     bench.new_process()
     bench.run()
     assert libvirt.asked == first + 2
-    bench.facts.counters = dict.fromkeys(PARAMETERS)
+    bench.local.counters = dict.fromkeys(PARAMETERS)
     assert bench.run().before == Settings(pages_to_scan=400, sleep_millisecs=10, merge_across_nodes=1)
     assert libvirt.asked > first + 2, "where the files vanish libvirt's answer is left"
 
 
 def test_files_that_say_something_else_are_not_believed(bench: Bench) -> None:
     """As where the connection only seems to lead to this machine."""
-    bench.facts.counters = {**FOUND, "pages_to_scan": 5}
+    bench.local.counters = {**FOUND, "pages_to_scan": 5}
     assert [bench.run().before.pages_to_scan for _ in range(3)] == [100, 400, 400]
     assert not bench.tenure.files_agree
 
@@ -278,20 +267,10 @@ def test_restore_with_a_baseline_gives_that_and_the_next_tenure_begins_with_it(b
     assert bench.pages == 0
     bench.switch.turn_on()
     assert bench.restored() == FOUND, "it is given once switched on"
-
-
-def test_restore_with_a_baseline_that_is_refused_keeps_it_for_the_next(bench: Bench) -> None:
     bench.pages, bench.hypervisor.advisor_on = 1250, True
     assert [error.parameter for error in bench.cycle.restore(KERNEL_DEFAULTS).refusals] == ["pages_to_scan"]
     bench.hypervisor.advisor_on = False
-    assert bench.restored() == FOUND
-
-
-def test_park_stops_scanning_and_keeps_the_baseline(bench: Bench) -> None:
-    bench.run()
-    bench.cycle.idle()
-    assert bench.hypervisor.values == FOUND | dict(IDLE.items())
-    assert bench.restored() == FOUND
+    assert bench.restored() == FOUND, "one that was refused is kept for the next"
 
 
 def test_another_writer_is_reported_once_a_change_overruled_and_after_three_times_in_ten_minutes_left_alone(
@@ -353,7 +332,7 @@ def test_our_own_one_shot_is_no_other_writer(bench: Bench) -> None:
 
 def test_a_refusal_by_the_advisor_is_diagnosed_and_tried_again_when_asked_and_after_ten_minutes(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
-    bench.facts.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
+    bench.local.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
     report = bench.run()
     assert [(error.parameter, error.cause) for error in report.refusals] == [("pages_to_scan", Cause.ADVISOR_ON)]
     assert "advisor_mode" in report.refusals[0].remedy
@@ -419,7 +398,7 @@ def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench:
 
 def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
-    bench.facts.advisor = lambda: "scan-time"
+    bench.local.advisor = lambda: "scan-time"
     assert bench.run().outcome is Outcome.REFUSED
     bench.hypervisor.advisor_on = False
     found = Settings(pages_to_scan=100, sleep_millisecs=20)
@@ -433,25 +412,16 @@ def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(benc
     assert bench.run().outcome is Outcome.APPLIED
 
 
-def test_the_advisor_moving_pages_to_scan_is_not_another_writer(bench: Bench) -> None:
+def test_the_advisor_moving_pages_to_scan_is_not_another_writer_and_no_baseline_of_ours(bench: Bench) -> None:
     bench.run()
-    bench.facts.advisor = lambda: "scan-time"
+    bench.local.advisor = lambda: "scan-time"
     bench.hypervisor.advisor_on = True
     bench.pages = 12345
     report = bench.run()
-    assert report.foreign == ()
-    assert report.outcome is Outcome.REFUSED
-
-
-def test_after_a_refusal_the_administrators_value_stays_the_baseline(bench: Bench) -> None:
-    bench.hypervisor.advisor_on = True
-    bench.run()
+    assert (report.foreign, report.outcome) == ((), Outcome.REFUSED)
     bench.hypervisor.advisor_on = False
-    bench.pages = 55
-    bench.tenure.refused.clear()
-    assert bench.run().foreign == ()
     bench.cycle.restore()
-    assert bench.pages == 55
+    assert bench.pages == 12345
 
 
 def test_the_policys_past_is_kept_from_process_to_process_unless_it_is_of_another_version(bench: Bench) -> None:
@@ -465,13 +435,6 @@ def test_the_policys_past_is_kept_from_process_to_process_unless_it_is_of_anothe
     bench.run()
     assert bench.store.state.policy_state == {"steps": 1}
     assert bench.store.state.ownership["pages_to_scan"].baseline == 100
-
-
-def test_ksm_switched_off_is_said_with_its_remedy_unless_virtksm_is_too(bench: Bench) -> None:
-    bench.facts.run = 0
-    assert any("echo 1 > /sys/kernel/mm/ksm/run" in note for note in bench.run().warnings)
-    bench.switch.turn_off()
-    assert bench.run().warnings == []
 
 
 @pytest.mark.parametrize("trigger", Trigger)
@@ -510,29 +473,21 @@ def test_switched_off_a_restore_parks_and_the_baseline_is_kept_until_on(bench: B
     assert bench.hypervisor.values == FOUND
 
 
-def test_a_damaged_switch_is_off_with_a_warning_that_names_it(bench: Bench) -> None:
-    bench.switch.off = SwitchedOff(damage="/var/lib/virtksm/local.off: is damaged")
-    report = bench.run()
-    assert bench.pages == 0
-    (note,) = report.warnings
-    assert note.startswith("/var/lib/virtksm/local.off: is damaged")
-    assert "`virtksm on`" in note
-
-
-def test_what_keeps_processes_from_being_read_is_a_warning_while_it_lasts(bench: Bench) -> None:
-    bench.facts.trouble = ("process 100 (x) hangs",)
+def test_what_stands_in_the_way_of_merging_is_a_warning_with_its_remedy_while_it_lasts(bench: Bench) -> None:
+    bench.local.trouble = ("process 100 (x) hangs",)
     report = bench.run()
     assert (report.warnings, report.outcome) == (["process 100 (x) hangs"], Outcome.APPLIED)
-    bench.facts.trouble = ()
-    assert bench.run().warnings == []
-
-
-def test_private_guests_that_can_merge_are_warned_of_with_their_remedy(bench: Bench) -> None:
-    report = dataclasses.replace(bench.run(), exposed=("tenant-a", "tenant-b"))
-    assert [note for note in report.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
-    assert report.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
+    bench.local.trouble, bench.local.run = (), 0
+    (note,) = bench.run().warnings
+    assert "echo 1 > /sys/kernel/mm/ksm/run" in note
+    exposed = dataclasses.replace(bench.run(), exposed=("tenant-a", "tenant-b"))
+    assert [note for note in exposed.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
+    assert exposed.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
     assert bench.run().as_dict()["exposed"] is None, "a pass alone looks at no guest's XML"
-
-
-def test_the_record_is_plain_json_values(bench: Bench) -> None:
-    assert json.loads(json.dumps(bench.run().as_dict()))["outcome"] == "applied"
+    bench.switch.turn_off()
+    assert bench.run().warnings == [], "KSM may be off, too"
+    bench.switch.off = SwitchedOff(damage="/var/lib/virtksm/local.off: is damaged")
+    (note,) = bench.run().warnings
+    assert bench.pages == 0
+    assert note.startswith("/var/lib/virtksm/local.off: is damaged")
+    assert "`virtksm on`" in note

@@ -14,9 +14,10 @@ from tests.lab.listening import listening
 from virtksm.cli.doctor import ask_about, exit_code, finding_lines
 from virtksm.cli.main import main
 from virtksm.doctor.checks import CHECKS, examine
-from virtksm.doctor.facts import Guests, Libvirt, Unknown
-from virtksm.doctor.finding import Verdict
-from virtksm.doctor.reading.libvirt import read_libvirt
+from virtksm.doctor.facts import Here, find_kept_off
+from virtksm.doctor.finding import CannotTell, Verdict
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
 from virtksm.paths import RuntimePaths
@@ -79,11 +80,8 @@ def test_without_libvirt_it_still_answers_and_fails(tmp_path: Path, capsys: pyte
 
 
 def test_what_keeps_ksm_off_is_told_without_asking_libvirt(tmp_path: Path) -> None:
-    from virtksm.doctor.reading import read_kept_off
-    from virtksm.doctor.reading.files import Root
-
     code = run(tmp_path, "--connect", NOWHERE, "--kept-off")
-    assert code == (ExitCode.DONE if read_kept_off(Root()) is None else ExitCode.FAILED)
+    assert code == (ExitCode.DONE if find_kept_off(Here(Root(), "")) is None else ExitCode.FAILED)
 
 
 def test_it_makes_no_folder(tmp_path: Path) -> None:
@@ -133,5 +131,5 @@ def test_an_agent_that_talks_nonsense_is_unknown(answer: bytes, why: str) -> Non
         paths = RuntimePaths(folder, folder)
         with listening(Path(paths.control_socket), answer):
             seen = ask_about(paths)
-    assert isinstance(seen, Unknown)
-    assert why in seen.why
+    assert isinstance(seen, CannotTell)
+    assert why in str(seen)

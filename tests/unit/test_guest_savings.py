@@ -44,10 +44,13 @@ def test_a_zero_page_saves_a_whole_page_and_is_not_resident() -> None:
     assert account.unmerged_bytes == 4096 * 1024 - 10 * PAGE
 
 
-def test_books_without_a_merge_are_a_loss() -> None:
+def test_bookkeeping_without_a_merge_is_a_loss_and_an_rss_read_before_more_merged_is_not_negative() -> None:
     account = settle(process(0, items=1000), 8192, host(0, 0))
     assert account is not None
     assert (account.saved_bytes, account.profit_bytes) == (0, -1000 * ITEM_BYTES)
+    account = settle(process(1000), 100, host(500, 500))
+    assert account is not None
+    assert account.unmerged_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -65,12 +68,6 @@ def test_what_a_kernel_does_not_count_is_not_known(
     account = settle(ksm, None, host(50, 50, None))
     assert (account and (account.saved_bytes, account.cost_bytes, account.profit_bytes)) == known
     assert account is None or account.unmerged_bytes is None
-
-
-def test_an_rss_read_before_more_merged_is_not_negative() -> None:
-    account = settle(process(1000), 100, host(500, 500))
-    assert account is not None
-    assert account.unmerged_bytes == 0
 
 
 def test_what_guests_leave_is_others() -> None:

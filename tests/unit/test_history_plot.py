@@ -43,19 +43,14 @@ def comments(path: Path) -> str:
     return "\n".join(line.strip() for line in path.read_text().splitlines() if line.strip().startswith("<!--"))
 
 
-def test_it_shows_savings_cpu_settings_and_guests_over_time(tmp_path: Path) -> None:
-    path = tmp_path / "hour.svg"
-    draw(hour(), [start_of("web1")], "qemu:///system, last 60m", path)
-    shown = comments(path)
+def test_it_shows_savings_cpu_settings_and_guests_over_time_in_the_same_file_each_time(tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg", "hour.png"):
+        draw(hour(), [start_of("web1")], "qemu:///system, last 60m", tmp_path / name)
+    shown = comments(tmp_path / "one.svg")
     for text in ("saved memory, MiB", "ksmd, % of one core", "pages_to_scan", "sleep_millisecs", "guests", "started"):
         assert f"<!-- {text} -->" in shown
     assert "<!-- web1 -->" in shown
     assert "<!-- qemu:///system, last 60m -->" in shown
-
-
-def test_the_same_history_makes_the_same_file_and_a_png_is_one(tmp_path: Path) -> None:
-    for name in ("one.svg", "two.svg", "hour.png"):
-        draw(hour(), [start_of("web1")], "title", tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "hour.png").read_bytes().startswith(PNG)
 
@@ -116,10 +111,9 @@ def test_what_the_kernel_does_not_tell_is_left_out(tmp_path: Path) -> None:
     assert "<!-- ksmd, % of one core -->" in comments(path)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_without_two_samples_there_is_nothing_to_draw(tmp_path: Path, count: int) -> None:
-    with pytest.raises(VirtksmError, match=f"nothing to draw: {count} samples"):
-        draw(hour()[:count], [], "title", tmp_path / "none.svg")
+def test_without_two_samples_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(VirtksmError, match="nothing to draw: 1 samples"):
+        draw(hour()[:1], [], "title", tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
 
 

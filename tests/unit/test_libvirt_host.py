@@ -1,15 +1,14 @@
 """The libvirt adapter over a connection that is a fake: what is asked again, and what is not."""
 
-# ruff: noqa: N802  # the names of libvirt-python
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import cast
 
 import libvirt
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
+from tests.lab.fake_libvirt import FakeConnection, FakeDomain
 from virtksm.errors import SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Trigger, Triggers
@@ -17,67 +16,13 @@ from virtksm.model.snapshot import KERNEL_DEFAULTS
 from virtksm.tuning.cycle import Cycle, Tenure
 
 
-@dataclass
-class Domain:
-    """A running guest; `asked` counts how often it was asked for its maximum."""
-
-    uuid: str
-    max_kib: int
-    asked: int = 0
-
-    def name(self) -> str:
-        return self.uuid
-
-    def UUIDString(self) -> str:
-        return self.uuid
-
-    def ID(self) -> int:
-        return 1
-
-    def maxMemory(self) -> int:
-        self.asked += 1
-        return self.max_kib
-
-
-@dataclass
-class Connection:
-    """A connection to a host with two guests."""
-
-    domains: list[Domain] = field(default_factory=lambda: [Domain("one", 64), Domain("two", 64)])
-    listing_fails: bool = False
-    parameters: dict[str, int] = field(default_factory=lambda: {"shm_pages_to_scan": 100, "shm_sleep_millisecs": 20})
-
-    def getURI(self) -> str:
-        return "qemu:///system"
-
-    def isAlive(self) -> int:
-        return 1
-
-    def getMemoryParameters(self) -> dict[str, int]:
-        return self.parameters
-
-    def setMemoryParameters(self, values: dict[str, int]) -> int:
-        self.parameters |= values
-        return 0
-
-    def listAllDomains(self, _flags: int) -> list[Domain]:
-        if self.listing_fails:
-            raise libvirt.libvirtError("not now")
-        return self.domains
-
-    @property
-    def asked(self) -> list[int]:
-        return [domain.asked for domain in self.domains]
-
-
-@dataclass
 class Bench:
-    """A cycle over that connection, and what it knows of guests."""
+    """A cycle over a connection to two guests, and what it knows of them."""
 
-    connection: Connection = field(default_factory=Connection)
-    switch: FakeSwitch = field(default_factory=FakeSwitch)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.domains = [FakeDomain(name, name, 64) for name in ("one", "two")]
+        self.connection = FakeConnection(self.domains, {"shm_pages_to_scan": 100, "shm_sleep_millisecs": 20})
+        self.switch = FakeSwitch()
         self.host = LibvirtHost(cast(libvirt.virConnect, self.connection))
         self.cycle = Cycle(
             hypervisor=self.host,
@@ -98,19 +43,19 @@ class Bench:
 def test_a_maximum_is_asked_once_and_again_only_of_the_guest_that_an_event_names() -> None:
     bench = Bench()
     assert [bench.maxima(Trigger.TIMER) for _ in range(3)] == [[64, 64]] * 3
-    assert bench.connection.asked == [1, 1]
-    bench.connection.domains[1].max_kib = 192
+    assert [one.asked for one in bench.domains] == [1, 1]
+    bench.domains[1].max_kib = 192
     for _ in range(100):
         bench.host.forget_max("two")
     assert bench.maxima(Trigger.MEMORY_DEVICE) == bench.maxima(Trigger.TIMER) == [64, 192]
-    assert bench.connection.asked == [1, 2]
+    assert [one.asked for one in bench.domains] == [1, 2]
 
 
 @pytest.mark.parametrize("cause", ["off", "a failure"])
 def test_a_maximum_that_changes_before_a_pass_that_does_not_ask_is_asked_by_the_next(cause: str) -> None:
     bench = Bench()
     bench.maxima(Trigger.TIMER)
-    bench.connection.domains[0].max_kib = 192
+    bench.domains[0].max_kib = 192
     bench.host.forget_max("one")
     if cause == "off":
         bench.switch.turn_off()
@@ -138,6 +83,6 @@ def test_guests_that_have_gone_leave_nothing_behind_where_nobody_asks_for_maxima
 def test_who_asks_has_every_maximum_asked_again(trigger: Trigger) -> None:
     bench = Bench()
     bench.maxima(Trigger.TIMER)
-    for domain in bench.connection.domains:
+    for domain in bench.domains:
         domain.max_kib = 192
     assert bench.maxima(trigger) == [192, 192]

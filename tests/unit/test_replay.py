@@ -71,22 +71,6 @@ def test_the_recorded_policy_decides_the_same_again() -> None:
     assert [step.began_anew for step in steps].count(True) == 0
 
 
-def test_a_trace_that_begins_in_the_middle_decides_the_same_where_it_has_the_state() -> None:
-    lines = twins()
-    first, *_ = (
-        number for number, line in enumerate(lines) if isinstance(line, Pass) and not line.continues and number > 1
-    )
-    assert [step.differs for step in replay([lines[0], *lines[first:]], own)].count(True) == 0
-    assert [step.differs for step in replay([lines[0], *lines[40:]], own)].count(True) > 0, "the state is missing"
-
-
-def test_another_configuration_decides_otherwise() -> None:
-    config = Config(adaptive=AdaptiveParams(engage="never"))
-    steps = list(replay(twins(), lambda law: make_policy(replace(config, policy="adaptive"))))
-    assert all(step.replayed.is_idle for step in steps)
-    assert any(step.differs for step in steps)
-
-
 # Traces made by hand
 
 

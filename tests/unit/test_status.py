@@ -219,7 +219,7 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
 ) -> None:
     released = threading.Event()
     requests = requests_without_libvirt(FakeSwitch())
-    calls = requests.connection.calls
+    calls = requests.agent.connection.calls
 
     async def handle(request: Mapping[str, object]) -> dict[str, object]:
         if calls.waiting is None:
@@ -299,7 +299,7 @@ def test_any_request_is_answered_without_a_connection(request: dict[str, object]
     if not answer["ok"] and "other_uri" not in answer:
         assert answer["error"]
         assert answer["exit_code"] in list(map(int, ExitCode))
-    assert requests.passes.requests == [], "nothing is kept of it"
+    assert requests.agent.passes.requests == [], "nothing is kept of it"
 
 
 def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(

@@ -80,28 +80,27 @@ def test_each_guest_has_its_memory_its_share_and_no_obstacle() -> None:
     assert (found.notes, found.other_processes, found.source) == ((), (), Source.LOCAL)
 
 
-def test_what_is_left_over_is_that_of_other_processes_the_largest_first() -> None:
+def test_what_is_left_over_is_that_of_other_processes_the_largest_first_and_what_hangs_is_said() -> None:
     here = facts(process(100), process(50))
     here.other_processes = tuple(OtherProcess(pid=pid, name="other", merging_pages=pid * 10) for pid in (7, 12))
+    here.trouble = ("process 100 (x) hangs",)
     found = survey(kernel("one", "two"), here)
+    assert found.notes == here.trouble
     assert found.left_over is not None
     assert (found.left_over.merging_pages, found.left_over.zero_pages) == (250, 20)
     assert [one.pid for one in found.other_processes] == [12, 7]
 
 
-def test_a_guest_that_ends_meanwhile_is_left_out() -> None:
-    here = kernel("one", "two")
-    del here.xml["uuid of two"]
-    assert list(by_name(survey(here, facts(process(1))))) == ["one"]
-
-
-def test_xml_that_cannot_be_read_leaves_open_whether_the_guest_can_merge() -> None:
-    here = kernel("one", "two")
+def test_a_guest_that_ends_meanwhile_is_left_out_and_unreadable_xml_leaves_open_whether_it_can_merge() -> None:
+    here = kernel("one", "two", "ended")
+    del here.xml["uuid of ended"]
     here.unreadable.add("uuid of one")
     here.xml["uuid of two"] = "<network/>"
     found = survey(here, facts(process(1), process(1)))
-    assert [one.can_merge for one in found.guests] == [None, None]
-    assert [one.max_kib for one in found.guests] == [None, None]
+    assert [(one.guest.name, one.can_merge, one.max_kib) for one in found.guests] == [
+        ("one", None, None),
+        ("two", None, None),
+    ]
     assert any("denied" in note for note in found.notes)
     assert any("the XML of 'two' is no domain's XML" in note for note in found.notes)
 
@@ -130,12 +129,6 @@ def test_what_is_missing_is_said(processes: list[GuestProcess | None], note: str
     }
     (told,) = survey(kernel("one", "two"), here).notes
     assert note in told
-
-
-def test_what_keeps_processes_from_being_read_is_said() -> None:
-    here = facts(process(1), process(1))
-    here.trouble = ("process 100 (x) hangs",)
-    assert survey(kernel("one", "two"), here).notes == ("process 100 (x) hangs",)
 
 
 def test_a_connection_that_is_lost_and_a_kernel_without_ksm_are_errors() -> None:

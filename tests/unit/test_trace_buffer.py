@@ -121,14 +121,6 @@ def test_what_is_recorded_decides_the_same_again() -> None:
     assert [step.line.seq for step in steps if step.differs] == []
 
 
-def test_before_the_first_pass_there_is_nothing_and_the_recorder_stays_a_new_one() -> None:
-    agent = Agent()
-    answer = agent.ask()
-    assert (answer["header"], answer["lines"]) == (None, [])
-    agent.step()
-    assert len(passes(agent.ask())) == 1
-
-
 def test_a_recorder_that_is_too_slow_is_told_what_it_missed() -> None:
     agent = Agent()
     agent.step()
@@ -137,12 +129,24 @@ def test_a_recorder_that_is_too_slow_is_told_what_it_missed() -> None:
         agent.now_s -= 0.99
         agent.step()
     answer = agent.ask(answer)
-    assert answer["missed"] == 7
+    assert answer["missed"] == MAX_PASSES - 1, "the buffer was full, and began anew"
     first, *others = passes(answer)
-    assert (first.seq, first.continues) == (8, False)
+    assert (first.seq, first.continues, len(others)) == (MAX_PASSES, False, 7)
     assert first.state is not None
     assert first.law is not None
     assert all(line.continues for line in others)
+
+
+def test_a_second_recorder_begins_with_the_last_pass_and_the_first_one_goes_on() -> None:
+    agent = Agent()
+    agent.step()
+    first = agent.ask()
+    agent.step()
+    agent.step()
+    second = agent.ask()
+    assert [(line.seq, line.continues) for line in passes(second)] == [(2, False)]
+    again = agent.ask(first)
+    assert ([line.seq for line in passes(again)], again["missed"]) == ([2], 1)
 
 
 def test_passes_are_kept_only_while_somebody_asks_and_a_recorder_that_was_away_is_told() -> None:
@@ -159,28 +163,25 @@ def test_passes_are_kept_only_while_somebody_asks_and_a_recorder_that_was_away_i
     assert passes(again)[0].continues is False
 
 
-def test_after_a_step_of_somebody_else_s_the_past_is_there() -> None:
+def test_another_law_and_a_state_that_another_process_has_left_are_there_with_the_first_pass_that_has_them() -> None:
     agent = Agent()
-    agent.step()
+    before = agent.ask()
+    assert (before["header"], before["lines"]) == (None, []), "before the first pass"
+    report = agent.step()
+    remote = replace(report, snapshot=replace(report.snapshot, source=Source.LIBVIRT))
+    agent.buffer.add(remote, CONFIG, now_s=1.0, at_s=0.0)
     answer = agent.ask()
+    assert json.loads(answer["header"])["kernel"] is None, "another machine's is not known"
     agent.step()
+    agent.step(replace(CONFIG, policy="ksmtuned"))
     assert agent.state is not None
     agent.state = {**agent.state, "rule": "another"}
-    agent.step()
-    follows, breaks = passes(agent.ask(answer))
-    assert (follows.continues, breaks.continues) == (True, False)
-    assert breaks.state is not None
-    assert breaks.state["rule"] == "another"
-
-
-def test_a_law_that_changes_is_there_with_the_first_pass_under_it() -> None:
-    agent = Agent()
-    agent.step()
-    answer = agent.ask()
-    agent.step()
     agent.step(replace(CONFIG, policy="ksmtuned"))
-    agent.step(replace(CONFIG, policy="ksmtuned"))
-    assert [line.law and line.law.policy for line in passes(agent.ask(answer))] == [None, "ksmtuned", None]
+    lines = passes(agent.ask(answer))
+    assert [line.law and line.law.policy for line in lines] == [None, "ksmtuned", None]
+    assert [line.continues for line in lines] == [True, True, False]
+    assert lines[2].state is not None
+    assert lines[2].state["rule"] == "another"
 
 
 def test_with_500_guests_its_memory_and_its_answers_are_bounded() -> None:
@@ -190,8 +191,7 @@ def test_with_500_guests_its_memory_and_its_answers_are_bounded() -> None:
     for _ in range(60):
         agent.step()
         agent.now_s -= 0.75
-    assert len(agent.buffer._passes) > 8
-    assert sum(one.characters for one in agent.buffer._passes) <= MAX_CHARACTERS
+    assert sum(len(line) for _, line in agent.buffer.ring) <= MAX_CHARACTERS
     got = 0
     while True:
         answer = agent.ask(answer)
@@ -222,11 +222,3 @@ def test_a_senseless_question_has_an_answer(since: object) -> None:
     session = agent.ask()["session"]
     answer = agent.buffer.answer({"session": session, "since": since}, now_s=agent.now_s, now=NOW)
     assert len(answer["lines"]) <= 1  # type: ignore[arg-type]  # a list
-
-
-def test_another_machine_s_kernel_is_not_told() -> None:
-    agent = Agent()
-    report = agent.step()
-    remote = replace(report, snapshot=replace(report.snapshot, source=Source.LIBVIRT))
-    agent.buffer.add(remote, CONFIG, now_s=2.0, at_s=0.0)
-    assert json.loads(agent.ask()["header"])["kernel"] is None

@@ -11,29 +11,21 @@ from hypothesis import strategies as st
 from virtksm.paths import host_key
 from virtksm.uri import is_local
 
-HERE = (
-    "qemu:///system",
-    "qemu+UNIX:///system",
-    "qemu+unix:///system?socket=/run/libvirt/virtqemud-sock",
-    "qemu://?socket=/run/libvirt/libvirt-sock",
+
+@pytest.mark.parametrize(
+    ("uri", "is_here"),
+    [
+        ("qemu+UNIX:///system", True),
+        ("qemu+unix:///system?socket=/run/libvirt/virtqemud-sock", True),
+        ("qemu://?socket=/run/libvirt/libvirt-sock", True),
+        ("qemu://localhost/system", False),
+        ("qemu+ssh:///system", False),
+        ("qemu+unixx:///system", False),
+    ],
 )
-ELSEWHERE = (
-    "qemu://localhost/system",
-    "qemu+unix://host/system",
-    "qemu+ssh:///system",
-    "qemu+unixx:///system",
-)
-
-
-@pytest.mark.parametrize("uri", HERE)
-def test_without_a_host_it_is_this_machines_also_with_the_transport_or_the_socket_named(uri: str) -> None:
-    assert is_local(uri)
-    assert host_key(uri, local=is_local(uri)) == "local"
-
-
-@pytest.mark.parametrize("uri", ELSEWHERE)
-def test_a_host_or_a_transport_that_may_lead_to_one_is_not_this_machines(uri: str) -> None:
-    assert not is_local(uri)
+def test_a_host_or_a_transport_that_may_lead_to_one_is_not_this_machines(uri: str, *, is_here: bool) -> None:
+    assert is_local(uri) == is_here
+    assert (host_key(uri, local=is_local(uri)) == "local") == is_here
 
 
 @given(

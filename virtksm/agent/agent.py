@@ -17,10 +17,13 @@ from typing import Any
 
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
+from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import RETRY_S, Passes
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history.samples import History
@@ -35,7 +38,7 @@ from virtksm.wiring import is_this_machine
 
 @dataclass(slots=True, kw_only=True)
 class Agent:
-    """The parts, and what they have in common.
+    """The parts, which share one queue of libvirt calls, and what they have in common.
 
     `make_cycle` builds a pass's parts over a new connection from the current configuration. `make_history` gives the
     history of the host behind a URI; without it, the history ends with the agent.
@@ -43,10 +46,8 @@ class Agent:
 
     configuration: Configuration
     connection: Connection
-    passes: Passes
-    guests: GuestReader
-    history_writer: HistoryWriter
     reporter: Reporter
+    history_writer: HistoryWriter
     make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]]
     make_history: Callable[[str, Config], History] | None = None
     tenure: Tenure = field(default_factory=Tenure)
@@ -54,6 +55,22 @@ class Agent:
     """The host whose history is written."""
     retry_s: float = RETRY_S
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    listeners: Listeners = field(init=False)
+    passes: Passes = field(init=False)
+
+    def __post_init__(self) -> None:
+        calls = self.connection.calls
+        guests = GuestReader(lambda: self.connection.host, self.configuration, calls, self.reporter)
+        rates = DirtyRates(
+            source=lambda: self.connection.host,
+            configuration=self.configuration,
+            calls=calls,
+            rates=self.tenure.dirty_kib_per_s,
+            failing=self.reporter.dirty_rates_unknown,
+        )
+        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, rates)
+        config = self.configuration.in_force
+        self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
 
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""
@@ -61,12 +78,15 @@ class Agent:
         connection = self._start("connection", self._hold_connection)
         reload = self._start("reload", self._reload)
         passes = self._start("passes", self.passes.run_when_due)
-        guest_xml = self._start("guest XML", self.guests.read_when_due)
+        guest_xml = self._start("guest XML", self.listeners.guests.read_when_due)
+        dirty_rates = self._start("dirty rates", self.listeners.dirty_rates.measure_when_due)
         history = self._start("history", self.history_writer.keep_writing)
         await self.stopping.wait()
         connection.cancel()
         reload.cancel()
-        await asyncio.wait({passes, connection, guest_xml, reload})  # a pass that has begun is finished first
+        await asyncio.wait(
+            {passes, connection, guest_xml, dirty_rates, reload}
+        )  # a pass that has begun is finished first
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
@@ -90,7 +110,8 @@ class Agent:
     def stop(self) -> None:
         self.stopping.set()
         self.passes.stop()
-        self.guests.stop()
+        self.listeners.guests.stop()
+        self.listeners.dirty_rates.stop()
 
     def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -157,7 +178,8 @@ class Agent:
         config = self.configuration.in_force
         cycle = self.make_cycle(host, config, self.tenure)
         self.passes.follow(config, cycle)
-        self.guests.forget()
+        self.listeners.guests.forget()
+        self.listeners.dirty_rates.forget()
         self._open_history()
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)

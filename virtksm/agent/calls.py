@@ -8,6 +8,7 @@ pass. A caller that waits for different things has an instance for each.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from virtksm.errors import LibvirtTimeout, VirtksmError
 
 Result = TypeVar("Result")
 
-REMEDY = "libvirt's daemon does not answer: see its log, or restart it; guests go on running"
+LIBVIRT_HANGS = partial(
+    LibvirtTimeout, remedy="libvirt's daemon does not answer: see its log, or restart it; guests go on running"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +33,15 @@ class Waiting:
     since_s: float
 
 
-def libvirt_hangs(message: str) -> VirtksmError:
-    """Return the error for a call that libvirt does not answer."""
-    return LibvirtTimeout(message, remedy=REMEDY)
-
-
 class BlockingCalls:
     """Runs one blocking call at a time; to be used from one asyncio loop.
 
     `waiting` is the call that has not returned, abandoned or not. `timeout_error` makes the error for a call over its
-    limit.
+    limit, which is `limit_s` where the call has none of its own.
     """
 
-    def __init__(self, timeout_error: Callable[[str], VirtksmError] = libvirt_hangs) -> None:
+    def __init__(self, timeout_error: Callable[[str], VirtksmError] = LIBVIRT_HANGS, limit_s: float = math.inf) -> None:
+        self.limit_s = limit_s
         self._timeout_error = timeout_error
         self.waiting: Waiting | None = None
         self._lock = asyncio.Lock()
@@ -53,16 +52,17 @@ class BlockingCalls:
         self,
         what: str,
         call: Callable[[], Result],
-        limit_s: float,
+        limit_s: float | None = None,
         *,
         discard: Callable[[Result], None] | None = None,
         is_deferred: bool = False,
     ) -> Result:
         """Run `call` in a daemon thread, after the calls before it, and return its result; exceptions pass through.
 
-        Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
+        Raises what `timeout_error` makes after the limit, or at once while an abandoned call has not returned.
         A late result is given to `discard`. A call that `is_deferred` is made once the abandoned call has returned.
         """
+        limit_s = self.limit_s if limit_s is None else limit_s
         async with self._lock:
             if self._abandoned is not None:
                 if is_deferred:

@@ -38,8 +38,7 @@ class Configuration:
         self.in_force = in_force
         self.read = read
         self.follow = follow
-        self.limit_s = CONFIG_LIMIT_S
-        self.calls = BlockingCalls(config_hangs)
+        self.calls = BlockingCalls(config_hangs, CONFIG_LIMIT_S)
         self.lock = asyncio.Lock()
         """Held from the reading until what was read is in force, or rejected."""
         self.hung_up = asyncio.Event()
@@ -47,7 +46,7 @@ class Configuration:
 
     async def read_again(self) -> FreshConfig:
         """Return what the files say now; raises ConfigError, also if they cannot be read in time."""
-        return await self.calls.run("reading it", self.read, self.limit_s)
+        return await self.calls.run("reading it", self.read)
 
 
 def config_hangs(message: str) -> ConfigError:

@@ -92,13 +92,8 @@ class ControlServer:
         self._for_readers = for_readers
         self._patience_s = patience_s
         self._crashed = crashed
-        self._clients: list[Client] = []
+        self.clients: list[Client] = []
         self._server: asyncio.Server | None = None
-
-    @property
-    def clients(self) -> int:
-        """How many places are taken."""
-        return len(self._clients)
 
     async def start(self, listener: socket.socket, *, backlog: int = BACKLOG) -> None:
         """Serve `listener`; `backlog` is also how many clients are accepted before the loop does something else."""
@@ -117,7 +112,7 @@ class ControlServer:
             writer.write(_line(refusal))
             writer.close()
             return
-        self._clients.append(client)
+        self.clients.append(client)
         try:
             answer = await self._answer(reader, client)
             if answer is not None:
@@ -130,31 +125,31 @@ class ControlServer:
             _abort(writer)
             raise
         finally:
-            if client in self._clients:
-                self._clients.remove(client)
+            if client in self.clients:
+                self.clients.remove(client)
 
     def _find_refusal(self, uid: int) -> dict[str, object] | None:
         """Return the answer to a client that is refused; None makes room for it."""
         is_stranger = uid not in (0, os.geteuid())
         if is_stranger and not self._for_readers:
-            return _failure("only root and the agent's own user may ask here", 1)
-        places = Counter(client.uid for client in self._clients)
+            return failure("only root and the agent's own user may ask here", 1)
+        places = Counter(client.uid for client in self.clients)
         if is_stranger and places[uid] >= MAX_OF_A_READER:
-            return _failure("too many clients", 1)
-        if len(self._clients) < MAX_CLIENTS:
+            return failure("too many clients", 1)
+        if len(self.clients) < MAX_CLIENTS:
             return None
-        leaving = [client for client in self._clients if uid == 0 or client.uid != 0]  # only root takes root's place
+        leaving = [client for client in self.clients if uid == 0 or client.uid != 0]  # only root takes root's place
         if not leaving:
-            return _failure("too many clients", 1)
+            return failure("too many clients", 1)
         # Of those, one who has not asked; of the user with most places; the first to come.
         self._evict(min(leaving, key=lambda client: (client.has_asked, client.uid == 0, -places[client.uid])))
         return None
 
     def _evict(self, client: Client) -> None:
         """Give up a client's place, for another one."""
-        self._clients.remove(client)
+        self.clients.remove(client)
         if not client.writer.is_closing():
-            client.writer.write(_line(_failure("too many clients", 1)))
+            client.writer.write(_line(failure("too many clients", 1)))
             client.writer.close()
         client.task.cancel()
 
@@ -165,15 +160,15 @@ class ControlServer:
             client.has_asked = True
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return _line(_failure("the request is no JSON line, or too long", 2))
+            return _line(failure("the request is no JSON line, or too long", 2))
         except TimeoutError:
             return None
         if not isinstance(request, dict):
-            return _line(_failure("the request is no JSON object", 2))
+            return _line(failure("the request is no JSON object", 2))
         op = request.get("op")
         if self._for_readers and op not in READING:
             return _line(
-                _failure(
+                failure(
                     f"this socket answers {', '.join(READING)} alone; only root and the agent's own user may ask more",
                     1,
                 )
@@ -182,7 +177,7 @@ class ControlServer:
             return _line(await self._handle(request))
         except Exception as error:  # noqa: BLE001  # the last resort: it costs this request alone
             self._crashed(str(op), error)
-            return _line(_failure("internal error", 1))
+            return _line(failure("internal error", 1))
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
@@ -195,5 +190,6 @@ def _line(answer: Mapping[str, object]) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 
-def _failure(error: str, exit_code: int) -> dict[str, object]:
-    return {"ok": False, "error": error, "exit_code": exit_code}
+def failure(error: str, exit_code: int) -> dict[str, object]:
+    """Return the answer to a request that failed."""
+    return {"ok": False, "error": error, "exit_code": int(exit_code)}

@@ -19,27 +19,11 @@ from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_folder
 
 MAX_BYTES = 65536
+MIN_PAUSE_S = 0.01
 
 
-class PokeFifo:
-    """The agent's end of the FIFO."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def drain(self) -> bool:
-        """Read what is there; return whether there was anything."""
-        try:
-            return bool(os.read(self.descriptor, MAX_BYTES))
-        except BlockingIOError:
-            return False
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
-def open_poke_fifo(paths: RuntimePaths) -> PokeFifo:
-    """Create the FIFO if it is missing (0600 from its first moment) and open it.
+def open_poke_fifo(paths: RuntimePaths) -> int:
+    """Create the FIFO if it is missing (0600 from its first moment) and open it; return the descriptor.
 
     Raises StateUnusable if something else has its name, if this user may not open it, or if users other than root and
     this one may write to it: a poke starts a pass.
@@ -58,7 +42,7 @@ def open_poke_fifo(paths: RuntimePaths) -> PokeFifo:
     if fault:
         os.close(descriptor)
         raise StateUnusable(f"{path} {fault}", remedy="remove it and restart the agent, which makes a new one")
-    return PokeFifo(descriptor)
+    return descriptor
 
 
 def find_fault(status: os.stat_result, agent_uid: int) -> str:
@@ -72,32 +56,30 @@ def find_fault(status: os.stat_result, agent_uid: int) -> str:
     return ""
 
 
-MIN_PAUSE_S = 0.01
-
-
 class Pokes:
     """Calls `heard` for what is in the FIFO; `window_s` is asked for the window after each reading."""
 
-    def __init__(self, fifo: PokeFifo, heard: Callable[[], None], window_s: Callable[[], float]) -> None:
-        self._fifo = fifo
+    def __init__(self, descriptor: int, heard: Callable[[], None], window_s: Callable[[], float]) -> None:
+        self._descriptor = descriptor
         self._heard = heard
         self._window_s = window_s
         self._pause: asyncio.TimerHandle | None = None
 
     def listen(self) -> None:
         """Wait for the next poke; to be called in the loop that answers it."""
-        asyncio.get_running_loop().add_reader(self._fifo.descriptor, self._read)
+        asyncio.get_running_loop().add_reader(self._descriptor, self._read)
 
     def close(self) -> None:
         """Stop listening, and close the FIFO."""
         if self._pause is not None:
             self._pause.cancel()
-        asyncio.get_running_loop().remove_reader(self._fifo.descriptor)
-        self._fifo.close()
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
 
     def _read(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._fifo.descriptor)  # first: a reading that fails shall not be made again at once
+        loop.remove_reader(self._descriptor)  # first: a reading that fails shall not be made again at once
         self._pause = loop.call_later(max(self._window_s(), MIN_PAUSE_S), self.listen)
-        if self._fifo.drain():
+        with suppress(BlockingIOError):
+            os.read(self._descriptor, MAX_BYTES)
             self._heard()

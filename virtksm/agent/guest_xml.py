@@ -28,59 +28,6 @@ READ_S = 0.05
 """A call that has taken so long reads no further guest: a pass may be waiting for it."""
 
 
-class GuestXmlCache:
-    """The running guests' XML as far as it is known, and the guests that are still to be read."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, GuestXml] = {}
-        self._due: dict[str, Guest] = {}
-        self._has_seen = False
-        self._at_once = READ_AT_ONCE
-
-    @property
-    def is_due(self) -> bool:
-        return bool(self._due)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all guests of the last pass over this connection have been read."""
-        return self._has_seen and not self._due
-
-    def see(self, running: Iterable[Guest], *, again: bool) -> None:
-        """Note the guests that run; `again`: all of them are read again."""
-        self._has_seen = True
-        guests = {guest.key: guest for guest in running}
-        self._known = {key: xml for key, xml in self._known.items() if key in guests}
-        self._due = {key: guest for key, guest in guests.items() if again or key not in self._known or key in self._due}
-
-    def forget(self) -> None:
-        """Forget all: the connection is another one."""
-        self._known, self._due, self._has_seen = {}, {}, False
-
-    def next_guests(self) -> tuple[Guest, ...]:
-        """Return the guests to read now."""
-        return tuple(self._due.values())[: self._at_once]
-
-    def postpone(self, guests: Iterable[Guest]) -> None:
-        """Read these after all others that are due, and each guest alone until nothing is due."""
-        self._at_once = 1
-        for guest in guests:
-            if self._due.pop(guest.key, None) is not None:
-                self._due[guest.key] = guest
-
-    def learn(self, seen: Iterable[tuple[Guest, GuestXml | None]]) -> None:
-        """Take what `read_guests` found; None for a guest that has ended."""
-        for guest, xml in seen:
-            if self._due.pop(guest.key, None) is not None and xml is not None:
-                self._known[guest.key] = xml
-        if not self._due:
-            self._at_once = READ_AT_ONCE
-
-    def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of the private guests that can merge, as far as is known."""
-        return exposed(running, self._known, patterns)
-
-
 @dataclass(slots=True)
 class GuestReader:
     """Reads the XML of guests that passes have seen, a few at a time, between passes.
@@ -93,26 +40,33 @@ class GuestReader:
     configuration: Configuration
     calls: BlockingCalls
     reporter: Reporter
-    cache: GuestXmlCache = field(default_factory=GuestXmlCache)
+    running: tuple[Guest, ...] | None = None
+    """The guests of the last pass over this connection."""
+    known: dict[str, GuestXml] = field(default_factory=dict)
+    due: dict[str, Guest] = field(default_factory=dict)
+    at_once: int = READ_AT_ONCE
     read_s: float = READ_S
-    running: tuple[Guest, ...] = ()
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     is_stopping: bool = False
 
     def see(self, running: tuple[Guest, ...], *, again: bool) -> None:
         """Note the guests that run; `again`: all of them are read again."""
         self.running = running
-        self.cache.see(running, again=again)
+        guests = {guest.key: guest for guest in running}
+        self.known = {key: xml for key, xml in self.known.items() if key in guests}
+        in_order = (*self.due, *guests)  # those that were postponed stay behind
+        is_due = {key for key in guests if again or key not in self.known or key in self.due}
+        self.due = {key: guests[key] for key in in_order if key in is_due}
         self._name_exposed()
         self.seen.set()
 
     def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
-        return self.cache.exposed(running, patterns)
+        return exposed(running, self.known, patterns)
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
-        self.cache.forget()
+        self.known, self.due, self.running = {}, {}, None
 
     def stop(self) -> None:
         """Read no further guest."""
@@ -122,23 +76,23 @@ class GuestReader:
     async def read_when_due(self) -> None:
         """Read some of the guests that are due, or wait for a pass that sees one."""
         host = self.source()
-        if host is None or not self.cache.is_due:
+        if host is None or not self.due:
             await self._wait_seen()
             return
-        guests = self.cache.next_guests()
+        guests = tuple(self.due.values())[: self.at_once]
         work = partial(_read_a_while, host, guests, self.read_s)
         try:
             limit_s = self.configuration.in_force.call_timeout_s
             seen, failures = await self.calls.run("read guests' XML", work, limit_s)
         except VirtksmError as error:
-            self.cache.postpone(guests)  # or one bad guest would keep the others from being read
+            self._postpone(guests)
             self.reporter.guest_xml_unreadable(error)
             await self._wait_seen()  # until the next pass finds libvirt answering
             return
         for failure in failures:
             self.reporter.guest_xml_unreadable(failure)
         if host is self.source():
-            self.cache.learn(seen)
+            self._learn(seen)
             self._name_exposed()
 
     async def _wait_seen(self) -> None:
@@ -147,10 +101,25 @@ class GuestReader:
         if not self.is_stopping:
             await self.seen.wait()
 
+    def _postpone(self, guests: Iterable[Guest]) -> None:
+        """Read these after all others, and each alone, or one bad guest would keep the others from being read."""
+        self.at_once = 1
+        for guest in guests:
+            if self.due.pop(guest.key, None) is not None:
+                self.due[guest.key] = guest
+
+    def _learn(self, seen: Iterable[tuple[Guest, GuestXml | None]]) -> None:
+        """Take what was read of guests that still run; None for a guest that has ended."""
+        for guest, xml in seen:
+            if self.due.pop(guest.key, None) is not None and xml is not None:
+                self.known[guest.key] = xml
+        if not self.due:
+            self.at_once = READ_AT_ONCE
+
     def _name_exposed(self) -> None:
-        if self.cache.is_complete:  # or those not yet read would be named again
+        if self.running is not None and not self.due:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
-            self.reporter.guests_exposed(self.cache.exposed(self.running, patterns))
+            self.reporter.guests_exposed(self.exposed(self.running, patterns))
 
 
 def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], limit_s: float) -> Seen:

@@ -10,16 +10,17 @@ waits alone, so that the history gets one a minute.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from virtksm.agent.calls import BlockingCalls
-from virtksm.errors import StateUnusable, VirtksmError
+from virtksm.errors import StateUnusable
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, replaces, sample_of
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.trace import Pass
 from virtksm.trace.text import dump_line
@@ -27,6 +28,7 @@ from virtksm.trace.text import dump_line
 WRITE_S = 60.0
 """How long the first may wait for others before they are written."""
 DISK_LIMIT_S = 10.0
+DISK_HANGS = partial(StateUnusable, remedy="the disk behind the state folder does not answer: see the kernel's log")
 MAX_WAITING_SAMPLES = 360
 MAX_WAITING_EVENTS = 1_000
 MAX_WAITING_DECISIONS = 300
@@ -36,21 +38,15 @@ Value = TypeVar("Value")
 Batch = tuple[list[Sample], list[GuestEvent], list[str]]
 
 
-def disk_hangs(message: str) -> VirtksmError:
-    """Return the error for a disk that does not answer."""
-    return StateUnusable(message, remedy="the disk behind the state folder does not answer: see the kernel's log")
-
-
 class Waiting:
     """Samples, events and decisions that are not written yet: the oldest of too many are dropped."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self) -> None:
         self.samples: deque[Sample] = deque(maxlen=MAX_WAITING_SAMPLES)
+        self._shared_from_s = -math.inf
+        """Since when the last sample is shared by passes, in Unix time."""
         self.events: dict[object, GuestEvent] = {}
         self.decisions: deque[str] = deque(maxlen=MAX_WAITING_DECISIONS)
-        self._clock = clock
-        self._shared_from_s = -SAMPLE_S
-        """Since when the last sample is shared by passes."""
 
     def add_event(self, event: GuestEvent) -> None:
         key = replaces(event)
@@ -62,32 +58,31 @@ class Waiting:
 
     def add_sample(self, sample: Sample) -> None:
         """Add a sample, or replace the last one, while passes still share that."""
-        if self._is_shared and self.samples:
+        if not self._is_shared(sample.at_s):
+            self._shared_from_s = sample.at_s
+        elif self.samples:
             self.samples.pop()
-        elif not self._is_shared:
-            self._shared_from_s = self._clock()
         self.samples.append(sample)
 
-    @property
-    def _is_shared(self) -> bool:
-        return self._clock() - self._shared_from_s < SAMPLE_S
+    def _is_shared(self, at_s: float) -> bool:
+        return 0 <= at_s - self._shared_from_s < SAMPLE_S
 
-    def take_out(self, *, is_last: bool) -> Batch:
-        """Take a batch to write; the last sample waits as long as further passes may share it."""
+    def take_out(self, now_s: float) -> Batch:
+        """Take a batch to write at Unix time `now_s`; the last sample waits as long as later passes may share it."""
         batch = list(self.samples), list(self.events.values()), list(self.decisions)
         for waiting in (self.samples, self.events, self.decisions):
             waiting.clear()
-        if self._is_shared and batch[0] and not is_last:
+        if batch[0] and self._is_shared(now_s):
             self.samples.append(batch[0].pop())
         return batch
 
     def put_back(self, batch: Batch) -> None:
         """Have a batch wait for the next write, before what has been added since."""
-        _prepend(self.samples, batch[0])
-        newer, self.events = self.events, {}
-        for event in (*batch[1], *newer.values()):
+        samples, events, decisions = self.take_out(math.inf)
+        self.samples.extend((*batch[0], *samples))
+        for event in (*batch[1], *events):
             self.add_event(event)
-        _prepend(self.decisions, batch[2])
+        self.decisions.extend((*batch[2], *decisions))
 
 
 class HistoryWriter:
@@ -102,7 +97,6 @@ class HistoryWriter:
         failed: Callable[[Exception], None] = lambda _error: None,
         *,
         wall_clock: Callable[[], float] = time.time,
-        clock: Callable[[], float] = boottime_s,
         write_s: float = WRITE_S,
         disk_limit_s: float = DISK_LIMIT_S,
     ) -> None:
@@ -110,12 +104,11 @@ class HistoryWriter:
         self._written = written
         self._failed = failed
         self._write_s = write_s
-        self._disk_limit_s = disk_limit_s
-        self._calls = BlockingCalls(disk_hangs)
+        self._calls = BlockingCalls(DISK_HANGS, disk_limit_s)
         self._turn = asyncio.Lock()
         self._history: History | None = None
         self._is_new = False
-        self._waiting = Waiting(clock)
+        self._waiting = Waiting()
         self._has_news = asyncio.Event()
         self._is_urgent = asyncio.Event()
         self._is_ending = False
@@ -190,7 +183,7 @@ class HistoryWriter:
             history = self._history
             if history is None:
                 return tuple(waiting())
-            found = await self._calls.run("read the history", lambda: written(history), self._disk_limit_s)
+            found = await self._calls.run("read the history", lambda: written(history))
             return (*found, *waiting())
 
     async def _write(self, *, is_last: bool) -> None:
@@ -202,14 +195,14 @@ class HistoryWriter:
             if self._calls.waiting is not None:  # a call that was given up is still out
                 self._has_news.set()
                 return
-            batch = self._waiting.take_out(is_last=is_last)
+            batch = self._waiting.take_out(math.inf if is_last else self.now_s())
             if self._waiting.samples:
                 self._has_news.set()
             if not self._is_new and not any(batch):
                 return
             self._is_new = False
             try:
-                aside = await self._calls.run("write the history", lambda: history.add(*batch), self._disk_limit_s)
+                aside = await self._calls.run("write the history", lambda: history.add(*batch))
             except Exception as error:  # noqa: BLE001  # whatever it is, the batch waits for another try
                 self._failed(error)
                 if self._calls.waiting is None:  # it has failed; one that was given up may still be done
@@ -218,9 +211,3 @@ class HistoryWriter:
                         self._has_news.set()
             else:
                 self._written(aside)
-
-
-def _prepend(waiting: deque[Value], older: list[Value]) -> None:
-    newer = list(waiting)
-    waiting.clear()
-    waiting.extend(older + newer)

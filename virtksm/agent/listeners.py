@@ -1,19 +1,53 @@
-"""The listeners to events and passes: the log, the history, the trace buffer, and the reader of guests' XML."""
+"""The listeners to events and passes: the log, the history, the trace buffer, and those who ask for more about guests.
+
+Which passes are news, which are logged at level info, and kept in the history:
+1. A requested pass, a guest's start or stop, a refusal and another writer are news.
+2. A timer's routine pass is none (`PassReport.is_routine`).
+3. Of the other passes, MAX_AT_ONCE are, and one more for each REFILL_S: a guest that inflates and deflates its balloon
+   changes the decision as often as it likes, and may fill neither the log nor the history.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
 
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
-from virtksm.agent.news import News
 from virtksm.agent.passes import DonePass
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.report import PassReport
+
+MAX_AT_ONCE = 30
+"""A storm of guests takes the adaptive policy some ten changes of rule."""
+REFILL_S = 30.0
+"""A day of nothing but news is 2,910 lines, some 4 MB."""
+
+
+class News:
+    """A limit on one agent's news."""
+
+    def __init__(self) -> None:
+        self._left = float(MAX_AT_ONCE)
+        self._at_s: float | None = None
+
+    def is_news(self, report: PassReport, now_s: float) -> bool:
+        """Judge a pass that has ended at `now_s`, by a clock that does not step."""
+        if report.is_routine:
+            return False
+        if not report.is_unasked or report.refusals or report.foreign or report.yields_now or report.resumes_now:
+            return True
+        since_s = 0.0 if self._at_s is None else max(now_s - self._at_s, 0.0)
+        self._at_s = now_s
+        self._left = min(self._left + since_s / REFILL_S, MAX_AT_ONCE)
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +58,7 @@ class Listeners:
     history_writer: HistoryWriter
     trace: TraceBuffer
     guests: GuestReader
+    dirty_rates: DirtyRates
     news: News = field(default_factory=News)
 
     def heard(self, event: DomainEvent) -> None:
@@ -40,3 +75,4 @@ class Listeners:
         thresholds = [one.as_dict() for one in done.report.find_thresholds()] if is_news else []
         self.history_writer.take(line, line.summary(thresholds) if is_news else None)
         self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)
+        self.dirty_rates.see(done.report.snapshot.guests, is_wanted=done.report.decision.wants_dirty_rates)

@@ -169,6 +169,10 @@ class Reporter:
         self._exposed = set(names)
         self.tally.exposed = len(names)
 
+    def dirty_rates_unknown(self, error: VirtksmError) -> None:
+        """Report that guests' dirty rates are not measured over this connection."""
+        self._log.info("dirty_rates_unknown", error=str(error))
+
     def guest_xml_unreadable(self, error: VirtksmError) -> None:
         if isinstance(error, Unforeseen):
             self.task_crashed("guest XML", error)

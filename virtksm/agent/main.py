@@ -15,20 +15,15 @@ from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
-from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
-from virtksm.agent.metrics.service import Metrics
-from virtksm.agent.passes import RETRY_S, Passes
+from virtksm.agent.metrics.service import Metrics, Page
+from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
-from virtksm.agent.status import StatusReader
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.groups import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
-from virtksm.history.samples import History
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
@@ -38,55 +33,9 @@ from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Tenure
-from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.wiring import make_cycle, make_history, make_switch
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
-
-
-def assemble(
-    *,
-    configuration: Configuration,
-    connection: Connection,
-    reporter: Reporter,
-    history_writer: HistoryWriter,
-    make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]],
-    make_switch: Callable[[str, Config], Switch],
-    make_history: Callable[[str, Config], History] | None = None,
-    facts: LocalFacts | None = None,
-    retry_s: float = RETRY_S,
-) -> tuple[Agent, Requests]:
-    """Put an agent together, and what answers requests for it. Its parts share one queue of libvirt calls."""
-    calls, trace = connection.calls, TraceBuffer()
-    guests = GuestReader(lambda: connection.host, configuration, calls, reporter)
-    listeners = Listeners(reporter, history_writer, trace, guests)
-    passes = Passes(configuration.in_force, calls, reporter, listeners, retry_s=retry_s)
-    status = StatusReader(
-        connection=connection, configuration=configuration, passes=passes, reporter=reporter, facts=facts
-    )
-    agent = Agent(
-        configuration=configuration,
-        connection=connection,
-        passes=passes,
-        guests=guests,
-        history_writer=history_writer,
-        reporter=reporter,
-        make_cycle=make_cycle,
-        make_history=make_history,
-        retry_s=retry_s,
-    )
-    requests = Requests(
-        passes=passes,
-        connection=connection,
-        configuration=configuration,
-        status=status,
-        history_writer=history_writer,
-        trace=trace,
-        reporter=reporter,
-        make_switch=make_switch,
-        reload=agent.reload,
-    )
-    return agent, requests
 
 
 def serve(
@@ -110,14 +59,11 @@ def serve(
         remedy="see it with `systemctl status virtksm`; stop it first: systemctl stop virtksm",
     )
 
-    def read_config() -> FreshConfig:
-        return _with_group(reload_config())
-
     with locked(paths.agent_lock, second):
         events = EventLoop()
         events.start()
         try:
-            return asyncio.run(_serve(uri, _with_group(config), paths, read_config, configure_log, events, started))
+            return asyncio.run(_serve(uri, _with_group(config), paths, reload_config, configure_log, events, started))
         finally:
             events.stop()
 
@@ -134,7 +80,7 @@ async def _serve(
     uri: str,
     fresh: FreshConfig,
     paths: RuntimePaths,
-    read_config: Callable[[], FreshConfig],
+    reload_config: Callable[[], Config],
     configure_log: Callable[[Config], None],
     events: EventLoop,
     started: Started | None,
@@ -153,28 +99,34 @@ async def _serve(
         metrics.follow(fresh.config.metrics)
         configure_log(fresh.config)
 
-    agent, requests = assemble(
-        configuration=Configuration(fresh.config, read_config, follow),
+    agent = Agent(
+        configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
         make_cycle=cycle_over,
-        make_switch=lambda of, current: make_switch(of, current, paths),
         make_history=lambda of, current: make_history(of, current, paths),
-        facts=facts,
     )
+    requests = Requests(agent=agent, make_switch=lambda of, current: make_switch(of, current, paths), facts=facts)
     async with AsyncExitStack() as stack:
         readers = StatusSocket(paths, requests.handle, reporter.request_failed)
         stack.callback(leave_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        metrics = Metrics(reporter.tally, requests.status.read, ProcFacts(boottime_s), reporter.metrics_trouble)
+        page = Page(reporter.tally, requests.read_facts, ProcFacts(boottime_s))
+        metrics = Metrics(page, reporter.metrics_trouble)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)
-        pokes = _listen_for_pokes(agent.passes, paths, reporter)
-        if pokes is not None:
+        try:
+            fifo = open_poke_fifo(paths)
+        except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
+            reporter.poke_unavailable(error)
+        else:
+            passes = agent.passes
+            pokes = Pokes(fifo, lambda: passes.offer(Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
             stack.callback(pokes.close)
+            pokes.listen()
         try:
             listener = bind_socket(paths.control_socket)
         except OSError as error:
@@ -197,17 +149,6 @@ def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:
     error = context.get("exception")
     message = str(context["message"])
     reporter.task_crashed(message, error if isinstance(error, Exception) else RuntimeError(message))
-
-
-def _listen_for_pokes(passes: Passes, paths: RuntimePaths, reporter: Reporter) -> Pokes | None:
-    try:
-        fifo = open_poke_fifo(paths)
-    except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
-        reporter.poke_unavailable(error)
-        return None
-    pokes = Pokes(fifo, lambda: passes.offer(Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
-    pokes.listen()
-    return pokes
 
 
 async def feed_watchdog(notifier: Notifier, passes: Passes, reporter: Reporter, events: EventLoop) -> None:

@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
+from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.configuration import Configuration
-from virtksm.agent.connection import Connection
 from virtksm.agent.control_client import MAX_ANSWER
-from virtksm.agent.history import DISK_LIMIT_S, HistoryWriter, disk_hangs
-from virtksm.agent.log import Reporter
-from virtksm.agent.passes import Passes
-from virtksm.agent.status import StatusReader
-from virtksm.agent.trace_buffer import TraceBuffer
+from virtksm.agent.control_server import failure
+from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
+from virtksm.agent.status import AgentFacts, read_facts
 from virtksm.config.schema import Config
-from virtksm.errors import ConfigError, ExitCode, VirtksmError
+from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
 from virtksm.model.decision import Trigger
-from virtksm.tuning.ports import Switch
+from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.uri import is_alias
 
 MAX_ANSWERED_EVENTS = 1_000
@@ -58,28 +56,25 @@ class BadRequest(VirtksmError):
 class Requests:
     """Answers requests, from the agent's parts.
 
-    `make_switch` gives the switch of the host behind a URI, also while there is no connection. `reload` reads the
-    configuration again and returns its faults.
+    `make_switch` gives the switch of the host behind a URI, also while there is no connection. `facts` are this
+    machine's, apart from those of passes.
     """
 
-    passes: Passes
-    connection: Connection
-    configuration: Configuration
-    status: StatusReader
-    history_writer: HistoryWriter
-    trace: TraceBuffer
-    reporter: Reporter
+    agent: Agent
     make_switch: Callable[[str, Config], Switch]
-    reload: Callable[[], Awaitable[ConfigError | None]]
-    switch_calls: BlockingCalls = field(default_factory=lambda: BlockingCalls(disk_hangs))
-    disk_limit_s: float = DISK_LIMIT_S
+    facts: LocalFacts | None
+    switch_calls: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
+
+    def read_facts(self) -> AgentFacts:
+        """Return the agent's facts at this moment."""
+        return read_facts(self.agent, self.facts)
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
         """Answer one request."""
         try:
             return self._other_host(request) or await self._answer(request)
         except VirtksmError as error:
-            return _failure(str(error), error.exit_code)
+            return failure(str(error), error.exit_code)
 
     async def _answer(self, request: Mapping[str, object]) -> dict[str, object]:
         match request.get("op"):
@@ -88,18 +83,18 @@ class Requests:
             case "off" | "on" as op:
                 return await self._switch(Trigger(op))
             case "reload":
-                faults = await self.reload()
+                faults = await self.agent.reload()
                 if faults is not None:
                     raise faults
-                return {"ok": True, "policy": self.configuration.in_force.policy}
+                return {"ok": True, "policy": self.agent.configuration.in_force.policy}
             case "status":
-                return {"ok": True, "status": self.status.read().as_dict(datetime.now(UTC))}
+                return {"ok": True, "status": self.read_facts().as_dict(datetime.now(UTC))}
             case "history":
-                return await answer_history(self.history_writer, request)
+                return await answer_history(self.agent.history_writer, request)
             case "decisions":
-                return await answer_decisions(self.history_writer, request)
+                return await answer_decisions(self.agent.history_writer, request)
             case "trace":
-                lines = self.trace.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
+                lines = self.agent.listeners.trace.answer(request, now_s=time.monotonic(), now=datetime.now(UTC))
                 return {"ok": True, "trace": lines}
             case str(other):
                 raise BadRequest(f"unknown op {other[:MAX_SHOWN]!r}")
@@ -110,25 +105,28 @@ class Requests:
         """Return the answer to a request that means another host; one that names none means this one."""
         if "uri" not in request or request.get("op") not in OF_ONE_HOST:
             return None
-        known = self.connection.known_uri
-        return None if request["uri"] in (self.connection.uri, known) else {"ok": False, "other_uri": known}
+        known = self.agent.connection.known_uri
+        return None if request["uri"] in (self.agent.connection.uri, known) else {"ok": False, "other_uri": known}
 
     async def _pass(self, trigger: Trigger, *, dry_run: bool = False) -> dict[str, object]:
-        return {"ok": True, "pass": (await self.passes.ask(trigger, dry_run=dry_run)).as_dict(with_thresholds=True)}
+        return {
+            "ok": True,
+            "pass": (await self.agent.passes.ask(trigger, dry_run=dry_run)).as_dict(with_thresholds=True),
+        }
 
     async def _switch(self, trigger: Trigger) -> dict[str, object]:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
-        uri = self.connection.known_uri
+        uri = self.agent.connection.known_uri
         if is_alias(uri):
-            return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
-        switch = self.make_switch(uri, self.configuration.in_force)
+            return failure(self.agent.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+        switch = self.make_switch(uri, self.agent.configuration.in_force)
         change = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
-        await self.switch_calls.run(f"switch {trigger.value}", change, self.disk_limit_s)
-        self.reporter.switched(trigger)
+        await self.switch_calls.run(f"switch {trigger.value}", change)
+        self.agent.reporter.switched(trigger)
         try:
             return await self._pass(trigger)
         except VirtksmError as error:
-            return _failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
+            return failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
 
 
 async def answer_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
@@ -164,7 +162,3 @@ def _last_that_fit(values: Sequence[Value], max_bytes: int, as_json: Callable[[V
         if max_bytes < 0:
             return values[len(values) - number :]
     return values
-
-
-def _failure(message: str, code: int) -> dict[str, object]:
-    return {"ok": False, "error": message, "exit_code": int(code)}

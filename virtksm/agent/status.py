@@ -1,4 +1,4 @@
-"""The agent's facts without asking libvirt: the answer to `status`, a pure function of what `StatusReader` reads.
+"""The agent's facts without asking libvirt: the answer to `status`, a pure function of what `read_facts` reads.
 
 Rules:
 1. libvirt is silent while there is no connection, and while a call has not returned for `SILENT_AFTER_S`: calls take
@@ -19,11 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from virtksm import __version__
+from virtksm.agent.agent import Agent
 from virtksm.agent.calls import Waiting
-from virtksm.agent.configuration import Configuration
-from virtksm.agent.connection import Connection
-from virtksm.agent.log import Reporter
-from virtksm.agent.passes import Passes
 from virtksm.errors import SensingFailed
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import PassReport
@@ -82,7 +79,7 @@ class AgentFacts:
             return True
         if self.last is None:
             return None
-        return is_scanning(self.last.after) and self.last.snapshot.ksm.run in (None, 1)
+        return bool(self.last.after.pages_to_scan) and self.last.snapshot.ksm.run in (None, 1)
 
     def as_dict(self, now: datetime) -> dict[str, object]:
         """Return the answer as JSON values; `now` is the wall clock's time."""
@@ -115,35 +112,25 @@ class AgentFacts:
         }
 
 
-@dataclass(slots=True, kw_only=True)
-class StatusReader:
-    """Collects the facts of the agent's parts. `facts` are this machine's own; passes have theirs."""
-
-    connection: Connection
-    configuration: Configuration
-    passes: Passes
-    reporter: Reporter
-    facts: LocalFacts | None = None
-
-    def read(self) -> AgentFacts:
-        """Return the facts at this moment; asks libvirt nothing."""
-        now_s = time.monotonic()
-        config, uri, done = self.configuration.in_force, self.connection.known_uri, self.passes.last
-        is_here = not is_alias(uri) and is_this_machine(uri, config)
-        last = None if done is None else done.report
-        return AgentFacts(
-            version=__version__,
-            uri=uri,
-            policy=config.policy,
-            now_s=now_s,
-            lost_s=self.connection.lost_s,
-            waiting=self.passes.calls.waiting,
-            error=self.reporter.trouble,
-            last=last,
-            last_s=None if done is None else done.ended_s,
-            next_s=self.passes.next_s(now_s),
-            current=read_current(self.facts if is_here else None, last),
-        )
+def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
+    """Return an agent's facts at this moment; asks libvirt nothing. `facts` are this machine's; passes have theirs."""
+    now_s = time.monotonic()
+    config, uri, done = agent.configuration.in_force, agent.connection.known_uri, agent.passes.last
+    is_here = not is_alias(uri) and is_this_machine(uri, config)
+    last = None if done is None else done.report
+    return AgentFacts(
+        version=__version__,
+        uri=uri,
+        policy=config.policy,
+        now_s=now_s,
+        lost_s=agent.connection.lost_s,
+        waiting=agent.passes.calls.waiting,
+        error=agent.reporter.trouble,
+        last=last,
+        last_s=None if done is None else done.ended_s,
+        next_s=agent.passes.next_s(now_s),
+        current=read_current(facts if is_here else None, last),
+    )
 
 
 def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKsm | None:
@@ -157,11 +144,6 @@ def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKs
         host = None
     current = CurrentKsm(origin=Origin.LOCAL, ksm=ksm, host=host)
     return current if last is None else current.counting(last.snapshot)
-
-
-def is_scanning(settings: Settings) -> bool:
-    """Return whether ksmd scans with these settings."""
-    return bool(settings.pages_to_scan)
 
 
 def worst_core_percent(settings: Settings) -> float:

@@ -15,8 +15,8 @@ from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    from virtksm.doctor.facts import AgentSeen, Unknown
-    from virtksm.doctor.finding import Finding, Verdict
+    from virtksm.doctor.finding import CannotTell, Finding, Verdict
+    from virtksm.doctor.reading.own import AgentSeen
 
 SCHEMA = 1
 TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
         return _kept_off()
 
     from virtksm.doctor.checks import examine
+    from virtksm.doctor.facts import read_facts
     from virtksm.doctor.finding import worst
-    from virtksm.doctor.reading import read_facts
 
     uri, paths = requested_uri(options.connect), RuntimePaths(options.runtime_dir, options.state_dir)
     findings = examine(read_facts(uri, options.config, paths, ask_about(paths)))
@@ -60,27 +60,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _kept_off() -> ExitCode:
-    from virtksm.doctor.reading import read_kept_off
+    from virtksm.doctor.facts import Here, find_kept_off
     from virtksm.doctor.reading.files import Root
 
-    reason = read_kept_off(Root())
+    reason = find_kept_off(Here(Root(), ""))
     if reason is None:
         return ExitCode.DONE
     print(printable(reason))
     return ExitCode.FAILED
 
 
-def ask_about(paths: RuntimePaths) -> AgentSeen | Unknown | None:
+def ask_about(paths: RuntimePaths) -> AgentSeen | CannotTell | None:
     """Return the agent's own status; None where none runs."""
     from virtksm.cli.ask_agent import ask_agent, find_answer
-    from virtksm.doctor.facts import Unknown
+    from virtksm.doctor.finding import CannotTell
     from virtksm.doctor.reading.own import parse_agent
 
     try:
         answer = ask_agent(paths, {"op": "status"})
         return None if answer is None else parse_agent(find_answer(answer, "status"))
     except VirtksmError as error:
-        return Unknown(why=error.message, remedy=error.remedy or "systemctl status virtksm.service")
+        return CannotTell(error.message, error.remedy or "systemctl status virtksm.service")
 
 
 def exit_code(verdict: Verdict, *, strict: bool) -> ExitCode:

@@ -1,5 +1,5 @@
-"""Obstacles to KSM on this host: facts are read, each check judges them, nothing is written.
+"""Obstacles to KSM on this host: each check reads what it needs and judges it; nothing is written.
 
-`reading` touches the world and returns `facts`; `checks` are pure functions of these, in the order of one table; each
-returns a `finding`.
+`reading` has the readers, one a source; `facts` is what a check may ask for; `checks` are functions of these, in the
+order of one table; each returns a `finding`.
 """

@@ -1,286 +1,190 @@
-"""The facts that checks judge: plain values. One that could not be read is `Unknown` and says why; None is a value."""
+"""What the checks judge: libvirt's and virtksm's own answers, and this machine's files, read when a check asks.
+
+A fact that could not be read is a CannotTell: raised, or kept in its place until a check asks for it. None is a value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
-from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
-from virtksm.errors import Cause
-from virtksm.guests.process import GuestProcess
-from virtksm.guests.xml import GuestXml
-from virtksm.model.decision import SwitchedOff
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses
-from virtksm.tuning.ownership import HostState
+from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.hooks import HookFile, read_hooks
+from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
+from virtksm.doctor.reading.own import AgentSeen, Own, read_config, read_own
+from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, read_processes
+from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
+from virtksm.errors import VirtksmError
+from virtksm.paths import RuntimePaths
+from virtksm.uri import is_alias
+from virtksm.wiring import is_this_machine
 
 T = TypeVar("T")
 
-CHECK_FILE = "see that this file exists, is readable (as root) and has the kernel's format"
+KSM_UNIT = "ksm.service"
+TUNED_UNIT = "tuned.service"
+QEMU_KVM_UNIT = "qemu-kvm.service"
+KSMTUNED_UNITS = ("ksmtuned.service",)
+MOM_UNITS = ("mom-vdsm.service", "momd.service", "supervdsmd.service")
+THROTTLER_UNITS = ("kata-ksm-throttler.service",)
+JUDGED = {KSM_UNIT, TUNED_UNIT, QEMU_KVM_UNIT, *KSMTUNED_UNITS, *MOM_UNITS, *THROTTLER_UNITS}
+"""Units that have checks of their own, whatever their files say of KSM."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unknown:
-    """A fact that could not be read, and what to do about it."""
-
-    why: str
-    remedy: str = CHECK_FILE
-
-
-def known(fact: T | Unknown) -> T:
+def known(fact: T | CannotTell) -> T:
     """Return a fact; raises CannotTell if it could not be read."""
-    if isinstance(fact, Unknown):
-        raise CannotTell(fact.why, fact.remedy)
+    if isinstance(fact, CannotTell):
+        raise fact
     return fact
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swap:
-    """SwapTotal and SwapFree of /proc/meminfo."""
+class Here:
+    """The files of this machine; `clock` is Unix time, `peer_pid` the process that serves libvirt's connection."""
 
-    total_kib: int
-    free_kib: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """The kernel of this machine. `has_ksm`: /sys/kernel/mm/ksm is there; `numbers` are those in its files, by name.
-
-    A number is None where the kernel has no such file. `huge_pages` is the choice in transparent_hugepage/enabled.
-    """
-
-    release: str
-    has_ksm: bool | Unknown
-    numbers: Mapping[str, int | Unknown | None]
-    advisor_mode: str | Unknown | None
-    huge_pages: str | Unknown | None
-    memory_nodes: int | Unknown
-    memory: HostMemory | Unknown
-    swap: Swap | Unknown
-    page_kib: int
+    def __init__(
+        self, root: Root, uri: str, *, clock: Callable[[], float] = time.time, peer_pid: int | None = None
+    ) -> None:
+        self.root = root
+        self.clock = clock
+        self._uri = uri
+        self._peer_pid = peer_pid
 
     def number(self, name: str) -> int | None:
-        """Return one of KSM's numbers; raises CannotTell."""
-        return known(self.numbers[name])
+        """Return one of KSM's numbers, None where the kernel has no such file."""
+        return self.root.number(f"sys/kernel/mm/ksm/{name}")
 
+    @cached_property
+    def processes(self) -> list[Process]:
+        """Those of root, and of vdsm."""
+        return read_processes(self.root)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """What the files of systemd's unit folders say: enabled is wanted or required by another unit that is.
+    @cached_property
+    def daemon(self) -> Daemon | None:
+        """libvirt's; None where there is none: the embedded driver."""
+        if not re.match(r"[a-z]+:///(system|session)\b", self._uri):
+            return None
+        pid = self._peer_pid
+        if pid in (None, 1):  # systemd made the socket and handed it over
+            pid = find_daemon(self.processes)
+        return Daemon(pid, self.root.text_if_readable(f"proc/{pid}/comm").strip() or "libvirt's daemon")
 
-    `is_running`: there are processes in its control group.
-    """
+    @cached_property
+    def hooks(self) -> list[HookFile]:
+        """QEMU's, in the file tree of the daemon, which may be a container's; in ours where only root may look."""
+        root = self.root
+        with suppress(CannotTell):
+            its = root if self.daemon is None else Root(root.path(f"proc/{self.daemon.pid}/root"))
+            root = its if its.is_folder("etc") else root
+        return read_hooks(root)
 
-    is_installed: bool
-    is_enabled: bool
-    is_running: bool = False
-    is_masked: bool = False
+    @cached_property
+    def booted(self) -> bool:
+        """Whether systemd runs here."""
+        return Path(self.root.path("run/systemd/system")).is_dir()
 
+    @cached_property
+    def _enabled(self) -> set[str]:
+        return read_enabled(self.root)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
-    """tuned's active profiles, and the first of their files that mentions KSM; `keeps_off`: it switches KSM off.
+    def unit(self, name: str) -> Unit:
+        """Return the state of a unit."""
+        return read_unit(self.root, name, self._enabled)
 
-    `unknown_includes`: what they include by a variable or function of tuned's that is not understood.
-    """
+    @cached_property
+    def tuned(self) -> Tuned:
+        """The active profiles of tuned."""
+        return read_tuned(self.root)
 
-    profiles: tuple[str, ...]
-    ksm_in: str | None
-    keeps_off: bool = False
-    unknown_includes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootSetting:
-    """A file that sets one of KSM's own values at boot, to `value`, None where that is unknown.
-
-    `is_declared`: in a file whose every line is a setting (tmpfiles.d, sysfs.conf), not by a program.
-    """
-
-    file: str
-    name: str
-    value: str | None
-    is_declared: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boot:
-    """What sets KSM at boot besides virtksm; `unread` says why of files that could not be read."""
-
-    settings: tuple[BootSetting, ...] = ()
-    unread: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Daemon:
-    """libvirt's daemon behind the connection. `confined_by`: its AppArmor profile or SELinux context, None for none."""
-
-    pid: int
-    name: str
-    age_s: float | Unknown
-    sees_sys_read_only: bool | Unknown
-    confined_by: str | Unknown | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HookFile:
-    """A file where libvirt looks for QEMU's hooks; `changed_s` is how long ago it was (ctime)."""
-
-    path: str
-    is_executable: bool
-    is_roots: bool
-    changed_s: float
-    selinux_label: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """What is in libvirt's folder of hooks, as its daemon sees it.
-
-    `program` is where /usr/bin/virtksm, which the hook starts, leads to; None if it is missing or not executable.
-    """
-
-    files: tuple[HookFile, ...] | Unknown
-    program: str | None
-    apparmor_is_on: bool
-    selinux_enforces: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
-    """The facts of this machine's own files. `processes`: the names (comm) of root's processes, and of vdsm's.
-
-    `units` by name; `booted`: whether systemd runs here. `daemon` is None where there is none: the embedded driver.
-    `agent_rule` is a file of polkit's that names the user virtksm, None where none does; `has_agent_user`: it exists.
-    """
-
-    kernel: Kernel
-    processes: frozenset[str] | Unknown
-    booted: bool
-    units: Mapping[str, Unit]
-    tuned: Tuned | Unknown
-    boot: Boot
-    daemon: Daemon | Unknown | None
-    hooks: Hooks
-    has_agent_user: bool
-    agent_rule: str | Unknown | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guests:
-    """The running guests, their XML and, where readable, their processes, by the guests' keys.
-
-    `unread` names guests whose XML could not be read, and why: they count as able to merge. `other_processes` is None
-    where it is unknown.
-    """
-
-    running: tuple[Guest, ...]
-    xml: Mapping[str, GuestXml]
-    processes: Mapping[str, GuestProcess] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
-    other_processes: OtherProcesses | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Libvirt:
-    """One connection. Versions are libvirt's numbers (9.0.0 is 9,000,000).
-
-    `refused` is why this user may not set parameters, None if allowed; `ksm` is None where the driver offers nothing.
-    """
-
-    uri: str
-    version: int
-    client_version: int
-    refused: Cause | Unknown | None
-    ksm: KsmState | Unknown | None
-    guests: Guests | Unknown
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreachable:
-    """No connection, and why, with the remedy."""
-
-    why: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSeen:
-    """An agent's own status (`virtksm status --json`).
-
-    `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
-    a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
-    `guests_unread` of its `guests` are those whose memory it could not read.
-    """
-
-    uri: str
-    silence: str | None
-    is_stranded: bool | None
-    worst_core_percent: float | None
-    outcome: str | None
-    refusal: str
-    other_processes_kib: int | None = None
-    guests: int = 0
-    guests_unread: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folders:
-    """virtksm's runtime folder `root`: what is wrong with it or with the state folder, each a sentence.
-
-    `state` is the host's state in it.
-    """
-
-    root: str
-    faults: tuple[str, ...]
-    state: HostState | Unknown
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Own:
-    """virtksm itself. `configuration`, or the faults of it, and the keys that its files set; `agent`: None for none."""
-
-    configuration: Config | tuple[str, ...]
-    off: SwitchedOff | None
-    agent: AgentSeen | Unknown | None
-    folders: Folders
-    keys_set: frozenset[str] = frozenset()
+    @cached_property
+    def boot(self) -> Boot:
+        """What sets KSM at boot, besides virtksm and the units that are judged."""
+        return read_boot(self.root, {one for one in self._enabled - JUDGED if not one.startswith("virtksm")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All facts. `here` is Unknown where the connection leads to another machine."""
+    """All facts; `here` is a DoesNotApply where the connection leads to another machine."""
 
-    here: Here | Unknown
-    libvirt: Libvirt | Unreachable
+    here: Here | DoesNotApply
+    libvirt: Libvirt | VirtksmError
     own: Own
 
     @property
     def this_machine(self) -> Here:
         """Raises DoesNotApply on another machine."""
-        if isinstance(self.here, Unknown):
-            raise DoesNotApply(self.here.why)
+        if isinstance(self.here, DoesNotApply):
+            raise self.here
         return self.here
-
-    @property
-    def daemon(self) -> Daemon:
-        """Return libvirt's; raises DoesNotApply where there is none, or none that answers, and CannotTell."""
-        daemon = self.this_machine.daemon
-        if daemon is None:
-            raise DoesNotApply("no daemon: the driver is embedded")
-        if isinstance(daemon, Unknown) and isinstance(self.libvirt, Unreachable):
-            raise DoesNotApply("no connection to libvirt")
-        return known(daemon)
 
     @property
     def connection(self) -> Libvirt:
         """Raises DoesNotApply where there is none."""
-        if isinstance(self.libvirt, Unreachable):
+        if isinstance(self.libvirt, VirtksmError):
             raise DoesNotApply("no connection to libvirt")
         return self.libvirt
 
     @property
-    def config(self) -> Config:
-        """The configuration in force; the defaults where it has faults, which is a finding of its own."""
-        return self.own.configuration if isinstance(self.own.configuration, Config) else Config()
+    def guests(self) -> Guests:
+        """The running guests."""
+        return known(self.connection.guests)
+
+    @property
+    def daemon(self) -> Daemon:
+        """Return libvirt's; raises DoesNotApply where there is none, or none that answers, and CannotTell."""
+        try:
+            daemon = self.this_machine.daemon
+        except CannotTell:
+            self.connection  # noqa: B018  # without one that is the reason
+            raise
+        if daemon is None:
+            raise DoesNotApply("no daemon: the driver is embedded")
+        return daemon
+
+    @property
+    def agent(self) -> AgentSeen | None:
+        """The agent's status, None where none runs."""
+        return known(self.own.agent)
+
+
+def read_facts(
+    asked_uri: str, config_file: str | None, paths: RuntimePaths, agent: AgentSeen | CannotTell | None
+) -> Facts:
+    """Read the facts about the host behind `asked_uri`; `agent` is its own answer."""
+    configuration, keys_set = read_config(config_file)
+    libvirt, peer_pid = read_libvirt(asked_uri)
+    uri = libvirt.uri if isinstance(libvirt, Libvirt) else asked_uri
+    own = read_own(uri, configuration, paths, agent, keys_set=keys_set)
+    here: Here | DoesNotApply = Here(Root(), uri, peer_pid=peer_pid)
+    if is_alias(uri):
+        here = DoesNotApply(f"libvirt did not say which machine {uri} is")
+    elif not is_this_machine(uri, own.config):
+        here = DoesNotApply("another machine: run this command there")
+    return Facts(here=here, libvirt=libvirt, own=own)
+
+
+def find_kept_off(here: Here) -> str | None:
+    """Return why this host keeps KSM off, so that nothing of virtksm switches it on; None for nothing.
+
+    Only an administrator's declaration counts: tuned's profile, a masked ksm.service, a file that declares KSM's
+    switch at boot. A line of a script or a unit may run before or after; the check `boot` reports it.
+    """
+    try:
+        if here.tuned.keeps_off and here.unit(TUNED_UNIT).is_at_work:
+            return f"tuned's profile {', '.join(here.tuned.profiles)} switches it off ({here.tuned.ksm_in})"
+    except CannotTell:  # a finding of its own
+        pass
+    if here.unit(KSM_UNIT).is_masked:
+        return f"{KSM_UNIT} is masked"
+    for one in here.boot.settings:
+        is_read = one.file != QEMU_KVM_FILE or here.unit(QEMU_KVM_UNIT).is_at_work
+        if one.name == "run" and one.value in ("0", "2") and one.is_declared and is_read:
+            return f"{one.file} switches it off at boot"
+    return None

@@ -50,10 +50,13 @@ class Finding:
         }
 
 
+CHECK_FILE = "see that this file exists, is readable (as root) and has the kernel's format"
+
+
 class CannotTell(Exception):
     """A fact that a check needs could not be read; says why, and what to do about it."""
 
-    def __init__(self, why: str, remedy: str) -> None:
+    def __init__(self, why: str, remedy: str = CHECK_FILE) -> None:
         super().__init__(why)
         self.remedy = remedy
 

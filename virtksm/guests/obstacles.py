@@ -14,9 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest
+
+if TYPE_CHECKING:
+    from virtksm.guests.process import GuestProcess  # making it is start-up time, and the agent has none
 
 
 class Obstacle(Enum):
@@ -52,24 +56,20 @@ _TEXTS = {
 
 
 def find_obstacles(
-    xml: GuestXml,
-    arguments: Sequence[str] = (),
-    *,
-    is_mergeable: bool | None = None,
-    merges_any: bool | None = None,
-    ksm_run: int | None = None,
+    xml: GuestXml, process: GuestProcess | None = None, *, ksm_run: int | None = None
 ) -> tuple[Obstacle, ...]:
     """Return what keeps a guest's RAM from merging; nothing if it can merge, as far as is known.
 
-    `arguments` is its QEMU's command line, or nothing where that cannot be read: then the arguments in the XML count.
-    `is_mergeable` and `merges_any` are ksm_mergeable and ksm_merge_any of /proc/PID/ksm_stat, `ksm_run` KSM's `run`;
-    None where they are not known. A process that merges any memory (systemd's MemoryKSM=, which overrides
-    nosharepages and mem-merge=off) is kept out by neither.
+    Without its process the arguments in the XML count; `ksm_run` is KSM's `run`, None where it is not known. A process
+    that merges any memory (systemd's MemoryKSM=, which overrides nosharepages and mem-merge=off) is kept out by
+    neither.
     """
+    ksm = None if process is None else process.ksm
+    merges_any = ksm is not None and ksm.merges_any
     found = []
     if xml.is_kept_out and not merges_any:
         found.append(Obstacle.NOSHAREPAGES)
-    elif is_merge_off(arguments or xml.qemu_arguments) and not merges_any:
+    elif is_merge_off(process.arguments if process else xml.qemu_arguments) and not merges_any:
         found.append(Obstacle.MERGE_OFF)
     if xml.has_hugepages:
         found.append(Obstacle.HUGEPAGES)
@@ -77,7 +77,7 @@ def find_obstacles(
         found.append(Obstacle.SHARED_MEMORY)
     if xml.pins_memory:
         found.append(Obstacle.PINNED)
-    if is_mergeable is False and not found:
+    if ksm is not None and ksm.is_mergeable is False and not found:
         found.append(Obstacle.NOT_OFFERED)
     if ksm_run is not None and ksm_run != 1:
         found.append(Obstacle.KSM_OFF)
@@ -104,9 +104,7 @@ def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:
 def exposed(guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the private guests that can merge, of those whose XML is known by their key."""
     declared = tuple(patterns)
-
-    def is_exposed(guest: Guest) -> bool:
-        xml = known.get(guest.key)
-        return xml is not None and not xml.is_kept_out and is_private(guest, xml, declared)
-
-    return tuple(sorted(guest.name for guest in guests if is_exposed(guest)))
+    seen = ((guest.name, guest, known.get(guest.key)) for guest in guests)
+    return tuple(
+        sorted(name for name, one, xml in seen if xml and not xml.is_kept_out and is_private(one, xml, declared))
+    )

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles
 from virtksm.guests.ports import Descriptions, GuestFacts
-from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import Guest, KsmState, Source
@@ -36,6 +36,11 @@ class SeenGuest:
     process: GuestProcess | None
     account: Account | None
     obstacles: tuple[Obstacle, ...] | None
+
+    @property
+    def ksm(self) -> ProcessKsm | None:
+        """What KSM counts for its process, None where this user may not read it."""
+        return None if self.process is None else self.process.ksm
 
     @property
     def can_merge(self) -> bool | None:
@@ -98,14 +103,9 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
     if ksm.saved_kib is None:
         raise no_ksm(host.uri)
     guests = tuple(
-        describe_guest(guest, xml, process, ksm)
-        for guest, (_, xml), process in zip(running, described, processes, strict=True)
+        _see(guest, xml, process, ksm) for guest, (_, xml), process in zip(running, described, processes, strict=True)
     )
-    settled = [
-        (one.process.ksm, one.account)
-        for one in guests
-        if one.account is not None and one.process is not None and one.process.ksm is not None
-    ]
+    settled = [(one.ksm, one.account) for one in guests if one.ksm is not None and one.account is not None]
     left_over = None
     if settled or not (guests or local is None):
         left_over = find_left_over(settled, ksm, profit_bytes)
@@ -128,23 +128,14 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
     )
 
 
-def describe_guest(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
-    """Collect the facts of one guest."""
+def _see(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
     ksm = None if process is None else process.ksm
     return SeenGuest(
         guest=guest,
         xml=xml,
         process=process,
         account=None if ksm is None else settle(ksm, guest.rss_kib, host),
-        obstacles=None
-        if xml is UNKNOWN
-        else find_obstacles(
-            xml,
-            () if process is None else process.arguments,
-            is_mergeable=None if ksm is None else ksm.is_mergeable,
-            merges_any=None if ksm is None else ksm.merges_any,
-            ksm_run=host.run,
-        ),
+        obstacles=None if xml is UNKNOWN else find_obstacles(xml, process, ksm_run=host.run),
     )
 
 
@@ -155,14 +146,11 @@ def find_notes(guests: Iterable[SeenGuest], host: KsmState, *, is_local: bool) -
             "of another machine libvirt reports only the guests' memory and KSM's pages: run this command there for "
             "each guest's savings and cost"
         ]
-    lost = denied = uncounted = uncosted = overruled = 0
-    for one in guests:
-        ksm = None if one.process is None else one.process.ksm
-        lost += one.process is None
-        denied += one.process is not None and ksm is None
-        uncounted += ksm is not None and ksm.merging_pages is None
-        uncosted += ksm is not None and ksm.rmap_items is None
-        overruled += ksm is not None and bool(ksm.merges_any) and one.xml.is_kept_out
+    seen = list(guests)
+    counted = [one.ksm for one in seen if one.ksm is not None]
+    lost = sum(one.process is None for one in seen)
+    denied = len(seen) - lost - len(counted)
+    overruled = sum(one.ksm is not None and bool(one.ksm.merges_any) and one.xml.is_kept_out for one in seen)
     notes = []
     if overruled:
         notes.append(
@@ -177,9 +165,9 @@ def find_notes(guests: Iterable[SeenGuest], host: KsmState, *, is_local: bool) -
         notes.append(
             f"KSM's counts of {guests_text(denied)} are for root to read (/proc/PID/ksm_stat): run this as root"
         )
-    if uncounted:
+    if any(ksm.merging_pages is None for ksm in counted):
         notes.append("this kernel counts nothing by process: it takes Linux 5.19, and 6.6 for all of it")
-    elif uncosted:
+    elif any(ksm.rmap_items is None for ksm in counted):
         notes.append("this kernel does not count bookkeeping by process: it takes Linux 6.1")
     if host.ksm_zero_pages is None:
         notes.append("this kernel does not count the zero pages that KSM merges: it takes Linux 6.6")

@@ -25,13 +25,14 @@ MAX_CHARACTERS = 4 * 1024 * 1024
 MAX_DIGITS = 18
 """Of an amount of memory in KiB."""
 
-_GUEST = ("domain", "metadata", f"{NAMESPACE} guest")
-_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_QEMU_ARGUMENT = ("domain", f"{_QEMU} commandline", f"{_QEMU} arg")
-_CELL = ("domain", "cpu", "numa", "cell")
-_PAGE = ("domain", "memoryBacking", "hugepages", "page")
 MAX_CELLS = 4096
 """NUMA cells of a guest that are told apart: a thousand times what any guest has."""
+_GUEST = ("metadata", f"{NAMESPACE} guest")
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_QEMU_ARGUMENT = (f"{_QEMU} commandline", f"{_QEMU} arg")
+_CELL = ("cpu", "numa", "cell")
+_PAGE = ("memoryBacking", "hugepages", "page")
+_AMOUNTS = (("memory",), ("currentMemory",))
 _PINNING_DEVICES = frozenset(
     {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
 )
@@ -39,6 +40,12 @@ _PINNING_DEVICES = frozenset(
 
 Mediated devices (mdev) pin only what they use.
 """
+_DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
+_BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
+_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, *_AMOUNTS, *_DEVICES, *_BACKING}
+"""The elements below <domain> that are read."""
+MAX_DEPTH = 4
+"""Of these, with <domain>."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,83 +89,70 @@ def parse_guest_xml(text: str) -> GuestXml:
 
 
 class _Reader:
-    """Expat's callbacks, and what they have found."""
+    """Expat's callbacks, and what they have found: the attributes of elements, by their path below <domain>."""
 
     def __init__(self) -> None:
         self.roots: list[str] = []
         self._path: list[str] = []
         self._text: list[str] = []
-        self._unit = "KiB"
-        self._amounts: dict[str, int | None] = {}
-        self._backing: dict[str, Mapping[str, str]] = {}
-        self._cells: list[Mapping[str, str]] = []
-        self._pages: list[Mapping[str, str]] = []
-        self._arguments: list[str] = []
-        self._is_private = self._pins_memory = False
+        self._seen: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+        self._kib: dict[str, int | None] = {}
         self.parser = parser = expat.ParserCreate(encoding="utf-8", namespace_separator=" ")
         parser.StartElementHandler = self._begin
         parser.EndElementHandler = self._end
         parser.StartDoctypeDeclHandler = self._refuse
 
     def found(self) -> GuestXml:
-        backing = self._backing
+        seen = self._seen
+        source, access = (self._last("memoryBacking", name) for name in ("source", "access"))
         # Without an <access>, QEMU shares memfd and nothing else.
-        access = backing.get("access", {}).get("mode")
-        is_memfd = backing.get("source", {}).get("type") == "memfd"
-        default = access or ("shared" if is_memfd else "private")
+        default = access.get("mode") or ("shared" if source.get("type") == "memfd" else "private")
         return GuestXml(
-            is_private=self._is_private,
-            is_kept_out="nosharepages" in backing,
-            memory_kib=self._amounts.get("memory"),
-            current_kib=self._amounts.get("currentMemory"),
-            has_hugepages="hugepages" in backing and self._is_all_huge(),
-            is_shared=all(cell.get("memAccess", default) == "shared" for cell in self._cells or [{}]),
-            pins_memory=self._pins_memory,
-            qemu_arguments=tuple(self._arguments),
+            is_private=any(one.get("private", "no") != "no" for one in seen.get(_GUEST, ())),
+            is_kept_out=("memoryBacking", "nosharepages") in seen,
+            memory_kib=self._kib.get("memory"),
+            current_kib=self._kib.get("currentMemory"),
+            has_hugepages=("memoryBacking", "hugepages") in seen and self._is_all_huge(),
+            is_shared=all(cell.get("memAccess", default) == "shared" for cell in seen.get(_CELL, [{}])),
+            pins_memory=any(
+                (at[1], one.get("type")) in _PINNING_DEVICES for at in _DEVICES for one in seen.get(at, ())
+            ),
+            qemu_arguments=tuple(one.get("value", "") for one in seen.get(_QEMU_ARGUMENT, ())),
         )
+
+    def _last(self, *path: str) -> Mapping[str, str]:
+        return self._seen.get(path, [{}])[-1]
 
     def _is_all_huge(self) -> bool:
         """Return whether huge pages back every NUMA cell: a page with a nodeset is for the cells in it alone."""
-        if not self._pages or any("nodeset" not in page for page in self._pages):
+        pages = self._seen.get(_PAGE, [])
+        if not pages or any("nodeset" not in page for page in pages):
             return True
         nodes = 0
-        for page in self._pages:
+        for page in pages:
             nodes |= _parse_nodeset(page["nodeset"])
-        cells = [_parse_node(cell.get("id", str(number))) for number, cell in enumerate(self._cells)]
-        return all(cell is not None and nodes >> cell & 1 for cell in cells or [0])
+        cells = [
+            _parse_whole(cell.get("id", str(at)), MAX_CELLS) for at, cell in enumerate(self._seen.get(_CELL, [{}]))
+        ]
+        return all(cell is not None and nodes >> cell & 1 for cell in cells)
 
     def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
-        path = self._path
-        if not path:
+        if not self._path:
             self.roots.append(name)
-        path.append(name)
-        if len(path) == 2 and name in ("memory", "currentMemory"):
-            self._text, self._unit = [], attributes.get("unit", "KiB")
-            self.parser.CharacterDataHandler = self._text.append
-        elif len(path) == 3:
-            self._begin_third(name, attributes)
-        elif len(path) == 4 and tuple(path) == _CELL:
-            self._cells.append(attributes)
-        elif len(path) == 4 and tuple(path) == _PAGE:
-            self._pages.append(attributes)
-
-    def _begin_third(self, name: str, attributes: Mapping[str, str]) -> None:
-        root, parent, _ = place = tuple(self._path)
-        if root != "domain":
-            return
-        if parent == "memoryBacking":
-            self._backing[name] = attributes
-        elif parent == "devices":
-            self._pins_memory = self._pins_memory or (name, attributes.get("type")) in _PINNING_DEVICES
-        elif place == _GUEST:
-            self._is_private = self._is_private or attributes.get("private", "no") != "no"
-        elif place == _QEMU_ARGUMENT:
-            self._arguments.append(attributes.get("value", ""))
+        self._path.append(name)
+        path = tuple(self._path[1:]) if len(self._path) <= MAX_DEPTH else ()
+        if path in _READ and self._path[0] == "domain":
+            self._seen.setdefault(path, []).append(attributes)
+            if path in _AMOUNTS:
+                self._text = []
+                self.parser.CharacterDataHandler = self._text.append
 
     def _end(self, name: str) -> None:
-        if len(self._path) == 2 and name in ("memory", "currentMemory"):
+        if len(self._path) == 2 and (name,) in _AMOUNTS:
             self.parser.CharacterDataHandler = None
-            self._amounts[name] = _parse_kib("".join(self._text), self._unit)
+            # libvirt writes every amount in KiB.
+            is_kib = self._last(name).get("unit", "KiB") == "KiB"
+            self._kib[name] = _parse_whole("".join(self._text)) if is_kib else None
         self._path.pop()
 
     def _refuse(self, *_arguments: object) -> None:
@@ -170,22 +164,15 @@ def _parse_nodeset(text: str) -> int:
     nodes = 0
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        low, high = _parse_node(first), _parse_node(last if dash else first)
+        low, high = _parse_whole(first, MAX_CELLS), _parse_whole(last if dash else first, MAX_CELLS)
         if low is not None and high is not None and low <= high:
             nodes |= (1 << high + 1) - (1 << low)
     return nodes
 
 
-def _parse_node(text: str) -> int | None:
+def _parse_whole(text: str, below: int = 10**MAX_DIGITS) -> int | None:
     is_number = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
-    return int(text) if is_number and int(text) < MAX_CELLS else None
-
-
-def _parse_kib(text: str, unit: str) -> int | None:
-    # libvirt writes every amount in KiB.
-    if unit != "KiB" or not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
-        return None
-    return int(text)
+    return int(text) if is_number and int(text) < below else None
 
 
 Seen = tuple[list[tuple[Guest, GuestXml | None]], list[VirtksmError]]

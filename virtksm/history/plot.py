@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +116,17 @@ def _draw_cpu(axes: Axes, samples: Sequence[Sample], width_s: float) -> None:
     axes.set_ylim(bottom=0, top=max([5.0, *(one.share * 110 for one in shares)]))
 
 
-def _draw_settings(axes: Axes, samples: Sequence[Sample]) -> None:
+def _draw_steps(axes: Axes, samples: Sequence[Sample], name: str, colour: str, label: str | None = None) -> None:
     for number, piece in enumerate(pieces(samples)):
-        for name, colour in (("pages_to_scan", PAGES), ("sleep_millisecs", SLEEP)):
-            shown = list(corners(piece, name))
-            at = [_moment(sample.at_s) for sample in shown]
-            values = [_number(getattr(sample, name)) for sample in shown]
-            axes.step(at, values, where="post", color=colour, label=name if number == 0 else None)
+        shown = list(corners(piece, name))
+        at = [_moment(sample.at_s) for sample in shown]
+        values = [nan if (value := getattr(sample, name)) is None else value for sample in shown]
+        axes.step(at, values, where="post", color=colour, label=label if number == 0 else None)
+
+
+def _draw_settings(axes: Axes, samples: Sequence[Sample]) -> None:
+    for name, colour in (("pages_to_scan", PAGES), ("sleep_millisecs", SLEEP)):
+        _draw_steps(axes, samples, name, colour, name)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=-0.3)
     axes.set_ylabel("settings: pages, ms")
@@ -129,10 +134,7 @@ def _draw_settings(axes: Axes, samples: Sequence[Sample]) -> None:
 
 
 def _draw_guests(axes: Axes, samples: Sequence[Sample], events: Sequence[GuestEvent]) -> None:
-    for piece in pieces(samples):
-        shown = list(corners(piece, "guests"))
-        at, counts = [_moment(sample.at_s) for sample in shown], [sample.guests for sample in shown]
-        axes.step(at, counts, where="post", color=GUESTS)
+    _draw_steps(axes, samples, "guests", GUESTS)
     top = max([1, *(sample.guests for sample in samples)])
     has_names = 0 < len(events) <= MAX_NAMES
     height = top * (1.35 / LABELS_FROM if has_names else 1.5)
@@ -174,10 +176,6 @@ def _labels(events: Sequence[GuestEvent], apart_s: float) -> list[tuple[float, s
 def _moment(at_s: float) -> float:
     """Return Unix time as matplotlib counts it: days since 1970."""
     return at_s / 86_400
-
-
-def _number(value: int | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _size(max_kib: int) -> tuple[str, int]:

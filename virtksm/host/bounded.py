@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from virtksm.errors import VirtksmError
 
@@ -22,56 +22,36 @@ class BoundedCalls:
 
     def __init__(self, timeout_error: Callable[[str], VirtksmError]) -> None:
         self._timeout_error = timeout_error
-        self._running: tuple[str, _Call[object]] | None = None
+        self._abandoned: tuple[str, threading.Event] | None = None
 
     @property
     def waiting_for(self) -> str | None:
         """The abandoned call that has not returned; None for none."""
-        if self._running is not None and self._running[1].is_over:
-            self._running = None
-        return None if self._running is None else self._running[0]
+        if self._abandoned is not None and self._abandoned[1].is_set():
+            self._abandoned = None
+        return None if self._abandoned is None else self._abandoned[0]
 
     def run(self, what: str, call: Callable[[], Result], limit_s: float) -> Result:
         """Make `call` and return its result; its exceptions pass through.
 
         Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
         """
-        abandoned = self.waiting_for
-        if abandoned is not None:
+        if (abandoned := self.waiting_for) is not None:
             raise self._timeout_error(f"{what}: still waiting for {abandoned}")
-        made = _Call(call)
-        threading.Thread(target=made.work, name=f"call-{what}", daemon=True).start()
-        if not made.wait(limit_s):
-            self._running = (what, made)  # type: ignore[assignment]  # its result is not used any more
+        is_over, results, errors = threading.Event(), list[Result](), list[BaseException]()
+
+        def work() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:  # noqa: BLE001  # raised where the call was asked for
+                errors.append(error)
+            finally:
+                is_over.set()
+
+        threading.Thread(target=work, name=f"call-{what}", daemon=True).start()
+        if not is_over.wait(limit_s):
+            self._abandoned = what, is_over
             raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
-        return made.result()
-
-
-class _Call(Generic[Result]):
-    """One call and its result."""
-
-    def __init__(self, call: Callable[[], Result]) -> None:
-        self._call = call
-        self._over = threading.Event()
-        self._outcome: list[Result] = []
-        self._error: BaseException | None = None
-
-    def work(self) -> None:
-        try:
-            self._outcome.append(self._call())
-        except BaseException as error:  # noqa: BLE001  # raised where the call was asked for
-            self._error = error
-        finally:
-            self._over.set()
-
-    def wait(self, limit_s: float) -> bool:
-        return self._over.wait(limit_s)
-
-    @property
-    def is_over(self) -> bool:
-        return self._over.is_set()
-
-    def result(self) -> Result:
-        if self._error is not None:
-            raise self._error
-        return self._outcome[0]
+        if errors:
+            raise errors[0]
+        return results[0]

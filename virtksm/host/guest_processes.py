@@ -7,7 +7,7 @@
 3. Where no group names the guest (libvirt's cgroup_controllers = [], no hierarchy), a process of root, of this
    program's own user or of the user that libvirt runs QEMU as belongs to the guest whose `-uuid` is on its command
    line. The parent does not count: every process becomes init's child when its own parent ends. Only
-   these command lines are read, with a limit (`process_reads`).
+   these command lines are read, with a limit.
 4. If two processes claim one guest, neither counts.
 
 All processes are searched only while a guest has none: at once for one that was not missing before, then after
@@ -25,6 +25,7 @@ from itertools import pairwise
 from virtksm.host.proc_files import (
     INIT,
     MAX_BYTES,
+    LimitedReads,
     Process,
     find_again,
     identify,
@@ -32,7 +33,6 @@ from virtksm.host.proc_files import (
     parse_owner,
     read_process,
 )
-from virtksm.host.process_reads import ProcessReads
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.ports import Clock
 
@@ -60,7 +60,7 @@ _CUT = 20
 class GuestSearch:
     """Finds the guests' processes, and keeps them from pass to pass."""
 
-    def __init__(self, clock: Clock, reads: ProcessReads, *, qemu_home: str = QEMU_HOME) -> None:
+    def __init__(self, clock: Clock, reads: LimitedReads, *, qemu_home: str = QEMU_HOME) -> None:
         self._clock = clock
         self._reads = reads
         self._qemu_home = qemu_home

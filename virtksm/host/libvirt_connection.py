@@ -6,7 +6,8 @@ node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import libvirt
@@ -35,25 +36,17 @@ class LibvirtHost:
         """The guests whose maximum is to be asked again; None means all of them."""
 
     def ksm_state(self) -> KsmState:
-        try:
-            values = self.connection.getMemoryParameters()
-        except libvirt.libvirtError as error:
-            raise self._translated(error, "reading KSM's parameters") from error
-        return parse_parameters(values)
+        with self._translating("reading KSM's parameters"):
+            return parse_parameters(self.connection.getMemoryParameters())
 
     def host_memory(self) -> HostMemory:
-        try:
-            values = self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
-        except libvirt.libvirtError as error:
-            raise self._translated(error, "reading the host's memory") from error
-        return parse_memory_stats(values)
+        with self._translating("reading the host's memory"):
+            return parse_memory_stats(self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS))
 
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
-        try:
+        with self._translating("listing the guests"):
             domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
-        except libvirt.libvirtError as error:
-            raise self._translated(error, "listing the guests") from error
         self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
         if not with_max:
             return tuple(guests)
@@ -70,7 +63,7 @@ class LibvirtHost:
         self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
-        try:
+        with self._translating("reading the guests' memory"):
             stats = self.connection.getAllDomainStats(
                 libvirt.VIR_DOMAIN_STATS_BALLOON,
                 libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
@@ -85,16 +78,36 @@ class LibvirtHost:
                 )
                 for domain, values in stats
             )
-        except libvirt.libvirtError as error:
-            raise self._translated(error, "reading the guests' memory") from error
 
     def guest_xml(self, uuid: str) -> str:
+        with self._translating("reading a guest's XML"):
+            return self._find(uuid).XMLDesc()
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        with self._translating("measuring a guest's dirty rate"):
+            self._find(uuid).startDirtyRateCalc(seconds)
+
+    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
+        wanted = set(uuids)
+        with self._translating("reading the guests' dirty rates"):
+            running = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            domains = [domain for domain in running if domain.UUIDString() in wanted]
+            flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+            stats = self.connection.domainListGetStats(domains, libvirt.VIR_DOMAIN_STATS_DIRTYRATE, flags)
+            found = {
+                domain.UUIDString(): _counter(values, "dirtyrate.megabytes_per_second")
+                for domain, values in stats
+                if values.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
+            }
+        return {uuid: rate for uuid, rate in found.items() if rate is not None}
+
+    def _find(self, uuid: str) -> libvirt.virDomain:
         try:
-            return self.connection.lookupByUUIDString(uuid).XMLDesc()
+            return self.connection.lookupByUUIDString(uuid)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise GuestVanished(f"guest {uuid} has ended") from error
-            raise self._translated(error, "reading a guest's XML") from error
+            raise
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         try:
@@ -111,10 +124,8 @@ class LibvirtHost:
 
     def version(self) -> int:
         """Return the version of the libvirt at the other end: 9.0.0 is 9,000,000."""
-        try:
+        with self._translating("asking for libvirt's version"):
             return self.connection.getLibVersion()
-        except libvirt.libvirtError as error:
-            raise self._translated(error, "asking for libvirt's version") from error
 
     def setting_refused(self) -> Cause | None:
         """Return why this connection may not set parameters, None if it may; sets nothing.
@@ -144,6 +155,13 @@ class LibvirtHost:
             return self.connection.isAlive() == 0
         except libvirt.libvirtError:
             return True
+
+    @contextmanager
+    def _translating(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except libvirt.libvirtError as error:
+            raise self._translated(error, doing) from error
 
     def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"

@@ -79,7 +79,7 @@ class EventLoop:
     def stop(self, wait_s: float = 2.0) -> None:
         """End the loop: a flag, and a timer that wakes it to see the flag."""
         self._stopping = True
-        libvirt.virEventAddTimeout(0, _forget_timer, None)
+        libvirt.virEventAddTimeout(0, _answer, self._answered)
         self._thread.join(wait_s)
 
     def check(self) -> bool:
@@ -93,10 +93,6 @@ class EventLoop:
     def _run(self) -> None:
         while not self._stopping:
             libvirt.virEventRunDefaultImpl()
-
-
-def _forget_timer(timer: int, _opaque: object) -> None:
-    libvirt.virEventRemoveTimeout(timer)
 
 
 def _answer(timer: int, answered: threading.Event) -> None:

@@ -16,8 +16,10 @@ import psutil
 from virtksm.errors import SensingFailed
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
 from virtksm.host.proc_files import (
+    LIMIT_S,
     MAX_BYTES,
     NUMBER,
+    LimitedReads,
     Process,
     find_again,
     identify,
@@ -25,12 +27,11 @@ from virtksm.host.proc_files import (
     parse_counter,
     parse_process_ksm,
     parse_resident_kib,
-    parse_signed,
     parse_stat,
+    read_name,
     read_private,
     read_process,
 )
-from virtksm.host.process_reads import LIMIT_S, ProcessReads
 from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
 from virtksm.tuning.ports import Clock
 
@@ -57,9 +58,9 @@ class ProcFacts:
     ) -> None:
         self._clock = clock
         self._sys_ksm = sys_ksm
-        self._reads = ProcessReads(limit_s)
+        self._reads = LimitedReads(limit_s)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
-        self._other_processes_reads = ProcessReads(limit_s)  # apart: strangers use up these limits
+        self._other_processes_reads = LimitedReads(limit_s)  # apart: strangers use up these limits
         self._other_processes_reader: OtherProcessesReader | None = None
         self._ksmd: Process | None = None
         self._ksmd_sought_s: float | None = None
@@ -79,9 +80,7 @@ class ProcFacts:
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         if self._other_processes_reader is None:
-            from virtksm.host.other_processes import (
-                OtherProcessesReader,  # imports are start-up time, and not every policy asks
-            )
+            from virtksm.host.other_processes import OtherProcessesReader  # start-up time; not every policy asks
 
             self._other_processes_reader = OtherProcessesReader(self._clock, self._other_processes_reads)
         return self._other_processes_reader.memory(lambda: self._pids_of(running))
@@ -99,8 +98,7 @@ class ProcFacts:
         for pid in list_pids():
             merging_pages = None if pid in of_guests else parse_counter(read_private(pid, "ksm_merging_pages") or "")
             if merging_pages:
-                name = read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
-                found.append(OtherProcess(pid=pid, name=name, merging_pages=merging_pages))
+                found.append(OtherProcess(pid=pid, name=read_name(pid), merging_pages=merging_pages))
         return tuple(found)
 
     def host_memory(self) -> HostMemory:
@@ -130,37 +128,40 @@ class ProcFacts:
         return None
 
     def ksm_counter(self, name: str) -> int | None:
-        text = self._read(name)
+        text = _read(f"{self._sys_ksm}/{name}")
         return None if text is None else parse_counter(text)
 
     def general_profit_bytes(self) -> int | None:
-        text = self._read("general_profit")
-        return None if text is None else parse_signed(text)
+        text = _read(f"{self._sys_ksm}/general_profit")
+        return None if text is None else parse_counter(text, is_signed=True)
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
-        try:
-            with open(f"{psutil.PROCFS_PATH}/vmstat", encoding="ascii", errors="replace") as file:
-                text = file.read()
-        except OSError:  # hidden: None, as on a kernel that does not count
-            text = ""
+        text = _read(f"{psutil.PROCFS_PATH}/vmstat") or ""
         return tuple(parse_vmstat(text, name) for name in names)
 
     def page_kib(self) -> int:
         return os.sysconf("SC_PAGE_SIZE") // 1024
 
     def advisor_mode(self) -> str | None:
-        text = self._read("advisor_mode")
+        text = _read(f"{self._sys_ksm}/advisor_mode")
         return None if text is None else parse_choice(text)
-
-    def _read(self, name: str) -> str | None:
-        try:
-            with open(f"{self._sys_ksm}/{name}", encoding="ascii", errors="replace") as file:
-                return file.read()
-        except OSError:  # the kernel has no such file (older, or without KSM), or hides it: None either way
-            return None
 
     def _pids_of(self, running: tuple[Guest, ...]) -> set[int]:
         return {process.pid for process in self._search.find(running).values()}
+
+
+def _read(path: str) -> str | None:
+    """Return a file's text; None where the kernel has no such file (older, or without KSM), or hides it."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def parse_figures(text: str) -> dict[str, int]:
+    """Parse /proc/meminfo (KiB), whatever it names."""
+    return {name: int(kib) for name, kib in re.findall(rf"^(\w+): *({NUMBER}) kB$", text, re.MULTILINE)}
 
 
 def parse_meminfo(text: str) -> HostMemory:
@@ -168,15 +169,15 @@ def parse_meminfo(text: str) -> HostMemory:
 
     Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt use.
     """
-    figures = dict(re.findall(rf"^(\w+): *({NUMBER}) kB$", text, re.MULTILINE))
+    figures = parse_figures(text)
     try:
         return HostMemory(
-            total_kib=int(figures["MemTotal"]),
-            free_kib=int(figures["MemFree"]),
-            buffers_kib=int(figures["Buffers"]),
-            cached_kib=int(figures["Cached"]),
-            available_kib=int(figures["MemAvailable"]) if "MemAvailable" in figures else None,
-            swap_free_kib=int(figures["SwapFree"]) if "SwapFree" in figures else None,
+            total_kib=figures["MemTotal"],
+            free_kib=figures["MemFree"],
+            buffers_kib=figures["Buffers"],
+            cached_kib=figures["Cached"],
+            available_kib=figures.get("MemAvailable"),
+            swap_free_kib=figures.get("SwapFree"),
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
@@ -194,7 +195,7 @@ def parse_choice(text: str) -> str:
 
 
 def read_guest_process(pid: int) -> GuestProcess | None:
-    """Read a guest's process; None if it has ended. It may hang: see `process_reads`."""
+    """Read a guest's process; None if it has ended. It may hang: see `LimitedReads`."""
     from virtksm.guests.process import GuestProcess
 
     arguments = read_process(pid, "cmdline", MAX_BYTES)

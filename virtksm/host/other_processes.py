@@ -15,14 +15,14 @@ from contextlib import suppress
 
 from virtksm.errors import SensingFailed
 from virtksm.host.bounded import BoundedCalls
-from virtksm.host.proc_files import INIT, list_pids, parse_anonymous_kib, read_private, read_process
-from virtksm.host.process_reads import ProcessReads
+from virtksm.host.proc_files import INIT, LimitedReads, list_pids, parse_anonymous_kib, read_private, read_process
+from virtksm.host.systemd import show_units
 from virtksm.model.snapshot import OtherProcesses
 from virtksm.tuning.ports import Clock
 
 READ_EVERY_S = 60.0
 ASK_S = 300.0
-ASK = ("systemctl", "show", "--property=ControlGroup", "--property=MemoryKSM", "*.service")
+ASK = ("--property=ControlGroup", "--property=MemoryKSM", "*.service")
 FIRST_WITHIN_S = 2.0
 """A one-shot's only reading, and an agent's first, waits so long for systemd."""
 ANSWER_WITHIN_S = 60.0
@@ -37,7 +37,7 @@ class OtherProcessesReader:
     def __init__(
         self,
         clock: Clock,
-        reads: ProcessReads,
+        reads: LimitedReads,
         *,
         booted: str = "/run/systemd/system",
         first_within_s: float = FIRST_WITHIN_S,
@@ -97,21 +97,12 @@ class OtherProcessesReader:
         if not os.path.isdir(self._booted):
             self._groups = ()
             return
+
+        def read_groups() -> None:
+            self._groups = parse_groups(show_units(*ASK, within_s=ANSWER_WITHIN_S))
+
         with suppress(SensingFailed):  # the answer comes later, or not at all
-            self._asking.run("systemd", self._read_groups, self._first_within_s if is_first else 0.0)
-
-    def _read_groups(self) -> None:
-        """Keep the control groups of the services with mergeable memory; none without an answer."""
-        import subprocess  # root needs none
-
-        try:
-            answer = subprocess.run(
-                ASK, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_WITHIN_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            self._groups = ()
-        else:
-            self._groups = parse_groups(answer.stdout.decode("utf-8", "replace"))
+            self._asking.run("systemd", read_groups, self._first_within_s if is_first else 0.0)
 
 
 def is_recent(at_s: float | None, now_s: float, for_s: float) -> bool:

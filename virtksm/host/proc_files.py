@@ -2,16 +2,24 @@
 
 The kernel reads most of these files without a lock of the process, so its owner cannot stop a reader: cgroup, comm,
 ksm_merging_pages, stat, statm, status. `cmdline`, and `ksm_stat` after Linux 6.12, take the lock on the process's
-memory, which its owner may hold for ever: only `process_reads` reads them, with a limit.
+memory, which its owner may hold for ever, and a process that hangs in a driver does: a reader then waits as long, and
+cannot be interrupted. Only `LimitedReads` reads these.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import psutil
+
+from virtksm.errors import VirtksmError
+from virtksm.host.bounded import BoundedCalls
+from virtksm.text import printable
 
 if TYPE_CHECKING:
     from virtksm.guests.process import ProcessKsm
@@ -23,6 +31,13 @@ NUMBER = "[0-9]{1,20}"
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
 INIT = 1
+LIMIT_S = 1.0
+MAX_STUCK = 8
+"""Threads that may hang; with as many, nothing more is read."""
+AT_ONCE = 256
+"""Processes that are read within one limit: on a host of thousands, slow is not taken for hanging."""
+
+Result = TypeVar("Result")
 
 
 class Process(NamedTuple):
@@ -101,32 +116,97 @@ def _read(pid: int, name: str, max_bytes: int) -> bytes:
         os.close(handle)
 
 
-def parse_counter(text: str) -> int | None:
+def read_name(pid: int) -> str:
+    """Return a process's name, which it chooses itself."""
+    return read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")
+
+
+class LimitedReads:
+    """Reads with a limit, of one caller, to be used from one thread.
+
+    A process that does not answer is left out, and named in `trouble` until it does. It costs its limit once, and one
+    thread.
+    """
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
+        self._stuck: dict[int, tuple[BoundedCalls, str]] = {}
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """The processes that do not answer, with the remedy: the same words as long as they do not."""
+        self._forget_answered()
+        return tuple(text for _, text in self._stuck.values())
+
+    def read(self, pids: Iterable[int], read: Callable[[int], Result], *, max_hangs: int = 1) -> dict[int, Result]:
+        """Return what `read` returns for each process, without those that do not answer within the limit.
+
+        After `max_hangs` such processes the rest stays unread, too: a caller waits for so many limits at most.
+        """
+        self._forget_answered()
+        results: dict[int, Result] = {}
+        left = [pid for pid in pids if pid not in self._stuck]
+        while left and max_hangs and len(self._stuck) < MAX_STUCK:
+            done, calls = self._read_some(left[:AT_ONCE], read)
+            results.update(done)
+            left = left[len(done) :]
+            if calls.waiting_for is not None and len(done) < AT_ONCE and left:
+                stuck = left.pop(0)
+                self._stuck[stuck] = calls, _describe(stuck)
+                max_hangs -= 1
+        return results
+
+    def _read_some(
+        self, pids: list[int], read: Callable[[int], Result]
+    ) -> tuple[list[tuple[int, Result]], BoundedCalls]:
+        results, is_over, calls = list[tuple[int, Result]](), threading.Event(), BoundedCalls(_Hangs)
+
+        def work() -> None:
+            for pid in pids:
+                if is_over.is_set():
+                    return
+                results.append((pid, read(pid)))
+
+        with suppress(_Hangs):
+            calls.run("/proc", work, self._limit_s)
+        is_over.set()
+        return list(results), calls
+
+    def _forget_answered(self) -> None:
+        self._stuck = {pid: stuck for pid, stuck in self._stuck.items() if stuck[0].waiting_for is not None}
+
+
+class _Hangs(VirtksmError):
+    """A process does not answer within the limit."""
+
+
+def _describe(pid: int) -> str:
+    return (
+        f"process {pid} ({printable(read_name(pid))}) does not let its files in /proc be read: its memory is locked "
+        f"while it hangs (cat /proc/{pid}/stack); it and processes read after it may count as unread until it goes on "
+        "or ends"
+    )
+
+
+def parse_counter(text: str, *, is_signed: bool = False) -> int | None:
     """Parse a file that holds one number; None if it does not."""
-    return int(text) if re.fullmatch(rf"{NUMBER}\n?", text) else None
+    return int(text) if re.fullmatch(rf"{'-?' if is_signed else ''}{NUMBER}\n?", text) else None
 
 
-def parse_signed(text: str) -> int | None:
-    """Parse a file that holds one number, negative perhaps; None if it does not."""
-    return int(text) if re.fullmatch(rf"-?{NUMBER}\n?", text) else None
-
-
-def parse_process_ksm(stat: str, merging_pages: str = "") -> ProcessKsm:
+def parse_process_ksm(stat: str, merging_pages: str) -> ProcessKsm:
     """Parse /proc/PID/ksm_stat, and /proc/PID/ksm_merging_pages for kernels whose ksm_stat lacks it (before 6.4)."""
     from virtksm.guests.process import ProcessKsm  # making it is start-up time, and no pass asks
 
     fields = dict(re.findall(r"^(\w+):? (\S+)$", stat, re.MULTILINE))
 
-    def answer(name: str) -> bool | None:
-        return {"yes": True, "no": False}.get(fields.get(name, ""))
-
+    answers = {"yes": True, "no": False}
     return ProcessKsm(
         rmap_items=parse_counter(fields.get("ksm_rmap_items", "")),
         zero_pages=parse_counter(fields.get("ksm_zero_pages", "")),
         merging_pages=parse_counter(fields.get("ksm_merging_pages", merging_pages)),
-        profit_bytes=parse_signed(fields.get("ksm_process_profit", "")),
-        merges_any=answer("ksm_merge_any"),
-        is_mergeable=answer("ksm_mergeable"),
+        profit_bytes=parse_counter(fields.get("ksm_process_profit", ""), is_signed=True),
+        merges_any=answers.get(fields.get("ksm_merge_any", "")),
+        is_mergeable=answers.get(fields.get("ksm_mergeable", "")),
     )
 
 

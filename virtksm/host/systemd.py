@@ -44,7 +44,7 @@ def unit_variable(
     places = [f"{folder}/{unit}.d" for folder in unit_dirs] + [f"/etc/systemd/system/{unit}"]
     if not os.path.isdir(booted) or not any(map(os.path.exists, places)):
         return None
-    return parse_environment((show or _show_environment)(unit)).get(name)
+    return parse_environment((show or show_environment)(unit)).get(name)
 
 
 def parse_environment(text: str) -> dict[str, str]:
@@ -59,14 +59,18 @@ def parse_environment(text: str) -> dict[str, str]:
     return {name: value for name, _, value in named if value and value.isprintable() and " " not in value}
 
 
-def _show_environment(unit: str) -> str:
+def show_environment(unit: str) -> str:
+    """Return the variables of a unit, as systemd quotes them."""
+    return show_units("--property=Environment", "--value", unit, within_s=ANSWER_WITHIN_S)
+
+
+def show_units(*arguments: str, within_s: float) -> str:
+    """Return what `systemctl show` prints; nothing without an answer."""
     import subprocess  # only where there is something to ask
 
-    ask = ("systemctl", "show", "--property=Environment", "--value", unit)
+    ask = ("systemctl", "show", *arguments)
     try:
-        answer = subprocess.run(
-            ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_WITHIN_S, check=False
-        )
+        answer = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.decode("utf-8", "replace")

@@ -136,12 +136,14 @@ class Decision:
 
     `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
     that the same rule goes on as in the pass before: one of many, which only a log at level debug needs.
+    `wants_dirty_rates`: guests' dirty rates are of use to the next decisions.
     """
 
     target: Settings
     reason: Reason
     next_pass_s: float | None
     is_routine: bool = False
+    wants_dirty_rates: bool = False
 
     @property
     def is_idle(self) -> bool:

@@ -170,7 +170,8 @@ class HostMemory:
 class Guest:
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
-    `max_kib` is the memory that it may grow to (virDomainGetMaxMemory), None where not asked.
+    `max_kib` is the memory that it may grow to (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how
+    much of its memory is written to in a second (virDomainStartDirtyRateCalc), None where not measured.
     """
 
     uuid: str
@@ -178,6 +179,7 @@ class Guest:
     domain_id: int = -1
     rss_kib: int | None = None
     max_kib: int | None = None
+    dirty_kib_per_s: float | None = None
 
     @property
     def key(self) -> str:

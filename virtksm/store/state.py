@@ -9,7 +9,7 @@ import json
 import os
 from contextlib import AbstractContextManager
 
-from virtksm.codec import build, dump
+from virtksm.codec import build, dump, parse_object
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
@@ -65,43 +65,24 @@ class StateFile:
 
 def dump_host_state(state: HostState) -> str:
     """Return a state as JSON text."""
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "parameters": dump(state.ownership),
-            "policy": {"name": state.policy_name, "state": state.policy_state},
-        }
-    )
+    return json.dumps({"schema": SCHEMA, **dump(state)})
 
 
 def parse_host_state(text: str) -> HostState:
     """Parse what dump_host_state wrote; raises ValueError saying what is wrong."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
-    try:
-        values = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+    values = parse_object(text, "it")
+    if values.pop("schema", None) != SCHEMA:
         raise ValueError(f"not a virtksm state of schema {SCHEMA}")
-    parameters, policy = values.get("parameters"), values.get("policy")
-    if not isinstance(parameters, dict) or not isinstance(policy, dict):
-        raise ValueError("parameters or policy is missing")
-    name, state = policy.get("name"), policy.get("state")
-    if not isinstance(name, str | None) or not isinstance(state, dict | None) or not _is_shallow(state, MAX_LEVELS):
-        raise ValueError("policy is damaged")
-    return HostState(
-        ownership={key: _parse_ownership(key, value) for key, value in parameters.items()},
-        policy_name=name,
-        policy_state=state,
-    )
-
-
-def _parse_ownership(parameter: str, value: object) -> Ownership:
-    """Take values that may go to the kernel one day."""
-    if parameter not in MAXIMA:
-        raise ValueError(f"{parameter!r:.40} is no parameter")
-    return build(Ownership, value, least=0, most=MAXIMA[parameter])
+    state = build(HostState, values, least=0, is_exact=True)
+    for name, entry in state.ownership.items():  # values that may go to the kernel one day
+        if name not in MAXIMA:
+            raise ValueError(f"{name!r:.40} is no parameter")
+        build(Ownership, dump(entry), least=0, most=MAXIMA[name])
+    if not _is_shallow(state.policy_state, MAX_LEVELS):
+        raise ValueError("policy_state is nested too deeply")
+    return state
 
 
 def _is_shallow(value: object, levels: int) -> bool:

@@ -14,10 +14,9 @@ import time
 from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import SwitchedOff
-from virtksm.store.files import ensure_folder, find_remedy, replace_file, sync_folder
+from virtksm.store.files import ensure_folder, find_remedy, read_file, replace_file, sync_folder
 
 SCHEMA = 1
-MAX_BYTES = 4096
 MAX_SINCE = 64
 
 
@@ -29,20 +28,12 @@ class SwitchFile:
 
     def read(self) -> SwitchedOff | None:
         try:
-            # Nonblocking, as a FIFO in its place must not stop the pass.
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            return SwitchedOff(damage=f"{self.path}: {error.strerror}")
-        try:
-            return SwitchedOff(since=parse_switch(os.read(descriptor, MAX_BYTES)))
-        except OSError as error:
-            return SwitchedOff(damage=f"{self.path}: {error.strerror}")
+            text = read_file(self.path)
+            return None if text is None else SwitchedOff(since=parse_switch(text))
+        except StateUnusable as error:
+            return SwitchedOff(damage=error.message)
         except ValueError as error:
             return SwitchedOff(damage=f"{self.path}: {error}")
-        finally:
-            os.close(descriptor)
 
     def may_turn(self) -> bool:
         """Tell whether this user may turn it: root, or a user who may write in the folder, or make it."""
@@ -70,10 +61,10 @@ class SwitchFile:
             raise StateUnusable(f"{self.path}: {error.strerror}", remedy=find_remedy(self.path, error)) from error
 
 
-def parse_switch(content: bytes) -> str:
+def parse_switch(text: str) -> str:
     """Return since when it is off; raises ValueError if that is not what `turn_off` wrote."""
     try:
-        values = parse_object(content, "it")
+        values = parse_object(text, "it")
     except ValueError:
         values = {}
     since = values.get("since") if values.get("schema") == SCHEMA else None

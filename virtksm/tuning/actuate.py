@@ -3,19 +3,24 @@
 Only what differs is written, and only what the kernel offers. pages_to_scan goes before sleep_millisecs in one call (a
 changed sleep wakes ksmd); merge_across_nodes has a call of its own, since the kernel may refuse it alone. This is the
 one place that writes KSM settings, and libvirt is its only way.
+
+libvirt reports every refusal as "failed to set shm_...: Operation not permitted", so the cause is inferred from the
+other facts, the most certain first. A refused write is not repeated while its cause lasts, except once in RETRY_AFTER_S
+or when an administrator asks: no error with each timer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from virtksm.errors import Cause, SettingsRefused
-from virtksm.model.snapshot import KsmState, Settings
+from virtksm.errors import REMEDIES, Cause, SettingsRefused
+from virtksm.model.decision import Triggers
+from virtksm.model.snapshot import MAXIMA, KsmState, Settings
 from virtksm.tuning.ports import Hypervisor, LocalFacts
-from virtksm.tuning.refusals import diagnose, refusal
 
 Call = Mapping[str, int]
+RETRY_AFTER_S = 600.0
 
 
 def plan(found: Settings, target: Settings) -> tuple[Call, ...]:
@@ -57,12 +62,60 @@ def apply(
         if not missed:
             continue
         name, value = missed[0]
-        seen = _with_advisor(after, local)
+        seen = after if local is None else replace(after, advisor_mode=local.advisor_mode())
         refusals.append(
             refusal(name, value, getattr(seen.settings, name), diagnose(name, value, seen, cause or Cause.UNKNOWN))
         )
     return after, tuple(refusals)
 
 
-def _with_advisor(ksm: KsmState, local: LocalFacts | None) -> KsmState:
-    return ksm if local is None else replace(ksm, advisor_mode=local.advisor_mode())
+def diagnose(parameter: str, value: int, ksm: KsmState, reported: Cause = Cause.UNKNOWN) -> Cause:
+    """Return the likeliest cause of a refusal of `parameter` = `value`, seeing `ksm` as read after it."""
+    if reported is not Cause.UNKNOWN:
+        return reported
+    if getattr(ksm.settings, parameter) is None:
+        return Cause.UNSUPPORTED
+    if not 0 <= value <= MAXIMA[parameter]:
+        return Cause.OUT_OF_RANGE
+    if parameter == "pages_to_scan" and ksm.advisor_is_on:
+        return Cause.ADVISOR_ON
+    if parameter == "merge_across_nodes" and ksm.pages_shared:
+        return Cause.PAGES_SHARED
+    return Cause.UNKNOWN
+
+
+def refusal(parameter: str, value: int, found: int | None, cause: Cause) -> SettingsRefused:
+    """Build the error for a setting that did not arrive."""
+    return SettingsRefused(
+        f"{parameter} could not be set to {value} (it is {found}; {cause.value.replace('_', ' ')})",
+        parameter=parameter,
+        cause=cause,
+        remedy=REMEDIES[cause],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An earlier refusal."""
+
+    value: int
+    cause: Cause
+    at_s: float
+
+
+def still_refused(
+    earlier: Mapping[str, Refused], parameter: str, value: int, ksm: KsmState, triggers: Triggers, now_s: float
+) -> bool:
+    """Return whether writing `parameter` now would only be refused again."""
+    refused = earlier.get(parameter)
+    if refused is None or triggers.is_explicit or not 0 <= now_s - refused.at_s < RETRY_AFTER_S:
+        return False
+    match refused.cause:
+        case Cause.ADVISOR_ON:
+            return ksm.advisor_is_on
+        case Cause.PAGES_SHARED:
+            return bool(ksm.pages_shared)
+        case Cause.OUT_OF_RANGE:
+            return value == refused.value
+        case _:
+            return True

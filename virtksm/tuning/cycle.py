@@ -18,11 +18,10 @@ from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
-from virtksm.tuning.actuate import Call, apply, plan, unoffered
+from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.refusals import Refused, still_refused
 from virtksm.tuning.sense import sense, sense_settings
 
 
@@ -38,6 +37,8 @@ class Tenure:
     """True once libvirt and this machine's files showed the same settings: later passes read the files."""
     conflict: ConflictState = field(default_factory=ConflictState)
     refused: dict[str, Refused] = field(default_factory=dict)
+    dirty_kib_per_s: dict[str, float] = field(default_factory=dict)
+    """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured it."""
     lacking: frozenset[str] = frozenset()
     """The parameters that the kernel did not offer in the last pass, which reported them: not again with each timer."""
 
@@ -77,6 +78,9 @@ class Cycle(Generic[State]):
                 with_other_processes=off is None and self.policy.wants_other_processes,
                 files_agree=self.tenure.files_agree,
             )
+            if rates := self.tenure.dirty_kib_per_s:
+                guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
+                snapshot = replace(snapshot, guests=tuple(guests))
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)

@@ -82,15 +82,12 @@ def claim(
 
 def adopt(saved: Mapping[str, Ownership], found: Settings, baseline: Settings) -> dict[str, Ownership]:
     """Take what is found for ours wherever `baseline` has a value, which becomes the baseline (rule 6)."""
-    values = {name: (value, getattr(found, name)) for name, value in baseline.items()}
-    return {
-        **saved,
-        **{
-            name: Ownership(baseline=value, intended=present, applied=present)
-            for name, (value, present) in values.items()
-            if present is not None
-        },
+    adopted = {
+        name: Ownership(baseline=value, intended=present, applied=present)
+        for name, value in baseline.items()
+        if (present := getattr(found, name)) is not None
     }
+    return {**saved, **adopted}
 
 
 def distrust(saved: Mapping[str, Ownership]) -> tuple[dict[str, Ownership], tuple[str, ...]]:

@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import PARAMETERS
@@ -34,11 +35,31 @@ class Durations:
         self.sum_s += seconds
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
-        """Yield each bound, infinity at last, with how many were no longer."""
-        count = 0
-        for bound_s, more in zip((*BOUNDS_S, math.inf), self._counts, strict=True):
-            count += more
-            yield bound_s, count
+        """Return each bound, infinity at last, with how many were no longer."""
+        return zip((*BOUNDS_S, math.inf), accumulate(self._counts), strict=True)
+
+
+class PassCounts:
+    """Counts of the passes that were no dry runs, and the last one."""
+
+    def __init__(self) -> None:
+        self.by_result = Counter(dict.fromkeys(RESULTS, 0))
+        self.by_trigger: Counter[tuple[str, ...]] = Counter()
+        """By trigger and result; a pass counts once for each of its triggers."""
+        self.by_rule: Counter[str] = Counter()
+        self.durations = Durations()
+        self.latencies = Durations()
+        self.conflicts = Counter(dict.fromkeys(PARAMETERS, 0))
+        self.refusals: Counter[tuple[str, ...]] = Counter()
+        """By parameter and cause."""
+        self.last_result: str | None = None
+        self.last_at_s: float | None = None
+        """When the last pass that did not fail ended, in Unix time."""
+
+    def count(self, result: str, triggers: Iterable[str]) -> None:
+        self.by_result[result] += 1
+        self.by_trigger.update((trigger, result) for trigger in triggers)
+        self.last_result = result
 
 
 class Tally:
@@ -46,41 +67,31 @@ class Tally:
 
     def __init__(self) -> None:
         self.changed: Callable[[], None] = lambda: None
-        self.passes = Counter(dict.fromkeys(RESULTS, 0))
-        self.by_trigger: Counter[tuple[str, ...]] = Counter()
-        """By trigger and result; a pass counts once for each of its triggers."""
-        self.decisions: Counter[str] = Counter()
-        self.durations = Durations()
-        self.latencies = Durations()
-        self.conflicts = Counter(dict.fromkeys(PARAMETERS, 0))
-        self.refusals: Counter[tuple[str, ...]] = Counter()
-        """By parameter and cause."""
+        self.passes = PassCounts()
         self.connections = 0
         self.history_failures = 0
         self.crashes = Counter(dict.fromkeys(("pass", "request", "task"), 0))
         """Unforeseen exceptions, by where they came."""
-        self.last_result: str | None = None
-        self.last_at_s: float | None = None
-        """When the last pass that did not fail ended, in Unix time."""
         self.is_off: bool | None = None
         self.exposed: int | None = None
         self.config_is_read = True
 
     def passed(self, report: PassReport, waited_s: float | None, at_s: float) -> None:
         """Count a pass, that ended at Unix time `at_s`, `waited_s` after its first trigger."""
-        self._count(report.outcome.value, report.triggers.names)
-        self.decisions[report.decision.reason.rule] += 1
-        self.durations.add(report.duration_ms / 1000)
+        passes = self.passes
+        passes.count(report.outcome.value, report.triggers.names)
+        passes.by_rule[report.decision.reason.rule] += 1
+        passes.durations.add(report.duration_ms / 1000)
         if waited_s is not None:
-            self.latencies.add(waited_s)
-        self.conflicts.update(value.parameter for value in report.foreign)
-        self.refusals.update((error.parameter, error.cause.value) for error in report.refusals)
-        self.last_at_s = at_s
+            passes.latencies.add(waited_s)
+        passes.conflicts.update(value.parameter for value in report.foreign)
+        passes.refusals.update((error.parameter, error.cause.value) for error in report.refusals)
+        passes.last_at_s = at_s
         self.is_off = report.switched_off is not None
         self.changed()
 
     def failed(self, triggers: Iterable[str]) -> None:
-        self._count(FAILED, triggers)
+        self.passes.count(FAILED, triggers)
         self.changed()
 
     def connected(self) -> None:
@@ -93,8 +104,3 @@ class Tally:
     def switched(self, *, is_off: bool) -> None:
         self.is_off = is_off
         self.changed()
-
-    def _count(self, result: str, triggers: Iterable[str]) -> None:
-        self.passes[result] += 1
-        self.by_trigger.update((trigger, result) for trigger in triggers)
-        self.last_result = result

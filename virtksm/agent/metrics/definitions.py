@@ -1,4 +1,4 @@
-"""Every metric with its kind, its meaning and its labels: the one table from which exposition and docs follow. Pure.
+"""Every metric with its kind, meaning, labels and value: the one table from which exposition and docs follow.
 
 Names follow Prometheus: base units, `_total` for counters. KSM's settings and counters as they are in sysfs are left to
 node_exporter's ksmd collector.
@@ -6,10 +6,41 @@ node_exporter's ksmd collector.
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
+from virtksm.agent.metrics.guests import GuestSavings
+from virtksm.agent.status import AgentFacts, worst_core_percent
+from virtksm.model.current import CurrentKsm
+from virtksm.model.snapshot import HostMemory
+from virtksm.policy.adaptive.state import load_state
+
 Kind = Literal["counter", "gauge", "histogram"]
+Labels = tuple[str, ...]
+Value = int | float | Durations
+Values = Mapping[Labels, Value]
+"""By the values of the metric's labels, texts as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What the agent knows at one moment; `started_at_s` is Unix time.
+
+    `savings` is None where guests' processes cannot be read, `profit_bytes` where the kernel has no general_profit.
+    """
+
+    agent: AgentFacts
+    tally: Tally
+    savings: GuestSavings | None
+    profit_bytes: int | None
+    started_at_s: float
+
+
+Read = Callable[[Moment], Values | Value | None]
+"""Gives a metric's values, or the value of one without labels; None is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,72 +50,153 @@ class Metric:
     name: str
     kind: Kind
     meaning: str
-    labels: tuple[str, ...] = ()
+    labels: Labels = ()
+    read: Read
 
 
-def _counter(name: str, meaning: str, *labels: str) -> Metric:
-    return Metric(name=f"virtksm_{name}_total", kind="counter", meaning=meaning, labels=labels)
+def measure(moment: Moment) -> dict[str, Values]:
+    """Return the values of each metric by its name; one without a known value is missing."""
+    found = ((metric.name, metric.read(moment)) for metric in METRICS)
+    return {name: value if isinstance(value, Mapping) else {(): value} for name, value in found if value is not None}
 
 
-def _gauge(name: str, meaning: str, *labels: str) -> Metric:
-    return Metric(name=f"virtksm_{name}", kind="gauge", meaning=meaning, labels=labels)
+def _counter(name: str, meaning: str, read: Read, *labels: str) -> Metric:
+    return Metric(name=f"virtksm_{name}_total", kind="counter", meaning=meaning, labels=labels, read=read)
 
 
-def _histogram(name: str, meaning: str) -> Metric:
-    return Metric(name=f"virtksm_{name}", kind="histogram", meaning=meaning)
+def _gauge(name: str, meaning: str, read: Read, *labels: str) -> Metric:
+    return Metric(name=f"virtksm_{name}", kind="gauge", meaning=meaning, labels=labels, read=read)
+
+
+def _histogram(name: str, meaning: str, read: Read) -> Metric:
+    return Metric(name=f"virtksm_{name}", kind="histogram", meaning=meaning, read=read)
+
+
+def _by_one(values: Mapping[str, int]) -> Values:
+    return {(label,): value for label, value in values.items()}
+
+
+def _ksm(read: Callable[[CurrentKsm], Value | None]) -> Read:
+    """Give a value of KSM and the guests as they are."""
+    return lambda at: None if at.agent.current is None else read(at.agent.current)
+
+
+def _host(read: Callable[[HostMemory], int | None]) -> Read:
+    return _ksm(lambda current: None if current.host is None else _bytes(read(current.host)))
+
+
+def _savings(read: Callable[[GuestSavings], Values | int]) -> Read:
+    return lambda at: None if at.savings is None else read(at.savings)
+
+
+def _bytes(kib: int | None) -> int | None:
+    return None if kib is None else kib * 1024
+
+
+def _ksm_off_while_wanted(at: Moment) -> bool | None:
+    run = None if at.agent.current is None else at.agent.current.ksm.run
+    return None if run is None or at.tally.is_off is None else run != 1 and not at.tally.is_off
+
+
+def _cow_break_bytes(current: CurrentKsm) -> int | None:
+    ksm = current.ksm
+    return None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm))
+
+
+def _backlog(at: Moment) -> Values | None:
+    """Return the adaptive policy's backlog after a pass, by state; nothing where another policy decided, or none."""
+    report = at.agent.last
+    if report is None:
+        return None
+    if report.policy != "adaptive" or report.state_after is None:
+        return {}
+    try:
+        backlog = load_state(report.state_after).backlog
+    except ValueError:  # switched off: the policy was not asked
+        return {}
+    states = ("settling", "new", "scanned_once", "exited")
+    return {(state,): getattr(backlog, f"{state}_kib") * 1024 for state in states}
 
 
 METRICS = (
-    _gauge("up", "1: the agent runs."),
-    _gauge("build_info", "1, labelled with the agent's version and the Python that runs it.", "version", "python"),
-    _gauge("policy_info", "1, labelled with the policy in force.", "policy"),
-    _gauge("start_time_seconds", "When the agent started, in Unix time; all that it counts begins there."),
-    _gauge("config_last_reload_successful", "0: the configuration was rejected at the last reload, the old one holds."),
+    _gauge("up", "1: the agent runs.", lambda _at: 1),
+    _gauge("build_info", "1, labelled with the agent's version and the Python that runs it.",
+           lambda at: {(at.agent.version, platform.python_version()): 1}, "version", "python"),
+    _gauge("policy_info", "1, labelled with the policy in force.", lambda at: {(at.agent.policy,): 1}, "policy"),
+    _gauge("start_time_seconds", "When the agent started, in Unix time; all that it counts begins there.",
+           lambda at: at.started_at_s),
+    _gauge("config_last_reload_successful", "0: the configuration was rejected at the last reload, the old one holds.",
+           lambda at: at.tally.config_is_read),
     # Passes and decisions.
-    _counter("passes", "Passes by result; dry runs do not count.", "result"),
+    _counter("passes", "Passes by result; dry runs do not count.",
+             lambda at: _by_one(at.tally.passes.by_result), "result"),
     _counter("pass_triggers", "Passes by trigger and result; one counts once for each of its triggers.",
-             "trigger", "result"),
-    _counter("decisions", "Decisions, by the policy's rule that fired.", "rule"),
-    _histogram("pass_duration_seconds", "How long passes took, from the lock to the last read-back."),
-    _histogram("event_to_applied_seconds", "From a pass's first trigger to its end."),
-    _gauge("last_pass_timestamp_seconds", "When the last pass ended that did not fail, in Unix time."),
-    _gauge("last_pass_result", "1 for the result of the last pass, 0 for the other results.", "result"),
-    _counter("conflicts", "Foreign values found, set by another program, by parameter.", "parameter"),
-    _counter("refusals", "Settings that the kernel or libvirt refused, by parameter and cause.", "parameter", "cause"),
-    _counter("crashes", "Unforeseen exceptions, by what each of them cost: pass, request or task.", "cost"),
-    _counter("history_failures", "Writings of the agent's history that failed."),
+             lambda at: at.tally.passes.by_trigger, "trigger", "result"),
+    _counter("decisions", "Decisions, by the policy's rule that fired.",
+             lambda at: _by_one(at.tally.passes.by_rule), "rule"),
+    _histogram("pass_duration_seconds", "How long passes took, from the lock to the last read-back.",
+               lambda at: at.tally.passes.durations),
+    _histogram("event_to_applied_seconds", "From a pass's first trigger to its end.",
+               lambda at: at.tally.passes.latencies),
+    _gauge("last_pass_timestamp_seconds", "When the last pass ended that did not fail, in Unix time.",
+           lambda at: at.tally.passes.last_at_s),
+    _gauge("last_pass_result", "1 for the result of the last pass, 0 for the other results.",
+           lambda at: {(result,): int(result == at.tally.passes.last_result) for result in RESULTS}, "result"),
+    _counter("conflicts", "Foreign values found, set by another program, by parameter.",
+             lambda at: _by_one(at.tally.passes.conflicts), "parameter"),
+    _counter("refusals", "Settings that the kernel or libvirt refused, by parameter and cause.",
+             lambda at: at.tally.passes.refusals, "parameter", "cause"),
+    _counter("crashes", "Unforeseen exceptions, by what each of them cost: pass, request or task.",
+             lambda at: _by_one(at.tally.crashes), "cost"),
+    _counter("history_failures", "Writings of the agent's history that failed.", lambda at: at.tally.history_failures),
     # libvirt.
-    _gauge("libvirt_connected", "1: there is a connection to libvirt."),
-    _gauge("libvirt_answers", "0: there is no connection, or a call has not returned for more than 2 s."),
-    _counter("libvirt_reconnects", "Connections to libvirt after the first one."),
+    _gauge("libvirt_connected", "1: there is a connection to libvirt.", lambda at: at.agent.lost_s is None),
+    _gauge("libvirt_answers", "0: there is no connection, or a call has not returned for more than 2 s.",
+           lambda at: at.agent.silence is None),
+    _counter("libvirt_reconnects", "Connections to libvirt after the first one.",
+             lambda at: max(at.tally.connections - 1, 0)),
     # KSM.
-    _gauge("switched_off", "1: switched off by `virtksm off`."),
-    _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on."),
-    _gauge("idle", "1: the last decision was to let ksmd idle."),
-    _gauge("saved_bytes", "Memory that merging saves, zero pages included."),
-    _gauge("zero_pages_bytes", "Merged zero pages, which are in no resident memory; all other merged pages are."),
-    _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot."),
-    _counter("cow_break_bytes", "Merged memory written to since boot (cow_ksm): COW breaks."),
-    _gauge("unmerging_bytes", "Memory that unmerging all that is merged would take."),
+    _gauge("switched_off", "1: switched off by `virtksm off`.", lambda at: at.tally.is_off),
+    _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on.",
+           _ksm_off_while_wanted),
+    _gauge("idle", "1: the last decision was to let ksmd idle.",
+           lambda at: None if at.agent.last is None else at.agent.last.decision.is_idle),
+    _gauge("saved_bytes", "Memory that merging saves, zero pages included.",
+           _ksm(lambda current: _bytes(current.saved_kib))),
+    _gauge("zero_pages_bytes", "Merged zero pages, which are in no resident memory; all other merged pages are.",
+           _ksm(lambda current: _bytes(current.ksm.zero_kib))),
+    _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot.", _ksm(lambda current: current.ksm.ksmd_cpu_seconds)),
+    _counter("cow_break_bytes", "Merged memory written to since boot (cow_ksm): COW breaks.", _ksm(_cow_break_bytes)),
+    _gauge("unmerging_bytes", "Memory that unmerging all that is merged would take.",
+           _ksm(lambda current: _bytes(current.ksm.unmerge_kib))),
     _gauge("backlog_bytes",
            "Memory not scanned as often as merging needs (policy adaptive): settling, new, scanned_once, or exited (of "
-           "guests that have stopped).", "state"),
-    _gauge("stranded_possible", "1: ksmd may go on scanning while libvirt, which alone can slow it down, is silent."),
-    _gauge("worst_core_ratio", "The most that ksmd can take of one core with the settings read back last."),
+           "guests that have stopped).", _backlog, "state"),
+    _gauge("stranded_possible", "1: ksmd may go on scanning while libvirt, which alone can slow it down, is silent.",
+           lambda at: at.agent.may_be_stranded),
+    _gauge("worst_core_ratio", "The most that ksmd can take of one core with the settings read back last.",
+           lambda at: None if at.agent.last is None else worst_core_percent(at.agent.last.after) / 100),
     # The host and its guests.
-    _gauge("guests", "Running guests."),
-    _gauge("guests_unread", "Running guests whose memory could not be read."),
-    _gauge("guests_resident_bytes", "Memory that guests hold resident, of those whose memory could be read."),
-    _gauge("host_memory_bytes", "The host's memory."),
-    _gauge("host_available_bytes", "The host's available memory."),
-    _gauge("host_swap_free_bytes", "The host's free swap."),
-    _gauge("private_guests_exposed", "Guests declared private that can merge; absent until the XML of all is read."),
+    _gauge("guests", "Running guests.", _ksm(lambda current: current.guests)),
+    _gauge("guests_unread", "Running guests whose memory could not be read.",
+           _ksm(lambda current: current.guests_unread)),
+    _gauge("guests_resident_bytes", "Memory that guests hold resident, of those whose memory could be read.",
+           _ksm(lambda current: _bytes(current.committed_kib))),
+    _gauge("host_memory_bytes", "The host's memory.", _host(lambda host: host.total_kib)),
+    _gauge("host_available_bytes", "The host's available memory.", _host(lambda host: host.available_kib)),
+    _gauge("host_swap_free_bytes", "The host's free swap.", _host(lambda host: host.swap_free_kib)),
+    _gauge("private_guests_exposed", "Guests declared private that can merge; absent until the XML of all is read.",
+           lambda at: at.tally.exposed),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.
     _gauge("guest_saved_bytes", "Memory that merging saves on a guest, for as many guests as the configuration says.",
-           "domain", "uuid"),
-    _gauge("guests_other_saved_bytes", "The same for all other guests together."),
+           _savings(lambda savings: savings.shown), "domain", "uuid"),
+    _gauge("guests_other_saved_bytes", "The same for all other guests together.",
+           _savings(lambda savings: savings.other_bytes)),
     _gauge("unattributed_saved_bytes",
-           "The rest of the memory saved: on guests that may not be read, on other processes, on exited ones."),
-    _gauge("guests_unaccounted", "Running guests whose savings cannot be read."),
-    _gauge("profit_bytes", "KSM's general_profit: what merging saves less KSM's bookkeeping; may be negative."),
+           "The rest of the memory saved: on guests that may not be read, on other processes, on exited ones.",
+           _savings(lambda savings: savings.unattributed_bytes)),
+    _gauge("guests_unaccounted", "Running guests whose savings cannot be read.",
+           _savings(lambda savings: savings.unaccounted)),
+    _gauge("profit_bytes", "KSM's general_profit: what merging saves less KSM's bookkeeping; may be negative.",
+           lambda at: at.profit_bytes),
 )  # fmt: skip

@@ -6,17 +6,16 @@ add a series with their time of creation, which cannot be switched off before ve
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from virtksm.agent.metrics.collect import Labels, Moment, Value, measure
 from virtksm.agent.metrics.counters import Durations
-from virtksm.agent.metrics.definitions import METRICS, Metric
+from virtksm.agent.metrics.definitions import METRICS, Metric, Moment, Values, measure
 from virtksm.text import printable
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -45,13 +44,13 @@ def render(moment: Moment, *, with_process: bool) -> bytes:
     return generate_latest(_Families(moment, with_process=with_process))
 
 
-def make_family(metric: Metric, values: Mapping[Labels, Value]) -> Family:
+def make_family(metric: Metric, values: Values) -> Family:
     """Return one metric in the library's form; texts in labels are made printable, and the library escapes them."""
     if metric.kind == "histogram":
         family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
         for labels, value in values.items():
             assert isinstance(value, Durations)
-            buckets = [(_bound(bound_s), count) for bound_s, count in value.cumulative()]
+            buckets = [(floatToGoString(bound_s), count) for bound_s, count in value.cumulative()]  # type: ignore[no-untyped-call]
             family.add_metric(labels, buckets, value.sum_s)
         return family
     made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
@@ -60,7 +59,3 @@ def make_family(metric: Metric, values: Mapping[Labels, Value]) -> Family:
         assert not isinstance(value, Durations)
         plain.add_metric([printable(text) for text in labels], float(value))
     return plain
-
-
-def _bound(bound_s: float) -> str:
-    return "+Inf" if math.isinf(bound_s) else str(bound_s)

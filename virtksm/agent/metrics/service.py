@@ -8,13 +8,12 @@ come from the agent's own knowledge and this machine's own files, never from lib
 from __future__ import annotations
 
 import asyncio
-import platform
 import time
 from collections.abc import Callable
 
-from virtksm.agent.metrics.collect import Moment
 from virtksm.agent.metrics.counters import Tally
-from virtksm.agent.metrics.guests import GuestLedger, ShownGuests
+from virtksm.agent.metrics.definitions import Moment
+from virtksm.agent.metrics.guests import GuestLedger
 from virtksm.agent.metrics.server import MetricsServer, bind
 from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import AgentFacts
@@ -28,32 +27,56 @@ MAX_AGE_S = 1.0
 OFF = MetricsParams()
 
 
-class Metrics:
-    """To be used from one asyncio loop. `report` is given an obstacle, and None once there is none.
+class Page:
+    """What is served. `facts` are its own, apart from those of passes, as another thread uses them."""
 
-    `facts` are its own, apart from those of passes, as another thread uses them.
-    """
-
-    def __init__(
-        self,
-        tally: Tally,
-        read_agent: Callable[[], AgentFacts],
-        facts: GuestFacts,
-        report: Callable[[VirtksmError | None], None],
-    ) -> None:
-        self._tally = tally
-        self._ledger = GuestLedger(facts)
-        self._shown = ShownGuests()
+    def __init__(self, tally: Tally, read_agent: Callable[[], AgentFacts], facts: GuestFacts) -> None:
+        self.tally = tally
         self._read_agent = read_agent
-        self._report = report
+        self._ledger = GuestLedger(facts)
         self._started_at_s = time.time()
+        self._lock = asyncio.Lock()
+        self._recent = b""
+        self._recent_s = -MAX_AGE_S
+
+    async def recent(self, max_guests: int) -> bytes:
+        """Return a page that is at most MAX_AGE_S old, for those who ask; as `make`."""
+        async with self._lock:
+            if time.monotonic() - self._recent_s >= MAX_AGE_S:
+                self._recent = await self.make(max_guests, with_process=True)
+                self._recent_s = time.monotonic()
+            return self._recent
+
+    async def make(self, max_guests: int, *, with_process: bool) -> bytes:
+        """Make a page with so many guests, and with the process_* metrics of this one; raises VirtksmError."""
+        from virtksm.agent.metrics.exposition import render
+
+        agent = self._read_agent()
+        last = None if agent.last is None else agent.last.snapshot
+        moment = Moment(
+            agent=agent,
+            tally=self.tally,
+            savings=await self._ledger.read(last, max_guests),
+            profit_bytes=self._ledger.profit_bytes(last),
+            started_at_s=self._started_at_s,
+        )
+        try:
+            return render(moment, with_process=with_process)
+        except Exception as error:  # the library may raise anything: tuning does not depend on it
+            remedy = "if prometheus_client is 0.16 or newer, this is a fault of virtksm: report it"
+            raise VirtksmError(f"metrics cannot be made: {error!r}", remedy=remedy) from error
+
+
+class Metrics:
+    """To be used from one asyncio loop. `report` is given an obstacle, and None once there is none."""
+
+    def __init__(self, page: Page, report: Callable[[VirtksmError | None], None]) -> None:
+        self._page = page
+        self._report = report
         self._params = OFF
         self._server: MetricsServer | None = None
         self._textfile: Textfile | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
-        self._page = b""
-        self._page_s = -MAX_AGE_S
 
     def follow(self, params: MetricsParams) -> None:
         """Serve as `params` say from now on; what failed before is tried again."""
@@ -96,7 +119,7 @@ class Metrics:
             )
             self._report(VirtksmError(f"metrics.listen {listen}: {error.strerror}", remedy=remedy))
             return
-        self._server = MetricsServer(listener, self._recent_page, CONTENT_TYPE)
+        self._server = MetricsServer(listener, self._asked, CONTENT_TYPE)
 
     def _write_to(self, path: str, every_s: float) -> None:
         if self._textfile is not None:
@@ -105,45 +128,19 @@ class Metrics:
                 self._textfile.stir()
                 return
             self._textfile.end()
-            self._textfile, self._tally.changed = None, lambda: None
+            self._textfile, self._page.tally.changed = None, lambda: None
         if not path:
             return
         self._textfile = Textfile(path, every_s, self._file, self._report)
-        self._tally.changed = self._textfile.stir
+        self._page.tally.changed = self._textfile.stir
         self._writing = asyncio.get_running_loop().create_task(self._textfile.keep_writing(self._writing))
 
-    async def _recent_page(self) -> bytes:
-        async with self._lock:
-            if time.monotonic() - self._page_s >= MAX_AGE_S:
-                try:
-                    self._page = await self._render(with_process=True)
-                except VirtksmError as error:
-                    self._report(error)
-                    raise
-                self._page_s = time.monotonic()
-            return self._page
+    async def _asked(self) -> bytes:
+        try:
+            return await self._page.recent(self._params.guests)
+        except VirtksmError as error:
+            self._report(error)
+            raise
 
     async def _file(self) -> bytes:
-        return await self._render(with_process=False)  # node_exporter has process_* metrics of its own
-
-    async def _render(self, *, with_process: bool) -> bytes:
-        from virtksm.agent.metrics.exposition import render
-
-        agent = self._read_agent()
-        last = None if agent.last is None else agent.last.snapshot
-        savings = await self._ledger.read(last)
-        moment = Moment(
-            agent=agent,
-            tally=self._tally,
-            savings=savings,
-            profit_bytes=self._ledger.profit_bytes(last),
-            shown=self._shown,
-            max_guests=self._params.guests,
-            python=platform.python_version(),
-            started_at_s=self._started_at_s,
-        )
-        try:
-            return render(moment, with_process=with_process)
-        except Exception as error:  # the library may raise anything: tuning does not depend on it
-            remedy = "if prometheus_client is 0.16 or newer, this is a fault of virtksm: report it"
-            raise VirtksmError(f"metrics cannot be made: {error!r}", remedy=remedy) from error
+        return await self._page.make(self._params.guests, with_process=False)  # node_exporter has process_* of its own

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import StateUnusable, VirtksmError
@@ -20,11 +21,7 @@ LIMIT_S = 10.0
 ALIVE_S = 60.0
 """An agent at rest passes at least as often, and each pass stirs."""
 REMEDY = "the folder must be there and the agent's to write (docs/metrics.md)"
-
-
-def file_hangs(message: str) -> VirtksmError:
-    """Return the error for a disk that does not answer."""
-    return StateUnusable(message, remedy="the disk behind metrics.textfile does not answer: see the kernel's log")
+FILE_HANGS = partial(StateUnusable, remedy="the disk behind metrics.textfile does not answer: see the kernel's log")
 
 
 class Textfile:
@@ -44,7 +41,7 @@ class Textfile:
         self._page = page
         self._report = report
         self._alive_s = alive_s
-        self._calls = BlockingCalls(file_hangs)
+        self._calls = BlockingCalls(FILE_HANGS, LIMIT_S)
         self._stirred = asyncio.Event()
         self._stirred.set()
         self._ended = asyncio.Event()
@@ -69,11 +66,11 @@ class Textfile:
                 await asyncio.wait_for(self._ended.wait(), self.every_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stirred.wait(), max(self._alive_s - self.every_s, 0))
-        await self._attempt(self._calls.run("remove metrics.textfile", self._remove, LIMIT_S))
+        await self._attempt(self._calls.run("remove metrics.textfile", self._remove))
 
     async def _write(self) -> None:
         text = (await self._page()).decode()
-        await self._calls.run("write metrics.textfile", lambda: self._replace(text), LIMIT_S)
+        await self._calls.run("write metrics.textfile", lambda: self._replace(text))
 
     async def _attempt(self, work: Awaitable[None]) -> None:
         try:

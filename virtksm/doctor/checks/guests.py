@@ -1,12 +1,14 @@
-"""Checks of the guests: those that cannot merge, and private ones that can. Pure."""
+"""Checks of the guests: those that cannot merge, and private ones that can."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtksm.doctor.facts import AgentSeen, Facts, Guests, known
+from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
-from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_private
+from virtksm.doctor.reading.libvirt import Guests
+from virtksm.doctor.reading.own import AgentSeen
+from virtksm.guests.obstacles import exposed, find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
@@ -18,12 +20,13 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 def check_can_merge(facts: Facts) -> Outcome:
     """Judge whether every guest that is not private can merge."""
-    guests = known(facts.connection.guests)
-    patterns = facts.config.private_guests
+    guests = facts.guests
+    patterns = facts.own.config.private_guests
     kept_out, stuck = 0, []
     for guest in guests.running:
-        obstacles = _obstacles(guests, guest)
-        if obstacles and is_private(guest, guests.xml.get(guest.key, UNKNOWN), patterns):
+        xml = guests.xml.get(guest.key, UNKNOWN)
+        obstacles = find_obstacles(xml, guests.processes.get(guest.key))
+        if obstacles and is_private(guest, xml, patterns):
             kept_out += 1
         elif obstacles:
             stuck.append(f"{guest.name} ({', '.join(one.text for one in obstacles)})")
@@ -40,8 +43,8 @@ def check_can_merge(facts: Facts) -> Outcome:
 
 def check_private(facts: Facts) -> Outcome:
     """Judge whether a private guest can merge."""
-    guests = known(facts.connection.guests)
-    patterns = facts.config.private_guests
+    guests = facts.guests
+    patterns = facts.own.config.private_guests
     names = exposed(guests.running, guests.xml, patterns)
     if names:
         return failed(f"{len(names)} can merge: {_named(names)}", KEEP_OUT)
@@ -63,7 +66,7 @@ def check_private(facts: Facts) -> Outcome:
 def check_other_processes(facts: Facts) -> Outcome:
     """Judge whether the agent sees the mergeable memory of other processes; else only its check scans find it."""
     facts.this_machine  # noqa: B018  # elsewhere there is nothing to judge
-    other = known(facts.connection.guests).other_processes
+    other = facts.guests.other_processes
     if other is None:
         raise DoesNotApply("this kernel has no facts on processes (before 6.1), or they are hidden from this user")
     if other.unread:
@@ -94,17 +97,6 @@ def check_read(facts: Facts) -> Outcome:
             "(docs/security.md); see also `virtksm guests` as root",
         )
     return passed(f"of all {agent.guests}")
-
-
-def _obstacles(guests: Guests, guest: Guest) -> tuple[Obstacle, ...]:
-    process = guests.processes.get(guest.key)
-    ksm = None if process is None else process.ksm
-    return find_obstacles(
-        guests.xml.get(guest.key, UNKNOWN),
-        () if process is None else process.arguments,
-        is_mergeable=None if ksm is None else ksm.is_mergeable,
-        merges_any=_merges_any(guests, guest),
-    )
 
 
 def _merges_any(guests: Guests, guest: Guest) -> bool | None:

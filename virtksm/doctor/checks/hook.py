@@ -1,4 +1,4 @@
-"""Checks of the qemu hook: installed where it is needed, executable, seen by libvirt's daemon, not confined. Pure.
+"""Checks of the qemu hook: installed where it is needed, executable, seen by libvirt's daemon, not confined.
 
 libvirt (9.0) looks for hooks when its daemon starts and on a reload. Only if it found an executable one does it call
 any, and then it lists them at each call. It knows qemu.d since 6.5.0 (docs/guide.md).
@@ -6,9 +6,15 @@ any, and then it lists them at each call. It knows qemu.d since 6.5.0 (docs/guid
 
 from __future__ import annotations
 
-from virtksm.doctor.checks.libvirt import version_text
-from virtksm.doctor.facts import Facts, Here, HookFile, Hooks, Libvirt, known
+import os
+
+from virtksm.doctor.checks.libvirt import selinux_enforces, version_text
+from virtksm.doctor.facts import Facts, Here
 from virtksm.doctor.finding import DoesNotApply, Outcome, failed, info, passed, warned
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.hooks import HookFile
+from virtksm.doctor.reading.libvirt import Libvirt
+from virtksm.doctor.reading.processes import read_age_s, read_confinement
 
 HOOK = "/etc/libvirt/hooks/qemu.d/virtksm"
 PROGRAM = "/usr/bin/virtksm"
@@ -23,9 +29,7 @@ APPARMOR_RUNS = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 
 def check_installed(facts: Facts) -> Outcome:
     """Judge whether the hook is where libvirt looks for it."""
-    hook = _find(facts)
-    if hook is None:
-        return info("not installed; needed only where no agent runs")
+    _find(facts, otherwise="not installed; needed only where no agent runs")
     if isinstance(facts.libvirt, Libvirt) and facts.libvirt.version < QEMU_D_SINCE:
         return failed(
             f"libvirt {version_text(facts.libvirt.version)} knows no qemu.d, which came with 6.5.0",
@@ -36,7 +40,7 @@ def check_installed(facts: Facts) -> Outcome:
 
 def check_executable(facts: Facts) -> Outcome:
     """Judge whether libvirt can execute it, and only root can change it."""
-    hook = _required(facts)
+    hook = _find(facts)
     if not hook.is_executable:
         return failed("it is not executable: libvirt skips it", f"chmod 755 {HOOK}")
     if not hook.is_roots:
@@ -48,16 +52,16 @@ def check_executable(facts: Facts) -> Outcome:
 
 def check_seen(facts: Facts) -> Outcome:
     """Judge whether the daemon has looked for hooks since there were any."""
-    _required(facts)
-    daemon = facts.daemon
-    age_s = known(daemon.age_s)
-    hooks = [hook for hook in known(facts.this_machine.hooks.files) if hook.is_executable]
-    if any(hook.changed_s + CLOCKS_S >= age_s for hook in hooks):
+    _find(facts)
+    here, daemon = facts.this_machine, facts.daemon
+    began_s = here.clock() - read_age_s(here.root, daemon.pid)
+    hooks = [hook for hook in here.hooks if hook.is_executable]
+    if any(hook.changed_at_s - CLOCKS_S <= began_s for hook in hooks):
         return passed(f"{daemon.name} (pid {daemon.pid}) has started since")
     detail = (
         f"every hook is newer than {daemon.name} (pid {daemon.pid}), which looks for hooks when it starts or reloads"
     )
-    if known(facts.own.agent) is not None:
+    if facts.agent is not None:
         return info(f"{detail}; an agent hears of guests without it")
     return warned(
         f"{detail}; a reload cannot be seen from here",
@@ -67,57 +71,59 @@ def check_seen(facts: Facts) -> Outcome:
 
 def check_program(facts: Facts) -> Outcome:
     """Judge whether the program that the hook starts where no agent listens is installed."""
-    _required(facts)
-    if facts.this_machine.hooks.program is not None:
+    _find(facts)
+    if _find_program(facts.this_machine.root) is not None:
         return passed(PROGRAM)
-    agent = known(facts.own.agent)
-    if agent is not None:
+    if facts.agent is not None:
         return passed(f"{PROGRAM} is missing, but an agent listens")
     return failed(f"{PROGRAM} is missing, and no agent listens: a poke starts nothing", f"install virtksm as {PROGRAM}")
 
 
 def starts_passes(here: Here) -> bool:
     """Return whether a poke starts a pass where no agent runs; raises CannotTell."""
-    has_hook = any(hook.path == HOOK for hook in known(here.hooks.files))
-    return has_hook and (not here.booted or here.units[SOCKET_UNIT].is_enabled)
+    has_hook = any(hook.path == HOOK for hook in here.hooks)
+    return has_hook and (not here.booted or here.unit(SOCKET_UNIT).is_enabled)
 
 
 def check_confinement(facts: Facts) -> Outcome:
     """Judge whether AppArmor or SELinux keeps the hook from its work."""
-    hook = _required(facts)
-    hooks = facts.this_machine.hooks
-    if not hooks.apparmor_is_on and not hooks.selinux_enforces:
+    hook, root = _find(facts), facts.this_machine.root
+    by_selinux = selinux_enforces(root)
+    if not by_selinux and root.text_if_readable("sys/module/apparmor/parameters/enabled") != "Y\n":
         return passed("neither AppArmor nor SELinux is on")
-    by = known(facts.daemon.confined_by)
-    if by is None or "unconfined" in by:
+    by = read_confinement(root, facts.daemon.pid)
+    if not by or "unconfined" in by:
         return passed("libvirt's daemon is not confined")
-    return _judge_selinux(hook, by) if hooks.selinux_enforces else _judge_apparmor(hooks, by)
+    return _judge_selinux(hook, by) if by_selinux else _judge_apparmor(_find_program(root), by)
 
 
 def _judge_selinux(hook: HookFile, by: str) -> Outcome:
-    if hook.selinux_label is None or "virt_hook" in hook.selinux_label or ":bin_t:" in hook.selinux_label:
-        return passed(f"the daemon is {by}, the hook {hook.selinux_label or 'without a label'}")
+    label = hook.selinux_label
+    if not label or "virt_hook" in label or ":bin_t:" in label:
+        return passed(f"the daemon is {by}, the hook {label or 'without a label'}")
     return warned(
-        f"the daemon is {by}, and the hook is labelled {hook.selinux_label}: SELinux may refuse it",
+        f"the daemon is {by}, and the hook is labelled {label}: SELinux may refuse it",
         f"restorecon -v {HOOK}; see refusals with ausearch -m avc",
     )
 
 
-def _judge_apparmor(hooks: Hooks, by: str) -> Outcome:
-    if hooks.program is None or hooks.program.startswith(APPARMOR_RUNS) or "complain" in by:
+def _judge_apparmor(program: str | None, by: str) -> Outcome:
+    if program is None or program.startswith(APPARMOR_RUNS) or "complain" in by:
         return passed(f"the daemon's profile is {by}")
     return warned(
-        f"the daemon's profile is {by}, and {PROGRAM} leads to {hooks.program}, which it may not execute",
+        f"the daemon's profile is {by}, and {PROGRAM} leads to {program}, which it may not execute",
         f"put a program at {PROGRAM}, not a link (docs/guide.md)",
     )
 
 
-def _find(facts: Facts) -> HookFile | None:
-    return next((hook for hook in known(facts.this_machine.hooks.files) if hook.path == HOOK), None)
+def _find(facts: Facts, otherwise: str = "no hook is installed") -> HookFile:
+    for hook in facts.this_machine.hooks:
+        if hook.path == HOOK:
+            return hook
+    raise DoesNotApply(otherwise)
 
 
-def _required(facts: Facts) -> HookFile:
-    hook = _find(facts)
-    if hook is None:
-        raise DoesNotApply("no hook is installed")
-    return hook
+def _find_program(root: Root) -> str | None:
+    """Return where the program that the hook starts leads to; None if it is missing or not executable."""
+    real = os.path.realpath(root.path(PROGRAM[1:]))
+    return real if os.path.isfile(real) and os.access(real, os.X_OK) else None  # noqa: PTH113  # beside realpath

@@ -1,19 +1,21 @@
-"""Checks of this machine's kernel: KSM's switch, advisor and limits, huge pages, NUMA, swap and headroom. Pure."""
+"""Checks of this machine's kernel: KSM's switch, advisor and limits, huge pages, NUMA, swap and headroom."""
 
 from __future__ import annotations
 
-from virtksm.config.schema import Config
-from virtksm.doctor.checks.kept_off import KSM_UNIT, find_kept_off
-from virtksm.doctor.checks.writers import describe_setting
-from virtksm.doctor.facts import CHECK_FILE, Facts, Here, known
+import os
+import re
+
+from virtksm.doctor.facts import KSM_UNIT, Facts, Here, find_kept_off
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
+from virtksm.host.local_facts import parse_choice, parse_figures
 from virtksm.model.report import COUNT_ZERO_PAGES, SWITCH_ON, UNCOUNTED_ZERO_PAGES
-from virtksm.model.snapshot import HostMemory, KsmState
+from virtksm.model.snapshot import KsmState
 from virtksm.text import format_kib
 
 SWITCH_UNIT = "virtksm-ksm.service"
-
+MAX_LETTERS = 40
+"""Of a choice or a release."""
 NODES_KEY = "adaptive.merge_across_nodes"
 SET_NODES = (
     "virtksm off && systemctl start virtksm-unmerge.service && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
@@ -29,28 +31,27 @@ MAX_SHARING = 256
 
 def check_built(facts: Facts) -> Outcome:
     """Judge whether KSM is built into the kernel."""
-    kernel = facts.this_machine.kernel
-    if known(kernel.has_ksm):
-        return passed(f"Linux {kernel.release}")
-    return failed(
-        f"Linux {kernel.release} has no /sys/kernel/mm/ksm", "boot a kernel built with CONFIG_KSM=y, as Debian's is"
-    )
+    root = facts.this_machine.root
+    release = root.text_if_readable("proc/sys/kernel/osrelease").strip()[:MAX_LETTERS] or "of unknown release"
+    if root.is_folder("sys/kernel/mm/ksm"):
+        return passed(f"Linux {release}")
+    return failed(f"Linux {release} has no /sys/kernel/mm/ksm", "boot a kernel built with CONFIG_KSM=y, as Debian's is")
 
 
 def check_switched_on(facts: Facts) -> Outcome:
     """Judge whether KSM's own switch is on."""
     here = _with_ksm(facts)
-    run = here.kernel.number("run")
+    run = here.number("run")
     if run == 1:
         return passed("run is 1")
     if run not in (0, 2):
-        raise CannotTell(f"run is {run}", CHECK_FILE)
+        raise CannotTell(f"run is {run}")
     if facts.own.off is not None:
         return info(f"run is {run}, and virtksm is switched off")
-    reason = find_kept_off(here.units, here.tuned, here.boot)
+    reason = find_kept_off(here)
     if reason is not None:
         return info(f"run is {run}, and KSM is kept off: {reason}")
-    by_unit = here.booted and here.units[SWITCH_UNIT].is_installed
+    by_unit = here.booted and here.unit(SWITCH_UNIT).is_installed
     remedy = f"systemctl enable {SWITCH_UNIT} && systemctl restart {SWITCH_UNIT}" if by_unit else SWITCH_ON
     return failed(f"run is {run}: nothing merges", remedy)
 
@@ -58,21 +59,21 @@ def check_switched_on(facts: Facts) -> Outcome:
 def check_stays_on(facts: Facts) -> Outcome:
     """Judge whether KSM, if it is on, will be on after the next boot."""
     here = _with_ksm(facts)
-    if here.kernel.number("run") != 1:
+    if here.number("run") != 1:
         raise DoesNotApply("it is off")
     if not here.booted:
         raise DoesNotApply("no systemd runs here")
-    reason = find_kept_off(here.units, here.tuned, here.boot)
-    by = [unit for unit in (SWITCH_UNIT, KSM_UNIT) if here.units[unit].is_enabled]
-    by += [one.file for one in here.boot.settings if (one.name, one.value) == ("run", "1")]
-    if by and reason is None:
-        return passed(by[0])
+    reason = find_kept_off(here)
     if reason is not None:
         return warned(
             f"it is on, and is kept off at the next boot: {reason}",
             "decide which is meant: echo 0 > /sys/kernel/mm/ksm/run switches it off now",
         )
-    by_unit = here.units[SWITCH_UNIT].is_installed
+    by = [unit for unit in (SWITCH_UNIT, KSM_UNIT) if here.unit(unit).is_enabled]
+    by += [one.file for one in here.boot.settings if (one.name, one.value) == ("run", "1")]
+    if by:
+        return passed(by[0])
+    by_unit = here.unit(SWITCH_UNIT).is_installed
     remedy = f"systemctl enable {SWITCH_UNIT}" if by_unit else f"install {SWITCH_UNIT} and enable it (docs/install.md)"
     return warned("it is on, and no unit or file is seen that switches it on at boot", remedy)
 
@@ -80,19 +81,19 @@ def check_stays_on(facts: Facts) -> Outcome:
 def check_advisor(facts: Facts) -> Outcome:
     """Judge whether the kernel's own advisor is off."""
     here = _with_ksm(facts)
-    mode = known(here.kernel.advisor_mode)
+    mode = _choice(here, "sys/kernel/mm/ksm/advisor_mode")
     if mode is None:
         return passed("this kernel has none")
     if mode == "none":
         return passed("advisor_mode is none")
-    again = [describe_setting(one) for one in here.boot.settings if one.name == "advisor_mode" and one.value != "none"]
+    again = [one for one in here.boot.settings if one.name == "advisor_mode" and one.value != "none"]
     detail = "".join(f"; {one}" for one in again)
     return failed(f"advisor_mode is {mode}: the kernel refuses pages_to_scan{detail}", REMEDIES[Cause.ADVISOR_ON])
 
 
 def check_page_sharing(facts: Facts) -> Outcome:
     """Judge whether max_page_sharing wastes memory or makes walks long."""
-    limit = _with_ksm(facts).kernel.number("max_page_sharing")
+    limit = _with_ksm(facts).number("max_page_sharing")
     if limit is None:
         return passed("this kernel has no limit")
     remedy = "once nothing is merged (`virtksm off` tells how): echo 256 > /sys/kernel/mm/ksm/max_page_sharing"
@@ -106,20 +107,21 @@ def check_page_sharing(facts: Facts) -> Outcome:
 
 def check_zero_pages(facts: Facts) -> Outcome:
     """Judge whether zero pages that are merged are counted."""
-    kernel = _with_ksm(facts).kernel
-    if not kernel.number("use_zero_pages"):
+    here = _with_ksm(facts)
+    if not here.number("use_zero_pages"):
         return passed("use_zero_pages is off: they merge as any others")
-    if kernel.number("ksm_zero_pages") is None:
+    if here.number("ksm_zero_pages") is None:
         return warned(UNCOUNTED_ZERO_PAGES, COUNT_ZERO_PAGES)
     return passed("use_zero_pages is 1, and they are counted")
 
 
 def check_huge_pages(facts: Facts) -> Outcome:
     """Judge whether huge pages are split only where that gains needed memory."""
-    choice = known(_with_ksm(facts).kernel.huge_pages)
+    choice = _choice(_with_ksm(facts), "sys/kernel/mm/transparent_hugepage/enabled")
     if choice in (None, "never"):
         return passed("the kernel makes none")
-    if _merges_unneeded(facts.config):
+    config = facts.own.config
+    if config.policy == "adaptive" and config.adaptive.engage == "always":
         return warned(
             f"enabled is {choice}, and the policy merges also while memory is plenty: each merge splits a huge page",
             'set engage = "auto" in [adaptive], which merges when memory is short',
@@ -129,19 +131,23 @@ def check_huge_pages(facts: Facts) -> Outcome:
 
 def check_nodes(facts: Facts) -> Outcome:
     """Judge whether pages merge across NUMA nodes."""
-    kernel = _with_ksm(facts).kernel
-    nodes = known(kernel.memory_nodes)
+    here = _with_ksm(facts)
+    path = "sys/devices/system/node/has_memory"
+    try:
+        nodes = parse_count(here.root.text(path) or "0")  # without the file, a kernel without NUMA
+    except ValueError as error:
+        raise CannotTell(f"/{path} {error}") from error
     if nodes < 2:
         return passed("one NUMA node")
-    across = kernel.number("merge_across_nodes")
+    across = here.number("merge_across_nodes")
     if across is None:
         return passed(f"{nodes} NUMA nodes, and this kernel does not separate them for KSM")
     if across == 0:
         return passed(f"{nodes} NUMA nodes, each merges its own")
     detail = f"merge_across_nodes is 1 with {nodes} NUMA nodes: guests read merged pages from another node"
-    if facts.config.policy != "adaptive":
+    if facts.own.config.policy != "adaptive":
         return warned(detail, SET_NODES)
-    if NODES_KEY in facts.own.keys_set and facts.config.adaptive.merge_across_nodes != "never":
+    if NODES_KEY in facts.own.keys_set and facts.own.config.adaptive.merge_across_nodes != "never":
         return info(f"{nodes} NUMA nodes, and the configuration asks to merge across them, or to leave that as it is")
     return warned(
         detail, f'{NODES_KEY} = "never" takes effect once nothing is merged, "keep" leaves it; or {SET_NODES}'
@@ -150,16 +156,14 @@ def check_nodes(facts: Facts) -> Outcome:
 
 def check_swap(facts: Facts) -> Outcome:
     """Judge whether there is swap, or no need of it."""
-    kernel = facts.this_machine.kernel
-    swap = known(kernel.swap)
-    if swap.total_kib and swap.free_kib * 10 < swap.total_kib:
-        return warned(
-            f"{format_kib(swap.free_kib)} of {format_kib(swap.total_kib)} are free: swap is nearly full",
-            "add swap or memory, or move guests away",
-        )
-    if swap.total_kib:
-        return passed(f"{format_kib(swap.free_kib)} of {format_kib(swap.total_kib)} are free")
-    if merged_of(_with_ksm(facts)).missing_kib(available_of(known(kernel.memory))):
+    total_kib, free_kib = _meminfo_kib(facts.this_machine, "SwapTotal", "SwapFree")
+    free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
+    if total_kib and free_kib * 10 < total_kib:
+        return warned(f"{free}: swap is nearly full", "add swap or memory, or move guests away")
+    if total_kib:
+        return passed(free)
+    here = _with_ksm(facts)
+    if _merged(here).missing_kib(*_meminfo_kib(here, "MemAvailable")):
         return warned(
             "there is none, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
             "add swap (mkswap, swapon, /etc/fstab)",
@@ -170,8 +174,8 @@ def check_swap(facts: Facts) -> Outcome:
 def check_headroom(facts: Facts) -> Outcome:
     """Judge whether all that is merged would fit into memory if it unmerged."""
     here = _with_ksm(facts)
-    available_kib = available_of(known(here.kernel.memory))
-    merged = merged_of(here)
+    available_kib, swap_kib = _meminfo_kib(here, "MemAvailable", "SwapFree")
+    merged = _merged(here)
     if merged.unmerge_kib == 0:
         return passed(f"nothing is merged; {format_kib(available_kib)} are available")
     detail = f"unmerging takes up to {format_kib(merged.unmerge_kib)}, {format_kib(available_kib)} are available"
@@ -179,31 +183,49 @@ def check_headroom(facts: Facts) -> Outcome:
     if not missing_kib:
         return passed(detail)
     remedy = "free memory: move guests away, or give the host more"
-    swap_kib = known(here.kernel.swap).free_kib
     if missing_kib <= swap_kib:
         return warned(f"{detail}: {format_kib(missing_kib)} would go to swap", remedy)
     return failed(f"{detail}: {format_kib(missing_kib - swap_kib)} are missing, swap included", remedy)
 
 
-def merged_of(here: Here) -> KsmState:
-    """Return what is merged; raises CannotTell."""
-    merged = KsmState.counted(here.kernel.number, here.kernel.page_kib)
-    if merged.unmerge_kib is None:
-        raise CannotTell("KSM's counters are missing", CHECK_FILE)
-    return merged
-
-
-def available_of(memory: HostMemory) -> int:
-    """Return the memory that is available, or free where the kernel does not say (before 3.14)."""
-    return memory.free_kib if memory.available_kib is None else memory.available_kib
-
-
-def _merges_unneeded(config: Config) -> bool:
-    return config.policy == "adaptive" and config.adaptive.engage == "always"
+def parse_count(text: str) -> int:
+    """Count what a kernel's list names, such as 3 for "0-1,4"; raises ValueError if it is none."""
+    span = r"\d{1,5}(-\d{1,5})?"
+    if not re.fullmatch(rf"{span}(,{span})*\n?", text, re.ASCII):  # one way to match, or digits take for ever
+        raise ValueError("holds no list of numbers")
+    spans = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return sum(int(last or first) - int(first) + 1 for first, last in spans)
 
 
 def _with_ksm(facts: Facts) -> Here:
     here = facts.this_machine
-    if not known(here.kernel.has_ksm):
+    if not here.root.is_folder("sys/kernel/mm/ksm"):
         raise DoesNotApply("no KSM in this kernel")
     return here
+
+
+def _choice(here: Here, path: str) -> str | None:
+    text = here.root.text(path)
+    choice = None if text is None else parse_choice(text)
+    if choice is not None and not re.fullmatch(rf"[a-z_-]{{1,{MAX_LETTERS}}}", choice):
+        raise CannotTell(f"/{path} holds no choice")
+    return choice
+
+
+def _merged(here: Here) -> KsmState:
+    merged = KsmState.counted(here.number, os.sysconf("SC_PAGE_SIZE") // 1024)
+    if merged.unmerge_kib is None:
+        raise CannotTell("KSM's counters are missing")
+    return merged
+
+
+def _meminfo_kib(here: Here, *names: str) -> list[int]:
+    """Return figures of /proc/meminfo."""
+    text = here.root.text("proc/meminfo")
+    if text is None:
+        raise CannotTell("/proc/meminfo is missing: is /proc mounted, with ProcSubset=all?")
+    figures = parse_figures(text)
+    for name in names:
+        if name not in figures:
+            raise CannotTell(f"/proc/meminfo: {name} is missing")
+    return [figures[name] for name in names]

@@ -1,10 +1,13 @@
-"""Checks of the libvirt connection: reachable, new enough, KSM's parameters offered, and permission to set. Pure."""
+"""Checks of the libvirt connection: reachable, new enough, KSM's parameters offered, and permission to set."""
 
 from __future__ import annotations
 
-from virtksm.doctor.facts import AgentSeen, Daemon, Facts, Unreachable, known
-from virtksm.doctor.finding import Outcome, failed, passed, warned
-from virtksm.errors import REMEDIES
+from virtksm.doctor.facts import Facts, known
+from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.own import AgentSeen
+from virtksm.doctor.reading.processes import read_confinement, sees_sys_read_only
+from virtksm.errors import REMEDIES, VirtksmError
 from virtksm.model.snapshot import PARAMETERS
 
 MIN = 10_002
@@ -18,8 +21,8 @@ SESSION = ":///session"
 
 def check_reachable(facts: Facts) -> Outcome:
     """Judge whether a connection can be opened."""
-    if isinstance(facts.libvirt, Unreachable):
-        return failed(facts.libvirt.why, facts.libvirt.remedy)
+    if isinstance(facts.libvirt, VirtksmError):
+        return failed(facts.libvirt.message, facts.libvirt.remedy)
     return passed(facts.libvirt.uri)
 
 
@@ -58,13 +61,13 @@ def check_permission(facts: Facts) -> Outcome:
 def check_sys_writable(facts: Facts) -> Outcome:
     """Judge whether libvirt's daemon itself may write to /sys."""
     daemon = facts.daemon
-    if known(daemon.sees_sys_read_only):
+    if sees_sys_read_only(facts.this_machine.root, daemon.pid):
         return failed(
             f"{daemon.name} (pid {daemon.pid}) sees /sys read-only: the kernel will refuse every setting",
             "give its container or unit a writable /sys/kernel/mm/ksm (ReadWritePaths=, or a bind mount)",
         )
     detail = f"{daemon.name} (pid {daemon.pid}) sees it writable"
-    confined = _selinux_domain(facts, daemon)
+    confined = _selinux_domain(facts, daemon.pid)
     if confined is None:
         return passed(detail)
     agent = facts.own.agent
@@ -76,13 +79,22 @@ def check_sys_writable(facts: Facts) -> Outcome:
     return passed(f"{detail}; SELinux confines it ({confined}), and no refusal is known")
 
 
-def _selinux_domain(facts: Facts, daemon: Daemon) -> str | None:
-    """Return the SELinux domain that confines the daemon, None for none: virtd_t is not confined, virtqemud_t is."""
-    if not facts.this_machine.hooks.selinux_enforces or not isinstance(daemon.confined_by, str):
+def _selinux_domain(facts: Facts, pid: int) -> str | None:
+    """Return the SELinux domain that confines a daemon, None for none: virtd_t is not confined, virtqemud_t is."""
+    root = facts.this_machine.root
+    if not selinux_enforces(root):
         return None
-    parts = daemon.confined_by.split(":")
+    try:
+        parts = read_confinement(root, pid).split(":")
+    except CannotTell:  # a finding of the hook's
+        return None
     domain = parts[2] if len(parts) > 2 else ""
     return None if domain in ("", "virtd_t") or domain.startswith("unconfined") else domain
+
+
+def selinux_enforces(root: Root) -> bool:
+    """Return whether SELinux is on, and not only permissive."""
+    return root.text_if_readable("sys/fs/selinux/enforce").strip() == "1"
 
 
 def version_text(number: int) -> str:

@@ -1,14 +1,17 @@
-"""Checks of virtksm itself: its configuration, its switch, its agent, its folder. Pure."""
+"""Checks of virtksm itself: its configuration, its switch, its agent, its folder."""
 
 from __future__ import annotations
 
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
 from virtksm.doctor.checks.writers import AGENT_UNIT
-from virtksm.doctor.facts import AgentSeen, Facts, Here, known
+from virtksm.doctor.facts import Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
-from virtksm.model.snapshot import PARAMETERS
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.own import AgentSeen
+from virtksm.doctor.reading.processes import read_users
 
+RULES_DIRS = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
 UBUNTUS_SLEEP_MS = 200
 KSMTUNEDS_PAGES = (64, 1250)
 """The bounds of its law, where it mostly is."""
@@ -35,7 +38,7 @@ def check_on(facts: Facts) -> Outcome:
 
 def check_agent(facts: Facts) -> Outcome:
     """Judge whether an agent runs, and does what it should."""
-    agent = known(facts.own.agent)
+    agent = facts.agent
     if agent is None:
         return _without_agent(facts)
     if agent.silence is not None:
@@ -57,7 +60,7 @@ def check_agent(facts: Facts) -> Outcome:
 def check_agent_boot(facts: Facts) -> Outcome:
     """Judge whether an agent that runs will run after the next boot."""
     here = facts.this_machine
-    unit = here.units[AGENT_UNIT]
+    unit = here.unit(AGENT_UNIT)
     if facts.own.agent is None:
         raise DoesNotApply("none runs")
     if not here.booted or not unit.is_installed:
@@ -73,9 +76,9 @@ def check_agent_permission(facts: Facts) -> Outcome:
     agent = facts.own.agent
     if isinstance(agent, AgentSeen) and agent.silence is None:
         return passed("the agent is connected")
-    if not here.has_agent_user:
+    if "virtksm" not in read_users(here.root):
         raise DoesNotApply("there is no user virtksm")
-    rule = known(here.agent_rule)
+    rule = _find_rule(here.root)
     if rule is not None:
         return passed(f"{rule} names the user virtksm")
     return warned(
@@ -86,7 +89,7 @@ def check_agent_permission(facts: Facts) -> Outcome:
 
 def check_stranded(facts: Facts) -> Outcome:
     """Judge whether ksmd scans while nothing can slow it down."""
-    agent = known(facts.own.agent)
+    agent = facts.agent
     if agent is None:
         return _stranded_without_agent(facts)
     if agent.is_stranded is None:
@@ -105,21 +108,37 @@ def check_stranded(facts: Facts) -> Outcome:
 
 def check_folder(facts: Facts) -> Outcome:
     """Judge whether the runtime and state folders can be used."""
-    folders = facts.own.folders
-    if folders.faults:
+    if facts.own.faults:
         return failed(
-            folders.faults[0],
+            facts.own.faults[0],
             "correct it, or remove it: it is made again (the baseline is then the kernel's present value)",
         )
-    known(folders.state)
-    return passed(folders.root)
+    known(facts.own.state)
+    return passed(facts.own.folder)
+
+
+def _find_rule(root: Root) -> str | None:
+    """Return a file of polkit's rules that names the agent's user."""
+    doubt = None
+    for folder in RULES_DIRS:
+        try:
+            paths = [f"{folder}/{name}" for name in root.names(folder) if name.endswith(".rules")]
+        except CannotTell as error:
+            doubt = doubt or error
+            continue
+        for path in paths:
+            if '"virtksm"' in root.text_if_readable(path):
+                return f"/{path}"
+    if doubt is not None:
+        raise doubt
+    return None
 
 
 def _likely_writer(facts: Facts) -> str:
     """Return the likely writer of such values, whatever its name."""
     if not isinstance(facts.here, Here):
         return ""
-    pages, sleep_ms = (facts.here.kernel.number(name) for name in ("pages_to_scan", "sleep_millisecs"))
+    pages, sleep_ms = (facts.here.number(name) for name in ("pages_to_scan", "sleep_millisecs"))
     found = f" ({pages} pages every {sleep_ms} ms"
     if sleep_ms == UBUNTUS_SLEEP_MS:
         return f"{found}: so does Ubuntu's qemu-kvm.service)"
@@ -141,13 +160,11 @@ def _stranded_without_agent(facts: Facts) -> Outcome:
     here = facts.this_machine
     if starts_passes(here):
         raise DoesNotApply("no agent: the hook's passes leave KSM as they decide")
-    owned = known(facts.own.folders.state).ownership
-    found = {name: here.kernel.number(name) for name in PARAMETERS}
-    is_ours = "pages_to_scan" in owned and owned["pages_to_scan"].holds(found["pages_to_scan"])
-    if is_ours and found["pages_to_scan"] and here.kernel.number("run") == 1:
+    ours = known(facts.own.state).ownership.get("pages_to_scan")
+    pages, sleep_ms = here.number("pages_to_scan"), here.number("sleep_millisecs")
+    if ours is not None and ours.holds(pages) and pages and here.number("run") == 1:
         return failed(
-            f"no agent runs, and ksmd goes on with its settings: {found['pages_to_scan']} pages every "
-            f"{found['sleep_millisecs']} ms",
+            f"no agent runs, and ksmd goes on with its settings: {pages} pages every {sleep_ms} ms",
             "systemctl start virtksm.service, or `virtksm restore`",
         )
     return passed("no")

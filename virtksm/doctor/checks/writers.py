@@ -1,4 +1,4 @@
-"""Checks for other programs that set KSM's parameters. Pure.
+"""Checks for other programs that set KSM's parameters.
 
 A program is found by its unit's control group, or by its process's name if it runs as root (or as vdsm, whose MOM has
 a root daemon write). A program that is only installed is no finding.
@@ -6,12 +6,18 @@ a root daemon write). A program that is only installed is no finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from virtksm.doctor.checks.kept_off import KEPT_OFF_UNITS, QEMU_KVM_FILE, QEMU_KVM_UNIT, TUNED_UNIT, is_at_work
-from virtksm.doctor.facts import BootSetting, Facts, known
+from virtksm.doctor.facts import (
+    KSMTUNED_UNITS,
+    MOM_UNITS,
+    QEMU_KVM_UNIT,
+    THROTTLER_UNITS,
+    TUNED_UNIT,
+    Facts,
+)
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
+from virtksm.doctor.reading.boot import QEMU_KVM_FILE, BootSetting
 
 COMM_LETTERS = 15
 """The length of a process's name in the kernel."""
@@ -19,8 +25,7 @@ AGENT_UNIT = "virtksm.service"
 GIVE_WAY = f"systemctl disable --now {AGENT_UNIT} virtksm-ksm.service"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
+class Writer(NamedTuple):
     """A program that sets KSM's parameters: its processes' names, its units, and whether it certainly conflicts."""
 
     processes: tuple[str, ...]
@@ -29,17 +34,35 @@ class Writer:
     says: str
     remedy: str
 
+    def check(self, facts: Facts) -> Outcome:
+        """Judge whether it runs or will."""
+        here = facts.this_machine
+        names = {name[:COMM_LETTERS]: name for name in self.processes}
+        running = sorted({names[one.name] for one in here.processes if one.name in names})
+        running = running or [unit for unit in self.units if here.unit(unit).is_running]
+        if running:
+            detail = f"{', '.join(running)} runs: {self.says}"
+            return failed(detail, self.remedy) if self.is_certain else warned(detail, self.remedy)
+        enabled = [unit for unit in self.units if here.unit(unit).is_enabled]
+        if enabled:
+            detail = f"{', '.join(enabled)} is enabled and will run after the next boot: {self.says}"
+            return warned(detail, f"systemctl disable {' '.join(enabled)}")
+        installed = [unit for unit in self.units if here.unit(unit).is_installed]
+        if installed:
+            return passed(f"{', '.join(installed)} is installed, and neither runs nor is enabled")
+        return passed("neither installed nor running" if self.units else "does not run")
+
 
 KSMTUNED = Writer(
     processes=("ksmtuned",),
-    units=("ksmtuned.service",),
+    units=KSMTUNED_UNITS,
     is_certain=True,
     says="it sets the same values every minute",
     remedy="systemctl disable --now ksmtuned.service",
 )
 MOM = Writer(
     processes=("momd", "supervdsmd"),
-    units=("mom-vdsm.service", "momd.service", "supervdsmd.service"),
+    units=MOM_UNITS,
     is_certain=False,
     says="it sets the same values if its policy has rules for KSM",
     remedy="take ksm.rules out of MOM's policy (/etc/vdsm/mom.d), or leave KSM to it: " + GIVE_WAY,
@@ -60,45 +83,18 @@ NODE_MANAGER = Writer(
 )
 THROTTLER = Writer(
     processes=("kata-ksm-throttler",),
-    units=("kata-ksm-throttler.service",),
+    units=THROTTLER_UNITS,
     is_certain=True,
     says="it sets the same values as containers start",
     remedy="systemctl disable --now kata-ksm-throttler.service",
 )
-UNITS = (*KSMTUNED.units, *MOM.units, *THROTTLER.units, *KEPT_OFF_UNITS, AGENT_UNIT)
-"""The units that these checks ask for."""
-
-
-def check_ksmtuned(facts: Facts) -> Outcome:
-    """Judge whether ksmtuned runs or will."""
-    return _judge(facts, KSMTUNED)
-
-
-def check_mom(facts: Facts) -> Outcome:
-    """Judge whether MOM runs or will."""
-    return _judge(facts, MOM)
-
-
-def check_virt_handler(facts: Facts) -> Outcome:
-    """Judge whether KubeVirt's virt-handler runs."""
-    return _judge(facts, VIRT_HANDLER)
-
-
-def check_node_manager(facts: Facts) -> Outcome:
-    """Judge whether Harvester's node manager runs."""
-    return _judge(facts, NODE_MANAGER)
-
-
-def check_throttler(facts: Facts) -> Outcome:
-    """Judge whether kata's ksm-throttler runs or will."""
-    return _judge(facts, THROTTLER)
 
 
 def check_qemu_kvm(facts: Facts) -> Outcome:
     """Judge Ubuntu's qemu-kvm.service, which sets KSM once at boot."""
     here = facts.this_machine
-    unit = here.units[QEMU_KVM_UNIT]
-    if not is_at_work(unit):
+    unit = here.unit(QEMU_KVM_UNIT)
+    if not unit.is_at_work:
         return passed(f"{QEMU_KVM_UNIT} is {'not enabled' if unit.is_installed else 'not installed'}")
     if any(one.file == QEMU_KVM_FILE for one in here.boot.settings):
         return warned(
@@ -111,13 +107,14 @@ def check_qemu_kvm(facts: Facts) -> Outcome:
 def check_tuned(facts: Facts) -> Outcome:
     """Judge whether an active profile of tuned sets KSM, and which of the two must go."""
     here = facts.this_machine
-    tuned = known(here.tuned)
+    tuned = here.tuned
     if not tuned.profiles:
         return passed("no active profile")
     names = ", ".join(tuned.profiles)
     if tuned.ksm_in is not None:
         detail = f"profile {names} {'switches KSM off' if tuned.keeps_off else 'mentions KSM'} in {tuned.ksm_in}"
-        if "tuned" not in known(here.processes) and not is_at_work(here.units[TUNED_UNIT]):
+        runs = any(one.name == "tuned" for one in here.processes)
+        if not runs and not here.unit(TUNED_UNIT).is_at_work:
             return passed(f"{detail}, but tuned neither runs nor is enabled")
         if tuned.keeps_off:
             return warned(
@@ -142,17 +139,12 @@ def check_boot(facts: Facts) -> Outcome:
     found = [one for one in boot.settings if _conflicts(one)]
     if found:
         return warned(
-            "; ".join(describe_setting(one) for one in found),
+            "; ".join(map(str, found)),
             f"take that out of it; or, if it is meant to stay: {GIVE_WAY}",
         )
     if boot.unread:
         raise DoesNotApply(f"not all could be read: {boot.unread[0]}")
     return passed("none found in systemd's units and tmpfiles.d, sysfs.conf, udev's rules, rc.local and root's crontab")
-
-
-def describe_setting(setting: BootSetting) -> str:
-    """Return what a file sets at boot, in words."""
-    return f"{setting.file} sets {setting.name}{'' if setting.value is None else f' to {setting.value}'} at boot"
 
 
 def _conflicts(one: BootSetting) -> bool:
@@ -166,25 +158,3 @@ def _conflicts(one: BootSetting) -> bool:
             return not one.is_declared
         case _:  # merge_across_nodes, which virtksm keeps as it finds it
             return False
-
-
-def _judge(facts: Facts, writer: Writer) -> Outcome:
-    here = facts.this_machine
-    names = {name[:COMM_LETTERS]: name for name in writer.processes}
-    running = [names[one] for one in known(here.processes).intersection(names)]
-    running += [unit for unit in writer.units if here.units[unit].is_running and not running]
-    if running:
-        detail = f"{', '.join(sorted(running))} runs: {writer.says}"
-        return failed(detail, writer.remedy) if writer.is_certain else warned(detail, writer.remedy)
-    enabled = _enabled(facts, writer.units)
-    if enabled:
-        detail = f"{', '.join(enabled)} is enabled and will run after the next boot: {writer.says}"
-        return warned(detail, f"systemctl disable {' '.join(enabled)}")
-    installed = [unit for unit in writer.units if here.units[unit].is_installed]
-    if installed:
-        return passed(f"{', '.join(installed)} is installed, and neither runs nor is enabled")
-    return passed("does not run" if not writer.units else "neither installed nor running")
-
-
-def _enabled(facts: Facts, units: Iterable[str]) -> list[str]:
-    return [unit for unit in units if facts.this_machine.units[unit].is_enabled]

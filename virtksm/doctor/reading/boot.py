@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from virtksm.doctor.facts import Boot, BootSetting, Unknown
-from virtksm.doctor.reading.files import Root
-from virtksm.host.systemd import UNIT_DIRS
+from virtksm.doctor.finding import CannotTell
+from virtksm.doctor.reading.files import NoRegularFile, Root
+from virtksm.doctor.reading.units import FOLDERS
 
 TMPFILES_DIRS = ("etc/tmpfiles.d", "run/tmpfiles.d", "usr/local/lib/tmpfiles.d", "usr/lib/tmpfiles.d")
 """The first hides what has the same name in the others (tmpfiles.d(5))."""
 UDEV_DIRS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d")
 SCRIPTS = ("etc/rc.local", "etc/rc.d/rc.local", "etc/init.d/boot.local", "etc/init.d/after.local")
 CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root")
-QEMU_KVM = "etc/default/qemu-kvm"
+QEMU_KVM_FILE = "/etc/default/qemu-kvm"
 """Read by Ubuntu's qemu-kvm.service."""
 PROGRAM_FOLDERS = ("/usr/", "/opt/", "/etc/", "/bin/", "/sbin/", "/lib/")
 """Where scripts are read: in no home folder and no user's mount."""
@@ -35,6 +36,28 @@ _TMPFILE = re.compile(
 )
 _SYSFS = re.compile(rf"^\s*(?:/sys/)?kernel/mm/ksm/{_NAME}\s*=\s*[\"']?([\w-]+)")
 _EXEC = re.compile(r"^Exec\w+\s*=\s*(.+)$", re.MULTILINE)
+
+
+class BootSetting(NamedTuple):
+    """A file that sets one of KSM's own values at boot, to `value`, None where that is unknown.
+
+    `is_declared`: in a file whose every line is a setting (tmpfiles.d, sysfs.conf), not by a program.
+    """
+
+    file: str
+    name: str
+    value: str | None
+    is_declared: bool
+
+    def __str__(self) -> str:
+        return f"{self.file} sets {self.name}{'' if self.value is None else f' to {self.value}'} at boot"
+
+
+class Boot(NamedTuple):
+    """What sets KSM at boot besides virtksm; `unread` says why of files that could not be read."""
+
+    settings: list[BootSetting]
+    unread: list[str]
 
 
 def read_boot(root: Root, units: Iterable[str]) -> Boot:
@@ -56,8 +79,9 @@ def read_boot(root: Root, units: Iterable[str]) -> Boot:
         lines = _EXEC.findall(reader.text(path).replace("\\\n", " "))
         reader.commands(path, "\n".join(lines))
         reader.programs(lines)
-    reader.qemu_kvm()
-    return Boot(settings=tuple(dict.fromkeys(reader.found)), unread=tuple(reader.unread))
+    if re.search(r"^\s*KSM_ENABLED=[\"']?0[\"']?\s*$", reader.text(QEMU_KVM_FILE[1:]), re.MULTILINE):
+        reader.add(QEMU_KVM_FILE[1:], "run", "0", is_declared=True)
+    return Boot(settings=list(dict.fromkeys(reader.found)), unread=reader.unread)
 
 
 def parse_commands(text: str) -> list[tuple[str, str | None]]:
@@ -82,17 +106,19 @@ class _Reader:
         self.unread: list[str] = []
 
     def text(self, path: str, *, only_scripts: bool = False) -> str:
-        text = self._root.script(path) if only_scripts else self._root.text(path)
-        if isinstance(text, Unknown):
-            if not self._root.is_special(path):  # a link to /dev/null is how files of that name are shut off
-                self.unread.append(text.why)
+        try:
+            return self._root.text(path, only_scripts=only_scripts) or ""
+        except NoRegularFile:  # a link to /dev/null is how files of that name are shut off
             return ""
-        return text or ""
+        except CannotTell as doubt:
+            self.unread.append(str(doubt))
+            return ""
 
     def files(self, folder: str, ending: str = "") -> list[str]:
-        names = self._root.names(folder)
-        if isinstance(names, Unknown):
-            self.unread.append(names.why)
+        try:
+            names = self._root.names(folder)
+        except CannotTell as doubt:
+            self.unread.append(str(doubt))
             return []
         return [f"{folder}/{name}" for name in names if name.endswith(ending)][:MAX_FILES]
 
@@ -103,22 +129,21 @@ class _Reader:
         return list(paths.values())
 
     def unit_files(self, units: Iterable[str]) -> Iterator[str]:
-        folders = [folder.lstrip("/") for folder in UNIT_DIRS]
         for unit in sorted(re.sub(r"\.timer$", ".service", one) for one in units)[:MAX_FILES]:
             if unit.endswith(".service"):
                 stem, at, _ = unit.partition("@")
                 file = f"{stem}@.service" if at else unit
-                yield from (f"{folder}/{file}" for folder in folders if self._root.is_file(f"{folder}/{file}"))
-                yield from (path for folder in folders for path in self.files(f"{folder}/{file}.d", ".conf"))
+                yield from (f"{folder}/{file}" for folder in FOLDERS)
+                yield from (path for folder in FOLDERS for path in self.files(f"{folder}/{file}.d", ".conf"))
 
     def declared(self, path: str, form: re.Pattern[str]) -> None:
         for line in _uncommented(self.text(path)):
             if match := form.match(line):
-                self._add(path, match[1], match[2], is_declared=True)
+                self.add(path, match[1], match[2], is_declared=True)
 
     def commands(self, path: str, text: str) -> None:
         for name, value in parse_commands(text):
-            self._add(path, name, value, is_declared=False)
+            self.add(path, name, value, is_declared=False)
 
     def programs(self, lines: Iterable[str]) -> None:
         """Read the scripts that these lines start."""
@@ -127,9 +152,5 @@ class _Reader:
                 if word.startswith(PROGRAM_FOLDERS):
                     self.commands(word.lstrip("/"), self.text(word.lstrip("/"), only_scripts=True))
 
-    def qemu_kvm(self) -> None:
-        if re.search(r"^\s*KSM_ENABLED=[\"']?0[\"']?\s*$", self.text(QEMU_KVM), re.MULTILINE):
-            self._add(QEMU_KVM, "run", "0", is_declared=True)
-
-    def _add(self, path: str, name: str, value: str | None, *, is_declared: bool) -> None:
-        self.found.append(BootSetting(file=f"/{path}", name=name, value=value, is_declared=is_declared))
+    def add(self, path: str, name: str, value: str | None, *, is_declared: bool) -> None:
+        self.found.append(BootSetting(f"/{path}", name, value, is_declared))

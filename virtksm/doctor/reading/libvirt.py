@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from virtksm.doctor.facts import Guests, Libvirt, Unknown, Unreachable
+from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.processes import find_peer
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
 from virtksm.guests.process import GuestProcess
-from virtksm.guests.xml import read_guests
+from virtksm.guests.xml import GuestXml, read_guests
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
@@ -23,7 +25,37 @@ T = TypeVar("T")
 ANSWER_WITHIN_S = 10.0
 
 
-def read_libvirt(uri: str) -> tuple[Libvirt | Unreachable, int | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guests:
+    """The running guests, their XML and, where readable, their processes, by the guests' keys.
+
+    `unread` names guests whose XML could not be read, and why: they count as able to merge. `other_processes` is None
+    where it is unknown.
+    """
+
+    running: tuple[Guest, ...]
+    xml: Mapping[str, GuestXml]
+    processes: Mapping[str, GuestProcess] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    other_processes: OtherProcesses | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Libvirt:
+    """One connection. Versions are libvirt's numbers (9.0.0 is 9,000,000).
+
+    `refused` is why this user may not set parameters, None if allowed; `ksm` is None where the driver offers nothing.
+    """
+
+    uri: str
+    version: int
+    client_version: int
+    refused: Cause | CannotTell | None
+    ksm: KsmState | CannotTell | None
+    guests: Guests | CannotTell
+
+
+def read_libvirt(uri: str) -> tuple[Libvirt | VirtksmError, int | None]:
     """Open `uri` and read the checks' facts; return them, and the pid of the process that serves the connection."""
 
     def unanswered(_call: str) -> VirtksmError:
@@ -33,24 +65,27 @@ def read_libvirt(uri: str) -> tuple[Libvirt | Unreachable, int | None]:
         )
 
     opened: list[LibvirtHost] = []  # it stays open until its other end is known
-    found: Libvirt | Unreachable
+    found: Libvirt | VirtksmError
     try:
         found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, opened), ANSWER_WITHIN_S)
     except VirtksmError as error:
-        found = Unreachable(why=error.message, remedy=error.remedy)
+        found = error
     return found, find_peer(uri)
 
 
 def _read(uri: str, opened: list[LibvirtHost]) -> Libvirt:
     host, may_manage = _open(uri)
     opened.append(host)
+    # Root always may (libvirt does not ask polkit), so this asks only for other users: the daemon logs it.
+    is_roots = os.geteuid() == 0 and is_local(host.uri)
+    refused = None if is_roots else _value_or_doubt(host.setting_refused)
     return Libvirt(
         uri=host.uri,
         version=host.version(),
         client_version=client_version(),
-        refused=_refused(host) if may_manage else Cause.NOT_AUTHORIZED,
-        ksm=_read_ksm(host),
-        guests=_value_or_unknown(lambda: _read_guests(host)),
+        refused=refused if may_manage else Cause.NOT_AUTHORIZED,
+        ksm=_value_or_doubt(lambda: _read_ksm(host)),
+        guests=_value_or_doubt(lambda: _read_guests(host)),
     )
 
 
@@ -59,52 +94,39 @@ def _open(uri: str) -> tuple[LibvirtHost, bool]:
     try:
         return open_host(uri), True
     except LibvirtUnreachable:
-        try:
+        with suppress(LibvirtUnreachable):
             return open_host(uri, read_only=True), False
-        except LibvirtUnreachable:
-            pass
         raise
 
 
-def _refused(host: LibvirtHost) -> Cause | Unknown | None:
-    """Root always may (libvirt does not ask polkit), so this asks only for other users: the daemon logs it."""
-    if os.geteuid() == 0 and is_local(host.uri):
-        return None
-    return _value_or_unknown(host.setting_refused)
-
-
-def _read_ksm(host: LibvirtHost) -> KsmState | Unknown | None:
+def _read_ksm(host: LibvirtHost) -> KsmState | None:
     try:
         return host.ksm_state()
     except Unsupported:
         return None
-    except VirtksmError as error:
-        return Unknown(why=error.message)
 
 
 def _read_guests(host: LibvirtHost) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
-    described = [(guest, xml) for guest, xml in seen if xml is not None]
-    running = tuple(guest for guest, _ in described)
-    processes, other_processes = _read_processes(running) if is_local(host.uri) else ({}, None)
+    running = tuple(guest for guest, xml in seen if xml is not None)
+    processes: dict[str, GuestProcess] = {}
+    other_processes = None
+    if is_local(host.uri):
+        facts = ProcFacts(boottime_s)
+        found = zip(running, facts.processes(running), strict=True)
+        processes = {guest.key: process for guest, process in found if process is not None}
+        other_processes = facts.other_processes_memory(running)
     return Guests(
         running=running,
-        xml={guest.key: xml for guest, xml in described},
+        xml={guest.key: xml for guest, xml in seen if xml is not None},
         processes=processes,
         unread=tuple(error.message for error in failures),
         other_processes=other_processes,
     )
 
 
-def _read_processes(running: tuple[Guest, ...]) -> tuple[dict[str, GuestProcess], OtherProcesses | None]:
-    facts = ProcFacts(boottime_s)
-    processes = zip(running, facts.processes(running), strict=True)
-    found = {guest.key: process for guest, process in processes if process is not None}
-    return found, facts.other_processes_memory(running)
-
-
-def _value_or_unknown(ask: Callable[[], T]) -> T | Unknown:
+def _value_or_doubt(ask: Callable[[], T]) -> T | CannotTell:
     try:
         return ask()
     except VirtksmError as error:
-        return Unknown(why=error.message)
+        return CannotTell(error.message)

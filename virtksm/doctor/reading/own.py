@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from virtksm.agent.fifo import find_fault
 from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config
-from virtksm.doctor.checks.writers import AGENT_UNIT
-from virtksm.doctor.facts import AgentSeen, Folders, Own, Unknown
+from virtksm.doctor.finding import CannotTell
 from virtksm.errors import ConfigError, StateUnusable
+from virtksm.model.decision import SwitchedOff
 from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
@@ -22,6 +23,48 @@ MAX_KIB = 1 << 53
 """Of an agent's number: a greater one is no memory."""
 MAX_LETTERS = 300
 """Of an agent's text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSeen:
+    """An agent's own status (`virtksm status --json`).
+
+    `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
+    a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
+    `guests_unread` of its `guests` are those whose memory it could not read.
+    """
+
+    uri: str
+    silence: str | None
+    is_stranded: bool | None
+    worst_core_percent: float | None
+    outcome: str | None
+    refusal: str
+    other_processes_kib: int | None = None
+    guests: int = 0
+    guests_unread: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """virtksm itself. `configuration`, or the faults of it, and the keys that its files set; `agent`: None for none.
+
+    `folder` is for what it does at run time; `faults`: what is wrong with it or with the state folder, each a
+    sentence. `state` is the host's state in it.
+    """
+
+    configuration: Config | tuple[str, ...]
+    keys_set: frozenset[str] = frozenset()
+    off: SwitchedOff | None
+    agent: AgentSeen | CannotTell | None
+    folder: str
+    faults: tuple[str, ...]
+    state: HostState | CannotTell
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force; the defaults where it has faults, which is a finding of its own."""
+        return self.configuration if isinstance(self.configuration, Config) else Config()
 
 
 def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str]]:
@@ -37,28 +80,38 @@ def read_own(
     uri: str,
     configuration: Config | tuple[str, ...],
     paths: RuntimePaths,
-    agent: AgentSeen | Unknown | None,
+    agent: AgentSeen | CannotTell | None,
     *,
     keys_set: frozenset[str] = frozenset(),
 ) -> Own:
     """Read virtksm's own files of the host behind `uri`; `agent` is its own answer."""
     config = configuration if isinstance(configuration, Config) else Config()
-    host = host_key(uri, local=is_this_machine(uri, config))
+    faults = [_folder_fault(folder) for folder in (paths.root, paths.agent_dir, paths.state_dir)]
+    faults.append(_fifo_fault(paths))
+    state: HostState | CannotTell
+    try:
+        state = StateFile(paths, host_key(uri, local=is_this_machine(uri, config))).load()
+    except StateUnusable as error:
+        state = CannotTell(error.message)
+        if isinstance(error.__cause__, ValueError):
+            faults.append(error.message)
     return Own(
         configuration=configuration,
+        keys_set=keys_set,
         off=make_switch(uri, config, paths).read(),
         agent=agent,
-        folders=_read_folders(paths, host),
-        keys_set=keys_set,
+        folder=paths.root,
+        faults=tuple(filter(None, faults)),
+        state=state,
     )
 
 
-def parse_agent(status: object) -> AgentSeen | Unknown:
-    """Take the facts from an agent's status (docs/reference.md); Unknown if it is none."""
+def parse_agent(status: object) -> AgentSeen | CannotTell:
+    """Take the facts from an agent's status (docs/reference.md); CannotTell if it is none."""
     try:
         return _parse_agent(status)  # type: ignore[arg-type]  # a wrong type raises, below
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
-        return Unknown(why="the agent's answer is not understood", remedy=f"systemctl restart {AGENT_UNIT}")
+        return CannotTell("the agent's answer is not understood", "systemctl restart virtksm.service")
 
 
 def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
@@ -93,20 +146,6 @@ def _count(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_KIB:
         raise ValueError("no count")
     return value
-
-
-def _read_folders(paths: RuntimePaths, host: str) -> Folders:
-    faults = [fault for folder in (paths.root, paths.agent_dir, paths.state_dir) if (fault := _folder_fault(folder))]
-    if fault := _fifo_fault(paths):
-        faults.append(fault)
-    state: HostState | Unknown
-    try:
-        state = StateFile(paths, host).load()
-    except StateUnusable as error:
-        if isinstance(error.__cause__, ValueError):
-            faults.append(error.message)
-        state = Unknown(why=error.message)
-    return Folders(root=paths.root, faults=tuple(faults), state=state)
 
 
 def _folder_fault(path: str) -> str:

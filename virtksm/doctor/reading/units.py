@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
-from virtksm.doctor.facts import Tuned, Unit, Unknown
+from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.files import Root
 from virtksm.host.systemd import UNIT_DIRS
 
@@ -29,62 +30,92 @@ _KEEPS_OFF = re.compile(
 )
 
 
-def read_units(root: Root, names: tuple[str, ...]) -> dict[str, Unit]:
-    """Read the state of these units."""
-    wanted = read_enabled(root)
-    units = {}
-    for name in names:
-        places = [place for folder in FOLDERS if os.path.lexists(place := root.path(f"{folder}/{name}"))]
-        is_masked = bool(places) and os.path.realpath(places[0]) == "/dev/null"
-        units[name] = Unit(
-            is_installed=bool(places),
-            is_enabled=name in wanted and bool(places) and not is_masked,
-            is_running=any(root.text(f"{folder}/{name}/cgroup.procs") not in ("", None) for folder in CGROUPS),
-            is_masked=is_masked,
-        )
-    return units
+class Unit(NamedTuple):
+    """What the files of systemd's unit folders say: enabled is wanted or required by another unit that is.
+
+    `is_running`: there are processes in its control group.
+    """
+
+    is_installed: bool
+    is_enabled: bool
+    is_running: bool
+    is_masked: bool
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it runs, or will after the next boot."""
+        return self.is_running or self.is_enabled
+
+
+class Tuned(NamedTuple):
+    """tuned's active profiles, and the first of their files that mentions KSM; `keeps_off`: it switches KSM off.
+
+    `unknown_includes`: what they include by a variable or function of tuned's that is not understood.
+    """
+
+    profiles: list[str]
+    ksm_in: str | None = None
+    keeps_off: bool = False
+    unknown_includes: tuple[str, ...] = ()
+
+
+def read_unit(root: Root, name: str, enabled: set[str]) -> Unit:
+    """Read the state of a unit; `enabled` is what `read_enabled` returns."""
+    places = [place for folder in FOLDERS if os.path.lexists(place := root.path(f"{folder}/{name}"))]
+    is_masked = bool(places) and os.path.realpath(places[0]) == "/dev/null"
+    return Unit(
+        is_installed=bool(places),
+        is_enabled=name in enabled and bool(places) and not is_masked,
+        is_running=any(_has_processes(root, f"{folder}/{name}") for folder in CGROUPS),
+        is_masked=is_masked,
+    )
+
+
+def _has_processes(root: Root, group: str) -> bool:
+    try:
+        return bool(root.text(f"{group}/cgroup.procs"))
+    except CannotTell:  # it is there
+        return True
 
 
 def read_enabled(root: Root) -> set[str]:
     """Read the names of the units that some target wants, and of those that these want."""
-    wanted = {name for folder in FOLDERS for name in _read_wanted(root, folder)}
+    wanted = {
+        unit
+        for folder in FOLDERS
+        for name in root.names_if_readable(folder)
+        if name.endswith((".wants", ".requires"))
+        for unit in root.names_if_readable(f"{folder}/{name}")
+    }
     of_these = set[str]()
-    for name in sorted(wanted)[:MAX_UNITS]:
-        for folder in FOLDERS:
-            drop_ins = root.names(f"{folder}/{name}.d")
-            more = () if isinstance(drop_ins, Unknown) else drop_ins[:MAX_FILES]
-            for path in (f"{folder}/{name}", *(f"{folder}/{name}.d/{one}" for one in more)):
-                text = root.text(path)
-                if isinstance(text, str):
-                    of_these.update(word for line in _WANTS.findall(text) for word in line.split())
+    for path in (f"{folder}/{name}" for name in sorted(wanted)[:MAX_UNITS] for folder in FOLDERS):
+        drop_ins = [f"{path}.d/{one}" for one in root.names_if_readable(f"{path}.d")[:MAX_FILES]]
+        for file in (path, *drop_ins):
+            of_these.update(word for line in _WANTS.findall(root.text_if_readable(file)) for word in line.split())
     return wanted | of_these
 
 
-def read_tuned(root: Root) -> Tuned | Unknown:
+def read_tuned(root: Root) -> Tuned:
     """Read tuned's active profiles, and where they or what they include mention KSM."""
-    text = root.text("etc/tuned/active_profile")
-    if isinstance(text, Unknown):
-        return text
-    profiles = tuple((text or "").split()[:MAX_PROFILES])
+    profiles = (root.text("etc/tuned/active_profile") or "").split()[:MAX_PROFILES]
     due, seen, unknown_includes = list(profiles), set[str](), list[str]()
     while due and len(seen) < MAX_PROFILES:
         name = due.pop(0)
         if name in seen or "/" in name or name.startswith("."):
             continue
         seen.add(name)
-        folder = next((one for one in TUNED_DIRS if root.text(f"{one}/{name}/tuned.conf") is not None), None)
-        if folder is None:
-            continue
-        conf = root.text(f"{folder}/{name}/tuned.conf")
-        for include in parse_includes(conf) if isinstance(conf, str) else []:
-            (unknown_includes if "$" in include else due).append(include)
-        found = _find_ksm(root, f"{folder}/{name}")
-        if isinstance(found, Unknown):
-            return found
-        if found is not None:
-            path, keeps_off = found
-            return Tuned(profiles=profiles, ksm_in=path, keeps_off=keeps_off)
-    return Tuned(profiles=profiles, ksm_in=None, unknown_includes=tuple(unknown_includes))
+        for folder in (f"{one}/{name}" for one in TUNED_DIRS):
+            conf = root.text(f"{folder}/tuned.conf")
+            if conf is None:
+                continue
+            for include in parse_includes(conf):
+                (unknown_includes if "$" in include else due).append(include)
+            for file in [one for one in root.names(folder) if one.endswith((".conf", ".sh"))][:MAX_FILES]:
+                text = root.text(f"{folder}/{file}") or ""
+                if mentions_ksm(text):
+                    return Tuned(profiles, ksm_in=f"/{folder}/{file}", keeps_off=keeps_ksm_off(text))
+            break
+    return Tuned(profiles, unknown_includes=tuple(unknown_includes))
 
 
 def mentions_ksm(text: str) -> bool:
@@ -101,28 +132,3 @@ def parse_includes(conf: str) -> list[str]:
 def keeps_ksm_off(text: str) -> bool:
     """Return whether a profile's file switches KSM off: by tuned's own function, or by KSM's switch."""
     return _KEEPS_OFF.search(text) is not None
-
-
-def _find_ksm(root: Root, folder: str) -> tuple[str, bool] | Unknown | None:
-    names = root.names(folder)
-    if isinstance(names, Unknown):
-        return names
-    for name in [one for one in names if one.endswith((".conf", ".sh"))][:MAX_FILES]:
-        text = root.text(f"{folder}/{name}")
-        if isinstance(text, Unknown):
-            return text
-        if text is not None and mentions_ksm(text):
-            return f"/{folder}/{name}", keeps_ksm_off(text)
-    return None
-
-
-def _read_wanted(root: Root, folder: str) -> set[str]:
-    names = root.names(folder)
-    if isinstance(names, Unknown):
-        return set()
-    found = set[str]()
-    for name in names:
-        if name.endswith((".wants", ".requires")):
-            wanted = root.names(f"{folder}/{name}")
-            found.update(() if isinstance(wanted, Unknown) else wanted)
-    return found

@@ -8,13 +8,13 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 3. Memory that appears and merged pages that are rewritten are backlog; what stops takes its own away (`backlog`).
 4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
 5. A backlog that waits adds up: KiB times seconds (`backlog`).
-6. A full scan begins when waiting for what will likely merge is worth it, later while more comes (`growth`).
+6. A full scan begins when what it is expected to gain is worth what it costs, later while more comes (`worth`,
+   `growth`). What merges and is rewritten soon is no gain. One for changed memory alone is a check scan.
 7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
 8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
 9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
 10. A full scan in which smart_scan skipped most old pages counts for nothing: it met no twins there (`full_scans`).
-11. Merged pages that are rewritten before the next full scan double the price of full scans (`lasting`).
-12. Without a backlog ksmd is idle, with a check scan now and then, sooner after one that found something (`lasting`).
+11. Memory may change in place. How much is measured or assumed, what share of it merges is learned (`changes`).
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ from typing import TYPE_CHECKING, ClassVar
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
-from virtksm.policy.adaptive.backlog import OTHER_PROCESSES, account, known_kib, total_kib
+from virtksm.policy.adaptive.backlog import account
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, UNSEEN, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.full_scans import (
-    MIN_WAIT_S,
     begin_full_scan,
     end_full_scan,
     feed,
-    full_scan_cost_s,
     has_ended,
     is_scanned_by_another,
     read_meter,
-    seconds_to_wait,
     seconds_until_empty,
     seconds_until_stalled,
 )
-from virtksm.policy.adaptive.lasting import begin_due_check_scan, count_check_scan, judge_lasting, plan_check_scan
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
+from virtksm.policy.adaptive.worth import (
+    MIN_WAIT_S,
+    changed_ratio,
+    full_scan_cost_s,
+    is_due,
+    learn,
+    merge_ratio,
+    seconds_to_wait,
+)
 from virtksm.text import format_kib
 
 if TYPE_CHECKING:
@@ -87,7 +93,7 @@ class AdaptivePolicy:
         if current is not None:
             if not has_ended(snapshot, current):
                 return self._scan(snapshot, state, current, need)
-            state = close_full_scan(snapshot, state, current)
+            state = end_full_scan(snapshot, state, current)
         elif is_scanned_by_another(snapshot, state):
             state = replace(state, scans=replace(state.scans, cursor_full_scans=None))
         return self._between_full_scans(snapshot, state, need, triggers)
@@ -101,19 +107,13 @@ class AdaptivePolicy:
     def _between_full_scans(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
     ) -> tuple[Decision, AdaptiveState]:
-        if state.checks.due_s is None:
-            state = plan_check_scan(state, snapshot.taken_s, full_scan_cost_s(snapshot, state))
-        state = replace(state, checks=begin_due_check_scan(state.checks, snapshot.taken_s))
         wait_s = seconds_to_full_scan(snapshot, state, need, triggers)
-        if wait_s is not None and wait_s < MIN_WAIT_S:
-            state = replace(state, learned=judge_lasting(state.learned, total_kib(snapshot, state)))
-            wait_s = seconds_to_full_scan(snapshot, state, need, triggers)
         if wait_s is not None and wait_s < MIN_WAIT_S:
             state = begin_full_scan(snapshot, state)
         if state.scans.current is not None:
             return self._scan(snapshot, state, state.scans.current, need)
-        if wait_s is None:
-            return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state))
+        if wait_s is None or not is_due(state, total_kib(snapshot, state)):
+            return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
         text = f"{format_kib(state.backlog.due_kib)} not scanned yet, next full scan in {wait_s:.0f} s"
         return self._idle(snapshot, state, need, "wait", text, wait_s)
 
@@ -125,10 +125,10 @@ class AdaptivePolicy:
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         if seconds_until_stalled(snapshot, state, current) < 0:
-            state = plan_check_scan(stand_down(state), snapshot.taken_s, full_scan_cost_s(snapshot, state))
+            state = stand_down(replace(state, learned=replace(state.learned, ended_s=snapshot.taken_s)))
             return self._idle(snapshot, state, need, "stalled", "the full scan makes no progress: given up")
         settings, next_pass_s, state = feed(snapshot, state, current, self.params, need.pressure)
-        rule = "check_scan" if state.checks.left > 0 else "full_scan"
+        rule = "check_scan" if state.scans.is_check else "full_scan"
         text = f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {progress(snapshot, current)}"
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
 
@@ -138,8 +138,6 @@ class AdaptivePolicy:
         waits = [WATCH_S[snapshot.source]]
         if need.engaged and state.backlog.settling:
             waits.append(SETTLING_WATCH_S)
-        if need.engaged and state.checks.due_s is not None:
-            waits.append(state.checks.due_s - snapshot.taken_s)
         if wait_s is not None:
             waits.append(wait_s)
         return self._decision(snapshot, state, need, rule, text, IDLE, max(min(waits), MIN_WAIT_S))
@@ -160,8 +158,8 @@ class AdaptivePolicy:
         if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
-        if learned.backoff > 1:
-            text += f"; merged pages are rewritten quickly: scanning {learned.backoff} times less often"
+        if learned.rewritten_kib * 2 > learned.merged_kib > 0:
+            text += "; most of what merged last was rewritten soon, so less is expected of the next full scan"
         numbers = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,
@@ -171,8 +169,9 @@ class AdaptivePolicy:
             "waited_kib_s": round(backlog.waited_kib_s, 1),
             "full_scan_cost_s": round(full_scan_cost_s(snapshot, state), 3),
             "page_cost_us": round(learned.page_cost_s * 1e6, 3),
-            "backoff": learned.backoff,
-            "merge_ratio": round(learned.merge_ratio, 3),
+            "changed_kib": int(backlog.changed_kib),
+            "merge_ratio": round(merge_ratio(learned), 3),
+            "changed_ratio": round(changed_ratio(learned), 4),
             "narrow_full_scans": state.scans.narrow,
             "pressure": round(need.pressure, 3),
             "guests": len(snapshot.guests),
@@ -188,50 +187,40 @@ class AdaptivePolicy:
             reason=Reason(rule=rule, text=text, numbers=numbers),
             next_pass_s=next_pass_s,
             is_routine=rule == state.rule,
+            wants_dirty_rates=need.engaged and rule != "off",
         )
         return decision, replace(state, rule=rule)
 
 
 def seconds_to_full_scan(snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers) -> float | None:
     """Return how long the next full scan has yet to wait, None if nothing needs one."""
-    if state.checks.left > 0:
-        return 0.0
     wait_s = seconds_to_wait(snapshot, state, need)
-    return 0.0 if wait_s is not None and triggers.is_explicit else wait_s
-
-
-def close_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> AdaptiveState:
-    """Count a full scan that has ended, as one of a check scan, too, and plan the next check scan."""
-    before_kib, memory_kib = state.learned.merged_kib, total_kib(snapshot, state)
-    state = end_full_scan(snapshot, state, ended)
-    merged_kib, backoff = state.learned.merged_kib - before_kib, state.learned.backoff
-    state = replace(state, checks=count_check_scan(state.checks, merged_kib, memory_kib, backoff))
-    return plan_check_scan(state, snapshot.taken_s, full_scan_cost_s(snapshot, state))
+    return 0.0 if triggers.is_explicit and is_due(state, total_kib(snapshot, state)) else wait_s
 
 
 def stand_down(state: AdaptiveState) -> AdaptiveState:
-    """Drop the full scan that is under way: what it was scanning is new again, and ksmd's cursor is anywhere."""
-    scans = state.scans
+    """Drop the full scan that is under way: what it was scanning waits again, and ksmd's cursor is anywhere."""
+    scans, backlog = state.scans, state.backlog
     if scans.current is None:
         return state
-    return replace(
-        state,
-        backlog=replace(state.backlog, new_kib=state.backlog.new_kib + scans.current.scanning_kib),
-        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0),
-        checks=replace(state.checks, left=0),
-    )
+    kib = scans.current.scanning_kib
+    if scans.is_check:
+        backlog = replace(backlog, changed={**backlog.changed, UNSEEN: backlog.changed.get(UNSEEN, 0.0) + kib})
+    else:
+        backlog = replace(backlog, new_kib=backlog.new_kib + kib)
+    return replace(state, backlog=backlog, scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0))
 
 
 def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan and the backlog, as no memory may merge; what appears later counts, and check scans go on."""
-    checks = replace(state.checks, left=min(state.checks.left, 1))
-    state = replace(
+    scans = state.scans
+    scanned_kib = max(scans.current.scanning_kib if scans.current else 0, 1)
+    return replace(
         state,
         backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
-        scans=Scans(pair_left=state.scans.pair_left, narrow_merged_kib=state.scans.narrow_merged_kib),
-        checks=count_check_scan(checks, 0, total_kib(snapshot, state), state.learned.backoff),
+        scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
+        learned=learn(state.learned, snapshot.taken_s, scanned_kib, 0, is_check=True),
     )
-    return plan_check_scan(state, snapshot.taken_s, full_scan_cost_s(snapshot, state))
 
 
 def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtksm.model.snapshot import Snapshot
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog
 
-OTHER_PROCESSES = "other_processes"
-"""The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
-the same nothing is added to the backlog."""
-NEGLIGIBLE = 256
-"""Less than this fraction of the memory counts as nothing, in the backlog or merged: check scans find it."""
+PAYS_COST = 300.0
+"""What has merged pays when it lasts for so many times the cost of a full scan: a pair is 1 % of a core then."""
 
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
@@ -30,9 +28,9 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
     unread = {key for key, kib in seen if kib is None}
     kept_kib = {key: kib for key, kib in state.guests_kib.items() if key in unread}  # unread is not gone
-    appeared_kib = sum(max(kib - state.guests_kib.get(key, 0), 0) for key, kib in guests_kib.items())  # rule 3
+    appeared_by_key = {key: max(kib - state.guests_kib.get(key, 0), 0) for key, kib in guests_kib.items()}  # rule 3
+    appeared_kib = sum(appeared_by_key.values())
     stopped = state.guests_kib.keys() - guests_kib.keys() - unread
-    rewritten_kib = _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
 
     appeared = ((now_s, appeared_kib),) if appeared_kib else ()
     settling = tuple((at_s, kib) for at_s, kib in (*before.settling, *appeared) if 0 <= now_s - at_s < settle_s)
@@ -46,22 +44,24 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     stayed = 1 - stopped_kib / (sum(state.guests_kib.values()) or 1)  # what has stopped takes its backlog away
     is_unmerged = state.scans.cursor_full_scans is not None and known_kib(snapshot) == 0  # by run=2
     forgotten_kib = all_kib - settling_kib if is_unmerged else 0
-    new_kib = min(max(int(before.new_kib * stayed) + settled_kib + rewritten_kib, forgotten_kib), all_kib)
+    is_unmerging = is_unmerged or snapshot.ksm.run == 2  # the administrator's own unmerging is no rewriting
+    rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
+    new_kib = min(max(int(before.new_kib * stayed) + settled_kib, forgotten_kib), all_kib)
     current = state.scans.current
     if current is not None:
         current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)  # rule 5
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
-    is_another_boots = state.taken_s is not None and state.taken_s > now_s
+    changed_kib_s = before.changed_kib_s + before.changed_kib * waited_s
     arrivals = state.arrivals
     if state.taken_s is not None and guests_kib.keys() - state.guests_kib.keys() - {OTHER_PROCESSES}:
         arrivals = note_start(arrivals, now_s)
-    learned_kib = min(state.learned.rewritten_kib + rewritten_kib, MAX_SUM)
+    learned_kib = min(state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s), MAX_SUM)
+    state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib})
+    changed = age_changed(snapshot, state, waited_s, appeared_by_key, rewritten_kib)  # rule 11
     state = replace(
         state,
-        taken_s=now_s,
-        guests_kib={**kept_kib, **guests_kib},
         pages_sharing=snapshot.ksm.pages_sharing,
         cow_ksm=snapshot.ksm.cow_ksm,
         backlog=Backlog(
@@ -70,13 +70,20 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib - new_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
             waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, float(MAX_SUM)),
+            changed=changed,
+            changed_kib_s=min(changed_kib_s, float(MAX_SUM)),
         ),
         arrivals=replace(arrivals, recent=recent),
         scans=replace(state.scans, current=current),
-        checks=replace(state.checks, due_s=None if is_another_boots else state.checks.due_s),
         learned=replace(state.learned, rewritten_kib=learned_kib),
     )
     return note_burst(state, total_kib(snapshot, state))
+
+
+def is_too_soon(state: AdaptiveState, now_s: float) -> bool:
+    """Tell whether what is written to now was merged in vain by the last pair of full scans."""
+    cost_s = (state.learned.full_scan_cost_s_per_kib or 0.0) * sum(state.guests_kib.values())
+    return now_s - state.learned.ended_s < PAYS_COST * cost_s
 
 
 def _rewritten_kib(snapshot: Snapshot, state: AdaptiveState, *, has_stopped: bool) -> int:
@@ -90,18 +97,3 @@ def _rewritten_kib(snapshot: Snapshot, state: AdaptiveState, *, has_stopped: boo
     if state.pages_sharing is None or sharing is None or state.scans.current is not None or has_stopped:
         return 0
     return snapshot.ksm.kib(max(state.pages_sharing - sharing, 0))
-
-
-def total_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
-    """Return the memory that a full scan covers: guests' and other processes', or all that KSM knows of if more.
-
-    The difference is mergeable memory of other processes that may not be read.
-    """
-    return max(sum(state.guests_kib.values()), known_kib(snapshot))
-
-
-def known_kib(snapshot: Snapshot) -> int:
-    """Return the memory that KSM has scanned and not forgotten."""
-    ksm = snapshot.ksm
-    known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
-    return ksm.kib(sum(pages or 0 for pages in known))

@@ -7,47 +7,35 @@ ksmd does one batch a minute. A batch never goes beyond the end of a full scan. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.backlog import NEGLIGIBLE, known_kib, total_kib
-from virtksm.policy.adaptive.engage import Need
-from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
+from virtksm.policy.adaptive.changes import known_kib, total_kib
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
+from virtksm.policy.adaptive.worth import (
+    MIN_WAIT_S,
+    NEGLIGIBLE,
+    full_scan_cost_s,
+    is_due,
+    is_second_due,
+    learn,
+)
 
 BATCH_S = 2.0
 """What a batch may take. ksmd holds a mutex meanwhile, so that `echo 0 > run` waits for its end."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
 """Batches are no larger than this cost allows: expensive pages may follow cheap ones. A page costs from 0.3 to 7
 microseconds (measured), and the first batch of a full scan assumes the most."""
-MIN_WAIT_S = 0.25
-"""No pass is asked for sooner: the agent makes none sooner by default (coalesce_ms)."""
 SLACK_S = 0.02
 """How much later than a batch's estimated end the next one is granted: before it, a changed sleep would be lost."""
 FED_SLEEPS_MS = (60_000, 60_001)
 MIN_BATCH_PAGES = 1000
 
-PRICES: Mapping[Growth, float] = {
-    Growth.BURST: 0.1,
-    Growth.SERIES: 0.1,
-    Growth.STEADY: 1.0,
-    Growth.SETTLED: 10.0,
-}
-"""How many ksmd-seconds it is worth to save the whole memory for a second: after a burst, one full scan covers it all;
-once memory has settled, waiting is nothing but loss; steady growth lies halfway (the geometric mean)."""
-STARTS_MERGE_RATIO = 0.5
-"""The share of the memory of starting guests that is assumed to merge; of another backlog, as much as did lately."""
-MIN_MERGE_RATIO = 0.05
-NEWEST_MERGE_RATIO = 0.5
-"""Weight of the last merge ratio in the average."""
-SETTLED_WAIT_S = 4.0
-"""A settled backlog has waited for so long on average before its full scan: guests seldom start alone."""
-PRESSING = 9.0
-"""With no memory available, waiting is worth this many times more, in addition."""
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
 """Bounds for what is measured: below it a counter was not whole yet, above it ksmd did other things."""
+UNVISITED = 0.1
+"""A check scan is content with so much less."""
 MAX_NARROW_FULL_SCANS = 13
 """After so many full scans a new page and an old one have met, if they ever do (smart_scan: docs/policies.md)."""
 TRIED_FULL_SCANS = 3
@@ -81,62 +69,35 @@ def read_meter(snapshot: Snapshot) -> Meter:
     )
 
 
-def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState) -> float:
-    """Return the ksmd-seconds that a full scan takes by estimate: as the last ones, for the memory there is now."""
-    per_kib = state.learned.full_scan_cost_s_per_kib
-    first = state.learned.page_cost_s / snapshot.ksm.page_kib
-    return total_kib(snapshot, state) * (first if per_kib is None else per_kib)
-
-
-def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> float | None:
-    """Return how long the backlog has yet to wait for its full scan (rule 6); None if it is worth none."""
-    due_kib, memory_kib = state.backlog.due_kib, total_kib(snapshot, state)
-    if due_kib * NEGLIGIBLE <= memory_kib:
-        return None
-    growth = judge_growth(state)
-    worth_kib_s = _worth_kib_s(state, need, growth, memory_kib, full_scan_cost_s(snapshot, state))
-    wait_s = max(worth_kib_s - state.backlog.waited_kib_s, 0.0) / due_kib
-    ends_s = seconds_to_end(growth, state, memory_kib)
-    return min(wait_s, max(ends_s, MIN_WAIT_S)) if ends_s > 0 else wait_s
-
-
-def _worth_kib_s(state: AdaptiveState, need: Need, growth: Growth, memory_kib: int, cost_s: float) -> float:
-    """Return how much waiting is worth a full scan (rule 6): KiB times seconds, 0.0 where a second one is needed."""
-    learned = state.learned
-    if is_second_due(state, memory_kib) and learned.backoff == 1:
-        return 0.0
-    price, min_s = PRICES[growth], SETTLED_WAIT_S if growth is Growth.SETTLED else 0.0
-    price += (PRICES[Growth.SETTLED] - price) * need.pressure
-    price *= 1 + PRESSING * need.pressure
-    ratio = STARTS_MERGE_RATIO if state.arrivals.has_starts else max(learned.merge_ratio, MIN_MERGE_RATIO)
-    due_kib_s = memory_kib * cost_s * learned.backoff / (price * ratio)
-    return max(due_kib_s, min_s * (1 - need.pressure) * state.backlog.due_kib)
-
-
-def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
-    """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
-    return state.scans.pair_left > 0 and state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
-
-
 def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Begin a full scan (rule 7): the new backlog will have been scanned once at its end.
 
     With the cursor where our last full scan left it, or where it begins as long as KSM knows of no page, the next one
     is whole; otherwise the one after it is.
     """
-    is_second = is_second_due(state, total_kib(snapshot, state))
-    full_scans, backlog = snapshot.ksm.full_scans or 0, state.backlog
+    memory_kib = total_kib(snapshot, state)
+    is_second = is_second_due(state, memory_kib)
+    full_scans, backlog, scans = snapshot.ksm.full_scans or 0, state.backlog, state.scans
+    changed_kib = 0 if is_second else int(backlog.changed_kib)
+    if not is_second:
+        scans = replace(scans, is_check=not is_due(state, memory_kib), visited=0.0, merged_kib=0)
+        if scans.is_check:  # what it is for has to count, or there would be no second one
+            changed_kib = max(changed_kib, memory_kib // NEGLIGIBLE + 1)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
-        scanning_kib=backlog.new_kib + backlog.settling_kib,
+        scanning_kib=backlog.new_kib + backlog.settling_kib + changed_kib,
         began=read_meter(snapshot),
     )
     return replace(
         state,
-        backlog=Backlog(scanned_once_kib=backlog.scanned_once_kib),
+        backlog=Backlog(
+            scanned_once_kib=backlog.scanned_once_kib,
+            changed=backlog.changed if is_second else {},
+            changed_kib_s=backlog.changed_kib_s if is_second else 0.0,
+        ),
         arrivals=replace(state.arrivals, has_starts=state.arrivals.has_starts and is_second),
-        scans=replace(state.scans, current=current, pair_left=state.scans.pair_left if is_second else 2),
+        scans=replace(scans, current=current, pair_left=scans.pair_left if is_second else 2),
     )
 
 
@@ -248,41 +209,58 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     scans, learned, once_kib = state.scans, state.learned, state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
-    merged_kib = snapshot.ksm.kib(max(now.pages_sharing - began.pages_sharing, 0))
+    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing)
+    merged_kib = max(net_kib, 0)
     is_second = scans.pair_left <= 1
-    narrow_merged_kib = min(scans.narrow_merged_kib + merged_kib, MAX_SUM) if scans.narrow else 0
-    if scans.narrow == 0:
+    pair_kib = scans.merged_kib + (net_kib if scans.is_check else merged_kib)
+    pair_kib = min(max(pair_kib, 0), MAX_SUM) if scans.is_check or scans.narrow else 0
+    visited = scans.visited + 1 - skipped_share(snapshot, ended)
+    if scans.is_check:
+        goes_on = visited < (2 if is_second else 1) - UNVISITED and scans.narrow < MAX_NARROW_FULL_SCANS
+    elif scans.narrow == 0:
         goes_on = is_narrow(snapshot, state, ended) and merged_kib * 4 < once_kib
     else:
-        has_found = narrow_merged_kib * FOUND > once_kib
+        has_found = pair_kib * FOUND > once_kib
         goes_on = scans.narrow < (MAX_NARROW_FULL_SCANS if has_found else TRIED_FULL_SCANS)
     split_kib = (_difference(began.thp_split_page, now.thp_split_page) or 0) * snapshot.ksm.huge_page_kib
     volatile_kib = snapshot.ksm.kib(snapshot.ksm.pages_volatile or 0) - ended.scanning_kib
     is_stuck = scans.retries > 0 and merged_kib * UNSETTLED < once_kib
     unsettled_kib = min(once_kib if is_stuck else split_kib, volatile_kib, once_kib)
     is_unsettled = not goes_on and scans.retries < MAX_RETRIES and unsettled_kib * UNSETTLED > once_kib
-    left_kib = once_kib if goes_on else unsettled_kib if is_unsettled else 0
-    ratio, known = learned.merge_ratio, learned.full_scan_cost_s_per_kib
+    left_kib = once_kib if goes_on or (scans.is_check and not is_second) else unsettled_kib if is_unsettled else 0
+    known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
-        ratio += (min(max(merged_kib, narrow_merged_kib) / once_kib, 1.0) - ratio) * NEWEST_MERGE_RATIO
+        found_kib = max(merged_kib, pair_kib)
+        learned = learn(learned, now.taken_s, once_kib, found_kib, is_check=scans.is_check)
+    learned = replace(learned, ended_s=now.taken_s)
     per_kib = cost_s / max(total_kib(snapshot, state), 1)
     return replace(
         state,
         backlog=replace(state.backlog, scanned_once_kib=ended.scanning_kib + left_kib),
         scans=Scans(
             cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
-            pair_left=1 if left_kib else max(scans.pair_left - 1, 0),
-            narrow=scans.narrow + is_second if goes_on else 0,
-            narrow_merged_kib=narrow_merged_kib,
+            pair_left=scans.pair_left if goes_on else 1 if left_kib else max(scans.pair_left - 1, 0),
+            narrow=scans.narrow + (is_second or scans.is_check) if goes_on else 0,
+            merged_kib=pair_kib,
             retries=scans.retries + is_second if is_unsettled else 0,
+            visited=visited,
+            is_check=scans.is_check,
         ),
         learned=replace(
             learned,
-            merge_ratio=ratio,
-            merged_kib=min(learned.merged_kib + merged_kib, MAX_SUM),
-            full_scan_cost_s_per_kib=per_kib if known is None else max(per_kib, known + (per_kib - known) * NEWEST),
+            full_scan_cost_s_per_kib=per_kib
+            if known is None
+            else max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on)),
         ),
     )
+
+
+def skipped_share(snapshot: Snapshot, ended: FullScan) -> float:
+    """Return the share of the memory that has not merged which smart_scan has skipped in a full scan."""
+    ksm = snapshot.ksm
+    skipped = _difference(ended.began.pages_skipped, ksm.pages_skipped) or 0
+    lone = (ksm.pages_unshared or 0) + (ksm.pages_volatile or 0)
+    return min(skipped / lone, 1.0) if lone else 0.0
 
 
 def is_narrow(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> bool:

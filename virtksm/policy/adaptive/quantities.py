@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
 from virtksm.model.snapshot import Guest, Snapshot
-from virtksm.policy.adaptive.backlog import OTHER_PROCESSES
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, UNSEEN, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib
 from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
@@ -80,12 +80,26 @@ def name_change(rule: str, state: AdaptiveState, decision: Decision, after: Adap
 def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, AdaptiveState]:
     """Return the same host with its guests in one, and unread ones in another: 150 take no longer than one.
 
-    The law goes by their sums.
+    The law goes by their sums, but that no guest changes more than it has.
     """
-    read_kib, other_kib = snapshot.committed_kib, state.guests_kib.get(OTHER_PROCESSES)
-    unread_kib = sum(state.guests_kib.values()) - read_kib - (other_kib or 0)
-    everyone = Guest(uuid="all", name="all", rss_kib=read_kib, max_kib=potential_of_kib(snapshot))
-    unread = Guest(uuid="unread", name="unread")
-    guests_kib = {everyone.key: read_kib, unread.key: unread_kib}
-    others = {} if other_kib is None else {OTHER_PROCESSES: other_kib}
-    return replace(snapshot, guests=(everyone, unread)), replace(state, guests_kib=guests_kib | others)
+    rates, changed = changing(snapshot, state), state.backlog.changed
+    read = {guest.key for guest in snapshot.guests if guest.rss_kib is not None}
+    unread = {guest.key for guest in snapshot.guests} - read
+    guests, guests_kib, changed_kib = [], {}, {}
+    for name, keys in (("all", read), ("unread", unread)):
+        kib = sum(state.guests_kib.get(key, 0) for key in keys)
+        guest = Guest(
+            uuid=name,
+            name=name,
+            rss_kib=None if name == "unread" else kib,
+            max_kib=None if name == "unread" else potential_of_kib(snapshot),
+            dirty_kib_per_s=sum(rates[key][0] for key in keys if key in rates),
+        )
+        guests.append(guest)
+        guests_kib[guest.key] = kib
+        changed_kib[guest.key] = sum(changed.get(key, 0.0) for key in keys)
+    for key in (OTHER_PROCESSES, UNSEEN):
+        guests_kib |= {key: state.guests_kib[key]} if key in state.guests_kib else {}
+        changed_kib |= {key: changed[key]} if key in changed else {}
+    backlog = replace(state.backlog, changed=changed_kib)
+    return replace(snapshot, guests=tuple(guests)), replace(state, guests_kib=guests_kib, backlog=backlog)

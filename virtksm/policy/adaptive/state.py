@@ -60,15 +60,23 @@ class Backlog:
     scanned_once_kib: int = 0
     exited_kib: int = 0
     waited_kib_s: float = 0.0
-    """KiB times seconds that it has waited since the last full scan began."""
+    """KiB times seconds that new, scanned once and exited memory has waited since the last full scan began."""
+    changed: Mapping[str, float] = field(default_factory=dict)
+    """KiB that have changed in place since the last pair of full scans began, by estimate, by changes.py's keys."""
+    changed_kib_s: float = 0.0
+    """KiB times seconds that it has waited."""
 
     @property
     def settling_kib(self) -> int:
         return sum(kib for _, kib in self.settling)
 
     @property
+    def changed_kib(self) -> float:
+        return sum(self.changed.values())
+
+    @property
     def due_kib(self) -> int:
-        """What waits for a full scan; settling memory does not."""
+        """What certainly waits for a full scan; settling memory does not, and changed memory only perhaps."""
         return self.new_kib + self.scanned_once_kib + self.exited_kib
 
 
@@ -101,21 +109,14 @@ class Scans:
     """Full scans of the present pair that have yet to end: the second begins as soon as the first has ended."""
     narrow: int = 0
     """Full scans in a row that skipped most of the old pages (smart_scan) while a second one was needed."""
-    narrow_merged_kib: int = 0
-    """What the narrow ones after the first have merged."""
+    merged_kib: int = 0
+    """What the narrow ones after the first have merged; of a check scan, what all have, and what is still merged."""
     retries: int = 0
     """Full scans made because the last one left much of what had been scanned once unsettled."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckScans:
-    """When the next check scan begins, and how far the present one is."""
-
-    interval_s: float = 300.0
-    due_s: float | None = None
-    left: int = 0
-    """Full scans of the present check scan that are still to be done."""
-    merged_kib: int = 0
+    visited: float = 0.0
+    """How often the present check scan has visited the memory that has not merged, on average (smart_scan)."""
+    is_check: bool = False
+    """Whether the present pair of full scans looks for nothing but what may have changed in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +124,19 @@ class Learned:
     """What full scans have cost and brought."""
 
     merge_ratio: float = 0.5
-    """The share of the backlog that has merged, averaged over the last full scans that took some off it."""
+    """The share of the backlog that has merged and lasted, averaged over the pairs of full scans before the last."""
+    changed_ratio: float = 1 / 5
+    """The same of what may have changed in place, weighted by how much it was."""
+    changed_kib: int = 0
+    """How much it was, each pair of full scans counting half as much as the next."""
+    scanned_kib: int = 0
     merged_kib: int = 0
+    """What the last pair of full scans was for, and what it has merged."""
+    was_check: bool = False
+    """Whether it looked for nothing but what may have changed in place."""
+    ended_s: float = 0.0
     rewritten_kib: int = 0
-    """What full scans have merged, and what was written to after it had merged, since the two were last compared."""
-    backoff: int = 1
+    """When the last full scan ended, and what was written to too soon after the last pair, although it had merged."""
     page_cost_s: float = DEFAULT_PAGE_COST_S
     full_scan_cost_s_per_kib: float | None = None
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
@@ -150,7 +159,6 @@ class AdaptiveState:
     backlog: Backlog = Backlog()
     arrivals: Arrivals = Arrivals()
     scans: Scans = Scans()
-    checks: CheckScans = CheckScans()
     learned: Learned = Learned()
 
 

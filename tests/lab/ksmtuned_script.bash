@@ -1,6 +1,6 @@
 # Runs the real ksmtuned's own functions over many sequences of steps, in one bash process.
 #
-#   bash --norc --noprofile ksmtuned_driver.bash SCRIPT FOLDER SEQUENCES RESULTS
+#   bash --norc --noprofile ksmtuned_script.bash SCRIPT FOLDER SEQUENCES RESULTS
 #
 # SCRIPT is ksmtuned's text up to its main loop, its paths in /proc, /sys and /etc replaced by FOLDER's (the test does
 # that). SEQUENCES holds one line for each thing to do:

@@ -1,0 +1,67 @@
+"""A connection of libvirt-python that answers from values: what LibvirtHost asks of it, and nothing else."""
+
+# ruff: noqa: N802  # the names of libvirt-python
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import libvirt
+
+
+@dataclass
+class FakeDomain:
+    """A running guest; `asked` counts how often it was asked for its maximum."""
+
+    uuid: str
+    called: str
+    max_kib: Any
+    asked: int = 0
+
+    def name(self) -> str:
+        return self.called
+
+    def UUIDString(self) -> str:
+        return self.uuid
+
+    def ID(self) -> int:
+        return 1
+
+    def maxMemory(self) -> Any:  # noqa: ANN401  # libvirt may answer anything
+        self.asked += 1
+        return self.max_kib
+
+
+@dataclass
+class FakeConnection:
+    """A connection to a host with these guests, whose numbers are `answered`; `takes` what is set, or ignores it."""
+
+    domains: list[FakeDomain]
+    answered: dict[str, Any] = field(default_factory=dict)
+    takes: bool = True
+    listing_fails: bool = False
+
+    def getURI(self) -> str:
+        return "qemu:///system"
+
+    def isAlive(self) -> int:
+        return 1
+
+    def getMemoryParameters(self) -> dict[str, Any]:
+        return self.answered
+
+    def getMemoryStats(self, _cells: int) -> dict[str, Any]:
+        return self.answered
+
+    def setMemoryParameters(self, values: dict[str, int]) -> int:
+        if self.takes:
+            self.answered |= values
+        return 0
+
+    def listAllDomains(self, _flags: int) -> list[FakeDomain]:
+        if self.listing_fails:
+            raise libvirt.libvirtError("not now")
+        return self.domains
+
+    def getAllDomainStats(self, _stats: int, _flags: int) -> list[tuple[FakeDomain, dict[str, Any]]]:
+        return [(domain, self.answered) for domain in self.domains]

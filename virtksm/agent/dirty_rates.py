@@ -1,0 +1,159 @@
+"""Has libvirt measure how fast the guests' memory changes (virDomainStartDirtyRateCalc), between passes.
+
+QEMU hashes a sample of a guest's pages (512 a GiB) at the beginning and at the end of MEASURE_S seconds; nothing is
+logged and no page is write-protected. Each guest is measured once in EVERY_S seconds, while the policy acts. A pass
+takes the newest rates (`Tenure.dirty_kib_per_s`). What cannot be measured has no rate: the policy then assumes one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration
+from virtksm.errors import GuestVanished, SensingFailed, VirtksmError
+from virtksm.model.snapshot import Guest
+
+MEASURE_S = 60
+"""libvirt's longest time between the two samples: what changes more often counts once."""
+EVERY_S = 120.0
+AT_ONCE = 8
+"""A pass that becomes due meanwhile waits for the calls for so many guests, some 2 ms each (measured)."""
+KIB_PER_MIB = 1024
+
+
+class Measures(Protocol):
+    """libvirt's measuring of dirty rates."""
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        """Begin to measure a guest (virDomainStartDirtyRateCalc, page sampling).
+
+        Raises GuestVanished, Unsupported before libvirt 7.2 and QEMU 5.2, and SensingFailed while it is being measured.
+        """
+
+    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
+        """Return the whole MiB a second that guests wrote to; without those that have ended or are being measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One that is under way, with the guest as it was when it began."""
+
+    guest: Guest
+    ends_s: float
+
+
+@dataclass(slots=True)
+class DirtyRates:
+    """The rates by guest (`Guest.key`) in KiB a second, in `rates`, and their measuring.
+
+    `source` gives the connection, None while there is none; `calls` are those of passes, so that one waits for the
+    other.
+    """
+
+    source: Callable[[], Measures | None]
+    configuration: Configuration
+    calls: BlockingCalls
+    rates: dict[str, float]
+    failing: Callable[[VirtksmError], None]
+    clock: Callable[[], float] = time.monotonic
+    running: dict[str, Guest] = field(default_factory=dict)
+    measured: dict[str, Measurement] = field(default_factory=dict)
+    due_s: dict[str, float] = field(default_factory=dict)
+    """When to measure a guest next; one that is not named is due."""
+    failed: VirtksmError | None = None
+    """Why nothing is measured over this connection."""
+    seen: asyncio.Event = field(default_factory=asyncio.Event)
+    is_stopping: bool = False
+
+    def see(self, running: Iterable[Guest], *, is_wanted: bool) -> None:
+        """Note the guests that run with what they hold; `is_wanted`: the policy goes by their rates now."""
+        self.running = {guest.key: guest for guest in running} if is_wanted else {}
+        for known in (self.rates, self.due_s, self.measured):
+            for key in known.keys() - self.running.keys():
+                del known[key]
+        self.seen.set()
+
+    def forget(self) -> None:
+        """Forget all: the connection is another one."""
+        self.see((), is_wanted=False)
+        self.failed = None
+
+    def stop(self) -> None:
+        """Measure nothing more."""
+        self.is_stopping = True
+        self.seen.set()
+
+    async def measure_when_due(self) -> None:
+        """Begin or read some measurements, or wait until one is due or a pass has seen guests."""
+        now_s, host = self.clock(), self.source()
+        ended = [one for one in self.measured.values() if one.ends_s <= now_s][:AT_ONCE]
+        begins = [
+            guest
+            for key, guest in self.running.items()
+            if key not in self.measured and self.due_s.get(key, now_s) <= now_s
+        ][: AT_ONCE - len(ended)]
+        if host is None or self.failed is not None or not (ended or begins):
+            await self._wait(now_s)
+            return
+        for guest in begins:
+            self.due_s[guest.key] = now_s + EVERY_S
+        work = partial(_measure, host, ended, begins)
+        try:
+            limit_s = self.configuration.in_force.call_timeout_s
+            found, begun = await self.calls.run("measure dirty rates", work, limit_s)
+        except VirtksmError as error:
+            self.failed = error
+            self.failing(error)
+            return
+        for one in ended:
+            self._learn(one, found.get(one.guest.uuid))
+        for guest in begun:
+            self.measured[guest.key] = Measurement(guest=guest, ends_s=now_s + MEASURE_S + 1)
+
+    def _learn(self, ended: Measurement, mib_per_s: int | None) -> None:
+        """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory."""
+        self.measured.pop(ended.guest.key, None)
+        now = self.running.get(ended.guest.key)
+        if mib_per_s is None or now is None:
+            return
+        grown_kib = max((now.rss_kib or 0) - (ended.guest.rss_kib or 0), 0)
+        self.rates[now.key] = max(mib_per_s * KIB_PER_MIB - grown_kib / MEASURE_S, 0.0)
+
+    async def _wait(self, now_s: float) -> None:
+        """Sleep until a measurement ends, the next one is due, a pass has seen guests, or the agent stops."""
+        times = [one.ends_s for one in self.measured.values()]
+        times += [self.due_s.get(key, now_s) for key in self.running.keys() - self.measured.keys()]
+        self.seen.clear()
+        if self.is_stopping:
+            return
+        is_idle = self.failed is not None or self.source() is None or not times
+        try:
+            async with asyncio.timeout(None if is_idle else max(min(times) - now_s, 0.0)):
+                await self.seen.wait()
+        except TimeoutError:
+            return
+
+
+def _measure(
+    host: Measures, ended: Sequence[Measurement], begins: Iterable[Guest]
+) -> tuple[Mapping[str, int], list[Guest]]:
+    """Read what has been measured, begin what is due. Blocks; a guest that ended or is being measured is left out."""
+    found: Mapping[str, int] = {}
+    begun = []
+    if ended:
+        with suppress(SensingFailed):
+            found = host.dirty_rates([one.guest.uuid for one in ended])
+    for guest in begins:
+        try:
+            host.start_dirty_rate(guest.uuid, MEASURE_S)
+        except (GuestVanished, SensingFailed):
+            continue
+        begun.append(guest)
+    return found, begun

@@ -1,0 +1,83 @@
+"""Rule 11 of the adaptive law: memory that may have changed in place, where no count of resident memory tells.
+
+How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, where it is not, assumed; how much of it
+merges is learned by what check scans find (`worth`). Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from virtksm.model.snapshot import Snapshot
+from virtksm.policy.adaptive.state import AdaptiveState
+
+OTHER_PROCESSES = "other_processes"
+"""The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
+the same nothing is added to the backlog."""
+UNSEEN = "unseen"
+"""The key of memory that is no known process's, and of merged pages that were written to beyond what was measured."""
+BLIND_S = 24 * 3600.0
+"""Memory of which nobody tells how fast it changes is assumed to change once in so long."""
+UNSEEN_SHARE = 1 / 64
+"""Other processes that may not be read are assumed to hold this share of the host's memory."""
+
+
+def age_changed(
+    snapshot: Snapshot,
+    state: AdaptiveState,
+    passed_s: float,
+    appeared_kib: Mapping[str, int],
+    rewritten_kib: int,
+) -> Mapping[str, float]:
+    """Return what has changed by key, `passed_s` later. Memory that appeared was written to as well, and counts there.
+
+    No process changes more than it has that has not merged.
+    """
+    before, lone, changed = state.backlog.changed, lone_share(snapshot, state), {}
+    for key, (kib_per_s, kib) in changing(snapshot, state).items():
+        grown_kib = max(kib_per_s * passed_s - appeared_kib.get(key, 0), 0.0)
+        changed[key] = min(before.get(key, 0.0) + grown_kib, kib * lone)
+    measured_kib = sum(changed.values()) - sum(before.get(key, 0.0) for key in changed)
+    changed[UNSEEN] = changed.get(UNSEEN, 0.0) + max(rewritten_kib - measured_kib, 0.0)
+    return changed
+
+
+def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:
+    """Return by key how many KiB a process writes to in a second, and how many it has."""
+    dirty = {guest.key: guest.dirty_kib_per_s for guest in snapshot.guests}
+    lone = lone_share(snapshot, state)
+    found = {}
+    for key, kib in state.guests_kib.items():
+        kib_per_s = dirty.get(key)
+        found[key] = (kib * lone / BLIND_S if kib_per_s is None else kib_per_s, kib)
+    unseen_kib = unseen_of_kib(snapshot, state)
+    return found | {UNSEEN: (unseen_kib * lone / BLIND_S, unseen_kib)} if unseen_kib else found
+
+
+def unseen_of_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
+    """Return how much mergeable memory there may be besides what is seen, by estimate; 0 where all is seen."""
+    others = snapshot.other_processes
+    if others is not None and not others.unread:
+        return 0
+    return max(known_kib(snapshot) - sum(state.guests_kib.values()), int(snapshot.host.total_kib * UNSEEN_SHARE))
+
+
+def lone_share(snapshot: Snapshot, state: AdaptiveState) -> float:
+    """Return the share of the memory that has not merged."""
+    merged_kib = snapshot.ksm.kib(snapshot.ksm.merging_pages or 0)
+    return max(1 - merged_kib / (total_kib(snapshot, state) or 1), 0.0)
+
+
+def total_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
+    """Return the memory that a full scan covers: guests' and other processes', or all that KSM knows of if more.
+
+    The difference is mergeable memory of other processes that may not be read.
+    """
+    return max(sum(state.guests_kib.values()), known_kib(snapshot))
+
+
+def known_kib(snapshot: Snapshot) -> int:
+    """Return the memory that KSM has scanned and not forgotten."""
+    ksm = snapshot.ksm
+    known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
+    return ksm.kib(sum(pages or 0 for pages in known))

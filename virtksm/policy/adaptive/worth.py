@@ -1,0 +1,139 @@
+"""Rule 6 of the adaptive law: a full scan begins when what it is expected to gain is worth what it costs. Pure.
+
+What it gains is the memory that will have merged, times the seconds since it could have: KiB times seconds. What share
+of the backlog merges, and lasts, is learned from the full scans before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import sqrt
+
+from virtksm.model.snapshot import Snapshot
+from virtksm.policy.adaptive.changes import changing, total_kib, unseen_of_kib
+from virtksm.policy.adaptive.engage import Need
+from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
+from virtksm.policy.adaptive.state import AdaptiveState, Learned
+
+NEGLIGIBLE = 256
+"""Less than this fraction of the memory is no backlog yet."""
+MIN_WAIT_S = 0.25
+"""No pass is asked for sooner: the agent makes none sooner by default (coalesce_ms)."""
+PRICES: Mapping[Growth, float] = {
+    Growth.BURST: 0.1,
+    Growth.SERIES: 0.1,
+    Growth.STEADY: 1.0,
+    Growth.SETTLED: 10.0,
+}
+"""How many ksmd-seconds it is worth to save the whole memory for a second: after a burst, one full scan covers it all;
+once memory has settled, waiting is nothing but loss; steady growth lies halfway (the geometric mean)."""
+PRESSING = 9.0
+"""With no memory available, waiting is worth this many times more, in addition."""
+SETTLED_WAIT_S = 4.0
+"""A settled backlog has waited for so long on average before its full scan: guests seldom start alone."""
+STARTS_MERGE_RATIO = 0.5
+"""The share of the memory of starting guests that is assumed to merge; of another backlog, as much as did lately."""
+MIN_MERGE_RATIO = 0.05
+NEWEST_MERGE_RATIO = 0.5
+"""Weight of the last pair of full scans in the average."""
+CHECK_COST = 3.0
+"""A check scan costs as much as so many full scans: smart_scan lets old pages be visited in few of them only."""
+CHANGING_S = 300.0
+"""What would double in so long at the present rate goes on changing: a check scan now would come too early."""
+LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
+"""A check scan begins after so long at the latest, or after so many times a full scan's cost: 0.2 % of a core. What
+changes by less than a MiB a second no guest is said to change."""
+MAX_FALL = 8
+"""One check scan that found nothing makes the share of changed memory that is expected to merge so much smaller."""
+
+
+def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
+    """Return the ksmd-seconds that a full scan takes by estimate: as the last ones, for the memory there is now."""
+    per_kib = state.learned.full_scan_cost_s_per_kib
+    first = state.learned.page_cost_s / snapshot.ksm.page_kib
+    return (total_kib(snapshot, state) if memory_kib is None else memory_kib) * (first if per_kib is None else per_kib)
+
+
+def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> float | None:
+    """Return how long the backlog has yet to wait for its full scan; None if none is worth it."""
+    memory_kib = total_kib(snapshot, state) or unseen_of_kib(snapshot, state)
+    if is_second_due(state, memory_kib):
+        return 0.0
+    backlog, growth, has_backlog = state.backlog, judge_growth(state), is_due(state, memory_kib)
+    more_kib_per_s = sum(kib_per_s for kib_per_s, _ in changing(snapshot, state).values())
+    small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
+    cost_s = full_scan_cost_s(snapshot, state, memory_kib)
+    latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
+    if small_kib >= 0 and not more_kib_per_s:
+        return latest_s if memory_kib else None
+    ratio = STARTS_MERGE_RATIO if state.arrivals.has_starts else max(merge_ratio(state.learned), MIN_MERGE_RATIO)
+    changed = changed_ratio(state.learned)
+
+    price = PRICES[growth]
+    price += (PRICES[Growth.SETTLED] - price) * need.pressure
+    price *= 1 + PRESSING * need.pressure
+    least_kib_s = memory_kib * cost_s / price
+    if not has_backlog:
+        is_early = more_kib_per_s * CHANGING_S > backlog.changed_kib
+        least_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
+    elif growth is Growth.SETTLED:
+        least_kib_s = max(least_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
+    left_kib_s = max(least_kib_s - backlog.waited_kib_s * ratio - backlog.changed_kib_s * changed, 0.0)
+
+    gain_kib = backlog.due_kib * ratio + backlog.changed_kib * changed
+    # gain_kib * t + more_kib_per_s * changed * t**2 / 2 = left_kib_s
+    root = sqrt(gain_kib**2 + 2 * more_kib_per_s * changed * left_kib_s)
+    wait_s = 2 * left_kib_s / (gain_kib + root) if left_kib_s else 0.0
+    if small_kib > 0:
+        wait_s = max(wait_s, small_kib / more_kib_per_s)
+    if not has_backlog:
+        return min(wait_s, latest_s)
+    ends_s = seconds_to_end(growth, state, memory_kib)
+    return min(wait_s, max(ends_s, MIN_WAIT_S)) if ends_s > 0 else wait_s
+
+
+def is_due(state: AdaptiveState, memory_kib: int) -> bool:
+    """Tell whether there is a backlog apart from what may have changed in place."""
+    return state.backlog.due_kib * NEGLIGIBLE > memory_kib
+
+
+def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
+    """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
+    return state.scans.pair_left > 0 and state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
+
+
+def learn(learned: Learned, now_s: float, scanned_kib: int, merged_kib: int, *, is_check: bool) -> Learned:
+    """Count a pair of full scans that has ended; whether what it has merged lasts is seen later."""
+    return replace(
+        learned,
+        merge_ratio=merge_ratio(learned),
+        changed_ratio=changed_ratio(learned),
+        changed_kib=learned.changed_kib // 2 + learned.scanned_kib if learned.was_check else learned.changed_kib,
+        ended_s=now_s,
+        scanned_kib=scanned_kib,
+        merged_kib=min(merged_kib, scanned_kib),
+        was_check=is_check,
+        rewritten_kib=0,
+    )
+
+
+def merge_ratio(learned: Learned) -> float:
+    """Return the share of the backlog that is expected to merge and to last, the last pair of full scans included."""
+    if learned.was_check or not learned.scanned_kib:
+        return learned.merge_ratio
+    return learned.merge_ratio + (_lasting(learned) - learned.merge_ratio) * NEWEST_MERGE_RATIO
+
+
+def changed_ratio(learned: Learned) -> float:
+    """Return the same of what may have changed in place, each pair weighted by how much that was."""
+    before = learned.changed_ratio
+    if not learned.was_check or not learned.scanned_kib:
+        return before
+    weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib / 2)
+    return max(before + (_lasting(learned) - before) * weight, before / MAX_FALL)
+
+
+def _lasting(learned: Learned) -> float:
+    """Return the share of what the last pair was for that has merged, and has not been written to too soon."""
+    return max(learned.merged_kib - learned.rewritten_kib, 0) / learned.scanned_kib
