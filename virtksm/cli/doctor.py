@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 
 from virtksm.cli.connection import requested_uri
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
-from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -26,13 +25,11 @@ TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--all", action="store_true", help="show what is in order, too")
     parser.add_argument(
         "--only", metavar="CHECK", action="append", help="make this check, or this group's, alone (may be repeated)"
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 for a WARN, too")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--kept-off",
         action="store_true",
@@ -79,12 +76,6 @@ def choose(only: Sequence[str] | None) -> set[str]:
             near = " or ".join(get_close_matches(one, names | groups, n=2)) or f"one of {', '.join(sorted(groups))}"
             raise UsageError(f"there is no check {printable(one)!r}", remedy=f"did you mean {near}?")
     return {check.name for check in CHECKS if not only or {check.name, check.group} & {*only}}
-
-
-class UsageError(VirtksmError):
-    """A word on the command line that means nothing here."""
-
-    exit_code = ExitCode.USAGE
 
 
 def _kept_off() -> ExitCode:

@@ -31,7 +31,6 @@ MAX = 100
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: the running agent's)")
     parser.add_argument(
         "--last",
         metavar="N",
@@ -39,7 +38,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=LAST,
         help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("-f", "--follow", action="store_true", help="show each decision to come, too, until Ctrl-C")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the numbers that led to each decision, too")
     parser.set_defaults(run=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 
-from virtksm.cli.survey import Surveyor, add_survey_options
+from virtksm.cli.survey import Surveyor
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.text import format_kib, printable
@@ -31,7 +31,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "guests", metavar="GUEST", nargs="*", help="show this running guest, by its name or UUID (default: all)"
     )
-    add_survey_options(parser)
     parser.add_argument(
         "--sort",
         choices=list(_ORDERS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 
-from virtksm.cli.survey import Surveyor, add_survey_options
+from virtksm.cli.survey import Surveyor
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
 
@@ -23,7 +23,6 @@ SCHEMA = 1
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    add_survey_options(parser)
     parser.set_defaults(run=run)
 
 
