@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from virtksm.cli.layout import USUAL_COLUMNS, find_columns
 from virtksm.errors import ConfigError, ExitCode, OnlyRoot, StateUnusable, UsageError, VirtksmError, reason_of
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from virtksm.text import printable
@@ -74,7 +75,7 @@ CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's, else
 VALUED = frozenset({"-c", "--connect", "--config", "--runtime-dir", "--state-dir"})
 """Common options that a value follows."""
 NOT_IN_USAGE = ("help", "runtime_dir", "state_dir")
-MIN_COLUMNS, MAX_COLUMNS = 40, 120
+MAX_COLUMNS = 120
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):
@@ -98,14 +99,8 @@ class HelpText(argparse.RawDescriptionHelpFormatter):
 
 
 def columns() -> int:
-    """Return the width for text: COLUMNS, else the terminal's, else 80."""
-    named = os.environ.get("COLUMNS", "")
-    if named.isdecimal():
-        return min(max(int(named[:4]), MIN_COLUMNS), MAX_COLUMNS)
-    try:
-        return min(max(os.get_terminal_size().columns, MIN_COLUMNS), MAX_COLUMNS)
-    except OSError:
-        return 80
+    """Return the width of help: COLUMNS, else the terminal's, else 80."""
+    return min(find_columns(sys.stdout, os.environ) or USUAL_COLUMNS, MAX_COLUMNS)
 
 
 class Parser(argparse.ArgumentParser):
