@@ -7,6 +7,9 @@ own and what is fed to it, ksmtuned_bash.py says. The real KSM is not touched.
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -41,11 +44,28 @@ def batch() -> Batch:
 
 
 def test_every_step_agrees_with_the_real_script(batch: Batch) -> None:
-    assert sum(map(len, batch.theirs)) >= 10_000
     for index, (sequence, theirs) in enumerate(zip(batch.sequences, batch.theirs, strict=True)):
         ours = run_ours(sequence, sequence.params)
         if ours != theirs:
             pytest.fail(f"seed {SEED}, sequence {index}:\n{disagreement(sequence, ours, theirs)}")
+
+
+def test_the_sequences_reach_what_matters(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    reached: Counter[str] = Counter()
+    for sequence, theirs in zip(batch.sequences, batch.theirs, strict=True):
+        assert len(sequence.steps) >= 20
+        reached.update(hosts_of(sequence))
+        for step, before, after in zip(sequence.steps, [FIRST, *theirs[:-1]], theirs, strict=True):
+            reached.update(places_of(sequence, step, before, after))
+    with capsys.disabled():
+        counts = ", ".join(f"{count} {name}" for name, count in reached.most_common())
+        sys.stdout.write(f"\nksmtuned's script, seed {SEED}: {counts}\n")
+    assert reached["sequences"] >= 500
+    assert reached["steps"] >= 10_000
+    for outcome in ("stop", "boost", "decay"):
+        assert reached[outcome] >= 1_000, outcome
+    for place in PLACES_REACHED:
+        assert reached[place] >= 10, place
 
 
 def test_without_the_script_it_fails_and_says_what_to_do(tmp_path: Path) -> None:
@@ -120,6 +140,72 @@ def snapshot_of(sequence: Sequence, step: Step, index: int) -> Snapshot:
         ksm=KsmState(settings=Settings(pages_to_scan=100, sleep_millisecs=20)),
         guests=tuple(Guest(uuid=str(n), name=str(n), rss_kib=rss_kib) for n, rss_kib in enumerate(memory)),
     )
+
+
+PLACES_REACHED = (
+    "stop between two runs",
+    "boost that reached the maximum",
+    "decay that reached the minimum",
+    "boost at the maximum",
+    "decay at the minimum",
+    *(f"free at the threshold {off:+d}" for off in (-1, 0, 1)),
+    *(f"committed at the limit {off:+d}" for off in (-1, 0, 1)),
+    "tiny total",
+    "huge total",
+    "default settings",
+    "minimum that is the maximum",
+    "no boost",
+    "no decay",
+    "coefficient 0",
+    "coefficient 100",
+    "constant that dominates",
+    "sleep_msec 0",
+    "sleep above 10 ms",
+)
+
+
+def hosts_of(sequence: Sequence) -> Iterator[str]:
+    """Yield what is special about a sequence's host and settings."""
+    params, total_kib = sequence.params, sequence.total_kib
+    special = {
+        "sequences": True,
+        "tiny total": total_kib < 5_000,
+        "huge total": total_kib > 2**32,
+        "default settings": params == KsmtunedParams(),
+        "minimum that is the maximum": params.npages_min == params.npages_max,
+        "no boost": params.npages_boost == 0,
+        "no decay": params.npages_decay == 0,
+        "coefficient 0": params.thres_coef == 0,
+        "coefficient 100": params.thres_coef == 100,
+        "constant that dominates": params.thres_const > total_kib * params.thres_coef // 100,
+        "sleep_msec 0": params.sleep_msec == 0,
+    }
+    yield from (name for name, holds in special.items() if holds)
+
+
+def places_of(sequence: Sequence, step: Step, before: State, after: State) -> Iterator[str]:
+    """Yield what is special about a step, by its inputs and the script's states around it."""
+    params, thres_kib = sequence.params, sequence.thres_kib
+    stopped = after.run == 0
+    boosted = not stopped and step.available_kib < thres_kib
+    decayed = not stopped and not boosted
+    moved = after.npages != before.npages
+    special = {
+        "steps": True,
+        "stop": stopped,
+        "boost": boosted,
+        "decay": decayed,
+        "stop between two runs": stopped and before.run == 1,
+        "boost that reached the maximum": boosted and moved and after.npages == params.npages_max,
+        "decay that reached the minimum": decayed and moved and after.npages == params.npages_min < before.npages,
+        "boost at the maximum": boosted and not moved and after.npages == params.npages_max,
+        "decay at the minimum": decayed and not moved and after.npages == params.npages_min,
+        f"free at the threshold {step.available_kib - thres_kib:+d}": abs(step.available_kib - thres_kib) <= 1,
+        "sleep above 10 ms": after.sleep_millisecs > 10 and not stopped,
+    }
+    limit = step.committed_kib + thres_kib - sequence.total_kib
+    special[f"committed at the limit {limit:+d}"] = abs(limit) <= 1
+    yield from (name for name, holds in special.items() if holds)
 
 
 def disagreement(sequence: Sequence, ours: list[State], theirs: list[State]) -> str:
