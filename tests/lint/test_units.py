@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.cli.main import build_parser
+from virtksm.cli.main import parse
 from virtksm.paths import DEFAULT_RUNTIME_DIR, RuntimePaths
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -71,9 +71,8 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
 
 def test_a_unit_calls_commands_and_options_that_exist() -> None:
     texts = "".join(unit.read_text(encoding="utf-8") for unit in ALL_UNITS)
-    for command in re.findall(r"^Exec\w+=-?/usr/bin/virtksm (.+)$", texts, flags=re.MULTILINE):
-        name, *options = command.split()
-        assert build_parser([name]).parse_args([name, *options]).command == name
+    for command in re.findall(r"^Exec\w+=.*/usr/bin/virtksm ([^'\n]+)", texts, flags=re.MULTILINE):
+        assert callable(parse(command.split()).run)
 
 
 def test_the_agent_requires_no_libvirt_and_wants_none_that_conflicts_with_another() -> None:

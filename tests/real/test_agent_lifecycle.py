@@ -152,7 +152,7 @@ def test_a_baseline_that_the_agents_user_has_planted_is_bounded_when_root_restor
     done = agent.home.run("restore", "--connect", agent.uri)
     assert done.returncode == 0, done.stderr
     assert ksm.settings() == (DEFAULTS[0], 45)
-    assert "doubted   pages_to_scan" in done.stdout
+    assert "Doubted    pages_to_scan" in done.stdout
 
 
 def test_a_second_agent_on_the_same_folder_and_a_restore_leave_with_a_clear_message(

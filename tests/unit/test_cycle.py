@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 from tests.fakes import BUSY, FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy, fake_cycle
-from virtksm.cli.render import restore_lines
+from virtksm.cli.render import restore_rows
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
@@ -235,7 +235,7 @@ def test_a_baseline_that_may_be_planted_and_that_nobody_sets_is_the_kernels_defa
     assert bench.hypervisor.values == {**FOUND, "pages_to_scan": found or 100, "merge_across_nodes": 0}
     assert report.left == left
     assert report.as_dict()["doubted"] == [one for one in ("pages_to_scan", "sleep_millisecs") if one not in left]
-    assert "".join(restore_lines(report.as_dict())).count("doubted") == 2 - len(left)
+    assert [label for _, label, _ in restore_rows(report.as_dict())].count("Doubted") == 2 - len(left)
     assert bench.store.state == HostState()
 
 
@@ -479,7 +479,7 @@ def test_what_stands_in_the_way_of_merging_is_a_warning_with_its_remedy_while_it
     assert (report.warnings, report.outcome) == (["process 100 (x) hangs"], Outcome.APPLIED)
     bench.local.trouble, bench.local.run = (), 0
     (note,) = bench.run().warnings
-    assert "echo 1 > /sys/kernel/mm/ksm/run" in note
+    assert "(virtksm doctor)" in note
     exposed = dataclasses.replace(bench.run(), exposed=("tenant-a", "tenant-b"))
     assert [note for note in exposed.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
     assert exposed.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
@@ -490,4 +490,4 @@ def test_what_stands_in_the_way_of_merging_is_a_warning_with_its_remedy_while_it
     (note,) = bench.run().warnings
     assert bench.pages == 0
     assert note.startswith("/var/lib/virtksm/local.off: is damaged")
-    assert "`virtksm on`" in note
+    assert "`virtksm resume`" in note

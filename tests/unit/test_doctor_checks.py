@@ -187,7 +187,7 @@ def scanning_without_agent(*hooks: HookFile, **changed: int) -> Facts:
 CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("ksm_built", files(NO_KSM, {"proc/sys/kernel/osrelease": None}), FAIL, "of unknown release has no /sys/kernel/mm"),
     ("ksm_run", with_numbers(run=0), FAIL, "run is 0: nothing merges"),
-    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, off=OFF)), INFO, "virtksm is switched off"),
+    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, off=OFF)), INFO, "virtksm is paused"),
     ("ksm_run", with_numbers(run=7), WARN, "cannot tell: run is 7"),
     ("ksm_run", files(ksm("run", "1" * 30)), WARN, "cannot tell: /sys/kernel/mm/ksm/run holds no number"),
     ("ksm_run", files(ksm("run", "1\n" * MAX_BYTES)), WARN, "cannot tell: /sys/kernel/mm/ksm/run is longer"),
@@ -377,8 +377,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ),
     ("agent_permission", without_agent(files({"etc/passwd": None})), INFO, "no user virtksm"),
     ("configuration", with_own(configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
-    ("switched_on", with_own(off=OFF), INFO, "switched off since 2026-01-01T00:00:00Z"),
-    ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as switched off"),
+    ("switched_on", with_own(off=OFF), INFO, "paused since 2026-01-01T00:00:00Z"),
+    ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as paused"),
     ("agent", without_agent(files(NO_SYSTEMD)), INFO, "the hook's pokes start passes"),
     ("agent", listening(), INFO, "the hook's pokes start passes"),
     ("agent", with_own(agent=None), WARN, "no hook's poke starts a pass"),
@@ -434,7 +434,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
 def test_remedies_fit_the_host() -> None:
     by_hand = outcome(files(ksm("run", "0"), {f"{UNITS}/virtksm-ksm.service": None}), "ksm_run").remedy
     assert by_hand == "echo 1 > /sys/kernel/mm/ksm/run"
-    assert outcome(with_numbers(run=0), "ksm_run").remedy.startswith("systemctl enable virtksm-ksm.service")
+    assert outcome(with_numbers(run=0), "ksm_run").remedy == "systemctl enable --now virtksm-ksm.service"
     latency_counts = outcome(files(REAL_TIME, enabled("tuned.service")), "tuned").remedy
     assert latency_counts.startswith("systemctl disable --now virtksm.service virtksm-ksm.service")
     numa = outcome(nodes(policy="ksmtuned"), "numa")

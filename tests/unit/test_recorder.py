@@ -109,7 +109,7 @@ def test_without_an_agent_or_a_pass_there_is_no_recording() -> None:
     ],
 )
 def test_an_answer_of_another_version_is_told(answer: dict[str, object]) -> None:
-    with pytest.raises(VirtksmError, match="are both of the same version"):
+    with pytest.raises(VirtksmError, match="systemctl restart virtksm"):
         Recorder(FakeAgent(answer)).ask()
 
 

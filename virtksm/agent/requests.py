@@ -25,7 +25,7 @@ from virtksm.agent.control_server import failure
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
 from virtksm.agent.status import AgentFacts, read_facts
 from virtksm.config.schema import Config
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import LibvirtUnreachable, VirtksmError
 from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import LocalFacts, Switch
@@ -74,7 +74,7 @@ class Requests:
         try:
             return self._other_host(request) or await self._answer(request)
         except VirtksmError as error:
-            return failure(str(error), error.exit_code)
+            return failure(error.message, error.exit_code, error.remedy)
 
     async def _answer(self, request: Mapping[str, object]) -> dict[str, object]:
         match request.get("op"):
@@ -118,7 +118,8 @@ class Requests:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
         uri = self.agent.connection.known_uri
         if is_alias(uri):
-            return failure(self.agent.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+            error = LibvirtUnreachable(self.agent.reporter.why_unlinked())
+            return failure(error.message, error.exit_code, error.remedy)
         switch = self.make_switch(uri, self.agent.configuration.in_force)
         change = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
         await self.switch_calls.run(f"switch {trigger.value}", change)
@@ -126,7 +127,8 @@ class Requests:
         try:
             return await self._pass(trigger)
         except VirtksmError as error:
-            return failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
+            done = "paused" if trigger is Trigger.OFF else "resumed"
+            return failure(f"{done}, but no pass was possible yet: {error.message}", error.exit_code, error.remedy)
 
 
 async def answer_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:

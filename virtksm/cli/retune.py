@@ -9,9 +9,9 @@ import argparse
 import gc
 import os
 
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import ExitCode, OnlyRoot, VirtksmError, reason_of
 from virtksm.paths import RuntimePaths
-from virtksm.uri import CONNECT_HELP, named_uri
+from virtksm.uri import named_uri
 
 ANSWER_WITHIN_S = 60.0
 HOOK_OVER_WITHIN_S = 30.0
@@ -21,10 +21,8 @@ COALESCE_S = 0.25
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--dry-run", action="store_true", help="sense and decide, write nothing")
-    parser.add_argument("--json", action="store_true", help="print the pass as JSON")
     parser.add_argument(
         "--coalesce",
         action="store_true",
@@ -50,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
 
         print(json.dumps(report))
     else:
-        from virtksm.cli.render import pass_lines
+        from virtksm.cli.layout import show
+        from virtksm.cli.render import pass_rows
 
-        print("\n".join(pass_lines(report)))
+        show(pass_rows(report))
     return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
 
@@ -71,19 +70,16 @@ def through_agent(
     try:
         answer = ask(paths.control_socket, request if uri is None else {**request, "uri": uri}, timeout_s=within_s)
     except PermissionError as error:
-        raise VirtksmError(
-            f"you may not ask the agent at {paths.control_socket}, if one runs",
-            remedy="only root and the agent's own user may have it do anything: run this as root",
-        ) from error
+        raise OnlyRoot from error
     except (OSError, ValueError) as error:
         raise VirtksmError(
-            f"the agent at {paths.control_socket} does not answer: {error}",
-            remedy=f"see `systemctl status virtksm`; `virtksm {request['op']} --direct` does without it",
+            f"the agent does not answer: {reason_of(error)}",
+            remedy="systemctl status virtksm; --direct does without the agent",
         ) from error
     if answer is None or "other_uri" in answer:
         return None
     if not answer.get("ok"):
-        failure = VirtksmError(str(answer.get("error")))
+        failure = VirtksmError(str(answer.get("error")), remedy=str(answer.get("remedy", "")))
         code = answer.get("exit_code")
         if isinstance(code, int) and code in list(map(int, ExitCode)):
             failure.exit_code = ExitCode(code)

@@ -156,8 +156,8 @@ METRICS = (
     _counter("libvirt_reconnects", "Connections to libvirt after the first one.",
              lambda at: max(at.tally.connections - 1, 0)),
     # KSM.
-    _gauge("switched_off", "1: switched off by `virtksm off`.", lambda at: at.tally.is_off),
-    _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on.",
+    _gauge("switched_off", "1: paused by `virtksm pause`.", lambda at: at.tally.is_off),
+    _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is not paused.",
            _ksm_off_while_wanted),
     _gauge("idle", "1: the last decision was to let ksmd idle.",
            lambda at: None if at.agent.last is None else at.agent.last.decision.is_idle),

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.decision import Decision, Reason, Triggers
+from virtksm.model.decision import Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
 from virtksm.policy.adaptive.backlog import account
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, UNSEEN, known_kib, total_kib
@@ -35,6 +35,7 @@ from virtksm.policy.adaptive.full_scans import (
     feed,
     has_ended,
     is_scanned_by_another,
+    progress_numbers,
     read_meter,
     seconds_until_empty,
     seconds_until_stalled,
@@ -160,7 +161,7 @@ class AdaptivePolicy:
             merge = None
         if learned.rewritten_kib * 2 > learned.merged_kib > 0:
             text += "; most of what merged last was rewritten soon, so less is expected of the next full scan"
-        numbers = {
+        numbers: dict[str, Number] = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,
             "new_kib": backlog.new_kib,
@@ -182,6 +183,8 @@ class AdaptivePolicy:
                 "other_processes_kib": snapshot.other_processes.kib,
                 "other_processes_unread": snapshot.other_processes.unread,
             }
+        if state.scans.current is not None:
+            numbers |= progress_numbers(snapshot, state, state.scans.current)
         decision = Decision(
             target=replace(settings, merge_across_nodes=merge),
             reason=Reason(rule=rule, text=text, numbers=numbers),
