@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.doctor.finding import worst
     from virtksm.doctor.reading import read_facts
 
-    uri, paths = requested_uri(options.connect), RuntimePaths(options.runtime_dir, options.state_dir)
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    uri = requested_uri(options.connect, paths)
     findings = examine(read_facts(uri, options.config, paths, ask_about(paths)))
     verdict = worst(findings)
     if options.json:

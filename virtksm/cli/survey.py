@@ -6,6 +6,7 @@ import argparse
 import gc
 
 from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def read_survey(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     config = load(options.config, asks_groups=False).config
     libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(requested_uri(options.connect), read_only=True)
+    host = libvirt.open(requested_uri(options.connect, RuntimePaths(options.runtime_dir)), read_only=True)
     facts = ProcFacts(boottime_s) if is_this_machine(host.uri, config) else None
 
     def read() -> tuple[Survey, HostMemory]:
