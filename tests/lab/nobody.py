@@ -29,11 +29,15 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+def nobody_command(*arguments: str, gids: tuple[int, ...] = ()) -> list[str]:
+    """Return the program that runs a virtksm command as the user nobody, who is in the groups `gids`, too."""
+    return [sys.executable, "-c", _PROGRAM, " ".join(map(str, (NOBODY, *gids))), *arguments]
+
+
 def run_as_nobody(*arguments: str, gids: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run a virtksm command to its end as the user nobody, who is in the groups `gids`, too."""
-    who = " ".join(map(str, (NOBODY, *gids)))
     return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, who, *arguments],
+        nobody_command(*arguments, gids=gids),
         cwd=PROJECT,
         capture_output=True,
         text=True,

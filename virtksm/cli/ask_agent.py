@@ -16,6 +16,10 @@ ANSWER_WITHIN_S = 10.0
 OF_ONE_VERSION = "the agent may be of another version: systemctl restart virtksm"
 
 
+class MayNotAsk(VirtksmError):
+    """The agent, if one runs, is not for this user to ask."""
+
+
 def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
     """Return the agent's answer to a query (`status`, `history`, `decisions`), None if no agent runs.
 
@@ -35,7 +39,7 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
             f"the agent does not answer: {reason_of(error)}", remedy="systemctl status virtksm"
         ) from error
     if answer is None:
-        raise VirtksmError(
+        raise MayNotAsk(
             "you may not ask the agent",
             remedy="run this with sudo, or as a member of the group that status_group names",
         )

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import printable
 
 UNIT_DIRS = (
@@ -28,6 +29,11 @@ ANSWER_WITHIN_S = 3.0
 def has_unit(name: str, unit_dirs: Iterable[str] = UNIT_DIRS, booted: str = "/run/systemd/system") -> bool:
     """Return whether systemd runs here (sd_booted(3)) and has a unit of that name."""
     return os.path.isdir(booted) and any(os.path.isfile(f"{folder}/{name}") for folder in unit_dirs)
+
+
+def switch_on_here() -> str:
+    """Return what switches KSM on, on this host."""
+    return switch_ksm_on(has_unit=has_unit(SWITCH_UNIT))
 
 
 def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
