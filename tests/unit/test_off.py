@@ -56,17 +56,17 @@ PASS = {
 
 
 def test_what_is_merged_is_told_and_what_unmerges_it_where_that_fits() -> None:
-    def lines(ksm: KsmState, available_kib: int, *, is_local: bool = True) -> list[str]:
+    def shown(ksm: KsmState, available_kib: int, *, is_local: bool = True) -> list[str]:
         return to_lines(merged_rows(ksm, available_kib, is_local=is_local))
 
-    fits = lines(SOME, 400)
-    assert fits[0] == "Merged     0.4 MiB saved: 10 pages shared, 90 more sharing them"
-    assert fits[1] == "Unmerge    unmerging needs up to 0.4 MiB, 0.4 MiB available: ok"
-    assert fits[2:] == ["           virtksm unmerge"]
-    assert lines(SOME, 400, is_local=False)[-1].endswith("virtksm unmerge, on that host")
-    assert lines(SOME, 300)[1:] == ["Unmerge    unmerging needs 0.1 MiB more free memory"]
-    assert lines(NOTHING, 0) == ["Merged     nothing"]
-    assert "unknown" in lines(UNKNOWN, 0)[0], "not offered is not nothing"
+    assert shown(SOME, 400) == [
+        "Merged     0.4 MiB saved: 10 pages shared, 90 more sharing them",
+        "Unmerge    virtksm unmerge (unmerging needs up to 0.4 MiB, 0.4 MiB available: ok)",
+    ]
+    assert shown(SOME, 400, is_local=False)[1].startswith("Unmerge    virtksm unmerge, on that host (")
+    assert shown(SOME, 300)[1:] == ["Unmerge    unmerging needs 0.1 MiB more free memory"]
+    assert shown(NOTHING, 0) == ["Merged     nothing"]
+    assert "unknown" in shown(UNKNOWN, 0)[0], "not offered is not nothing"
 
 
 def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = False) -> str:

@@ -54,11 +54,12 @@ def run(options: argparse.Namespace) -> int:
         import json
 
         print(json.dumps({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
+    elif options.check:
+        print(fit_text(ksm, available_kib))
     else:
         from virtksm.cli.layout import show
 
-        is_check = [("", "Unmerge", fit_text(ksm, available_kib))]
-        show(is_check if options.check else merged_rows(ksm, available_kib, is_local=True))
+        show(merged_rows(ksm, available_kib, is_local=True))
     return ExitCode.DONE if fits else ExitCode.FAILED
 
 
@@ -77,7 +78,7 @@ def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, 
     if not fits and not force:
         raise VirtksmError(fit_text(ksm, available_kib), remedy=FREE_MEMORY)
     if not has_unit:
-        raise VirtksmError(f"this host has no {UNIT}, as virtksm itself writes nothing to /sys", remedy=UNMERGE)
+        raise VirtksmError(f"this host has no {UNIT}, and virtksm itself writes nothing to /sys", remedy=UNMERGE)
     if not fits:
         os.close(os.open(f"{runtime_dir}/{ALLOWANCE}", os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     if start():
@@ -132,12 +133,13 @@ def merged_rows(ksm: KsmState, available_kib: int, *, is_local: bool) -> Iterato
     if not ksm.unmerge_kib:
         yield "", "Merged", "unknown: KSM's counters are not offered" if ksm.unmerge_kib is None else "nothing"
         return
-    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"
     zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
-    yield "", "Merged", f"{format_kib(ksm.saved_kib)} saved: {counted}{zero}"
-    yield "", "Unmerge", fit_text(ksm, available_kib)
-    if not ksm.missing_kib(available_kib):
-        yield "", "", f"virtksm unmerge{'' if is_local else ', on that host'}"
+    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them{zero}"
+    yield "", "Merged", f"{format_kib(ksm.saved_kib)} saved: {counted}"
+    if ksm.missing_kib(available_kib):
+        yield "warn", "Unmerge", fit_text(ksm, available_kib)
+    else:
+        yield "", "Unmerge", f"virtksm unmerge{'' if is_local else ', on that host'} ({fit_text(ksm, available_kib)})"
 
 
 def fit_text(ksm: KsmState, available_kib: int) -> str:
