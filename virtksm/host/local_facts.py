@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from virtksm.errors import SensingFailed
+from virtksm.errors import SensingFailed, reason_of
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
 from virtksm.host.proc_files import (
     MAX_BYTES,
@@ -110,7 +110,7 @@ class ProcFacts:
                 return parse_meminfo(file.read())
         except (OSError, ValueError) as error:
             raise SensingFailed(
-                f"{path}: {error}", remedy="/proc must be mounted, and a unit needs ProcSubset=all"
+                f"{path}: {reason_of(error)}", remedy="/proc must be mounted, and a unit needs ProcSubset=all"
             ) from error
 
     def ksmd_cpu_seconds(self) -> float | None:
