@@ -11,6 +11,7 @@ import os
 
 from virtksm.cli.connection import config_or_defaults
 from virtksm.errors import ExitCode, OnlyRoot, SensingFailed, VirtksmError
+from virtksm.paths import DEFAULT_RUNTIME_DIR
 from virtksm.remedies import RUN_THERE, UNMERGE
 from virtksm.text import format_kib
 from virtksm.uri import is_alias, is_local, named_uri
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 UNIT = "virtksm-unmerge.service"
-ALLOWANCE = "unmerge-anyway"
-"""A file in the runtime folder: the unit removes it, and then does not ask whether the copies fit."""
+ALLOWANCE = f"{DEFAULT_RUNTIME_DIR}/unmerge-anyway"
+"""Where this file is, the unit does not ask whether the copies fit, and removes it."""
 FREE_MEMORY = "stop guests, or move them to another host; --force does not ask"
 
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     require_this_machine(options)
     facts = ProcFacts(boottime_s)
     if not options.check:
-        unmerge(facts, options.runtime_dir, force=options.force, has_unit=has_unit(UNIT), start=_start_unit)
+        unmerge(facts, force=options.force, has_unit=has_unit(UNIT), start=_start_unit)
     ksm, available_kib = read_here(facts)
     fits = not ksm.missing_kib(available_kib)
     if options.json:
@@ -63,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.DONE if fits else ExitCode.FAILED
 
 
-def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, start: Callable[[], int]) -> None:
+def unmerge(
+    facts: ProcFacts, *, force: bool, has_unit: bool, start: Callable[[], int], allowance: str = ALLOWANCE
+) -> None:
     """Have systemd unmerge, where something is merged and it fits, or by `force`; raises VirtksmError.
 
     `has_unit`: systemd runs here, with UNIT; `start` starts that and returns systemctl's exit code, after minutes where
@@ -79,10 +82,17 @@ def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, 
         raise VirtksmError(fit_text(ksm, available_kib), remedy=FREE_MEMORY)
     if not has_unit:
         raise VirtksmError(f"this host has no {UNIT}, and virtksm itself writes nothing to /sys", remedy=UNMERGE)
-    if not fits:
-        os.close(os.open(f"{runtime_dir}/{ALLOWANCE}", os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    if start():
-        raise VirtksmError(f"{UNIT} has failed", remedy=f"journalctl -u {UNIT}")
+    from pathlib import Path
+
+    allowed = Path(allowance)
+    try:
+        if not fits:
+            allowed.parent.mkdir(exist_ok=True)
+            allowed.touch()
+        if start():
+            raise VirtksmError(f"{UNIT} has failed", remedy=f"journalctl -u {UNIT}")
+    finally:
+        allowed.unlink(missing_ok=True)  # where the unit did not come so far
 
 
 def _start_unit() -> int:
