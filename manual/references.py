@@ -60,7 +60,8 @@ def rewritten() -> Iterator[tuple[Path, str]]:
 
 
 def _arguments(command: Command) -> str:
-    found = re.search(r"(?: \[[A-Z]+(?: \.\.\.)?\]| [A-Z]+)*$", command.usage)
+    without_options = re.sub(r" -[\w-]+ [A-Z]+", "", command.usage)
+    found = re.search(r"(?: \[[A-Z]+(?: \.\.\.)?\]| [A-Z]+)*$", without_options)
     return found[0] if found else ""
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 
 DEFAULT_URI = "qemu:///system"
+PLAIN = (DEFAULT_URI, "qemu:///session")
+"""URIs that name no host, transport, socket or program: those that a command opens because an agent says so."""
 VARIABLE = "LIBVIRT_DEFAULT_URI"
 
 

@@ -17,7 +17,6 @@ from manual.pages import (
     without_tables,
 )
 from manual.tree import Command, describe, describe_options
-from virtksm.cli.main import COMMANDS
 from virtksm.config.schema import all_keys
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from virtksm.cli.main import parse
+from virtksm.cli.unmerge import ALLOWANCE
 from virtksm.paths import DEFAULT_RUNTIME_DIR, RuntimePaths
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -90,6 +91,11 @@ def test_the_folders_are_those_of_the_program() -> None:
     declared = (CONF / "tmpfiles.d" / "virtksm.conf").read_text(encoding="utf-8")
     made = {(line.split()[0], line.split()[1]) for line in declared.splitlines() if not line.startswith("#")}
     assert made == {("d", DEFAULT_RUNTIME_DIR), ("p", RuntimePaths().poke_fifo)}
+
+
+def test_unmerging_asks_whether_it_fits_but_for_the_commands_allowance() -> None:
+    text = (CONF / "systemd" / "virtksm-unmerge.service").read_text(encoding="utf-8")
+    assert f"sh -c 'rm {ALLOWANCE} 2>/dev/null || exec /usr/bin/virtksm unmerge --check'" in text
 
 
 def test_ksm_stays_off_while_virtksm_is_switched_off() -> None:

@@ -159,7 +159,7 @@ def test_a_second_agent_on_the_same_folder_and_a_restore_leave_with_a_clear_mess
     ksm: Ksm, start_agent: AgentFactory
 ) -> None:
     first = start_agent()
-    for command, message in (("agent", "an agent already runs with"), ("restore", "an agent runs with")):
+    for command, message in (("agent", "an agent already runs with"), ("restore", "an agent runs, which restores")):
         done = first.home.run(command, "--connect", first.uri)
         assert done.returncode == 1
         assert f"{message} {first.home.runtime_dir}" in done.stderr

@@ -17,7 +17,7 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import nobody_command
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.terminal_recording import find_differences
-from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import UNSETTLED_LAW, VIRTKSM, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -40,6 +40,24 @@ FOR_NOBODY = {"status": "status", "guests": "guests --sort name", "headroom": "h
 WITHOUT_AGENT = {"status": "status", "explain": "explain --last 1"}
 WITHOUT_LIBVIRT = {"status": "status", "guests": "guests", "doctor-group": "doctor --only libvirt"}
 ELSEWHERE = {"doctor": "doctor"}
+ACTING = {
+    "pause": "pause",
+    "verify-off": "verify-off",
+    "unmerge-check": "unmerge --check",
+    "unmerge": "unmerge",
+    "resume": "resume",
+    "restore": "restore",
+}
+HELP = {
+    "help": "help",
+    "pause": "help pause",
+    "config": "help config",
+    "replay": "help trace replay",
+    "nothing": "",
+    "typo": "stauts",
+    "option": "status --al",
+}
+NOT_FOR_NOBODY = {"pause": "pause", "retune": "retune", "restore": "restore", "unmerge": "unmerge"}
 AWAY = "qemu+unix://nowhere.invalid/system?socket=/nonexistent/socket"
 
 
@@ -80,8 +98,19 @@ def test_everybody_sees_what_is_theirs_to_see(
     readers = f"{agent.uri}-ro"
     compare("nobody", FOR_NOBODY, lambda *words: nobody_command(*options, *words), readers)
 
+    compare("nobody", NOT_FOR_NOBODY, lambda *words: nobody_command(*options, *words), agent.uri)
+
     assert agent.stop() == 0
     compare("alone", WITHOUT_AGENT, home.command, agent.uri)
+
+
+def test_what_acts_says_what_it_has_done(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    agent_home.configure(UNSETTLED_LAW)
+    compare("acting", ACTING, agent_home.command, libvirtd.uri)
+
+
+def test_the_help_and_wrong_usage_fit_the_terminal() -> None:
+    compare("help", HELP, lambda *words: [VIRTKSM, *words], "qemu:///system")
 
 
 def test_without_libvirt_and_of_another_machine_what_is_known_is_told(agent_home: AgentHome) -> None:

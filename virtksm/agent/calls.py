@@ -17,12 +17,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.host.systemd import restart_libvirt
 
 Result = TypeVar("Result")
-
-LIBVIRT_HANGS = partial(
-    LibvirtTimeout, remedy="libvirt's daemon does not answer: see its log, or restart it; guests go on running"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +30,11 @@ class Waiting:
     since_s: float
 
 
+def libvirt_hangs(message: str) -> VirtksmError:
+    """Return the error for a call that libvirt does not answer."""
+    return LibvirtTimeout(message, remedy=restart_libvirt())
+
+
 class BlockingCalls:
     """Runs one blocking call at a time; to be used from one asyncio loop.
 
@@ -40,7 +42,7 @@ class BlockingCalls:
     limit, which is `limit_s` where the call has none of its own.
     """
 
-    def __init__(self, timeout_error: Callable[[str], VirtksmError] = LIBVIRT_HANGS, limit_s: float = math.inf) -> None:
+    def __init__(self, timeout_error: Callable[[str], VirtksmError] = libvirt_hangs, limit_s: float = math.inf) -> None:
         self.limit_s = limit_s
         self._timeout_error = timeout_error
         self.waiting: Waiting | None = None

@@ -25,7 +25,7 @@ from virtksm.agent.control_server import failure
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
 from virtksm.agent.status import AgentFacts, read_facts
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtUnreachable, VirtksmError
+from virtksm.errors import ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import LocalFacts, Switch
@@ -40,7 +40,7 @@ DECISIONS_BYTES = MAX_ANSWER * 3 // 4
 MAX_SHOWN = 60
 """Characters of a request that an answer repeats."""
 
-OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions")
+OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions", "trace")
 """Requests that may name the host that they mean."""
 
 Value = TypeVar("Value")

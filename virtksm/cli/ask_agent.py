@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from virtksm.errors import VirtksmError, reason_of
 from virtksm.paths import RuntimePaths
+from virtksm.uri import named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
 
 
 def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the answer of the agent that serves the host behind `uri` (None: any host); None if none does.
+    """Return the answer of the agent that serves the host behind `uri`; None if none does. Raises as `ask_agent`.
 
-    Raises as `ask_agent`.
+    Where the user has named no host (None, and no LIBVIRT_DEFAULT_URI), any agent's answer is returned.
     """
+    uri = named_uri(uri)
     answer = ask_agent(paths, request if uri is None else {**request, "uri": uri})
     return None if answer is None or "other_uri" in answer else answer
 

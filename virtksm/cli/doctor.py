@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.doctor.finding import worst
 
     chosen = choose(options.only)
-    uri, paths = requested_uri(options.connect), RuntimePaths(options.runtime_dir, options.state_dir)
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    uri = requested_uri(options.connect, paths)
     found = examine(read_facts(uri, options.config, paths, ask_about(paths)))
     findings = [one for one in found if one.check in chosen]
     verdict = worst(findings)

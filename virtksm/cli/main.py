@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from virtksm.cli.layout import USUAL_COLUMNS, find_columns
 from virtksm.errors import ConfigError, ExitCode, OnlyRoot, StateUnusable, UsageError, VirtksmError, reason_of
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from virtksm.text import printable
@@ -21,7 +20,7 @@ from virtksm.uri import DEFAULT_URI, VARIABLE
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import NoReturn, TextIO
 
 Words = tuple[str, ...]
 """What names a command: ("status",), ("config", "show"); none for the program itself."""
@@ -79,14 +78,14 @@ MAX_COLUMNS = 120
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):
-    """A formatter that finds the terminal's width itself, and leaves the rarest common options out of the usage.
+    """A formatter that leaves the rarest common options out of the usage.
 
-    argparse makes a formatter for every option that is added, and the usual one imports shutil with all its compressors
-    for the width: 2 ms of every start.
+    argparse makes one for every option that is added; without `columns` it imports shutil with all its compressors to
+    find the terminal's: 2 ms of every start.
     """
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=columns() - 2, max_help_position=22)
+    def __init__(self, prog: str, columns: int = 80) -> None:
+        super().__init__(prog, width=columns - 2, max_help_position=22)
 
     def add_usage(
         self,
@@ -96,11 +95,6 @@ class HelpText(argparse.RawDescriptionHelpFormatter):
         prefix: str | None = None,
     ) -> None:
         super().add_usage(usage, [one for one in actions if one.dest not in NOT_IN_USAGE], groups, prefix)
-
-
-def columns() -> int:
-    """Return the width of help: COLUMNS, else the terminal's, else 80."""
-    return min(find_columns(sys.stdout, os.environ) or USUAL_COLUMNS, MAX_COLUMNS)
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,12 +127,21 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         from virtksm.cli.help import describe, examples  # only where somebody reads it
 
-        self.description = describe(self.words, self.summary, columns() - 2)
+        self.description = describe(self.words, self.summary, self._fit(sys.stdout) - 2)
         self.epilog = examples(self.words)
         return super().format_help()
 
+    def _fit(self, stream: TextIO) -> int:
+        """Have texts fit the terminal; returns its columns."""
+        from virtksm.cli.layout import USUAL_COLUMNS, find_columns
+
+        columns = min(find_columns(stream, os.environ) or USUAL_COLUMNS, MAX_COLUMNS)
+        self.formatter_class = lambda prog: HelpText(prog, columns)
+        return columns
+
     def error(self, message: str, *, remedy: str = "") -> NoReturn:
         """Print the usage, and raise UsageError."""
+        self._fit(sys.stderr)
         self.print_usage(sys.stderr)
         raise UsageError(message, remedy=remedy or " ".join(("virtksm help", *self.words)))
 

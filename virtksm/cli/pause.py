@@ -39,7 +39,12 @@ def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
     from virtksm.cli.render import pass_rows
 
     is_local = report["source"] == "local"
-    rows = [("", "Paused", "virtksm will not scan until `virtksm resume`"), *pass_rows(report)]
-    if not is_local:
-        rows.append(("", "Note", "an agent on that host has a switch of its own: run `virtksm pause` there, too"))
-    return to_text([*rows, *merged_rows(ksm, available_kib, is_local=is_local)])
+    note = "an agent on that host has a switch of its own: run `virtksm pause` there, too"
+    return to_text(
+        [
+            ("", "Paused", "virtksm will not scan until `virtksm resume`"),
+            *pass_rows(report),
+            *([] if is_local else [("", "Note", note)]),
+            *merged_rows(ksm, available_kib, is_local=is_local),
+        ]
+    )

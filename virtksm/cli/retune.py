@@ -94,7 +94,7 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
     from virtksm.store.state import LOCK_WAIT_S
     from virtksm.wiring import make_cycle
 
-    uri = requested_uri(options.connect)
+    uri = requested_uri(options.connect, paths)
     config = load(options.config, asks_groups=False).config
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(uri)

@@ -1,10 +1,11 @@
-"""What `virtksm status`, `guests` and `headroom` have in common: a read-only survey of a host's guests."""
+"""The common part of `virtksm guests` and `virtksm headroom`: a read-only survey of a host's guests."""
 
 from __future__ import annotations
 
 import argparse
 
 from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -15,16 +16,6 @@ if TYPE_CHECKING:
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
-
-
-def find_switch_on(run: int | None) -> str:
-    """Return what switches KSM on here, where `run` says that it is off; else nothing."""
-    if run in (None, 1):
-        return ""
-    from virtksm.host.systemd import has_unit
-    from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
-
-    return switch_ksm_on(has_unit=has_unit(SWITCH_UNIT))
 
 
 class Surveyor:
@@ -38,7 +29,7 @@ class Surveyor:
         from virtksm.config.load import load
 
         self.config: Config = load(options.config, asks_groups=False).config
-        self._uri = requested_uri(options.connect)
+        self._uri = requested_uri(options.connect, RuntimePaths(options.runtime_dir))
         self._libvirt = Libvirt(self.config.call_timeout_s)
         self._host: LibvirtHost | None = None
 

@@ -11,6 +11,7 @@ import os
 
 from virtksm.cli.connection import config_or_defaults
 from virtksm.errors import ExitCode, OnlyRoot, SensingFailed, VirtksmError
+from virtksm.paths import DEFAULT_RUNTIME_DIR
 from virtksm.remedies import RUN_THERE, UNMERGE
 from virtksm.text import format_kib
 from virtksm.uri import is_alias, is_local, named_uri
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 UNIT = "virtksm-unmerge.service"
-ALLOWANCE = "unmerge-anyway"
-"""A file in the runtime folder: the unit removes it, and then does not ask whether the copies fit."""
+ALLOWANCE = f"{DEFAULT_RUNTIME_DIR}/unmerge-anyway"
+"""Where this file is, the unit does not ask whether the copies fit, and removes it."""
 FREE_MEMORY = "stop guests, or move them to another host; --force does not ask"
 
 
@@ -47,22 +48,25 @@ def run(options: argparse.Namespace) -> int:
     require_this_machine(options)
     facts = ProcFacts(boottime_s)
     if not options.check:
-        unmerge(facts, options.runtime_dir, force=options.force, has_unit=has_unit(UNIT), start=_start_unit)
+        unmerge(facts, force=options.force, has_unit=has_unit(UNIT), start=_start_unit)
     ksm, available_kib = read_here(facts)
     fits = not ksm.missing_kib(available_kib)
     if options.json:
         import json
 
         print(json.dumps({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
+    elif options.check:
+        print(fit_text(ksm, available_kib))
     else:
         from virtksm.cli.layout import show
 
-        is_check = [("", "Unmerge", fit_text(ksm, available_kib))]
-        show(is_check if options.check else merged_rows(ksm, available_kib, is_local=True))
+        show(merged_rows(ksm, available_kib, is_local=True))
     return ExitCode.DONE if fits else ExitCode.FAILED
 
 
-def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, start: Callable[[], int]) -> None:
+def unmerge(
+    facts: ProcFacts, *, force: bool, has_unit: bool, start: Callable[[], int], allowance: str = ALLOWANCE
+) -> None:
     """Have systemd unmerge, where something is merged and it fits, or by `force`; raises VirtksmError.
 
     `has_unit`: systemd runs here, with UNIT; `start` starts that and returns systemctl's exit code, after minutes where
@@ -77,11 +81,18 @@ def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, 
     if not fits and not force:
         raise VirtksmError(fit_text(ksm, available_kib), remedy=FREE_MEMORY)
     if not has_unit:
-        raise VirtksmError(f"this host has no {UNIT}, as virtksm itself writes nothing to /sys", remedy=UNMERGE)
-    if not fits:
-        os.close(os.open(f"{runtime_dir}/{ALLOWANCE}", os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    if start():
-        raise VirtksmError(f"{UNIT} has failed", remedy=f"journalctl -u {UNIT}")
+        raise VirtksmError(f"this host has no {UNIT}, and virtksm itself writes nothing to /sys", remedy=UNMERGE)
+    from pathlib import Path
+
+    allowed = Path(allowance)
+    try:
+        if not fits:
+            allowed.parent.mkdir(exist_ok=True)
+            allowed.touch()
+        if start():
+            raise VirtksmError(f"{UNIT} has failed", remedy=f"journalctl -u {UNIT}")
+    finally:
+        allowed.unlink(missing_ok=True)  # where the unit did not come so far
 
 
 def _start_unit() -> int:
@@ -132,12 +143,13 @@ def merged_rows(ksm: KsmState, available_kib: int, *, is_local: bool) -> Iterato
     if not ksm.unmerge_kib:
         yield "", "Merged", "unknown: KSM's counters are not offered" if ksm.unmerge_kib is None else "nothing"
         return
-    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"
     zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
-    yield "", "Merged", f"{format_kib(ksm.saved_kib)} saved: {counted}{zero}"
-    yield "", "Unmerge", fit_text(ksm, available_kib)
-    if not ksm.missing_kib(available_kib):
-        yield "", "", f"virtksm unmerge{'' if is_local else ', on that host'}"
+    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them{zero}"
+    yield "", "Merged", f"{format_kib(ksm.saved_kib)} saved: {counted}"
+    if ksm.missing_kib(available_kib):
+        yield "warn", "Unmerge", fit_text(ksm, available_kib)
+    else:
+        yield "", "Unmerge", f"virtksm unmerge{'' if is_local else ', on that host'} ({fit_text(ksm, available_kib)})"
 
 
 def fit_text(ksm: KsmState, available_kib: int) -> str:

@@ -56,13 +56,15 @@ def run(options: argparse.Namespace) -> int:
     else:
         from virtksm.cli.layout import show
 
+        since_text = f" since {since}" if since else ""
         rows = [
-            ("", "virtksm", f"{'not paused' if paused is None else 'paused'}{f' since {since}' if since else ''}"),
+            ("", "virtksm", "not paused" if paused is None else f"paused{since_text}"),
             ("", "KSM", f"run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}"),
             ("", "Merged", f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"),
-            *(("bad", "Doubt", f"not verified: {doubt}") for doubt in doubts),
+            *(("bad", "Doubt", doubt) for doubt in doubts),
+            ("bad", "Result", "not verified") if doubts else ("good", "Verified", "KSM is off, and nothing is merged"),
         ]
-        show(rows if doubts else [*rows, ("good", "Verified", "KSM is off, and nothing is merged")])
+        show(rows)
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 

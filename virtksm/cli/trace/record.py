@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.store.trace import append_lines, create_trace
 
     paths = RuntimePaths(options.runtime_dir)
-    recorder = Recorder(lambda request: ask_agent(paths, request), is_anonymous=options.anonymous)
+    recorder = Recorder(lambda request: ask_serving(paths, options.connect, request), is_anonymous=options.anonymous)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
     lines = recorder.ask()
     if recorder.is_away:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             append_lines(file, options.file, recorder.ask())
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
-        raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
+        raise VirtksmError(f"{options.file} is empty: the agent has made no pass", remedy="virtksm status")
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
     if options.json:
