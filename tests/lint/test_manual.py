@@ -121,7 +121,7 @@ def test_a_section_that_is_gone_is_an_error() -> None:
     [
         (("virtksm", "ret"), ["retune"]),
         (("virtksm", "restore", "--de"), ["--defaults"]),
-        (("virtksm", "config", ""), ["check", "show", "import"]),
+        (("virtksm", "config", ""), ["check", "show", "path", "import"]),
         (("virtksm", "agent", "--log-level", "e"), ["error"]),
         (("virtksm", "--config", "agent", "config", "im"), ["import"]),
     ],

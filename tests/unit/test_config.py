@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.config.load import MAX_BYTES, Loaded, load
+from virtksm.config.load import MAX_BYTES, Loaded, find_files, load
 from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
 from virtksm.errors import ConfigError, ConfigFault
@@ -126,6 +126,28 @@ def test_what_cannot_be_read_is_reported_and_not_taken_for_absence(layers: Layer
     }
 
 
+def test_the_files_are_listed_in_their_order_with_what_becomes_of_each(layers: Layers) -> None:
+    vendor, admin = str(layers.vendor), str(layers.admin)
+
+    def found() -> dict[str, str]:
+        return find_files(None, vendor, admin)[0]
+
+    mains = {f"{vendor}/virtksm.toml": "missing", f"{admin}/virtksm.toml": "missing"}
+    assert found() == mains | {f"{vendor}/conf.d/*.toml": "missing", f"{admin}/conf.d/*.toml": "missing"}
+    for name in ("vendor/virtksm.toml", "vendor/conf.d/1.toml", "admin/conf.d/1.toml", "vendor/conf.d/2.toml"):
+        layers.write(name, "")
+    assert list(found().items()) == [
+        (f"{vendor}/virtksm.toml", "read"),
+        (f"{admin}/virtksm.toml", "missing"),
+        (f"{vendor}/conf.d/1.toml", f"{admin}/conf.d/1.toml"),
+        (f"{admin}/conf.d/1.toml", "read"),
+        (f"{vendor}/conf.d/2.toml", "read"),
+    ]
+    layers.write("admin/virtksm.toml", "")
+    assert found()[f"{vendor}/virtksm.toml"] == f"{admin}/virtksm.toml"
+    assert find_files(f"{vendor}/nowhere", vendor, admin) == ({f"{vendor}/nowhere": "missing"}, [])
+
+
 def test_a_named_file_is_read_alone(layers: Layers) -> None:
     layers.write("admin/virtksm.toml", "coalesce_ms = 2\n")
     path = layers.write("alone.toml", "keepalive_s = 9\n")
@@ -217,19 +239,18 @@ def test_metrics_need_a_place_that_can_be(tmp_path: Path, line: str, problem: st
     assert (fault.key, fault.problem) == (f"metrics.{line.split(maxsplit=1)[0]}", problem)
 
 
-@pytest.mark.parametrize("name", [name for name, one in all_keys().items() if one.minimum is not None])
+@pytest.mark.parametrize("name", [name for name, one in all_keys().items() if isinstance(one.default, int)])
 def test_both_ends_of_each_range_are_allowed_and_nothing_beyond(tmp_path: Path, name: str) -> None:
     one = all_keys()[name]
-    assert one.minimum is not None
-    assert one.maximum is not None
+    least, most, _ = one.bounds
     partners = {
         "ksmtuned.npages_min": "ksmtuned.npages_max = 1000000",
         "ksmtuned.npages_max": "ksmtuned.npages_min = 1",
     }
-    for allowed in (one.minimum, one.maximum):
+    for allowed in (least, most):
         (tmp_path / "good.toml").write_text(f"{partners.get(name, '')}\n{name} = {allowed}\n")
         assert value_of(load(str(tmp_path / "good.toml")).config, name) == allowed
-    for beyond in (one.minimum - 1, one.maximum + 1, 2**63, -(2**63), 2**64, 10**500):
+    for beyond in (least - 1, most + 1, 2**64, 10**500):
         fault = fault_of(tmp_path, f"{name} = {beyond}")
         assert fault.key == name
         assert fault.problem.endswith(", out of range")
@@ -379,11 +400,12 @@ def test_every_key_is_documented_beside_its_own_line_and_has_choices_or_a_whole_
     text = re.sub(r"\n# ", " ", (PROJECT / "conf/virtksm.toml").read_text())
     for name, one in all_keys().items():
         assert all((one.meaning, one.reason)), name
-        words = f"{one.meaning} {one.range_text}; default {format_value(one.default)}. {one.reason}"
+        words = f"{one.range_text}, default {format_value(one.default)}. {one.reason}"
+        assert f"{one.meaning} " in text
         assert f"{words}\n#{name.rpartition('.')[2]} = " in text
         if isinstance(one.default, str):
             assert one.default in (one.choices or ("",)), name
         elif isinstance(one.default, int):
-            assert None not in (one.minimum, one.maximum), name
-            assert (one.minimum or 0) <= one.default <= (one.maximum or 0), name
-            assert one.unit, name
+            least, most, unit = one.bounds
+            assert least <= one.default <= most, name
+            assert unit, name

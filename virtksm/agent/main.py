@@ -25,7 +25,7 @@ from virtksm.agent.requests import Requests
 from virtksm.agent.status import StatusReader
 from virtksm.agent.status_socket import StatusSocket
 from virtksm.agent.trace_buffer import TraceBuffer
-from virtksm.config.groups import group_id
+from virtksm.config.load import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
 from virtksm.history.samples import History

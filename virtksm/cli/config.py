@@ -1,4 +1,4 @@
-"""`virtksm config check|show|import`: finds faults, prints the configuration in force, imports ksmtuned's."""
+"""`virtksm config check|show|path|import`: find faults, show what is in force and in which files, import ksmtuned's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print the configuration in force, each value with its file")
     show.add_argument("--json", action="store_true", help="print values and origins as JSON")
     show.set_defaults(run=run_show)
+    path = actions.add_parser("path", help="print which files are read, in order, and which of them exist")
+    path.add_argument("--json", action="store_true", help="print each file's path and state as JSON")
+    path.set_defaults(run=run_path)
     take = actions.add_parser("import", help="turn a ksmtuned.conf into virtksm's configuration")
     take.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
-    take.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
+    take.add_argument(
+        "--policy",
+        choices=("adaptive", "ksmtuned"),
+        help="adaptive (recommended, the default): its threshold as reserve_percent; ksmtuned: its law with all values",
+    )
+    take.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of to standard output")
     take.set_defaults(run=run_import)
 
 
@@ -46,34 +54,76 @@ def run_show(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        shown = {name: {"value": value_of(loaded.config, name), "origin": loaded.origins[name]} for name in all_keys()}
+        shown = {
+            name: {
+                "value": value_of(loaded.config, name),
+                "origin": loaded.origins[name],
+                "choices": one.choices,
+                "meaning": one.meaning,
+            }
+            for name, one in all_keys().items()
+        }
         print(json.dumps(shown))
     else:
         print(effective(loaded), end="")
     return ExitCode.DONE
 
 
+def run_path(options: argparse.Namespace) -> int:
+    """Print the files of the configuration in the order in which they are read: a later one wins, key by key."""
+    from virtksm.config.load import MISSING, READ, find_files, shown
+
+    found, faults = find_files(options.config)
+    states = {file: state if state in {READ, MISSING} else f"replaced by {state}" for file, state in found.items()}
+    if options.json:
+        import json
+
+        print(json.dumps({"files": [{"path": file, "state": state} for file, state in states.items()]}))
+    else:
+        width = max(len(shown(file)) for file in states)
+        print("\n".join(f"{shown(file):<{width}}  {shown(state)}" for file, state in states.items()))
+    if faults:
+        raise ConfigError(faults)
+    return ExitCode.DONE
+
+
 def run_import(options: argparse.Namespace) -> int:
-    """Convert ksmtuned's file; notes go into the output and to standard error."""
-    from virtksm.config.ksmtuned_conf import parse_ksmtuned_conf
+    """Convert ksmtuned's file; returns FAILED if something was left out, with notes in the output and on stderr."""
+    from virtksm.config.ksmtuned_conf import ADAPTIVE, as_adaptive, parse_ksmtuned_conf
     from virtksm.config.load import shown
     from virtksm.config.toml_text import imported
 
+    policy = options.policy or ADAPTIVE
     values, notes = parse_ksmtuned_conf(_read_bounded(options.file))
-    result = imported(values, notes, options.file)
+    if policy == ADAPTIVE:
+        values, notes = as_adaptive(values, notes)
+    result = imported(values, notes, options.file, policy)
     for note in notes:
-        print(f"virtksm: {shown(options.file)}: {note}", file=sys.stderr)
+        print(f"virtksm: {shown(options.file)}: left out: {note}", file=sys.stderr)
+    if options.policy is None:
+        print("virtksm: this is for policy adaptive, which is recommended", file=sys.stderr)
+        print("hint: --policy ksmtuned takes all values, and scans as ksmtuned does", file=sys.stderr)
     if options.output is None:
         print(result, end="")
-        return ExitCode.DONE
+    elif values or policy != ADAPTIVE:
+        _write_new(options.output, result)
+        given = ", ".join(f"{name} = {value}" for name, value in values.items())
+        print(f"{shown(options.output)}: written: {given or f'policy = {policy}'}")
+    else:
+        print(f"{shown(options.file)}: nothing to write: it has no threshold of its own")
+    return ExitCode.FAILED if notes else ExitCode.DONE
+
+
+def _write_new(file: str, text: str) -> None:
+    from virtksm.config.load import shown
+
     try:
-        with Path(options.output).open("x", encoding="utf-8") as output:
-            output.write(result)
+        with Path(file).open("x", encoding="utf-8") as output:
+            output.write(text)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         remedy = "name a new file; an existing one is not overwritten"
-        raise ConfigError([ConfigFault(file=shown(options.output), key="", problem=problem, remedy=remedy)]) from error
-    return ExitCode.DONE
+        raise ConfigError([ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)]) from error
 
 
 def _read_bounded(file: str) -> str:

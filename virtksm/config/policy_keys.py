@@ -34,7 +34,7 @@ def read_law(policy: str, values: Mapping[str, object], place: str) -> Config:
         if problem:
             faults.append(ConfigFault(file=place, key=name, problem=problem, remedy=remedy))
         else:
-            assert isinstance(value, bool | int | str | tuple)
+            assert isinstance(value, int | str | tuple)
             known_values[name] = value
     return _built(known_values, faults, place)
 

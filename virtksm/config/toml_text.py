@@ -62,12 +62,14 @@ def effective(loaded: Loaded) -> str:
     return "".join(sections).lstrip("\n")
 
 
-def imported(values: Mapping[str, Value], notes: Iterable[str], source: str) -> str:
-    """Return a file with `values` by dotted key, and the notes as comments."""
-    comments = [f"# Imported from {shown(source)} by `virtksm config import`.", *(f"# Note: {note}" for note in notes)]
-    lines = [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
-    table = ["", "[ksmtuned]", *lines] if lines else []
-    return "\n".join([*comments, "", 'policy = "ksmtuned"', *table, ""])
+def imported(values: Mapping[str, Value], notes: Iterable[str], source: str, policy: str) -> str:
+    """Return a file with a policy's `values` by dotted key, and notes as comments. The default policy is not named."""
+    lines = [f"# Imported from {shown(source)} by `virtksm config import --policy {policy}`."]
+    lines += [f"# Note: {note}" for note in notes]
+    lines += [] if policy == Config().policy else ["", f"policy = {format_value(policy)}"]
+    lines += ["", f"[{policy}]"] if values else []
+    lines += [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
+    return "\n".join([*lines, ""])
 
 
 def value_of(config: Config, dotted: str) -> Value:
@@ -75,7 +77,7 @@ def value_of(config: Config, dotted: str) -> Value:
     place: object = config
     for part in dotted.split("."):
         place = getattr(place, part)
-    assert isinstance(place, bool | int | str | tuple)
+    assert isinstance(place, int | str | tuple)
     return place
 
 
@@ -91,7 +93,8 @@ def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
 
 
 def _comment(one: Key) -> list[str]:
-    allowed = f"{one.range_text}; default {format_value(one.default)}. {one.reason}"
+    kind = "One of " if one.choices else "Range " if isinstance(one.default, int) else ""
+    allowed = f"{kind}{one.range_text}, default {format_value(one.default)}. {one.reason}"
     return [
         f"# {line}" for text in (one.meaning, allowed) for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     ]
