@@ -8,28 +8,30 @@ from pathlib import Path
 
 from virtksm.errors import ConfigError, ConfigFault, ExitCode
 
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from virtksm.cli.main import Parser
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="report every fault of the configuration, or of FILE alone")
-    check.add_argument("file", nargs="?", metavar="FILE")
-    check.set_defaults(run=run_check)
-    show = actions.add_parser("show", help="print the configuration in force, each value with its file")
-    show.add_argument("--json", action="store_true", help="print values and origins as JSON")
-    show.set_defaults(run=run_show)
-    path = actions.add_parser("path", help="print which files are read, in order, and which of them exist")
-    path.add_argument("--json", action="store_true", help="print each file's path and state as JSON")
-    path.set_defaults(run=run_path)
-    take = actions.add_parser("import", help="turn a ksmtuned.conf into virtksm's configuration")
-    take.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
-    take.add_argument(
-        "--policy",
-        choices=("adaptive", "ksmtuned"),
-        help="adaptive (recommended, the default): its threshold as reserve_percent; ksmtuned: its law with all values",
-    )
-    take.add_argument("-o", "--output", metavar="FILE", help="write to this new file instead of to standard output")
-    take.set_defaults(run=run_import)
+
+def add_options(parser: Parser) -> None:
+    """Add the action's options."""
+    match parser.words[1]:
+        case "check":
+            parser.add_argument("file", nargs="?", metavar="FILE")
+            parser.set_defaults(run=run_check)
+        case "show":
+            parser.set_defaults(run=run_show)
+        case "path":
+            parser.set_defaults(run=run_path)
+        case "import":
+            parser.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
+            parser.add_argument(
+                "--policy",
+                choices=("adaptive", "ksmtuned"),
+                help="adaptive (the default, recommended) takes the threshold, ksmtuned all values",
+            )
+            parser.add_argument("-o", "--output", metavar="FILE", help="write this new file instead of standard output")
+            parser.set_defaults(run=run_import)
 
 
 def run_check(options: argparse.Namespace) -> int:

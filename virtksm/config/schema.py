@@ -77,9 +77,7 @@ class KsmtunedParams:
     thres_coef: int = key(
         20, "Free memory below this share of the host is short.", KSMTUNEDS, bounds=(0, 100, "percent")
     )
-    thres_const: int = key(
-        2048, "Free memory below this is short, if it is more than the share.", KSMTUNEDS, bounds=(0, 2**40, "KiB")
-    )
+    thres_const: int = key(2048, "Free memory below this is short, too.", KSMTUNEDS, bounds=(0, 2**40, "KiB"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +127,7 @@ class MetricsParams:
     )
     textfile: str = key(
         "",
-        "File NAME.prom in the folder of node_exporter's textfile collector, kept up to date; empty: none.",
+        "NAME.prom in the folder of node_exporter's textfile collector; empty: none.",
         "For hosts that have node_exporter and want no further port.",
     )
     textfile_s: int = key(
@@ -137,7 +135,7 @@ class MetricsParams:
     )
     guests: int = key(
         50,
-        "How many guests have a metric of their own; the rest is one sum.",
+        "How many guests have metrics of their own; the rest is one sum.",
         "Each is a time series in every Prometheus that scrapes this host.",
         bounds=(0, 1000, "guests"),
     )
@@ -177,20 +175,19 @@ class Config:
     )
     on_conflict: Literal["reassert", "yield"] = key(
         "reassert",
-        "When another program changes a setting: set it again (3 times in 10 minutes, then yield), or yield at once.",
+        "When another program changes a setting: set it again 3 times in 10 minutes, or yield at once.",
         "One foreign write should not end the tuning, and a conflict should not last.",
         choices=("reassert", "yield"),
     )
     reconnect_max_ms: int = key(
         1500,
-        "Longest wait between two attempts to reach libvirt; shorter ones come first. Raise it for remote hosts.",
+        "Longest wait between two attempts to reach libvirt. Raise it for remote hosts.",
         "A local libvirtd is found again within 2 s of its return.",
         bounds=(100, 600_000, "ms"),
     )
     keepalive_s: int = key(
         10,
-        "A connection silent for this long is tested, and closed if it stays silent as long again. A reload changes it "
-        "from the next connection on.",
+        "A connection silent for this long is tested, and closed after as long again.",
         "A hanging libvirtd is given up after 20 s; testing twice as often costs twice the wake-ups.",
         bounds=(1, 3600, "s"),
     )
@@ -202,13 +199,12 @@ class Config:
     )
     status_group: str = key(
         "",
-        "A group of users whose members may read the agent's status and history (`virtksm status`), and nothing else.",
+        "Members of this group may read the agent's status and history, and do nothing else.",
         "Without it, only root and the agent's own user may.",
     )
     private_guests: tuple[str, ...] = key(
         (),
-        "Guests that KSM must not merge, as shell-style patterns of their names (`tenant-*`, case-sensitive); "
-        "the agent names those that can merge all the same.",
+        "Guests that KSM must not merge: patterns of names (`tenant-*`, case-sensitive); the agent names exposed ones.",
         "Only the administrator knows which are private; a domain's metadata can say it, too (docs/guide.md).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
@@ -219,7 +215,7 @@ class Config:
     )
     log_format: Literal["auto", "console", "json", "journal"] = key(
         "auto",
-        "How the agent logs: auto is console on a terminal, journal under systemd, else json.",
+        "How the agent logs. auto: console on a terminal, journal under systemd, else json.",
         "Each place gets what it can show or search.",
         choices=("auto", "console", "json", "journal"),
     )

@@ -48,7 +48,8 @@ def markdown_tables() -> str:
         for name, one in all_keys().items():
             if name.rpartition(".")[0] == table:
                 key, default = f"`{_last(name)}`", f"`{format_value(one.default)}`"
-                cells = (key, default, _escaped(one.range_text), one.meaning)
+                allowed = ", ".join(f"`{format_value(choice)}`" for choice in one.choices) or one.range_text
+                cells = (key, default, allowed, one.meaning)
                 parts.append(f"| {' | '.join(cells)} |")
     return "\n".join(parts) + "\n"
 
@@ -98,10 +99,6 @@ def _comment(one: Key) -> list[str]:
     return [
         f"# {line}" for text in (one.meaning, allowed) for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     ]
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", r"\|")
 
 
 def _last(dotted: str) -> str:
