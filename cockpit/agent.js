@@ -14,6 +14,17 @@ export const DENIED = "access-denied";
 export const NOT_INSTALLED = "not-installed";
 export const FAILED = "failed";
 
+/* An agent's socket speaks of KiB, a command of bytes (docs/reference.md): the page has bytes alone. */
+export function inBytes(value) {
+    if (value === null || typeof value !== "object")
+        return value;
+    if (Array.isArray(value))
+        return value.map(inBytes);
+    return Object.fromEntries(Object.entries(value).map(([name, one]) => name.endsWith("_kib")
+        ? [name.replace(/_kib$/, "_bytes"), one === null ? null : 1024 * one]
+        : [name, inBytes(one)]));
+}
+
 export class Problem extends Error {
     constructor(kind, message) {
         super(message);

@@ -11,6 +11,7 @@ const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 24;
 const MARKS = 2;
+const MAX_POINTS = 2000;
 const MIN_PX_A_TIME = 80;
 const STEPS_S = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200];
 
@@ -30,7 +31,7 @@ export class Chart {
     }
 
     show(curve, sinceS, untilS) {
-        Object.assign(this, { curve, sinceS, untilS });
+        Object.assign(this, { curve: lastPoints(curve), sinceS, untilS });
         this.draw();
     }
 
@@ -142,6 +143,17 @@ export class Chart {
             svgElement("circle", { class: "cursor", cx: x, cy: y, r: 4 }),
         ];
     }
+}
+
+/* The pieces of a curve with its last MAX_POINTS points. */
+export function lastPoints(curve) {
+    let left = MAX_POINTS;
+    const kept = [...curve].reverse().map(piece => {
+        const last = left > 0 ? piece.slice(-left) : [];
+        left -= last.length;
+        return last;
+    });
+    return kept.reverse().filter(piece => piece.length > 0);
 }
 
 function shortTime(atS) {

@@ -127,10 +127,11 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     assert (
         page.locator("#saved-chart figcaption").inner_text().startswith(f"now {format_kib(status['now']['saved_kib'])}")
     )
-    expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s since boot")
+    expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s CPU since boot")
     expect(page.locator("#cpu")).to_contain_text(" % of a core")
     expect(page.locator("#cpu-chart polyline")).not_to_have_count(0)
     guests = told(host, "guests")["guests"]
+    assert column(page, "#guests", "Can merge") == [one["can_merge_text"] for one in guests]
     assert column(page, "#guests", "Guest") == [one["name"] for one in guests]
     assert column(page, "#guests", "Saved") == [format_kib(one["saved_bytes"] / 1024) for one in guests]
     findings = told(host, "doctor")["findings"]
@@ -139,7 +140,7 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     expect(page.locator("#rest li")).to_have_count(len(findings) - len(urgent))
     for one in urgent:
         expect(page.locator("#todo")).to_contain_text(one["remedy"])
-    whys = column(page, "#decisions", "Why")
+    whys = column(page, "#decisions", "Reason")
     assert whys[0].startswith(status["last_pass"]["decision"]["reason"])
 
     guest(PayloadGuest(name=HOSTILE, memory_mib=16, seed=3), settle=False)
@@ -151,8 +152,8 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
 
     page.get_by_role("button", name="Retune now").click()
     agent.wait_for_pass("retune")
-    expect(page.locator("#result")).to_contain_text("A pass has run (unchanged)")
-    expect(page.locator("#decisions tbody tr").first.locator("[data-label='For']")).to_have_text("retune")
+    expect(page.locator("#result")).to_contain_text("Checked (no change)")
+    expect(page.locator("#decisions tbody tr").first.locator("[data-label='Trigger']")).to_have_text("retune")
     assert looked.complaints == []
 
 
@@ -199,8 +200,11 @@ def test_settings_are_kept_in_a_drop_in_that_the_agent_follows(
     page = visit(host.serve()).page
     result, apply = page.locator("#result"), page.get_by_role("button", name="Apply")
     expect(page.locator("#policy")).to_have_value("adaptive")
+    keys = told(host, "config", "show")
+    for name, key in (("policy", keys["policy"]), ("engage", keys["adaptive.engage"])):
+        assert page.locator(f"#{name} option").all_inner_texts() == key["choices"]
+        expect(page.locator(f"#{name}-help")).to_have_text(key["meaning"])
     later = home.drop_in.with_name("90-later.toml")
-    later.parent.mkdir()
     later.write_text("nonsense = 1\n")
     page.locator("#engage").select_option("never")
     apply.click()
@@ -262,7 +266,7 @@ def test_without_administrative_access_it_shows_all_and_changes_nothing(
         const { applySettings } = await import("./settings.js");
         return applySettings("adaptive", "never").then(() => "done", problem => problem.message);
     }"""
-    assert "cannot be made" in page.evaluate(applied)
+    assert "cannot be read" in page.evaluate(applied)
     assert not host.home.drop_in.exists()
     assert not agent.lines("config_reloaded")
     assert not [line for line in agent.lines("pass_completed") if "retune" in line["triggers"]]
@@ -292,7 +296,7 @@ def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
     expect(notices).to_be_empty()
     expect(page.locator("#retune")).to_be_enabled()
     ksm.write(run=0)
-    expect(notices).to_contain_text("KSM is switched off")
+    expect(notices).to_contain_text("KSM is off")
     ksm.write(run=1)
     expect(notices).to_be_empty()
     (host.home.folder / "bin" / "virtksm").unlink()

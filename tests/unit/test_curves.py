@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import SAMPLE
-from virtksm.history.curves import GAP_S, corners, cpu_shares, pieces
+from virtksm.history.curves import GAP_S, Point, as_curves, corners, cpu_shares, pieces
 
 STEP_S = 10.0
 
@@ -66,3 +66,18 @@ def test_ksmds_share_of_a_core(
 def test_no_share_is_reckoned_over_a_gap() -> None:
     samples = [replace(SAMPLE, at_s=at_s, ksmd_cpu_seconds=at_s / 10) for at_s in (0.0, 10.0, 1000.0, 1010.0)]
     assert [(one.from_s, one.to_s) for one in cpu_shares(samples, 5.0)] == [(0.0, 10.0), (1000.0, 1010.0)]
+
+
+def test_curves_to_draw_end_at_the_present_moment() -> None:
+    samples = [replace(SAMPLE, at_s=at_s, saved_kib=4, ksmd_cpu_seconds=at_s / 20) for at_s in (0.0, 10.0, 500.0)]
+    now = Point(at_s=520.0, saved_kib=8, cpu_seconds=26.0)
+    assert as_curves(samples, now, 10.0) == {
+        "saved_kib": [[[0.0, 4], [10.0, 4]], [[500.0, 4], [520.0, 8]]],
+        "core_percent": [[[0.0, 5.0], [10.0, 5.0]], [[500.0, 5.0], [520.0, 5.0]]],
+        "ksmd": {"core_percent": 5.0, "over_s": 20.0},
+    }
+    assert as_curves([], now, 10.0) == {
+        "saved_kib": [],
+        "core_percent": [],
+        "ksmd": {"core_percent": None, "over_s": None},
+    }

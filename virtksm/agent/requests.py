@@ -3,9 +3,10 @@
 A request for a pass is answered by that pass. Answers from the history are bounded in numbers and bytes:
 
 `{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
-tables of at most M samples (docs/reference.md lists the columns) and the last events; `{"op": "decisions", "last": N}`
-by `{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is
-the agent's.
+tables of at most M samples (docs/reference.md lists the columns) and the last events, with `"width_s": W` also by
+`curves` to draw, up to the present moment; `{"op": "decisions", "last": N}` by
+`{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is the
+agent's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from virtksm.agent.status import StatusReader
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, VirtksmError
-from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
+from virtksm.history.curves import Point, as_curves
+from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, SAMPLE_S, GuestEvent, as_table, event_row, thin
+from virtksm.model.current import CurrentKsm
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import Switch
 from virtksm.uri import is_alias
@@ -95,7 +98,7 @@ class Requests:
             case "status":
                 return {"ok": True, "status": self.status.read().as_dict(datetime.now(UTC))}
             case "history":
-                return await answer_history(self.history_writer, request)
+                return await answer_history(self.history_writer, request, lambda: self.status.read().current)
             case "decisions":
                 return await answer_decisions(self.history_writer, request)
             case "trace":
@@ -131,7 +134,11 @@ class Requests:
             return _failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
 
 
-async def answer_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
+async def answer_history(
+    history_writer: HistoryWriter,
+    request: Mapping[str, object],
+    read_current: Callable[[], CurrentKsm | None] = lambda: None,
+) -> dict[str, object]:
     """Answer with samples and events of the last `seconds`, a day by default; raises BadRequest, StateUnusable."""
     since_s = history_writer.now_s() - _number(request, "seconds", KEEP_S, MAX_REAL)
     points = int(_number(request, "points", MAX_POINTS, MAX_POINTS))
@@ -140,7 +147,13 @@ async def answer_history(history_writer: HistoryWriter, request: Mapping[str, ob
     now_s = history_writer.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
     samples = thin(found, points, until_s=now_s)
     events = _last_that_fit(events, EVENTS_BYTES, event_row)
-    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, events)}}
+    history: dict[str, object] = {"now_s": now_s, **as_table(samples, events)}
+    if "width_s" in request:
+        current = read_current()
+        saved_kib, cpu_s = (None, None) if current is None else (current.saved_kib, current.ksm.ksmd_cpu_seconds)
+        now = Point(at_s=now_s, saved_kib=saved_kib, cpu_seconds=cpu_s)
+        history["curves"] = as_curves(samples, now, _number(request, "width_s", SAMPLE_S, KEEP_S))
+    return {"ok": True, "history": history}
 
 
 async def answer_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:

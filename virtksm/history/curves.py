@@ -8,7 +8,7 @@ a small curve of savings, and for "lately", single observations (`Point`) do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from virtksm.history.samples import Sample
 
@@ -133,3 +133,25 @@ def core_share(points: Sequence[Point], now: Point) -> tuple[float, float] | Non
         return None
     over_s = now.at_s - began.at_s
     return 100 * (now.cpu_seconds - began.cpu_seconds) / over_s, over_s
+
+
+def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str, object]:
+    """Return JSON values to draw, up to `now`: pieces of [Unix time, value], and ksmd's share of a core lately.
+
+    The curves are of saved memory (KiB) and of ksmd's share of a core (percent), over `width_s` seconds at a time.
+    """
+    drawn = list(samples)
+    if drawn and now.at_s - drawn[-1].at_s >= MIN_S:
+        drawn.append(replace(drawn[-1], at_s=now.at_s, saved_kib=now.saved_kib, ksmd_cpu_seconds=now.cpu_seconds))
+    cpu: list[list[list[float]]] = []
+    for one in cpu_shares(drawn, width_s):
+        if not cpu or cpu[-1][-1][0] != one.from_s:
+            cpu.append([])
+        cpu[-1] += [[one.from_s, 100 * one.share], [one.to_s, 100 * one.share]]
+    saved = pieces([one for one in drawn if one.saved_kib is not None])
+    share = core_share(points_of(samples), now)
+    return {
+        "saved_kib": [[[one.at_s, one.saved_kib] for one in piece] for piece in saved],
+        "core_percent": cpu,
+        "ksmd": {"core_percent": share and round(share[0], 2), "over_s": share and round(share[1], 1)},
+    }
