@@ -147,13 +147,13 @@ export class Chart {
 
 /* The pieces of a curve with its last MAX_POINTS points. */
 export function lastPoints(curve) {
+    const ends = [];
     let left = MAX_POINTS;
-    const kept = [...curve].reverse().map(piece => {
-        const last = left > 0 ? piece.slice(-left) : [];
-        left -= last.length;
-        return last;
-    });
-    return kept.reverse().filter(piece => piece.length > 0);
+    for (let number = curve.length - 1; number >= 0 && left > 0; number--) {
+        ends.unshift(curve[number].slice(-left));
+        left -= ends[0].length;
+    }
+    return ends;
 }
 
 function shortTime(atS) {
