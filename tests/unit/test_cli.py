@@ -154,7 +154,7 @@ def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_o
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
-        f"virtksm: {file}: cannot be read: No such file or directory; see its path, owner and mode"
+        f"virtksm: {file}: cannot be read: No such file or directory; name a file that exists"
     ]
 
 

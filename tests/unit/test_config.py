@@ -14,6 +14,7 @@ from virtksm.config.load import MAX_BYTES, Loaded, find_files, load
 from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import default_file, effective, format_value, markdown_tables, value_of
 from virtksm.errors import ConfigError, ConfigFault
+from virtksm.text import printable
 
 PROJECT = Path(__file__).parents[2]
 HOSTILE_NAMES = ["line\nend.toml", "\x1b[31mred.toml", "\u202eright-to-left.toml", os.fsdecode(b"\xff.toml")]
@@ -334,7 +335,7 @@ def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, probl
     (tmp_path / "one").touch()
     (fault,) = faults_of(tmp_path / name)
     assert problem in fault.problem
-    assert fault.remedy == "see its path, owner and mode"
+    assert fault.remedy == ("name a file that exists" if name == "absent" else "ls -ld shows its owner and mode")
 
 
 # Nothing raw
@@ -364,7 +365,7 @@ def test_hostile_file_names_are_shown_escaped(layers: Layers, name: str) -> None
     text = effective(layers.load())
     assert tomllib.loads(text)["coalesce_ms"] == 1
     (line,) = [line for line in text.split("\n") if line.startswith("coalesce_ms")]
-    assert line == f"{line.partition('#')[0]}# {path!r}"
+    assert line == f"{line.partition('#')[0]}# {printable(path)}"
 
 
 # Written forms

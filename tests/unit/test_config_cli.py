@@ -69,7 +69,7 @@ def test_path_lists_the_named_file_alone(tmp_path: Path, capsys: Captured) -> No
     path = tmp_path / "a\nb.toml"
     path.touch()
     assert main(["--config", str(path), "config", "path"]) == 0
-    assert capsys.readouterr().out == f"{str(path)!r}  read\n"
+    assert capsys.readouterr().out == f"{tmp_path}/a\\nb.toml  read\n"
     assert main(["--config", str(path), "config", "path", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"files": [{"path": str(path), "state": "read"}]}
 

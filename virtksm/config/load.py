@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
 from virtksm.errors import ConfigError, ConfigFault
+from virtksm.text import printable
 
 VENDOR_DIR = "/usr/lib/virtksm"
 ADMIN_DIR = "/etc/virtksm"
@@ -88,8 +89,9 @@ def find_files(
     if path is not None:
         return {path: READ if os.path.lexists(path) else MISSING}, []
     faults: list[ConfigFault] = []
-    drop_ins: dict[str, list[str]] = {}
-    missing: dict[str, str] = {}
+    mains = [f"{folder}/{FILE_NAME}" for folder in (vendor_dir, admin_dir)]
+    found = dict.fromkeys(mains, MISSING)
+    of_a_name: dict[str, list[str]] = {}
     for folder in (f"{vendor_dir}/{DROP_IN_DIR}", f"{admin_dir}/{DROP_IN_DIR}"):
         names: list[str] = []
         try:
@@ -100,13 +102,12 @@ def find_files(
         except OSError as error:
             faults.append(_unreadable(folder, error))
         for name in names:
-            drop_ins.setdefault(name, []).append(f"{folder}/{name}")
-        missing |= {} if names else {f"{folder}/*.toml": MISSING}
-    mains = [f"{folder}/{FILE_NAME}" for folder in (vendor_dir, admin_dir)]
-    found = dict.fromkeys(mains, MISSING) | missing
+            of_a_name.setdefault(name, []).append(f"{folder}/{name}")
+        if not names:
+            found[f"{folder}/*.toml"] = MISSING
     for files in (
-        list(filter(os.path.lexists, mains)),
-        *(drop_ins[name] for name in sorted(drop_ins, key=os.fsencode)),
+        [main for main in mains if os.path.lexists(main)],
+        *(of_a_name[name] for name in sorted(of_a_name, key=os.fsencode)),
     ):
         found |= {file: READ if file == files[-1] else files[-1] for file in files}
     return found, faults
@@ -131,12 +132,12 @@ def read_values(file: str) -> tuple[dict[str, Value], list[ConfigFault]]:
     except RecursionError:
         return {}, [_whole(file, "is nested too deeply", "remove arrays within arrays: no key needs one")]
     except ValueError as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
-        return {}, [_whole(file, f"is not TOML: {shown(str(error))}", "correct that place")]
+        return {}, [_whole(file, f"is not TOML: {printable(str(error))}", "correct that place")]
     values: dict[str, Value] = {}
     faults: list[ConfigFault] = []
     for name, value, problem, remedy in _walk(Config, "", document):
         if problem:
-            faults.append(ConfigFault(file=shown(file), key=name, problem=problem, remedy=remedy))
+            faults.append(ConfigFault(file=printable(file), key=name, problem=problem, remedy=remedy))
         else:
             assert isinstance(value, int | str | list)
             values[name] = tuple(value) if isinstance(value, list) else value
@@ -195,11 +196,6 @@ def _find_problem(known: Key, value: object) -> str:
     return ""
 
 
-def shown(text: str) -> str:
-    """Return text from outside as one printable line; unchanged if it is one."""
-    return text if text.isprintable() else repr(text)
-
-
 def quoted(text: str) -> str:
     """Return the literal of text from outside, cut to a length that leaves a message readable."""
     return repr(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}...")
@@ -248,7 +244,7 @@ def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[C
         files = list(dict.fromkeys(origins[name] for name in names))
         unsure = faulty.intersection(names) or ("" in faulty and DEFAULT in files)
         if not unsure:
-            where = ", ".join(shown(file) for file in files if file != DEFAULT)
+            where = ", ".join(printable(file) for file in files if file != DEFAULT)
             found.append(ConfigFault(file=where, key=names[0], problem=problem, remedy=remedy))
     return found
 
@@ -259,11 +255,12 @@ def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[Conf
         return []
     problem = f"is {quoted(name)}, and this machine has no such group"
     remedy = "create it (groupadd), or name one that exists"
-    return [ConfigFault(file=shown(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
+    return [ConfigFault(file=printable(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
 
 
 def _unreadable(file: str, error: OSError) -> ConfigFault:
-    return _whole(file, f"cannot be read: {error.strerror}", "see its path, owner and mode")
+    remedy = "name a file that exists" if isinstance(error, FileNotFoundError) else "ls -ld shows its owner and mode"
+    return _whole(file, f"cannot be read: {error.strerror}", remedy)
 
 
 def group_id(name: str) -> int | None:
@@ -277,4 +274,4 @@ def group_id(name: str) -> int | None:
 
 
 def _whole(file: str, problem: str, remedy: str) -> ConfigFault:
-    return ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)
+    return ConfigFault(file=printable(file), key="", problem=problem, remedy=remedy)

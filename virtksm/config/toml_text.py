@@ -9,8 +9,9 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
-from virtksm.config.load import Loaded, shown
+from virtksm.config.load import Loaded
 from virtksm.config.schema import Config, Key, Value, all_keys, tables_of
+from virtksm.text import printable
 
 HEADER = """\
 # virtksm's configuration: every key with its unit or choices, its default and its use.
@@ -59,13 +60,13 @@ def effective(loaded: Loaded) -> str:
     config = loaded.config
     lines = {name: f"{_last(name)} = {format_value(value_of(config, name))}" for name in all_keys()}
     width = max(map(len, lines.values()))
-    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {shown(loaded.origins[name])}"], gap="")
+    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {printable(loaded.origins[name])}"], gap="")
     return "".join(sections).lstrip("\n")
 
 
 def imported(values: Mapping[str, Value], notes: Iterable[str], source: str, policy: str) -> str:
     """Return a file with a policy's `values` by dotted key, and notes as comments. The default policy is not named."""
-    lines = [f"# Imported from {shown(source)} by `virtksm config import --policy {policy}`."]
+    lines = [f"# Imported from {printable(source)} by `virtksm config import --policy {policy}`."]
     lines += [f"# Note: {note}" for note in notes]
     lines += [] if policy == Config().policy else ["", f"policy = {format_value(policy)}"]
     lines += ["", f"[{policy}]"] if values else []
