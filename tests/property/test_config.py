@@ -22,7 +22,7 @@ from virtksm.errors import ConfigError
 LoadBytes = Callable[[bytes], Loaded]
 
 KEYS = all_keys()
-texts = st.text(max_size=20)
+texts = st.text(max_size=20) | st.sampled_from(["x" * 5000, "\x1b]0;title\x07", "\u202e"])
 names = st.one_of(st.sampled_from([*KEYS, "ksmtuned", "KSM_NPAGES_MIN"]), st.builds(format_value, texts))
 scalars = st.one_of(
     st.builds(format_value, texts),
@@ -95,6 +95,7 @@ def check_outcome(load_bytes: LoadBytes, content: bytes) -> None:
     if isinstance(loaded, ConfigError):
         assert loaded.faults
         assert all(str(fault).isprintable() and fault.problem and fault.remedy for fault in loaded.faults)
+        assert all(len(str(fault)) < 400 for fault in loaded.faults)
         return
     assert list(find_inconsistencies(loaded.config)) == []
     shown = tomllib.loads(effective(loaded))

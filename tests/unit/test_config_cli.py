@@ -109,6 +109,7 @@ def test_import_executes_nothing(tmp_path: Path, policy: str) -> None:
     assert canary.exists()  # a shell would have
 
 
+NO_DROP_INS = ("/usr/lib/virtksm/conf.d/*.toml", "/etc/virtksm/conf.d/*.toml")
 TUNED = "KSM_NPAGES_MAX=2000\nKSM_NPAGES_MIN=3000\nKSM_THRES_COEF=30\nDEBUG=1\nKSM_SLEEP_MSEC='20'\n"
 
 
@@ -205,18 +206,27 @@ def test_without_an_option_etc_and_its_drop_ins_are_read(tmp_path: Path) -> None
     (etc / "conf.d").mkdir(parents=True)
     (etc / "virtksm.toml").write_text("coalesce_ms = 1\nkeepalive_s = 1\n")
     (etc / "conf.d/10.toml").write_text("keepalive_s = 2\n")
-    script = 'mount --bind "$1" /etc && "$2" config show --json && exec "$2" config path'
+    script = """
+    mount --bind "$1" /etc && "$2" config show --json && "$2" config path
+    rm -r /etc/virtksm && "$2" config check && mkdir /etc/virtksm && touch /etc/virtksm/conf.d
+    "$2" config path 2>&1 || echo "ended with $?"
+    """
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(tmp_path), str(PROGRAM)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    shown, *files = done.stdout.splitlines()
+    shown, *lines = done.stdout.splitlines()
     found = {name: (one["value"], one["origin"]) for name, one in json.loads(shown).items()}
     assert {name: one for name, one in found.items() if one[1] != "default"} == {
         "coalesce_ms": (1, "/etc/virtksm/virtksm.toml"),
         "keepalive_s": (2, "/etc/virtksm/conf.d/10.toml"),
     }
-    assert [line.split() for line in files] == [
-        ["/usr/lib/virtksm/virtksm.toml", "missing"],
-        ["/etc/virtksm/virtksm.toml", "read"],
-        ["/usr/lib/virtksm/conf.d/*.toml", "missing"],
-        ["/etc/virtksm/conf.d/10.toml", "read"],
+    missing = ("/usr/lib/virtksm/virtksm.toml", "/etc/virtksm/virtksm.toml", *NO_DROP_INS)
+    assert [" ".join(line.split()) for line in lines] == [
+        "/usr/lib/virtksm/virtksm.toml missing",
+        "/etc/virtksm/virtksm.toml read",
+        "/usr/lib/virtksm/conf.d/*.toml missing",
+        "/etc/virtksm/conf.d/10.toml read",
+        "no configuration file: the defaults are in force",
+        *(f"{file} missing" for file in missing),
+        "virtksm: /etc/virtksm/conf.d: cannot be read: Not a directory; ls -ld shows its owner and mode",
+        "ended with 2",
     ]

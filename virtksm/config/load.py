@@ -30,6 +30,8 @@ READ, MISSING = "read", "missing"
 MAX_BYTES = 65_536
 MAX_DOTS_A_LINE = 200
 MAX_SHOWN = 60
+MAX_REASON = 150
+"""Characters of tomllib's message, which may repeat a key of any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,7 @@ def read_values(file: str) -> tuple[dict[str, Value], list[ConfigFault]]:
     except RecursionError:
         return {}, [_whole(file, "is nested too deeply", "remove arrays within arrays: no key needs one")]
     except ValueError as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
-        return {}, [_whole(file, f"is not TOML: {printable(str(error))}", "correct that place")]
+        return {}, [_whole(file, f"is not TOML: {printable(str(error)[:MAX_REASON])}", "correct that place")]
     values: dict[str, Value] = {}
     faults: list[ConfigFault] = []
     for name, value, problem, remedy in _walk(Config, "", document):
