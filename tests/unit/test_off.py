@@ -20,9 +20,10 @@ from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
+from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.off import BY_HAND, find_doubts, name_unmerging, read_here
-from virtksm.cli.render import merged_lines
+from virtksm.cli.render import merged_rows
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import has_unit
@@ -60,14 +61,15 @@ def test_the_command_is_named_where_it_fits_or_is_forced() -> None:
 
 
 def test_what_is_missing_is_told_instead() -> None:
-    lines = "\n".join(merged_lines(SOME, 399, None))
+    lines = "\n".join(to_lines(merged_rows(SOME, 399, None)))
     assert "0.4 MiB are saved" in lines
     assert "0.0 MiB are missing" in lines
-    assert "unmerge   not now" in lines
+    assert "Unmerge    not now" in lines
     assert BY_HAND not in lines
-    assert merged_lines(NOTHING, 0, None) == ["merged    nothing"]
-    assert "unknown" in merged_lines(UNKNOWN, 0, None)[0], "not offered is not nothing"
-    assert f"unmerge   as root on that host: {BY_HAND}" in merged_lines(SOME, 400, BY_HAND)
+    assert list(merged_rows(NOTHING, 0, None)) == [("", "Merged", "nothing")]
+    ((_, _, text),) = merged_rows(UNKNOWN, 0, None)
+    assert "unknown" in text, "not offered is not nothing"
+    assert ("", "Unmerge", f"as root on that host: {BY_HAND}") in merged_rows(SOME, 400, BY_HAND)
 
 
 def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = False) -> str:

@@ -15,6 +15,10 @@ ANSWER_WITHIN_S = 10.0
 OF_ONE_VERSION = "are both of the same version?"
 
 
+class MayNotAsk(VirtksmError):
+    """The agent, if one runs, is not for this user to ask."""
+
+
 def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
     """Return the agent's answer to a query (`status`, `history`, `decisions`), None if no agent runs.
 
@@ -34,7 +38,7 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
             f"the agent of {paths.root} does not answer: {error}", remedy="see `systemctl status virtksm`"
         ) from error
     if answer is None:
-        raise VirtksmError(
+        raise MayNotAsk(
             f"you may not ask the agent of {paths.root}, if one runs",
             remedy="only root, the agent's own user and the group that its configuration's status_group names may",
         )

@@ -65,12 +65,13 @@ def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
 
         fields = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": report}
         return json.dumps({"schema": SCHEMA, "off": True, **fields})
-    from virtksm.cli.render import merged_lines, pass_lines
+    from virtksm.cli.layout import to_text
+    from virtksm.cli.render import merged_rows, pass_rows
 
-    lines = ["switched  off until `virtksm on`: virtksm lets ksmd idle", *pass_lines(report)]
+    rows = [("", "Paused", "until `virtksm on`: virtksm lets ksmd idle"), *pass_rows(report)]
     if not is_local:
-        lines.append("note      an agent on that host has a switch of its own: run `virtksm off` there, too")
-    return "\n".join(lines + merged_lines(ksm, available_kib, unmerge))
+        rows.append(("", "Note", "an agent on that host has a switch of its own: run `virtksm off` there, too"))
+    return to_text([*rows, *merged_rows(ksm, available_kib, unmerge)])
 
 
 def name_unmerging(ksm: KsmState, available_kib: int, *, is_local: bool, force: bool) -> str | None:
@@ -87,7 +88,8 @@ def name_unmerging(ksm: KsmState, available_kib: int, *, is_local: bool, force: 
 
 
 def _fits(options: argparse.Namespace) -> int:
-    from virtksm.cli.render import fit_line
+    from virtksm.cli.layout import show
+    from virtksm.cli.render import fit_row
     from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
 
@@ -98,7 +100,7 @@ def _fits(options: argparse.Namespace) -> int:
 
         print(json.dumps({"schema": SCHEMA, "merged": merged_dict(ksm, available_kib)}))
     else:
-        print(fit_line(ksm, available_kib))
+        show([fit_row(ksm, available_kib)])
     return ExitCode.FAILED if ksm.missing_kib(available_kib) else ExitCode.DONE
 
 
@@ -131,10 +133,18 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         since = f" since {off.since}" if off is not None and off.since else ""
-        print(f"switched  {'on' if off is None else 'off'}{since}")
-        print(f"ksm       run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}")
-        print(f"merged    {ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them")
-        print("\n".join([f"doubt     {doubt}" for doubt in doubts] or ["verified  KSM is off, and nothing is merged"]))
+        from virtksm.cli.layout import show
+
+        show(
+            [
+                ("", "Switched", f"{'on' if off is None else 'off'}{since}"),
+                ("", "KSM", f"run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}"),
+                ("", "Merged", f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"),
+                *(("bad", "Doubt", doubt) for doubt in doubts),
+            ]
+        )
+        if not doubts:
+            print("verified: KSM is off, and nothing is merged")
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 

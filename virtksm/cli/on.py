@@ -25,8 +25,9 @@ def run(options: argparse.Namespace) -> int:
             import json
 
             return json.dumps({"schema": report["schema"], "off": False, "pass": report})
-        from virtksm.cli.render import pass_lines
+        from virtksm.cli.layout import to_text
+        from virtksm.cli.render import pass_rows
 
-        return "\n".join(["switched  on", *pass_lines(report)])
+        return to_text([("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])
 
     return switch(options, "on", show)

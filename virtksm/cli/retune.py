@@ -48,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
 
         print(json.dumps(report))
     else:
-        from virtksm.cli.render import pass_lines
+        from virtksm.cli.layout import show
+        from virtksm.cli.render import pass_rows
 
-        print("\n".join(pass_lines(report)))
+        show(pass_rows(report))
     return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
 
