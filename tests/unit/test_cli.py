@@ -153,9 +153,7 @@ def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_o
     assert main(arguments) == ExitCode.USAGE
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.splitlines() == [
-        f"virtksm: {file}: cannot be read: No such file or directory; name a file that exists"
-    ]
+    assert told.err.splitlines() == [f"virtksm: {file}: cannot be read: No such file or directory; ls -ld {file}"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:

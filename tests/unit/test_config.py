@@ -334,7 +334,7 @@ def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, probl
     (tmp_path / "one").touch()
     (fault,) = faults_of(tmp_path / name)
     assert problem in fault.problem
-    assert fault.remedy == ("name a file that exists" if name == "absent" else "ls -ld shows its owner and mode")
+    assert fault.remedy.startswith("ls -ld ")
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)

@@ -136,7 +136,7 @@ def test_import_writes_a_valid_file_and_ends_with_1_where_something_is_left_out(
     assert main(["config", "import", "--policy", policy, str(source), "-o", str(target)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith(f"{target}: written: ")
-    notes = [line.removeprefix(f"virtksm: {source}: left out: ") for line in err.splitlines()]
+    notes = [line.removeprefix(f"virtksm: warning: {source}: left out: ") for line in err.splitlines()]
     assert [note.partition(":")[0] for note in notes] == left_out
     text = target.read_text()
     assert [line.removeprefix("# Note: ") for line in text.splitlines() if line.startswith("# Note")] == notes
@@ -165,7 +165,7 @@ def test_import_overwrites_nothing_and_follows_no_link(tmp_path: Path, capsys: C
     link.symlink_to(tmp_path / "elsewhere")
     for path in (target, link):
         assert main(["config", "import", str(source), "-o", str(path)]) == 2
-        assert f"{path}: cannot be written: File exists; name a new file" in capsys.readouterr().err
+        assert f"{path}: cannot be written: File exists" in capsys.readouterr().err
     assert target.read_text() == "mine\n"
     assert not (tmp_path / "elsewhere").exists()
     assert main(["config", "import", str(source), "-o", str(tmp_path / "no" / "folder.toml")]) == 2
@@ -220,13 +220,14 @@ def test_without_an_option_etc_and_its_drop_ins_are_read(tmp_path: Path) -> None
         "keepalive_s": (2, "/etc/virtksm/conf.d/10.toml"),
     }
     missing = ("/usr/lib/virtksm/virtksm.toml", "/etc/virtksm/virtksm.toml", *NO_DROP_INS)
-    assert [" ".join(line.split()) for line in lines] == [
+    listed, (fault, *_, code) = lines[:9], lines[9:]
+    assert [" ".join(line.split()) for line in listed] == [
         "/usr/lib/virtksm/virtksm.toml missing",
         "/etc/virtksm/virtksm.toml read",
         "/usr/lib/virtksm/conf.d/*.toml missing",
         "/etc/virtksm/conf.d/10.toml read",
         "no configuration file: the defaults are in force",
         *(f"{file} missing" for file in missing),
-        "virtksm: /etc/virtksm/conf.d: cannot be read: Not a directory; ls -ld shows its owner and mode",
-        "ended with 2",
     ]
+    assert "/etc/virtksm/conf.d: cannot be read: Not a directory" in fault
+    assert code == "ended with 2"

@@ -101,7 +101,7 @@ def run_import(options: argparse.Namespace) -> int:
         values, notes = as_adaptive(values, notes)
     result = imported(values, notes, options.file, policy)
     for note in notes:
-        print(f"virtksm: {printable(options.file)}: left out: {note}", file=sys.stderr)
+        print(f"virtksm: warning: {printable(options.file)}: left out: {note}", file=sys.stderr)
     if options.policy is None:
         print("virtksm: this is for policy adaptive, which is recommended", file=sys.stderr)
         print("hint: --policy ksmtuned takes all values, and scans as ksmtuned does", file=sys.stderr)

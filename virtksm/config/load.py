@@ -261,8 +261,7 @@ def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[Conf
 
 
 def _unreadable(file: str, error: OSError) -> ConfigFault:
-    remedy = "name a file that exists" if isinstance(error, FileNotFoundError) else "ls -ld shows its owner and mode"
-    return _whole(file, f"cannot be read: {error.strerror}", remedy)
+    return _whole(file, f"cannot be read: {error.strerror}", f"ls -ld {printable(file)}")
 
 
 def group_id(name: str) -> int | None:
