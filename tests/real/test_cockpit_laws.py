@@ -115,6 +115,15 @@ def test_amounts_from_the_agent_are_bytes_as_those_of_the_commands(page: Page) -
     assert call(page, "agent", "it.inBytes(given)", given) == taken
 
 
+def test_a_commands_errors_and_hints_are_one_text(page: Page) -> None:
+    errors = (
+        "virtksm: error: no such guest\nhint: virtksm guests\nvirtksm: error: another\nvirtksm: 2 errors in 1 file\n"
+    )
+    assert call(page, "agent", "it.inOneLine(given)", errors) == (
+        "no such guest: virtksm guests; another; 2 errors in 1 file"
+    )
+
+
 def test_a_scale_ends_above_what_it_shows_and_not_far_above(page: Page) -> None:
     values = [0, 0.3, 1, 1.01, 2, 4.9, 5, 7, 99, 100, 101, 12_345]
     tops = call(page, "chart", "given.map(value => it.niceAbove(value))", values)

@@ -37,8 +37,9 @@ def test_check_prints_every_fault_on_a_line_of_its_own_and_ends_with_2(tmp_path:
     assert main(["config", "check", str(path)]) == 2
     assert capsys.readouterr() == (
         "",
-        f"virtksm: {path}: coalesce: is not a known key; did you mean coalesce_ms?\n"
-        f'{path}: policy: is \'best\'; use one of "adaptive" | "ksmtuned"\n',
+        f"virtksm: error: {path}: coalesce: is not a known key; did you mean coalesce_ms?\n"
+        f'virtksm: error: {path}: policy: is \'best\'; use one of "adaptive" | "ksmtuned"\n'
+        "virtksm: 2 errors in 1 file\n",
     )
 
 
@@ -165,7 +166,7 @@ def test_import_overwrites_nothing_and_follows_no_link(tmp_path: Path, capsys: C
     link.symlink_to(tmp_path / "elsewhere")
     for path in (target, link):
         assert main(["config", "import", str(source), "-o", str(path)]) == 2
-        assert f"{path}: cannot be written: File exists" in capsys.readouterr().err
+        assert f"{path}: cannot be written: File exists\nhint: name a new file" in capsys.readouterr().err
     assert target.read_text() == "mine\n"
     assert not (tmp_path / "elsewhere").exists()
     assert main(["config", "import", str(source), "-o", str(tmp_path / "no" / "folder.toml")]) == 2

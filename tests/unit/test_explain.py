@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.lab.pseudo_terminal import HANG_S
+from tests.real.agent_process import VIRTKSM
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from tests.unit.test_trace import SUMMARY
 from virtksm.cli.main import main
@@ -76,7 +80,6 @@ def test_a_decision_is_told_with_its_rule_and_thresholds_and_for_v_with_its_numb
         f"Rule       disengaged: {MEANINGS['adaptive']['disengaged']}",
         "Threshold  engages when",
         "Changed    pages_to_scan 100 -> 0",
-        "",
     ]
     assert explained(tmp_path, "-v") == 0
     (numbers,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Numbers ")]
@@ -92,6 +95,29 @@ def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.
     assert [one["pass"]["triggers"] for one in printed["decisions"]] == [["stopped"], ["retune"]]
     assert set(printed["decisions"][0]) == {"at_s", "at", "rule_means", "pass"}
     assert printed["decisions"][0]["pass"]["decision"]["thresholds"][0]["quantity"] == "available_kib"
+
+
+def test_decisions_that_come_are_followed_until_ctrl_c(tmp_path: Path) -> None:
+    fill(tmp_path, pass_of(triggers=["started"]))
+    folders = ["--runtime-dir", str(tmp_path / "run"), "--state-dir", str(tmp_path)]
+    command = [VIRTKSM, *folders, "explain", "--connect", "qemu:///system", "--follow", "--last", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().endswith("started: applied\n")
+        fill(tmp_path, pass_of(at_s=AT_S + 1, triggers=["stopped"]))
+        lines: list[str] = []
+        while not (lines and lines[-1].endswith("stopped: applied\n")):
+            lines.append(process.stdout.readline())
+            assert lines[-1], "it ended"
+        assert lines[-2] == "\n", "a blank line is between two"
+        assert not any("started" in line for line in lines), "none is shown twice"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(HANG_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
 
 
 def test_without_a_decision_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

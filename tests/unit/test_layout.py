@@ -60,7 +60,8 @@ def test_where_a_table_is_too_wide_its_texts_wrap() -> None:
         "a          10 GiB  no: its",
         "                   XML",
     ]
-    assert to_lines([TABLE], 1) != [], "no texts are left to wrap: the terminal cuts the rest"
+    assert to_lines([TABLE], 24)[:4] == ["GUEST      仮想マシン", "RSS        9 MiB", "CAN MERGE  yes", ""]
+    assert to_lines([Table(TABLE.rows[1:], (0, 2), has_headings=False)], 12)[:2] == ["仮   9 MiB  y", "想          e"]
 
 
 def test_words_are_kept_whole_where_they_fit() -> None:

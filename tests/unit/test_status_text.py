@@ -96,8 +96,8 @@ def test_what_ksmd_does_is_one_word(changes: dict[str, Any], row: tuple[str, str
 @pytest.mark.parametrize(
     ("changes", "tone", "line"),
     [
-        ({"now": now(ksm_run=0)}, "warn", "KSM        off (run=0): nothing merges; "),
-        ({"now": now(ksm_run=2)}, "warn", "KSM        off (run=2, everything is unmerged): nothing merges; "),
+        ({"now": now(ksm_run=0)}, "warn", "KSM        off (run=0): nothing merges; echo 1 > /sys/kernel/mm/ksm/run"),
+        ({"now": now(ksm_run=2)}, "warn", "KSM        off (run=2), all is unmerged: nothing merges; "),
         ({"now": now(saved_kib=None, saved_percent=None)}, "", "Saved      unknown"),
         ({"now": now(guests=None)}, "", "Guests     unknown"),
         ({"now": now(guests_unread=2)}, "", "Guests     1 running (2 unread), "),

@@ -157,7 +157,7 @@ class Reporter:
     def switched(self, trigger: Trigger) -> None:
         self.tally.switched(is_off=trigger is Trigger.OFF)
         if trigger is Trigger.OFF:
-            self._log.warning("switched_off", remedy="virtksm scans again after `virtksm on`")
+            self._log.warning("switched_off", remedy="virtksm scans again after `virtksm resume`")
         else:
             self._log.info("switched_on")
 

@@ -54,28 +54,32 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
-    shown = _show(read_decisions(options, options.connect, options.last), options)
+    lines = read_decisions(options, options.connect, options.last)
+    if not lines and not options.json:
+        print("the history has no decision of this host", flush=True)
+    _show(lines, options)
     try:
         while options.follow:
+            shown_s = lines[-1].at_s if lines else 0.0
             time.sleep(FOLLOWS_S)
-            new = [line for line in read_decisions(options, options.connect, MAX) if line.at_s > shown]
-            shown = _show(new, options) if new else shown
+            new = [line for line in read_decisions(options, options.connect, MAX) if line.at_s > shown_s]
+            if new:
+                print(end="" if options.json or not lines else "\n")
+                _show(new, options)
+                lines = tuple(new)
     except KeyboardInterrupt:
         pass
     return ExitCode.DONE
 
 
-def _show(lines: Sequence[Pass], options: argparse.Namespace) -> float:
-    """Print decisions; returns the Unix time of the last one, 0.0 where there is none."""
+def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:
     if options.json:
         import json
 
         print(json.dumps({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}), flush=True)
-    elif not lines:
-        print("the history has no decision of this host", flush=True)
-    else:
-        show([row for line in lines for row in decision_rows(line, verbose=options.verbose)])
-    return lines[-1].at_s if lines else 0.0
+    elif lines:
+        blank = ("", "", "")
+        show([row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)][:-1])
 
 
 def decision_values(line: Pass) -> dict[str, object]:
@@ -97,7 +101,6 @@ def decision_rows(line: Pass, *, verbose: bool) -> Iterator[Row]:
         yield "", "Changed", ", ".join(changed)
     if verbose and reason.numbers:
         yield "", "Numbers", ", ".join(_number_text(name, value) for name, value in reason.numbers.items())
-    yield "", "", ""
 
 
 def _number_text(name: str, value: float | None) -> str:

@@ -22,8 +22,8 @@ SCHEMA = 1
 MAX_NAMED = 5
 """Of the other processes that have merged pages: the rest is one sum."""
 USUAL = ("name", "memory", "rss", "saved", "profit", "can_merge")
-TEXTS = ("name", "uuid", "can_merge")
-"""The columns that are no amounts."""
+TEXTS = ("name", "can_merge")
+"""The columns that may wrap."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -168,14 +168,14 @@ def survey_items(
     headings = [name.upper().replace("_", " ") for name in columns]
     rows = [[COLUMNS[name](seen) for name in columns] for seen in guests]
     texts = [number for number, name in enumerate(columns) if name in TEXTS]
-    table: list[Item] = [Table([headings, *rows] if has_header else rows, texts)] if rows else []
     if not has_header:
-        return table
+        return [Table(rows, texts, has_headings=False)] if rows else []
+    table: list[Item] = [Table([headings, *rows], texts)] if rows else [("", "no guest runs", "")]
     ksm, left = found.ksm, found.left_over
     profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
     zero = "" if ksm.ksm_zero_pages is None else f", ksm_zero_pages {ksm.ksm_zero_pages}"
     items: list[Item] = [
-        *(table or [("", "no guest runs", "")]),
+        *table,
         ("", "", ""),
         (
             "",

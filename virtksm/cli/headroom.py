@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 
-from virtksm.cli.survey import Surveyor
+from virtksm.cli.survey import Surveyor, find_switch_on
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
 
@@ -96,7 +96,7 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
             "run this command there"
         )
     if found.ksm.run not in (None, 1):
-        notes.append("KSM is off, so nothing more merges: systemctl start virtksm-ksm (or ksm) switches it on")
+        notes.append(f"KSM is off, so nothing more merges: {find_switch_on(found.ksm.run)}")
     elif found.ksm.settings.pages_to_scan == 0:
         notes.append("ksmd is idle: new memory merges once it scans again")
     return notes

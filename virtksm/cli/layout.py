@@ -28,18 +28,22 @@ TONES = {"good": "\x1b[32m", "warn": "\x1b[33m", "bad": "\x1b[31m", "dim": "\x1b
 
 
 class Table:
-    """Rows of cells, the first perhaps its headings. The columns `texts` are texts: they stand left and may wrap."""
+    """Rows of cells, the first perhaps headings. The columns `texts` are texts: they stand left and may wrap."""
 
-    def __init__(self, rows: Sequence[Sequence[str]], texts: Collection[int]) -> None:
+    def __init__(self, rows: Sequence[Sequence[str]], texts: Collection[int], *, has_headings: bool = True) -> None:
         self.rows = [tuple(map(printable, row)) for row in rows]
         self.texts = texts
+        self.has_headings = has_headings
 
     def lines(self, columns: int | None) -> Iterator[str]:
-        """Lay the table out; the widest texts wrap until it fits."""
+        """Lay the table out; the widest texts wrap until it fits. Where it cannot, rows are paragraphs."""
         widths = [max(map(width, cells)) for cells in zip(*self.rows, strict=True)]
         while columns is not None and self.texts and sum(widths) + len(GAP) * (len(widths) - 1) > columns:
             widest = max(self.texts, key=widths.__getitem__)
-            if widths[widest] <= MIN_CELL:
+            if widths[widest] <= MIN_CELL and self.has_headings:
+                yield from self._paragraphs(columns)
+                return
+            if widths[widest] <= 1:
                 break
             widths[widest] -= 1
         for row in self.rows:
@@ -47,6 +51,13 @@ class Table:
             for number in range(max(map(len, cells))):
                 parts = [cell[number] if number < len(cell) else "" for cell in cells]
                 yield GAP.join(self._aligned(at, *pair) for at, pair in enumerate(zip(parts, widths, strict=True)))
+
+    def _paragraphs(self, columns: int) -> Iterator[str]:
+        headings, *rows = self.rows
+        for number, row in enumerate(rows):
+            if number:
+                yield ""
+            yield from to_lines([("", *named) for named in zip(headings, row, strict=True)], columns)
 
     def _aligned(self, at: int, part: str, columns: int) -> str:
         blank = " " * (columns - width(part))

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtksm.cli.layout import Row
-    from virtksm.model.snapshot import KsmState
 
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 
@@ -41,33 +40,6 @@ def restore_rows(report: Mapping[str, Any]) -> Iterator[Row]:
         yield "", "Doubted", f"{name}: its saved baseline is implausible, so it gets the kernel's default"
     yield from (("", "Left", f"{name}: another program has changed it since") for name in report["left"])
     yield from (("warn", "Warning", one["message"]) for one in report["refused"])
-
-
-def merged_rows(ksm: KsmState, available_kib: int, unmerge: str | None) -> Iterator[Row]:
-    """Yield what stays merged, and how to unmerge it, or why not."""
-    if not ksm.unmerge_kib:
-        yield "", "Merged", "unknown, as KSM's counters are not offered" if ksm.unmerge_kib is None else "nothing"
-        return
-    yield (
-        "",
-        "Merged",
-        f"still: {format_kib(ksm.saved_kib)} are saved (pages_sharing {ksm.pages_sharing}, "
-        f"pages_shared {ksm.pages_shared}, ksm_zero_pages {ksm.ksm_zero_pages})",
-    )
-    if ksm.missing_kib(available_kib):
-        yield fit_row(ksm, available_kib)
-    if unmerge is None:
-        yield "", "Unmerge", "not now: free memory (stop guests, or move them away); --force names the command"
-    else:
-        yield "", "Unmerge", f"as root on that host: {unmerge}"
-
-
-def fit_row(ksm: KsmState, available_kib: int) -> Row:
-    """Return whether unmerging fits into memory."""
-    missing_kib = ksm.missing_kib(available_kib)
-    end = f"{format_kib(missing_kib)} are missing" if missing_kib else "ok"
-    needed, available = format_kib(ksm.unmerge_kib), format_kib(available_kib)
-    return "warn" if missing_kib else "", "Memory", f"unmerging needs up to {needed}, {available} available: {end}"
 
 
 def _change_rows(before: Mapping[str, int | None], after: Mapping[str, int | None], *, would: bool) -> Iterator[Row]:

@@ -130,9 +130,11 @@ def _print(status: dict[str, Any], options: argparse.Namespace) -> None:
 def _rows(status: dict[str, Any], options: argparse.Namespace) -> list[Row]:
     from virtksm.cli.sparkline import choose_marks
     from virtksm.cli.status_text import status_rows
+    from virtksm.cli.survey import find_switch_on
 
     marks = choose_marks(sys.stdout.encoding, os.environ)
-    return list(status_rows(status, marks=marks, verbose=options.verbose))
+    switch_on = find_switch_on((status["now"] or {}).get("ksm_run"))
+    return list(status_rows(status, marks=marks, verbose=options.verbose, switch_on=switch_on))
 
 
 def _watch(view: View, options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from virtksm.cli.sparkline import ASCII, progress_bar, sparkline
+from virtksm.remedies import START_AGENT, SWITCH_ON
 from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -19,8 +20,13 @@ OUTCOMES = {"unchanged": "no change", "applied": "settings changed"}
 """What a pass has come to where all is well."""
 
 
-def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool = False) -> Iterator[Row]:
-    """Yield the rows of a status; `marks` are those of the sparkline, `verbose` adds settings and the last pass."""
+def status_rows(
+    status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool = False, switch_on: str = SWITCH_ON
+) -> Iterator[Row]:
+    """Yield the rows of a status; `verbose` adds settings and the last pass.
+
+    `marks` are those of the sparkline, `switch_on` is what switches KSM on.
+    """
     now, agent = status.get("now"), status["agent"]
     if agent:
         version = f", virtksm {status['version']}" if verbose else ""
@@ -28,9 +34,14 @@ def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool 
     elif agent is None:
         yield "warn", "Agent", "not for this user to ask: sudo virtksm status, or join the group of `status_group`"
     else:
-        yield "warn", "Agent", f"not running for {status['uri']} (systemctl start virtksm)"
+        yield "warn", "Agent", f"not running for {status['uri']} ({START_AGENT})"
     yield _libvirt_row(status["libvirt"])
     if now is not None:
+        run, off = now["ksm_run"], {0: "off (run=0)", 2: "off (run=2), all is unmerged"}
+        if run in (None, 1):
+            yield _ksm_row(status, now, marks)
+        else:
+            yield "warn", "KSM", f"{off.get(run, f'off (run={run})')}: nothing merges; {switch_on}"
         yield from _now_rows(status, now, marks, verbose=verbose)
     if agent:
         yield from _pass_rows(status, verbose=verbose)
@@ -51,7 +62,6 @@ def _libvirt_row(libvirt: Mapping[str, Any]) -> Row:
 
 
 def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, verbose: bool) -> Iterator[Row]:
-    yield _ksm_row(status, now, marks)
     if now["guests"] is None:
         yield "", "Guests", "unknown"
     else:
@@ -69,11 +79,8 @@ def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, 
 
 
 def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> Row:
-    """Say whether ksmd scans, is idle or paused, or KSM is off."""
+    """Say whether ksmd scans, is idle or paused, while KSM is on."""
     run, pages = now["ksm_run"], now["settings"]["pages_to_scan"]
-    if run not in (None, 1):
-        unmerged = ", everything is unmerged" if run == 2 else ""
-        return "warn", "KSM", f"off (run={run}{unmerged}): nothing merges; echo 1 > /sys/kernel/mm/ksm/run"
     full_scan, is_scanning = status["full_scan"], bool(pages)
     if now["advisor_mode"] not in (None, "none"):
         state = f"scanning as the kernel's advisor ({now['advisor_mode']}) says"

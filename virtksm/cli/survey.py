@@ -1,4 +1,4 @@
-"""The common part of `virtksm guests` and `virtksm headroom`: a read-only survey of a host's guests."""
+"""What `virtksm status`, `guests` and `headroom` have in common: a read-only survey of a host's guests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
+
+
+def find_switch_on(run: int | None) -> str:
+    """Return what switches KSM on here, where `run` says that it is off; else nothing."""
+    if run in (None, 1):
+        return ""
+    from virtksm.host.systemd import has_unit
+    from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
+
+    return switch_ksm_on(has_unit=has_unit(SWITCH_UNIT))
 
 
 class Surveyor:

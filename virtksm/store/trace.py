@@ -56,4 +56,4 @@ def read_trace(path: str) -> Iterator[str]:
 
 
 def _unusable(path: str, error: OSError, what: str) -> TraceUnusable:
-    return TraceUnusable(f"{path}: it cannot {what}: {error.strerror}", remedy="see its path, owner and mode")
+    return TraceUnusable(f"{path}: it cannot {what}: {error.strerror}", remedy=f"ls -ld {path}")

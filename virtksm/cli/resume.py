@@ -1,4 +1,4 @@
-"""`virtksm on`: undoes `virtksm off`; the pass that follows begins with a new policy state."""
+"""`virtksm resume`: undoes `virtksm pause`; the pass that follows begins with a new policy state."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Switch on and print the pass; returns the exit code."""
+    """Resume and print the pass; returns the exit code."""
 
     def show(report: dict[str, Any]) -> str:
         if options.json:
             import json
 
-            return json.dumps({"schema": report["schema"], "off": False, "pass": report})
+            return json.dumps({"schema": report["schema"], "paused": False, "pass": report})
         from virtksm.cli.layout import to_text
         from virtksm.cli.render import pass_rows
 
