@@ -54,7 +54,7 @@ export class Chart {
         if (points.length === 0)
             return "no history yet";
         const values = points.map(([, value]) => value);
-        return `now ${this.format(values[values.length - 1])}, at most ${this.format(Math.max(...values))}`;
+        return `now ${this.format(values[values.length - 1])}, max ${this.format(Math.max(...values))}`;
     }
 
     chosenText() {

@@ -133,7 +133,7 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     assert page.locator("#saved-chart figcaption").inner_text().startswith(f"now {amount(status, 'saved')}")
     expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s CPU since boot")
     expect(page.locator("#cpu")).to_contain_text(" % of a core")
-    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0)
+    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0, timeout=HANG_MS)
     guests = told(host, "guests")["guests"]
     assert column(page, "#guests", "Can merge") == [one["can_merge_text"] for one in guests]
     assert column(page, "#guests", "Guest") == [one["name"] for one in guests]

@@ -76,6 +76,8 @@ def test_curves_to_draw_end_at_the_present_moment() -> None:
         "core_percent": [[[0.0, 5.0], [10.0, 5.0]], [[500.0, 5.0], [520.0, 5.0]]],
         "ksmd": {"core_percent": 5.0, "over_s": 20.0},
     }
+    soon = as_curves(samples, Point(at_s=503.0, saved_kib=8, cpu_seconds=99.0), 10.0)
+    assert soon["core_percent"] == [[[0.0, 5.0], [10.0, 5.0]]], "a burst of three seconds is no peak"
     assert as_curves([], now, 10.0) == {
         "saved_kib": [],
         "core_percent": [],

@@ -152,7 +152,7 @@ class Config:
     policy: Literal["adaptive", "ksmtuned"] = key(
         "adaptive",
         "adaptive scans new guest memory and then idles; ksmtuned reproduces ksmtuned (docs/policies.md).",
-        "adaptive saves as much memory for less CPU time.",
+        "adaptive uses next to no CPU time once guest memory has been scanned.",
         choices=("adaptive", "ksmtuned"),
     )
     host: Literal["auto", "local"] = key(
@@ -175,7 +175,7 @@ class Config:
     )
     on_conflict: Literal["reassert", "yield"] = key(
         "reassert",
-        "When another program changes a setting: set it again 3 times in 10 minutes, or yield at once.",
+        "When another program changes a setting: set it again (3 times in 10 minutes, then yield), or yield at once.",
         "One foreign write should not end the tuning, and a conflict should not last.",
         choices=("reassert", "yield"),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from virtksm.history.samples import Sample
+from virtksm.history.samples import SAMPLE_S, Sample
 
 GAP_S = 180.0
 """Longer than any policy waits between two passes: the agent, libvirt or the host was away."""
@@ -140,15 +140,17 @@ def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str
 
     The curves are of saved memory (KiB) and of ksmd's share of a core (percent), over `width_s` seconds at a time.
     """
-    drawn = list(samples)
-    if drawn and now.at_s - drawn[-1].at_s >= MIN_S:
-        drawn.append(replace(drawn[-1], at_s=now.at_s, saved_kib=now.saved_kib, ksmd_cpu_seconds=now.cpu_seconds))
+    last = [
+        replace(one, at_s=now.at_s, saved_kib=now.saved_kib, ksmd_cpu_seconds=now.cpu_seconds) for one in samples[-1:]
+    ]
+    # The last stretch is no shorter than others can be, so that a burst in it is no peak.
+    of_cpu = [*(one for one in samples if now.at_s - one.at_s >= SAMPLE_S), *last]
     cpu: list[list[list[float]]] = []
-    for one in cpu_shares(drawn, width_s):
+    for one in cpu_shares(of_cpu, width_s):
         if not cpu or cpu[-1][-1][0] != one.from_s:
             cpu.append([])
         cpu[-1] += [[one.from_s, 100 * one.share], [one.to_s, 100 * one.share]]
-    saved = pieces([one for one in drawn if one.saved_kib is not None])
+    saved = pieces([one for one in (*samples, *last) if one.saved_kib is not None])
     share = core_share(points_of(samples), now)
     return {
         "saved_kib": [[[one.at_s, one.saved_kib] for one in piece] for piece in saved],
