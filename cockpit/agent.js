@@ -14,6 +14,17 @@ export const DENIED = "access-denied";
 export const NOT_INSTALLED = "not-installed";
 export const FAILED = "failed";
 
+/* An agent's socket speaks of KiB, a command of bytes (docs/reference.md): the page has bytes alone. */
+export function inBytes(value) {
+    if (value === null || typeof value !== "object")
+        return value;
+    if (Array.isArray(value))
+        return value.map(inBytes);
+    return Object.fromEntries(Object.entries(value).map(([name, one]) => name.endsWith("_kib")
+        ? [name.replace(/_kib$/, "_bytes"), one === null ? null : 1024 * one]
+        : [name, inBytes(one)]));
+}
+
 export class Problem extends Error {
     constructor(kind, message) {
         super(message);
@@ -77,7 +88,9 @@ function parseAnswer(text, trouble) {
         return answer;
     if (answer && answer.other_uri)
         throw new Problem(FAILED, `the agent serves ${answer.other_uri} by now`);
-    throw new Problem(FAILED, answer && answer.error ? String(answer.error) : "the agent answers nothing of use");
+    throw new Problem(FAILED, answer && answer.error
+        ? [answer.error, answer.remedy].filter(Boolean).join(": ")
+        : "the agent answers nothing of use");
 }
 
 function socketProblem(trouble) {
@@ -122,5 +135,10 @@ function commandProblem(name, error) {
         return new Problem(NOT_INSTALLED, "there is no command virtksm on this host");
     if (error.problem === "access-denied")
         return new Problem(DENIED, "administrative access is needed");
-    return new Problem(FAILED, (error.message || `virtksm ${name} failed`).replace(/^virtksm: /, ""));
+    return new Problem(FAILED, inOneLine(error.message || `virtksm ${name} failed`));
+}
+
+/* Return a command's errors and hints, a line each, as one text. */
+export function inOneLine(errors) {
+    return errors.trim().replace(/^virtksm: (error: )?/gm, "").replace(/\nhint: /g, ": ").replace(/\n/g, "; ");
 }

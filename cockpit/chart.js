@@ -11,6 +11,7 @@ const RIGHT = 8;
 const TOP = 10;
 const BOTTOM = 24;
 const MARKS = 2;
+const MAX_POINTS = 2000;
 const MIN_PX_A_TIME = 80;
 const STEPS_S = [60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200];
 
@@ -30,7 +31,7 @@ export class Chart {
     }
 
     show(curve, sinceS, untilS) {
-        Object.assign(this, { curve, sinceS, untilS });
+        Object.assign(this, { curve: lastPoints(curve), sinceS, untilS });
         this.draw();
     }
 
@@ -53,7 +54,7 @@ export class Chart {
         if (points.length === 0)
             return "no history yet";
         const values = points.map(([, value]) => value);
-        return `now ${this.format(values[values.length - 1])}, at most ${this.format(Math.max(...values))}`;
+        return `now ${this.format(values[values.length - 1])}, max ${this.format(Math.max(...values))}`;
     }
 
     chosenText() {
@@ -142,6 +143,17 @@ export class Chart {
             svgElement("circle", { class: "cursor", cx: x, cy: y, r: 4 }),
         ];
     }
+}
+
+/* The pieces of a curve with its last MAX_POINTS points. */
+export function lastPoints(curve) {
+    const ends = [];
+    let left = MAX_POINTS;
+    for (let number = curve.length - 1; number >= 0 && left > 0; number--) {
+        ends.unshift(curve[number].slice(-left));
+        left -= ends[0].length;
+    }
+    return ends;
 }
 
 function shortTime(atS) {

@@ -2,7 +2,7 @@
    Each is a line of a trace (docs/reference.md), as text. */
 
 import { element, setChildren } from "./dom.js";
-import { formatKib, formatTime } from "./units.js";
+import { OUTCOMES, formatBytes, formatTime } from "./units.js";
 
 const MAX = 10;
 const NAMES = { pages_to_scan: "pages", sleep_millisecs: "sleep (ms)", merge_across_nodes: "across nodes" };
@@ -17,20 +17,20 @@ function rowOf(pass, isNewest) {
     return element(
         "tr", { role: "row" },
         element("th", { role: "rowheader", scope: "row", "data-label": "When" }, formatTime(pass.at_s)),
-        element("td", { role: "cell", "data-label": "For" }, triggers.join(", ")),
-        element("td", { role: "cell", "data-label": "Why" },
+        element("td", { role: "cell", "data-label": "Trigger" }, triggers.join(", ")),
+        element("td", { role: "cell", "data-label": "Reason" },
                 element("div", {},
                         decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
                         ...(isNewest ? thresholds(decision) : []))),
-        element("td", { role: "cell", "data-label": "Did" }, whatChanged(pass)),
-        element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatKib(savedKib(pass.snapshot.ksm))));
+        element("td", { role: "cell", "data-label": "Result" }, whatChanged(pass)),
+        element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatBytes(savedBytes(pass.snapshot.ksm))));
 }
 
 /* KsmState.saved_kib of virtksm/model/snapshot.py. */
-function savedKib(ksm) {
+function savedBytes(ksm) {
     if (ksm.pages_shared === null || ksm.pages_sharing === null)
         return null;
-    return (ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib;
+    return (ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib * 1024;
 }
 
 function thresholds(decision) {
@@ -42,7 +42,7 @@ function whatChanged(pass) {
     const changes = Object.keys(NAMES)
             .filter(name => pass.after[name] !== null && pass.after[name] !== before[name])
             .map(name => `${NAMES[name]} ${before[name]} → ${pass.after[name]}`);
-    return [pass.outcome, [...changes, ...pass.refused].join("; ")].filter(Boolean).join(": ");
+    return [OUTCOMES[pass.outcome] || pass.outcome, [...changes, ...pass.refused].join("; ")].filter(Boolean).join(": ");
 }
 
 function emptyRow() {

@@ -1,9 +1,7 @@
-/* The present facts: saved and resident memory, ksmd's state, and the reason. */
+/* The present facts, in the words of `virtksm status`: saved and resident memory, ksmd's state, and the reason. */
 
 import { byId, setText } from "./dom.js";
-import { formatDuration, formatKib, formatPercent, oneDecimal } from "./units.js";
-
-export const LATELY_S = 300;
+import { formatBytes, formatDuration, formatPercent, oneDecimal } from "./units.js";
 
 /* Show a status, null where there is none. */
 export function showFacts(status) {
@@ -11,55 +9,54 @@ export function showFacts(status) {
     setText(byId("subtitle"), status === null
         ? "virtksm cannot be asked."
         : `${status.uri}, ${status.agent ? `policy ${status.policy}, ` : ""}virtksm ${status.version}`);
-    setText(byId("saved"), now === null ? "–" : formatKib(now.saved_kib));
+    setText(byId("saved"), now === null ? "–" : formatBytes(now.saved_bytes));
     setText(byId("saved-share"), now === null || now.saved_percent === null
         ? ""
         : `${formatPercent(now.saved_percent)} of guest memory`);
     setText(byId("guest-count"), now === null || now.guests === null ? "–" : now.guests);
-    setText(byId("committed"), now === null || now.guests === null ? "" : `${formatKib(now.committed_kib)} resident`);
-    setText(byId("state"), stateText(now, last));
+    setText(byId("committed"), now === null || now.guests === null ? "" : `${formatBytes(now.committed_bytes)} resident`);
+    setText(byId("state"), stateText(status));
     setText(byId("next"), status && status.next_pass_s !== null
-        ? `next pass in ${formatDuration(status.next_pass_s)}`
+        ? `next check in ${formatDuration(status.next_pass_s)}`
         : "");
     setText(byId("why"), last === null
-        ? "no pass yet"
+        ? "no check yet"
         : `${last.decision.reason} (rule ${last.decision.rule})`);
+    showScan((status && status.full_scan) || null);
 }
 
-function stateText(now, last) {
-    if (now === null)
+function stateText(status) {
+    if (status === null || status.now === null)
         return "unknown";
-    if (now.ksm_run === 0 || now.ksm_run === 2)
+    const { ksm_run: run, settings: { pages_to_scan: pages, sleep_millisecs: sleepMs } } = status.now;
+    if (run === 0 || run === 2)
         return "KSM off";
-    const { pages_to_scan: pages, sleep_millisecs: sleepMs } = now.settings;
+    if (pages === null)
+        return "unknown";
     if (pages === 0)
-        return last === null ? "Not scanning" : "Idle";
-    return `Scanning ${pages} pages every ${sleepMs} ms`;
+        return status.off ? "Paused" : "Idle";
+    return status.full_scan ? "Scanning" : `Scanning ${pages} pages every ${sleepMs} ms`;
 }
 
-/* Return the share of a core that ksmd took lately, in percent, and over how many seconds; null if unknown. Lately is five
-   minutes, or since the last sample before where that is longer ago (virtksm/history/curves.py). Samples of before a
-   reboot do not count. */
-export function coreShare(samples, total, untilS) {
-    let began = null;
-    let before = 0;
-    for (const one of samples) {
-        if (total === null || one.ksmd_cpu_seconds === null || untilS - one.at_s < 1)
-            continue;
-        if (one.ksmd_cpu_seconds < before)
-            began = null;
-        before = one.ksmd_cpu_seconds;
-        if (before <= total && (began === null || began.at_s < untilS - LATELY_S))
-            began = one;
-    }
-    const tookS = began && untilS - began.at_s;
-    return began && [100 * (total - began.ksmd_cpu_seconds) / tookS, tookS];
+function showScan(scan) {
+    byId("scan").hidden = scan === null;
+    if (scan === null)
+        return;
+    const { done_bytes: done, total_bytes: total, left_s: leftS } = scan;
+    const percent = done === null || !total ? null : Math.min(100 * done / total, 100);
+    if (percent === null)
+        byId("scan-bar").removeAttribute("value");
+    else
+        byId("scan-bar").value = percent;
+    setText(byId("scan-text"), (percent === null ? "" : `${percent.toFixed(0)} % of `) + formatBytes(total) +
+            (leftS === null ? "" : `, ${formatDuration(Math.max(leftS, 1))} left`));
 }
 
-export function showCpu(status, samples, untilS) {
+/* Show ksmd's CPU time: since boot, and its share of a core lately ({core_percent, over_s}, null where unknown). */
+export function showCpu(status, lately) {
     const total = status === null || status.now === null ? null : status.now.ksmd_cpu_seconds;
-    const share = coreShare(samples, total, untilS);
-    setText(byId("cpu"), share ? `${formatPercent(share[0])} of a core` : "–");
-    setText(byId("cpu-total"), [share ? `in the last ${formatDuration(share[1])}` : "",
-                                total === null ? "" : `${oneDecimal(total)} s since boot`].filter(Boolean).join("; "));
+    const isKnown = lately !== null && lately.core_percent !== null;
+    setText(byId("cpu"), isKnown ? `${formatPercent(lately.core_percent)} of a core` : "–");
+    setText(byId("cpu-total"), [isKnown ? `last ${formatDuration(lately.over_s)}` : "",
+                                total === null ? "" : `${oneDecimal(total)} s CPU since boot`].filter(Boolean).join(", "));
 }

@@ -8,14 +8,22 @@ const TO_DO = ["FAIL", "WARN"];
 export function showFindings(view, findings, isRoot) {
     const urgent = TO_DO.flatMap(verdict => findings.filter(one => one.verdict === verdict));
     const rest = findings.filter(one => !TO_DO.includes(one.verdict));
-    const result = urgent.length === 0
-        ? "Nothing stands in the way of KSM on this host."
-        : `${urgent.length} of ${findings.length} checks found something to do.`;
-    setText(view.summary, isRoot ? result : `${result} They ran as you, without administrative access.`);
+    setText(view.summary, counted(findings) + (isRoot ? "" : "; they ran as you, without administrative access"));
     setChildren(view.todo, ...urgent.map(itemOf));
     setChildren(view.rest, ...rest.map(itemOf));
     view.fold.hidden = rest.length === 0;
     setText(view.fold.querySelector("summary"), `${rest.length} checks with nothing to do`);
+}
+
+/* The summary of `virtksm doctor`. */
+function counted(findings) {
+    const words = { PASS: ["check passed", "checks passed"], WARN: ["warning", "warnings"],
+                    FAIL: ["failure", "failures"], INFO: ["not judged", "not judged"] };
+    return Object.entries(words)
+            .map(([verdict, [one, more]]) => [findings.filter(found => found.verdict === verdict).length, one, more])
+            .filter(([count]) => count > 0)
+            .map(([count, one, more]) => `${count} ${count === 1 ? one : more}`)
+            .join(", ");
 }
 
 function itemOf(finding) {
@@ -23,6 +31,6 @@ function itemOf(finding) {
         "li", { class: "finding" },
         element("span", { class: `verdict ${finding.verdict.toLowerCase()}` }, finding.verdict),
         element("div", {},
-                element("div", {}, element("strong", {}, `${finding.group}, ${finding.what}`), `: ${finding.detail}`),
+                element("div", {}, element("strong", {}, `${finding.group}: ${finding.what}`), `: ${finding.detail}`),
                 ...(finding.remedy ? [element("div", { class: "remedy" }, `→ ${finding.remedy}`)] : [])));
 }

@@ -11,25 +11,8 @@ const COLUMNS = [
     { key: "saved_bytes", label: "Saved" },
     { key: "cost_bytes", label: "Cost" },
     { key: "profit_bytes", label: "Profit" },
-    { key: "can_merge", label: "Can merge", text: mergeText },
+    { key: "can_merge", label: "Can merge", text: guest => guest.can_merge_text },
 ];
-
-/* What keeps a guest's memory from merging, as virtksm/guests/obstacles.py words it. */
-export const OBSTACLES = {
-    nosharepages: "nosharepages in its XML",
-    mem_merge_off: "mem-merge=off on QEMU's command line",
-    hugepages: "huge pages",
-    shared_memory: "shared memory (memfd or file)",
-    pinned: "pinned by a device (VFIO or vDPA)",
-    not_offered: "QEMU offers nothing to KSM",
-    ksm_off: "KSM is off",
-};
-
-function mergeText(guest) {
-    if (guest.can_merge === null)
-        return "unknown";
-    return guest.can_merge ? "yes" : `no: ${guest.obstacles.map(one => OBSTACLES[one] || one).join(", ")}`;
-}
 
 export class GuestTable {
     constructor(table) {

@@ -1,32 +1,31 @@
 /* The page: asks, shows, and acts.
 
    It asks the agent for its status every two seconds, and for more where that has changed: the guests and the last
-   decisions after a pass, the history now and then. While the page is hidden it asks nothing. */
+   decisions after a pass, the curves now and then. While the page is hidden it asks nothing. */
 
-import { FAILED, NO_AGENT, Problem, askToAct, askToRead, runJson } from "./agent.js";
+import { FAILED, NO_AGENT, Problem, askToAct, askToRead, inBytes, runJson } from "./agent.js";
 import { Chart, niceAbove } from "./chart.js";
 import { showDecisions } from "./decisions.js";
 import { byId, element, setChildren, setText } from "./dom.js";
-import { LATELY_S, showCpu, showFacts } from "./facts.js";
+import { showCpu, showFacts } from "./facts.js";
 import { showFindings } from "./findings.js";
 import { GuestTable } from "./guests.js";
 import { unitsUri } from "./host.js";
-import { cpuCurve, parseSamples, sampleOf, savedCurve } from "./history.js";
 import { noticesOf } from "./notices.js";
 import { applySettings, readSettings } from "./settings.js";
-import { formatBytes, formatKib, formatPercent } from "./units.js";
+import { OUTCOMES, formatBytes, formatPercent } from "./units.js";
 
 const REFRESH_MS = 2000;
 const GUESTS_EVERY_MS = 10000;
 const ALONE_EVERY_MS = 10000;
-const HISTORY_EVERY_MS = 60000;
 const POINTS = 300;
-const LIVE_EVERY_S = 10;
+const SAMPLE_S = 10;
+const LATELY_S = 300;
 
 const guestTable = new GuestTable(byId("guests"));
 const savedChart = new Chart(byId("saved-chart"), {
     name: "Saved memory",
-    format: formatKib,
+    format: kib => formatBytes(1024 * kib),
     minTop: 1024,
     niceTop: kib => kib < 1024 * 1024 ? niceAbove(kib, 1024) : niceAbove(kib, 1024 * 1024),
 });
@@ -37,13 +36,12 @@ const permission = cockpit.permission({ admin: true });
 
 let status = null;
 let alone = null;
-let samples = [];
+let curves = null;
 let shownPass = "";
 let guestsAtMs = 0;
 let guestsAsked = null;
 let guestsShown = null;
-let historyAtMs = 0;
-let aheadS = 0;
+let curvesAtMs = 0;
 let isActing = false;
 let refreshing = null;
 let guestsRefreshing = null;
@@ -65,7 +63,7 @@ function showBug(trouble) {
 async function refreshOnce() {
     let problem = null;
     try {
-        status = (await askToRead({ op: "status" })).status;
+        status = inBytes((await askToRead({ op: "status" })).status);
         alone = null;
     } catch (trouble) {
         if (alone === null || alone.trouble.kind !== trouble.kind || Date.now() - alone.atMs >= ALONE_EVERY_MS)
@@ -90,7 +88,7 @@ async function refreshOnce() {
 async function readWithoutAgent(trouble) {
     const seen = { trouble, problem: trouble, status: null, atMs: Date.now() };
     try {
-        seen.status = await runJson("status");
+        seen.status = inBytes(await runJson("status"));
         if (seen.status.agent)
             seen.problem = null;
     } catch (other) {
@@ -102,21 +100,14 @@ async function readWithoutAgent(trouble) {
 
 async function showHistory(problem) {
     if (problem !== null) {
-        samples = [];
-        historyAtMs = 0;
+        curves = null;
+        curvesAtMs = 0;
         shownPass = "";
         showDecisions(byId("decisions"), []);
         return;
     }
     try {
-        if (Date.now() - historyAtMs >= HISTORY_EVERY_MS) {
-            const span = Number(byId("span").value);
-            const { history } = await askToRead({ op: "history", seconds: span + LATELY_S, points: POINTS });
-            samples = parseSamples(history.samples);
-            historyAtMs = Date.now();
-            aheadS = history.now_s - Date.now() / 1000;
-        }
-        addLive();
+        await readCurves();
         const pass = JSON.stringify(status.last_pass);
         if (status.last_pass !== null && pass !== shownPass) {
             showDecisions(byId("decisions"), (await askToRead({ op: "decisions", last: 10 })).decisions);
@@ -129,20 +120,17 @@ async function showHistory(problem) {
     }
 }
 
-/* The time by the agent's clock, from which the browser's may differ. */
-function nowS() {
-    return Date.now() / 1000 + aheadS;
-}
-
-/* The last sample is the present one; it stays once it is old enough to be worth a point of its own. */
-function addLive() {
-    if (status.now === null)
+/* Have the agent make the curves anew, as often as they can have changed visibly; at least once a minute. */
+async function readCurves() {
+    const span = Number(byId("span").value);
+    const everyS = Math.min(Math.max(SAMPLE_S, span / POINTS), 60);
+    if (Date.now() - curvesAtMs < 1000 * everyS)
         return;
-    const sample = { ...sampleOf(status, nowS()), isLive: true };
-    const [last, before] = [samples[samples.length - 1], samples[samples.length - 2]];
-    if (last && last.isLive && before && last.at_s - before.at_s < LIVE_EVERY_S)
-        samples.pop();
-    samples.push(sample);
+    const widthS = Math.max(SAMPLE_S, span / 180);
+    const asked = { op: "history", seconds: span + LATELY_S, points: POINTS, width_s: widthS };
+    const { history } = await askToRead(asked);
+    curves = { ...history.curves, untilS: history.now_s, sinceS: history.now_s - span };
+    curvesAtMs = Date.now();
 }
 
 /* Ask for the guests where that is due, one command at a time. */
@@ -188,10 +176,11 @@ async function showSettings() {
     try {
         const settings = await readSettings();
         for (const name of ["policy", "engage"]) {
-            byId(name).value = settings[name].value;
-            setText(byId(`${name}-origin`), settings[name].origin === "default"
-                ? "This is the default."
-                : `From ${settings[name].origin}.`);
+            const { value, origin, choices, meaning } = settings[name];
+            setChildren(byId(name), ...choices.map(choice => element("option", { value: choice }, choice)));
+            byId(name).value = value;
+            setText(byId(`${name}-help`), meaning);
+            setText(byId(`${name}-origin`), origin === "default" ? "This is the default." : `From ${origin}.`);
         }
         followPolicy();
     } catch (trouble) {
@@ -215,12 +204,16 @@ async function otherHost(seenUri) {
 /* --- showing ----------------------------------------------------------------------------------------------------- */
 
 function showCharts() {
-    const untilS = nowS();
-    const spanS = Number(byId("span").value);
-    const cpu = cpuCurve(samples, Math.max(LIVE_EVERY_S, spanS / 180));
-    savedChart.show(savedCurve(samples), untilS - spanS, untilS);
-    cpuChart.show(cpu, untilS - spanS, untilS);
-    showCpu(status, samples, untilS);
+    const { saved_kib: saved, core_percent: cpu, ksmd, sinceS, untilS } = curves || emptyCurves();
+    savedChart.show(saved, sinceS, untilS);
+    cpuChart.show(cpu, sinceS, untilS);
+    showCpu(status, ksmd);
+}
+
+function emptyCurves() {
+    const untilS = Date.now() / 1000;
+    return { saved_kib: [], core_percent: [], ksmd: (status && status.ksmd) || null,
+             sinceS: untilS - Number(byId("span").value), untilS };
 }
 
 function showNotices(notices) {
@@ -274,7 +267,7 @@ async function retune() {
     const { pass } = await askToAct({ op: "retune", uri: status.uri, dry_run: false });
     if (pass.refused.length)
         throw new Problem(FAILED, pass.refused.map(one => one.message).join("; "));
-    return `A pass has run (${pass.outcome}): ${pass.decision.reason}`;
+    return `Checked (${OUTCOMES[pass.outcome] || pass.outcome}): ${pass.decision.reason}`;
 }
 
 async function apply() {
@@ -295,7 +288,7 @@ byId("settings").addEventListener("submit", event => {
     act(apply);
 });
 byId("span").addEventListener("change", () => {
-    historyAtMs = 0;
+    curvesAtMs = 0;
     refresh();
 });
 byId("result").querySelector("button").addEventListener("click", () => { byId("result").hidden = true });

@@ -41,7 +41,7 @@ function ofHost(status) {
         notices.push({ level: "warning", title: "virtksm is paused",
                        text: "ksmd stays idle until root runs: virtksm resume" });
     else if (now.ksm_run === 0 || now.ksm_run === 2)
-        notices.push({ level: "warning", title: "KSM is switched off",
+        notices.push({ level: "warning", title: "KSM is off",
                        text: `Nothing merges. Switch it on as root: ${SWITCH_ON}` });
     if (now.advisor_mode !== null && now.advisor_mode !== "none")
         notices.push({ level: "warning", title: `The kernel's own advisor (${now.advisor_mode}) sets the pages to scan`,
@@ -56,14 +56,14 @@ function ofAgent(status) {
         notices.push({ level: "danger", title: "libvirt does not answer",
                        text: libvirt.error || `Waiting for ${libvirt.waiting_for || "it"}.` });
     if (status.agent && stranded.possible)
-        notices.push({ level: "danger", title: "ksmd may go on scanning, and only libvirt could slow it down",
+        notices.push({ level: "danger", title: "ksmd may keep scanning until libvirt answers",
                        text: stranded.worst_core_percent === null
-                           ? "The first pass has not returned."
-                           : `It may take up to ${stranded.worst_core_percent} % of a core until libvirt answers.` });
+                           ? "The first check has not returned."
+                           : `It may take up to ${stranded.worst_core_percent} % of a core.` });
     for (const text of last === null ? [] : last.warnings)
-        notices.push({ level: "warning", title: "The last pass warns", text });
+        notices.push({ level: "warning", title: "Warning of the last check", text });
     for (const name of (last && last.exposed) || [])
         notices.push({ level: "warning", title: `${name} is declared private, and its memory can merge`,
-                       text: "Give it <memoryBacking><nosharepages/></memoryBacking>, which holds from its next start." });
+                       text: "Give it <memoryBacking><nosharepages/></memoryBacking>, and start it again." });
     return notices;
 }

@@ -5,12 +5,12 @@
 
 import { FAILED, NO_AGENT, Problem, askToAct, run, runJson } from "./agent.js";
 
-const FOLDER = "/etc/virtksm/conf.d";
-export const FILE = `${FOLDER}/80-cockpit.toml`;
+export const FILE = "/etc/virtksm/conf.d/80-cockpit.toml";
 const HEADING = "# Written by the KSM page of Cockpit, which replaces it whole.\n";
 const OURS = /^# Written by .*\npolicy = "[a-z]+"\n\n\[adaptive\]\nengage = "[a-z]+"\n$/;
 
-/* Return what is configured: `policy` and `engage`, each with its `value` and the file it comes from (`origin`). */
+/* Return what is configured: `policy` and `engage`, each with its `value`, the file it comes from (`origin`), the
+   `choices` and their `meaning`. */
 export async function readSettings() {
     const shown = await runJson("config", "show");
     return { policy: shown.policy, engage: shown["adaptive.engage"] };
@@ -18,7 +18,6 @@ export async function readSettings() {
 
 /* Configure both, have the agent read it, and return a sentence on what came of it; raises Problem. */
 export async function applySettings(policy, engage) {
-    await requireFolder();
     const file = cockpit.file(FILE, { superuser: "require", max_read_size: 65536 });
     try {
         const before = await readOurs(file);
@@ -37,14 +36,6 @@ export async function applySettings(policy, engage) {
 
 function textOf(policy, engage) {
     return `${HEADING}policy = "${policy}"\n\n[adaptive]\nengage = "${engage}"\n`;
-}
-
-async function requireFolder() {
-    try {
-        await cockpit.spawn(["mkdir", "-p", FOLDER], { superuser: "require", err: "message" });
-    } catch (error) {
-        throw new Problem(FAILED, `${FOLDER} cannot be made: ${error.message}`);
-    }
 }
 
 function readOurs(file) {

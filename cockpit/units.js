@@ -1,19 +1,19 @@
 /* Quantities and texts from outside as text for people, as the command line words them (virtksm/text.py). */
 
-export function formatKib(kib) {
-    if (kib === null || kib === undefined)
-        return "unknown";
-    return kib < 1024 * 1024 ? `${oneDecimal(kib / 1024)} MiB` : `${oneDecimal(kib / 1024 / 1024)} GiB`;
+/* What a pass has come to where all is well, as `virtksm status` says it. */
+export const OUTCOMES = { unchanged: "no change", applied: "settings changed" };
+
+export function formatBytes(bytes) {
+    if (bytes === null || bytes === undefined)
+        return "–";
+    const mib = bytes / 1024 / 1024;
+    return mib < 1024 ? `${oneDecimal(mib)} MiB` : `${oneDecimal(mib / 1024)} GiB`;
 }
 
 /* Between two that are equally near, Python takes the even one and JavaScript the larger: that differs for x.25 alone. */
 export function oneDecimal(value) {
     const isBetween = Math.abs(value) % 1 === 0.25;
     return (isBetween ? value - 0.05 * Math.sign(value) : value).toFixed(1);
-}
-
-export function formatBytes(bytes) {
-    return bytes === null || bytes === undefined ? "–" : formatKib(bytes / 1024);
 }
 
 export function formatPercent(percent) {

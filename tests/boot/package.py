@@ -43,6 +43,7 @@ from tests.boot.inside import (
 
 PACKAGES = sorted((CHECKOUT / "build" / "boot" / "packages").glob("virtksm_*.deb"))
 DROP_IN = Path("/etc/virtksm/conf.d/50-boot.toml")
+TAKEN = Path("/etc/virtksm/conf.d/10-ksmtuned.toml")
 CONFIGURATION = Path("/etc/virtksm/virtksm.toml")
 STATE = Path("/run/virtksm/agent/local.json")
 FIFO = Path("/run/virtksm/poke")
@@ -133,7 +134,7 @@ def traces() -> list[str]:
     return run("find", "/", *left_out, "-iname", "*virtksm*", "-print").splitlines()
 
 
-def takes_over() -> None:
+def takes_over() -> str:
     """Install the package over ksmtuned, and claim what must be so afterwards."""
     said = install(PACKAGES[0])
     claim("ksmtuned" in re.findall(r"REMOVED:\s+(\S+)", said), said)
@@ -143,6 +144,7 @@ def takes_over() -> None:
     claim(agents_baseline() == KERNELS, agents_baseline())
     claim(shown("ksmtuned.service", "LoadState") == "not-found", "ksmtuned is still there")
     claim("virtksm: KSM is switched on, now and at every boot" in said, said)
+    return said
 
 
 def complaints() -> dict[str, str]:
@@ -170,7 +172,9 @@ def from_idle() -> None:
     LIBVIRTDS.append(shown("libvirtd.service", "InvocationID"))
     install_ksmtuned(IDLE)
     wait(lambda: ksm("run") == 0, "ksmtuned to be idle")
-    takes_over()
+    said = takes_over()
+    claim(f"{TAKEN}: written: adaptive.reserve_percent = 0" in said, said)
+    claim("left out: ksmtuned.monitor_interval = 1" in said, said)
 
 
 def is_clean() -> None:
@@ -197,10 +201,17 @@ def from_busy() -> None:
     claim(settings() == KERNELS, settings())
 
 
+def takes_its_threshold() -> None:
+    """the first installation took ksmtuned's tuned threshold into conf.d, and no later one has written there again"""
+    claim("reserve_percent = 0\n" in TAKEN.read_text(encoding="utf-8"), TAKEN.read_text(encoding="utf-8"))
+    claim("reserve_percent = 0" in run("virtksm", "config", "show"), run("virtksm", "config", "show"))
+    TAKEN.unlink()
+
+
 def takes_its_settings() -> None:
     """ksmtuned's configuration is still there, and `virtksm config import` turns it into ours"""
     imported = Path("/run/imported.toml")
-    run("virtksm", "config", "import", "/etc/ksmtuned.conf", "-o", str(imported))
+    run("virtksm", "config", "import", "--policy", "ksmtuned", "/etc/ksmtuned.conf", "-o", str(imported))
     run("virtksm", "config", "check", str(imported))
     claim("thres_coef = 100" in imported.read_text(encoding="utf-8"), imported.read_text(encoding="utf-8"))
 
@@ -209,7 +220,6 @@ def serves() -> None:
     """both units are enabled, the agent runs as virtksm and starts again with the administrator's own baseline"""
     for name, value in BASELINE.items():
         (KSM / name).write_text(str(value), encoding="ascii")
-    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
     DROP_IN.write_text(CONFIG, encoding="utf-8")
     edited = CONFIGURATION.read_text(encoding="utf-8").replace('#log_format = "auto"', 'log_format = "journal"')
     CONFIGURATION.write_text(edited, encoding="utf-8")
@@ -522,6 +532,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     is_clean,
     and_back,
     from_busy,
+    takes_its_threshold,
     takes_its_settings,
     serves,
     explains_itself,

@@ -127,7 +127,7 @@ class CockpitHost:
 
     def _lay_out(self) -> None:
         """Make the folders, the command, and the page as docs/guide.md installs it."""
-        for name in (*_COVERED, "tree", "venv", "bin", "share"):
+        for name in (*_COVERED, "etc/conf.d", "tree", "venv", "bin", "share"):
             (self._folder / name).mkdir()
         # By another path than the tree's own, which may lie where nobody else may read.
         python, tree = self._folder / "venv" / "bin" / "python", self._folder / "tree"

@@ -45,12 +45,15 @@ def make_pictures() -> None:
             with chromium() as browser:
                 light, dark = (_open(browser, roots, scheme, WIDE) for scheme in ("light", "dark"))
                 narrow = _open(browser, readers, "light", NARROW)
+                for page in (light, dark, narrow):
+                    _inside(page).locator("#span").select_option("300")
                 for spec in GUESTS:
                     guests(spec)
+                    if spec is GUESTS[-1]:
+                        _inside(dark).locator("#scan").wait_for()
+                        _take(dark, "dark")
                     light.wait_for_timeout(1000 * APART_S)
-                for page, name in ((light, "light"), (dark, "dark"), (narrow, "narrow")):
-                    _inside(page).locator("#span").select_option("300")
-                    page.wait_for_timeout(3000)
+                for page, name in ((light, "light"), (narrow, "narrow")):
                     _take(page, name)
                 _inside(light).locator("#fold").scroll_into_view_if_needed()
                 _take(light, "decisions")

@@ -156,6 +156,7 @@ STATUS: Json = {
     "last_pass_ago_s": 1.5,
     "next_pass_s": 2.5,
     "stranded": {"possible": True, "settings": _SETTINGS, "worst_core_percent": 12.5},
+    "full_scan": {"done_kib": 1, "total_kib": 3, "left_s": 2.5},
     "off": False,
     "now": {**_LOOKED, "origin": "local", "settings": _SETTINGS, "saved_percent": 1.5},
 }
@@ -168,6 +169,11 @@ def _history(now_s: float) -> Json:
         "now_s": now_s,
         "samples": {"columns": list(SAMPLE_FIELDS), "rows": rows},
         "events": {"columns": list(EVENT_FIELDS), "rows": [[now_s - 40, "started", "vm", "u", "booted"]]},
+        "curves": {
+            "saved_kib": [[[now_s - 60, 5], [now_s, 6]]],
+            "core_percent": [[[now_s - 60, 1.5], [now_s, 1.5]]],
+            "ksmd": {"core_percent": 1.5, "over_s": 60.0},
+        },
     }
 
 

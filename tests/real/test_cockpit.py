@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import grp
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,6 +97,11 @@ def told(host: CockpitHost, *arguments: str) -> Json:
     return found
 
 
+def amount(status: Json, name: str) -> str:
+    """Return an amount of memory of a status as the page words it."""
+    return format_kib(status["now"][f"{name}_kib"])
+
+
 def twin(number: int) -> PayloadGuest:
     return PayloadGuest(name=f"twin{number}", memory_mib=24, common_mib=16, seed=number)
 
@@ -118,19 +124,18 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     page = looked.page
 
     status = told(host, "status")
-    assert page.locator("#saved").inner_text() == format_kib(status["now"]["saved_kib"])
+    assert page.locator("#saved").inner_text() == amount(status, "saved")
     assert page.locator("#saved-share").inner_text().startswith(f"{status['now']['saved_percent']:.1f} %")
     assert page.locator("#guest-count").inner_text() == "2"
-    assert page.locator("#committed").inner_text() == f"{format_kib(status['now']['committed_kib'])} resident"
+    assert page.locator("#committed").inner_text() == f"{amount(status, 'committed')} resident"
     assert page.locator("#subtitle").inner_text() == f"{URI}, policy ksmtuned, virtksm {status['version']}"
     assert page.locator("#why").inner_text().startswith(status["last_pass"]["decision"]["reason"])
-    assert (
-        page.locator("#saved-chart figcaption").inner_text().startswith(f"now {format_kib(status['now']['saved_kib'])}")
-    )
-    expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s since boot")
+    assert page.locator("#saved-chart figcaption").inner_text().startswith(f"now {amount(status, 'saved')}")
+    expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s CPU since boot")
     expect(page.locator("#cpu")).to_contain_text(" % of a core")
-    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0)
+    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0, timeout=HANG_MS)
     guests = told(host, "guests")["guests"]
+    assert column(page, "#guests", "Can merge") == [one["can_merge_text"] for one in guests]
     assert column(page, "#guests", "Guest") == [one["name"] for one in guests]
     assert column(page, "#guests", "Saved") == [format_kib(one["saved_bytes"] / 1024) for one in guests]
     findings = told(host, "doctor")["findings"]
@@ -139,7 +144,7 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     expect(page.locator("#rest li")).to_have_count(len(findings) - len(urgent))
     for one in urgent:
         expect(page.locator("#todo")).to_contain_text(one["remedy"])
-    whys = column(page, "#decisions", "Why")
+    whys = column(page, "#decisions", "Reason")
     assert whys[0].startswith(status["last_pass"]["decision"]["reason"])
 
     guest(PayloadGuest(name=HOSTILE, memory_mib=16, seed=3), settle=False)
@@ -151,8 +156,23 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
 
     page.get_by_role("button", name="Retune now").click()
     agent.wait_for_pass("retune")
-    expect(page.locator("#result")).to_contain_text("A pass has run (unchanged)")
-    expect(page.locator("#decisions tbody tr").first.locator("[data-label='For']")).to_have_text("retune")
+    expect(page.locator("#result")).to_contain_text("Checked (no change)")
+    expect(page.locator("#decisions tbody tr").first.locator("[data-label='Trigger']")).to_have_text("retune")
+    assert looked.complaints == []
+
+
+def test_a_full_scan_is_shown_while_it_lasts(
+    host: CockpitHost, start: Callable[..., AgentProcess], guest: GuestFactory, visit: Visit
+) -> None:
+    start('[adaptive]\nengage = "always"\nsettle_s = 0\ncpu_percent = 1\n')
+    looked = visit(host.serve())
+    page = looked.page
+    guest(PayloadGuest(name="slow", memory_mib=64, own_mib=32, seed=1))
+    expect(page.locator("#scan-text")).to_have_text(re.compile(r"^\d+ % of [\d.]+ MiB, \d+ (s|min) left$"))
+    expect(page.locator("#scan-bar")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("Scanning")
+    expect(page.locator("#scan")).to_be_hidden(timeout=HANG_MS)
+    expect(page.locator("#state")).to_have_text("Idle")
     assert looked.complaints == []
 
 
@@ -199,8 +219,11 @@ def test_settings_are_kept_in_a_drop_in_that_the_agent_follows(
     page = visit(host.serve()).page
     result, apply = page.locator("#result"), page.get_by_role("button", name="Apply")
     expect(page.locator("#policy")).to_have_value("adaptive")
+    keys = told(host, "config", "show")
+    for name, key in (("policy", keys["policy"]), ("engage", keys["adaptive.engage"])):
+        assert page.locator(f"#{name} option").all_inner_texts() == key["choices"]
+        expect(page.locator(f"#{name}-help")).to_have_text(key["meaning"])
     later = home.drop_in.with_name("90-later.toml")
-    later.parent.mkdir()
     later.write_text("nonsense = 1\n")
     page.locator("#engage").select_option("never")
     apply.click()
@@ -262,7 +285,7 @@ def test_without_administrative_access_it_shows_all_and_changes_nothing(
         const { applySettings } = await import("./settings.js");
         return applySettings("adaptive", "never").then(() => "done", problem => problem.message);
     }"""
-    assert "cannot be made" in page.evaluate(applied)
+    assert "cannot be read" in page.evaluate(applied)
     assert not host.home.drop_in.exists()
     assert not agent.lines("config_reloaded")
     assert not [line for line in agent.lines("pass_completed") if "retune" in line["triggers"]]
@@ -283,7 +306,7 @@ def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
     expect(notices).to_contain_text("No agent runs on this host")
     expect(notices).to_contain_text("systemctl enable --now virtksm.service")
     expect(page.locator("#retune")).to_be_disabled()
-    assert page.locator("#saved").inner_text() == format_kib(told(host, "status")["now"]["saved_kib"])
+    assert page.locator("#saved").inner_text() == amount(told(host, "status"), "saved")
     page.locator("#engage").select_option("always")
     page.get_by_role("button", name="Apply").click()
     expect(page.locator("#result")).to_contain_text("No agent runs: it will hold once one does.")
@@ -292,7 +315,7 @@ def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
     expect(notices).to_be_empty()
     expect(page.locator("#retune")).to_be_enabled()
     ksm.write(run=0)
-    expect(notices).to_contain_text("KSM is switched off")
+    expect(notices).to_contain_text("KSM is off")
     ksm.write(run=1)
     expect(notices).to_be_empty()
     (host.home.folder / "bin" / "virtksm").unlink()

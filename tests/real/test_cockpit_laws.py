@@ -5,7 +5,6 @@ Its modules run in the browser, out of files: neither Cockpit nor KSM is needed.
 
 from __future__ import annotations
 
-import random
 import re
 import sys
 import unicodedata
@@ -17,9 +16,6 @@ import pytest
 from playwright.sync_api import Page, Route
 
 from tests.lab.browser import chromium, open_page
-from virtksm.guests.obstacles import Obstacle
-from virtksm.history.curves import LATELY_S, Point, core_share, cpu_shares, pieces
-from virtksm.history.samples import Sample
 from virtksm.text import format_kib, printable
 
 pytestmark = pytest.mark.real
@@ -64,8 +60,10 @@ def call(page: Page, module: str, expression: str, argument: object = None) -> A
 
 
 def test_amounts_and_texts_from_outside_are_worded_as_by_the_commands(page: Page) -> None:
-    amounts = [None, *range(-4096, 8192), *range(1024 * 1024 - 8, 3 * 1024 * 1024, 4096), -3_500_000]
-    assert call(page, "units", "given.map(it.formatKib)", amounts) == [format_kib(kib) for kib in amounts]
+    amounts = [*range(-4096, 8192), *range(1024 * 1024 - 8, 3 * 1024 * 1024, 4096), -3_500_000]
+    assert call(page, "units", "given.map(kib => it.formatBytes(1024 * kib))", amounts) == list(
+        map(format_kib, amounts)
+    )
     shares = [hundredths / 100 for hundredths in range(10_001)]
     assert call(page, "units", "given.map(it.formatPercent)", shares) == [f"{share:.1f} %" for share in shares]
     known = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) not in {"Cs", "Cn"}]
@@ -74,10 +72,6 @@ def test_amounts_and_texts_from_outside_are_worded_as_by_the_commands(page: Page
     assert escaped == [code for code in known if not chr(code).isprintable()]
     texts = ["web-1", "a\tb\nc\rd\x00\x1b[31m\x7f\x85", "\u202eevil\u2028\u00a0", "\U000e0041\U0001f600", "\\u202e"]
     assert call(page, "units", "given.map(it.printable)", texts) == [printable(text) for text in texts]
-
-
-def test_obstacles_are_worded_as_by_the_commands(page: Page) -> None:
-    assert call(page, "guests", "it.OBSTACLES") == {one.value: one.text for one in Obstacle}
 
 
 def test_a_check_is_named_with_its_group(page: Page) -> None:
@@ -89,55 +83,45 @@ def test_a_check_is_named_with_its_group(page: Page) -> None:
         it.showFindings(view, [given], true);
         return view.todo.textContent;
     })()"""
-    assert call(page, "findings", shown, finding) == "FAILhook, executable: it is not→ do so"
+    assert call(page, "findings", shown, finding) == "FAILhook: executable: it is not→ do so"
 
 
-def samples(seed: int) -> list[Sample]:
-    """Draw an agent's memories: gaps, a reboot now and then, a clock set back."""
-    draw = random.Random(seed)
-    at_s, cpu_s, drawn = 1_700_000_000.0, 10.0, []
-    for _ in range(draw.randrange(60)):
-        at_s += draw.choice((2.0, 10.0, 10.0, 60.0, 180.0, 200.0, 4000.0, -50.0))
-        cpu_s = 0.0 if draw.random() < 0.05 else cpu_s + draw.choice((0.0, 0.01, 5.0))
-        drawn.append(
-            Sample(
-                at_s=at_s, guests=1, committed_kib=1, total_kib=1, available_kib=1, saved_kib=draw.randrange(9),
-                ksmd_cpu_seconds=cpu_s, run=1, pages_to_scan=0, sleep_millisecs=20, rule="idle",
-            )
-        )  # fmt: skip
-    return drawn
+def test_a_full_scan_shows_its_progress_and_what_is_left(page: Page) -> None:
+    shown = """(() => {
+        document.body.innerHTML = given[0];
+        it.showFacts(given[1]);
+        const byId = id => document.getElementById(id);
+        const [text, state] = ["scan-text", "state"].map(id => byId(id).textContent);
+        return [byId("scan").hidden, byId("scan-bar").position, text, state];
+    })()"""
+    body = (FOLDER / "index.html").read_text(encoding="utf-8").partition("<body>")[2]
+    status: Json = {**FINE, "uri": "qemu:///system", "version": "1", "policy": "adaptive", "next_pass_s": None}
+    status |= {"last_pass": None, "now": {**NOW, "guests": None, "saved_bytes": None, "saved_percent": None}}
+    status["now"] |= {"settings": {"pages_to_scan": 100, "sleep_millisecs": 20}}
+    for full_scan, expected in (
+        (
+            {"done_bytes": 2**29, "total_bytes": 2**31, "left_s": 4.2},
+            [False, 0.25, "25 % of 2.0 GiB, 4 s left", "Scanning"],
+        ),
+        ({"done_bytes": None, "total_bytes": 2**31, "left_s": None}, [False, -1, "2.0 GiB", "Scanning"]),
+        (None, [True, -1, "", "Scanning 100 pages every 20 ms"]),
+    ):
+        assert call(page, "facts", shown, [body, {**status, "full_scan": full_scan}]) == expected
 
 
-def test_what_ksmd_took_of_a_core_lately_is_what_status_says(page: Page) -> None:
-    now_s = 1_790_000_000.0
-    chance = random.Random(7)  # the same every time
-    assert call(page, "facts", "it.LATELY_S") == LATELY_S
-    for _ in range(300):
-        ages = sorted(
-            (chance.choice([0.5, 1, 50, 299, 300, 301, 2000]) + chance.random() for _ in range(6)), reverse=True
-        )
-        used = [chance.choice([None, 1.0, 5.0, 7.0, 9.0, 99.0]) for _ in ages]
-        total = chance.choice([None, 10.0, 6.0])
-        samples = [{"at_s": now_s - age, "ksmd_cpu_seconds": cpu} for age, cpu in zip(ages, used, strict=True)]
-        points = [Point(at_s=now_s - age, saved_kib=None, cpu_seconds=cpu) for age, cpu in zip(ages, used, strict=True)]
-        share = core_share(points, Point(at_s=now_s, saved_kib=None, cpu_seconds=total))
-        told = call(page, "facts", "it.coreShare(given[0], given[1], given[2])", [samples, total, now_s])
-        assert told == (None if share is None else pytest.approx(list(share)))
+def test_amounts_from_the_agent_are_bytes_as_those_of_the_commands(page: Page) -> None:
+    given: Json = {"a_kib": 2, "b": [{"c_kib": None, "d": "x"}], "e_bytes": 5}
+    taken: Json = {"a_bytes": 2048, "b": [{"c_bytes": None, "d": "x"}], "e_bytes": 5}
+    assert call(page, "agent", "it.inBytes(given)", given) == taken
 
 
-def test_its_curves_are_those_of_virtksm_trace_plot(page: Page) -> None:
-    for seed in range(40):
-        drawn = samples(seed)
-        given: list[Json] = [
-            {"at_s": one.at_s, "saved_kib": one.saved_kib, "ksmd_cpu_seconds": one.ksmd_cpu_seconds} for one in drawn
-        ]
-        saved = [[[one.at_s, one.saved_kib] for one in piece] for piece in pieces(drawn)]
-        assert call(page, "history", "it.savedCurve(given)", given) == saved
-        shares = [[one.from_s, one.to_s, pytest.approx(100 * one.share)] for one in cpu_shares(drawn, 30.0)]
-        steps = [step for piece in call(page, "history", "it.cpuCurve(given, 30)", given) for step in piece]
-        ends = list(zip(steps[::2], steps[1::2], strict=True))
-        assert [[first[0], last[0], first[1]] for first, last in ends] == shares
-        assert all(first[1] == last[1] for first, last in ends)
+def test_a_commands_errors_and_hints_are_one_text(page: Page) -> None:
+    errors = (
+        "virtksm: error: no such guest\nhint: virtksm guests\nvirtksm: error: another\nvirtksm: 2 errors in 1 file\n"
+    )
+    assert call(page, "agent", "it.inOneLine(given)", errors) == (
+        "no such guest: virtksm guests; another; 2 errors in 1 file"
+    )
 
 
 def test_a_scale_ends_above_what_it_shows_and_not_far_above(page: Page) -> None:
@@ -155,7 +139,7 @@ def test_the_times_below_a_curve_are_even_and_few(page: Page) -> None:
 
 def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> None:
     given: list[Json] = [
-        {"name": name, "saved_bytes": saved, "can_merge": None, "obstacles": []}
+        {"name": name, "saved_bytes": saved, "can_merge": None, "can_merge_text": "unknown"}
         for name, saved in (("b", None), ("c", 5), ("a", None), ("d", 9))
     ]
     order = """(() => {
@@ -183,7 +167,7 @@ def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> Non
         ({"libvirt": {"answers": False, "error": "no answer", "waiting_for": "pass"}}, "no answer"),
         ({"libvirt": {"answers": False, "error": None, "waiting_for": "open"}}, "Waiting for open"),
         ({"stranded": {"possible": True, "worst_core_percent": 12.5}}, "It may take up to 12.5 % of a core"),
-        ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first pass has not returned"),
+        ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first check has not returned"),
         ({"last_pass": {"warnings": ["of this"], "exposed": None}}, "of this"),
         ({"last_pass": {"warnings": [], "exposed": ["vault"]}}, "vault is declared private"),
         ({"last_pass": None}, None),
@@ -220,8 +204,8 @@ def test_an_answer_of_any_length_makes_a_page_of_bounded_length(page: Page) -> N
     many: Json = {**FINE, "last_pass": {"warnings": ["w"] * 100_000, "exposed": None}}
     assert len(call(page, "notices", "it.noticesOf(null, given)", many)) == 50
     assert len(call(page, "units", "it.printable(given)", "x" * 1_000_000)) == 10_000
-    table: Json = {"columns": ["at_s"], "rows": [[number] for number in range(50_000)]}
-    assert len(call(page, "history", "it.parseSamples(given)", table)) == 1000
+    curve = [[[0, 0]] * 50_000, [[1, 1]] * 500, [[2, 2]] * 50]
+    assert [len(piece) for piece in call(page, "chart", "it.lastPoints(given)", curve)] == [1450, 500, 50]
 
 
 def test_a_problem_of_any_kind_is_said(page: Page) -> None:

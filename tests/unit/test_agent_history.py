@@ -257,6 +257,10 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         assert told["now_s"] == WALL_S + desk.clock.now_s
         assert [row[2] for row in told["events"]["rows"]] == ["old", "vm"]
         assert len(told["samples"]["rows"]) == 1
+        assert "curves" not in told
+        wanted = {"op": "history", "width_s": 10, "seconds": 5000}
+        drawn: Any = (await answer_history(desk.history_writer, wanted))["history"]
+        assert [len(piece) for piece in drawn["curves"]["saved_kib"]] == [1]
         decisions: Any = (await answer_decisions(desk.history_writer, {"op": "decisions"}))["decisions"]
         assert [parse_summary(line).at_s for line in decisions] == [told["now_s"]]
         assert await desk.history_writer.samples(told["now_s"] + 1) == ()
@@ -269,6 +273,7 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
     [
         *(("seconds", value) for value in (0, True, "60", float("nan"), 10**400)),
         ("points", 1001),
+        ("width_s", 0),
         ("last", 101),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, MetricsServer, bind, parse_request
-from virtksm.config.address import parse_address
+from virtksm.config.schema import parse_address
 from virtksm.errors import VirtksmError
 
 PAGE = b"virtksm_up 1\n"

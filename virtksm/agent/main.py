@@ -21,7 +21,7 @@ from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
 from virtksm.agent.status_socket import StatusSocket
-from virtksm.config.groups import group_id
+from virtksm.config.load import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
 from virtksm.host.clock import boottime_s

@@ -3,9 +3,10 @@
 A request for a pass is answered by that pass. Answers from the history are bounded in numbers and bytes:
 
 `{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
-tables of at most M samples (docs/reference.md lists the columns) and the last events; `{"op": "decisions", "last": N}`
-by `{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is
-the agent's.
+tables of at most M samples (docs/reference.md lists the columns) and the last events, with `"width_s": W` also by
+`curves` to draw, up to the present moment; `{"op": "decisions", "last": N}` by
+`{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is the
+agent's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
 from virtksm.agent.status import AgentFacts, read_facts
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, LibvirtUnreachable, VirtksmError
-from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
+from virtksm.history.curves import Point, as_curves
+from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, SAMPLE_S, GuestEvent, as_table, event_row, thin
+from virtksm.model.current import CurrentKsm
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import LocalFacts, Switch
 from virtksm.uri import is_alias
@@ -90,7 +93,9 @@ class Requests:
             case "status":
                 return {"ok": True, "status": self.read_facts().as_dict(datetime.now(UTC))}
             case "history":
-                return await answer_history(self.agent.history_writer, request)
+                return await answer_history(
+                    self.agent.history_writer, request, lambda: self.read_facts().current
+                )
             case "decisions":
                 return await answer_decisions(self.agent.history_writer, request)
             case "trace":
@@ -131,7 +136,11 @@ class Requests:
             return failure(f"{done}, but no pass was possible yet: {error.message}", error.exit_code, error.remedy)
 
 
-async def answer_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
+async def answer_history(
+    history_writer: HistoryWriter,
+    request: Mapping[str, object],
+    read_current: Callable[[], CurrentKsm | None] = lambda: None,
+) -> dict[str, object]:
     """Answer with samples and events of the last `seconds`, a day by default; raises BadRequest, StateUnusable."""
     since_s = history_writer.now_s() - _number(request, "seconds", KEEP_S, MAX_REAL)
     points = int(_number(request, "points", MAX_POINTS, MAX_POINTS))
@@ -140,7 +149,13 @@ async def answer_history(history_writer: HistoryWriter, request: Mapping[str, ob
     now_s = history_writer.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
     samples = thin(found, points, until_s=now_s)
     events = _last_that_fit(events, EVENTS_BYTES, event_row)
-    return {"ok": True, "history": {"now_s": now_s, **as_table(samples, events)}}
+    history: dict[str, object] = {"now_s": now_s, **as_table(samples, events)}
+    if "width_s" in request:
+        current = read_current()
+        saved_kib, cpu_s = (None, None) if current is None else (current.saved_kib, current.ksm.ksmd_cpu_seconds)
+        now = Point(at_s=now_s, saved_kib=saved_kib, cpu_seconds=cpu_s)
+        history["curves"] = as_curves(samples, now, _number(request, "width_s", SAMPLE_S, KEEP_S))
+    return {"ok": True, "history": history}
 
 
 async def answer_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`virtksm config check|show|import`: finds faults, prints the configuration in force, imports ksmtuned's."""
+"""`virtksm config check|show|path|import`: find faults, show what is in force and in which files, import ksmtuned's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from virtksm.errors import ConfigError, ConfigFault, ExitCode
+from virtksm.text import printable
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -21,19 +22,26 @@ def add_options(parser: Parser) -> None:
             parser.set_defaults(run=run_check)
         case "show":
             parser.set_defaults(run=run_show)
+        case "path":
+            parser.set_defaults(run=run_path)
         case "import":
             parser.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
-            parser.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
+            parser.add_argument(
+                "--policy",
+                choices=("adaptive", "ksmtuned"),
+                help="adaptive (the default, recommended) takes the threshold, ksmtuned all values",
+            )
+            parser.add_argument("-o", "--output", metavar="FILE", help="write this new file instead of standard output")
             parser.set_defaults(run=run_import)
 
 
 def run_check(options: argparse.Namespace) -> int:
     """Check the configuration; faults are raised as ConfigError."""
-    from virtksm.config.load import load, shown
+    from virtksm.config.load import load
 
     loaded = load(options.config if options.file is None else options.file)
     for file in loaded.files:
-        print(f"{shown(file)}: ok")
+        print(f"{printable(file)}: ok")
     if not loaded.files:
         print("no configuration file: the defaults are in force")
     return ExitCode.DONE
@@ -49,47 +57,88 @@ def run_show(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        shown = {name: {"value": value_of(loaded.config, name), "origin": loaded.origins[name]} for name in all_keys()}
+        shown = {
+            name: {
+                "value": value_of(loaded.config, name),
+                "origin": loaded.origins[name],
+                "choices": one.choices,
+                "meaning": one.meaning,
+            }
+            for name, one in all_keys().items()
+        }
         print(json.dumps(shown))
     else:
         print(effective(loaded), end="")
     return ExitCode.DONE
 
 
+def run_path(options: argparse.Namespace) -> int:
+    """Print the files of the configuration in the order in which they are read: a later one wins, key by key."""
+    from virtksm.config.load import MISSING, READ, find_files
+
+    found, faults = find_files(options.config)
+    states = {file: state if state in {READ, MISSING} else f"replaced by {state}" for file, state in found.items()}
+    if options.json:
+        import json
+
+        print(json.dumps({"files": [{"path": file, "state": state} for file, state in states.items()]}))
+    else:
+        width = max(len(printable(file)) for file in states)
+        print("\n".join(f"{printable(file):<{width}}  {printable(state)}" for file, state in states.items()))
+    if faults:
+        raise ConfigError(faults)
+    return ExitCode.DONE
+
+
 def run_import(options: argparse.Namespace) -> int:
-    """Convert ksmtuned's file; notes go into the output and to standard error."""
-    from virtksm.config.ksmtuned_conf import parse_ksmtuned_conf
-    from virtksm.config.load import shown
+    """Convert ksmtuned's file; returns FAILED if something was left out, with notes in the output and on stderr."""
+    from virtksm.config.ksmtuned_conf import ADAPTIVE, as_adaptive, parse_ksmtuned_conf
     from virtksm.config.toml_text import imported
 
+    policy = options.policy or ADAPTIVE
     values, notes = parse_ksmtuned_conf(_read_bounded(options.file))
-    result = imported(values, notes, options.file)
+    if policy == ADAPTIVE:
+        values, notes = as_adaptive(values, notes)
+    result = imported(values, notes, options.file, policy)
     for note in notes:
-        print(f"virtksm: {shown(options.file)}: {note}", file=sys.stderr)
+        print(f"virtksm: warning: {printable(options.file)}: left out: {note}", file=sys.stderr)
+    if options.policy is None:
+        print("virtksm: this is for policy adaptive, which is recommended", file=sys.stderr)
+        print("hint: --policy ksmtuned takes all values, and scans as ksmtuned does", file=sys.stderr)
     if options.output is None:
         print(result, end="")
-        return ExitCode.DONE
+    elif values or policy != ADAPTIVE:
+        _write_new(options.output, result)
+        taken = ", ".join(f"{name} = {value}" for name, value in values.items())
+        print(f"{printable(options.output)}: written: {taken or f'policy = {policy}'}")
+    else:
+        print(f"{printable(options.file)}: nothing to write: it has no threshold of its own")
+    return ExitCode.FAILED if notes else ExitCode.DONE
+
+
+def _write_new(file: str, text: str) -> None:
     try:
-        with Path(options.output).open("x", encoding="utf-8") as output:
-            output.write(result)
+        with Path(file).open("x", encoding="utf-8") as output:
+            output.write(text)
     except OSError as error:
-        problem = f"cannot be written: {error.strerror}"
         remedy = "name a new file; an existing one is not overwritten"
-        raise ConfigError([ConfigFault(file=shown(options.output), key="", problem=problem, remedy=remedy)]) from error
-    return ExitCode.DONE
+        raise _fault(file, f"cannot be written: {error.strerror}", remedy) from error
 
 
 def _read_bounded(file: str) -> str:
     """Return a file's text; bytes that are not UTF-8 become lone surrogates, which no value has and notes escape."""
-    from virtksm.config.load import MAX_BYTES, shown
+    from virtksm.config.load import MAX_BYTES
 
-    problem, remedy = f"is larger than {MAX_BYTES} bytes", "name ksmtuned's file"
+    remedy = "name ksmtuned's file"
     try:
         with Path(file).open("rb") as source:
             content = source.read(MAX_BYTES + 1)
     except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        raise ConfigError([ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)]) from error
+        raise _fault(file, f"cannot be read: {error.strerror}", remedy) from error
     if len(content) > MAX_BYTES:
-        raise ConfigError([ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)])
+        raise _fault(file, f"is larger than {MAX_BYTES} bytes", remedy)
     return content.decode("utf-8", errors="surrogateescape")
+
+
+def _fault(file: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([ConfigFault(file=printable(file), key="", problem=problem, remedy=remedy)])

@@ -145,6 +145,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
         "profit_bytes": None if account is None else account.profit_bytes,
         "can_merge": seen.can_merge,
         "obstacles": None if seen.obstacles is None else [one.value for one in seen.obstacles],
+        "can_merge_text": _merge_text(seen),
         "kernel": None
         if ksm is None
         else {

@@ -55,8 +55,10 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     ("restore",): (("sudo virtksm restore", "put back the settings after the agent was stopped"),),
     ("config", "check"): (("virtksm config check /etc/virtksm/conf.d/50-site.toml", "check one file"),),
     ("config", "show"): (("virtksm config show", "every value and where it comes from"),),
+    ("config", "path"): (("virtksm config path", "the files, in the order in which they are read"),),
     ("config", "import"): (
-        ("virtksm config import /etc/ksmtuned.conf -o 50-ksmtuned.toml", "take ksmtuned's settings over"),
+        ("virtksm config import /etc/ksmtuned.conf", "what its threshold means to policy adaptive"),
+        ("virtksm config import --policy ksmtuned /etc/ksmtuned.conf -o ksmtuned.toml", "take all its settings over"),
     ),
     ("agent",): (("sudo virtksm agent --log-level debug", "run the daemon in this terminal"),),
     ("trace", "record"): (("sudo virtksm trace record --for 1h host.trace", "record an hour"),),

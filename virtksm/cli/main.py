@@ -42,7 +42,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "verify-off": "prove that KSM is off and nothing is merged",
     },
     "Set up": {
-        "config": "check, show or import the configuration",
+        "config": "check, show, find or import the configuration",
         "agent": "run the daemon (systemd does)",
     },
     "Tools": {
@@ -57,6 +57,7 @@ ACTIONS: Mapping[str, Mapping[str, str]] = {
     "config": {
         "check": "report every fault of the configuration, or of FILE alone",
         "show": "print the configuration in force, each value with its file",
+        "path": "print which files are read, in order, and which of them exist",
         "import": "turn a ksmtuned.conf into virtksm's configuration",
     },
     "trace": {

@@ -1,7 +1,7 @@
-"""Reads ksmtuned's own configuration, shell that its script sources, without executing anything.
+"""Reads ksmtuned.conf, shell that ksmtuned's script sources, without executing or expanding anything.
 
-Returns our keys, and a note for everything without a counterpart or not usable as written. A shell's computation is
-never guessed, and no value is taken that the script would not have: without a note, the values are the script's. Pure.
+A line is read if it is blank, a comment, or one plain assignment. At any other line reading ends: only a shell can tell
+what that line does, and to which lines after it. Without a note, the values are those that the script would have. Pure.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import re
 
 from virtksm.config.load import build, check_value, quoted
 from virtksm.config.schema import KsmtunedParams, Value, find_inconsistencies, keys_of
-from virtksm.config.shell_text import Command, Unread, parse_commands
 
-TABLE = "ksmtuned"
+KSMTUNED, ADAPTIVE = "ksmtuned", "adaptive"
 WITHOUT_COUNTERPART = {
     "DEBUG": 'use log_level = "debug"',
     "LOGFILE": "virtksm logs to standard error, under systemd to the journal",
@@ -20,79 +19,70 @@ WITHOUT_COUNTERPART = {
 }
 OURS = {f"KSM_{name.upper()}": name for name in keys_of(KsmtunedParams)}
 
-_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=")
+_ASSIGNMENT = re.compile(
+    r"""[ \t]* (?:export[ \t]+)? ([A-Za-z_][A-Za-z0-9_]*) =
+    (?: '([^']*)' | "([^"\\$`]*)" | ([^\s'"\\$`;&|<>()#]*) ) (?:[ \t]+\#.*)? [ \t]*""",
+    re.VERBOSE | re.DOTALL,
+)
+_NOTHING = re.compile(r"[ \t]*(?:#.*)?", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,17})")  # bash takes 010 for octal
-_BLOCKS = {"if", "for", "while", "until", "case", "select", "function", "{", "[[", "coproc", "return", "exit", "exec"}
-"""Commands after which an assignment is no longer certain to be made."""
 
 Values = dict[str, Value]
 
 
 def parse_ksmtuned_conf(text: str) -> tuple[Values, list[str]]:
-    """Return (values by our dotted key, notes). As in a shell, the last assignment of a name counts."""
+    """Return (values by dotted key, notes on what was left out). The last assignment of a name counts."""
     values: Values = {}
     notes: list[str] = []
-    if "\r\n" in text:
-        notes.append("has Windows line ends, which ksmtuned takes for a part of each value; they were left out")
-    for item in parse_commands(text.replace("\r\n", "\n")):
-        place = f"line {item.line}: "
-        if isinstance(item, Unread):
-            _forget(values, item.text)
-            notes.append(
-                f"{place}a shell would compute {quoted(item.text)}; nothing is executed here, so it was left out"
-            )
-            notes[-1] += ", and so was all that follows" if item.is_last else ""
-            continue
-        assignments = _assignments(item)
-        if assignments is not None:
-            found = [(name, _take(values, name, value)) for name, value in assignments]
-            notes += [f"{place}{quoted(name)[1:-1]}: {note}" for name, note in found if note]
-        elif item.words[0].text in _BLOCKS:
-            notes.append(f"{place}{quoted(item.text)}: a shell decides what follows; nothing was taken from here on")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if found := _ASSIGNMENT.fullmatch(line):
+            if note := _take(values, found[1], found[2] or found[3] or found[4] or ""):
+                notes.append(f"line {number}: {note}")
+        elif not _NOTHING.fullmatch(line):
+            notes.append(f"line {number}: only a shell can read {quoted(line.strip())}: nothing was taken from here on")
             break
-        else:
-            _forget(values, item.text)
-            notes.append(f"{place}is no assignment and was left out: {quoted(item.text)}")
     return values, notes + _drop_inconsistent(values)
 
 
-def _assignments(command: Command) -> list[tuple[str, str]] | None:
-    """Return the (name, value) pairs that a command sets for good, or None if it does anything else."""
-    first, *rest = command.words
-    exported = first.text == "export"
-    pairs: list[tuple[str, str]] = []
-    for word in rest if exported else command.words:
-        assignment = _ASSIGNMENT.match(word.text if exported else word.bare)
-        if assignment is None:
-            return None
-        pairs.append((assignment[1], word.text[assignment.end() :]))
-    return pairs
+def as_adaptive(values: Values, notes: list[str]) -> tuple[Values, list[str]]:
+    """Return what ksmtuned's values mean to the policy adaptive, and the notes, with one for each value left out.
+
+    KSM_THRES_COEF is reserve_percent: both are the share of the host's memory (MemTotal) below which memory counts as
+    short. ksmtuned compares free memory with caches, and takes the guests' resident memory; adaptive compares
+    MemAvailable, and takes what guests can grow to. So with the same number adaptive acts at the same time or sooner.
+    A value that equals ksmtuned's default is not tuned, so nothing of it is left out.
+    """
+    defaults = {f"{KSMTUNED}.{name}": one.default for name, one in keys_of(KsmtunedParams).items()}
+    tuned = {name: value for name, value in values.items() if value != defaults[name]}
+    percent = tuned.pop(f"{KSMTUNED}.thres_coef", None)
+    counterpart = {
+        f"{KSMTUNED}.thres_const": "raise reserve_percent instead",
+        f"{KSMTUNED}.monitor_interval": "adaptive hears events",
+    }
+    more = [
+        f"{name} = {value} has no counterpart: {counterpart.get(name, 'cpu_percent limits the speed of adaptive')}"
+        for name, value in tuned.items()
+    ]
+    return {} if percent is None else {f"{ADAPTIVE}.reserve_percent": percent}, notes + more
 
 
 def _take(values: Values, name: str, text: str) -> str:
     """Store one assignment under our key; return a note if it cannot be, and forget an earlier one, as a shell does."""
     if name in WITHOUT_COUNTERPART:
-        return f"has no counterpart: {WITHOUT_COUNTERPART[name]}"
+        return f"{name} has no counterpart: {WITHOUT_COUNTERPART[name]}"
     if name not in OURS:
-        return "is not a setting of ksmtuned's and was left out"
-    key = f"{TABLE}.{OURS[name]}"
+        return f"{quoted(name)[1:-1]} is no setting of ksmtuned"
+    key = f"{KSMTUNED}.{OURS[name]}"
     values.pop(key, None)
     if text == "":  # the script reads ${KSM_X:-default}
-        return "is empty, which means ksmtuned's default"
+        return ""
     if not _INTEGER.fullmatch(text):
-        return f"{quoted(text)} is no plain decimal number; it was left out, write the number itself"
+        return f"{name} is {quoted(text)}, no plain decimal number: write the number itself"
     problem, remedy = check_value(keys_of(KsmtunedParams)[OURS[name]], int(text))
     if problem:
-        return f"{problem} for virtksm; it was left out, {remedy}"
+        return f"{name} {problem} for virtksm: {remedy}"
     values[key] = int(text)
     return ""
-
-
-def _forget(values: Values, text: str) -> None:
-    """Drop the values that something left out may have changed (unset, readonly, export -n, computed assignments)."""
-    for name, ours in OURS.items():
-        if name in text:
-            values.pop(f"{TABLE}.{ours}", None)
 
 
 def _drop_inconsistent(values: Values) -> list[str]:

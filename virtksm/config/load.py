@@ -15,20 +15,23 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from virtksm.config.groups import group_id
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
 from virtksm.errors import ConfigError, ConfigFault
+from virtksm.text import printable
 
 VENDOR_DIR = "/usr/lib/virtksm"
 ADMIN_DIR = "/etc/virtksm"
 FILE_NAME = "virtksm.toml"
 DROP_IN_DIR = "conf.d"
 DEFAULT = "default"
+READ, MISSING = "read", "missing"
 # A file with every key is 3 KB. tomllib needs time and memory by the square of a dotted key's parts: 20,000 of them
 # (40 KB) cost 9 s, 130,000 more than 20 GB of memory.
 MAX_BYTES = 65_536
 MAX_DOTS_A_LINE = 200
 MAX_SHOWN = 60
+MAX_REASON = 150
+"""Characters of tomllib's message, which may repeat a key of any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,8 @@ def load_or_defaults(
 
 
 def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, list[ConfigFault]]:
-    files, faults = find_files(vendor_dir, admin_dir) if path is None else ([path], [])
+    found, faults = find_files(path, vendor_dir, admin_dir)
+    files = tuple(file for file, becomes in found.items() if becomes == READ or file == path)
     values: dict[str, Value] = {}
     origins = dict.fromkeys(all_keys(), DEFAULT)
     for file in files:
@@ -74,30 +78,41 @@ def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, li
         origins.update(dict.fromkeys(good, file))
     config = build(values)
     faults += _find_inconsistent(config, origins, faults)
-    return Loaded(config=config, origins=origins, files=tuple(files)), faults
+    return Loaded(config=config, origins=origins, files=files), faults
 
 
-def find_files(vendor_dir: str, admin_dir: str) -> tuple[list[str], list[ConfigFault]]:
-    """Return the files to read, in order, and a fault for each folder that cannot be listed; none need exist."""
-    mains = (f"{admin_dir}/{FILE_NAME}", f"{vendor_dir}/{FILE_NAME}")
-    files = [file for file in mains if os.path.lexists(file)][:1]
+def find_files(
+    path: str | None, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
+) -> tuple[dict[str, str], list[ConfigFault]]:
+    """Return what becomes of each file, in order, and a fault for each folder that cannot be listed.
+
+    A file is READ or MISSING, or it is replaced by the file that is named. A folder without drop-ins is MISSING.
+    """
+    if path is not None:
+        return {path: READ if os.path.lexists(path) else MISSING}, []
     faults: list[ConfigFault] = []
-    drop_ins: dict[str, str] = {}
+    mains = [f"{folder}/{FILE_NAME}" for folder in (vendor_dir, admin_dir)]
+    found = dict.fromkeys(mains, MISSING)
+    of_a_name: dict[str, list[str]] = {}
     for folder in (f"{vendor_dir}/{DROP_IN_DIR}", f"{admin_dir}/{DROP_IN_DIR}"):
+        names: list[str] = []
         try:
-            names = os.listdir(folder)  # noqa: PTH208  # pathlib is start-up time
+            # Editors' hidden files (.#x.toml) are no configuration, as with systemd.
+            names = [name for name in os.listdir(folder) if name.endswith(".toml") and name[0] != "."]  # noqa: PTH208
         except FileNotFoundError:
-            continue
+            pass
         except OSError as error:
             faults.append(_unreadable(folder, error))
-            continue
-        drop_ins.update({name: f"{folder}/{name}" for name in names if _is_drop_in(name)})
-    return [*files, *(drop_ins[name] for name in sorted(drop_ins, key=os.fsencode))], faults
-
-
-def _is_drop_in(name: str) -> bool:
-    """Return whether systemd would read it, too: editors' hidden files (.#x.toml) are no configuration."""
-    return name.endswith(".toml") and not name.startswith(".")
+        for name in names:
+            of_a_name.setdefault(name, []).append(f"{folder}/{name}")
+        if not names:
+            found[f"{folder}/*.toml"] = MISSING
+    for files in (
+        [main for main in mains if os.path.lexists(main)],
+        *(of_a_name[name] for name in sorted(of_a_name, key=os.fsencode)),
+    ):
+        found |= {file: READ if file == files[-1] else files[-1] for file in files}
+    return found, faults
 
 
 def read_values(file: str) -> tuple[dict[str, Value], list[ConfigFault]]:
@@ -119,14 +134,15 @@ def read_values(file: str) -> tuple[dict[str, Value], list[ConfigFault]]:
     except RecursionError:
         return {}, [_whole(file, "is nested too deeply", "remove arrays within arrays: no key needs one")]
     except ValueError as error:  # TOMLDecodeError is a ValueError; so is int("9" * 5000)
-        return {}, [_whole(file, f"is not TOML: {shown(str(error))}", "correct that place")]
+        return {}, [_whole(file, f"is not TOML: {printable(str(error)[:MAX_REASON])}", "correct that place")]
     values: dict[str, Value] = {}
     faults: list[ConfigFault] = []
     for name, value, problem, remedy in _walk(Config, "", document):
         if problem:
-            faults.append(ConfigFault(file=shown(file), key=name, problem=problem, remedy=remedy))
-        elif isinstance(value := _frozen(value), bool | int | str | tuple):
-            values[name] = value
+            faults.append(ConfigFault(file=printable(file), key=name, problem=problem, remedy=remedy))
+        else:
+            assert isinstance(value, int | str | list)
+            values[name] = tuple(value) if isinstance(value, list) else value
     return values, faults
 
 
@@ -162,48 +178,29 @@ def _is_bare(name: str) -> bool:
 
 def check_value(known: Key, value: object) -> tuple[str, str]:
     """Return (problem, remedy) of a value for its key; both empty if it is valid. TOML's true is no integer."""
+    problem = _find_problem(known, value)
+    use = "use one of" if known.choices and isinstance(value, str) else "use"
+    return (problem, f"{use} {known.range_text}") if problem else ("", "")
+
+
+def _find_problem(known: Key, value: object) -> str:
     if isinstance(known.default, tuple):
-        return _check_texts(known, value)
-    wanted = type(known.default)
-    if type(value) is not wanted:
-        names = {int: "an integer", str: "a string", bool: "true or false"}
-        return f"is {_describe(value)}, not {names[wanted]}", f"use {known.range_text}"
+        if not isinstance(value, list | tuple):
+            return f"is {_describe(value)}, not an array"
+        bad = [one for one in value if not isinstance(one, str) or not one]
+        return f"holds {_describe(bad[0]) if bad[0] != '' else 'an empty text'}" if bad else ""
+    if type(value) is not type(known.default):
+        return f"is {_describe(value)}, not {'an integer' if isinstance(known.default, int) else 'a string'}"
     if known.choices and value not in known.choices:
-        return f"is {_describe(value)}", f"use one of {known.range_text}"
-    if isinstance(value, int) and not _min(known) <= value <= _max(known):
-        return f"is {_describe(value)}, out of range", f"use {known.range_text}"
-    return "", ""
-
-
-def _frozen(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check_texts(known: Key, value: object) -> tuple[str, str]:
-    if not isinstance(value, list | tuple):
-        return f"is {_describe(value)}, not an array", f"use {known.range_text}"
-    bad = next((one for one in value if not isinstance(one, str) or not one), None)
-    if bad is None:
-        return "", ""
-    return f"holds {_describe(bad) if bad != '' else 'an empty text'}", f"use {known.range_text}"
-
-
-def shown(text: str) -> str:
-    """Return text from outside as one printable line; unchanged if it is one."""
-    return text if text.isprintable() else repr(text)
+        return f"is {_describe(value)}"
+    if isinstance(value, int) and not known.bounds[0] <= value <= known.bounds[1]:
+        return f"is {_describe(value)}, out of range"
+    return ""
 
 
 def quoted(text: str) -> str:
     """Return the literal of text from outside, cut to a length that leaves a message readable."""
     return repr(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}...")
-
-
-def _min(known: Key) -> float:
-    return float("-inf") if known.minimum is None else known.minimum
-
-
-def _max(known: Key) -> float:
-    return float("inf") if known.maximum is None else known.maximum
 
 
 def _describe(value: object) -> str:
@@ -249,7 +246,7 @@ def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[C
         files = list(dict.fromkeys(origins[name] for name in names))
         unsure = faulty.intersection(names) or ("" in faulty and DEFAULT in files)
         if not unsure:
-            where = ", ".join(shown(file) for file in files if file != DEFAULT)
+            where = ", ".join(printable(file) for file in files if file != DEFAULT)
             found.append(ConfigFault(file=where, key=names[0], problem=problem, remedy=remedy))
     return found
 
@@ -260,12 +257,22 @@ def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[Conf
         return []
     problem = f"is {quoted(name)}, and this machine has no such group"
     remedy = "create it (groupadd), or name one that exists"
-    return [ConfigFault(file=shown(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
+    return [ConfigFault(file=printable(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
 
 
 def _unreadable(file: str, error: OSError) -> ConfigFault:
-    return _whole(file, f"cannot be read: {error.strerror}", f"ls -ld {shown(file)}")
+    return _whole(file, f"cannot be read: {error.strerror}", f"ls -ld {printable(file)}")
+
+
+def group_id(name: str) -> int | None:
+    """Return a group's number, None if this machine's name service knows none of that name."""
+    import grp  # only where a group is configured
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):  # unknown, or no name at all (a NUL in it)
+        return None
 
 
 def _whole(file: str, problem: str, remedy: str) -> ConfigFault:
-    return ConfigFault(file=shown(file), key="", problem=problem, remedy=remedy)
+    return ConfigFault(file=printable(file), key="", problem=problem, remedy=remedy)

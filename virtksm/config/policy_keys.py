@@ -5,13 +5,15 @@ Values are checked by the same table as configuration files; every fault is a Co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
-from virtksm.config.load import build, check_value, quoted, suggest
-from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies
+from virtksm.config.load import build, check_value, suggest
+from virtksm.config.schema import Config, Value, all_keys, find_inconsistencies
 from virtksm.errors import ConfigError, ConfigFault
 
 SET = "--set"
+OF_ITS_VERSION = "read it with the version of virtksm that has written it"
 
 
 def law_of(config: Config) -> dict[str, Value]:
@@ -24,19 +26,7 @@ def read_law(policy: str, values: Mapping[str, object], place: str) -> Config:
 
     Raises ConfigError with every fault.
     """
-    known = {"policy": all_keys()["policy"], **_law_keys()}
-    known_values: dict[str, Value] = {}
-    faults = []
-    for name, value in {"policy": policy, **values}.items():
-        problem, remedy = "is not a known key", "read it with the version of virtksm that has written it"
-        if name in known:
-            problem, remedy = check_value(known[name], value)
-        if problem:
-            faults.append(ConfigFault(file=place, key=name, problem=problem, remedy=remedy))
-        else:
-            assert isinstance(value, bool | int | str | tuple)
-            known_values[name] = value
-    return _built(known_values, faults, place)
+    return _checked({"policy": policy, **values}, place, [])
 
 
 def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Config:
@@ -44,45 +34,47 @@ def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Conf
 
     Raises ConfigError with every fault.
     """
-    values: dict[str, Value] = {**law_of(config), "policy": config.policy if policy is None else policy}
+    keys, policy = all_keys(), config.policy if policy is None else policy
+    values: dict[str, object] = {**law_of(config), "policy": policy}
     faults = []
     for text in texts:
-        name, equals, literal = text.partition("=")
-        name, literal = name.strip(), literal.strip()
-        value, problem, remedy = _parsed(name, literal) if equals else (literal, "has no value", f"write {name}=VALUE")
-        if not problem and name.partition(".")[0] != values["policy"]:
-            problem, remedy = f"is no key of the policy {values['policy']}", "leave it out, or choose another --policy"
+        name, equals, literal = (part.strip() for part in text.partition("="))
+        problem, remedy = "", ""
+        if not equals:
+            problem, remedy = "has no value", f"write {name}=VALUE"
+        elif name in keys and name.partition(".")[0] != policy:
+            problem, remedy = f"is no key of the policy {policy}", "leave it out, or choose another --policy"
         if problem:
             faults.append(ConfigFault(file=SET, key=name, problem=problem, remedy=remedy))
-        values[name] = value
-    return _built(values, faults, SET)
+            continue
+        values[name] = literal
+        if name in keys and isinstance(keys[name].default, int):
+            with suppress(ValueError):  # also for what has too many digits
+                values[name] = int(literal)
+    return _checked(values, SET, faults)
 
 
-def _law_keys() -> dict[str, Key]:
+def _law_keys() -> Iterator[str]:
     tables = all_keys()["policy"].choices
-    return {name: one for name, one in all_keys().items() if name.partition(".")[0] in tables and "." in name}
+    return (name for name in all_keys() if "." in name and name.partition(".")[0] in tables)
 
 
-def _parsed(name: str, text: str) -> tuple[Value, str, str]:
-    """Return the value of a text, with the problem and the remedy if it has none."""
-    known = all_keys().get(name)
-    if known is None:
-        return text, "is not a known key", suggest(name)
-    value: Value = text
-    if isinstance(known.default, int):
-        try:
-            value = int(text)
-        except ValueError:  # also for what has too many digits
-            return text, f"is {quoted(text)}, not an integer", f"use {known.range_text}"
-    return value, *check_value(known, value)
-
-
-def _built(values: Mapping[str, Value], faults: list[ConfigFault], place: str) -> Config:
-    if faults:
-        raise ConfigError(faults)
-    config = build(values)
-    for names, problem, remedy in find_inconsistencies(config):
-        faults.append(ConfigFault(file=place, key=names[0], problem=problem, remedy=remedy))
+def _checked(values: Mapping[str, object], place: str, faults: list[ConfigFault]) -> Config:
+    keys = {"policy": all_keys()["policy"], **{name: all_keys()[name] for name in _law_keys()}}
+    good: dict[str, Value] = {}
+    for name, value in values.items():
+        if name in keys:
+            problem, remedy = check_value(keys[name], value)
+        else:
+            problem, remedy = "is not a known key", suggest(name) if place == SET else OF_ITS_VERSION
+        if problem:
+            faults.append(ConfigFault(file=place, key=name, problem=problem, remedy=remedy))
+        else:
+            assert isinstance(value, int | str | tuple)
+            good[name] = value
+    if not faults:
+        for names, problem, remedy in find_inconsistencies(config := build(good)):
+            faults.append(ConfigFault(file=place, key=names[0], problem=problem, remedy=remedy))
     if faults:
         raise ConfigError(faults)
     return config

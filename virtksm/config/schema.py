@@ -7,10 +7,10 @@ nested dataclass is a TOML table of that name. Pure; knows nothing of files.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-Value = bool | int | str | tuple[str, ...]
+Value = int | str | tuple[str, ...]
 
 T = TypeVar("T", bound=Value)
 
@@ -19,7 +19,7 @@ KSMTUNEDS = "ksmtuned's own, so that both do the same."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One key: `choices` for texts, `minimum` and `maximum` (inclusive) for integers.
+    """One key: `choices` for texts; `bounds` for integers is (minimum, maximum, unit), both inclusive.
 
     A text without choices may be any; a group that it names is checked where the configuration is loaded. A list holds
     texts that are not empty. `reason` explains the default.
@@ -28,9 +28,7 @@ class Key:
     default: Value
     meaning: str
     reason: str
-    unit: str = ""
-    minimum: int | None = None
-    maximum: int | None = None
+    bounds: tuple[int, int, str] = (0, 0, "")
     choices: tuple[str, ...] = ()
 
     @property
@@ -38,29 +36,18 @@ class Key:
         """Return the allowed values as text, with the unit."""
         if self.choices:
             return " | ".join(f'"{choice}"' for choice in self.choices)
-        if isinstance(self.default, bool):
-            return "true | false"
         if isinstance(self.default, str):
             return '"TEXT"'
         if isinstance(self.default, tuple):
             return '["TEXT", ...]'
-        return f"{self.minimum}..{self.maximum} {self.unit}".rstrip()
+        return "{}..{} {}".format(*self.bounds)
 
 
 def key(
-    default: T,
-    meaning: str,
-    reason: str,
-    *,
-    unit: str = "",
-    minimum: int | None = None,
-    maximum: int | None = None,
-    choices: tuple[str, ...] = (),
+    default: T, meaning: str, reason: str, *, bounds: tuple[int, int, str] = (0, 0, ""), choices: tuple[str, ...] = ()
 ) -> T:
     """Declare a key of the configuration as a dataclass field."""
-    known = Key(
-        default=default, meaning=meaning, reason=reason, unit=unit, minimum=minimum, maximum=maximum, choices=choices
-    )
+    known = Key(default=default, meaning=meaning, reason=reason, bounds=bounds, choices=choices)
     declared: T = field(default=default, metadata={"key": known})
     return declared
 
@@ -69,53 +56,28 @@ def key(
 class KsmtunedParams:
     """The keys of ksmtuned.conf, with ksmtuned's own defaults, names in lower case without KSM_."""
 
-    monitor_interval: int = key(
-        60, "Time between two adjustments when nothing else happens.", KSMTUNEDS, unit="s", minimum=1, maximum=86400
-    )
+    monitor_interval: int = key(60, "Time between two steps without an event.", KSMTUNEDS, bounds=(1, 86400, "s"))
     sleep_msec: int = key(
         10,
-        "Sleep between two scans on a host of 16 GiB; smaller hosts sleep longer, none under 10 ms.",
+        "Sleep between two batches on a host of 16 GiB; smaller hosts sleep longer, none under 10 ms.",
         KSMTUNEDS,
-        unit="ms",
-        minimum=0,
-        maximum=1_000_000,
+        bounds=(0, 1_000_000, "ms"),
     )
     npages_boost: int = key(
-        300,
-        "Added to the pages to scan at each step while memory is short.",
-        KSMTUNEDS,
-        unit="pages",
-        minimum=0,
-        maximum=1_000_000,
+        300, "Pages that each step adds to a batch while memory is short.", KSMTUNEDS, bounds=(0, 1_000_000, "pages")
     )
     npages_decay: int = key(
         -50,
-        "Added (it is negative) at each step while memory is not short but guests hold much of it.",
+        "Pages (negative) that each step adds to a batch while guests hold much memory, but it is not short.",
         KSMTUNEDS,
-        unit="pages",
-        minimum=-1_000_000,
-        maximum=0,
+        bounds=(-1_000_000, 0, "pages"),
     )
-    npages_min: int = key(
-        64, "Fewest pages to scan while scanning.", KSMTUNEDS, unit="pages", minimum=1, maximum=1_000_000
-    )
-    npages_max: int = key(1250, "Most pages to scan.", KSMTUNEDS, unit="pages", minimum=1, maximum=1_000_000)
+    npages_min: int = key(64, "Smallest batch while scanning.", KSMTUNEDS, bounds=(1, 1_000_000, "pages"))
+    npages_max: int = key(1250, "Largest batch.", KSMTUNEDS, bounds=(1, 1_000_000, "pages"))
     thres_coef: int = key(
-        20,
-        "Free memory below this share of the host counts as short.",
-        KSMTUNEDS,
-        unit="percent",
-        minimum=0,
-        maximum=100,
+        20, "Free memory below this share of the host is short.", KSMTUNEDS, bounds=(0, 100, "percent")
     )
-    thres_const: int = key(
-        2048,
-        "Free memory below this counts as short, if it is more than the share.",
-        KSMTUNEDS,
-        unit="KiB",
-        minimum=0,
-        maximum=2**40,
-    )
+    thres_const: int = key(2048, "Free memory below this is short, too.", KSMTUNEDS, bounds=(0, 2**40, "KiB"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,38 +86,31 @@ class AdaptiveParams:
 
     engage: Literal["auto", "always", "never"] = key(
         "auto",
-        "When to merge: auto acts when memory is short, or will be once the running guests have grown; "
-        "never only observes.",
+        "When to merge. auto: while memory is short, or would be once the guests have grown; never: only observe.",
         "Merging while memory is plenty splits huge pages and makes later writes more expensive.",
         choices=("auto", "always", "never"),
     )
     reserve_percent: int = key(
         20,
-        "Memory of the host that should stay available; less counts as short.",
-        "ksmtuned's threshold (KSM_THRES_COEF).",
-        unit="percent",
-        minimum=0,
-        maximum=100,
+        "Available memory below this share of the host is short.",
+        "It is the default of ksmtuned's KSM_THRES_COEF.",
+        bounds=(0, 100, "percent"),
     )
     cpu_percent: int = key(
         100,
         "CPU time of one core that ksmd may use during a full scan; all of it when no memory is available.",
         "A shorter full scan saves memory sooner; between full scans ksmd uses none.",
-        unit="percent",
-        minimum=1,
-        maximum=100,
+        bounds=(1, 100, "percent"),
     )
     settle_s: int = key(
         2,
-        "How long memory that has appeared settles before it is scanned.",
+        "How long new memory settles before it is scanned.",
         "Scanning a guest that fills its memory slows it and reads pages that will change.",
-        unit="s",
-        minimum=0,
-        maximum=3600,
+        bounds=(0, 3600, "s"),
     )
     merge_across_nodes: Literal["keep", "never", "always"] = key(
         "keep",
-        "Whether pages of different NUMA nodes may merge; changed only while nothing is shared.",
+        "Whether pages of different NUMA nodes may merge; changed only while nothing is merged.",
         "The administrator's value stays.",
         choices=("keep", "never", "always"),
     )
@@ -167,30 +122,22 @@ class MetricsParams:
 
     listen: str = key(
         "",
-        "Address and port at which the agent serves /metrics, such as 127.0.0.1:9876 or [::1]:9876; empty: none.",
+        "Address and port of /metrics, such as 127.0.0.1:9876 or [::1]:9876; empty: none.",
         "No port is open unless wanted. It has no password and no encryption: every client may read it.",
     )
     textfile: str = key(
         "",
-        "File, NAME.prom in the folder of node_exporter's textfile collector, that the agent keeps up to date; "
-        "empty: none.",
+        "NAME.prom in the folder of node_exporter's textfile collector; empty: none.",
         "For hosts that have node_exporter and want no further port.",
     )
     textfile_s: int = key(
-        15,
-        "Shortest time between two writings of the file.",
-        "A usual interval of scrapes.",
-        unit="s",
-        minimum=1,
-        maximum=120,
+        15, "Shortest time between two writings of the file.", "A usual scrape interval.", bounds=(1, 120, "s")
     )
     guests: int = key(
         50,
-        "How many guests have a metric of their own; the rest is one sum.",
+        "How many guests have metrics of their own; the rest is one sum.",
         "Each is a time series in every Prometheus that scrapes this host.",
-        unit="guests",
-        minimum=0,
-        maximum=1000,
+        bounds=(0, 1000, "guests"),
     )
 
     @property
@@ -204,24 +151,21 @@ class Config:
 
     policy: Literal["adaptive", "ksmtuned"] = key(
         "adaptive",
-        "The control law that decides (docs/policies.md).",
-        "adaptive scans new guest memory and then idles; ksmtuned, chosen by `virtksm config import`, scans for ever.",
+        "adaptive scans new guest memory and then idles; ksmtuned reproduces ksmtuned (docs/policies.md).",
+        "adaptive uses next to no CPU time once guest memory has been scanned.",
         choices=("adaptive", "ksmtuned"),
     )
     host: Literal["auto", "local"] = key(
         "auto",
-        "Whether libvirt's host is this machine: auto looks at the connection's own URI; local reads guests' processes "
-        "here although the URI names a host or a transport.",
+        "Where libvirt's host is. auto: the connection's URI says it; local: this machine, whatever the URI says.",
         "A host or a transport in a URI usually means another machine.",
         choices=("auto", "local"),
     )
     coalesce_ms: int = key(
         250,
-        "Passes begin at least this far apart, so a storm of events costs few; the first event is answered at once.",
-        "1,000 events in a second cost a handful of passes.",
-        unit="ms",
-        minimum=0,
-        maximum=60_000,
+        "Shortest time between two passes; the first event is answered at once.",
+        "A burst of 1000 events causes a handful of passes.",
+        bounds=(0, 60_000, "ms"),
     )
     on_exit: Literal["restore", "idle", "leave"] = key(
         "restore",
@@ -237,49 +181,42 @@ class Config:
     )
     reconnect_max_ms: int = key(
         1500,
-        "Longest wait between two attempts to reach libvirt; shorter ones come first. Raise it for remote hosts.",
+        "Longest wait between two attempts to reach libvirt. Raise it for remote hosts.",
         "A local libvirtd is found again within 2 s of its return.",
-        unit="ms",
-        minimum=100,
-        maximum=600_000,
+        bounds=(100, 600_000, "ms"),
     )
     keepalive_s: int = key(
         10,
-        "A connection that was silent for this long is tested, and given up if it stays silent as long again; a reload "
-        "changes it from the next connection on.",
-        "A hanging libvirtd is then given up after 20 s; testing twice as often costs twice the wake-ups.",
-        unit="s",
-        minimum=1,
-        maximum=3600,
+        "A connection silent for this long is tested, and closed after as long again. "
+        "A reload is for the next connection.",
+        "A hanging libvirtd is given up after 20 s; testing twice as often costs twice the wake-ups.",
+        bounds=(1, 3600, "s"),
     )
     call_timeout_s: int = key(
         30,
         "A libvirt call that takes longer is given up.",
-        "Longer than the 20 s after which keepalive, by its default, gives up the connection.",
-        unit="s",
-        minimum=1,
-        maximum=600,
+        "Longer than the 20 s after which keepalive, by its default, closes the connection.",
+        bounds=(1, 600, "s"),
     )
     status_group: str = key(
         "",
-        "A group of users whose members may read the agent's status and history (`virtksm status`), and nothing else.",
+        "Members of this group may read the agent's status and history, and do nothing else.",
         "Without it, only root and the agent's own user may.",
     )
     private_guests: tuple[str, ...] = key(
         (),
-        "Guests that KSM must not merge, as shell-style patterns of their names (`tenant-*`, case-sensitive); "
-        "the agent names those that can merge all the same.",
+        "Guests that KSM must not merge: patterns of names (`tenant-*`, case-sensitive); the agent names exposed ones.",
         "Only the administrator knows which are private; a domain's metadata can say it, too (docs/guide.md).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",
         "Lowest level that the agent logs.",
-        "One line a pass, and one a change.",
+        "One line for each change.",
         choices=("debug", "info", "warning", "error"),
     )
     log_format: Literal["auto", "console", "json", "journal"] = key(
         "auto",
-        "How the agent logs: auto is console on a terminal, journal under systemd, else json.",
+        "How the agent logs. auto: console on a terminal, journal under systemd, else json.",
         "Each place gets what it can show or search.",
         choices=("auto", "console", "json", "journal"),
     )
@@ -302,8 +239,6 @@ def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str,
 
 def _find_bad_places(metrics: MetricsParams) -> Iterator[tuple[tuple[str, ...], str, str]]:
     if metrics.listen:
-        from virtksm.config.address import parse_address  # only where there is one
-
         try:
             parse_address(metrics.listen)
         except ValueError as error:
@@ -314,6 +249,27 @@ def _find_bad_places(metrics: MetricsParams) -> Iterator[tuple[tuple[str, ...], 
         yield ("metrics.textfile",), f"is {path[:60]!r}", remedy
 
 
+def parse_address(text: str) -> tuple[str, int]:
+    """Return the address (IPv4 or IPv6) and the port of "127.0.0.1:9876" or "[::1]:9876"; raises ValueError.
+
+    Host names are not resolved.
+    """
+    import ipaddress  # only where an address is configured
+    import re
+
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]{1,45})\]|([0-9.]{1,15})):([0-9]{1,5})", text)
+    if found is None:
+        raise ValueError(f"is {text[:60]!r}, no address with a port")
+    address, port = found[1] or found[2], int(found[3])
+    try:
+        known = ipaddress.IPv6Address(address) if found[1] else ipaddress.IPv4Address(address)
+    except ValueError:
+        raise ValueError(f"is {text!r}, whose address is none") from None
+    if not 1 <= port <= 65_535:
+        raise ValueError(f"is {text!r}, whose port is none")
+    return str(known), port
+
+
 def keys_of(table: type[Any]) -> dict[str, Key]:
     """Return the keys of one table, in the order of their declaration."""
     return {one.name: one.metadata["key"] for one in fields(table) if "key" in one.metadata}
@@ -321,7 +277,7 @@ def keys_of(table: type[Any]) -> dict[str, Key]:
 
 def tables_of(table: type[Any]) -> dict[str, type[Any]]:
     """Return the nested tables of one table."""
-    return {one.name: _factory(one) for one in fields(table) if "key" not in one.metadata}
+    return {one.name: one.default_factory for one in fields(table) if "key" not in one.metadata}  # type: ignore[misc]
 
 
 def all_keys() -> dict[str, Key]:
@@ -330,9 +286,3 @@ def all_keys() -> dict[str, Key]:
     for name, table in tables_of(Config).items():
         known.update({f"{name}.{inner}": one for inner, one in keys_of(table).items()})
     return known
-
-
-def _factory(one: Field[Any]) -> type[Any]:
-    assert one.default_factory is not MISSING
-    assert isinstance(one.default_factory, type)
-    return one.default_factory

@@ -9,8 +9,9 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
-from virtksm.config.load import Loaded, shown
+from virtksm.config.load import Loaded
 from virtksm.config.schema import Config, Key, Value, all_keys, tables_of
+from virtksm.text import printable
 
 HEADER = """\
 # virtksm's configuration: every key with its unit or choices, its default and its use.
@@ -48,7 +49,8 @@ def markdown_tables() -> str:
         for name, one in all_keys().items():
             if name.rpartition(".")[0] == table:
                 key, default = f"`{_last(name)}`", f"`{format_value(one.default)}`"
-                cells = (key, default, _escaped(one.range_text), one.meaning)
+                allowed = ", ".join(f"`{format_value(choice)}`" for choice in one.choices) or one.range_text
+                cells = (key, default, allowed, one.meaning)
                 parts.append(f"| {' | '.join(cells)} |")
     return "\n".join(parts) + "\n"
 
@@ -58,16 +60,18 @@ def effective(loaded: Loaded) -> str:
     config = loaded.config
     lines = {name: f"{_last(name)} = {format_value(value_of(config, name))}" for name in all_keys()}
     width = max(map(len, lines.values()))
-    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {shown(loaded.origins[name])}"], gap="")
+    sections = _sections(lambda name, _: [f"{lines[name]:<{width}}  # {printable(loaded.origins[name])}"], gap="")
     return "".join(sections).lstrip("\n")
 
 
-def imported(values: Mapping[str, Value], notes: Iterable[str], source: str) -> str:
-    """Return a file with `values` by dotted key, and the notes as comments."""
-    comments = [f"# Imported from {shown(source)} by `virtksm config import`.", *(f"# Note: {note}" for note in notes)]
-    lines = [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
-    table = ["", "[ksmtuned]", *lines] if lines else []
-    return "\n".join([*comments, "", 'policy = "ksmtuned"', *table, ""])
+def imported(values: Mapping[str, Value], notes: Iterable[str], source: str, policy: str) -> str:
+    """Return a file with a policy's `values` by dotted key, and notes as comments. The default policy is not named."""
+    lines = [f"# Imported from {printable(source)} by `virtksm config import --policy {policy}`."]
+    lines += [f"# Note: {note}" for note in notes]
+    lines += [] if policy == Config().policy else ["", f"policy = {format_value(policy)}"]
+    lines += ["", f"[{policy}]"] if values else []
+    lines += [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
+    return "\n".join([*lines, ""])
 
 
 def value_of(config: Config, dotted: str) -> Value:
@@ -75,7 +79,7 @@ def value_of(config: Config, dotted: str) -> Value:
     place: object = config
     for part in dotted.split("."):
         place = getattr(place, part)
-    assert isinstance(place, bool | int | str | tuple)
+    assert isinstance(place, int | str | tuple)
     return place
 
 
@@ -91,14 +95,11 @@ def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
 
 
 def _comment(one: Key) -> list[str]:
-    allowed = f"{one.range_text}; default {format_value(one.default)}. {one.reason}"
+    kind = "One of " if one.choices else "Range " if isinstance(one.default, int) else ""
+    allowed = f"{kind}{one.range_text}, default {format_value(one.default)}. {one.reason}"
     return [
         f"# {line}" for text in (one.meaning, allowed) for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     ]
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", r"\|")
 
 
 def _last(dotted: str) -> str:

@@ -8,9 +8,9 @@ a small curve of savings, and for "lately", single observations (`Point`) do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from virtksm.history.samples import Sample
+from virtksm.history.samples import SAMPLE_S, Sample
 
 GAP_S = 180.0
 """Longer than any policy waits between two passes: the agent, libvirt or the host was away."""
@@ -133,3 +133,27 @@ def core_share(points: Sequence[Point], now: Point) -> tuple[float, float] | Non
         return None
     over_s = now.at_s - began.at_s
     return 100 * (now.cpu_seconds - began.cpu_seconds) / over_s, over_s
+
+
+def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str, object]:
+    """Return JSON values to draw, up to `now`: pieces of [Unix time, value], and ksmd's share of a core lately.
+
+    The curves are of saved memory (KiB) and of ksmd's share of a core (percent), over `width_s` seconds at a time.
+    """
+    last = [
+        replace(one, at_s=now.at_s, saved_kib=now.saved_kib, ksmd_cpu_seconds=now.cpu_seconds) for one in samples[-1:]
+    ]
+    # The last stretch is no shorter than others can be, so that a burst in it is no peak.
+    of_cpu = [*(one for one in samples if now.at_s - one.at_s >= SAMPLE_S), *last]
+    cpu: list[list[list[float]]] = []
+    for one in cpu_shares(of_cpu, width_s):
+        if not cpu or cpu[-1][-1][0] != one.from_s:
+            cpu.append([])
+        cpu[-1] += [[one.from_s, 100 * one.share], [one.to_s, 100 * one.share]]
+    saved = pieces([one for one in (*samples, *last) if one.saved_kib is not None])
+    share = core_share(points_of(samples), now)
+    return {
+        "saved_kib": [[[one.at_s, one.saved_kib] for one in piece] for piece in saved],
+        "core_percent": cpu,
+        "ksmd": {"core_percent": share and round(share[0], 2), "over_s": share and round(share[1], 1)},
+    }

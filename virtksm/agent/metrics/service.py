@@ -17,8 +17,7 @@ from virtksm.agent.metrics.guests import GuestLedger
 from virtksm.agent.metrics.server import MetricsServer, bind
 from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import AgentFacts
-from virtksm.config.address import parse_address
-from virtksm.config.schema import MetricsParams
+from virtksm.config.schema import MetricsParams, parse_address
 from virtksm.errors import VirtksmError
 from virtksm.guests.ports import GuestFacts
 
