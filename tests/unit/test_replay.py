@@ -277,9 +277,9 @@ def test_only_passes_in_which_an_answer_changes_are_shown_unless_all_are(capsys:
 
 def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(replayed(capsys, str(TWINS), "--json"))
-    assert set(told) == {"schema", "file", "uri", "version", "began", "recorded", "replayed", "steps", "sums"}
+    assert set(told) == {"schema", "file", "uri", "version", "began_at", "recorded", "replayed", "steps", "sums"}
     assert told["recorded"] == told["replayed"]
-    assert set(told["steps"][0]) == {"seq", "at_s", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
+    assert set(told["steps"][0]) == {"seq", "at", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
     assert set(told["steps"][0]["replayed"]) == {"idle", "rule", "reason", "target", "next_pass_s"}
     assert told["sums"] == {
         **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,

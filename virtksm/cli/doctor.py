@@ -48,10 +48,10 @@ def run(options: argparse.Namespace) -> int:
     findings = examine(read_facts(uri, options.config, paths, ask_about(paths)))
     verdict = worst(findings)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         report = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
-        print(json.dumps({**report, "findings": [one.as_dict() for one in findings]}))
+        print(to_json({**report, "findings": [one.as_dict() for one in findings]}))
     else:
         from virtksm.cli.terminal import may_colour
 

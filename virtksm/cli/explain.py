@@ -50,9 +50,9 @@ def run(options: argparse.Namespace) -> int:
     """
     lines = read_decisions(options, options.connect, options.last)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}))
+        print(to_json({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}))
         return ExitCode.DONE
     if not lines:
         print("the history has no decision of this host")
@@ -62,9 +62,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def decision_values(line: Pass) -> dict[str, object]:
-    """Return a decision as JSON values, with its time as text and what its rule means."""
-    at = _utc(line.at_s)
-    return {"at_s": line.at_s, "at": at, "rule_means": _meaning(line), "pass": pass_values(line)}
+    """Return a decision as JSON values, with what its rule means."""
+    return {"at_s": line.at_s, "rule_means": _meaning(line), "pass": pass_values(line)}
 
 
 def decision_lines(line: Pass) -> Iterator[str]:

@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> int:
     found, *_ = read_survey(options)
     guests = sorted(sorted(choose(found.guests, options.guests), key=_by_name), key=_ORDERS[options.sort])
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps(survey_dict(found, guests)))
+        print(to_json(survey_dict(found, guests)))
     else:
         print("\n".join(survey_lines(found, guests)))
     return ExitCode.DONE
@@ -80,12 +80,13 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
         "left_over": None
         if left is None
         else {
-            "merging_pages": left.merging_pages,
-            "zero_pages": left.zero_pages,
+            "merging_kib": ksm.kib(left.merging_pages),
+            "zero_kib": None if left.zero_pages is None else ksm.kib(left.zero_pages),
             "saved_bytes": left.saved_bytes,
             "cost_bytes": left.cost_bytes,
             "processes": [
-                {"pid": one.pid, "name": one.name, "merging_pages": one.merging_pages} for one in found.other_processes
+                {"pid": one.pid, "name": one.name, "merging_kib": ksm.kib(one.merging_pages)}
+                for one in found.other_processes
             ],
         },
         "notes": list(found.notes),

@@ -61,10 +61,10 @@ def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
     is_local = report["source"] == "local"
     unmerge = name_unmerging(ksm, available_kib, is_local=is_local, force=options.force)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         fields = {"merged": merged_dict(ksm, available_kib), "unmerge": unmerge, "pass": report}
-        return json.dumps({"schema": SCHEMA, "off": True, **fields})
+        return to_json({"schema": SCHEMA, "off": True, **fields})
     from virtksm.cli.render import merged_lines, pass_lines
 
     lines = ["switched  off until `virtksm on`: virtksm lets ksmd idle", *pass_lines(report)]
@@ -94,9 +94,9 @@ def _fits(options: argparse.Namespace) -> int:
     require_this_machine(options)
     ksm, available_kib = read_here(ProcFacts(boottime_s))
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps({"schema": SCHEMA, "merged": merged_dict(ksm, available_kib)}))
+        print(to_json({"schema": SCHEMA, "merged": merged_dict(ksm, available_kib)}))
     else:
         print(fit_line(ksm, available_kib))
     return ExitCode.FAILED if ksm.missing_kib(available_kib) else ExitCode.DONE
@@ -115,7 +115,7 @@ def _verify(options: argparse.Namespace) -> int:
     has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
     doubts = find_doubts(off, ksm, has_uncounted_zero_pages=has_uncounted)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         report = {
             "schema": SCHEMA,
@@ -128,7 +128,7 @@ def _verify(options: argparse.Namespace) -> int:
             "settings": ksm.settings.as_dict(),
             "merged": merged_dict(ksm, available_kib),
         }
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         since = f" since {off.since}" if off is not None and off.since else ""
         print(f"switched  {'on' if off is None else 'off'}{since}")

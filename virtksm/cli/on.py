@@ -22,9 +22,9 @@ def run(options: argparse.Namespace) -> int:
 
     def show(report: dict[str, Any]) -> str:
         if options.json:
-            import json
+            from virtksm.json_output import to_json
 
-            return json.dumps({"schema": report["schema"], "off": False, "pass": report})
+            return to_json({"schema": report["schema"], "off": False, "pass": report})
         from virtksm.cli.render import pass_lines
 
         return "\n".join(["switched  on", *pass_lines(report)])

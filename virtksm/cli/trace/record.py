@@ -65,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         counts = {"passes": recorder.passes, "missed": recorder.missed}
-        print(json.dumps({"schema": SCHEMA, "file": options.file, **counts}))
+        print(to_json({"schema": SCHEMA, "file": options.file, **counts}))
     else:
         print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
     return ExitCode.DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -11,6 +10,7 @@ from itertools import chain
 from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
+from virtksm.json_output import to_json
 from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace
@@ -67,11 +67,11 @@ def run(options: argparse.Namespace) -> int:
             "file": options.file,
             "uri": header.uri,
             "version": header.version,
-            "began": header.began,
+            "began_at": header.began,
             "recorded": law_values(recorded),
             "replayed": law_values(replayed),
         }
-        print(json.dumps({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
+        print(to_json({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
         return ExitCode.DONE
     for text in chain(
         head_lines(name, header, recorded, replayed),
