@@ -115,8 +115,8 @@ class Benchmark:
         passes = [by_value[value] for value in applied if value in by_value]
         for name, series in (
             ("delivery to kernel, ms", to_kernel_ms),
-            ("agent's own figure, ms", [line["event_to_applied_ms"] for line in passes]),
-            ("of it, the pass, ms", [line["duration_ms"] for line in passes]),
+            ("agent's own figure, ms", [1000 * line["event_to_applied_s"] for line in passes]),
+            ("of it, the pass, ms", [1000 * line["duration_s"] for line in passes]),
             ("virsh, ms", virsh_ms),
         ):
             if series:

@@ -13,6 +13,7 @@ from bench.sim.host import SimHost
 from bench.steps import Start, Stop
 from demo.guests import PAGES_PER_MIB
 from virtksm.config.schema import AdaptiveParams
+from virtksm.json_output import to_output
 from virtksm.policy.adaptive import AdaptivePolicy
 
 WORKS = ["storm", "small", "twin", "growth", "churn", "thrash", "stop", "linux"]
@@ -42,7 +43,7 @@ def test_check_scans_cost_something_and_less_than_half_a_percent_of_a_core(name:
 def test_our_decisions_say_the_backlog_that_is_judged() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always"))
     run = run_policy(SimHost(total_kib=HOST_KIB), policy, list_works(quick=True)["storm"].steps, until_s=AHEAD_S)
-    backlogs = [read_backlog_mib(report.decision.reason.numbers) for _, report in run.passes]
+    backlogs = [read_backlog_mib(to_output(dict(report.decision.reason.numbers))) for _, report in run.passes]
     assert max(backlogs) > 4 * 300
     assert backlogs[-1] == 0
     assert {report.decision.reason.numbers["backoff"] for _, report in run.passes} == {1}
