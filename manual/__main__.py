@@ -9,7 +9,6 @@ from pathlib import Path
 from manual.completions import make_bash_script, make_fish_script, make_zsh_script
 from manual.pages import configuration_page, hook_page, program_page
 from manual.tree import describe
-from virtksm.cli.main import build_parser
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -20,7 +19,7 @@ def main() -> None:
     options.add_argument("folder", type=Path, metavar="FOLDER")
     folder = options.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    root = describe(build_parser())
+    root = describe()
     pages = {
         "virtksm.1": program_page(root, read("reference.md")),
         "virtksm.toml.5": configuration_page(read("configuration.md")),

@@ -7,6 +7,7 @@ document that lacks a section raises ValueError.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from manual.tree import Command, Option
 from virtksm import __version__
@@ -42,14 +43,17 @@ def program_page(command: Command, reference: str) -> str:
         "Listens to libvirt and sets the kernel's KSM parameters as guests start, stop and grow. **virtksm agent** "
         "does so for as long as it runs; the other commands ask it, or act once.\n",
         "# OPTIONS\n",
-        "Before the command:\n",
-        *_options(command),
+        "Before or after the command:\n",
+        *_options(command.options),
         "# COMMANDS\n",
     ]
     for one in command.walk():
         if one is not command:
             parts += [f"## {' '.join(one.words[1:])}\n", f"{_usage(one)}\n", f"{_sentence(one.summary)}\n"]
-            parts += [text for option, text in zip(one.options, _options(one), strict=True) if "-h" not in option.flags]
+            parts += _options(option for option in one.options if not option.is_common and "-h" not in option.flags)
+    parts.append("# EXAMPLES\n")
+    leaves = [one for one in command.walk() if not one.commands]
+    parts += [_definition(f"`{text}`", meaning) for one in leaves for text, meaning in one.examples]
     parts += ["# EXIT STATUS\n", section(reference, "Exit codes")]
     parts += ["# SIGNALS\n", "Of the agent. " + section(reference, "Signals")]
     parts += ["# ENVIRONMENT\n", *(f"{name}\n:   {meaning}\n" for name, meaning in ENVIRONMENT.items())]
@@ -117,8 +121,8 @@ def _usage(command: Command) -> str:
     return f"`{command.usage}`"
 
 
-def _options(command: Command) -> list[str]:
-    return [_definition(_called(option), _plain(option.help)) for option in command.options]
+def _options(options: Iterable[Option]) -> list[str]:
+    return [_definition(_called(option), _plain(option.help)) for option in options]
 
 
 def _called(option: Option) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from manual.tree import Command, describe
 from virtksm.agent.metrics.definitions import METRICS
-from virtksm.cli.main import build_parser
 from virtksm.policy.rules import MEANINGS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -19,7 +18,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 def commands_table() -> str:
     """Return every command that can be called, and what it does."""
-    leaves = [one for one in describe(build_parser()).walk() if not one.commands]
+    leaves = [one for one in describe().walk() if not one.commands]
     return _table(("command", "does"), ((f"`{' '.join(one.words)}{_arguments(one)}`", one.summary) for one in leaves))
 
 

@@ -1,6 +1,6 @@
 """The command line as values: what `virtksm --help` knows, for whatever describes or completes it.
 
-In goes the parser of virtksm.cli.main, out come frozen commands. Nothing is listed here by hand, so nothing can be
+In go the parsers of virtksm.cli.main, out come frozen commands. Nothing is listed here by hand, so nothing can be
 forgotten.
 """
 
@@ -10,15 +10,22 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from virtksm.cli.help import examples_of
+from virtksm.cli.main import COMMON, Words, below, make_parser
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option or, without `flags`, one argument. `metavar` is empty for an option that takes no value."""
+    """One option or, without `flags`, one argument. `metavar` is empty for an option that takes no value.
+
+    `is_common`: every command takes it.
+    """
 
     flags: tuple[str, ...]
     metavar: str
     choices: tuple[str, ...]
     help: str
+    is_common: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +36,8 @@ class Command:
     summary: str
     usage: str
     options: tuple[Option, ...]
-    commands: tuple[Command, ...]
+    commands: tuple[Command, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
 
     def walk(self) -> Iterator[Command]:
         """Yield this command and every one below it."""
@@ -38,28 +46,32 @@ class Command:
             yield from command.walk()
 
 
-def describe(parser: argparse.ArgumentParser, summary: str = "") -> Command:
-    """Return a parser and those below it as values."""
-    formatter = parser._get_formatter()  # noqa: SLF001 argparse has no other way to expand %(default)s
-    options: list[Option] = []
-    commands: list[Command] = []
-    for action in parser._actions:  # noqa: SLF001 nor to list what was added
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
-            commands += [describe(one, summaries.get(name, "")) for name, one in action.choices.items()]
-        elif action.help != argparse.SUPPRESS:
-            options.append(_option(action, formatter))
-    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
-    words = tuple(parser.prog.split())
-    return Command(words=words, summary=summary, usage=usage, options=tuple(options), commands=tuple(commands))
-
-
-def _option(action: argparse.Action, formatter: argparse.HelpFormatter) -> Option:
-    choices = tuple(map(str, action.choices or ()))
-    named = action.metavar if isinstance(action.metavar, str) else "|".join(choices) or action.dest.upper()
-    return Option(
-        flags=tuple(action.option_strings),
-        metavar="" if action.nargs == 0 else named,
-        choices=choices,
-        help=formatter._expand_help(action) if action.help else "",  # noqa: SLF001
+def describe(words: Words = ()) -> Command:
+    """Return a command, and those below it, as values; without words the program."""
+    parser = make_parser(words)
+    return Command(
+        words=("virtksm", *words),
+        summary=parser.summary,
+        usage=" ".join(parser.format_usage().removeprefix("usage: ").split()),
+        options=tuple(describe_options(parser)),
+        commands=tuple(describe((*words, name)) for name in below(words)),
+        examples=tuple(examples_of(words)),
     )
+
+
+def describe_options(parser: argparse.ArgumentParser) -> Iterator[Option]:
+    """Yield the options of a parser."""
+    formatter = parser._get_formatter()  # noqa: SLF001 argparse has no other way to expand %(default)s
+    for group in parser._action_groups:  # noqa: SLF001 nor to list what was added
+        for action in group._group_actions:  # noqa: SLF001
+            if action.help == argparse.SUPPRESS:
+                continue
+            choices = tuple(map(str, action.choices or ()))
+            named = action.metavar if isinstance(action.metavar, str) else "|".join(choices) or action.dest.upper()
+            yield Option(
+                flags=tuple(action.option_strings),
+                metavar="" if action.nargs == 0 else named,
+                choices=choices,
+                help=formatter._expand_help(action) if action.help else "",  # noqa: SLF001
+                is_common=group.title == COMMON,
+            )

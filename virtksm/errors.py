@@ -35,6 +35,12 @@ class VirtksmError(Exception):
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
 
+class UsageError(VirtksmError):
+    """A command line that cannot be understood."""
+
+    exit_code = ExitCode.USAGE
+
+
 class LibvirtUnreachable(VirtksmError):
     """No connection, or the connection broke: transient, so the agent reconnects."""
 

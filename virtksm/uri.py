@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 DEFAULT_URI = "qemu:///system"
 VARIABLE = "LIBVIRT_DEFAULT_URI"
-CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's host, else {DEFAULT_URI})"
-"""The help of every command's --connect."""
 
 
 def named_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> str | None:

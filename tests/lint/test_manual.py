@@ -19,12 +19,12 @@ from manual.pages import (
     without_links,
     without_tables,
 )
-from manual.tree import describe
-from virtksm.cli.main import COMMANDS, build_parser
+from manual.tree import Command, describe, describe_options
+from virtksm.cli.main import COMMANDS
 from virtksm.config.schema import all_keys
 
 DOCS = Path(__file__).parents[2] / "docs"
-ROOT = describe(build_parser())
+ROOT = describe()
 GUESTS = ("web one", "web-2", "db")
 
 
@@ -32,15 +32,16 @@ def read(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-def with_guest() -> argparse.ArgumentParser:
-    """Return a parser of which one command takes a guest's name, a file and a choice."""
-    parser = argparse.ArgumentParser(prog="virtksm")
-    below = parser.add_subparsers(dest="command", metavar="COMMAND").add_parser("look", help="look at %% of it")
-    below.add_argument("guest", metavar="GUEST", help="whom (default: %(default)s)", default="all")
-    below.add_argument("--out", "-o", metavar="FILE", help="where to")
-    below.add_argument("--sort", choices=("name", "memory"))
-    below.add_argument("--secret", help=argparse.SUPPRESS)
-    return parser
+def with_guest() -> Command:
+    """Return a program of which one command takes a guest's name, a file and a choice."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("guest", metavar="GUEST", help="whom (default: %(default)s)", default="all")
+    parser.add_argument("--out", "-o", metavar="FILE", help="where to")
+    parser.add_argument("--sort", choices=("name", "memory"))
+    parser.add_argument("--secret", help=argparse.SUPPRESS)
+    options = tuple(describe_options(parser))
+    look = Command(words=("virtksm", "look"), summary="look at %% of it", usage="", options=options)
+    return Command(words=("virtksm",), summary="", usage="", options=(), commands=(look,))
 
 
 def complete_in_bash(script: str, tmp_path: Path, *words: str) -> list[str]:
@@ -64,10 +65,9 @@ def test_the_tree_has_every_command() -> None:
 
 
 def test_the_tree_tells_what_help_tells_and_hides_what_it_hides() -> None:
-    [look] = describe(with_guest()).commands
+    [look] = with_guest().commands
     told = [(option.flags, option.metavar, option.choices, option.help) for option in look.options]
-    assert (look.words, look.summary) == (("virtksm", "look"), "look at %% of it")
-    assert told[1:] == [
+    assert [told[0], *told[2:]] == [
         ((), "GUEST", (), "whom (default: all)"),
         (("--out", "-o"), "FILE", (), "where to"),
         (("--sort",), "name|memory", ("name", "memory"), ""),
@@ -80,7 +80,9 @@ def test_the_programs_page_has_every_command_and_option() -> None:
         assert command is ROOT or f"\n## {' '.join(command.words[1:])}\n" in page
         _, _, own = page.partition(f"`{command.usage}`")
         for option in command.options:
-            assert option.flags == ("-h", "--help") or all(f"**{flag}**" in own for flag in option.flags)
+            text = page if option.is_common else own
+            assert option.flags == ("-h", "--help") or all(f"**{flag}**" in text for flag in option.flags)
+        assert command.commands or (command.examples and all(example in page for example, _ in command.examples))
     assert "\n4\n:   the kernel or libvirt refused a setting\n" in page
     assert "| --- |" not in page
     assert "SIGUSR1" in page
@@ -133,7 +135,7 @@ def test_bash_completes_commands_options_and_choices(
 
 
 def test_bash_completes_names_of_guests_and_files(tmp_path: Path) -> None:
-    script = make_bash_script(describe(with_guest()))
+    script = make_bash_script(with_guest())
     assert complete_in_bash(script, tmp_path, "virtksm", "look", "w") == ["web one", "web-2"]
     assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", "guests", "web-2", "w") == ["web one", "web-2"]
     (tmp_path / "a-file").touch()
@@ -157,11 +159,11 @@ def test_no_two_functions_for_zsh_have_one_name() -> None:
 
 
 def test_fish_offers_each_word_at_its_place() -> None:
-    lines = make_fish_script(describe(with_guest())).splitlines()
+    lines = make_fish_script(with_guest()).splitlines()
     assert "complete -c virtksm -n 'not __fish_seen_subcommand_from look' -a look -d 'look at %% of it'" in lines
     assert [line.partition("from look' ")[2] for line in lines if "-n '__fish" in line] == [
-        "-s h -l help -d 'show this help message and exit'",
         "-xa '(virsh --readonly list --name 2>/dev/null)'",
+        "-s h -l help -d 'show this help message and exit'",
         "-l out -s o -F -d 'where to'",
         "-l sort -xa 'name memory'",
     ]

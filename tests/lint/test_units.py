@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.cli.main import build_parser
+from virtksm.cli.main import parse
 from virtksm.paths import DEFAULT_RUNTIME_DIR, RuntimePaths
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -85,8 +85,7 @@ def test_a_unit_calls_commands_and_options_that_exist(unit: Path) -> None:
     for command in re.findall(
         r"^Exec\w+=-?/usr/bin/virtksm (.+)$", unit.read_text(encoding="utf-8"), flags=re.MULTILINE
     ):
-        name, *options = command.split()
-        assert build_parser([name]).parse_args([name, *options]).command == name
+        assert callable(parse(command.split()).run)
 
 
 @pytest.mark.parametrize("spared", ["ProtectProc", "ProcSubset", "PrivateUsers"])

@@ -14,7 +14,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
 from virtksm.cli.history import Excerpt, read_decisions, read_history
-from virtksm.cli.main import build_parser
+from virtksm.cli.main import parse
 from virtksm.store.history import HistoryFile
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -23,7 +23,7 @@ HOUR_S = 3600.0
 
 
 def options_of(home: AgentHome) -> argparse.Namespace:
-    return build_parser(["status"]).parse_args(home.command("status")[1:])
+    return parse(home.command("status")[1:])
 
 
 def excerpt(home: AgentHome, uri: str | None = None) -> Excerpt:

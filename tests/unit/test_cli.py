@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,70 +13,126 @@ import pytest
 
 from tests.real.agent_process import VIRTKSM
 from virtksm import __version__
-from virtksm.cli.main import ACTIONS, COMMANDS, main
+from virtksm.cli.help import examples_of
+from virtksm.cli.main import ACTIONS, COMMANDS, WITHOUT_JSON, main, parse
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
 
+LEAVES = [
+    words
+    for name in COMMANDS
+    for words in ([(name, action) for action in ACTIONS[name]] if name in ACTIONS else [(name,)])
+]
+"""Every command that can be run."""
 
-def exit_code(*arguments: str) -> int | str | None:
+
+def helped(*arguments: str) -> None:
+    """Run a command line that ends with the help."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    return ended.value.code
+    assert ended.value.code == 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert exit_code(command, "--help") == 0
-    assert f"usage: virtksm {command}" in capsys.readouterr().out
-
-
-def test_the_help_lists_every_command_and_exit_code_and_the_version_is_told(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+@pytest.mark.parametrize("columns", [80, 64])
+def test_every_command_has_its_help_with_examples_that_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], columns: int
 ) -> None:
-    assert exit_code("--help") == 0
+    monkeypatch.setenv("COLUMNS", str(columns))
+    helped(*words, "--help")
     told = capsys.readouterr().out
-    assert all(command in told for command in COMMANDS)
+    helped("help", *words)
+    assert capsys.readouterr().out == told
+    assert told.startswith(f"usage: virtksm {' '.join(words)} ")
+    text, _, examples = told.partition("\nexamples:\n")
+    assert [line for line in text.splitlines() if len(line) > columns] == []
+    assert [line for line in told.splitlines() if len(line) > 80] == []
+    assert f"virtksm {' '.join(words)}" in examples
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_every_example_is_understood(words: tuple[str, ...]) -> None:
+    for example, meaning in examples_of(words):
+        given = shlex.split(example.removeprefix("sudo ").removeprefix("virtksm "))
+        assert callable(parse(given).run), meaning
+
+
+def test_the_help_lists_every_command_by_purpose_and_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    helped("--help")
+    told = capsys.readouterr().out
+    assert all(re.search(rf"^  {command} ", told, re.MULTILINE) for command in COMMANDS)
+    assert [line for line in told.splitlines() if len(line) > 80] == []
+    assert re.findall(r"^(\w[\w ]*):$", told, re.MULTILINE)[:4] == ["Look", "Act", "Set up", "Tools"]
     assert all(f"{int(code)} " in told for code in ExitCode)
-    assert exit_code("--version") == 0
+    helped("help", "trace")
+    told = capsys.readouterr().out
+    assert all(re.search(rf"^  {action} ", told, re.MULTILINE) for action in ACTIONS["trace"])
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["version"], ["version", "-c", "any"]])
+def test_the_version_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == ExitCode.DONE
     assert capsys.readouterr().out == f"virtksm {__version__}\n"
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "error", "hint"),
     [
-        [],
-        ["nonsense"],
-        ["retune", "--dry"],
-        ["--runtime-dir"],
-        ["agent", "--log-level", "loud"],
-        ["off", "--fits", "--verify"],
-        ["on", "--force"],
-        ["trace", "record", "file", "--for", "soon"],
-        ["trace", "replay", "file", "--policy", "none"],
+        ([], "no command given", "virtksm help"),
+        (["-c", "qemu:///system"], "no command given", "virtksm help"),
+        (["nonsense"], "'nonsense' is no command", "virtksm help"),
+        (["stauts"], "'stauts' is no command", "did you mean virtksm status?"),
+        (["help", "gests"], "'gests' is no command", "did you mean virtksm guests?"),
+        (["trace"], "no action given", "virtksm help trace"),
+        (["trace", "recrod"], "'recrod' is no action", "did you mean virtksm trace record?"),
+        (["trace", "record"], "the following arguments are required: FILE", "virtksm help trace record"),
+        (["trace", "record", "file", "--for", "soon"], "argument --for: ", "virtksm help trace record"),
+        (["trace", "replay", "file", "--policy", "none"], "argument --policy: ", "virtksm help trace replay"),
+        (["config", "show", "--bogus"], "unrecognized arguments: --bogus", "virtksm help config show"),
+        (["retune", "--dry"], "unrecognized arguments: --dry", "virtksm help retune"),
+        (["status", "-c"], "argument -c/--connect: expected one argument", "virtksm help status"),
+        (["--runtime-dir"], "argument --runtime-dir: expected one argument", "virtksm help"),
+        (["agent", "--log-level", "loud"], "argument --log-level: ", "virtksm help agent"),
+        (["agent", "--json"], "unrecognized arguments: --json", "virtksm help agent"),
+        (["off", "--fits", "--verify"], "argument --verify: not allowed ", "virtksm help off"),
     ],
 )
-def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(*arguments) == 2
-    assert "usage: virtksm" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["trace"], ["trace", "nonsense"], ["trace", "record"]])
-def test_wrong_usage_of_trace_shows_how_that_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(*arguments) == 2
-    words = " ".join(arguments).removesuffix(" nonsense")
-    assert capsys.readouterr().err.startswith(f"usage: virtksm {words} [-h] ")
+def test_wrong_usage_shows_the_commands_own_usage_and_what_to_type(
+    arguments: list[str], error: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == ExitCode.USAGE
+    told = capsys.readouterr()
+    assert told.out == ""
+    *usage, first, second = told.err.splitlines()
+    _, _, named = hint.partition("virtksm help ")
+    assert usage[0].startswith("usage: virtksm " + (f"{named} " if named else ""))
+    assert first.startswith(f"virtksm: error: {error}")
+    assert second == f"hint: {hint}"
 
 
 @pytest.mark.parametrize("arguments", [["--", "config", "check"], ["trace", "--", "replay", "/nonexistent"]])
 def test_two_dashes_before_a_command_are_understood_or_refused(tmp_path: Path, arguments: list[str]) -> None:
     config = tmp_path / "virtksm.toml"
     config.write_text("", encoding="utf-8")
-    code: int | str | None
-    try:
-        code = main(["--config", str(config), *arguments])
-    except SystemExit as refused:
-        code = refused.code
-    assert code in {ExitCode.DONE, ExitCode.FAILED, ExitCode.USAGE}
+    assert main(["--config", str(config), *arguments]) in {ExitCode.DONE, ExitCode.FAILED, ExitCode.USAGE}
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_common_options_stand_before_and_after_the_command_and_its_action(words: tuple[str, ...]) -> None:
+    first, *rest = words
+    own: dict[tuple[str, ...], list[str]] = {("trace", "plot"): ["-o", "x.svg"]}
+    arguments = own.get(words, ["x"] if words[-1] in {"import", "record", "replay"} else [])
+    common = ["--connect", "retune", "--config", "file", "--runtime-dir", "run", "--state-dir", "lib"]
+    if words not in WITHOUT_JSON:
+        common.append("--json")
+    lines = ([*common, *words, *arguments], [first, *common, *rest, *arguments], [*words, *arguments, *common])
+    options = [parse(line) for line in lines]
+    assert options[0] == options[1] == options[2]
+    found = options[0]
+    assert (found.connect, found.config, found.runtime_dir, found.state_dir) == ("retune", "file", "run", "lib")
 
 
 @pytest.mark.parametrize("action", ACTIONS["trace"])
@@ -84,15 +142,6 @@ def test_every_action_of_trace_has_its_help_and_imports_no_other(action: str) ->
     done = subprocess.run([sys.executable, "-c", f"{asked}; {program}"], check=True, capture_output=True, text=True)
     assert done.stdout.startswith(f"usage: virtksm trace {action} ")
     assert done.stdout.endswith(f"\n['virtksm.cli.trace.{action}']\n")
-
-
-def test_global_options_come_before_the_command_also_with_a_commands_name_as_value(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("retune").write_text("coalesce_ms = 300\n", encoding="utf-8")
-    assert main(["--config", "retune", "--runtime-dir", "agent", "config", "show"]) == 0
-    assert "coalesce_ms = 300" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["retune", "agent", "guests", "headroom", "config show", "config check"])

@@ -17,7 +17,7 @@ from tests.contract.test_history import EVENT, SAMPLE
 from tests.unit.test_trace import SUMMARY
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.cli.history import Excerpt, read_decisions, read_history
-from virtksm.cli.main import build_parser
+from virtksm.cli.main import parse
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import as_table
 from virtksm.paths import RuntimePaths
@@ -35,7 +35,7 @@ def options() -> Iterator[argparse.Namespace]:
         paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
         Path(paths.agent_dir).mkdir(parents=True)
         named = ["--config", str(config), "--runtime-dir", paths.root, "--state-dir", paths.state_dir]
-        yield build_parser(["status"]).parse_args([*named, "status"])
+        yield parse([*named, "status"])
 
 
 def beside(options: argparse.Namespace, handle: Handler, client: Callable[[], None]) -> None:

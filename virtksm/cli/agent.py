@@ -7,7 +7,6 @@ import sys
 
 from virtksm.cli.connection import requested_uri
 from virtksm.paths import RuntimePaths
-from virtksm.uri import CONNECT_HELP
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "console", "json", "journal")
@@ -15,7 +14,6 @@ FORMATS = ("auto", "console", "json", "journal")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--log-level", choices=LEVELS, help="lowest level to log (default: the configuration's, info)")
     parser.add_argument(
         "--log-format", choices=FORMATS, help="auto: console on a terminal, journal under systemd, else json"

@@ -8,20 +8,23 @@ from pathlib import Path
 
 from virtksm.errors import ConfigError, ConfigFault, ExitCode
 
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from virtksm.cli.main import Parser
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="report every fault of the configuration, or of FILE alone")
-    check.add_argument("file", nargs="?", metavar="FILE")
-    check.set_defaults(run=run_check)
-    show = actions.add_parser("show", help="print the configuration in force, each value with its file")
-    show.add_argument("--json", action="store_true", help="print values and origins as JSON")
-    show.set_defaults(run=run_show)
-    take = actions.add_parser("import", help="turn a ksmtuned.conf into virtksm's configuration")
-    take.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
-    take.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
-    take.set_defaults(run=run_import)
+
+def add_options(parser: Parser) -> None:
+    """Add the action's options."""
+    match parser.words[1]:
+        case "check":
+            parser.add_argument("file", nargs="?", metavar="FILE")
+            parser.set_defaults(run=run_check)
+        case "show":
+            parser.set_defaults(run=run_show)
+        case "import":
+            parser.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
+            parser.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
+            parser.set_defaults(run=run_import)
 
 
 def run_check(options: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from virtksm.cli.connection import requested_uri
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
-from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -24,9 +23,7 @@ TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--strict", action="store_true", help="exit with 1 for a WARN, too")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--kept-off",
         action="store_true",

@@ -25,7 +25,6 @@ WIDTH = 110
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help="libvirt connection (default: the running agent's)")
     parser.add_argument(
         "--last",
         metavar="N",
@@ -33,7 +32,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=LAST,
         help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.survey import add_survey_options, read_survey
+from virtksm.cli.survey import read_survey
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.text import format_kib, printable, width
 
@@ -26,7 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "guests", metavar="GUEST", nargs="*", help="show this running guest, by its name or UUID (default: all)"
     )
-    add_survey_options(parser)
     parser.add_argument(
         "--sort",
         choices=list(_ORDERS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.survey import add_survey_options, read_survey
+from virtksm.cli.survey import read_survey
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib, printable
 
@@ -21,7 +21,6 @@ SCHEMA = 1
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    add_survey_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -32,7 +32,7 @@ class Excerpt:
 def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float, points: int = MAX_POINTS) -> Excerpt:
     """Return the last `seconds` of a history, at most `points` samples.
 
-    `options` are the command's, with the global ones; `uri` the connection asked for, None for that of the agent that
+    `options` are the command's; `uri` the connection asked for, None for that of the agent that
     runs, or the usual one. Raises VirtksmError.
     """
     answer = ask_serving(

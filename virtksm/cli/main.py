@@ -1,7 +1,8 @@
-"""The command line: global options, one module a subcommand, and the one place that turns errors into exit codes.
+"""The command line: which command is meant, its options, and the one place that turns errors into exit codes.
 
-A subcommand's module is imported only if it is called, and imports only what it uses: `virtksm retune` through an agent
-starts as fast as Python itself.
+A command's module is imported only if it is called, and imports only what it uses: `virtksm retune` through an agent
+starts as fast as Python itself. For the same reason each command has a parser of its own, without argparse's
+subparsers: the common options may stand before and after the command, and a usage error shows the command's usage.
 """
 
 from __future__ import annotations
@@ -10,127 +11,198 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from virtksm import __version__
-from virtksm.errors import ConfigError, ExitCode, VirtksmError
+from virtksm.errors import ConfigError, ExitCode, UsageError, VirtksmError
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from virtksm.text import printable
+from virtksm.uri import DEFAULT_URI, VARIABLE
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
     from typing import NoReturn
 
-COMMANDS = {
-    "agent": "listen to libvirt and tune KSM as guests start and stop",
-    "retune": "run one tuning pass and exit",
-    "status": "show the host's KSM, what it does and why, also while libvirt does not answer; or watch it",
-    "doctor": "find obstacles to KSM on this host, with remedies",
-    "guests": "show KSM's savings and cost for each guest, and which guests cannot merge",
-    "headroom": "show how much more guest memory this host can take, and the risk",
-    "explain": "explain the last decisions, and what would have changed them",
-    "trace": "record the policy's inputs, replay them, draw them",
-    "restore": "give KSM's settings back as virtksm found them",
-    "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
-    "on": "undo `virtksm off`, and run a pass",
-    "config": "check, show or import configuration",
+Words = tuple[str, ...]
+"""What names a command: ("status",), ("config", "show"); none for the program itself."""
+
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Look": {
+        "status": "show what KSM saves now, what it costs, and why ksmd scans or is idle",
+        "guests": "show savings and cost for each guest, and which guests cannot merge",
+        "headroom": "show how much more guest memory fits",
+        "doctor": "check this host's KSM setup and suggest fixes",
+        "explain": "show the last decisions and their reasons",
+    },
+    "Act": {
+        "retune": "run one pass now",
+        "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
+        "on": "undo `virtksm off`, and run a pass",
+        "restore": "put back the KSM settings found before virtksm",
+    },
+    "Set up": {
+        "config": "check, show or import the configuration",
+        "agent": "run the daemon (systemd does)",
+    },
+    "Tools": {
+        "trace": "record the policy's inputs, replay them, draw them",
+        "help": "explain a command, with examples",
+        "version": "print the version",
+    },
 }
-ACTIONS = {
+COMMANDS = {name: summary for commands in GROUPS.values() for name, summary in commands.items()}
+ACTIONS: Mapping[str, Mapping[str, str]] = {
+    "config": {
+        "check": "report every fault of the configuration, or of FILE alone",
+        "show": "print the configuration in force, each value with its file",
+        "import": "turn a ksmtuned.conf into virtksm's configuration",
+    },
     "trace": {
         "record": "write the inputs of the agent's policy to a file, pass after pass",
         "replay": "run any policy over a recorded file, beside the one that was recorded",
         "plot": "draw savings, ksmd's CPU, settings and guests over time",
     },
 }
-"""The actions of a command that is a folder, one module each; only the called one is imported."""
-
-EPILOG = """\
-exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration,
-3 libvirt unreachable, 4 the kernel or libvirt refused a setting
-"""
+FOLDERS = ("trace",)
+"""Commands whose actions have a module each."""
+WITHOUT_JSON = {("agent",), ("config", "check"), ("config", "import"), ("help",)}
+COMMON = "common options"
+"""The heading of the options that every command takes."""
+CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's, else {DEFAULT_URI})"
+VALUED = frozenset({"-c", "--connect", "--config", "--runtime-dir", "--state-dir"})
+"""Common options that a value follows."""
+NOT_IN_USAGE = ("help", "runtime_dir", "state_dir")
+MIN_COLUMNS, MAX_COLUMNS = 40, 120
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):
-    """A formatter that asks the terminal for its width itself.
+    """A formatter that finds the terminal's width itself, and leaves the rarest common options out of the usage.
 
     argparse makes a formatter for every option that is added, and the usual one imports shutil with all its compressors
-    for that question: 2 ms of every start.
+    for the width: 2 ms of every start.
     """
 
     def __init__(self, prog: str) -> None:
-        try:
-            columns = os.get_terminal_size().columns
-        except OSError:
-            columns = 80
-        super().__init__(prog, width=max(columns, 40) - 2)
+        super().__init__(prog, width=columns() - 2, max_help_position=22)
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        super().add_usage(usage, [one for one in actions if one.dest not in NOT_IN_USAGE], groups, prefix)
 
 
-def global_options() -> argparse.ArgumentParser:
-    """Return the options before every subcommand."""
-    parser = argparse.ArgumentParser(prog="virtksm", add_help=False, allow_abbrev=False, formatter_class=HelpText)
-    parser.add_argument("--config", metavar="FILE", help="read this file instead of /etc/virtksm and its drop-ins")
-    parser.add_argument(
-        "--runtime-dir",
-        metavar="DIR",
-        default=DEFAULT_RUNTIME_DIR,
-        help="folder of locks, state and sockets (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        default=DEFAULT_STATE_DIR,
-        help="folder of files that survive a reboot, such as virtksm's switch (default: %(default)s)",
-    )
-    return parser
+def columns() -> int:
+    """Return the width for text: COLUMNS, else the terminal's, else 80."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal():
+        return min(max(int(named[:4]), MIN_COLUMNS), MAX_COLUMNS)
+    try:
+        return min(max(os.get_terminal_size().columns, MIN_COLUMNS), MAX_COLUMNS)
+    except OSError:
+        return 80
 
 
-def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
-    """Build the parser of every command, or only of the command that `words` begin with.
+class Parser(argparse.ArgumentParser):
+    """The parser of one command, with the common options."""
 
-    Where they begin with none, every command is named, but has no options. A command's parser takes 0.1 ms to build
-    (measured), and there are more than a dozen.
-    """
-    parser = argparse.ArgumentParser(
-        prog="virtksm",
-        description="Decides and applies KSM settings on libvirt hosts.",
-        epilog=EPILOG,
-        formatter_class=HelpText,
-        parents=[global_options()],
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"virtksm {__version__}")
-    _add_commands(parser, "command", COMMANDS, "virtksm.cli", words)
-    return parser
-
-
-def _add_commands(
-    parser: argparse.ArgumentParser, kind: str, summaries: Mapping[str, str], package: str, words: Sequence[str] | None
-) -> None:
-    named = words[0] if words and words[0] in summaries else None
-    subparsers = parser.add_subparsers(dest=kind, metavar=kind.upper(), required=True)
-    for name in [named] if named else summaries:
-        summary = summaries[name]
-        description = summary[0].upper() + summary[1:] + "."
-        subparser = subparsers.add_parser(
-            name, help=summary, description=description, formatter_class=HelpText, allow_abbrev=False
+    def __init__(self, words: Words) -> None:
+        super().__init__(prog=" ".join(("virtksm", *words)), formatter_class=HelpText, allow_abbrev=False)
+        self.words = words
+        self.summary = below(words[:-1])[words[-1]] if words else "manage KSM on libvirt hosts"
+        if below(words):
+            self.usage = f"{self.prog} [-c URI] [--json] [--config FILE] {'ACTION' if words else 'COMMAND'} ..."
+        common = self.add_argument_group(COMMON)
+        common.add_argument("-c", "--connect", metavar="URI", help=CONNECT_HELP)
+        if words not in WITHOUT_JSON:
+            common.add_argument("--json", action="store_true", help="print JSON")
+        common.add_argument("--config", metavar="FILE", help="read FILE instead of /etc/virtksm and its drop-ins")
+        common.add_argument(
+            "--runtime-dir",
+            metavar="DIR",
+            default=DEFAULT_RUNTIME_DIR,
+            help="folder of locks, state and sockets (default: %(default)s)",
         )
-        if words is not None and not named:
+        common.add_argument(
+            "--state-dir",
+            metavar="DIR",
+            default=DEFAULT_STATE_DIR,
+            help="folder of files that survive a reboot (default: %(default)s)",
+        )
+
+    def format_help(self) -> str:
+        from virtksm.cli.help import describe, examples  # only where somebody reads it
+
+        self.description = describe(self.words, self.summary, columns() - 2)
+        self.epilog = examples(self.words)
+        return super().format_help()
+
+    def error(self, message: str, *, remedy: str = "") -> NoReturn:
+        """Print the usage, and raise UsageError."""
+        self.print_usage(sys.stderr)
+        raise UsageError(message, remedy=remedy or " ".join(("virtksm help", *self.words)))
+
+
+def make_parser(words: Words) -> Parser:
+    """Return the parser of a command, of a command that only has actions, or of the program itself."""
+    parser = Parser(words)
+    if not words:
+        parser.add_argument("--version", action="store_true", help="print the version")
+    if not below(words):
+        module = words if words[0] in FOLDERS else words[:1]
+        importlib.import_module(".".join(("virtksm.cli", *module))).add_options(parser)
+    return parser
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; its `run` runs the command. Raises UsageError, SystemExit after --help."""
+    words, rest = split(given)
+    parser = make_parser(words)
+    options = parser.parse_args(rest)
+    if not words and options.version:
+        return parse(["version", *(word for word in rest if word != "--version")])
+    if below(words):
+        parser.error("no action given" if words else "no command given")
+    return options
+
+
+def split(given: Sequence[str]) -> tuple[Words, list[str]]:
+    """Return the words that name the command, and all others; raises UsageError for a command that is not there."""
+    words: Words = ()
+    rest = list(given)
+    at = 0
+    while at < len(rest) and below(words):
+        if rest[at].startswith("-"):
+            at += 1 + (rest[at] in VALUED)
             continue
-        module = f"{package}.{name}"
-        if name in ACTIONS:
-            _add_commands(subparser, "action", ACTIONS[name], module, words and words[1:])
-        else:
-            importlib.import_module(module).add_options(subparser)
+        name = rest.pop(at)
+        if name not in below(words):
+            _refuse(words, name)
+        words = (*words, name)
+    return words, rest
+
+
+def below(words: Words) -> Mapping[str, str]:
+    """Return the commands, or actions, that these words may be followed by, with a summary each."""
+    return ACTIONS.get(words[0], {}) if len(words) == 1 else {} if words else COMMANDS
+
+
+def _refuse(words: Words, name: str) -> NoReturn:
+    from difflib import get_close_matches  # 9 ms, for nobody else
+
+    near = get_close_matches(name, below(words), 1)
+    meant = " ".join(("virtksm", *words, *near))
+    parser = make_parser(words)
+    parser.error(f"{name!r} is no {'action' if words else 'command'}", remedy=f"did you mean {meant}?" if near else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int:
-        # Python 3.13's argparse takes "--" away before a command; 3.11's calls it none.
-        words = [word for word in global_options().parse_known_args(given)[1] if word != "--"]
-        options = build_parser(words).parse_args(given)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         return int(options.run(options))
 
     return exit_code_of(run)
@@ -141,6 +213,9 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm") -> int:
     try:
         code = run()
         sys.stdout.flush()
+    except UsageError as error:
+        print(f"{program}: error: {printable(error.message)}\nhint: {printable(error.remedy)}", file=sys.stderr)
+        return int(error.exit_code)
     except ConfigError as error:  # a line for each finding, none with anything unprintable
         print(f"{program}: {error}", file=sys.stderr)
         return int(error.exit_code)

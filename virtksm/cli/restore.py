@@ -7,7 +7,6 @@ import argparse
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.paths import RuntimePaths
-from virtksm.uri import CONNECT_HELP
 
 LEAVE_WITHIN_S = 10.0
 """A call's limit with --on-exit, where a shutdown waits, which ends the restored settings anyway."""
@@ -15,7 +14,6 @@ LEAVE_WITHIN_S = 10.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--defaults",
@@ -27,7 +25,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do what the configuration's on_exit says (restore, idle or leave) instead of always restoring",
     )
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=run)
 
 

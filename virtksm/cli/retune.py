@@ -11,7 +11,7 @@ import os
 
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.uri import CONNECT_HELP, named_uri
+from virtksm.uri import named_uri
 
 ANSWER_WITHIN_S = 60.0
 HOOK_OVER_WITHIN_S = 30.0
@@ -21,10 +21,8 @@ COALESCE_S = 0.25
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--dry-run", action="store_true", help="sense and decide, write nothing")
-    parser.add_argument("--json", action="store_true", help="print the pass as JSON")
     parser.add_argument(
         "--coalesce",
         action="store_true",

@@ -40,10 +40,6 @@ MAX_OWN_POINTS = 1_000
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument(
-        "--connect", "-c", metavar="URI", help="the host behind this libvirt connection (default: the agent's)"
-    )
-    parser.add_argument("--json", action="store_true", help="print it as JSON, one line")
-    parser.add_argument(
         "--watch",
         metavar="TIME",
         nargs="?",

@@ -6,7 +6,6 @@ import argparse
 import gc
 
 from virtksm.cli.connection import Libvirt, requested_uri
-from virtksm.uri import CONNECT_HELP
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -16,12 +15,6 @@ if TYPE_CHECKING:
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
-
-
-def add_survey_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of both commands."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def read_survey(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:

@@ -12,7 +12,7 @@ from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, w
 from virtksm.cli.retune import through_agent
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.uri import CONNECT_HELP, is_alias, named_uri
+from virtksm.uri import is_alias, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ STOP_AT_ONCE = "to stop it at once, as root: echo 0 > /sys/kernel/mm/ksm/run"
 
 def add_switch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of both commands."""
-    parser.add_argument("--connect", "-c", metavar="URI", help=CONNECT_HELP)
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def switch(options: argparse.Namespace, op: str, show: Show) -> ExitCode:

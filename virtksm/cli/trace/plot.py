@@ -36,8 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", "-o", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
     )
-    parser.add_argument("--connect", "-c", metavar="URI", help="of that libvirt connection (default: the agent's)")
-    parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
     parser.set_defaults(run=run)
 
 

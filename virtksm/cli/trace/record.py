@@ -37,7 +37,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--anonymous", action="store_true", help="number the guests instead of naming them")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.add_argument("--json", action="store_true", help="print the summary at the end as JSON")
     parser.set_defaults(run=run)
 
 

@@ -36,14 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="change a key of that policy, as in adaptive.engage=always; may be repeated",
     )
     parser.add_argument("--all", action="store_true", help="show every pass, not only those where an answer changes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Replay a trace and print both answers; returns the exit code.
 
-    The configuration is the recorded one, or that of the global --config, if that is given. Raises TraceUnusable, and
+    The configuration is the recorded one, or that of --config, if that is given. Raises TraceUnusable, and
     ConfigError for what cannot be set.
     """
     base = None

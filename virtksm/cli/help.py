@@ -1,0 +1,103 @@
+"""`virtksm help [COMMAND [ACTION]]`, and what follows the options in every --help: commands by purpose, examples.
+
+Imported only where somebody reads help, and by the man page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from virtksm.cli.main import ACTIONS, GROUPS, Words, parse
+from virtksm.errors import ExitCode
+
+EXIT_CODES = (
+    "exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration, "
+    "3 libvirt unreachable, 4 the kernel or libvirt refused a setting"
+)
+EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
+    (): (
+        ("virtksm status", "is it running, and what does it save?"),
+        ("virtksm doctor", "find out why KSM does not merge on this host"),
+        ("virtksm help guests", "explain a command"),
+    ),
+    ("status",): (
+        ("virtksm status --watch 5s", "show the status again every 5 seconds, until q"),
+        ("virtksm -c qemu:///session status", "ask about the host behind another connection"),
+    ),
+    ("guests",): (
+        ("virtksm guests --sort memory", "the guests with most memory first"),
+        ("virtksm guests web-1 web-2 --json", "two guests, as JSON"),
+    ),
+    ("headroom",): (("virtksm headroom", "can this host take another guest?"),),
+    ("doctor",): (
+        ("sudo virtksm doctor", "all checks; as root it sees other users' processes, too"),
+        ("virtksm doctor --strict", "for scripts: exit with 1 for a warning, too"),
+    ),
+    ("explain",): (("virtksm explain --last 20", "the last 20 decisions"),),
+    ("retune",): (
+        ("sudo virtksm retune", "evaluate now, after a change of the configuration"),
+        ("virtksm retune --direct --dry-run", "show what would be set, without an agent"),
+    ),
+    ("off",): (("sudo virtksm off", "stop scanning"),),
+    ("on",): (("sudo virtksm on", "go on"),),
+    ("restore",): (("sudo virtksm restore", "put back the settings after the agent was stopped"),),
+    ("config", "check"): (("virtksm config check /etc/virtksm/conf.d/50-site.toml", "check one file"),),
+    ("config", "show"): (("virtksm config show", "every value and where it comes from"),),
+    ("config", "import"): (
+        ("virtksm config import /etc/ksmtuned.conf -o 50-ksmtuned.toml", "take ksmtuned's settings over"),
+    ),
+    ("agent",): (("sudo virtksm agent --log-level debug", "run the daemon in this terminal"),),
+    ("trace", "record"): (("sudo virtksm trace record --for 1h host.trace", "record an hour"),),
+    ("trace", "replay"): (
+        ("virtksm trace replay --policy ksmtuned host.trace", "what would ksmtuned have done?"),
+        ("virtksm trace replay --set adaptive.engage=always host.trace", "try another value"),
+    ),
+    ("trace", "plot"): (("virtksm trace plot --last 6h -o ksm.svg", "draw the last six hours"),),
+    ("help",): (("virtksm help trace record", "explain an action"),),
+    ("version",): (("virtksm version --json", "the version, for scripts"),),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command to explain, and its action")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the help of a command; ends the program as --help does."""
+    parse([*options.words, "--help"])
+    return ExitCode.DONE
+
+
+def describe(words: Words, summary: str, width: int) -> str:
+    """Return what a command does, with the commands or actions that its words may be followed by."""
+    groups = GROUPS if not words else {"Actions": ACTIONS.get(words[0], {})} if len(words) == 1 else {}
+    parts = [textwrap.fill(f"{summary[0].upper()}{summary[1:]}.", width)]
+    parts += ["\n".join([f"{title}:", *_table(some, width)]) for title, some in groups.items() if some]
+    if not words:
+        parts.append(textwrap.fill(EXIT_CODES, width, subsequent_indent="  "))
+    return "\n\n".join(parts)
+
+
+def examples(words: Words) -> str:
+    """Return examples of a command, or of all its actions."""
+    lines = ["examples:"]
+    for example, meaning in examples_of(words):
+        lines += [f"  {example}", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+def examples_of(words: Words) -> list[tuple[str, str]]:
+    """Return examples of a command, or of all its actions, and what each is for."""
+    return [one for named, some in EXAMPLES.items() if named[: max(len(words), 1)] == words for one in some]
+
+
+def _table(summaries: Mapping[str, str], width: int) -> list[str]:
+    lines: list[str] = []
+    for name, summary in summaries.items():
+        first = f"  {name:<10}"
+        lines += textwrap.wrap(summary, width, initial_indent=first, subsequent_indent=" " * len(first))
+    return lines
