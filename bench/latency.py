@@ -27,6 +27,7 @@ from bench.observe import Events, KernelValue, Recorder, time_virsh
 from bench.rest import read_memory_mib, watch_rest
 from bench.stage import STEPPING_LAW, Agent, Guests, private_libvirtd
 from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.cli.progress import Progress
 from virtksm.host.libvirt_events import EventLoop
 
 P99_GOAL_MS = 20.0
@@ -86,8 +87,9 @@ class Benchmark:
     def _measure_isolated(self, agent: Agent, events: Events) -> None:
         to_kernel_ms, virsh_ms, applied = [], [], []
         events.take_all()
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, Progress() as progress:
             for number in range(self._options.events):
+                progress.show(f"event {number + 1} of {self._options.events}")
                 kind = "stopped" if number % 2 else "started"
                 known = self._kernel.read()
                 acting = pool.submit(self._guests.stop if number % 2 else self._guests.start, "extra")

@@ -242,9 +242,7 @@ def use_outside_units(logger: Any, method: str, event: MutableMapping[str, Any])
 
 def render_entry(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
     """Render an entry of the journal as KEY=value lines, the sentence first; the journal has the time itself."""
-    values: Any = to_output(
-        {name: value for name, value in event.items() if name not in ("level", "message", "timestamp")}
-    )
+    values = to_output({name: value for name, value in event.items() if name not in ("level", "message", "timestamp")})
     entry = {
         "MESSAGE": sentence_of(event),
         "PRIORITY": PRIORITIES[event["level"]],

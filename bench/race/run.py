@@ -23,6 +23,7 @@ from bench.race.sampling import Sample, Sampler
 from bench.race.works import Work
 from bench.steps import Start
 from tests.lab.ksm import wait_until
+from virtksm.cli.progress import Progress
 
 STEP_S = 0.05
 LEAD_S = 5.0
@@ -81,7 +82,9 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
     due = sorted(work.steps, key=lambda step: step.at_s)
     starts = sum(isinstance(step, Start) for step in due)
     check_s = 0.0
+    progress = Progress()
     while (now_s := time.monotonic() - began_s) < work.length_s:
+        progress.show(f"{now_s:.0f} of {work.length_s:.0f} s")
         if now_s >= check_s:
             ground.check_alone()
             check_s = now_s + CHECK_EVERY_S
@@ -96,6 +99,7 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
         all_settled = all_started and all(guest.settled_s is not None for guest in ground.guests)
         contender.act(Moment(all_started=all_started, all_settled=all_settled))
         time.sleep(STEP_S)
+    progress.clear()
     ground.check_alone()
 
 

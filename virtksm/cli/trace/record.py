@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 
 from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.text import printable
+from virtksm.text import format_kib, printable
 
 SCHEMA = 1
 ASK_EVERY_S = 1.0
@@ -54,10 +55,12 @@ def run(options: argparse.Namespace) -> int:
     if recorder.is_away:
         raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
-    with create_trace(options.file, replaces=options.force) as file:
+    with create_trace(options.file, replaces=options.force) as file, Progress(is_wanted=not options.json) as progress:
         append_lines(file, options.file, lines)
         while not recorder.is_full and _wait(recorder, ends_s):
             append_lines(file, options.file, recorder.ask())
+            size = format_kib(file.tell() / 1024)
+            progress.show(f"recording to {options.file}, Ctrl-C ends: {recorder.so_far}, {size}")
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
         raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
@@ -131,6 +134,11 @@ class Recorder:
         self._left -= sum(map(len, new))
         self.has_more = has_more and not self.is_full
         return new
+
+    @property
+    def so_far(self) -> str:
+        """The passes in words, and whether the agent is waited for."""
+        return f"{self.passes} passes{', waiting for the agent' if self.is_away else ''}"
 
     @property
     def is_full(self) -> bool:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from virtksm.cli.progress import Progress
 from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
 from virtksm.json_output import to_json
 from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
-from virtksm.store.trace import read_trace
+from virtksm.store.trace import read_trace, trace_size
 from virtksm.text import printable
 from virtksm.trace import Gap, Header, Law, Line, Torn
 from virtksm.trace.replay import Step, Sums, replay
@@ -50,8 +51,13 @@ def run(options: argparse.Namespace) -> int:
         from virtksm.config.load import load
 
         base = load(options.config).config
+    with Progress(is_wanted=not options.json) as progress:
+        return _replay(options, base, progress)
+
+
+def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> int:
     name = printable(options.file)
-    lines = parse_lines(read_trace(options.file), name)
+    lines = parse_lines(progress.over(read_trace(options.file), trace_size(options.file), "replaying"), name)
     header = next(lines)
     assert isinstance(header, Header), "parse_lines sees to it"
     laws = Laws(name=name, base=base, policy=options.policy, changes=options.changes)
@@ -78,7 +84,8 @@ def run(options: argparse.Namespace) -> int:
         sums_lines(sums),
         faults.lines(sums),
     ):
-        print(printable(text))
+        progress.clear()
+        print(printable(text), flush=progress.is_shown)
     return ExitCode.DONE
 
 
