@@ -53,19 +53,15 @@ def fields_of(kind: type) -> dict[str, tuple[Schema, str]]:
     }
 
 
-def about(kind: type) -> str:
-    """Return what an object is, "" for one of the program's own, whose docstring tells of the values inside."""
-    return " ".join((inspect.getdoc(kind) or "").split()) if kind.__module__ == outputs.__name__ else ""
-
-
 def _object(kind: type) -> Schema:
-    fields = fields_of(kind).items()
-    properties = {name: schema | _described(meaning) for name, (schema, meaning) in fields}
-    return {"type": "object", **_described(about(kind)), "properties": properties, "required": list(properties)}
+    properties = {name: schema | _described(meaning) for name, (schema, meaning) in fields_of(kind).items()}
+    # The docstring of one of the program's own classes tells of the values inside.
+    about = inspect.getdoc(kind) if kind.__module__ == outputs.__name__ else ""
+    return {"type": "object", **_described(about or ""), "properties": properties, "required": list(properties)}
 
 
 def _described(text: str) -> Schema:
-    return {"description": text} if text else {}
+    return {"description": " ".join(text.split())} if text else {}
 
 
 def _field(name: str, kind: Any, found: dict[str, type]) -> Schema:  # noqa: ANN401  # an annotation
@@ -113,7 +109,7 @@ def _meanings(kind: type) -> Mapping[str, str]:
         (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == one.__name__]
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+                found[field.target.id] = ast.literal_eval(text.value)
     return found
 
 

@@ -53,11 +53,9 @@ class Sensed:
     ksmd_cpu_seconds: float | None
 
 
-class Decision:
+class Reasoned:
     """What the policy decided, and why."""
 
-    idle: bool
-    """Whether ksmd scans nothing."""
     rule: str
     reason: str
     numbers: Mapping[str, Number]
@@ -68,6 +66,13 @@ class Decision:
     target: Settings
     """null: left as it is."""
     next_pass_s: float | None
+
+
+class Decision(Reasoned):
+    """The decision of a pass."""
+
+    idle: bool
+    """Whether ksmd scans nothing."""
 
 
 class Threshold:
@@ -375,7 +380,7 @@ class Doctor(Versioned):
     findings: list[Finding]
 
 
-class KeptDecision(Decision):
+class KeptDecision(Reasoned):
     """A decision as the history keeps it."""
 
     thresholds: list[Threshold]

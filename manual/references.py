@@ -1,4 +1,4 @@
-"""The documents' tables that follow from the program: `python -m manual.references` rewrites them in docs/.
+"""The documents' tables and the JSON Schema that follow from the program: `python -m manual.references` rewrites them in docs/.
 
 A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. virtksm.config makes the tables of keys.
 """
@@ -8,13 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import get_args
 
-from manual.json_schema import about, fields_of, json_schema, objects
-from manual.outputs import COMMANDS
+from manual.json_schema import json_schema
 from manual.tree import Command, describe
 from virtksm.agent.metrics.definitions import METRICS
-from virtksm.json_output import output_name
 from virtksm.policy.rules import MEANINGS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,28 +29,6 @@ def rules_table() -> str:
     return _table(("policy", "rule", "means"), rows)
 
 
-def json_table() -> str:
-    """Return every object that a command prints with --json, and its fields; what it shares with another, once."""
-    printed: dict[str, list[str]] = {}
-    for command, kind in COMMANDS.items():
-        for one in get_args(kind) or (kind,):
-            printed.setdefault(getattr(one, "__name__", ""), []).append(f"`{command}`")
-    rows = []
-    for name, kind in objects().items():
-        by = printed.get(name, printed.get("", []) if name == "KeyInForce" else [])
-        rows.append((", ".join(by), name, about(kind), "; ".join(_fields(kind))))
-    return _table(("printed by", "object", "is", "fields"), rows)
-
-
-def _fields(kind: type) -> Iterator[str]:
-    yield from (f"those of {base.__name__}" for base in kind.__bases__ if base.__name__ in objects())
-    own = {output_name(name) for name in kind.__annotations__}
-    for name, (schema, meaning) in fields_of(kind).items():
-        if name in own:
-            named = "".join(f" ({one})" for one in re.findall(r"#/\$defs/(\w+)", repr(schema)))
-            yield f"`{name}`{named}{': ' * bool(meaning)}{meaning.rstrip('.')}"
-
-
 def metrics_table() -> str:
     """Return every metric."""
     rows = (
@@ -64,7 +39,6 @@ def metrics_table() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("reference.md", commands_table),
-    "json": ("reference.md", json_table),
     "rules": ("policies.md", rules_table),
     "metrics": ("metrics.md", metrics_table),
 }
