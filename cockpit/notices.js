@@ -38,8 +38,8 @@ function ofHost(status) {
                   text: "Its kernel has none (CONFIG_KSM), or it has not been asked yet; see the checks below." }];
     const notices = [];
     if (off)
-        notices.push({ level: "warning", title: "virtksm is switched off",
-                       text: "ksmd stays idle until root runs: virtksm on" });
+        notices.push({ level: "warning", title: "virtksm is paused",
+                       text: "ksmd stays idle until root runs: virtksm resume" });
     else if (now.ksm_run === 0 || now.ksm_run === 2)
         notices.push({ level: "warning", title: "KSM is switched off",
                        text: `Nothing merges. Switch it on as root: ${SWITCH_ON}` });

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace, host: RuntimePaths, ksm_run: Path) -> int:
     if options.connect is None and (not ksm_run.exists() or ksm_run.read_text(encoding="ascii").strip() != "1"):
         raise VirtksmError("KSM is off or missing here", remedy="script/demo switches it on and off again around this")
     if SwitchFile(host.host_switch("local")).read() is not None:
-        raise VirtksmError("virtksm is switched off on this host", remedy="a demonstration merges: `virtksm on` first")
+        raise VirtksmError("virtksm is paused on this host", remedy="virtksm resume")
     if _is_held(host.agent_lock):
         raise VirtksmError(
             "an agent already tunes this host's KSM", remedy="stop it meanwhile: systemctl stop virtksm.service"

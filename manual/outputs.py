@@ -438,24 +438,24 @@ class Merged:
     """0: it fits."""
 
 
-class Off(Versioned):
+class Paused(Versioned):
     """Paused, and what is still merged."""
 
-    off: Literal[True]
+    paused: Literal[True]
     merged: Merged
-    unmerge: str | None
-    """The command that unmerges; null where nothing is merged, or where it does not fit."""
 
 
-class On(Versioned):
+class Resumed(Versioned):
     """No longer paused."""
 
-    off: Literal[False]
+    paused: Literal[False]
 
 
-class Fits(Versioned):
-    """Whether unmerging fits."""
+class Unmerged(Versioned):
+    """What is merged, after unmerging or with `--check`."""
 
+    fits: bool
+    """Whether unmerging fits into memory."""
     merged: Merged
 
 
@@ -464,8 +464,8 @@ class Verified(Versioned):
 
     verified: bool
     doubts: list[str]
-    off: bool
-    """Whether virtksm is paused."""
+    """Each with its remedy."""
+    paused: bool
     since: str | None
     ksm_run: int | None
     advisor_mode: str | None
@@ -604,7 +604,7 @@ class Replayed(Versioned):
 
 
 Explained.__annotations__["pass"] = KeptPass
-Off.__annotations__["pass"] = On.__annotations__["pass"] = AskedPass
+Paused.__annotations__["pass"] = Resumed.__annotations__["pass"] = AskedPass
 
 COMMANDS: Mapping[str, object] = {
     "status": Status,
@@ -614,11 +614,11 @@ COMMANDS: Mapping[str, object] = {
     "explain": Explain,
     "wait": Waited,
     "retune": AskedPass,
-    "off": Off,
-    "off --fits": Fits,
-    "off --verify": Verified,
-    "on": On,
+    "pause": Paused,
+    "resume": Resumed,
     "restore": Restored | Left,
+    "unmerge": Unmerged,
+    "verify-off": Verified,
     "config show": Mapping[str, KeyInForce],
     "trace record": Recorded,
     "trace replay": Replayed,

@@ -1,4 +1,4 @@
-"""The documents' tables and the JSON Schema that follow from the program: `python -m manual.references` rewrites them in docs/.
+"""The documents' tables and the JSON Schema, as the program has them: `python -m manual.references` rewrites them.
 
 A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. virtksm.config makes the tables of keys.
 """

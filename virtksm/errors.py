@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 
 
 class VirtksmError(Exception):
-    """Any failure that virtksm expects; `remedy` is one sentence for the administrator, or empty."""
+    """Any failure that virtksm expects; `remedy` is a command to type or a fact to check, or empty."""
 
     exit_code = ExitCode.FAILED
 
@@ -38,10 +38,22 @@ class VirtksmError(Exception):
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
 
+class OnlyRoot(VirtksmError):
+    """What was asked for is root's alone. The command line names the command to type."""
+
+    def __init__(self) -> None:
+        super().__init__("only root may do this")
+
+
 class UsageError(VirtksmError):
     """A command line that cannot be understood."""
 
     exit_code = ExitCode.USAGE
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a call failed, without the number and the names that Python puts into the text of an OSError."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class LibvirtUnreachable(VirtksmError):
@@ -142,9 +154,13 @@ class ConfigFault:
         self.problem = problem
         self.remedy = remedy
 
+    @property
+    def message(self) -> str:
+        """Where it is, and what is wrong."""
+        return f"{self.file}: {self.key}: {self.problem}" if self.key else f"{self.file}: {self.problem}"
+
     def __str__(self) -> str:
-        place = f"{self.file}: {self.key}" if self.key else self.file
-        return f"{place}: {self.problem}; {self.remedy}"
+        return f"{self.message}; {self.remedy}"
 
 
 class ConfigError(VirtksmError):

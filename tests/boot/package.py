@@ -469,19 +469,19 @@ def comes_back() -> None:
 
 
 def stays_off() -> None:
-    """removed while `virtksm off` holds, ksmd stays idle; installed again, it is still off, until `virtksm on`"""
-    run("virtksm", "off")
+    """removed while `virtksm pause` holds, ksmd stays idle; installed again, it is still off, until `virtksm resume`"""
+    run("virtksm", "pause")
     said = apt("remove", "virtksm")
-    claim("virtksm is switched off" in said, said)
+    claim("virtksm is paused" in said, said)
     claim(is_idle() and ksm("run") == 0, f"{settings()}, run is {ksm('run')}")
     said = install(PACKAGES[1])
     claim(ksm("run") == 0, f"run is {ksm('run')}, and it is off")
-    claim("virtksm: KSM stays off: it is switched off, until virtksm on" in said, said)
+    claim("virtksm: KSM stays off: virtksm is paused, until virtksm resume" in said, said)
     wait(lambda: is_active("virtksm.service"), "the agent")
     retune()
     claim(status()["off"], "it is no longer off")
     claim(is_idle(), settings())
-    run("virtksm", "on")
+    run("virtksm", "resume")
     claim(not status()["off"], "it is still off")
     claim(agents_baseline() == BASELINE, agents_baseline())
 

@@ -321,15 +321,16 @@ def leaves_no_strangers() -> None:
 
 
 def proves_off() -> None:
-    """`virtksm off`, the unit that it names and `off --verify` prove that KSM is off; switching it on waits for `on`"""
-    said = run("virtksm", "off")
-    claim("systemctl start virtksm-unmerge.service" in said, said)
-    run("virtksm", "off", "--verify", fails=True)
-    run("systemctl", "start", "virtksm-unmerge.service")
-    run("virtksm", "off", "--verify")
+    """`virtksm pause`, `unmerge` and `verify-off` prove that KSM is off; switching it on waits for `virtksm resume`"""
+    said = run("virtksm", "pause")
+    claim("virtksm unmerge" in said, said)
+    run("virtksm", "verify-off", fails=True)
+    run("virtksm", "unmerge", "--check")
+    run("virtksm", "unmerge")
+    run("virtksm", "verify-off")
     run("systemctl", "start", "virtksm-ksm.service")
     claim((ksm("run"), ksm("pages_sharing")) == (2, 0), f"run {ksm('run')}, {ksm('pages_sharing')} pages sharing")
-    run("virtksm", "on")
+    run("virtksm", "resume")
     run("systemctl", "start", "virtksm-ksm.service")
     claim(ksm("run") == 1, f"run {ksm('run')}")
     retune()

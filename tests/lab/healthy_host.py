@@ -8,7 +8,6 @@ from pathlib import Path
 
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import HOOK, SOCKET_UNIT
-from virtksm.doctor.checks.kernel import SWITCH_UNIT
 from virtksm.doctor.checks.writers import AGENT_UNIT, UNITS
 from virtksm.doctor.facts import (
     AgentSeen,
@@ -29,6 +28,7 @@ from virtksm.doctor.facts import (
 )
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
+from virtksm.remedies import SWITCH_UNIT
 from virtksm.tuning.ownership import HostState
 
 URI = "qemu:///system"

@@ -17,7 +17,8 @@ _PROGRAM = """
 import os, sys
 import json, virtksm.agent.control_client, virtksm.cli.retune, virtksm.cli.status
 import virtksm.wiring, virtksm.cli.guests, virtksm.cli.headroom, virtksm.config.load, virtksm.guests.survey
-import virtksm.cli.on, virtksm.cli.off, virtksm.host.bounded, virtksm.store.switch
+import shlex, virtksm.cli.resume, virtksm.cli.pause, virtksm.cli.unmerge, virtksm.cli.verify_off
+import virtksm.host.bounded, virtksm.store.switch
 import virtksm.cli.ask_agent, virtksm.cli.doctor, virtksm.doctor.checks, virtksm.doctor.reading
 from virtksm.cli.main import main
 user, *groups = map(int, sys.argv[1].split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -96,8 +97,7 @@ def run_here(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert code in list(map(int, ExitCode)), said
     assert is_harmless(said.out + said.err), said
     if code == ExitCode.FAILED and not command.startswith(("status", "doctor")):
-        assert said.err.startswith("virtksm: ")
-        assert said.err.count("\n") == 1
+        assert re.fullmatch(r"virtksm: error: .*\n(hint: .*\n)?", said.err)
     return code
 
 
@@ -161,7 +161,7 @@ def test_each_field_may_be_anything(
 
 
 @pytest.mark.parametrize("command", [*ASKING, "doctor"])
-def test_what_is_no_answer_is_an_error_in_one_line(
+def test_what_is_no_answer_is_one_error(
     folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for said in UNREADABLE if "doctor" not in command else UNREADABLE[-3:]:
@@ -283,9 +283,10 @@ COMMANDS = (
     "retune --coalesce",
     "retune",
     "restore",
-    "off",
-    "on",
-    "off --verify",
+    "pause",
+    "resume",
+    "verify-off",
+    "unmerge --check",
 )
 
 

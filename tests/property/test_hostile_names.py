@@ -166,7 +166,7 @@ def test_a_look_at_guests_prints_one_printable_line_for_each(text: str) -> None:
 
 @given(text=NAMES.filter(lambda text: "\0" not in text and text.isprintable() is False))
 @example(text=EVIL)
-def test_an_error_costs_one_printable_line(text: str) -> None:
+def test_an_error_costs_two_printable_lines(text: str) -> None:
     told = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder:
         place = f"{folder}/{text.encode('utf-8', 'replace').decode().replace('/', '_')[:20]}"
@@ -174,8 +174,9 @@ def test_an_error_costs_one_printable_line(text: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stderr", told)
             assert main(["--runtime-dir", place, "restore"]) == 1
-    assert told.getvalue().startswith("virtksm: ")
-    assert told.getvalue().removesuffix("\n").isprintable()
+    error, hint, end = told.getvalue().split("\n")
+    assert (error[:16], hint[:6], end) == ("virtksm: error: ", "hint: ", "")
+    assert (error + hint).isprintable()
 
 
 @given(text=NAMES)

@@ -185,7 +185,7 @@ def test_adaptive_decides_so_at_the_threshold_and_not_just_short_of_it(
 @pytest.mark.parametrize(
     ("threshold", "text"),
     [
-        (SWITCHED_ON, "asks the policy again after `virtksm on`"),
+        (SWITCHED_ON, "asks the policy again after `virtksm resume`"),
         (
             Threshold(then="engages", quantity="available_kib", value=4_823_449, present=7_444_889),
             "engages when available memory falls to 4.6 GiB; now 7.1 GiB",

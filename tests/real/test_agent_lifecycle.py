@@ -236,14 +236,13 @@ def test_a_poke_fifo_that_is_none_costs_the_pokes_and_nothing_else(ksm: Ksm, sta
     assert ksm.read("pages_to_scan") == 2
 
 
-def test_a_runtime_folder_that_cannot_be_made_is_said_in_one_line(
-    libvirtd: PrivateLibvirtd, agent_home: AgentHome
-) -> None:
+def test_a_runtime_folder_that_cannot_be_made_is_one_error(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     agent_home.runtime_dir.write_text("a file\n")
     done = agent_home.run("agent", "--connect", libvirtd.uri)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"virtksm: {agent_home.runtime_dir} is not a folder: see what it is (ls -ld ")
+    line, hint = done.stderr.splitlines()
+    assert line == f"virtksm: error: {agent_home.runtime_dir} is not a folder"
+    assert hint.startswith("hint: see what it is (ls -ld ")
 
 
 def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(

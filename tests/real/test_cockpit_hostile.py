@@ -208,5 +208,5 @@ def test_a_planted_history_and_switch_harm_nothing_where_no_agent_runs(host: Coc
     page = open_at(browser, host.serve())
     is_examined(page)
     expect(page.locator("#notices")).to_contain_text("No agent runs on this host")
-    expect(page.locator("#notices")).to_contain_text("virtksm is switched off")
+    expect(page.locator("#notices")).to_contain_text("virtksm is paused")
     page.context.close()

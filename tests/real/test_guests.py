@@ -309,7 +309,7 @@ def test_mem_merge_off_on_qemus_own_command_line_is_seen(
 def test_no_libvirt_is_exit_code_3_and_no_ksm_is_4(agent_home: AgentHome, command: str) -> None:
     done = agent_home.run(command, "--connect", f"qemu:///system?socket={agent_home.folder}/none")
     assert (done.returncode, done.stdout) == (3, "")
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 2
     assert agent_home.run(command, "--connect", "test:///default").returncode == 4
 
 

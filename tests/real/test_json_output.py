@@ -72,11 +72,11 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     run("trace record", str(trace), "--for", "0")
     assert run("trace replay", str(trace), "--all")["steps"] != []
     run("trace plot", "--output", str(picture))
-    run("off --fits")
-    run("off")
+    assert run("unmerge", "--check")["fits"] is True
+    run("pause")
     assert run("wait", "--settled", code=6)["result"] == "paused"
-    run("off --verify", code=1)
-    run("on")
+    run("verify-off", code=1)
+    run("resume")
 
     assert agent.stop() == 0
     assert run("status", code=1)["agent"] is False

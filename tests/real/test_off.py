@@ -1,4 +1,4 @@
-"""`virtksm off` and private guests, on the real kernel and a real libvirt: off is off, and who is exposed is named."""
+"""`virtksm pause` and private guests, on the real kernel and a real libvirt: off is off; the exposed are named."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
 ) -> None:
     agent = start_agent()
     assert agent.step()["after"]["pages_to_scan"] == 2
-    done = agent.home.run("off", "--connect", agent.uri)
+    done = agent.home.run("pause", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "changed   pages_to_scan: 2 -> 0 pages" in done.stdout
     assert settings(ksm) == IDLE
@@ -73,14 +73,14 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
     assert settings(ksm) == IDLE
 
-    again = agent.home.run("off", "--json", "--connect", agent.uri)
+    again = agent.home.run("pause", "--json", "--connect", agent.uri)
     told = json.loads(again.stdout)
-    assert (again.returncode, told["off"], told["pass"]["outcome"]) == (0, True, "unchanged")
+    assert (again.returncode, told["paused"], told["pass"]["outcome"]) == (0, True, "unchanged")
 
-    done = agent.home.run("on", "--connect", agent.uri)
+    done = agent.home.run("resume", "--connect", agent.uri)
     assert done.returncode == 0, done.stderr
     assert ksm.read("pages_to_scan") == 1, "the policy begins anew"
-    assert agent.home.run("on", "--connect", agent.uri).returncode == 0
+    assert agent.home.run("resume", "--connect", agent.uri).returncode == 0
     assert agent.lines("foreign_value_found") == []
     assert agent.stop() == 0
     assert settings(ksm) == BASELINE
@@ -89,13 +89,13 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
 def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agent: AgentFactory) -> None:
     agent = start_agent()
     home = agent.home
-    assert home.run("off", "--connect", agent.uri).returncode == 0
+    assert home.run("pause", "--connect", agent.uri).returncode == 0
     assert agent.stop() == 0
     assert settings(ksm) == IDLE, "what it found would scan"
     assert len(agent.lines("ksmd_idled")) == 1
     done = home.run("restore", "--connect", agent.uri)
     assert (done.returncode, settings(ksm)) == (0, IDLE)
-    assert "switched off" in done.stdout
+    assert "paused" in done.stdout
 
     agent = start_agent(None)
     assert agent.lines("pass_completed")[0]["decision"]["rule"] == "switched_off"
@@ -107,7 +107,7 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     ksm.write(pages_to_scan=100, sleep_millisecs=20)
     agent = start_agent(None)
     assert settings(ksm) == IDLE
-    assert home.run("on", "--connect", agent.uri).returncode == 0
+    assert home.run("resume", "--connect", agent.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent.stop() == 0
     assert settings(ksm) == BASELINE
@@ -118,11 +118,11 @@ def test_without_an_agent_off_holds_for_the_hooks_one_shot(
 ) -> None:
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
-    assert agent_home.run("off", "--connect", libvirtd.uri).returncode == 0
+    assert agent_home.run("pause", "--connect", libvirtd.uri).returncode == 0
     assert settings(ksm) == IDLE
     assert agent_home.run("retune", "--direct", "--coalesce", "--connect", libvirtd.uri).returncode == 0
     assert settings(ksm) == IDLE
-    assert agent_home.run("on", "--connect", libvirtd.uri).returncode == 0
+    assert agent_home.run("resume", "--connect", libvirtd.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent_home.run("restore", "--connect", libvirtd.uri).returncode == 0
     assert settings(ksm) == BASELINE
@@ -136,7 +136,7 @@ def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, star
     assert settings(ksm) == IDLE
     (warning,) = [line["warning"] for line in agent.lines("warning_raised")]
     assert str(agent.home.switch) in warning
-    assert agent.home.run("on", "--connect", agent.uri).returncode == 0
+    assert agent.home.run("resume", "--connect", agent.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
 
 
@@ -146,9 +146,9 @@ def test_off_while_libvirt_is_away_holds_when_it_comes_back(
     agent = start_agent()
     libvirtd.kill()
     agent.wait_for("libvirt_disconnected")
-    done = agent.home.run("off", "--connect", agent.uri)
+    done = agent.home.run("pause", "--connect", agent.uri)
     assert done.returncode == 3
-    assert "switched off, but no pass was possible yet" in done.stderr
+    assert "paused, but no pass was possible yet" in done.stderr
     libvirtd.start()
     agent.wait_for_pass("connected")
     assert settings(ksm) == IDLE
@@ -158,21 +158,21 @@ def test_verify_fails_until_it_is_off_and_nothing_is_merged(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
     merge_twins(ksm, guest)
-    verify = ("off", "--verify", "--connect", libvirtd.uri)
+    verify = ("verify-off", "--connect", libvirtd.uri)
     done = agent_home.run(*verify)
     assert done.returncode == 1
-    assert "virtksm is not switched off" in done.stdout
+    assert "virtksm is not paused" in done.stdout
 
-    done = agent_home.run("off", "--connect", libvirtd.uri)
+    done = agent_home.run("pause", "--connect", libvirtd.uri)
     assert done.returncode == 0
-    assert "MiB are saved (pages_sharing" in done.stdout
-    assert "unmerge   as root on that host: echo 2 > /sys/kernel/mm/ksm/run" in done.stdout
+    assert "MiB saved: " in done.stdout
+    assert "available: ok\n          virtksm unmerge" in done.stdout
     told = json.loads(agent_home.run(*verify, "--json").stdout)
-    assert (told["verified"], told["off"], told["ksm_run"]) == (False, True, 1)
+    assert (told["verified"], told["paused"], told["ksm_run"]) == (False, True, 1)
     assert told["merged"]["pages_sharing"] >= 2000
     assert told["merged"]["ksm_zero_pages"] > 0
     assert len(told["doubts"]) == 1
-    assert agent_home.run("off", "--fits", "--connect", libvirtd.uri).returncode == 0
+    assert agent_home.run("unmerge", "--check", "--connect", libvirtd.uri).returncode == 0
 
     ksm.write(run=2)
     wait_until(lambda: ksm.read("pages_shared") == ksm.read("ksm_zero_pages") == 0, HANG_S, "all to be unmerged")

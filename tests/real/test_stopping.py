@@ -32,7 +32,7 @@ BASELINE = (100, 20)
 IDLE = (0, 10_000)
 SHORT = "call_timeout_s = 1\n"
 BROKEN = f'{SHORT}policy = "best"\n'
-SWITCHED = "switched off, but no pass was possible yet"
+SWITCHED = "paused, but no pass was possible yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,8 @@ CODES = {
     "on": (3, 3, 3, 2, 2),
     "restore": (3, 3, 3, 3, 3),
     "restore --on-exit": (3, 3, 3, 3, 3),
-    "off --verify": (1, 1, 1, 1, 1),
-    "off --fits": (0, 0, 0, 0, 0),
+    "verify-off": (1, 1, 1, 1, 1),
+    "unmerge --check": (0, 0, 0, 0, 0),
     "retune": (3, 3, 1, 2, 1),
     "guests": (3, 3, 3, 2, 2),
     "headroom": (3, 3, 3, 2, 2),
@@ -140,7 +140,7 @@ def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
     agent = start_agent(f"{SHORT}{STEPPING_LAW}")
     agent.signal(signal.SIGSTOP)
     try:
-        off = agent_home.run("off", "--connect", agent.uri, hurried=True)
+        off = agent_home.run("pause", "--connect", agent.uri, hurried=True)
         assert (off.returncode, settings(ksm)) == (0, IDLE)
         assert "the agent could not do it" in off.stderr
         assert "this is done without it" in off.stderr
@@ -148,7 +148,7 @@ def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
         agent.signal(signal.SIGCONT)
     assert agent.step()["decision"]["rule"] == "switched_off"
     assert settings(ksm) == IDLE
-    on = agent_home.run("on", "--connect", agent.uri)
+    on = agent_home.run("resume", "--connect", agent.uri)
     assert (on.returncode, on.stderr) == (0, "")
     assert agent.stop() == 0
     assert settings(ksm) == BASELINE
@@ -172,7 +172,7 @@ def test_agents_that_lie_keep_nobody_from_parking(ksm: Ksm, libvirtd: PrivateLib
     for answer in (b"[]\n", b'{"ok": false, "error": "too many clients"}\n', b'{"ok": true, "pass": {"sensed": 3}}\n'):
         ksm.write(pages_to_scan=100, sleep_millisecs=20)
         with listening(control, answer):
-            done = agent_home.run("off", "--connect", libvirtd.uri)
+            done = agent_home.run("pause", "--connect", libvirtd.uri)
         control.unlink()
         assert (done.returncode, settings(ksm)) == (0, IDLE)
         assert "this is done without it" in done.stderr
@@ -185,14 +185,14 @@ def test_a_broken_configuration_keeps_nobody_from_off_restore_and_their_proof(
 ) -> None:
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     agent_home.configure("[[")
-    off = agent_home.run("off", "--connect", libvirtd.uri)
+    off = agent_home.run("pause", "--connect", libvirtd.uri)
     assert (off.returncode, settings(ksm)) == (0, IDLE)
     assert off.stderr.startswith("virtksm: warning: the configuration has faults")
     assert len(off.stderr.splitlines()) == 1
-    assert agent_home.run("off", "--fits").returncode == 0
-    verified = agent_home.run("off", "--verify", "--json")
+    assert agent_home.run("unmerge", "--check").returncode == 0
+    verified = agent_home.run("verify-off", "--json")
     assert (verified.returncode, json.loads(verified.stdout)["doubts"]) == (0, [])
-    on = agent_home.run("on", "--connect", libvirtd.uri)
+    on = agent_home.run("resume", "--connect", libvirtd.uri)
     assert (on.returncode, settings(ksm)) == (2, IDLE)
     restored = agent_home.run("restore", "--on-exit", "--json", "--connect", libvirtd.uri)
     assert (restored.returncode, json.loads(restored.stdout)["action"]) == (0, "restore")
@@ -203,5 +203,5 @@ def test_a_broken_configuration_keeps_nobody_from_off_restore_and_their_proof(
 def test_two_who_switch_off_at_once_both_do(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     """The race itself is test_state_file's; this is the whole of it, in processes."""
     with ThreadPoolExecutor(2) as beside:
-        ended = list(beside.map(lambda _: agent_home.run("off", "--connect", libvirtd.uri), range(2)))
+        ended = list(beside.map(lambda _: agent_home.run("pause", "--connect", libvirtd.uri), range(2)))
     assert [(done.stderr, done.returncode) for done in ended] == [("", 0)] * 2

@@ -177,7 +177,7 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
         for _ in range(2):
             answer = await bench.ask("off")
             assert answer["ok"] is False
-            assert "the disk behind the state folder does not answer" in answer["error"]
+            assert "the disk behind the state folder does not answer" in answer["remedy"]
             await lives(bench)
         if comes_back:
             released.set()

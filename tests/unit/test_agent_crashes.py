@@ -209,7 +209,7 @@ def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) 
         for error in (RuntimeError("a bug"), None):
             bench.hypervisor.reading_fails = error or psutil.AccessDenied(pid=1)
             answer = await bench.request({"op": "retune", "uri": URI, "dry_run": True})
-            assert (answer["ok"], answer["error"]) == (False, "internal error: see the agent's log")
+            assert (answer["ok"], answer["error"], answer["remedy"]) == (False, "internal error", "see the agent's log")
         bench.hypervisor.reading_fails = None
         assert bench.passes.coalescer.timer_s == due_s
 

@@ -97,7 +97,8 @@ def test_the_version_is_told(arguments: list[str], capsys: pytest.CaptureFixture
         (["--runtime-dir"], "argument --runtime-dir: expected one argument", "virtksm help"),
         (["agent", "--log-level", "loud"], "argument --log-level: ", "virtksm help agent"),
         (["agent", "--json"], "unrecognized arguments: --json", "virtksm help agent"),
-        (["off", "--fits", "--verify"], "argument --verify: not allowed ", "virtksm help off"),
+        (["unmerge", "--check", "--force"], "argument --force: not allowed ", "virtksm help unmerge"),
+        (["off", "--fits"], "unrecognized arguments: --fits", "virtksm help pause"),
     ],
 )
 def test_wrong_usage_shows_the_commands_own_usage_and_what_to_type(
@@ -154,7 +155,8 @@ def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_o
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
-        f"virtksm: {file}: cannot be read: No such file or directory; see its path, owner and mode"
+        f"virtksm: error: {file}: cannot be read: No such file or directory",
+        f"hint: ls -ld {file}",
     ]
 
 

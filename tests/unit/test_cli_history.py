@@ -130,7 +130,7 @@ def test_an_agent_that_cannot_tell_is_an_error_with_a_remedy(
 
     def client() -> None:
         for read in (lambda: read_history(options, None, seconds=60), lambda: read_decisions(options, None, 3)):
-            with pytest.raises(VirtksmError, match="of the same version"):
+            with pytest.raises(VirtksmError, match="systemctl restart virtksm"):
                 read()
 
     beside(options, handle, client)

@@ -37,7 +37,7 @@ def test_beside_an_agent_there_is_no_demonstration(
 ) -> None:
     with locked(host.agent_lock, AlreadyRunning("second")):
         assert main(["--payload", str(switched_on)], host=host, ksm_run=switched_on) == ExitCode.FAILED
-    assert "an agent already tunes this host's KSM: stop it meanwhile" in capsys.readouterr().err
+    assert "an agent already tunes this host's KSM\nhint: stop it meanwhile" in capsys.readouterr().err
 
 
 def test_a_host_that_is_switched_off_shows_no_demonstration(
@@ -45,9 +45,7 @@ def test_a_host_that_is_switched_off_shows_no_demonstration(
 ) -> None:
     SwitchFile(host.host_switch("local")).turn_off()
     assert main(["--payload", str(switched_on)], host=host, ksm_run=switched_on) == ExitCode.FAILED
-    assert capsys.readouterr().err == (
-        "script/demo: virtksm is switched off on this host: a demonstration merges: `virtksm on` first\n"
-    )
+    assert capsys.readouterr().err == ("script/demo: error: virtksm is paused on this host\nhint: virtksm resume\n")
 
 
 @pytest.mark.parametrize("value", ["0\n", "2\n"])
@@ -56,7 +54,7 @@ def test_without_ksm_there_is_no_demonstration(
 ) -> None:
     switched_on.write_text(value, encoding="ascii")
     assert main(["--payload", str(switched_on)], host=host, ksm_run=switched_on) == ExitCode.FAILED
-    assert capsys.readouterr().err.startswith("script/demo: KSM is off or missing here: ")
+    assert capsys.readouterr().err.startswith("script/demo: error: KSM is off or missing here\nhint: ")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.checks.hook import SOCKET_UNIT
 from virtksm.doctor.checks.kept_off import QEMU_KVM_FILE
-from virtksm.doctor.checks.kernel import SWITCH_UNIT
 from virtksm.doctor.facts import (
     Boot,
     BootSetting,
@@ -51,6 +50,7 @@ from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import GuestXml
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
+from virtksm.remedies import SWITCH_UNIT
 from virtksm.tuning.ownership import HostState, Ownership
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
@@ -183,7 +183,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("ksm_built", with_kernel(has_ksm=UNREADABLE), WARN, "cannot tell: /some/file: Permission denied"),
     ("ksm_run", HEALTHY, PASS, "run is 1"),
     ("ksm_run", with_numbers(run=0), FAIL, "run is 0: nothing merges"),
-    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, off=OFF)), INFO, "virtksm is switched off"),
+    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, off=OFF)), INFO, "virtksm is paused"),
     ("ksm_run", with_numbers(run=7), WARN, "cannot tell: run is 7"),
     ("ksm_run", with_kernel(has_ksm=False), INFO, "no KSM in this kernel"),
     ("ksm_run", off(units=units(ksm=MASKED)), INFO, "KSM is kept off: ksm.service is masked"),
@@ -395,8 +395,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("configuration", HEALTHY, PASS, "policy adaptive"),
     ("configuration", with_own(configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
     ("switched_on", HEALTHY, PASS, "not in force"),
-    ("switched_on", with_own(off=OFF), INFO, "switched off since 2026-01-01T00:00:00Z"),
-    ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as switched off"),
+    ("switched_on", with_own(off=OFF), INFO, "paused since 2026-01-01T00:00:00Z"),
+    ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as paused"),
     ("agent", HEALTHY, PASS, "serves qemu:///system"),
     ("agent", without_agent(with_here(booted=False)), INFO, "the hook's pokes start passes"),
     ("agent", listening(), INFO, "the hook's pokes start passes"),
@@ -462,7 +462,7 @@ def test_remedies_fit_the_host() -> None:
     by_hand = outcome(off(units={**HERE.units, SWITCH_UNIT: ABSENT}), "ksm_run").remedy
     assert by_hand == "echo 1 > /sys/kernel/mm/ksm/run"
     with_unit = outcome(off(units={**HERE.units, SWITCH_UNIT: INSTALLED}), "ksm_run").remedy
-    assert with_unit.startswith(f"systemctl enable {SWITCH_UNIT}")
+    assert with_unit == f"systemctl enable --now {SWITCH_UNIT}"
     latency_counts = outcome(with_here(tuned=REAL_TIME, units=units(tuned=ENABLED)), "tuned").remedy
     assert latency_counts.startswith("systemctl disable --now virtksm.service virtksm-ksm.service")
     numa = outcome(nodes(policy="ksmtuned"), "numa")

@@ -35,7 +35,7 @@ def test_a_finding_is_a_line_and_its_remedy_another_and_colour_marks_the_verdict
     lines = finding_lines(examine(with_numbers(run=0)), colour=False)
     assert lines[1:3] == [
         " kernel: KSM is switched on                   : FAIL (run is 0: nothing merges)",
-        "         -> systemctl enable virtksm-ksm.service && systemctl restart virtksm-ksm.service",
+        "         -> systemctl enable --now virtksm-ksm.service",
     ]
     assert len(lines) == len(CHECKS) + 1
     assert len({line.index(" : PASS (") for line in finding_lines(examine(HEALTHY), colour=False)}) == 1

@@ -111,7 +111,7 @@ def test_switched_off_is_explained_whatever_the_policy(tmp_path: Path, capsys: p
     decision = decide_off(SwitchedOff(since="then"), was_off=False)
     fill(tmp_path, pass_values(replace(SUMMARY, decision=decision)))
     assert explained(tmp_path) == 0
-    assert "rule      switched_off of adaptive: `virtksm off` outranks every policy" in capsys.readouterr().out
+    assert "rule      switched_off of adaptive: `virtksm pause` outranks every policy" in capsys.readouterr().out
     assert meaning_of("nonsense", RULE) != meaning_of("ksmtuned", RULE)
 
 

@@ -120,7 +120,7 @@ def test_every_other_event_has_a_sentence_with_its_remedy(said: list[str]) -> No
         "error: a task crashed: RuntimeError: boom: this is a fault of virtksm: please report it with these lines; "
         "the agent goes on",
         "error: libvirt's events are not heard any more: systemd's watchdog starts the agent again; else restart it",
-        "warning: paused: virtksm scans again after `virtksm on`",
+        "warning: paused: virtksm scans again after `virtksm resume`",
         "info: no longer paused",
         *(line for line in said if "private guest" in line),
         "warning: guests' XML cannot be read: no answer: systemctl restart libvirtd",

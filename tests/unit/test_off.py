@@ -1,9 +1,10 @@
-"""`virtksm off` and `on` without kernel and libvirt: what unmerges is named or not, what is read, what is kept."""
+"""`virtksm pause`, `resume`, `unmerge` and `verify-off` without kernel and libvirt: what is said, read and kept."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,10 @@ from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
 from virtksm.cli.main import main
-from virtksm.cli.off import BY_HAND, find_doubts, name_unmerging, read_here
-from virtksm.cli.render import merged_lines
-from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed
+from virtksm.cli.switching import DONE
+from virtksm.cli.unmerge import ALLOWANCE, merged_lines, read_here, unmerge
+from virtksm.cli.verify_off import find_doubts
+from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed, VirtksmError
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import has_unit
 from virtksm.model.decision import SwitchedOff
@@ -52,22 +54,14 @@ PASS = {
 """A pass as an agent answers it."""
 
 
-def test_the_command_is_named_where_it_fits_or_is_forced() -> None:
-    assert name_unmerging(NOTHING, 10_000, is_local=False, force=True) is None
-    assert name_unmerging(SOME, 400, is_local=False, force=False) == BY_HAND
-    assert name_unmerging(SOME, 399, is_local=False, force=False) is None
-    assert name_unmerging(SOME, 399, is_local=True, force=True) == BY_HAND, "the unit would refuse"
-
-
-def test_what_is_missing_is_told_instead() -> None:
-    lines = "\n".join(merged_lines(SOME, 399, None))
-    assert "0.4 MiB are saved" in lines
-    assert "0.0 MiB are missing" in lines
-    assert "unmerge   not now" in lines
-    assert BY_HAND not in lines
-    assert merged_lines(NOTHING, 0, None) == ["merged    nothing"]
-    assert "unknown" in merged_lines(UNKNOWN, 0, None)[0], "not offered is not nothing"
-    assert f"unmerge   as root on that host: {BY_HAND}" in merged_lines(SOME, 400, BY_HAND)
+def test_what_is_merged_is_told_and_what_unmerges_it_where_that_fits() -> None:
+    fits = merged_lines(SOME, 400, is_local=True)
+    assert fits[0] == "merged    0.4 MiB saved: 10 pages shared, 90 more sharing them"
+    assert fits[1:] == ["unmerge   unmerging needs up to 0.4 MiB, 0.4 MiB available: ok", "          virtksm unmerge"]
+    assert merged_lines(SOME, 400, is_local=False)[-1].endswith("virtksm unmerge, on that host")
+    assert merged_lines(SOME, 300, is_local=True)[1:] == ["unmerge   unmerging needs 0.1 MiB more free memory"]
+    assert merged_lines(NOTHING, 0, is_local=True) == ["merged    nothing"]
+    assert "unknown" in merged_lines(UNKNOWN, 0, is_local=True)[0], "not offered is not nothing"
 
 
 def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = False) -> str:
@@ -80,7 +74,7 @@ def test_off_parked_and_nothing_merged_is_certain_and_each_doubt_has_its_remedy(
     for run in (0, 2):
         off = replace(PARKED_KSM, settings=scanning, run=run, advisor_mode="scan-time")
         assert doubts(off) == "", "while KSM itself is off its settings do not matter"
-    assert "`virtksm off`" in doubts(PARKED_KSM, off=None)
+    assert "(virtksm pause)" in doubts(PARKED_KSM, off=None)
     assert "file: is damaged" in doubts(PARKED_KSM, off=SwitchedOff(damage="file: is damaged"))
     assert "100 pages" in doubts(replace(PARKED_KSM, settings=scanning))
     assert "advisor_mode" in doubts(replace(PARKED_KSM, advisor_mode="scan-time"))
@@ -115,6 +109,51 @@ def test_it_reads_this_machines_own_counters_and_a_kernel_that_tells_nothing_is_
     assert (ksm.run, ksm.advisor_mode, ksm.settings.pages_to_scan) == (1, "none", 0)
     assert (ksm.pages_shared, ksm.pages_sharing, ksm.ksm_zero_pages) == (3, 7, 2)
     assert available_kib > 0
+
+
+@dataclass
+class Starts:
+    """systemctl in a test: what unmerges at once, or fails."""
+
+    code: int = 0
+    count: int = 0
+
+    def __call__(self) -> int:
+        self.count += 1
+        return self.code
+
+
+def kernel_with(folder: Path, pages: int) -> ProcFacts:
+    """Return a kernel whose KSM has merged so many pages."""
+    values = {"pages_shared": pages, "pages_sharing": 0, "ksm_zero_pages": 0, "run": 1, "pages_to_scan": 0}
+    for name, value in values.items():
+        (folder / name).write_text(f"{value}\n", encoding="ascii")
+    return ProcFacts(lambda: 0.0, sys_ksm=str(folder))
+
+
+@pytest.mark.real  # as root
+def test_unmerging_is_systemds_where_it_fits_or_by_force(tmp_path: Path) -> None:
+    start, failing = Starts(), Starts(code=1)
+    few, many = tmp_path / "few", tmp_path / "many"
+    few.mkdir()
+    many.mkdir()
+    fits, too_much = kernel_with(few, 1), kernel_with(many, 1 << 40)
+    allowance = tmp_path / ALLOWANCE
+
+    unmerge(fits, str(tmp_path), force=False, has_unit=True, start=start)
+    assert (start.count, allowance.exists()) == (1, False)
+    with pytest.raises(VirtksmError, match=r"unmerging needs .* more free memory"):
+        unmerge(too_much, str(tmp_path), force=False, has_unit=True, start=start)
+    assert (start.count, allowance.exists()) == (1, False)
+    unmerge(too_much, str(tmp_path), force=True, has_unit=True, start=start)
+    assert (start.count, allowance.exists()) == (2, True), "the unit removes it"
+    with pytest.raises(VirtksmError, match=r"virtksm-unmerge\.service has failed"):
+        unmerge(fits, str(tmp_path), force=False, has_unit=True, start=failing)
+    with pytest.raises(VirtksmError) as refused:
+        unmerge(fits, str(tmp_path), force=False, has_unit=False, start=start)
+    assert refused.value.remedy == "echo 2 > /sys/kernel/mm/ksm/run"
+    unmerge(kernel_with(few, 0), str(tmp_path), force=False, has_unit=False, start=start)
+    assert start.count == 2, "nothing is merged"
 
 
 @dataclass
@@ -161,10 +200,10 @@ def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
 ) -> None:
     for op in ("off", "on"):
         assert home.run(op) == ExitCode.UNREACHABLE
-        assert f"switched {op}, but no pass was possible yet" in capsys.readouterr().err
+        assert f"{DONE[op]}, but no pass was possible yet" in capsys.readouterr().err
         assert (home.switch.read() is None) is (op == "on")
     with StateFile(RuntimePaths(str(home.folder / "run")), "local").locked():
-        assert home.run("off", "--direct") == ExitCode.UNREACHABLE
+        assert home.run("pause", "--direct") == ExitCode.UNREACHABLE
         assert home.switch.read() is not None, "a pass that holds the lock does not hold the switch"
 
 
@@ -193,10 +232,11 @@ def test_whatever_an_agent_answers_the_switch_is_turned_and_what_it_did_not_do_i
             assert home.run(op) == ExitCode.UNREACHABLE
         told = capsys.readouterr()
         assert (told.out, "\x1b" in told.err) == ("", False)
-        *warnings, last = told.err.splitlines()
+        *warnings, last, hint = told.err.splitlines()
+        assert hint.startswith("hint: ")
         assert warnings[0].startswith("virtksm: warning: the agent ")
         assert warnings[0].endswith("; this is done without it")
-        assert last.startswith(f"virtksm: switched {op}, but no pass was possible yet: {URI}: ")
+        assert last.startswith(f"virtksm: error: {DONE[op]}, but no pass was possible yet: {URI}: ")
         assert (home.switch.read() is None) is (op == "on")
 
 
@@ -205,7 +245,7 @@ def test_an_agent_that_never_answers_keeps_nobody_waiting_for_ever(
 ) -> None:
     monkeypatch.setattr("virtksm.cli.switching.SLACK_S", 0.2)
     with home.agent(None):
-        assert home.run("off") == ExitCode.UNREACHABLE
+        assert home.run("pause") == ExitCode.UNREACHABLE
     assert "does not answer: timed out; this is done without it" in capsys.readouterr().err
     assert home.switch.read() is not None
 
@@ -246,32 +286,34 @@ def test_an_agent_of_another_host_is_no_proof_for_this_one(
     home.switch.turn_off()
     answer = {"ok": True, "pass": {**PASS, "uri": "qemu+ssh://there/system", "source": "libvirt"}}
     with home.agent(answer):
-        assert home.run_unnamed("on") == ExitCode.USAGE
+        assert home.run_unnamed("resume") == ExitCode.USAGE
     assert home.switch.read() is None
-    assert "the agent serves qemu+ssh://there/system, which it has switched on" in capsys.readouterr().err
+    assert "the agent serves qemu+ssh://there/system, which it has resumed" in capsys.readouterr().err
 
 
-def test_what_an_agent_gives_retune_that_is_no_pass_is_one_line(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_an_agent_gives_retune_that_is_no_pass_is_one_error(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
     for answer in (b"{}", b'{"refused": [], "sensed": null}', b'{"refused": [], "sensed": {"free_kib": "x"}}'):
         with home.agent(b'{"ok": true, "pass": ' + answer + b"}\n"):
             assert home.run("retune") == ExitCode.FAILED
         told = capsys.readouterr()
-        assert len(told.err.splitlines()) == 1
+        assert len(told.err.splitlines()) == 2
         assert "cannot be understood" in told.err
-        assert "are both of the same version?" in told.err
+        assert "systemctl restart virtksm" in told.err
 
 
 def test_a_broken_configuration_is_a_warning_for_off_and_decides_nothing_for_on(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home.configure('policy = "best"\n')
-    assert home.run("off") == ExitCode.UNREACHABLE
-    warning, *_, last = capsys.readouterr().err.splitlines()
+    assert home.run("pause") == ExitCode.UNREACHABLE
+    warning, *_, last, _ = capsys.readouterr().err.splitlines()
     assert "the configuration has faults" in warning
-    assert "switched off, but no pass was possible yet" in last
+    assert "paused, but no pass was possible yet" in last
     assert home.switch.read() is not None
-    assert home.run("on") == ExitCode.USAGE
-    assert "switched on, but no pass was possible yet: the configuration has faults" in capsys.readouterr().err
+    assert home.run("resume") == ExitCode.USAGE
+    assert "resumed, but no pass was possible yet: the configuration has faults" in capsys.readouterr().err
     assert home.switch.read() is None
 
 
@@ -290,12 +332,12 @@ def test_what_is_planted_in_the_switchs_place_is_off_and_off_goes_on(
         (home.folder / "lib" / "local.off").mkdir(parents=True)
     else:
         (home.folder / "lib").write_text("a file", encoding="utf-8")
-    assert home.run("off") == ExitCode.UNREACHABLE
-    warning, *_, last = capsys.readouterr().err.splitlines()
-    assert warning.endswith("virtksm counts as switched off all the same")
-    assert "switched off, but no pass was possible yet" in last
-    assert home.run("on") == ExitCode.FAILED
-    assert f"virtksm: not switched on: {home.switch.path}: " in capsys.readouterr().err
+    assert home.run("pause") == ExitCode.UNREACHABLE
+    warning, *_, last, _ = capsys.readouterr().err.splitlines()
+    assert warning.endswith("virtksm counts as paused all the same")
+    assert "paused, but no pass was possible yet" in last
+    assert home.run("resume") == ExitCode.FAILED
+    assert f"virtksm: error: not resumed: {home.switch.path}: " in capsys.readouterr().err
 
 
 def test_a_switch_that_cannot_be_written_is_said_to_be_as_it_was(
@@ -303,24 +345,26 @@ def test_a_switch_that_cannot_be_written_is_said_to_be_as_it_was(
 ) -> None:
     (home.folder / "lib").mkdir()
     with full_disk():
-        assert home.run("off") == ExitCode.FAILED
-    assert f"virtksm: not switched off: {home.switch.path}: File too large: see what is" in capsys.readouterr().err
+        assert home.run("pause") == ExitCode.FAILED
+    assert (
+        f"virtksm: error: not paused: {home.switch.path}: File too large\nhint: see what is" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("option", ["--fits", "--verify"])
+@pytest.mark.parametrize("command", [["unmerge", "--check"], ["verify-off"]], ids=" ".join)
 def test_who_asks_about_this_machine_asks_neither_libvirt_nor_configuration_nor_agent(
-    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
     home.configure("[[")
     with home.agent(None):
-        home.run_unnamed("off", option)
+        home.run_unnamed(*command)
     assert capsys.readouterr().err.count("configuration") == 0
     for uri, said in (
-        ("alias", "alias is an alias, and this command asks libvirt nothing"),
-        ("qemu+ssh://there/system", "run this command there"),
+        ("alias", "alias is an alias, which only libvirt knows"),
+        ("qemu+ssh://there/system", "hint: run this command on that host"),
     ):
-        assert home.run("off", option, "--connect", uri) == ExitCode.FAILED
+        assert home.run(*command, "--connect", uri) == ExitCode.FAILED
         assert said in capsys.readouterr().err
 
 
@@ -360,9 +404,11 @@ def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state:
         if state == "on":
             home.switch.turn_on()
         before = home.switch.read()
-        done = run_as_nobody(*home.arguments(op, "--connect", URI))
+        arguments = home.arguments(op, "--connect", URI)
+        done = run_as_nobody(*arguments)
         assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
-        assert done.stderr == f"virtksm: not switched {op}: only root may do this (try: sudo virtksm {op})\n"
+        command = shlex.join(["sudo", "virtksm", *arguments])
+        assert done.stderr == f"virtksm: error: only root may do this\nhint: {command}\n"
         assert home.switch.read() == before
 
 
@@ -380,8 +426,8 @@ def test_an_agent_without_libvirt_turns_its_hosts_switch_and_says_that_no_pass_w
         answer = ask(op, URI, switch)
         assert (switch.read() is not None) is (op == "off")
         assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.UNREACHABLE)
-        assert str(answer["error"]).startswith(f"switched {op}, but no pass was possible yet")
+        assert str(answer["error"]).startswith(f"{DONE[op]}, but no pass was possible yet")
     (tmp_path / "lib").write_text("a file", encoding="utf-8")
     answer = ask("off", URI, SwitchFile(str(tmp_path / "lib" / "local.off")))
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.FAILED)
-    assert f"ls -ld {tmp_path / 'lib'}" in str(answer["error"])
+    assert f"ls -ld {tmp_path / 'lib'}" in str(answer["remedy"])

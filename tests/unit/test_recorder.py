@@ -114,7 +114,7 @@ def test_an_agent_without_a_pass_gives_nothing_to_end() -> None:
     ],
 )
 def test_an_answer_of_another_version_is_told(answer: dict[str, object]) -> None:
-    with pytest.raises(VirtksmError, match="are both of the same version"):
+    with pytest.raises(VirtksmError, match="systemctl restart virtksm"):
         Recorder(FakeAgent(answer)).ask()
 
 

@@ -323,14 +323,14 @@ def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (sums["gaps"], sums["missed"], sums["torn"], sums["began_anew"]) == (2, 4, True, 1)
 
 
-def test_faults_are_one_line_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    missing = "none.jsonl: it cannot be read: No such file or directory: see its path"
+def test_faults_are_one_error_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "none.jsonl: it cannot be read: No such file or directory\nhint: ls -ld none.jsonl"
     for arguments, code, said in (
         (["none.jsonl"], 1, missing),
         ([str(TWINS), "--set", "adaptive.x=1"], 2, "--set: adaptive.x: is not a known key"),
     ):
         assert main(["trace", "replay", *arguments]) == code
-        assert capsys.readouterr().err.startswith(f"virtksm: {said}")
+        assert capsys.readouterr().err.startswith(f"virtksm: error: {said}")
 
 
 def test_texts_of_a_trace_harm_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

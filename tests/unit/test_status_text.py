@@ -64,7 +64,7 @@ def test_savings_price_settings_and_reason_are_said() -> None:
         ({"now": now(ksm_run=2)}, "warn", "ksm       off, unmerged (run=2): nothing merges"),
         ({"now": now(ksm_run=None)}, "", "ksm       unknown, as libvirt does not report it"),
         ({"now": now(advisor_mode="scan-time")}, "", "ksm       on, and the kernel's advisor (scan-time) sets"),
-        ({"off": True}, "warn", "ksm       on; virtksm is switched off, until `virtksm on`"),
+        ({"off": True}, "warn", "ksm       on; virtksm is paused, until `virtksm resume`"),
         ({"now": now(saved_kib=None, saved_percent=None)}, "", "saved     unknown"),
         ({"now": now(guests=None)}, "", "guests    unknown"),
         ({"now": now(guests_unread=2)}, "", "guests    1 (2 unread), "),

@@ -77,7 +77,7 @@ def test_anything_in_its_place_is_off_and_said_with_its_path(switch: SwitchFile,
     assert off is not None
     assert off.since == ""
     assert str(path) in off.warning
-    assert "`virtksm off` writes it anew" in off.warning
+    assert "`virtksm pause` writes it anew" in off.warning
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

@@ -4,7 +4,7 @@
 `{"ok": true, "pass": {...}}`, or from another host's agent by `{"ok": false, "other_uri": URI}`; without a URI the
 agent's own host is meant. `{"op": "status"}` is answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the
 configuration is read again) by `{"ok": true, "policy": NAME}`; agent/requests.py describes `history` and `decisions`,
-agent/trace_buffer.py `trace`. A failure is answered by `{"ok": false, "error": ..., "exit_code": ...}`.
+agent/trace_buffer.py `trace`. A failure is answered by `{"ok": false, "error": ..., "remedy": ..., "exit_code": ...}`.
 Imports nothing but json, socket and time beside codec, so that a one-shot that finds an agent stays quick.
 
 Root's commands ask an agent that runs as another user and may be hostile: an answer is one JSON object, bounded in

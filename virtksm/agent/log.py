@@ -175,7 +175,7 @@ class Reporter:
     def switched(self, trigger: Trigger) -> None:
         self.tally.switched(is_off=trigger is Trigger.OFF)
         if trigger is Trigger.OFF:
-            remedy = "virtksm scans again after `virtksm on`"
+            remedy = "virtksm scans again after `virtksm resume`"
             self._log.warning("switched_off", message=f"paused: {remedy}", remedy=remedy)
         else:
             self._log.info("switched_on", message="no longer paused")

@@ -105,10 +105,7 @@ def serve(
     `status_group`.
     """
     ensure_runtime(paths)
-    second = AlreadyRunning(
-        f"an agent already runs with {paths.root}",
-        remedy="see it with `systemctl status virtksm`; stop it first: systemctl stop virtksm",
-    )
+    second = AlreadyRunning(f"an agent already runs with {paths.root}", remedy="systemctl status virtksm")
 
     def read_config() -> FreshConfig:
         return _with_group(reload_config())

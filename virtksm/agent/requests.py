@@ -27,7 +27,7 @@ from virtksm.agent.passes import Passes
 from virtksm.agent.status import StatusReader
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
-from virtksm.errors import ConfigError, ExitCode, VirtksmError
+from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, GuestEvent, as_table, event_row, thin
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import Switch
@@ -79,7 +79,7 @@ class Requests:
         try:
             return self._other_host(request) or await self._answer(request)
         except VirtksmError as error:
-            return _failure(str(error), error.exit_code)
+            return _failure(error)
 
     async def _answer(self, request: Mapping[str, object]) -> dict[str, object]:
         match request.get("op"):
@@ -120,7 +120,7 @@ class Requests:
         """Turn the switch, whether libvirt answers or not, and then run a pass."""
         uri = self.connection.known_uri
         if is_alias(uri):
-            return _failure(self.reporter.why_unlinked(), ExitCode.UNREACHABLE)
+            return _failure(LibvirtUnreachable(self.reporter.why_unlinked()))
         switch = self.make_switch(uri, self.configuration.in_force)
         change = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
         await self.switch_calls.run(f"switch {trigger.value}", change, self.disk_limit_s)
@@ -128,7 +128,8 @@ class Requests:
         try:
             return await self._pass(trigger)
         except VirtksmError as error:
-            return _failure(f"switched {trigger.value}, but no pass was possible yet: {error}", error.exit_code)
+            done = "paused" if trigger is Trigger.OFF else "resumed"
+            return {**_failure(error), "error": f"{done}, but no pass was possible yet: {error.message}"}
 
 
 async def answer_history(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
@@ -166,5 +167,5 @@ def _last_that_fit(values: Sequence[Value], max_bytes: int, as_json: Callable[[V
     return values
 
 
-def _failure(message: str, code: int) -> dict[str, object]:
-    return {"ok": False, "error": message, "exit_code": int(code)}
+def _failure(error: VirtksmError) -> dict[str, object]:
+    return {"ok": False, "error": error.message, "remedy": error.remedy, "exit_code": int(error.exit_code)}

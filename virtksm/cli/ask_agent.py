@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtksm.errors import VirtksmError
+from virtksm.errors import VirtksmError, reason_of
 from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from virtksm.cli.answers import Shape
 
 ANSWER_WITHIN_S = 10.0
-OF_ONE_VERSION = "are both of the same version?"
+OF_ONE_VERSION = "the agent may be of another version: systemctl restart virtksm"
 
 
 def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
@@ -31,12 +31,12 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
         answer = None
     except (OSError, ValueError) as error:
         raise VirtksmError(
-            f"the agent of {paths.root} does not answer: {error}", remedy="see `systemctl status virtksm`"
+            f"the agent does not answer: {reason_of(error)}", remedy="systemctl status virtksm"
         ) from error
     if answer is None:
         raise VirtksmError(
-            f"you may not ask the agent of {paths.root}, if one runs",
-            remedy="only root, the agent's own user and the group that its configuration's status_group names may",
+            "you may not ask the agent",
+            remedy="run this with sudo, or as a member of the group that status_group names",
         )
     return answer
 

@@ -44,8 +44,13 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
         ("sudo virtksm retune", "evaluate now, after a change of the configuration"),
         ("virtksm retune --direct --dry-run", "show what would be set, without an agent"),
     ),
-    ("off",): (("sudo virtksm off", "stop scanning"),),
-    ("on",): (("sudo virtksm on", "go on"),),
+    ("pause",): (("sudo virtksm pause", "stop scanning now; merged pages stay merged"),),
+    ("resume",): (("sudo virtksm resume", "let virtksm scan again"),),
+    ("unmerge",): (
+        ("virtksm unmerge --check", "would all unmerged pages fit into memory?"),
+        ("sudo virtksm unmerge", "give up all savings; KSM is then off"),
+    ),
+    ("verify-off",): (("virtksm verify-off", "for scripts: ends with 0 only if KSM is certainly off"),),
     ("restore",): (("sudo virtksm restore", "put back the settings after the agent was stopped"),),
     ("config", "check"): (("virtksm config check /etc/virtksm/conf.d/50-site.toml", "check one file"),),
     ("config", "show"): (("virtksm config show", "every value and where it comes from"),),
@@ -102,6 +107,6 @@ def examples_of(words: Words) -> list[tuple[str, str]]:
 def _table(summaries: Mapping[str, str], width: int) -> list[str]:
     lines: list[str] = []
     for name, summary in summaries.items():
-        first = f"  {name:<10}"
+        first = f"  {name:<11}"
         lines += textwrap.wrap(summary, width, initial_indent=first, subsequent_indent=" " * len(first))
     return lines

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from virtksm.errors import ConfigError, ExitCode, UsageError, VirtksmError
+from virtksm.errors import ConfigError, ExitCode, OnlyRoot, StateUnusable, UsageError, VirtksmError, reason_of
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from virtksm.text import printable
 from virtksm.uri import DEFAULT_URI, VARIABLE
@@ -36,9 +36,11 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Act": {
         "retune": "run one pass now",
-        "off": "stop scanning until further notice, and say how to unmerge; or verify that KSM is off",
-        "on": "undo `virtksm off`, and run a pass",
+        "pause": "stop scanning until `virtksm resume`, also over reboots",
+        "resume": "undo `virtksm pause`, and run a pass",
         "restore": "put back the KSM settings found before virtksm",
+        "unmerge": "unmerge all pages and switch KSM off, if their copies fit into memory",
+        "verify-off": "prove that KSM is off and nothing is merged",
     },
     "Set up": {
         "config": "check, show or import the configuration",
@@ -51,6 +53,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
 }
 COMMANDS = {name: summary for commands in GROUPS.values() for name, summary in commands.items()}
+ALIASES = {"off": "pause", "on": "resume"}
 ACTIONS: Mapping[str, Mapping[str, str]] = {
     "config": {
         "check": "report every fault of the configuration, or of FILE alone",
@@ -153,7 +156,7 @@ def make_parser(words: Words) -> Parser:
         parser.add_argument("--version", action="store_true", help="print the version")
     if not below(words):
         module = words if words[0] in FOLDERS else words[:1]
-        importlib.import_module(".".join(("virtksm.cli", *module))).add_options(parser)
+        importlib.import_module(".".join(("virtksm.cli", *module)).replace("-", "_")).add_options(parser)
     return parser
 
 
@@ -179,6 +182,7 @@ def split(given: Sequence[str]) -> tuple[Words, list[str]]:
             at += 1 + (rest[at] in VALUED)
             continue
         name = rest.pop(at)
+        name = name if words else ALIASES.get(name, name)
         if name not in below(words):
             _refuse(words, name)
         words = (*words, name)
@@ -201,37 +205,52 @@ def _refuse(words: Words, name: str) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
 
     def run() -> int:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse(given)
         return int(options.run(options))
 
-    return exit_code_of(run)
+    return exit_code_of(run, given=given)
 
 
-def exit_code_of(run: Callable[[], int], program: str = "virtksm") -> int:
-    """Return what `run` returns, or the exit code of its error, which is printed in the program's name."""
+def exit_code_of(run: Callable[[], int], program: str = "virtksm", given: Sequence[str] = ()) -> int:
+    """Return what `run` returns, or the exit code of its error, which is printed in the program's name.
+
+    `given` are its arguments, for the command that a hint names.
+    """
     try:
         code = run()
         sys.stdout.flush()
-    except UsageError as error:
-        print(f"{program}: error: {printable(error.message)}\nhint: {printable(error.remedy)}", file=sys.stderr)
-        return int(error.exit_code)
-    except ConfigError as error:  # a line for each finding, none with anything unprintable
-        print(f"{program}: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except VirtksmError as error:
-        print(f"{program}: {printable(str(error))}", file=sys.stderr)
-        return int(error.exit_code)
     except BrokenPipeError:  # the reader (head, grep -q) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output goes there
         return int(ExitCode.DONE)
-    except OSError as error:  # unforeseen by any adapter, such as a full disk behind standard output
-        print(f"{program}: {printable(str(error))}", file=sys.stderr)
-        return int(ExitCode.FAILED)
+    except (VirtksmError, OSError) as error:  # an OSError is unforeseen by any adapter, such as a full disk
+        print("\n".join(map(printable, error_lines(error, program, given))), file=sys.stderr)
+        return int(error.exit_code if isinstance(error, VirtksmError) else ExitCode.FAILED)
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def error_lines(error: VirtksmError | OSError, program: str, given: Sequence[str]) -> list[str]:
+    """Render an error: what has happened, and a command to type or a fact to check."""
+    if os.geteuid() != 0 and (isinstance(error, OnlyRoot | PermissionError) or _is_denied(error)):
+        import shlex
+
+        return [f"{program}: error: {OnlyRoot()}", f"hint: {shlex.join(('sudo', program, *given))}"]
+    if isinstance(error, ConfigError) and len(error.faults) > 1:
+        files = len({fault.file for fault in error.faults})
+        counted = f"{len(error.faults)} errors in {files} file{'s' if files > 1 else ''}"
+        return [f"{program}: error: {fault}" for fault in error.faults] + [f"{program}: {counted}"]
+    shown = error.faults[0] if isinstance(error, ConfigError) else error
+    message, remedy = (reason_of(shown), "") if isinstance(shown, OSError) else (shown.message, shown.remedy)
+    return [f"{program}: error: {message}", *([f"hint: {remedy}"] if remedy else [])]
+
+
+def _is_denied(error: BaseException) -> bool:
+    """Return whether a file of root's is the cause; not so of what a configuration or a trace names."""
+    return isinstance(error, StateUnusable) and isinstance(error.__cause__, PermissionError)
 
 
 def run_program(run: Callable[[], int] = main) -> NoReturn:

@@ -10,8 +10,6 @@ TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 m
 if TYPE_CHECKING:
     from typing import Any
 
-    from virtksm.model.snapshot import KsmState
-
 UNITS = {"pages_to_scan": "pages", "sleep_millisecs": "ms", "merge_across_nodes": ""}
 
 
@@ -38,40 +36,13 @@ def restore_lines(report: Mapping[str, Any]) -> list[str]:
     """Render what a restore did."""
     lines = _change_lines(report["before"], report["after"], would=False)
     if report["switched_off"]:
-        lines.append("idle      virtksm is switched off, so the baseline is kept until `virtksm on`")
+        lines.append("idle      virtksm is paused, so the baseline is kept until `virtksm resume`")
     lines += [
         f"doubted   {name}: its saved baseline is implausible, so it gets the kernel's default"
         for name in report["doubted"]
     ]
     lines += [f"left      {name}: another program has changed it since" for name in report["left"]]
     return [printable(line) for line in lines + [f"warning   {one['message']}" for one in report["refused"]]]
-
-
-def merged_lines(ksm: KsmState, available_kib: int, unmerge: str | None) -> list[str]:
-    """Render what stays merged, and how to unmerge it, or why not."""
-    if not ksm.unmerge_kib:
-        return [
-            "merged    unknown, as KSM's counters are not offered" if ksm.unmerge_kib is None else "merged    nothing"
-        ]
-    lines = [
-        f"merged    still: {format_kib(ksm.saved_kib)} are saved (pages_sharing {ksm.pages_sharing}, "
-        f"pages_shared {ksm.pages_shared}, ksm_zero_pages {ksm.ksm_zero_pages})"
-    ]
-    if ksm.missing_kib(available_kib):
-        lines.append(fit_line(ksm, available_kib))
-    if unmerge is None:
-        lines.append("unmerge   not now: free memory (stop guests, or move them away); --force names the command")
-    else:
-        lines.append(f"unmerge   as root on that host: {unmerge}")
-    return lines
-
-
-def fit_line(ksm: KsmState, available_kib: int) -> str:
-    """Render whether unmerging fits into memory."""
-    needed, available = format_kib(ksm.unmerge_kib), format_kib(available_kib)
-    missing_kib = ksm.missing_kib(available_kib)
-    end = f"{format_kib(missing_kib)} are missing" if missing_kib else "it fits"
-    return f"memory    unmerging takes up to {needed}, {available} are available: {end}"
 
 
 def _change_lines(before: Mapping[str, int | None], after: Mapping[str, int | None], *, would: bool) -> list[str]:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     action = config.on_exit if options.on_exit else "restore"
     ensure_runtime(paths)
     running = AlreadyRunning(
-        f"an agent runs with {paths.root}", remedy="stop it (systemctl stop virtksm): it restores by itself"
+        "an agent runs, which restores the settings itself when it ends", remedy="systemctl stop virtksm"
     )
     with locked(paths.agent_lock, running):
         pass

@@ -9,7 +9,7 @@ import argparse
 import gc
 import os
 
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import ExitCode, OnlyRoot, VirtksmError, reason_of
 from virtksm.paths import RuntimePaths
 from virtksm.uri import named_uri
 
@@ -69,19 +69,16 @@ def through_agent(
     try:
         answer = ask(paths.control_socket, request if uri is None else {**request, "uri": uri}, timeout_s=within_s)
     except PermissionError as error:
-        raise VirtksmError(
-            f"you may not ask the agent at {paths.control_socket}, if one runs",
-            remedy="only root and the agent's own user may have it do anything: run this as root",
-        ) from error
+        raise OnlyRoot from error
     except (OSError, ValueError) as error:
         raise VirtksmError(
-            f"the agent at {paths.control_socket} does not answer: {error}",
-            remedy=f"see `systemctl status virtksm`; `virtksm {request['op']} --direct` does without it",
+            f"the agent does not answer: {reason_of(error)}",
+            remedy="systemctl status virtksm; --direct does without the agent",
         ) from error
     if answer is None or "other_uri" in answer:
         return None
     if not answer.get("ok"):
-        failure = VirtksmError(str(answer.get("error")))
+        failure = VirtksmError(str(answer.get("error")), remedy=str(answer.get("remedy", "")))
         code = answer.get("exit_code")
         if isinstance(code, int) and code in list(map(int, ExitCode)):
             failure.exit_code = ExitCode(code)

@@ -69,7 +69,7 @@ def _ksm_text(run: int | None, advisor_mode: str | None, *, off: bool) -> tuple[
     if advisor_mode not in (None, "none"):
         text += f", and the kernel's advisor ({advisor_mode}) sets pages_to_scan"
     if off:
-        return "warn", f"{text}; virtksm is switched off, until `virtksm on`"
+        return "warn", f"{text}; virtksm is paused, until `virtksm resume`"
     if run in (0, 2):
         return "warn", f"{text}: nothing merges; echo 1 > /sys/kernel/mm/ksm/run switches it on"
     return "", text

@@ -1,4 +1,4 @@
-"""The common part of `virtksm off` and `virtksm on`: sets a host's switch, and has a pass run, by the agent or here.
+"""The common part of `virtksm pause` and `resume`: sets a host's switch, and has a pass run, by the agent or here.
 
 The switch is set first, here: neither an agent, nor libvirt, nor a pass that holds the host's lock, nor a configuration
 with faults keeps root from it. Every wait has a limit, and every failure is reported.
@@ -10,8 +10,9 @@ import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.retune import through_agent
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import ExitCode, OnlyRoot, VirtksmError
 from virtksm.paths import RuntimePaths
+from virtksm.remedies import STOP_KSMD
 from virtksm.uri import is_alias, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -25,7 +26,7 @@ SLACK_S = 5.0
 """An agent's time for its answer beyond a pass."""
 MAX_SHOWN = 300
 """Characters of an agent's message."""
-STOP_AT_ONCE = "to stop it at once, as root: echo 0 > /sys/kernel/mm/ksm/run"
+DONE = {"off": "paused", "on": "resumed"}
 
 
 def add_switch_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_switch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def switch(options: argparse.Namespace, op: str, show: Show) -> ExitCode:
-    """Set the switch to `op` ("off" or "on"), have a pass run and print it by `show`; returns the exit code.
+    """Set the switch to `op` ("off": paused, "on"), have a pass run and print it by `show`; returns the exit code.
 
     Raises VirtksmError, which says whether the switch was set.
     """
@@ -50,8 +51,7 @@ class Switching:
         self._config, self._has_faults = config_or_defaults(options.config)
         self._named = named_uri(options.connect)
         self._uri = requested_uri(options.connect)
-        self._done = f"not switched {op}"
-        self._may_turn = True
+        self._done = f"not {DONE[op]}"
 
     def run(self) -> ExitCode:
         """Do all of it; raises as `switch`."""
@@ -60,9 +60,11 @@ class Switching:
                 self._set_switch(self._uri)
             shown = None if self._options.direct else self._through_agent(self._named)
             text, code = shown or self._directly()
+        except OnlyRoot:
+            raise
         except VirtksmError as error:
             error.message = f"{self._done}: {error.message}"
-            if self._op == "off" and self._is_local and self._may_turn:
+            if self._op == "off" and self._is_local:
                 _warn_if_scanning()
             raise
         print(text)
@@ -73,17 +75,16 @@ class Switching:
         from virtksm.wiring import make_switch
 
         own = make_switch(uri, self._config, self._paths)
-        self._may_turn = own.may_turn()
-        if not self._may_turn:
-            raise VirtksmError(f"only root may do this (try: sudo virtksm {self._op})")
+        if not own.may_turn():
+            raise OnlyRoot
         change = own.turn_off if self._op == "off" else own.turn_on
         try:
             BoundedCalls(VirtksmError).run(f"writing {own.path}", change, self._config.call_timeout_s)
         except VirtksmError as error:
             if (own.read() is None) is not (self._op == "on"):
                 raise
-            warn(f"{error}; virtksm counts as switched {self._op} all the same")  # such as a folder in its place
-        self._done = f"switched {self._op}, but no pass was possible yet"
+            warn(f"{error}; virtksm counts as {DONE[self._op]} all the same")  # such as a folder in its place
+        self._done = f"{DONE[self._op]}, but no pass was possible yet"
 
     def _through_agent(self, uri: str | None) -> tuple[str, ExitCode] | None:
         """Have the agent do it; None if none serves this host, or if it could not, which is a warning."""
@@ -93,7 +94,7 @@ class Switching:
                 return None
             if uri is not None or self._is_here(report):
                 return self._shown(report)
-            trouble = f"serves {report['uri']}, which it has switched {self._op}"
+            trouble = f"serves {report['uri']}, which it has {DONE[self._op]}"
         except VirtksmError as error:
             trouble = f"could not do it: {error.message}"
         warn(f"the agent {trouble[:MAX_SHOWN]}; this is done without it")
@@ -150,4 +151,6 @@ def _warn_if_scanning() -> None:
     kernel = ProcFacts(boottime_s)
     scans = kernel.ksm_counter("pages_to_scan") != 0 or kernel.advisor_mode() not in (None, "none")
     if kernel.ksm_counter("run") == 1 and scans:
-        warn(f"ksmd goes on scanning on this machine until a pass is possible; {STOP_AT_ONCE}")
+        warn(
+            f"ksmd goes on scanning on this machine until a pass is possible; to stop it at once, as root: {STOP_KSMD}"
+        )

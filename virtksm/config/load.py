@@ -264,7 +264,7 @@ def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[Conf
 
 
 def _unreadable(file: str, error: OSError) -> ConfigFault:
-    return _whole(file, f"cannot be read: {error.strerror}", "see its path, owner and mode")
+    return _whole(file, f"cannot be read: {error.strerror}", f"ls -ld {shown(file)}")
 
 
 def _whole(file: str, problem: str, remedy: str) -> ConfigFault:

@@ -18,7 +18,7 @@ PASSED_S = "passed_s"
 GROWTH_KIB = "growth_kib"
 """The quantity of memory that guests take in addition to what they hold, so that it is 0 now."""
 SWITCHED_OFF = "switched_off"
-"""The quantity of `virtksm off`: 1 while it is in force."""
+"""The quantity of `virtksm pause`: 1 while it is in force."""
 
 WORDS = {
     "available_kib": "available memory",
@@ -45,7 +45,7 @@ class Threshold:
     def text(self) -> str:
         """The threshold as a sentence, without a full stop."""
         if self.quantity == SWITCHED_OFF:
-            return f"{self.then} after `virtksm on`"
+            return f"{self.then} after `virtksm resume`"
         if self.quantity == PASSED_S:
             left = f"in {self.value:.0f} s" if self.value > 0 else "at the next pass"
             return f"{self.then} {left}, if nothing else changes"
@@ -161,5 +161,5 @@ class SwitchedOff:
         if not self.damage:
             return ""
         return (
-            f"{self.damage}, so virtksm counts as switched off; `virtksm off` writes it anew, `virtksm on` removes it"
+            f"{self.damage}, so virtksm counts as paused; `virtksm pause` writes it anew, `virtksm resume` removes it"
         )

@@ -16,8 +16,7 @@ from virtksm.model.snapshot import Settings, Snapshot, Source
 
 SCHEMA = 1
 
-SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
-KSM_OFF = f"KSM is off on this host (run={{run}}), so nothing merges; switch it on: {SWITCH_ON}"
+KSM_OFF = "KSM is off on this host (run={run}), so nothing merges (virtksm doctor)"
 
 UNCOUNTED_ZERO_PAGES = "use_zero_pages is 1 on a kernel that does not count the zero pages it merges (before 6.6)"
 COUNT_ZERO_PAGES = "echo 0 > /sys/kernel/mm/ksm/use_zero_pages, and start the guests anew"

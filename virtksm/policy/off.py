@@ -1,8 +1,8 @@
-"""Switched off: what a pass decides while `virtksm off` is in force. Pure; store/switch.py keeps the switch.
+"""Switched off: what a pass decides while `virtksm pause` is in force. Pure; store/switch.py keeps the switch.
 
 Off outranks every policy and every trigger: each pass lets ksmd idle. The policy is not asked, and its state is
 dropped: while off, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins
-anew when `virtksm on` comes, and every guest needs a scan.
+anew when `virtksm resume` comes, and every guest needs a scan.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:
     since = f" since {off.since}" if off.since else ""
     return Decision(
         target=IDLE,
-        reason=Reason(rule=RULE, text=f"switched off{since}, until `virtksm on`: ksmd idle"),
+        reason=Reason(rule=RULE, text=f"paused{since}, until `virtksm resume`: ksmd idle"),
         next_pass_s=WATCH_S,
         is_routine=was_off,
     )

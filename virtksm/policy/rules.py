@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SWITCHED_OFF = "`virtksm off` outranks every policy: ksmd is idle until `virtksm on`"
+SWITCHED_OFF = "`virtksm pause` outranks every policy: ksmd is idle until `virtksm resume`"
 
 MEANINGS: Mapping[str, Mapping[str, str]] = {
     "ksmtuned": {

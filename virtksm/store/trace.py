@@ -64,4 +64,4 @@ def trace_size(path: str) -> int:
 
 
 def _unusable(path: str, error: OSError, what: str) -> TraceUnusable:
-    return TraceUnusable(f"{path}: it cannot {what}: {error.strerror}", remedy="see its path, owner and mode")
+    return TraceUnusable(f"{path}: it cannot {what}: {error.strerror}", remedy=f"ls -ld {path}")

@@ -58,8 +58,8 @@ METRICS = (
     _gauge("libvirt_answers", "0: there is no connection, or a call has not returned for more than 2 s."),
     _counter("libvirt_reconnects", "Connections to libvirt after the first one."),
     # KSM.
-    _gauge("switched_off", "1: switched off by `virtksm off`."),
-    _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is switched on."),
+    _gauge("switched_off", "1: paused by `virtksm pause`."),
+    _gauge("ksm_off_while_wanted", "1: KSM is off on the host (run is not 1) although virtksm is not paused."),
     _gauge("idle", "1: the last decision was to let ksmd idle."),
     _gauge("saved_bytes", "Memory that merging saves, zero pages included."),
     _gauge("zero_pages_bytes", "Merged zero pages, which are in no resident memory; all other merged pages are."),

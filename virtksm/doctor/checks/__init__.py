@@ -81,7 +81,7 @@ CHECKS = (
     *_group(
         "virtksm",
         ("configuration", "configuration", own.check_configuration),
-        ("switched_on", "switched on", own.check_on),
+        ("switched_on", "not paused", own.check_on),
         ("agent", "agent", own.check_agent),
         ("agent_boot", "agent starts at boot", own.check_agent_boot),
         ("agent_permission", "agent's user may manage libvirt", own.check_agent_permission),

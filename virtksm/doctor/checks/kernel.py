@@ -8,16 +8,15 @@ from virtksm.doctor.checks.writers import describe_setting
 from virtksm.doctor.facts import CHECK_FILE, Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
-from virtksm.model.report import COUNT_ZERO_PAGES, SWITCH_ON, UNCOUNTED_ZERO_PAGES
+from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import HostMemory, KsmState
+from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import format_kib
-
-SWITCH_UNIT = "virtksm-ksm.service"
 
 NODES_KEY = "adaptive.merge_across_nodes"
 SET_NODES = (
-    "virtksm off && systemctl start virtksm-unmerge.service && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
-    f"virtksm on && systemctl start {SWITCH_UNIT}"
+    "virtksm pause && virtksm unmerge && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
+    f"virtksm resume && systemctl start {SWITCH_UNIT}"
 )
 """The kernel lets it be changed only while nothing is merged."""
 
@@ -46,13 +45,12 @@ def check_switched_on(facts: Facts) -> Outcome:
     if run not in (0, 2):
         raise CannotTell(f"run is {run}", CHECK_FILE)
     if facts.own.off is not None:
-        return info(f"run is {run}, and virtksm is switched off")
+        return info(f"run is {run}, and virtksm is paused")
     reason = find_kept_off(here.units, here.tuned, here.boot)
     if reason is not None:
         return info(f"run is {run}, and KSM is kept off: {reason}")
-    by_unit = here.booted and here.units[SWITCH_UNIT].is_installed
-    remedy = f"systemctl enable {SWITCH_UNIT} && systemctl restart {SWITCH_UNIT}" if by_unit else SWITCH_ON
-    return failed(f"run is {run}: nothing merges", remedy)
+    has_unit = here.booted and here.units[SWITCH_UNIT].is_installed
+    return failed(f"run is {run}: nothing merges", switch_ksm_on(has_unit=has_unit))
 
 
 def check_stays_on(facts: Facts) -> Outcome:
@@ -95,7 +93,7 @@ def check_page_sharing(facts: Facts) -> Outcome:
     limit = _with_ksm(facts).kernel.number("max_page_sharing")
     if limit is None:
         return passed("this kernel has no limit")
-    remedy = "once nothing is merged (`virtksm off` tells how): echo 256 > /sys/kernel/mm/ksm/max_page_sharing"
+    remedy = "once nothing is merged (virtksm unmerge): echo 256 > /sys/kernel/mm/ksm/max_page_sharing"
     if limit < MIN_SHARING:
         share = 100 / max(limit, 1)
         return warned(f"max_page_sharing is {limit}: a copy for every {limit} pages costs {share:.0f} %", remedy)

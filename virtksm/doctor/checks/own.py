@@ -24,13 +24,13 @@ def check_configuration(facts: Facts) -> Outcome:
 
 
 def check_on(facts: Facts) -> Outcome:
-    """Say whether virtksm is switched off."""
+    """Say whether virtksm is paused."""
     off = facts.own.off
     if off is None:
-        return passed("`virtksm off` is not in force")
+        return passed("`virtksm pause` is not in force")
     if off.damage:
-        return warned(f"{off.damage}: counts as switched off", "`virtksm off` writes it again, `virtksm on` removes it")
-    return info(f"switched off since {off.since}, until `virtksm on`")
+        return warned(f"{off.damage}: counts as paused", "`virtksm pause` writes it again, `virtksm resume` removes it")
+    return info(f"paused since {off.since}, until `virtksm resume`")
 
 
 def check_agent(facts: Facts) -> Outcome:

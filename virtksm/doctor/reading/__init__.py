@@ -8,7 +8,6 @@ import time
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT
 from virtksm.doctor.checks.kept_off import KEPT_OFF_UNITS, find_kept_off
-from virtksm.doctor.checks.kernel import SWITCH_UNIT
 from virtksm.doctor.checks.writers import UNITS
 from virtksm.doctor.facts import AgentSeen, Facts, Here, Libvirt, Unknown
 from virtksm.doctor.reading.boot import read_boot
@@ -20,6 +19,7 @@ from virtksm.doctor.reading.own import read_config, read_own
 from virtksm.doctor.reading.processes import read_daemon, read_processes, read_uptime_s, read_users
 from virtksm.doctor.reading.units import read_enabled, read_tuned, read_units
 from virtksm.paths import RuntimePaths
+from virtksm.remedies import SWITCH_UNIT
 from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine
 

@@ -1,4 +1,4 @@
-"""`virtksm on`: undoes `virtksm off`; the pass that follows begins with a new policy state."""
+"""`virtksm resume`: undoes `virtksm pause`; the pass that follows begins with a new policy state."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Switch on and print the pass; returns the exit code."""
+    """Resume and print the pass; returns the exit code."""
 
     def show(report: dict[str, Any]) -> str:
         if options.json:
             from virtksm.json_output import to_json
 
-            return to_json({"schema": report["schema"], "off": False, "pass": report})
+            return to_json({"schema": report["schema"], "paused": False, "pass": report})
         from virtksm.cli.render import pass_lines
 
-        return "\n".join(["switched  on", *pass_lines(report)])
+        return "\n".join(["resumed", *pass_lines(report)])
 
     return switch(options, "on", show)

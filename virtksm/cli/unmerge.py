@@ -1,0 +1,152 @@
+"""`virtksm unmerge`: has systemd unmerge all pages, where their copies fit into memory; `--check` only says whether.
+
+virtksm itself writes nothing below /sys: virtksm-unmerge.service does. Neither libvirt, nor an agent, nor a valid
+configuration is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from virtksm.cli.connection import config_or_defaults
+from virtksm.errors import ExitCode, OnlyRoot, SensingFailed, VirtksmError
+from virtksm.remedies import RUN_THERE, UNMERGE
+from virtksm.text import format_kib
+from virtksm.uri import is_alias, is_local, named_uri
+
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtksm.host.local_facts import ProcFacts
+    from virtksm.model.snapshot import KsmState
+
+SCHEMA = 1
+UNIT = "virtksm-unmerge.service"
+ALLOWANCE = "unmerge-anyway"
+"""A file in the runtime folder: the unit removes it, and then does not ask whether the copies fit."""
+FREE_MEMORY = "stop guests, or move them to another host; --force does not ask"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--check", action="store_true", help="change nothing: exit with 0 if unmerging fits into memory")
+    which.add_argument("--force", action="store_true", help="unmerge also where memory may not suffice")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Unmerge, or check; returns the exit code: FAILED where it does not fit. Raises VirtksmError."""
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
+    from virtksm.host.systemd import has_unit
+
+    require_this_machine(options)
+    facts = ProcFacts(boottime_s)
+    if not options.check:
+        unmerge(facts, options.runtime_dir, force=options.force, has_unit=has_unit(UNIT), start=_start_unit)
+    ksm, available_kib = read_here(facts)
+    fits = not ksm.missing_kib(available_kib)
+    if options.json:
+        from virtksm.json_output import to_json
+
+        print(to_json({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
+    elif options.check:
+        print(fit_text(ksm, available_kib))
+    else:
+        print("\n".join(merged_lines(ksm, available_kib, is_local=True)))
+    return ExitCode.DONE if fits else ExitCode.FAILED
+
+
+def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, start: Callable[[], int]) -> None:
+    """Have systemd unmerge, where something is merged and it fits, or by `force`; raises VirtksmError.
+
+    `has_unit`: systemd runs here, with UNIT; `start` starts that and returns systemctl's exit code, after minutes where
+    gigabytes are merged.
+    """
+    if os.geteuid() != 0:
+        raise OnlyRoot
+    ksm, available_kib = read_here(facts)
+    if not ksm.unmerge_kib:
+        return
+    fits = not ksm.missing_kib(available_kib)
+    if not fits and not force:
+        raise VirtksmError(fit_text(ksm, available_kib), remedy=FREE_MEMORY)
+    if not has_unit:
+        raise VirtksmError(f"this host has no {UNIT}, as virtksm itself writes nothing to /sys", remedy=UNMERGE)
+    if not fits:
+        os.close(os.open(f"{runtime_dir}/{ALLOWANCE}", os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    if start():
+        raise VirtksmError(f"{UNIT} has failed", remedy=f"journalctl -u {UNIT}")
+
+
+def _start_unit() -> int:
+    import subprocess
+
+    return subprocess.run(["systemctl", "start", UNIT], check=False).returncode
+
+
+def require_this_machine(options: argparse.Namespace) -> None:
+    """Raise VirtksmError if the user has named another machine, or one that libvirt alone knows."""
+    uri = named_uri(options.connect)
+    if uri is None:
+        return
+    if is_alias(uri):
+        raise VirtksmError(f"{uri} is an alias, which only libvirt knows", remedy="name a URI, or leave -c out")
+    if not is_local(uri) and config_or_defaults(options.config)[0].host != "local":
+        raise VirtksmError(f"{uri} is another machine, whose KSM libvirt does not fully report", remedy=RUN_THERE)
+
+
+def read_here(facts: ProcFacts) -> tuple[KsmState, int]:
+    """Read this machine's KSM, and the memory available in KiB; raises SensingFailed."""
+    from virtksm.tuning.sense import sense_ksm
+
+    ksm = sense_ksm(facts)
+    if ksm.unmerge_kib is None:
+        raise SensingFailed(
+            "KSM's counters cannot be read: needed is a kernel with CONFIG_KSM", remedy="ls /sys/kernel/mm/ksm"
+        )
+    host = facts.host_memory()
+    return ksm, host.free_kib if host.available_kib is None else host.available_kib
+
+
+def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
+    """Return the merged memory, and whether unmerging fits, as JSON values (docs/reference.md)."""
+    return {
+        "pages_shared": ksm.pages_shared,
+        "pages_sharing": ksm.pages_sharing,
+        "ksm_zero_pages": ksm.ksm_zero_pages,
+        "saved_kib": ksm.saved_kib,
+        "needed_kib": ksm.unmerge_kib,
+        "available_kib": available_kib,
+        "missing_kib": ksm.missing_kib(available_kib),
+    }
+
+
+def merged_lines(ksm: KsmState, available_kib: int, *, is_local: bool) -> list[str]:
+    """Render what is merged, and what unmerges it where that fits."""
+    if ksm.unmerge_kib is None:
+        return ["merged    unknown: KSM's counters are not offered"]
+    if not ksm.unmerge_kib:
+        return ["merged    nothing"]
+    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"
+    zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
+    return [
+        f"merged    {format_kib(ksm.saved_kib)} saved: {counted}{zero}",
+        f"unmerge   {fit_text(ksm, available_kib)}",
+        *(
+            []
+            if ksm.missing_kib(available_kib)
+            else [f"          virtksm unmerge{'' if is_local else ', on that host'}"]
+        ),
+    ]
+
+
+def fit_text(ksm: KsmState, available_kib: int) -> str:
+    """Say whether unmerging fits into memory."""
+    missing_kib = ksm.missing_kib(available_kib)
+    if missing_kib:
+        return f"unmerging needs {format_kib(missing_kib)} more free memory"
+    return f"unmerging needs up to {format_kib(ksm.unmerge_kib)}, {format_kib(available_kib)} available: ok"

@@ -1,0 +1,87 @@
+"""`virtksm verify-off`: proves that KSM is off and nothing is merged; else names each doubt with its remedy.
+
+It changes nothing and reads only this machine's own kernel and switch, so that it works without libvirt, an agent or a
+valid configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from virtksm.cli.unmerge import merged_dict, read_here, require_this_machine
+from virtksm.errors import ExitCode
+from virtksm.text import printable
+
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from virtksm.model.decision import SwitchedOff
+    from virtksm.model.snapshot import KsmState
+
+SCHEMA = 1
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was found; returns the exit code: FAILED where there is a doubt. Raises VirtksmError."""
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
+    from virtksm.paths import LOCAL, RuntimePaths
+    from virtksm.store.switch import SwitchFile
+
+    require_this_machine(options)
+    paused = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
+    facts = ProcFacts(boottime_s)
+    ksm, available_kib = read_here(facts)
+    has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
+    doubts = find_doubts(paused, ksm, has_uncounted_zero_pages=has_uncounted)
+    since = paused.since if paused is not None and paused.since else None
+    if options.json:
+        from virtksm.json_output import to_json
+
+        report = {
+            "schema": SCHEMA,
+            "verified": not doubts,
+            "doubts": doubts,
+            "paused": paused is not None,
+            "since": since,
+            "ksm_run": ksm.run,
+            "advisor_mode": ksm.advisor_mode,
+            "settings": ksm.settings.as_dict(),
+            "merged": merged_dict(ksm, available_kib),
+        }
+        print(to_json(report))
+    else:
+        lines = [
+            f"virtksm   {'not paused' if paused is None else 'paused'}{f' since {since}' if since else ''}",
+            f"KSM       run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}",
+            f"merged    {ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them",
+            *([f"not verified: {doubt}" for doubt in doubts] or ["verified  KSM is off, and nothing is merged"]),
+        ]
+        print("\n".join(map(printable, lines)))
+    return ExitCode.FAILED if doubts else ExitCode.DONE
+
+
+def find_doubts(paused: SwitchedOff | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
+    """Return the doubts that KSM is off, each with its remedy; none if it certainly is."""
+    from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
+
+    doubts = []
+    if paused is None:
+        doubts.append("virtksm is not paused (virtksm pause)")
+    elif paused.warning:
+        doubts.append(paused.warning)
+    if ksm.run in (None, 1):  # 0 and 2 keep ksmd from scanning, whatever the settings are
+        if ksm.settings.pages_to_scan != 0:
+            doubts.append(f"ksmd scans {ksm.settings.pages_to_scan} pages at a time (virtksm pause)")
+        if ksm.advisor_is_on:
+            doubts.append("the KSM advisor may set pages_to_scan (echo none > /sys/kernel/mm/ksm/advisor_mode)")
+    if ksm.unmerge_kib != 0:
+        zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
+        doubts.append(f"{ksm.pages_sharing} pages share {ksm.pages_shared}{zero} (virtksm unmerge)")
+    if has_uncounted_zero_pages:
+        doubts.append(f"{UNCOUNTED_ZERO_PAGES}: {COUNT_ZERO_PAGES}")
+    return doubts
