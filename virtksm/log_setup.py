@@ -154,7 +154,8 @@ class JournalEntries:
 
 def _send_entry(journal: str, entry: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(OSError):
-        sender.sendto(entry[:MAX_ENTRY].rpartition(b"\n")[0] or entry[:MAX_ENTRY], journal)
+        # Whole lines alone: journald ignores a last one without its end.
+        sender.sendto((entry[:MAX_ENTRY].rpartition(b"\n")[0] or entry[:MAX_ENTRY]) + b"\n", journal)
 
 
 def _write_whole(descriptor: int, line: bytes) -> None:
@@ -242,11 +243,13 @@ def use_outside_units(logger: Any, method: str, event: MutableMapping[str, Any])
 
 def render_entry(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
     """Render an entry of the journal as KEY=value lines, the sentence first; the journal has the time itself."""
-    values = to_output({name: value for name, value in event.items() if name not in ("level", "message", "timestamp")})
+    apart = ("event", "level", "message", "timestamp")
+    values = to_output({name: value for name, value in event.items() if name not in apart})
     entry = {
         "MESSAGE": sentence_of(event),
         "PRIORITY": PRIORITIES[event["level"]],
         "SYSLOG_IDENTIFIER": "virtksm",
+        "VIRTKSM_EVENT": event["event"],
         **{f"VIRTKSM_{name.upper()}": value for name, value in values.items()},
     }
     texts = (value if isinstance(value, str) else json.dumps(value, default=str) for value in entry.values())
