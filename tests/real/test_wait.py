@@ -45,7 +45,7 @@ def test_an_agent_that_is_killed_meanwhile_is_waited_for(
         agent.kill()
         start_agent(SWEEPING_LAW)
         assert terminal.wait_ended() == 0
-        assert "settled   all " in terminal.said
+        assert "Settled    all " in terminal.said
     finally:
         terminal.close()
     assert ksm.read("pages_to_scan") == 0

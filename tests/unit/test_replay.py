@@ -318,7 +318,7 @@ def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "unknown   what guests may grow to" in said
     assert "missing   4 passes or more, in 2 gaps" in said
     assert "torn      the last line is not whole" in said
-    assert "anew      1 times" in said
+    assert "reset     1 times" in said
     sums = json.loads(replayed(capsys, file, "--json"))["sums"]
     assert (sums["gaps"], sums["missed"], sums["torn"], sums["began_anew"]) == (2, 4, True, 1)
 

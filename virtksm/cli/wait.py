@@ -39,10 +39,10 @@ ASKED_FOR = {
 SETTLED_RULES = {"adaptive": ("idle", "disengaged", "empty"), "ksmtuned": ("stop",)}
 """By policy, the rules by which nothing is left to scan as things are."""
 RESULTS = {
-    "settled": (ExitCode.DONE, "settled   "),
-    "timed_out": (ExitCode.TIMED_OUT, "timed out "),
-    "paused": (ExitCode.PAUSED, "paused    "),
-    "ksm_off": (ExitCode.KSM_OFF, "KSM off   "),
+    "settled": (ExitCode.DONE, "Settled"),
+    "timed_out": (ExitCode.TIMED_OUT, "Timed out"),
+    "paused": (ExitCode.PAUSED, "Paused"),
+    "ksm_off": (ExitCode.KSM_OFF, "KSM off"),
 }
 
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         waited_s = round(time.monotonic() - began_s, 3)
         print(to_json({"schema": SCHEMA, "result": result, "reason": waiting.reason, "waited_s": waited_s}))
     else:
-        print(label + printable(waiting.reason))
+        print(f"{label:<10} {printable(waiting.reason)}")
     return code
 
 

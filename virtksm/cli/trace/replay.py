@@ -21,7 +21,9 @@ from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import parse_lines
 
 SCHEMA = 1
-ROW = "{:>9}  {:<18} {:<30} {:<30} {}"
+FED = ("full_scan", "check_scan")
+"""Rules by which ksmd is fed batch by batch: each pass sets the next batch, and decides nothing new."""
+ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +133,7 @@ class Faults:
         if self.is_torn:
             yield "torn      the last line is not whole, as after a kill: left out"
         if sums.began_anew:
-            yield f"anew      {sums.began_anew} times, as the policy's state is another version's"
+            yield f"reset     {sums.began_anew} times, as the policy's state is another version's"
 
 
 def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
@@ -145,7 +147,10 @@ def changing(steps: Iterator[Step]) -> Iterator[Step]:
     """Yield the first step, and those with another answer of either side than the step before, or another law."""
     before = None
     for step in steps:
-        answers = [(one.reason.rule, one.target) for one in (step.line.decision, step.replayed)]
+        answers = [
+            (one.reason.rule, None if one.reason.rule in FED else one.target)
+            for one in (step.line.decision, step.replayed)
+        ]
         if answers != before or step.line.law is not None:
             yield step
         before = answers
@@ -187,7 +192,7 @@ def head_lines(name: str, header: Header, recorded: Config, replayed: Config) ->
     yield f"trace     {name}: {header.uri}, from {header.began} on, by virtksm {header.version}"
     yield f"recorded  {_law_text(recorded)}"
     yield f"replayed  {_law_text(replayed)}"
-    yield "open loop what is sensed is what the recorded settings have led to (docs/guide.md)"
+    yield "note      the recording is replayed as it is; another policy would have changed it"
     asked, asks = make_policy(recorded), make_policy(replayed)
     if asks.wants_maxima and not asked.wants_maxima:
         yield "unknown   what guests may grow to: the recorded policy did not ask for it"
@@ -212,7 +217,7 @@ def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
         at = f"{step.line.at_s - began_s:.1f}"
         if step.line.law not in (None, law):
             law = step.line.law
-            yield f"{at:>9}  recorded from here on: {_law_text(laws.of(law)[0])}"
+            yield f"{at:>7}  recorded from here on: {_law_text(laws.of(law)[0])}"
         yield ROW.format(
             at,
             ",".join(step.line.triggers.names),
@@ -226,7 +231,8 @@ def _answer_text(decision: Decision) -> str:
     target = decision.target
     if decision.is_idle:
         return f"{decision.reason.rule}: idle"
-    return f"{decision.reason.rule}: {target.pages_to_scan} pages, {target.sleep_millisecs} ms"
+    every = "" if decision.reason.rule in FED else f", {target.sleep_millisecs} ms"
+    return f"{decision.reason.rule}: {target.pages_to_scan} pages{every}"
 
 
 def sums_lines(sums: Sums) -> Iterator[str]:
