@@ -15,6 +15,7 @@ from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.lab.nobody import run_as_nobody
+from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.real.agent_process import HANG_S, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -179,5 +180,10 @@ def test_without_an_agent_by_somebody_else_or_over_a_file_that_exists_nothing_is
     done = agent_home.run("trace", "record", str(file), "--for", "0")
     assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
     assert "--force" in done.stderr
-    assert agent_home.run("trace", "record", str(file), "--for", "0", "--force").returncode == 0
+    terminal = PseudoTerminal(agent_home.command("trace", "record", str(file), "--for", "0", "--force"))
+    try:
+        assert terminal.wait_ended() == 0
+        assert f"recording to {file}, Ctrl-C ends: 1 passes, " in terminal.said
+    finally:
+        terminal.close()
     assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')

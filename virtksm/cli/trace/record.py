@@ -57,10 +57,13 @@ def run(options: argparse.Namespace) -> int:
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
     with create_trace(options.file, replaces=options.force) as file, Progress(is_wanted=not options.json) as progress:
         append_lines(file, options.file, lines)
-        while not recorder.is_full and _wait(recorder, ends_s):
-            append_lines(file, options.file, recorder.ask())
+        while not recorder.is_full:
             size = format_kib(file.tell() / 1024)
             progress.show(f"recording to {options.file}, Ctrl-C ends: {recorder.so_far}, {size}")
+            if not _wait(recorder, ends_s):
+                break
+            progress.clear()
+            append_lines(file, options.file, recorder.ask())
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
         raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
