@@ -217,17 +217,30 @@ class Event:
     detail: str
 
 
+class FullScan:
+    """How far a full scan is."""
+
+    done_bytes: int | None
+    """null before Linux 6.6."""
+    total_bytes: int
+    """Up to twice the memory, where nobody knows where ksmd's cursor is."""
+    left_s: float | None
+    """At its pace so far."""
+
+
 class Status(Versioned):
     """A host's KSM now. With an agent nothing is asked of libvirt; without one, what only an agent knows is null."""
 
-    agent: bool
-    """Whether an agent serves the host."""
+    agent: bool | None
+    """Whether an agent serves the host; null: this user may not ask."""
     version: str
     """The agent's; without one this command's."""
     uri: str
     policy: str
     """The agent's; without one the configuration's."""
     libvirt: Libvirt
+    full_scan: FullScan | None
+    """While one is under way, or a check scan."""
     last_pass: Pass | None
     """The last pass that was no dry run."""
     last_pass_ago_s: float | None

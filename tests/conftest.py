@@ -15,6 +15,9 @@ settings.register_profile("here", deadline=None, suppress_health_check=[HealthCh
 settings.register_profile("ci", settings.get_profile("here"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if "CI" in os.environ else "here")
 
+# GNU readline, which pytest imports, tells every child of ours a width that no terminal has.
+os.unsetenv("COLUMNS")
+
 # A script's background job ignores SIGINT, and so does all that it starts; some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

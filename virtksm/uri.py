@@ -19,6 +19,12 @@ def is_alias(uri: str) -> bool:
     return ":" not in uri
 
 
+def is_plain(uri: str) -> bool:
+    """Return whether a URI is a driver's usual one on this machine: it names no host, transport, socket or program."""
+    driver, separator, path = uri.partition(":///")
+    return separator != "" and driver.isascii() and driver.isalnum() and path in ("system", "session")
+
+
 def is_local(uri: str) -> bool:
     """Return whether a connection's own URI means this machine's kernel: it names no host, nor a transport to one.
 

@@ -274,10 +274,3 @@ def test_a_driver_without_ksm_is_unsupported() -> None:
         host.ksm_state()
     with pytest.raises(Unsupported):
         host.set_parameters({"pages_to_scan": 345})
-
-
-@pytest.mark.parametrize("uri", ["nonsense:///", "qemu:///system?socket=/nonexistent/socket"])
-def test_what_cannot_be_opened_is_unreachable_with_its_remedy(uri: str) -> None:
-    with pytest.raises(LibvirtUnreachable) as unreachable:
-        open_host(uri)
-    assert f"virsh --connect {uri} uri" in unreachable.value.remedy

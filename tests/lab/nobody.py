@@ -18,7 +18,7 @@ import os, sys
 import json, virtksm.agent.control_client, virtksm.cli.retune, virtksm.cli.status
 import virtksm.wiring, virtksm.cli.guests, virtksm.cli.headroom, virtksm.config.load, virtksm.guests.survey
 import shlex, virtksm.cli.resume, virtksm.cli.pause, virtksm.cli.unmerge, virtksm.cli.verify_off
-import virtksm.host.bounded, virtksm.store.switch
+import virtksm.host.libvirt_connection, virtksm.host.systemd, virtksm.host.bounded, virtksm.store.switch
 import virtksm.cli.ask_agent, virtksm.cli.doctor, virtksm.doctor.checks, virtksm.doctor.reading
 from virtksm.cli.main import main
 user, *groups = map(int, sys.argv[1].split())
@@ -29,11 +29,15 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+def nobody_command(*arguments: str, gids: tuple[int, ...] = ()) -> list[str]:
+    """Return the program that runs a virtksm command as the user nobody, who is in the groups `gids`, too."""
+    return [sys.executable, "-c", _PROGRAM, " ".join(map(str, (NOBODY, *gids))), *arguments]
+
+
 def run_as_nobody(*arguments: str, gids: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run a virtksm command to its end as the user nobody, who is in the groups `gids`, too."""
-    who = " ".join(map(str, (NOBODY, *gids)))
     return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, who, *arguments],
+        nobody_command(*arguments, gids=gids),
         cwd=PROJECT,
         capture_output=True,
         text=True,

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from demo.view import LiveView
 from tests.fakes import FakeFacts, FakeHypervisor
-from virtksm.cli.guests import survey_dict, survey_lines
-from virtksm.cli.headroom import headroom_lines
+from virtksm.cli.guests import survey_dict, survey_items
+from virtksm.cli.headroom import headroom_rows
+from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
-from virtksm.cli.render import pass_lines, restore_lines
-from virtksm.cli.status_text import status_lines
+from virtksm.cli.render import pass_rows, restore_rows
+from virtksm.cli.status_text import status_rows
 from virtksm.guests.headroom import Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import LeftOver
@@ -127,10 +128,12 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
     }
     libvirt = {"answers": False, "silent_since": text, "silent_s": 3.0, "waiting_for": text, "error": text}
     status = {
+        "agent": True,
         "uri": text,
         "policy": text,
         "version": text,
         "libvirt": libvirt,
+        "now": None,
         "last_pass": report,
         "last_pass_ago_s": 1.0,
         "next_pass_s": None,
@@ -138,7 +141,7 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "history_error": text,
         "events": [{"at_s": 1.0, "domain": text, "kind": text, "detail": text}],
     }
-    lines = pass_lines(report) + restore_lines(report) + [line for _, line in status_lines(status)]
+    lines = to_lines([*pass_rows(report), *restore_rows(report), *status_rows(status, verbose=True)])
     assert all(line.isprintable() for line in lines)
 
 
@@ -155,13 +158,13 @@ def test_a_look_at_guests_prints_one_printable_line_for_each(text: str) -> None:
     found = survey(here, facts)
     found = replace(found, left_over=LeftOver(merging_pages=7, zero_pages=0, saved_bytes=1, cost_bytes=1))
     found = replace(found, other_processes=facts.other_processes, notes=(text,))
-    lines = survey_lines(found, found.guests)
+    lines = to_lines(survey_items(found, found.guests))
     assert all(line.isprintable() for line in lines)
     assert lines[1].startswith(printable(text))
     assert json.loads(json.dumps(survey_dict(found, found.guests)))["guests"][0]["name"] == text
     host = Host(available_kib=1, reserve_kib=0, saved_kib=0, unmerging_kib=0, swap_free_kib=0, is_merging=True)
     headroom = find_headroom([], host)
-    assert all(line.isprintable() for line in headroom_lines(found, host, headroom, [text]))
+    assert all(line.isprintable() for line in to_lines(headroom_rows(found, host, headroom, [text], total_kib=2)))
 
 
 @given(text=NAMES.filter(lambda text: "\0" not in text and text.isprintable() is False))

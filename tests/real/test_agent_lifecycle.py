@@ -190,7 +190,7 @@ def test_a_baseline_that_the_agents_user_has_planted_is_bounded_when_root_restor
     done = agent.home.run("restore", "--connect", agent.uri)
     assert done.returncode == 0, done.stderr
     assert settings(ksm) == (BASELINE[0], 45)
-    assert "doubted   pages_to_scan" in done.stdout
+    assert "Doubted    pages_to_scan" in done.stdout
 
 
 def test_after_a_crash_a_new_agent_keeps_the_administrators_baseline(ksm: Ksm, start_agent: AgentFactory) -> None:

@@ -50,7 +50,7 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     assert agent.step()["after"]["pages_to_scan"] == 2
     done = agent.home.run("pause", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "changed   pages_to_scan: 2 -> 0 pages" in done.stdout
+    assert "Changed    pages_to_scan: 2 -> 0 pages" in done.stdout
     assert settings(ksm) == IDLE
     assert len(agent.lines("switched_off")) == 1
 
@@ -95,7 +95,7 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     assert len(agent.lines("ksmd_idled")) == 1
     done = home.run("restore", "--connect", agent.uri)
     assert (done.returncode, settings(ksm)) == (0, IDLE)
-    assert "paused" in done.stdout
+    assert "virtksm is paused" in done.stdout
 
     agent = start_agent(None)
     assert agent.lines("pass_completed")[0]["decision"]["rule"] == "switched_off"
@@ -166,7 +166,7 @@ def test_verify_fails_until_it_is_off_and_nothing_is_merged(
     done = agent_home.run("pause", "--connect", libvirtd.uri)
     assert done.returncode == 0
     assert "MiB saved: " in done.stdout
-    assert "available: ok\n          virtksm unmerge" in done.stdout
+    assert "Unmerge    virtksm unmerge (unmerging needs up to " in done.stdout
     told = json.loads(agent_home.run(*verify, "--json").stdout)
     assert (told["verified"], told["paused"], told["ksm_run"]) == (False, True, 1)
     assert told["merged"]["pages_sharing"] >= 2000
@@ -178,7 +178,7 @@ def test_verify_fails_until_it_is_off_and_nothing_is_merged(
     wait_until(lambda: ksm.read("pages_shared") == ksm.read("ksm_zero_pages") == 0, HANG_S, "all to be unmerged")
     done = agent_home.run(*verify)
     assert done.returncode == 0, done.stdout
-    assert "verified  KSM is off" in done.stdout
+    assert "verified: KSM is off" in done.stdout
     ksm.write(run=1, pages_to_scan=100)
     assert agent_home.run(*verify).returncode == 1, "somebody else lets ksmd scan"
 

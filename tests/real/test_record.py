@@ -112,7 +112,7 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again_also
     code, said, complained = one.end(signal.SIGINT)
     assert (code, complained) == (0, "")
     made = one.passes()
-    assert said == f"recorded {len(made)} passes to {one.file}, 0 missed\n"
+    assert said == f"Recorded   {len(made)} passes to {one.file}, 0 missed\n"
     assert one.file.stat().st_mode & 0o777 == 0o600
     header, end = told[0], one.lines()[-1]
     assert (header["kind"], header["uri"], header["law"]["policy"]) == ("header", agent.uri, "adaptive")

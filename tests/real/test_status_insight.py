@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.pseudo_terminal import PseudoTerminal
-from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, PARKING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = pytest.mark.real
 
@@ -55,7 +56,7 @@ def test_what_twins_save_is_told_by_the_agent_and_after_it_without_a_trace(
     assert status["saved_hour"]["saved_bytes"][-1] == now["saved_bytes"]
     assert status["ksmd"]["cpu_seconds"] > 0
     told = agent.home.run("status").stdout
-    for text in ("agent     qemu:///system", "guests    2, ", "saved     ", "event     ", "why       "):
+    for text in ("Agent      running, ", "Guests     2 running, ", "Saved      ", "Events     ", "Reason     "):
         assert text in told
 
     assert agent.stop() == 0
@@ -69,6 +70,20 @@ def test_what_twins_save_is_told_by_the_agent_and_after_it_without_a_trace(
     assert now["committed_bytes"] > 32 << 20
     assert not alone.runtime_dir.exists()
     assert not alone.state_dir.exists()
+
+
+def test_a_full_scan_is_shown_with_its_progress(start_agent: AgentFactory, guest: GuestFactory) -> None:
+    """At 1 % of a core it takes a minute; this waits for its beginning alone."""
+    agent = start_agent(f"{UNSETTLED_LAW}cpu_percent = 1\n")
+    start_twins(guest)
+    agent.reload()
+    agent.wait_for("pass_completed", lambda line: (line["decision"]["numbers"].get("scanned_kib") or 0) > 0)
+    full_scan = look(agent.home)["full_scan"]
+    assert 0 < full_scan["done_kib"] <= full_scan["total_kib"]
+    assert full_scan["left_s"] > 0
+    assert re.search(
+        r"^KSM        on, scanning .* [0-9]+ % of .*, .* left$", agent.home.run("status").stdout, re.MULTILINE
+    )
 
 
 def test_without_an_agent_a_libvirtd_that_hangs_costs_seconds_and_the_kernel_is_told(
@@ -90,12 +105,12 @@ def test_an_agent_killed_under_a_watcher_is_told_and_its_successor_too(start_age
     assert look(agent.home, "--connect", "test:///default", code=1)["agent"] is False, "it serves another host"
     terminal = PseudoTerminal(agent.home.command("status", "--connect", agent.uri, "--watch", "0.2"))
     try:
-        terminal.wait_for_frame("last pass ")
+        terminal.wait_for_frame("Reason     ")
         agent.kill()
-        frame = terminal.wait_for_frame("agent     not running")
-        assert "libvirt   answers" in frame
+        frame = terminal.wait_for_frame("Agent      not running")
+        assert "Libvirt    connected" in frame
         start_agent(PARKING_LAW)
-        terminal.wait_for_frame("last pass ")
+        terminal.wait_for_frame("Reason     ")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.process.wait(HANG_S) == 0
         wait_until(lambda: terminal.mode() == terminal.mode_before, HANG_S, "the terminal to be given back")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.lab.listening import listening
 from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.config.load import load_or_defaults
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError
 from virtksm.host.systemd import parse_environment, unit_variable
-from virtksm.uri import named_uri
+from virtksm.paths import RuntimePaths
+from virtksm.uri import is_plain, named_uri
 
 NAME = "LIBVIRT_DEFAULT_URI"
 
@@ -23,6 +27,48 @@ def test_what_the_user_names_goes_first(monkeypatch: pytest.MonkeyPatch) -> None
     assert named_uri("lab", {NAME: "qemu:///session"}) == "lab"
     monkeypatch.setenv(NAME, "qemu:///session")
     assert requested_uri(None) == "qemu:///session"
+
+
+EVIL = "qemu+ext:///system?command=/tmp/evil"
+WARNING = "virtksm: warning: the agent serves {}; this is about qemu:///system (-c URI names another)\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "uri", "warning"),
+    [
+        ({"ok": False, "other_uri": "qemu:///session"}, "qemu:///session", ""),
+        ({"ok": False, "other_uri": "qemu:///system"}, "qemu:///system", ""),
+        ({"ok": False, "other_uri": EVIL}, "qemu:///system", WARNING.format(EVIL)),
+        ({"ok": False, "other_uri": "\x1b[31m"}, "qemu:///system", WARNING.format("\\x1b[31m")),
+        ({"ok": False, "other_uri": ["qemu:///session"]}, "qemu:///system", ""),
+        ({"ok": True}, "qemu:///system", ""),
+        (None, "qemu:///system", ""),
+    ],
+)
+def test_where_none_is_named_it_is_the_agents_unless_that_might_run_a_program(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: dict[str, object] | None,
+    uri: str,
+    warning: str,
+) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path has at most 108 characters
+        paths = RuntimePaths(folder)
+        if answer is None:
+            assert requested_uri(None, paths) == uri
+        else:
+            with listening(Path(paths.control_socket), json.dumps(answer).encode() + b"\n"):
+                assert requested_uri("lab", paths) == "lab"
+                assert requested_uri(None, paths) == uri
+    assert capsys.readouterr().err == warning
+
+
+@pytest.mark.parametrize(
+    "uri", ["qemu+unix:///system", "qemu:///system?socket=/x", "qemu:///embed", "x://there/system", ""]
+)
+def test_what_may_lead_to_anothers_socket_is_not_plain(uri: str) -> None:
+    assert not is_plain(uri)
 
 
 @pytest.mark.parametrize(

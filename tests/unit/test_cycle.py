@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
-from virtksm.cli.render import restore_lines
+from virtksm.cli.render import restore_rows
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
@@ -246,7 +246,7 @@ def test_a_baseline_that_may_be_planted_and_that_nobody_sets_is_the_kernels_defa
     assert bench.hypervisor.values == {**FOUND, "pages_to_scan": found or 100, "merge_across_nodes": 0}
     assert report.left == left
     assert report.as_dict()["doubted"] == [one for one in ("pages_to_scan", "sleep_millisecs") if one not in left]
-    assert "".join(restore_lines(report.as_dict())).count("doubted") == 2 - len(left)
+    assert [label for _, label, _ in restore_rows(report.as_dict())].count("Doubted") == 2 - len(left)
     assert bench.store.state == HostState()
 
 

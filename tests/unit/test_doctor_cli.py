@@ -11,7 +11,8 @@ import pytest
 
 from tests.lab.healthy_host import GUEST, HEALTHY, with_libvirt, with_numbers
 from tests.lab.listening import listening
-from virtksm.cli.doctor import ask_about, exit_code, finding_lines
+from virtksm.cli.doctor import ask_about, choose, counted, exit_code, finding_rows
+from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.facts import Guests, Libvirt, Unknown
@@ -32,25 +33,46 @@ def run(tmp_path: Path, *arguments: str) -> int:
 
 
 def test_a_finding_is_a_line_and_its_remedy_another_and_colour_marks_the_verdict_alone() -> None:
-    lines = finding_lines(examine(with_numbers(run=0)), colour=False)
-    assert lines[1:3] == [
-        " kernel: KSM is switched on                   : FAIL (run is 0: nothing merges)",
-        "         -> systemctl enable --now virtksm-ksm.service",
-    ]
-    assert len(lines) == len(CHECKS) + 1
-    assert len({line.index(" : PASS (") for line in finding_lines(examine(HEALTHY), colour=False)}) == 1
-    lines = finding_lines(examine(with_numbers(run=0)), colour=True)
-    assert "\033[32mPASS\033[0m (Linux 6.18.0)" in lines[0]
-    assert "\033[31mFAIL\033[0m (run" in lines[1]
-    assert "\033" not in lines[2]
+    findings = examine(with_numbers(run=0))
+    failure, remedy, summary = to_lines(finding_rows(findings, shows_all=False))
+    assert failure == "FAIL       kernel: KSM is switched on: run is 0: nothing merges"
+    assert remedy == "           -> systemctl enable --now virtksm-ksm.service"
+    assert summary == counted(findings)
+    assert summary.endswith(" checks passed, 1 failure, 1 not judged")
+    failure, remedy, _ = to_lines(finding_rows(findings, shows_all=False), colour=True)
+    assert failure.startswith("\033[31mFAIL       \033[0mkernel")
+    assert "\033" not in remedy
+    assert len(to_lines(finding_rows(findings, shows_all=True))) == len(CHECKS) + 2
+    assert to_lines(finding_rows(examine(HEALTHY), shows_all=False)) == [counted(examine(HEALTHY))]
+
+
+def test_what_cannot_be_judged_for_one_reason_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "--connect", "qemu+unix://nowhere.invalid/system?socket=/nonexistent/socket")
+    lines = capsys.readouterr().out.splitlines()
+    (elsewhere,) = [line for line in lines if "another machine" in line]
+    assert elsewhere.startswith("INFO       ")
+    assert elsewhere.endswith(" checks: another machine: run this command there")
+
+
+def test_checks_are_chosen_by_name_or_group_and_a_word_that_means_none_is_told_with_one_that_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose(None) == {check.name for check in CHECKS}
+    assert choose(["swap", "kernel"]) == {"swap", *(check.name for check in CHECKS if check.group == "kernel")}
+    for word, hint in (("kernl", "did you mean kernel?"), ("x\x1b", "did you mean one of guests, hook, ")):
+        assert run(tmp_path, "--only", word) == ExitCode.USAGE
+        assert hint in capsys.readouterr().err
+    run(tmp_path, "--connect", NOWHERE, "--only", "libvirt_version", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["worst"], [one["check"] for one in told["findings"]]) == ("PASS", ["libvirt_version"])
 
 
 def test_a_guests_name_cannot_forge_lines() -> None:
     bad = replace(GUEST, name="x\n kernel: fine : PASS\033[2J")
     guests = Guests(running=(bad,), xml={bad.key: GuestXml(is_shared=True)})
-    lines = finding_lines(examine(with_libvirt(guests=guests)), colour=False)
+    lines = to_lines(finding_rows(examine(with_libvirt(guests=guests)), shows_all=False))
     assert all(line.isprintable() for line in lines)
-    assert len(lines) == len(CHECKS) + 1
+    assert len(lines) == 3
 
 
 def test_the_exit_code_follows_the_worst_finding() -> None:
@@ -95,7 +117,7 @@ def test_a_faulty_configuration_is_a_finding_and_the_rest_is_still_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "virtksm.toml").write_text("policy = 1\n", encoding="ascii")
-    assert run(tmp_path, "--connect", NOWHERE) == ExitCode.FAILED
+    assert run(tmp_path, "--connect", NOWHERE, "--all") == ExitCode.FAILED
     out = capsys.readouterr().out
     assert "configuration" in out
     assert "policy: is 1, not a string" in out

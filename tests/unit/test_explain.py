@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.lab.pseudo_terminal import HANG_S
+from tests.real.agent_process import VIRTKSM
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from tests.unit.test_trace import SUMMARY
 from virtksm.cli.main import main
@@ -57,21 +62,29 @@ def test_every_rule_of_every_policy_has_its_meaning_and_no_other_has() -> None:
     assert named & {"unknown", "stop", "boost", "decay", "hold"} == rules
 
 
-def test_a_decision_is_told_with_its_rule_its_thresholds_and_its_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_decision_is_told_with_its_rule_and_thresholds_and_for_v_with_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(tmp_path, pass_of())
-    assert explained(tmp_path) == 0
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        fill(tmp_path, pass_of())
+        assert explained(tmp_path) == 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "2026-01-02 03:04:05+00:00  for timer: applied"
-    assert lines[0] == ("  decided   memory is not short: 40.0 of 64.0 GiB available, guests can grow to 1.0 GiB")
-    assert lines[1].startswith("  rule      disengaged of adaptive: rule 1: it acts when memory is short")
-    assert lines[2] == "  threshold engages when"
-    text = "\n".join(lines)
-    assert "memory 1.0 GiB, settling 1.0 GiB" in text
-    assert "waited 0.0 MiB s, full_scan_cost 1.835 s, page_cost 7 us" in " ".join(text.split())
-    assert "  changed   pages_to_scan 100 -> 0" in text
-    assert all(len(line) <= 120 for line in lines)
+    assert first == "2026-01-02 12:04:05  timer: applied", "local time"
+    assert lines == [
+        "Decided    memory is not short: 40.0 of 64.0 GiB available, guests can grow to 1.0 GiB",
+        f"Rule       disengaged: {MEANINGS['adaptive']['disengaged']}",
+        "Threshold  engages when",
+        "Changed    pages_to_scan 100 -> 0",
+    ]
+    assert explained(tmp_path, "-v") == 0
+    (numbers,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Numbers ")]
+    assert "memory 1.0 GiB, settling 1.0 GiB" in numbers
+    assert "waited 0.0 MiB s, full_scan_cost 1.835 s, page_cost 7 us" in numbers
 
 
 def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +95,29 @@ def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.
     assert [one["pass"]["triggers"] for one in printed["decisions"]] == [["stopped"], ["retune"]]
     assert set(printed["decisions"][0]) == {"at", "rule_means", "pass"}
     assert printed["decisions"][0]["pass"]["decision"]["thresholds"][0]["quantity"] == "available_bytes"
+
+
+def test_decisions_that_come_are_followed_until_ctrl_c(tmp_path: Path) -> None:
+    fill(tmp_path, pass_of(triggers=["started"]))
+    folders = ["--runtime-dir", str(tmp_path / "run"), "--state-dir", str(tmp_path)]
+    command = [VIRTKSM, *folders, "explain", "--connect", "qemu:///system", "--follow", "--last", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().endswith("started: applied\n")
+        fill(tmp_path, pass_of(at_s=AT_S + 1, triggers=["stopped"]))
+        lines: list[str] = []
+        while not (lines and lines[-1].endswith("stopped: applied\n")):
+            lines.append(process.stdout.readline())
+            assert lines[-1], "it ended"
+        assert lines[-2] == "\n", "a blank line is between two"
+        assert not any("started" in line for line in lines), "none is shown twice"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(HANG_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
 
 
 def test_without_a_decision_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,18 +136,18 @@ def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
     fill(tmp_path, {**earlier, "decision": {**decision, **later, "thresholds": [{"text": "does so"}]}, "later": 1})
     del decision["thresholds"]
     fill(tmp_path, pass_of(decision=decision))
-    assert explained(tmp_path) == 0
+    assert explained(tmp_path, "--verbose") == 0
     said = capsys.readouterr().out
-    assert "later of adaptive: not a rule of this version of virtksm" in said
+    assert "Rule       later: not a rule of this version of virtksm" in said
     assert "odd unknown, share 0.5, sleep 4294967295 ms" in said
-    assert said.count("  threshold ") == said.count("  threshold does so\n") == 1
+    assert said.count("Threshold ") == said.count("Threshold  does so\n") == 1
 
 
 def test_switched_off_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decision = decide_off(SwitchedOff(since="then"), was_off=False)
     fill(tmp_path, pass_values(replace(SUMMARY, decision=decision)))
     assert explained(tmp_path) == 0
-    assert "rule      switched_off of adaptive: `virtksm pause` outranks every policy" in capsys.readouterr().out
+    assert "Rule       switched_off: `virtksm pause` outranks every policy" in capsys.readouterr().out
     assert meaning_of("nonsense", RULE) != meaning_of("ksmtuned", RULE)
 
 

@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
-from virtksm.cli.guests import HEADINGS, choose, survey_lines
-from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_lines, need_of
+from virtksm.cli.guests import COLUMNS, USUAL, choose, survey_items
+from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_rows, need_of
+from virtksm.cli.layout import to_lines
+from virtksm.cli.main import parse
 from virtksm.config.schema import Config
-from virtksm.errors import VirtksmError
+from virtksm.errors import UsageError, VirtksmError
 from virtksm.guests.headroom import GuestNeed, Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, KsmState, Settings
-from virtksm.text import width
 
 GIB = 1024 * 1024
 XML = "<domain><memory>2097152</memory><currentMemory>1048576</currentMemory></domain>"
@@ -43,40 +44,48 @@ def look(*names: str, others: tuple[OtherProcess, ...] = (), sharing: int = 512)
 
 
 def lines_of(found: Survey) -> list[str]:
-    return survey_lines(found, found.guests)
+    return to_lines(survey_items(found, found.guests))
 
 
-def test_names_stand_left_and_amounts_right_each_below_its_heading() -> None:
-    heading, one, two, *_ = lines_of(look("one", "a-longer-name"))
-    assert heading.split("  ")[0] == HEADINGS[0]
+def headroom_text(found: Survey, host: Host, guests: list[GuestNeed], notes: list[str]) -> str:
+    return "\n".join(to_lines(headroom_rows(found, host, find_headroom(guests, host), notes, total_kib=32 * GIB)))
+
+
+def test_a_table_fits_80_columns_and_o_chooses_its_columns() -> None:
+    found = look("one", "a-longer-name")
+    heading, one, two, *_ = lines_of(found)
+    assert heading.split("  ")[0] == "NAME"
+    assert max(len(heading), len(one), len(two)) <= 80
     assert {line.index("yes") for line in (one, two)} == {heading.index("CAN MERGE")}
-    assert "1.0 GiB" in one
-    assert "2.0 GiB" in one
-    for name in HEADINGS[1:-1]:
-        end = heading.index(f" {name} ") + 1 + len(name)
-        assert one[end - 1] == two[end - 1] == "B"
+    heading, one, *_ = to_lines(survey_items(found, found.guests, columns=tuple(COLUMNS)))
+    assert "UUID" in heading
+    assert ("1.0 GiB" in one, "2.0 GiB" in one) == (True, True)
+    rows = survey_items(found, found.guests, columns=("name", "saved"), has_header=False)
+    assert to_lines(rows) == ["one            2.0 MiB", "a-longer-name  2.0 MiB"]
+    assert to_lines(survey_items(look(), [], has_header=False)) == []
 
 
-@pytest.mark.parametrize("name", ["仮想マシン", "a\x1bb"])
-def test_names_of_any_width_leave_the_columns_where_they_are(name: str) -> None:
-    heading, one, two, *_ = lines_of(look(name, "a-longer-name"))
-    assert {width(line[: line.index("yes")]) for line in (one, two)} == {heading.index("CAN MERGE")}
+def test_an_output_is_all_columns_or_some_in_any_order() -> None:
+    for text, columns in (("all", tuple(COLUMNS)), ("saved,name", ("saved", "name")), (",".join(USUAL), USUAL)):
+        assert parse(["guests", "-o", text]).output == columns
+    with pytest.raises(UsageError, match="there is no column 'nope', only name, uuid, "):
+        parse(["guests", "-o", "name,nope"])
 
 
 def test_a_sum_that_adds_up_says_so_and_ksmd_that_goes_on_meanwhile_is_no_mystery() -> None:
     *_, host, guests, left = lines_of(look("one", "two"))
     assert "4.0 MiB saved (pages_sharing 512, pages_shared 512, ksm_zero_pages 512), profit 4.0 MiB" in host
-    assert guests == "guests    4.0 MiB of it saved on guests"
-    assert left == "other     0.0 MiB, 0 merging pages not of these guests"
+    assert guests == "Guests     4.0 MiB of it saved on guests"
+    assert left == "Other      0.0 MiB (0 merging pages) not from these guests"
     *_, left, why = lines_of(look("one", "two", sharing=500))
-    assert left.endswith("-12 merging pages not of these guests")
+    assert left.endswith("(-12 merging pages) not from these guests")
     assert why.strip() == "the counters changed while they were read"
 
 
 def test_what_is_left_over_is_named_the_rest_summed_up() -> None:
     others = tuple(OtherProcess(pid=number, name="app", merging_pages=10) for number in range(1, 8))
     told = [line.strip() for line in lines_of(look("one", others=others))]
-    named = told[told.index("other     2.0 MiB, 512 merging pages not of these guests") + 1 :]
+    named = told[told.index("Other      2.0 MiB (512 merging pages) not from these guests") + 1 :]
     assert named[:5] == [f"10 of app (pid {number})" for number in range(1, 6)]
     assert named[5] == "20 of 2 more processes"
     assert named[6].startswith("442 of processes that have exited")
@@ -94,7 +103,7 @@ def test_guests_are_chosen_by_name_or_uuid() -> None:
 def test_a_host_without_guests_says_so_and_keeps_its_counters() -> None:
     told = lines_of(look())
     assert told[0] == "no guest runs"
-    assert told[2].startswith("host      4.0 MiB saved")
+    assert told[2].startswith("Host       4.0 MiB saved")
 
 
 @pytest.mark.parametrize(
@@ -108,16 +117,15 @@ def test_a_host_without_guests_says_so_and_keeps_its_counters() -> None:
 )
 def test_the_risk_says_what_swap_can_hold(swap_kib: int | None, text: str) -> None:
     host = replace(HOST, swap_free_kib=swap_kib)
-    headroom = find_headroom([GuestNeed(held_kib=2 * GIB, max_kib=2 * GIB)], host)
-    told = "\n".join(headroom_lines(look("one"), host, headroom, ["a note"]))
+    told = headroom_text(look("one"), host, [GuestNeed(held_kib=2 * GIB, max_kib=2 * GIB)], ["a note"])
     assert f"13.0 GiB are missing, {text}" in told
-    assert "50.0 % of their memory" in told
-    assert told.endswith("note      a note")
+    assert "1.0 GiB of their memory (50.0 %)" in told
+    assert told.endswith("Note       a note")
 
 
 def test_what_fits_fits_beside_the_policys_reserve() -> None:
     host = replace(HOST, saved_kib=0, unmerging_kib=0)
-    assert "it fits" in "\n".join(headroom_lines(look(), host, find_headroom([], host), []))
+    assert "unmerging everything takes up to 16.0 GiB: ok" in headroom_text(look(), host, [], [])
     assert find_reserve_kib(Config(), 100 * GIB) == find_reserve_kib(Config(policy="ksmtuned"), 100 * GIB) == 20 * GIB
 
 

@@ -21,9 +21,10 @@ from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
+from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.switching import DONE
-from virtksm.cli.unmerge import ALLOWANCE, merged_lines, read_here, unmerge
+from virtksm.cli.unmerge import ALLOWANCE, merged_rows, read_here, unmerge
 from virtksm.cli.verify_off import find_doubts
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed, VirtksmError
 from virtksm.host.local_facts import ProcFacts
@@ -55,13 +56,17 @@ PASS = {
 
 
 def test_what_is_merged_is_told_and_what_unmerges_it_where_that_fits() -> None:
-    fits = merged_lines(SOME, 400, is_local=True)
-    assert fits[0] == "merged    0.4 MiB saved: 10 pages shared, 90 more sharing them"
-    assert fits[1:] == ["unmerge   unmerging needs up to 0.4 MiB, 0.4 MiB available: ok", "          virtksm unmerge"]
-    assert merged_lines(SOME, 400, is_local=False)[-1].endswith("virtksm unmerge, on that host")
-    assert merged_lines(SOME, 300, is_local=True)[1:] == ["unmerge   unmerging needs 0.1 MiB more free memory"]
-    assert merged_lines(NOTHING, 0, is_local=True) == ["merged    nothing"]
-    assert "unknown" in merged_lines(UNKNOWN, 0, is_local=True)[0], "not offered is not nothing"
+    def shown(ksm: KsmState, available_kib: int, *, is_local: bool = True) -> list[str]:
+        return to_lines(merged_rows(ksm, available_kib, is_local=is_local))
+
+    assert shown(SOME, 400) == [
+        "Merged     0.4 MiB saved: 10 pages shared, 90 more sharing them",
+        "Unmerge    virtksm unmerge (unmerging needs up to 0.4 MiB, 0.4 MiB available: ok)",
+    ]
+    assert shown(SOME, 400, is_local=False)[1].startswith("Unmerge    virtksm unmerge, on that host (")
+    assert shown(SOME, 300)[1:] == ["Unmerge    unmerging needs 0.1 MiB more free memory"]
+    assert shown(NOTHING, 0) == ["Merged     nothing"]
+    assert "unknown" in shown(UNKNOWN, 0)[0], "not offered is not nothing"
 
 
 def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = False) -> str:

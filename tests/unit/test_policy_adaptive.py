@@ -492,6 +492,26 @@ def test_8_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_
         assert (decision.target.sleep_millisecs != first.target.sleep_millisecs) is is_over
 
 
+def test_8_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
+    first, state = in_full_scan()
+    names = ("full_scan_kib", "scanned_kib", "full_scan_left_s")
+    assert [first.reason.numbers[name] for name in names] == [2 * GIB, 0, None]
+    for scanned, told in (
+        (GIB // 8, [2 * GIB, GIB // 2, 6.0]),
+        (9 * GIB, [2 * GIB, 2 * GIB, 0.0]),
+        (None, [2 * GIB, None, None]),
+    ):
+        decision, _ = decide_all(
+            ALWAYS, after(first, snap(12, BOTH, pages_scanned=scanned, pages_unshared=1)), state=state
+        )
+        assert [decision.reason.numbers[name] for name in names] == told
+    began = begin_full_scan(snap(1, ONE, full_scans=5), having_scanned(scans=Scans()))
+    decision, _ = decide_all(ALWAYS, snap(2, ONE, full_scans=5), state=began)
+    assert decision.reason.numbers["full_scan_kib"] == 2 * GIB, "nobody knows where the cursor is: up to twice"
+    idle, _ = decide_all(ALWAYS, snap(1, ONE, full_scans=5), state=having_scanned())
+    assert names[0] not in idle.reason.numbers
+
+
 def test_8_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=50))
     first, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))

@@ -22,8 +22,9 @@ from tests.lab.nobody import run_as_nobody
 from virtksm.agent.calls import BlockingCalls, Waiting
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
+from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
-from virtksm.cli.status_text import status_lines
+from virtksm.cli.status_text import status_rows
 from virtksm.errors import ExitCode, LibvirtTimeout
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Trigger, Triggers
@@ -144,6 +145,7 @@ def test_the_fields_are_those_that_are_documented() -> None:
             "error": "connection refused",
         },
         "last_pass": last.as_dict(),
+        "full_scan": None,
         "last_pass_ago_s": 10.0,
         "next_pass_s": 4.0,
         "stranded": {"possible": True, "settings": settings, "worst_core_percent": 3.2},
@@ -158,36 +160,52 @@ def test_the_fields_are_those_that_are_documented() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("left_s", "told_s"), [(12.0, 2.0), (5.0, 0.0), (None, None)])
+def test_a_full_scan_is_told_with_the_time_left_from_now_on(left_s: float | None, told_s: float | None) -> None:
+    numbers = {"full_scan_kib": 100, "scanned_kib": 40, "full_scan_left_s": left_s}
+    last = passed(SCANNING)
+    reason = replace(last.decision.reason, numbers=numbers)
+    last = replace(last, decision=replace(last.decision, reason=reason))
+    told = agent_facts(last=last).as_dict(NOW)["full_scan"]
+    assert told == {"done_kib": 40, "total_kib": 100, "left_s": told_s}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         (
             {},
             [
-                "libvirt   answers",
-                "last pass 10.0 s ago (started): applied",
-                "next pass in 4.0 s",
-                "why       as told (rule told)",
+                "Libvirt    connected",
+                "Last check 10 s ago (started): settings changed",
+                "Next       check in 4 s",
+                "Reason     as told (rule told)",
             ],
         ),
-        ({"last": None, "last_s": None, "next_s": None}, ["last pass none yet", "next pass none planned"]),
+        ({"last": None, "last_s": None, "next_s": None}, ["Reason     no check yet", "Next       no check is planned"]),
         (
             {"lost_s": 940.0, "error": "refused"},
             [
-                "libvirt   not answering since 2026-11-25T11:59:00+00:00 (60 s), waiting for: a connection (refused)",
-                "stranded  possibly: ksmd may scan 285714 pages every 60000 ms",
-                "up to 3.2 % of a core",
+                "Libvirt    not answering for 60 s, waiting for a connection: refused",
+                "Warning    ksmd may keep scanning (up to 3 % of a core) until libvirt answers",
             ],
         ),
-        ({"lost_s": 940.0, "last": None}, ["stranded  unknown: no pass yet"]),
-        ({"waiting": LATE, "last": None}, ["stranded  possibly: the first pass has not returned"]),
-        ({"next_s": 990.0}, ["next pass in 0.0 s"]),
+        ({"lost_s": 940.0, "last": None}, ["Warning    ksmd may keep scanning until libvirt answers"]),
+        ({"waiting": LATE, "last": None}, ["Warning    ksmd may keep scanning until libvirt answers"]),
+        ({"next_s": 990.0}, ["Next       check in 0 s"]),
     ],
 )
 def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: list[str]) -> None:
-    lines = [text for _, text in status_lines(json.loads(json.dumps(agent_facts(**changes).as_dict(NOW))))]
-    assert [text for text in told if not any(text in line for line in lines)] == []
-    assert ("lost_s" in changes or "waiting" in changes) == any(line.startswith("stranded") for line in lines)
+    lines = to_lines(status_rows(shown(agent_facts(**changes)), verbose=True))
+    assert [text for text in told if text not in lines] == []
+    assert ("lost_s" in changes or "waiting" in changes) == any("may keep scanning" in line for line in lines)
+
+
+def shown(facts: AgentFacts, **changes: object) -> dict[str, Any]:
+    """Return an agent's answer with the fields that the command adds."""
+    history = {"ksmd": {"cpu_seconds": None}, "saved_hour": {"saved_kib": []}, "events": [], "history_error": None}
+    answer: dict[str, Any] = json.loads(json.dumps(facts.as_dict(NOW)))
+    return {**answer, **history, **changes}
 
 
 @pytest.fixture
@@ -235,7 +253,7 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
         libvirt = told["libvirt"]
         assert (libvirt["connected"], libvirt["answers"], libvirt["waiting_for"]) == (False, False, "a connection")
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.DONE
-        assert capsys.readouterr().out.startswith("agent     qemu:///system, policy adaptive, virtksm ")
+        assert capsys.readouterr().out.startswith("Agent      running, policy adaptive, qemu:///system\n")
 
     try:
         serve(paths, handle, client)
@@ -312,7 +330,7 @@ def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
     assert (told["now"]["origin"], told["off"], told["last_pass"], told["events"]) == ("local", False, None, [])
     assert told["stranded"]["possible"] is None
     assert main(command) == ExitCode.FAILED
-    assert capsys.readouterr().out.startswith("agent     not running for qemu:///system (systemctl start virtksm)")
+    assert capsys.readouterr().out.startswith("Agent      not running for qemu:///system (systemctl start virtksm)")
     assert sorted(path.name for path in Path(paths.root).rglob("*")) == ["agent"]
 
 
@@ -326,19 +344,17 @@ def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
     assert uri in told.err
 
 
-@pytest.mark.parametrize(
-    ("command", "error", "hint"),
-    [
-        ("status", "you may not ask the agent", "status_group"),
-        ("retune", "only root may do this", "sudo virtksm --run"),
-    ],
-)
-def test_who_may_not_ask_is_told_so_in_plain_words(paths: RuntimePaths, command: str, error: str, hint: str) -> None:
+def test_who_may_not_ask_sees_what_everybody_may_and_how_to_see_more(paths: RuntimePaths) -> None:
     Path(paths.root).chmod(0o755)
     Path(paths.agent_dir).chmod(0o750)
-    done = run_as_nobody("--runtime-dir", paths.root, command)
-    assert done.returncode == ExitCode.FAILED
-    first, second = done.stderr.splitlines()
-    assert first == f"virtksm: error: {error}"
-    assert second.startswith("hint: ")
-    assert hint in second
+    folders = ["--runtime-dir", paths.root, "--state-dir", f"{paths.root}/lib"]
+    done = run_as_nobody(*folders, "status", "--connect", "qemu:///system")
+    assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("Agent      not for this user to ask: sudo virtksm status, or join ")
+    assert [line.split()[0] for line in others] == ["Libvirt", "KSM", "Guests", "Saved", "ksmd"]
+    told = json.loads(run_as_nobody(*folders, "status", "--connect", "qemu:///system", "--json").stdout)
+    assert (told["agent"], told["history_error"], told["now"]["origin"]) == (None, None, "local")
+    refused = run_as_nobody("--runtime-dir", paths.root, "retune")
+    assert refused.returncode == ExitCode.FAILED
+    assert refused.stderr.startswith("virtksm: error: only root may do this\nhint: sudo virtksm --runtime-dir ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,78 +10,116 @@ import pytest
 
 from tests.fakes import FakeFacts
 from tests.unit.test_agent_history import a_pass
-from tests.unit.test_status import NOW, agent_facts
+from tests.unit.test_status import agent_facts, shown
 from virtksm.agent.log import status_text
 from virtksm.agent.status import read_current
-from virtksm.cli.sparkline import BLOCKS
-from virtksm.cli.status_text import status_lines
+from virtksm.cli.layout import to_lines
+from virtksm.cli.sparkline import ASCII, BLOCKS, progress_bar
+from virtksm.cli.status_text import status_rows
 from virtksm.errors import SensingFailed
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import HostMemory, Settings
 
 
-def status(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # any field of the answer
-    told = agent_facts(last=a_pass(), current=after_pass(a_pass())).as_dict(NOW)
-    return {**json.loads(json.dumps(told)), **changes}
+def status(**changes: object) -> dict[str, Any]:
+    return shown(agent_facts(last=a_pass(), current=after_pass(a_pass())), **changes)
 
 
 def now(**changes: object) -> dict[str, object]:
     return {**after_pass(a_pass()).as_dict(), **changes}
 
 
-def lines(told: dict[str, Any]) -> list[tuple[str, str]]:
-    return status_lines(told, marks=BLOCKS)
+def rows(told: dict[str, Any], *, verbose: bool = False) -> list[tuple[str, str, str]]:
+    return list(status_rows(told, marks=BLOCKS, verbose=verbose))
 
 
-def test_savings_price_settings_and_reason_are_said() -> None:
+def test_a_glance_tells_what_is_saved_at_what_price_why_and_what_comes_next() -> None:
     hour = {"step_s": 60.0, "saved_kib": [None] * 57 + [0, 240, 480]}
     ksmd = {"cpu_seconds": 12.34, "core_percent": 3.21, "over_s": 299.0}
     old, new = (
         {"at_s": time.time() - ago_s, "domain": "vm", "kind": "stopped", "uuid": "u", "detail": detail}
         for ago_s, detail in ((90_000, ""), (5, "crashed"))
     )
-    told = [text for _, text in lines(status(saved_hour=hour, ksmd=ksmd, events=[old, new]))]
-    assert told[2:9] == [
-        "ksm       on",
-        "guests    1, 1.0 MiB resident",
-        "saved     0.5 MiB, 48.0 % of guest memory",
-        "last hour " + " " * 28 + "▁█ up to 0.5 MiB",
-        "ksmd      3.2 % of a core in the last 5 min; 1.5 CPU-seconds since boot",
-        "settings  pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
-        "last pass 10.0 s ago (timer): applied",
+    told = status(saved_hour=hour, ksmd=ksmd, events=[old, new])
+    lines = to_lines(rows(told))
+    assert lines[:9] == [
+        "Agent      running, policy adaptive, qemu:///system",
+        "Libvirt    connected",
+        "KSM        on, scanning 400 pages every 10 ms",
+        "Guests     1 running, 1.0 MiB resident",
+        "Saved      0.5 MiB (48.0 % of guest memory)",
+        "Last hour  " + " " * 28 + "▁█ up to 0.5 MiB",
+        "ksmd       3.2 % of a core (last 5 min), 12.3 s CPU since boot",
+        "Reason     as told",
+        "Next       check in 4 s",
     ]
-    of_old, of_new = (text.split() for text in told[-2:])
-    assert (len(of_old[1]), of_old[3:]) == (len("2026-11-25"), ["vm", "stopped"])
-    assert (len(of_new[1]), of_new[2:]) == (len("12:34:56"), ["vm", "stopped", "(crashed)"])
+    of_old, of_new = (line.split() for line in lines[-2:])
+    assert (of_old[0], len(of_old[1]), of_old[3:]) == ("Events", len("2026-11-25"), ["vm", "stopped"])
+    assert (len(of_new[0]), of_new[1:]) == (len("12:34:56"), ["vm", "stopped", "(crashed)"])
+    more = set(to_lines(rows(told, verbose=True))) - set(lines)
+    assert more == {
+        "Agent      running, policy adaptive, qemu:///system, virtksm 1.2.3",
+        "Settings   pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
+        "Reason     as told (rule told)",
+        "Last check 10 s ago (timer): settings changed",
+    }
+
+
+IDLING = {"pages_to_scan": 0, "sleep_millisecs": 10_000, "merge_across_nodes": 1}
+SCAN = {"done_kib": 46_080, "total_kib": 102_400, "left_s": 2.4}
+BAR = "█████████░░░░░░░░░░░"
 
 
 @pytest.mark.parametrize(
-    ("changes", "tone", "text"),
+    ("changes", "row"),
     [
-        ({"now": now(ksm_run=0)}, "warn", "ksm       off (run=0): nothing merges; echo 1 > /sys/kernel/mm/ksm/run"),
-        ({"now": now(ksm_run=2)}, "warn", "ksm       off, unmerged (run=2): nothing merges"),
-        ({"now": now(ksm_run=None)}, "", "ksm       unknown, as libvirt does not report it"),
-        ({"now": now(advisor_mode="scan-time")}, "", "ksm       on, and the kernel's advisor (scan-time) sets"),
-        ({"off": True}, "warn", "ksm       on; virtksm is paused, until `virtksm resume`"),
-        ({"now": now(saved_kib=None, saved_percent=None)}, "", "saved     unknown"),
-        ({"now": now(guests=None)}, "", "guests    unknown"),
-        ({"now": now(guests_unread=2)}, "", "guests    1 (2 unread), "),
-        ({"now": now(ksmd_cpu_seconds=None)}, "", "ksmd      CPU time unknown"),
-        ({"history_error": "no"}, "warn", "history   no"),
-        ({"agent": False}, "warn", "agent     not running for qemu:///system"),
+        ({}, ("", "on, scanning 400 pages every 10 ms")),
+        ({"now": now(settings=IDLING)}, ("", "on, idle")),
+        ({"full_scan": SCAN}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 2 s left")),
+        ({"full_scan": {**SCAN, "left_s": 0.1}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 1 s left")),
+        ({"full_scan": {**SCAN, "left_s": None}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB")),
+        ({"full_scan": {**SCAN, "done_kib": None}}, ("", "on, scanning 100.0 MiB")),
+        ({"now": now(settings=IDLING), "full_scan": SCAN}, ("", "on, idle")),
+        ({"now": now(ksm_run=None)}, ("", "libvirt does not tell whether it is on, scanning 400 pages every 10 ms")),
+        ({"now": now(advisor_mode="scan-time")}, ("", "on, scanning as the kernel's advisor (scan-time) says")),
+        ({"off": True, "now": now(settings=IDLING)}, ("warn", "on, paused until `virtksm resume`")),
+        ({"off": True}, ("warn", "on, paused until `virtksm resume`; still scanning 400 pages every 10 ms")),
+        ({"now": now(settings=dict.fromkeys(IDLING))}, ("", "on, settings unknown")),
     ],
 )
-def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, text: str) -> None:
-    assert [(of, shown) for of, shown in lines(status(**changes)) if shown.startswith(text)] != []
-    assert {of for of, shown in lines(status(**changes)) if shown.startswith(text)} == {tone}
+def test_what_ksmd_does_is_one_word(changes: dict[str, Any], row: tuple[str, str]) -> None:
+    ((tone, _, text),) = [one for one in rows(status(**changes)) if one[1] == "KSM"]
+    assert (tone, text) == row
 
 
-def test_an_agent_that_does_not_know_the_newer_fields_is_shown_without_them() -> None:
-    told = status()
-    for name in ("agent", "now", "off"):
-        del told[name]
-    assert [text.split()[0] for _, text in lines(told)] == ["agent", "libvirt", "last", "why", "next"]
+@pytest.mark.parametrize(
+    ("changes", "tone", "line"),
+    [
+        ({"now": now(ksm_run=0)}, "warn", "KSM        off (run=0): nothing merges (echo 1 > "),
+        ({"now": now(ksm_run=2)}, "warn", "KSM        off (run=2, everything is unmerged): nothing merges (echo 1 > "),
+        ({"now": now(saved_kib=None, saved_percent=None)}, "", "Saved      unknown"),
+        ({"now": now(guests=None)}, "", "Guests     unknown"),
+        ({"now": now(guests_unread=2)}, "", "Guests     1 running (2 unread), "),
+        ({"now": None}, "", "Reason     as told"),
+        ({"history_error": "no"}, "warn", "History    no"),
+        ({"agent": False}, "warn", "Agent      not running for qemu:///system (systemctl start virtksm)"),
+        ({"agent": None}, "warn", "Agent      not for this user to ask: sudo virtksm status, or "),
+    ],
+)
+def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, line: str) -> None:
+    assert [row[0] for row in rows(status(**changes)) if to_lines([row])[0].startswith(line)] == [tone]
+
+
+def test_a_pass_that_did_not_go_well_stands_out() -> None:
+    last = replace(a_pass(), outcome=Outcome.YIELDED)
+    told = shown(agent_facts(last=last, current=after_pass(last)))
+    assert ("warn", "Last check", "10 s ago (timer): yielded") in rows(told)
+
+
+def test_the_bar_is_of_ascii_where_the_terminal_knows_no_blocks() -> None:
+    assert progress_bar(0.5, ASCII, 4) == "##--"
+    assert [progress_bar(share, ASCII, 2) for share in (0.0, 0.99, 1.0)] == ["--", "#-", "##"]
 
 
 def test_systemd_is_told_in_one_line_and_first_that_ksm_is_off() -> None:

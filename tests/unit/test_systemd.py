@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from virtksm.host.systemd import Notifier
+from virtksm.host.systemd import Notifier, libvirt_daemon
 
 
 @pytest.fixture
@@ -55,3 +55,22 @@ def test_without_a_manager_sending_is_nothing(environ: dict[str, str]) -> None:
 def test_it_is_fed_twice_as_often_as_asked_if_we_are_meant(environ: dict[str, str], interval_s: float | None) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/run/x", **environ}, pid=42).watchdog_interval_s == interval_s
     assert Notifier(environ, pid=42).watchdog_interval_s is None, "there is no socket"
+
+
+@pytest.mark.parametrize(
+    ("files", "daemon"),
+    [
+        ([], "libvirtd"),
+        (["libvirtd.socket"], "libvirtd"),
+        (["virtqemud.socket"], "virtqemud"),
+        (["libvirtd.socket", "virtqemud.socket"], "libvirtd"),
+        (["libvirtd.socket", "virtqemud.socket", "sockets.target.wants/virtqemud.socket"], "virtqemud"),
+    ],
+)
+def test_the_modular_daemon_is_named_where_it_is_enabled_or_alone(
+    tmp_path: Path, files: list[str], daemon: str
+) -> None:
+    (tmp_path / "sockets.target.wants").mkdir()
+    for name in files:
+        (tmp_path / name).touch()
+    assert libvirt_daemon([str(tmp_path)]) == daemon

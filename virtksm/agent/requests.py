@@ -42,7 +42,7 @@ DECISIONS_BYTES = MAX_ANSWER * 3 // 4
 MAX_SHOWN = 60
 """Characters of a request that an answer repeats."""
 
-OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions")
+OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions", "trace")
 """Requests that may name the host that they mean."""
 
 Value = TypeVar("Value")

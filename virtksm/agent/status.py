@@ -103,6 +103,7 @@ class AgentFacts:
                 "error": self.error,
             },
             "last_pass": None if self.last is None else self.last.as_dict(),
+            "full_scan": self._full_scan(),
             "last_pass_ago_s": None if self.last_s is None else round(self.now_s - self.last_s, 3),
             "next_pass_s": None if self.next_s is None else round(max(0.0, self.next_s - self.now_s), 3),
             "stranded": {
@@ -113,6 +114,15 @@ class AgentFacts:
             "off": None if self.last is None else self.last.switched_off is not None,
             "now": None if self.current is None else self.current.as_dict(),
         }
+
+    def _full_scan(self) -> dict[str, float | None] | None:
+        """Return how far the full scan is that the last pass went on with; None outside of one."""
+        if self.last is None or "full_scan_kib" not in (numbers := self.last.decision.reason.numbers):
+            return None
+        left_s = numbers["full_scan_left_s"]
+        if left_s is not None and self.last_s is not None:
+            left_s = round(max(left_s - (self.now_s - self.last_s), 0.0), 3)
+        return {"done_kib": numbers["scanned_kib"], "total_kib": numbers["full_scan_kib"], "left_s": left_s}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -69,6 +69,7 @@ STATUS = {
         "error": str | None,
     },
     "last_pass": (PASS, None),
+    "full_scan": ({"done_kib": int | None, "total_kib": int, "left_s": int | float | None}, None),
     "last_pass_ago_s": int | float | None,
     "next_pass_s": int | float | None,
     "stranded": {"possible": bool | None, "settings": (SETTINGS, None), "worst_core_percent": int | float | None},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from virtksm.errors import VirtksmError, reason_of
 from virtksm.paths import RuntimePaths
+from virtksm.uri import named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 ANSWER_WITHIN_S = 10.0
 OF_ONE_VERSION = "the agent may be of another version: systemctl restart virtksm"
+
+
+class MayNotAsk(VirtksmError):
+    """The agent, if one runs, is not for this user to ask."""
 
 
 def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, object] | None:
@@ -34,7 +39,7 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
             f"the agent does not answer: {reason_of(error)}", remedy="systemctl status virtksm"
         ) from error
     if answer is None:
-        raise VirtksmError(
+        raise MayNotAsk(
             "you may not ask the agent",
             remedy="run this with sudo, or as a member of the group that status_group names",
         )
@@ -42,10 +47,11 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
 
 
 def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the answer of the agent that serves the host behind `uri` (None: any host); None if none does.
+    """Return the answer of the agent that serves the host behind `uri`; None if none does. Raises as `ask_agent`.
 
-    Raises as `ask_agent`.
+    Where the user has named no host (None, and no LIBVIRT_DEFAULT_URI), any agent's answer is returned.
     """
+    uri = named_uri(uri)
     answer = ask_agent(paths, request if uri is None else {**request, "uri": uri})
     return None if answer is None or "other_uri" in answer else answer
 

@@ -1,7 +1,7 @@
 """Which host a command means, and libvirt within a limit: a daemon that hangs must not keep a command from ending.
 
-No command opens a URI from an agent: libvirt runs programs that a URI names, and the agent has fewer rights than root.
-Only the user's URI, root's (virtksm.service's environment) or the default is opened.
+Of an agent's URIs a command opens the plain ones alone, as qemu:///session: libvirt runs programs and opens sockets
+that others name, and the agent has fewer rights than root.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from virtksm.text import printable
-from virtksm.uri import DEFAULT_URI, VARIABLE, named_uri
+from virtksm.uri import DEFAULT_URI, VARIABLE, is_plain, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -19,23 +19,47 @@ if TYPE_CHECKING:
     from virtksm.config.schema import Config
     from virtksm.errors import VirtksmError
     from virtksm.host.libvirt_connection import LibvirtHost
+    from virtksm.paths import RuntimePaths
 
     Result = TypeVar("Result")
 
+MAX_URI = 1024
 AGENTS_UNIT = "virtksm.service"
 
 
-def requested_uri(connect: str | None) -> str:
-    """Return the URI to open: the one that the user has named, else the agent's unit's, else qemu:///system.
+def requested_uri(connect: str | None, paths: RuntimePaths | None = None) -> str:
+    """Return the URI to open: the one that the user has named, else the agent's, its unit's, or qemu:///system.
 
+    The agent of `paths` is asked; without them none is. Where its URI is not opened, a warning says which one is.
     libvirt itself resolves the aliases of libvirt.conf. Its `uri_default` is not asked: a daemon's user has none.
     """
     named = named_uri(connect)
     if named is not None:
         return named
+    agents = None if paths is None else agents_uri(paths)
+    if agents is not None and is_plain(agents):
+        return agents
     from virtksm.host.systemd import unit_variable
 
-    return unit_variable(AGENTS_UNIT, VARIABLE) or DEFAULT_URI
+    uri = unit_variable(AGENTS_UNIT, VARIABLE) or DEFAULT_URI
+    if agents not in (None, uri):
+        warn(f"the agent serves {agents}; this is about {uri} (-c URI names another)")
+    return uri
+
+
+def agents_uri(paths: RuntimePaths) -> str | None:
+    """Return the URI of the agent that runs, as it says; None where none does, or none answers this user."""
+    from virtksm.cli.ask_agent import ask_agent
+    from virtksm.errors import VirtksmError
+
+    try:
+        answer = ask_agent(paths, {"op": "status", "uri": ""})  # no agent's, so that it names its own
+    except VirtksmError:
+        return None
+    match answer:
+        case {"other_uri": str() as uri} if len(uri) <= MAX_URI:
+            return uri
+    return None
 
 
 def config_or_defaults(path: str | None) -> tuple[Config, bool]:
@@ -79,8 +103,6 @@ class Libvirt:
 
 def _hangs(message: str) -> VirtksmError:
     from virtksm.errors import LibvirtTimeout
+    from virtksm.host.systemd import libvirt_daemon
 
-    return LibvirtTimeout(
-        message,
-        remedy="most likely libvirt's daemon hangs: systemctl restart libvirtd (or virtqemud); guests go on running",
-    )
+    return LibvirtTimeout(message, remedy=f"systemctl restart {libvirt_daemon()} (guests go on running)")

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Sequence
 
 from virtksm.cli.connection import requested_uri
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from virtksm.cli.layout import Row
     from virtksm.doctor.facts import AgentSeen, Unknown
     from virtksm.doctor.finding import Finding, Verdict
 
 SCHEMA = 1
+MANY = 5
+"""So many checks that could not be judged for the same reason are one line."""
 TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
+    parser.add_argument("--all", action="store_true", help="show what is in order, too")
+    parser.add_argument(
+        "--only", metavar="CHECK", action="append", help="make this check, or this group's, alone (may be repeated)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 for a WARN, too")
     parser.add_argument(
         "--kept-off",
@@ -33,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the finding of every check; returns 1 if one is a FAIL, or with --strict a WARN."""
+    """Print what the checks find; returns 1 if one is a FAIL, or with --strict a WARN."""
     if options.kept_off:
         return _kept_off()
 
@@ -41,8 +47,11 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.doctor.finding import worst
     from virtksm.doctor.reading import read_facts
 
-    uri, paths = requested_uri(options.connect), RuntimePaths(options.runtime_dir, options.state_dir)
-    findings = examine(read_facts(uri, options.config, paths, ask_about(paths)))
+    chosen = choose(options.only)
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    uri = requested_uri(options.connect, paths)
+    found = examine(read_facts(uri, options.config, paths, ask_about(paths)))
+    findings = [one for one in found if one.check in chosen]
     verdict = worst(findings)
     if options.json:
         from virtksm.json_output import to_json
@@ -50,10 +59,24 @@ def run(options: argparse.Namespace) -> int:
         report = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
         print(to_json({**report, "findings": [one.as_dict() for one in findings]}))
     else:
-        from virtksm.cli.terminal import may_colour
+        from virtksm.cli.layout import show
 
-        print("\n".join(finding_lines(findings, colour=may_colour(sys.stdout, os.environ))))
+        show(finding_rows(findings, shows_all=options.all))
     return exit_code(verdict, strict=options.strict)
+
+
+def choose(only: Sequence[str] | None) -> set[str]:
+    """Return the names of the checks to make, all where `only` names neither checks nor groups; raises VirtksmError."""
+    from virtksm.doctor.checks import CHECKS
+
+    names, groups = {check.name for check in CHECKS}, {check.group for check in CHECKS}
+    for one in only or ():
+        if one not in names | groups:
+            from difflib import get_close_matches
+
+            near = " or ".join(get_close_matches(one, names | groups, n=2)) or f"one of {', '.join(sorted(groups))}"
+            raise UsageError(f"there is no check {printable(one)!r}", remedy=f"did you mean {near}?")
+    return {check.name for check in CHECKS if not only or {check.name, check.group} & {*only}}
 
 
 def _kept_off() -> ExitCode:
@@ -86,21 +109,29 @@ def exit_code(verdict: Verdict, *, strict: bool) -> ExitCode:
     return ExitCode.FAILED if verdict.value in bad else ExitCode.DONE
 
 
-def finding_lines(findings: Sequence[Finding], *, colour: bool) -> list[str]:
-    """Render findings as virt-host-validate does, a remedy on a line of its own below."""
-    groups = max(len(one.group) for one in findings)
-    whats = max(len(one.what) for one in findings)
-    lines = []
+def finding_rows(findings: Sequence[Finding], *, shows_all: bool) -> Iterator[Row]:
+    """Yield the problems, each remedy in a row of its own, what could not be judged, and a summary."""
+    from collections import Counter
+
+    skipped = Counter(one.outcome.detail for one in findings if one.outcome.verdict.value == "INFO")
     for one in findings:
-        shown = _coloured(one.outcome.verdict, colour=colour)
-        lines.append(f"{one.group:>{groups}}: {one.what:<{whats}} : {shown} ({printable(one.outcome.detail)})")
+        verdict, detail = one.outcome.verdict.value, one.outcome.detail
+        if (shows_all and skipped[detail] < MANY) or verdict in ("WARN", "FAIL"):
+            yield TONES.get(verdict, ""), verdict, f"{one.group}: {one.what}: {detail}"
         if one.outcome.remedy:
-            lines.append(f"{'':>{groups}}  -> {printable(one.outcome.remedy)}")
-    return lines
+            yield "", "", f"-> {one.outcome.remedy}"
+    yield from (("", "INFO", f"{count} checks: {detail}") for detail, count in skipped.items() if count >= MANY)
+    yield "", counted(findings), ""
 
 
-def _coloured(verdict: Verdict, *, colour: bool) -> str:
-    from virtksm.cli.terminal import render
-
-    (shown,) = render([(TONES.get(verdict.value, ""), verdict.value)], colour=colour)
-    return shown
+def counted(findings: Sequence[Finding]) -> str:
+    """Return the summary: how many checks there were of each verdict, those without any left out."""
+    verdicts = [one.outcome.verdict.value for one in findings]
+    words = {
+        "PASS": ("check passed", "checks passed"),
+        "WARN": ("warning", "warnings"),
+        "FAIL": ("failure", "failures"),
+    }
+    words["INFO"] = ("not judged", "not judged")
+    counts = {verdict: verdicts.count(verdict) for verdict in words}
+    return ", ".join(f"{count} {words[verdict][count != 1]}" for verdict, count in counts.items() if count)

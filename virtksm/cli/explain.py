@@ -7,20 +7,25 @@ decision.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
+from virtksm.cli.layout import show
 from virtksm.errors import ExitCode
 from virtksm.policy.rules import meaning_of
-from virtksm.text import format_kib, printable
+from virtksm.text import format_kib
 from virtksm.trace import Pass
 from virtksm.trace.text import pass_values
 
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from virtksm.cli.layout import Row
+
 SCHEMA = 1
+FOLLOWS_S = 1.0
 LAST = 5
 MAX = 100
-WIDTH = 110
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=LAST,
         help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )
+    parser.add_argument("-f", "--follow", action="store_true", help="show each decision to come, too, until Ctrl-C")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the numbers that led to each decision, too")
     parser.set_defaults(run=run)
 
 
@@ -47,51 +54,51 @@ def run(options: argparse.Namespace) -> int:
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
     lines = read_decisions(options, options.connect, options.last)
+    if not lines and not options.json:
+        print("the history has no decision of this host", flush=True)
+    _show(lines, options)
+    try:
+        while options.follow:
+            shown_s = lines[-1].at_s if lines else 0.0
+            time.sleep(FOLLOWS_S)
+            new = [line for line in read_decisions(options, options.connect, MAX) if line.at_s > shown_s]
+            if new:
+                print(end="" if options.json or not lines else "\n")
+                _show(new, options)
+                lines = tuple(new)
+    except KeyboardInterrupt:
+        pass
+    return ExitCode.DONE
+
+
+def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:
     if options.json:
         from virtksm.json_output import to_json
 
-        print(to_json({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}))
-        return ExitCode.DONE
-    if not lines:
-        print("the history has no decision of this host")
-    for number, line in enumerate(lines):
-        print("\n" * (number > 0) + "\n".join(map(printable, decision_lines(line))))
-    return ExitCode.DONE
+        print(to_json({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}), flush=True)
+    elif lines:
+        blank = ("", "", "")
+        show([row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)][:-1])
 
 
 def decision_values(line: Pass) -> dict[str, object]:
     """Return a decision as JSON values, with what its rule means."""
-    return {"at_s": line.at_s, "rule_means": _meaning(line), "pass": pass_values(line)}
+    meaning = meaning_of(line.policy, line.decision.reason.rule)
+    return {"at_s": line.at_s, "rule_means": meaning, "pass": pass_values(line)}
 
 
-def decision_lines(line: Pass) -> Iterator[str]:
-    """Yield the lines of one decision."""
+def decision_rows(line: Pass, *, verbose: bool) -> Iterator[Row]:
+    """Yield the rows of one decision; its numbers only for `verbose`."""
     reason = line.decision.reason
-    yield f"{_utc(line.at_s)}  for {', '.join(line.triggers.names)}: {line.outcome}"
-    yield f"  decided   {reason.text}"
-    yield f"  rule      {reason.rule} of {line.policy}: {_meaning(line)}"
-    for threshold in line.thresholds:
-        yield f"  threshold {threshold.get('text')}"
-    yield from _wrapped("  numbers   ", [_number_text(name, value) for name, value in reason.numbers.items()])
-    changes = [f"{name} {before} -> {after}" for name, (before, after) in line.changed.items()]
-    yield from _wrapped("  changed   ", changes)
-
-
-def _meaning(line: Pass) -> str:
-    return meaning_of(line.policy, line.decision.reason.rule)
-
-
-def _wrapped(label: str, words: list[str]) -> Iterator[str]:
-    """Yield lines of words with commas between them, the first with its label."""
-    line = label
-    for number, word in enumerate(words, start=1):
-        more = word if number == len(words) else f"{word}, "
-        if len(line) + len(more) > WIDTH and line.strip():
-            yield line.rstrip()
-            line = " " * len(label)
-        line += more
-    if words:
-        yield line.rstrip()
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.at_s))
+    yield "", f"{at}  {', '.join(line.triggers.names)}: {line.outcome}", ""
+    yield "", "Decided", reason.text
+    yield "", "Rule", f"{reason.rule}: {meaning_of(line.policy, reason.rule)}"
+    yield from (("", "Threshold", str(threshold.get("text"))) for threshold in line.thresholds)
+    if changed := [f"{name} {before} -> {after}" for name, (before, after) in line.changed.items()]:
+        yield "", "Changed", ", ".join(changed)
+    if verbose and reason.numbers:
+        yield "", "Numbers", ", ".join(_number_text(name, value) for name, value in reason.numbers.items())
 
 
 def _number_text(name: str, value: float | None) -> str:
@@ -111,7 +118,3 @@ def _plain(value: float) -> str:
 
 ENDINGS = {"_kib_s": " s", "_kib": "", "_us": " us", "_ms": " ms", "_s": " s"}
 """By how a number's name ends, what follows the number; the longest first."""
-
-
-def _utc(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import gc
 
-from virtksm.cli.survey import read_survey
+from virtksm.cli.survey import Surveyor
+from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.text import format_kib, printable, width
+from virtksm.text import format_kib, printable
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from virtksm.cli.layout import Item
     from virtksm.guests.process import OtherProcess
     from virtksm.guests.survey import SeenGuest, Survey
 
 SCHEMA = 1
 MAX_NAMED = 5
 """Of the other processes that have merged pages: the rest is one sum."""
-HEADINGS = ("GUEST", "MEMORY", "MAXIMUM", "RSS", "MERGED", "UNMERGED", "SAVED", "COST", "PROFIT", "CAN MERGE")
+USUAL = ("name", "memory", "rss", "saved", "profit", "can_merge")
+TEXTS = ("name", "can_merge")
+"""The columns that may wrap."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,19 +37,52 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="saved",
         help="the most saved or memory first, or by name (%(default)s)",
     )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="COLUMNS",
+        type=_columns,
+        help=f"show these columns, in this order: all, or some of {', '.join(COLUMNS)} (default: {','.join(USUAL)})",
+    )
+    parser.add_argument("--no-header", action="store_true", help="print the rows of the guests alone, for scripts")
+    add_watch_option(parser)
     parser.set_defaults(run=run)
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    names = tuple(COLUMNS) if text == "all" else tuple(text.split(","))
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise argparse.ArgumentTypeError(f"there is no column {unknown[0]!r:.40}, only {', '.join(COLUMNS)}")
+    return names
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the guests; returns the exit code. Raises VirtksmError, also for a guest that does not run."""
-    found, *_ = read_survey(options)
-    guests = sorted(sorted(choose(found.guests, options.guests), key=_by_name), key=_ORDERS[options.sort])
-    if options.json:
-        from virtksm.json_output import to_json
+    surveyor = Surveyor(options)
 
-        print(to_json(survey_dict(found, guests)))
-    else:
-        print("\n".join(survey_lines(found, guests)))
+    def read() -> tuple[Survey, list[SeenGuest]]:
+        found, _ = surveyor.read()
+        return found, sorted(sorted(choose(found.guests, options.guests), key=_by_name), key=_ORDERS[options.sort])
+
+    def items() -> list[Item]:
+        return survey_items(*read(), columns=options.output or USUAL, has_header=not options.no_header)
+
+    def print_one() -> None:
+        if options.json:
+            from virtksm.json_output import to_json
+
+            print(to_json(survey_dict(*read())), flush=True)
+            return
+        from virtksm.cli.layout import show
+
+        show(items())
+
+    if options.watch is not None:
+        from virtksm.cli.terminal import watch
+
+        return watch(options.watch, "virtksm guests", None if options.json else items, print_one)
+    gc.disable()  # a process of a tenth of a second has no garbage worth the time
+    print_one()
     return ExitCode.DONE
 
 
@@ -121,31 +159,37 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
     }
 
 
-def survey_lines(found: Survey, guests: Iterable[SeenGuest]) -> list[str]:
-    """Render the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
-    rows = [HEADINGS, *(_row(one) for one in guests)]
-    widths = [max(width(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = []
-    for name, *amounts, can_merge in rows:
-        aligned = [amount.rjust(columns) for amount, columns in zip(amounts, widths[1:-1], strict=True)]
-        lines.append("  ".join([name + " " * (widths[0] - width(name)), *aligned, can_merge]))
-    if not found.guests:
-        lines = ["no guest runs"]
+def survey_items(
+    found: Survey, guests: Iterable[SeenGuest], *, columns: Sequence[str] = USUAL, has_header: bool = True
+) -> list[Item]:
+    """Return the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
+    from virtksm.cli.layout import Table
+
+    headings = [name.upper().replace("_", " ") for name in columns]
+    rows = [[COLUMNS[name](seen) for name in columns] for seen in guests]
+    texts = [number for number, name in enumerate(columns) if name in TEXTS]
+    if not has_header:
+        return [Table(rows, texts, has_headings=False)] if rows else []
+    table: list[Item] = [Table([headings, *rows], texts)] if rows else [("", "no guest runs", "")]
     ksm, left = found.ksm, found.left_over
     profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
     zero = "" if ksm.ksm_zero_pages is None else f", ksm_zero_pages {ksm.ksm_zero_pages}"
-    lines += [
-        "",
-        f"host      {format_kib(ksm.saved_kib)} saved (pages_sharing {ksm.pages_sharing}, pages_shared "
-        f"{ksm.pages_shared}{zero}), profit {profit}",
+    items: list[Item] = [
+        *table,
+        ("", "", ""),
+        (
+            "",
+            "Host",
+            f"{format_kib(ksm.saved_kib)} saved (pages_sharing {ksm.pages_sharing}, pages_shared "
+            f"{ksm.pages_shared}{zero}), profit {profit}",
+        ),
     ]
     if left is not None:
-        lines += [
-            f"guests    {_amount(found.of_guests_bytes)} of it saved on guests",
-            f"other     {_amount(left.saved_bytes)}, {left.merging_pages} merging pages not of these guests",
-            *(f"          {text}" for text in _left_texts(left.merging_pages, found.other_processes)),
-        ]
-    return [printable(line) for line in lines + [f"note      {note}" for note in found.notes]]
+        items.append(("", "Guests", f"{_amount(found.of_guests_bytes)} of it saved on guests"))
+        others = f"{_amount(left.saved_bytes)} ({left.merging_pages} merging pages) not from these guests"
+        items.append(("", "Other", others))
+        items += [("", "", text) for text in _left_texts(left.merging_pages, found.other_processes)]
+    return items + [("", "Note", note) for note in found.notes]
 
 
 def _left_texts(merging_pages: int, processes: Sequence[OtherProcess]) -> list[str]:
@@ -160,23 +204,33 @@ def _left_texts(merging_pages: int, processes: Sequence[OtherProcess]) -> list[s
     return texts
 
 
-def _row(seen: SeenGuest) -> tuple[str, ...]:
-    account = seen.account
-    amounts: list[int | None] = [_bytes(seen.xml.current_kib), _bytes(seen.max_kib), _bytes(seen.guest.rss_kib)]
-    if account is None:
-        amounts += [None] * 5
-    else:
-        amounts += [account.merged_bytes, account.unmerged_bytes, account.saved_bytes, account.cost_bytes]
-        amounts.append(account.profit_bytes)
-    return (printable(seen.guest.name), *("-" if one is None else _amount(one) for one in amounts), _merge_text(seen))
-
-
 def _merge_text(seen: SeenGuest) -> str:
     if seen.obstacles is None:
         return "unknown"
     if seen.can_merge:
         return "yes"
     return f"no: {', '.join(one.text for one in seen.obstacles)}"
+
+
+def _amount_of(find: Callable[[SeenGuest], int | None]) -> Callable[[SeenGuest], str]:
+    """Return what writes an amount in bytes, a dash where it is unknown."""
+    return lambda seen: "-" if (count_bytes := find(seen)) is None else _amount(count_bytes)
+
+
+def _accounted(name: str) -> Callable[[SeenGuest], str]:
+    return _amount_of(lambda seen: getattr(seen.account, f"{name}_bytes", None))
+
+
+COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
+    "name": lambda seen: seen.guest.name,
+    "uuid": lambda seen: seen.guest.uuid,
+    "memory": _amount_of(lambda seen: _bytes(seen.xml.current_kib)),
+    "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
+    "rss": _amount_of(lambda seen: _bytes(seen.guest.rss_kib)),
+    **{name: _accounted(name) for name in ("merged", "unmerged", "saved", "cost", "profit")},
+    "can_merge": _merge_text,
+}
+"""What each column of the table shows of a guest."""
 
 
 def _amount(count_bytes: int) -> str:

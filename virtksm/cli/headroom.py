@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import gc
 
-from virtksm.cli.survey import read_survey
+from virtksm.cli.survey import Surveyor
 from virtksm.errors import ExitCode
-from virtksm.text import format_kib, printable
+from virtksm.host.systemd import switch_on_here
+from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from virtksm.cli.layout import Row
     from virtksm.config.schema import Config
     from virtksm.guests.headroom import GuestNeed, Headroom, Host
     from virtksm.guests.survey import SeenGuest, Survey
@@ -28,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
     from virtksm.guests.headroom import Host, find_headroom
 
-    found, memory, config = read_survey(options)
+    gc.disable()  # a process of a tenth of a second has no garbage worth the time
+    surveyor = Surveyor(options)
+    (found, memory), config = surveyor.read(), surveyor.config
     # A survey is of a kernel that counts; only zero pages may be uncounted.
     host = Host(
         available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
@@ -46,7 +51,9 @@ def run(options: argparse.Namespace) -> int:
 
         print(to_json(headroom_dict(found, host, headroom, notes)))
     else:
-        print("\n".join(headroom_lines(found, host, headroom, notes)))
+        from virtksm.cli.layout import show
+
+        show(headroom_rows(found, host, headroom, notes, total_kib=memory.total_kib))
     return ExitCode.DONE
 
 
@@ -90,7 +97,7 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
             "run this command there"
         )
     if found.ksm.run not in (None, 1):
-        notes.append("KSM is off, so nothing more merges: systemctl start virtksm-ksm (or ksm) switches it on")
+        notes.append(f"KSM is off: nothing more merges ({switch_on_here()})")
     elif found.ksm.settings.pages_to_scan == 0:
         notes.append("ksmd is idle: new memory merges once it scans again")
     return notes
@@ -125,27 +132,38 @@ def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence
     }
 
 
-def headroom_lines(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> list[str]:
-    """Render the rooms, the risk and what is missing."""
-    percent = f"{headroom.merge_ratio * 100:.1f} %"
-    lines = [
-        f"host      {found.uri} ({found.source.value}): {format_kib(host.available_kib)} available, of which "
-        f"{format_kib(host.reserve_kib)} are the policy's reserve",
-        f"guests    {len(found.guests)}, which may still grow by {format_kib(headroom.growth_kib)}; KSM saves "
-        f"{format_kib(host.saved_kib)} on them: {percent} of their memory",
-        f"room      {format_kib(headroom.at_ratio_kib)} of guest memory if it merges as well",
-        f"          {format_kib(headroom.unmerged_kib)} if new memory does not merge",
-        f"          {format_kib(headroom.safe_kib)} even if everything merged is unmerged (safe)",
-        f"risk      with {format_kib(headroom.at_ratio_kib)} more, if everything unmerges: "
-        f"{format_kib(headroom.needed_kib)} needed, {format_kib(host.available_kib)} available: "
-        f"{_missing_text(host, headroom)}",
-    ]
-    return [printable(line) for line in lines + [f"note      {note}" for note in notes]]
+def headroom_rows(
+    found: Survey, host: Host, headroom: Headroom, notes: Sequence[str], *, total_kib: int
+) -> Iterator[Row]:
+    """Yield the rooms, the safest first, the risk of the last, and what is missing."""
+    yield (
+        "",
+        "Host",
+        f"{format_kib(total_kib)} total, {format_kib(host.available_kib)} available, "
+        f"{format_kib(host.reserve_kib)} kept free",
+    )
+    yield (
+        "",
+        "Guests",
+        f"{len(found.guests)} running, may still grow by {format_kib(headroom.growth_kib)}; KSM saves "
+        f"{format_kib(host.saved_kib)} of their memory ({headroom.merge_ratio * 100:.1f} %)",
+    )
+    yield "", "Room", f"{format_kib(headroom.safe_kib)}: safe, even if every merged page is unmerged"
+    yield "", "", f"{format_kib(headroom.unmerged_kib)}: if new guests share nothing"
+    yield "", "", f"{format_kib(headroom.at_ratio_kib)}: if they share as the present ones do"
+    tone = "warn" if headroom.missing_kib else ""
+    yield (
+        tone,
+        "Risk",
+        f"with {format_kib(headroom.at_ratio_kib)} more, unmerging everything takes up to "
+        f"{format_kib(headroom.needed_kib)}: {_missing_text(host, headroom)}",
+    )
+    yield from (("", "Note", note) for note in notes)
 
 
 def _missing_text(host: Host, headroom: Headroom) -> str:
     if not headroom.missing_kib:
-        return "it fits"
+        return "ok"
     missing = f"{format_kib(headroom.missing_kib)} are missing"
     if host.swap_free_kib is None or headroom.missing_after_swap_kib is None:
         return f"{missing}, swap is unknown"

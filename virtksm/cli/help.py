@@ -28,14 +28,19 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     ),
     ("guests",): (
         ("virtksm guests --sort memory", "the guests with most memory first"),
+        ("virtksm guests -o name --no-header", "the guests' names alone, for scripts"),
         ("virtksm guests web-1 web-2 --json", "two guests, as JSON"),
     ),
     ("headroom",): (("virtksm headroom", "can this host take another guest?"),),
     ("doctor",): (
         ("sudo virtksm doctor", "all checks; as root it sees other users' processes, too"),
+        ("virtksm doctor --all --only kernel", "the kernel's checks, passed ones included"),
         ("virtksm doctor --strict", "for scripts: exit with 1 for a warning, too"),
     ),
-    ("explain",): (("virtksm explain --last 20", "the last 20 decisions"),),
+    ("explain",): (
+        ("virtksm explain --last 20", "the last 20 decisions"),
+        ("virtksm explain --follow", "each decision when it is made, until Ctrl-C"),
+    ),
     ("wait",): (
         ("virtksm wait --settled", "return once the memory of all guests is scanned"),
         ("virtksm wait --settled --timeout 10m", "wait for 10 minutes at most; the exit code says how it ended"),

@@ -20,7 +20,7 @@ from virtksm.uri import DEFAULT_URI, VARIABLE
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import NoReturn, TextIO
 
 Words = tuple[str, ...]
 """What names a command: ("status",), ("config", "show"); none for the program itself."""
@@ -75,18 +75,18 @@ CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's, else
 VALUED = frozenset({"-c", "--connect", "--config", "--runtime-dir", "--state-dir"})
 """Common options that a value follows."""
 NOT_IN_USAGE = ("help", "runtime_dir", "state_dir")
-MIN_COLUMNS, MAX_COLUMNS = 40, 120
+MAX_COLUMNS = 120
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):
-    """A formatter that finds the terminal's width itself, and leaves the rarest common options out of the usage.
+    """A formatter that leaves the rarest common options out of the usage.
 
-    argparse makes a formatter for every option that is added, and the usual one imports shutil with all its compressors
-    for the width: 2 ms of every start.
+    argparse makes one for every option that is added; without `columns` it imports shutil with all its compressors to
+    find the terminal's: 2 ms of every start.
     """
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=columns() - 2, max_help_position=22)
+    def __init__(self, prog: str, columns: int = 80) -> None:
+        super().__init__(prog, width=columns - 2, max_help_position=22)
 
     def add_usage(
         self,
@@ -96,17 +96,6 @@ class HelpText(argparse.RawDescriptionHelpFormatter):
         prefix: str | None = None,
     ) -> None:
         super().add_usage(usage, [one for one in actions if one.dest not in NOT_IN_USAGE], groups, prefix)
-
-
-def columns() -> int:
-    """Return the width for text: COLUMNS, else the terminal's, else 80."""
-    named = os.environ.get("COLUMNS", "")
-    if named.isdecimal():
-        return min(max(int(named[:4]), MIN_COLUMNS), MAX_COLUMNS)
-    try:
-        return min(max(os.get_terminal_size().columns, MIN_COLUMNS), MAX_COLUMNS)
-    except OSError:
-        return 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,12 +128,21 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         from virtksm.cli.help import describe, examples  # only where somebody reads it
 
-        self.description = describe(self.words, self.summary, columns() - 2)
+        self.description = describe(self.words, self.summary, self._fit(sys.stdout) - 2)
         self.epilog = examples(self.words)
         return super().format_help()
 
+    def _fit(self, stream: TextIO) -> int:
+        """Have texts fit the terminal; returns its columns."""
+        from virtksm.cli.layout import USUAL_COLUMNS, find_columns
+
+        columns = min(find_columns(stream, os.environ) or USUAL_COLUMNS, MAX_COLUMNS)
+        self.formatter_class = lambda prog: HelpText(prog, columns)
+        return columns
+
     def error(self, message: str, *, remedy: str = "") -> NoReturn:
         """Print the usage, and raise UsageError."""
+        self._fit(sys.stderr)
         self.print_usage(sys.stderr)
         raise UsageError(message, remedy=remedy or " ".join(("virtksm help", *self.words)))
 

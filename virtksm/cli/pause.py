@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
-    from virtksm.cli.unmerge import merged_dict, merged_lines
+    from virtksm.cli.unmerge import merged_dict, merged_rows
     from virtksm.model.snapshot import KsmState
 
     sensed = report["sensed"]
@@ -35,10 +35,16 @@ def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
         from virtksm.json_output import to_json
 
         return to_json({"schema": SCHEMA, "paused": True, "merged": merged_dict(ksm, available_kib), "pass": report})
-    from virtksm.cli.render import pass_lines
+    from virtksm.cli.layout import to_text
+    from virtksm.cli.render import pass_rows
 
     is_local = report["source"] == "local"
-    lines = ['paused    virtksm will not scan until "virtksm resume"', *pass_lines(report)]
-    if not is_local:
-        lines.append("note      an agent on that host has a switch of its own: run `virtksm pause` there, too")
-    return "\n".join(lines + merged_lines(ksm, available_kib, is_local=is_local))
+    note = "an agent on that host has a switch of its own: run `virtksm pause` there, too"
+    return to_text(
+        [
+            ("", "Paused", "virtksm will not scan until `virtksm resume`"),
+            *pass_rows(report),
+            *([] if is_local else [("", "Note", note)]),
+            *merged_rows(ksm, available_kib, is_local=is_local),
+        ]
+    )

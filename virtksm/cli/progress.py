@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Self, TextIO
 
-from virtksm.cli.terminal import CLEAR_LINE, fit, is_paintable
+from virtksm.cli.layout import fit, is_paintable
 from virtksm.text import printable
 
+CLEAR_LINE = "\x1b[K"
 EVERY_S = 0.1
 
 

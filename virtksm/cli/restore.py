@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
         print(to_json({"action": action, **report}))
     else:
-        from virtksm.cli.render import restore_lines
+        from virtksm.cli.layout import show
+        from virtksm.cli.render import restore_rows
 
-        print("\n".join(restore_lines(report)))
+        show(restore_rows(report))
     return restored.exit_code

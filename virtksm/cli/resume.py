@@ -25,8 +25,9 @@ def run(options: argparse.Namespace) -> int:
             from virtksm.json_output import to_json
 
             return to_json({"schema": report["schema"], "paused": False, "pass": report})
-        from virtksm.cli.render import pass_lines
+        from virtksm.cli.layout import to_text
+        from virtksm.cli.render import pass_rows
 
-        return "\n".join(["resumed", *pass_lines(report)])
+        return to_text([("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])
 
     return switch(options, "on", show)

@@ -48,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
 
         print(to_json(report))
     else:
-        from virtksm.cli.render import pass_lines
+        from virtksm.cli.layout import show
+        from virtksm.cli.render import pass_rows
 
-        print("\n".join(pass_lines(report)))
+        show(pass_rows(report))
     return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
 
@@ -93,7 +94,7 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
     from virtksm.store.state import LOCK_WAIT_S
     from virtksm.wiring import make_cycle
 
-    uri = requested_uri(options.connect)
+    uri = requested_uri(options.connect, paths)
     config = load(options.config, asks_groups=False).config
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(uri)

@@ -1,4 +1,4 @@
-"""A curve in one line of text. Pure; imports nothing."""
+"""A curve, or a bar, in one line of text. Pure; imports nothing."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def sparkline(values: Sequence[float | None], marks: str) -> str:
     return "".join(
         " " if value is None else marks[round(steps * value / top) if top > 0 and value > 0 else 0] for value in values
     )
+
+
+def progress_bar(share: float, marks: str, cells: int = 20) -> str:
+    """Return a bar of which a share from 0 to 1 is filled."""
+    filled, rest = ("█", "░") if marks == BLOCKS else ("#", "-")
+    done = int(cells * share)
+    return filled * done + rest * (cells - done)

@@ -1,8 +1,8 @@
 """`virtksm status`: a host's KSM, what it does and why, also while libvirt does not answer; --watch repaints it.
 
 Asks only the agent. Root and the agent's own user ask at the control socket; the members of the configuration's
-`status_group` at the status socket. Without an agent for the host it reads the host itself, read-only
-(`status_alone`), and says so.
+`status_group` at the status socket. Without an agent for the host, and for a user who may not ask, it reads the
+host itself, read-only (`status_alone`), and says so.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import os
 import sys
 
 from virtksm.cli.answers import STATUS
-from virtksm.cli.ask_agent import ask_serving, take_answer
+from virtksm.cli.ask_agent import MayNotAsk, ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
-from virtksm.cli.timespan import DAY_S, timespan
+from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.text import printable
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
     from typing import Any
 
+    from virtksm.cli.layout import Row
     from virtksm.cli.status_alone import Alone
-    from virtksm.cli.terminal import Line
     from virtksm.history.curves import Point
 
-EVERY_S = 2.0
-MIN_EVERY_S = 0.1
 STEP_S, STEPS = 60.0, 60
 SEEN_S = 7200.0
 """How far back is asked for: the curve begins with the last sample before it."""
@@ -39,21 +36,15 @@ MAX_OWN_POINTS = 1_000
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument(
-        "--watch",
-        metavar="TIME",
-        nargs="?",
-        type=timespan(MIN_EVERY_S, DAY_S),
-        const=EVERY_S,
-        help=f"show it again every so often (default: {EVERY_S:g} s), until q or Ctrl-C",
-    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show settings, rule and last check, too")
+    add_watch_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the status; returns the exit code, FAILED where no agent serves the host.
+    """Print the status; returns the exit code, FAILED where no agent is known to serve the host.
 
-    Raises VirtksmError if an agent does not answer, or may not be asked, and if the host cannot be read.
+    Raises VirtksmError if an agent does not answer, and if the host cannot be read.
     """
     view = View(options)
     if options.watch is not None:
@@ -74,9 +65,13 @@ class View:
 
     def read(self) -> dict[str, Any]:
         """Return what `--json` prints; raises VirtksmError."""
-        answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
-        status = self._read_alone() if answer is None else {**take_answer(answer, "status", STATUS), "agent": True}
-        return {**status, **self._history_fields(status.get("now") or {})}
+        try:
+            answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
+        except MayNotAsk:
+            status = {**self._read_alone(), "agent": None}
+        else:
+            status = {**take_answer(answer, "status", STATUS), "agent": True} if answer else self._read_alone()
+        return {**status, **self._history_fields(status["now"] or {})}
 
     def _read_alone(self) -> dict[str, Any]:
         if self._alone is None:
@@ -97,8 +92,9 @@ class View:
         events, points, error, now_s = [], [], None, time.time()
         try:
             history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
-        except VirtksmError as failed:
-            error = str(failed)
+        except VirtksmError as failed:  # what is not for this user is no fault
+            is_denied = isinstance(failed, MayNotAsk) or isinstance(failed.__cause__, PermissionError)
+            error = None if is_denied else str(failed)
         else:
             events, points, now_s = list(history.events[-EVENTS:]), points_of(history.samples), history.now_s
         seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), cpu_seconds=now.get("ksmd_cpu_seconds"))
@@ -126,51 +122,27 @@ def _print(status: dict[str, Any], options: argparse.Namespace) -> None:
 
         print(to_json(status), flush=True)
         return
-    from virtksm.cli.terminal import may_colour, render
+    from virtksm.cli.layout import show
 
-    print("\n".join(render(_lines(status), colour=may_colour(sys.stdout, os.environ))), flush=True)
+    show(_rows(status, options))
 
 
-def _lines(status: dict[str, Any]) -> list[Line]:
+def _rows(status: dict[str, Any], options: argparse.Namespace) -> list[Row]:
     from virtksm.cli.sparkline import choose_marks
-    from virtksm.cli.status_text import status_lines
+    from virtksm.cli.status_text import status_rows
 
-    return status_lines(status, marks=choose_marks(sys.stdout.encoding, os.environ))
+    marks = choose_marks(sys.stdout.encoding, os.environ)
+    return list(status_rows(status, marks=marks, verbose=options.verbose))
 
 
 def _watch(view: View, options: argparse.Namespace) -> int:
-    from virtksm.cli.terminal import Screen, is_paintable, may_colour, watch
+    from virtksm.cli.terminal import watch
 
-    if options.json or not is_paintable(sys.stdout, os.environ):
-        return _keep_printing(view, options)
+    def print_next() -> None:
+        _print(view.read(), options)
+        if not options.json:
+            print(flush=True)
 
-    def frame() -> list[Line]:
-        import time
-
-        title = f"virtksm status, every {options.watch:g} s, q ends {time.strftime('%H:%M:%S'):>12}"
-        try:
-            return [("dim", title), *_lines(view.read())]
-        except VirtksmError as error:
-            return [("dim", title), ("bad", printable(f"error     {error}"))]
-
-    keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
-    screen = Screen(sys.stdout.fileno(), keys, sys.stdout.encoding)
-    return watch(screen, frame, options.watch, colour=may_colour(sys.stdout, os.environ))
-
-
-def _keep_printing(view: View, options: argparse.Namespace) -> int:
-    """Print one status after the other, as no terminal is there to repaint."""
-    import time
-
-    try:
-        while True:
-            began_s = time.monotonic()
-            try:
-                _print(view.read(), options)
-            except VirtksmError as error:
-                print(f"virtksm: {printable(str(error))}", file=sys.stderr, flush=True)
-            if not options.json:
-                print(flush=True)
-            time.sleep(max(0.0, began_s + options.watch - time.monotonic()))
-    except KeyboardInterrupt:
-        return ExitCode.DONE
+    return watch(
+        options.watch, "virtksm status", None if options.json else lambda: _rows(view.read(), options), print_next
+    )

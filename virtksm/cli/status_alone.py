@@ -65,6 +65,7 @@ class Alone:
                 "error": None if error is None else str(error),
             },
             "last_pass": None,
+            "full_scan": None,
             "last_pass_ago_s": None,
             "next_pass_s": None,
             "stranded": {"possible": None, "settings": None, "worst_core_percent": None},

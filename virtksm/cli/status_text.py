@@ -1,107 +1,139 @@
-"""The answer to `virtksm status` as lines for people, from the same dictionary that --json prints. Pure.
-
-Every line has a tone for terminals: "good", "warn", "bad", "dim" or none.
-"""
+"""The answer to `virtksm status` as rows for people, from the same dictionary that --json prints. Pure."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 
-from virtksm.cli.sparkline import ASCII, sparkline
-from virtksm.text import format_kib, printable
+from virtksm.cli.sparkline import ASCII, progress_bar, sparkline
+from virtksm.host.systemd import switch_on_here
+from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
     from typing import Any
 
-    from virtksm.cli.terminal import Line
+    from virtksm.cli.layout import Row
 
 RECENT_S = 86_400.0
+OUTCOMES = {"unchanged": "no change", "applied": "settings changed"}
+"""What a pass has come to where all is well."""
 
 
-def status_lines(status: Mapping[str, Any], *, marks: str = ASCII) -> list[Line]:
-    """Render a status; `marks` are those of the sparkline."""
-    return [(tone, printable(f"{label:<9} {text}")) for label, tone, text in _lines(status, marks)]
-
-
-def _lines(status: Mapping[str, Any], marks: str) -> Iterator[tuple[str, str, str]]:
-    now, libvirt = status.get("now"), status["libvirt"]
-    has_agent = status.get("agent", True)
-    if has_agent:
-        yield "agent", "", f"{status['uri']}, policy {status['policy']}, virtksm {status['version']}"
+def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool = False) -> Iterator[Row]:
+    """Yield the rows of a status; `marks` are those of the sparkline, `verbose` adds settings and the last pass."""
+    now, agent = status.get("now"), status["agent"]
+    if agent:
+        version = f", virtksm {status['version']}" if verbose else ""
+        yield "", "Agent", f"running, policy {status['policy']}, {status['uri']}{version}"
+    elif agent is None:
+        yield "warn", "Agent", "not for this user to ask: sudo virtksm status, or join the group of `status_group`"
     else:
-        yield (
-            "agent",
-            "warn",
-            f"not running for {status['uri']} (systemctl start virtksm)",
-        )
-    yield "libvirt", "" if libvirt["answers"] else "bad", _libvirt_text(libvirt)
+        yield "warn", "Agent", f"not running for {status['uri']} (systemctl start virtksm)"
+    yield _libvirt_row(status["libvirt"])
     if now is not None:
-        yield from _now_lines(status, now, marks)
-    if has_agent:
-        yield from _pass_lines(status)
-    if status.get("history_error"):
-        yield "history", "warn", status["history_error"]
-    yield from (("event", "", _event_text(event)) for event in status.get("events", ()))
+        yield from _now_rows(status, now, marks, verbose=verbose)
+    if agent:
+        yield from _pass_rows(status, verbose=verbose)
+    if status["history_error"]:
+        yield "warn", "History", status["history_error"]
+    for number, event in enumerate(status["events"]):
+        yield "", "" if number else "Events", _event_text(event)
 
 
-def _now_lines(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> Iterator[tuple[str, str, str]]:
-    yield "ksm", *_ksm_text(now["ksm_run"], now["advisor_mode"], off=status.get("off") is True)
+def _libvirt_row(libvirt: Mapping[str, Any]) -> Row:
+    why = f": {libvirt['error']}" if libvirt["error"] else ""
+    if libvirt["answers"]:
+        return "", "Libvirt", f"connected{why}"
+    if libvirt["silent_s"] is None:
+        return "bad", "Libvirt", f"not answering{why}"
+    silent = f"not answering for {_duration(libvirt['silent_s'])}, waiting for {libvirt['waiting_for']}"
+    return "bad", "Libvirt", f"{silent}{why}"
+
+
+def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, verbose: bool) -> Iterator[Row]:
+    yield _ksm_row(status, now, marks)
     if now["guests"] is None:
-        yield "guests", "", "unknown"
+        yield "", "Guests", "unknown"
     else:
         unread = f" ({now['guests_unread']} unread)" if now["guests_unread"] else ""
-        yield "guests", "", f"{now['guests']}{unread}, {format_kib(now['committed_kib'])} resident"
-    share = "" if now["saved_percent"] is None else f", {now['saved_percent']:.1f} % of guest memory"
-    yield "saved", "good" if now["saved_kib"] else "", f"{format_kib(now['saved_kib'])}{share}"
-    hour = status.get("saved_hour")
-    if hour is not None and sum(level is not None for level in hour["saved_kib"]) > 1:
-        top = format_kib(max(level for level in hour["saved_kib"] if level is not None))
-        yield "last hour", "good", f"{sparkline(hour['saved_kib'][1::2], marks)} up to {top}"
-    yield "ksmd", "", _ksmd_text(status.get("ksmd", {}), now["ksmd_cpu_seconds"])
-    yield "settings", "", _settings_text(now["settings"])
+        yield "", "Guests", f"{now['guests']} running{unread}, {format_kib(now['committed_kib'])} resident"
+    share = "" if now["saved_percent"] is None else f" ({now['saved_percent']:.1f} % of guest memory)"
+    yield "good" if now["saved_kib"] else "", "Saved", f"{format_kib(now['saved_kib'])}{share}"
+    levels = [level for level in status["saved_hour"]["saved_kib"] if level is not None]
+    if len(levels) > 1:
+        curve = sparkline(status["saved_hour"]["saved_kib"][1::2], marks)
+        yield "", "Last hour", f"{curve} up to {format_kib(max(levels))}"
+    yield "", "ksmd", _ksmd_text(status["ksmd"])
+    if verbose:
+        yield "", "Settings", _settings_text(now["settings"])
 
 
-def _ksm_text(run: int | None, advisor_mode: str | None, *, off: bool) -> tuple[str, str]:
-    words = {None: "unknown, as libvirt does not report it", 0: "off (run=0)", 1: "on", 2: "off, unmerged (run=2)"}
-    text = words.get(run, f"run={run}")
-    if advisor_mode not in (None, "none"):
-        text += f", and the kernel's advisor ({advisor_mode}) sets pages_to_scan"
-    if off:
-        return "warn", f"{text}; virtksm is paused, until `virtksm resume`"
-    if run in (0, 2):
-        return "warn", f"{text}: nothing merges; echo 1 > /sys/kernel/mm/ksm/run switches it on"
-    return "", text
+def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> Row:
+    """Say whether ksmd scans, is idle or paused, or KSM is off."""
+    run, pages = now["ksm_run"], now["settings"]["pages_to_scan"]
+    if run not in (None, 1):
+        unmerged = ", everything is unmerged" if run == 2 else ""
+        return "warn", "KSM", f"off (run={run}{unmerged}): nothing merges ({switch_on_here()})"
+    full_scan, is_scanning = status["full_scan"], bool(pages)
+    if now["advisor_mode"] not in (None, "none"):
+        state = f"scanning as the kernel's advisor ({now['advisor_mode']}) says"
+    elif is_scanning and full_scan is not None:
+        state = f"scanning {_progress_text(full_scan, marks)}"
+    elif is_scanning:
+        state = f"scanning {pages} pages every {now['settings']['sleep_millisecs']} ms"
+    else:
+        state = "idle" if pages == 0 else "settings unknown"
+    on = "on" if run == 1 else "libvirt does not tell whether it is on"
+    if status["off"]:
+        return "warn", "KSM", f"{on}, paused until `virtksm resume`{f'; still {state}' if is_scanning else ''}"
+    return "", "KSM", f"{on}, {state}"
 
 
-def _ksmd_text(ksmd: Mapping[str, Any], cpu_seconds: float | None) -> str:
-    if cpu_seconds is None:
+def _progress_text(full_scan: Mapping[str, Any], marks: str) -> str:
+    total_kib, done_kib, left_s = full_scan["total_kib"], full_scan["done_kib"], full_scan["left_s"]
+    if done_kib is None or not total_kib:
+        return format_kib(total_kib)
+    share = min(done_kib / total_kib, 1.0)
+    left = "" if left_s is None else f", {_duration(max(left_s, 1))} left"
+    return f"{progress_bar(share, marks)} {share * 100:.0f} % of {format_kib(total_kib)}{left}"
+
+
+def _ksmd_text(ksmd: Mapping[str, Any]) -> str:
+    if ksmd["cpu_seconds"] is None:
         return "CPU time unknown"
-    total = f"{cpu_seconds:.1f} CPU-seconds since boot"
-    if ksmd.get("core_percent") is None:
+    total = f"{ksmd['cpu_seconds']:.1f} s CPU since boot"
+    if ksmd["core_percent"] is None:
         return total
-    return f"{ksmd['core_percent']:.1f} % of a core in the last {_duration(ksmd['over_s'])}; {total}"
+    return f"{ksmd['core_percent']:.1f} % of a core (last {_duration(ksmd['over_s'])}), {total}"
 
 
 def _settings_text(settings: Mapping[str, int | None]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None) or "unknown"
 
 
-def _pass_lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    last = status["last_pass"]
+def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:
+    last, next_pass_s = status["last_pass"], status["next_pass_s"]
     if last is None:
-        yield "last pass", "", "none yet"
+        yield "", "Reason", "no check yet"
     else:
-        ago = f"{status['last_pass_ago_s'] or 0.0:.1f} s ago ({', '.join(last['triggers'])})"
-        went_well = last["outcome"] in ("applied", "unchanged")
-        yield "last pass", "" if went_well else "warn", f"{ago}: {last['outcome']}"
-        yield "why", "", f"{last['decision']['reason']} (rule {last['decision']['rule']})"
-    next_pass_s = status["next_pass_s"]
-    yield "next pass", "", "none planned" if next_pass_s is None else f"in {next_pass_s:.1f} s"
+        rule = f" (rule {last['decision']['rule']})" if verbose else ""
+        yield "", "Reason", f"{last['decision']['reason']}{rule}"
+        went_well = last["outcome"] in OUTCOMES
+        if verbose or not went_well:
+            ago = f"{_duration(status['last_pass_ago_s'] or 0.0)} ago ({', '.join(last['triggers'])})"
+            outcome = OUTCOMES.get(last["outcome"], last["outcome"])
+            yield "" if went_well else "warn", "Last check", f"{ago}: {outcome}"
+    yield "", "Next", "no check is planned" if next_pass_s is None else f"check in {_duration(next_pass_s)}"
     if status["stranded"]["possible"] is not False:
-        yield "stranded", "bad", _stranded_text(status["stranded"])
-    yield from (("warning", "warn", note) for note in (last or {}).get("warnings", ()))
+        yield "bad", "Warning", _stranded_text(status["stranded"])
+    yield from (("warn", "Warning", note) for note in (last or {}).get("warnings", ()))
+
+
+def _stranded_text(stranded: Mapping[str, Any]) -> str:
+    most = stranded["worst_core_percent"]
+    up_to = "" if most is None else f" (up to {most:.0f} % of a core)"
+    return f"ksmd may keep scanning{up_to} until libvirt answers"
 
 
 def _event_text(event: Mapping[str, Any]) -> str:
@@ -112,27 +144,3 @@ def _event_text(event: Mapping[str, Any]) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _libvirt_text(libvirt: Mapping[str, Any]) -> str:
-    why = f" ({libvirt['error']})" if libvirt["error"] else ""
-    if libvirt["answers"]:
-        return f"answers{why}"
-    if libvirt["silent_since"] is None or libvirt["silent_s"] is None:
-        return f"not answering{why}"
-    return (
-        f"not answering since {libvirt['silent_since']} ({libvirt['silent_s']:.0f} s), "
-        f"waiting for: {libvirt['waiting_for']}{why}"
-    )
-
-
-def _stranded_text(stranded: Mapping[str, Any]) -> str:
-    if stranded["possible"] is None:
-        return "unknown: no pass yet, and libvirt does not answer"
-    if stranded["settings"] is None or stranded["worst_core_percent"] is None:
-        return "possibly: the first pass has not returned; only libvirt can slow ksmd down"
-    return (
-        f"possibly: ksmd may scan {stranded['settings']['pages_to_scan']} pages every "
-        f"{stranded['settings']['sleep_millisecs']} ms (up to {stranded['worst_core_percent']:.1f} % of a core) until "
-        "libvirt answers"
-    )

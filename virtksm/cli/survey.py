@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import argparse
-import gc
 
 from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from virtksm.config.schema import Config
     from virtksm.guests.survey import Survey
+    from virtksm.host.libvirt_connection import LibvirtHost
     from virtksm.model.snapshot import HostMemory
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
 
 
-def read_survey(options: argparse.Namespace) -> tuple[Survey, HostMemory, Config]:
-    """Survey the guests and the host's memory.
+class Surveyor:
+    """Surveys a host's guests as often as asked; keeps its connection in between.
 
-    The connection is read-only, which every user of the machine may have. Raises VirtksmError.
+    The connection is read-only, which every user of the machine may have.
     """
-    from virtksm.config.load import load
-    from virtksm.guests.survey import survey
-    from virtksm.host.clock import boottime_s
-    from virtksm.host.local_facts import ProcFacts
-    from virtksm.wiring import is_this_machine
 
-    gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    config = load(options.config, asks_groups=False).config
-    libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(requested_uri(options.connect), read_only=True)
-    facts = ProcFacts(boottime_s) if is_this_machine(host.uri, config) else None
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Load the configuration; raises VirtksmError."""
+        from virtksm.config.load import load
 
-    def read() -> tuple[Survey, HostMemory]:
-        return survey(host, facts), (facts or host).host_memory()
+        self.config: Config = load(options.config, asks_groups=False).config
+        self._uri = requested_uri(options.connect, RuntimePaths(options.runtime_dir))
+        self._libvirt = Libvirt(self.config.call_timeout_s)
+        self._host: LibvirtHost | None = None
 
-    return *libvirt.run("guests", read, times=CALLS), config
+    def read(self) -> tuple[Survey, HostMemory]:
+        """Survey the guests and the host's memory; raises VirtksmError."""
+        from virtksm.guests.survey import survey
+        from virtksm.host.clock import boottime_s
+        from virtksm.host.local_facts import ProcFacts
+        from virtksm.wiring import is_this_machine
+
+        host = self._host or self._libvirt.open(self._uri, read_only=True)
+        facts = ProcFacts(boottime_s) if is_this_machine(host.uri, self.config) else None
+
+        def read() -> tuple[Survey, HostMemory]:
+            return survey(host, facts), (facts or host).host_memory()
+
+        self._host = None  # a connection that breaks is not used again
+        found = self._libvirt.run("guests", read, times=CALLS)
+        self._host = host
+        return found

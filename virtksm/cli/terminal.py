@@ -2,8 +2,8 @@
 
 Frames go to the alternate screen, each in one write: the cursor goes home, every line is written over its predecessor
 and cleared behind its end, so that nothing flickers. Escape codes of our own rather than curses: these few are the same
-on every usual terminal, the lines stay the same as in a pipe, and curses would take over
-both streams and need a terminal description. A terminal that is "dumb" is treated as a pipe.
+on every usual terminal, the lines stay the same as in a pipe, and curses would take over both streams and need a
+terminal description. A terminal that is "dumb" is treated as a pipe.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from virtksm.text import width
+from virtksm.cli.layout import MIN_COLUMNS, NORMAL, fit, is_paintable, lay_out, may_colour, render
+from virtksm.errors import ExitCode, VirtksmError
+from virtksm.text import printable, width
+
+if TYPE_CHECKING:
+    from virtksm.cli.layout import Item
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
-NORMAL = "\x1b[0m"
-TONES = {"good": "\x1b[32m", "warn": "\x1b[33m", "bad": "\x1b[31m", "dim": "\x1b[2m"}
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-Line = tuple[str, str]
-"""A tone, "" for none, and a printable text."""
 
 
 class Ended(BaseException):
@@ -37,33 +39,6 @@ class Ended(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = number
-
-
-def is_paintable(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether frames can be painted on what the stream leads to."""
-    return stream.isatty() and environ.get("TERM", "dumb") != "dumb"
-
-
-def may_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether colours are wanted there: on a terminal, unless NO_COLOR is set."""
-    return is_paintable(stream, environ) and "NO_COLOR" not in environ
-
-
-def render(lines: Sequence[Line], *, colour: bool, columns: int | None = None) -> list[str]:
-    """Return lines as text, cut to so many columns."""
-    cut = [(tone, text if columns is None else fit(text, columns)) for tone, text in lines]
-    return [f"{TONES[tone]}{text}{NORMAL}" if colour and tone else text for tone, text in cut]
-
-
-def fit(text: str, columns: int) -> str:
-    """Cut printable text to so many columns; some characters take two of them, some none."""
-    if text.isascii():
-        return text[:columns]
-    for end, one in enumerate(text):
-        columns -= width(one)
-        if columns < 0:
-            return text[:end]
-    return text
 
 
 class Screen:
@@ -132,11 +107,14 @@ class Screen:
             columns, rows = 0, 0
         return columns or 80, rows or 24
 
-    def paint(self, lines: Sequence[Line], *, colour: bool) -> None:
-        """Paint a frame over the one before, cut to the terminal's size; raises OSError when it is gone."""
+    def paint(self, items: Sequence[Item], *, colour: bool) -> None:
+        """Paint a frame over the one before, in the terminal's size; raises OSError when it is gone."""
         columns, rows = self.size()
-        # Not the last column: with the cursor there, clearing would eat a character.
-        shown = render(lines[:rows], colour=colour, columns=columns - 1)
+        columns -= 1  # with the cursor in the last one, clearing would eat a character
+        shown = []
+        for tone, label, text in islice(lay_out(items, max(columns, MIN_COLUMNS)), rows):
+            label = fit(label, columns)  # noqa: PLW2901
+            shown.append(render((tone, label, fit(text, columns - width(label))), colour=colour))
         self._write(HOME + f"{CLEAR_LINE}\r\n".join(shown) + CLEAR_LINE + CLEAR_REST)
 
     def wait(self, due_s: float) -> str:
@@ -170,13 +148,31 @@ class Screen:
             left = left[os.write(self._output, left) :]
 
 
-def watch(screen: Screen, frame: Callable[[], Sequence[Line]], every_s: float, *, colour: bool) -> int:
-    """Paint what `frame` returns, again and again, until q or a signal; returns the exit code."""
+def watch(every_s: float, title: str, frame: Callable[[], Sequence[Item]] | None, print_one: Callable[[], None]) -> int:
+    """Paint what `frame` returns, again and again, until q or a signal; returns the exit code.
+
+    Without a frame, or a terminal to repaint, `print_one` prints one after the other. Errors are shown, and it goes on.
+    """
+    if frame is None or not is_paintable(sys.stdout, os.environ):
+        return _keep_printing(every_s, print_one)
+
+    def titled() -> list[Item]:
+        head = f"{title}, every {every_s:g} s, q ends {time.strftime('%H:%M:%S'):>12}"
+        try:
+            return [("dim", head, ""), *frame()]
+        except VirtksmError as error:
+            return [("dim", head, ""), ("bad", "Error", str(error))]
+
+    screen = Screen(
+        sys.stdout.fileno(),
+        sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None,
+        sys.stdout.encoding,
+    )
     try:
         with screen.signals():
             try:
                 screen.take()
-                _keep_painting(screen, frame, every_s, colour=colour)
+                _keep_painting(screen, titled, every_s, colour=may_colour(sys.stdout, os.environ))
             finally:
                 for number in ENDING:
                     signal.signal(number, signal.SIG_IGN)  # it is ending: nothing may keep it from giving back
@@ -188,14 +184,27 @@ def watch(screen: Screen, frame: Callable[[], Sequence[Line]], every_s: float, *
     return 0
 
 
-def _keep_painting(screen: Screen, frame: Callable[[], Sequence[Line]], every_s: float, *, colour: bool) -> None:
+def _keep_painting(screen: Screen, frame: Callable[[], Sequence[Item]], every_s: float, *, colour: bool) -> None:
     while True:
-        lines = frame()
+        items = frame()
         due_s = time.monotonic() + every_s  # from here, so that keys are heard also where every frame takes long
         while True:
-            screen.paint(lines, colour=colour)
+            screen.paint(items, colour=colour)
             woken = screen.wait(due_s)
             if woken == "quit":
                 return
             if woken == "due":
                 break
+
+
+def _keep_printing(every_s: float, print_one: Callable[[], None]) -> int:
+    try:
+        while True:
+            began_s = time.monotonic()
+            try:
+                print_one()
+            except VirtksmError as error:
+                print(f"virtksm: {printable(str(error))}", file=sys.stderr, flush=True)
+            time.sleep(max(0.0, began_s + every_s - time.monotonic()))
+    except KeyboardInterrupt:
+        return ExitCode.DONE

@@ -9,6 +9,8 @@ TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+EVERY_S = 2.0
+MIN_EVERY_S = 0.1
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 DAY_S = 86_400.0
 YEAR_S = 365 * DAY_S
@@ -28,6 +30,18 @@ def timespan(min_s: float, max_s: float) -> Callable[[str], float]:
         return seconds
 
     return take
+
+
+def add_watch_option(parser: argparse.ArgumentParser) -> None:
+    """Add --watch."""
+    parser.add_argument(
+        "--watch",
+        metavar="TIME",
+        nargs="?",
+        type=timespan(MIN_EVERY_S, DAY_S),
+        const=EVERY_S,
+        help=f"show it again every so often (default: {EVERY_S:g} s), until q or Ctrl-C",
+    )
 
 
 def in_words(seconds: float) -> str:

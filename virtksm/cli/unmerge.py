@@ -17,8 +17,9 @@ from virtksm.uri import is_alias, is_local, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from virtksm.cli.layout import Row
     from virtksm.host.local_facts import ProcFacts
     from virtksm.model.snapshot import KsmState
 
@@ -56,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
     elif options.check:
         print(fit_text(ksm, available_kib))
     else:
-        print("\n".join(merged_lines(ksm, available_kib, is_local=True)))
+        from virtksm.cli.layout import show
+
+        show(merged_rows(ksm, available_kib, is_local=True))
     return ExitCode.DONE if fits else ExitCode.FAILED
 
 
@@ -75,7 +78,7 @@ def unmerge(facts: ProcFacts, runtime_dir: str, *, force: bool, has_unit: bool, 
     if not fits and not force:
         raise VirtksmError(fit_text(ksm, available_kib), remedy=FREE_MEMORY)
     if not has_unit:
-        raise VirtksmError(f"this host has no {UNIT}, as virtksm itself writes nothing to /sys", remedy=UNMERGE)
+        raise VirtksmError(f"this host has no {UNIT}, and virtksm itself writes nothing to /sys", remedy=UNMERGE)
     if not fits:
         os.close(os.open(f"{runtime_dir}/{ALLOWANCE}", os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     if start():
@@ -125,23 +128,18 @@ def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
     }
 
 
-def merged_lines(ksm: KsmState, available_kib: int, *, is_local: bool) -> list[str]:
-    """Render what is merged, and what unmerges it where that fits."""
-    if ksm.unmerge_kib is None:
-        return ["merged    unknown: KSM's counters are not offered"]
+def merged_rows(ksm: KsmState, available_kib: int, *, is_local: bool) -> Iterator[Row]:
+    """Yield what is merged, and what unmerges it where that fits."""
     if not ksm.unmerge_kib:
-        return ["merged    nothing"]
-    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"
+        yield "", "Merged", "unknown: KSM's counters are not offered" if ksm.unmerge_kib is None else "nothing"
+        return
     zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
-    return [
-        f"merged    {format_kib(ksm.saved_kib)} saved: {counted}{zero}",
-        f"unmerge   {fit_text(ksm, available_kib)}",
-        *(
-            []
-            if ksm.missing_kib(available_kib)
-            else [f"          virtksm unmerge{'' if is_local else ', on that host'}"]
-        ),
-    ]
+    counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them{zero}"
+    yield "", "Merged", f"{format_kib(ksm.saved_kib)} saved: {counted}"
+    if ksm.missing_kib(available_kib):
+        yield "warn", "Unmerge", fit_text(ksm, available_kib)
+    else:
+        yield "", "Unmerge", f"virtksm unmerge{'' if is_local else ', on that host'} ({fit_text(ksm, available_kib)})"
 
 
 def fit_text(ksm: KsmState, available_kib: int) -> str:

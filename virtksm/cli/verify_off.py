@@ -10,7 +10,6 @@ import argparse
 
 from virtksm.cli.unmerge import merged_dict, read_here, require_this_machine
 from virtksm.errors import ExitCode
-from virtksm.text import printable
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -55,13 +54,17 @@ def run(options: argparse.Namespace) -> int:
         }
         print(to_json(report))
     else:
-        lines = [
-            f"virtksm   {'not paused' if paused is None else 'paused'}{f' since {since}' if since else ''}",
-            f"KSM       run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}",
-            f"merged    {ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them",
-            *([f"not verified: {doubt}" for doubt in doubts] or ["verified  KSM is off, and nothing is merged"]),
+        from virtksm.cli.layout import show
+
+        since_text = f" since {since}" if since else ""
+        rows = [
+            ("", "virtksm", "not paused" if paused is None else f"paused{since_text}"),
+            ("", "KSM", f"run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}"),
+            ("", "Merged", f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"),
+            *(("bad", "Doubt", doubt) for doubt in doubts),
+            ("bad", "Result", "not verified") if doubts else ("good", "Verified", "KSM is off, and nothing is merged"),
         ]
-        print("\n".join(map(printable, lines)))
+        show(rows)
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 

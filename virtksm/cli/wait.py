@@ -19,7 +19,6 @@ from virtksm.cli.ask_agent import ask_serving, take_answer
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.text import printable
 from virtksm.uri import is_local, named_uri
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -88,7 +87,9 @@ def run(options: argparse.Namespace) -> int:
         waited_s = round(time.monotonic() - began_s, 3)
         print(to_json({"schema": SCHEMA, "result": result, "reason": waiting.reason, "waited_s": waited_s}))
     else:
-        print(f"{label:<10} {printable(waiting.reason)}")
+        from virtksm.cli.layout import show
+
+        show([("", label, waiting.reason)])
     return code
 
 

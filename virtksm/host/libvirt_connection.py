@@ -6,6 +6,7 @@ node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` h
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from virtksm.errors import (
     VirtksmError,
 )
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
+from virtksm.uri import is_alias, is_local
 
 
 class LibvirtHost:
@@ -148,10 +150,10 @@ class LibvirtHost:
     def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
         if self._is_broken(error):
-            return LibvirtUnreachable(message, remedy="is libvirt's daemon running? (virsh uri)")
+            return LibvirtUnreachable(message, remedy=f"systemctl status {_daemon()}")
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
-        return SensingFailed(message, remedy="try the same with virsh node-memory-tune, and see the daemon's log")
+        return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; journalctl -u {_daemon()}")
 
 
 def client_version() -> int:
@@ -166,7 +168,40 @@ def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
         return LibvirtHost((libvirt.openReadOnly if read_only else libvirt.open)(uri))
     except libvirt.libvirtError as error:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
-        raise made(f"{uri}: {error.get_error_message()}", remedy=f"does `virsh --connect {uri} uri` work?") from error
+        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), daemon=_daemon())
+        raise made(f"{uri}: {cause} ({error.get_error_message()})", remedy=remedy) from error
+
+
+def _daemon() -> str:
+    from virtksm.host.systemd import libvirt_daemon  # only where something has failed
+
+    return libvirt_daemon()
+
+
+def explain_failure(uri: str, code: int, number: int, *, daemon: str) -> tuple[str, str]:
+    """Return why a connection could not be opened, and what to do; pure.
+
+    `code` and `number` are libvirt's error code and, with VIR_ERR_SYSTEM_ERROR, the errno of the call that failed
+    (tests/contract/test_connection_failures.py has what libvirt reports); `daemon` is this host's (systemd.py).
+    """
+    number = number if code == libvirt.VIR_ERR_SYSTEM_ERROR else 0
+    if code in _DENIED or number in (errno.EACCES, errno.EPERM):
+        return "this user may not connect", "run this with sudo, or as a member of the group libvirt"
+    if is_alias(uri):
+        return "no such alias", "name a URI such as qemu:///system, or define the alias in libvirt.conf"
+    transport, host = (
+        uri.partition(":")[0].partition("+")[2],
+        uri.partition("//")[2].partition("/")[0].partition(":")[0],
+    )
+    if not is_local(uri) and code == libvirt.VIR_ERR_SYSTEM_ERROR:
+        if transport == "ssh":
+            return "the host cannot be reached", f"ssh {host} virsh uri"
+        return "the host cannot be reached", f"on that host: systemctl status {daemon}; journalctl -u {daemon}"
+    if number in (errno.ENOENT, errno.ECONNREFUSED):
+        return "libvirt is not running", f"systemctl start {daemon}.socket"
+    if code in _NO_SUCH_CONNECTION:
+        return "no such connection", "name another URI, such as qemu:///system"
+    return "no connection", f"journalctl -u {daemon}"
 
 
 def parse_parameters(values: Mapping[str, int]) -> KsmState:
@@ -225,15 +260,19 @@ _REFUSALS = {
     libvirt.VIR_ERR_INVALID_ARG: Cause.OUT_OF_RANGE,
 }
 
-_LASTING = (
+_DENIED = (
     libvirt.VIR_ERR_AUTH_FAILED,
     libvirt.VIR_ERR_AUTH_CANCELLED,
     libvirt.VIR_ERR_AUTH_UNAVAILABLE,
     libvirt.VIR_ERR_ACCESS_DENIED,
     libvirt.VIR_ERR_OPERATION_DENIED,
+)
+_NO_SUCH_CONNECTION = (
     libvirt.VIR_ERR_NO_CONNECT,
     libvirt.VIR_ERR_NO_SUPPORT,
     libvirt.VIR_ERR_INVALID_ARG,
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+    libvirt.VIR_ERR_INTERNAL_ERROR,  # a URI that cannot be parsed, or has a path that its driver does not know
 )
+_LASTING = (*_DENIED, *(code for code in _NO_SUCH_CONNECTION if code != libvirt.VIR_ERR_INTERNAL_ERROR))
 """Errors of opening that a further attempt meets again."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import printable
 
 UNIT_DIRS = (
@@ -21,12 +22,25 @@ UNIT_DIRS = (
     "/lib/systemd/system",
 )
 """Where systemd looks for units (systemd.unit(5))."""
+LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 ANSWER_WITHIN_S = 3.0
 
 
 def has_unit(name: str, unit_dirs: Iterable[str] = UNIT_DIRS, booted: str = "/run/systemd/system") -> bool:
     """Return whether systemd runs here (sd_booted(3)) and has a unit of that name."""
     return os.path.isdir(booted) and any(os.path.isfile(f"{folder}/{name}") for folder in unit_dirs)
+
+
+def switch_on_here() -> str:
+    """Return what switches KSM on, on this host."""
+    return switch_ksm_on(has_unit=has_unit(SWITCH_UNIT))
+
+
+def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
+    """Return the name of the daemon for QEMU on this host: the modular virtqemud where it is enabled, or alone."""
+    has = {name: any(os.path.isfile(f"{folder}/{name}.socket") for folder in unit_dirs) for name in LIBVIRT_DAEMONS}
+    enabled = any(os.path.lexists(f"{folder}/sockets.target.wants/virtqemud.socket") for folder in unit_dirs)
+    return "virtqemud" if enabled or (has["virtqemud"] and not has["libvirtd"]) else "libvirtd"
 
 
 def unit_variable(

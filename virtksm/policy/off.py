@@ -1,8 +1,8 @@
-"""Switched off: what a pass decides while `virtksm pause` is in force. Pure; store/switch.py keeps the switch.
+"""Paused: what a pass decides while `virtksm pause` is in force. Pure; store/switch.py keeps the switch.
 
-Off outranks every policy and every trigger: each pass lets ksmd idle. The policy is not asked, and its state is
-dropped: while off, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins
-anew when `virtksm resume` comes, and every guest needs a scan.
+It outranks every policy and every trigger: each pass lets ksmd idle. The policy is not asked, and its state is dropped:
+meanwhile, anything may have happened to what KSM knows (unmerging forgets all of it), so the policy begins anew when
+`virtksm resume` comes, and every guest needs a scan.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
         counts = {"samples": len(drawn.samples), "events": len(drawn.events)}
         print(to_json({"schema": SCHEMA, "output": str(options.output), **counts}))
     else:
-        print(f"drawn     {options.output}: {len(drawn.samples)} samples, {len(drawn.events)} events")
+        from virtksm.cli.layout import show
+
+        show([("", "Drawn", f"{options.output}: {len(drawn.samples)} samples, {len(drawn.events)} events")])
     return ExitCode.DONE
 
 

@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_agent, find_answer
+from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.layout import show
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.store.trace import append_lines, create_trace
 
     paths = RuntimePaths(options.runtime_dir)
-    recorder = Recorder(lambda request: ask_agent(paths, request), is_anonymous=options.anonymous)
+    recorder = Recorder(lambda request: ask_serving(paths, options.connect, request), is_anonymous=options.anonymous)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
     lines = recorder.ask()
     if recorder.is_away:
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         counts = {"passes": recorder.passes, "missed": recorder.missed}
         print(to_json({"schema": SCHEMA, "file": options.file, **counts}))
     else:
-        print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
+        show([("", "Recorded", f"{recorder.passes} passes to {options.file}, {recorder.missed} missed")])
     return ExitCode.DONE
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.decision import Decision, Reason, Triggers
+from virtksm.model.decision import Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
 from virtksm.policy.adaptive.backlog import OTHER_PROCESSES, account, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
@@ -36,6 +36,7 @@ from virtksm.policy.adaptive.full_scans import (
     full_scan_cost_s,
     has_ended,
     is_scanned_by_another,
+    progress_numbers,
     read_meter,
     seconds_to_wait,
     seconds_until_empty,
@@ -162,7 +163,7 @@ class AdaptivePolicy:
             merge = None
         if learned.backoff > 1:
             text += f"; merged pages are rewritten quickly: scanning {learned.backoff} times less often"
-        numbers = {
+        numbers: dict[str, Number] = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,
             "new_kib": backlog.new_kib,
@@ -183,6 +184,8 @@ class AdaptivePolicy:
                 "other_processes_kib": snapshot.other_processes.kib,
                 "other_processes_unread": snapshot.other_processes.unread,
             }
+        if state.scans.current is not None:
+            numbers |= progress_numbers(snapshot, state, state.scans.current)
         decision = Decision(
             target=replace(settings, merge_across_nodes=merge),
             reason=Reason(rule=rule, text=text, numbers=numbers),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from virtksm.config.schema import AdaptiveParams
+from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
 from virtksm.policy.adaptive.backlog import NEGLIGIBLE, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need
@@ -224,6 +225,23 @@ def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
     if scanned or now.full_scans != current.fed.full_scans or known_kib(snapshot):
         return None
     return max(BATCH_S, 2 * (_used_s(current.fed, now) or 0.0)) - (now.taken_s - current.fed.taken_s)
+
+
+def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:
+    """Return how far a full scan is, and when it will have ended at its pace so far.
+
+    Where it is whole only after the end of another's, it takes up to twice the memory.
+    """
+    now, ksm = read_meter(snapshot), snapshot.ksm
+    scanned = _difference(current.began.pages_scanned, now.pages_scanned)
+    full_scan_kib = total_kib(snapshot, state) * max(current.ends_at_full_scans - current.began.full_scans, 1)
+    scanned_kib = None if scanned is None else min(ksm.kib(scanned), full_scan_kib)
+    passed_s = now.taken_s - current.began.taken_s
+    return {
+        "full_scan_kib": full_scan_kib,
+        "scanned_kib": scanned_kib,
+        "full_scan_left_s": round(passed_s * (full_scan_kib / scanned_kib - 1), 3) if scanned_kib else None,
+    }
 
 
 def is_scanned_by_another(snapshot: Snapshot, state: AdaptiveState) -> bool:

@@ -1,0 +1,91 @@
+"""Why a connection cannot be opened: what the real libvirt reports for each cause, and the remedy that follows."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.nobody import run_as_nobody
+from virtksm.errors import ExitCode, LibvirtRefuses, LibvirtUnreachable
+from virtksm.host.libvirt_connection import explain_failure, open_host
+from virtksm.host.systemd import libvirt_daemon
+
+START = "systemctl start libvirtd.socket"
+LET_IN = "run this with sudo, or as a member of the group libvirt"
+ANOTHER = "name another URI, such as qemu:///system"
+
+HERE = "qemu:///system"
+REPORTED = [
+    (HERE, libvirt.VIR_ERR_SYSTEM_ERROR, 2, "libvirt is not running", START),
+    (HERE, libvirt.VIR_ERR_SYSTEM_ERROR, 111, "libvirt is not running", START),
+    (HERE, libvirt.VIR_ERR_SYSTEM_ERROR, 13, "this user may not connect", LET_IN),
+    (HERE, libvirt.VIR_ERR_AUTH_FAILED, -1, "this user may not connect", LET_IN),
+    (HERE, libvirt.VIR_ERR_AUTH_UNAVAILABLE, -1, "this user may not connect", LET_IN),
+    ("qemu+ssh://root@x/system", libvirt.VIR_ERR_SYSTEM_ERROR, 104, "the host cannot be reached", "ssh root@"),
+    ("qemu+tcp://there/system", libvirt.VIR_ERR_SYSTEM_ERROR, 111, "the host cannot be reached", "on that host: "),
+    ("qemu+tls://there/system", libvirt.VIR_ERR_AUTH_FAILED, -1, "this user may not connect", LET_IN),
+    ("lab", libvirt.VIR_ERR_NO_CONNECT, -1, "no such alias", "name a URI such as qemu:///system"),
+    ("xen:///system", libvirt.VIR_ERR_NO_CONNECT, -1, "no such connection", ANOTHER),
+    ("qemu:///sytem", libvirt.VIR_ERR_INTERNAL_ERROR, -1, "no such connection", ANOTHER),
+    (HERE, libvirt.VIR_ERR_SYSTEM_ERROR, 24, "no connection", "journalctl -u libvirtd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("uri", "code", "number", "cause", "remedy"), REPORTED)
+def test_each_cause_has_its_remedy(uri: str, code: int, number: int, cause: str, remedy: str) -> None:
+    found = explain_failure(uri, code, number, daemon="libvirtd")
+    assert found[0] == cause
+    assert found[1].startswith(remedy)
+
+
+@pytest.fixture
+def dead_socket(tmp_path: Path) -> str:
+    """A socket that nobody listens to any more."""
+    path = str(tmp_path / "dead")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+    return path
+
+
+def opening(uri: str) -> LibvirtUnreachable:
+    with pytest.raises(LibvirtUnreachable) as failed:
+        open_host(uri)
+    assert failed.value.message.startswith(f"{uri}: ")
+    return failed.value
+
+
+def test_a_daemon_that_is_not_there(dead_socket: str) -> None:
+    for path in ("/nonexistent/socket", dead_socket):
+        failed = opening(f"qemu:///system?socket={path}")
+        assert f": libvirt is not running (Failed to connect socket to '{path}': " in failed.message
+        assert failed.remedy == f"systemctl start {libvirt_daemon()}.socket"
+        assert not isinstance(failed, LibvirtRefuses), "it may come"
+
+
+def test_a_host_that_is_not_there() -> None:
+    assert opening("qemu+ssh://root@127.0.0.1:1/system?no_tty=1").remedy == "ssh root@127.0.0.1 virsh uri"
+    assert opening("qemu+tcp://127.0.0.1:1/system").remedy.startswith("on that host: ")
+
+
+@pytest.mark.parametrize("uri", ["no-such-alias", "qemu+bogus:///system", "://"])
+def test_a_name_that_means_nothing(uri: str) -> None:
+    assert opening(uri).remedy.startswith("name a")
+
+
+@pytest.mark.real
+def test_a_daemon_that_does_not_know_the_driver_or_the_path(libvirtd: PrivateLibvirtd) -> None:
+    for uri in ("nonsense:///system", "qemu:///sytem"):
+        assert opening(f"{uri}?socket={libvirtd.socket_path}").remedy == ANOTHER
+
+
+@pytest.mark.real
+def test_a_user_whom_the_daemons_socket_keeps_out(libvirtd: PrivateLibvirtd) -> None:
+    done = run_as_nobody("--config", "/dev/null", "guests", "--connect", libvirtd.uri)
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(f"virtksm: error: {libvirtd.uri}: this user may not connect (Failed to connect socket to ")
+    assert hint == f"hint: {LET_IN}"
+    assert done.returncode == ExitCode.UNREACHABLE

@@ -1,0 +1,118 @@
+"""What people see in a terminal of 80 and of 120 columns: tests/terminal has the recordings, one a command and width.
+
+As root, as a member of the group and as nobody; with an agent, without one, without libvirt.
+"""
+
+from __future__ import annotations
+
+import grp
+import shlex
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from demo.guests import PayloadGuest
+from tests.lab.fixtures import GuestFactory
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.nobody import nobody_command
+from tests.lab.pseudo_terminal import PseudoTerminal
+from tests.lab.terminal_recording import find_differences
+from tests.real.agent_process import UNSETTLED_LAW, VIRTKSM, AgentFactory, AgentHome
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+
+GROUP = "daemon"
+LAW = f'status_group = "{GROUP}"\n{UNSETTLED_LAW}'
+WITH_AGENT = {
+    "status": "status",
+    "status-verbose": "status --verbose",
+    "guests": "guests --sort name",
+    "guests-all": "guests --sort name --output all",
+    "guests-names": "guests --sort name --output name --no-header",
+    "headroom": "headroom",
+    "explain": "explain --last 1",
+    "explain-verbose": "explain --last 1 --verbose",
+    "retune": "retune --dry-run",
+    "doctor-group": "doctor --only guests --all",
+    "doctor-typo": "doctor --only gests",
+}
+FOR_NOBODY = {"status": "status", "guests": "guests --sort name", "headroom": "headroom", "explain": "explain"}
+WITHOUT_AGENT = {"status": "status", "explain": "explain --last 1"}
+WITHOUT_LIBVIRT = {"status": "status", "guests": "guests", "doctor-group": "doctor --only libvirt"}
+ELSEWHERE = {"doctor": "doctor"}
+ACTING = {
+    "pause": "pause",
+    "verify-off": "verify-off",
+    "unmerge-check": "unmerge --check",
+    "unmerge": "unmerge",
+    "resume": "resume",
+    "restore": "restore",
+}
+HELP = {
+    "help": "help",
+    "pause": "help pause",
+    "config": "help config",
+    "replay": "help trace replay",
+    "nothing": "",
+    "typo": "stauts",
+    "option": "status --al",
+}
+NOT_FOR_NOBODY = {"pause": "pause", "retune": "retune", "restore": "restore", "unmerge": "unmerge"}
+AWAY = "qemu+unix://nowhere.invalid/system?socket=/nonexistent/socket"
+
+
+def compare(scene: str, shown: dict[str, str], command: Callable[..., Sequence[str]], uri: str) -> None:
+    """Compare what each command of a scene shows with its recordings."""
+    faults = []
+    for name, words in shown.items():
+        arguments = [*shlex.split(words), "--connect", uri]
+        faults += find_differences(f"{scene}-{name}", f"virtksm {words}", command(*arguments))
+    assert not faults, "\n".join(faults)
+
+
+def test_everybody_sees_what_is_theirs_to_see(
+    start_agent: AgentFactory, guest: GuestFactory, libvirtd: PrivateLibvirtd
+) -> None:
+    agent = start_agent(LAW)
+    home = agent.home
+    for spec in (
+        *(PayloadGuest(name=f"web-{seed}", memory_mib=32, common_mib=16, own_mib=8, seed=seed) for seed in (1, 2)),
+        PayloadGuest(name="仮想マシン", memory_mib=24, common_mib=16, nosharepages=True),
+    ):
+        guest(spec).domain.suspend()  # memory that grows now and then would be another decision
+    agent.sweep()
+    compare("root", WITH_AGENT, home.command, agent.uri)
+    watched = PseudoTerminal(home.command("guests", "--watch", "0.2", "--connect", agent.uri))
+    try:
+        watched.wait_for_frame("web-1")
+        watched.type(b"q")
+        assert watched.wait_ended() == 0
+    finally:
+        watched.close()
+
+    home.folder.chmod(0o755)
+    options = home.command()[1:]
+    group = grp.getgrnam(GROUP).gr_gid
+    compare("group", {"status": "status"}, lambda *words: nobody_command(*options, *words, gids=(group,)), agent.uri)
+    libvirtd.root.chmod(0o755)
+    readers = f"{agent.uri}-ro"
+    compare("nobody", FOR_NOBODY, lambda *words: nobody_command(*options, *words), readers)
+
+    compare("nobody", NOT_FOR_NOBODY, lambda *words: nobody_command(*options, *words), agent.uri)
+
+    assert agent.stop() == 0
+    compare("alone", WITHOUT_AGENT, home.command, agent.uri)
+
+
+def test_what_acts_says_what_it_has_done(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+    agent_home.configure(UNSETTLED_LAW)
+    compare("acting", ACTING, agent_home.command, libvirtd.uri)
+
+
+def test_the_help_and_wrong_usage_fit_the_terminal() -> None:
+    compare("help", HELP, lambda *words: [VIRTKSM, *words], "qemu:///system")
+
+
+def test_without_libvirt_and_of_another_machine_what_is_known_is_told(agent_home: AgentHome) -> None:
+    compare("no-libvirt", WITHOUT_LIBVIRT, agent_home.command, "qemu:///system?socket=/nonexistent/socket")
+    compare("elsewhere", ELSEWHERE, agent_home.command, AWAY)
