@@ -273,6 +273,8 @@ def test_only_passes_in_which_an_answer_changes_are_shown_unless_all_are(capsys:
     assert len(shown) < len(everything) == sum(isinstance(line, Pass) for line in twins())
     answers = [(step["law"], step["recorded"]["rule"], step["recorded"]["target"]) for step in shown]
     assert all(one != other or other[0] for one, other in pairwise(answers))
+    rules = [step["recorded"]["rule"] for step in shown]
+    assert ("full_scan", "full_scan") not in pairwise(rules), "a batch is no decision"
 
 
 def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:

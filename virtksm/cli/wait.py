@@ -143,7 +143,7 @@ def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
     if not (is_done and last["outcome"] in ("applied", "unchanged") and _is_negligible(decision["numbers"])):
         return None, decision["reason"]
     if began_ago_s > waited_s:
-        return None, f"the next pass, as the last one was before this command: {decision['reason']}"
+        return None, f"no pass since this command began; by the last one {decision['reason']}"
     return "settled", decision["reason"]
 
 
