@@ -7,7 +7,6 @@ import gc
 
 from virtksm.cli.survey import Surveyor
 from virtksm.errors import ExitCode
-from virtksm.host.systemd import switch_on_here
 from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
@@ -97,6 +96,8 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
             "run this command there"
         )
     if found.ksm.run not in (None, 1):
+        from virtksm.host.systemd import switch_on_here
+
         notes.append(f"KSM is off: nothing more merges ({switch_on_here()})")
     elif found.ksm.settings.pages_to_scan == 0:
         notes.append("ksmd is idle: new memory merges once it scans again")

@@ -1,4 +1,6 @@
-"""The answer to `virtksm status` as rows for people, from the same dictionary that --json prints. Pure."""
+"""The answer to `virtksm status` as rows for people, from the same dictionary that --json prints. Pure, but for
+the command that switches KSM on here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 
 from virtksm.cli.sparkline import ASCII, progress_bar, sparkline
-from virtksm.host.systemd import switch_on_here
 from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -73,6 +74,8 @@ def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> R
     """Say whether ksmd scans, is idle or paused, or KSM is off."""
     run, pages = now["ksm_run"], now["settings"]["pages_to_scan"]
     if run not in (None, 1):
+        from virtksm.host.systemd import switch_on_here
+
         unmerged = ", everything is unmerged" if run == 2 else ""
         return "warn", "KSM", f"off (run={run}{unmerged}): nothing merges ({switch_on_here()})"
     full_scan, is_scanning = status["full_scan"], bool(pages)

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from virtksm.cli.layout import MIN_COLUMNS, NORMAL, fit, is_paintable, lay_out, may_colour, render
+from virtksm.cli.main import error_lines
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.text import printable, width
 
@@ -161,7 +162,7 @@ def watch(every_s: float, title: str, frame: Callable[[], Sequence[Item]] | None
         try:
             return [("dim", head, ""), *frame()]
         except VirtksmError as error:
-            return [("dim", head, ""), ("bad", "Error", str(error))]
+            return [("dim", head, ""), ("bad", "Error", error.message), ("", "", error.remedy)]
 
     screen = Screen(
         sys.stdout.fileno(),
@@ -204,7 +205,7 @@ def _keep_printing(every_s: float, print_one: Callable[[], None]) -> int:
             try:
                 print_one()
             except VirtksmError as error:
-                print(f"virtksm: {printable(str(error))}", file=sys.stderr, flush=True)
+                print("\n".join(map(printable, error_lines(error, "virtksm", ()))), file=sys.stderr, flush=True)
             time.sleep(max(0.0, began_s + every_s - time.monotonic()))
     except KeyboardInterrupt:
         return ExitCode.DONE
