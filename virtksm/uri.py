@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 
 DEFAULT_URI = "qemu:///system"
+PLAIN = (DEFAULT_URI, "qemu:///session")
+"""URIs that name no host, transport, socket or program: those that a command opens because an agent says so."""
 VARIABLE = "LIBVIRT_DEFAULT_URI"
 
 
@@ -17,12 +19,6 @@ def named_uri(connect: str | None, environ: Mapping[str, str] = os.environ) -> s
 def is_alias(uri: str) -> bool:
     """Return whether a name is one of libvirt.conf's aliases, whose host only libvirt knows."""
     return ":" not in uri
-
-
-def is_plain(uri: str) -> bool:
-    """Return whether a URI is a driver's usual one on this machine: it names no host, transport, socket or program."""
-    driver, separator, path = uri.partition(":///")
-    return separator != "" and driver.isascii() and driver.isalnum() and path in ("system", "session")
 
 
 def is_local(uri: str) -> bool:

@@ -15,7 +15,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import ConfigError
 from virtksm.host.systemd import parse_environment, unit_variable
 from virtksm.paths import RuntimePaths
-from virtksm.uri import is_plain, named_uri
+from virtksm.uri import named_uri
 
 NAME = "LIBVIRT_DEFAULT_URI"
 
@@ -39,6 +39,7 @@ WARNING = "virtksm: warning: the agent serves {}; this is about qemu:///system (
         ({"ok": False, "other_uri": "qemu:///session"}, "qemu:///session", ""),
         ({"ok": False, "other_uri": "qemu:///system"}, "qemu:///system", ""),
         ({"ok": False, "other_uri": EVIL}, "qemu:///system", WARNING.format(EVIL)),
+        ({"ok": False, "other_uri": "x:///session"}, "qemu:///system", WARNING.format("x:///session")),
         ({"ok": False, "other_uri": "\x1b[31m"}, "qemu:///system", WARNING.format("\\x1b[31m")),
         ({"ok": False, "other_uri": ["qemu:///session"]}, "qemu:///system", ""),
         ({"ok": True}, "qemu:///system", ""),
@@ -62,13 +63,6 @@ def test_where_none_is_named_it_is_the_agents_unless_that_might_run_a_program(
                 assert requested_uri("lab", paths) == "lab"
                 assert requested_uri(None, paths) == uri
     assert capsys.readouterr().err == warning
-
-
-@pytest.mark.parametrize(
-    "uri", ["qemu+unix:///system", "qemu:///system?socket=/x", "qemu:///embed", "x://there/system", ""]
-)
-def test_what_may_lead_to_anothers_socket_is_not_plain(uri: str) -> None:
-    assert not is_plain(uri)
 
 
 @pytest.mark.parametrize(

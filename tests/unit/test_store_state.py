@@ -80,7 +80,7 @@ def test_every_state_comes_back_as_it_was(state: HostState) -> None:
 def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, damage: dict[str, object]) -> None:
     file = Path(paths.host_state("local"))
     file.write_text(json.dumps({**GOOD, **damage}), encoding="utf-8")
-    with pytest.raises(StateUnusable, match="remove it") as unusable:
+    with pytest.raises(StateUnusable, match="rm ") as unusable:
         StateFile(paths, "local").load()
     assert str(file) in unusable.value.message
     file.write_bytes(b"\xff\xfe")

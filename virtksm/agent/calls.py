@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.host.systemd import restart_libvirt
 
 Result = TypeVar("Result")
-
-REMEDY = "libvirt's daemon does not answer: see its log, or restart it; guests go on running"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,7 @@ class Waiting:
 
 def libvirt_hangs(message: str) -> VirtksmError:
     """Return the error for a call that libvirt does not answer."""
-    return LibvirtTimeout(message, remedy=REMEDY)
+    return LibvirtTimeout(message, remedy=restart_libvirt())
 
 
 class BlockingCalls:

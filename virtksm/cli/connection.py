@@ -1,7 +1,7 @@
 """Which host a command means, and libvirt within a limit: a daemon that hangs must not keep a command from ending.
 
-Of an agent's URIs a command opens the plain ones alone, as qemu:///session: libvirt runs programs and opens sockets
-that others name, and the agent has fewer rights than root.
+Of the URIs that an agent names, a command opens uri.PLAIN alone: libvirt runs programs and opens sockets that others
+name, and the agent has fewer rights than root.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from virtksm.text import printable
-from virtksm.uri import DEFAULT_URI, VARIABLE, is_plain, named_uri
+from virtksm.uri import DEFAULT_URI, PLAIN, VARIABLE, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def requested_uri(connect: str | None, paths: RuntimePaths | None = None) -> str
     if named is not None:
         return named
     agents = None if paths is None else agents_uri(paths)
-    if agents is not None and is_plain(agents):
+    if agents is not None and agents in PLAIN:
         return agents
     from virtksm.host.systemd import unit_variable
 
@@ -103,6 +103,6 @@ class Libvirt:
 
 def _hangs(message: str) -> VirtksmError:
     from virtksm.errors import LibvirtTimeout
-    from virtksm.host.systemd import libvirt_daemon
+    from virtksm.host.systemd import restart_libvirt
 
-    return LibvirtTimeout(message, remedy=f"systemctl restart {libvirt_daemon()} (guests go on running)")
+    return LibvirtTimeout(message, remedy=restart_libvirt())

@@ -90,7 +90,7 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
     """Return the guests whose name or UUID is wanted, all where none is; raises VirtksmError if one is missing."""
     known = {name for seen in guests for name in (seen.guest.name, seen.guest.uuid)}
     if missing := [name for name in wanted if name not in known]:
-        raise VirtksmError(f"no running guest is called {printable(missing[0])}", remedy="`virtksm guests` shows all")
+        raise VirtksmError(f"no running guest is called {printable(missing[0])}", remedy="virtksm guests")
     return [seen for seen in guests if not wanted or {seen.guest.name, seen.guest.uuid} & {*wanted}]
 
 

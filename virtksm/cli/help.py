@@ -112,6 +112,6 @@ def examples_of(words: Words) -> list[tuple[str, str]]:
 def _table(summaries: Mapping[str, str], width: int) -> list[str]:
     lines: list[str] = []
     for name, summary in summaries.items():
-        first = f"  {name:<11}"
+        first = f"  {name:<12}"
         lines += textwrap.wrap(summary, width, initial_indent=first, subsequent_indent=" " * len(first))
     return lines

@@ -15,6 +15,7 @@ from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.local_facts import ProcFacts
+from virtksm.host.systemd import restart_libvirt
 from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.paths import RuntimePaths
@@ -93,9 +94,7 @@ class Alone:
         try:
             answer = self._answers.get(timeout=LIMIT_S)
         except queue.Empty:
-            raise LibvirtTimeout(
-                f"{self.uri}: no answer within {LIMIT_S:g} s", remedy="see the log of libvirt's daemon"
-            ) from None
+            raise LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt()) from None
         self._is_out = False
         if isinstance(answer, VirtksmError):
             raise answer

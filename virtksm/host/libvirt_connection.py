@@ -222,9 +222,7 @@ def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:
     def read(name: str) -> int:
         kib = _counter(values, name)
         if kib is None:
-            raise SensingFailed(
-                f"libvirt does not report the host's {name} memory", remedy="is the host a Linux machine?"
-            )
+            raise SensingFailed(f"libvirt does not report the host's {name} memory", remedy="KSM needs a Linux host")
         return kib
 
     return HostMemory(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from virtksm.errors import SensingFailed
+from virtksm.errors import SensingFailed, reason_of
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
 from virtksm.host.proc_files import (
     MAX_BYTES,
@@ -109,7 +109,9 @@ class ProcFacts:
             with open(path, encoding="ascii") as file:
                 return parse_meminfo(file.read())
         except (OSError, ValueError) as error:
-            raise SensingFailed(f"{path}: {error}", remedy="is /proc mounted, with ProcSubset=all?") from error
+            raise SensingFailed(
+                f"{path}: {reason_of(error)}", remedy="/proc must be mounted, and a unit needs ProcSubset=all"
+            ) from error
 
     def ksmd_cpu_seconds(self) -> float | None:
         self._ksmd = (self._ksmd and find_again(self._ksmd)) or self._find_ksmd()

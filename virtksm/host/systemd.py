@@ -43,6 +43,11 @@ def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
     return "virtqemud" if enabled or (has["virtqemud"] and not has["libvirtd"]) else "libvirtd"
 
 
+def restart_libvirt() -> str:
+    """Return what mends a daemon of libvirt's that hangs, on this host."""
+    return f"systemctl restart {libvirt_daemon()} (guests go on running)"
+
+
 def unit_variable(
     unit: str,
     name: str,

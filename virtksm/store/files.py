@@ -28,9 +28,7 @@ def ensure_folder(path: str, mode: int) -> None:
         os.mkdir(path, mode)
     except FileExistsError:
         if not os.path.isdir(path) or os.path.islink(path):
-            raise StateUnusable(
-                f"{path} is not a folder", remedy=f"see what it is (ls -ld {path}), and remove it"
-            ) from None
+            raise StateUnusable(f"{path} is not a folder", remedy=f"ls -ld {path}") from None
     except OSError as error:
         raise _unusable(path, error) from error
 
@@ -163,9 +161,9 @@ def _create(path: str, flags: int) -> int:
 def find_remedy(path: str, error: Exception | str) -> str:
     """Return what to do about a file or folder that cannot be used, as commands."""
     if isinstance(error, PermissionError) and os.geteuid() != 0:
-        return "only root and the agent's own user may do this: run it with sudo"
+        return "run this with sudo"
     folder = os.path.dirname(path)
-    return f"see what is there, who owns it and how much space is free: ls -la {folder}; df {folder}"
+    return f"ls -la {folder}; df {folder}"
 
 
 def _unusable(path: str, error: Exception | str) -> StateUnusable:

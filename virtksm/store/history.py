@@ -37,7 +37,7 @@ from virtksm.history.samples import (
     parse_samples,
     sample_row,
 )
-from virtksm.store.files import ensure_folder, read_at_most
+from virtksm.store.files import ensure_folder, find_remedy, read_at_most
 
 SCHEMA = 1
 MAX_BYTES = 32 << 20
@@ -61,7 +61,6 @@ MAX_STEPS = 50_000_000
 TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
 
-REMEDY = "virtksm keeps its history there, for people to read: see who owns it, and how much space is free (df)"
 
 TABLES = {
     name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK ({columns[0]} IS NOT NULL))"
@@ -250,7 +249,7 @@ def _set_aside(path: str) -> str:
     if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MAX_ASIDE:
         raise StateUnusable(
             f"{path} is damaged or a newer version's, and {MAX_ASIDE} such files were set aside before",
-            remedy=f"look at {path}.aside-*, and remove them",
+            remedy=f"rm {path}.aside-*",
         )
     aside = f"{path}.aside-{time.time_ns()}"
     os.rename(path, aside)
@@ -321,6 +320,6 @@ def _translated(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StateUnusable(f"{path}: {error.strerror}", remedy=REMEDY) from error
+        raise StateUnusable(f"{path}: {error.strerror}", remedy=find_remedy(path, error)) from error
     except (sqlite3.Error, ValueError, MemoryError) as error:
-        raise StateUnusable(f"{path}: {error}", remedy=REMEDY) from error
+        raise StateUnusable(f"{path}: {error}", remedy=find_remedy(path, error)) from error

@@ -42,9 +42,7 @@ class StateFile:
 
     def locked(self) -> AbstractContextManager[None]:
         ensure_runtime(self._paths)
-        busy = AlreadyRunning(
-            f"another virtksm pass holds {self._lock}", remedy=f"see who it is: fuser -v {self._lock}"
-        )
+        busy = AlreadyRunning(f"another virtksm pass holds {self._lock}", remedy=f"fuser -v {self._lock}")
         return locked(self._lock, busy, wait_s=LOCK_WAIT_S)
 
     def load(self) -> HostState:
@@ -56,7 +54,7 @@ class StateFile:
         except ValueError as error:
             raise StateUnusable(
                 f"{self._file}: {error}",
-                remedy="remove it, and the settings now in the kernel become the baseline",
+                remedy=f"rm {self._file} (the settings now in the kernel become the baseline)",
             ) from error
 
     def save(self, state: HostState) -> None:

@@ -57,10 +57,7 @@ def sense(
 
 def no_ksm(uri: str) -> Unsupported:
     """Return the error that the kernel behind a connection has no KSM."""
-    return Unsupported(
-        f"the kernel of {uri} has no KSM",
-        remedy="virtksm needs one built with CONFIG_KSM=y (grep CONFIG_KSM /boot/config-$(uname -r))",
-    )
+    return Unsupported(f"the kernel of {uri} has no KSM", remedy="grep CONFIG_KSM /boot/config-$(uname -r)")
 
 
 def sense_settings(local: LocalFacts) -> Settings:

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             append_lines(file, options.file, recorder.ask())
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
-        raise VirtksmError(f"{options.file} is empty", remedy="the agent has made no pass: see `virtksm status`")
+        raise VirtksmError(f"{options.file} is empty: the agent has made no pass", remedy="virtksm status")
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
     if options.json:
