@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtksm.cli.progress import Progress
+
 WARM_UP_RUNS = 2
 
 
@@ -71,12 +73,14 @@ def interleave(timed: Mapping[str, Callable[[], float]], runs: int) -> dict[str,
     """
     names = list(timed)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(runs + WARM_UP_RUNS):
-        random.shuffle(names)
-        for name in names:
-            measured = timed[name]()
-            if number >= WARM_UP_RUNS:
-                times[name].append(measured)
+    with Progress() as progress:
+        for number in range(runs + WARM_UP_RUNS):
+            random.shuffle(names)
+            for name in names:
+                progress.show(f"run {number + 1} of {runs + WARM_UP_RUNS}: {name}")
+                measured = timed[name]()
+                if number >= WARM_UP_RUNS:
+                    times[name].append(measured)
     return times
 
 

@@ -28,6 +28,7 @@ from bench.rest import read_memory_mib, watch_rest
 from bench.stage import STEPPING_LAW, Guests, private_libvirtd, running_agent
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import AgentProcess
+from virtksm.cli.progress import Progress
 from virtksm.host.libvirt_events import EventLoop
 
 P99_GOAL_MS = 20.0
@@ -87,8 +88,9 @@ class Benchmark:
     def _measure_isolated(self, agent: AgentProcess, events: Events) -> None:
         to_kernel_ms, virsh_ms, applied = [], [], []
         events.take_all()
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, Progress() as progress:
             for number in range(self._options.events):
+                progress.show(f"event {number + 1} of {self._options.events}")
                 kind = "stopped" if number % 2 else "started"
                 known = self._kernel.read()
                 acting = pool.submit(self._guests.stop if number % 2 else self._guests.start, "extra")
@@ -116,8 +118,8 @@ class Benchmark:
         passes = [by_value[value] for value in applied if value in by_value]
         for name, series in (
             ("delivery to kernel, ms", to_kernel_ms),
-            ("agent's own figure, ms", [line["event_to_applied_ms"] for line in passes]),
-            ("of it, the pass, ms", [line["duration_ms"] for line in passes]),
+            ("agent's own figure, ms", [1000 * line["event_to_applied_s"] for line in passes]),
+            ("of it, the pass, ms", [1000 * line["duration_s"] for line in passes]),
             ("virsh, ms", virsh_ms),
         ):
             if series:

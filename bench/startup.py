@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
                 options.runs,
             )
             pass_ms = median(
-                [line["duration_ms"] for line in agent.lines("pass_completed") if line["triggers"] == ["retune"]]
+                [1000 * line["duration_s"] for line in agent.lines("pass_completed") if line["triggers"] == ["retune"]]
             )
     medians = {name: median(samples) for name, samples in times.items()}
     print(f"\n{options.runs} runs of each, {options.guests} guests; medians, start to exit:")

@@ -1,4 +1,4 @@
-"""The documents' tables that follow from the program: `python -m manual.references` rewrites them in docs/.
+"""The documents' tables and the JSON Schema, as the program has them: `python -m manual.references` rewrites them.
 
 A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. virtksm.config makes the tables of keys.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from manual.json_schema import json_schema
 from manual.tree import Command, describe
 from virtksm.agent.metrics.definitions import METRICS
 from virtksm.policy.rules import MEANINGS
@@ -57,6 +58,7 @@ def rewritten() -> Iterator[tuple[Path, str]]:
     for name, (document, make) in TABLES.items():
         path = DOCS / document
         yield path, filled(path.read_text(encoding="utf-8"), name, make())
+    yield DOCS / "json-schema.json", json_schema()
 
 
 def _arguments(command: Command) -> str:

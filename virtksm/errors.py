@@ -19,6 +19,9 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNREACHABLE = 3
     REFUSED = 4
+    TIMED_OUT = 5
+    PAUSED = 6
+    KSM_OFF = 7
 
 
 class VirtksmError(Exception):

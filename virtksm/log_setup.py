@@ -1,9 +1,17 @@
-"""Logging for the long-running commands: structlog, one event a line, on standard error.
+"""Logging for the agent: structlog. An event has a name, fields, and a sentence for people (`message`).
 
-`console` is for people, `json` for collectors, `journal` for systemd: a priority prefix `<N>` (sd-daemon(3)) and
-key=value pairs. `auto` picks console on a terminal, journal where JOURNAL_STREAM is set, json otherwise. Imported only
-by commands that log; the one-shot does not. All other modules take structlog from here. The agent must not wait for
-the log's reader, so it has a LineQueue before it.
+`console` is the time, the level and the sentence, at level debug the fields, too. `json` is all of it, one object a
+line. `journal` is for systemd-journald: the sentence is its message, and each field one of the entry's, VIRTKSM_EVENT
+and so on, which `journalctl -o json` shows. `auto` picks journal where standard error is the journal's, console on a
+terminal, else json. Imported only by commands that log; all other modules take structlog from here.
+
+Entries go to journald by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), one datagram of KEY=value lines.
+Values are printable, so none has a line end, and an entry is far shorter than a datagram may be: no more of the
+protocol is needed. python3-systemd does the same through libsystemd; it would be a dependency that pip has to compile,
+and it waits for a journal that hangs, so that the queue would be needed as well. Without journald's socket (a
+container) the sentence goes to standard error behind its priority `<N>` (sd-daemon(3)).
+
+The agent must not wait for the log's reader, so it has a LineQueue before it.
 """
 
 from __future__ import annotations
@@ -12,12 +20,16 @@ import json
 import logging
 import os
 import select
+import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from virtksm.json_output import to_output
 from virtksm.text import printable
 
 # Where rich is installed, structlog imports it for tracebacks in colour: 6 MiB and tens of ms without a use.
@@ -34,6 +46,9 @@ DropEvent = structlog.DropEvent
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+MAX_ENTRY = 1 << 16
+"""Bytes of an entry, which has some 3 KB; fields beyond are left out. A datagram takes 200 KB."""
 MAX_WAITING = 1 << 20
 """Characters that wait for a reader of the log: some 700 passes."""
 CLOSE_LIMIT_S = 2.0
@@ -51,32 +66,41 @@ class Stream(Protocol):
 
     def isatty(self) -> bool: ...
 
+    def fileno(self) -> int: ...
+
 
 class LineQueue:
     """A stream whose writing never waits: a thread hands the lines over, as fast as they are read.
 
     Lines without room are dropped and counted, and `log_lines_dropped` reports it once there is room again. They go to
-    the descriptor itself: a thread that hangs must hold no lock that the interpreter's end takes.
+    the descriptor itself, and entries to the journal's socket: a thread that hangs must hold no lock that the
+    interpreter's end takes.
     """
 
-    def __init__(self, target: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, target: TextIO, *, max_waiting: int = MAX_WAITING, journal: str = JOURNAL_SOCKET) -> None:
         self._is_terminal = target.isatty()
         self._descriptor = target.fileno()
         self._max_waiting = max_waiting
-        self._lines: deque[bytes] = deque()
+        self._journal = journal
+        self._lines: deque[tuple[bytes, bool]] = deque()
         self._waiting = 0
-        self._dropped = 0
+        self.dropped = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._hand_over, name="log", daemon=True).start()
 
-    def write(self, text: str) -> None:
-        """Take one or more whole lines."""
+    @property
+    def has_journal(self) -> bool:
+        """Whether journald's socket is there."""
+        return Path(self._journal).exists()
+
+    def write(self, text: str, *, is_entry: bool = False) -> None:
+        """Take one or more whole lines, or an entry of the journal."""
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._waiting + len(line) > self._max_waiting:
-                self._dropped += 1
+                self.dropped += 1
                 return
-            self._lines.append(line)
+            self._lines.append((line, is_entry))
             self._waiting += len(line)
             self._changed.notify_all()
 
@@ -85,6 +109,9 @@ class LineQueue:
 
     def isatty(self) -> bool:
         return self._is_terminal
+
+    def fileno(self) -> int:
+        return self._descriptor
 
     def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
         """Wait until all lines are handed over, but not for long: a reader that hangs now may hang for ever."""
@@ -95,16 +122,40 @@ class LineQueue:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._lines))
-                line = self._lines.popleft()
-            _write_whole(self._descriptor, line)
+                line, is_entry = self._lines.popleft()
+            if is_entry:
+                _send_entry(self._journal, line)
+            else:
+                _write_whole(self._descriptor, line)
             with self._changed:
-                dropped = 0 if self._lines else self._dropped
-                self._dropped -= dropped
+                dropped = 0 if self._lines else self.dropped
+                self.dropped -= dropped
             if dropped:
-                get_logger().warning("log_lines_dropped", lines=dropped, remedy=UNREAD)
+                get_logger().warning(
+                    "log_lines_dropped", message=f"{dropped} lines are missing: {UNREAD}", lines=dropped, remedy=UNREAD
+                )
             with self._changed:
                 self._waiting -= len(line)
                 self._changed.notify_all()
+
+
+class JournalEntries:
+    """A queue's way to the journal, as the stream that structlog writes entries to."""
+
+    def __init__(self, lines: LineQueue) -> None:
+        self._lines = lines
+
+    def write(self, text: str) -> None:
+        self._lines.write(text, is_entry=True)
+
+    def flush(self) -> None:
+        """Do nothing, as the queue."""
+
+
+def _send_entry(journal: str, entry: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(OSError):
+        # Whole lines alone: journald ignores a last one without its end.
+        sender.sendto((entry[:MAX_ENTRY].rpartition(b"\n")[0] or entry[:MAX_ENTRY]) + b"\n", journal)
 
 
 def _write_whole(descriptor: int, line: bytes) -> None:
@@ -121,11 +172,16 @@ UNREAD = "the log was not read for a while: see the journal (systemd-journald) a
 
 
 def choose_format(log_format: str, stream: Stream, environ: Mapping[str, str] = os.environ) -> str:
-    """Return console, json or journal for `log_format`, resolving auto."""
+    """Return console, json or journal for `log_format`, resolving auto.
+
+    systemd names the journal's stream in JOURNAL_STREAM, which programs inherit whose output goes elsewhere.
+    """
     if log_format != "auto":
         return log_format
-    if "JOURNAL_STREAM" in environ:
-        return "journal"
+    if (journal := environ.get("JOURNAL_STREAM")) is not None:
+        found = os.fstat(stream.fileno())
+        if journal == f"{found.st_dev}:{found.st_ino}":
+            return "journal"
     return "console" if stream.isatty() else "json"
 
 
@@ -134,11 +190,15 @@ def configure(
 ) -> None:
     """Configure structlog for the process; `renderers` replaces the output's last steps (the demo's live view)."""
     target: Any = stream or sys.stderr
+    chosen = choose_format(log_format, target)
+    entries = JournalEntries(target) if isinstance(target, LineQueue) and target.has_journal else None
+    if chosen == "journal" and entries is not None:
+        chosen, target = "entries", entries
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(renderers or _renderers(choose_format(log_format, target), target)),
+            *(renderers or _renderers(chosen, target, is_debug=log_level == "debug")),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log_level]),
         logger_factory=structlog.WriteLoggerFactory(target),  # one write a line
@@ -146,13 +206,15 @@ def configure(
     )
 
 
-def _renderers(log_format: str, stream: Stream) -> list[Processor]:
+def _renderers(log_format: str, stream: Stream, *, is_debug: bool) -> list[Processor]:
     if log_format == "console":
         plain = not stream.isatty() or "NO_COLOR" in os.environ
-        return [escape_controls, structlog.dev.ConsoleRenderer(colors=not plain)]
+        return [escape_controls, say_all if is_debug else say_sentence, structlog.dev.ConsoleRenderer(colors=not plain)]
+    if log_format == "entries":
+        return [escape_controls, render_entry]
     if log_format == "journal":
-        return [escape_controls, render_journal]
-    return [structlog.processors.JSONRenderer()]
+        return [escape_controls, render_line]
+    return [use_outside_units, structlog.processors.JSONRenderer()]
 
 
 def escape_controls(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -163,10 +225,42 @@ def escape_controls(logger: Any, method: str, event: MutableMapping[str, Any]) -
     return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
-def render_journal(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    """Render `<priority>event key=value ...`; the journal has the time itself."""
-    priority = PRIORITIES[event.pop("level")]
-    event.pop("timestamp", None)
-    name = event.pop("event")
-    pairs = " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in event.items())
-    return f"<{priority}>{name} {pairs}".rstrip()
+def say_all(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put an event's sentence in place of its name, before its fields."""
+    fields = {name: value for name, value in event.items() if name != "message"}
+    return {**fields, "event": sentence_of(event)}
+
+
+def say_sentence(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Leave of an event its time, its level and its sentence, which stands in place of its name."""
+    return {"timestamp": event["timestamp"], "level": event["level"], "event": sentence_of(event)}
+
+
+def use_outside_units(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+    """Have fields in the units of `--json`."""
+    return to_output(event)
+
+
+def render_entry(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    """Render an entry of the journal as KEY=value lines, the sentence first; the journal has the time itself."""
+    apart = ("event", "level", "message", "timestamp")
+    values = to_output({name: value for name, value in event.items() if name not in apart})
+    entry = {
+        "MESSAGE": sentence_of(event),
+        "PRIORITY": PRIORITIES[event["level"]],
+        "SYSLOG_IDENTIFIER": "virtksm",
+        "VIRTKSM_EVENT": event["event"],
+        **{f"VIRTKSM_{name.upper()}": value for name, value in values.items()},
+    }
+    texts = (value if isinstance(value, str) else json.dumps(value, default=str) for value in entry.values())
+    return "\n".join(f"{name}={text}" for name, text in zip(entry, texts, strict=True))
+
+
+def render_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    """Render `<priority>sentence`."""
+    return f"<{PRIORITIES[event['level']]}>{sentence_of(event)}"
+
+
+def sentence_of(event: Mapping[str, Any]) -> str:
+    """Return what an event says to people; its name does where it has no sentence."""
+    return str(event.get("message", event["event"]))

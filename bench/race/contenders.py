@@ -26,7 +26,7 @@ from tests.lab import reaper
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.ksmtuned_package import find_ksmtuned_file
 
-BACKLOG = ("settling_kib", "new_kib", "scanned_once_kib")
+BACKLOG = ("settling_bytes", "new_bytes", "scanned_once_bytes")
 """The numbers of a decision of the policy adaptive that say what is not scanned yet."""
 WARM_MIB, WARM_SCANS = 4, 5
 FRUITLESS_SCANS = 10
@@ -170,8 +170,8 @@ class RealKsmtuned(Contender):
 
 
 def read_backlog_mib(numbers: Mapping[str, Any]) -> float:
-    """Tell the backlog that a decision of the policy adaptive says."""
-    return float(sum(numbers[name] for name in BACKLOG)) / 1024
+    """Tell the backlog that a decision of the policy adaptive says, in the log's units."""
+    return float(sum(numbers[name] for name in BACKLOG)) / (1 << 20)
 
 
 CONTENDERS: Mapping[str, Callable[[], Contender]] = {

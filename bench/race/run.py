@@ -22,6 +22,7 @@ from bench.race.ground import Ground, GuestLife
 from bench.race.works import Work
 from bench.steps import Start
 from tests.lab.ksm import Ksm, find_ksmd, wait_until
+from virtksm.cli.progress import Progress
 from virtksm.host.local_facts import parse_vmstat
 
 STEP_S = 0.05
@@ -161,7 +162,9 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
     due = sorted(work.steps, key=lambda step: step.at_s)
     starts = sum(isinstance(step, Start) for step in due)
     check_s = 0.0
+    progress = Progress()
     while (now_s := time.monotonic() - began_s) < work.length_s:
+        progress.show(f"{now_s:.0f} of {work.length_s:.0f} s")
         if now_s >= check_s:
             ground.check_alone()
             check_s = now_s + CHECK_EVERY_S
@@ -176,6 +179,7 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
         all_settled = all_started and all(guest.settled_s is not None for guest in ground.guests)
         contender.act(Moment(all_started=all_started, all_settled=all_settled))
         time.sleep(STEP_S)
+    progress.clear()
     ground.check_alone()
 
 

@@ -18,6 +18,7 @@ from bench.steps import Start, Stop
 from demo.guests import PAGES_PER_MIB
 from tests.lab.ksm import Ksm
 from virtksm.config.schema import AdaptiveParams
+from virtksm.json_output import to_output
 from virtksm.policy.adaptive import AdaptivePolicy
 
 
@@ -39,7 +40,7 @@ def test_our_decisions_say_the_backlog_that_is_judged_and_check_scans_cost_littl
     work = list_works(quick=True)["storm"]
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always"))
     run = run_policy(SimHost(total_kib=HOST_KIB), policy, work.steps, until_s=60.0)
-    backlogs = [read_backlog_mib(report.decision.reason.numbers) for _, report in run.passes]
+    backlogs = [read_backlog_mib(to_output(dict(report.decision.reason.numbers))) for _, report in run.passes]
     assert max(backlogs) > 4 * 300
     assert backlogs[-1] == 0
     assert 0 <= simulate_check_scans(work) < 0.003 * 3600

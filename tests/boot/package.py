@@ -286,7 +286,7 @@ def sees_memory_of_others() -> None:
     """the agent has no right to see whose memory may merge, and doctor says so; of MemoryKSM= systemd tells it (254)"""
     started = hold_others("others", "by itself")
     numbers = retune()["decision"]["numbers"]
-    claim(numbers["other_processes_kib"] == 0 and numbers["other_processes_unread"] > 0, numbers)
+    claim(numbers["other_processes_bytes"] == 0 and numbers["other_processes_unread"] > 0, numbers)
     claim(doctor()["other_processes_seen"] == "WARN", doctor())
     claim(doctor("virtksm")["other_processes_seen"] == "INFO", "a user who may not look gives a verdict")
     run("systemctl", "stop", started)
@@ -296,7 +296,7 @@ def sees_memory_of_others() -> None:
     merged = ksm("pages_sharing")
     started = hold_others("others", "by its unit", "--property=MemoryKSM=yes")
     numbers = retune()["decision"]["numbers"]
-    claim(numbers["other_processes_kib"] >= COMMON_MIB * 1024, numbers)
+    claim(numbers["other_processes_bytes"] >= COMMON_MIB << 20, numbers)
     claim(doctor()["other_processes_seen"] == "PASS", doctor())
     wait(lambda: ksm("pages_sharing") > merged + COMMON_MIB * 256 * 0.9, "merged pages of others")
     run("systemctl", "stop", started)
@@ -307,7 +307,7 @@ def sees_memory_of_others() -> None:
 
 def has_no_backlog() -> bool:
     decision = retune()["decision"]
-    return (decision["rule"], decision["numbers"]["settling_kib"]) == ("idle", 0)
+    return (decision["rule"], decision["numbers"]["settling_bytes"]) == ("idle", 0)
 
 
 def hold_others(name: str, how: str, *options: str) -> str:

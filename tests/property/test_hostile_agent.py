@@ -51,6 +51,7 @@ ASKING = {
     "explain --json": ("decisions",),
     "trace plot -o {0}/p.svg": ("history",),
     "trace record {0}/t.jsonl --force --for 0s": ("trace",),
+    "wait --timeout 0": ("status",),
     "retune": ("retune",),
     "retune --json": ("retune",),
     "on": ("on",),
@@ -139,7 +140,7 @@ def say_always(said: bytes, _: Json) -> list[bytes]:
 @pytest.mark.parametrize("command", ASKING)
 def test_an_honest_answer_is_understood(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     refused = dict.fromkeys(("retune", "on", "off"), ExitCode.REFUSED)
-    expected = {**refused, "trace record": ExitCode.FAILED}
+    expected = {**refused, "trace record": ExitCode.FAILED, "wait": ExitCode.TIMED_OUT}
     codes = [code for name, code in expected.items() if command.startswith(name)] or [ExitCode.DONE]
     assert [run_here(folder, command, capsys)] == codes
 

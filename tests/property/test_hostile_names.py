@@ -29,7 +29,7 @@ from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import LeftOver
 from virtksm.guests.survey import survey
 from virtksm.host.systemd import Notifier
-from virtksm.log_setup import configure
+from virtksm.log_setup import configure, escape_controls, render_entry
 from virtksm.model.snapshot import Guest
 from virtksm.text import printable
 
@@ -65,13 +65,23 @@ def test_what_is_printable_stays_as_it_is_and_the_rest_is_escaped(name: str) -> 
 @example(name=EVIL)
 @pytest.mark.parametrize("log_format", ["console", "json", "journal"])
 def test_a_name_makes_one_printable_line_of_the_log_wherever_it_stands(log_format: str, name: str) -> None:
-    line = said(log_format, guest=name, decision={"reason": name, name: [name, (name,)]}, notes=[{"note": name}])
+    decision = {"reason": name, name: [name, (name,)]}
+    line = said(log_format, message=f"{name} started", guest=name, decision=decision, notes=[{"note": name}])
     assert line.endswith("\n")
     assert line[:-1].isprintable()
     if log_format == "journal":
-        assert line.startswith("<6>event_received guest=")
+        assert line.startswith("<6>")
     if log_format == "json":
         assert json.loads(line)["guest"] == name
+
+
+@given(name=NAMES)
+@example(name=EVIL)
+def test_a_name_is_a_value_of_one_field_of_the_journal(name: str) -> None:
+    event = {"event": "event_received", "level": "info", "timestamp": "", "message": name, "guest": name, "all": [name]}
+    entry = render_entry(None, "info", escape_controls(None, "info", event))
+    names = [line.partition("=")[0] for line in entry.splitlines()]
+    assert names == ["MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "VIRTKSM_EVENT", "VIRTKSM_GUEST", "VIRTKSM_ALL"]
 
 
 @given(name=NAMES)

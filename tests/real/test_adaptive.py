@@ -42,7 +42,7 @@ def wait_until_covered(agent: AgentProcess, guests: int) -> None:
     def has_no_backlog(line: Line) -> bool:
         decision = line["decision"]
         numbers = decision["numbers"]
-        backlog = [numbers[name] for name in ("settling_kib", "new_kib", "scanned_once_kib", "exited_kib")]
+        backlog = [numbers[name] for name in ("settling_bytes", "new_bytes", "scanned_once_bytes", "exited_bytes")]
         return decision["rule"] == "idle" and numbers["guests"] == guests and not any(backlog)
 
     if not has_no_backlog(agent.step()):  # what it says of passes before this one tells nothing
@@ -85,7 +85,7 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
         line = agent.step()
         assert ksm.settings() == IDLE
         assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
-        assert line["decision"]["numbers"]["other_processes_kib"] >= 2 * spec.content_mib * 1024
+        assert line["decision"]["numbers"]["other_processes_bytes"] >= 2 * spec.content_mib << 20
         assert "of other processes" in line["decision"]["reason"]
 
 
@@ -98,7 +98,7 @@ def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "empty")
     line = agent.step()
     assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("idle", ksm.read("full_scans"))
-    assert line["decision"]["numbers"]["new_kib"] == 0
+    assert line["decision"]["numbers"]["new_bytes"] == 0
     assert ksm.settings() == IDLE
 
 

@@ -48,9 +48,9 @@ def test_a_guest_that_starts_or_ends_in_any_way_changes_the_setting_in_the_kerne
     line = heard_step("started", "booted", 1)
     assert line["changed"] == {"pages_to_scan": 2}
     assert line["source"] == "local"
-    assert line["sensed"]["committed_kib"] > 16 * 1024
+    assert line["sensed"]["committed_bytes"] > 16 << 20
     one.domain.destroy()
-    assert heard_step("stopped", "destroyed", 0)["sensed"]["committed_kib"] == 0
+    assert heard_step("stopped", "destroyed", 0)["sensed"]["committed_bytes"] == 0
 
     guest(PayloadGuest(name="ends", memory_mib=16, own_mib=1, off_after_s=1), settle=False)
     heard_step("started", "booted", 1)

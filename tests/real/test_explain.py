@@ -39,7 +39,7 @@ def test_a_full_scan_is_explained_by_its_numbers_while_the_agent_runs_and_after_
     thresholds = {one["then"]: one for one in scans[0]["pass"]["decision"]["thresholds"]}
     assert set(thresholds) == {"ends the full scan", "gives the full scan up"}
     assert thresholds["ends the full scan"]["present"] == line["sensed"]["full_scans"]
-    assert [one["at_s"] for one in told] == sorted(one["at_s"] for one in told)
+    assert [one["at"] for one in told] == sorted(one["at"] for one in told)
 
     said = agent.home.run("explain", "--last", "100").stdout
     assert "Threshold  ends the full scan when full_scans rises to" in said
@@ -55,9 +55,9 @@ def test_what_would_change_ksmtuned_is_named_with_the_host_s_own_numbers(start_a
     line = agent.step()
     (decision,) = (one["pass"] for one in explained(agent.home) if one["pass"]["triggers"] == ["signal"])
     (threshold,) = decision["decision"]["thresholds"]
-    assert (threshold["then"], threshold["quantity"]) == ("eases off (decay)", "free_kib")
-    assert threshold["value"] == line["sensed"]["total_kib"]
-    assert threshold["present"] == line["decision"]["numbers"]["free_kib"]
+    assert (threshold["then"], threshold["quantity"]) == ("eases off (decay)", "free_bytes")
+    assert threshold["value"] == line["sensed"]["total_bytes"]
+    assert threshold["present"] == line["decision"]["numbers"]["free_bytes"]
 
 
 def test_retune_says_what_would_change_its_decision_with_and_without_an_agent(

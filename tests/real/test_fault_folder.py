@@ -97,7 +97,7 @@ def test_a_clock_that_is_set_forward_and_back_changes_nothing(
         line = agent.step()
         told.append(datetime.fromisoformat(line["timestamp"]))
         assert line["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == step
-        assert 0 <= line["event_to_applied_ms"] < 60_000
+        assert 0 <= line["event_to_applied_s"] < 60
     assert told[1] - told[0] > timedelta(days=399), "the agent did see the other time"
     assert told[2] < told[0]
     assert agent.lines("pass_failed") == []

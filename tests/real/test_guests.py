@@ -46,9 +46,9 @@ def twin(number: int, **options: Any) -> PayloadGuest:  # noqa: ANN401  # Payloa
 
 
 def of_ended(told: Json) -> int:
-    """Count the merging pages that are left over and of no process that runs."""
+    """Return the merging bytes that are left over and of no process that runs."""
     left = told["left_over"]
-    return int(left["merging_pages"] - sum(one["merging_pages"] for one in left["processes"]))
+    return int(left["merging_bytes"] - sum(one["merging_bytes"] for one in left["processes"]))
 
 
 def by_name(told: Json) -> dict[str, Json]:
@@ -92,7 +92,7 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
 ) -> None:
     agent_home.configure("")
     empty = agent_home.told("headroom", "--connect", libvirtd.uri)
-    assert (empty["guests"], empty["growth_kib"]) == (0, 0)
+    assert (empty["guests"], empty["growth_bytes"]) == (0, 0)
     with backed(libvirtd, libvirt_conn, payload):
         running = guest.together(
             twin(1),
@@ -142,16 +142,16 @@ def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
 def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:
     """Headroom is what the host has, less what the guests that run may take."""
     told = home.told("headroom", "--connect", uri)
-    room, risk = told["room_kib"], told["risk"]
+    room, risk = told["room_bytes"], told["risk"]
     assert told["guests"] == 4 + len(BACKINGS)
-    assert 128 * 1024 < told["growth_kib"] < 512 * 1024
+    assert 128 * MIB < told["growth_bytes"] < 512 * MIB
     assert 0 < told["merge_ratio"] < 0.5
-    merged_kib = (ksm.read("pages_shared") + ksm.read("pages_sharing")) * 4
-    assert risk["unmerging_kib"] == merged_kib
-    assert room["safe"] == told["available_kib"] - told["reserve_kib"] - told["growth_kib"] - merged_kib
-    assert room["unmerged"] == room["safe"] + merged_kib
+    merged_bytes = (ksm.read("pages_shared") + ksm.read("pages_sharing")) * PAGE
+    assert risk["unmerging_bytes"] == merged_bytes
+    assert room["safe"] == told["available_bytes"] - told["reserve_bytes"] - told["growth_bytes"] - merged_bytes
+    assert room["unmerged"] == room["safe"] + merged_bytes
     assert room["at_ratio"] > room["unmerged"]
-    assert risk["needed_kib"] == merged_kib + told["growth_kib"] + room["at_ratio"]
+    assert risk["needed_bytes"] == merged_bytes + told["growth_bytes"] + room["at_ratio"]
     text = home.run("headroom", "--connect", uri).stdout
     assert "ksmd is idle" in text
     assert ": safe, even if" in text
@@ -190,8 +190,8 @@ def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> Non
     assert [told["host"][name] for name in ("ksm_run", "ksm_zero_pages", "profit_bytes")] == [None] * 3
     assert "run this command there" in told["notes"][0]
     headroom = home.told("headroom", "--connect", uri)
-    assert headroom["risk"]["swap_free_kib"] is None
-    assert headroom["room_kib"]["safe"] > 0
+    assert headroom["risk"]["swap_free_bytes"] is None
+    assert headroom["room_bytes"]["safe"] > 0
 
 
 def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_guest_leaves_is_left_over(
@@ -210,9 +210,9 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     assert (host["pages_shared"], host["pages_sharing"]) == (shared, sharing)
     assert host["saved_bytes"] == (sharing + ksm.read("ksm_zero_pages")) * PAGE
     assert host["profit_bytes"] == ksm.read("general_profit")
-    assert left["merging_pages"] == sum(one["merging_pages"] for one in left["processes"]) == others
+    assert left["merging_bytes"] == sum(one["merging_bytes"] for one in left["processes"]) == others * PAGE
     if not others:  # nobody else on this machine offers memory to KSM
-        assert (left["zero_pages"], left["cost_bytes"]) == (0, 0)
+        assert (left["zero_bytes"], left["cost_bytes"]) == (0, 0)
         assert 0 <= left["saved_bytes"] <= len(guests)
     saved_bytes = sum(one["saved_bytes"] for one in told["guests"])
     assert saved_bytes + left["saved_bytes"] == host["saved_bytes"]
@@ -231,10 +231,10 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     told = agent_home.told("guests", "--connect", libvirtd.uri)
     assert set(by_name(told)) == {"twin2", "twin3"}
     assert pages >= COMMON_MIB * MIB // PAGE
-    assert of_ended(told) >= pages
+    assert of_ended(told) >= pages * PAGE
     assert "of processes that have exited" in text
     ksm.merge_all()
-    assert of_ended(agent_home.told("guests", "--connect", libvirtd.uri)) < pages
+    assert of_ended(agent_home.told("guests", "--connect", libvirtd.uri)) < pages * PAGE
 
 
 def test_nosharepages_that_systemds_memoryksm_overrules_is_seen_also_by_doctor(

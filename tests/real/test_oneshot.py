@@ -20,13 +20,13 @@ from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHo
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
 SENSED = {
-    "total_kib", "free_kib", "buffers_kib", "cached_kib", "available_kib", "guests", "guests_unread", "committed_kib",
-    "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans", "ksm_zero_pages", "ksm_run",
-    "advisor_mode", "ksmd_cpu_seconds", "page_kib", "saved_kib",
+    "total_bytes", "free_bytes", "buffers_bytes", "cached_bytes", "available_bytes", "guests", "guests_unread",
+    "committed_bytes", "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans",
+    "ksm_zero_pages", "ksm_run", "advisor_mode", "ksmd_cpu_seconds", "page_bytes", "saved_bytes",
 }  # fmt: skip
 FIELDS = {
     "schema", "uri", "policy", "triggers", "source", "sensed", "decision", "outcome", "before", "after", "changed",
-    "refused", "foreign", "exposed", "warnings", "duration_ms",
+    "refused", "foreign", "exposed", "warnings", "duration_s",
 }  # fmt: skip
 
 WITH_ALIASES = 'mount --bind "$0" /etc/libvirt && exec "$@"'
@@ -180,9 +180,9 @@ def test_a_uri_with_a_transport_is_sensed_through_libvirt_alone(
     report = json.loads(agent_home.run("retune", "--json", "--connect", remote).stdout)
     assert report["source"] == "libvirt"
     assert (report["sensed"]["guests"], report["sensed"]["guests_unread"]) == (1, 0)
-    rss_kib = psutil.Process(running.pid).memory_info().rss // 1024
-    assert abs(report["sensed"]["committed_kib"] - rss_kib) <= 8 * 1024
-    assert [report["sensed"][name] for name in ("available_kib", "ksm_run", "ksmd_cpu_seconds")] == [None] * 3
+    rss_bytes = psutil.Process(running.pid).memory_info().rss
+    assert abs(report["sensed"]["committed_bytes"] - rss_bytes) <= 8 << 20
+    assert [report["sensed"][name] for name in ("available_bytes", "ksm_run", "ksmd_cpu_seconds")] == [None] * 3
     assert report["after"]["pages_to_scan"] == ksm.read("pages_to_scan") == 101, "it begins with the kernel's value"
     assert not agent_home.state.exists(), "it has a state of its own"
     agent_home.configure(f'host = "local"\n{STEPPING_LAW}')

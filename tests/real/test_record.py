@@ -15,6 +15,7 @@ from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
 from tests.lab.nobody import run_as_nobody
+from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.real.agent_process import HANG_S, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -111,7 +112,7 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again_also
     code, said, complained = one.end(signal.SIGINT)
     assert (code, complained) == (0, "")
     made = one.passes()
-    assert said == f"recorded {len(made)} passes to {one.file}, 0 missed\n"
+    assert said == f"Recorded   {len(made)} passes to {one.file}, 0 missed\n"
     assert one.file.stat().st_mode & 0o777 == 0o600
     header, end = told[0], one.lines()[-1]
     assert (header["kind"], header["uri"], header["law"]["policy"]) == ("header", agent.uri, "adaptive")
@@ -179,5 +180,10 @@ def test_without_an_agent_by_somebody_else_or_over_a_file_that_exists_nothing_is
     done = agent_home.run("trace", "record", str(file), "--for", "0")
     assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
     assert "--force" in done.stderr
-    assert agent_home.run("trace", "record", str(file), "--for", "0", "--force").returncode == 0
+    terminal = PseudoTerminal(agent_home.command("trace", "record", str(file), "--for", "0", "--force"))
+    try:
+        assert terminal.wait_ended() == 0
+        assert f"recording to {file}, Ctrl-C ends: 1 passes, " in terminal.said
+    finally:
+        terminal.close()
     assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')

@@ -32,6 +32,7 @@ WITH_AGENT = {
     "headroom": "headroom",
     "explain": "explain --last 1",
     "explain-verbose": "explain --last 1 --verbose",
+    "wait": "wait --settled --timeout 0",
     "retune": "retune --dry-run",
     "doctor-group": "doctor --only guests --all",
     "doctor-typo": "doctor --only gests",

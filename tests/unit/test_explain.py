@@ -93,8 +93,8 @@ def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.
     printed = json.loads(capsys.readouterr().out)
     assert printed["schema"] == 1
     assert [one["pass"]["triggers"] for one in printed["decisions"]] == [["stopped"], ["retune"]]
-    assert set(printed["decisions"][0]) == {"at_s", "at", "rule_means", "pass"}
-    assert printed["decisions"][0]["pass"]["decision"]["thresholds"][0]["quantity"] == "available_kib"
+    assert set(printed["decisions"][0]) == {"at", "rule_means", "pass"}
+    assert printed["decisions"][0]["pass"]["decision"]["thresholds"][0]["quantity"] == "available_bytes"
 
 
 def test_decisions_that_come_are_followed_until_ctrl_c(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +42,14 @@ def said(log_format: str, level: str = "info", *, least: str = "info", **fields:
     return stream.getvalue()
 
 
+@contextmanager
+def heard_by_journald(folder: Path) -> Iterator[socket.socket]:
+    """Stand in for journald's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(folder / "journald"))
+        yield journald
+
+
 def test_rich_is_not_imported_where_it_is_installed_and_stays_importable(tmp_path: Path) -> None:
     (tmp_path / "rich.py").touch()
     asked = "import sys, virtksm.log_setup; before = 'rich' in sys.modules; import rich; print(before, rich.__file__)"
@@ -48,20 +58,18 @@ def test_rich_is_not_imported_where_it_is_installed_and_stays_importable(tmp_pat
     assert (done.stdout, done.stderr) == (f"False {tmp_path / 'rich.py'}\n", "")
 
 
-@pytest.mark.parametrize(
-    ("wanted", "stream", "environ", "chosen"),
-    [
-        ("auto", Terminal(), {}, "console"),
-        ("auto", io.StringIO(), {}, "json"),
-        ("auto", io.StringIO(), {"JOURNAL_STREAM": "8:1"}, "journal"),
-        ("json", Terminal(), {"JOURNAL_STREAM": "8:1"}, "json"),
-        ("console", io.StringIO(), {}, "console"),
-    ],
-)
-def test_the_format_follows_from_where_the_log_goes(
-    wanted: str, stream: io.StringIO, environ: dict[str, str], chosen: str
-) -> None:
-    assert choose_format(wanted, stream, environ) == chosen
+def test_the_format_follows_from_where_the_log_goes(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "log").open("w", encoding="utf-8") as file,
+        (tmp_path / "other").open("w", encoding="utf-8") as other,
+    ):
+        found = os.fstat(file.fileno())
+        journal = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        assert choose_format("auto", file, journal) == "journal"
+        assert choose_format("auto", other, journal) == "json", "systemd's, of a program that wrote elsewhere"
+        assert choose_format("auto", Terminal(), {}) == "console"
+        assert choose_format("auto", file, {}) == "json"
+        assert choose_format("console", file, journal) == "console"
 
 
 def test_json_is_one_object_a_line_with_level_and_time() -> None:
@@ -73,18 +81,78 @@ def test_json_is_one_object_a_line_with_level_and_time() -> None:
     assert event["timestamp"].endswith("Z")
 
 
+def test_fields_have_the_units_of_json_output() -> None:
+    event = json.loads(said("json", saved_kib=3, decision={"numbers": {"new_kib": 1}}, event_to_applied_ms=1500))
+    assert (event["saved_bytes"], event["decision"]["numbers"]["new_bytes"], event["event_to_applied_s"]) == (
+        3072,
+        1024,
+        1.5,
+    )
+
+
 @pytest.mark.parametrize(("level", "prefix"), [("info", "<6>"), ("error", "<3>")])
-def test_journal_lines_begin_with_their_priority(level: str, prefix: str) -> None:
-    line = said("journal", level, trigger="started")
-    assert line == f'{prefix}pass_completed trigger="started"\n'
+def test_without_journald_there_is_the_sentence_behind_its_priority(level: str, prefix: str) -> None:
+    assert said("journal", level, trigger="started", message="web-4 started") == f"{prefix}web-4 started\n"
+    assert said("journal", level, trigger="started") == f"{prefix}pass_completed\n", (
+        "its name, where it has no sentence"
+    )
+
+
+def test_journald_gets_the_sentence_and_the_fields_along(tmp_path: Path) -> None:
+    with heard_by_journald(tmp_path) as journald, (tmp_path / "log").open("w", encoding="utf-8") as stream:
+        configure("info", "journal", stream=LineQueue(stream, journal=str(tmp_path / "journald")))
+        structlog.get_logger().warning("pass_completed", message=f"{EVIL} started", guest=EVIL, sensed={"saved_kib": 1})
+        entry = journald.recv(1 << 16).decode()
+        assert entry.endswith("\n"), "journald ignores a last line without its end"
+        fields = dict(line.split("=", 1) for line in entry.splitlines())
+        assert fields == {
+            "MESSAGE": fields["VIRTKSM_GUEST"] + " started",
+            "PRIORITY": "4",
+            "SYSLOG_IDENTIFIER": "virtksm",
+            "VIRTKSM_EVENT": "pass_completed",
+            "VIRTKSM_GUEST": fields["VIRTKSM_GUEST"],
+            "VIRTKSM_SENSED": '{"saved_bytes": 1024}',
+        }
+        assert "forged" in fields["MESSAGE"]
+        structlog.get_logger().info("pass_completed", message="short", names=["x" * 100] * 1000, much="x" * (1 << 17))
+        short = journald.recv(1 << 18).decode().splitlines()
+        assert short[0] == "MESSAGE=short"
+        assert short[3:] == ["VIRTKSM_EVENT=pass_completed"], "fields that find no room are left out"
+        structlog.get_logger().info("pass_completed", message="x" * (1 << 17))
+        assert journald.recv(1 << 18).endswith(b"xxx\n")
+        assert Path(stream.name).read_text(encoding="utf-8") == ""
+
+
+def test_a_journald_that_hangs_or_goes_delays_nobody(tmp_path: Path) -> None:
+    with heard_by_journald(tmp_path) as journald, (tmp_path / "log").open("w", encoding="utf-8") as stream:
+        lines = LineQueue(stream, max_waiting=PIPE, journal=str(tmp_path / "journald"))
+        configure("info", "journal", stream=lines)
+        sent = 0
+        while not lines.dropped:  # more than the socket and the queue take
+            say(sent)
+            sent += 1
+        lines.close(0.0)
+        read = dropped = 0
+        while read + dropped < sent:
+            entry = journald.recv(1 << 16).decode()
+            if found := re.search(r"^VIRTKSM_LINES=(\d+)$", entry, re.MULTILINE):
+                dropped += int(found[1])
+            else:
+                read += 1
+    say(-1)
+    lines.close(30.0)
+
+
+def test_a_terminal_has_the_sentence_and_at_level_debug_the_fields() -> None:
+    assert said("console", message="web-4 started", guest="web-4").rstrip().endswith("web-4 started")
+    assert "guest=web-4" in said("console", least="debug", message="web-4 started", guest="web-4")
 
 
 @pytest.mark.parametrize("log_format", ["console", "journal"])
 def test_a_guests_name_cannot_forge_lines_or_control_the_terminal(log_format: str) -> None:
-    line = said(log_format, guest=EVIL)
+    line = said(log_format, message=f"{EVIL} started")
     assert line.count("\n") == 1
     assert line.rstrip("\n").isprintable(), "and no colours where it is no terminal"
-    assert "pass_completed" in line
     assert "forged" in line
 
 
@@ -169,10 +237,10 @@ def test_a_descriptor_that_does_not_wait_loses_no_line(journal: tuple[TextIO, Te
 @pytest.mark.parametrize("log_format", ["console", "json", "journal"])
 def test_through_the_queue_lines_look_as_without_it(journal: tuple[TextIO, TextIO], log_format: str) -> None:
     reader, writer = journal
-    lines = LineQueue(writer)
+    lines = LineQueue(writer, journal="/nowhere")
     configure("info", log_format, stream=lines)
-    structlog.get_logger().info("pass_completed", guest=EVIL)
-    line, direct = reader.readline(), said(log_format, guest=EVIL)
+    structlog.get_logger().info("pass_completed", message=EVIL, guest=EVIL)
+    line, direct = reader.readline(), said(log_format, message=EVIL, guest=EVIL)
     assert TIME.sub("", line) == TIME.sub("", direct)
     lines.write("lone \udcff\n")
     assert reader.readline() == "lone \\udcff\n", "a text that is no UTF-8 is a line all the same"

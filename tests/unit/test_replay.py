@@ -235,10 +235,10 @@ def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_command_prints_both_sides_and_their_sums(capsys: pytest.CaptureFixture[str]) -> None:
     lines = replayed(capsys, str(TWINS), "--policy", "ksmtuned", "--set", "ksmtuned.thres_coef=100").splitlines()
-    assert lines[1].startswith("recorded  policy adaptive, adaptive.engage = always")
-    assert lines[2] == "replayed  policy ksmtuned, ksmtuned.thres_coef = 100"
+    assert lines[1].startswith("Recorded   policy adaptive, adaptive.engage = always")
+    assert lines[2] == "Replayed   policy ksmtuned, ksmtuned.thres_coef = 100"
     assert any("idle: idle" in line and "boost: 300 pages, 10 ms" in line and "differs" in line for line in lines)
-    assert lines[-1].startswith("replayed  idle ")
+    assert lines[-1].startswith("Replayed   idle ")
     assert "pages/s at most" in lines[-1]
 
 
@@ -257,13 +257,15 @@ def test_only_passes_in_which_an_answer_changes_are_shown_unless_all_are(capsys:
     assert len(shown) < len(everything) == sum(isinstance(line, Pass) for line in twins())
     answers = [(step["law"], step["recorded"]["rule"], step["recorded"]["target"]) for step in shown]
     assert all(one != other or other[0] for one, other in pairwise(answers))
+    rules = [step["recorded"]["rule"] for step in shown]
+    assert ("full_scan", "full_scan") not in pairwise(rules), "a batch is no decision"
 
 
 def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(replayed(capsys, str(TWINS), "--json"))
-    assert set(told) == {"schema", "file", "uri", "version", "began", "recorded", "replayed", "steps", "sums"}
+    assert set(told) == {"schema", "file", "uri", "version", "began_at", "recorded", "replayed", "steps", "sums"}
     assert told["recorded"] == told["replayed"]
-    assert set(told["steps"][0]) == {"seq", "at_s", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
+    assert set(told["steps"][0]) == {"seq", "at", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
     assert set(told["steps"][0]["replayed"]) == {"idle", "rule", "reason", "target", "next_pass_s"}
     assert told["sums"] == {
         **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,
@@ -278,8 +280,8 @@ def test_a_configuration_file_stands_in_for_the_recorded_one(
     file.write_text('policy = "adaptive"\n[adaptive]\nengage = "never"\n', encoding="utf-8")
     assert main(["--config", str(file), "trace", "replay", str(TWINS)]) == 0
     said = capsys.readouterr().out
-    assert "replayed  policy adaptive, adaptive.engage = never" in said
-    assert "replayed  idle 100.0 % of the time" in said
+    assert "Replayed   policy adaptive, adaptive.engage = never" in said
+    assert "Replayed   idle 100.0 % of the time" in said
 
 
 def test_a_policy_that_asks_for_more_than_was_recorded_is_said_to(
@@ -287,9 +289,9 @@ def test_a_policy_that_asks_for_more_than_was_recorded_is_said_to(
 ) -> None:
     file = write(tmp_path, header("ksmtuned"), traced(1, continues=False))
     said = replayed(capsys, file, "--policy", "adaptive")
-    assert re.findall("^unknown   .*: the recorded policy did not ask for it$", said, re.MULTILINE) == [
-        "unknown   what guests may grow to: the recorded policy did not ask for it",
-        "unknown   mergeable memory that is no guest's: the recorded policy did not ask for it",
+    assert re.findall("^Unknown    .*: the recorded policy did not ask for it$", said, re.MULTILINE) == [
+        "Unknown    what guests may grow to: the recorded policy did not ask for it",
+        "Unknown    mergeable memory that is no guest's: the recorded policy did not ask for it",
     ]
     assert "unknown" not in replayed(capsys, file)
 
@@ -299,10 +301,10 @@ def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     parts: list[Line] = [traced(1, continues=False, state={"else": 1}), Gap(missed=4), Gap(missed=None)]
     file = write(tmp_path, replace(HEADER, law=law), *parts, tail='{"kind": "pa')
     said = replayed(capsys, file, "--set", "adaptive.engage=auto")
-    assert "unknown   what guests may grow to" in said
-    assert "missing   4 passes or more, in 2 gaps" in said
-    assert "torn      the last line is not whole" in said
-    assert "anew      1 times" in said
+    assert "Unknown    what guests may grow to" in said
+    assert "Missing    4 passes or more, in 2 gaps" in said
+    assert "Torn       the last line is not whole" in said
+    assert "Reset      1 times" in said
     sums = json.loads(replayed(capsys, file, "--json"))["sums"]
     assert (sums["gaps"], sums["missed"], sums["torn"], sums["began_anew"]) == (2, 4, True, 1)
 

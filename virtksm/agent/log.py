@@ -1,13 +1,14 @@
 """The agent's log events (past tense, one canonical `pass_completed` a pass) and systemd's status line.
 
-Repeats are not news: a failure that stays the same is logged once, and again when it changes or ends.
+Each event is a sentence for people (`message`) and the facts behind it. Repeats are not news: a failure that stays the
+same is logged once, and again when it changes or ends.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtksm.agent.metrics.counters import Tally
@@ -17,6 +18,7 @@ from virtksm.host.systemd import Notifier
 from virtksm.log_setup import get_logger
 from virtksm.model.decision import EVALUATING_ONLY, Trigger, Triggers
 from virtksm.model.report import HELD, KEEP_OUT, Outcome, PassReport, RestoreReport
+from virtksm.model.snapshot import Settings
 from virtksm.text import format_kib
 
 STATUS_S = 10.0
@@ -25,7 +27,11 @@ MAX_CRASHES = 100
 """So many different ones are remembered as logged."""
 MAX_OF_A_TRACEBACK = 8_000
 MAX_OF_AN_OP = 60
+STAYS = "the old configuration stays in force"
 BUG = "this is a fault of virtksm: please report it with these lines; the agent goes on"
+
+Log = Callable[..., object]
+"""structlog's way to log at one level."""
 
 
 class Reporter:
@@ -42,27 +48,33 @@ class Reporter:
         self._crashes: set[str] = set()
         self._is_unheard = False
         self._status_s = -STATUS_S
+        self._heard: list[str] = []
+        """Events since the last pass, of which one alone is named as the pass's cause."""
         self.tally = Tally()
 
     def ready(self, version: str, uri: str) -> None:
-        self._log.info("agent_started", version=version, uri=uri)
+        self._log.info("agent_started", message=f"virtksm {version} started for {uri}", version=version, uri=uri)
         self._notifier.send(READY="1", STATUS=f"connecting to {uri}")
 
     def event(self, event: DomainEvent) -> None:
         """Log an event; one that a guest causes by itself is logged at level debug, however many it causes."""
         log = self._log.debug if event.trigger in EVALUATING_ONLY else self._log.info
-        log("event_received", trigger=event.trigger.value, guest=event.guest, detail=event.detail)
+        what = f"{event.guest} {event.trigger.value.replace('_', ' ')}"
+        self._heard = [*self._heard[-1:], what]
+        message = f"{what} ({event.detail})" if event.detail else what
+        log("event_received", message=message, trigger=event.trigger.value, guest=event.guest, detail=event.detail)
 
     def connected(self, uri: str, *, is_local: bool) -> None:
         self._connect_error = None
         self.tally.connected()
-        self._log.info("libvirt_connected", uri=uri, source="local" if is_local else "libvirt")
+        source = "local" if is_local else "libvirt"
+        self._log.info("libvirt_connected", message=f"connected to {uri}", uri=uri, source=source)
         self._notifier.send(STATUS=f"connected to {uri}")
 
     def connect_failed(self, error: VirtksmError, wait_s: float) -> None:
         if error.message != self._connect_error:
             self._connect_error = error.message
-            self._log.warning("libvirt_unreachable", error=error.message, remedy=error.remedy, retry_s=round(wait_s, 2))
+            self._complain("libvirt_unreachable", error, "libvirt is unreachable", retry_s=round(wait_s, 2))
             self._notifier.send(STATUS=f"libvirt unreachable: {error.message}")
 
     def why_unlinked(self) -> str:
@@ -75,8 +87,9 @@ class Reporter:
 
     def disconnected(self, reason: str) -> None:
         self.tally.disconnected()
-        self._log.warning("libvirt_disconnected", reason=reason)
-        self._notifier.send(STATUS=f"libvirt disconnected ({reason}), reconnecting")
+        text = f"libvirt disconnected ({reason}), reconnecting"
+        self._log.warning("libvirt_disconnected", message=text, reason=reason)
+        self._notifier.send(STATUS=text)
 
     def passed(self, report: PassReport, heard_s: float | None, ended_s: float, *, is_news: bool) -> None:
         """Report one completed pass; `heard_s` is when its first trigger came (CLOCK_MONOTONIC)."""
@@ -85,34 +98,32 @@ class Reporter:
         for value in report.foreign:
             self._log.warning(
                 "foreign_value_found",
+                message=f"{value.parameter} is {value.found} in place of {value.ours}: {report.foreign_remedy}",
                 parameter=value.parameter,
                 ours=value.ours,
                 found=value.found,
                 remedy=report.foreign_remedy,
             )
         if report.yields_now:
-            self._log.warning("conflict_yielded", remedy="virtksm writes nothing until `virtksm retune` or a reload")
+            remedy = "virtksm writes nothing until `virtksm retune` or a reload"
+            self._log.warning("conflict_yielded", message=f"yields to another program: {remedy}", remedy=remedy)
         if report.resumes_now:
-            self._log.info("conflict_ended")
+            self._log.info("conflict_ended", message="the other program has stopped, virtksm sets KSM again")
         for error in report.refusals:
-            self._log.error(
-                "settings_refused",
-                parameter=error.parameter,
-                cause=error.cause.value,
-                error=error.message,
-                remedy=error.remedy,
-            )
+            about = {"parameter": error.parameter, "cause": error.cause.value}
+            self._complain("settings_refused", error, f"{error.parameter} was refused", self._log.error, **about)
         logged = {*map(str, report.refusals), *report.exposures, HELD}
         self._warn([note for note in report.warnings if note not in logged])
         log = self._log.info if is_news else self._log.debug
-        log("pass_completed", **_canonical(report, heard_s, ended_s))
+        heard, self._heard = self._heard, []
+        log("pass_completed", message=pass_sentence(report, heard), **_canonical(report, heard_s, ended_s))
         if is_news or ended_s - self._status_s >= STATUS_S:
             self._status_s = ended_s
             self._notifier.send(STATUS=status_text(report))
 
     def pass_failed(self, error: VirtksmError, triggers: Triggers) -> None:
         self.tally.failed(triggers.names)
-        self._log_change("pass_failed", error, self._log.error, triggers=triggers.names)
+        self._log_change("pass_failed", error, "the pass failed", self._log.error, triggers=triggers.names)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
     def pass_crashed(self, error: Exception, triggers: Triggers, *, dry_run: bool) -> None:
@@ -131,11 +142,16 @@ class Reporter:
         """Report that one of the agent's tasks met such an exception; it goes on."""
         self._crashed("task", "task_crashed", error, task=task)
 
-    def _log_change(self, event: str, error: VirtksmError, loud: Callable[..., object], **about: object) -> None:
-        """Log a failure by `loud`, and at level debug as long as it stays the same."""
-        log = self._log.debug if self._failures.get(event) == error.message else loud
+    def _log_change(self, event: str, error: VirtksmError, what: str, log: Log | None = None, **about: object) -> None:
+        """Log a failure as `_complain`, at level debug as long as it stays the same."""
+        is_same = self._failures.get(event) == error.message
         self._failures[event] = error.message
-        log(event, **about, error=error.message, remedy=error.remedy)
+        self._complain(event, error, what, self._log.debug if is_same else log, **about)
+
+    def _complain(self, event: str, error: VirtksmError, what: str, log: Log | None = None, **about: object) -> None:
+        """Log an error by `log`, as a warning by default; `what` begins its sentence."""
+        log = log or self._log.warning
+        log(event, message=f"{what}: {error}", **about, error=error.message, remedy=error.remedy)
 
     def _crashed(self, where: str, event: str, error: Exception, **about: object) -> None:
         """Log an exception with its traceback, once per text, and count it."""
@@ -146,26 +162,30 @@ class Reporter:
         self._crashes.add(f"{event} {text}")
         self.tally.crashes[where] += 1
         trace = "".join(traceback.format_exception(error))[-MAX_OF_A_TRACEBACK:]
-        log(event, **about, error=text, traceback=trace, remedy=BUG)
+        log(event, message=f"a {where} crashed: {text}: {BUG}", **about, error=text, traceback=trace, remedy=BUG)
 
     def events_heard(self, *, is_heard: bool) -> None:
         """Report whether libvirt's event loop runs; while it does not, the watchdog is not fed."""
         if not is_heard and not self._is_unheard:
-            self._log.error("event_loop_stopped", remedy="systemd's watchdog starts the agent again; else restart it")
+            remedy = "systemd's watchdog starts the agent again; else restart it"
+            message = f"libvirt's events are not heard any more: {remedy}"
+            self._log.error("event_loop_stopped", message=message, remedy=remedy)
         self._is_unheard = not is_heard
 
     def switched(self, trigger: Trigger) -> None:
         self.tally.switched(is_off=trigger is Trigger.OFF)
         if trigger is Trigger.OFF:
-            self._log.warning("switched_off", remedy="virtksm scans again after `virtksm resume`")
+            remedy = "virtksm scans again after `virtksm resume`"
+            self._log.warning("switched_off", message=f"paused: {remedy}", remedy=remedy)
         else:
-            self._log.info("switched_on")
+            self._log.info("switched_on", message="no longer paused")
 
     def guests_exposed(self, names: tuple[str, ...]) -> None:
         """Name the private guests that can merge, each once for as long as it can."""
         for name in names:
             if name not in self._exposed:
-                self._log.warning("private_guest_exposed", guest=name, remedy=KEEP_OUT)
+                message = f"private guest {name} can merge: {KEEP_OUT}"
+                self._log.warning("private_guest_exposed", message=message, guest=name, remedy=KEEP_OUT)
         self._exposed = set(names)
         self.tally.exposed = len(names)
 
@@ -177,47 +197,48 @@ class Reporter:
         if isinstance(error, Unforeseen):
             self.task_crashed("guest XML", error)
             return
-        self._log_change("guest_xml_unreadable", error, self._log.warning)
+        self._log_change("guest_xml_unreadable", error, "guests' XML cannot be read")
 
     def history_written(self, set_aside: str | None) -> None:
         """Report that the history was written, and where an unusable file was moved to."""
         self._failures.pop("history_failed", None)
         if set_aside is not None:
-            self._log.warning(
-                "history_set_aside", file=set_aside, remedy="a new one was begun; examine it, or remove it"
-            )
+            remedy = "a new one was begun; examine it, or remove it"
+            message = f"the history is unusable and was set aside as {set_aside}: {remedy}"
+            self._log.warning("history_set_aside", message=message, file=set_aside, remedy=remedy)
 
     def history_failed(self, error: Exception) -> None:
         self.tally.history_failures += 1
         if not isinstance(error, VirtksmError):
             self.task_crashed("history", error)
             return
-        self._log_change("history_failed", error, self._log.warning)
+        self._log_change("history_failed", error, "the history cannot be kept")
 
     def metrics_trouble(self, error: VirtksmError | None) -> None:
         """Report why metrics that the configuration wants are not available; None: they are."""
         if error is None:
             self._failures.pop("metrics_unavailable", None)
         else:
-            self._log_change("metrics_unavailable", error, self._log.warning)
+            self._log_change("metrics_unavailable", error, "there are no metrics")
 
     def config_rejected(self, error: ConfigError) -> None:
         self.tally.config_is_read = False
         for fault in error.faults:
             self._log.error(
                 "config_rejected",
+                message=f"{fault}; {STAYS}",
                 file=fault.file,
                 key=fault.key,
                 problem=fault.problem,
-                remedy=f"{fault.remedy}; the old configuration stays in force",
+                remedy=f"{fault.remedy}; {STAYS}",
             )
 
     def config_reloaded(self) -> None:
         self.tally.config_is_read = True
-        self._log.info("config_reloaded")
+        self._log.info("config_reloaded", message="the configuration was read again")
 
     def poke_unavailable(self, error: VirtksmError) -> None:
-        self._log.warning("poke_unavailable", error=error.message, remedy=error.remedy)
+        self._complain("poke_unavailable", error, "the qemu hook is not heard")
 
     def stopping(self) -> None:
         self._notifier.send(STOPPING="1", STATUS="stopping")
@@ -225,19 +246,28 @@ class Reporter:
     def left(self, on_exit: str, report: RestoreReport) -> None:
         for error in report.refusals:
             log = self._log.error if error in report.failures else self._log.warning
-            log("restore_refused", parameter=error.parameter, error=error.message, remedy=error.remedy)
+            what = f"{error.parameter} was not given back"
+            self._complain("restore_refused", error, what, log, parameter=error.parameter)
         for parameter in report.doubted:
-            self._log.warning("baseline_doubted", parameter=parameter)
-        event = "settings_restored" if on_exit == "restore" and not report.switched_off else "ksmd_idled"
-        self._log.info(event, before=report.before.as_dict(), after=report.after.as_dict(), left=list(report.left))
+            message = f"{parameter} gets the kernel's default, as its saved baseline is implausible"
+            self._log.warning("baseline_doubted", message=message, parameter=parameter)
+        is_restored = on_exit == "restore" and not report.switched_off
+        done = "KSM's settings were given back" if is_restored else "ksmd is idle"
+        self._log.info(
+            "settings_restored" if is_restored else "ksmd_idled",
+            message=f"{done}: {_rate(report.after)}",
+            before=report.before.as_dict(),
+            after=report.after.as_dict(),
+            left=list(report.left),
+        )
 
     def leaving_failed(self, error: VirtksmError) -> None:
-        self._log.error("settings_left", error=error.message, remedy=error.remedy)
+        self._complain("settings_left", error, "KSM's settings stay as they are", self._log.error)
 
     def _warn(self, notes: list[str]) -> None:
         for note in notes:
             if note not in self._warnings:
-                self._log.warning("warning_raised", warning=note)
+                self._log.warning("warning_raised", message=note, warning=note)
         self._warnings = notes
 
 
@@ -252,6 +282,23 @@ def status_text(report: PassReport) -> str:
     outcome = "" if report.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({report.outcome.value})"
     saved = f"{format_kib(report.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
     return f"{ksm_off}{saved}; {report.decision.reason.text}{outcome}"
+
+
+def pass_sentence(report: PassReport, heard: Sequence[str] = ()) -> str:
+    """Return a sentence about a pass: what it was for, the decision, and what ksmd does now.
+
+    It names the event that was `heard`, where that was one alone.
+    """
+    asked = "" if report.triggers.kinds == {Trigger.TIMER} else ", ".join(report.triggers.names)
+    cause = heard[0] if len(heard) == 1 else asked.replace("_", " ")
+    decision = report.decision
+    does = "" if decision.is_idle else f", {_rate(decision.target)}"
+    outcome = "" if report.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({report.outcome.value})"
+    return f"{cause}: {decision.reason.text}{does}{outcome}".removeprefix(": ")
+
+
+def _rate(settings: Settings) -> str:
+    return f"{settings.pages_to_scan} pages every {settings.sleep_millisecs} ms"
 
 
 def _canonical(report: PassReport, heard_s: float | None, ended_s: float) -> dict[str, object]:

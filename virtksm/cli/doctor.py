@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
     findings = [one for one in found if one.check in chosen]
     verdict = worst(findings)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         report = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
-        print(json.dumps({**report, "findings": [one.as_dict() for one in findings]}))
+        print(to_json({**report, "findings": [one.as_dict() for one in findings]}))
     else:
         from virtksm.cli.layout import show
 

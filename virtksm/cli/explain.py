@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 
 from virtksm.cli.history import read_decisions
 from virtksm.cli.layout import show
@@ -74,19 +73,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}), flush=True)
+        print(to_json({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}), flush=True)
     elif lines:
         blank = ("", "", "")
         show([row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)][:-1])
 
 
 def decision_values(line: Pass) -> dict[str, object]:
-    """Return a decision as JSON values, with its time as text and what its rule means."""
-    at = _utc(line.at_s)
+    """Return a decision as JSON values, with what its rule means."""
     meaning = meaning_of(line.policy, line.decision.reason.rule)
-    return {"at_s": line.at_s, "at": at, "rule_means": meaning, "pass": pass_values(line)}
+    return {"at_s": line.at_s, "rule_means": meaning, "pass": pass_values(line)}
 
 
 def decision_rows(line: Pass, *, verbose: bool) -> Iterator[Row]:
@@ -120,7 +118,3 @@ def _plain(value: float) -> str:
 
 ENDINGS = {"_kib_s": " s", "_kib": "", "_us": " us", "_ms": " ms", "_s": " s"}
 """By how a number's name ends, what follows the number; the longest first."""
-
-
-def _utc(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds")

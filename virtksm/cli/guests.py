@@ -69,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
 
     def print_one() -> None:
         if options.json:
-            import json
+            from virtksm.json_output import to_json
 
-            print(json.dumps(survey_dict(*read())), flush=True)
+            print(to_json(survey_dict(*read())), flush=True)
             return
         from virtksm.cli.layout import show
 
@@ -117,12 +117,13 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
         "left_over": None
         if left is None
         else {
-            "merging_pages": left.merging_pages,
-            "zero_pages": left.zero_pages,
+            "merging_kib": ksm.kib(left.merging_pages),
+            "zero_kib": None if left.zero_pages is None else ksm.kib(left.zero_pages),
             "saved_bytes": left.saved_bytes,
             "cost_bytes": left.cost_bytes,
             "processes": [
-                {"pid": one.pid, "name": one.name, "merging_pages": one.merging_pages} for one in found.other_processes
+                {"pid": one.pid, "name": one.name, "merging_kib": ksm.kib(one.merging_pages)}
+                for one in found.other_processes
             ],
         },
         "notes": list(found.notes),

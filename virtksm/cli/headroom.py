@@ -46,9 +46,9 @@ def run(options: argparse.Namespace) -> int:
     headroom = find_headroom([need_of(one) for one in found.guests], host)
     notes = find_notes(found, is_full=memory.available_kib is not None)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps(headroom_dict(found, host, headroom, notes)))
+        print(to_json(headroom_dict(found, host, headroom, notes)))
     else:
         from virtksm.cli.layout import show
 

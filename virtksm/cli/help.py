@@ -14,7 +14,7 @@ from virtksm.errors import ExitCode
 
 EXIT_CODES = (
     "exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration, "
-    "3 libvirt unreachable, 4 the kernel or libvirt refused a setting"
+    "3 libvirt unreachable, 4 the kernel or libvirt refused a setting; of wait: 5 timed out, 6 paused, 7 KSM off"
 )
 EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     (): (
@@ -40,6 +40,10 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     ("explain",): (
         ("virtksm explain --last 20", "the last 20 decisions"),
         ("virtksm explain --follow", "each decision when it is made, until Ctrl-C"),
+    ),
+    ("wait",): (
+        ("virtksm wait --settled", "return once the memory of all guests is scanned"),
+        ("virtksm wait --settled --timeout 10m", "wait for 10 minutes at most; the exit code says how it ended"),
     ),
     ("retune",): (
         ("sudo virtksm retune", "evaluate now, after a change of the configuration"),

@@ -32,6 +32,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "headroom": "show how much more guest memory fits",
         "doctor": "check this host's KSM setup and suggest fixes",
         "explain": "show the last decisions and their reasons",
+        "wait": "wait until all memory is scanned and ksmd is idle",
     },
     "Act": {
         "retune": "run one pass now",

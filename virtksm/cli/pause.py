@@ -32,9 +32,9 @@ def _text(report: dict[str, Any], options: argparse.Namespace) -> str:
     ksm = KsmState.counted(sensed.__getitem__, sensed["page_kib"])
     available_kib = sensed["free_kib"] if sensed["available_kib"] is None else sensed["available_kib"]
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        return json.dumps({"schema": SCHEMA, "paused": True, "merged": merged_dict(ksm, available_kib), "pass": report})
+        return to_json({"schema": SCHEMA, "paused": True, "merged": merged_dict(ksm, available_kib), "pass": report})
     from virtksm.cli.layout import to_text
     from virtksm.cli.render import pass_rows
 

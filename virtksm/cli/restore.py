@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> int:
         )
     report = restored.as_dict()
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps({"action": action, **report}))
+        print(to_json({"action": action, **report}))
     else:
         from virtksm.cli.layout import show
         from virtksm.cli.render import restore_rows

@@ -22,9 +22,9 @@ def run(options: argparse.Namespace) -> int:
 
     def show(report: dict[str, Any]) -> str:
         if options.json:
-            import json
+            from virtksm.json_output import to_json
 
-            return json.dumps({"schema": report["schema"], "paused": False, "pass": report})
+            return to_json({"schema": report["schema"], "paused": False, "pass": report})
         from virtksm.cli.layout import to_text
         from virtksm.cli.render import pass_rows
 

@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
     if report is None:
         report = _directly(paths, options, request)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         from virtksm.cli.layout import show
         from virtksm.cli.render import pass_rows

@@ -118,9 +118,9 @@ class View:
 
 def _print(status: dict[str, Any], options: argparse.Namespace) -> None:
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps(status), flush=True)
+        print(to_json(status), flush=True)
         return
     from virtksm.cli.layout import show
 

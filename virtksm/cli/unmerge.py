@@ -52,9 +52,9 @@ def run(options: argparse.Namespace) -> int:
     ksm, available_kib = read_here(facts)
     fits = not ksm.missing_kib(available_kib)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
-        print(json.dumps({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
+        print(to_json({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
     elif options.check:
         print(fit_text(ksm, available_kib))
     else:

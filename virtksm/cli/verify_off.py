@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     doubts = find_doubts(paused, ksm, has_uncounted_zero_pages=has_uncounted)
     since = paused.since if paused is not None and paused.since else None
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         report = {
             "schema": SCHEMA,
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
             "settings": ksm.settings.as_dict(),
             "merged": merged_dict(ksm, available_kib),
         }
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         from virtksm.cli.layout import show
 

@@ -55,5 +55,13 @@ def read_trace(path: str) -> Iterator[str]:
         raise _unusable(path, error, "be read") from error
 
 
+def trace_size(path: str) -> int:
+    """Return a trace's size in bytes, 0 where it cannot be told."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def _unusable(path: str, error: OSError, what: str) -> TraceUnusable:
     return TraceUnusable(f"{path}: it cannot {what}: {error.strerror}", remedy=f"ls -ld {path}")

@@ -54,12 +54,14 @@ def run(options: argparse.Namespace) -> int:
     title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
     draw(drawn.samples, drawn.events, title, options.output)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         counts = {"samples": len(drawn.samples), "events": len(drawn.events)}
-        print(json.dumps({"schema": SCHEMA, "output": str(options.output), **counts}))
+        print(to_json({"schema": SCHEMA, "output": str(options.output), **counts}))
     else:
-        print(f"drawn     {options.output}: {len(drawn.samples)} samples, {len(drawn.events)} events")
+        from virtksm.cli.layout import show
+
+        show([("", "Drawn", f"{options.output}: {len(drawn.samples)} samples, {len(drawn.events)} events")])
     return ExitCode.DONE
 
 

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 
 from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.layout import show
+from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.text import printable
+from virtksm.text import format_kib, printable
 
 SCHEMA = 1
 ASK_EVERY_S = 1.0
@@ -54,9 +56,14 @@ def run(options: argparse.Namespace) -> int:
     if recorder.is_away:
         raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
-    with create_trace(options.file, replaces=options.force) as file:
+    with create_trace(options.file, replaces=options.force) as file, Progress(is_wanted=not options.json) as progress:
         append_lines(file, options.file, lines)
-        while not recorder.is_full and _wait(recorder, ends_s):
+        while not recorder.is_full:
+            size = format_kib(file.tell() / 1024)
+            progress.show(f"recording to {options.file}, Ctrl-C ends: {recorder.so_far}, {size}")
+            if not _wait(recorder, ends_s):
+                break
+            progress.clear()
             append_lines(file, options.file, recorder.ask())
         append_lines(file, options.file, recorder.end(time.time()))
     if recorder.session is None:
@@ -64,12 +71,12 @@ def run(options: argparse.Namespace) -> int:
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
     if options.json:
-        import json
+        from virtksm.json_output import to_json
 
         counts = {"passes": recorder.passes, "missed": recorder.missed}
-        print(json.dumps({"schema": SCHEMA, "file": options.file, **counts}))
+        print(to_json({"schema": SCHEMA, "file": options.file, **counts}))
     else:
-        print(f"recorded {recorder.passes} passes to {printable(options.file)}, {recorder.missed} missed")
+        show([("", "Recorded", f"{recorder.passes} passes to {options.file}, {recorder.missed} missed")])
     return ExitCode.DONE
 
 
@@ -131,6 +138,11 @@ class Recorder:
         self._left -= sum(map(len, new))
         self.has_more = has_more and not self.is_full
         return new
+
+    @property
+    def so_far(self) -> str:
+        """The passes in words, and whether the agent is waited for."""
+        return f"{self.passes} passes{', waiting for the agent' if self.is_away else ''}"
 
     @property
     def is_full(self) -> bool:

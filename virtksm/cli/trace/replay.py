@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from virtksm.cli.layout import show
+from virtksm.cli.progress import Progress
 from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
+from virtksm.json_output import to_json
 from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
-from virtksm.store.trace import read_trace
+from virtksm.store.trace import read_trace, trace_size
 from virtksm.text import printable
 from virtksm.trace import Gap, Header, Law, Line, Torn
 from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import parse_lines
 
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from virtksm.cli.layout import Row
+
 SCHEMA = 1
-ROW = "{:>9}  {:<18} {:<30} {:<30} {}"
+FED = ("full_scan", "check_scan")
+"""Rules by which ksmd is fed batch by batch: each pass sets the next batch, and decides nothing new."""
+ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +58,13 @@ def run(options: argparse.Namespace) -> int:
         from virtksm.config.load import load
 
         base = load(options.config).config
+    with Progress(is_wanted=not options.json) as progress:
+        return _replay(options, base, progress)
+
+
+def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> int:
     name = printable(options.file)
-    lines = parse_lines(read_trace(options.file), name)
+    lines = parse_lines(progress.over(read_trace(options.file), trace_size(options.file), "replaying"), name)
     header = next(lines)
     assert isinstance(header, Header), "parse_lines sees to it"
     laws = Laws(name=name, base=base, policy=options.policy, changes=options.changes)
@@ -66,19 +79,20 @@ def run(options: argparse.Namespace) -> int:
             "file": options.file,
             "uri": header.uri,
             "version": header.version,
-            "began": header.began,
+            "began_at": header.began,
             "recorded": law_values(recorded),
             "replayed": law_values(replayed),
         }
-        print(json.dumps({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
+        print(to_json({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
         return ExitCode.DONE
-    for text in chain(
-        head_lines(name, header, recorded, replayed),
-        step_lines(chosen, laws, header.law),
-        sums_lines(sums),
-        faults.lines(sums),
+    for row in chain(
+        head_rows(name, header, recorded, replayed),
+        step_rows(chosen, laws, header.law),
+        sums_rows(sums),
+        faults.rows(sums),
     ):
-        print(printable(text))
+        progress.clear()
+        show([row])
     return ExitCode.DONE
 
 
@@ -117,14 +131,14 @@ class Faults:
     def as_dict(self) -> dict[str, object]:
         return {"gaps": self.gaps, "missed": self.missed, "torn": self.is_torn}
 
-    def lines(self, sums: Sums) -> Iterator[str]:
-        """Yield a line for each fault; read them when the trace has been read."""
+    def rows(self, sums: Sums) -> Iterator[Row]:
+        """Yield a row for each fault; read them when the trace has been read."""
         if self.gaps:
-            yield f"missing   {self.missed} passes or more, in {self.gaps} gaps"
+            yield "", "Missing", f"{self.missed} passes or more, in {self.gaps} gaps"
         if self.is_torn:
-            yield "torn      the last line is not whole, as after a kill: left out"
+            yield "", "Torn", "the last line is not whole, as after a kill: left out"
         if sums.began_anew:
-            yield f"anew      {sums.began_anew} times, as the policy's state is another version's"
+            yield "", "Reset", f"{sums.began_anew} times, as the policy's state is another version's"
 
 
 def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
@@ -138,7 +152,10 @@ def changing(steps: Iterator[Step]) -> Iterator[Step]:
     """Yield the first step, and those with another answer of either side than the step before, or another law."""
     before = None
     for step in steps:
-        answers = [(one.reason.rule, one.target) for one in (step.line.decision, step.replayed)]
+        answers = [
+            (one.reason.rule, None if one.reason.rule in FED else one.target)
+            for one in (step.line.decision, step.replayed)
+        ]
         if answers != before or step.line.law is not None:
             yield step
         before = answers
@@ -175,17 +192,17 @@ def law_values(config: Config) -> dict[str, object]:
     return {"policy": config.policy, "config": own}
 
 
-def head_lines(name: str, header: Header, recorded: Config, replayed: Config) -> Iterator[str]:
+def head_rows(name: str, header: Header, recorded: Config, replayed: Config) -> Iterator[Row]:
     """Yield what the trace is and which two laws are compared."""
-    yield f"trace     {name}: {header.uri}, from {header.began} on, by virtksm {header.version}"
-    yield f"recorded  {_law_text(recorded)}"
-    yield f"replayed  {_law_text(replayed)}"
-    yield "open loop what is sensed is what the recorded settings have led to (docs/guide.md)"
+    yield "", "Trace", f"{name}: {header.uri}, from {header.began} on, by virtksm {header.version}"
+    yield "", "Recorded", _law_text(recorded)
+    yield "", "Replayed", _law_text(replayed)
+    yield "", "Note", "the recording is replayed as it is; another policy would have changed it"
     asked, asks = make_policy(recorded), make_policy(replayed)
     if asks.wants_maxima and not asked.wants_maxima:
-        yield "unknown   what guests may grow to: the recorded policy did not ask for it"
+        yield "", "Unknown", "what guests may grow to: the recorded policy did not ask for it"
     if asks.wants_other_processes and not asked.wants_other_processes:
-        yield "unknown   mergeable memory that is no guest's: the recorded policy did not ask for it"
+        yield "", "Unknown", "mergeable memory that is no guest's: the recorded policy did not ask for it"
 
 
 def _law_text(config: Config) -> str:
@@ -195,37 +212,39 @@ def _law_text(config: Config) -> str:
     return f"policy {config.policy}, {', '.join(own) if own else 'with its defaults'}"
 
 
-def step_lines(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[str]:
+def step_rows(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[Row]:
     """Yield a row for each step: when, why, and both answers, marked where they differ; and one for each new law."""
     began_s = None
     for step in steps:
         if began_s is None:
             began_s = step.line.at_s
-            yield ROW.format("seconds", "triggers", "recorded", "replayed", "").rstrip()
+            yield "", ROW.format("seconds", "triggers", "recorded", "replayed", "").rstrip(), ""
         at = f"{step.line.at_s - began_s:.1f}"
         if step.line.law not in (None, law):
             law = step.line.law
-            yield f"{at:>9}  recorded from here on: {_law_text(laws.of(law)[0])}"
-        yield ROW.format(
+            yield "", f"{at:>7}  recorded from here on: {_law_text(laws.of(law)[0])}", ""
+        text = ROW.format(
             at,
             ",".join(step.line.triggers.names),
             _answer_text(step.line.decision),
             _answer_text(step.replayed),
             "differs" if step.differs else "",
-        ).rstrip()
+        )
+        yield "", text.rstrip(), ""
 
 
 def _answer_text(decision: Decision) -> str:
     target = decision.target
     if decision.is_idle:
         return f"{decision.reason.rule}: idle"
-    return f"{decision.reason.rule}: {target.pages_to_scan} pages, {target.sleep_millisecs} ms"
+    every = "" if decision.reason.rule in FED else f", {target.sleep_millisecs} ms"
+    return f"{decision.reason.rule}: {target.pages_to_scan} pages{every}"
 
 
-def sums_lines(sums: Sums) -> Iterator[str]:
+def sums_rows(sums: Sums) -> Iterator[Row]:
     """Yield what both came to; read them when the trace has been read."""
-    yield f"passes    {sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
-    for side, share in (("recorded", sums.recorded), ("replayed", sums.replayed)):
+    yield "", "Passes", f"{sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
+    for side, share in (("Recorded", sums.recorded), ("Replayed", sums.replayed)):
         if sums.lasted_s:
             idle, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
-            yield f"{side}  idle {idle:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"
+            yield "", side, f"idle {idle:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"

@@ -1,0 +1,162 @@
+"""`virtksm wait`: returns once the backlog is scanned and ksmd is idle, for scripts and test laboratories.
+
+It asks the agent for its status, twice a second, and libvirt for nothing:
+
+1. The memory is settled when a pass says so that has begun after this command has: it has seen all guests that run.
+   ksmd is idle then, and nothing is left that the policy would scan as things are.
+2. While virtksm is paused or KSM is off nothing is scanned, so the waiting ends.
+3. An agent that goes away is waited for. Without one at the beginning nobody knows the backlog: KSM's own files tell
+   only whether it is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from virtksm.cli.answers import DECISION, PASS, STATUS
+from virtksm.cli.ask_agent import ask_serving, take_answer
+from virtksm.cli.timespan import YEAR_S, timespan
+from virtksm.errors import ExitCode, VirtksmError
+from virtksm.paths import RuntimePaths
+from virtksm.uri import is_local, named_uri
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+SCHEMA = 1
+ASK_EVERY_S = 0.5
+ASKED_FOR = {
+    **STATUS,
+    "last_pass": (
+        {**PASS, "decision": {**DECISION, "numbers": {"memory_kib": int | None, "settling_kib": int | None}}},
+        None,
+    ),
+}
+SETTLED_RULES = {"adaptive": ("idle", "disengaged", "empty"), "ksmtuned": ("stop",)}
+"""By policy, the rules by which nothing is left to scan as things are."""
+RESULTS = {
+    "settled": (ExitCode.DONE, "Settled"),
+    "timed_out": (ExitCode.TIMED_OUT, "Timed out"),
+    "paused": (ExitCode.PAUSED, "Paused"),
+    "ksm_off": (ExitCode.KSM_OFF, "KSM off"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument(
+        "--settled", action="store_true", help="until the backlog is scanned and ksmd is idle (the default)"
+    )
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=timespan(0, YEAR_S), help="give up after so long: 90s, 30m (default: never)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Wait, and print how it ended; returns its exit code.
+
+    Raises VirtksmError if no agent runs, or if it may not be asked.
+    """
+    from virtksm.cli.progress import Progress
+
+    paths, began_s = RuntimePaths(options.runtime_dir), time.monotonic()
+
+    def ask() -> dict[str, Any] | None:
+        answer = ask_serving(paths, options.connect, {"op": "status"})
+        return None if answer is None else take_answer(answer, "status", ASKED_FOR)
+
+    with Progress(is_wanted=not options.json) as progress:
+        waiting = Waiting(ask, lambda: _ksm_is_off(options.connect))
+        result = waiting.look(0.0)
+        while result is None:
+            waited_s = time.monotonic() - began_s
+            if options.timeout is not None and waited_s >= options.timeout:
+                result = "timed_out"
+                break
+            progress.show(f"waiting for {waited_s:.0f} s: {waiting.reason}")
+            time.sleep(ASK_EVERY_S)
+            result = waiting.look(time.monotonic() - began_s)
+    code, label = RESULTS[result]
+    if options.json:
+        from virtksm.json_output import to_json
+
+        waited_s = round(time.monotonic() - began_s, 3)
+        print(to_json({"schema": SCHEMA, "result": result, "reason": waiting.reason, "waited_s": waited_s}))
+    else:
+        from virtksm.cli.layout import show
+
+        show([("", label, waiting.reason)])
+    return code
+
+
+class Waiting:
+    """What the agent has said so far. `ask` gives its status, None where none runs; `ksm_is_off` asks the kernel."""
+
+    def __init__(self, ask: Callable[[], Mapping[str, Any] | None], ksm_is_off: Callable[[], bool]) -> None:
+        self._ask, self._ksm_is_off = ask, ksm_is_off
+        self._has_agent = False
+        self.reason = ""
+
+    def look(self, waited_s: float) -> str | None:
+        """Ask once, `waited_s` after the beginning, and return how the waiting ends, None while it goes on.
+
+        Raises VirtksmError while there has been no agent.
+        """
+        try:
+            status = self._ask()
+        except VirtksmError as error:
+            if not self._has_agent:
+                raise
+            self.reason = f"the agent does not answer: {error.message}"
+            return None
+        if status is None and not self._has_agent:
+            if self._ksm_is_off():
+                self.reason = "KSM's switch (run) is not 1, and no agent runs"
+                return "ksm_off"
+            raise VirtksmError(
+                "no agent runs, and only an agent knows the backlog", remedy="systemctl start virtksm.service"
+            )
+        self._has_agent = True
+        if status is None:
+            self.reason = "the agent has ended"
+            return None
+        result, self.reason = judge(status, waited_s)
+        return result
+
+
+def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
+    """Return how the waiting ends by a status, None while it goes on, and why. Pure."""
+    now, last = status["now"], status["last_pass"]
+    if now is not None and now["ksm_run"] not in (None, 1):
+        return "ksm_off", f"KSM's switch (run) is {now['ksm_run']}"
+    if last is None:
+        return None, status["libvirt"]["error"] or "the agent has made no pass yet"
+    decision = last["decision"]
+    if status["off"]:
+        return "paused", decision["reason"]
+    began_ago_s = (status["last_pass_ago_s"] or 0.0) + last["duration_ms"] / 1000
+    is_done = decision["idle"] and decision["rule"] in SETTLED_RULES.get(last["policy"], ())
+    if not (is_done and last["outcome"] in ("applied", "unchanged") and _is_negligible(decision["numbers"])):
+        return None, decision["reason"]
+    if began_ago_s > waited_s:
+        return None, f"no pass since this command began; by the last one {decision['reason']}"
+    return "settled", decision["reason"]
+
+
+def _is_negligible(numbers: Mapping[str, int | None]) -> bool:
+    """Return whether next to nothing has appeared that still settles."""
+    from virtksm.policy.adaptive.backlog import NEGLIGIBLE
+
+    return (numbers["settling_kib"] or 0) * NEGLIGIBLE <= (numbers["memory_kib"] or 0)
+
+
+def _ksm_is_off(connect: str | None) -> bool:
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.local_facts import ProcFacts
+
+    uri = named_uri(connect)
+    return (uri is None or is_local(uri)) and ProcFacts(boottime_s).ksm_counter("run") not in (None, 1)
