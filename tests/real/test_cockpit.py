@@ -99,7 +99,7 @@ def told(host: CockpitHost, *arguments: str) -> Json:
 
 def amount(status: Json, name: str) -> str:
     """Return an amount of memory of a status as the page words it."""
-    return format_kib(status["now"][f"{name}_kib"])
+    return format_kib(status["now"][f"{name}_bytes"] / 1024)
 
 
 def twin(number: int) -> PayloadGuest:

@@ -93,9 +93,7 @@ class Requests:
             case "status":
                 return {"ok": True, "status": self.read_facts().as_dict(datetime.now(UTC))}
             case "history":
-                return await answer_history(
-                    self.agent.history_writer, request, lambda: self.read_facts().current
-                )
+                return await answer_history(self.agent.history_writer, request, lambda: self.read_facts().current)
             case "decisions":
                 return await answer_decisions(self.agent.history_writer, request)
             case "trace":

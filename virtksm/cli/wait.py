@@ -149,7 +149,7 @@ def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
 
 def _is_negligible(numbers: Mapping[str, int | None]) -> bool:
     """Return whether next to nothing has appeared that still settles."""
-    from virtksm.policy.adaptive.backlog import NEGLIGIBLE
+    from virtksm.policy.adaptive.worth import NEGLIGIBLE
 
     return (numbers["settling_kib"] or 0) * NEGLIGIBLE <= (numbers["memory_kib"] or 0)
 
