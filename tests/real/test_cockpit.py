@@ -118,14 +118,16 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     page = looked.page
 
     status = told(host, "status")
-    assert page.locator("#saved").inner_text() == format_kib(status["now"]["saved_kib"])
+    assert page.locator("#saved").inner_text() == format_kib(status["now"]["saved_bytes"] / 1024)
     assert page.locator("#saved-share").inner_text().startswith(f"{status['now']['saved_percent']:.1f} %")
     assert page.locator("#guest-count").inner_text() == "2"
-    assert page.locator("#committed").inner_text() == f"{format_kib(status['now']['committed_kib'])} resident"
+    assert page.locator("#committed").inner_text() == f"{format_kib(status['now']['committed_bytes'] / 1024)} resident"
     assert page.locator("#subtitle").inner_text() == f"{URI}, policy ksmtuned, virtksm {status['version']}"
     assert page.locator("#why").inner_text().startswith(status["last_pass"]["decision"]["reason"])
     assert (
-        page.locator("#saved-chart figcaption").inner_text().startswith(f"now {format_kib(status['now']['saved_kib'])}")
+        page.locator("#saved-chart figcaption")
+        .inner_text()
+        .startswith(f"now {format_kib(status['now']['saved_bytes'] / 1024)}")
     )
     expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s since boot")
     expect(page.locator("#cpu")).to_contain_text(" % of a core")
@@ -283,7 +285,7 @@ def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
     expect(notices).to_contain_text("No agent runs on this host")
     expect(notices).to_contain_text("systemctl enable --now virtksm.service")
     expect(page.locator("#retune")).to_be_disabled()
-    assert page.locator("#saved").inner_text() == format_kib(told(host, "status")["now"]["saved_kib"])
+    assert page.locator("#saved").inner_text() == format_kib(told(host, "status")["now"]["saved_bytes"] / 1024)
     page.locator("#engage").select_option("always")
     page.get_by_role("button", name="Apply").click()
     expect(page.locator("#result")).to_contain_text("No agent runs: it will hold once one does.")

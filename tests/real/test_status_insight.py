@@ -77,9 +77,9 @@ def test_a_full_scan_is_shown_with_its_progress(start_agent: AgentFactory, guest
     agent = start_agent(f"{UNSETTLED_LAW}cpu_percent = 1\n")
     start_twins(guest)
     agent.reload()
-    agent.wait_for("pass_completed", lambda line: (line["decision"]["numbers"].get("scanned_kib") or 0) > 0)
+    agent.wait_for("pass_completed", lambda line: (line["decision"]["numbers"].get("scanned_bytes") or 0) > 0)
     full_scan = look(agent.home)["full_scan"]
-    assert 0 < full_scan["done_kib"] <= full_scan["total_kib"]
+    assert 0 < full_scan["done_bytes"] <= full_scan["total_bytes"]
     assert full_scan["left_s"] > 0
     assert re.search(
         r"^KSM        on, scanning .* [0-9]+ % of .*, .* left$", agent.home.run("status").stdout, re.MULTILINE
