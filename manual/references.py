@@ -12,7 +12,6 @@ from pathlib import Path
 from manual.tree import Command, describe
 from virtksm.agent.metrics.definitions import METRICS
 from virtksm.cli.main import build_parser
-from virtksm.policy.rules import MEANINGS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -21,12 +20,6 @@ def commands_table() -> str:
     """Return every command that can be called, and what it does."""
     leaves = [one for one in describe(build_parser()).walk() if not one.commands]
     return _table(("command", "does"), ((f"`{' '.join(one.words)}{_arguments(one)}`", one.summary) for one in leaves))
-
-
-def rules_table() -> str:
-    """Return every rule that a decision can name."""
-    rows = ((f"`{policy}`", f"`{rule}`", text) for policy, rules in MEANINGS.items() for rule, text in rules.items())
-    return _table(("policy", "rule", "means"), rows)
 
 
 def metrics_table() -> str:
@@ -39,7 +32,6 @@ def metrics_table() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("reference.md", commands_table),
-    "rules": ("policies.md", rules_table),
     "metrics": ("metrics.md", metrics_table),
 }
 """By name: the document that has it, and what makes it."""

@@ -10,6 +10,7 @@ import pytest
 
 from manual.references import filled, rewritten
 from virtksm.cli.answers import NOW, PASS, SETTINGS, STATUS
+from virtksm.policy.rules import MEANINGS
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
@@ -65,15 +66,21 @@ def test_the_tables_are_the_programs() -> None:
 
 
 def test_a_document_without_a_place_for_a_table_is_an_error() -> None:
-    assert filled("<!-- generated: rules -->\nold\n<!-- end -->\n", "rules", "new\n").splitlines()[1] == "new"
-    with pytest.raises(ValueError, match="no one place for rules"):
-        filled("# Policies\n", "rules", "new\n")
+    assert filled("<!-- generated: metrics -->\nold\n<!-- end -->\n", "metrics", "new\n").splitlines()[1] == "new"
+    with pytest.raises(ValueError, match="no one place for metrics"):
+        filled("# Metrics\n", "metrics", "new\n")
 
 
 def test_every_field_of_a_pass_and_a_status_is_in_the_reference() -> None:
     reference = (PROJECT / "docs/reference.md").read_text(encoding="utf-8")
     names = {name for shape in (SETTINGS, PASS, NOW, STATUS) for name in fields(shape)}
     assert [name for name in sorted(names) if not re.search(rf"`([\w.]+\.)?{name}[.`]", reference)] == []
+
+
+def test_every_rule_of_a_policy_is_explained() -> None:
+    policies = (PROJECT / "docs/policies.md").read_text(encoding="utf-8")
+    rules = {rule for of_one in MEANINGS.values() for rule in of_one}
+    assert [rule for rule in sorted(rules) if f"`{rule}`" not in policies] == []
 
 
 def test_every_promise_has_a_test_that_is_there() -> None:
