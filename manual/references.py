@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from manual.tree import Command, describe
-from virtksm.agent.metrics.definitions import METRICS
+from virtksm.agent.metrics.definitions import METRICS, Metric
 from virtksm.cli.main import build_parser
+from virtksm.doctor.checks import CHECKS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -23,15 +25,25 @@ def commands_table() -> str:
 
 
 def metrics_table() -> str:
-    """Return every metric."""
-    rows = (
-        (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning) for one in METRICS
+    """Return every metric with its labels; a counter's name says that it is one."""
+    return _table(
+        ("metric", "tells"),
+        ((f"`{one.name}{_labels(one)}`", one.meaning + " (histogram)" * (one.kind == "histogram")) for one in METRICS),
     )
-    return _table(("metric", "kind", "labels", "tells"), rows)
+
+
+def checks_table() -> str:
+    """Return every check of doctor, by group."""
+    rows = (
+        (group, "; ".join(f"`{one.name}`" + f": {one.what}" * (one.what != one.name) for one in checks))
+        for group, checks in groupby(CHECKS, key=lambda one: one.group)
+    )
+    return _table(("group", "checks"), rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("reference.md", commands_table),
+    "checks": ("reference.md", checks_table),
     "metrics": ("metrics.md", metrics_table),
 }
 """By name: the document that has it, and what makes it."""
@@ -50,6 +62,10 @@ def rewritten() -> Iterator[tuple[Path, str]]:
     for name, (document, make) in TABLES.items():
         path = DOCS / document
         yield path, filled(path.read_text(encoding="utf-8"), name, make())
+
+
+def _labels(metric: Metric) -> str:
+    return f"{{{','.join(metric.labels)}}}" if metric.labels else ""
 
 
 def _arguments(command: Command) -> str:
