@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from manual.json_schema import json_schema
 from manual.tree import Command, describe
-from virtksm.agent.metrics.definitions import METRICS
-from virtksm.policy.rules import MEANINGS
+from virtksm.agent.metrics.definitions import METRICS, Metric
+from virtksm.doctor.checks import CHECKS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -23,23 +24,26 @@ def commands_table() -> str:
     return _table(("command", "does"), ((f"`{' '.join(one.words)}{_arguments(one)}`", one.summary) for one in leaves))
 
 
-def rules_table() -> str:
-    """Return every rule that a decision can name."""
-    rows = ((f"`{policy}`", f"`{rule}`", text) for policy, rules in MEANINGS.items() for rule, text in rules.items())
-    return _table(("policy", "rule", "means"), rows)
-
-
 def metrics_table() -> str:
-    """Return every metric."""
-    rows = (
-        (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning) for one in METRICS
+    """Return every metric with its labels; a counter's name says that it is one."""
+    return _table(
+        ("metric", "tells"),
+        ((f"`{one.name}{_labels(one)}`", one.meaning + " (histogram)" * (one.kind == "histogram")) for one in METRICS),
     )
-    return _table(("metric", "kind", "labels", "tells"), rows)
+
+
+def checks_table() -> str:
+    """Return every check of doctor, by group."""
+    rows = (
+        (group, "; ".join(f"`{one.name}`" + f": {one.what}" * (one.what != one.name) for one in checks))
+        for group, checks in groupby(CHECKS, key=lambda one: one.group)
+    )
+    return _table(("group", "checks"), rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("reference.md", commands_table),
-    "rules": ("policies.md", rules_table),
+    "checks": ("reference.md", checks_table),
     "metrics": ("metrics.md", metrics_table),
 }
 """By name: the document that has it, and what makes it."""
@@ -61,9 +65,12 @@ def rewritten() -> Iterator[tuple[Path, str]]:
     yield DOCS / "json-schema.json", json_schema()
 
 
+def _labels(metric: Metric) -> str:
+    return f"{{{','.join(metric.labels)}}}" if metric.labels else ""
+
+
 def _arguments(command: Command) -> str:
-    without_options = re.sub(r" -[\w-]+ [A-Z]+", "", command.usage)
-    found = re.search(r"(?: \[[A-Z]+(?: \.\.\.)?\]| [A-Z]+)*$", without_options)
+    found = re.search(r"(?: \[[A-Z]+(?: \.\.\.)?\]| [A-Z]+)*$", command.usage)
     return found[0] if found else ""
 
 

@@ -12,6 +12,7 @@ from manual.json_schema import fields_of, objects
 from manual.references import filled, rewritten
 from virtksm.cli.answers import NOW, PASS, SETTINGS, STATUS
 from virtksm.json_output import output_name
+from virtksm.policy.rules import MEANINGS
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
@@ -67,15 +68,21 @@ def test_the_tables_are_the_programs() -> None:
 
 
 def test_a_document_without_a_place_for_a_table_is_an_error() -> None:
-    assert filled("<!-- generated: rules -->\nold\n<!-- end -->\n", "rules", "new\n").splitlines()[1] == "new"
-    with pytest.raises(ValueError, match="no one place for rules"):
-        filled("# Policies\n", "rules", "new\n")
+    assert filled("<!-- generated: metrics -->\nold\n<!-- end -->\n", "metrics", "new\n").splitlines()[1] == "new"
+    with pytest.raises(ValueError, match="no one place for metrics"):
+        filled("# Metrics\n", "metrics", "new\n")
 
 
 def test_every_field_of_a_pass_and_a_status_is_in_the_schema() -> None:
     known = {name for kind in objects().values() for name in fields_of(kind)}
     names = {output_name(name) for shape in (SETTINGS, PASS, NOW, STATUS) for name in fields(shape)}
     assert names - known == set()
+
+
+def test_every_rule_of_a_policy_is_explained() -> None:
+    policies = (PROJECT / "docs/policies.md").read_text(encoding="utf-8")
+    rules = {rule for of_one in MEANINGS.values() for rule in of_one}
+    assert [rule for rule in sorted(rules) if f"`{rule}`" not in policies] == []
 
 
 def test_every_promise_has_a_test_that_is_there() -> None:

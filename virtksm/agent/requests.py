@@ -3,7 +3,7 @@
 A request for a pass is answered by that pass. Answers from the history are bounded in numbers and bytes:
 
 `{"op": "history", "seconds": N, "points": M}` is answered by `{"ok": true, "history": {"now_s", "samples", "events"}}`,
-tables of at most M samples (docs/reference.md lists the columns) and the last events, with `"width_s": W` also by
+tables of at most M samples (history/samples.py has the columns) and the last events, with `"width_s": W` also by
 `curves` to draw, up to the present moment; `{"op": "decisions", "last": N}` by
 `{"ok": true, "decisions": [LINE, ...]}`, lines of a trace. The oldest come first. Times are Unix time; `now_s` is the
 agent's.
