@@ -23,10 +23,10 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
     "adaptive": {
         "off": "while KSM is off nothing is scanned, and the backlog stays",
         "disengaged": "it acts when memory is short or will be, unless `engage` says otherwise",
-        "idle": "without a backlog ksmd is idle, with a check scan now and then",
+        "idle": "without a backlog ksmd is idle, until memory that may have changed in place is worth a check scan",
         "wait": "new memory is collected until a full scan pays off",
         "full_scan": "ksmd is fed a full scan batch by batch, within the CPU budget",
-        "check_scan": "two full scans look for what no counter tells of",
+        "check_scan": "two full scans look for memory that has changed in place, of which no counter tells",
         "stalled": "a full scan that makes no progress is given up; its backlog stays",
         "empty": "where KSM knows of no page after a batch, no memory may merge, and there is no backlog",
         "switched_off": SWITCHED_OFF,
