@@ -5,7 +5,7 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 
 1. Engage when memory is short or will be, always or never, as configured (`engage`).
 2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
-3. Memory that appears and merged pages that are rewritten are backlog; what stops takes its own away (`backlog`).
+3. Memory that appears is backlog; what stops takes its own away (`backlog`).
 4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
 5. A backlog that waits adds up: KiB times seconds (`backlog`).
 6. A full scan begins when what it is expected to gain is worth what it costs, later while more comes (`worth`,
