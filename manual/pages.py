@@ -16,6 +16,7 @@ from virtksm.config.toml_text import format_value
 
 ENVIRONMENT = {
     "`LIBVIRT_DEFAULT_URI`": "the connection where **\\--connect** does not name one",
+    "`COLUMNS`": "the width of output and help, also in a pipe; else the terminal's",
     "`NO_COLOR`": "set, to whatever it may be: no colours on a terminal",
 }
 FILES = {
