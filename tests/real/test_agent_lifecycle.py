@@ -162,7 +162,7 @@ def test_a_second_agent_on_the_same_folder_and_a_restore_leave_with_a_clear_mess
     for command, message in (("agent", "an agent already runs with"), ("restore", "an agent runs, which restores")):
         done = first.home.run(command, "--connect", first.uri)
         assert done.returncode == 1
-        assert f"{message} {first.home.runtime_dir}" in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
         assert ksm.read("pages_to_scan") == 1
     assert first.step()["after"]["pages_to_scan"] == 2, "the first one is not disturbed"
