@@ -59,7 +59,7 @@ def test_what_guests_have_in_common_is_merged_then_ksmd_rests_and_a_one_shot_goe
     agent.kill()
     done = agent_home.run("retune", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "rule idle" in done.stdout
+    assert "Decided    idle: " in done.stdout
     assert is_idle(ksm)
     assert start_agent(SWEEPING_LAW).stop() == 0
     assert (ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")) == (100, 20)
