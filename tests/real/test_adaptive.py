@@ -69,7 +69,7 @@ def test_what_guests_have_in_common_is_merged_then_ksmd_rests_and_a_one_shot_goe
     agent.kill()
     done = agent_home.run("retune", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "rule idle" in done.stdout
+    assert "Decided    idle: " in done.stdout
     assert ksm.settings() == IDLE
     assert start_agent(SWEEPING_LAW).stop() == 0
     assert ksm.settings() == DEFAULTS
