@@ -199,7 +199,7 @@ def test_a_recording_of_an_agent_that_always_has_more_ends_by_its_time_and_by_a_
             while (folder / "t").stat().st_size == size:
                 size = (folder / "t").stat().st_size
             recording.send_signal(signal.SIGTERM)
-            assert recording.communicate(timeout=HANG_S)[0].startswith("recorded ")
+            assert recording.communicate(timeout=HANG_S)[0].startswith("Recorded")
         finally:
             recording.kill()
     assert recording.returncode == ExitCode.DONE

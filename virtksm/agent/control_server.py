@@ -192,4 +192,4 @@ def _line(answer: Mapping[str, object]) -> bytes:
 
 def failure(error: str, exit_code: int, remedy: str = "") -> dict[str, object]:
     """Return the answer to a request that failed."""
-    return {"ok": False, "error": error, "remedy": remedy, "exit_code": int(exit_code)}
+    return {"ok": False, "error": error, "exit_code": int(exit_code)} | ({"remedy": remedy} if remedy else {})
