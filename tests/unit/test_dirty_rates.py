@@ -6,11 +6,10 @@ import asyncio
 from dataclasses import replace
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, DirtyRates
+from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, RETRY_S, DirtyRates
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtUnreachable, VirtksmError
+from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.model.snapshot import Guest
 
 GIB = 1024 * 1024
@@ -35,7 +34,6 @@ class Bench:
         self.dirty = DirtyRates(
             source=lambda: self.host,
             configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
-            calls=BlockingCalls(),
             rates=self.rates,
             failing=self.failures.append,
             clock=lambda: self.now_s,
@@ -118,20 +116,29 @@ def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and_tried
     asyncio.run(scene())
 
 
-def test_where_libvirt_fails_as_a_whole_it_is_asked_again_over_the_next_connection() -> None:
+def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_the_next_connection() -> None:
     class Gone(FakeHypervisor):
         def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-            raise LibvirtUnreachable("gone")
+            raise LibvirtTimeout("no answer")
 
     async def scene() -> None:
         bench = Bench(1)
-        bench.host = Gone()
         await bench.step()
-        assert [str(error) for error in bench.failures] == ["gone"]
-        bench.dirty.forget()
-        bench.host = bench.hypervisor
-        bench.dirty.see(bench.guests, is_wanted=True)
+        await bench.step(MEASURE_S + 2)
+        assert bench.rates
+        bench.host = Gone()
         await bench.step(EVERY_S)
+        assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
+        bench.host = bench.hypervisor
+        bench.dirty.forget()
+        bench.dirty.see(bench.guests, is_wanted=True)
+        await bench.step()
+        assert bench.hypervisor.measuring
+        bench.host = Gone()
+        await bench.step(EVERY_S)
+        await bench.step(EVERY_S)
+        bench.host = bench.hypervisor
+        await bench.step(RETRY_S)
         assert bench.hypervisor.measuring
 
     asyncio.run(scene())

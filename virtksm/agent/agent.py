@@ -64,7 +64,6 @@ class Agent:
         rates = DirtyRates(
             source=lambda: self.connection.host,
             configuration=self.configuration,
-            calls=calls,
             rates=self.tenure.dirty_kib_per_s,
             failing=self.reporter.dirty_rates_unknown,
         )
@@ -84,6 +83,7 @@ class Agent:
         await self.stopping.wait()
         connection.cancel()
         reload.cancel()
+        dirty_rates.cancel()
         await asyncio.wait(
             {passes, connection, guest_xml, dirty_rates, reload}
         )  # a pass that has begun is finished first

@@ -24,7 +24,9 @@ MEASURE_S = 60
 """libvirt's longest time between the two samples: what changes more often counts once."""
 EVERY_S = 120.0
 AT_ONCE = 8
-"""A pass that becomes due meanwhile waits for the calls for so many guests, some 2 ms each (measured)."""
+"""Guests asked for in one thread, some 2 ms each (measured)."""
+RETRY_S = 600.0
+"""After a call that failed as a whole: a guest's monitor hangs, or libvirt has no such call."""
 KIB_PER_MIB = 1024
 
 
@@ -53,22 +55,22 @@ class Measurement:
 class DirtyRates:
     """The rates by guest (`Guest.key`) in KiB a second, in `rates`, and their measuring.
 
-    `source` gives the connection, None while there is none; `calls` are those of passes, so that one waits for the
-    other.
+    `source` gives the connection, None while there is none. `calls` are its own: a guest whose monitor hangs keeps no
+    pass waiting.
     """
 
     source: Callable[[], Measures | None]
     configuration: Configuration
-    calls: BlockingCalls
     rates: dict[str, float]
     failing: Callable[[VirtksmError], None]
     clock: Callable[[], float] = time.monotonic
+    calls: BlockingCalls = field(default_factory=BlockingCalls)
     running: dict[str, Guest] = field(default_factory=dict)
     measured: dict[str, Measurement] = field(default_factory=dict)
     due_s: dict[str, float] = field(default_factory=dict)
     """When to measure a guest next; one that is not named is due."""
-    failed: VirtksmError | None = None
-    """Why nothing is measured over this connection."""
+    retry_s: float = 0.0
+    """When to measure again after a failure."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     is_stopping: bool = False
 
@@ -83,7 +85,7 @@ class DirtyRates:
     def forget(self) -> None:
         """Forget all: the connection is another one."""
         self.see((), is_wanted=False)
-        self.failed = None
+        self.retry_s = 0.0
 
     def stop(self) -> None:
         """Measure nothing more."""
@@ -99,7 +101,7 @@ class DirtyRates:
             for key, guest in self.running.items()
             if key not in self.measured and self.due_s.get(key, now_s) <= now_s
         ][: AT_ONCE - len(ended)]
-        if host is None or self.failed is not None or not (ended or begins):
+        if host is None or now_s < self.retry_s or not (ended or begins):
             await self._wait(now_s)
             return
         for guest in begins:
@@ -109,7 +111,9 @@ class DirtyRates:
             limit_s = self.configuration.in_force.call_timeout_s
             found, begun = await self.calls.run("measure dirty rates", work, limit_s)
         except VirtksmError as error:
-            self.failed = error
+            self.retry_s = now_s + RETRY_S
+            self.rates.clear()
+            self.measured.clear()
             self.failing(error)
             return
         for one in ended:
@@ -133,9 +137,9 @@ class DirtyRates:
         self.seen.clear()
         if self.is_stopping:
             return
-        is_idle = self.failed is not None or self.source() is None or not times
+        is_idle = self.source() is None or not times
         try:
-            async with asyncio.timeout(None if is_idle else max(min(times) - now_s, 0.0)):
+            async with asyncio.timeout(None if is_idle else max(min(times), self.retry_s) - now_s):
                 await self.seen.wait()
         except TimeoutError:
             return

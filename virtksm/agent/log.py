@@ -190,8 +190,9 @@ class Reporter:
         self.tally.exposed = len(names)
 
     def dirty_rates_unknown(self, error: VirtksmError) -> None:
-        """Report that guests' dirty rates are not measured over this connection."""
-        self._log.info("dirty_rates_unknown", error=str(error))
+        """Report that it is not measured how fast guests' memory changes."""
+        message = f"how fast guests' memory changes is not measured: {error.message}"
+        self._log.info("dirty_rates_unknown", message=message, error=error.message)
 
     def guest_xml_unreadable(self, error: VirtksmError) -> None:
         if isinstance(error, Unforeseen):
