@@ -60,8 +60,9 @@ class Reasoned:
     reason: str
     numbers: Mapping[str, Number]
     """What the rule went by. `adaptive`: `memory_bytes`; the backlog's `settling_bytes`, `new_bytes`,
-    `scanned_once_bytes`, `exited_bytes`; `waited_byte_s`, `full_scan_cost_s`, `page_cost_s`, `backoff` (rule 11),
-    `merge_ratio`, `narrow_full_scans`, `pressure`. `ksmtuned`: `total_bytes`, `free_bytes`, `committed_bytes`,
+    `scanned_once_bytes`, `exited_bytes`; `waited_byte_s`, `full_scan_cost_s`, `page_cost_s`, `changed_bytes`
+    (rule 11), `merge_ratio`, `changed_ratio`, `narrow_full_scans`, `pressure`. `ksmtuned`: `total_bytes`,
+    `free_bytes`, `committed_bytes`,
     `thres_bytes`, `sleep_s`, `npages_before`, `npages`. Both: `guests`, `guests_unread`."""
     target: Settings
     """null: left as it is."""
@@ -286,6 +287,8 @@ class SurveyedGuest:
     profit_bytes: int | None
     """Saved less cost."""
     can_merge: bool | None
+    can_merge_text: str
+    """The same in words, with what keeps it from merging."""
     obstacles: list[Obstacle] | None
     kernel: Kernel | None
 
@@ -398,6 +401,7 @@ class KeptDecision(Reasoned):
 
     thresholds: list[Threshold]
     is_routine: bool
+    wants_dirty_rates: bool
 
 
 class KeptPass:
@@ -523,6 +527,23 @@ class KeyInForce:
     value: object
     origin: str
     """The file, or `default`."""
+    choices: list[str]
+    """What a choice may be; else none."""
+    meaning: str
+
+
+class ConfigFile:
+    """A file of the configuration, in the order of reading."""
+
+    path: str
+    state: str
+    """`read`, `missing`, or `replaced by` another file."""
+
+
+class ConfigFiles:
+    """The files of the configuration."""
+
+    files: list[ConfigFile]
 
 
 class Version(Versioned):
@@ -633,6 +654,7 @@ COMMANDS: Mapping[str, object] = {
     "unmerge": Unmerged,
     "verify-off": Verified,
     "config show": Mapping[str, KeyInForce],
+    "config path": ConfigFiles,
     "trace record": Recorded,
     "trace replay": Replayed,
     "trace plot": Drawn,

@@ -68,6 +68,7 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     run("headroom")
     run("doctor", code=agent.home.run("doctor", "--connect", agent.uri).returncode)
     run("config show")
+    run("config path")
     run("version")
     run("trace record", str(trace), "--for", "0")
     assert run("trace replay", str(trace), "--all")["steps"] != []

@@ -33,7 +33,6 @@ WITH_AGENT = {
     "explain": "explain --last 1",
     "explain-verbose": "explain --last 1 --verbose",
     "wait": "wait --settled --timeout 0",
-    "retune": "retune --dry-run",
     "doctor-group": "doctor --only guests --all",
     "doctor-typo": "doctor --only gests",
 }

@@ -40,7 +40,7 @@ from virtksm.policy.adaptive.full_scans import (
     seconds_until_empty,
     seconds_until_stalled,
 )
-from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
+from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     changed_ratio,
@@ -208,9 +208,10 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
         return state
     kib = scans.current.scanning_kib
     if scans.is_check:
-        backlog = replace(backlog, changed={**backlog.changed, UNSEEN: backlog.changed.get(UNSEEN, 0.0) + kib})
+        changed = {**backlog.changed, UNSEEN: min(backlog.changed.get(UNSEEN, 0.0) + kib, MAX_SUM)}
+        backlog = replace(backlog, changed=changed)
     else:
-        backlog = replace(backlog, new_kib=backlog.new_kib + kib)
+        backlog = replace(backlog, new_kib=min(backlog.new_kib + kib, MAX_SUM))
     return replace(state, backlog=backlog, scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.state import AdaptiveState
+from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState
 
 OTHER_PROCESSES = "other_processes"
 """The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
@@ -36,9 +36,9 @@ def age_changed(
     before, lone, changed = state.backlog.changed, lone_share(snapshot, state), {}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
         grown_kib = max(kib_per_s * passed_s - appeared_kib.get(key, 0), 0.0)
-        changed[key] = min(before.get(key, 0.0) + grown_kib, kib * lone)
+        changed[key] = min(before.get(key, 0.0) + grown_kib, kib * lone, MAX_SUM)
     measured_kib = sum(changed.values()) - sum(before.get(key, 0.0) for key in changed)
-    changed[UNSEEN] = changed.get(UNSEEN, 0.0) + max(rewritten_kib - measured_kib, 0.0)
+    changed[UNSEEN] = min(changed.get(UNSEEN, 0.0) + max(rewritten_kib - measured_kib, 0.0), MAX_SUM)
     return changed
 
 

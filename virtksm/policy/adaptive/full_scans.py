@@ -87,7 +87,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
-        scanning_kib=backlog.new_kib + backlog.settling_kib + changed_kib,
+        scanning_kib=min(backlog.new_kib + backlog.settling_kib + changed_kib, MAX_SUM),
         began=read_meter(snapshot),
     )
     return replace(
@@ -254,7 +254,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     per_kib = cost_s / max(total_kib(snapshot, state), 1)
     return replace(
         state,
-        backlog=replace(state.backlog, scanned_once_kib=ended.scanning_kib + left_kib),
+        backlog=replace(state.backlog, scanned_once_kib=min(ended.scanning_kib + left_kib, MAX_SUM)),
         scans=Scans(
             cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
             pair_left=scans.pair_left if goes_on else 1 if left_kib else max(scans.pair_left - 1, 0),

@@ -128,7 +128,7 @@ class Learned:
     changed_ratio: float = 1 / 5
     """The same of what may have changed in place, weighted by how much it was."""
     changed_kib: int = 0
-    """How much it was, each pair of full scans counting half as much as the next."""
+    """How much it was before the last pair of full scans, each pair counting half as much as the next."""
     scanned_kib: int = 0
     merged_kib: int = 0
     """What the last pair of full scans was for, and what it has merged."""

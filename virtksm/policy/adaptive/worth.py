@@ -109,7 +109,7 @@ def learn(learned: Learned, now_s: float, scanned_kib: int, merged_kib: int, *, 
         learned,
         merge_ratio=merge_ratio(learned),
         changed_ratio=changed_ratio(learned),
-        changed_kib=learned.changed_kib // 2 + learned.scanned_kib if learned.was_check else learned.changed_kib,
+        changed_kib=(learned.changed_kib + learned.scanned_kib) // 2 if learned.was_check else learned.changed_kib,
         ended_s=now_s,
         scanned_kib=scanned_kib,
         merged_kib=min(merged_kib, scanned_kib),
@@ -130,7 +130,7 @@ def changed_ratio(learned: Learned) -> float:
     before = learned.changed_ratio
     if not learned.was_check or not learned.scanned_kib:
         return before
-    weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib / 2)
+    weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib)
     return max(before + (_lasting(learned) - before) * weight, before / MAX_FALL)
 
 
