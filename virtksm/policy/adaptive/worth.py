@@ -73,13 +73,13 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
-    least_kib_s = memory_kib * cost_s / price
+    worth_kib_s = memory_kib * cost_s / price
     if not has_backlog:
         is_early = more_kib_per_s * CHANGING_S > backlog.changed_kib
-        least_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
+        worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
-        least_kib_s = max(least_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
-    left_kib_s = max(least_kib_s - backlog.waited_kib_s * ratio - backlog.changed_kib_s * changed, 0.0)
+        worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
+    left_kib_s = max(worth_kib_s - backlog.waited_kib_s * ratio - backlog.changed_kib_s * changed, 0.0)
 
     gain_kib = backlog.due_kib * ratio + backlog.changed_kib * changed
     # gain_kib * t + more_kib_per_s * changed * t**2 / 2 = left_kib_s
