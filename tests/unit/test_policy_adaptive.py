@@ -682,6 +682,13 @@ def test_11_a_guest_changes_no_more_than_it_has_and_what_it_grows_by_is_new() ->
     assert state.backlog.changed.keys() == {"b/1", OTHER_PROCESSES, UNSEEN}, "a guest that stops takes its own away"
 
 
+def test_11_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
+    learned = Learned(full_scan_cost_s_per_kib=1e-6, ended_s=1e6)
+    state = replace(having_scanned(learned=learned), taken_s=1e6)
+    _, state = decide_all(ALWAYS, dirtied(10, 0.0), state=state)
+    assert seconds_to_check_scan(0.0, state) < LATEST_S + 60
+
+
 def test_11_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice() -> None:
     changed = replace(Backlog(), changed={"a/1": GIB / 2}, changed_kib_s=1e12)
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6), backlog=changed)
