@@ -127,7 +127,8 @@ def test_the_lag_behind_flat_out_leaves_the_first_tenth_out() -> None:
 
 def test_a_work_is_one_table_its_goals_and_one_picture(tmp_path: Path) -> None:
     decisions = [
-        {"numbers": dict.fromkeys(BACKLOG, kib) | {"merge_ratio": ratio}} for kib, ratio in ((9, 0.25), (1024, 0.5))
+        {"numbers": dict.fromkeys(BACKLOG, size) | {"merge_ratio": ratio}}
+        for size, ratio in ((9, 0.25), (1 << 20, 0.5))
     ]
     runs = [made_up("adaptive", rising(20), decisions=decisions), made_up("off", lambda _: 0, share=0.0)]
     results = measure_work(runs)
