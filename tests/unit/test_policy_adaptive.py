@@ -682,6 +682,17 @@ def test_11_a_guest_changes_no_more_than_it_has_and_what_it_grows_by_is_new() ->
     assert state.backlog.changed.keys() == {"b/1", OTHER_PROCESSES, UNSEEN}, "a guest that stops takes its own away"
 
 
+def test_11_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:
+    up_s, state, rules = 1e6, None, []
+    for step in range(40):
+        held = {"a": min(step, 20) * GIB // 20} if step else {}
+        blind = replace(snap(up_s + step / 4, held), other_processes=None)
+        decision, state = decide_all(ALWAYS, blind, state=state)
+        rules.append(decision.reason.rule)
+    assert "full_scan" in rules
+    assert "check_scan" not in rules
+
+
 def test_11_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
     learned = Learned(full_scan_cost_s_per_kib=1e-6, ended_s=1e6)
     state = replace(having_scanned(learned=learned), taken_s=1e6)

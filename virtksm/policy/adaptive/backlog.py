@@ -22,7 +22,7 @@ PAYS_COST = 300.0
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
     """Return the state with the backlog as of this snapshot; memory is settling for `settle_s` seconds."""
     now_s, before = snapshot.taken_s, state.backlog
-    if state.learned.ended_s > now_s:  # the clock began anew
+    if state.taken_s is None or state.learned.ended_s > now_s:  # the first pass, or the clock began anew
         state = replace(state, learned=replace(state.learned, ended_s=now_s))
     seen = [(guest.key, guest.rss_kib) for guest in snapshot.guests]
     guests_kib = {key: kib for key, kib in seen if kib is not None}

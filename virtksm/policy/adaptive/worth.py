@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import sqrt
+from math import inf, sqrt
 
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import changing, total_kib, unseen_of_kib
@@ -64,9 +64,6 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     more_kib_per_s = sum(kib_per_s for kib_per_s, _ in changing(snapshot, state).values())
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
-    latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
-    if small_kib >= 0 and not more_kib_per_s:
-        return latest_s if memory_kib else None
     ratio = STARTS_MERGE_RATIO if state.arrivals.has_starts else max(merge_ratio(state.learned), MIN_MERGE_RATIO)
     changed = changed_ratio(state.learned)
 
@@ -84,13 +81,19 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     gain_kib = backlog.due_kib * ratio + backlog.changed_kib * changed
     # gain_kib * t + more_kib_per_s * changed * t**2 / 2 = left_kib_s
     root = sqrt(gain_kib**2 + 2 * more_kib_per_s * changed * left_kib_s)
-    wait_s = 2 * left_kib_s / (gain_kib + root) if left_kib_s else 0.0
+    wait_s = _divide(2 * left_kib_s, gain_kib + root)
     if small_kib > 0:
-        wait_s = max(wait_s, small_kib / more_kib_per_s)
-    if not has_backlog:
-        return min(wait_s, latest_s)
+        wait_s = max(wait_s, _divide(small_kib, more_kib_per_s))
+    if not has_backlog:  # what settles comes first: a check scan would scan it too early
+        latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
+        return max(min(wait_s, latest_s), MIN_WAIT_S if backlog.settling else 0.0) if memory_kib else None
     ends_s = seconds_to_end(growth, state, memory_kib)
     return min(wait_s, max(ends_s, MIN_WAIT_S)) if ends_s > 0 else wait_s
+
+
+def _divide(amount: float, per_s: float) -> float:
+    """Return how long an amount takes; for ever where nothing comes."""
+    return amount / per_s if per_s else inf if amount else 0.0
 
 
 def is_due(state: AdaptiveState, memory_kib: int) -> bool:
