@@ -172,7 +172,8 @@ def test_what_is_no_guests_merges_too_at_once_where_it_is_seen_and_by_a_check_sc
     until_s = UNTIL_S + (CHECKED_S if hides_others else 0.0)
     ours = run_policy(host, ALWAYS, starts[:guests], until_s=until_s, sample_every_s=10.0)
     assert ours.samples[-1].saved_pages >= 64 * PAGES_PER_MIB
-    assert ours.samples[-1].settings.pages_to_scan == 0
+    idle = [sample.settings.pages_to_scan == 0 for sample in ours.samples if sample.t_s >= UNTIL_S]
+    assert sum(idle) >= (0.9 if hides_others else 1) * len(idle), "a check scan may be under way at any time"
 
 
 @settings(max_examples=10)

@@ -36,7 +36,7 @@ def ksm(tmp_path: Path) -> Path:
 
 def start(ksm: Path, program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["bash", "-c", SCRIPT, "script", COMMON, ksm, program],
+        ["env", "--default-signal", "bash", "-c", SCRIPT, "script", COMMON, ksm, program],  # nohup ignores SIGHUP
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
