@@ -17,7 +17,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, UNSEEN
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import (
     BATCH_S,
@@ -658,6 +658,8 @@ def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_last
     late = after_check_scan(GIB // 2, written_kib=GIB // 2, written_s=4000.0)
     assert changed_ratio(soon.learned) < Learned().changed_ratio < merged == changed_ratio(late.learned)
     assert soon.backlog.changed_kib == GIB // 2, "it may merge again"
+    _, later = decide_all(ALWAYS, dirtied(8, 0.0, cow_ksm=GIB // 8, pages_unshared=GIB // 8), state=soon)
+    assert later.backlog.changed_kib == GIB // 2, "it has not been forgotten"
     learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
     started = having_scanned(learned=learned, cow_ksm=0)
     decision, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
@@ -679,7 +681,7 @@ def test_11_a_guest_changes_no_more_than_it_has_and_what_it_grows_by_is_new() ->
     _, state = decide_all(ALWAYS, dirtied(1, 4096.0, grown), state=having_scanned())
     assert state.backlog.changed_kib == 0
     _, state = decide_all(ALWAYS, dirtied(1001, 0.0, {"b": GIB}), state=replace(state, taken_s=1000))
-    assert state.backlog.changed.keys() == {"b/1", OTHER_PROCESSES, UNSEEN}, "a guest that stops takes its own away"
+    assert state.backlog.changed.keys() == {"b/1", OTHER_PROCESSES, REWRITTEN}, "a guest that stops takes its own away"
 
 
 def test_11_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:

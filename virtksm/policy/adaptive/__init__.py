@@ -27,7 +27,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
 from virtksm.policy.adaptive.backlog import account
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, UNSEEN, known_kib, total_kib
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.full_scans import (
     begin_full_scan,
@@ -208,7 +208,7 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
         return state
     kib = scans.current.scanning_kib
     if scans.is_check:
-        changed = {**backlog.changed, UNSEEN: min(backlog.changed.get(UNSEEN, 0.0) + kib, MAX_SUM)}
+        changed = {**backlog.changed, REWRITTEN: min(backlog.changed.get(REWRITTEN, 0.0) + kib, MAX_SUM)}
         backlog = replace(backlog, changed=changed)
     else:
         backlog = replace(backlog, new_kib=min(backlog.new_kib + kib, MAX_SUM))

@@ -15,7 +15,9 @@ OTHER_PROCESSES = "other_processes"
 """The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
 the same nothing is added to the backlog."""
 UNSEEN = "unseen"
-"""The key of memory that is no known process's, and of merged pages that were written to beyond what was measured."""
+"""The key of memory that is no known process's."""
+REWRITTEN = "rewritten"
+"""The key of merged pages that were written to beyond what was measured, and of what a dropped check scan was for."""
 BLIND_S = 24 * 3600.0
 """Memory of which nobody tells how fast it changes is assumed to change once in so long."""
 UNSEEN_SHARE = 1 / 64
@@ -33,13 +35,15 @@ def age_changed(
 
     No process changes more than it has that has not merged.
     """
-    before, lone, changed = state.backlog.changed, lone_share(snapshot, state), {}
+    before, lone, grown_kib = state.backlog.changed, lone_share(snapshot, state), 0.0
+    changed = {REWRITTEN: before.get(REWRITTEN, 0.0)}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
-        grown_kib = max(kib_per_s * passed_s - appeared_kib.get(key, 0), 0.0)
-        changed[key] = min(before.get(key, 0.0) + grown_kib, kib * lone, MAX_SUM)
-    measured_kib = sum(changed.values()) - sum(before.get(key, 0.0) for key in changed)
-    changed[UNSEEN] = min(changed.get(UNSEEN, 0.0) + max(rewritten_kib - measured_kib, 0.0), MAX_SUM)
-    return changed
+        more_kib = max(kib_per_s * passed_s - appeared_kib.get(key, 0), 0.0)
+        changed[key] = min(before.get(key, 0.0) + more_kib, kib * lone)
+        grown_kib += more_kib
+    changed[REWRITTEN] += max(rewritten_kib - grown_kib, 0.0)
+    lone_kib = min(total_kib(snapshot, state) + unseen_of_kib(snapshot, state), MAX_SUM) * lone
+    return {key: min(kib, lone_kib) for key, kib in changed.items()}
 
 
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
 from virtksm.model.snapshot import Guest, Snapshot
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, UNSEEN, changing
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, UNSEEN, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib
 from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
@@ -98,7 +98,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         guests.append(guest)
         guests_kib[guest.key] = kib
         changed_kib[guest.key] = sum(changed.get(key, 0.0) for key in keys)
-    for key in (OTHER_PROCESSES, UNSEEN):
+    for key in (OTHER_PROCESSES, REWRITTEN, UNSEEN):
         guests_kib |= {key: state.guests_kib[key]} if key in state.guests_kib else {}
         changed_kib |= {key: changed[key]} if key in changed else {}
     backlog = replace(state.backlog, changed=changed_kib)
