@@ -67,7 +67,7 @@ def cpu_s_per_hour(run: Outcome, scale: float, from_h: int = 0) -> float:
 def minutes_to_most(run: Outcome) -> Iterator[float]:
     """Yield for each change how many minutes after its end 90 % of what it brings were saved.
 
-    Later changes replace what earlier ones have brought; those that bring less than a GiB more are left out.
+    Later changes replace what earlier ones have brought, so that it counts from the least that was saved.
     """
     for hour in CHANGE_HOURS:
         ended_s = hour * 3600.0 + CHANGE_S
