@@ -71,7 +71,9 @@ class FakeConnection:
 
     def listAllDomains(self, _flags: int) -> list[FakeDomain]:
         if self.listing_fails:
-            raise libvirt.libvirtError("not now")
+            error: Any = libvirt.libvirtError("not now")
+            error.err = None  # else it has the number of the last error that libvirt met in this thread
+            raise error
         return self.domains
 
     def getAllDomainStats(self, _stats: int, _flags: int) -> list[tuple[FakeDomain, dict[str, Any]]]:
