@@ -153,7 +153,7 @@ class JournalEntries:
 
 
 def _send_entry(journal: str, entry: bytes) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(OSError):
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         # Whole lines alone: journald ignores a last one without its end.
         sender.sendto((entry[:MAX_ENTRY].rpartition(b"\n")[0] or entry[:MAX_ENTRY]) + b"\n", journal)
 

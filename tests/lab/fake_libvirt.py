@@ -3,6 +3,7 @@
 # ruff: noqa: N802  # the names of libvirt-python
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,13 @@ import libvirt
 
 @dataclass
 class FakeDomain:
-    """A running guest; `asked` counts how often it was asked for its maximum."""
+    """A running guest; `asked` counts how often it was asked for its maximum, `measured` its measurements."""
 
     uuid: str
     called: str
     max_kib: Any
     asked: int = 0
+    measured: int = 0
 
     def name(self) -> str:
         return self.called
@@ -26,6 +28,10 @@ class FakeDomain:
 
     def ID(self) -> int:
         return 1
+
+    def startDirtyRateCalc(self, _seconds: int) -> int:
+        self.measured += 1
+        return 0
 
     def maxMemory(self) -> Any:  # noqa: ANN401  # libvirt may answer anything
         self.asked += 1
@@ -40,6 +46,7 @@ class FakeConnection:
     answered: dict[str, Any] = field(default_factory=dict)
     takes: bool = True
     listing_fails: bool = False
+    before_lookup: Callable[[], object] = lambda: None
 
     def getURI(self) -> str:
         return "qemu:///system"
@@ -58,9 +65,15 @@ class FakeConnection:
             self.answered |= values
         return 0
 
+    def lookupByUUIDString(self, uuid: str) -> FakeDomain:
+        self.before_lookup()
+        return next(domain for domain in self.domains if domain.uuid == uuid)
+
     def listAllDomains(self, _flags: int) -> list[FakeDomain]:
         if self.listing_fails:
-            raise libvirt.libvirtError("not now")
+            error: Any = libvirt.libvirtError("not now")
+            error.err = None  # else it has the number of the last error that libvirt met in this thread
+            raise error
         return self.domains
 
     def getAllDomainStats(self, _stats: int, _flags: int) -> list[tuple[FakeDomain, dict[str, Any]]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
+
+import pytest
 
 from tests.fakes import FakeHypervisor
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -47,6 +50,14 @@ class Bench:
             self.hypervisor.measuring.clear()
         await self.dirty.measure_when_due()
 
+    async def wait(self) -> None:
+        """See that nothing is due, and end waiting as the agent does."""
+        waiting = asyncio.ensure_future(self.step())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
 
 def test_every_guest_is_measured_a_few_at_a_time_and_again_later() -> None:
     async def scene() -> None:
@@ -85,17 +96,11 @@ def test_nothing_is_measured_while_the_policy_does_not_act_nor_without_a_connect
     async def scene() -> None:
         bench = Bench(1)
         bench.dirty.see(bench.guests, is_wanted=False)
-        waiting = asyncio.ensure_future(bench.step())
-        await asyncio.sleep(0)
+        await bench.wait()
         assert not bench.hypervisor.measuring
-        bench.dirty.stop()
-        await waiting
         bench = Bench(1)
         bench.host = None
-        waiting = asyncio.ensure_future(bench.step())
-        await asyncio.sleep(0)
-        bench.dirty.stop()
-        await waiting
+        await bench.wait()
         assert not bench.hypervisor.measuring
 
     asyncio.run(scene())
@@ -139,6 +144,54 @@ def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_th
         await bench.step(EVERY_S)
         bench.host = bench.hypervisor
         await bench.step(RETRY_S)
+        assert bench.hypervisor.measuring
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("cause", ["not begun", "no result"])
+def test_a_guest_that_cannot_be_measured_any_more_has_no_rate(cause: str) -> None:
+    async def scene() -> None:
+        bench = Bench(5, 6)
+        first, second = bench.guests
+        await bench.step()
+        await bench.step(MEASURE_S + 2)
+        assert bench.rates.keys() == {first.key, second.key}
+        if cause == "not begun":
+            bench.hypervisor.measuring[first.uuid] = 5  # by somebody else
+            await bench.step(EVERY_S - MEASURE_S)
+        else:
+            await bench.step(EVERY_S)
+            del bench.hypervisor.dirty_mib_per_s[first.uuid]
+            await bench.step(MEASURE_S + 2)
+        assert bench.rates.keys() == {second.key}
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bool) -> None:
+    class Slow(FakeHypervisor):
+        def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+            answered.wait()
+            if fails:
+                raise LibvirtTimeout("no answer")
+
+    answered = threading.Event()
+
+    async def scene() -> None:
+        bench = Bench(1)
+        bench.host = Slow()
+        waiting = asyncio.ensure_future(bench.step())
+        await asyncio.sleep(0)
+        bench.host = bench.hypervisor
+        bench.dirty.forget()
+        answered.set()
+        await waiting
+        assert bench.failures == []
+        assert bench.dirty.measured == {}
+        bench.dirty.see(bench.guests, is_wanted=True)
+        await bench.step(EVERY_S)
         assert bench.hypervisor.measuring
 
     asyncio.run(scene())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import cast
 
 import libvirt
@@ -9,7 +10,7 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.fake_libvirt import FakeConnection, FakeDomain
-from virtksm.errors import SensingFailed
+from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
@@ -86,3 +87,36 @@ def test_who_asks_has_every_maximum_asked_again(trigger: Trigger) -> None:
     for domain in bench.domains:
         domain.max_kib = 192
     assert bench.maxima(trigger) == [192, 192]
+
+
+def test_a_connection_is_closed_after_a_call_beside_passes_has_returned_and_takes_none_from_then_on() -> None:
+    bench = Bench()
+    asked, released, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        released.wait()
+
+    bench.connection.before_lookup = hang
+    thread = threading.Thread(target=bench.host.start_dirty_rate, args=("one", 60))
+    thread.start()
+    try:
+        asked.wait()
+        bench.host.close(closed.set)
+        assert not closed.is_set()
+        with pytest.raises(LibvirtUnreachable):
+            bench.host.start_dirty_rate("two", 60)
+        assert not closed.is_set()
+    finally:
+        released.set()
+        thread.join()
+    assert closed.is_set()
+    assert [one.measured for one in bench.domains] == [1, 0]
+
+
+def test_a_connection_that_nobody_uses_is_closed_at_once() -> None:
+    bench = Bench()
+    bench.host.start_dirty_rate("one", 60)
+    closed = threading.Event()
+    bench.host.close(closed.set)
+    assert closed.is_set()

@@ -138,3 +138,14 @@ def test_every_other_event_has_a_sentence_with_its_remedy(said: list[str]) -> No
         "error: KSM's settings stay as they are: no answer: systemctl restart libvirtd",
     ]
     assert len([line for line in said if line.startswith("warning: private guest tenant can merge: ")]) == 1
+
+
+def test_that_dirty_rates_are_unknown_is_news_once_a_connection(said: list[str]) -> None:
+    reporter = Reporter(Notifier({}))
+    unknown = "info: how fast guests' memory changes is not measured: no answer"
+    reporter.dirty_rates_unknown(FAILED)
+    reporter.dirty_rates_unknown(FAILED)
+    assert said == [unknown]
+    reporter.connected("qemu:///system", is_local=True)
+    reporter.dirty_rates_unknown(FAILED)
+    assert said[-1] == unknown

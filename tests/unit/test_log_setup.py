@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -141,6 +142,22 @@ def test_a_journald_that_hangs_or_goes_delays_nobody(tmp_path: Path) -> None:
                 read += 1
     say(-1)
     lines.close(30.0)
+
+
+def test_without_a_descriptor_to_spare_an_entry_is_lost_and_not_the_log(tmp_path: Path) -> None:
+    with heard_by_journald(tmp_path) as journald, (tmp_path / "log").open("w", encoding="utf-8") as stream:
+        journald.settimeout(30.0)
+        lines = LineQueue(stream, journal=str(tmp_path / "journald"))
+        configure("info", "journal", stream=lines)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            say(1)
+            lines.close(5.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        say(2)
+        assert b"VIRTKSM_NUMBER=2\n" in journald.recv(1 << 16)
 
 
 def test_a_terminal_has_the_sentence_and_at_level_debug_the_fields() -> None:

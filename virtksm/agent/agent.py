@@ -84,9 +84,8 @@ class Agent:
         connection.cancel()
         reload.cancel()
         dirty_rates.cancel()
-        await asyncio.wait(
-            {passes, connection, guest_xml, dirty_rates, reload}
-        )  # a pass that has begun is finished first
+        # A pass that has begun is finished first; a guest that is being asked for its dirty rate is not waited for.
+        await asyncio.wait({passes, connection, guest_xml, dirty_rates, reload})
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
@@ -111,7 +110,6 @@ class Agent:
         self.stopping.set()
         self.passes.stop()
         self.listeners.guests.stop()
-        self.listeners.dirty_rates.stop()
 
     def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self.stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 import tenacity
 
@@ -74,12 +75,12 @@ class Connection:
 
     async def close(self, limit_s: float) -> None:
         """Close the connection, if there is one; a daemon that hangs is not waited for."""
-        subscription, self._subscription, self.host = self._subscription, None, None
+        host, subscription, self.host, self._subscription = self.host, self._subscription, None, None
         self.lost_s = time.monotonic()
-        if subscription is None:
+        if host is None or subscription is None:
             return
         try:
-            await self.calls.run("close", subscription.close, limit_s, is_deferred=True)
+            await self.calls.run("close", partial(host.close, subscription.close), limit_s, is_deferred=True)
         except LibvirtUnreachable as error:
             self._failed(error, 0.0)
 

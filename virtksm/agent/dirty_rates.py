@@ -72,7 +72,6 @@ class DirtyRates:
     retry_s: float = 0.0
     """When to measure again after a failure."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
-    is_stopping: bool = False
 
     def see(self, running: Iterable[Guest], *, is_wanted: bool) -> None:
         """Note the guests that run with what they hold; `is_wanted`: the policy goes by their rates now."""
@@ -86,11 +85,6 @@ class DirtyRates:
         """Forget all: the connection is another one."""
         self.see((), is_wanted=False)
         self.retry_s = 0.0
-
-    def stop(self) -> None:
-        """Measure nothing more."""
-        self.is_stopping = True
-        self.seen.set()
 
     async def measure_when_due(self) -> None:
         """Begin or read some measurements, or wait until one is due or a pass has seen guests."""
@@ -111,13 +105,20 @@ class DirtyRates:
             limit_s = self.configuration.in_force.call_timeout_s
             found, begun = await self.calls.run("measure dirty rates", work, limit_s)
         except VirtksmError as error:
+            if host is not self.source():  # it tells nothing of the next connection
+                return
             self.retry_s = now_s + RETRY_S
             self.rates.clear()
             self.measured.clear()
             self.failing(error)
             return
+        if host is not self.source():
+            return
         for one in ended:
             self._learn(one, found.get(one.guest.uuid))
+        for guest in begins:
+            if guest not in begun:
+                self.rates.pop(guest.key, None)
         for guest in begun:
             self.measured[guest.key] = Measurement(guest=guest, ends_s=now_s + MEASURE_S + 1)
 
@@ -126,17 +127,16 @@ class DirtyRates:
         self.measured.pop(ended.guest.key, None)
         now = self.running.get(ended.guest.key)
         if mib_per_s is None or now is None:
+            self.rates.pop(ended.guest.key, None)
             return
         grown_kib = max((now.rss_kib or 0) - (ended.guest.rss_kib or 0), 0)
         self.rates[now.key] = max(mib_per_s * KIB_PER_MIB - grown_kib / MEASURE_S, 0.0)
 
     async def _wait(self, now_s: float) -> None:
-        """Sleep until a measurement ends, the next one is due, a pass has seen guests, or the agent stops."""
+        """Sleep until a measurement ends, the next one is due, or a pass has seen guests."""
         times = [one.ends_s for one in self.measured.values()]
         times += [self.due_s.get(key, now_s) for key in self.running.keys() - self.measured.keys()]
         self.seen.clear()
-        if self.is_stopping:
-            return
         is_idle = self.source() is None or not times
         try:
             async with asyncio.timeout(None if is_idle else max(min(times), self.retry_s) - now_s):

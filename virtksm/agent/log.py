@@ -66,6 +66,7 @@ class Reporter:
 
     def connected(self, uri: str, *, is_local: bool) -> None:
         self._connect_error = None
+        self._failures.pop("dirty_rates_unknown", None)
         self.tally.connected()
         source = "local" if is_local else "libvirt"
         self._log.info("libvirt_connected", message=f"connected to {uri}", uri=uri, source=source)
@@ -144,9 +145,14 @@ class Reporter:
 
     def _log_change(self, event: str, error: VirtksmError, what: str, log: Log | None = None, **about: object) -> None:
         """Log a failure as `_complain`, at level debug as long as it stays the same."""
-        is_same = self._failures.get(event) == error.message
+        log = self._log.debug if self._is_same(event, error) else log
+        self._complain(event, error, what, log, **about)
+
+    def _is_same(self, event: str, error: VirtksmError) -> bool:
+        """Tell whether a failure is the one that this event was logged with last; remember it."""
+        before = self._failures.get(event)
         self._failures[event] = error.message
-        self._complain(event, error, what, self._log.debug if is_same else log, **about)
+        return before == error.message
 
     def _complain(self, event: str, error: VirtksmError, what: str, log: Log | None = None, **about: object) -> None:
         """Log an error by `log`, as a warning by default; `what` begins its sentence."""
@@ -191,8 +197,9 @@ class Reporter:
 
     def dirty_rates_unknown(self, error: VirtksmError) -> None:
         """Report that it is not measured how fast guests' memory changes."""
+        log = self._log.debug if self._is_same("dirty_rates_unknown", error) else self._log.info
         message = f"how fast guests' memory changes is not measured: {error.message}"
-        self._log.info("dirty_rates_unknown", message=message, error=error.message)
+        log("dirty_rates_unknown", message=message, error=error.message)
 
     def guest_xml_unreadable(self, error: VirtksmError) -> None:
         if isinstance(error, Unforeseen):

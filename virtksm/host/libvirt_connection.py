@@ -7,7 +7,8 @@ node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` h
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -36,6 +37,40 @@ class LibvirtHost:
         self._max_kib: dict[str, int | None] = {}
         self.stale: set[str | None] = set()
         """The guests whose maximum is to be asked again; None means all of them."""
+        self._closing = threading.Lock()
+        self._users = 0
+        """Calls beside passes, as long as they have not returned."""
+        self._close: Callable[[], None] | None = None
+
+    def close(self, close: Callable[[], None]) -> None:
+        """Have the connection closed by `close`, now or once the calls beside passes have returned.
+
+        libvirt frees a connection that is closed (virConnectClose), although a call of another thread still uses it.
+        """
+        with self._closing:
+            self._close = close
+            is_used = self._users > 0
+        if not is_used:
+            close()
+
+    @contextmanager
+    def _beside_passes(self) -> Iterator[None]:
+        """Keep the connection from being closed meanwhile; raises LibvirtUnreachable once it is to be."""
+        with self._closing:
+            if self._close is not None:
+                raise LibvirtUnreachable(f"the connection to {self.uri} is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._end_use()
+
+    def _end_use(self) -> None:
+        with self._closing:
+            self._users -= 1
+            close = None if self._users else self._close
+        if close is not None:
+            close()
 
     def ksm_state(self) -> KsmState:
         with self._translating("reading KSM's parameters"):
@@ -86,12 +121,12 @@ class LibvirtHost:
             return self._find(uuid).XMLDesc()
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self._translating("measuring a guest's dirty rate"):
+        with self._beside_passes(), self._translating("measuring a guest's dirty rate"):
             self._find(uuid).startDirtyRateCalc(seconds)
 
     def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
         wanted = set(uuids)
-        with self._translating("reading the guests' dirty rates"):
+        with self._beside_passes(), self._translating("reading the guests' dirty rates"):
             running = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             domains = [domain for domain in running if domain.UUIDString() in wanted]
             flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT

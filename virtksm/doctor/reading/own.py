@@ -166,7 +166,7 @@ def _folder_fault(path: str) -> str:
 
 def _fifo_fault(paths: RuntimePaths) -> str:
     try:
-        agent_uid = os.stat(paths.agent_dir).st_uid  # noqa: PTH116  # as above
+        agent_uid = os.stat(paths.agent_dir).st_uid  # noqa: PTH116  # as lstat below
         fault = find_fault(os.lstat(paths.poke_fifo), agent_uid)
     except OSError:  # neither need be there
         return ""
