@@ -9,7 +9,7 @@ from tests.fakes import FakeHypervisor
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, RETRY_S, DirtyRates
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.errors import LibvirtRefuses, LibvirtTimeout, VirtksmError
 from virtksm.model.snapshot import Guest
 
 GIB = 1024 * 1024
@@ -140,5 +140,33 @@ def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_th
         bench.host = bench.hypervisor
         await bench.step(RETRY_S)
         assert bench.hypervisor.measuring
+
+    asyncio.run(scene())
+
+
+def test_a_refusal_that_stays_the_same_is_tried_and_told_no_more_often_than_need_be() -> None:
+    class Refusing(FakeHypervisor):
+        asked = 0
+
+        def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+            self.asked += 1
+            raise LibvirtRefuses("access denied")
+
+    async def scene() -> None:
+        bench = Bench(1, 2)
+        bench.host = refusing = Refusing()
+        for times in (1, 2):
+            await bench.step(RETRY_S)
+            assert (refusing.asked, len(bench.failures)) == (times, 1)
+        bench.host = bench.hypervisor
+        await bench.step(RETRY_S)
+        bench.host = refusing
+        await bench.step(RETRY_S)
+        await bench.step()
+        assert len(bench.failures) == 2, "it has gone well meanwhile"
+        bench.dirty.forget()
+        bench.dirty.see(bench.guests, is_wanted=True)
+        await bench.step()
+        assert len(bench.failures) == 3, "over another connection"
 
     asyncio.run(scene())

@@ -26,7 +26,7 @@ EVERY_S = 120.0
 AT_ONCE = 8
 """Guests asked for in one thread, some 2 ms each (measured)."""
 RETRY_S = 600.0
-"""After a call that failed as a whole: a guest's monitor hangs, or libvirt has no such call."""
+"""After a call that failed as a whole: a guest's monitor hangs, or libvirt has no such call, or refuses it."""
 KIB_PER_MIB = 1024
 
 
@@ -36,7 +36,8 @@ class Measures(Protocol):
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         """Begin to measure a guest (virDomainStartDirtyRateCalc, page sampling).
 
-        Raises GuestVanished, Unsupported before libvirt 7.2 and QEMU 5.2, and SensingFailed while it is being measured.
+        Raises GuestVanished; Unsupported before libvirt 7.2; LibvirtRefuses where the access driver polkit denies it
+        (action domain.write); SensingFailed before QEMU 5.2, and while it is being measured.
         """
 
     def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
@@ -71,6 +72,8 @@ class DirtyRates:
     """When to measure a guest next; one that is not named is due."""
     retry_s: float = 0.0
     """When to measure again after a failure."""
+    failure: str | None = None
+    """The failure that was reported last, until measuring goes well or the connection is another one."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     is_stopping: bool = False
 
@@ -86,6 +89,7 @@ class DirtyRates:
         """Forget all: the connection is another one."""
         self.see((), is_wanted=False)
         self.retry_s = 0.0
+        self.failure = None
 
     def stop(self) -> None:
         """Measure nothing more."""
@@ -114,8 +118,11 @@ class DirtyRates:
             self.retry_s = now_s + RETRY_S
             self.rates.clear()
             self.measured.clear()
-            self.failing(error)
+            if error.message != self.failure:
+                self.failure = error.message
+                self.failing(error)
             return
+        self.failure = None
         for one in ended:
             self._learn(one, found.get(one.guest.uuid))
         for guest in begun:
