@@ -85,3 +85,10 @@ def test_a_call_that_fails_is_not_yet_a_lost_connection(
     with pytest.raises(expected) as caught:
         host.guest_xml("uuid")
     assert type(caught.value) is expected
+
+
+def test_a_right_to_measure_that_the_access_driver_denies_is_a_refusal_and_nothing_about_one_guest() -> None:
+    error = failed(libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_FROM_ACCESS)
+    host = LibvirtHost(cast("libvirt.virConnect", Connection(error, is_alive=True)))
+    with pytest.raises(LibvirtRefuses):
+        host.start_dirty_rate("uuid", 60)

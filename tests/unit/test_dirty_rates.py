@@ -12,7 +12,7 @@ from tests.fakes import FakeHypervisor
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, RETRY_S, DirtyRates
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.errors import LibvirtRefuses, LibvirtTimeout, VirtksmError
 from virtksm.model.snapshot import Guest
 
 GIB = 1024 * 1024
@@ -193,5 +193,23 @@ def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bo
         bench.dirty.see(bench.guests, is_wanted=True)
         await bench.step(EVERY_S)
         assert bench.hypervisor.measuring
+
+    asyncio.run(scene())
+
+
+def test_a_refusal_is_asked_for_once_and_tried_again_later() -> None:
+    class Refusing(FakeHypervisor):
+        asked = 0
+
+        def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+            self.asked += 1
+            raise LibvirtRefuses("access denied")
+
+    async def scene() -> None:
+        bench = Bench(1, 2)
+        bench.host = refusing = Refusing()
+        for times in (1, 2):
+            await bench.step(RETRY_S)
+            assert (refusing.asked, len(bench.failures)) == (times, times), "the log tells each cause once"
 
     asyncio.run(scene())

@@ -26,7 +26,7 @@ EVERY_S = 120.0
 AT_ONCE = 8
 """Guests asked for in one thread, some 2 ms each (measured)."""
 RETRY_S = 600.0
-"""After a call that failed as a whole: a guest's monitor hangs, or libvirt has no such call."""
+"""After a call that failed as a whole: a guest's monitor hangs, or libvirt has no such call, or refuses it."""
 KIB_PER_MIB = 1024
 
 
@@ -36,7 +36,8 @@ class Measures(Protocol):
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         """Begin to measure a guest (virDomainStartDirtyRateCalc, page sampling).
 
-        Raises GuestVanished, Unsupported before libvirt 7.2 and QEMU 5.2, and SensingFailed while it is being measured.
+        Raises GuestVanished; Unsupported before libvirt 7.2; LibvirtRefuses where the access driver polkit denies it
+        (action domain.write); SensingFailed before QEMU 5.2, and while it is being measured.
         """
 
     def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:

@@ -122,7 +122,12 @@ class LibvirtHost:
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         with self._beside_passes(), self._translating("measuring a guest's dirty rate"):
-            self._find(uuid).startDirtyRateCalc(seconds)
+            try:
+                self._find(uuid).startDirtyRateCalc(seconds)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_ACCESS_DENIED:
+                    raise
+                raise LibvirtRefuses(f"{error.get_error_message()} on {self.uri}") from error
 
     def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
         wanted = set(uuids)
