@@ -395,6 +395,7 @@ def and_no_more() -> None:
         ("reset", "boot1"),
         ("destroy", "boot1"),
         ("setmem", "boot1", "32M"),
+        ("domdirtyrate-calc", "boot1", "--seconds", "1"),
         ("memtune", "boot1", "--hard-limit", "1G"),
         ("dump", "boot1", "/run/dump"),
         ("screenshot", "boot1", "/run/screen"),
