@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtksm.cli.layout import Table, find_columns, fit, may_colour, to_lines, wrap
+from virtksm.cli.layout import Table, find_columns, fit, may_colour, show, to_lines, wrap
 from virtksm.text import width
 
 ROWS = [("bad", "Reason", "memory is not short: 21.9 of 23.5 GiB available, guests can grow to 801.9 MiB")]
@@ -29,6 +29,15 @@ def test_a_row_is_one_line_in_a_pipe_and_hangs_below_its_text_in_a_narrow_termin
         "           available, guests can grow to 801.9 MiB",
     ]
     assert to_lines([("", "", ""), ("dim", "a title", "")], 50) == ["", "a title"]
+
+
+def test_nothing_to_show_is_no_line_for_a_script_to_count_and_a_blank_row_is_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show([])
+    assert capsys.readouterr().out == ""
+    show([("", "", "")])
+    assert capsys.readouterr().out == "\n"
 
 
 def test_only_the_label_has_a_colour() -> None:

@@ -118,14 +118,19 @@ def render(row: Row, *, colour: bool) -> str:
 
 
 def show(items: Iterable[Item]) -> None:
-    """Print items on standard output."""
-    print(to_text(items), flush=True)
+    """Print items on standard output; without any, not even an empty line."""
+    lines = _own_lines(items)
+    print(*lines, sep="\n", end="\n" if lines else "", flush=True)
 
 
 def to_text(items: Iterable[Item]) -> str:
     """Return items as text in the width and colours of standard output."""
+    return "\n".join(_own_lines(items))
+
+
+def _own_lines(items: Iterable[Item]) -> list[str]:
     columns, colour = find_columns(sys.stdout, os.environ), may_colour(sys.stdout, os.environ)
-    return "\n".join(to_lines(items, columns, colour=colour))
+    return to_lines(items, columns, colour=colour)
 
 
 def to_lines(items: Iterable[Item], columns: int | None = None, *, colour: bool = False) -> list[str]:
