@@ -27,6 +27,7 @@ MASKS = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
     (r"-?\d+(\.\d+)?", "N"),
     (r"N [MG]iB", "N MiB"),
+    (r"\bsignal(, [a-z]+)+", "signal"),  # on a busy machine other triggers come with it
     (r"N(:N)+", "N:N"),
     (r" {2,}", "  "),
     (r"(takes up to N MiB): .*", r"\1: depends"),

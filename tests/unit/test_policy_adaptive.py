@@ -645,6 +645,14 @@ def test_11_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_none_wh
     assert (decision.reason.rule, state.backlog.changed_kib) == ("idle", 0)
 
 
+def test_11_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
+    """So the thresholds are true: the policy is asked for them in one step."""
+    state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-5))
+    begins_s = seconds_to_check_scan(None, state)
+    for at_s, rule in ((begins_s * 0.9, "idle"), (begins_s * 1.1, "check_scan")):
+        assert decide_all(ALWAYS, dirtied(at_s, None), state=state)[0].reason.rule == rule
+
+
 def test_11_a_check_scan_that_finds_something_brings_the_next_one_nearer_and_one_that_does_not_puts_it_off() -> None:
     waits_s = [seconds_to_check_scan(100.0, after_check_scan(merged_kib)) for merged_kib in (GIB // 2, GIB // 8, 0)]
     assert waits_s == sorted(waits_s)
@@ -675,7 +683,8 @@ def test_11_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, 
 
 
 def test_11_a_guest_changes_no_more_than_it_has_and_what_it_grows_by_is_new() -> None:
-    _, state = decide_all(ALWAYS, dirtied(1000, 1e6), state=having_scanned())
+    expensive = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-3))
+    _, state = decide_all(ALWAYS, dirtied(10, 1e6), state=expensive)
     assert state.backlog.changed_kib == GIB
     grown = {"a": GIB + 4096}
     _, state = decide_all(ALWAYS, dirtied(1, 4096.0, grown), state=having_scanned())
@@ -838,7 +847,7 @@ SAID = {
         "engages when what guests can grow to rises to 51.2 GiB; now 2.0 GiB",
     ],
     "idle": [
-        "begins a check scan in 11744 s, if nothing else changes",
+        "begins a check scan in 669 s, if nothing else changes",
         "plans a full scan after 4.0 MiB of new guest memory",
     ],
     "wait": ["begins a full scan in 4 s, if nothing else changes"],
@@ -852,7 +861,7 @@ SAID = {
     ],
     "stalled": ["begins a full scan in 4 s, if nothing else changes"],
     "empty": [
-        "begins a check scan in 14401 s, if nothing else changes",
+        "begins a check scan in 3902 s, if nothing else changes",
         "plans a full scan after 8.0 MiB of new guest memory",
     ],
 }

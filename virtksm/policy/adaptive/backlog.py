@@ -55,13 +55,13 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)  # rule 5
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
-    changed_kib_s = before.changed_kib_s + before.changed_kib * waited_s
     arrivals = state.arrivals
     if state.taken_s is not None and guests_kib.keys() - state.guests_kib.keys() - {OTHER_PROCESSES}:
         arrivals = note_start(arrivals, now_s)
     learned_kib = min(state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s), MAX_SUM)
     state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib})
     changed = age_changed(snapshot, state, waited_s, appeared_by_key, rewritten_kib)  # rule 11
+    changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
         pages_sharing=snapshot.ksm.pages_sharing,
