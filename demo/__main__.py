@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.embedded import embedded_libvirt
-from demo.view import LiveView
+from demo.view import MIB, LiveView
 from virtksm.cli.main import exit_code_of, run_program
 from virtksm.cli.timespan import timespan
 from virtksm.errors import VirtksmError
@@ -26,11 +26,13 @@ from virtksm.store.switch import SwitchFile
 PROGRAM = "script/demo"
 DESCRIPTION = "Show the agent at work on a few throwaway guests, and print the savings in the end."
 PAYLOAD = Path(__file__).resolve().parents[1] / "build" / "payload.elf"
+MERGED = 0.9
+"""The share of what the guests have in common that must merge."""
 KSM_RUN = Path("/sys/kernel/mm/ksm/run")
 
 
 def main(arguments: Sequence[str] | None = None, *, host: RuntimePaths | None = None, ksm_run: Path = KSM_RUN) -> int:
-    """Run the demonstration; exit code 0 only if events were heard, settings applied and pages merged.
+    """Run the demonstration; exit code 0 only if events were heard, settings applied, and equal pages merged.
 
     `host` are the folders of an agent of this host, beside which there is no demonstration.
     """
@@ -68,12 +70,13 @@ def _run(options: argparse.Namespace, host: RuntimePaths, ksm_run: Path) -> int:
 
 
 def _show(options: argparse.Namespace, folder: Path, uri: str) -> int:
-    from demo.story import Story  # imports libvirt, which reads its environment then: embedded_libvirt has set it
+    from demo.story import COMMON, Story  # imports libvirt, which reads embedded_libvirt's environment then
 
     folder.chmod(0o755)  # guests may run as another user
     kernel = folder / "payload.elf"
     shutil.copyfile(options.payload, kernel)
-    view = LiveView(stream=sys.stdout, page_bytes=os.sysconf("SC_PAGE_SIZE"))
+    expected_bytes = int(MERGED * (options.guests - 1) * COMMON.common_mib * MIB)
+    view = LiveView(stream=sys.stdout, page_bytes=os.sysconf("SC_PAGE_SIZE"), expected_bytes=expected_bytes)
     configure("info", "console", renderers=[view.render])
     story = Story(uri=uri, folder=folder, kernel=kernel, guests=options.guests, duration_s=options.duration, view=view)
     code = story.run()
