@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import libvirt
@@ -22,6 +22,7 @@ from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.paths import RuntimePaths
+from virtksm.values import replace
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
 SAMPLE_S = 0.5
