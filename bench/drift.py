@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 from bench.figures import Goal, tell_goals
 from bench.sim.driver import Event, Outcome, run_fixed, run_policy
@@ -22,6 +21,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.values import replace
 
 GUESTS, COMMON_MIB, ZERO_MIB, OWN_MIB = 16, 600, 100, 2800
 TOTAL_KIB, OWN_KIB = 64 * 1024 * 1024, 4 * 1024 * 1024

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import libvirt
@@ -23,6 +23,7 @@ from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.paths import RuntimePaths
+from virtksm.values import replace
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
 SAMPLE_S = 0.5

@@ -104,7 +104,7 @@ def _named(kind: type, found: dict[str, type]) -> Schema:
 def _meanings(kind: type) -> Mapping[str, str]:
     """Return the text below each field of a class, its bases' included, as the source has them."""
     found: dict[str, str] = {}
-    for one in reversed(kind.__mro__[:-1]):
+    for one in reversed([base for base in kind.__mro__ if base not in (tuple, object)]):
         tree = ast.parse(inspect.getsource(sys.modules[one.__module__]))
         (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == one.__name__]
         for field, text in pairwise(body):

@@ -1,7 +1,7 @@
 """What each command prints with --json: its fields, their types and meanings. docs/json-schema.json is made of it.
 
 A class is an object, its docstring and the texts below its fields are the descriptions. Names are those outside
-(virtksm/json_output.py); values that the program prints as they are (a snapshot) are its own dataclasses.
+(virtksm/json_output.py); values that the program prints as they are (a snapshot) are its own classes.
 tests/real/test_json_output.py holds what the commands print against it.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
@@ -25,6 +25,7 @@ from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState
+from virtksm.values import replace
 
 HOST = HostMemory(total_kib=16 * 1024 * 1024, free_kib=8 * 1024 * 1024, buffers_kib=0, cached_kib=1024 * 1024)
 BUSY = Settings(pages_to_scan=400, sleep_millisecs=10)

@@ -1,7 +1,7 @@
-"""Values from and to JSON, bounded: objects from outside, and dataclasses by their annotations. Pure.
+"""Values from and to JSON, bounded: objects from outside, and NamedTuples and dataclasses by their annotations. Pure.
 
-A dataclass may hold text, bool, int, float, Enum members (by value), what may be None, other dataclasses, tuples,
-frozensets and mappings by name; `object` takes any JSON value as it is.
+A value may hold text, bool, int, float, Enum members (by value), what may be None, other values, tuples, frozensets and
+mappings by name; `object` takes any JSON value as it is.
 
 A one-shot that finds an agent needs parse_object alone: expensive imports happen when `build` is called.
 """
@@ -9,7 +9,7 @@ A one-shot that finds an agent needs parse_object alone: expensive imports happe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
@@ -55,7 +55,7 @@ def _real(text: str) -> float:
 
 
 def build(made: type[Made], values: object, *, least: float = -MAX, most: float = MAX, is_exact: bool = False) -> Made:
-    """Build a dataclass from the JSON values of its fields, by their annotations; raises ValueError naming the field.
+    """Build a value from the JSON values of its fields, by their annotations; raises ValueError naming the field.
 
     Numbers are bounded, nested ones too. A missing field gets its default, and an unknown one is left out, as another
     version may have written it; `is_exact` allows neither.
@@ -68,7 +68,7 @@ def build(made: type[Made], values: object, *, least: float = -MAX, most: float 
 
 
 def dump(value: object) -> Any:  # noqa: ANN401  # the dumped value's
-    """Return a value and its nested values as JSON values: of a dataclass its fields, in their order."""
+    """Return a value and its nested values as JSON values: of a value of ours its fields, in their order."""
     if type(value) in (str, int, float, bool, NoneType):
         return value
     if isinstance(value, Enum):
@@ -77,9 +77,16 @@ def dump(value: object) -> Any:  # noqa: ANN401  # the dumped value's
         return {name: dump(one) for name, one in value.items()}
     if isinstance(value, frozenset):
         return sorted(dump(one) for one in value)
-    if isinstance(value, list | tuple):
+    names = _field_names(type(value))
+    if not names and isinstance(value, list | tuple):
         return [dump(one) for one in value]
-    return {name: dump(getattr(value, name)) for name in type(value).__dataclass_fields__}  # type: ignore[attr-defined]
+    return {name: dump(getattr(value, name)) for name in names}
+
+
+def _field_names(made: type) -> Iterable[str]:
+    """Return the fields of a NamedTuple or a dataclass; none of any other class."""
+    names: Iterable[str] = getattr(made, "_fields", getattr(made, "__dataclass_fields__", ()))
+    return names
 
 
 class _Kind:
@@ -140,14 +147,17 @@ class _Kind:
 
 
 @cache
-def _kinds(made: Any) -> tuple[dict[str, _Kind], set[str]]:  # noqa: ANN401  # a dataclass
-    """Return how a dataclass's fields are annotated, and which have no default; raises TypeError if it is none."""
-    from dataclasses import MISSING, fields
+def _kinds(made: Any) -> tuple[dict[str, _Kind], set[str]]:  # noqa: ANN401  # a value's class
+    """Return how a value's fields are annotated, and which have no default; raises TypeError if it is none."""
     from typing import get_type_hints
 
-    hints, found = get_type_hints(made), fields(made)
-    required = {one.name for one in found if one.default is one.default_factory is MISSING}
-    return {one.name: _Kind(hints[one.name]) for one in found}, required
+    hints = get_type_hints(made)
+    kinds = {name: _Kind(hints[name]) for name in _field_names(made)}
+    if issubclass(made, tuple):
+        return kinds, kinds.keys() - made._field_defaults.keys()
+    from dataclasses import MISSING, fields
+
+    return kinds, {one.name for one in fields(made) if one.default is one.default_factory is MISSING}
 
 
 def _take_fields(made: Any, name: str, value: Any, bounds: Bounds) -> Any:  # noqa: ANN401  # as above

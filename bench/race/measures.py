@@ -19,7 +19,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from bench.race.contenders import read_backlog_mib
@@ -32,6 +32,7 @@ from demo.guests import PAGES_PER_MIB
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.values import replace
 
 OURS = "adaptive"
 HOUR_S = 3600.0

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bench.race.linux import COMMON_MIB, LinuxGuest
 from bench.steps import Start, Stop
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+from virtksm.values import replace
 
 MAX_SHARERS = 256
 """The kernel's max_page_sharing: so many equal pages take one page of memory, then the next one begins."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.sim.host import SimHost
@@ -20,6 +20,7 @@ from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.base import Policy
 from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.values import replace
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
 WINDOW_S = 0.25

@@ -7,13 +7,14 @@ stands still but for `advance`. Guests are described as the payload's (PayloadGu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bench.sim.ksmd import Ksmd
 from bench.sim.memory import SimGuest, make_guest
 from demo.guests import PayloadGuest
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
+from virtksm.values import replace
 
 CPU_TICK_S = 0.01
 """/proc tells CPU time in hundredths of a second."""

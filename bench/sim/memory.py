@@ -7,7 +7,7 @@ is computed before it is needed: `catch_up` brings a region's pages to a point i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 from bench.sim.pages import UNKNOWN, PageState
@@ -15,6 +15,7 @@ from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
 from virtksm.agent.dirty_rates import EVERY_S, KIB_PER_MIB, MEASURE_S
+from virtksm.values import replace
 
 WRITE_BLOCKS = 128
 """Rewriting is done in so many blocks a region, each as one at its end: every moment of its own would be a run."""

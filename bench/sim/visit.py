@@ -6,13 +6,14 @@ finds out how many pages there is time for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from bench.sim.costs import KsmdCosts
 from bench.sim.memory import Kind, Region
 from bench.sim.pages import PageState, grow_older
 from bench.sim.trees import Trees, Waiting
+from virtksm.values import replace
 
 
 class Act(Enum):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -22,6 +21,7 @@ from tests.lab.fixtures import QEMU_CACHE, REPO, GuestFactory, RunningGuest
 from tests.lab.guest_memory import COMMON, OWN, page_identity, payload_pages
 from tests.lab.ksm import Ksm, KsmState, merging_pages, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
+from virtksm.values import replace
 
 pytestmark = pytest.mark.real
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from bench.race.goals import GOALS, judge_work
 from bench.race.measures import Figures
+from virtksm.values import replace
 
 PEER = Figures(
     watched_s=260.0,

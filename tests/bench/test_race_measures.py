@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bench.race.measures import (
 from bench.race.report import draw_work, write_work
 from bench.race.run import Run, Sample
 from bench.race.works import Work, list_works
+from virtksm.values import replace
 
 SETTLED_S = 20.0
 STORM = list_works(quick=False)["storm"]

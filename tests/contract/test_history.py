@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from virtksm.history.samples import (
 )
 from virtksm.model.decision import EVALUATING_ONLY
 from virtksm.store.history import HistoryFile
+from virtksm.values import replace
 
 NOW_S = 1_800_000_000.25
 SAMPLE = Sample(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
@@ -22,6 +22,7 @@ from virtksm.guests.xml import GuestXml, parse_guest_xml
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.model.snapshot import PARAMETERS, Guest
 from virtksm.tuning.ports import Hypervisor
+from virtksm.values import replace
 
 PAGES = 64
 PAGE_BYTES = 4096

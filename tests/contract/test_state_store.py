@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.tuning.ports import StateStore
+from virtksm.values import replace
 
 STATE = HostState(
     ownership={

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
@@ -24,6 +24,7 @@ from demo.embedded import end_all
 from demo.guests import PayloadGuest, start_guest, wait_settled
 from tests.lab.ksm import Ksm, lent_ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.values import replace
 
 REPO = Path(__file__).resolve().parents[2]
 # Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from virtksm.config.schema import Config
@@ -17,6 +16,7 @@ from virtksm.doctor.reading.own import AgentSeen, Own
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState
+from virtksm.values import replace
 
 NOW_S = 2_000_000_000.0
 URI = "qemu:///system"
@@ -97,12 +97,12 @@ def with_numbers(**numbers: int | None) -> Facts:
 
 def with_libvirt(**changed: object) -> Facts:
     """Return healthy facts but for these of Libvirt."""
-    return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))  # type: ignore[arg-type]  # tests name fields
+    return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))
 
 
 def with_own(**changed: object) -> Facts:
     """Return healthy facts but for these of Own."""
-    return replace(HEALTHY, own=replace(OWN, **changed))  # type: ignore[arg-type]  # as above
+    return replace(HEALTHY, own=replace(OWN, **changed))
 
 
 LIBVIRT = Libvirt(

@@ -15,12 +15,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from tests.lab.ksmtuned_package import read_ksmtuned_file
 from virtksm.config.schema import KsmtunedParams
+from virtksm.values import replace
 
 DRIVER = Path(__file__).with_suffix(".bash")
 AWK_MAX_KIB = 2**31 - 1
@@ -98,7 +99,7 @@ def generate(random: Random) -> Sequence:
         steps.append(step)
     conf = {
         f"KSM_{name.upper()}": getattr(params, name)
-        for name in KsmtunedParams.__dataclass_fields__
+        for name in KsmtunedParams._fields
         if getattr(params, name) != getattr(DEFAULTS, name) or random.random() < 0.5
     }
     return Sequence(params=params, conf=conf, total_kib=total_kib, thres_kib=thres_kib, steps=tuple(steps))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +18,7 @@ from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.growth import Growth
 from virtksm.policy.adaptive.worth import PRICES
+from virtksm.values import replace
 
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 LAST_START_S = 60.0

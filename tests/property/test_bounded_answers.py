@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from virtksm.agent.control_client import MAX_ANSWER
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.requests import answer_decisions, answer_history
 from virtksm.history.samples import MAX_EVENTS, MAX_SAMPLES
+from virtksm.values import replace
 
 
 def answer_of(history: FakeHistory, ask: Callable[..., object], request: Mapping[str, object]) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -56,9 +56,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401  # an annotatio
     if outer is tuple:
         many = inner[1:] == (...,)
         return st.lists(values(inner[0]), max_size=3).map(tuple) if many else st.tuples(*map(values, inner))
-    if is_dataclass(outer):
-        hints = get_type_hints(outer)
-        return st.builds(outer, **{one.name: values(hints[one.name]) for one in fields(outer)})  # type: ignore[arg-type]  # a class
+    if is_dataclass(outer) or issubclass(outer, tuple):
+        return st.builds(outer, **{name: values(hint) for name, hint in get_type_hints(outer).items()})
     return st.sampled_from(list(outer))
 
 

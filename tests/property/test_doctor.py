@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import example, given
@@ -18,6 +17,7 @@ from virtksm.doctor.facts import Here
 from virtksm.doctor.finding import CannotTell, Verdict
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import AgentSeen, parse_agent
+from virtksm.values import replace
 
 MORE_FILES = (
     "proc/50/attr/current",

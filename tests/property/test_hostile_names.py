@@ -8,7 +8,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +31,7 @@ from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure, escape_controls, render_entry
 from virtksm.model.snapshot import Guest
 from virtksm.text import printable
+from virtksm.values import replace
 
 NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
 EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"

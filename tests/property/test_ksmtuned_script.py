@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import pytest
@@ -18,6 +18,7 @@ from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
+from virtksm.values import replace
 
 SEED = 20150326
 SEQUENCES = 500

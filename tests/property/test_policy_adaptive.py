@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
 from virtksm.policy.adaptive.worth import MIN_WAIT_S
+from virtksm.values import replace
 
 MAX_KIB = 2**40
 kib = st.integers(0, MAX_KIB)

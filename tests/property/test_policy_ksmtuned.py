@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
+from virtksm.values import replace
 
 UINT_MAX = 2**32 - 1
 STEP = Triggers(kinds=frozenset({Trigger.TIMER}))

@@ -5,8 +5,6 @@ For every decision of any history, each of its thresholds is tried again, with t
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +25,7 @@ from virtksm.policy.base import Policy, State
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 from virtksm.policy.off import SWITCHED_ON
 from virtksm.policy.thresholds import LATER_S, TIMER, find_thresholds, step_to
+from virtksm.values import replace
 
 
 def check_thresholds(policy: Policy[State], snapshot: Snapshot, state: State, decision: Decision) -> list[Threshold]:

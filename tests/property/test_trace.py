@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from virtksm.errors import TraceUnusable
 from virtksm.trace import End, Gap, Header, Line, Pass, Torn
 from virtksm.trace.anonymise import Anonymiser
 from virtksm.trace.text import dump_line, parse_line, parse_lines
+from virtksm.values import replace
 
 
 def as_recorded(made: Pass) -> Pass:

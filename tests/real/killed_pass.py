@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from virtksm.values import replace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -14,6 +13,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, SWEEPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome, AgentProcess, Line
+from virtksm.values import replace
 
 pytestmark = pytest.mark.real
 

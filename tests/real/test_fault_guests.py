@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -24,6 +23,7 @@ from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import Outcome
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle
+from virtksm.values import replace
 from virtksm.wiring import make_cycle
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -190,8 +190,12 @@ def test_a_uri_with_a_transport_is_sensed_through_libvirt_alone(
     assert (report["source"], report["sensed"]["ksm_run"]) == ("local", 1)
 
 
+SLOW = {"dataclasses", "inspect"}
+"""10 ms to import, and another for each class: what a one-shot needs are NamedTuples (CONTRIBUTING.md)."""
+
+
 def imported(home: AgentHome, *arguments: str) -> set[str]:
-    """Run a command and return every module it imported."""
+    """Run a command and return every module it imported; the program is a package."""
     script = (
         "import sys; from virtksm.cli.main import main; "
         "code = main(sys.argv[1:]); print('\\n'.join(sys.modules), file=sys.stderr); sys.exit(code)"
@@ -201,10 +205,14 @@ def imported(home: AgentHome, *arguments: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stderr.splitlines()}
 
 
-def test_directly_it_imports_neither_structlog_nor_tenacity(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
+@pytest.mark.parametrize("law", [STEPPING_LAW, 'policy = "adaptive"\n'])
+def test_directly_it_imports_neither_structlog_nor_tenacity_nor_dataclasses(
+    libvirtd: PrivateLibvirtd, agent_home: AgentHome, law: str
+) -> None:
+    agent_home.configure(law)
     modules = imported(agent_home, "retune", "--direct", "--connect", libvirtd.uri)
     assert modules >= {"libvirt", "psutil", "virtksm"}
-    assert not modules & {"structlog", "tenacity", "asyncio", "pydantic", "rich"}
+    assert not modules & {"structlog", "tenacity", "asyncio", "pydantic", "rich", *SLOW}
 
 
 def test_through_the_agent_it_imports_no_libvirt_and_no_psutil_either(start_agent: AgentFactory) -> None:
@@ -212,7 +220,14 @@ def test_through_the_agent_it_imports_no_libvirt_and_no_psutil_either(start_agen
     modules = imported(agent.home, "retune", "--json", "--connect", agent.uri)
     agent.wait_for_pass("retune")
     assert "virtksm" in modules
-    assert not modules & {"structlog", "tenacity", "asyncio", "libvirt", "libvirtmod", "psutil", "tomllib"}
+    assert not modules & {"structlog", "tenacity", "asyncio", "libvirt", "libvirtmod", "psutil", "tomllib", *SLOW}
+
+
+def test_status_imports_no_dataclasses(start_agent: AgentFactory) -> None:
+    agent = start_agent()
+    modules = imported(agent.home, "status", "--connect", agent.uri)
+    assert "virtksm" in modules
+    assert not modules & SLOW
 
 
 def test_restore_gives_the_kernels_defaults_when_asked_whoever_set_what_is_there(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_summary
+from virtksm.values import replace
 
 LONG_S = 30.0
 NEVER_S = 3600.0
@@ -106,7 +107,7 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
     assert [parse_summary(line) for line in desk.history.kept_decisions] == [lines[0].summary()]
     numbers = {"committed_kib": 1000, "saved_kib": 480, "ksmd_cpu_seconds": 1.5, "pages_to_scan": 400}
-    expected = replace(SAMPLE, at_s=at_s, guests=1, sleep_millisecs=10, rule="told", **numbers)  # type: ignore[arg-type]  # as the fields are
+    expected = replace(SAMPLE, at_s=at_s, guests=1, sleep_millisecs=10, rule="told", **numbers)
     assert desk.history.kept_samples == [expected]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -18,6 +18,7 @@ from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest
+from virtksm.values import replace
 
 LIMIT_S = Config().call_timeout_s + STUCK_S
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
+from virtksm.values import replace
 
 PLAIN = "<domain/>"
 KEPT_OUT = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"

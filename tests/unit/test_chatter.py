@@ -6,7 +6,6 @@ import asyncio
 import io
 from collections import Counter
 from collections.abc import Iterator, MutableMapping
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.history import HistoryFile
+from virtksm.values import replace
 
 CONFIG = Config()
 EVERY_S = 1.08

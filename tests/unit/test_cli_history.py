@@ -7,7 +7,6 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from virtksm.history.samples import as_table
 from virtksm.paths import RuntimePaths
 from virtksm.store.history import HistoryFile
 from virtksm.trace.text import dump_line
+from virtksm.values import replace
 
 Handler = Callable[[Mapping[str, object]], Any]
 

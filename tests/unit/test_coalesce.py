@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from virtksm.agent.coalesce import Coalescer
 from virtksm.model.decision import Trigger
+from virtksm.values import replace
 
 QUIET = Coalescer(window_s=0.25)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import effective, value_of
 from virtksm.errors import ConfigError, ConfigFault
 from virtksm.text import printable
+from virtksm.values import replace
 
 PROJECT = Path(__file__).parents[2]
 HOSTILE_NAMES = ["line\nend.toml", "\x1b[31mred.toml", "\u202eright-to-left.toml", os.fsdecode(b"\xff.toml")]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tests.fakes import SAMPLE
 from virtksm.history.curves import GAP_S, Point, as_curves, corners, cpu_shares, pieces
+from virtksm.values import replace
 
 STEP_S = 10.0
 

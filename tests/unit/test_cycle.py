@@ -19,6 +19,7 @@ from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, KsmState, Settings
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
+from virtksm.values import replace
 
 TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
@@ -119,10 +120,10 @@ def test_it_writes_pages_before_sleep_in_one_call_and_only_what_differs(bench: B
 
 
 def test_a_refused_merge_across_nodes_does_not_keep_the_others_back(bench: Bench) -> None:
-    bench.policy.target = dataclasses.replace(BUSY, merge_across_nodes=0)
+    bench.policy.target = replace(BUSY, merge_across_nodes=0)
     bench.hypervisor.pages_shared = 5
     report = bench.run()
-    assert report.after == dataclasses.replace(BUSY, merge_across_nodes=1)
+    assert report.after == replace(BUSY, merge_across_nodes=1)
     assert [(error.parameter, error.cause) for error in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
     bench.hypervisor.pages_shared = 0
     bench.run(Trigger.RETUNE)
@@ -188,7 +189,7 @@ def test_a_crash_between_the_writes_keeps_the_administrators_baseline(bench: Ben
 def test_a_state_that_is_lost_under_the_process_is_kept_again(bench: Bench) -> None:
     bench.run()
     bench.store.state = HostState()
-    bench.policy.target = dataclasses.replace(BUSY, pages_to_scan=500)
+    bench.policy.target = replace(BUSY, pages_to_scan=500)
     bench.run()
     assert bench.restored() == FOUND
     bench.run()
@@ -293,7 +294,7 @@ def test_another_writer_is_reported_once_a_change_overruled_and_after_three_time
 
 @pytest.mark.parametrize("is_local", [True, False])
 def test_a_remote_hosts_advisor_is_named_as_one_who_may_have_written(bench: Bench, *, is_local: bool) -> None:
-    cycle = bench.cycle if is_local else dataclasses.replace(bench.cycle, local=None)
+    cycle = bench.cycle if is_local else replace(bench.cycle, local=None)
     cycle.run(TIMER)
     for _ in range(4):
         bench.pages = 77
@@ -430,7 +431,7 @@ def test_the_policys_past_is_kept_from_process_to_process_unless_it_is_of_anothe
     bench.run(Trigger.RETUNE)
     bench.run(Trigger.BALLOON)
     assert bench.store.state.policy_state == {"steps": 2}
-    bench.store.state = dataclasses.replace(bench.store.state, policy_state={"steps": "many"})
+    bench.store.state = replace(bench.store.state, policy_state={"steps": "many"})
     bench.new_process()
     bench.run()
     assert bench.store.state.policy_state == {"steps": 1}
@@ -480,7 +481,7 @@ def test_what_stands_in_the_way_of_merging_is_a_warning_with_its_remedy_while_it
     bench.local.trouble, bench.local.run = (), 0
     (note,) = bench.run().warnings
     assert "(virtksm doctor)" in note
-    exposed = dataclasses.replace(bench.run(), exposed=("tenant-a", "tenant-b"))
+    exposed = replace(bench.run(), exposed=("tenant-a", "tenant-b"))
     assert [note for note in exposed.warnings if "tenant-b" in note and "<nosharepages/>" in note] != []
     assert exposed.as_dict()["exposed"] == ["tenant-a", "tenant-b"]
     assert bench.run().as_dict()["exposed"] is None, "a pass alone looks at no guest's XML"

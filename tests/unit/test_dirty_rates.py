@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -14,6 +13,7 @@ from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, RETRY_S, Dirt
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtRefuses, LibvirtTimeout, VirtksmError
 from virtksm.model.snapshot import Guest
+from virtksm.values import replace
 
 GIB = 1024 * 1024
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +36,7 @@ from virtksm.guests.xml import GuestXml
 from virtksm.model.decision import SwitchedOff
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState, Ownership
+from virtksm.values import replace
 
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
 Files = Mapping[str, str | None]
@@ -128,11 +128,11 @@ def without_agent(facts: Facts) -> Facts:
 
 
 def with_agent(facts: Facts = HEALTHY, **changed: object) -> Facts:
-    return replace(facts, own=replace(OWN, agent=replace(AGENT, **changed)))  # type: ignore[arg-type]  # tests name fields
+    return replace(facts, own=replace(OWN, agent=replace(AGENT, **changed)))
 
 
 def configured(facts: Facts, **configuration: object) -> Facts:
-    config = Config(**configuration)  # type: ignore[arg-type]  # as above
+    config = Config(**configuration)  # type: ignore[arg-type]  # tests name fields
     return replace(facts, own=replace(OWN, configuration=config, keys_set=frozenset({"adaptive.merge_across_nodes"})))
 
 
@@ -167,7 +167,7 @@ def with_process(guest: Guest, **counted: bool) -> Facts:
 
 
 def with_guests(**changed: object) -> Facts:
-    return with_libvirt(guests=replace(HEALTHY.guests, **changed))  # type: ignore[arg-type]  # as above
+    return with_libvirt(guests=replace(HEALTHY.guests, **changed))
 
 
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
 from virtksm.paths import RuntimePaths
+from virtksm.values import replace
 
 NOWHERE = "qemu:///system?socket=/nonexistent/socket"
 

@@ -6,7 +6,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from virtksm.doctor.reading.units import Tuned, keeps_ksm_off, mentions_ksm, par
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import dump_host_state
 from virtksm.tuning.ownership import HostState, Ownership
+from virtksm.values import replace
 
 
 def read(root: Path, uri: str = URI, *, peer_pid: int | None = None) -> Here:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from virtksm.policy.off import RULE, decide_off
 from virtksm.policy.rules import MEANINGS, meaning_of
 from virtksm.store.history import HistoryFile
 from virtksm.trace.text import pass_values
+from virtksm.values import replace
 
 GIB = 1024 * 1024
 AT_S = 1_767_323_045.5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from virtksm.guests.process import ProcessKsm
 from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
 from virtksm.model.snapshot import KsmState
+from virtksm.values import replace
 
 PAGE = 4096
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.guests.headroom import MAX_RATIO, GuestNeed, Headroom, Host, find_headroom
+from virtksm.values import replace
 
 GIB = 1024 * 1024
 EMPTY = Host(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.contract.test_history import EVENT, SAMPLE
 from virtksm.history.samples import SAMPLE_FIELDS, as_table, parse_events, parse_samples, thin
+from virtksm.values import replace
 
 NOW_S = 2_000_000_000.0
 

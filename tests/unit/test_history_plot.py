@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,6 +14,7 @@ from tests.fakes import SAMPLE
 from virtksm.errors import VirtksmError
 from virtksm.history.plot import MAX_NAMES, draw, make_figure
 from virtksm.history.samples import GuestEvent, Sample
+from virtksm.values import replace
 
 BEGIN_S = 1_790_000_000.0
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
@@ -17,6 +15,7 @@ from virtksm.guests.headroom import GuestNeed, Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, KsmState, Settings
+from virtksm.values import replace
 
 GIB = 1024 * 1024
 XML = "<domain><memory>2097152</memory><currentMemory>1048576</currentMemory></domain>"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from virtksm.model.snapshot import KsmState
+from virtksm.values import replace
 
 SOME = KsmState.counted({"pages_shared": 10, "pages_sharing": 90, "ksm_zero_pages": 5}.get, 4)
 
@@ -31,5 +30,5 @@ def test_a_huge_page_is_what_one_page_table_maps(page_kib: int, huge_mib: int) -
 
 @pytest.mark.parametrize("name", ["pages_shared", "pages_sharing"])
 def test_what_is_not_offered_is_none_and_never_nothing(name: str) -> None:
-    ksm = replace(SOME, **{name: None})  # type: ignore[arg-type]  # one of two fields
+    ksm = replace(SOME, **{name: None})
     assert ksm.merging_pages is ksm.saved_kib is ksm.unmerge_kib is ksm.missing_kib(0) is None

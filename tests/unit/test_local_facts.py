@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ from virtksm.host.local_facts import KSMD_AGAIN_S, ProcFacts, parse_choice, pars
 from virtksm.host.other_processes import READ_EVERY_S
 from virtksm.host.proc_files import KERNEL_THREAD, MAX_STUCK, parse_counter, parse_process_ksm
 from virtksm.model.snapshot import Guest, HostMemory
+from virtksm.values import replace
 
 
 class Qemus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import Foreign, Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS
+from virtksm.values import replace
 
 FAILED = VirtksmError("no answer", remedy="systemctl restart libvirtd")
 

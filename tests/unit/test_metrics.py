@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,6 +19,7 @@ from virtksm.model.report import Foreign, PassReport
 from virtksm.model.snapshot import Guest
 from virtksm.policy import make_policy
 from virtksm.text import printable
+from virtksm.values import replace
 
 
 def a_pass(*, policy: str = "adaptive", run: int | None = 1) -> PassReport:

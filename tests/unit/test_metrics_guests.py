@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from tests.fakes import LOCAL_HOST, FakeFacts
 from virtksm.agent.metrics.guests import GuestLedger, GuestSavings
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
+from virtksm.values import replace
 
 PAGE = 4096
 ONE, TWO, HIDDEN = (Guest(uuid=f"u{number}", name=f"guest{number}", rss_kib=4096) for number in (1, 2, 3))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_merge_off
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.model.snapshot import Guest
+from virtksm.values import replace
 
 OFF = ("qemu", "-machine", "pc,usb=off,mem-merge=off,memory-backend=pc.ram", "-m", "24")
 ON = ("qemu", "-machine", "pc,usb=off,memory-backend=pc.ram", "-m", "24")

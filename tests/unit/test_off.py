@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ from virtksm.paths import RuntimePaths
 from virtksm.store.files import locked
 from virtksm.store.state import StateFile
 from virtksm.store.switch import SwitchFile
+from virtksm.values import replace
 
 NOTHING = KsmState.counted({"pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0}.get, 4)
 SOME = KsmState.counted({"pages_shared": 10, "pages_sharing": 90}.get, 4)

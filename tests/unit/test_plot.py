@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from virtksm.model.decision import Decision, Reason, Trigger, Triggers
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 from virtksm.store.history import HistoryFile
 from virtksm.trace import Gap, Line, Pass
+from virtksm.values import replace
 
 TRACES = Path(__file__).parents[1] / "traces"
 IDLE = Settings(pages_to_scan=0, sleep_millisecs=10_000)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +37,7 @@ from virtksm.policy.adaptive.state import (
 )
 from virtksm.policy.adaptive.worth import LATEST_S, MIN_WAIT_S, changed_ratio, merge_ratio, seconds_to_wait
 from virtksm.policy.thresholds import find_thresholds, step_to
+from virtksm.values import replace
 
 GIB = 1024 * 1024
 TOTAL = 64 * GIB

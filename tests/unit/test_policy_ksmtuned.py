@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, get_args, get_type_hints
 
 import pytest
@@ -12,6 +11,7 @@ from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, Settings, Snapshot, Source
 from virtksm.policy import POLICIES, make_policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
+from virtksm.values import replace
 
 GIB_KIB = 1024 * 1024
 STEP = Triggers(kinds=frozenset({Trigger.TIMER}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from virtksm.store.trace import read_trace
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
 from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import dump_line, parse_lines
+from virtksm.values import replace
 
 TWINS = Path(__file__).parents[1] / "traces" / "twins.jsonl"
 """Recorded on real guests: four that have much in common, started apart; a one-shot's pass, off and on, reloads."""

@@ -7,7 +7,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from virtksm.model.report import PassReport
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.values import replace
 
 LONG_S = 30.0
 SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)

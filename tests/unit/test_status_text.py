@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from virtksm.errors import SensingFailed
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import HostMemory, Settings
+from virtksm.values import replace
 
 
 def status(**changes: object) -> dict[str, Any]:

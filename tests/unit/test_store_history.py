@@ -7,7 +7,6 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from virtksm.store.history import (
     SCHEMA,
     HistoryFile,
 )
+from virtksm.values import replace
 
 NOBODY = 65534
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -12,6 +12,7 @@ from virtksm.guests.obstacles import Obstacle
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import SeenGuest, Survey, survey
 from virtksm.model.snapshot import Guest, KsmState, Settings, Source
+from virtksm.values import replace
 
 COUNTERS = {"ksm_zero_pages": 20}
 QEMU = ("qemu", "-machine", "pc")

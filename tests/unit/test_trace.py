@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from virtksm.store.trace import append_lines, create_trace, read_trace
 from virtksm.trace import Gap, Header, Law, Pass, Torn
 from virtksm.trace.anonymise import Anonymiser
 from virtksm.trace.text import dump_line, parse_line, parse_lines, parse_summary
+from virtksm.values import replace
 
 HEADER = Header(
     version="0.1.0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from virtksm.policy.off import decide_off
 from virtksm.trace import Pass
 from virtksm.trace.replay import replay
 from virtksm.trace.text import parse_line, parse_lines
+from virtksm.values import replace
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
 POLICY = AdaptivePolicy(params=CONFIG.adaptive)

@@ -11,9 +11,10 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from virtksm.model.decision import EXPLICIT, Trigger, Triggers
+from virtksm.values import replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

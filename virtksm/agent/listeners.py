@@ -10,7 +10,7 @@ Which passes are news, which are logged at level info, and kept in the history:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
@@ -21,6 +21,7 @@ from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.report import PassReport
+from virtksm.values import replace
 
 MAX_AT_ONCE = 30
 """A storm of guests takes the adaptive policy some ten changes of rule."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.tuning.cycle import Cycle
+from virtksm.values import replace
 
 RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection."""

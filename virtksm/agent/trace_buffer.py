@@ -15,7 +15,6 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 
 from virtksm import __version__
@@ -25,6 +24,7 @@ from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Source
 from virtksm.trace import Header, Law, Pass
 from virtksm.trace.text import dump_line
+from virtksm.values import replace
 
 ASKED_S = 60.0
 """For so long after a request passes are buffered for the next one."""

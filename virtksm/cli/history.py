@@ -6,7 +6,7 @@ The file is the agent's, 0600 in the state folder, and a minute behind it; root 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.connection import Libvirt, requested_uri
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from virtksm.trace import Pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Excerpt:
+class Excerpt(NamedTuple):
     """Samples and events, the oldest first, and the Unix time `now_s` by the clock that they were taken with."""
 
     now_s: float

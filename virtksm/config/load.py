@@ -6,14 +6,14 @@ A faulty file changes nothing: the whole load fails with one ConfigError that ha
 
 Validation is by hand from the table in `schema`: some forty lines. voluptuous would be about as many, and 33 ms
 more at every start of the one-shot. For the same reason files are read with `open` and `os`: pathlib is 6 ms, and
-tomllib (12 ms alone, 8 beside dataclasses) is imported only if there is a file.
+tomllib (12 ms) is imported only if there is a file.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
 from virtksm.errors import ConfigError, ConfigFault
@@ -34,8 +34,7 @@ MAX_REASON = 150
 """Characters of tomllib's message, which may repeat a key of any length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A configuration, the file that each key's value came from (`default` for none), and the files that were read."""
 
     config: Config

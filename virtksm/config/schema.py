@@ -1,14 +1,13 @@
 """The configuration's keys: one table, from which defaults, validation, conf/virtksm.toml and the documentation follow.
 
-A key is a dataclass field made by `key`, with its unit, range or choices, its meaning and the reason for its default. A
-nested dataclass is a TOML table of that name. Pure; knows nothing of files.
+A key is a field of a `table` made by `key`, with its unit, range or choices, its meaning and the reason for its
+default. A nested table is a TOML table of that name. Pure; knows nothing of files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 Value = int | str | tuple[str, ...]
 
@@ -17,8 +16,7 @@ T = TypeVar("T", bound=Value)
 KSMTUNEDS = "ksmtuned's own, so that both do the same."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
+class Key(NamedTuple):
     """One key: `choices` for texts; `bounds` for integers is (minimum, maximum, unit), both inclusive.
 
     A text without choices may be any; a group that it names is checked where the configuration is loaded. A list holds
@@ -43,17 +41,29 @@ class Key:
         return "{}..{} {}".format(*self.bounds)
 
 
+KEYS: dict[type[Any], dict[str, Key]] = {}
+"""The keys of each table, in the order of their declaration."""
+
+
 def key(
     default: T, meaning: str, reason: str, *, bounds: tuple[int, int, str] = (0, 0, ""), choices: tuple[str, ...] = ()
 ) -> T:
-    """Declare a key of the configuration as a dataclass field."""
-    known = Key(default=default, meaning=meaning, reason=reason, bounds=bounds, choices=choices)
-    declared: T = field(default=default, metadata={"key": known})
-    return declared
+    """Declare a key of the configuration as a field of a `table`, which takes the key's default for the field's."""
+    declared: Any = Key(default=default, meaning=meaning, reason=reason, bounds=bounds, choices=choices)
+    return declared  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KsmtunedParams:
+def table(made: type[Any]) -> type[Any]:
+    """Put the keys of a class into KEYS, and their defaults in their place."""
+    defaults = made._field_defaults
+    KEYS[made] = {name: one for name, one in defaults.items() if isinstance(one, Key)}
+    defaults.update({name: one.default for name, one in KEYS[made].items()})
+    made.__new__.__defaults__ = tuple(defaults.values())
+    return made
+
+
+@table
+class KsmtunedParams(NamedTuple):
     """The keys of ksmtuned.conf, with ksmtuned's own defaults, names in lower case without KSM_."""
 
     monitor_interval: int = key(60, "Time between two steps without an event.", KSMTUNEDS, bounds=(1, 86400, "s"))
@@ -80,8 +90,8 @@ class KsmtunedParams:
     thres_const: int = key(2048, "Free memory below this is short, too.", KSMTUNEDS, bounds=(0, 2**40, "KiB"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveParams:
+@table
+class AdaptiveParams(NamedTuple):
     """The keys of the policy `adaptive`."""
 
     engage: Literal["auto", "always", "never"] = key(
@@ -116,8 +126,8 @@ class AdaptiveParams:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsParams:
+@table
+class MetricsParams(NamedTuple):
     """Where the agent offers its metrics to Prometheus (docs/metrics.md)."""
 
     listen: str = key(
@@ -145,8 +155,8 @@ class MetricsParams:
         return bool(self.listen or self.textfile)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+@table
+class Config(NamedTuple):
     """All of virtksm's configuration."""
 
     policy: Literal["adaptive", "ksmtuned"] = key(
@@ -220,9 +230,9 @@ class Config:
         "Each place gets what it can show or search.",
         choices=("auto", "console", "json", "journal"),
     )
-    ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)
-    adaptive: AdaptiveParams = field(default_factory=AdaptiveParams)
-    metrics: MetricsParams = field(default_factory=MetricsParams)
+    ksmtuned: KsmtunedParams = KsmtunedParams()
+    adaptive: AdaptiveParams = AdaptiveParams()
+    metrics: MetricsParams = MetricsParams()
 
 
 def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
@@ -272,12 +282,12 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def keys_of(table: type[Any]) -> dict[str, Key]:
     """Return the keys of one table, in the order of their declaration."""
-    return {one.name: one.metadata["key"] for one in fields(table) if "key" in one.metadata}
+    return KEYS[table]
 
 
 def tables_of(table: type[Any]) -> dict[str, type[Any]]:
     """Return the nested tables of one table."""
-    return {one.name: one.default_factory for one in fields(table) if "key" not in one.metadata}  # type: ignore[misc]
+    return {name: type(one) for name, one in table._field_defaults.items() if name not in KEYS[table]}
 
 
 def all_keys() -> dict[str, Key]:

@@ -7,7 +7,7 @@ libvirt reports their memory (2-5 ms a guest), and of KSM there are only the hos
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles
@@ -18,6 +18,7 @@ from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import Guest, KsmState, Source
 from virtksm.tuning.ports import Hypervisor
 from virtksm.tuning.sense import no_ksm
+from virtksm.values import replace
 
 
 class Connection(Hypervisor, Descriptions, Protocol):

@@ -8,16 +8,16 @@ a small curve of savings, and for "lately", single observations (`Point`) do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from virtksm.history.samples import SAMPLE_S, Sample
+from virtksm.values import replace
 
 GAP_S = 180.0
 """Longer than any policy waits between two passes: the agent, libvirt or the host was away."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CpuShare:
+class CpuShare(NamedTuple):
     """The share of one core that ksmd took from `from_s` to `to_s` (1.0: all of it)."""
 
     from_s: float
@@ -79,8 +79,7 @@ MIN_S = 1.0
 """Too short a time to say what share of a core ksmd took in it, as its CPU time is counted in steps of 10 ms."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class Point(NamedTuple):
     """What was seen at Unix time `at_s`; CPU time is since boot."""
 
     at_s: float

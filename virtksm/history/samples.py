@@ -13,9 +13,8 @@ Samples and events travel as tables, a list of columns and a list of rows (`as_t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from virtksm.codec import build
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
@@ -42,8 +41,7 @@ MAX_REAL = 1e18
 KINDS = frozenset(trigger.value for trigger in Trigger)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """The host as one pass left it. `saved_kib` counts pages_sharing and ksm_zero_pages; `rule` is the policy's."""
 
     at_s: float
@@ -59,8 +57,7 @@ class Sample:
     rule: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestEvent:
+class GuestEvent(NamedTuple):
     """An event of libvirt's about a guest; `kind` is the trigger's name (`started`, `stopped`, ...).
 
     `detail` is how, in words (`booted`, `crashed`, `balloon 65536 KiB`).
@@ -105,8 +102,8 @@ class History(Protocol):
         """Return the lines of the last `limit` decisions."""
 
 
-SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
-EVENT_FIELDS = tuple(field.name for field in fields(GuestEvent))
+SAMPLE_FIELDS = Sample._fields
+EVENT_FIELDS = GuestEvent._fields
 
 sample_row = attrgetter(*SAMPLE_FIELDS)
 event_row = attrgetter(*EVENT_FIELDS)

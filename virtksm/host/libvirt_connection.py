@@ -10,7 +10,6 @@ import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 import libvirt
 
@@ -26,6 +25,7 @@ from virtksm.errors import (
 )
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 from virtksm.uri import is_alias, is_local
+from virtksm.values import replace
 
 
 class LibvirtHost:

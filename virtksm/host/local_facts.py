@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -34,6 +33,7 @@ from virtksm.host.proc_files import (
 )
 from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
 from virtksm.tuning.ports import Clock
+from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.guests.process import GuestProcess, OtherProcess

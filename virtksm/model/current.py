@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import HostMemory, KsmState, Snapshot
+from virtksm.values import replace
 
 
 class Origin(Enum):
@@ -23,8 +24,7 @@ class Origin(Enum):
     """The last pass, since libvirt is not asked and the host is another machine."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurrentKsm:
+class CurrentKsm(NamedTuple):
     """KSM at one moment; None is unknown: memory that cannot be read, guests before the first pass."""
 
     origin: Origin

@@ -7,11 +7,12 @@ A threshold names a quantity, the first value of it at which the policy decides 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from virtksm.model.snapshot import Settings
 from virtksm.text import format_kib
+from virtksm.values import EMPTY
 
 PASSED_S = "passed_s"
 """The quantity that time alone moves: seconds from now, so that it is 0 now."""
@@ -32,8 +33,7 @@ WORDS = {
 """What the other quantities are called."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Threshold:
+class Threshold(NamedTuple):
     """`then` is what the policy would do: a verb with its object. The unit is in the quantity's name."""
 
     then: str
@@ -99,8 +99,7 @@ EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
 """Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Triggers:
+class Triggers(NamedTuple):
     """The triggers that one pass answers; a coalesced burst is answered by one pass."""
 
     kinds: frozenset[Trigger]
@@ -121,17 +120,15 @@ class Triggers:
 Number = int | float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
+class Reason(NamedTuple):
     """Why a policy decided so: the rule that fired, a sentence, and the numbers that it went by."""
 
     rule: str
     text: str
-    numbers: Mapping[str, Number] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = EMPTY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """A policy's answer: always the whole target, also where nothing changes.
 
     `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
@@ -150,8 +147,7 @@ class Decision:
         return self.target.pages_to_scan == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchedOff:
+class SwitchedOff(NamedTuple):
     """`since` is UTC as text. `damage` says why the switch could not be read: that counts as off, too."""
 
     since: str = ""

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
 from virtksm.model.decision import EVALUATING_ONLY, Decision, SwitchedOff, Threshold, Trigger, Triggers
@@ -42,8 +42,7 @@ class Outcome(Enum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A value that another writer put in place of ours."""
 
     parameter: str
@@ -51,8 +50,7 @@ class Foreign:
     found: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassReport:
+class PassReport(NamedTuple):
     """One pass. `duration_ms` is from the lock to the last read-back.
 
     `exposed` names the private guests that can merge; None where nobody has looked (a pass without an agent).
@@ -78,7 +76,7 @@ class PassReport:
     state_before: Mapping[str, object] | None = None
     state_after: Mapping[str, object] | None = None
     trouble: tuple[str, ...] = ()
-    find_thresholds: Callable[[], Iterable[Threshold]] = field(default=tuple, compare=False)
+    find_thresholds: Callable[[], Iterable[Threshold]] = tuple
 
     @property
     def changed(self) -> dict[str, int]:
@@ -187,8 +185,7 @@ class PassReport:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreReport:
+class RestoreReport(NamedTuple):
     """What a restore (or the agent's end) did to the settings; `left` are parameters that others have changed since.
 
     `switched_off` says that a restore let ksmd idle instead; `doubted` are parameters that got the kernel's default, as

@@ -8,8 +8,8 @@ connection does not offer is `None`, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 IDLE_SLEEP_MS = 10_000
 """sleep_millisecs while ksmd idles. ksmd wakes once per sleep even with 0 pages to scan, so ten seconds cost nothing;
@@ -23,8 +23,7 @@ class Source(Enum):
     LIBVIRT = "libvirt"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """The three KSM parameters that virNodeSetMemoryParameters can set (unsigned int each).
 
     `None` means: not offered by the kernel (in a snapshot) or left as it is (in a target).
@@ -66,8 +65,7 @@ IDLE = Settings(pages_to_scan=0, sleep_millisecs=IDLE_SLEEP_MS)
 """The settings that stop scanning; what is merged stays merged."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KsmState:
+class KsmState(NamedTuple):
     """KSM's settings and counters; pages are the host's page size.
 
     Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
@@ -151,8 +149,7 @@ class KsmState:
         return None if self.unmerge_kib is None else max(self.unmerge_kib - available_kib, 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostMemory:
+class HostMemory(NamedTuple):
     """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats).
 
     libvirt reports neither MemAvailable nor swap.
@@ -166,8 +163,7 @@ class HostMemory:
     swap_free_kib: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
+class Guest(NamedTuple):
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
     `max_kib` is the memory that it may grow to (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how
@@ -187,8 +183,7 @@ class Guest:
         return f"{self.uuid}/{self.domain_id}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherProcesses:
+class OtherProcesses(NamedTuple):
     """Mergeable memory of processes that are no guests, where it can be read, in KiB.
 
     `processes` hold it; whether `unread` ones may merge is not for this user to read.
@@ -199,8 +194,7 @@ class OtherProcesses:
     unread: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
 
     `other_processes` is None where the policy does not ask, on another machine, and before Linux 6.1.

@@ -26,13 +26,13 @@ kernel has, if that is above 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtksm.codec import build, dump
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import PASSED_S, Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, KERNEL_MAXIMUM, Guest, Settings, Snapshot, Source
+from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity
@@ -56,22 +56,22 @@ ENTERS = {"stop": "lets ksmd idle", "boost": "scans harder (boost)", "decay": "e
 """What it is called when a rule fires after another."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KsmtunedState:
+class KsmtunedState(NamedTuple):
     """What a step hands to the next: the script's npages (pages), and when it was made (CLOCK_BOOTTIME s)."""
 
     npages: int
     stepped_at_s: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class KsmtunedPolicy:
     """The policy `ksmtuned`; `params` are the keys of the configuration's table [ksmtuned]."""
 
-    params: KsmtunedParams
-    name: ClassVar[str] = NAME
-    wants_maxima: ClassVar[bool] = False
-    wants_other_processes: ClassVar[bool] = False
+    name = NAME
+    wants_maxima = False
+    wants_other_processes = False
+
+    def __init__(self, params: KsmtunedParams) -> None:
+        self.params = params
 
     def first_state(self, snapshot: Snapshot) -> KsmtunedState:
         """Return the state to begin with: 0 pages where local, the kernel's pages_to_scan on a remote host."""

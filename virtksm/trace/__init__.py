@@ -11,11 +11,12 @@ The history keeps a decision as the summary of its pass: one line that stands al
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from virtksm.model.decision import Decision, SwitchedOff, Triggers
 from virtksm.model.report import Foreign
 from virtksm.model.snapshot import Settings, Snapshot
+from virtksm.values import replace
 
 State = Mapping[str, object]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from virtksm.trace import Header, Line, Pass, State
+from virtksm.values import replace
 
 
 class Anonymiser:

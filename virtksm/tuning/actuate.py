@@ -12,12 +12,13 @@ or when an administrator asks: no error with each timer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from virtksm.errors import REMEDIES, Cause, SettingsRefused
 from virtksm.model.decision import Triggers
 from virtksm.model.snapshot import MAXIMA, KsmState, Settings
 from virtksm.tuning.ports import Hypervisor, LocalFacts
+from virtksm.values import replace
 
 Call = Mapping[str, int]
 RETRY_AFTER_S = 600.0
@@ -94,8 +95,7 @@ def refusal(parameter: str, value: int, found: int | None, cause: Cause) -> Sett
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refused(NamedTuple):
     """An earlier refusal."""
 
     value: int

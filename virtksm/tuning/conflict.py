@@ -13,11 +13,11 @@ Pure; time is data (CLOCK_BOOTTIME seconds).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from virtksm.model.decision import Triggers
 from virtksm.model.report import Foreign
+from virtksm.values import replace
 
 REASSERT_LIMIT = 3
 REASSERT_WINDOW_S = 600.0
@@ -25,8 +25,7 @@ REASSERT_WINDOW_S = 600.0
 Mode = Literal["reassert", "yield"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConflictState:
+class ConflictState(NamedTuple):
     """An agent's record of other writers; a new agent begins without."""
 
     reasserted_at_s: tuple[float, ...] = ()
@@ -34,8 +33,7 @@ class ConflictState:
     reported: tuple[Foreign, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConflictVerdict:
+class ConflictVerdict(NamedTuple):
     """`news`: foreign values not yet reported. `yields_now`: this pass is the one that yields."""
 
     may_write: bool

@@ -9,8 +9,7 @@ does a restore: the baseline would scan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from virtksm.errors import SettingsRefused
 from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
@@ -23,28 +22,28 @@ from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.sense import sense, sense_settings
+from virtksm.values import replace
 
 
-@dataclass(slots=True)
 class Tenure:
     """One process's knowledge between its passes; it ends with the process."""
 
-    has_begun: bool = False
-    saved: HostState | None = None
-    """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
-    was_off: bool = False
-    files_agree: bool = False
-    """True once libvirt and this machine's files showed the same settings: later passes read the files."""
-    conflict: ConflictState = field(default_factory=ConflictState)
-    refused: dict[str, Refused] = field(default_factory=dict)
-    dirty_kib_per_s: dict[str, float] = field(default_factory=dict)
-    """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured it."""
-    lacking: frozenset[str] = frozenset()
-    """The parameters that the kernel did not offer in the last pass, which reported them: not again with each timer."""
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.saved: HostState | None = None
+        """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
+        self.was_off = False
+        self.files_agree = False
+        """True once libvirt and this machine's files showed the same settings: later passes read the files."""
+        self.conflict = ConflictState()
+        self.refused: dict[str, Refused] = {}
+        self.dirty_kib_per_s: dict[str, float] = {}
+        """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
+        self.lacking: frozenset[str] = frozenset()
+        """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cycle(Generic[State]):
+class Cycle(NamedTuple, Generic[State]):
     """The parts of a pass over one connection. `local` is None for a remote host."""
 
     hypervisor: Hypervisor

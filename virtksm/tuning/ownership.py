@@ -18,10 +18,11 @@ value. Pure: saved ownership and found values go in, the ownership to save comes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from virtksm.model.report import Foreign
 from virtksm.model.snapshot import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
+from virtksm.values import EMPTY, replace
 
 PLAUSIBLE: Mapping[str, range] = {
     "pages_to_scan": range(1_000_001),
@@ -32,8 +33,7 @@ PLAUSIBLE: Mapping[str, range] = {
 without a sleep it never idles; a batch an hour is no scanning."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ownership:
+class Ownership(NamedTuple):
     """One parameter's history. `applied` was confirmed by reading back; `intended` may or may not have arrived."""
 
     baseline: int
@@ -49,11 +49,10 @@ class Ownership:
         return value is not None and value in (self.intended, self.applied)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostState:
+class HostState(NamedTuple):
     """All that is saved about a host between passes."""
 
-    ownership: Mapping[str, Ownership] = field(default_factory=dict)
+    ownership: Mapping[str, Ownership] = EMPTY
     policy_name: str | None = None
     policy_state: Mapping[str, object] | None = None
 

@@ -9,11 +9,10 @@ Raises what the hypervisor raises, and Unsupported on a kernel without KSM; writ
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from virtksm.errors import Unsupported
 from virtksm.model.snapshot import PARAMETERS, KsmState, Settings, Snapshot, Source
 from virtksm.tuning.ports import Hypervisor, LocalFacts
+from virtksm.values import replace
 
 
 def sense(

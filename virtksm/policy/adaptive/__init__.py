@@ -20,8 +20,7 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Number, Reason, Triggers
@@ -51,6 +50,7 @@ from virtksm.policy.adaptive.worth import (
     seconds_to_wait,
 )
 from virtksm.text import format_kib
+from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity
@@ -63,13 +63,14 @@ figures cost 2-5 ms a guest (measured)."""
 SETTLING_WATCH_S = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptivePolicy:
     """The policy `adaptive`; `params` are the keys of the configuration's table [adaptive]."""
 
-    params: AdaptiveParams
-    name: ClassVar[str] = NAME
-    wants_other_processes: ClassVar[bool] = True
+    name = NAME
+    wants_other_processes = True
+
+    def __init__(self, params: AdaptiveParams) -> None:
+        self.params = params
 
     @property
     def wants_maxima(self) -> bool:

@@ -8,12 +8,11 @@ kernel's counters: one). Pure.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog
+from virtksm.values import replace
 
 PAYS_COST = 300.0
 """What has merged pays when it lasts for so many times the cost of a full scan: a pair is 1 % of a core then."""

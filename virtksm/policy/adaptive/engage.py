@@ -7,7 +7,7 @@ Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import Snapshot
@@ -17,8 +17,7 @@ HYSTERESIS = 1.25
 """The policy disengages only this factor above the reserve: noise at the border never flaps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class Need(NamedTuple):
     """`pressure` is 0.0 with the reserve available or more, 1.0 with nothing available; `why` says why not engaged."""
 
     engaged: bool

@@ -7,8 +7,6 @@ ksmd does one batch a minute. A batch never goes beyond the end of a full scan. 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
@@ -22,6 +20,7 @@ from virtksm.policy.adaptive.worth import (
     is_second_due,
     learn,
 )
+from virtksm.values import replace
 
 BATCH_S = 2.0
 """What a batch may take. ksmd holds a mutex meanwhile, so that `echo 0 > run` waits for its end."""

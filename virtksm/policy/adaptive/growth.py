@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from enum import Enum
 
 from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
+from virtksm.values import replace
 
 RECENT_S = 0.9
 """What appeared so lately tells how fast memory is appearing. Two passes fall into it, no more: it is what a full scan

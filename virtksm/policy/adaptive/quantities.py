@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
@@ -12,6 +11,7 @@ from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, UNSEEN, 
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib
 from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
+from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.policy.adaptive import AdaptivePolicy
@@ -54,7 +54,7 @@ def find_quantities(
         counted = asking(policy, lambda full_scans: replace(snapshot, ksm=replace(ksm, full_scans=full_scans)))
         yield "full_scans", ksm.full_scans, (ksm.full_scans + 1, ksm.full_scans + 2), counted
     if AFTER.get(rule, rule) == "idle" and not state.backlog.settling:  # as if what guests take had settled
-        at_once = replace(policy, params=replace(policy.params, settle_s=0))
+        at_once = type(policy)(replace(policy.params, settle_s=0))
         grown = asking(
             at_once, lambda kib: replace(snapshot, guests=(replace(everyone, rss_kib=held_kib + kib), unread))
         )

@@ -7,9 +7,10 @@ Counters that the kernel or the connection does not offer are None.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from virtksm.codec import build, dump
+from virtksm.values import EMPTY
 
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
@@ -20,8 +21,7 @@ MAX_SUM = 2**52
 """Bounds the sums of a state; where it is reached, they are beyond every comparison anyway."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
+class Meter(NamedTuple):
     """The kernel's counters at one moment, to take differences from."""
 
     taken_s: float
@@ -33,8 +33,7 @@ class Meter:
     thp_split_page: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FullScan:
+class FullScan(NamedTuple):
     """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
 
     `scanning_kib` is the new backlog at its beginning: scanned once when it ends.
@@ -50,8 +49,7 @@ class FullScan:
     """When that batch will be over at the latest, by estimate."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
+class Backlog(NamedTuple):
     """Memory that ksmd has not scanned as often as merging needs, by state; what each means is in backlog.py."""
 
     settling: tuple[tuple[float, int], ...] = ()
@@ -61,7 +59,7 @@ class Backlog:
     exited_kib: int = 0
     waited_kib_s: float = 0.0
     """KiB times seconds that new, scanned once and exited memory has waited since the last full scan began."""
-    changed: Mapping[str, float] = field(default_factory=dict)
+    changed: Mapping[str, float] = EMPTY
     """KiB that have changed in place since the last pair of full scans began, by estimate, by changes.py's keys."""
     changed_kib_s: float = 0.0
     """KiB times seconds that it has waited."""
@@ -80,8 +78,7 @@ class Backlog:
         return self.new_kib + self.scanned_once_kib + self.exited_kib
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrivals:
+class Arrivals(NamedTuple):
     """How memory has appeared lately; growth.py judges by it whether more is to come."""
 
     recent: tuple[tuple[float, int], ...] = ()
@@ -98,8 +95,7 @@ class Arrivals:
     """The longest interval between two starts of the present series."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scans:
+class Scans(NamedTuple):
     """The full scan under way, and how it belongs to those before it."""
 
     current: FullScan | None = None
@@ -119,8 +115,7 @@ class Scans:
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
+class Learned(NamedTuple):
     """What full scans have cost and brought."""
 
     merge_ratio: float = 0.5
@@ -142,15 +137,14 @@ class Learned:
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveState:
+class AdaptiveState(NamedTuple):
     """All that a pass hands to the next."""
 
     taken_s: float | None = None
     rule: str = ""
     """The rule that the last pass ended with."""
     engaged: bool = False
-    guests_kib: Mapping[str, int] = field(default_factory=dict)
+    guests_kib: Mapping[str, int] = EMPTY
     """Resident memory of each guest, by `Guest.key`, and of other processes (backlog.OTHER_PROCESSES)."""
     pages_sharing: int | None = None
     """As last seen, to notice COW breaks where the kernel does not count them."""

@@ -7,7 +7,6 @@ of the backlog merges, and lasts, is learned from the full scans before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import inf, sqrt
 
 from virtksm.model.snapshot import Snapshot
@@ -15,6 +14,7 @@ from virtksm.policy.adaptive.changes import changing, total_kib, unseen_of_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
 from virtksm.policy.adaptive.state import AdaptiveState, Learned
+from virtksm.values import replace
 
 NEGLIGIBLE = 256
 """Less than this fraction of the memory is no backlog yet."""

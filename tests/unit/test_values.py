@@ -1,0 +1,50 @@
+"""Values: what is replaced is of the same kind, of a NamedTuple as of a dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+
+from virtksm.codec import build, dump
+from virtksm.values import EMPTY, replace
+
+
+class Point(NamedTuple):
+    x: int
+    y: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    ends: tuple[Point, ...]
+    name: str | None = None
+
+
+LINE = Line(ends=(Point(x=1), Point(x=2, y=3)))
+
+
+def test_what_is_replaced_is_of_the_same_kind_and_the_rest_stays() -> None:
+    moved = replace(LINE, ends=(replace(LINE.ends[1], y=4),))
+    assert (type(moved), type(moved.ends[0])) == (Line, Point)
+    assert moved == Line(ends=(Point(x=2, y=4),))
+
+
+@pytest.mark.parametrize("value", [LINE, LINE.ends[0]])
+def test_a_field_that_is_not_there_is_an_error(value: Line | Point) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        replace(value, z=1)
+
+
+def test_one_kind_in_the_other_is_an_object_in_json_and_no_list() -> None:
+    assert dump(LINE) == {"ends": [{"x": 1, "y": 0}, {"x": 2, "y": 3}], "name": None}
+    assert build(Line, {"ends": [{"x": 1}, {"x": 2, "y": 3}]}) == LINE
+    with pytest.raises(ValueError, match="x is missing"):
+        build(Point, {"y": 1})
+
+
+def test_the_default_of_a_mapping_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        EMPTY["x"] = 1  # type: ignore[index]
+    assert dump(EMPTY) == {}
