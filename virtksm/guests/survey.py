@@ -26,9 +26,9 @@ class Connection(Hypervisor, Descriptions, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenGuest:
-    """One guest; its `can_merge` leaves open whether KSM is on. `xml` is UNKNOWN where it could not be read, `process` None where none was found.
+    """One guest; `guest.can_merge` leaves open whether KSM is on. `xml` is UNKNOWN where it could not be read.
 
-    `account` is None where the kernel does not count, `obstacles` None where they are unknown.
+    `process` is None where none was found, `account` where the kernel does not count, `obstacles` where unknown.
     """
 
     guest: Guest
