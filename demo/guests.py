@@ -119,7 +119,7 @@ class PayloadGuest:
             maximum = str(self.memory_mib + self.hotplug_mib)
             add(domain, "maxMemory", maximum, unit="MiB", slots="4")
         add(domain, "memory", str(self.memory_mib), unit="MiB")
-        backing = add(domain, "memoryBacking")
+        backing = domain if self.can_merge else add(domain, "memoryBacking")
         if self.nosharepages:
             add(backing, "nosharepages")
         if self.is_shared:
