@@ -45,14 +45,15 @@ class Tenure:
     """The parameters that the kernel did not offer in the last pass, which reported them: not again with each timer."""
 
     def complete(self, guests: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        """Add to the guests of a pass what was learned of them between passes."""
+        """Add to the guests of a pass what was learned of them between passes; of most, nothing while not engaged."""
         rates, unmergeable = self.dirty_kib_per_s, self.unmergeable
         if not rates and not unmergeable:
             return guests
-        keys = [guest.key for guest in guests]
         return tuple(
-            replace(guest, dirty_kib_per_s=rates.get(key, guest.dirty_kib_per_s), can_merge=key not in unmergeable)
-            for guest, key in zip(guests, keys, strict=True)
+            replace(guest, dirty_kib_per_s=rates.get(key), can_merge=key not in unmergeable)
+            if (key := guest.key) in rates or key in unmergeable
+            else guest
+            for guest in guests
         )
 
 
