@@ -115,13 +115,13 @@ def _without_unmergeable(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveSt
 
 def _without_newest(appeared: tuple[tuple[float, int], ...], kib: int) -> tuple[tuple[float, int], ...]:
     """Return what appeared, and when, less so much of the newest."""
-    kept = []
+    left = []
     for at_s, appeared_kib in reversed(appeared):
         taken_kib = min(appeared_kib, kib)
         kib -= taken_kib
         if taken_kib < appeared_kib:
-            kept.append((at_s, appeared_kib - taken_kib))
-    return tuple(reversed(kept))
+            left.append((at_s, appeared_kib - taken_kib))
+    return tuple(reversed(left))
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:
