@@ -46,7 +46,8 @@ class PayloadGuest:
     `common_mib` pages are equal in all guests of the same `image`, `own_mib` pages only in those of the same `seed`.
     `slow_mib_per_s` 0 fills as fast as the machine can. `hotplug_mib` is the room for memory devices, 0 none.
     With `balloon` it answers libvirt's requests (and so sends events), but gives no memory back; with `chatters` it
-    reports another size all the time, and an event comes every second.
+    reports another size all the time, and an event comes every second. With `is_shared` others may map its memory, as
+    virtiofs and vhost-user need it.
     Raises ValueError when the content does not fit into the memory.
     """
 
@@ -64,6 +65,7 @@ class PayloadGuest:
     reboot_after_s: int = 0
     off_after_s: int = 0
     nosharepages: bool = False
+    is_shared: bool = False
     balloon: bool = False
     chatters: bool = False
     hotplug_mib: int = 0
@@ -74,6 +76,11 @@ class PayloadGuest:
                 f"guest {self.name!r}: {self.content_mib} MiB of content and {KEPT_MIB} MiB kept do not fit into "
                 f"{self.memory_mib} MiB"
             )
+
+    @property
+    def can_merge(self) -> bool:
+        """Whether its configuration lets its memory merge."""
+        return not (self.nosharepages or self.is_shared)
 
     @property
     def content_mib(self) -> int:
@@ -112,8 +119,12 @@ class PayloadGuest:
             maximum = str(self.memory_mib + self.hotplug_mib)
             add(domain, "maxMemory", maximum, unit="MiB", slots="4")
         add(domain, "memory", str(self.memory_mib), unit="MiB")
+        backing = domain if self.can_merge else add(domain, "memoryBacking")
         if self.nosharepages:
-            add(add(domain, "memoryBacking"), "nosharepages")
+            add(backing, "nosharepages")
+        if self.is_shared:
+            add(backing, "source", type="memfd")
+            add(backing, "access", mode="shared")
         add(domain, "vcpu", "1")
         boot = add(domain, "os")
         add(boot, "type", "hvm", arch="x86_64", machine="pc")

@@ -278,6 +278,8 @@ class SurveyedGuest:
     memory_bytes: int | None
     maximum_bytes: int | None
     rss_bytes: int | None
+    mergeable_bytes: int | None
+    """What of that may merge."""
     merged_bytes: int | None
     unmerged_bytes: int | None
     """Its other resident memory, QEMU's own included."""

@@ -33,6 +33,7 @@ class FakeProc:
         users: tuple[int, int, int, int] = (0, 0, 0, 0),
         arguments: tuple[str, ...] = (),
         mib: int = 10,
+        shared_mib: int = 0,
     ) -> None:
         """Start a process, in place of one that had this number."""
         self.end(pid)
@@ -41,7 +42,7 @@ class FakeProc:
         self.write(pid, "cgroup", group)
         self.write(pid, "cmdline", "".join(f"{one}\0" for one in arguments))
         self.write(pid, "status", "Name:\tx\nUid:\t{}\t{}\t{}\t{}\nGid:\t7\t7\t7\t7\n".format(*users))
-        self.write(pid, "statm", f"999999 {mib * PAGES_OF_A_MIB} 0 1 0 1 0\n")
+        self.write(pid, "statm", f"999999 {mib * PAGES_OF_A_MIB} {shared_mib * PAGES_OF_A_MIB} 1 0 1 0\n")
         self.write(pid, "stat", stat(started=next(self._ticks)))
 
     def qemu(self, pid: int, uuid: str, **given: object) -> None:

@@ -144,6 +144,8 @@ class FakeFacts:
     run: int | None = 1
     advisor: Callable[[], str | None] = lambda: "none"
     rss_kib: Mapping[str, int] = field(default_factory=dict)
+    shared_kib: int = 0
+    """Of each guest's."""
     of_guests: dict[str, GuestProcess] = field(default_factory=dict)
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
@@ -152,7 +154,12 @@ class FakeFacts:
     trouble: tuple[str, ...] = ()
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        return tuple(replace(one, rss_kib=self.rss_kib.get(one.uuid)) for one in running)
+        return tuple(
+            replace(one, rss_kib=self.rss_kib[one.uuid], shared_kib=self.shared_kib)
+            if one.uuid in self.rss_kib
+            else one
+            for one in running
+        )
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return tuple(self.of_guests.get(one.uuid) for one in running)

@@ -83,14 +83,15 @@ def run_policy(
         on_conflict="reassert",
         tenure=Tenure(),
     )
-    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle))
+    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host))
 
 
 class _Passes:
     """When passes are due, and what they said; times are the host's."""
 
-    def __init__(self, cycle: Cycle[Any]) -> None:
+    def __init__(self, cycle: Cycle[Any], host: SimHost) -> None:
         self._cycle = cycle
+        self._host = host
         self._coalescer = Coalescer(window_s=WINDOW_S).offer(Trigger.CONNECTED, 0.0)
 
     def offer(self, trigger: Trigger, now_s: float) -> None:
@@ -107,6 +108,7 @@ class _Passes:
             return None
         triggers, self._coalescer = self._coalescer.take(now_s)
         report = self._cycle.run(triggers)
+        self._cycle.tenure.unmergeable |= self._host.unmergeable  # read after each pass, as the agent does
         next_s = report.decision.next_pass_s
         self._coalescer = replace(self._coalescer, timer_s=None if next_s is None else now_s + next_s)
         return report

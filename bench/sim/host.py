@@ -62,7 +62,7 @@ class SimHost:
         """Start a guest. It does not reboot or power off, and gets no more memory plugged in."""
         guest = self._make(spec)
         self.guests_by_name[spec.name] = guest
-        if not spec.nosharepages:
+        if spec.can_merge:
             self.ksmd.enter(guest)
         return guest
 
@@ -85,7 +85,7 @@ class SimHost:
     def stop(self, name: str) -> None:
         """End a guest."""
         guest = self.guests_by_name.pop(name)
-        if not guest.spec.nosharepages:
+        if guest.spec.can_merge:
             self.ksmd.leave(guest)
 
     @property
@@ -99,6 +99,12 @@ class SimHost:
         for process in self.processes:
             process.catch_up(self.ksmd.trees, self.now_s)
         return self.ksmd.trees.live.saved
+
+    @property
+    def unmergeable(self) -> set[str]:
+        """Return the guests (`Guest.key`) whose XML tells that they cannot merge."""
+        guests = self.running_guests(with_max=False)
+        return {guest.key for guest in guests if not self.guests_by_name[guest.name].spec.can_merge}
 
     # Hypervisor
 
@@ -165,12 +171,16 @@ class SimFacts:
         seen = {guest.uuid: guest for guest in self._host.guests_by_name.values()}
         for guest in seen.values():
             guest.measure_dirty(now_s)
-        return tuple(
-            replace(one, rss_kib=seen[one.uuid].rss_kib(now_s), dirty_kib_per_s=seen[one.uuid].dirty_kib_per_s)
-            if one.uuid in seen
-            else one
-            for one in running
-        )
+
+        def measured(one: Guest) -> Guest:
+            guest = seen.get(one.uuid)
+            if guest is None:
+                return one
+            rss_kib = guest.rss_kib(now_s)
+            shared_kib = rss_kib - guest.overhead_kib if guest.spec.is_shared else 0
+            return replace(one, rss_kib=rss_kib, shared_kib=shared_kib, dirty_kib_per_s=guest.dirty_kib_per_s)
+
+        return tuple(map(measured, running))
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         other_processes_kib = [

@@ -70,6 +70,8 @@ def test_every_guest_is_answered_in_order_and_one_without_a_process_is_unread_an
     assert [(guest.uuid, guest.name) for guest in guests] == [(guest.uuid, guest.name) for guest in running]
     assert [guest.rss_kib is None or guest.rss_kib > 0 for guest in guests] == [True] * 3
     assert [guest.rss_kib is None for guest in guests] == [False, True, False]
+    assert [guest.shared_kib is None for guest in guests] == [False, True, False]
+    assert [guest.mergeable_kib is None or guest.mergeable_kib > 0 for guest in guests] == [True] * 3
     one, nobody, two = place.facts.processes(running)
     assert nobody is None
     for process, name in ((one, "one"), (two, "two")):

@@ -98,6 +98,20 @@ def test_steady_growth_is_merged_soon_in_few_full_scans() -> None:
     assert ours.samples[-1].full_scans <= 60  # with growth twice as expensive 72
 
 
+@pytest.mark.parametrize("how", ["nosharepages", "is_shared"])
+def test_a_guest_that_cannot_merge_costs_no_scanning_and_delays_nobody(how: str) -> None:
+    """It starts beside settled guests, grows all the time, and ends; then there is another one to merge."""
+    plain = PayloadGuest(name="", memory_mib=256, common_mib=96, own_mib=96)
+    starts: list[Event] = [Start(at_s=5.0 * one, guest=replace(plain, name=f"g{one}", seed=one)) for one in range(3)]
+    starts.append(Start(at_s=300.0, guest=replace(plain, name="g3", seed=3)))
+    grows = PayloadGuest(name="apart", memory_mib=1024, own_mib=300, grow_mib_per_min=200, **{how: True})
+    beside: list[Event] = [*starts, Start(at_s=60.0, guest=grows), Stop(at_s=280.0, name="apart")]
+    alone, mixed = (run_policy(new_host(), ALWAYS, events, until_s=400.0).samples for events in (starts, beside))
+    assert mixed[-1].full_scans == alone[-1].full_scans
+    assert mixed[-1].pages_scanned <= 1.05 * alone[-1].pages_scanned
+    assert sum(one.saved_pages for one in mixed) >= 0.99 * sum(one.saved_pages for one in alone)
+
+
 def least_paid(starts_s: list[float], common_mib: int, own_mib: int) -> float:
     """Return the least that anybody spends who knows all starts: ksmd-seconds, and waiting at the settled price.
 

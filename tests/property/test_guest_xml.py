@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from virtksm.guests.xml import NAMESPACE, GuestXml, parse_guest_xml
 
 memory = ["domain", "metadata", "memoryBacking", "nosharepages", "hugepages", "cpu", "numa", "cell"]
-names = st.sampled_from([*memory, "devices", "hostdev", "guest", f"{{{NAMESPACE}}}guest", "x"])
+names = st.sampled_from([*memory, "devices", "hostdev", "launchSecurity", "guest", f"{{{NAMESPACE}}}guest", "x"])
 attributes = st.dictionaries(
     st.sampled_from(["private", "id", "type", "memAccess"]),
-    st.sampled_from(["yes", "no", "", "pci", "shared", "<&\"'>"]),
+    st.sampled_from(["yes", "no", "", "pci", "shared", "sev-snp", "<&\"'>"]),
 )
 characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
 
@@ -85,4 +85,5 @@ def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
         has_hugepages=root.find("memoryBacking/hugepages") is not None,
         is_shared=bool(cells) and all(cell.get("memAccess") == "shared" for cell in cells),
         pins_memory=root.find("devices/hostdev[@type='pci']") is not None,
+        is_confidential=root.find("launchSecurity") is not None,
     )

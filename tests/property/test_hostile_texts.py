@@ -23,11 +23,10 @@ from virtksm.host.guest_processes import is_named, parse_guest_group, parse_gues
 from virtksm.host.local_facts import ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import parse_group, parse_groups
 from virtksm.host.proc_files import (
-    parse_anonymous_kib,
     parse_counter,
+    parse_memory_kib,
     parse_owner,
     parse_process_ksm,
-    parse_resident_kib,
     parse_stat,
 )
 from virtksm.model.decision import Trigger, Triggers
@@ -99,8 +98,9 @@ def test_any_answer_of_systemds_is_control_groups_below_the_root(text: str) -> N
 @example(content=ENDLESS.encode())
 def test_any_statm_is_memory(content: bytes) -> None:
     for statm in (content, b"9 9 " + content, b"9 " + content + b" 1"):
-        assert 0 <= parse_anonymous_kib(statm, 4) < 4 * 10**20
-        assert parse_resident_kib(statm, 4) != 0
+        rss_kib, shared_kib = parse_memory_kib(statm, 4) or (1, 0)
+        assert 0 < rss_kib < 4 * 10**20
+        assert 0 <= shared_kib < 4 * 10**20
 
 
 @given(content=st.binary() | texts.map(str.encode))

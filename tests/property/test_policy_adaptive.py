@@ -22,7 +22,7 @@ from virtksm.model.snapshot import (
 )
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
-from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
+from virtksm.policy.adaptive.state import AdaptiveState, Arrivals, Learned, dump_state, load_state
 from virtksm.policy.adaptive.worth import MIN_WAIT_S
 from virtksm.values import replace
 
@@ -44,6 +44,8 @@ guests = st.lists(
         name=st.just("g"),
         domain_id=st.integers(1, 2),
         rss_kib=st.none() | kib,
+        shared_kib=st.none() | kib,
+        can_merge=st.sampled_from([True, True, False]),
         max_kib=st.none() | kib,
         dirty_kib_per_s=st.none() | st.floats(0, 1e7),
     ),
@@ -156,3 +158,40 @@ def test_a_host_that_has_settled_is_left_in_peace(chosen: AdaptiveParams, snapsh
         targets.add(decision.target)
     assert len(targets) == 1
     assert targets.pop().pages_to_scan == 0
+
+
+@given(params, passes, st.lists(kib, min_size=1))
+def test_a_guest_that_cannot_merge_changes_nothing_whatever_it_holds(
+    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]], held_kib: list[int]
+) -> None:
+    """Apart from the need for memory, to which it adds like every other."""
+    policy = AdaptivePolicy(params=replace(chosen, engage="always"))
+    state = with_it = AdaptiveState()
+    for number, (snapshot, triggers) in enumerate(seen):
+        apart = Guest(uuid="apart", name="apart", rss_kib=held_kib[number % len(held_kib)], can_merge=False)
+        decision, state = policy.decide(snapshot, state, triggers)
+        beside, with_it = policy.decide(replace(snapshot, guests=(*snapshot.guests, apart)), with_it, triggers)
+        assert (beside.target, beside.reason.text, with_it) == (decision.target, decision.reason.text, state)
+
+
+@given(params, passes, kib)
+def test_a_guest_found_unable_to_merge_while_its_memory_settles_leaves_nothing_behind(
+    chosen: AdaptiveParams, seen: list[tuple[Snapshot, Triggers]], held_kib: int
+) -> None:
+    """The agent reads a guest's XML after the first pass that sees it."""
+    policy = AdaptivePolicy(params=replace(chosen, engage="always", settle_s=3600))
+    state = AdaptiveState()
+    for snapshot, triggers in seen:
+        state = policy.decide(snapshot, state, triggers)[1]
+    policy = AdaptivePolicy(params=replace(policy.params, engage="never"))  # no full scan is under way or begins
+    snapshot = replace(snapshot, host=replace(snapshot.host, available_kib=2 * MAX_KIB))
+    late = Guest(uuid="late", name="late", rss_kib=held_kib)
+    found = replace(late, can_merge=False)
+    states = []
+    for first, then in (((), ()), ((late,), (found,))):
+        after = state
+        for more in (first, then):
+            after = policy.decide(replace(snapshot, guests=(*snapshot.guests, *more)), after, triggers)[1]
+        states.append(replace(after, arrivals=Arrivals(recent=after.arrivals.recent)))
+    none, both = (replace(one, backlog=replace(one.backlog, changed={}, changed_kib_s=0.0)) for one in states)
+    assert both == none

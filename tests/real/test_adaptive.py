@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import cast
 
+import psutil
 import pytest
 
 from bench.sim.real_memory import MergeableProcess
@@ -18,6 +20,7 @@ from virtksm.values import replace
 pytestmark = pytest.mark.real
 
 COMMON_MIB = 16
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -90,15 +93,50 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
 
 
 def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
-    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+    ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
 ) -> None:
-    agent = start_agent(UNSETTLED_LAW)
+    """A one-shot reads no XML, which would tell."""
+
+    def retune() -> Line:
+        told = agent_home.told("retune", "--direct", "--connect", libvirtd.uri)
+        return cast("Line", told["decision"])
+
+    agent_home.configure(UNSETTLED_LAW)
     guest(replace(twin(1), nosharepages=True))
-    agent.reload()
-    agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "empty")
+    wait_until(lambda: retune()["rule"] == "empty", HANG_S, "the batch to be over")
+    full_scans = ksm.read("full_scans")
+    decision = retune()
+    assert (decision["rule"], decision["numbers"]["new_bytes"]) == ("idle", 0)
+    assert (ksm.settings(), ksm.read("full_scans")) == (IDLE, full_scans)
+
+
+def test_what_cannot_merge_grows_beside_others_and_no_full_scan_begins(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    """Their memory settles for longer than it takes to read their XML, after the pass that first sees them."""
+
+    def resident_mib() -> float:
+        return sum(psutil.Process(one.pid).memory_info().rss for one in running) / MIB
+
+    agent = start_agent(UNSETTLED_LAW)
+    guest.together(*map(twin, (1, 2)))
+    agent.sweep()
+    agent_home.configure(SWEEPING_LAW.replace("settle_s = 1", "settle_s = 600"))
+    scanned_bytes = agent.reload()["decision"]["numbers"]["memory_bytes"]
+    full_scans = ksm.read("full_scans")
+    grows = PayloadGuest(name="", memory_mib=128, own_mib=8, grow_mib_per_min=600)
+    running = guest.together(
+        replace(grows, name="shared", is_shared=True), replace(grows, name="apart", nosharepages=True)
+    )
+    has_grown_mib = resident_mib() + 32
+    wait_until(lambda: agent.step()["decision"]["numbers"]["settling_bytes"] == 0, HANG_S, "their XML to be read")
+    wait_until(lambda: resident_mib() > has_grown_mib, HANG_S, "them to grow")
     line = agent.step()
-    assert (line["decision"]["rule"], line["sensed"]["full_scans"]) == ("idle", ksm.read("full_scans"))
-    assert line["decision"]["numbers"]["new_bytes"] == 0
+    numbers = line["decision"]["numbers"]
+    assert (line["decision"]["rule"], numbers["guests"]) == ("idle", 4)
+    assert [numbers[name] for name in ("settling_bytes", "new_bytes", "exited_bytes")] == [0, 0, 0]
+    assert numbers["memory_bytes"] < scanned_bytes + 32 * MIB
+    assert ksm.read("full_scans") == full_scans
     assert ksm.settings() == IDLE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.real.agent_process import AgentHome
 from virtksm.guests.process import ProcessKsm
 from virtksm.guests.savings import ITEM_BYTES
 from virtksm.host.local_facts import read_guest_process
+from virtksm.host.proc_files import parse_memory_kib, read_process
 
 pytestmark = pytest.mark.real
 
@@ -32,13 +33,21 @@ COMMON_MIB = 12
 BACKINGS = {
     "shared": "<source type='memfd'/><access mode='shared'/>",
     "memfd": "<source type='memfd'/>",
+    "vhost": "<source type='memfd'/><access mode='private'/>",
     "file": "<source type='file'/><access mode='private'/>",
     "switched": "",
 }
+SHARED_CELL = "<cpu><numa><cell id='0' cpus='0' memory='32' unit='MiB' memAccess='shared'/></numa></cpu>"
+"""As vhost-user needs it."""
 MEM_MERGE_OFF = (
     "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>"
     "<q:arg value='-machine'/><q:arg value='mem-merge=off'/></q:commandline>"
 )
+
+
+SHARED = ("shared", "memfd", "vhost")
+SLACK_MIB = 4
+"""By how much the memory of QEMU itself differs."""
 
 
 def twin(number: int, **options: Any) -> PayloadGuest:  # noqa: ANN401  # PayloadGuest's own
@@ -71,6 +80,8 @@ def backed(daemon: PrivateLibvirtd, connection: libvirt.virConnect, payload: Pat
             spec = PayloadGuest(name=name, memory_mib=32, common_mib=COMMON_MIB, seed=20)
             xml = spec.domain_xml(payload, daemon.root / f"console-{name}")
             xml = xml.replace("<vcpu>", f"<memoryBacking>{backing}</memoryBacking><vcpu>")
+            if name == "vhost":
+                xml = xml.replace("<vcpu>", f"{SHARED_CELL}<vcpu>")
             if name == "switched":
                 xml = xml.replace("</domain>", f"{MEM_MERGE_OFF}</domain>")
             domains.append(connection.createXML(xml))
@@ -102,6 +113,7 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
         )
         ksm.merge_all()
         check_guests(agent_home, libvirtd.uri, running[:2])
+        check_shared(libvirtd, [one.spec.name for one in running])
         check_headroom(ksm, agent_home, libvirtd.uri)
         check_without_root(ksm, agent_home, libvirtd)
         check_far(ksm, agent_home, libvirtd.far_uri, running[0])
@@ -134,9 +146,32 @@ def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
     assert (apart["merged_bytes"], apart["saved_bytes"], apart["kernel"]["ksm_mergeable"]) == (0, 0, False)
     switched = found["switched"]
     assert (switched["obstacles"], switched["kernel"]["ksm_mergeable"]) == (["mem_merge_off"], False)
-    for name in ("shared", "memfd"):
+    for name in (*SHARED, "apart", "switched"):
+        assert found[name]["mergeable_bytes"] == 0
+    for name in ("twin1", "twin2", "file"):
+        assert COMMON_MIB * MIB <= found[name]["mergeable_bytes"] < found[name]["rss_bytes"]
+    for name in SHARED:
         assert (found[name]["can_merge"], found[name]["obstacles"]) == (False, ["shared_memory"])
         assert found[name]["merged_bytes"] < 4 * MIB, "only what lies beside its RAM merges"
+
+
+def check_shared(daemon: PrivateLibvirtd, ordinary: Sequence[str]) -> None:
+    """The kernel counts shared RAM as shared, and what a guest has written to a private mapping of a file as its own.
+
+    QEMU's program and libraries are files, too: some 40 MiB.
+    """
+    own_mib, shared_mib = {}, {}
+    for name in (*ordinary, *BACKINGS):
+        memory = parse_memory_kib(read_process(daemon.guest_pid(name), "statm"), 4)
+        assert memory is not None
+        own_mib[name], shared_mib[name] = (memory[0] - memory[1]) / 1024, memory[1] / 1024
+    plain_mib = shared_mib["twin1"]
+    for name in SHARED:
+        assert shared_mib[name] > plain_mib + COMMON_MIB - SLACK_MIB
+        assert own_mib[name] < own_mib["twin1"] - COMMON_MIB + SLACK_MIB
+    for name in ("file", "switched", "apart"):
+        assert abs(shared_mib[name] - plain_mib) < SLACK_MIB
+        assert own_mib[name] > own_mib["twin1"] - SLACK_MIB
 
 
 def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:

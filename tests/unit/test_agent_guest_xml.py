@@ -92,6 +92,28 @@ def test_a_guest_that_vanishes_is_no_error_and_what_cannot_be_read_counts_as_abl
     with_reader(story)
 
 
+def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as_they_run_and_their_xml_says_so() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        apart, encrypted, _plain = many = guests(3)
+        libvirt.xml |= {apart.uuid: APART, encrypted.uuid: "<domain><launchSecurity type='tdx'/></domain>"}
+        reader.see(many, again=False)
+        assert reader.unmergeable == set(), "not known yet"
+        await read_all(reader)
+        both = {apart.key, encrypted.key}
+        assert reader.unmergeable == both
+        reader.forget()
+        assert reader.unmergeable == both, "the same runs over another connection"
+        libvirt.faults[apart.uuid] = SensingFailed("access denied")
+        libvirt.xml[encrypted.uuid] = PLAIN
+        reader.see(many, again=True)
+        await read_all(reader)
+        assert reader.unmergeable == {apart.key}, "what cannot be read leaves it as it was"
+        reader.see(guests(3, domain_id=2), again=False)
+        assert reader.unmergeable == set(), "another run"
+
+    with_reader(story)
+
+
 def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned() -> None:
     async def story(reader: GuestReader, _libvirt: Libvirt) -> None:
         waiting = asyncio.create_task(reader.read_when_due())

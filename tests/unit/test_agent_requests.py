@@ -98,6 +98,24 @@ def test_off_is_kept_although_its_pass_fails_and_an_agent_that_ends_then_leaves_
     assert bench.events("settings_restored") == []
 
 
+def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_also_of_another_machine(bench: Bench) -> None:
+    plain, apart = guest("plain"), guest("apart")
+    bench.hypervisor.xml = {plain.uuid: PLAIN, apart.uuid: KEPT_OUT}
+    bench.hypervisor.running = bench.hypervisor.measured = (plain, apart)
+
+    async def story() -> None:
+        for facts in (bench.facts, None):
+            bench.facts = facts
+            await bench.lose()
+            await bench.until(lambda: bench.passes.cycle is not None)
+            await bench.looked()
+            await bench.pass_for(Trigger.STARTED)
+            assert bench.passes.last is not None
+            assert [one.can_merge for one in bench.passes.last.report.snapshot.guests] == [True, False]
+
+    bench.run(story)
+
+
 def test_private_guests_are_named_once_and_again_when_they_come_back(bench: Bench) -> None:
     bench.config = replace(bench.config, private_guests=("tenant-*",))
     open_one, apart, other = guest("tenant-open"), guest("tenant-apart"), guest("other")

@@ -59,6 +59,17 @@ class Bench:
         await asyncio.wait({waiting})
 
 
+def test_a_guest_that_cannot_merge_is_not_measured() -> None:
+    async def scene() -> None:
+        bench = Bench(7, 7)
+        bench.rates[bench.guests[0].key] = 7.0
+        bench.dirty.see([replace(bench.guests[0], can_merge=False), bench.guests[1]], is_wanted=True)
+        await bench.step()
+        assert (list(bench.hypervisor.measuring), bench.rates) == ([bench.guests[1].uuid], {})
+
+    asyncio.run(scene())
+
+
 def test_every_guest_is_measured_a_few_at_a_time_and_again_later() -> None:
     async def scene() -> None:
         bench = Bench(*[7] * (AT_ONCE + 2))

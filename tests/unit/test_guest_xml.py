@@ -133,6 +133,23 @@ def test_a_device_that_reaches_all_memory_pins_it(device: str, pins: bool) -> No
 
 
 @pytest.mark.parametrize(
+    ("xml", "is_confidential"),
+    [
+        ("<launchSecurity type='sev'><cbitpos>47</cbitpos><policy>0x0003</policy></launchSecurity>", True),
+        ("<launchSecurity type='sev-snp'><policy>0x00030000</policy></launchSecurity>", True),
+        ("<launchSecurity type='tdx'/>", True),
+        ("<launchSecurity type='s390-pv'/>", True),
+        ("<launchSecurity/>", True),
+        ("<metadata><launchSecurity type='sev'/></metadata>", False),
+        ("<l:launchSecurity xmlns:l='urn:l' type='sev'/>", False),
+        ("<description>&lt;launchSecurity type='sev'/&gt;</description>", False),
+    ],
+)
+def test_a_guest_s_memory_is_encrypted_by_whatever_type_of_launch_security(xml: str, is_confidential: bool) -> None:
+    assert parse_guest_xml(domain(xml)).is_confidential is is_confidential
+
+
+@pytest.mark.parametrize(
     ("pages", "cells", "is_all_huge"),
     [([None], [None, None], True), (["0"], [None], True), (["0"], [None, None], False), (["0-1"], ["1", "0"], True),
      (["0", "1"], [None, None], True), (["0,2-3"], ["0", "1", "2", "3"], False), (["0", None], [None, None], True),

@@ -175,6 +175,12 @@ def test_ksmd_is_looked_for_again_where_it_was_not_found_and_when_it_is_gone(
     assert facts.ksmd_cpu_seconds() == 2.0
 
 
+def test_what_is_shared_of_a_guest_s_memory_cannot_merge(proc: FakeProc, facts: ProcFacts) -> None:
+    proc.qemu(100, "A", mib=10, shared_mib=8)
+    (seen,) = facts.guests((guest("A"),))
+    assert (seen.rss_kib, seen.shared_kib, seen.mergeable_kib) == (10 * 1024, 8 * 1024, 2 * 1024)
+
+
 @pytest.mark.parametrize("statm", ["", "0 0 0 0 0 0 0\n", "a b c\n", None])
 def test_a_guest_whose_memory_is_not_told_is_unread(proc: FakeProc, facts: ProcFacts, statm: str | None) -> None:
     proc.qemu(100, "A")

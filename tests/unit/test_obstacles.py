@@ -30,7 +30,9 @@ def process(arguments: tuple[str, ...], **counted: bool) -> GuestProcess:
         (GuestXml(is_shared=True), ON, ["shared_memory"]),
         (GuestXml(has_hugepages=True, is_shared=True), ON, ["hugepages"]),
         (GuestXml(pins_memory=True), ON, ["pinned"]),
+        (GuestXml(is_confidential=True), ON, ["confidential"]),
         (replace(APART, has_hugepages=True, pins_memory=True), OFF, ["nosharepages", "hugepages", "pinned"]),
+        (replace(APART, is_confidential=True, is_shared=True), ON, ["nosharepages", "confidential", "shared_memory"]),
     ],
 )
 def test_each_obstacle_is_named_once(xml: GuestXml, arguments: tuple[str, ...], found: list[str]) -> None:
@@ -47,6 +49,7 @@ def test_a_process_that_merges_any_memory_is_kept_out_by_no_request_of_its_own()
     assert find_obstacles(APART, process(OFF, merges_any=True)) == ()
     assert find_obstacles(UNKNOWN, process(OFF, merges_any=True)) == ()
     assert find_obstacles(GuestXml(has_hugepages=True), process(OFF, merges_any=True)) == (Obstacle.HUGEPAGES,)
+    assert find_obstacles(GuestXml(is_confidential=True), process(ON, merges_any=True)) == (Obstacle.CONFIDENTIAL,)
 
 
 def test_ksm_that_is_off_stands_in_every_guests_way() -> None:

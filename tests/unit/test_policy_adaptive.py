@@ -16,7 +16,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import (
     BATCH_S,
@@ -179,6 +179,43 @@ def test_3_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() ->
     assert backlog(snap(0, ONE), snap(5, ONE), unread, snap(11, ONE)) == (GIB, ())
     _, state = decide_all(AUTO, snap(0, ONE), snap(2, ONE), snap(12, ONE))
     assert state.backlog.waited_kib_s == pytest.approx(10 * GIB), "rule 5: what waits adds up"
+
+
+def test_3_what_cannot_merge_is_no_backlog() -> None:
+    """Shared memory grows for an hour, and so does a guest that may not merge: nothing is scanned or learned."""
+    decision, state = decide_all(ALWAYS, snap(0, BOTH, full_scans=5), state=having_scanned(BOTH))
+    for at_s in range(20, 3600, 20):
+        shared, apart = snap(at_s, {"a": GIB + at_s * GIB // 600, "b": at_s * GIB // 600}, full_scans=5).guests
+        guests = replace(shared, shared_kib=(shared.rss_kib or 0) - GIB), replace(apart, can_merge=False)
+        seen = replace(snap(at_s, BOTH, full_scans=5), guests=guests)
+        decision, state = decide_all(ALWAYS, seen, state=state)
+        assert (decision.reason.rule, state.backlog.due_kib, state.backlog.settling_kib) == ("idle", 0, 0)
+        assert total_kib(seen, state) == 2 * GIB, "all that KSM knows"
+    assert merge_ratio(state.learned) == merge_ratio(having_scanned().learned)
+
+
+def test_3_a_guest_that_is_found_to_be_unable_to_merge_takes_its_backlog_away_and_has_not_exited() -> None:
+    """Its XML is read after the pass that first sees it, or later."""
+
+    def decide(found_at_s: float, state: AdaptiveState, counted: Mapping[str, int]) -> AdaptiveState:
+        for at_s in (10.0, found_at_s):
+            seen = snap(at_s, {"a": GIB, "late": 3 * GIB}, full_scans=5, **counted)
+            ordinary, late = seen.guests
+            seen = replace(seen, guests=(ordinary, replace(late, can_merge=at_s < found_at_s)))
+            _, state = decide_all(ALWAYS, seen, state=state)
+        return state
+
+    settled = replace(having_scanned(), taken_s=9.5)
+    for counted in ({}, {"cow_ksm": 0}):
+        state = decide(10.5, settled, counted)
+        assert (state.backlog.due_kib, state.backlog.settling, state.arrivals.recent) == (0, (), ())
+        assert ("late/1" in state.guests_kib, state.learned.rewritten_kib) == (False, 0)
+    growing = replace(settled, backlog=Backlog(settling=((9.5, 1024),)))
+    assert decide(10.5, growing, {}).backlog.settling == ((9.5, 1024),), "others' settles on"
+    scanned = having_scanned({"a": GIB, "late": 3 * GIB}, backlog=Backlog(new_kib=GIB))
+    assert decide(10.0, replace(scanned, taken_s=9.5), {}).backlog.due_kib == GIB // 4, (
+        "later its share goes, as of one that stops"
+    )
 
 
 def test_3_what_stops_during_its_full_scan_needs_no_second_one() -> None:

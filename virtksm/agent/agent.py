@@ -60,7 +60,9 @@ class Agent:
 
     def __post_init__(self) -> None:
         calls = self.connection.calls
-        guests = GuestReader(lambda: self.connection.host, self.configuration, calls, self.reporter)
+        guests = GuestReader(
+            lambda: self.connection.host, self.configuration, calls, self.reporter, self.tenure.unmergeable
+        )
         rates = DirtyRates(
             source=lambda: self.connection.host,
             configuration=self.configuration,

@@ -1,8 +1,9 @@
 """Has libvirt measure how fast the guests' memory changes (virDomainStartDirtyRateCalc), between passes.
 
 QEMU hashes a sample of a guest's pages (512 a GiB) at the beginning and at the end of MEASURE_S seconds; nothing is
-logged and no page is write-protected. Each guest is measured once in EVERY_S seconds, while the policy acts. A pass
-takes the newest rates (`Tenure.dirty_kib_per_s`). What cannot be measured has no rate: the policy then assumes one.
+logged and no page is write-protected. Each guest that may merge is measured once in EVERY_S seconds, while the policy
+acts. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). What cannot be measured has no rate: the policy then
+assumes one.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class DirtyRates:
 
     def see(self, running: Iterable[Guest], *, is_wanted: bool) -> None:
         """Note the guests that run with what they hold; `is_wanted`: the policy goes by their rates now."""
-        self.running = {guest.key: guest for guest in running} if is_wanted else {}
+        self.running = {guest.key: guest for guest in running if guest.can_merge} if is_wanted else {}
         for known in (self.rates, self.due_s, self.measured):
             for key in known.keys() - self.running.keys():
                 del known[key]

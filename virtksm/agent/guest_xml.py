@@ -1,9 +1,10 @@
-"""Reads the guests' XML, to learn which guests are private: between passes, a few at a time, each guest once a run.
+"""Reads the guests' XML, to learn which are private and which cannot merge: between passes, each guest once a run.
 
-A pass lists the running guests; XML that is not known yet is read between passes. Each call is short, so a pass that
-becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be
-read or understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole,
-the other guests are read first, and then each guest alone.
+A pass lists the running guests; XML that is not known yet is read between passes, a few at a time, and the next pass
+knows which guests cannot merge (`Tenure.unmergeable`). Each call is short, so a pass that becomes due meanwhile waits
+for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be read or understood is reported
+once and counts as that of a guest that can merge. After a call that failed as a whole, the other guests are read first,
+and then each guest alone.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration
 from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
-from virtksm.guests.obstacles import exposed
+from virtksm.guests.obstacles import exposed, find_obstacles
 from virtksm.guests.ports import Descriptions
-from virtksm.guests.xml import GuestXml, Seen, read_guests
+from virtksm.guests.xml import UNKNOWN, GuestXml, Seen, read_guests
 from virtksm.model.snapshot import Guest
 
 READ_AT_ONCE = 8
@@ -40,6 +41,8 @@ class GuestReader:
     configuration: Configuration
     calls: BlockingCalls
     reporter: Reporter
+    unmergeable: set[str] = field(default_factory=set)
+    """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -54,6 +57,7 @@ class GuestReader:
         self.running = running
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
+        self.unmergeable.intersection_update(guests)
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -113,6 +117,10 @@ class GuestReader:
         for guest, xml in seen:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml
+                if find_obstacles(xml):
+                    self.unmergeable.add(guest.key)
+                elif xml is not UNKNOWN:
+                    self.unmergeable.discard(guest.key)
         if not self.due:
             self.at_once = READ_AT_ONCE
 

@@ -1,6 +1,7 @@
 """Why a guest's memory cannot merge: by its XML, its QEMU's command line, and the kernel's facts on its process. Pure.
 
-Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/guide.md), the devices by memory that io_uring has pinned.
+Each was tried on a real kernel (Linux 6.18, QEMU 7.2; docs/guide.md), the devices by memory that io_uring has pinned;
+but encryption was not: QEMU itself switches merging off for such a guest (machine_run_board_init).
 Locked memory is no obstacle: it merges. Nor is a private mapping of a file or memfd: its written pages merge.
 
 This module also finds the private guests that can merge all the same. KSM has one pool for the whole host, so only
@@ -28,6 +29,7 @@ class Obstacle(Enum):
 
     NOSHAREPAGES = "nosharepages"
     MERGE_OFF = "mem_merge_off"
+    CONFIDENTIAL = "confidential"
     HUGEPAGES = "hugepages"
     SHARED_MEMORY = "shared_memory"
     PINNED = "pinned"
@@ -47,6 +49,7 @@ class Obstacle(Enum):
 _TEXTS = {
     Obstacle.NOSHAREPAGES: "nosharepages in its XML",
     Obstacle.MERGE_OFF: "mem-merge=off on QEMU's command line",
+    Obstacle.CONFIDENTIAL: "encrypted memory (launchSecurity)",
     Obstacle.HUGEPAGES: "huge pages",
     Obstacle.SHARED_MEMORY: "shared memory (memfd or file)",
     Obstacle.PINNED: "pinned by a device (VFIO or vDPA)",
@@ -71,6 +74,8 @@ def find_obstacles(
         found.append(Obstacle.NOSHAREPAGES)
     elif is_merge_off(process.arguments if process else xml.qemu_arguments) and not merges_any:
         found.append(Obstacle.MERGE_OFF)
+    if xml.is_confidential:
+        found.append(Obstacle.CONFIDENTIAL)
     if xml.has_hugepages:
         found.append(Obstacle.HUGEPAGES)
     elif xml.is_shared:

@@ -27,9 +27,9 @@ class Connection(Hypervisor, Descriptions, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenGuest:
-    """One guest. `xml` is UNKNOWN where it could not be read, `process` None where none was found.
+    """One guest; `guest.can_merge` leaves open whether KSM is on. `xml` is UNKNOWN where it could not be read.
 
-    `account` is None where the kernel does not count, `obstacles` None where they are unknown.
+    `process` is None where none was found, `account` where the kernel does not count, `obstacles` where unknown.
     """
 
     guest: Guest
@@ -132,7 +132,7 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
 def _see(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
     ksm = None if process is None else process.ksm
     return SeenGuest(
-        guest=guest,
+        guest=replace(guest, can_merge=not find_obstacles(xml, process)),
         xml=xml,
         process=process,
         account=None if ksm is None else settle(ksm, guest.rss_kib, host),

@@ -1,4 +1,4 @@
-"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private.
+"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private or encrypted.
 
 Parsing is pure. The XML is libvirt's own output for a running guest, yet the guest's owner chooses names and metadata
 in it. It is safe to parse: expat opens no file, a document type (without which there are no entities to expand) is
@@ -42,7 +42,8 @@ Mediated devices (mdev) pin only what they use.
 """
 _DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
 _BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
-_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, *_AMOUNTS, *_DEVICES, *_BACKING}
+_LAUNCH_SECURITY = ("launchSecurity",)
+_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_DEVICES, *_BACKING}
 """The elements below <domain> that are read."""
 MAX_DEPTH = 4
 """Of these, with <domain>."""
@@ -54,7 +55,8 @@ class GuestXml:
 
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
     `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
-    RAM, `pins_memory` of its devices, `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by whatever type of launchSecurity.
+    `qemu_arguments` are those that the administrator adds to QEMU's command line.
     """
 
     is_private: bool = False
@@ -64,6 +66,7 @@ class GuestXml:
     has_hugepages: bool = False
     is_shared: bool = False
     pins_memory: bool = False
+    is_confidential: bool = False
     qemu_arguments: tuple[str, ...] = ()
 
 
@@ -117,6 +120,7 @@ class _Reader:
             pins_memory=any(
                 (at[1], one.get("type")) in _PINNING_DEVICES for at in _DEVICES for one in seen.get(at, ())
             ),
+            is_confidential=_LAUNCH_SECURITY in seen,
             qemu_arguments=tuple(one.get("value", "") for one in seen.get(_QEMU_ARGUMENT, ())),
         )
 

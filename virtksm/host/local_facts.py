@@ -24,8 +24,8 @@ from virtksm.host.proc_files import (
     identify,
     list_pids,
     parse_counter,
+    parse_memory_kib,
     parse_process_ksm,
-    parse_resident_kib,
     parse_stat,
     read_name,
     read_private,
@@ -72,11 +72,12 @@ class ProcFacts:
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         found, page_kib = self._search.find(running), self.page_kib()
 
-        def rss_kib(guest: Guest) -> int | None:
+        def measured(guest: Guest) -> Guest:
             process = found.get(guest.key)
-            return None if process is None else parse_resident_kib(read_process(process.pid, "statm"), page_kib)
+            memory = None if process is None else parse_memory_kib(read_process(process.pid, "statm"), page_kib)
+            return guest if memory is None else replace(guest, rss_kib=memory[0], shared_kib=memory[1])
 
-        return tuple(replace(guest, rss_kib=rss_kib(guest)) for guest in running)
+        return tuple(map(measured, running))
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         if self._other_processes_reader is None:

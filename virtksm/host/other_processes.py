@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from virtksm.errors import SensingFailed
 from virtksm.host.bounded import BoundedCalls
-from virtksm.host.proc_files import INIT, LimitedReads, list_pids, parse_anonymous_kib, read_private, read_process
+from virtksm.host.proc_files import INIT, LimitedReads, list_pids, parse_memory_kib, read_private, read_process
 from virtksm.host.systemd import show_units
 from virtksm.model.snapshot import OtherProcesses
 from virtksm.tuning.ports import Clock
@@ -78,7 +78,8 @@ class OtherProcessesReader:
             is_known = True
             may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat)
             if may or stat is None:
-                held_kib = parse_anonymous_kib(read_process(pid, "statm"), page_kib)
+                rss_kib, shared_kib = parse_memory_kib(read_process(pid, "statm"), page_kib) or (0, 0)
+                held_kib = max(rss_kib - shared_kib, 0)
                 kib += held_kib if may else 0
                 processes += may
                 unread += not may and held_kib > 0  # the kernel's own threads hold nothing

@@ -221,23 +221,15 @@ def parse_stat(text: bytes) -> Stat | None:
     return Stat(ticks=user + system, started=started, is_kernels=bool(flags & KERNEL_THREAD))
 
 
-def parse_resident_kib(statm: bytes, page_kib: int) -> int | None:
-    """Return a process's resident memory by its /proc/PID/statm; None for other text, or 0 pages (it ended)."""
-    pages = _parse_statm(statm)
-    return pages[0] * page_kib if pages is not None and pages[0] else None
+def parse_memory_kib(statm: bytes, page_kib: int) -> tuple[int, int] | None:
+    """Return a process's resident memory and the part of it that is files' or shared, by its /proc/PID/statm.
 
-
-def parse_anonymous_kib(statm: bytes, page_kib: int) -> int:
-    """Return a process's resident memory that is no file's, by its /proc/PID/statm; 0 for other text (it ended)."""
-    pages = _parse_statm(statm)
-    return 0 if pages is None else max(pages[0] - pages[1], 0) * page_kib
-
-
-def _parse_statm(statm: bytes) -> tuple[int, int] | None:
-    fields = [parse_counter(field.decode("ascii", "replace")) for field in statm.split()[1:3]]  # resident, shared
-    if len(fields) < 2 or fields[0] is None or fields[1] is None:
+    None for other text, or 0 pages (it ended).
+    """
+    fields = [parse_counter(field.decode("ascii", "replace")) for field in statm.split()[1:3]]
+    if len(fields) < 2 or not fields[0] or fields[1] is None:
         return None
-    return fields[0], fields[1]
+    return fields[0] * page_kib, fields[1] * page_kib
 
 
 def parse_owner(status: bytes) -> int | None:

@@ -166,14 +166,18 @@ class HostMemory(NamedTuple):
 class Guest(NamedTuple):
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
-    `max_kib` is the memory that it may grow to (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how
-    much of its memory is written to in a second (virDomainStartDirtyRateCalc), None where not measured.
+    `shared_kib` is the part of that in files and shared memory, which never merges, None where that is not told.
+    `can_merge` is False where its configuration is known to forbid it. `max_kib` is the memory that it may grow to
+    (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how much of its memory is written to in a
+    second (virDomainStartDirtyRateCalc), None where not measured.
     """
 
     uuid: str
     name: str
     domain_id: int = -1
     rss_kib: int | None = None
+    shared_kib: int | None = None
+    can_merge: bool = True
     max_kib: int | None = None
     dirty_kib_per_s: float | None = None
 
@@ -181,6 +185,13 @@ class Guest(NamedTuple):
     def key(self) -> str:
         """The name of this run of the guest: libvirt gives each run a new id."""
         return f"{self.uuid}/{self.domain_id}"
+
+    @property
+    def mergeable_kib(self) -> int | None:
+        """What of its resident memory may merge; nothing where its RAM cannot, as what lies beside it is small."""
+        if not self.can_merge:
+            return 0
+        return None if self.rss_kib is None else max(self.rss_kib - (self.shared_kib or 0), 0)
 
 
 class OtherProcesses(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple
 from virtksm.errors import SettingsRefused
 from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
-from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
+from virtksm.model.snapshot import IDLE, Guest, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
@@ -39,8 +39,22 @@ class Tenure:
         self.refused: dict[str, Refused] = {}
         self.dirty_kib_per_s: dict[str, float] = {}
         """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
+        self.unmergeable: set[str] = set()
+        """The guests (`Guest.key`) whose configuration forbids merging, as far as the agent has read it."""
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
+
+    def complete(self, guests: tuple[Guest, ...]) -> tuple[Guest, ...]:
+        """Add to the guests of a pass what was learned of them between passes; of most, nothing while not engaged."""
+        rates, unmergeable = self.dirty_kib_per_s, self.unmergeable
+        if not rates and not unmergeable:
+            return guests
+        return tuple(
+            replace(guest, dirty_kib_per_s=rates.get(key), can_merge=key not in unmergeable)
+            if (key := guest.key) in rates or key in unmergeable
+            else guest
+            for guest in guests
+        )
 
 
 class Cycle(NamedTuple, Generic[State]):
@@ -77,9 +91,7 @@ class Cycle(NamedTuple, Generic[State]):
                 with_other_processes=off is None and self.policy.wants_other_processes,
                 files_agree=self.tenure.files_agree,
             )
-            if rates := self.tenure.dirty_kib_per_s:
-                guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
-                snapshot = replace(snapshot, guests=tuple(guests))
+            snapshot = replace(snapshot, guests=self.tenure.complete(snapshot.guests))
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)

@@ -61,7 +61,7 @@ class LocalFacts(Protocol):
         """Obstacles to reading processes in the last calls, each with its remedy; the same words while it lasts."""
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        """Return the same guests with the RSS of their processes; None where none was found, or could be read."""
+        """Return the same guests with their processes' RSS and its shared part; None where no process could be read."""
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         """Return the other processes' mergeable memory, as of the last minute; None where the kernel hides it."""

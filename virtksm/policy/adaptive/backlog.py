@@ -20,10 +20,11 @@ PAYS_COST = 300.0
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
     """Return the state with the backlog as of this snapshot; memory is settling for `settle_s` seconds."""
+    state = _without_unmergeable(snapshot, state)
     now_s, before = snapshot.taken_s, state.backlog
     if state.taken_s is None or state.learned.ended_s > now_s:  # the first pass, or the clock began anew
         state = replace(state, learned=replace(state.learned, ended_s=now_s))
-    seen = [(guest.key, guest.rss_kib) for guest in snapshot.guests]
+    seen = [(guest.key, guest.mergeable_kib) for guest in snapshot.guests if guest.can_merge]
     guests_kib = {key: kib for key, kib in seen if kib is not None}
     if snapshot.other_processes is not None:
         guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
@@ -79,6 +80,47 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         learned=replace(state.learned, rewritten_kib=learned_kib),
     )
     return note_burst(state, total_kib(snapshot, state))
+
+
+def _without_unmergeable(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
+    """Take guests out that have counted, and of which it has been learned since that they cannot merge.
+
+    That is learned a moment after a guest is first seen, so that its memory is the newest: it is settling. Of what is
+    not, its share goes.
+    """
+    unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & state.guests_kib.keys()
+    if not unmergeable:
+        return state
+    kib = sum(state.guests_kib[key] for key in unmergeable)
+    backlog, current = state.backlog, state.scans.current
+    settling = _without_newest(backlog.settling, kib)
+    older_kib = kib - backlog.settling_kib + sum(kib for _, kib in settling)
+    stayed = 1 - older_kib / (sum(state.guests_kib.values()) or 1)
+    if current is not None:
+        current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
+    return replace(
+        state,
+        guests_kib={key: kib for key, kib in state.guests_kib.items() if key not in unmergeable},
+        backlog=replace(
+            backlog,
+            settling=settling,
+            new_kib=int(backlog.new_kib * stayed),
+            scanned_once_kib=int(backlog.scanned_once_kib * stayed),
+        ),
+        arrivals=replace(state.arrivals, recent=_without_newest(state.arrivals.recent, kib)),
+        scans=replace(state.scans, current=current),
+    )
+
+
+def _without_newest(appeared: tuple[tuple[float, int], ...], kib: int) -> tuple[tuple[float, int], ...]:
+    """Return what appeared, and when, less so much of the newest."""
+    left = []
+    for at_s, appeared_kib in reversed(appeared):
+        taken_kib = min(appeared_kib, kib)
+        kib -= taken_kib
+        if taken_kib < appeared_kib:
+            left.append((at_s, appeared_kib - taken_kib))
+    return tuple(reversed(left))
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:

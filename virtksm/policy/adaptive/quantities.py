@@ -91,7 +91,8 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         guest = Guest(
             uuid=name,
             name=name,
-            rss_kib=None if name == "unread" else kib,
+            rss_kib=None if name == "unread" else snapshot.committed_kib,
+            shared_kib=None if name == "unread" else max(snapshot.committed_kib - kib, 0),
             max_kib=None if name == "unread" else potential_of_kib(snapshot),
             dirty_kib_per_s=sum(rates[key][0] for key in keys if key in rates),
         )

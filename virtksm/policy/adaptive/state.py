@@ -145,7 +145,7 @@ class AdaptiveState(NamedTuple):
     """The rule that the last pass ended with."""
     engaged: bool = False
     guests_kib: Mapping[str, int] = EMPTY
-    """Resident memory of each guest, by `Guest.key`, and of other processes (backlog.OTHER_PROCESSES)."""
+    """Resident memory that may merge, by `Guest.key`, and that of other processes (changes.OTHER_PROCESSES)."""
     pages_sharing: int | None = None
     """As last seen, to notice COW breaks where the kernel does not count them."""
     cow_ksm: int | None = None
