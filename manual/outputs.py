@@ -46,6 +46,8 @@ class Sensed:
     pages_volatile: int | None
     full_scans: int | None
     ksm_zero_pages: int | None
+    freed_bytes: int | None
+    """What huge pages gave back when they were split, by estimate."""
     page_bytes: int
     saved_bytes: int | None
     ksm_run: int | None
@@ -176,9 +178,11 @@ class Now:
     pages_shared: int | None
     pages_sharing: int | None
     ksm_zero_pages: int | None
+    freed_bytes: int | None
+    """What huge pages gave back when they were split, by estimate."""
     page_bytes: int
     saved_bytes: int | None
-    """By `pages_sharing` and `ksm_zero_pages`."""
+    """`pages_sharing`, `ksm_zero_pages` and `freed_bytes`."""
     saved_percent: float | None
     """Of `committed_bytes`."""
     ksmd_cpu_seconds: float | None
@@ -281,8 +285,10 @@ class SurveyedGuest:
     merged_bytes: int | None
     unmerged_bytes: int | None
     """Its other resident memory, QEMU's own included."""
+    freed_bytes: int | None
+    """What its huge pages gave back when they were split, by estimate."""
     saved_bytes: int | None
-    """Its share of what KSM saves."""
+    """Its share of what is saved, with that."""
     cost_bytes: int | None
     """KSM's bookkeeping for it."""
     profit_bytes: int | None
@@ -301,6 +307,7 @@ class GuestsHost:
     pages_shared: int | None
     pages_sharing: int | None
     ksm_zero_pages: int | None
+    freed_bytes: int | None
     page_bytes: int
     saved_bytes: int | None
     cost_bytes: int | None

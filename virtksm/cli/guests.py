@@ -109,6 +109,7 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
             "pages_shared": ksm.pages_shared,
             "pages_sharing": ksm.pages_sharing,
             "ksm_zero_pages": ksm.ksm_zero_pages,
+            "freed_bytes": _bytes(ksm.freed_kib),
             "page_bytes": ksm.page_kib * 1024,
             "saved_bytes": _bytes(ksm.saved_kib),
             "cost_bytes": find_cost_bytes(ksm, found.general_profit_bytes),
@@ -141,6 +142,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
         "rss_bytes": _bytes(seen.guest.rss_kib),
         "merged_bytes": None if account is None else account.merged_bytes,
         "unmerged_bytes": None if account is None else account.unmerged_bytes,
+        "freed_bytes": None if account is None else account.freed_bytes,
         "saved_bytes": None if account is None else account.saved_bytes,
         "cost_bytes": None if account is None else account.cost_bytes,
         "profit_bytes": None if account is None else account.profit_bytes,
@@ -175,6 +177,7 @@ def survey_items(
     ksm, left = found.ksm, found.left_over
     profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
     zero = "" if ksm.ksm_zero_pages is None else f", ksm_zero_pages {ksm.ksm_zero_pages}"
+    freed = "" if ksm.freed_kib is None else f"; {format_kib(ksm.freed_kib)} of it given back by split huge pages"
     items: list[Item] = [
         *table,
         ("", "", ""),
@@ -182,7 +185,7 @@ def survey_items(
             "",
             "Host",
             f"{format_kib(ksm.saved_kib)} saved (pages_sharing {ksm.pages_sharing}, pages_shared "
-            f"{ksm.pages_shared}{zero}), profit {profit}",
+            f"{ksm.pages_shared}{zero}{freed}), profit {profit}",
         ),
     ]
     if left is not None:
@@ -228,7 +231,7 @@ COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
     "memory": _amount_of(lambda seen: _bytes(seen.xml.current_kib)),
     "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
     "rss": _amount_of(lambda seen: _bytes(seen.guest.rss_kib)),
-    **{name: _accounted(name) for name in ("merged", "unmerged", "saved", "cost", "profit")},
+    **{name: _accounted(name) for name in ("merged", "unmerged", "freed", "saved", "cost", "profit")},
     "can_merge": _merge_text,
 }
 """What each column of the table shows of a guest."""

@@ -44,7 +44,7 @@ KINDS = frozenset(trigger.value for trigger in Trigger)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The host as one pass left it. `saved_kib` counts pages_sharing and ksm_zero_pages; `rule` is the policy's."""
+    """The host as one pass left it. `saved_kib` is KsmState's; `rule` is the policy's."""
 
     at_s: float
     guests: int

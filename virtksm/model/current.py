@@ -65,6 +65,7 @@ class CurrentKsm:
             "pages_shared": ksm.pages_shared,
             "pages_sharing": ksm.pages_sharing,
             "ksm_zero_pages": ksm.ksm_zero_pages,
+            "freed_kib": ksm.freed_kib,
             "page_kib": ksm.page_kib,
             "saved_kib": self.saved_kib,
             "saved_percent": None if self.saved_percent is None else round(self.saved_percent, 2),

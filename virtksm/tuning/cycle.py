@@ -20,6 +20,7 @@ from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
+from virtksm.tuning.freed import count_freed, with_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.sense import sense, sense_settings
@@ -81,6 +82,8 @@ class Cycle(Generic[State]):
             if rates := self.tenure.dirty_kib_per_s:
                 guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
                 snapshot = replace(snapshot, guests=tuple(guests))
+            freed = count_freed(snapshot, state.freed)
+            snapshot = with_freed(snapshot, freed)
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
@@ -93,7 +96,7 @@ class Cycle(Generic[State]):
             refusals = tuple(error for error in lacking if error.parameter not in self.tenure.lacking)
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-                next_state = replace(asked, ownership=intended)
+                next_state = replace(asked, ownership=intended, freed=freed)
                 after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, calls, refused)
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from virtksm.model.report import Foreign
 from virtksm.model.snapshot import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
+from virtksm.tuning.freed import Freed
 
 PLAUSIBLE: Mapping[str, range] = {
     "pages_to_scan": range(1_000_001),
@@ -56,6 +57,7 @@ class HostState:
     ownership: Mapping[str, Ownership] = field(default_factory=dict)
     policy_name: str | None = None
     policy_state: Mapping[str, object] | None = None
+    freed: Freed | None = None
 
 
 def claim(

@@ -80,7 +80,7 @@ def sense_ksm(local: LocalFacts) -> KsmState:
 
 def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
     """Add the facts that libvirt does not report."""
-    cow_ksm, thp_split_page = local.vm_counters("cow_ksm", "thp_split_page")
+    cow_ksm, split, underused = local.vm_counters("cow_ksm", "thp_split_page", "thp_underused_split_page")
     return replace(
         ksm,
         run=local.ksm_counter("run"),
@@ -90,6 +90,7 @@ def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
         ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
         ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
         cow_ksm=cow_ksm,
-        thp_split_page=thp_split_page,
+        thp_split_page=split,
+        thp_underused_split_page=underused,
         page_kib=local.page_kib(),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from virtksm.agent.calls import BlockingCalls
@@ -90,11 +90,12 @@ class GuestLedger:
 def read_savings(facts: GuestFacts, running: tuple[Guest, ...]) -> tuple[SavedBytes, int] | None:
     """Read the bytes that KSM saves on running guests, where they can be read, and in all; None without KSM. Blocks."""
     processes = facts.processes(running)
-    host = KsmState.counted(facts.ksm_counter, facts.page_kib())
+    counted = KsmState.counted(facts.ksm_counter, facts.page_kib())
+    host = replace(counted, freed_kib=sum(guest.freed_kib for guest in running))
     if host.saved_kib is None:
         return None
     accounts = (
-        (guest, None if process is None or process.ksm is None else settle(process.ksm, guest.rss_kib, host))
+        (guest, None if process is None or process.ksm is None else settle(process.ksm, guest, host))
         for guest, process in zip(running, processes, strict=True)
     )
     return [(guest, account.saved_bytes) for guest, account in accounts if account is not None], host.saved_kib * 1024
