@@ -174,6 +174,8 @@ class Now:
     """`local`: this machine's kernel; `last_pass`: of another machine's agent."""
     ksm_run: int | None
     advisor_mode: str | None
+    redhat_only_zero_pages: int | None
+    """1: zero pages merge, and nothing else does (RHEL 9.9)."""
     settings: Settings
     pages_shared: int | None
     pages_sharing: int | None

@@ -1,6 +1,9 @@
-"""What huge pages give back when ksmd splits them: no counter of KSM's tells, and virtksm says how much it is."""
+"""What huge pages give back when ksmd splits them, which no counter of KSM's tells: what it is, and would be."""
 
 from __future__ import annotations
+
+import json
+import re
 
 import psutil
 import pytest
@@ -9,7 +12,8 @@ from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.guest_memory import zero_mapped_kib
 from tests.lab.ksm import IDLE, Ksm
-from tests.real.agent_process import SWEEPING_LAW, AgentFactory, wait_until_covered
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, wait_until_covered
 
 pytestmark = pytest.mark.real
 
@@ -63,3 +67,25 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     assert idle - resident_bytes(running[1:]) <= 0.02 * came_free, "flat out finds next to nothing more"
     alone = agent.home.run("status", "--json", "--connect", agent.uri)
     assert f'"freed_bytes": {left}' in alone.stdout, "what is free stays free when the agent has gone"
+
+
+def test_doctor_as_root_measures_what_use_zero_pages_would_bring(
+    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    ksm.write(pages_to_scan=0)
+    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
+
+    def find(told: str) -> dict[str, str]:
+        (found,) = [one for one in json.loads(told)["findings"] if one["check"] == "use_zero_pages"]
+        return dict(found)
+
+    command = ("doctor", "--connect", libvirtd.uri, "--json")
+    found = find(agent_home.run(*command).stdout)
+    assert found["verdict"] == "WARN", found
+    zero_mib, present_mib = (float(mib) for mib in re.findall(r"([0-9.]+) MiB", found["detail"]))
+    assert zero_mib == pytest.approx(GUESTS * ZERO_MIB, rel=0.2), "a sample: it is as far off once in a billion times"
+    assert present_mib >= GUESTS * (ZERO_MIB + OWN_MIB)
+    assert "USE_ZERO_PAGES=1" in found["remedy"]
+    ksm.write(use_zero_pages=1)
+    assert find(agent_home.run(*command).stdout)["verdict"] == "PASS"
+    assert zero_bytes(running) < MIB, "it has read nothing that was not there"

@@ -77,6 +77,10 @@ BAR = "█████████░░░░░░░░░░░"
     [
         ({}, ("", "on, scanning 400 pages every 10 ms")),
         ({"now": now(settings=IDLING)}, ("", "on, idle")),
+        (
+            {"now": now(settings=IDLING, redhat_only_zero_pages=1)},
+            ("", "on, only for zero pages (redhat_only_zero_pages), idle"),
+        ),
         ({"full_scan": SCAN}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 2 s left")),
         ({"full_scan": {**SCAN, "left_s": 0.1}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 1 s left")),
         ({"full_scan": {**SCAN, "left_s": None}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB")),

@@ -50,6 +50,7 @@ PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "thresholds": [{"text": str}]
 NOW = {
     "ksm_run": int | None,
     "advisor_mode": str | None,
+    "redhat_only_zero_pages": int | None,
     "settings": SETTINGS,
     "pages_sharing": int | None,
     "ksm_zero_pages": int | None,

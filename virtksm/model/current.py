@@ -61,6 +61,7 @@ class CurrentKsm:
             "origin": self.origin.value,
             "ksm_run": ksm.run,
             "advisor_mode": ksm.advisor_mode,
+            "redhat_only_zero_pages": ksm.redhat_only_zero_pages,
             "settings": ksm.settings.as_dict(),
             "pages_shared": ksm.pages_shared,
             "pages_sharing": ksm.pages_sharing,

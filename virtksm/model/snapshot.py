@@ -77,7 +77,9 @@ class KsmState:
     COW breaks since boot (5.19), `thp_split_page` huge pages that were split
     since boot, as ksmd does to merge a part of one (4.5), `thp_underused_split_page` those that reclaim split for their
     zero pages (6.12). The other counters change only when ksmd next scans the page, so COW breaks and exited guests
-    show late. `freed_kib` is what huge pages gave back when they were split, by estimate (tuning/freed.py).
+    show late. With `redhat_only_zero_pages` (RHEL 9.9) nothing else merges.
+
+    `freed_kib` is what huge pages gave back when they were split, by estimate (tuning/freed.py).
 
     Unmerging (writing 2 to `run`) gives every place its own copy again; a shared page goes only when the last of its
     places has a copy. So that many copies have to fit into memory.
@@ -100,6 +102,7 @@ class KsmState:
     thp_underused_split_page: int | None = None
     page_kib: int = 4
     freed_kib: int | None = None
+    redhat_only_zero_pages: int | None = None
 
     @property
     def advisor_is_on(self) -> bool:

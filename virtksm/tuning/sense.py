@@ -93,4 +93,5 @@ def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
         thp_split_page=split,
         thp_underused_split_page=underused,
         page_kib=local.page_kib(),
+        redhat_only_zero_pages=local.ksm_counter("redhat_only_zero_pages"),
     )
