@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.fakes import HOST
 from virtksm.codec import build, dump
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
-from virtksm.tuning.freed import Freed, count_freed, with_freed
+from virtksm.tuning.freed import Freed, count_freed
+from virtksm.tuning.sense import with_estimates
 
 HUGE_PAGE_KIB = 2048
 grown_kib = st.none() | st.integers(-(2**24), 2**24)
@@ -103,9 +104,9 @@ def test_it_is_never_more_than_was_split_nor_than_guests_lack_and_goes_with_them
         freed = count_freed(snapshot, freed)
         if freed is None:
             assert not step.tells
-            assert with_freed(snapshot, freed).ksm.freed_kib is None
+            assert with_estimates(snapshot, freed, {}).ksm.freed_kib is None
             continue
-        told = with_freed(snapshot, freed)
+        told = with_estimates(snapshot, freed, {})
         assert told.ksm.freed_kib == sum(guest.freed_kib for guest in told.guests) <= bound_kib
         for guest in told.guests:
             assert guest.freed_kib >= 0

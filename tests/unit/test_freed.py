@@ -10,7 +10,8 @@ import pytest
 from tests.fakes import HOST, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy, fake_cycle
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, Settings, Snapshot, Source
-from virtksm.tuning.freed import Freed, count_freed, with_freed
+from virtksm.tuning.freed import Freed, count_freed
+from virtksm.tuning.sense import with_estimates
 
 MIB = 1024
 SWAPPING = replace(HOST, swap_free_kib=900 * MIB)
@@ -44,7 +45,7 @@ def freed_mib(*snapshots: Snapshot) -> list[float]:
     freed: Freed | None = None
     for snapshot in snapshots:
         freed = count_freed(snapshot, freed)
-    return [guest.freed_kib / MIB for guest in with_freed(snapshots[-1], freed).guests]
+    return [guest.freed_kib / MIB for guest in with_estimates(snapshots[-1], freed, {}).guests]
 
 
 FULL = seen(1000, 500)
@@ -95,8 +96,8 @@ def test_5_after_a_boot_it_begins_anew_and_where_the_kernel_does_not_tell_it_is_
     for lacking in ({"pages_scanned": None}, {"thp_split_page": None}, {"thp_underused_split_page": None}):
         older = replace(FULL, ksm=replace(FULL.ksm, **dict[str, Any](lacking)))
         assert count_freed(older, count_freed(FULL, None)) is None
-        assert with_freed(older, None).ksm.freed_kib is None
-    assert with_freed(FULL, count_freed(FULL, None)).ksm.freed_kib == 0
+        assert with_estimates(older, None, {}).ksm.freed_kib is None
+    assert with_estimates(FULL, count_freed(FULL, None), {}).ksm.freed_kib == 0
 
 
 def test_saved_is_the_sum_and_unmerging_gives_back_only_what_is_ksms() -> None:
@@ -132,3 +133,10 @@ class Facts(FakeFacts):
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         return tuple(self.split if name == "thp_split_page" else 0 for name in names)
+
+
+def test_2_shares_are_rounded_down_so_that_their_sum_is_never_more_than_was_split() -> None:
+    before, after = seen(100, 100, 100), seen(99, 99, 99, thp_split_page=1)
+    freed = count_freed(after, count_freed(before, None))
+    assert freed is not None
+    assert set(freed.kib.values()) == {2048 // 3}

@@ -21,8 +21,8 @@ from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.state import read_freed
-from virtksm.tuning.freed import count_freed, with_freed
-from virtksm.tuning.sense import sense, sense_ksm
+from virtksm.tuning.freed import count_freed
+from virtksm.tuning.sense import sense, sense_ksm, with_estimates
 from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine, make_switch
 
@@ -114,7 +114,7 @@ class Alone:
             local = self._in_thread if is_this_machine(self.uri, self._config) else None
             snapshot = sense(self._host, local, boottime_s())
             freed = read_freed(self._paths, host_key(self.uri, local=local is not None))
-            self._answers.put(snapshot if freed is None else with_freed(snapshot, count_freed(snapshot, freed)))
+            self._answers.put(snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed), {}))
         except VirtksmError as error:
             self._host = None
             self._answers.put(error)

@@ -20,10 +20,10 @@ from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
-from virtksm.tuning.freed import count_freed, with_freed
+from virtksm.tuning.freed import count_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.sense import sense, sense_settings
+from virtksm.tuning.sense import sense, sense_settings, with_estimates
 
 
 @dataclass(slots=True)
@@ -79,11 +79,8 @@ class Cycle(Generic[State]):
                 with_other_processes=off is None and self.policy.wants_other_processes,
                 files_agree=self.tenure.files_agree,
             )
-            if rates := self.tenure.dirty_kib_per_s:
-                guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
-                snapshot = replace(snapshot, guests=tuple(guests))
             freed = count_freed(snapshot, state.freed)
-            snapshot = with_freed(snapshot, freed)
+            snapshot = with_estimates(snapshot, freed, self.tenure.dirty_kib_per_s)
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)

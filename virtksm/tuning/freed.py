@@ -1,8 +1,8 @@
 """Memory that huge pages gave back when ksmd split them, by guest: an estimate that is never too high. Pure.
 
-Since Linux 6.12 whoever splits a huge page maps its zero subpages to the zero page, whatever use_zero_pages says. They
-are no longer resident, and no counter of KSM's tells. A guest's resident memory does, which falls for other reasons,
-too. So from one pass to the next:
+Since Linux 6.12 the kernel maps the zero subpages of a huge page that it splits to the zero page, whatever
+use_zero_pages says. They are no longer resident, and no counter of KSM's tells. A guest's resident memory does, which
+falls for other reasons, too. So from one pass to the next:
 
 1. What guests have fallen by is freed, in all at most what ksmd can have split: the huge pages that were split while it
    scanned (thp_split_page), less those that reclaim split because they were underused (thp_underused_split_page, which
@@ -46,6 +46,8 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
     scanned, split, underused = ksm.pages_scanned, ksm.thp_split_page, ksm.thp_underused_split_page
     if scanned is None or split is None or underused is None:
         return None
+    if before is not None and scanned < before.pages_scanned:
+        before = None
     kept_kib = {} if before is None else before.rss_kib
     now = Freed(
         pages_scanned=scanned,
@@ -58,19 +60,17 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
             if guest.rss_kib is not None or guest.key in kept_kib
         },
     )
-    if before is None or scanned < before.pages_scanned:
+    if before is None:
         return now
     grown_kib = {key: kib - kept_kib[key] for key, kib in now.rss_kib.items() if key in kept_kib}
     kib = {key: before.kib[key] - max(grown_kib[key], 0) for key in before.kib.keys() & grown_kib.keys()}
     fallen_kib = -sum(grown for grown in grown_kib.values() if grown < 0)
-    has_scanned = (
-        bool(ksm.settings.pages_to_scan) or scanned != before.pages_scanned
-    )  # which a batch changes at its end
+    has_scanned = ksm.settings.pages_to_scan or scanned != before.pages_scanned  # that changes at a batch's end alone
     freed_kib = _freed_kib(fallen_kib, before, now, ksm.huge_page_kib)
     if has_scanned and freed_kib > 0:
         for key, grown in grown_kib.items():
             if grown < 0:
-                kib[key] = kib.get(key, 0) - grown * freed_kib // fallen_kib
+                kib[key] = kib.get(key, 0) + -grown * freed_kib // fallen_kib
     return replace(now, kib={key: one for key, one in kib.items() if one > 0})
 
 
@@ -82,16 +82,3 @@ def _freed_kib(fallen_kib: int, before: Freed, now: Freed, huge_page_kib: int) -
     zero_kib = max(now.zero_kib - before.zero_kib, 0)
     split_kib = max(now.huge_pages_split - before.huge_pages_split, 0) * huge_page_kib
     return min(fallen_kib - zero_kib - swapped_kib, split_kib)
-
-
-def with_freed(snapshot: Snapshot, freed: Freed | None) -> Snapshot:
-    """Return the snapshot with the estimate, of each guest and in all."""
-    if freed is None:
-        return snapshot
-    ksm = replace(snapshot.ksm, freed_kib=sum(freed.kib.values()))
-    if not freed.kib:
-        return replace(snapshot, ksm=ksm)
-    guests = (
-        replace(guest, freed_kib=freed.kib[guest.key]) if guest.key in freed.kib else guest for guest in snapshot.guests
-    )
-    return replace(snapshot, ksm=ksm, guests=tuple(guests))
