@@ -314,7 +314,7 @@ class GuestsHost:
     saved_bytes: int | None
     cost_bytes: int | None
     profit_bytes: int | None
-    """general_profit."""
+    """general_profit and `freed_bytes`."""
 
 
 class Process:

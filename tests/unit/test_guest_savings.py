@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.guests.process import ProcessKsm
-from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
+from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, find_profit_bytes, settle
 from virtksm.model.snapshot import Guest, KsmState
 
 PAGE = 4096
@@ -56,6 +56,8 @@ def test_what_huge_pages_gave_back_is_saved_on_its_guest_and_no_part_of_the_kern
     assert (account.freed_bytes, account.saved_bytes) == (100 * PAGE, 205 * PAGE)
     assert account.merged_bytes == 110 * PAGE, "unmerging gives none of it back"
     assert find_cost_bytes(merged, 105 * PAGE - 110 * ITEM_BYTES) == 110 * ITEM_BYTES
+    assert find_profit_bytes(merged, 105 * PAGE - 110 * ITEM_BYTES) == account.profit_bytes
+    assert find_profit_bytes(merged, None) is None
     left = find_left_over([(process(10, zero=100, items=110), account)], merged, 105 * PAGE - 110 * ITEM_BYTES)
     assert left is not None
     assert (left.saved_bytes, left.cost_bytes) == (0, 0)

@@ -103,6 +103,8 @@ def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
         assert await ledger.read(SNAPSHOT, 2) is None
         assert await ledger.read(SNAPSHOT, 2) is None
         assert ledger.profit_bytes(SNAPSHOT) == -5, "no process is looked at for it"
+        gave_back = replace(SNAPSHOT, ksm=replace(SNAPSHOT.ksm, freed_kib=4))
+        assert ledger.profit_bytes(gave_back) == 4096 - 5
 
     asyncio.run(work())
     assert told.looks == 1

@@ -96,7 +96,7 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
     """Return JSON values (docs/reference.md)."""
-    from virtksm.guests.savings import find_cost_bytes
+    from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 
     ksm, left = found.ksm, found.left_over
     return {
@@ -113,7 +113,7 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
             "page_bytes": ksm.page_kib * 1024,
             "saved_bytes": _bytes(ksm.saved_kib),
             "cost_bytes": find_cost_bytes(ksm, found.general_profit_bytes),
-            "profit_bytes": found.general_profit_bytes,
+            "profit_bytes": find_profit_bytes(ksm, found.general_profit_bytes),
         },
         "left_over": None
         if left is None
@@ -167,6 +167,7 @@ def survey_items(
 ) -> list[Item]:
     """Return the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
     from virtksm.cli.layout import Table
+    from virtksm.guests.savings import find_profit_bytes
 
     headings = [name.upper().replace("_", " ") for name in columns]
     rows = [[COLUMNS[name](seen) for name in columns] for seen in guests]
@@ -175,7 +176,8 @@ def survey_items(
         return [Table(rows, texts, has_headings=False)] if rows else []
     table: list[Item] = [Table([headings, *rows], texts)] if rows else [("", "no guest runs", "")]
     ksm, left = found.ksm, found.left_over
-    profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
+    profit_bytes = find_profit_bytes(ksm, found.general_profit_bytes)
+    profit = "unknown" if profit_bytes is None else _amount(profit_bytes)
     zero = "" if ksm.ksm_zero_pages is None else f", ksm_zero_pages {ksm.ksm_zero_pages}"
     freed = "" if ksm.freed_kib is None else f"; {format_kib(ksm.freed_kib)} of it given back by split huge pages"
     items: list[Item] = [

@@ -91,6 +91,11 @@ def find_cost_bytes(host: KsmState, general_profit_bytes: int | None) -> int | N
     return (host.saved_kib - (host.freed_kib or 0)) * 1024 - general_profit_bytes  # which knows nothing of that
 
 
+def find_profit_bytes(host: KsmState, general_profit_bytes: int | None) -> int | None:
+    """Return what is saved on the host less the cost of KSM's bookkeeping; None where the kernel does not tell."""
+    return None if general_profit_bytes is None else general_profit_bytes + (host.freed_kib or 0) * 1024
+
+
 def find_left_over(
     settled: Iterable[tuple[ProcessKsm, Account]], host: KsmState, general_profit_bytes: int | None
 ) -> LeftOver | None:

@@ -199,6 +199,6 @@ METRICS = (
            _savings(lambda savings: savings.unattributed_bytes)),
     _gauge("guests_unaccounted", "Guests whose savings cannot be read.",
            _savings(lambda savings: savings.unaccounted)),
-    _gauge("profit_bytes", "general_profit: savings less KSM's bookkeeping.",
+    _gauge("profit_bytes", "Savings less KSM's bookkeeping: general_profit and virtksm_freed_bytes.",
            lambda at: at.profit_bytes),
 )  # fmt: skip

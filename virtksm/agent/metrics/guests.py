@@ -16,7 +16,7 @@ from functools import partial
 from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.guests.ports import GuestFacts
-from virtksm.guests.savings import settle
+from virtksm.guests.savings import find_profit_bytes, settle
 from virtksm.model.snapshot import Guest, KsmState, Snapshot, Source
 
 MAX_AGE_S = 5.0
@@ -56,8 +56,10 @@ class GuestLedger:
         self._shown: frozenset[str] = frozenset()
 
     def profit_bytes(self, last: Snapshot | None) -> int | None:
-        """Return the kernel's general_profit, which every user may read and no guest's process delays."""
-        return None if last is None or last.source is not Source.LOCAL else self._facts.general_profit_bytes()
+        """Return the host's profit: every user may read general_profit, and no guest's process delays that."""
+        if last is None or last.source is not Source.LOCAL:
+            return None
+        return find_profit_bytes(last.ksm, self._facts.general_profit_bytes())
 
     async def read(self, last: Snapshot | None, max_shown: int) -> GuestSavings | None:
         """Return what is saved on the guests of the last pass; None where that is unknown."""
