@@ -30,7 +30,7 @@ function rowOf(pass, isNewest) {
 function savedBytes(ksm) {
     if (ksm.pages_shared === null || ksm.pages_sharing === null)
         return null;
-    return (ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib * 1024;
+    return ((ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib + (ksm.freed_kib || 0)) * 1024;
 }
 
 function thresholds(decision) {

@@ -46,6 +46,8 @@ class Sensed:
     pages_volatile: int | None
     full_scans: int | None
     ksm_zero_pages: int | None
+    freed_bytes: int | None
+    """What huge pages gave back when they were split, by estimate."""
     page_bytes: int
     saved_bytes: int | None
     ksm_run: int | None
@@ -172,13 +174,17 @@ class Now:
     """`local`: this machine's kernel; `last_pass`: of another machine's agent."""
     ksm_run: int | None
     advisor_mode: str | None
+    redhat_only_zero_pages: int | None
+    """1: zero pages merge, and nothing else does (RHEL 9.9)."""
     settings: Settings
     pages_shared: int | None
     pages_sharing: int | None
     ksm_zero_pages: int | None
+    freed_bytes: int | None
+    """What huge pages gave back when they were split, by estimate."""
     page_bytes: int
     saved_bytes: int | None
-    """By `pages_sharing` and `ksm_zero_pages`."""
+    """`pages_sharing`, `ksm_zero_pages` and `freed_bytes`."""
     saved_percent: float | None
     """Of `committed_bytes`."""
     ksmd_cpu_seconds: float | None
@@ -283,8 +289,10 @@ class SurveyedGuest:
     merged_bytes: int | None
     unmerged_bytes: int | None
     """Its other resident memory, QEMU's own included."""
+    freed_bytes: int | None
+    """What its huge pages gave back when they were split, by estimate."""
     saved_bytes: int | None
-    """Its share of what KSM saves."""
+    """Its share of what is saved, with that."""
     cost_bytes: int | None
     """KSM's bookkeeping for it."""
     profit_bytes: int | None
@@ -303,11 +311,12 @@ class GuestsHost:
     pages_shared: int | None
     pages_sharing: int | None
     ksm_zero_pages: int | None
+    freed_bytes: int | None
     page_bytes: int
     saved_bytes: int | None
     cost_bytes: int | None
     profit_bytes: int | None
-    """general_profit."""
+    """general_profit and `freed_bytes`."""
 
 
 class Process:

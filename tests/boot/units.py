@@ -323,6 +323,23 @@ def proves_off() -> None:
     wait(lambda: ksm("pages_sharing") > 0, "guests to merge again")
 
 
+def sets_zero_pages() -> None:
+    """a drop-in of `virtksm-ksm.service` sets use_zero_pages, and without it the value that was found is back"""
+    found, drop_in = ksm("use_zero_pages"), Path("/etc/systemd/system/virtksm-ksm.service.d/zero.conf")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("use_zero_pages") == found, "it is not kept by default")
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\nEnvironment=USE_ZERO_PAGES={1 - found}\n", encoding="ascii")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("use_zero_pages") == 1 - found, "it is not set")
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("use_zero_pages") == found, "it is not put back")
+
+
 def stops() -> None:
     """`systemctl stop`: the baseline is back, and nothing has failed"""
     wait(is_idle, "being idle")
@@ -446,6 +463,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     restores_when_wedged,
     leaves_no_strangers,
     proves_off,
+    sets_zero_pages,
     stops,
     without_a_rule,
     with_the_plain_rule,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ COMMON = 0x636F6D6D
 OWN = 0x6F776E21
 _PAGE_BYTES = 4096
 _FIRST_MIB = 2
+_PFN = (1 << 55) - 1
+_IS_PRESENT = 1 << 63
+_IS_ZERO_PAGE = 1 << 24
+_MAX_SHARERS = 256
 
 
 def payload_pages(pid: int, *, memory_mib: int, pages: int) -> Iterator[bytes]:
@@ -29,6 +34,28 @@ def payload_pages(pid: int, *, memory_mib: int, pages: int) -> Iterator[bytes]:
         yield content[at : at + _PAGE_BYTES]
 
 
+def zero_mapped_kib(pid: int) -> int:
+    """Tell how much of a process's anonymous memory is the kernel's zero page (pagemap.rst), for root to read.
+
+    KSM shares no page of its own so often.
+    """
+    frames = Counter[int]()
+    with (
+        Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap,
+        Path("/proc/kpageflags").open("rb", buffering=0) as flags,
+    ):
+        for low, high in _anonymous(Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")):
+            pages = (high - low) // _PAGE_BYTES
+            entries = struct.unpack(f"<{pages}Q", os.pread(pagemap.fileno(), pages * 8, low // _PAGE_BYTES * 8))
+            frames.update(entry & _PFN for entry in entries if entry & _IS_PRESENT)
+        zero_pages = sum(
+            count
+            for frame, count in frames.items()
+            if count > _MAX_SHARERS and struct.unpack("<Q", os.pread(flags.fileno(), 8, frame * 8))[0] & _IS_ZERO_PAGE
+        )
+    return zero_pages * _PAGE_BYTES // 1024
+
+
 def page_identity(page: bytes) -> tuple[int, int, int, int]:
     """Tell index, generation, owner and kind of a page."""
     index, generation, owner, kind = struct.unpack_from("<4I", page)
@@ -37,7 +64,12 @@ def page_identity(page: bytes) -> tuple[int, int, int, int]:
 
 def _ram_address(maps: str, size_bytes: int) -> int:
     # The guest's memory is the one anonymous mapping of exactly its size.
-    for low, high in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p 00000000 00:00 0 *$", maps, re.MULTILINE):
-        if int(high, 16) - int(low, 16) == size_bytes:
-            return int(low, 16)
+    for low, high in _anonymous(maps):
+        if high - low == size_bytes:
+            return low
     raise LookupError(f"no anonymous mapping of {size_bytes} bytes")
+
+
+def _anonymous(maps: str) -> Iterator[tuple[int, int]]:
+    for low, high in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p 00000000 00:00 0 *$", maps, re.MULTILINE):
+        yield int(low, 16), int(high, 16)

@@ -44,6 +44,7 @@ FILES: Mapping[str, str] = {
     "sys/devices/system/node/has_memory": "0\n",
     "proc/sys/kernel/osrelease": "6.18.0\n",
     "proc/uptime": f"{UPTIME_S} 1.0\n",
+    "proc/vmstat": "thp_split_page 0\nthp_underused_split_page 0\n",
     "proc/meminfo": "MemTotal: 1048576 kB\nMemFree: 100000 kB\nMemAvailable: 200000 kB\nBuffers: 10000 kB\n"
     "Cached: 50000 kB\nSwapTotal: 1048576 kB\nSwapFree: 1048576 kB\n",
     "proc/1/status": STATUS.format(name="systemd", pid=1, uid=0),

@@ -316,6 +316,19 @@ class AgentFactory:
             agent.close()
 
 
+def wait_until_covered(agent: AgentProcess, guests: int) -> Line:
+    """Wait until so many guests run and all of their memory, which they have filled, is scanned; return that pass."""
+
+    def has_no_backlog(line: Line) -> bool:
+        decision = line["decision"]
+        numbers = decision["numbers"]
+        backlog = [numbers[name] for name in ("settling_bytes", "new_bytes", "scanned_once_bytes", "exited_bytes")]
+        return decision["rule"] == "idle" and numbers["guests"] == guests and not any(backlog)
+
+    line = agent.step()  # what it says of passes before this one tells nothing
+    return line if has_no_backlog(line) else agent.wait_for("pass_completed", has_no_backlog)
+
+
 @pytest.fixture
 def agent_home() -> Iterator[AgentHome]:
     """Lend a configuration file and a runtime folder of this test's own."""

@@ -14,7 +14,15 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, SWEEPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome, AgentProcess, Line
+from tests.real.agent_process import (
+    HANG_S,
+    SWEEPING_LAW,
+    UNSETTLED_LAW,
+    AgentFactory,
+    AgentHome,
+    Line,
+    wait_until_covered,
+)
 from virtksm.values import replace
 
 pytestmark = pytest.mark.real
@@ -37,19 +45,6 @@ def ksmd_ticks() -> int:
     """Read the CPU time that ksmd has used since boot, in clock ticks (10 ms)."""
     fields = (find_ksmd() / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
-
-
-def wait_until_covered(agent: AgentProcess, guests: int) -> None:
-    """Wait until so many guests run and all of their memory, which they have filled, is scanned."""
-
-    def has_no_backlog(line: Line) -> bool:
-        decision = line["decision"]
-        numbers = decision["numbers"]
-        backlog = [numbers[name] for name in ("settling_bytes", "new_bytes", "scanned_once_bytes", "exited_bytes")]
-        return decision["rule"] == "idle" and numbers["guests"] == guests and not any(backlog)
-
-    if not has_no_backlog(agent.step()):  # what it says of passes before this one tells nothing
-        agent.wait_for("pass_completed", has_no_backlog)
 
 
 def test_what_guests_have_in_common_is_merged_then_ksmd_rests_and_a_one_shot_goes_on_from_there(

@@ -30,6 +30,7 @@ from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, Verdict, w
 from virtksm.doctor.reading.files import MAX_BYTES
 from virtksm.doctor.reading.hooks import HookFile
 from virtksm.doctor.reading.libvirt import Guests
+from virtksm.doctor.reading.zero_pages import ZeroPages, parse_anonymous
 from virtksm.errors import Cause, LibvirtUnreachable
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import GuestXml
@@ -170,6 +171,10 @@ def with_guests(**changed: object) -> Facts:
     return with_libvirt(guests=replace(HEALTHY.guests, **changed))
 
 
+def with_zero_pages(*sampled: tuple[int, int]) -> Facts:
+    return with_guests(zero_pages=tuple(ZeroPages(*one) for one in sampled))
+
+
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
     return with_agent(with_guests(other_processes=others), other_processes_kib=seen_kib)
 
@@ -218,6 +223,14 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("max_page_sharing", with_numbers(max_page_sharing=257), WARN, "takes longer"),
     ("use_zero_pages", with_numbers(use_zero_pages=1), PASS, "they are counted"),
     ("use_zero_pages", with_numbers(use_zero_pages=1, ksm_zero_pages=None), WARN, "before 6.6"),
+    ("use_zero_pages", with_numbers(redhat_only_zero_pages=1), INFO, "zero pages merge, and nothing else does"),
+    ("use_zero_pages", files({"proc/vmstat": None}), PASS, "is off: they merge as any others"),
+    ("use_zero_pages", HEALTHY, PASS, "hardly any in huge pages; how many there are is for root to measure"),
+    ("use_zero_pages", replace(HEALTHY, libvirt=UNREACHABLE), PASS, "for root to measure"),
+    ("use_zero_pages", with_zero_pages(), PASS, "some 0.0 MiB of 0.0 MiB"),
+    ("use_zero_pages", with_zero_pages((4 * GIB, GIB // 8), (GIB, GIB // 4)), WARN, "some 384.0 MiB of 5.0 GiB of"),
+    ("use_zero_pages", with_zero_pages((8 * GIB, GIB * 3 // 8)), PASS, "some 384.0 MiB of 8.0 GiB of"),
+    ("use_zero_pages", with_zero_pages((GIB // 2, GIB // 4)), PASS, "some 256.0 MiB of 512.0 MiB of"),
     ("huge_pages", configured(HEALTHY, adaptive=AdaptiveParams(engage="always")), WARN, "each merge splits a huge"),
     ("huge_pages", files({THP: "always madvise [never]\n"}), PASS, "makes none"),
     ("huge_pages", files({THP: None}), PASS, "makes none"),
@@ -458,3 +471,16 @@ def test_the_worst_finding_counts() -> None:
     assert worst(examine(with_numbers(max_page_sharing=2))) is WARN
     assert worst(examine(with_numbers(max_page_sharing=2, run=0))) is FAIL
     assert worst(examine(with_own(off=OFF))) is PASS
+
+
+def test_a_guests_memory_is_its_large_anonymous_mappings() -> None:
+    maps = b"""\
+55d0d0000000-55d0d1000000 rw-p 00000000 00:00 0                          [heap]
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0 
+7f0010000000-7f0010001000 rw-p 00000000 00:00 0 
+7f0020000000-7f0030000000 r--p 00000000 00:00 0 
+7f0030000000-7f0040000000 rw-s 00000000 00:05 9                          /memfd:ram (deleted)
+7f0040000000-7f0040800000 rw-p 00000000 00:00 0
+"""  # noqa: W291  # as the kernel writes them
+    assert parse_anonymous(maps) == [(0x7F0000000000, 0x7F0010000000), (0x7F0040000000, 0x7F0040800000)]
+    assert parse_anonymous(b"") == parse_anonymous(b"\xff\n") == []

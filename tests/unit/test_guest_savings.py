@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.guests.process import ProcessKsm
-from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, settle
-from virtksm.model.snapshot import KsmState
+from virtksm.guests.savings import ITEM_BYTES, Account, find_cost_bytes, find_left_over, find_profit_bytes, settle
+from virtksm.model.snapshot import Guest, KsmState
 from virtksm.values import replace
 
 PAGE = 4096
@@ -23,11 +23,16 @@ def process(merging: int, *, zero: int = 0, items: int = 0) -> ProcessKsm:
     return ProcessKsm(rmap_items=items, zero_pages=zero, merging_pages=merging)
 
 
+def guest(rss_kib: int | None = None, freed_kib: int = 0) -> Guest:
+    return Guest(uuid="u", name="g", rss_kib=rss_kib, freed_kib=freed_kib)
+
+
 def test_twins_save_half_of_their_common_pages_each() -> None:
-    twin = settle(process(1000, items=1500), 8192, host(1000, 1000))
+    twin = settle(process(1000, items=1500), guest(8192), host(1000, 1000))
     assert twin == Account(
         merged_bytes=1000 * PAGE,
         zero_bytes=0,
+        freed_bytes=0,
         unmerged_bytes=8192 * 1024 - 1000 * PAGE,
         saved_bytes=500 * PAGE,
         cost_bytes=1500 * ITEM_BYTES,
@@ -36,18 +41,32 @@ def test_twins_save_half_of_their_common_pages_each() -> None:
 
 
 def test_a_zero_page_saves_a_whole_page_and_is_not_resident() -> None:
-    account = settle(process(10, zero=100, items=110), 4096, host(5, 5, 100))
+    account = settle(process(10, zero=100, items=110), guest(4096), host(5, 5, 100))
     assert account is not None
     assert account.saved_bytes == 105 * PAGE
     assert (account.merged_bytes, account.zero_bytes) == (110 * PAGE, 100 * PAGE)
     assert account.unmerged_bytes == 4096 * 1024 - 10 * PAGE
 
 
+def test_what_huge_pages_gave_back_is_saved_on_its_guest_and_no_part_of_the_kernels_profit() -> None:
+    merged = replace(host(5, 5, 100), freed_kib=400)
+    account = settle(process(10, zero=100, items=110), guest(4096, freed_kib=400), merged)
+    assert account is not None
+    assert (account.freed_bytes, account.saved_bytes) == (100 * PAGE, 205 * PAGE)
+    assert account.merged_bytes == 110 * PAGE, "unmerging gives none of it back"
+    assert find_cost_bytes(merged, 105 * PAGE - 110 * ITEM_BYTES) == 110 * ITEM_BYTES
+    assert find_profit_bytes(merged, 105 * PAGE - 110 * ITEM_BYTES) == account.profit_bytes
+    assert find_profit_bytes(merged, None) is None
+    left = find_left_over([(process(10, zero=100, items=110), account)], merged, 105 * PAGE - 110 * ITEM_BYTES)
+    assert left is not None
+    assert (left.saved_bytes, left.cost_bytes) == (0, 0)
+
+
 def test_bookkeeping_without_a_merge_is_a_loss_and_an_rss_read_before_more_merged_is_not_negative() -> None:
-    account = settle(process(0, items=1000), 8192, host(0, 0))
+    account = settle(process(0, items=1000), guest(8192), host(0, 0))
     assert account is not None
     assert (account.saved_bytes, account.profit_bytes) == (0, -1000 * ITEM_BYTES)
-    account = settle(process(1000), 100, host(500, 500))
+    account = settle(process(1000), guest(100), host(500, 500))
     assert account is not None
     assert account.unmerged_bytes == 0
 
@@ -64,7 +83,7 @@ def test_bookkeeping_without_a_merge_is_a_loss_and_an_rss_read_before_more_merge
 def test_what_a_kernel_does_not_count_is_not_known(
     ksm: ProcessKsm, known: tuple[int, int | None, int | None] | None
 ) -> None:
-    account = settle(ksm, None, host(50, 50, None))
+    account = settle(ksm, guest(), host(50, 50, None))
     assert (account and (account.saved_bytes, account.cost_bytes, account.profit_bytes)) == known
     assert account is None or account.unmerged_bytes is None
 
@@ -72,7 +91,7 @@ def test_what_a_kernel_does_not_count_is_not_known(
 def test_what_guests_leave_is_others() -> None:
     merged = host(100, 300, 50)
     ksm = process(200, zero=20, items=500)
-    account = settle(ksm, None, merged)
+    account = settle(ksm, guest(), merged)
     assert account is not None
     left = find_left_over([(ksm, account)], merged, 350 * PAGE - 800 * ITEM_BYTES)
     assert left is not None
@@ -88,7 +107,7 @@ def test_what_the_host_does_not_count_leaves_nothing_known() -> None:
     assert left.saved_bytes == 300 * PAGE
     assert find_cost_bytes(host(1, 1), None) is None
     unknown = replace(host(1, 1), pages_shared=None, pages_sharing=None)
-    assert settle(process(10), 4096, unknown) is None
+    assert settle(process(10), guest(4096), unknown) is None
     assert find_left_over([], unknown, 0) is None
     assert find_cost_bytes(unknown, 0) is None
 
@@ -104,7 +123,7 @@ def test_the_shares_of_all_add_up_to_the_kernels_counters(processes: list[tuple[
     settled = []
     for merging_pages, zero, items in processes:
         ksm = process(merging_pages, zero=zero, items=items)
-        account = settle(ksm, None, merged)
+        account = settle(ksm, guest(), merged)
         assert account is not None
         settled.append((ksm, account))
     left = find_left_over(settled, merged, profit_bytes)

@@ -53,6 +53,9 @@ def test_ksm_that_is_off_merges_nothing_new() -> None:
         (GuestNeed(held_kib=2 * GIB, max_kib=None), 0),
         (GuestNeed(held_kib=None, max_kib=None), 0),
         (GuestNeed(held_kib=1 * GIB, max_kib=8 * GIB, is_preallocated=True), 0),
+        (GuestNeed(held_kib=2 * GIB, max_kib=8 * GIB, freed_kib=3 * GIB), 6 * GIB),
+        (GuestNeed(held_kib=7 * GIB, max_kib=8 * GIB, freed_kib=3 * GIB), 3 * GIB),
+        (GuestNeed(held_kib=7 * GIB, max_kib=None, freed_kib=3 * GIB), 3 * GIB),
     ],
 )
 def test_what_running_guests_may_still_take_is_no_room(guest: GuestNeed, growth_kib: int) -> None:
@@ -67,10 +70,11 @@ def test_a_host_that_is_full_has_no_room_and_says_what_is_missing() -> None:
     assert headroom.missing_kib == 10 * GIB
 
 
-def test_the_ratio_is_of_all_that_is_held_zero_pages_of_no_guest_included_and_never_more() -> None:
+def test_the_ratio_is_of_all_that_is_held_zero_pages_of_no_guest_and_freed_memory_included_and_never_more() -> None:
     host = replace(MERGED, saved_kib=24 * GIB, zero_kib=22 * GIB)
     assert find_headroom([GROWN], host).merge_ratio == 24 / (8 + 22)
     assert find_headroom([GROWN], replace(MERGED, saved_kib=100 * GIB)).merge_ratio == MAX_RATIO
+    assert find_headroom([replace(GROWN, freed_kib=2 * GIB)], MERGED).merge_ratio == 4 / (8 + 2)
     assert find_headroom([replace(GROWN, held_kib=None)], MERGED).merge_ratio == 0.0
 
 

@@ -54,6 +54,17 @@ def test_the_shares_and_what_is_left_add_up_to_what_the_host_saves() -> None:
     assert savings_of(replace(facts(), counters={"pages_shared": None})) is None, "without KSM"
 
 
+def test_what_huge_pages_gave_back_is_its_guests() -> None:
+    guests = (replace(ONE, freed_kib=40), TWO, replace(HIDDEN, freed_kib=8))
+    found = asyncio.run(GuestLedger(facts()).read(replace(SNAPSHOT, guests=guests), 1))
+    assert found == GuestSavings(
+        shown={("guest1", "u1"): (150 + 10 + 10) * PAGE},
+        other_bytes=50 * PAGE,
+        unattributed_bytes=(50 + 2) * PAGE,
+        unaccounted=1,
+    )
+
+
 @dataclass
 class SlowFacts(FakeFacts):
     """Facts that come when the test lets them."""
@@ -93,6 +104,8 @@ def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
         assert await ledger.read(SNAPSHOT, 2) is None
         assert await ledger.read(SNAPSHOT, 2) is None
         assert ledger.profit_bytes(SNAPSHOT) == -5, "no process is looked at for it"
+        gave_back = replace(SNAPSHOT, ksm=replace(SNAPSHOT.ksm, freed_kib=4))
+        assert ledger.profit_bytes(gave_back) == 4096 - 5
 
     asyncio.run(work())
     assert told.looks == 1

@@ -362,6 +362,19 @@ def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> Adapt
     return decide_all(ALWAYS, ended, state=began)[1]
 
 
+@pytest.mark.parametrize("freed_by", [{"ksm_zero_pages": GIB // 8}, {"freed_kib": GIB // 2}])
+def test_7_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and_pages_sharing_does_not_know_it(
+    freed_by: dict[str, float],
+) -> None:
+    """All of a guest's memory is scanned the second time, and half of it comes free."""
+    counters = {"ksm_zero_pages": 0, "freed_kib": 0}
+    before = having_scanned(once_kib=GIB, scans=scans(pair_left=1))
+    began = begin_full_scan(snap(1, ONE, full_scans=5, **counters), before)
+    ended = snap(2, {"a": GIB // 2}, full_scans=6, **{**counters, **freed_by})
+    learned = decide_all(ALWAYS, ended, state=began)[1].learned
+    assert (learned.scanned_kib, learned.merged_kib) == (GIB, GIB // 2)
+
+
 @pytest.mark.parametrize(("cpu_s", "estimate_s"), [(4.0, 4.0), (1.0, 2.0 - 0.3)])
 def test_6_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: float, estimate_s: float) -> None:
     before = having_scanned(learned=Learned(full_scan_cost_s_per_kib=2 / GIB))
@@ -634,6 +647,15 @@ def test_10_what_was_left_of_split_huge_pages_is_scanned_again_until_a_retry_has
     counters = {"pages_volatile": volatile_kib // 4, "pages_sharing": merged_kib // 4, "thp_split_page": counted[1]}
     _, state = decide_all(ALWAYS, snap(2, ONE, full_scans=6, **counters), state=began)
     assert state.backlog.scanned_once_kib == left_kib
+
+
+def test_10_pages_that_zero_pages_freed_are_still_counted_as_volatile_and_not_scanned_again() -> None:
+    """Until ksmd comes by again, its bookkeeping has them."""
+    began = begin_full_scan(snap(1, ONE, full_scans=5, thp_split_page=0), having_scanned(once_kib=GIB))
+    counters = {"pages_volatile": GIB // 8, "thp_split_page": 600}
+    for freed_kib, left_kib in ((0, GIB // 2), (GIB // 2, 0)):
+        ended = snap(2, ONE, full_scans=6, freed_kib=freed_kib, **counters)
+        assert decide_all(ALWAYS, ended, state=began)[1].backlog.scanned_once_kib == left_kib
 
 
 # Rule 11

@@ -151,8 +151,9 @@ def test_the_fields_are_those_that_are_documented() -> None:
         "stranded": {"possible": True, "settings": settings, "worst_core_percent": 3.2},
         "off": False,
         "now": {
-            "origin": "last_pass", "ksm_run": 1, "advisor_mode": "none", "settings": settings,
-            "pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0, "page_kib": 4,
+            "origin": "last_pass", "ksm_run": 1, "advisor_mode": "none",
+            "redhat_only_zero_pages": 0, "settings": settings,
+            "pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0, "freed_kib": 0, "page_kib": 4,
             "saved_kib": 0, "saved_percent": None, "ksmd_cpu_seconds": 1.5,
             "guests": 0, "guests_unread": 0, "committed_kib": 0,
             "total_kib": 16 * 1024 * 1024, "available_kib": 8 * 1024 * 1024,

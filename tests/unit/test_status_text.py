@@ -60,6 +60,7 @@ def test_a_glance_tells_what_is_saved_at_what_price_why_and_what_comes_next() ->
     more = set(to_lines(rows(told, verbose=True))) - set(lines)
     assert more == {
         "Agent      running, policy adaptive, qemu:///system, virtksm 1.2.3",
+        "           0.4 MiB by shared pages, 0.1 MiB by zero pages, 0.0 MiB given back by split huge pages",
         "Settings   pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
         "Reason     as told (rule told)",
         "Last check 10 s ago (timer): settings changed",
@@ -76,6 +77,10 @@ BAR = "█████████░░░░░░░░░░░"
     [
         ({}, ("", "on, scanning 400 pages every 10 ms")),
         ({"now": now(settings=IDLING)}, ("", "on, idle")),
+        (
+            {"now": now(settings=IDLING, redhat_only_zero_pages=1)},
+            ("", "on, only for zero pages (redhat_only_zero_pages), idle"),
+        ),
         ({"full_scan": SCAN}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 2 s left")),
         ({"full_scan": {**SCAN, "left_s": 0.1}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 1 s left")),
         ({"full_scan": {**SCAN, "left_s": None}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB")),

@@ -27,6 +27,7 @@ from virtksm.store.files import (
     replace_file,
 )
 from virtksm.store.state import MAX_CHARACTERS, StateFile, dump_host_state, parse_host_state
+from virtksm.tuning.freed import Freed
 from virtksm.tuning.ownership import HostState, Ownership
 
 HANG_S = 30.0
@@ -39,6 +40,7 @@ OWNERSHIPS = {
     )
     for name, most in MAXIMA.items()
 }
+COUNTS = st.integers(0, 2**64)
 POLICY_STATES = st.dictionaries(
     st.text(), st.none() | st.integers(-(2**64), 2**64) | st.floats(-1e18, 1e18) | st.text()
 )
@@ -47,6 +49,16 @@ STATES = st.builds(
     ownership=st.fixed_dictionaries({}, optional=OWNERSHIPS),
     policy_name=st.none() | st.text(),
     policy_state=st.none() | POLICY_STATES,
+    freed=st.none()
+    | st.builds(
+        Freed,
+        pages_scanned=COUNTS,
+        huge_pages_split=COUNTS,
+        zero_kib=COUNTS,
+        swap_free_kib=st.none() | COUNTS,
+        rss_kib=st.dictionaries(st.text(), COUNTS),
+        kib=st.dictionaries(st.text(), COUNTS),
+    ),
 )
 GOOD = json.loads(dump_host_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))
 

@@ -66,6 +66,18 @@ def by_name(found: Survey) -> dict[str, SeenGuest]:
     return {one.guest.name: one for one in found.guests}
 
 
+def test_what_huge_pages_gave_back_is_saved_on_its_guest() -> None:
+    here = facts(process(200, zero=20, items=300), process(200, items=200))
+    without = survey(kernel("one", "two"), here)
+    found = survey(kernel("one", "two"), here, {guest("one").key: 1000, guest("gone").key: 7})
+    one = by_name(found)["one"].account
+    assert one is not None
+    assert (found.ksm.freed_kib, one.freed_bytes) == (1000, 1000 * 1024)
+    assert found.of_guests_bytes == without.of_guests_bytes + 1000 * 1024
+    assert found.left_over == without.left_over
+    assert without.ksm.freed_kib is None
+
+
 def test_each_guest_has_its_memory_its_share_and_no_obstacle() -> None:
     found = survey(kernel("one", "two"), facts(process(200, zero=20, items=300), process(200, items=200)))
     one, two = by_name(found)["one"], by_name(found)["two"]

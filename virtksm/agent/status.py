@@ -29,6 +29,7 @@ from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
 from virtksm.tuning.ports import LocalFacts
 from virtksm.tuning.sense import sense_ksm
 from virtksm.uri import is_alias
+from virtksm.values import replace
 from virtksm.wiring import is_this_machine
 
 SCHEMA = 1
@@ -144,10 +145,15 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
 
 
 def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKsm | None:
-    """Read this machine's KSM, some 20 small files; without `local`, or without KSM, take the last pass's."""
+    """Read this machine's KSM, some 20 small files; without `local`, or without KSM, take the last pass's.
+
+    What huge pages gave back is estimated from pass to pass, so that is always the last one's.
+    """
     ksm = None if local is None else sense_ksm(local)
     if local is None or ksm is None or not any(ksm.settings.items()):
         return None if last is None else after_pass(last)
+    if last is not None:
+        ksm = replace(ksm, freed_kib=last.snapshot.ksm.freed_kib)
     try:
         host = local.host_memory()
     except SensingFailed:  # the pass reports it, with the remedy

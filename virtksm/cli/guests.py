@@ -96,7 +96,7 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
     """Return JSON values (docs/reference.md)."""
-    from virtksm.guests.savings import find_cost_bytes
+    from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 
     ksm, left = found.ksm, found.left_over
     return {
@@ -109,10 +109,11 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
             "pages_shared": ksm.pages_shared,
             "pages_sharing": ksm.pages_sharing,
             "ksm_zero_pages": ksm.ksm_zero_pages,
+            "freed_bytes": _bytes(ksm.freed_kib),
             "page_bytes": ksm.page_kib * 1024,
             "saved_bytes": _bytes(ksm.saved_kib),
             "cost_bytes": find_cost_bytes(ksm, found.general_profit_bytes),
-            "profit_bytes": found.general_profit_bytes,
+            "profit_bytes": find_profit_bytes(ksm, found.general_profit_bytes),
         },
         "left_over": None
         if left is None
@@ -142,6 +143,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
         "mergeable_bytes": _bytes(seen.guest.mergeable_kib),
         "merged_bytes": None if account is None else account.merged_bytes,
         "unmerged_bytes": None if account is None else account.unmerged_bytes,
+        "freed_bytes": None if account is None else account.freed_bytes,
         "saved_bytes": None if account is None else account.saved_bytes,
         "cost_bytes": None if account is None else account.cost_bytes,
         "profit_bytes": None if account is None else account.profit_bytes,
@@ -166,6 +168,7 @@ def survey_items(
 ) -> list[Item]:
     """Return the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
     from virtksm.cli.layout import Table
+    from virtksm.guests.savings import find_profit_bytes
 
     headings = [name.upper().replace("_", " ") for name in columns]
     rows = [[COLUMNS[name](seen) for name in columns] for seen in guests]
@@ -174,8 +177,10 @@ def survey_items(
         return [Table(rows, texts, has_headings=False)] if rows else []
     table: list[Item] = [Table([headings, *rows], texts)] if rows else [("", "no guest runs", "")]
     ksm, left = found.ksm, found.left_over
-    profit = "unknown" if found.general_profit_bytes is None else _amount(found.general_profit_bytes)
+    profit_bytes = find_profit_bytes(ksm, found.general_profit_bytes)
+    profit = "unknown" if profit_bytes is None else _amount(profit_bytes)
     zero = "" if ksm.ksm_zero_pages is None else f", ksm_zero_pages {ksm.ksm_zero_pages}"
+    freed = "" if ksm.freed_kib is None else f"; {format_kib(ksm.freed_kib)} of it given back by split huge pages"
     items: list[Item] = [
         *table,
         ("", "", ""),
@@ -183,7 +188,7 @@ def survey_items(
             "",
             "Host",
             f"{format_kib(ksm.saved_kib)} saved (pages_sharing {ksm.pages_sharing}, pages_shared "
-            f"{ksm.pages_shared}{zero}), profit {profit}",
+            f"{ksm.pages_shared}{zero}{freed}), profit {profit}",
         ),
     ]
     if left is not None:
@@ -230,7 +235,7 @@ COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
     "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
     "rss": _amount_of(lambda seen: _bytes(seen.guest.rss_kib)),
     "mergeable": _amount_of(lambda seen: _bytes(seen.guest.mergeable_kib)),
-    **{name: _accounted(name) for name in ("merged", "unmerged", "saved", "cost", "profit")},
+    **{name: _accounted(name) for name in ("merged", "unmerged", "freed", "saved", "cost", "profit")},
     "can_merge": _merge_text,
 }
 """What each column of the table shows of a guest."""

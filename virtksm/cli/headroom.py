@@ -75,6 +75,7 @@ def need_of(seen: SeenGuest) -> GuestNeed:
     return GuestNeed(
         held_kib=None if rss_kib is None else rss_kib + seen.zero_kib,
         max_kib=seen.max_kib,
+        freed_kib=seen.guest.freed_kib,
         is_preallocated=seen.xml.has_hugepages,
     )
 

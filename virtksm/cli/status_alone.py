@@ -18,9 +18,12 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import restart_libvirt
 from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
-from virtksm.paths import RuntimePaths
-from virtksm.tuning.sense import sense, sense_ksm
+from virtksm.paths import RuntimePaths, host_key
+from virtksm.store.state import read_freed
+from virtksm.tuning.freed import count_freed
+from virtksm.tuning.sense import sense, sense_ksm, with_estimates
 from virtksm.uri import is_alias
+from virtksm.values import replace
 from virtksm.wiring import is_this_machine, make_switch
 
 LIMIT_S = 5.0
@@ -81,7 +84,10 @@ class Alone:
             except VirtksmError:  # as good as unknown, for people
                 host = None
             current = CurrentKsm(origin=Origin.LOCAL, ksm=sense_ksm(self._facts), host=host)
-            return current if snapshot is None else current.counting(snapshot)
+            if snapshot is None:
+                return current
+            ksm = replace(current.ksm, freed_kib=snapshot.ksm.freed_kib)
+            return replace(current, ksm=ksm).counting(snapshot)
         if snapshot is None:
             return None
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
@@ -106,7 +112,9 @@ class Alone:
                 self._host = open_host(self.uri, read_only=True)
                 self.uri = self._host.uri
             local = self._in_thread if is_this_machine(self.uri, self._config) else None
-            self._answers.put(sense(self._host, local, boottime_s()))
+            snapshot = sense(self._host, local, boottime_s())
+            freed = read_freed(self._paths, host_key(self.uri, local=local is not None))
+            self._answers.put(snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed), {}))
         except VirtksmError as error:
             self._host = None
             self._answers.put(error)

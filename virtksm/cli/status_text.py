@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RECENT_S = 86_400.0
 OUTCOMES = {"unchanged": "no change", "applied": "settings changed"}
 """What a pass has come to where all is well."""
+PARTS = ("pages_sharing", "ksm_zero_pages")
 
 
 def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool = False) -> Iterator[Row]:
@@ -61,6 +62,8 @@ def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, 
         yield "", "Guests", f"{now['guests']} running{unread}, {format_kib(now['committed_kib'])} resident"
     share = "" if now["saved_percent"] is None else f" ({now['saved_percent']:.1f} % of guest memory)"
     yield "good" if now["saved_kib"] else "", "Saved", f"{format_kib(now['saved_kib'])}{share}"
+    if verbose:
+        yield "", "", _saved_text(now)
     levels = [level for level in status["saved_hour"]["saved_kib"] if level is not None]
     if len(levels) > 1:
         curve = sparkline(status["saved_hour"]["saved_kib"][1::2], marks)
@@ -68,6 +71,13 @@ def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, 
     yield "", "ksmd", _ksmd_text(status["ksmd"])
     if verbose:
         yield "", "Settings", _settings_text(now["settings"])
+
+
+def _saved_text(now: Mapping[str, Any]) -> str:
+    """Say what is saved by which means; what this kernel or connection does not tell is left out."""
+    shared, zero = (None if now[name] is None else now[name] * now["page_kib"] for name in PARTS)
+    parts = ((shared, "by shared pages"), (zero, "by zero pages"), (now["freed_kib"], "given back by split huge pages"))
+    return ", ".join(f"{format_kib(kib)} {how}" for kib, how in parts if kib is not None) or "unknown"
 
 
 def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> Row:
@@ -88,6 +98,8 @@ def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> R
     else:
         state = "idle" if pages == 0 else "settings unknown"
     on = "on" if run == 1 else "libvirt does not tell whether it is on"
+    if now["redhat_only_zero_pages"]:
+        on += ", only for zero pages (redhat_only_zero_pages)"
     if status["off"]:
         return "warn", "KSM", f"{on}, paused until `virtksm resume`{f'; still {state}' if is_scanning else ''}"
     return "", "KSM", f"{on}, {state}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from virtksm.cli.connection import Libvirt, requested_uri
-from virtksm.paths import RuntimePaths
+from virtksm.paths import LOCAL, RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class Surveyor:
         from virtksm.config.load import load
 
         self.config: Config = load(options.config, asks_groups=False).config
-        self._uri = requested_uri(options.connect, RuntimePaths(options.runtime_dir))
+        self._paths = RuntimePaths(options.runtime_dir)
+        self._uri = requested_uri(options.connect, self._paths)
         self._libvirt = Libvirt(self.config.call_timeout_s)
         self._host: LibvirtHost | None = None
 
@@ -38,13 +39,16 @@ class Surveyor:
         from virtksm.guests.survey import survey
         from virtksm.host.clock import boottime_s
         from virtksm.host.local_facts import ProcFacts
+        from virtksm.store.state import read_freed
         from virtksm.wiring import is_this_machine
 
         host = self._host or self._libvirt.open(self._uri, read_only=True)
         facts = ProcFacts(boottime_s) if is_this_machine(host.uri, self.config) else None
 
         def read() -> tuple[Survey, HostMemory]:
-            return survey(host, facts), (facts or host).host_memory()
+            freed = None if facts is None else read_freed(self._paths, LOCAL)
+            found = survey(host, facts, None if freed is None else freed.kib)
+            return found, (facts or host).host_memory()
 
         self._host = None  # a connection that breaks is not used again
         found = self._libvirt.run("guests", read, times=CALLS)

@@ -1,10 +1,12 @@
 """How much more guest memory a host can take, and what it risks. Pure; amounts in KiB.
 
-1. What guests hold is their RSS and their merged zero pages, which the RSS lacks. The merge ratio is the share of it
-   that KSM saves, 0 where nothing is merged; where no guest's zero pages are known, all of the host's are theirs.
+1. What guests hold is their RSS, and what the RSS lacks: their merged zero pages, and what their huge pages gave back.
+   The merge ratio is the share of it that is saved, 0 where nothing is merged; where no guest's zero pages are known,
+   all of the host's are theirs.
    While KSM is off nothing new merges, and the ratio counts as 0 below.
 2. Reserved for running guests: the reserve of the policy in force, and the guests' growth: for each the memory that it
-   may have less the memory that it holds, all of it where that cannot be read. Huge pages were taken at the start.
+   may have less its RSS and merged zero pages, all of it where that cannot be read, but at least what its huge pages
+   gave back: it may write there again, and KSM has none of it to unmerge. Hugetlb pages were taken at the start.
 3. Room, that is memory of new guests, on three assumptions, and never less than 0, which means that the host is full:
    - safe: all merged pages unmerge, and none merges again:  available - reserve - growth - needed for unmerging;
    - unmerged: merged pages stay merged, new memory and growth do not merge:  available - reserve - growth;
@@ -25,17 +27,21 @@ MAX_RATIO = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestNeed:
-    """A guest's memory, held and at most; None where it is unknown. `is_preallocated`: in huge pages."""
+    """A guest's memory, held and at most; None where it is unknown. `is_preallocated`: in hugetlb pages.
+
+    `freed_kib` is what its huge pages gave back, which is not among what it holds.
+    """
 
     held_kib: int | None
     max_kib: int | None
+    freed_kib: int = 0
     is_preallocated: bool = False
 
     @property
     def growth_kib(self) -> int:
         if self.is_preallocated or self.max_kib is None:
-            return 0
-        return max(self.max_kib - (self.held_kib or 0), 0)
+            return self.freed_kib
+        return max(self.max_kib - (self.held_kib or 0), self.freed_kib)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,7 @@ class Headroom:
 def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
     """Return the room for more guest memory."""
     known = list(guests)
-    held_kib = sum(guest.held_kib or 0 for guest in known)
+    held_kib = sum((guest.held_kib or 0) + guest.freed_kib for guest in known)
     growth_kib = sum(guest.growth_kib for guest in known)
     ratio = min(host.saved_kib / (held_kib + host.zero_kib), MAX_RATIO) if held_kib else 0.0
     free_kib = host.available_kib - host.reserve_kib

@@ -6,7 +6,7 @@ libvirt reports their memory (2-5 ms a guest), and of KSM there are only the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,15 +80,18 @@ class Survey:
         return sum(one.account.saved_bytes for one in self.guests if one.account is not None)
 
 
-def survey(host: Connection, local: GuestFacts | None) -> Survey:
+def survey(host: Connection, local: GuestFacts | None, freed_kib: Mapping[str, int] | None = None) -> Survey:
     """Survey all running guests; `local` is None for a remote host.
+
+    `freed_kib` is what the last pass has estimated that huge pages gave back, by `Guest.key`; None where unknown.
 
     Raises what the hypervisor raises, and Unsupported on a kernel without KSM; a guest that ends meanwhile is left out.
     """
     listed = host.measured_guests() if local is None else host.running_guests(with_max=False)
     seen, failures = read_guests(host, listed)
     described = [(guest, xml) for guest, xml in seen if xml is not None]
-    running = tuple(guest for guest, _ in described)
+    freed = freed_kib or {}
+    running = tuple(replace(guest, freed_kib=freed.get(guest.key, 0)) for guest, _ in described)
     if local is None:
         processes: tuple[GuestProcess | None, ...] = (None,) * len(running)
         ksm, profit_bytes = host.ksm_state(), None
@@ -99,6 +102,7 @@ def survey(host: Connection, local: GuestFacts | None) -> Survey:
             run=local.ksm_counter("run"),
             ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
             page_kib=local.page_kib(),
+            freed_kib=None if freed_kib is None else sum(guest.freed_kib for guest in running),
         )
         profit_bytes = local.general_profit_bytes()
     if ksm.saved_kib is None:
@@ -135,7 +139,7 @@ def _see(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmSta
         guest=replace(guest, can_merge=not find_obstacles(xml, process)),
         xml=xml,
         process=process,
-        account=None if ksm is None else settle(ksm, guest.rss_kib, host),
+        account=None if ksm is None else settle(ksm, guest, host),
         obstacles=None if xml is UNKNOWN else find_obstacles(xml, process, ksm_run=host.run),
     )
 

@@ -42,7 +42,7 @@ KINDS = frozenset(trigger.value for trigger in Trigger)
 
 
 class Sample(NamedTuple):
-    """The host as one pass left it. `saved_kib` counts pages_sharing and ksm_zero_pages; `rule` is the policy's."""
+    """The host as one pass left it. `saved_kib` is KsmState's; `rule` is the policy's."""
 
     at_s: float
     guests: int

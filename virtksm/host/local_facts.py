@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
@@ -36,8 +36,12 @@ from virtksm.tuning.ports import Clock
 from virtksm.values import replace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from virtksm.guests.process import GuestProcess, OtherProcess
     from virtksm.host.other_processes import OtherProcessesReader
+
+Result = TypeVar("Result")
 
 KSMD_AGAIN_S = 60.0
 """Between two searches for a ksmd that was not found: /proc may show more by then, or less (containers)."""
@@ -87,8 +91,12 @@ class ProcFacts:
         return self._other_processes_reader.memory(lambda: self._pids_of(running))
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
+        return self.read_each(running, read_guest_process)
+
+    def read_each(self, running: tuple[Guest, ...], read: Callable[[int], Result | None]) -> tuple[Result | None, ...]:
+        """Return what `read` returns of each guest's process; None where none was found, or it hangs."""
         found = self._search.find(running)
-        results = self._reads.read(self._pids_of(running), read_guest_process, max_hangs=MAX_HANGS)
+        results = self._reads.read(self._pids_of(running), read, max_hangs=MAX_HANGS)
         return tuple(results.get(found[guest.key].pid) if guest.key in found else None for guest in running)
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:

@@ -153,6 +153,7 @@ class PassReport(NamedTuple):
                 "pages_volatile": ksm.pages_volatile,
                 "full_scans": ksm.full_scans,
                 "ksm_zero_pages": ksm.ksm_zero_pages,
+                "freed_kib": ksm.freed_kib,
                 "page_kib": ksm.page_kib,
                 "saved_kib": self.saved_kib,
                 "ksm_run": ksm.run,

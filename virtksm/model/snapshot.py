@@ -69,12 +69,15 @@ class KsmState(NamedTuple):
     """KSM's settings and counters; pages are the host's page size.
 
     Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
-    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_split_page` from /proc. `page_kib` is this machine's page size where
+    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_...` from /proc. `page_kib` is this machine's page size where
     local, else 4, as on x86: libvirt does not tell it. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
     smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm`
     COW breaks since boot (5.19), `thp_split_page` huge pages that were split
-    since boot, as ksmd does to merge a part of one (4.5). The other counters change only when ksmd next scans the page,
-    so COW breaks and exited guests show late.
+    since boot, as ksmd does to merge a part of one (4.5), `thp_underused_split_page` those that reclaim split for their
+    zero pages (6.12). The other counters change only when ksmd next scans the page, so COW breaks and exited guests
+    show late. With `redhat_only_zero_pages` (RHEL 9.9) nothing else merges.
+
+    `freed_kib` is what huge pages gave back when they were split, by estimate (tuning/freed.py).
 
     Unmerging (writing 2 to `run`) gives every place its own copy again; a shared page goes only when the last of its
     places has a copy. So that many copies have to fit into memory.
@@ -94,7 +97,10 @@ class KsmState(NamedTuple):
     ksmd_cpu_seconds: float | None = None
     cow_ksm: int | None = None
     thp_split_page: int | None = None
+    thp_underused_split_page: int | None = None
     page_kib: int = 4
+    freed_kib: int | None = None
+    redhat_only_zero_pages: int | None = None
 
     @property
     def advisor_is_on(self) -> bool:
@@ -133,11 +139,19 @@ class KsmState(NamedTuple):
         return None if self.ksm_zero_pages is None else self.kib(self.ksm_zero_pages)
 
     @property
+    def shared_kib(self) -> int | None:
+        """The memory that sharing pages saves."""
+        return None if self.pages_shared is None or self.pages_sharing is None else self.kib(self.pages_sharing)
+
+    @property
+    def unmapped_kib(self) -> int:
+        """The memory saved that is in no resident memory: merged zero pages, and what huge pages gave back."""
+        return (self.zero_kib or 0) + (self.freed_kib or 0)
+
+    @property
     def saved_kib(self) -> int | None:
-        """The memory that merging saves, zero pages included where they are counted."""
-        if self.pages_shared is None or self.pages_sharing is None:
-            return None
-        return self.kib(self.pages_sharing) + (self.zero_kib or 0)
+        """The memory saved: by sharing pages, by zero pages and by splitting huge pages, as far as they are known."""
+        return None if self.shared_kib is None else self.shared_kib + self.unmapped_kib
 
     @property
     def unmerge_kib(self) -> int | None:
@@ -169,7 +183,7 @@ class Guest(NamedTuple):
     `shared_kib` is the part of that in files and shared memory, which never merges, None where that is not told.
     `can_merge` is False where its configuration is known to forbid it. `max_kib` is the memory that it may grow to
     (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how much of its memory is written to in a
-    second (virDomainStartDirtyRateCalc), None where not measured.
+    second (virDomainStartDirtyRateCalc), None where not measured. `freed_kib` is its part of KsmState's.
     """
 
     uuid: str
@@ -180,6 +194,7 @@ class Guest(NamedTuple):
     can_merge: bool = True
     max_kib: int | None = None
     dirty_kib_per_s: float | None = None
+    freed_kib: int = 0
 
     @property
     def key(self) -> str:

@@ -14,6 +14,7 @@ from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, locked, read_file, replace_file
+from virtksm.tuning.freed import Freed
 from virtksm.tuning.ownership import HostState, Ownership
 
 SCHEMA = 1
@@ -59,6 +60,14 @@ class StateFile:
 
     def save(self, state: HostState) -> None:
         replace_file(self._file, dump_host_state(state))
+
+
+def read_freed(paths: RuntimePaths, host: str) -> Freed | None:
+    """Return what the last pass has estimated; None where it did not, or its state is not for this user to read."""
+    try:
+        return StateFile(paths, host).load().freed
+    except StateUnusable:
+        return None
 
 
 def dump_host_state(state: HostState) -> str:

@@ -14,14 +14,15 @@ from typing import Generic, NamedTuple
 from virtksm.errors import SettingsRefused
 from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
-from virtksm.model.snapshot import IDLE, Guest, KsmState, Settings, Snapshot
+from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
+from virtksm.tuning.freed import count_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.sense import sense, sense_settings
+from virtksm.tuning.sense import sense, sense_settings, with_estimates
 from virtksm.values import replace
 
 
@@ -43,18 +44,6 @@ class Tenure:
         """The guests (`Guest.key`) whose configuration forbids merging, as far as the agent has read it."""
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
-
-    def complete(self, guests: tuple[Guest, ...]) -> tuple[Guest, ...]:
-        """Add to the guests of a pass what was learned of them between passes; of most, nothing while not engaged."""
-        rates, unmergeable = self.dirty_kib_per_s, self.unmergeable
-        if not rates and not unmergeable:
-            return guests
-        return tuple(
-            replace(guest, dirty_kib_per_s=rates.get(key), can_merge=key not in unmergeable)
-            if (key := guest.key) in rates or key in unmergeable
-            else guest
-            for guest in guests
-        )
 
 
 class Cycle(NamedTuple, Generic[State]):
@@ -91,7 +80,8 @@ class Cycle(NamedTuple, Generic[State]):
                 with_other_processes=off is None and self.policy.wants_other_processes,
                 files_agree=self.tenure.files_agree,
             )
-            snapshot = replace(snapshot, guests=self.tenure.complete(snapshot.guests))
+            freed = count_freed(snapshot, state.freed)
+            snapshot = with_estimates(snapshot, freed, self.tenure.dirty_kib_per_s, self.tenure.unmergeable)
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
@@ -104,7 +94,7 @@ class Cycle(NamedTuple, Generic[State]):
             refusals = tuple(error for error in lacking if error.parameter not in self.tenure.lacking)
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-                next_state = replace(asked, ownership=intended)
+                next_state = replace(asked, ownership=intended, freed=freed)
                 after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, calls, refused)
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from virtksm.model.report import Foreign
 from virtksm.model.snapshot import KERNEL_DEFAULTS, MAXIMA, PARAMETERS, Settings
+from virtksm.tuning.freed import Freed
 from virtksm.values import EMPTY, replace
 
 PLAUSIBLE: Mapping[str, range] = {
@@ -55,6 +56,7 @@ class HostState(NamedTuple):
     ownership: Mapping[str, Ownership] = EMPTY
     policy_name: str | None = None
     policy_state: Mapping[str, object] | None = None
+    freed: Freed | None = None
 
 
 def claim(

@@ -16,8 +16,9 @@ from functools import partial
 from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import SensingFailed
 from virtksm.guests.ports import GuestFacts
-from virtksm.guests.savings import settle
+from virtksm.guests.savings import find_profit_bytes, settle
 from virtksm.model.snapshot import Guest, KsmState, Snapshot, Source
+from virtksm.values import replace
 
 MAX_AGE_S = 5.0
 """Of a reading; 150 guests take some 10 ms."""
@@ -56,8 +57,10 @@ class GuestLedger:
         self._shown: frozenset[str] = frozenset()
 
     def profit_bytes(self, last: Snapshot | None) -> int | None:
-        """Return the kernel's general_profit, which every user may read and no guest's process delays."""
-        return None if last is None or last.source is not Source.LOCAL else self._facts.general_profit_bytes()
+        """Return the host's profit: every user may read general_profit, and no guest's process delays that."""
+        if last is None or last.source is not Source.LOCAL:
+            return None
+        return find_profit_bytes(last.ksm, self._facts.general_profit_bytes())
 
     async def read(self, last: Snapshot | None, max_shown: int) -> GuestSavings | None:
         """Return what is saved on the guests of the last pass; None where that is unknown."""
@@ -90,11 +93,12 @@ class GuestLedger:
 def read_savings(facts: GuestFacts, running: tuple[Guest, ...]) -> tuple[SavedBytes, int] | None:
     """Read the bytes that KSM saves on running guests, where they can be read, and in all; None without KSM. Blocks."""
     processes = facts.processes(running)
-    host = KsmState.counted(facts.ksm_counter, facts.page_kib())
+    counted = KsmState.counted(facts.ksm_counter, facts.page_kib())
+    host = replace(counted, freed_kib=sum(guest.freed_kib for guest in running))
     if host.saved_kib is None:
         return None
     accounts = (
-        (guest, None if process is None or process.ksm is None else settle(process.ksm, guest.rss_kib, host))
+        (guest, None if process is None or process.ksm is None else settle(process.ksm, guest, host))
         for guest, process in zip(running, processes, strict=True)
     )
     return [(guest, account.saved_bytes) for guest, account in accounts if account is not None], host.saved_kib * 1024

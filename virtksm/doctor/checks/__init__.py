@@ -28,7 +28,7 @@ CHECKS = (
     Check("ksm_boot", "kernel", "KSM is switched on at boot", kernel.check_stays_on),
     Check("advisor", "kernel", "the KSM advisor is off", kernel.check_advisor),
     Check("max_page_sharing", "kernel", "max_page_sharing", kernel.check_page_sharing),
-    Check("use_zero_pages", "kernel", "merged zero pages are counted", kernel.check_zero_pages),
+    Check("use_zero_pages", "kernel", "zero pages come free, and are counted", kernel.check_zero_pages),
     Check("huge_pages", "kernel", "transparent huge pages", kernel.check_huge_pages),
     Check("numa", "kernel", "pages stay on their NUMA node", kernel.check_nodes),
     Check("swap", "memory", "swap", kernel.check_swap),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 
 from virtksm.doctor.facts import KSM_UNIT, Facts, Here, find_kept_off
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
-from virtksm.host.local_facts import parse_choice, parse_figures
+from virtksm.host.local_facts import parse_choice, parse_figures, parse_vmstat
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import KsmState
 from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
@@ -22,6 +23,15 @@ SET_NODES = (
     f"virtksm resume && systemctl start {SWITCH_UNIT}"
 )
 """The kernel lets it be changed only while nothing is merged."""
+
+ONLY_ZERO_PAGES = "redhat_only_zero_pages"
+"""RHEL 9.9 and CentOS Stream 9 have it, no other kernel."""
+USE_ZERO_PAGES = (
+    "systemctl edit virtksm-ksm, write [Service] and, below it, Environment=USE_ZERO_PAGES=1, then systemctl start "
+    "virtksm-ksm (docs/policies.md)"
+)
+MIN_ZERO_KIB, MIN_ZERO = 256 * 1024, 20
+"""So many zero pages in huge pages, and more than this fraction of guests' memory, are worth a word."""
 
 MIN_SHARING = 20
 """Of every max_page_sharing equal pages one copy is kept: below this, more than a twentieth of the savings is lost."""
@@ -105,13 +115,28 @@ def check_page_sharing(facts: Facts) -> Outcome:
 
 
 def check_zero_pages(facts: Facts) -> Outcome:
-    """Judge whether zero pages that are merged are counted."""
+    """Judge whether zero pages come free and are counted: in huge pages they do with use_zero_pages alone (6.12)."""
     here = _with_ksm(facts)
-    if not here.number("use_zero_pages"):
-        return passed("use_zero_pages is off: they merge as any others")
-    if here.number("ksm_zero_pages") is None:
-        return warned(UNCOUNTED_ZERO_PAGES, COUNT_ZERO_PAGES)
-    return passed("use_zero_pages is 1, and they are counted")
+    if here.number(ONLY_ZERO_PAGES):
+        return info(f"{ONLY_ZERO_PAGES} is {here.number(ONLY_ZERO_PAGES)}: zero pages merge, and nothing else does")
+    if here.number("use_zero_pages"):
+        if here.number("ksm_zero_pages") is None:
+            return warned(UNCOUNTED_ZERO_PAGES, COUNT_ZERO_PAGES)
+        return passed("use_zero_pages is 1, and they are counted")
+    off = "use_zero_pages is off: they merge as any others"
+    if parse_vmstat(here.root.text_if_readable("proc/vmstat"), "thp_underused_split_page") is None:
+        return passed(off)
+    off += ", hardly any in huge pages"
+    sampled = None
+    with suppress(CannotTell, DoesNotApply):  # a finding of its own
+        sampled = facts.guests.zero_pages
+    if sampled is None:
+        return passed(f"{off}; how many there are is for root to measure")
+    zero_kib, present_kib = sum(one.zero_kib for one in sampled), sum(one.present_kib for one in sampled)
+    found = f"some {format_kib(zero_kib)} of {format_kib(present_kib)} of guests' memory, by a sample"
+    if zero_kib > MIN_ZERO_KIB and zero_kib * MIN_ZERO > present_kib:
+        return warned(f"{off}: {found}", USE_ZERO_PAGES)
+    return passed(f"{off}: {found}")
 
 
 def check_huge_pages(facts: Facts) -> Outcome:

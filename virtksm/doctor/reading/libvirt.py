@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.processes import find_peer
+from virtksm.doctor.reading.zero_pages import ZeroPages, sample_zero_pages
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
 from virtksm.guests.process import GuestProcess
 from virtksm.guests.xml import GuestXml, read_guests
@@ -30,13 +31,14 @@ class Guests:
     """The running guests, their XML and, where readable, their processes, by the guests' keys.
 
     `unread` names guests whose XML could not be read, and why: they count as able to merge. `other_processes` is None
-    where it is unknown.
+    where it is unknown. `zero_pages` are of those whose memory could be sampled, None where that is root's to do.
     """
 
     running: tuple[Guest, ...]
     xml: Mapping[str, GuestXml]
     processes: Mapping[str, GuestProcess] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    zero_pages: tuple[ZeroPages, ...] | None = None
     other_processes: OtherProcesses | None = None
 
 
@@ -110,18 +112,22 @@ def _read_guests(host: LibvirtHost) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
     running = tuple(guest for guest, xml in seen if xml is not None)
     processes: dict[str, GuestProcess] = {}
-    other_processes = None
+    other_processes = zero_pages = None
     if is_local(host.uri):
         facts = ProcFacts(boottime_s)
         found = zip(running, facts.processes(running), strict=True)
         processes = {guest.key: process for guest, process in found if process is not None}
         other_processes = facts.other_processes_memory(running)
+        if os.geteuid() == 0:
+            sampled = facts.read_each(running, sample_zero_pages)
+            zero_pages = tuple(one for one in sampled if one is not None)
     return Guests(
         running=running,
         xml={guest.key: xml for guest, xml in seen if xml is not None},
         processes=processes,
         unread=tuple(error.message for error in failures),
         other_processes=other_processes,
+        zero_pages=zero_pages,
     )
 
 

@@ -69,7 +69,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         backlog=Backlog(
             settling=settling,
             new_kib=new_kib,
-            scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib - new_kib),
+            scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib + snapshot.ksm.unmapped_kib - new_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
             waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, float(MAX_SUM)),
             changed=changed,

@@ -62,6 +62,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
         taken_s=snapshot.taken_s,
         full_scans=ksm.full_scans or 0,
         pages_sharing=ksm.pages_sharing or 0,
+        unmapped_kib=ksm.unmapped_kib,
         cpu_s=ksm.ksmd_cpu_seconds,
         pages_scanned=ksm.pages_scanned,
         pages_skipped=ksm.pages_skipped,
@@ -226,7 +227,8 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     scans, learned, once_kib = state.scans, state.learned, state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
-    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing)
+    unmapped_kib = now.unmapped_kib - began.unmapped_kib
+    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + unmapped_kib
     merged_kib = max(net_kib, 0)
     is_second = scans.pair_left <= 1
     pair_kib = scans.merged_kib + (net_kib if scans.is_check else merged_kib)
@@ -240,7 +242,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
         has_found = pair_kib * FOUND > once_kib
         goes_on = scans.narrow < (MAX_NARROW_FULL_SCANS if has_found else TRIED_FULL_SCANS)
     split_kib = (_difference(began.thp_split_page, now.thp_split_page) or 0) * snapshot.ksm.huge_page_kib
-    volatile_kib = snapshot.ksm.kib(snapshot.ksm.pages_volatile or 0) - ended.scanning_kib
+    volatile_kib = snapshot.ksm.kib(snapshot.ksm.pages_volatile or 0) - ended.scanning_kib - max(unmapped_kib, 0)
     is_stuck = scans.retries > 0 and merged_kib * UNSETTLED < once_kib
     unsettled_kib = min(once_kib if is_stuck else split_kib, volatile_kib, once_kib)
     is_unsettled = not goes_on and scans.retries < MAX_RETRIES and unsettled_kib * UNSETTLED > once_kib

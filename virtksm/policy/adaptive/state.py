@@ -27,6 +27,7 @@ class Meter(NamedTuple):
     taken_s: float
     full_scans: int
     pages_sharing: int
+    unmapped_kib: int
     cpu_s: float | None
     pages_scanned: int | None
     pages_skipped: int | None

@@ -1,0 +1,91 @@
+"""What huge pages give back when ksmd splits them, which no counter of KSM's tells: what it is, and would be."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import psutil
+import pytest
+
+from demo.guests import PayloadGuest
+from tests.lab.fixtures import GuestFactory, RunningGuest
+from tests.lab.guest_memory import zero_mapped_kib
+from tests.lab.ksm import IDLE, Ksm
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, wait_until_covered
+
+pytestmark = pytest.mark.real
+
+MIB = 1 << 20
+ZERO_MIB, OWN_MIB, GUESTS = 120, 40, 3
+
+
+def scrubbed(number: int) -> PayloadGuest:
+    return PayloadGuest(name=f"scrubbed{number}", memory_mib=192, zero_mib=ZERO_MIB, own_mib=OWN_MIB, seed=number)
+
+
+def resident_bytes(running: list[RunningGuest]) -> int:
+    return sum(psutil.Process(one.pid).memory_info().rss for one in running)
+
+
+def zero_bytes(running: list[RunningGuest]) -> int:
+    return sum(zero_mapped_kib(one.pid) * 1024 for one in running)
+
+
+def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_guest(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    """Guests of which most is zero, as Windows leaves it, in QEMU's own huge pages."""
+    ksm.write(use_zero_pages=1)
+    agent = start_agent(SWEEPING_LAW)
+    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
+    line = wait_until_covered(agent, GUESTS)
+    full = max(one["sensed"]["committed_bytes"] for one in agent.lines("pass_completed"))
+    came_free = full - resident_bytes(running)
+    assert came_free >= 0.9 * GUESTS * ZERO_MIB * MIB
+    assert ksm.settings() == IDLE
+    assert line["decision"]["numbers"]["merge_ratio"] > 0.5, "it has merged more than was expected"
+
+    now = agent.home.told("status")["now"]
+    unmapped = now["freed_bytes"] + now["ksm_zero_pages"] * now["page_bytes"]
+    assert now["saved_bytes"] == unmapped + now["pages_sharing"] * now["page_bytes"]
+    assert unmapped <= zero_bytes(running) + MIB, "it is never too high"
+    assert unmapped == pytest.approx(came_free, rel=0.05)
+    told = agent.home.told("guests", "--connect", agent.uri)
+    assert told["host"]["saved_bytes"] == now["saved_bytes"]
+    assert sum(one["freed_bytes"] for one in told["guests"]) == now["freed_bytes"]
+
+    running[0].domain.destroy()
+    agent.step()
+    left = agent.home.told("status")["now"]["freed_bytes"]
+    assert left == pytest.approx(now["freed_bytes"] * (GUESTS - 1) / GUESTS, rel=0.05)
+
+    assert agent.stop() == 0
+    idle = resident_bytes(running[1:])
+    ksm.merge_all()
+    assert idle - resident_bytes(running[1:]) <= 0.02 * came_free, "flat out finds next to nothing more"
+    alone = agent.home.run("status", "--json", "--connect", agent.uri)
+    assert f'"freed_bytes": {left}' in alone.stdout, "what is free stays free when the agent has gone"
+
+
+def test_doctor_as_root_measures_what_use_zero_pages_would_bring(
+    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    ksm.write(pages_to_scan=0)
+    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
+
+    def find(told: str) -> dict[str, str]:
+        (found,) = [one for one in json.loads(told)["findings"] if one["check"] == "use_zero_pages"]
+        return dict(found)
+
+    command = ("doctor", "--connect", libvirtd.uri, "--json")
+    found = find(agent_home.run(*command).stdout)
+    assert found["verdict"] == "WARN", found
+    zero_mib, present_mib = (float(mib) for mib in re.findall(r"([0-9.]+) MiB", found["detail"]))
+    assert zero_mib == pytest.approx(GUESTS * ZERO_MIB, rel=0.2), "a sample: it is as far off once in a billion times"
+    assert present_mib >= GUESTS * (ZERO_MIB + OWN_MIB)
+    assert "USE_ZERO_PAGES=1" in found["remedy"]
+    ksm.write(use_zero_pages=1)
+    assert find(agent_home.run(*command).stdout)["verdict"] == "PASS"
+    assert zero_bytes(running) < MIB, "it has read nothing that was not there"
