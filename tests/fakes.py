@@ -83,6 +83,9 @@ class FakeHypervisor:
     def host_memory(self) -> HostMemory:
         return self.host
 
+    def cpus(self) -> int | None:
+        return 8
+
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         if not with_max:
             return tuple(replace(one, max_kib=None) for one in self.running)
@@ -176,6 +179,9 @@ class FakeFacts:
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         return (0,) * len(names)
+
+    def cpus(self) -> int | None:
+        return 8
 
     def page_kib(self) -> int:
         return 4

@@ -86,7 +86,7 @@ class AdaptiveParams:
 
     engage: Literal["auto", "always", "never"] = key(
         "auto",
-        "When to merge. auto: while memory is short, or would be once the guests have grown; never: only observe.",
+        "When to merge. auto: while memory is short, or would be once the guests have grown; never: scan nothing.",
         "Merging while memory is plenty splits huge pages and makes later writes more expensive.",
         choices=("auto", "always", "never"),
     )
@@ -98,9 +98,15 @@ class AdaptiveParams:
     )
     cpu_percent: int = key(
         100,
-        "CPU time of one core that ksmd may use during a full scan; all of it when no memory is available.",
+        "CPU time of one core that ksmd may use during a full scan; max_cpu_percent when no memory is available.",
         "A shorter full scan saves memory sooner; between full scans ksmd uses none.",
         bounds=(1, 100, "percent"),
+    )
+    max_cpu_percent: int = key(
+        0,
+        "The same at most, however short memory is and whatever cpu_percent says. 0: a quarter of the host's CPUs.",
+        "ksmd is one thread: a whole core from four CPUs on, half a core of two.",
+        bounds=(0, 100, "percent"),
     )
     settle_s: int = key(
         2,

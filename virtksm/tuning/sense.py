@@ -43,6 +43,7 @@ def sense(
             host=hypervisor.host_memory(),
             ksm=ksm,
             guests=hypervisor.measured_guests(),
+            cpus=hypervisor.cpus(),
         )
     guests = local.guests(hypervisor.running_guests(with_max=with_max))
     return Snapshot(
@@ -52,6 +53,7 @@ def sense(
         ksm=ksm,
         guests=guests,
         other_processes=local.other_processes_memory(guests) if with_other_processes else None,
+        cpus=local.cpus(),
     )
 
 
