@@ -291,6 +291,7 @@ class TargetPolicy:
 
     target: Settings = BUSY
     name: str = "target"
+    only_observes: bool = False
     wants_maxima: bool = False
     wants_other_processes: bool = False
     next_pass_s: float | None = 60.0

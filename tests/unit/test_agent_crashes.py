@@ -54,7 +54,7 @@ PORTS: dict[type, str] = {
     Policy: "policy",
 }
 """Every port, and the bench's part that stands for it."""
-OF_REMOTE_HOSTS = {(Hypervisor, "host_memory"), (Hypervisor, "measured_guests")}
+OF_REMOTE_HOSTS = {(Hypervisor, "host_memory"), (Hypervisor, "measured_guests"), (Hypervisor, "cpus")}
 BESIDE_PASSES = {
     (Switch, "turn_off"),
     (Switch, "turn_on"),

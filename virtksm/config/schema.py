@@ -82,7 +82,7 @@ class KsmtunedParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveParams:
-    """The keys of the policy `adaptive`."""
+    """The keys of the policies `adaptive` and `observe`."""
 
     engage: Literal["auto", "always", "never"] = key(
         "auto",
@@ -155,11 +155,12 @@ class MetricsParams:
 class Config:
     """All of virtksm's configuration."""
 
-    policy: Literal["adaptive", "ksmtuned"] = key(
+    policy: Literal["adaptive", "ksmtuned", "observe"] = key(
         "adaptive",
-        "adaptive scans new guest memory and then idles; ksmtuned reproduces ksmtuned (docs/policies.md).",
+        "adaptive scans new guest memory and then idles; ksmtuned reproduces ksmtuned; observe sets nothing, and says "
+        "what adaptive would do (docs/policies.md).",
         "adaptive uses next to no CPU time once guest memory has been scanned.",
-        choices=("adaptive", "ksmtuned"),
+        choices=("adaptive", "ksmtuned", "observe"),
     )
     host: Literal["auto", "local"] = key(
         "auto",
@@ -229,6 +230,11 @@ class Config:
     ksmtuned: KsmtunedParams = field(default_factory=KsmtunedParams)
     adaptive: AdaptiveParams = field(default_factory=AdaptiveParams)
     metrics: MetricsParams = field(default_factory=MetricsParams)
+
+    @property
+    def only_observes(self) -> bool:
+        """Whether KSM's settings are others' altogether."""
+        return self.policy == "observe"
 
 
 def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:

@@ -70,6 +70,7 @@ class KsmtunedPolicy:
 
     params: KsmtunedParams
     name: ClassVar[str] = NAME
+    only_observes: ClassVar[bool] = False
     wants_maxima: ClassVar[bool] = False
     wants_other_processes: ClassVar[bool] = False
 

@@ -3,7 +3,8 @@
 A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
 the policy's state are saved before the first write, the confirmation after it. If sensing fails, nothing is written; if
 the state cannot be saved, nothing is written either. While virtksm is switched off, every pass lets ksmd idle, and so
-does a restore: the baseline would scan.
+does a restore: the baseline would scan. A policy that only observes is asked in every pass, and nothing is written to
+the kernel, nor claimed or given back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
-from virtksm.errors import SettingsRefused
+from virtksm.errors import SettingsRefused, VirtksmError
 from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
@@ -88,7 +89,7 @@ class Cycle(Generic[State]):
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
             calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, triggers))
-            lacking = unoffered(before, decision.target)
+            lacking = () if self.policy.only_observes else unoffered(before, decision.target)
             after = before
             refusals = tuple(error for error in lacking if error.parameter not in self.tenure.lacking)
             if not dry_run:
@@ -106,7 +107,7 @@ class Cycle(Generic[State]):
             triggers=triggers,
             snapshot=snapshot,
             decision=decision,
-            outcome=_outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
+            outcome=self._outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
             before=before,
             after=after,
             duration_ms=(ended_s - began_s) * 1000,
@@ -127,6 +128,7 @@ class Cycle(Generic[State]):
         With a `baseline` its parameters get its values, whatever they hold. While switched off, let ksmd idle instead
         and keep the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
         """
+        self._require_actor()
         doubted: tuple[str, ...] = ()
         with self.store.locked():
             state = self._load()
@@ -154,8 +156,13 @@ class Cycle(Generic[State]):
 
     def idle(self) -> RestoreReport:
         """Let ksmd idle and keep the baseline, for `on_exit = "idle"`; foreign values are left alone."""
+        self._require_actor()
         with self.store.locked():
             return self._idle()
+
+    def _require_actor(self) -> None:
+        if self.policy.only_observes:
+            raise VirtksmError(f"policy {self.policy.name} sets nothing", remedy="set another policy")
 
     def _idle(self) -> RestoreReport:
         state = self._load()
@@ -180,7 +187,8 @@ class Cycle(Generic[State]):
     ) -> tuple[Decision, HostState, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
         """Decide; return the policy's next state, as a host's without ownership, its state before, and thresholds."""
         if off is not None:
-            return decide_off(off, was_off=self.tenure.was_off), HostState(), None, lambda: (SWITCHED_ON,)
+            decided = decide_off(off, was_off=self.tenure.was_off, only_observes=self.policy.only_observes)
+            return decided, HostState(), None, lambda: (SWITCHED_ON,)
         state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
         if state_before is not None:
@@ -201,6 +209,8 @@ class Cycle(Generic[State]):
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers
     ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictState]:
+        if self.policy.only_observes:
+            return dict(state.ownership), ConflictVerdict(may_write=False), self.tenure.conflict
         managed = [name for name, _ in target.items()]
         owned, foreign = claim(state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.tenure.has_begun)
         if snapshot.ksm.advisor_is_on:  # it moves pages_to_scan by itself: a refusal, not another writer
@@ -248,21 +258,23 @@ class Cycle(Generic[State]):
                 value=wanted[error.parameter], cause=error.cause, at_s=self.clock()
             )
 
-
-def _outcome(
-    *,
-    dry_run: bool,
-    verdict: ConflictVerdict,
-    wanted: tuple[Call, ...],
-    calls: tuple[Call, ...],
-    refusals: tuple[SettingsRefused, ...],
-) -> Outcome:
-    if dry_run:
-        return Outcome.DRY_RUN
-    if not verdict.may_write:
-        return Outcome.YIELDED
-    if refusals:
-        return Outcome.REFUSED
-    if len(calls) < len(wanted):
-        return Outcome.HELD
-    return Outcome.APPLIED if calls else Outcome.UNCHANGED
+    def _outcome(
+        self,
+        *,
+        dry_run: bool,
+        verdict: ConflictVerdict,
+        wanted: tuple[Call, ...],
+        calls: tuple[Call, ...],
+        refusals: tuple[SettingsRefused, ...],
+    ) -> Outcome:
+        if dry_run:
+            return Outcome.DRY_RUN
+        if self.policy.only_observes:
+            return Outcome.OBSERVED
+        if not verdict.may_write:
+            return Outcome.YIELDED
+        if refusals:
+            return Outcome.REFUSED
+        if len(calls) < len(wanted):
+            return Outcome.HELD
+        return Outcome.APPLIED if calls else Outcome.UNCHANGED

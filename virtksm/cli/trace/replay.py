@@ -188,7 +188,8 @@ def _answer_values(decision: Decision) -> dict[str, object]:
 
 def law_values(config: Config) -> dict[str, object]:
     """Return a policy and its own keys as JSON values."""
-    own = {name: value for name, value in law_of(config).items() if name.startswith(f"{config.policy}.")}
+    table = "adaptive" if config.only_observes else config.policy
+    own = {name: value for name, value in law_of(config).items() if name.startswith(f"{table}.")}
     return {"policy": config.policy, "config": own}
 
 

@@ -70,6 +70,7 @@ class AdaptivePolicy:
 
     params: AdaptiveParams
     name: ClassVar[str] = NAME
+    only_observes: ClassVar[bool] = False
     wants_other_processes: ClassVar[bool] = True
 
     @property
