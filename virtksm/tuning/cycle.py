@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic
+from typing import Any, Generic
 
 from virtksm.errors import SettingsRefused, VirtksmError
-from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
+from virtksm.model.decision import Decision, SwitchedOff, Threshold, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
@@ -25,6 +25,10 @@ from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.sense import sense, sense_settings
 
+SENSE_S = 2.0
+"""During a full scan a pass of the timer's, up to four a second, senses guests and the host no sooner again: it goes by
+KSM's counters, and reading the memory of 500 guests takes 20 ms (measured). An event is answered by what is."""
+
 
 @dataclass(slots=True)
 class Tenure:
@@ -33,6 +37,12 @@ class Tenure:
     has_begun: bool = False
     saved: HostState | None = None
     """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
+    decided: tuple[Mapping[str, object] | None, Any] | None = None
+    """The policy's state as it was last dumped, and as it was: one of a thousand guests takes milliseconds to parse."""
+    sensed: Snapshot | None = None
+    """The last snapshot that was read whole."""
+    is_scanning: bool = False
+    """Whether the last pass left ksmd scanning."""
     was_off: bool = False
     files_agree: bool = False
     """True once libvirt and this machine's files showed the same settings: later passes read the files."""
@@ -71,20 +81,10 @@ class Cycle(Generic[State]):
             began_s = self.clock()  # not before: another pass may have held the lock for seconds
             state = self._load()
             off = self.switch.read()
-            snapshot = sense(
-                self.hypervisor,
-                self.local,
-                began_s,
-                with_max=off is None and self.policy.wants_maxima,
-                with_other_processes=off is None and self.policy.wants_other_processes,
-                files_agree=self.tenure.files_agree,
-            )
-            if rates := self.tenure.dirty_kib_per_s:
-                guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
-                snapshot = replace(snapshot, guests=tuple(guests))
+            snapshot = self._sense(began_s, triggers, is_off=off is not None)
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
-            decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
+            decision, asked, left, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
@@ -100,6 +100,8 @@ class Cycle(Generic[State]):
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)
                 refusals += refused
                 self.tenure.was_off = off is not None
+                self.tenure.is_scanning = bool(after.pages_to_scan)
+                self.tenure.decided = asked.policy_state, left
             ended_s = self.clock()
         return PassReport(
             uri=self.hypervisor.uri,
@@ -174,6 +176,28 @@ class Cycle(Generic[State]):
         left = tuple(value.parameter for value in foreign)
         return RestoreReport(before=found, after=after, left=left, refusals=refusals)
 
+    def _sense(self, now_s: float, triggers: Triggers, *, is_off: bool) -> Snapshot:
+        """Sense, but what changes slowly only now and then while a full scan goes on."""
+        tenure, known = self.tenure, self.tenure.sensed
+        is_tick = triggers.kinds == {Trigger.TIMER} and tenure.is_scanning and not is_off
+        if known is not None and not (is_tick and 0 <= now_s - known.taken_s < SENSE_S):
+            known = None
+        snapshot = sense(
+            self.hypervisor,
+            self.local,
+            now_s,
+            with_max=not is_off and self.policy.wants_maxima,
+            with_other_processes=not is_off and self.policy.wants_other_processes,
+            files_agree=tenure.files_agree,
+            known=known,
+        )
+        if known is None or snapshot.guests is not known.guests:
+            if rates := tenure.dirty_kib_per_s:
+                guests = (replace(guest, dirty_kib_per_s=rates.get(guest.key)) for guest in snapshot.guests)
+                snapshot = replace(snapshot, guests=tuple(guests))
+            tenure.sensed = snapshot
+        return snapshot
+
     def _load(self) -> HostState:
         state = self.store.load()
         return self.tenure.saved if self.tenure.saved is not None and state == HostState() else state
@@ -184,14 +208,19 @@ class Cycle(Generic[State]):
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: SwitchedOff | None
-    ) -> tuple[Decision, HostState, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
-        """Decide; return the policy's next state, as a host's without ownership, its state before, and thresholds."""
+    ) -> tuple[Decision, HostState, Any, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
+        """Decide; return the policy's next state, as a host's without ownership and as it is, the one before, and
+        thresholds.
+        """
         if off is not None:
             decided = decide_off(off, was_off=self.tenure.was_off, only_observes=self.policy.only_observes)
-            return decided, HostState(), None, lambda: (SWITCHED_ON,)
+            return decided, HostState(), None, None, lambda: (SWITCHED_ON,)
         state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
-        if state_before is not None:
+        kept = self.tenure.decided
+        if state_before is not None and kept is not None and kept[0] is state_before:
+            before = kept[1]
+        elif state_before is not None:
             try:
                 before = self.policy.load_state(state_before)
             except ValueError:  # another version's: begin again, the ownership beside it still counts
@@ -204,7 +233,7 @@ class Cycle(Generic[State]):
             return find_thresholds(self.policy, snapshot, left, decision)
 
         saved = HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left))
-        return decision, saved, state_before, thresholds
+        return decision, saved, left, state_before, thresholds
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers
