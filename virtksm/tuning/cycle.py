@@ -181,7 +181,7 @@ class Cycle(Generic[State]):
         tenure, known = self.tenure, self.tenure.sensed
         is_tick = triggers.kinds == {Trigger.TIMER} and tenure.is_scanning and not is_off
         if known is not None and not (is_tick and 0 <= now_s - known.taken_s < SENSE_S):
-            known = None
+            known = tenure.sensed = None  # also where sensing fails now: what has changed is for the next pass to see
         snapshot = sense(
             self.hypervisor,
             self.local,

@@ -34,7 +34,9 @@ ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("file", metavar="FILE", help="what `virtksm trace record` has written")
-    parser.add_argument("--policy", choices=all_keys()["policy"].choices, help="default: the recorded one")
+    policies = all_keys()["policy"].choices
+    help_text = f"{', '.join(policies[:-1])} or {policies[-1]} (default: the recorded one)"
+    parser.add_argument("--policy", metavar="P", choices=policies, help=help_text)
     parser.add_argument(
         "--set",
         dest="changes",
