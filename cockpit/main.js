@@ -230,7 +230,7 @@ function showRights() {
 }
 
 function followPolicy() {
-    byId("engage").disabled = byId("policy").value !== "adaptive";
+    byId("engage").disabled = byId("policy").value === "ksmtuned";
 }
 
 function announceGuests(count) {

@@ -1,7 +1,7 @@
 /* Quantities and texts from outside as text for people, as the command line words them (virtksm/text.py). */
 
 /* What a pass has come to where all is well, as `virtksm status` says it. */
-export const OUTCOMES = { unchanged: "no change", applied: "settings changed" };
+export const OUTCOMES = { unchanged: "no change", applied: "settings changed", observed: "nothing is ever set" };
 
 export function formatBytes(bytes) {
     if (bytes === null || bytes === undefined)

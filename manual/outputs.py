@@ -519,7 +519,7 @@ class Restored(Versioned):
 
 
 class Left(Versioned):
-    """Nothing to do, as `on_exit` is `leave`."""
+    """Nothing to do, as `on_exit` is `leave`, or the policy only observes."""
 
     action: Literal["leave"]
 

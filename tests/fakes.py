@@ -84,6 +84,9 @@ class FakeHypervisor:
     def host_memory(self) -> HostMemory:
         return self.host
 
+    def cpus(self) -> int | None:
+        return 8
+
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         if not with_max:
             return tuple(replace(one, max_kib=None) for one in self.running)
@@ -184,6 +187,9 @@ class FakeFacts:
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         return (0,) * len(names)
+
+    def cpus(self) -> int | None:
+        return 8
 
     def page_kib(self) -> int:
         return 4
@@ -293,6 +299,7 @@ class TargetPolicy:
 
     target: Settings = BUSY
     name: str = "target"
+    only_observes: bool = False
     wants_maxima: bool = False
     wants_other_processes: bool = False
     next_pass_s: float | None = 60.0

@@ -29,6 +29,9 @@ MAX_MEMBERS = 100_000
 """Bounds lists and mappings: of guests, and of times."""
 
 
+PLAIN = frozenset((str, int, float, bool, NoneType))
+
+
 def parse_object(said: bytes | str, what: str) -> dict[str, object]:
     """Parse a JSON object, called `what` in the ValueError that is raised for other text."""
     try:
@@ -69,12 +72,12 @@ def build(made: type[Made], values: object, *, least: float = -MAX, most: float 
 
 def dump(value: object) -> Any:  # noqa: ANN401  # the dumped value's
     """Return a value and its nested values as JSON values: of a value of ours its fields, in their order."""
-    if type(value) in (str, int, float, bool, NoneType):
+    if type(value) in PLAIN:
         return value
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {name: dump(one) for name, one in value.items()}
+        return {name: one if type(one) in PLAIN else dump(one) for name, one in value.items()}
     if isinstance(value, frozenset):
         return sorted(dump(one) for one in value)
     names = _field_names(type(value))

@@ -130,7 +130,8 @@ class Adaptive(Contender):
 
     def begin(self, ground: Ground, work: Work) -> None:
         self._ksm = ground.ksm
-        law = '[adaptive]\nengage = "always"\n'
+        # A whole core, as peers may take; by default it is half a core where the race runs on two CPUs.
+        law = '[adaptive]\nengage = "always"\nmax_cpu_percent = 100\n'
         self._agent = self._stack.enter_context(running_agent(ground.folder / "agent", ground.uri, law))
 
     @property

@@ -19,6 +19,9 @@ from virtksm.values import replace
 CPU_TICK_S = 0.01
 """/proc tells CPU time in hundredths of a second."""
 
+CPUS = 8
+"""ksmd takes one of them, and nothing else is simulated."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SimHost:
@@ -130,6 +133,9 @@ class SimHost:
             total_kib=self.total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0, available_kib=free_kib
         )
 
+    def cpus(self) -> int | None:
+        return CPUS
+
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         return tuple(
             Guest(
@@ -223,6 +229,9 @@ class SimFacts:
         for process in host.processes:
             process.catch_up(host.ksmd.trees, host.now_s)
         return tuple(host.ksmd.trees.cow_ksm if name == "cow_ksm" else None for name in names)
+
+    def cpus(self) -> int | None:
+        return CPUS
 
     def page_kib(self) -> int:
         return 4

@@ -123,6 +123,7 @@ def test_it_tells_settings_counters_and_memory_and_leaves_local_facts_unknown(ho
     assert 0 < memory.free_kib < memory.total_kib
     assert 0 <= memory.free_kib + memory.buffers_kib + memory.cached_kib <= memory.total_kib
     assert memory.available_kib is None
+    assert (host.hypervisor.cpus() or 0) >= 1
     assert host.hypervisor.running_guests(with_max=True) == host.hypervisor.measured_guests() == ()
 
 

@@ -59,6 +59,28 @@ def test_the_last_save_is_loaded_also_by_another_process_and_one_that_fails_chan
         assert kept.reopen().load() == STATE
 
 
+def test_what_another_process_has_saved_since_is_loaded_and_what_nobody_has_is_the_same_value(kept: Kept) -> None:
+    other = replace(STATE, policy_state={"npages": 365, "stepped_at_s": 12345.678})
+    with kept.store.locked():
+        kept.store.save(STATE)
+        assert kept.store.load() is STATE
+        kept.reopen().save(other)
+        assert kept.store.load() == other
+
+
+def test_a_file_that_is_damaged_or_removed_after_a_save_is_seen(tmp_path: Path) -> None:
+    paths = RuntimePaths(str(tmp_path / "run"))
+    store, file = StateFile(paths, "local"), Path(paths.host_state("local"))
+    with store.locked():
+        store.save(STATE)
+    file.unlink()
+    assert store.load() == HostState()
+    store.save(STATE)
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(StateUnusable):
+        store.load()
+
+
 def test_the_lock_is_let_go_by_a_failure(kept: Kept) -> None:
     with pytest.raises(KeyError), kept.store.locked():
         raise KeyError

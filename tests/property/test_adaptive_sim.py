@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.sim.costs import KsmdCosts
@@ -16,6 +16,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.full_scans import BATCH_S
 from virtksm.policy.adaptive.growth import Growth
 from virtksm.policy.adaptive.worth import PRICES
 from virtksm.values import replace
@@ -196,3 +197,25 @@ def test_stopping_guests_do_no_harm(starts: list[Start], at_s: float, number: in
     events: list[Event] = [*starts, Stop(at_s=max(at_s, gone.at_s + 1), name=gone.guest.name)]
     ours = run_policy(new_host(), ALWAYS, events, until_s=UNTIL_S, sample_every_s=10.0)
     assert ours.samples[-1].settings.pages_to_scan == 0
+
+
+@settings(max_examples=15)
+@given(storms(), st.integers(1, 100), st.integers(1, 100), st.sampled_from([0, 30, 70, 100]))
+@example([Start(at_s=0.0, guest=PayloadGuest(name="g", memory_mib=64, common_mib=16, seed=1))], 2, 4, 0)
+def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_no_pressure_lifts_its_ceiling(
+    starts: list[Start], cpu_percent: int, max_cpu_percent: int, reserve_percent: int
+) -> None:
+    """Ten seconds may hold one batch too many, in which pages cost twice as much as in the one before."""
+    params = AdaptiveParams(
+        engage="always", cpu_percent=cpu_percent, max_cpu_percent=max_cpu_percent, reserve_percent=reserve_percent
+    )
+    host = SimHost(total_kib=TOTAL_KIB // 4, ksmd=Ksmd(rules=Rules(smart_scan=False)))
+    host.set_parameters(dict(IDLE.items()))
+    ours = run_policy(host, AdaptivePolicy(params=params), starts, until_s=UNTIL_S, sample_every_s=0.1)
+    ordinary = min(cpu_percent, max_cpu_percent)
+    percent = max_cpu_percent if reserve_percent else ordinary
+    budgets = [report.decision.reason.numbers["cpu_budget_percent"] or 0.0 for _, report in ours.passes]
+    assert ordinary <= min(budgets) <= max(budgets) <= percent
+    used_s = [sample.ksmd_cpu_seconds for sample in ours.samples]
+    most_s = max(after - before for before, after in zip(used_s, used_s[100:], strict=False))
+    assert most_s <= percent / 100 * (10 + 2 * BATCH_S)

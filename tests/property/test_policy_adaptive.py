@@ -34,6 +34,7 @@ params = st.builds(
     engage=st.sampled_from(["auto", "always", "never"]),
     reserve_percent=st.integers(0, 100),
     cpu_percent=st.integers(1, 100),
+    max_cpu_percent=st.integers(0, 100),
     settle_s=st.integers(0, 3600),
     merge_across_nodes=st.sampled_from(["keep", "never", "always"]),
 )
@@ -80,6 +81,7 @@ snapshots = st.builds(
     guests=guests,
     other_processes=st.none()
     | st.builds(OtherProcesses, kib=kib, processes=st.integers(0, 9), unread=st.integers(0, 9)),
+    cpus=st.none() | st.integers(1, 8192),
 )
 trigger_sets = st.builds(Triggers, kinds=st.frozensets(st.sampled_from(Trigger), min_size=1))
 passes = st.lists(st.tuples(snapshots, trigger_sets), min_size=1, max_size=12)

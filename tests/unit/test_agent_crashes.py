@@ -54,7 +54,7 @@ PORTS: dict[type, str] = {
     Policy: "policy",
 }
 """Every port, and the bench's part that stands for it."""
-OF_REMOTE_HOSTS = {(Hypervisor, "host_memory"), (Hypervisor, "measured_guests")}
+OF_REMOTE_HOSTS = {(Hypervisor, "host_memory"), (Hypervisor, "measured_guests"), (Hypervisor, "cpus")}
 BESIDE_PASSES = {
     (Switch, "turn_off"),
     (Switch, "turn_on"),
@@ -153,6 +153,7 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
         agent = bench.agent
         await bench.looked()
         faulty.is_armed = True
+        agent.tenure.decided = None  # as after another process's pass
         event = DomainEvent(trigger=Trigger.MEMORY_DEVICE, guest="one", uuid="u", detail="dimm0", heard_s=0.0)
         for _ in range(2):
             bench.passes.heard(event)

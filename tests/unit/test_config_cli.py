@@ -38,7 +38,7 @@ def test_check_prints_every_fault_on_a_line_of_its_own_and_ends_with_2(tmp_path:
     assert capsys.readouterr() == (
         "",
         f"virtksm: error: {path}: coalesce: is not a known key; did you mean coalesce_ms?\n"
-        f'virtksm: error: {path}: policy: is \'best\'; use one of "adaptive" | "ksmtuned"\n'
+        f'virtksm: error: {path}: policy: is \'best\'; use one of "adaptive" | "ksmtuned" | "observe"\n'
         "virtksm: 2 errors in 1 file\n",
     )
 
@@ -62,7 +62,7 @@ def test_show_has_each_value_and_its_origin_also_as_json(tmp_path: Path, capsys:
     assert taken.pop("ksmtuned.npages_max") == (99, str(path))
     assert taken.pop("private_guests") == ([], "default")
     assert taken == {name: (value_of(Config(), name), "default") for name in all_keys() if name in taken}
-    assert shown["policy"]["choices"] == ["adaptive", "ksmtuned"]
+    assert shown["policy"]["choices"] == ["adaptive", "ksmtuned", "observe"]
     assert shown["policy"]["meaning"] == all_keys()["policy"].meaning
 
 

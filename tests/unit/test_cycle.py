@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,7 +16,7 @@ from virtksm.cli.render import restore_rows
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
 from virtksm.model.decision import SwitchedOff, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
-from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, KsmState, Settings
+from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, Guest, KsmState, Settings
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.values import replace
@@ -492,3 +492,64 @@ def test_what_stands_in_the_way_of_merging_is_a_warning_with_its_remedy_while_it
     assert bench.pages == 0
     assert note.startswith("/var/lib/virtksm/local.off: is damaged")
     assert "`virtksm resume`" in note
+
+
+# During a full scan
+
+
+class Listing(FakeHypervisor):
+    """Counts how often guests were listed."""
+
+    listed = 0
+
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
+        self.listed += 1
+        return super().running_guests(with_max=with_max)
+
+
+def sensed(bench: Bench, after_s: float, trigger: Trigger = Trigger.TIMER) -> bool:
+    """Tell whether a pass so much later senses guests."""
+    assert isinstance(bench.hypervisor, Listing)
+    bench.clock.now_s += after_s
+    before = bench.hypervisor.listed
+    report = bench.run(trigger)
+    assert report.snapshot.taken_s == bench.clock.now_s
+    assert [guest.name for guest in report.snapshot.guests] == ["a"]
+    return bench.hypervisor.listed > before
+
+
+def test_while_ksmd_scans_the_timers_passes_sense_guests_every_two_seconds_and_after_each_full_scan(
+    bench: Bench,
+) -> None:
+    bench.hypervisor = Listing(running=(Guest(uuid="a", name="a", domain_id=1),))
+    bench.local.counters = counters = {**bench.hypervisor.values, "full_scans": 0}
+    assert sensed(bench, 0.0)
+    counters.update(BUSY.items())
+    assert [sensed(bench, 0.25) for _ in range(7)] == [False] * 7
+    assert sensed(bench, 0.25), "two seconds later"
+    assert [sensed(bench, 0.25, Trigger.STARTED), sensed(bench, 0.25)] == [True, False]
+    counters["full_scans"] = 1
+    assert [sensed(bench, 0.25), sensed(bench, 0.25)] == [True, False]
+    bench.clock.now_s -= 100
+    assert sensed(bench, 0.0), "the clock began anew"
+    bench.policy.target = IDLE
+    assert not sensed(bench, 0.25)
+    counters.update(IDLE.items())
+    assert sensed(bench, 0.25), "ksmd is idle, so a pass looks for what has grown"
+
+
+def test_a_state_that_this_process_has_saved_is_not_parsed_again_and_another_processs_is(bench: Bench) -> None:
+    class Parsing(TargetPolicy):
+        parsed = 0
+
+        def load_state(self, kept: Mapping[str, object]) -> int:
+            self.parsed += 1
+            return super().load_state(kept)
+
+    bench.policy = policy = Parsing()
+    for _ in range(3):
+        bench.run()
+    assert (policy.parsed, bench.store.state.policy_state) == (0, {"steps": 3})
+    bench.store.state = replace(bench.store.state, policy_state={"steps": 40})
+    bench.run()
+    assert (policy.parsed, bench.store.state.policy_state) == (1, {"steps": 41})

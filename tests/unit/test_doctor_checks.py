@@ -425,6 +425,20 @@ def test_a_check_says(check: str, facts: Facts, verdict: Verdict, detail: str) -
     assert "\n" not in found.remedy
 
 
+def test_what_keeps_virtksm_from_setting_ksm_is_no_fault_where_it_only_observes() -> None:
+    spoiled = files(process("ksmtuned"), {f"{KSM}/advisor_mode": "none [scan-time]\n"})
+    for check, detail in (("ksmtuned", "ksmtuned runs"), ("advisor", "advisor_mode is scan-time")):
+        assert outcome(spoiled, check).verdict is FAIL
+        found = outcome(configured(spoiled, policy="observe"), check)
+        assert (found.verdict, found.remedy) == (INFO, "")
+        assert detail in found.detail
+        assert found.detail.endswith("policy observe leaves KSM to others")
+    off = with_numbers(run=0)
+    assert outcome(configured(off, policy="observe"), "ksm_run").verdict is FAIL
+    seen = with_agent(outcome="observed")
+    assert (outcome(seen, "agent").verdict, outcome(seen, "agent").detail) == (PASS, f"observes {AGENT.uri}")
+
+
 def test_every_check_passes_on_a_healthy_host_and_is_seen_to_find_something() -> None:
     assert [(one.check, one.outcome.verdict) for one in examine(HEALTHY)] == [(check.name, PASS) for check in CHECKS]
     finding = {check for check, _, verdict, detail in CASES if verdict in (WARN, FAIL) and "cannot tell" not in detail}

@@ -104,7 +104,8 @@ def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
     assert found["virtksm_pass_triggers_total"] == {("connected", result): 1, ("started", result): 1}
     assert found["virtksm_decisions_total"] == {(report.decision.reason.rule,): 1}
     assert found["virtksm_last_pass_result"] == {
-        (one,): int(one == result) for one in ("applied", "unchanged", "yielded", "held", "refused", "failed")
+        (one,): int(one == result)
+        for one in ("applied", "unchanged", "observed", "yielded", "held", "refused", "failed")
     }
     tally.failed(["timer"])
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)

@@ -150,6 +150,30 @@ def test_2_less_memory_scans_faster() -> None:
     assert (much.target.pages_to_scan or 0) < (none.target.pages_to_scan or 0)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "cpu_percent", "max_percent", "ordinary", "pressed"),
+    [
+        (8, 20, 0, 20, 100),
+        (8, 20, 20, 20, 20),
+        (8, 100, 30, 30, 30),
+        (None, 100, 0, 100, 100),
+        (2, 100, 0, 50, 50),
+        (1, 10, 0, 10, 25),
+        (1, 100, 100, 100, 100),
+    ],
+)
+def test_2_no_pressure_lifts_the_ceiling_which_is_a_quarter_of_the_cpus_by_default(
+    cpus: int | None, cpu_percent: int, max_percent: int, ordinary: int, pressed: int
+) -> None:
+    policy = AdaptivePolicy(
+        params=AdaptiveParams(engage="always", cpu_percent=cpu_percent, max_cpu_percent=max_percent)
+    )
+    seen = replace(snap(0, ONE), cpus=cpus)
+    for available_kib, percent in ((40 * GIB, ordinary), (0, pressed)):
+        decision, _ = decide_all(policy, with_available(seen, available_kib))
+        assert decision.reason.numbers["cpu_budget_percent"] == percent
+
+
 def test_without_ksm_switched_on_nothing_is_scanned_and_the_backlog_stays() -> None:
     decision, state = decide_all(ALWAYS, *(snap(at, ONE, run=0) for at in range(0, 100, 10)))
     assert (decision.target, decision.reason.rule) == (IDLE, "off")
@@ -569,6 +593,17 @@ def test_8_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
     assert early.target.sleep_millisecs == first.target.sleep_millisecs
     assert early.next_pass_s == pytest.approx(0.4)
     due, _ = decide_all(policy, after(early, snap(11.0, BOTH, **over)), state=state)
+    assert due.target.sleep_millisecs != first.target.sleep_millisecs
+
+
+def test_8_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
+    first, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
+    over = {"pages_scanned": 500, "ksmd_cpu_seconds": 0.15, "full_scans": 1}
+    early, state = decide_all(policy, after(first, snap(10.5, BOTH, **over)), state=state)
+    assert (early.reason.rule, early.target.sleep_millisecs) == ("full_scan", first.target.sleep_millisecs)
+    assert early.next_pass_s == pytest.approx(1.0)
+    due, _ = decide_all(policy, after(early, snap(11.5, BOTH, **over)), state=state)
     assert due.target.sleep_millisecs != first.target.sleep_millisecs
 
 

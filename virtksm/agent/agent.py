@@ -130,11 +130,14 @@ class Agent:
         async with self.configuration.lock:
             self.reporter.tally.config_is_read = False  # until it is
             try:
+                before, cycle = self.configuration.in_force, self.passes.cycle
                 self._put_in_force(await self.configuration.read_again())
             except ConfigError as error:
                 self.reporter.config_rejected(error)
                 self.passes.offer(Trigger.SIGNAL)
                 return error
+            if self.configuration.in_force.only_observes and not before.only_observes:
+                await self._leave_settings(before, cycle)
             self.reporter.config_reloaded()
             self.passes.offer(Trigger.RELOAD)
             return None
@@ -195,24 +198,26 @@ class Agent:
     async def _leave(self) -> ExitCode:
         """Do what `on_exit` says, and close the connection, also where one of the two fails."""
         self.reporter.stopping()
-        code = ExitCode.DONE
-        try:
-            code = await self._do_on_exit()
-        except VirtksmError as error:
-            self.reporter.leaving_failed(error)
-            code = ExitCode(error.exit_code)
-        except Exception as error:  # noqa: BLE001  # the outermost layer
-            self.reporter.task_crashed("leaving", error)
-            code = ExitCode.FAILED
+        code = await self._leave_settings(self.configuration.in_force, self.passes.cycle)
         try:
             await self._disconnect()
         except Exception as error:  # noqa: BLE001  # likewise
             self.reporter.task_crashed("closing the connection", error)
         return code
 
-    async def _do_on_exit(self) -> ExitCode:
-        config, cycle = self.configuration.in_force, self.passes.cycle
-        has_nothing_to_leave = cycle is None and not self.tenure.has_begun
+    async def _leave_settings(self, config: Config, cycle: Cycle[Any] | None) -> ExitCode:
+        """Do what a configuration's `on_exit` says, and report how that failed."""
+        try:
+            return await self._do_on_exit(config, cycle)
+        except VirtksmError as error:
+            self.reporter.leaving_failed(error)
+            return ExitCode(error.exit_code)
+        except Exception as error:  # noqa: BLE001  # the outermost layer
+            self.reporter.task_crashed("leaving", error)
+            return ExitCode.FAILED
+
+    async def _do_on_exit(self, config: Config, cycle: Cycle[Any] | None) -> ExitCode:
+        has_nothing_to_leave = config.only_observes or (cycle is None and not self.tenure.has_begun)
         if config.on_exit == "leave" or has_nothing_to_leave:
             return ExitCode.DONE
         if cycle is None:

@@ -74,9 +74,14 @@ class DirtyRates:
     retry_s: float = 0.0
     """When to measure again after a failure."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
+    noted: tuple[Iterable[Guest], bool] | None = None
+    """What was seen last."""
 
     def see(self, running: Iterable[Guest], *, is_wanted: bool) -> None:
         """Note the guests that run with what they hold; `is_wanted`: the policy goes by their rates now."""
+        if self.noted is not None and self.noted[0] is running and self.noted[1] == is_wanted:
+            return  # a pass that has sensed no guests anew
+        self.noted = running, is_wanted
         self.running = {guest.key: guest for guest in running if guest.can_merge} if is_wanted else {}
         for known in (self.rates, self.due_s, self.measured):
             for key in known.keys() - self.running.keys():
@@ -86,6 +91,7 @@ class DirtyRates:
     def forget(self) -> None:
         """Forget all: the connection is another one."""
         self.see((), is_wanted=False)
+        self.noted = None
         self.retry_s = 0.0
 
     async def measure_when_due(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,10 +51,14 @@ class GuestReader:
     read_s: float = READ_S
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     is_stopping: bool = False
+    _exposed: tuple[tuple[Guest, ...], Sequence[str], tuple[str, ...]] | None = None
+    """The guests and the patterns that were asked for last, and the answer, as long as it holds."""
 
     def see(self, running: tuple[Guest, ...], *, again: bool) -> None:
         """Note the guests that run; `again`: all of them are read again."""
-        self.running = running
+        if running is self.running and not again and not self.due:
+            return  # a pass that has sensed no guests anew
+        self.running, self._exposed = running, None
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
@@ -64,13 +68,15 @@ class GuestReader:
         self._name_exposed()
         self.seen.set()
 
-    def exposed(self, running: Iterable[Guest], patterns: Iterable[str]) -> tuple[str, ...]:
+    def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
-        return exposed(running, self.known, patterns)
+        if self._exposed is None or not (self._exposed[0] is running and self._exposed[1] == patterns):
+            self._exposed = running, patterns, exposed(running, self.known, patterns)
+        return self._exposed[2]
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
-        self.known, self.due, self.running = {}, {}, None
+        self.known, self.due, self.running, self._exposed = {}, {}, None, None
 
     def stop(self) -> None:
         """Read no further guest."""
@@ -114,6 +120,7 @@ class GuestReader:
 
     def _learn(self, seen: Iterable[tuple[Guest, GuestXml | None]]) -> None:
         """Take what was read of guests that still run; None for a guest that has ended."""
+        self._exposed = None
         for guest, xml in seen:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml

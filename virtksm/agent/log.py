@@ -27,6 +27,7 @@ MAX_CRASHES = 100
 """So many different ones are remembered as logged."""
 MAX_OF_A_TRACEBACK = 8_000
 MAX_OF_AN_OP = 60
+WELL = (Outcome.APPLIED, Outcome.UNCHANGED)
 STAYS = "the old configuration stays in force"
 BUG = "this is a fault of virtksm: please report it with these lines; the agent goes on"
 
@@ -287,7 +288,7 @@ def status_text(report: PassReport) -> str:
     """Return one line about a pass: what is saved, for how many guests, why ksmd scans or idles."""
     run, guests = report.snapshot.ksm.run, len(report.snapshot.guests)
     ksm_off = "" if run in (None, 1) else f"KSM is off (run={run}); "
-    outcome = "" if report.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({report.outcome.value})"
+    outcome = "" if report.outcome in WELL else f" ({report.outcome.value})"
     saved = f"{format_kib(report.saved_kib)} saved, {guests} guest{'' if guests == 1 else 's'}"
     return f"{ksm_off}{saved}; {report.decision.reason.text}{outcome}"
 
@@ -300,8 +301,8 @@ def pass_sentence(report: PassReport, heard: Sequence[str] = ()) -> str:
     asked = "" if report.triggers.kinds == {Trigger.TIMER} else ", ".join(report.triggers.names)
     cause = heard[0] if len(heard) == 1 else asked.replace("_", " ")
     decision = report.decision
-    does = "" if decision.is_idle else f", {_rate(decision.target)}"
-    outcome = "" if report.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else f" ({report.outcome.value})"
+    does = "" if decision.is_idle or report.outcome is Outcome.OBSERVED else f", {_rate(decision.target)}"
+    outcome = "" if report.outcome in WELL else f" ({report.outcome.value})"
     return f"{cause}: {decision.reason.text}{does}{outcome}".removeprefix(": ")
 
 

@@ -6,6 +6,7 @@ Rules:
    of the two.
 2. ksmd may be stranded while libvirt is silent and the settings written last, as far as is known, let it scan: only
    libvirt can slow it down. A pass that has not returned may have written anything. Before any pass it is unknown.
+   Where the policy only observes, ksmd is others' to slow down.
 3. The most that this costs: batches of `pages_to_scan` of the most expensive pages, `sleep_millisecs` apart.
 
 `as_dict` is the interface of `virtksm status --json` (docs/reference.md lists the fields); fields are added, never
@@ -75,6 +76,8 @@ class AgentFacts:
         """Whether ksmd may go on scanning while nothing can slow it down (rule 2); None where that is unknown."""
         silence = self.silence
         if silence is None:
+            return False
+        if self.policy == "observe":
             return False
         if silence.what == A_PASS:
             return True

@@ -44,6 +44,7 @@ class TraceBuffer:
         self.ring: deque[tuple[int, str]] = deque()
         self._asked_s: float | None = None
         self._last: tuple[Pass, PassReport] | None = None
+        self._configured: tuple[Config, Law] | None = None
         self._law: Law | None = None
         self._state_after: str | None = None
         """The policy's state after the last pass in the ring, as JSON; `_law` is that pass's."""
@@ -64,7 +65,7 @@ class TraceBuffer:
             refused=tuple(map(str, report.refusals)),
             foreign=report.foreign,
             off=report.switched_off,
-            law=Law(policy=config.policy, config=law_of(config)),
+            law=self._law_of(config),
             continues=False,
             state=report.state_before,
         )
@@ -75,6 +76,11 @@ class TraceBuffer:
         if self._asked_s is not None:
             self._buffer(alone, report)
         return alone
+
+    def _law_of(self, config: Config) -> Law:
+        if self._configured is None or self._configured[0] is not config:
+            self._configured = config, Law(policy=config.policy, config=law_of(config))
+        return self._configured[1]
 
     def answer(self, request: Mapping[str, object], *, now_s: float, now: datetime) -> dict[str, object]:
         """Return the lines that a recorder lacks, from the pass `since` of the `session` on.

@@ -116,5 +116,5 @@ def _plain(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-ENDINGS = {"_kib_s": " s", "_kib": "", "_us": " us", "_ms": " ms", "_s": " s"}
+ENDINGS = {"_percent": " %", "_kib_s": " s", "_kib": "", "_us": " us", "_ms": " ms", "_s": " s"}
 """By how a number's name ends, what follows the number; the longest first."""

@@ -23,11 +23,12 @@ def pass_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     yield "", "Host", f"{report['uri']} ({report['source']})"
     yield "", "Memory", f"{format_kib(free_kib)} of {format_kib(sensed['total_kib'])} free or cache"
     yield "", "Guests", f"{sensed['guests']} running{unread}, {format_kib(sensed['committed_kib'])} resident"
-    yield "", "Decided", f"{'idle' if decision['idle'] else 'scan'}: {decision['reason']}"
+    does = "" if report["policy"] == "observe" else "idle: " if decision["idle"] else "scan: "
+    yield "", "Decided", f"{does}{decision['reason']}"
     yield from (("", "Threshold", threshold["text"]) for threshold in decision.get("thresholds", ()))
     yield "", "Outcome", f"{report['outcome']} in {report['duration_ms']:.1f} ms"
-    after = decision["target"] if report["outcome"] == "dry_run" else report["after"]
-    yield from _change_rows(report["before"], after, would=report["outcome"] == "dry_run")
+    would = report["outcome"] in ("dry_run", "observed")
+    yield from _change_rows(report["before"], decision["target"] if would else report["after"], would=would)
     yield from (("warn", "Warning", note) for note in report["warnings"])
 
 

@@ -48,8 +48,11 @@ def run(options: argparse.Namespace) -> int:
     )
     with locked(paths.agent_lock, running):
         pass
-    if action == "leave":
-        print('{"schema": 1, "action": "leave"}' if options.json else "nothing to do: on_exit is leave")
+    if config.only_observes or action == "leave":
+        why = "on_exit is leave"
+        if config.only_observes:
+            why = "policy observe sets nothing (what an earlier one has set: virtksm --config /dev/null restore)"
+        print('{"schema": 1, "action": "leave"}' if options.json else f"nothing to do: {why}")
         return ExitCode.DONE
     libvirt = Libvirt(min(config.call_timeout_s, LEAVE_WITHIN_S) if options.on_exit else config.call_timeout_s)
     cycle = make_cycle(libvirt.open(requested_uri(options.connect)), config, paths)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from virtksm.cli.layout import Row
 
 RECENT_S = 86_400.0
-OUTCOMES = {"unchanged": "no change", "applied": "settings changed"}
+OUTCOMES = {"unchanged": "no change", "applied": "settings changed", "observed": "nothing is ever set"}
 """What a pass has come to where all is well."""
 PARTS = ("pages_sharing", "ksm_zero_pages")
 
@@ -27,7 +27,8 @@ def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool 
     now, agent = status.get("now"), status["agent"]
     if agent:
         version = f", virtksm {status['version']}" if verbose else ""
-        yield "", "Agent", f"running, policy {status['policy']}, {status['uri']}{version}"
+        doing = "observing, sets nothing" if status["policy"] == "observe" else f"running, policy {status['policy']}"
+        yield "", "Agent", f"{doing}, {status['uri']}{version}"
     elif agent is None:
         yield "warn", "Agent", "not for this user to ask: sudo virtksm status, or join the group of `status_group`"
     else:

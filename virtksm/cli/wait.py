@@ -3,7 +3,8 @@
 It asks the agent for its status, twice a second, and libvirt for nothing:
 
 1. The memory is settled when a pass says so that has begun after this command has: it has seen all guests that run.
-   ksmd is idle then, and nothing is left that the policy would scan as things are.
+   ksmd is idle then, and nothing is left that the policy would scan as things are. Where the policy only observes, it
+   waits for whoever lets ksmd scan.
 2. While virtksm is paused or KSM is off nothing is scanned, so the waiting ends.
 3. An agent that goes away is waited for. Without one at the beginning nobody knows the backlog: KSM's own files tell
    only whether it is off.
@@ -35,7 +36,11 @@ ASKED_FOR = {
         None,
     ),
 }
-SETTLED_RULES = {"adaptive": ("idle", "disengaged", "empty"), "ksmtuned": ("stop",)}
+SETTLED_RULES = {
+    "adaptive": ("idle", "disengaged", "empty"),
+    "ksmtuned": ("stop",),
+    "observe": ("idle", "disengaged"),
+}
 """By policy, the rules by which nothing is left to scan as things are."""
 RESULTS = {
     "settled": (ExitCode.DONE, "Settled"),
@@ -140,7 +145,9 @@ def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
         return "paused", decision["reason"]
     began_ago_s = (status["last_pass_ago_s"] or 0.0) + last["duration_ms"] / 1000
     is_done = decision["idle"] and decision["rule"] in SETTLED_RULES.get(last["policy"], ())
-    if not (is_done and last["outcome"] in ("applied", "unchanged") and _is_negligible(decision["numbers"])):
+    if not (
+        is_done and last["outcome"] in ("applied", "unchanged", "observed") and _is_negligible(decision["numbers"])
+    ):
         return None, decision["reason"]
     if began_ago_s > waited_s:
         return None, f"no pass since this command began; by the last one {decision['reason']}"

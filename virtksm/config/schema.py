@@ -92,11 +92,11 @@ class KsmtunedParams(NamedTuple):
 
 @table
 class AdaptiveParams(NamedTuple):
-    """The keys of the policy `adaptive`."""
+    """The keys of the policies `adaptive` and `observe`."""
 
     engage: Literal["auto", "always", "never"] = key(
         "auto",
-        "When to merge. auto: while memory is short, or would be once the guests have grown; never: only observe.",
+        "When to merge. auto: while memory is short, or would be once the guests have grown; never: scan nothing.",
         "Merging while memory is plenty splits huge pages and makes later writes more expensive.",
         choices=("auto", "always", "never"),
     )
@@ -108,9 +108,15 @@ class AdaptiveParams(NamedTuple):
     )
     cpu_percent: int = key(
         100,
-        "CPU time of one core that ksmd may use during a full scan; all of it when no memory is available.",
+        "CPU time of one core that ksmd may use during a full scan; max_cpu_percent when no memory is available.",
         "A shorter full scan saves memory sooner; between full scans ksmd uses none.",
         bounds=(1, 100, "percent"),
+    )
+    max_cpu_percent: int = key(
+        0,
+        "The same at most, however short memory is and whatever cpu_percent says. 0: a quarter of the host's CPUs.",
+        "ksmd is one thread: a whole core from four CPUs on, half a core of two.",
+        bounds=(0, 100, "percent"),
     )
     settle_s: int = key(
         2,
@@ -159,11 +165,12 @@ class MetricsParams(NamedTuple):
 class Config(NamedTuple):
     """All of virtksm's configuration."""
 
-    policy: Literal["adaptive", "ksmtuned"] = key(
+    policy: Literal["adaptive", "ksmtuned", "observe"] = key(
         "adaptive",
-        "adaptive scans new guest memory and then idles; ksmtuned reproduces ksmtuned (docs/policies.md).",
+        "adaptive scans new guest memory and then idles; ksmtuned reproduces ksmtuned; observe sets nothing, and says "
+        "what adaptive would do (docs/policies.md).",
         "adaptive uses next to no CPU time once guest memory has been scanned.",
-        choices=("adaptive", "ksmtuned"),
+        choices=("adaptive", "ksmtuned", "observe"),
     )
     host: Literal["auto", "local"] = key(
         "auto",
@@ -233,6 +240,11 @@ class Config(NamedTuple):
     ksmtuned: KsmtunedParams = KsmtunedParams()
     adaptive: AdaptiveParams = AdaptiveParams()
     metrics: MetricsParams = MetricsParams()
+
+    @property
+    def only_observes(self) -> bool:
+        """Whether KSM's settings are others' altogether."""
+        return self.policy == "observe"
 
 
 def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:

@@ -34,6 +34,7 @@ class LibvirtHost:
     def __init__(self, connection: libvirt.virConnect) -> None:
         self.connection = connection
         self.uri = connection.getURI()
+        self._cpus: int | None = None
         self._max_kib: dict[str, int | None] = {}
         self.stale: set[str | None] = set()
         """The guests whose maximum is to be asked again; None means all of them."""
@@ -79,6 +80,12 @@ class LibvirtHost:
     def host_memory(self) -> HostMemory:
         with self._translating("reading the host's memory"):
             return parse_memory_stats(self.connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS))
+
+    def cpus(self) -> int | None:
+        if self._cpus is None:
+            with self._translating("counting the host's CPUs"):
+                self._cpus = self.connection.getInfo()[2] or None
+        return self._cpus
 
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         with self._translating("listing the guests"):

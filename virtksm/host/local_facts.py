@@ -150,6 +150,9 @@ class ProcFacts:
         text = _read(f"{psutil.PROCFS_PATH}/vmstat") or ""
         return tuple(parse_vmstat(text, name) for name in names)
 
+    def cpus(self) -> int | None:
+        return os.cpu_count()
+
     def page_kib(self) -> int:
         return os.sysconf("SC_PAGE_SIZE") // 1024
 

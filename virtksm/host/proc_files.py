@@ -28,6 +28,7 @@ MAX_BYTES = 1 << 17
 """The part of a process's command line that is read: it may be endless, and -uuid is in QEMU's first KiB."""
 NUMBER = "[0-9]{1,20}"
 """The form of a 64-bit counter; Python would take other scripts' digits, and refuse too many of them."""
+_COUNTER, _SIGNED = re.compile(rf"{NUMBER}\n?"), re.compile(rf"-?{NUMBER}\n?")
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
 INIT = 1
@@ -190,7 +191,7 @@ def _describe(pid: int) -> str:
 
 def parse_counter(text: str, *, is_signed: bool = False) -> int | None:
     """Parse a file that holds one number; None if it does not."""
-    return int(text) if re.fullmatch(rf"{'-?' if is_signed else ''}{NUMBER}\n?", text) else None
+    return int(text) if (_SIGNED if is_signed else _COUNTER).fullmatch(text) else None
 
 
 def parse_process_ksm(stat: str, merging_pages: str) -> ProcessKsm:

@@ -36,6 +36,8 @@ class Outcome(Enum):
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
+    OBSERVED = "observed"
+    """By a policy that sets nothing."""
     DRY_RUN = "dry_run"
     YIELDED = "yielded"
     HELD = "held"

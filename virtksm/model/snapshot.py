@@ -223,7 +223,8 @@ class OtherProcesses(NamedTuple):
 class Snapshot(NamedTuple):
     """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
 
-    `other_processes` is None where the policy does not ask, on another machine, and before Linux 6.1.
+    `other_processes` is None where the policy does not ask, on another machine, and before Linux 6.1. `cpus` are the
+    host's that are online.
     """
 
     taken_s: float
@@ -232,6 +233,7 @@ class Snapshot(NamedTuple):
     ksm: KsmState
     guests: tuple[Guest, ...]
     other_processes: OtherProcesses | None = None
+    cpus: int | None = None
 
     @property
     def committed_kib(self) -> int:

@@ -28,7 +28,17 @@ def _adaptive(config: Config) -> Policy[Any]:
     return AdaptivePolicy(params=config.adaptive)
 
 
-POLICIES: Mapping[str, Callable[[Config], Policy[Any]]] = {"ksmtuned": _ksmtuned, "adaptive": _adaptive}
+def _observe(config: Config) -> Policy[Any]:
+    from virtksm.policy.observe import ObservePolicy
+
+    return ObservePolicy(params=config.adaptive)
+
+
+POLICIES: Mapping[str, Callable[[Config], Policy[Any]]] = {
+    "ksmtuned": _ksmtuned,
+    "adaptive": _adaptive,
+    "observe": _observe,
+}
 """What builds each policy; the configuration's key `policy` has these choices (a test holds them equal)."""
 
 

@@ -27,6 +27,10 @@ class Policy(Protocol[State]):
         """The name by which the configuration chooses it."""
 
     @property
+    def only_observes(self) -> bool:
+        """Whether nothing of what it decides is ever done."""
+
+    @property
     def wants_maxima(self) -> bool:
         """Whether it uses `Guest.max_kib`: asking for it costs a call for each guest that is new."""
 

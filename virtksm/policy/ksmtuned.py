@@ -67,6 +67,7 @@ class KsmtunedPolicy:
     """The policy `ksmtuned`; `params` are the keys of the configuration's table [ksmtuned]."""
 
     name = NAME
+    only_observes = False
     wants_maxima = False
     wants_other_processes = False
 

@@ -18,12 +18,16 @@ WATCH_S = 60.0
 SWITCHED_ON = Threshold(then="asks the policy again", quantity=SWITCHED_OFF, value=0, present=1)
 
 
-def decide_off(off: SwitchedOff, *, was_off: bool) -> Decision:
-    """Let ksmd idle; `was_off` says that the pass before did so, too."""
+def decide_off(off: SwitchedOff, *, was_off: bool, only_observes: bool = False) -> Decision:
+    """Let ksmd idle; `was_off` says that the pass before did so, too. While it `only_observes`, nothing is set."""
     since = f" since {off.since}" if off.since else ""
     return Decision(
         target=IDLE,
-        reason=Reason(rule=RULE, text=f"paused{since}, until `virtksm resume`: ksmd idle"),
+        reason=Reason(
+            rule=RULE,
+            text=f"paused{since}, until `virtksm resume`: "
+            + ("policy observe sets nothing, so ksmd goes on as others say" if only_observes else "ksmd idle"),
+        ),
         next_pass_s=WATCH_S,
         is_routine=was_off,
     )

@@ -31,6 +31,15 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "empty": "where KSM knows of no page after a batch, no memory may merge, and there is no backlog",
         "switched_off": SWITCHED_OFF,
     },
+    "observe": {
+        "off": "while KSM is off nothing would be scanned, and the backlog stays",
+        "disengaged": "adaptive would act when memory is short or will be, unless `engage` says otherwise",
+        "idle": "without a backlog adaptive would let ksmd idle until a check scan is worth its cost",
+        "wait": "adaptive would collect new memory until a full scan pays off",
+        "full_scan": "adaptive would begin a full scan; it is due until whoever lets ksmd scan has made one",
+        "check_scan": "adaptive would look for memory that has changed in place; it is due as a full scan is",
+        "switched_off": "`virtksm pause` is in force, and virtksm sets nothing anyway",
+    },
 }
 """By policy, then by rule."""
 

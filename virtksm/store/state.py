@@ -33,6 +33,8 @@ class StateFile:
         self._folder = paths.agent_dir
         self._lock = paths.host_lock(host)
         self._file = paths.host_state(host)
+        self._saved: tuple[tuple[int, ...], HostState] | None = None
+        """The state that this process saved last, and the marks of its file: no other has replaced it since."""
 
     @property
     def is_own(self) -> bool:
@@ -47,6 +49,8 @@ class StateFile:
         return locked(self._lock, busy, wait_s=LOCK_WAIT_S)
 
     def load(self) -> HostState:
+        if self._saved is not None and self._saved[0] == self._marks():
+            return self._saved[1]
         text = read_file(self._file)
         if text is None:
             return HostState()
@@ -59,7 +63,17 @@ class StateFile:
             ) from error
 
     def save(self, state: HostState) -> None:
+        self._saved = None
         replace_file(self._file, dump_host_state(state))
+        marks = self._marks()
+        self._saved = None if marks is None else (marks, state)
+
+    def _marks(self) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(self._file, follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def read_freed(paths: RuntimePaths, host: str) -> Freed | None:
@@ -71,8 +85,9 @@ def read_freed(paths: RuntimePaths, host: str) -> Freed | None:
 
 
 def dump_host_state(state: HostState) -> str:
-    """Return a state as JSON text."""
-    return json.dumps({"schema": SCHEMA, **dump(state)})
+    """Return a state as JSON text; the policy has dumped its own."""
+    mine = {name: dump(getattr(state, name)) for name in HostState._fields if name != "policy_state"}
+    return json.dumps({"schema": SCHEMA, **mine, "policy_state": state.policy_state})
 
 
 def parse_host_state(text: str) -> HostState:

@@ -3,27 +3,32 @@
 A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
 the policy's state are saved before the first write, the confirmation after it. If sensing fails, nothing is written; if
 the state cannot be saved, nothing is written either. While virtksm is switched off, every pass lets ksmd idle, and so
-does a restore: the baseline would scan.
+does a restore: the baseline would scan. A policy that only observes is asked in every pass, and nothing is written to
+the kernel, nor claimed or given back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
-from virtksm.errors import SettingsRefused
-from virtksm.model.decision import Decision, SwitchedOff, Threshold, Triggers
+from virtksm.errors import SettingsRefused, VirtksmError
+from virtksm.model.decision import Decision, SwitchedOff, Threshold, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import SWITCHED_ON, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
-from virtksm.tuning.freed import count_freed
+from virtksm.tuning.freed import Freed, count_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.sense import sense, sense_settings, with_estimates
 from virtksm.values import replace
+
+SENSE_S = 2.0
+"""During a full scan a pass of the timer's, up to four a second, senses guests and the host no sooner again: it goes by
+KSM's counters, and reading the memory of 500 guests takes 20 ms (measured). An event is answered by what is."""
 
 
 class Tenure:
@@ -33,6 +38,12 @@ class Tenure:
         self.has_begun = False
         self.saved: HostState | None = None
         """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
+        self.decided: tuple[Mapping[str, object] | None, Any] | None = None
+        """The policy's state as it was last dumped, and as it was: parsing a thousand guests takes milliseconds."""
+        self.sensed: Snapshot | None = None
+        """The last snapshot that was read whole."""
+        self.is_scanning = False
+        """Whether the last pass left ksmd scanning."""
         self.was_off = False
         self.files_agree = False
         """True once libvirt and this machine's files showed the same settings: later passes read the files."""
@@ -72,24 +83,15 @@ class Cycle(NamedTuple, Generic[State]):
             began_s = self.clock()  # not before: another pass may have held the lock for seconds
             state = self._load()
             off = self.switch.read()
-            snapshot = sense(
-                self.hypervisor,
-                self.local,
-                began_s,
-                with_max=off is None and self.policy.wants_maxima,
-                with_other_processes=off is None and self.policy.wants_other_processes,
-                files_agree=self.tenure.files_agree,
-            )
-            freed = count_freed(snapshot, state.freed)
-            snapshot = with_estimates(snapshot, freed, self.tenure.dirty_kib_per_s, self.tenure.unmergeable)
+            snapshot, freed = self._sense(began_s, triggers, state.freed, is_off=off is not None)
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
-            decision, asked, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
+            decision, asked, left, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
             owned, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
             before = snapshot.ksm.settings
             wanted = plan(before, decision.target) if verdict.may_write else ()
             calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, triggers))
-            lacking = unoffered(before, decision.target)
+            lacking = () if self.policy.only_observes else unoffered(before, decision.target)
             after = before
             refusals = tuple(error for error in lacking if error.parameter not in self.tenure.lacking)
             if not dry_run:
@@ -100,6 +102,8 @@ class Cycle(NamedTuple, Generic[State]):
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)
                 refusals += refused
                 self.tenure.was_off = off is not None
+                self.tenure.is_scanning = bool(after.pages_to_scan)
+                self.tenure.decided = asked.policy_state, left
             ended_s = self.clock()
         return PassReport(
             uri=self.hypervisor.uri,
@@ -107,7 +111,7 @@ class Cycle(NamedTuple, Generic[State]):
             triggers=triggers,
             snapshot=snapshot,
             decision=decision,
-            outcome=_outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
+            outcome=self._outcome(dry_run=dry_run, verdict=verdict, wanted=wanted, calls=calls, refusals=refusals),
             before=before,
             after=after,
             duration_ms=(ended_s - began_s) * 1000,
@@ -128,6 +132,7 @@ class Cycle(NamedTuple, Generic[State]):
         With a `baseline` its parameters get its values, whatever they hold. While switched off, let ksmd idle instead
         and keep the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
         """
+        self._require_actor()
         doubted: tuple[str, ...] = ()
         with self.store.locked():
             state = self._load()
@@ -155,8 +160,13 @@ class Cycle(NamedTuple, Generic[State]):
 
     def idle(self) -> RestoreReport:
         """Let ksmd idle and keep the baseline, for `on_exit = "idle"`; foreign values are left alone."""
+        self._require_actor()
         with self.store.locked():
             return self._idle()
+
+    def _require_actor(self) -> None:
+        if self.policy.only_observes:
+            raise VirtksmError(f"policy {self.policy.name} sets nothing", remedy="set another policy")
 
     def _idle(self) -> RestoreReport:
         state = self._load()
@@ -168,6 +178,29 @@ class Cycle(NamedTuple, Generic[State]):
         left = tuple(value.parameter for value in foreign)
         return RestoreReport(before=found, after=after, left=left, refusals=refusals)
 
+    def _sense(
+        self, now_s: float, triggers: Triggers, freed: Freed | None, *, is_off: bool
+    ) -> tuple[Snapshot, Freed | None]:
+        """Sense, but what changes slowly only now and then while a full scan goes on; return what is freed, too."""
+        tenure, known = self.tenure, self.tenure.sensed
+        is_tick = triggers.kinds == {Trigger.TIMER} and tenure.is_scanning and not is_off
+        if known is not None and not (is_tick and 0 <= now_s - known.taken_s < SENSE_S):
+            known = tenure.sensed = None  # also where sensing fails now: what has changed is for the next pass to see
+        snapshot = sense(
+            self.hypervisor,
+            self.local,
+            now_s,
+            with_max=not is_off and self.policy.wants_maxima,
+            with_other_processes=not is_off and self.policy.wants_other_processes,
+            files_agree=tenure.files_agree,
+            known=known,
+        )
+        if known is not None and snapshot.guests is known.guests:
+            return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
+        freed = count_freed(snapshot, freed)
+        tenure.sensed = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable)
+        return tenure.sensed, freed
+
     def _load(self) -> HostState:
         state = self.store.load()
         return self.tenure.saved if self.tenure.saved is not None and state == HostState() else state
@@ -178,13 +211,19 @@ class Cycle(NamedTuple, Generic[State]):
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: SwitchedOff | None
-    ) -> tuple[Decision, HostState, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
-        """Decide; return the policy's next state, as a host's without ownership, its state before, and thresholds."""
+    ) -> tuple[Decision, HostState, Any, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
+        """Decide; return the policy's next state, as a host's without ownership and as it is, the one before, and
+        thresholds.
+        """
         if off is not None:
-            return decide_off(off, was_off=self.tenure.was_off), HostState(), None, lambda: (SWITCHED_ON,)
+            decided = decide_off(off, was_off=self.tenure.was_off, only_observes=self.policy.only_observes)
+            return decided, HostState(), None, None, lambda: (SWITCHED_ON,)
         state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
-        if state_before is not None:
+        kept = self.tenure.decided
+        if state_before is not None and kept is not None and kept[0] is state_before:
+            before = kept[1]
+        elif state_before is not None:
             try:
                 before = self.policy.load_state(state_before)
             except ValueError:  # another version's: begin again, the ownership beside it still counts
@@ -197,11 +236,13 @@ class Cycle(NamedTuple, Generic[State]):
             return find_thresholds(self.policy, snapshot, left, decision)
 
         saved = HostState(policy_name=self.policy.name, policy_state=self.policy.dump_state(left))
-        return decision, saved, state_before, thresholds
+        return decision, saved, left, state_before, thresholds
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers
     ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictState]:
+        if self.policy.only_observes:
+            return dict(state.ownership), ConflictVerdict(may_write=False), self.tenure.conflict
         managed = [name for name, _ in target.items()]
         owned, foreign = claim(state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.tenure.has_begun)
         if snapshot.ksm.advisor_is_on:  # it moves pages_to_scan by itself: a refusal, not another writer
@@ -249,21 +290,23 @@ class Cycle(NamedTuple, Generic[State]):
                 value=wanted[error.parameter], cause=error.cause, at_s=self.clock()
             )
 
-
-def _outcome(
-    *,
-    dry_run: bool,
-    verdict: ConflictVerdict,
-    wanted: tuple[Call, ...],
-    calls: tuple[Call, ...],
-    refusals: tuple[SettingsRefused, ...],
-) -> Outcome:
-    if dry_run:
-        return Outcome.DRY_RUN
-    if not verdict.may_write:
-        return Outcome.YIELDED
-    if refusals:
-        return Outcome.REFUSED
-    if len(calls) < len(wanted):
-        return Outcome.HELD
-    return Outcome.APPLIED if calls else Outcome.UNCHANGED
+    def _outcome(
+        self,
+        *,
+        dry_run: bool,
+        verdict: ConflictVerdict,
+        wanted: tuple[Call, ...],
+        calls: tuple[Call, ...],
+        refusals: tuple[SettingsRefused, ...],
+    ) -> Outcome:
+        if dry_run:
+            return Outcome.DRY_RUN
+        if self.policy.only_observes:
+            return Outcome.OBSERVED
+        if not verdict.may_write:
+            return Outcome.YIELDED
+        if refusals:
+            return Outcome.REFUSED
+        if len(calls) < len(wanted):
+            return Outcome.HELD
+        return Outcome.APPLIED if calls else Outcome.UNCHANGED

@@ -31,6 +31,9 @@ class Hypervisor(Protocol):
     def host_memory(self) -> HostMemory:
         """Read the host's memory (virNodeGetMemoryStats)."""
 
+    def cpus(self) -> int | None:
+        """Return how many CPUs of the host are online (virNodeGetInfo), as the connection was told first."""
+
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         """List the running domains (virConnectListAllDomains); their `rss_kib` stays None.
 
@@ -77,6 +80,9 @@ class LocalFacts(Protocol):
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         """Return numbers of /proc/vmstat, such as `cow_ksm`, in one reading; None for what is not counted."""
+
+    def cpus(self) -> int | None:
+        """Return how many CPUs are online."""
 
     def page_kib(self) -> int:
         """Return the size of a page of memory."""

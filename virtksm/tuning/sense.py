@@ -26,11 +26,13 @@ def sense(
     with_max: bool = False,
     with_other_processes: bool = False,
     files_agree: bool = False,
+    known: Snapshot | None = None,
 ) -> Snapshot:
     """Read the host's state; `now_s` is CLOCK_BOOTTIME seconds, `local` None for a remote host.
 
     `with_max` asks what guests may grow to, `with_other_processes` for their memory, where local; `files_agree`: this
     machine's files show the same settings as libvirt, which saves two calls that wake its threads thirty times.
+    `known` is a snapshot of a moment ago: all but KSM's state is taken from it, until a full scan has ended.
     """
     ksm = sense_ksm(local) if files_agree and local is not None else None
     if ksm is None or not any(ksm.settings.items()):
@@ -38,6 +40,8 @@ def sense(
         ksm = ksm if local is None else _with_local_facts(ksm, local)
     if not any(ksm.settings.items()):  # libvirt leaves out what /sys/kernel/mm/ksm has no file for
         raise no_ksm(hypervisor.uri)
+    if known is not None and known.ksm.full_scans == ksm.full_scans:
+        return replace(known, taken_s=now_s, ksm=ksm)
     if local is None:
         return Snapshot(
             taken_s=now_s,
@@ -45,6 +49,7 @@ def sense(
             host=hypervisor.host_memory(),
             ksm=ksm,
             guests=hypervisor.measured_guests(),
+            cpus=hypervisor.cpus(),
         )
     guests = local.guests(hypervisor.running_guests(with_max=with_max))
     return Snapshot(
@@ -54,6 +59,7 @@ def sense(
         ksm=ksm,
         guests=guests,
         other_processes=local.other_processes_memory(guests) if with_other_processes else None,
+        cpus=local.cpus(),
     )
 
 

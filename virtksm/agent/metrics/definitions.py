@@ -108,7 +108,7 @@ def _backlog(at: Moment) -> Values | None:
     report = at.agent.last
     if report is None:
         return None
-    if report.policy != "adaptive" or report.state_after is None:
+    if report.policy not in ("adaptive", "observe") or report.state_after is None:
         return {}
     try:
         backlog = load_state(report.state_after).backlog

@@ -34,7 +34,9 @@ ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("file", metavar="FILE", help="what `virtksm trace record` has written")
-    parser.add_argument("--policy", choices=all_keys()["policy"].choices, help="default: the recorded one")
+    policies = all_keys()["policy"].choices
+    help_text = f"{', '.join(policies[:-1])} or {policies[-1]} (default: the recorded one)"
+    parser.add_argument("--policy", metavar="P", choices=policies, help=help_text)
     parser.add_argument(
         "--set",
         dest="changes",
@@ -188,7 +190,8 @@ def _answer_values(decision: Decision) -> dict[str, object]:
 
 def law_values(config: Config) -> dict[str, object]:
     """Return a policy and its own keys as JSON values."""
-    own = {name: value for name, value in law_of(config).items() if name.startswith(f"{config.policy}.")}
+    table = "adaptive" if config.only_observes else config.policy
+    own = {name: value for name, value in law_of(config).items() if name.startswith(f"{table}.")}
     return {"policy": config.policy, "config": own}
 
 

@@ -70,7 +70,17 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
     return tuple(Finding(check=one.name, group=one.group, what=one.what, outcome=_judged(one, facts)) for one in CHECKS)
 
 
+SETTING = ("advisor", "libvirt_parameters", "permission", "sys_writable")
+"""Beside those of the group `writers`, the checks of what keeps virtksm from setting KSM alone."""
+
+
 def _judged(check: Check, facts: Facts) -> Outcome:
+    outcome = _asked(check, facts)
+    may_set = not facts.own.config.only_observes or not (check.group == "writers" or check.name in SETTING)
+    return outcome if may_set or not outcome.remedy else info(f"{outcome.detail}; policy observe leaves KSM to others")
+
+
+def _asked(check: Check, facts: Facts) -> Outcome:
     try:
         return check.judge(facts)
     except CannotTell as doubt:

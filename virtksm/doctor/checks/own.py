@@ -54,7 +54,7 @@ def check_agent(facts: Facts) -> Outcome:
             f"it has yielded to another program that sets KSM{_likely_writer(facts)}",
             "stop that program, then `virtksm retune`",
         )
-    return passed(f"serves {agent.uri}")
+    return passed(f"{'observes' if agent.outcome == 'observed' else 'serves'} {agent.uri}")
 
 
 def check_agent_boot(facts: Facts) -> Outcome:

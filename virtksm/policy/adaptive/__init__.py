@@ -30,6 +30,7 @@ from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, known_ki
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.full_scans import (
     begin_full_scan,
+    cpu_share,
     end_full_scan,
     feed,
     has_ended,
@@ -67,6 +68,7 @@ class AdaptivePolicy:
     """The policy `adaptive`; `params` are the keys of the configuration's table [adaptive]."""
 
     name = NAME
+    only_observes = False
     wants_other_processes = True
 
     def __init__(self, params: AdaptiveParams) -> None:
@@ -176,6 +178,7 @@ class AdaptivePolicy:
             "changed_ratio": round(changed_ratio(learned), 4),
             "narrow_full_scans": state.scans.narrow,
             "pressure": round(need.pressure, 3),
+            "cpu_budget_percent": round(100 * cpu_share(snapshot, self.params, need.pressure), 1),
             "guests": len(snapshot.guests),
             "guests_unread": snapshot.guests_unread,
         }
@@ -213,7 +216,11 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
         backlog = replace(backlog, changed=changed)
     else:
         backlog = replace(backlog, new_kib=min(backlog.new_kib + kib, MAX_SUM))
-    return replace(state, backlog=backlog, scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0))
+    return replace(
+        state,
+        backlog=backlog,
+        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.current.fed or scans.fed),
+    )
 
 
 def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:

@@ -27,6 +27,9 @@ BATCH_S = 2.0
 CAUTIOUS_PAGE_COST_S = 3.5e-6
 """Batches are no larger than this cost allows: expensive pages may follow cheap ones. A page costs from 0.3 to 7
 microseconds (measured), and the first batch of a full scan assumes the most."""
+MAX_HOST_PERCENT = 25
+"""Of each CPU, by default, so that guests keep three quarters of a host with one CPU or two: there a whole core for
+ksmd stalls them (reported for hosts of one and two CPUs). Where the CPUs are unknown, there are taken to be four."""
 SLACK_S = 0.02
 """How much later than a batch's estimated end the next one is granted: before it, a changed sleep would be lost."""
 FED_SLEEPS_MS = (60_000, 60_001)
@@ -102,6 +105,13 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     )
 
 
+def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> float:
+    """Return the share of a core that ksmd may take now (rule 2): more under pressure, never more than the ceiling."""
+    most_percent = params.max_cpu_percent or min(MAX_HOST_PERCENT * (snapshot.cpus or 4), 100)
+    percent = min(params.cpu_percent, most_percent)
+    return (percent + (most_percent - percent) * pressure) / 100
+
+
 def feed(
     snapshot: Snapshot, state: AdaptiveState, current: FullScan, params: AdaptiveParams, pressure: float
 ) -> tuple[Settings, float, AdaptiveState]:
@@ -111,14 +121,15 @@ def feed(
     in between grant none beyond the budget.
     """
     now = read_meter(snapshot)
-    share = params.cpu_percent / 100
-    share += (1 - share) * pressure
+    share = cpu_share(snapshot, params, pressure)
     cost_s = measured_page_cost_s(current.fed or current.began, now) or state.learned.page_cost_s
     state = replace(state, learned=replace(state.learned, page_cost_s=cost_s))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
-    if (wait_s := seconds_to_batch(current, now, share, cost_s)) > 0:
-        return Settings(pages_to_scan=current.batch_pages, sleep_millisecs=hold), max(wait_s, MIN_WAIT_S), state
+    wait_s = max(seconds_to_batch(current, now, share, cost_s), seconds_to_rest(state.scans.fed, now, share))
+    if wait_s > 0:
+        pages = current.batch_pages or MIN_BATCH_PAGES
+        return Settings(pages_to_scan=pages, sleep_millisecs=hold), max(wait_s, MIN_WAIT_S), state
     cautious_s = DEFAULT_PAGE_COST_S if current.fed is None else max(cost_s, CAUTIOUS_PAGE_COST_S)
     pages = min(max(int(share * BATCH_S / cautious_s), MIN_BATCH_PAGES), KERNEL_MAXIMUM)
     fed = replace(current, fed=now, batch_pages=pages, over_s=now.taken_s + BATCH_S)
@@ -128,8 +139,17 @@ def feed(
     else:  # the full scan may end before the batch does
         left = max(total_kib(snapshot, state) // snapshot.ksm.page_kib - scanned, 0)
         pass_s = seconds_to_pass(min(pages, left) * cost_s)
-    state = replace(state, scans=replace(state.scans, current=fed))
+    state = replace(state, scans=replace(state.scans, current=fed, fed=None))
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), pass_s, state
+
+
+def seconds_to_rest(fed: Meter | None, now: Meter, share: float) -> float:
+    """Return how long the budget has yet to wait for the last batch of the full scan before, granted at `fed`."""
+    if fed is None or now.taken_s < fed.taken_s:
+        return 0.0
+    used_s = _used_s(fed, now)
+    rest_s = BATCH_S if used_s is None else used_s / share
+    return min(max(rest_s - (now.taken_s - fed.taken_s), 0.0), BATCH_S)
 
 
 def seconds_to_batch(current: FullScan, now: Meter, share: float, cost_s: float) -> float:
@@ -264,6 +284,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             retries=scans.retries + is_second if is_unsettled else 0,
             visited=visited,
             is_check=scans.is_check,
+            fed=ended.fed or scans.fed,
         ),
         learned=replace(
             learned,

@@ -112,6 +112,8 @@ class Scans(NamedTuple):
     """Full scans made because the last one left much of what had been scanned once unsettled."""
     visited: float = 0.0
     """How often the present check scan has visited the memory that has not merged, on average (smart_scan)."""
+    fed: Meter | None = None
+    """When the full scan before was granted its last batch, whose budget the next one waits for."""
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
 

@@ -1,0 +1,61 @@
+"""Observe: what the adaptive policy would do on this host, of which nothing is done.
+
+1. Each pass decides by the adaptive law. The target is what that would set, and the cycle sets none of it.
+2. A full scan that the law would begin is due until the kernel has made one, whoever lets ksmd scan: then it counts as
+   any other, and teaches what merges. It is never given up.
+3. Guests are asked for nothing: their dirty rates are not measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtksm.model.snapshot import IDLE
+from virtksm.policy.adaptive import WATCH_S, AdaptivePolicy
+from virtksm.policy.adaptive.changes import total_kib
+from virtksm.policy.adaptive.full_scans import feed
+from virtksm.policy.adaptive.worth import changed_ratio, merge_ratio
+from virtksm.text import format_kib
+from virtksm.values import replace
+
+if TYPE_CHECKING:
+    from virtksm.model.decision import Decision
+    from virtksm.model.snapshot import Settings, Snapshot
+    from virtksm.policy.adaptive.engage import Need
+    from virtksm.policy.adaptive.state import AdaptiveState, FullScan
+
+
+class ObservePolicy(AdaptivePolicy):
+    """The policy `observe`; its keys are adaptive's."""
+
+    __slots__ = ()
+    name = "observe"
+    only_observes = True
+
+    def _scan(
+        self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
+    ) -> tuple[Decision, AdaptiveState]:
+        settings, _, _ = feed(snapshot, state, current, self.params, need.pressure)
+        is_check, kib = state.scans.is_check, current.scanning_kib + state.backlog.scanned_once_kib
+        gain_kib = kib * (changed_ratio if is_check else merge_ratio)(state.learned)
+        rule, what = ("check_scan", "may have changed in place") if is_check else ("full_scan", "are not scanned yet")
+        text = (
+            f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {format_kib(kib)} {what}, "
+            f"and {format_kib(gain_kib)} of that are expected to merge"
+        )
+        return self._decision(snapshot, state, need, rule, text, settings, WATCH_S[snapshot.source])
+
+    def _decision(
+        self,
+        snapshot: Snapshot,
+        state: AdaptiveState,
+        need: Need,
+        rule: str,
+        text: str,
+        settings: Settings,
+        next_pass_s: float,
+    ) -> tuple[Decision, AdaptiveState]:
+        would = "would let ksmd idle" if settings == IDLE else "would begin a"
+        text = f"{would}: {text.removesuffix(', ksmd idle')}" if settings == IDLE else f"{would} {text}"
+        decision, state = super()._decision(snapshot, state, need, rule, text, settings, next_pass_s)
+        return replace(decision, wants_dirty_rates=False), state
