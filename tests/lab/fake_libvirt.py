@@ -57,6 +57,9 @@ class FakeConnection:
     def getMemoryParameters(self) -> dict[str, Any]:
         return self.answered
 
+    def getInfo(self) -> list[Any]:
+        return ["x86_64", 1024, self.answered.get("cpus"), 0, 1, 1, 1, 1]
+
     def getMemoryStats(self, _cells: int) -> dict[str, Any]:
         return self.answered
 

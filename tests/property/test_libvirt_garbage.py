@@ -27,7 +27,7 @@ anything = st.sampled_from([0, 1, -1, 100, 2**31, 2**32 - 1, 2**32, 2**64, 10**3
 answers = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys((*(f"shm_{name}" for name in (*PARAMETERS, *COUNTERS)), "total", "free"), anything)
-    | dict.fromkeys(("buffers", "cached", "balloon.rss", "balloon.maximum"), anything),
+    | dict.fromkeys(("buffers", "cached", "cpus", "balloon.rss", "balloon.maximum"), anything),
 )
 names = st.sampled_from(["web", "", "x" * 5000, "\ud800", "a\nb", "\x00", "\u202e"])
 policies = st.sampled_from(

@@ -188,6 +188,13 @@ def test_a_law_that_this_virtksm_does_not_know_is_told(policy: str, law: dict[st
         read_law(policy, law, "t")
 
 
+def test_the_keys_of_adaptive_are_those_of_observe_too() -> None:
+    config = change_law(Config(), "observe", ["adaptive.engage=always"])
+    assert (config.policy, config.adaptive.engage) == ("observe", "always")
+    with pytest.raises(ConfigError, match="is no key of the policy observe"):
+        change_law(Config(), "observe", ["ksmtuned.npages_max=9"])
+
+
 @pytest.mark.parametrize(
     ("policy", "text", "finding"),
     [

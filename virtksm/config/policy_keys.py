@@ -21,6 +21,11 @@ def law_of(config: Config) -> dict[str, Value]:
     return {name: getattr(getattr(config, name.partition(".")[0]), name.partition(".")[2]) for name in _law_keys()}
 
 
+def table_of(policy: str) -> str:
+    """Return the table that has the keys of a policy."""
+    return "adaptive" if policy == "observe" else policy
+
+
 def read_law(policy: str, values: Mapping[str, object], place: str) -> Config:
     """Return the Config of a policy and its keys as saved at `place`; missing keys have their defaults.
 
@@ -42,7 +47,7 @@ def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Conf
         problem, remedy = "", ""
         if not equals:
             problem, remedy = "has no value", f"write {name}=VALUE"
-        elif name in keys and name.partition(".")[0] != policy:
+        elif name in keys and name.partition(".")[0] != table_of(policy):
             problem, remedy = f"is no key of the policy {policy}", "leave it out, or choose another --policy"
         if problem:
             faults.append(ConfigFault(file=SET, key=name, problem=problem, remedy=remedy))

@@ -27,6 +27,9 @@ from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmSta
 from virtksm.uri import is_alias, is_local
 from virtksm.values import replace
 
+MAX_CPUS = 2**20
+"""More than any kernel has: a larger number is no count."""
+
 
 class LibvirtHost:
     """The Hypervisor port over one open connection."""
@@ -84,7 +87,7 @@ class LibvirtHost:
     def cpus(self) -> int | None:
         if self._cpus is None:
             with self._translating("counting the host's CPUs"):
-                self._cpus = self.connection.getInfo()[2] or None
+                self._cpus = _counter({"cpus": self.connection.getInfo()[2]}, "cpus", MAX_CPUS) or None
         return self._cpus
 
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:

@@ -9,7 +9,7 @@ from itertools import chain
 
 from virtksm.cli.layout import show
 from virtksm.cli.progress import Progress
-from virtksm.config.policy_keys import change_law, law_of, read_law
+from virtksm.config.policy_keys import change_law, law_of, read_law, table_of
 from virtksm.config.schema import Config, all_keys
 from virtksm.errors import ExitCode
 from virtksm.json_output import to_json
@@ -190,7 +190,7 @@ def _answer_values(decision: Decision) -> dict[str, object]:
 
 def law_values(config: Config) -> dict[str, object]:
     """Return a policy and its own keys as JSON values."""
-    table = "adaptive" if config.only_observes else config.policy
+    table = table_of(config.policy)
     own = {name: value for name, value in law_of(config).items() if name.startswith(f"{table}.")}
     return {"policy": config.policy, "config": own}
 
