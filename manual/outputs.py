@@ -35,6 +35,7 @@ class Sensed:
     buffers_bytes: int
     cached_bytes: int
     available_bytes: int | None
+    """MemAvailable and what ZFS's cache gives back, within the limit of the guests' control group."""
     guests: int
     guests_unread: int
     """Guests whose memory cannot be read."""
@@ -278,6 +279,8 @@ class SurveyedGuest:
     memory_bytes: int | None
     maximum_bytes: int | None
     rss_bytes: int | None
+    swapped_bytes: int | None
+    """Its anonymous memory in swap."""
     merged_bytes: int | None
     unmerged_bytes: int | None
     """Its other resident memory, QEMU's own included."""
@@ -370,6 +373,8 @@ class Headroom(Versioned):
     """What the policy keeps free."""
     growth_bytes: int
     """What the running guests may still take."""
+    swapped_bytes: int
+    """The part of that which is in swap."""
     saved_bytes: int
     merge_ratio: float
     """The share of the guests' memory that KSM saves, 0 to 0.95."""

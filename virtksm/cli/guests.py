@@ -139,6 +139,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
         "memory_bytes": _bytes(seen.xml.current_kib),
         "maximum_bytes": _bytes(seen.max_kib),
         "rss_bytes": _bytes(seen.guest.rss_kib),
+        "swapped_bytes": _bytes(seen.swapped_kib),
         "merged_bytes": None if account is None else account.merged_bytes,
         "unmerged_bytes": None if account is None else account.unmerged_bytes,
         "saved_bytes": None if account is None else account.saved_bytes,
@@ -228,6 +229,7 @@ COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
     "memory": _amount_of(lambda seen: _bytes(seen.xml.current_kib)),
     "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
     "rss": _amount_of(lambda seen: _bytes(seen.guest.rss_kib)),
+    "swapped": _amount_of(lambda seen: _bytes(seen.swapped_kib)),
     **{name: _accounted(name) for name in ("merged", "unmerged", "saved", "cost", "profit")},
     "can_merge": _merge_text,
 }
