@@ -16,7 +16,7 @@ import psutil
 
 from virtksm.errors import SensingFailed, reason_of
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
-from virtksm.host.memory_limits import ARCSTATS, SYS_CGROUP, MemoryLimits, parse_arc_kib
+from virtksm.host.memory_limits import SYS_CGROUP, MemoryLimits
 from virtksm.host.proc_files import (
     LIMIT_S,
     MAX_BYTES,
@@ -143,14 +143,7 @@ class ProcFacts:
             raise SensingFailed(
                 f"{path}: {reason_of(error)}", remedy="/proc must be mounted, and a unit needs ProcSubset=all"
             ) from error
-        arc = read_small(f"{psutil.PROCFS_PATH}/{ARCSTATS}")
-        limit_kib, limit_left_kib = self._limits.read()
-        return replace(
-            memory,
-            arc_kib=None if arc is None else parse_arc_kib(arc),
-            limit_kib=limit_kib,
-            limit_left_kib=limit_left_kib,
-        )
+        return self._limits.added_to(memory, psutil.PROCFS_PATH)
 
     def ksmd_cpu_seconds(self) -> float | None:
         self._ksmd = (self._ksmd and find_again(self._ksmd)) or self._find_ksmd()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.files import Root
 from virtksm.host.local_facts import parse_figures, parse_meminfo
-from virtksm.host.memory_limits import ARCSTATS, SYS_CGROUP, MemoryLimits, parse_arc_kib
+from virtksm.host.memory_limits import SYS_CGROUP, MemoryLimits
 from virtksm.host.proc_files import NUMBER
 from virtksm.model.snapshot import HostMemory
 
@@ -22,13 +21,7 @@ def read_memory(root: Root) -> HostMemory:
         memory = parse_meminfo(_meminfo(root))
     except ValueError as error:
         raise CannotTell(f"/proc/meminfo: {error}") from error
-    limit_kib, limit_left_kib = MemoryLimits(lambda: 0.0, root.path(SYS_CGROUP.lstrip("/"))).read()
-    return replace(
-        memory,
-        arc_kib=parse_arc_kib(root.text_if_readable(f"proc/{ARCSTATS}")),
-        limit_kib=limit_kib,
-        limit_left_kib=limit_left_kib,
-    )
+    return MemoryLimits(lambda: 0.0, root.path(SYS_CGROUP.lstrip("/"))).added_to(memory, root.path("proc"))
 
 
 def read_figures_kib(root: Root, *names: str) -> list[int]:
