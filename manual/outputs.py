@@ -35,6 +35,7 @@ class Sensed:
     buffers_bytes: int
     cached_bytes: int
     available_bytes: int | None
+    """MemAvailable and what ZFS's cache gives back, within the limit of the guests' control group."""
     guests: int
     guests_unread: int
     """Guests whose memory cannot be read."""
@@ -286,6 +287,8 @@ class SurveyedGuest:
     rss_bytes: int | None
     mergeable_bytes: int | None
     """What of that may merge."""
+    swapped_bytes: int | None
+    """Its anonymous memory in swap."""
     merged_bytes: int | None
     unmerged_bytes: int | None
     """Its other resident memory, QEMU's own included."""
@@ -381,6 +384,8 @@ class Headroom(Versioned):
     """What the policy keeps free."""
     growth_bytes: int
     """What the running guests may still take."""
+    swapped_bytes: int
+    """The part of that which is in swap."""
     saved_bytes: int
     merge_ratio: float
     """The share of the guests' memory that KSM saves, 0 to 0.95."""

@@ -12,6 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "virtksm"
 READS_SYS = {
     "host/local_facts.py",  # KSM's switch and advisor
+    "host/memory_limits.py",  # control groups
     "doctor/reading/boot.py",  # the files that name KSM's folder
     "doctor/reading/processes.py",  # whether libvirt's daemon sees KSM's folder read-only
 }

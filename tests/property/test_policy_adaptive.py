@@ -21,6 +21,7 @@ from virtksm.model.snapshot import (
     Source,
 )
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 from virtksm.policy.adaptive.state import AdaptiveState, Arrivals, Learned, dump_state, load_state
 from virtksm.policy.adaptive.worth import MIN_WAIT_S
@@ -31,7 +32,7 @@ kib = st.integers(0, MAX_KIB)
 counter = st.none() | st.integers(0, 2**50)
 params = st.builds(
     AdaptiveParams,
-    engage=st.sampled_from(["auto", "always", "never"]),
+    engage=st.sampled_from(["auto", "short", "always", "never"]),
     reserve_percent=st.integers(0, 100),
     cpu_percent=st.integers(1, 100),
     max_cpu_percent=st.integers(0, 100),
@@ -48,6 +49,7 @@ guests = st.lists(
         shared_kib=st.none() | kib,
         can_merge=st.sampled_from([True, True, False]),
         max_kib=st.none() | kib,
+        pool_kib=st.none() | kib,
         dirty_kib_per_s=st.none() | st.floats(0, 1e7),
     ),
     max_size=3,
@@ -58,7 +60,16 @@ snapshots = st.builds(
     taken_s=st.floats(0, 1e6),
     source=st.sampled_from(Source),
     host=st.builds(
-        HostMemory, total_kib=kib, free_kib=kib, buffers_kib=kib, cached_kib=kib, available_kib=st.none() | kib
+        HostMemory,
+        total_kib=kib,
+        free_kib=kib,
+        buffers_kib=kib,
+        cached_kib=kib,
+        available_kib=st.none() | kib,
+        hugetlb_kib=st.none() | kib,
+        arc_kib=st.none() | kib,
+        limit_kib=st.none() | kib,
+        limit_left_kib=st.none() | kib,
     ),
     ksm=st.builds(
         KsmState,
@@ -136,6 +147,24 @@ def test_less_memory_never_makes_it_scan_slower(
         grants = target.sleep_millisecs != snapshot.ksm.settings.sleep_millisecs
         batches.append((target.pages_to_scan or 0) if grants else 0)
     assert batches[0] >= batches[1]
+
+
+@given(params, snapshots, st.booleans())
+def test_what_is_no_memory_to_be_short_of_never_presses(
+    chosen: AdaptiveParams, snapshot: Snapshot, was_engaged: bool
+) -> None:
+    """A pool taken out, or a cache that comes back, never raises pressure; a guest in the pool never engages."""
+    need = judge_need(snapshot, chosen, was_engaged=was_engaged)
+    assert 0 <= need.pressure <= 1
+    host = snapshot.host
+    assert 0 <= host.usable_kib <= host.total_kib
+    assert host.spare_kib is None or host.spare_kib >= 0
+    for bare_host in (replace(host, hugetlb_kib=None), replace(host, arc_kib=None)):
+        bare = judge_need(replace(snapshot, host=bare_host), chosen, was_engaged=was_engaged)
+        assert need.pressure <= bare.pressure
+    guest = Guest(uuid="d", name="d", rss_kib=0, max_kib=MAX_KIB, pool_kib=MAX_KIB)
+    beside = judge_need(replace(snapshot, guests=(*snapshot.guests, guest)), chosen, was_engaged=was_engaged)
+    assert beside == need
 
 
 @given(params, snapshots)

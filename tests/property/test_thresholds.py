@@ -18,6 +18,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.engage import with_available
 from virtksm.policy.adaptive.full_scans import seconds_until_stalled
 from virtksm.policy.adaptive.quantities import name_change
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned
@@ -50,7 +51,7 @@ def moved(snapshot: Snapshot, quantity: str, value: float) -> Snapshot | None:
     """Return the host, with all its guests, with one quantity of the adaptive law moved; None if it is another one."""
     match quantity:
         case "available_kib":
-            return replace(snapshot, host=replace(snapshot.host, available_kib=int(value)))
+            return with_available(snapshot, int(value))
         case "full_scans":
             return replace(snapshot, ksm=replace(snapshot.ksm, full_scans=int(value)))
         case "run":
@@ -107,7 +108,15 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
                 taken_s=at_s,
                 source=draw(st.sampled_from(Source)),
                 host=HostMemory(
-                    total_kib=total_kib, free_kib=0, buffers_kib=0, cached_kib=0, available_kib=max(available_kib, 0)
+                    total_kib=total_kib,
+                    free_kib=0,
+                    buffers_kib=0,
+                    cached_kib=0,
+                    available_kib=max(available_kib, 0),
+                    hugetlb_kib=draw(st.none() | st.integers(0, total_kib)),
+                    arc_kib=draw(st.none() | st.integers(0, total_kib // 8)),
+                    limit_kib=draw(st.none() | st.integers(0, 2 * total_kib)),
+                    limit_left_kib=draw(st.none() | st.integers(0, total_kib)),
                 ),
                 ksm=KsmState(
                     settings=Settings(pages_to_scan=0, sleep_millisecs=10_000),

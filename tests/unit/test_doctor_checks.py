@@ -58,6 +58,17 @@ NO_DAEMON: Files = {"proc/50/status": None}
 NO_SYSTEMD: Files = {"run/systemd/system/x.conf": None}
 NO_SWAP: Files = {"proc/meminfo": FILES["proc/meminfo"].replace("1048576 kB\nSwapFree: 1048576", "0 kB\nSwapFree: 0")}
 LITTLE_SWAP: Files = {"proc/meminfo": FILES["proc/meminfo"].replace("SwapFree: 1048576", "SwapFree: 104857")}
+POOL: Files = {
+    "proc/meminfo": f"{FILES['proc/meminfo']}Hugetlb: 409600 kB\n",
+    "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages": "90\n",
+    "sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages": "0\n",
+}
+ARC: Files = {"proc/spl/kstat/zfs/arcstats": f"size 4 {400 * 2**20}\nc_min 4 {100 * 2**20}\n"}
+THROTTLED: Files = {"sys/module/zfs/parameters/zfs_arc_shrinker_limit": "10000\n"}
+LIMITED: Files = {
+    "sys/fs/cgroup/machine.slice/memory.max": f"{600 * 2**20}\n",
+    "sys/fs/cgroup/machine.slice/memory.current": f"{590 * 2**20}\n",
+}
 PROFILE: Files = {"etc/tuned/active_profile": "rt\n", "usr/lib/tuned/rt/tuned.conf": ""}
 RT: Files = {**PROFILE, "usr/lib/tuned/rt/script.sh": "echo 5 > ksm/pages_to_scan\n"}
 REAL_TIME: Files = {**PROFILE, "usr/lib/tuned/rt/script.sh": "disable_ksm\n"}
@@ -175,6 +186,12 @@ def with_zero_pages(*sampled: tuple[int, int]) -> Facts:
     return with_guests(zero_pages=tuple(ZeroPages(*one) for one in sampled))
 
 
+def swapped(kib: int) -> Facts:
+    """Return healthy facts but for a guest that holds 1 GiB, and this much in swap."""
+    process = GuestProcess(arguments=(), ksm=None, swapped_kib=kib)
+    return with_guests(running=(replace(GUEST, rss_kib=GIB), VAULT), processes={GUEST.key: process})
+
+
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
     return with_agent(with_guests(other_processes=others), other_processes_kib=seen_kib)
 
@@ -255,8 +272,28 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         "headroom",
         files({"proc/meminfo": "MemTotal: 1 kB\n"}),
         WARN,
+        "cannot tell: /proc/meminfo: MemFree is missing",
+    ),
+    (
+        "headroom",
+        files({"proc/meminfo": FILES["proc/meminfo"].replace("MemAvailable", "Other")}),
+        WARN,
         "cannot tell: /proc/meminfo: MemAvailable is missing",
     ),
+    ("headroom", files(ARC), PASS, "495.3 MiB are available"),
+    ("headroom", files(LIMITED), WARN, "10.0 MiB are available: 29.1 MiB would go to swap"),
+    ("huge_page_pool", files(POOL), PASS, "400.0 MiB, 180.0 MiB unused: guests outside of it share 624.0 MiB"),
+    (
+        "huge_page_pool",
+        files(POOL, {"sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages": "98\n"}),
+        WARN,
+        "196.0 MiB of its 400.0 MiB are unused, and of the other memory only 195.3 MiB are available",
+    ),
+    ("zfs_cache", files(ARC), PASS, "up to 300.0 MiB come back"),
+    ("zfs_cache", files(ARC, THROTTLED), WARN, "but slowly, as zfs_arc_shrinker_limit is 10000"),
+    ("zfs_cache", files({"proc/spl/kstat/zfs/arcstats": "size 4 -1\n"}), WARN, "cannot tell"),
+    ("memory_limits", files(LIMITED), WARN, "10.0 MiB of it are left: unmerging takes up to 39.1 MiB"),
+    ("memory_limits", files(LIMITED, ksm("pages_sharing", "0")), PASS, "guests may have 600.0 MiB together"),
     ("libvirt_reachable", replace(HEALTHY, libvirt=UNREACHABLE), FAIL, "no"),
     ("libvirt_version", HEALTHY, PASS, "daemon 9.0.0, client 9.0.0"),
     ("libvirt_version", with_libvirt(version=10_001), FAIL, "0.10.1, client 9.0.0: without virNodeSetMemoryParameters"),
@@ -375,6 +412,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("other_processes_seen", without_agent(with_others(OTHERS, seen_kib=0)), PASS, "2.0 GiB of 3 processes"),
     ("other_processes_seen", with_others(replace(OTHERS, unread=7), seen_kib=0), INFO, "whether 7 processes may merge"),
     ("other_processes_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
+    ("guests_swapped", swapped(GIB // 8), WARN, "128.0 MiB are in swap: web (128.0 MiB). KSM merges nothing there"),
+    ("guests_swapped", swapped(GIB // 10), PASS, "102.4 MiB are in swap"),
     ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "it cannot read 6 of 6 guests"),
     ("guests_read", with_own(agent=None), INFO, "no agent"),
     ("agent_boot", files(not_enabled("virtksm.service")), WARN, "it runs, and virtksm.service is not enabled"),
@@ -453,6 +492,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
         *("ksm_boot", "swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler", "node_manager"),
         *("ksm_throttler", "qemu_kvm", "boot", "agent_boot", "agent_permission"),
+        *("huge_page_pool", "zfs_cache", "memory_limits", "guests_swapped"),
         *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "other_processes_seen"),
     }
     assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}

@@ -52,10 +52,11 @@ def test_ksm_that_is_off_merges_nothing_new() -> None:
         (GuestNeed(held_kib=None, max_kib=8 * GIB), 8 * GIB),
         (GuestNeed(held_kib=2 * GIB, max_kib=None), 0),
         (GuestNeed(held_kib=None, max_kib=None), 0),
-        (GuestNeed(held_kib=1 * GIB, max_kib=8 * GIB, is_preallocated=True), 0),
         (GuestNeed(held_kib=2 * GIB, max_kib=8 * GIB, freed_kib=3 * GIB), 6 * GIB),
         (GuestNeed(held_kib=7 * GIB, max_kib=8 * GIB, freed_kib=3 * GIB), 3 * GIB),
         (GuestNeed(held_kib=7 * GIB, max_kib=None, freed_kib=3 * GIB), 3 * GIB),
+        (GuestNeed(held_kib=2 * GIB, max_kib=8 * GIB, swapped_kib=GIB), 6 * GIB),
+        (GuestNeed(held_kib=2 * GIB, max_kib=None, swapped_kib=GIB), GIB),
     ],
 )
 def test_what_running_guests_may_still_take_is_no_room(guest: GuestNeed, growth_kib: int) -> None:
@@ -83,7 +84,7 @@ needs = st.builds(
     GuestNeed,
     held_kib=st.none() | amounts,
     max_kib=st.none() | amounts,
-    is_preallocated=st.booleans(),
+    swapped_kib=amounts,
 )
 hosts = st.builds(
     Host,

@@ -14,7 +14,7 @@ from virtksm.errors import UsageError, VirtksmError
 from virtksm.guests.headroom import GuestNeed, Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
-from virtksm.model.snapshot import Guest, KsmState, Settings
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings
 from virtksm.values import replace
 
 GIB = 1024 * 1024
@@ -47,7 +47,7 @@ def lines_of(found: Survey) -> list[str]:
 
 
 def headroom_text(found: Survey, host: Host, guests: list[GuestNeed], notes: list[str]) -> str:
-    return "\n".join(to_lines(headroom_rows(found, host, find_headroom(guests, host), notes, total_kib=32 * GIB)))
+    return "\n".join(to_lines(headroom_rows(found, host, find_headroom(guests, host), notes, usable_kib=32 * GIB)))
 
 
 def test_a_table_fits_80_columns_and_o_chooses_its_columns() -> None:
@@ -124,8 +124,9 @@ def test_the_risk_says_what_swap_can_hold(swap_kib: int | None, text: str) -> No
 
 def test_what_fits_fits_beside_the_policys_reserve() -> None:
     host = replace(HOST, saved_kib=0, unmerging_kib=0)
+    memory = HostMemory(total_kib=100 * GIB, free_kib=0, buffers_kib=0, cached_kib=0)
     assert "unmerging everything takes up to 16.0 GiB: ok" in headroom_text(look(), host, [], [])
-    assert find_reserve_kib(Config(), 100 * GIB) == find_reserve_kib(Config(policy="ksmtuned"), 100 * GIB) == 20 * GIB
+    assert find_reserve_kib(Config(), memory) == find_reserve_kib(Config(policy="ksmtuned"), memory) == 20 * GIB
 
 
 def test_zero_pages_are_held_and_huge_pages_taken_at_the_start() -> None:

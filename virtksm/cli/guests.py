@@ -141,6 +141,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
         "maximum_bytes": _bytes(seen.max_kib),
         "rss_bytes": _bytes(seen.guest.rss_kib),
         "mergeable_bytes": _bytes(seen.guest.mergeable_kib),
+        "swapped_bytes": _bytes(seen.swapped_kib),
         "merged_bytes": None if account is None else account.merged_bytes,
         "unmerged_bytes": None if account is None else account.unmerged_bytes,
         "freed_bytes": None if account is None else account.freed_bytes,
@@ -235,6 +236,7 @@ COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
     "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
     "rss": _amount_of(lambda seen: _bytes(seen.guest.rss_kib)),
     "mergeable": _amount_of(lambda seen: _bytes(seen.guest.mergeable_kib)),
+    "swapped": _amount_of(lambda seen: _bytes(seen.swapped_kib)),
     **{name: _accounted(name) for name in ("merged", "unmerged", "freed", "saved", "cost", "profit")},
     "can_merge": _merge_text,
 }

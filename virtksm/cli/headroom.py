@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtksm.config.schema import Config
     from virtksm.guests.headroom import GuestNeed, Headroom, Host
     from virtksm.guests.survey import SeenGuest, Survey
+    from virtksm.model.snapshot import HostMemory
 
 SCHEMA = 1
 
@@ -35,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     (found, memory), config = surveyor.read(), surveyor.config
     # A survey is of a kernel that counts; only zero pages may be uncounted.
     host = Host(
-        available_kib=memory.free_kib if memory.available_kib is None else memory.available_kib,
-        reserve_kib=find_reserve_kib(config, memory.total_kib),
+        available_kib=memory.free_kib if memory.spare_kib is None else memory.spare_kib,
+        reserve_kib=find_reserve_kib(config, memory),
         saved_kib=(found.ksm.saved_kib or 0) if found.left_over is None else found.of_guests_bytes // 1024,
         zero_kib=(found.ksm.zero_kib or 0) if found.left_over is None else 0,
         unmerging_kib=found.ksm.unmerge_kib or 0,
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         is_merging=found.ksm.run in (None, 1),
     )
     headroom = find_headroom([need_of(one) for one in found.guests], host)
-    notes = find_notes(found, is_full=memory.available_kib is not None)
+    notes = [*find_memory_notes(memory), *find_notes(found, is_full=memory.spare_kib is not None)]
     if options.json:
         from virtksm.json_output import to_json
 
@@ -52,32 +53,48 @@ def run(options: argparse.Namespace) -> int:
     else:
         from virtksm.cli.layout import show
 
-        show(headroom_rows(found, host, headroom, notes, total_kib=memory.total_kib))
+        show(headroom_rows(found, host, headroom, notes, usable_kib=memory.usable_kib))
     return ExitCode.DONE
 
 
-def find_reserve_kib(config: Config, total_kib: int) -> int:
-    """Return the reserve of the policy in force on a host of `total_kib`."""
+def find_reserve_kib(config: Config, memory: HostMemory) -> int:
+    """Return the reserve of the policy in force."""
     if config.policy == "ksmtuned":
         from virtksm.policy.ksmtuned import threshold_kib
 
-        return threshold_kib(total_kib, config.ksmtuned)
+        return threshold_kib(memory.total_kib, config.ksmtuned)
     from virtksm.policy.adaptive.engage import reserve_of_kib
 
-    return reserve_of_kib(total_kib, config.adaptive)
+    return reserve_of_kib(memory.usable_kib, config.adaptive)
 
 
 def need_of(seen: SeenGuest) -> GuestNeed:
-    """Return a guest's memory, held and at most."""
+    """Return a guest's memory, held and at most; huge pages, as its process or its XML tells, are neither."""
     from virtksm.guests.headroom import GuestNeed
 
     rss_kib = seen.guest.rss_kib
+    pool_kib = seen.max_kib if seen.xml.has_hugepages else seen.guest.pool_kib
     return GuestNeed(
         held_kib=None if rss_kib is None else rss_kib + seen.zero_kib,
-        max_kib=seen.max_kib,
+        max_kib=None if seen.max_kib is None else seen.max_kib - (pool_kib or 0),
         freed_kib=seen.guest.freed_kib,
-        is_preallocated=seen.xml.has_hugepages,
+        swapped_kib=seen.swapped_kib or 0,
     )
+
+
+def find_memory_notes(memory: HostMemory) -> list[str]:
+    """Return what makes usable memory differ from the machine's, and available from the kernel's MemAvailable."""
+    notes = []
+    if memory.hugetlb_kib:
+        notes.append(
+            f"{format_kib(memory.hugetlb_kib)} of the host's {format_kib(memory.total_kib)} are a pool of huge pages: "
+            "neither total nor available"
+        )
+    if memory.limit_kib is not None:
+        notes.append(f"the guests' control group is limited to {format_kib(memory.limit_kib)}")
+    if memory.arc_kib:
+        notes.append(f"ZFS's cache gives back up to {format_kib(memory.arc_kib)}: they count as available")
+    return notes
 
 
 def find_notes(found: Survey, *, is_full: bool) -> list[str]:
@@ -116,6 +133,7 @@ def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence
         "available_kib": host.available_kib,
         "reserve_kib": host.reserve_kib,
         "growth_kib": headroom.growth_kib,
+        "swapped_kib": headroom.swapped_kib,
         "saved_kib": host.saved_kib,
         "merge_ratio": round(headroom.merge_ratio, 4),
         "room_kib": {
@@ -135,19 +153,20 @@ def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence
 
 
 def headroom_rows(
-    found: Survey, host: Host, headroom: Headroom, notes: Sequence[str], *, total_kib: int
+    found: Survey, host: Host, headroom: Headroom, notes: Sequence[str], *, usable_kib: int
 ) -> Iterator[Row]:
     """Yield the rooms, the safest first, the risk of the last, and what is missing."""
     yield (
         "",
         "Host",
-        f"{format_kib(total_kib)} total, {format_kib(host.available_kib)} available, "
+        f"{format_kib(usable_kib)} total, {format_kib(host.available_kib)} available, "
         f"{format_kib(host.reserve_kib)} kept free",
     )
+    swapped = f" ({format_kib(headroom.swapped_kib)} from swap)" if headroom.swapped_kib else ""
     yield (
         "",
         "Guests",
-        f"{len(found.guests)} running, may still grow by {format_kib(headroom.growth_kib)}; KSM saves "
+        f"{len(found.guests)} running, may still grow by {format_kib(headroom.growth_kib)}{swapped}; KSM saves "
         f"{format_kib(host.saved_kib)} of their memory ({headroom.merge_ratio * 100:.1f} %)",
     )
     yield "", "Room", f"{format_kib(headroom.safe_kib)}: safe, even if every merged page is unmerged"

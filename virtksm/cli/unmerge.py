@@ -115,14 +115,15 @@ def require_this_machine(options: argparse.Namespace) -> None:
 def read_here(facts: ProcFacts) -> tuple[KsmState, int]:
     """Read this machine's KSM, and the memory available in KiB; raises SensingFailed."""
     from virtksm.tuning.sense import sense_ksm
+    from virtksm.values import replace
 
     ksm = sense_ksm(facts)
     if ksm.unmerge_kib is None:
         raise SensingFailed(
             "KSM's counters cannot be read: needed is a kernel with CONFIG_KSM", remedy="ls /sys/kernel/mm/ksm"
         )
-    host = facts.host_memory()
-    return ksm, host.free_kib if host.available_kib is None else host.available_kib
+    host = replace(facts.host_memory(), arc_kib=None)  # before OpenZFS 2.4 it comes back too slowly to rely on
+    return ksm, host.free_kib if host.spare_kib is None else host.spare_kib
 
 
 def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:

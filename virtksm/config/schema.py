@@ -94,11 +94,12 @@ class KsmtunedParams(NamedTuple):
 class AdaptiveParams(NamedTuple):
     """The keys of the policies `adaptive` and `observe`."""
 
-    engage: Literal["auto", "always", "never"] = key(
+    engage: Literal["auto", "short", "always", "never"] = key(
         "auto",
-        "When to merge. auto: while memory is short, or would be once the guests have grown; never: scan nothing.",
+        "When to merge. short: while memory is short; auto: also while the guests can make it short by growing; "
+        "never: scan nothing.",
         "Merging while memory is plenty splits huge pages and makes later writes more expensive.",
-        choices=("auto", "always", "never"),
+        choices=("auto", "short", "always", "never"),
     )
     reserve_percent: int = key(
         20,

@@ -5,8 +5,9 @@
    all of the host's are theirs.
    While KSM is off nothing new merges, and the ratio counts as 0 below.
 2. Reserved for running guests: the reserve of the policy in force, and the guests' growth: for each the memory that it
-   may have less its RSS and merged zero pages, all of it where that cannot be read, but at least what its huge pages
-   gave back: it may write there again, and KSM has none of it to unmerge. Hugetlb pages were taken at the start.
+   may have less its RSS and merged zero pages, all of it where that cannot be read, but at least what is in swap and
+   what its huge pages gave back: it may write there again, and KSM has none of it to unmerge. The pool of huge pages
+   was taken at the start.
 3. Room, that is memory of new guests, on three assumptions, and never less than 0, which means that the host is full:
    - safe: all merged pages unmerge, and none merges again:  available - reserve - growth - needed for unmerging;
    - unmerged: merged pages stay merged, new memory and growth do not merge:  available - reserve - growth;
@@ -27,21 +28,19 @@ MAX_RATIO = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestNeed:
-    """A guest's memory, held and at most; None where it is unknown. `is_preallocated`: in hugetlb pages.
+    """A guest's memory, held and at most, without the pool of huge pages; None where it is unknown.
 
-    `freed_kib` is what its huge pages gave back, which is not among what it holds.
+    `freed_kib` is what its huge pages gave back, `swapped_kib` what is in swap: it holds neither.
     """
 
     held_kib: int | None
     max_kib: int | None
     freed_kib: int = 0
-    is_preallocated: bool = False
+    swapped_kib: int = 0
 
     @property
     def growth_kib(self) -> int:
-        if self.is_preallocated or self.max_kib is None:
-            return self.freed_kib
-        return max(self.max_kib - (self.held_kib or 0), self.freed_kib)
+        return max((self.max_kib or 0) - (self.held_kib or 0), self.freed_kib + self.swapped_kib)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +66,7 @@ class Headroom:
 
     merge_ratio: float
     growth_kib: int
+    swapped_kib: int
     safe_kib: int
     unmerged_kib: int
     at_ratio_kib: int
@@ -88,6 +88,7 @@ def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
     return Headroom(
         merge_ratio=ratio,
         growth_kib=growth_kib,
+        swapped_kib=sum(guest.swapped_kib for guest in known),
         safe_kib=max(free_kib - growth_kib - host.unmerging_kib, 0),
         unmerged_kib=max(free_kib - growth_kib, 0),
         at_ratio_kib=at_ratio_kib,

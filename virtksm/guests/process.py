@@ -25,10 +25,14 @@ class ProcessKsm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestProcess:
-    """A guest's QEMU: its command line, and what KSM counts for it; `ksm` is None where this user may not read it."""
+    """A guest's QEMU: its command line, what KSM counts for it, and its memory in swap (VmSwap, anonymous alone).
+
+    `ksm` is None where this user may not read it.
+    """
 
     arguments: tuple[str, ...]
     ksm: ProcessKsm | None
+    swapped_kib: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,11 @@ class SeenGuest:
         return 0 if self.account is None else self.account.zero_bytes // 1024
 
     @property
+    def swapped_kib(self) -> int | None:
+        """What of it is in swap, where nothing merges; None where its process was not found."""
+        return None if self.process is None else self.process.swapped_kib
+
+    @property
     def max_kib(self) -> int | None:
         """What it may have by its XML, else by libvirt's statistics."""
         return self.guest.max_kib if self.xml.memory_kib is None else self.xml.memory_kib

@@ -116,7 +116,7 @@ def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sa
         guests=len(snapshot.guests),
         committed_kib=snapshot.committed_kib,
         total_kib=snapshot.host.total_kib,
-        available_kib=snapshot.host.available_kib,
+        available_kib=snapshot.host.spare_kib,
         saved_kib=snapshot.ksm.saved_kib,
         ksmd_cpu_seconds=snapshot.ksm.ksmd_cpu_seconds,
         run=snapshot.ksm.run,

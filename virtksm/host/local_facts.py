@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
 from virtksm.errors import SensingFailed, reason_of
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
+from virtksm.host.memory_limits import SYS_CGROUP, MemoryLimits
 from virtksm.host.proc_files import (
     LIMIT_S,
     MAX_BYTES,
@@ -30,6 +32,7 @@ from virtksm.host.proc_files import (
     read_name,
     read_private,
     read_process,
+    read_small,
 )
 from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
 from virtksm.tuning.ports import Clock
@@ -50,13 +53,17 @@ MAX_HANGS = 5
 
 
 class ProcFacts:
-    """LocalFacts from psutil and sysfs; `sys_ksm` is the folder of KSM's files, `qemu_home` libvirt's for QEMU."""
+    """LocalFacts from psutil and sysfs.
+
+    `sys_ksm` is the folder of KSM's files, `sys_cgroup` that of control groups, `qemu_home` libvirt's for QEMU.
+    """
 
     def __init__(
         self,
         clock: Clock,
         *,
         sys_ksm: str = "/sys/kernel/mm/ksm",
+        sys_cgroup: str = SYS_CGROUP,
         qemu_home: str = QEMU_HOME,
         limit_s: float = LIMIT_S,
     ) -> None:
@@ -64,6 +71,8 @@ class ProcFacts:
         self._sys_ksm = sys_ksm
         self._reads = LimitedReads(limit_s)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
+        self._limits = MemoryLimits(clock, sys_cgroup)
+        self._pool_kib: dict[tuple[str, int | None], int | None] = {}
         self._other_processes_reads = LimitedReads(limit_s)  # apart: strangers use up these limits
         self._other_processes_reader: OtherProcessesReader | None = None
         self._ksmd: Process | None = None
@@ -75,13 +84,36 @@ class ProcFacts:
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         found, page_kib = self._search.find(running), self.page_kib()
+        pool_kib = self._find_pool_kib(running, found)
 
         def measured(guest: Guest) -> Guest:
             process = found.get(guest.key)
             memory = None if process is None else parse_memory_kib(read_process(process.pid, "statm"), page_kib)
-            return guest if memory is None else replace(guest, rss_kib=memory[0], shared_kib=memory[1])
+            if memory is None:
+                return guest
+            in_pool_kib = pool_kib.get((guest.key, guest.max_kib))
+            return replace(guest, rss_kib=memory[0], shared_kib=memory[1], pool_kib=in_pool_kib)
 
         return tuple(map(measured, running))
+
+    def _find_pool_kib(
+        self, running: tuple[Guest, ...], found: Mapping[str, Process]
+    ) -> Mapping[tuple[str, int | None], int | None]:
+        """Return what each guest holds of the pool of huge pages: read once, and again as its maximum changes.
+
+        libvirt has QEMU take all of it before the guest runs.
+        """
+        known, has_pool = self._pool_kib, None
+        self._pool_kib = {}
+        for guest in running:
+            run = guest.key, guest.max_kib
+            if run not in known and guest.key in found:
+                if has_pool is None:
+                    has_pool = bool(parse_figures(read_small(f"{psutil.PROCFS_PATH}/meminfo") or "").get("Hugetlb"))
+                known[run] = read_status_kib(found[guest.key].pid, "HugetlbPages") if has_pool else None
+            if run in known:
+                self._pool_kib[run] = known[run]
+        return self._pool_kib
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         if self._other_processes_reader is None:
@@ -114,11 +146,12 @@ class ProcFacts:
         path = f"{psutil.PROCFS_PATH}/meminfo"
         try:
             with open(path, encoding="ascii") as file:
-                return parse_meminfo(file.read())
+                memory = parse_meminfo(file.read())
         except (OSError, ValueError) as error:
             raise SensingFailed(
                 f"{path}: {reason_of(error)}", remedy="/proc must be mounted, and a unit needs ProcSubset=all"
             ) from error
+        return self._limits.added_to(memory, psutil.PROCFS_PATH)
 
     def ksmd_cpu_seconds(self) -> float | None:
         self._ksmd = (self._ksmd and find_again(self._ksmd)) or self._find_ksmd()
@@ -139,15 +172,15 @@ class ProcFacts:
         return None
 
     def ksm_counter(self, name: str) -> int | None:
-        text = _read(f"{self._sys_ksm}/{name}")
+        text = read_small(f"{self._sys_ksm}/{name}")
         return None if text is None else parse_counter(text)
 
     def general_profit_bytes(self) -> int | None:
-        text = _read(f"{self._sys_ksm}/general_profit")
+        text = read_small(f"{self._sys_ksm}/general_profit")
         return None if text is None else parse_counter(text, is_signed=True)
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
-        text = _read(f"{psutil.PROCFS_PATH}/vmstat") or ""
+        text = read_small(f"{psutil.PROCFS_PATH}/vmstat") or ""
         return tuple(parse_vmstat(text, name) for name in names)
 
     def cpus(self) -> int | None:
@@ -157,20 +190,11 @@ class ProcFacts:
         return os.sysconf("SC_PAGE_SIZE") // 1024
 
     def advisor_mode(self) -> str | None:
-        text = _read(f"{self._sys_ksm}/advisor_mode")
+        text = read_small(f"{self._sys_ksm}/advisor_mode")
         return None if text is None else parse_choice(text)
 
     def _pids_of(self, running: tuple[Guest, ...]) -> set[int]:
         return {process.pid for process in self._search.find(running).values()}
-
-
-def _read(path: str) -> str | None:
-    """Return a file's text; None where the kernel has no such file (older, or without KSM), or hides it."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return None
 
 
 def parse_figures(text: str) -> dict[str, int]:
@@ -179,7 +203,8 @@ def parse_figures(text: str) -> dict[str, int]:
 
 
 def parse_meminfo(text: str) -> HostMemory:
-    """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing; MemAvailable (3.14) and swap may be.
+    """Parse /proc/meminfo (KiB); raises ValueError if a figure is missing; MemAvailable (3.14), swap and
+    Hugetlb (4.16) may be.
 
     Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt use.
     """
@@ -192,6 +217,7 @@ def parse_meminfo(text: str) -> HostMemory:
             cached_kib=figures["Cached"],
             available_kib=figures.get("MemAvailable"),
             swap_free_kib=figures.get("SwapFree"),
+            hugetlb_kib=figures.get("Hugetlb"),
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
@@ -219,4 +245,13 @@ def read_guest_process(pid: int) -> GuestProcess | None:
     return GuestProcess(
         arguments=tuple(arguments.decode("utf-8", "replace").split("\0")),
         ksm=None if stat is None or merging_pages is None else parse_process_ksm(stat, merging_pages),
+        swapped_kib=read_status_kib(pid, "VmSwap"),
     )
+
+
+def read_status_kib(pid: int, name: str) -> int | None:
+    """Return an amount of /proc/PID/status, which every user may read; None where the kernel does not count it."""
+    found = re.search(
+        rf"^{name}:\s+({NUMBER}) kB$", read_process(pid, "status").decode("ascii", "replace"), re.MULTILINE
+    )
+    return int(found[1]) if found else None

@@ -117,6 +117,15 @@ def _read(pid: int, name: str, max_bytes: int) -> bytes:
         os.close(handle)
 
 
+def read_small(path: str) -> str | None:
+    """Return a file's text; None where the kernel has no such file (older, or built without), or hides it."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
 def read_name(pid: int) -> str:
     """Return a process's name, which it chooses itself."""
     return read_process(pid, "comm").decode("utf-8", "replace").removesuffix("\n")

@@ -75,7 +75,7 @@ class CurrentKsm(NamedTuple):
             "guests_unread": self.guests_unread,
             "committed_kib": self.committed_kib,
             "total_kib": None if host is None else host.total_kib,
-            "available_kib": None if host is None else host.available_kib,
+            "available_kib": None if host is None else host.spare_kib,
         }
 
 

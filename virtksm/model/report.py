@@ -145,7 +145,7 @@ class PassReport(NamedTuple):
                 "free_kib": snapshot.host.free_kib,
                 "buffers_kib": snapshot.host.buffers_kib,
                 "cached_kib": snapshot.host.cached_kib,
-                "available_kib": snapshot.host.available_kib,
+                "available_kib": snapshot.host.spare_kib,
                 "guests": len(snapshot.guests),
                 "guests_unread": snapshot.guests_unread,
                 "committed_kib": snapshot.committed_kib,

@@ -166,7 +166,9 @@ class KsmState(NamedTuple):
 class HostMemory(NamedTuple):
     """The host's memory in KiB (/proc/meminfo where local, else virNodeGetMemoryStats).
 
-    libvirt reports neither MemAvailable nor swap.
+    From `available_kib` (MemAvailable) on libvirt reports nothing. `hugetlb_kib` is the pool of huge pages (Hugetlb,
+    Linux 4.16), `arc_kib` what ZFS's cache gives back when memory is short, which MemAvailable lacks. `limit_kib` is
+    what a control group allows all guests together, and `limit_left_kib` what it still lets them take.
     """
 
     total_kib: int
@@ -175,6 +177,26 @@ class HostMemory(NamedTuple):
     cached_kib: int
     available_kib: int | None = None
     swap_free_kib: int | None = None
+    hugetlb_kib: int | None = None
+    arc_kib: int | None = None
+    limit_kib: int | None = None
+    limit_left_kib: int | None = None
+
+    @property
+    def usable_kib(self) -> int:
+        """What guests can share: not the pool, which is given away, and no more than their control group's limit."""
+        return _within(max(self.total_kib - (self.hugetlb_kib or 0), 0), self.limit_kib)
+
+    @property
+    def spare_kib(self) -> int | None:
+        """What of it is available, ZFS's cache included; None where MemAvailable is unknown."""
+        if self.available_kib is None:
+            return None
+        return _within(self.available_kib + (self.arc_kib or 0), self.limit_left_kib)
+
+
+def _within(kib: int, limit_kib: int | None) -> int:
+    return kib if limit_kib is None else min(kib, limit_kib)
 
 
 class Guest(NamedTuple):
@@ -182,8 +204,9 @@ class Guest(NamedTuple):
 
     `shared_kib` is the part of that in files and shared memory, which never merges, None where that is not told.
     `can_merge` is False where its configuration is known to forbid it. `max_kib` is the memory that it may grow to
-    (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how much of its memory is written to in a
-    second (virDomainStartDirtyRateCalc), None where not measured. `freed_kib` is its part of KsmState's.
+    (virDomainGetMaxMemory), None where not asked; `pool_kib` of it is in the pool of huge pages, which RSS lacks, None
+    where there is no pool, or it is unknown. `dirty_kib_per_s` is how much of its memory is written to in a second
+    (virDomainStartDirtyRateCalc), None where not measured. `freed_kib` is its part of KsmState's.
     """
 
     uuid: str
@@ -193,6 +216,7 @@ class Guest(NamedTuple):
     shared_kib: int | None = None
     can_merge: bool = True
     max_kib: int | None = None
+    pool_kib: int | None = None
     dirty_kib_per_s: float | None = None
     freed_kib: int = 0
 

@@ -184,8 +184,16 @@ METRICS = (
            _ksm(lambda current: current.guests_unread)),
     _gauge("guests_resident_bytes", "Resident memory of guests that could be read.",
            _ksm(lambda current: _bytes(current.committed_kib))),
-    _gauge("host_memory_bytes", "The host's memory.", _host(lambda host: host.total_kib)),
-    _gauge("host_available_bytes", "The host's available memory.", _host(lambda host: host.available_kib)),
+    _gauge(
+        "host_memory_bytes",
+        "Memory that guests can share: the host's without its pool of huge pages, or their control group's limit.",
+        _host(lambda host: host.usable_kib),
+    ),
+    _gauge(
+        "host_available_bytes",
+        "The part of it that is available, ZFS's cache included.",
+        _host(lambda host: host.spare_kib),
+    ),
     _gauge("host_swap_free_bytes", "The host's free swap.", _host(lambda host: host.swap_free_kib)),
     _gauge("private_guests_exposed", "Private guests that can merge; absent until all XML is read.",
            lambda at: at.tally.exposed),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from virtksm.doctor.checks import guests, hook, kernel, libvirt, own, writers
+from virtksm.doctor.checks import guests, hook, kernel, libvirt, memory, own, writers
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Outcome, info, warned
 
@@ -31,8 +31,11 @@ CHECKS = (
     Check("use_zero_pages", "kernel", "zero pages come free, and are counted", kernel.check_zero_pages),
     Check("huge_pages", "kernel", "transparent huge pages", kernel.check_huge_pages),
     Check("numa", "kernel", "pages stay on their NUMA node", kernel.check_nodes),
-    Check("swap", "memory", "swap", kernel.check_swap),
-    Check("headroom", "memory", "room for all that is merged", kernel.check_headroom),
+    Check("swap", "memory", "swap", memory.check_swap),
+    Check("headroom", "memory", "room for all that is merged", memory.check_headroom),
+    Check("huge_page_pool", "memory", "pool of huge pages", memory.check_pool),
+    Check("zfs_cache", "memory", "ZFS's cache (ARC)", memory.check_arc),
+    Check("memory_limits", "memory", "guests may use the host's memory", memory.check_limits),
     Check("libvirt_reachable", "libvirt", "reachable", libvirt.check_reachable),
     Check("libvirt_version", "libvirt", "new enough", libvirt.check_version),
     Check("libvirt_parameters", "libvirt", "offers KSM's parameters", libvirt.check_parameters),
@@ -54,6 +57,7 @@ CHECKS = (
     Check("guests_merge", "guests", "all can merge", guests.check_can_merge),
     Check("private_guests", "guests", "no private one can merge", guests.check_private),
     Check("other_processes_seen", "guests", "memory of other processes is seen", guests.check_other_processes),
+    Check("guests_swapped", "guests", "memory is not in swap", guests.check_swapped),
     Check("guests_read", "guests", "memory is seen by the agent", guests.check_read),
     Check("configuration", "virtksm", "configuration", own.check_configuration),
     Check("switched_on", "virtksm", "not paused", own.check_on),

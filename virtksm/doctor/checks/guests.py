@@ -15,6 +15,9 @@ from virtksm.model.snapshot import Guest
 from virtksm.text import format_kib
 
 MAX_NAMED = 5
+MAX_SWAPPED = 10
+"""More than this part of the guests' memory in swap is worth a warning; below, what merging loses is small. As for swap
+itself, a tenth."""
 UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
@@ -83,6 +86,24 @@ def check_other_processes(facts: Facts) -> Outcome:
             "give the unit of such a service MemoryKSM=yes (systemd 254), which every user may read",
         )
     return passed(text)
+
+
+def check_swapped(facts: Facts) -> Outcome:
+    """Judge whether much of the guests' memory is in swap, where nothing merges."""
+    facts.this_machine  # noqa: B018  # of another one libvirt does not tell it
+    guests = facts.guests
+    known = [(one.name, guests.processes.get(one.key)) for one in guests.running]
+    swapped = {name: process.swapped_kib for name, process in known if process is not None and process.swapped_kib}
+    total_kib = sum(swapped.values())
+    detail = f"{format_kib(total_kib)} are in swap"
+    if total_kib * MAX_SWAPPED > sum(one.rss_kib or 0 for one in guests.running) + total_kib:
+        named = [f"{name} ({format_kib(kib)})" for name, kib in sorted(swapped.items(), key=lambda one: -one[1])]
+        return warned(
+            f"{detail}: {_named(named)}. KSM merges nothing there, and it counts as no resident memory",
+            "once enough memory is available, swapoff -a && swapon -a reads it back; else add memory, or move guests "
+            "away",
+        )
+    return passed(detail if total_kib else "none is")
 
 
 def check_read(facts: Facts) -> Outcome:

@@ -1,17 +1,15 @@
-"""Checks of this machine's kernel: KSM's switch, advisor and limits, huge pages, NUMA, swap and headroom."""
+"""Checks of this machine's kernel: KSM's switch, advisor and limits, huge pages, NUMA."""
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 
 from virtksm.doctor.facts import KSM_UNIT, Facts, Here, find_kept_off
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.errors import REMEDIES, Cause
-from virtksm.host.local_facts import parse_choice, parse_figures, parse_vmstat
+from virtksm.host.local_facts import parse_choice, parse_vmstat
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
-from virtksm.model.snapshot import KsmState
 from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import format_kib
 
@@ -50,7 +48,7 @@ def check_built(facts: Facts) -> Outcome:
 
 def check_switched_on(facts: Facts) -> Outcome:
     """Judge whether KSM's own switch is on."""
-    here = _with_ksm(facts)
+    here = with_ksm(facts)
     run = here.number("run")
     if run == 1:
         return passed("run is 1")
@@ -67,7 +65,7 @@ def check_switched_on(facts: Facts) -> Outcome:
 
 def check_stays_on(facts: Facts) -> Outcome:
     """Judge whether KSM, if it is on, will be on after the next boot."""
-    here = _with_ksm(facts)
+    here = with_ksm(facts)
     if here.number("run") != 1:
         raise DoesNotApply("it is off")
     if not here.booted:
@@ -89,7 +87,7 @@ def check_stays_on(facts: Facts) -> Outcome:
 
 def check_advisor(facts: Facts) -> Outcome:
     """Judge whether the kernel's own advisor is off."""
-    here = _with_ksm(facts)
+    here = with_ksm(facts)
     mode = _choice(here, "sys/kernel/mm/ksm/advisor_mode")
     if mode is None:
         return passed("this kernel has none")
@@ -102,7 +100,7 @@ def check_advisor(facts: Facts) -> Outcome:
 
 def check_page_sharing(facts: Facts) -> Outcome:
     """Judge whether max_page_sharing wastes memory or makes walks long."""
-    limit = _with_ksm(facts).number("max_page_sharing")
+    limit = with_ksm(facts).number("max_page_sharing")
     if limit is None:
         return passed("this kernel has no limit")
     remedy = "once nothing is merged (virtksm unmerge): echo 256 > /sys/kernel/mm/ksm/max_page_sharing"
@@ -116,7 +114,7 @@ def check_page_sharing(facts: Facts) -> Outcome:
 
 def check_zero_pages(facts: Facts) -> Outcome:
     """Judge whether zero pages come free and are counted: in huge pages they do with use_zero_pages alone (6.12)."""
-    here = _with_ksm(facts)
+    here = with_ksm(facts)
     if here.number(ONLY_ZERO_PAGES):
         return info(f"{ONLY_ZERO_PAGES} is {here.number(ONLY_ZERO_PAGES)}: zero pages merge, and nothing else does")
     if here.number("use_zero_pages"):
@@ -141,7 +139,7 @@ def check_zero_pages(facts: Facts) -> Outcome:
 
 def check_huge_pages(facts: Facts) -> Outcome:
     """Judge whether huge pages are split only where that gains needed memory."""
-    choice = _choice(_with_ksm(facts), "sys/kernel/mm/transparent_hugepage/enabled")
+    choice = _choice(with_ksm(facts), "sys/kernel/mm/transparent_hugepage/enabled")
     if choice in (None, "never"):
         return passed("the kernel makes none")
     config = facts.own.config
@@ -155,7 +153,7 @@ def check_huge_pages(facts: Facts) -> Outcome:
 
 def check_nodes(facts: Facts) -> Outcome:
     """Judge whether pages merge across NUMA nodes."""
-    here = _with_ksm(facts)
+    here = with_ksm(facts)
     path = "sys/devices/system/node/has_memory"
     try:
         nodes = parse_count(here.root.text(path) or "0")  # without the file, a kernel without NUMA
@@ -178,40 +176,6 @@ def check_nodes(facts: Facts) -> Outcome:
     )
 
 
-def check_swap(facts: Facts) -> Outcome:
-    """Judge whether there is swap, or no need of it."""
-    total_kib, free_kib = _meminfo_kib(facts.this_machine, "SwapTotal", "SwapFree")
-    free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
-    if total_kib and free_kib * 10 < total_kib:
-        return warned(f"{free}: swap is nearly full", "add swap or memory, or move guests away")
-    if total_kib:
-        return passed(free)
-    here = _with_ksm(facts)
-    if _merged(here).missing_kib(*_meminfo_kib(here, "MemAvailable")):
-        return warned(
-            "there is none, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
-            "add swap (mkswap, swapon, /etc/fstab)",
-        )
-    return passed("there is none, and what is merged would fit into memory without")
-
-
-def check_headroom(facts: Facts) -> Outcome:
-    """Judge whether all that is merged would fit into memory if it unmerged."""
-    here = _with_ksm(facts)
-    available_kib, swap_kib = _meminfo_kib(here, "MemAvailable", "SwapFree")
-    merged = _merged(here)
-    if merged.unmerge_kib == 0:
-        return passed(f"nothing is merged; {format_kib(available_kib)} are available")
-    detail = f"unmerging takes up to {format_kib(merged.unmerge_kib)}, {format_kib(available_kib)} are available"
-    missing_kib = merged.missing_kib(available_kib)
-    if not missing_kib:
-        return passed(detail)
-    remedy = "free memory: move guests away, or give the host more"
-    if missing_kib <= swap_kib:
-        return warned(f"{detail}: {format_kib(missing_kib)} would go to swap", remedy)
-    return failed(f"{detail}: {format_kib(missing_kib - swap_kib)} are missing, swap included", remedy)
-
-
 def parse_count(text: str) -> int:
     """Count what a kernel's list names, such as 3 for "0-1,4"; raises ValueError if it is none."""
     span = r"\d{1,5}(-\d{1,5})?"
@@ -221,7 +185,8 @@ def parse_count(text: str) -> int:
     return sum(int(last or first) - int(first) + 1 for first, last in spans)
 
 
-def _with_ksm(facts: Facts) -> Here:
+def with_ksm(facts: Facts) -> Here:
+    """Return this machine; raises DoesNotApply on another, and without KSM."""
     here = facts.this_machine
     if not here.root.is_folder("sys/kernel/mm/ksm"):
         raise DoesNotApply("no KSM in this kernel")
@@ -234,22 +199,3 @@ def _choice(here: Here, path: str) -> str | None:
     if choice is not None and not re.fullmatch(rf"[a-z_-]{{1,{MAX_LETTERS}}}", choice):
         raise CannotTell(f"/{path} holds no choice")
     return choice
-
-
-def _merged(here: Here) -> KsmState:
-    merged = KsmState.counted(here.number, os.sysconf("SC_PAGE_SIZE") // 1024)
-    if merged.unmerge_kib is None:
-        raise CannotTell("KSM's counters are missing")
-    return merged
-
-
-def _meminfo_kib(here: Here, *names: str) -> list[int]:
-    """Return figures of /proc/meminfo."""
-    text = here.root.text("proc/meminfo")
-    if text is None:
-        raise CannotTell("/proc/meminfo is missing: is /proc mounted, with ProcSubset=all?")
-    figures = parse_figures(text)
-    for name in names:
-        if name not in figures:
-            raise CannotTell(f"/proc/meminfo: {name} is missing")
-    return [figures[name] for name in names]

@@ -115,6 +115,7 @@ def _read_guests(host: LibvirtHost) -> Guests:
     other_processes = zero_pages = None
     if is_local(host.uri):
         facts = ProcFacts(boottime_s)
+        running = facts.guests(running)
         found = zip(running, facts.processes(running), strict=True)
         processes = {guest.key: process for guest, process in found if process is not None}
         other_processes = facts.other_processes_memory(running)

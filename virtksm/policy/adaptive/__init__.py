@@ -3,7 +3,7 @@
 In goes a snapshot and the state, out come the settings, the rule that fired with its numbers, and the next state. The
 law, numbered as in docs/policies.md; each rule's code is in the module named:
 
-1. Engage when memory is short or will be, always or never, as configured (`engage`).
+1. Engage when memory is short, or may be once guests have grown, always or never, as configured (`engage`).
 2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
 3. Memory that appears is backlog; what stops takes its own away (`backlog`).
 4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).

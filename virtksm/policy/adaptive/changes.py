@@ -63,7 +63,7 @@ def unseen_of_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
     others = snapshot.other_processes
     if others is not None and not others.unread:
         return 0
-    return max(known_kib(snapshot) - sum(state.guests_kib.values()), int(snapshot.host.total_kib * UNSEEN_SHARE))
+    return max(known_kib(snapshot) - sum(state.guests_kib.values()), int(snapshot.host.usable_kib * UNSEEN_SHARE))
 
 
 def lone_share(snapshot: Snapshot, state: AdaptiveState) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
 from virtksm.model.snapshot import Guest, Snapshot
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, UNSEEN, changing
-from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib
+from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib, with_available
 from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
 from virtksm.values import replace
@@ -37,9 +37,9 @@ def find_quantities(
 ) -> Iterator[Quantity]:
     """Yield what may change the decision that has left `state` behind."""
     snapshot, state = with_one_guest(snapshot, state)
-    rule, host, ksm = decision.reason.rule, snapshot.host, snapshot.ksm
+    rule, ksm = decision.reason.rule, snapshot.ksm
     everyone, unread = snapshot.guests
-    held_kib, total_kib = snapshot.committed_kib, host.total_kib
+    held_kib, usable_kib = snapshot.committed_kib, snapshot.host.usable_kib
     is_engaged = rule not in LEAVES
 
     def asking(by: AdaptivePolicy, move: Callable[[Any], Snapshot]) -> Callable[[Any], str]:
@@ -58,12 +58,13 @@ def find_quantities(
         grown = asking(
             at_once, lambda kib: replace(snapshot, guests=(replace(everyone, rss_kib=held_kib + kib), unread))
         )
-        yield GROWTH_KIB, 0, (2**10, 2**15, 2**20, total_kib), grown
+        yield GROWTH_KIB, 0, (2**10, 2**15, 2**20, usable_kib), grown
+    if policy.params.engage in ("auto", "short"):
+        freed = asking(policy, lambda kib: with_available(snapshot, kib))
+        yield "available_kib", available_of_kib(snapshot), (usable_kib if is_engaged else 0,), freed
     if policy.params.engage == "auto":
-        freed = asking(policy, lambda kib: replace(snapshot, host=replace(host, available_kib=kib)))
-        yield "available_kib", available_of_kib(snapshot), (total_kib if is_engaged else 0,), freed
         allowed = asking(policy, lambda kib: replace(snapshot, guests=(replace(everyone, max_kib=kib), unread)))
-        yield "potential_kib", potential_of_kib(snapshot), (held_kib if is_engaged else total_kib + 1,), allowed
+        yield "potential_kib", potential_of_kib(snapshot), (held_kib if is_engaged else usable_kib + 1,), allowed
 
 
 def name_change(rule: str, state: AdaptiveState, decision: Decision, after: AdaptiveState) -> str:

@@ -1,0 +1,255 @@
+"""What memory there is to be short of: pools of huge pages, ZFS's cache, control groups' limits, swap.
+
+One host's figures for the law, for `virtksm headroom` and for `virtksm doctor`, as a pass reads them: from files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fake_proc import FakeProc
+from tests.fakes import FakeClock, FakeHypervisor
+from tests.lab.healthy_host import with_files
+from virtksm.cli.headroom import find_memory_notes, find_reserve_kib, need_of
+from virtksm.config.schema import AdaptiveParams, Config
+from virtksm.doctor.checks import examine
+from virtksm.doctor.finding import Verdict
+from virtksm.guests.headroom import Headroom, Host, find_headroom
+from virtksm.guests.survey import survey
+from virtksm.host.local_facts import ProcFacts
+from virtksm.host.memory_limits import AGAIN_S, ARCSTATS
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.snapshot import Guest, HostMemory, Snapshot
+from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.engage import Need, judge_need
+from virtksm.policy.adaptive.state import AdaptiveState
+from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.tuning.sense import sense
+from virtksm.values import replace
+
+GIB = 1024 * 1024
+TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
+MEMINFO = (
+    "MemTotal: {total} kB\nMemFree: {available} kB\nMemAvailable: {available} kB\nBuffers: 0 kB\nCached: 0 kB\n"
+    "SwapTotal: 0 kB\nSwapFree: 0 kB\nHugetlb: {pool} kB\n"
+)
+ARC = "9 1 0x01 147 39984 4106219243 9\nname type data\nhits 4 77\nsize 4 {size}\nc 4 1\nc_min 4 {low}\nmru_size 4 5\n"
+
+
+class Place:
+    """A host in a folder, for whoever reads it: a pass, a survey, the doctor."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.proc = FakeProc(folder / "proc", monkeypatch)
+        self.clock = FakeClock()
+        self.facts = ProcFacts(self.clock, sys_ksm=str(folder / "ksm"), sys_cgroup=str(folder / "sys/fs/cgroup"))
+        self.hypervisor = FakeHypervisor()
+        self._files: dict[str, str] = {}
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="ascii")
+        self._files[name] = text
+
+    def memory(self, *, total_gib: float, available_gib: float, pool_gib: float = 0.0) -> None:
+        kib = {"total": total_gib, "available": available_gib, "pool": pool_gib}
+        self.write("proc/meminfo", MEMINFO.format(**{name: int(gib * GIB) for name, gib in kib.items()}))
+
+    def guests(
+        self, count: int, *, gib: float, rss_gib: float, pool_gib: float = 0.0, swapped_gib: float = 0.0
+    ) -> None:
+        names = [f"g{number}" for number in range(count)]
+        xml = f"<domain><memory>{int(gib * GIB)}</memory></domain>"
+        running = tuple(Guest(uuid=name, name=name, domain_id=1, max_kib=int(gib * GIB)) for name in names)
+        self.hypervisor = FakeHypervisor(running=running, xml=dict.fromkeys(names, xml))
+        for pid, name in enumerate(names, 100):
+            self.proc.qemu(pid, name, mib=int(rss_gib * 1024))
+            amounts = f"VmSwap:\t {int(swapped_gib * GIB)} kB\nHugetlbPages:\t {int(pool_gib * GIB)} kB\n"
+            self.proc.write(pid, "status", f"Uid:\t0\t0\t0\t0\n{amounts}")
+
+    def read(self) -> Snapshot:
+        return sense(self.hypervisor, self.facts, 1.0, with_max=True)
+
+    def need(self, *, was_engaged: bool = False, params: AdaptiveParams | None = None) -> Need:
+        return judge_need(self.read(), params or AdaptiveParams(), was_engaged=was_engaged)
+
+    def headroom(self) -> tuple[Headroom, list[str]]:
+        found, memory = survey(self.hypervisor, self.facts), self.facts.host_memory()
+        host = Host(
+            available_kib=memory.spare_kib or 0,
+            reserve_kib=find_reserve_kib(Config(), memory),
+            saved_kib=0,
+            unmerging_kib=0,
+            swap_free_kib=0,
+            is_merging=True,
+        )
+        return find_headroom([need_of(one) for one in found.guests], host), find_memory_notes(memory)
+
+    def doctor(self, check: str, **more: str) -> tuple[Verdict, str]:
+        (found,) = (one.outcome for one in examine(with_files(**{**self._files, **more})) if one.check == check)
+        return found.verdict, found.detail
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path, monkeypatch)
+
+
+def pool(place: Place) -> None:
+    """reports.md B03: of 256 GiB 200 are a pool, 12 guests of 16 GiB live in it."""
+    place.memory(total_gib=256, available_gib=50, pool_gib=200)
+    place.guests(12, gib=16, rss_gib=0.2, pool_gib=16)
+
+
+def arc(place: Place) -> None:
+    """reports.md B04: of 128 GiB 64 are ZFS's cache, four guests of 8 GiB; the cache's minimum is 1/32 of memory."""
+    place.memory(total_gib=128, available_gib=23)
+    place.write(f"proc/{ARCSTATS}", ARC.format(size=64 * GIB * 1024, low=4 * GIB * 1024))
+    place.guests(4, gib=8, rss_gib=8)
+
+
+def limit(place: Place, *, high_gib: float, used_gib: float, cache_gib: float, folder: str = "machine.slice") -> None:
+    group = f"sys/fs/cgroup/{folder}"
+    place.write(f"{group}/memory.max", "max\n")
+    place.write(f"{group}/memory.high", f"{int(high_gib * 2**30)}\n")
+    place.write(f"{group}/memory.current", f"{int((used_gib + cache_gib) * 2**30)}\n")
+    half = int(cache_gib * 2**29)
+    place.write(f"{group}/memory.stat", f"anon 5\nfile 7\ninactive_file {half}\nactive_file {half}\nworkingset_x 9\n")
+
+
+def test_a_pool_of_huge_pages_is_no_memory_to_be_short_of_and_its_guests_cannot_grow(place: Place) -> None:
+    pool(place)
+    need = place.need()
+    assert (need.engaged, need.pressure) == (False, 0.0)
+    assert need.why == "memory is not short: 50.0 of 56.0 GiB available, guests can grow to 2.4 GiB"
+    headroom, notes = place.headroom()
+    assert headroom.growth_kib == 0
+    assert headroom.safe_kib == headroom.at_ratio_kib == 50 * GIB - 56 * GIB // 5
+    assert notes == ["200.0 GiB of the host's 256.0 GiB are a pool of huge pages: neither total nor available"]
+    assert place.doctor("huge_page_pool") == (
+        Verdict.PASS,
+        "200.0 GiB, 0.0 MiB unused: guests outside of it share 56.0 GiB",
+    )
+
+
+def test_a_host_that_is_all_pool_is_not_half_short_of_memory(place: Place) -> None:
+    """core.md B16: 900 of 1024 GiB are the pool, 80 of the other 124 are available; and without any guest, 22 of 56."""
+    for total_gib, pool_gib, available_gib in ((1024, 900, 80), (256, 200, 22)):
+        place.memory(total_gib=total_gib, available_gib=available_gib, pool_gib=pool_gib)
+        assert (place.need().engaged, place.need().pressure) == (False, 0.0)
+
+
+def test_guests_beside_the_pool_grow_into_what_is_left(place: Place) -> None:
+    pool(place)
+    place.guests(12, gib=16, rss_gib=2, pool_gib=8)  # of a guest one NUMA cell may be in the pool
+    assert "guests can grow to 96.0 GiB" in place.need().why
+    assert place.need().engaged
+    assert place.headroom()[0].growth_kib == 12 * 6 * GIB
+
+
+def test_a_pool_is_read_once_for_a_guest_and_again_after_memory_was_plugged(place: Place) -> None:
+    pool(place)
+    (first, *_) = place.read().guests
+    assert first.pool_kib == 16 * GIB
+    place.guests(12, gib=16, rss_gib=0.2, pool_gib=1)
+    assert place.read().guests[0].pool_kib == 16 * GIB, "kept"
+    place.guests(12, gib=24, rss_gib=0.2, pool_gib=24)
+    place.hypervisor.forget_max()
+    assert place.read().guests[0].pool_kib == 24 * GIB
+    place.memory(total_gib=256, available_gib=50)
+    place.guests(1, gib=32, rss_gib=1, pool_gib=3)
+    assert place.read().guests[0].pool_kib is None, "there is no pool: nobody is asked"
+
+
+def test_zfs_gives_its_cache_back_down_to_its_minimum(place: Place) -> None:
+    arc(place)
+    need = place.need()
+    assert (need.engaged, need.pressure) == (False, 0.0)
+    assert need.why.startswith("memory is not short: 83.0 of 128.0 GiB available")
+    headroom, notes = place.headroom()
+    assert headroom.safe_kib == 83 * GIB - 128 * GIB // 5
+    assert notes == ["ZFS's cache gives back up to 60.0 GiB: they count as available"]
+    verdict, detail = place.doctor("zfs_cache")
+    assert (verdict, detail) == (Verdict.PASS, "up to 60.0 GiB come back when memory is short, and count as available")
+    assert place.doctor("headroom")[1].endswith("83.0 GiB are available")
+    place.write(f"proc/{ARCSTATS}", ARC.format(size=GIB * 1024, low=4 * GIB * 1024))
+    assert place.need().engaged, "a cache below its minimum gives nothing back"
+    assert place.need().pressure > 0
+
+
+def test_the_limit_of_the_guests_group_is_all_there_is_for_them(place: Place) -> None:
+    place.memory(total_gib=256, available_gib=200)
+    place.guests(1, gib=8, rss_gib=8)
+    limit(place, high_gib=100, used_gib=90, cache_gib=5)
+    memory = place.read().host
+    assert (memory.limit_kib, memory.limit_left_kib) == (100 * GIB, 10 * GIB), "page cache can go"
+    assert place.need().engaged
+    assert place.need().pressure == 0.5
+    headroom, notes = place.headroom()
+    assert headroom.unmerged_kib == 0
+    assert notes == ["the guests' control group is limited to 100.0 GiB"]
+    assert place.doctor("memory_limits") == (
+        Verdict.PASS,
+        "guests may have 100.0 GiB together, 10.0 GiB of it are left",
+    )
+    limit(place, high_gib=100, used_gib=20, cache_gib=5)
+    assert not place.need().engaged
+
+
+def test_limits_are_sought_anew_once_a_minute_and_a_containers_own_counts_where_guests_are_in_it(place: Place) -> None:
+    place.memory(total_gib=256, available_gib=200)
+    limit(place, high_gib=1, used_gib=0.5, cache_gib=0, folder=".")
+    assert place.read().host.limit_kib is None, "the agent's own container, while the guests are elsewhere"
+    limit(place, high_gib=64, used_gib=1, cache_gib=0)
+    assert place.read().host.limit_kib is None, "not yet"
+    place.clock.now_s += AGAIN_S
+    assert place.read().host.limit_kib == GIB, "the container around the guests is tighter"
+
+
+def test_ksmtuned_goes_by_the_whole_host_as_the_script_does(place: Place) -> None:
+    pool(place)
+    seen = place.read()
+    bare = replace(
+        seen, host=replace(seen.host, hugetlb_kib=None), guests=tuple(replace(g, pool_kib=None) for g in seen.guests)
+    )
+    policy = KsmtunedPolicy(params=Config().ksmtuned)
+    assert policy.decide(seen, policy.first_state(seen), TIMER) == policy.decide(bare, policy.first_state(bare), TIMER)
+    memory = HostMemory(total_kib=256 * GIB, free_kib=0, buffers_kib=0, cached_kib=0, hugetlb_kib=200 * GIB)
+    assert find_reserve_kib(Config(policy="ksmtuned"), memory) == 256 * GIB // 5
+
+
+def test_memory_in_swap_comes_back(place: Place) -> None:
+    """reports.md B14: six guests of 16 GiB hold 4 each, as the rest of them is in swap."""
+    place.memory(total_gib=64, available_gib=36)
+    place.guests(6, gib=16, rss_gib=4, swapped_gib=12)
+    assert place.need().engaged
+    headroom, _ = place.headroom()
+    assert (headroom.growth_kib, headroom.swapped_kib) == (72 * GIB, 72 * GIB)
+    seen = survey(place.hypervisor, place.facts).guests
+    assert [one.swapped_kib for one in seen] == [12 * GIB] * 6
+
+
+def test_engage_short_goes_by_available_memory_alone(place: Place) -> None:
+    """reports.md B16: 20 guests may have 32 GiB each and hold 2; 212 of 256 GiB are available."""
+    place.memory(total_gib=256, available_gib=212)
+    place.guests(20, gib=32, rss_gib=2)
+    short = AdaptiveParams(engage="short")
+    assert place.need().engaged, "auto: they may grow to 640 GiB"
+    assert place.need(params=short) == Need(
+        engaged=False, pressure=0.0, why="memory is not short: 212.0 of 256.0 GiB available"
+    )
+    assert not AdaptivePolicy(params=short).wants_maxima, "a call for each new guest is saved"
+    place.memory(total_gib=256, available_gib=50)
+    assert place.need(params=short).engaged
+    place.memory(total_gib=256, available_gib=60)
+    assert [place.need(params=short, was_engaged=was).engaged for was in (False, True)] == [False, True]
+
+
+def test_a_step_of_retune_direct_leaves_a_host_with_a_pool_alone(place: Place) -> None:
+    pool(place)
+    decision, _ = AdaptivePolicy(params=AdaptiveParams()).decide(place.read(), AdaptiveState(), TIMER)
+    assert decision.reason.rule == "disengaged"

@@ -1,0 +1,117 @@
+"""Checks of this machine's memory: swap, room for what is merged, what guests cannot have, what comes back."""
+
+from __future__ import annotations
+
+import os
+
+from virtksm.doctor.checks.kernel import with_ksm
+from virtksm.doctor.facts import Facts, Here
+from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
+from virtksm.doctor.reading.memory import read_figures_kib, read_memory, read_unused_pool_kib
+from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS
+from virtksm.model.snapshot import HostMemory, KsmState
+from virtksm.text import format_kib
+
+ARCSTATS_FILE = f"proc/{ARCSTATS}"
+SHRINKER_LIMIT = "sys/module/zfs/parameters/zfs_arc_shrinker_limit"
+"""Pages of ZFS's cache that one request for memory may free; 0, as in OpenZFS 2.4: as many as it needs."""
+
+
+def check_swap(facts: Facts) -> Outcome:
+    """Judge whether there is swap, or no need of it."""
+    total_kib, free_kib = read_figures_kib(facts.this_machine.root, "SwapTotal", "SwapFree")
+    free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
+    if total_kib and free_kib * 10 < total_kib:
+        return warned(f"{free}: swap is nearly full", "add swap or memory, or move guests away")
+    if total_kib:
+        return passed(free)
+    here = with_ksm(facts)
+    if _merged(here).missing_kib(_spare_kib(read_memory(here.root))):
+        return warned(
+            "there is none, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
+            "add swap (mkswap, swapon, /etc/fstab)",
+        )
+    return passed("there is none, and what is merged would fit into memory without")
+
+
+def check_headroom(facts: Facts) -> Outcome:
+    """Judge whether all that is merged would fit into memory if it unmerged."""
+    here = with_ksm(facts)
+    memory, merged = read_memory(here.root), _merged(here)
+    available_kib, swap_kib = _spare_kib(memory), memory.swap_free_kib or 0
+    if merged.unmerge_kib == 0:
+        return passed(f"nothing is merged; {format_kib(available_kib)} are available")
+    detail = f"unmerging takes up to {format_kib(merged.unmerge_kib)}, {format_kib(available_kib)} are available"
+    missing_kib = merged.missing_kib(available_kib)
+    if not missing_kib:
+        return passed(detail)
+    remedy = "free memory: move guests away, or give the host more"
+    if missing_kib <= swap_kib:
+        return warned(f"{detail}: {format_kib(missing_kib)} would go to swap", remedy)
+    return failed(f"{detail}: {format_kib(missing_kib - swap_kib)} are missing, swap included", remedy)
+
+
+def check_pool(facts: Facts) -> Outcome:
+    """Judge whether a pool of huge pages keeps more memory unused than the rest of the host has available."""
+    root = facts.this_machine.root
+    memory = read_memory(root)
+    if not memory.hugetlb_kib:
+        return passed("there is none")
+    unused_kib = read_unused_pool_kib(root)
+    pool, unused = format_kib(memory.hugetlb_kib), format_kib(unused_kib)
+    if unused_kib > _spare_kib(memory):
+        return warned(
+            f"{unused} of its {pool} are unused, and of the other memory only {format_kib(_spare_kib(memory))} are "
+            "available",
+            "make it smaller: /sys/kernel/mm/hugepages/hugepages-*/nr_hugepages, and what sets that at boot "
+            "(hugepages= of the kernel, vm.nr_hugepages)",
+        )
+    return passed(f"{pool}, {unused} unused: guests outside of it share {format_kib(memory.usable_kib)}")
+
+
+def check_arc(facts: Facts) -> Outcome:
+    """Judge whether ZFS's cache comes back as fast as memory is asked for."""
+    root = facts.this_machine.root
+    if root.text(ARCSTATS_FILE) is None:
+        return passed("no ZFS is loaded")
+    back_kib = read_memory(root).arc_kib
+    if back_kib is None:
+        raise CannotTell(f"/{ARCSTATS_FILE} names no size and no minimum")
+    detail = f"up to {format_kib(back_kib)} come back when memory is short, and count as available"
+    limit = root.number(SHRINKER_LIMIT)
+    if limit and back_kib:
+        return warned(
+            f"{detail}, but slowly, as zfs_arc_shrinker_limit is {limit}: guests may be ended meanwhile (OOM killer)",
+            f"echo 0 > /{SHRINKER_LIMIT}, or a smaller zfs_arc_max",
+        )
+    return passed(detail)
+
+
+def check_limits(facts: Facts) -> Outcome:
+    """Judge whether a control group bounds guests so that what is merged in it does not fit."""
+    here = with_ksm(facts)
+    memory = read_memory(here.root)
+    if memory.limit_kib is None or memory.limit_left_kib is None:
+        return passed("no control group limits the guests together")
+    detail = (
+        f"guests may have {format_kib(memory.limit_kib)} together, {format_kib(memory.limit_left_kib)} of it are left"
+    )
+    if _merged(here).missing_kib(memory.limit_left_kib):
+        return warned(
+            f"{detail}: unmerging takes up to {format_kib(_merged(here).unmerge_kib)}",
+            f"raise it (systemctl set-property {GUESTS_GROUPS[0]} MemoryMax=), or move guests away",
+        )
+    return passed(detail)
+
+
+def _merged(here: Here) -> KsmState:
+    merged = KsmState.counted(here.number, os.sysconf("SC_PAGE_SIZE") // 1024)
+    if merged.unmerge_kib is None:
+        raise CannotTell("KSM's counters are missing")
+    return merged
+
+
+def _spare_kib(memory: HostMemory) -> int:
+    if memory.spare_kib is None:
+        raise CannotTell("/proc/meminfo: MemAvailable is missing")
+    return memory.spare_kib
