@@ -13,7 +13,8 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
 8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
 9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
-10. A full scan in which smart_scan skipped most old pages counts for nothing: it met no twins there (`full_scans`).
+10. One more full scan follows while it is expected to merge what is worth it: what was in neither tree, skipped by
+    smart_scan or left of a split huge page, has met no twins yet (`full_scans`).
 11. Memory may change in place. How much is measured or assumed, what share of it merges is learned (`changes`).
 """
 

@@ -35,7 +35,7 @@ SLACK_S = 0.02
 """How much later than a batch's estimated end the next one is granted: before it, a changed sleep would be lost."""
 FED_SLEEPS_MS = (60_000, 60_001)
 MIN_BATCH_PAGES = 1000
-MIN_LOOK_S = 0.1
+MIN_STILL_S = 0.1
 """Where ksmd's CPU time alone tells that a batch is over, it has stood still for so long: ten ticks (USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
@@ -117,8 +117,8 @@ def feed(
     """
     now, cost_s = read_meter(snapshot), state.learned.page_cost_s
     progress = read_progress(current, now, cost_s)
-    if current.looked is None or now.taken_s - current.looked.taken_s >= MIN_LOOK_S:
-        current = replace(current, looked=now)
+    if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
+        current = replace(current, seen=now)
     if progress.cpu_s and progress.counted_pages >= MIN_BATCH_PAGES:
         cost_s = min(max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S), MAX_PAGE_COST_S)
     state = replace(state, learned=replace(state.learned, page_cost_s=cost_s))
@@ -130,7 +130,7 @@ def feed(
     cautious_s = DEFAULT_PAGE_COST_S if current.fed is None else max(cost_s, CAUTIOUS_PAGE_COST_S)
     pages = min(max(int(share * BATCH_S / cautious_s), MIN_BATCH_PAGES), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
-    fed = replace(current, fed=now, looked=now, batch_pages=pages, scanned_pages=scanned or 0)
+    fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
     else:  # the full scan may end before the batch does
@@ -145,14 +145,14 @@ class Progress:
     """What ksmd has done since it was granted a batch.
 
     `cpu_s` is None where it is not known. `counted_pages` are known for certain: the kernel counts them (6.6), or the
-    batch has run to its end. `is_over`: ksmd sleeps; else `look_s` is when to look again.
+    batch has run to its end. `is_over`: ksmd sleeps; else `pass_s` is when to look again.
     """
 
     passed_s: float
     cpu_s: float | None
     counted_pages: int
     is_over: bool
-    look_s: float
+    pass_s: float
 
 
 def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
@@ -160,30 +160,30 @@ def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
 
     A batch ends where a full scan does. Where ksmd's CPU time alone is known, it is over once that stands still.
     """
-    fed, looked = current.fed, current.looked
+    fed, seen = current.fed, current.seen
     if fed is None:
-        return Progress(passed_s=0.0, cpu_s=None, counted_pages=0, is_over=True, look_s=0.0)
+        return Progress(passed_s=0.0, cpu_s=None, counted_pages=0, is_over=True, pass_s=0.0)
     passed_s, cpu_s = now.taken_s - fed.taken_s, _used_s(fed, now)
     pages, has_ended = _difference(fed.pages_scanned, now.pages_scanned), now.full_scans != fed.full_scans
     is_early = 0 < BATCH_S - passed_s <= BATCH_S  # else it is over, or the clock began anew
-    look_s = seconds_to_pass(max(current.batch_pages * cost_s - (cpu_s or 0.0), 0.0))
+    pass_s = seconds_to_pass(max(current.batch_pages * cost_s - (cpu_s or 0.0), 0.0))
     if pages is not None:
         is_lost = not is_early and not (cpu_s is not None and cpu_s > passed_s / 2 > 0)
         is_over = pages >= current.batch_pages or is_lost
-        look_s = seconds_to_pass((current.batch_pages - pages) * cost_s) if is_early else MIN_WAIT_S
+        pass_s = seconds_to_pass((current.batch_pages - pages) * cost_s) if is_early else MIN_WAIT_S
     elif cpu_s is not None:
-        waited_s = 0.0 if looked is None else now.taken_s - looked.taken_s
-        is_over = waited_s < 0 or (waited_s >= MIN_LOOK_S and _used_s(looked or fed, now) == 0)
+        waited_s = 0.0 if seen is None else now.taken_s - seen.taken_s
+        is_over = waited_s < 0 or (waited_s >= MIN_STILL_S and _used_s(seen or fed, now) == 0)
         pages = current.batch_pages if is_over and not has_ended else 0
     else:
-        is_over, pages, look_s = not is_early, 0, BATCH_S - passed_s + SLACK_S
-    return Progress(passed_s=passed_s, cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, look_s=look_s)
+        is_over, pages, pass_s = not is_early, 0, BATCH_S - passed_s + SLACK_S
+    return Progress(passed_s=passed_s, cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, pass_s=pass_s)
 
 
 def seconds_to_batch(progress: Progress, share: float) -> float:
     """Return how long the next batch has to wait for the one before and for the budget; 0.0 if it may be granted."""
     if not progress.is_over:
-        return progress.look_s
+        return progress.pass_s
     return min(max((progress.cpu_s or 0.0) / share - progress.passed_s, 0.0), BATCH_S)
 
 

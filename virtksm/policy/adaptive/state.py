@@ -46,7 +46,7 @@ class FullScan:
     fed: Meter | None = None
     """When ksmd was granted the last batch, of `batch_pages`."""
     batch_pages: int = 0
-    looked: Meter | None = None
+    seen: Meter | None = None
     """What the last pass has seen of that batch: ksmd's CPU time tells when it is over, where pages are not counted."""
     scanned_pages: int = 0
     """What the batches before that one have scanned, where it is known."""
