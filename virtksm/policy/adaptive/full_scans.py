@@ -321,7 +321,7 @@ def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan
 
     It is in neither tree, or what it may be equal to is. Pages that are left over from huge pages which ksmd has split
     will merge as the others have. With old pages that smart_scan has skipped will merge, as they are visited, what is
-    wanting of the usual share. Every full scan that follows corrects the share.
+    wanting of the usual share. Every full scan that follows corrects the share, the more so the more it has visited.
     """
     ksm, scans, once_kib = snapshot.ksm, state.scans, state.backlog.scanned_once_kib
     merged_kib = once_kib - left_kib
@@ -330,7 +330,8 @@ def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan
     in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
     if scans.more:
         still_kib, found = max(scans.unmet_kib - merged_kib, 0), min(merged_kib / max(scans.unmet_kib, 1), 1.0)
-        ratio = scans.ratio + (found - scans.ratio) * NEWEST_MERGE_RATIO
+        tried_share = 1 - min(skipped_kib / max(scans.unmet_kib, 1), 1.0)
+        ratio = scans.ratio + (found - scans.ratio) * NEWEST_MERGE_RATIO * (1 + tried_share / 2)
         return min(still_kib + split_kib + skipped_kib, in_no_tree_kib, left_kib), ratio
     unsettled_kib = min(split_kib, max(in_no_tree_kib - skipped_kib, 0), left_kib)
     unmet_kib = min(unsettled_kib + skipped_kib, in_no_tree_kib, left_kib)
