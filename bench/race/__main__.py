@@ -121,12 +121,12 @@ def main(arguments: list[str]) -> int:
             build_linux_guest()
         folder.mkdir(parents=True, exist_ok=True)
         tell_machine()
-        with private_libvirtd(huge_pages=False) as libvirtd:
-            ground = Ground(libvirtd)
-            all_met = True
-            for work in works:
-                if runs := run_all(ground, work, options.contenders, failures):
-                    all_met &= tell_work(work, runs, folder)
+        all_met = True
+        for work in works:
+            with private_libvirtd(huge_pages=work.huge_pages) as libvirtd:
+                runs = run_all(Ground(libvirtd), work, options.contenders, failures)
+            if runs:
+                all_met &= tell_work(work, runs, folder)
     except (LibvirtdFailed, LinuxGuestUnbuilt) as error:
         print(f"script/bench race: {error}", file=sys.stderr)
         return 2

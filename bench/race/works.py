@@ -1,7 +1,8 @@
 """The works of the race: which guests start and stop when, each in its full size and for --quick.
 
 Pure. Contents of payload guests are known to the page, so possible savings are, too. Guests are made of small pages
-alone, so that KSM's counters see every page, and no contender pays for splitting huge ones.
+alone, so that KSM's counters see every page, and no contender pays for splitting huge ones; in huge they have QEMU's
+default, huge ones.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Work:
     already: tuple[PayloadGuest, ...] = ()
     busy_until_s: float = 0.0
     has_clairvoyant: bool = True
+    huge_pages: bool = False
 
     @property
     def guests(self) -> tuple[PayloadGuest, ...]:
@@ -112,6 +114,17 @@ def mixed(number: int, memory_mib: int, *, slow_mib_per_s: int = 0, rewrite_per_
 def storm(scale: Scale) -> Work:
     title = ": half common, a tenth zero, the rest own"
     return scale.work("storm", title, lambda number: mixed(number, scale.memory_mib))
+
+
+def huge(scale: Scale) -> Work:
+    work = scale.work("huge", ", of huge pages: half common, the rest own", lambda number: without_zero(number, scale))
+    return replace(work, huge_pages=True)
+
+
+def without_zero(number: int, scale: Scale) -> PayloadGuest:
+    """Describe a guest whose zero pages are its own: in huge pages, flat out merges some more of them at every scan."""
+    guest = mixed(number, scale.memory_mib)
+    return replace(guest, zero_mib=0, own_mib=guest.own_mib + guest.zero_mib)
 
 
 def small(scale: Scale) -> Work:
@@ -203,6 +216,7 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
     if quick:
         works = (
             storm(Scale(guests=4, memory_mib=320, every_s=2.0, length_s=30.0)),
+            huge(Scale(guests=4, memory_mib=384, every_s=2.0, length_s=40.0)),
             small(Scale(guests=4, memory_mib=96, every_s=2.0, length_s=30.0)),
             twin(Scale(guests=1, memory_mib=384, every_s=0.0, length_s=25.0), filled_over_s=12),
             growth(Scale(guests=4, memory_mib=64, every_s=1.0, length_s=60.0), grow_mib_per_min=320, minutes=0.5),
@@ -214,6 +228,7 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
     else:
         works = (
             storm(Scale(guests=8, memory_mib=1024, every_s=5.0, length_s=300.0)),
+            huge(Scale(guests=8, memory_mib=768, every_s=5.0, length_s=300.0)),
             small(Scale(guests=8, memory_mib=192, every_s=5.0, length_s=300.0)),
             twin(Scale(guests=1, memory_mib=1024, every_s=0.0, length_s=300.0), filled_over_s=20),
             growth(Scale(guests=4, memory_mib=128, every_s=2.0, length_s=700.0), grow_mib_per_min=64, minutes=10.0),

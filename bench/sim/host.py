@@ -42,6 +42,8 @@ class SimHost:
     """Processes that are no guests and let their memory merge (MemoryKSM=, prctl)."""
     hides_other_processes: bool = False
     """Their files in /proc may not be read."""
+    hidden: frozenset[str] = frozenset()
+    """What this kernel does not tell: names of KSM's files and of vmstat's counters."""
     uri: str = "qemu:///system"
     _starts: int = 0
 
@@ -222,13 +224,14 @@ class SimFacts:
             "use_zero_pages": 0,
             "ksm_zero_pages": 0,
         }
-        return files.get(name)
+        return None if name in self._host.hidden else files.get(name)
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         host = self._host
         for process in host.processes:
             process.catch_up(host.ksmd.trees, host.now_s)
-        return tuple(host.ksmd.trees.cow_ksm if name == "cow_ksm" else None for name in names)
+        known = {"cow_ksm": host.ksmd.trees.cow_ksm}
+        return tuple(None if name in host.hidden else known.get(name) for name in names)
 
     def cpus(self) -> int | None:
         return CPUS
@@ -237,4 +240,4 @@ class SimFacts:
         return 4
 
     def advisor_mode(self) -> str | None:
-        return "none"
+        return None if "advisor_mode" in self._host.hidden else "none"

@@ -180,7 +180,7 @@ def test_adaptive_decides_so_at_the_threshold_and_not_just_short_of_it(
             if host is not None:
                 assert name_change(decision.reason.rule, state, *policy.decide(host, state, TIMER)) == threshold.then
         current = state.scans.current
-        is_long = current is not None and seconds_until_stalled(snapshot, state, current) > LATER_S[-1]
+        is_long = current is not None and seconds_until_stalled(snapshot, state, current, 1.0) > LATER_S[-1]
         assert found or is_long or decision.reason.rule in ("disengaged", "idle"), (
             "while it acts, time alone brings something about"
         )

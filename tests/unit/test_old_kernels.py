@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.kernels import OLD, SMART, UNCOUNTED, play
+from bench.race.works import list_works
+from bench.sim.costs import KsmdCosts
 from bench.sim.driver import run_policy
-from bench.sim.host import SimFacts, SimHost
+from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
 from bench.steps import Start
@@ -22,6 +25,7 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.values import replace
 
 FILES_5_10 = frozenset([
     "full_scans", "max_page_sharing", "merge_across_nodes", "pages_shared", "pages_sharing", "pages_to_scan",
@@ -43,33 +47,15 @@ class Kernel:
     rules: Rules
 
 
-VISITS_ALL, SMART = Rules(smart_scan=False, checksum_first=False), Rules(smart_scan=True, checksum_first=True)
 KERNELS = (
-    Kernel(version="5.10 and 5.15", files=FILES_5_10, counts_broken=False, rules=VISITS_ALL),
-    Kernel(version="6.1", files=FILES_5_10, counts_broken=True, rules=VISITS_ALL),
-    Kernel(version="6.6", files=FILES_6_6, counts_broken=True, rules=VISITS_ALL),
+    Kernel(version="5.10 and 5.15", files=FILES_5_10, counts_broken=False, rules=OLD),
+    Kernel(version="6.1", files=FILES_5_10, counts_broken=True, rules=OLD),
+    Kernel(version="6.6", files=FILES_6_6, counts_broken=True, rules=OLD),
     Kernel(version="6.12", files=FILES_6_12, counts_broken=True, rules=SMART),
 )
 COUNTERS = ("run", "pages_scanned", "pages_skipped", "smart_scan", "general_profit", "ksm_zero_pages", "use_zero_pages")
 COMMON_MIB = 48
 GUESTS = 4
-
-
-class OldFacts(SimFacts):
-    """What an older kernel tells of itself."""
-
-    def __init__(self, host: SimHost, kernel: Kernel) -> None:
-        super().__init__(host)
-        self._kernel = kernel
-
-    def ksm_counter(self, name: str) -> int | None:
-        return super().ksm_counter(name) if name in self._kernel.files else None
-
-    def vm_counters(self, *names: str) -> tuple[int | None, ...]:
-        return super().vm_counters(*names) if self._kernel.counts_broken else (None,) * len(names)
-
-    def advisor_mode(self) -> str | None:
-        return super().advisor_mode() if "advisor_mode" in self._kernel.files else None
 
 
 @pytest.fixture(params=KERNELS, ids=lambda kernel: kernel.version)
@@ -89,9 +75,9 @@ def test_what_a_kernel_does_not_tell_is_none_and_never_0(kernel: Kernel, tmp_pat
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "ksmtuned"])
-def test_a_policy_does_its_work_on_a_kernel(kernel: Kernel, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SimHost, "facts", property(lambda host: OldFacts(host, kernel)))
-    host = SimHost(total_kib=2**21, ksmd=Ksmd(rules=kernel.rules))
+def test_a_policy_does_its_work_on_a_kernel(kernel: Kernel, policy: str) -> None:
+    hidden = FILES_6_12 - kernel.files if kernel.counts_broken else FILES_6_12 - kernel.files | {"cow_ksm"}
+    host = SimHost(total_kib=2**21, ksmd=Ksmd(rules=kernel.rules), hidden=hidden)
     host.set_parameters(dict(IDLE.items()))
     starts = [
         Start(at_s=2.0 * n, guest=PayloadGuest(name=f"g{n}", memory_mib=128, common_mib=COMMON_MIB, own_mib=64, seed=n))
@@ -107,3 +93,22 @@ def test_a_policy_does_its_work_on_a_kernel(kernel: Kernel, policy: str, monkeyp
     assert all(report.refusals == () for _, report in run.passes)
     is_idle = run.samples[-1].settings.pages_to_scan == 0
     assert is_idle == (policy == "adaptive")
+
+
+def test_without_a_count_of_pages_ksmd_s_cpu_time_tells_as_much() -> None:
+    """Before Linux 6.6: a full scan takes hardly longer, and the CPU budget is kept."""
+    starts = list_works(quick=True)["storm"].steps
+    for percent in (10, 100):
+        counted, uncounted = (play(starts, OLD, hidden=hidden, percent=percent) for hidden in (frozenset(), UNCOUNTED))
+        assert uncounted.until_most_s <= 1.25 * counted.until_most_s
+        assert uncounted.cpu_s == pytest.approx(counted.cpu_s, rel=0.02)
+        assert uncounted.share <= 1.1 * percent / 100
+
+
+def test_a_small_budget_on_a_slow_host_delays_a_full_scan_and_does_not_end_it() -> None:
+    """It was given up again and again: a page's second scan costs more than the first one's estimate allowed for."""
+    costs = KsmdCosts()
+    slow = replace(costs, settled_s=6 * costs.settled_s, join_s=6 * costs.join_s, pair_s=6 * costs.pair_s)
+    for hidden in (frozenset[str](), UNCOUNTED):
+        hour = play(list_works(quick=False)["storm"].steps, OLD, hidden=hidden, percent=10, costs=slow)
+        assert hour.full_scans == 2

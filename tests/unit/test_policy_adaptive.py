@@ -564,18 +564,37 @@ def test_8_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_
         assert (decision.target.sleep_millisecs != first.target.sleep_millisecs) is is_over
 
 
+def test_8_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_still_and_tells_its_cost() -> None:
+    """Before Linux 6.6. What it cost is known then, and the budget is kept."""
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
+    first, state = decide_all(policy, *(snap(at_s, BOTH, pages_scanned=None) for at_s in (0, 3, 10)))
+    pages = first.target.pages_to_scan or 0
+    for at_s, cpu_s, looks_in_s in ((10.25, 0.25, MIN_WAIT_S), (10.5, 0.4, MIN_WAIT_S), (10.75, 0.4, BATCH_S)):
+        seen = after(first, snap(at_s, BOTH, pages_scanned=None, ksmd_cpu_seconds=cpu_s))
+        decision, state = decide_all(policy, seen, state=state)
+        assert decision.target.sleep_millisecs == first.target.sleep_millisecs
+        assert decision.next_pass_s == looks_in_s
+    assert state.learned.page_cost_s == pytest.approx(0.4 / pages)
+    due = after(first, snap(14, BOTH, pages_scanned=None, ksmd_cpu_seconds=0.4, pages_volatile=1))
+    decision, _ = decide_all(policy, due, state=state)
+    assert decision.target.sleep_millisecs != first.target.sleep_millisecs
+    assert decision.target.pages_to_scan == pytest.approx(pages * 0.2 / 0.4, abs=1)
+
+
 def test_8_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
     first, state = in_full_scan()
     names = ("full_scan_kib", "scanned_kib", "full_scan_left_s")
     assert [first.reason.numbers[name] for name in names] == [2 * GIB, 0, None]
-    for scanned, told in (
-        (GIB // 8, [2 * GIB, GIB // 2, 6.0]),
-        (9 * GIB, [2 * GIB, 2 * GIB, 0.0]),
-        (None, [2 * GIB, None, None]),
+    batch_s = (first.target.pages_to_scan or 0) * Learned().page_cost_s
+    batch_kib = 4 * (first.target.pages_to_scan or 0)
+    for scanned, cpu_s, told in (
+        (GIB // 8, 0.0, [2 * GIB, GIB // 2, 6.0]),
+        (9 * GIB, 0.0, [2 * GIB, 2 * GIB, 0.0]),
+        (None, None, [2 * GIB, None, None]),
+        (None, batch_s / 2, [2 * GIB, pytest.approx(batch_kib / 2, abs=4), pytest.approx(5.3, abs=0.1)]),
     ):
-        decision, _ = decide_all(
-            ALWAYS, after(first, snap(12, BOTH, pages_scanned=scanned, pages_unshared=1)), state=state
-        )
+        seen = snap(12, BOTH, pages_scanned=scanned, ksmd_cpu_seconds=cpu_s, pages_unshared=1)
+        decision, _ = decide_all(ALWAYS, after(first, seen), state=state)
         assert [decision.reason.numbers[name] for name in names] == told
     began = begin_full_scan(snap(1, ONE, full_scans=5), having_scanned(scans=Scans()))
     decision, _ = decide_all(ALWAYS, snap(2, ONE, full_scans=5), state=began)
@@ -627,61 +646,82 @@ def test_9_a_full_scan_that_makes_no_progress_is_given_up() -> None:
     assert state.backlog.new_kib == 2 * GIB, "the backlog stays"
 
 
+def test_9_a_full_scan_within_a_small_budget_takes_its_time() -> None:
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
+    _, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
+    for at_s, rule in ((300, "full_scan"), (1000, "stalled")):
+        assert decide_all(policy, snap(at_s, BOTH, pages_volatile=1), state=state)[0].reason.rule == rule
+
+
+def second_ended(
+    newly_kib: int = 0, *, skipped_kib: int = 0, in_no_tree_kib: int = 0, split: int | None = 0, cpu_s: float = 1.0,
+    page_kib: int = 4, **scanned: Any,  # noqa: ANN401  # any field of Scans
+) -> AdaptiveState:  # fmt: skip
+    """The state after a full scan of 2 GiB, of which a GiB had been scanned once before, which merged so much."""
+    guests, learned = {"a": 2 * GIB}, Learned(full_scan_cost_s_per_kib=1 / (2 * GIB))
+    before = having_scanned(guests, once_kib=GIB, scans=Scans(**{"pair_left": 1, **scanned}), learned=learned)
+    counted = (None, None) if split is None else (50, 50 + split)
+    began = begin_full_scan(snap(1, guests, full_scans=5, page_kib=page_kib, thp_split_page=counted[0]), before)
+    counters = {
+        "pages_skipped": skipped_kib // page_kib,
+        "pages_volatile": in_no_tree_kib // page_kib,
+        "pages_unshared": (2 * GIB - newly_kib - in_no_tree_kib) // page_kib,
+        "pages_sharing": newly_kib // page_kib,
+        "thp_split_page": counted[1],
+        "ksmd_cpu_seconds": cpu_s,
+    }
+    return decide_all(ALWAYS, snap(2, guests, full_scans=7, page_kib=page_kib, **counters), state=began)[1]
+
+
 @OF_ANY_PAGE_SIZE
-def test_10_a_full_scan_that_skipped_most_pages_counts_as_no_second_one(page_kib: int) -> None:
-    _, state = in_full_scan()
-    first = (snap(at_s, BOTH, full_scans=2, page_kib=page_kib) for at_s in (20, 40))
-    _, state = decide_all(ALWAYS, *first, state=state)
-    known = {"full_scans": 3, "pages_unshared": 2_400_000 // page_kib, "page_kib": page_kib}
-    for skipped_kib, once_kib, narrow in ((240_000, 2 * GIB, 1), (80_000, 0, 0)):
-        _, left = decide_all(ALWAYS, snap(44, BOTH, pages_skipped=skipped_kib // page_kib, **known), state=state)
-        assert (left.backlog.scanned_once_kib, left.scans.narrow) == (once_kib, narrow)
+@pytest.mark.parametrize(
+    ("merged_kib", "skipped_kib", "goes_on"),
+    [(0, GIB, True), (GIB // 4, GIB, True), (GIB // 2, GIB, False), (0, 0, False), (0, GIB // 64, False)],
+)
+def test_10_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to_merge(
+    merged_kib: int, skipped_kib: int, goes_on: bool, page_kib: int
+) -> None:
+    """Half of what is new merges, by what was learned; a ninth of the old pages are visited in one more."""
+    state = second_ended(merged_kib, skipped_kib=skipped_kib, in_no_tree_kib=skipped_kib, page_kib=page_kib)
+    assert (state.scans.more, state.backlog.scanned_once_kib) == ((1, GIB - merged_kib) if goes_on else (0, 0))
 
 
-def narrow_end(*, newly_kib: int = 0, **changes: int) -> AdaptiveState:
-    """The state after a narrow full scan with 1 GiB scanned once before, which merged so much."""
-    guests = {"a": 2 * GIB}
-    began = begin_full_scan(
-        snap(1, guests, full_scans=5), having_scanned(guests, once_kib=GIB, scans=scans(pair_left=1, **changes))
-    )
-    ended = snap(2, guests, full_scans=6, pages_skipped=200_000, pages_unshared=500_000, pages_sharing=newly_kib // 4)
-    return decide_all(ALWAYS, ended, state=began)[1]
+def test_10_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
+    def once_more(ratio: float, merged_kib: int = 0, **told: Any) -> AdaptiveState:  # noqa: ANN401  # second_ended's
+        wide = {"skipped_kib": GIB, "in_no_tree_kib": GIB, **told}
+        return second_ended(merged_kib, **wide, more=1, unmet_kib=GIB, ratio=ratio)
 
-
-def test_10_it_looks_for_hidden_twins_for_as_long_as_it_finds_them() -> None:
-    found_kib = GIB // 16
-    for narrow, so_far_kib, left_kib in (
-        (0, 0, GIB), (2, 0, GIB), (3, 0, 0), (3, found_kib, GIB), (12, found_kib, GIB), (13, found_kib, 0),
-    ):  # fmt: skip
-        state = narrow_end(narrow=narrow, merged_kib=so_far_kib)
-        assert state.backlog.scanned_once_kib == left_kib, (narrow, so_far_kib)
-    assert narrow_end(newly_kib=GIB).backlog.scanned_once_kib == 0, "most of the backlog has merged"
+    assert once_more(0.1).scans.ratio == pytest.approx(0.05)
+    assert once_more(0.1, skipped_kib=0).scans.ratio == pytest.approx(0.025), "what was visited has been tried"
+    assert once_more(0.1, GIB // 2).scans.ratio == pytest.approx(0.3)
+    assert once_more(1 / 64).scans.more == 0, "8 MiB of 2 GiB are worth a full scan, and less is not"
+    assert once_more(1 / 64, cpu_s=0.5).scans.more == 2, "one that costs half"
+    assert once_more(1.0, in_no_tree_kib=0).scans.more == 0, "all has met"
+    assert second_ended(more=13, unmet_kib=GIB, ratio=1.0, skipped_kib=GIB, in_no_tree_kib=GIB).scans.more == 0
 
 
 @pytest.mark.parametrize(
-    ("split", "volatile_kib", "retries", "merged_kib", "left_kib"),
-    [
-        (0, GIB, 0, 0, 0),
-        (100, GIB, 0, 0, 100 * 2048),
-        (600, GIB // 2, 1, 0, GIB // 2),
-        (600, GIB // 16, 0, 0, 0),
-        (600, GIB, 2, 0, 0),
-        (None, GIB, 0, 0, 0),
-        (0, GIB, 1, 0, GIB),
-        (0, GIB, 1, GIB // 8 - 4, GIB),
-        (0, GIB, 1, GIB // 8, 0),
-    ],
-)
-def test_10_what_was_left_of_split_huge_pages_is_scanned_again_until_a_retry_has_merged_an_eighth(
-    split: int | None, volatile_kib: int, retries: int, merged_kib: int, left_kib: int
+    ("split", "in_no_tree_kib", "goes_on"),
+    [(0, GIB // 2, False), (600, GIB // 2, True), (600, GIB // 16, True), (600, GIB // 256, False), (4, GIB, False),
+     (None, GIB, False)],
+)  # fmt: skip
+def test_10_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
+    split: int | None, in_no_tree_kib: int, goes_on: bool
 ) -> None:
     """ksmd splits a huge page to merge a part of it; the others may be in neither tree after their second scan."""
-    before = having_scanned(once_kib=GIB, scans=scans(retries=retries))
-    counted = (None, None) if split is None else (50, 50 + split)
-    began = begin_full_scan(snap(1, ONE, full_scans=5, thp_split_page=counted[0]), before)
-    counters = {"pages_volatile": volatile_kib // 4, "pages_sharing": merged_kib // 4, "thp_split_page": counted[1]}
-    _, state = decide_all(ALWAYS, snap(2, ONE, full_scans=6, **counters), state=began)
-    assert state.backlog.scanned_once_kib == left_kib
+    state = second_ended(GIB * 5 // 12, split=split, in_no_tree_kib=in_no_tree_kib)
+    assert (state.scans.more == 1) is goes_on
+
+
+def test_10_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothing() -> None:
+    """Seen once in some forty runs of the demonstration, which lacked a third of its savings then."""
+    left = second_ended(0, in_no_tree_kib=GIB // 2, more=1, unmet_kib=GIB // 2, ratio=0.5)
+    assert (left.scans.more, left.scans.unmet_kib, left.scans.ratio) == (2, GIB // 2, 0.125)
+
+
+def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
+    learned = second_ended(GIB // 4, more=3, merged_kib=GIB // 2, unmet_kib=GIB, ratio=0.0).learned
+    assert (learned.scanned_kib, learned.merged_kib) == (GIB * 3 // 2, GIB * 3 // 4)
 
 
 def test_10_pages_that_zero_pages_freed_are_still_counted_as_volatile_and_not_scanned_again() -> None:

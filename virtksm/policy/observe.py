@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.changes import total_kib
-from virtksm.policy.adaptive.full_scans import feed
+from virtksm.policy.adaptive.full_scans import cpu_share, feed
 from virtksm.policy.adaptive.worth import changed_ratio, merge_ratio
 from virtksm.text import format_kib
 from virtksm.values import replace
@@ -35,7 +35,7 @@ class ObservePolicy(AdaptivePolicy):
     def _scan(
         self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
-        settings, _, _ = feed(snapshot, state, current, self.params, need.pressure)
+        settings, _, _ = feed(snapshot, state, current, cpu_share(snapshot, self.params, need.pressure))
         is_check, kib = state.scans.is_check, current.scanning_kib + state.backlog.scanned_once_kib
         gain_kib = kib * (changed_ratio if is_check else merge_ratio)(state.learned)
         rule, what = ("check_scan", "may have changed in place") if is_check else ("full_scan", "are not scanned yet")

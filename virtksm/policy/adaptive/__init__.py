@@ -13,7 +13,8 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
 8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
 9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
-10. A full scan in which smart_scan skipped most old pages counts for nothing: it met no twins there (`full_scans`).
+10. One more full scan follows while it is expected to merge what is worth it: what was in neither tree, skipped by
+    smart_scan or left of a split huge page, has met no twins yet (`full_scans`).
 11. Memory may change in place. How much is measured or assumed, what share of it merges is learned (`changes`).
 """
 
@@ -37,6 +38,7 @@ from virtksm.policy.adaptive.full_scans import (
     is_scanned_by_another,
     progress_numbers,
     read_meter,
+    scanned_pages,
     seconds_until_empty,
     seconds_until_stalled,
 )
@@ -128,12 +130,14 @@ class AdaptivePolicy:
         if empty_s is not None and empty_s <= 0:
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
-        if seconds_until_stalled(snapshot, state, current) < 0:
+        share = cpu_share(snapshot, self.params, need.pressure)
+        if seconds_until_stalled(snapshot, state, current, share) < 0:
             state = stand_down(replace(state, learned=replace(state.learned, ended_s=snapshot.taken_s)))
             return self._idle(snapshot, state, need, "stalled", "the full scan makes no progress: given up")
-        settings, next_pass_s, state = feed(snapshot, state, current, self.params, need.pressure)
+        settings, next_pass_s, state = feed(snapshot, state, current, share)
         rule = "check_scan" if state.scans.is_check else "full_scan"
-        text = f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {progress(snapshot, current)}"
+        memory = format_kib(total_kib(snapshot, state))
+        text = f"{rule.replace('_', ' ')} of {memory}: {progress(snapshot, state, current)}"
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
 
     def _idle(
@@ -176,7 +180,7 @@ class AdaptivePolicy:
             "changed_kib": int(backlog.changed_kib),
             "merge_ratio": round(merge_ratio(learned), 3),
             "changed_ratio": round(changed_ratio(learned), 4),
-            "narrow_full_scans": state.scans.narrow,
+            "more_full_scans": state.scans.more,
             "pressure": round(need.pressure, 3),
             "cpu_budget_percent": round(100 * cpu_share(snapshot, self.params, need.pressure), 1),
             "guests": len(snapshot.guests),
@@ -244,10 +248,8 @@ def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:
     return f"all {format_kib(total_kib(snapshot, state))} scanned{others}, ksmd idle"
 
 
-def progress(snapshot: Snapshot, current: FullScan) -> str:
-    """Say how far a full scan is, where the kernel tells, and how much of the memory it scans for the first time."""
+def progress(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> str:
+    """Say how far a full scan is, where it is known, and how much of the memory it scans for the first time."""
     new = f"{format_kib(current.scanning_kib)} not scanned before"
-    now, began = read_meter(snapshot).pages_scanned, current.began.pages_scanned
-    if now is None or began is None:
-        return new
-    return f"{format_kib(snapshot.ksm.kib(max(now - began, 0)))} done, {new}"
+    pages = scanned_pages(current, read_meter(snapshot), state.learned.page_cost_s)
+    return new if pages is None else f"{format_kib(snapshot.ksm.kib(pages))} done, {new}"

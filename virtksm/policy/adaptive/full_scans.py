@@ -7,18 +7,23 @@ ksmd does one batch a minute. A batch never goes beyond the end of a full scan. 
 
 from __future__ import annotations
 
+from math import inf
+from typing import NamedTuple
+
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.changes import known_kib, total_kib
+from virtksm.policy.adaptive.changes import known_kib, lone_share, total_kib
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
+    NEWEST_MERGE_RATIO,
     full_scan_cost_s,
     is_due,
     is_second_due,
     learn,
+    merge_ratio,
 )
 from virtksm.values import replace
 
@@ -34,28 +39,24 @@ SLACK_S = 0.02
 """How much later than a batch's estimated end the next one is granted: before it, a changed sleep would be lost."""
 FED_SLEEPS_MS = (60_000, 60_001)
 MIN_BATCH_PAGES = 1000
+MIN_STILL_S = 0.1
+"""Where ksmd's CPU time alone tells that a batch is over, it has stood still for so long: ten ticks (USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
 """Bounds for what is measured: below it a counter was not whole yet, above it ksmd did other things."""
 UNVISITED = 0.1
 """A check scan is content with so much less."""
-MAX_NARROW_FULL_SCANS = 13
+MAX_MORE_FULL_SCANS = 13
 """After so many full scans a new page and an old one have met, if they ever do (smart_scan: docs/policies.md)."""
-TRIED_FULL_SCANS = 3
-FOUND = 32
-"""Narrow full scans go on if all but the first have merged more than this fraction of what had been scanned once: there
-are hidden twins then."""
-UNSETTLED = 8
-MAX_RETRIES = 2
-"""ksmd splits huge pages to merge parts of them, and leaves others in neither tree. If that is more than an eighth of
-what was scanned a second time, it is scanned again, so many times at most: also where the first of these merged next to
-nothing and split nothing more (seen once in some forty runs of the demonstration, which lacked a third of its savings
-then)."""
+MIN_COST_SHARE = 0.25
+"""A full scan in which smart_scan skips most pages counts as so much of another at least: ksmd's CPU time has ticks."""
+RARELY_VISITED = 1 / 9
+"""The share of full scans in which smart_scan visits a page that has long found no twin (mm/ksm.c: skip_age)."""
 NEWEST = 0.3
 """Weight of a full scan that was cheaper than its estimate in the next estimate. A more expensive one counts in full: a
 page's first scan costs a tenth of its second, and smart_scan skips a page only after four."""
 STALLED_S = 120.0
-"""A full scan that has not ended after this long and ten times its estimate is given up."""
+"""A full scan that has not ended after this long and ten times its estimate, within the CPU budget, is given up."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:
@@ -84,7 +85,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     full_scans, backlog, scans = snapshot.ksm.full_scans or 0, state.backlog, state.scans
     changed_kib = 0 if is_second else int(backlog.changed_kib)
     if not is_second:
-        scans = replace(scans, is_check=not is_due(state, memory_kib), visited=0.0, merged_kib=0)
+        scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
         if scans.is_check:  # what it is for has to count, or there would be no second one
             changed_kib = max(changed_kib, memory_kib // NEGLIGIBLE + 1)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
@@ -113,27 +114,30 @@ def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> fl
 
 
 def feed(
-    snapshot: Snapshot, state: AdaptiveState, current: FullScan, params: AdaptiveParams, pressure: float
+    snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float
 ) -> tuple[Settings, float, AdaptiveState]:
     """Grant the next batch (rule 8): return the settings, when to have the next pass, and the state.
 
     A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests cause
     in between grant none beyond the budget.
     """
-    now = read_meter(snapshot)
-    share = cpu_share(snapshot, params, pressure)
-    cost_s = measured_page_cost_s(current.fed or current.began, now) or state.learned.page_cost_s
+    now, cost_s = read_meter(snapshot), state.learned.page_cost_s
+    progress = read_progress(current, now, cost_s)
+    if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
+        current = replace(current, seen=now)
+    if progress.cpu_s and progress.counted_pages >= MIN_BATCH_PAGES:
+        cost_s = min(max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S), MAX_PAGE_COST_S)
     state = replace(state, learned=replace(state.learned, page_cost_s=cost_s))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
-    wait_s = max(seconds_to_batch(current, now, share, cost_s), seconds_to_rest(state.scans.fed, now, share))
+    wait_s = max(seconds_to_batch(progress, share), seconds_to_rest(state.scans.fed, now, share))
     if wait_s > 0:
-        pages = current.batch_pages or MIN_BATCH_PAGES
-        return Settings(pages_to_scan=pages, sleep_millisecs=hold), max(wait_s, MIN_WAIT_S), state
+        settings = Settings(pages_to_scan=current.batch_pages or MIN_BATCH_PAGES, sleep_millisecs=hold)
+        return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
     cautious_s = DEFAULT_PAGE_COST_S if current.fed is None else max(cost_s, CAUTIOUS_PAGE_COST_S)
     pages = min(max(int(share * BATCH_S / cautious_s), MIN_BATCH_PAGES), KERNEL_MAXIMUM)
-    fed = replace(current, fed=now, batch_pages=pages, over_s=now.taken_s + BATCH_S)
-    scanned = _difference(current.began.pages_scanned, now.pages_scanned)
+    scanned = scanned_pages(current, now, cost_s)
+    fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
     else:  # the full scan may end before the batch does
@@ -152,20 +156,50 @@ def seconds_to_rest(fed: Meter | None, now: Meter, share: float) -> float:
     return min(max(rest_s - (now.taken_s - fed.taken_s), 0.0), BATCH_S)
 
 
-def seconds_to_batch(current: FullScan, now: Meter, share: float, cost_s: float) -> float:
+class Progress(NamedTuple):
+    """What ksmd has done since it was granted a batch.
+
+    `cpu_s` is None where it is not known. `counted_pages` are known for certain: the kernel counts them (6.6), or the
+    batch has run to its end. `is_over`: ksmd sleeps; else `pass_s` is when to look again.
+    """
+
+    passed_s: float
+    cpu_s: float | None
+    counted_pages: int
+    is_over: bool
+    pass_s: float
+
+
+def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
+    """Return ksmd's progress in the batch by whatever the kernel tells: pages, or CPU time, or neither (remote).
+
+    A batch ends where a full scan does. Where ksmd's CPU time alone is known, it is over once that stands still.
+    """
+    fed, seen = current.fed, current.seen
+    if fed is None:
+        return Progress(passed_s=0.0, cpu_s=None, counted_pages=0, is_over=True, pass_s=0.0)
+    passed_s, cpu_s = now.taken_s - fed.taken_s, _used_s(fed, now)
+    pages, has_ended = _difference(fed.pages_scanned, now.pages_scanned), now.full_scans != fed.full_scans
+    is_early = 0 < BATCH_S - passed_s <= BATCH_S  # else it is over, or the clock began anew
+    pass_s = seconds_to_pass(max(current.batch_pages * cost_s - (cpu_s or 0.0), 0.0))
+    if pages is not None:
+        is_lost = not is_early and not (cpu_s is not None and cpu_s > passed_s / 2 > 0)
+        is_over = pages >= current.batch_pages or is_lost
+        pass_s = seconds_to_pass((current.batch_pages - pages) * cost_s) if is_early else MIN_WAIT_S
+    elif cpu_s is not None:
+        waited_s = 0.0 if seen is None else now.taken_s - seen.taken_s
+        is_over = waited_s < 0 or (waited_s >= MIN_STILL_S and _used_s(seen or fed, now) == 0)
+        pages = current.batch_pages if is_over and not has_ended else 0
+    else:
+        is_over, pages, pass_s = not is_early, 0, BATCH_S - passed_s + SLACK_S
+    return Progress(passed_s=passed_s, cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, pass_s=pass_s)
+
+
+def seconds_to_batch(progress: Progress, share: float) -> float:
     """Return how long the next batch has to wait for the one before and for the budget; 0.0 if it may be granted."""
-    if current.fed is None:
-        return 0.0
-    passed_s, left_s = now.taken_s - current.fed.taken_s, current.over_s - now.taken_s
-    is_early = 0 < left_s <= BATCH_S  # else it is over, or the clock began anew
-    used_s, scanned = _used_s(current.fed, now), _difference(current.fed.pages_scanned, now.pages_scanned)
-    if scanned is None:
-        return left_s + SLACK_S if is_early else 0.0
-    if scanned >= current.batch_pages or now.full_scans != current.fed.full_scans:  # it ends where a full scan does
-        return 0.0 if used_s is None else min(max(used_s / share - passed_s, 0.0), BATCH_S)
-    if is_early:
-        return seconds_to_pass((current.batch_pages - scanned) * cost_s)
-    return MIN_WAIT_S if used_s is not None and used_s > passed_s / 2 > 0 else 0.0  # 0.0: it got lost
+    if not progress.is_over:
+        return progress.pass_s
+    return min(max((progress.cpu_s or 0.0) / share - progress.passed_s, 0.0), BATCH_S)
 
 
 def seconds_to_pass(left_s: float) -> float:
@@ -173,12 +207,20 @@ def seconds_to_pass(left_s: float) -> float:
     return max(left_s + SLACK_S, MIN_WAIT_S) if left_s + SLACK_S < 2 * MIN_WAIT_S else MIN_WAIT_S
 
 
-def measured_page_cost_s(began: Meter, now: Meter) -> float | None:
-    """Return ksmd's CPU time for each page scanned since `began`; None while too little is known."""
-    cpu_s, scanned = _used_s(began, now), _difference(began.pages_scanned, now.pages_scanned)
-    if not cpu_s or scanned is None or scanned < MIN_BATCH_PAGES:
-        return None
-    return min(max(cpu_s / scanned, MIN_PAGE_COST_S), MAX_PAGE_COST_S)
+def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
+    """Return the pages that ksmd has scanned since the full scan began; None where nothing tells.
+
+    Where the kernel does not count them (before 6.6), by estimate: whole batches, and of one that runs or that the end
+    of a full scan cut short, what its CPU time comes to.
+    """
+    counted = _difference(current.began.pages_scanned, now.pages_scanned)
+    if counted is not None or current.began.cpu_s is None or now.cpu_s is None:
+        return counted
+    if current.fed is None:
+        return 0
+    progress = read_progress(current, now, cost_s)
+    estimate = min(int((progress.cpu_s or 0.0) / cost_s), current.batch_pages)
+    return current.scanned_pages + (progress.counted_pages or estimate)
 
 
 def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
@@ -187,11 +229,11 @@ def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
     return full_scans >= current.ends_at_full_scans or full_scans + 2 < current.ends_at_full_scans
 
 
-def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> float:
+def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
     """Return how much longer ksmd may take, below 0 if it makes no progress (rule 9): KSM off unseen, or starved."""
     pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
     estimate_s = max(full_scan_cost_s(snapshot, state), pages * state.learned.page_cost_s)
-    return max(STALLED_S, 10 * estimate_s) - (snapshot.taken_s - current.began.taken_s)
+    return max(STALLED_S, 10 * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
 def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
@@ -214,7 +256,7 @@ def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan
     Where it is whole only after the end of another's, it takes up to twice the memory.
     """
     now, ksm = read_meter(snapshot), snapshot.ksm
-    scanned = _difference(current.began.pages_scanned, now.pages_scanned)
+    scanned = scanned_pages(current, now, state.learned.page_cost_s)
     full_scan_kib = total_kib(snapshot, state) * max(current.ends_at_full_scans - current.began.full_scans, 1)
     scanned_kib = None if scanned is None else min(ksm.kib(scanned), full_scan_kib)
     passed_s = now.taken_s - current.began.taken_s
@@ -239,49 +281,47 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
 
     Full scans come in pairs: the second follows at once. What appears after that has begun waits for another pair.
 
-    A narrow full scan, in which smart_scan skipped most of the old pages, takes nothing off what had been scanned once
-    if little of it has merged (rule 10): the twins that it may have were not scanned. It is cheap, and a wide one will
-    come. Nor does a full scan take off what is largely in neither tree afterwards.
+    One more follows if it is worth it (rule 10): what ksmd left in neither tree may have twins.
     """
     began, now = ended.began, read_meter(snapshot)
     scans, learned, once_kib = state.scans, state.learned, state.backlog.scanned_once_kib
+    memory_kib = total_kib(snapshot, state)
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     unmapped_kib = now.unmapped_kib - began.unmapped_kib
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + unmapped_kib
     merged_kib = max(net_kib, 0)
+    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
     is_second = scans.pair_left <= 1
-    pair_kib = scans.merged_kib + (net_kib if scans.is_check else merged_kib)
-    pair_kib = min(max(pair_kib, 0), MAX_SUM) if scans.is_check or scans.narrow else 0
+    merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
+    merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
+    left_kib = once_kib if scans.is_check else max(once_kib - max(net_kib, 0), 0)
+    unmet_kib, ratio, is_worth_it = 0, 0.0, False
     if scans.is_check:
-        goes_on = visited < (2 if is_second else 1) - UNVISITED and scans.narrow < MAX_NARROW_FULL_SCANS
-    elif scans.narrow == 0:
-        goes_on = is_narrow(snapshot, state, ended) and merged_kib * 4 < once_kib
-    else:
-        has_found = pair_kib * FOUND > once_kib
-        goes_on = scans.narrow < (MAX_NARROW_FULL_SCANS if has_found else TRIED_FULL_SCANS)
-    split_kib = (_difference(began.thp_split_page, now.thp_split_page) or 0) * snapshot.ksm.huge_page_kib
-    volatile_kib = snapshot.ksm.kib(snapshot.ksm.pages_volatile or 0) - ended.scanning_kib - max(unmapped_kib, 0)
-    is_stuck = scans.retries > 0 and merged_kib * UNSETTLED < once_kib
-    unsettled_kib = min(once_kib if is_stuck else split_kib, volatile_kib, once_kib)
-    is_unsettled = not goes_on and scans.retries < MAX_RETRIES and unsettled_kib * UNSETTLED > once_kib
-    left_kib = once_kib if goes_on or (scans.is_check and not is_second) else unsettled_kib if is_unsettled else 0
+        is_worth_it = visited < (2 if is_second else 1) - UNVISITED
+    elif is_second and left_kib * NEGLIGIBLE > memory_kib:
+        unmet_kib, ratio = expect_of_one_more(snapshot, state, ended, left_kib)
+        share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
+        is_worth_it = unmet_kib * ratio * NEGLIGIBLE > memory_kib * share
+    goes_on = is_worth_it and scans.more < MAX_MORE_FULL_SCANS
+    left_kib = left_kib if goes_on or (scans.is_check and not is_second) else 0
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
-        found_kib = max(merged_kib, pair_kib)
-        learned = learn(learned, now.taken_s, once_kib, found_kib, is_check=scans.is_check)
+        scanned_kib = once_kib if scans.is_check else min(once_kib + scans.merged_kib, MAX_SUM)
+        learned = learn(learned, now.taken_s, scanned_kib, merged_kib, is_check=scans.is_check)
     learned = replace(learned, ended_s=now.taken_s)
-    per_kib = cost_s / max(total_kib(snapshot, state), 1)
+    per_kib = cost_s / max(memory_kib, 1)
     return replace(
         state,
         backlog=replace(state.backlog, scanned_once_kib=min(ended.scanning_kib + left_kib, MAX_SUM)),
         scans=Scans(
             cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
-            pair_left=scans.pair_left if goes_on else 1 if left_kib else max(scans.pair_left - 1, 0),
-            narrow=scans.narrow + (is_second or scans.is_check) if goes_on else 0,
-            merged_kib=pair_kib,
-            retries=scans.retries + is_second if is_unsettled else 0,
+            pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
+            more=scans.more + 1 if goes_on else 0,
+            merged_kib=merged_kib,
+            unmet_kib=unmet_kib,
+            ratio=ratio,
             visited=visited,
             is_check=scans.is_check,
             fed=ended.fed or scans.fed,
@@ -295,20 +335,39 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     )
 
 
+def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, left_kib: int) -> tuple[int, float]:
+    """Return how much of what has not merged may not have met its twins, and what share of it one more would merge.
+
+    It is in neither tree, or what it may be equal to is. Pages that are left over from huge pages which ksmd has split
+    will merge as the others have. With old pages that smart_scan has skipped will merge, as they are visited, what is
+    wanting of the usual share. Every full scan that follows corrects the share, the more so the more it has visited.
+    """
+    ksm, scans, once_kib = snapshot.ksm, state.scans, state.backlog.scanned_once_kib
+    merged_kib = once_kib - left_kib
+    split_kib = (_difference(ended.began.thp_split_page, ksm.thp_split_page) or 0) * ksm.huge_page_kib
+    skipped_kib = ksm.kib(_difference(ended.began.pages_skipped, ksm.pages_skipped) or 0)
+    unmapped_kib = max(read_meter(snapshot).unmapped_kib - ended.began.unmapped_kib, 0)  # volatile, too
+    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib - unmapped_kib, 0)
+    if scans.more:
+        still_kib, found = max(scans.unmet_kib - merged_kib, 0), min(merged_kib / max(scans.unmet_kib, 1), 1.0)
+        tried_share = 1 - min(skipped_kib / max(scans.unmet_kib, 1), 1.0)
+        ratio = scans.ratio + (found - scans.ratio) * NEWEST_MERGE_RATIO * (1 + tried_share / 2)
+        return min(still_kib + split_kib + skipped_kib, in_no_tree_kib, left_kib), ratio
+    unsettled_kib = min(split_kib, max(in_no_tree_kib - skipped_kib, 0), left_kib)
+    unmet_kib = min(unsettled_kib + skipped_kib, in_no_tree_kib, left_kib)
+    gain_kib = unsettled_kib * merged_kib / max(once_kib - unsettled_kib, 1)
+    merged_share = max((merged_kib + gain_kib) / max(once_kib, 1), 1 - lone_share(snapshot, state))
+    hidden_kib = min(max(merge_ratio(state.learned) - merged_share, 0.0) * once_kib, unmet_kib - unsettled_kib)
+    gain_kib += hidden_kib * RARELY_VISITED
+    return unmet_kib, min(gain_kib / max(unmet_kib, 1), 1.0)
+
+
 def skipped_share(snapshot: Snapshot, ended: FullScan) -> float:
     """Return the share of the memory that has not merged which smart_scan has skipped in a full scan."""
     ksm = snapshot.ksm
     skipped = _difference(ended.began.pages_skipped, ksm.pages_skipped) or 0
     lone = (ksm.pages_unshared or 0) + (ksm.pages_volatile or 0)
     return min(skipped / lone, 1.0) if lone else 0.0
-
-
-def is_narrow(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> bool:
-    """Tell whether smart_scan skipped more than half of the old pages that have not merged."""
-    skipped = _difference(ended.began.pages_skipped, snapshot.ksm.pages_skipped)
-    lone_kib = snapshot.ksm.kib((snapshot.ksm.pages_unshared or 0) + (snapshot.ksm.pages_volatile or 0))
-    old_kib = lone_kib - ended.scanning_kib - state.backlog.scanned_once_kib
-    return skipped is not None and snapshot.ksm.kib(skipped) * 2 > old_kib > 0
 
 
 def _used_s(before: Meter, after: Meter) -> float | None:

@@ -46,8 +46,10 @@ class FullScan(NamedTuple):
     fed: Meter | None = None
     """When ksmd was granted the last batch, of `batch_pages`."""
     batch_pages: int = 0
-    over_s: float = 0.0
-    """When that batch will be over at the latest, by estimate."""
+    seen: Meter | None = None
+    """What the last pass has seen of that batch: ksmd's CPU time tells when it is over, where pages are not counted."""
+    scanned_pages: int = 0
+    """What the batches before that one have scanned, where it is known."""
 
 
 class Backlog(NamedTuple):
@@ -104,12 +106,14 @@ class Scans(NamedTuple):
     """The full scan at whose end our last one left ksmd's cursor; None if it may be anywhere."""
     pair_left: int = 0
     """Full scans of the present pair that have yet to end: the second begins as soon as the first has ended."""
-    narrow: int = 0
-    """Full scans in a row that skipped most of the old pages (smart_scan) while a second one was needed."""
+    more: int = 0
+    """Full scans made beyond the pair, since some memory has met no twins yet (smart_scan, split huge pages)."""
     merged_kib: int = 0
-    """What the narrow ones after the first have merged; of a check scan, what all have, and what is still merged."""
-    retries: int = 0
-    """Full scans made because the last one left much of what had been scanned once unsettled."""
+    """What has merged since the pair's second full scan began; in a check scan since its first, and is still merged."""
+    unmet_kib: int = 0
+    """What had met no twins yet when the last full scan ended, of what had been scanned once."""
+    ratio: float = 0.0
+    """What share of it one more full scan is expected to merge."""
     visited: float = 0.0
     """How often the present check scan has visited the memory that has not merged, on average (smart_scan)."""
     fed: Meter | None = None
