@@ -171,7 +171,8 @@ class Guest:
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
     `max_kib` is the memory that it may grow to (virDomainGetMaxMemory), None where not asked. `dirty_kib_per_s` is how
-    much of its memory is written to in a second (virDomainStartDirtyRateCalc), None where not measured.
+    much of its memory is written to in a second, measured (virDomainStartDirtyRateCalc) or as much as it reads from
+    disk; None where neither is known.
     """
 
     uuid: str
