@@ -31,6 +31,7 @@ refuses it, or a guest's monitor hangs."""
 MAX_HANGING = 3
 """Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
+"""By definition."""
 
 
 class Measures(Protocol):
