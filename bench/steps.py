@@ -19,7 +19,7 @@ class Start:
 class Drift:
     """From now on the guest replaces so many of its own pages a second, in turn, by what all guests have; 0: none.
 
-    It does not grow. Only the simulator can.
+    It does not grow. A real guest is told when it starts (PayloadGuest.drift_mib).
     """
 
     at_s: float

@@ -103,7 +103,7 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     reader = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
     rates = DirtyRates(
         source=lambda: None,
-        configuration=configuration,
+        limit_s=lambda: configuration.in_force.call_timeout_s,
         rates=cycle.tenure.dirty_kib_per_s,
         failing=reporter.dirty_rates_unknown,
     )

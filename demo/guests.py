@@ -46,8 +46,9 @@ class PayloadGuest:
     `common_mib` pages are equal in all guests of the same `image`, `own_mib` pages only in those of the same `seed`.
     `slow_mib_per_s` 0 fills as fast as the machine can. `hotplug_mib` is the room for memory devices, 0 none.
     With `balloon` it answers libvirt's requests (and so sends events), but gives no memory back; with `chatters` it
-    reports another size all the time, and an event comes every second. With `is_shared` others may map its memory, as
-    virtiofs and vhost-user need it.
+    reports another size all the time, and an event comes every second. `drift_mib` of its own pages become equal in all
+    guests within `drift_s`, beginning `drift_after_s` after it has settled, and as many of the next ones beginning
+    `drift_again_s` after it has. With `is_shared` others may map its memory, as virtiofs and vhost-user need it.
     Raises ValueError when the content does not fit into the memory.
     """
 
@@ -69,6 +70,10 @@ class PayloadGuest:
     balloon: bool = False
     chatters: bool = False
     hotplug_mib: int = 0
+    drift_mib: int = 0
+    drift_s: int = 60
+    drift_after_s: int = 0
+    drift_again_s: int = 0
 
     def __post_init__(self) -> None:
         if self.content_mib + KEPT_MIB > self.memory_mib:
@@ -102,6 +107,10 @@ class PayloadGuest:
             "reboot_after": self.reboot_after_s,
             "off_after": self.off_after_s,
             "balloon": 2 if self.chatters else int(self.balloon),
+            "drift": self.drift_mib,
+            "drift_s": self.drift_s if self.drift_mib else 0,
+            "drift_after": self.drift_after_s,
+            "drift_again": self.drift_again_s,
         }
         return " ".join(["virtksm-guest", *(f"{name}={value}" for name, value in options.items() if value)])
 

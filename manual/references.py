@@ -5,9 +5,11 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. virtksm.co
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 
 from manual.json_schema import json_schema
@@ -15,7 +17,8 @@ from manual.tree import Command, describe
 from virtksm.agent.metrics.definitions import METRICS, Metric
 from virtksm.doctor.checks import CHECKS
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+PROJECT = Path(__file__).resolve().parents[1]
+DOCS = PROJECT / "docs"
 
 
 def commands_table() -> str:
@@ -41,9 +44,49 @@ def checks_table() -> str:
     return _table(("group", "checks"), rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A number of the adaptive law; `value` as the source has it, `meaning` its docstring, or empty."""
+
+    module: str
+    names: tuple[str, ...]
+    value: str
+    meaning: str
+
+
+def constants() -> Iterator[Constant]:
+    """Yield the module-level constants of the adaptive law that are numbers, or have some, in reading order."""
+    package = PROJECT / "virtksm"
+    for path in [*sorted(package.glob("policy/adaptive/*.py")), package / "agent" / "dirty_rates.py"]:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        for node, after in pairwise([*body, ast.Pass()]):
+            if isinstance(node, ast.Assign):
+                targets = node.targets
+            elif isinstance(node, ast.AnnAssign):
+                targets = [node.target]
+            else:
+                continue
+            names = tuple(one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
+            if not (node.value and _has_number(node.value) and all(name.isupper() for name in names)):
+                continue
+            is_told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            meaning = " ".join(ast.literal_eval(ast.unparse(after)).split()) if is_told else ""
+            module = str(path.relative_to(package).with_suffix(""))
+            yield Constant(module=module, names=names, value=ast.unparse(node.value), meaning=meaning)
+
+
+def constants_table() -> str:
+    """Return every number of the adaptive law, with its unit, reason and source as its docstring has them."""
+    return _table(
+        ("module", "constant", "value", "what, why, from where"),
+        ((f"`{one.module}`", f"`{', '.join(one.names)}`", f"`{one.value}`", one.meaning) for one in constants()),
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("reference.md", commands_table),
     "checks": ("reference.md", checks_table),
+    "constants": ("constants.md", constants_table),
     "metrics": ("metrics.md", metrics_table),
 }
 """By name: the document that has it, and what makes it."""
@@ -63,6 +106,12 @@ def rewritten() -> Iterator[tuple[Path, str]]:
         path = DOCS / document
         yield path, filled(path.read_text(encoding="utf-8"), name, make())
     yield DOCS / "json-schema.json", json_schema()
+
+
+def _has_number(value: ast.expr) -> bool:
+    """Tell whether an expression is of numbers: has some, or refers to another constant, and has no text."""
+    constants_in = [one.value for one in ast.walk(value) if isinstance(one, ast.Constant)]
+    return bool(constants_in) and not any(isinstance(one, str) for one in constants_in)
 
 
 def _labels(metric: Metric) -> str:

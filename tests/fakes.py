@@ -6,7 +6,7 @@ The contract tests (tests/contract) run the same cases against each of them and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +63,8 @@ class FakeHypervisor:
     """What a guest's measurement will find; without it, it has ended."""
     measuring: dict[str, int] = field(default_factory=dict)
     """The guests being measured, and for how many seconds."""
+    read_bytes: dict[str, int] = field(default_factory=dict)
+    """What guests have read from disk; without it, a guest has no disk."""
     calls: list[dict[str, int]] = field(default_factory=list)
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
@@ -116,9 +118,13 @@ class FakeHypervisor:
             raise SensingFailed("the dirty rate is already being measured")
         self.measuring[uuid] = seconds
 
-    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
-        asked = set(uuids)
-        return {uuid: rate for uuid, rate in self.dirty_mib_per_s.items() if uuid in asked - self.measuring.keys()}
+    def dirty_rate(self, uuid: str) -> int | None:
+        return None if uuid in self.measuring else self.dirty_mib_per_s.get(uuid)
+
+    def disk_reads(self, uuid: str) -> int | None:
+        if uuid not in self.xml:
+            raise GuestVanished(f"guest {uuid} has ended")
+        return self.read_bytes.get(uuid)
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():

@@ -11,6 +11,8 @@
  *   rewrite=N                     once settled, rewrite N own pages a second with fresh content, for ever
  *   rewrite_common=N              the same with common pages: new content, but the same in every guest
  *   grow=MiB                      once settled, add so much own memory a minute until memory is full
+ *   drift=MiB drift_s=S           once settled, after drift_after= and again after drift_again= seconds (0: never again),
+ *   drift_after=S drift_again=S   replace so many own pages, in turn, within S seconds, by what all guests have
  *   balloon=1                     answer virtio balloon requests, so that libvirt sends balloon events; the
  *                                 "inflated" pages are not given back, the guest's memory stays as it is
  *   balloon=2                     report another size all the time, as a hostile guest may
@@ -26,7 +28,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 enum { PAGE_WORDS = 1024, PAGES_PER_MIB = 256, FIRST_MIB = 2 };
-enum { COMMON = 0x636f6d6d, OWN = 0x6f776e21 }; /* kinds of pages; never 0, so that no page is a zero page */
+enum { COMMON = 0x636f6d6d, OWN = 0x6f776e21, DRIFTED = 0x64726966 }; /* kinds of pages; never 0, so that no page is a zero page */
 enum { SERIAL = 0x3f8, PIT = 0x40, TICK_HZ = 20, PIT_HZ = 1193182 };
 
 extern char payload_end[];
@@ -228,11 +230,12 @@ static struct option { const char *name; u32 most, value; } options[] = {
     {"common", 4095, 0}, {"zero", 4095, 0}, {"own", 4095, 0}, {"seed", 0xffffffff, 0}, {"slow", 100000, 0},
     {"rewrite", 1000000, 0}, {"rewrite_common", 1000000, 0}, {"grow", 100000, 0},
     {"reboot_after", 1000000, 0}, {"off_after", 1000000, 0}, {"image", 0xffffffff, 0},
-    {"balloon", 2, 0},
+    {"balloon", 2, 0}, {"drift", 4095, 0}, {"drift_s", 1000000, 0}, {"drift_after", 1000000, 0},
+    {"drift_again", 1000000, 0},
 };
 enum {
     O_COMMON, O_ZERO, O_OWN, O_SEED, O_SLOW, O_REWRITE, O_REWRITE_COMMON, O_GROW, O_REBOOT, O_OFF, O_IMAGE,
-    O_BALLOON, O_ALL
+    O_BALLOON, O_DRIFT, O_DRIFT_S, O_DRIFT_AFTER, O_DRIFT_AGAIN, O_ALL
 };
 
 /* Length of `prefix` if `text` begins with it, else 0. */
@@ -295,11 +298,21 @@ static void fill(u32 common, u32 zero, u32 own)
     }
 }
 
+/* How many pages have drifted `ms` after settling, by what begins at `second`. */
+static u64 drifted_by(u64 ms, u32 second)
+{
+    u32 pages = value(O_DRIFT) * PAGES_PER_MIB;
+    if (!second || ms < second * 1000ull)
+        return 0;
+    u64 since = ms - second * 1000ull;
+    return since >= value(O_DRIFT_S) * 1000ull ? pages : divide(since * pages, value(O_DRIFT_S) * 1000, 0);
+}
+
 static void __attribute__((noreturn)) live(u32 common, u32 own_from, u32 own, u32 room)
 {
     u32 grown = 0, index;
     u16 balloon = value(O_BALLOON) ? find_balloon() : 0;
-    u64 rewritten = 0, again = 0, again_from = 0;
+    u64 rewritten = 0, again = 0, again_from = 0, drifted = 0;
     if (value(O_REWRITE_COMMON)) /* all guests count rewrites from the same moment: equal content, in step */
         again_from = (u64)wall_second() * value(O_REWRITE_COMMON);
     for (u64 start = now_ms();;) {
@@ -312,6 +325,11 @@ static void __attribute__((noreturn)) live(u32 common, u32 own_from, u32 own, u3
         for (u64 due = divide(ms * value(O_REWRITE_COMMON), 1000, 0); again < due; again++) {
             u32 generation = (u32)divide(again_from + again, common, &index) + 1;
             write_page(index, COMMON, value(O_IMAGE), index, generation);
+        }
+        u64 drift = drifted_by(ms, value(O_DRIFT_AFTER)) + drifted_by(ms, value(O_DRIFT_AGAIN));
+        for (; drifted < drift; drifted++) {
+            u32 generation = (u32)divide(drifted, own, &index) + 1;
+            write_page(own_from + index, DRIFTED, 0, index, generation);
         }
         u64 full = divide(ms * value(O_GROW) * PAGES_PER_MIB, 60000, 0);
         for (; grown < full && grown < room; grown++)
@@ -339,7 +357,7 @@ __attribute__((used)) void boot(u32 magic, const u32 *multiboot)
     u32 room = memory_mib > FIRST_MIB ? (memory_mib - FIRST_MIB) * PAGES_PER_MIB : 0;
     if (common + zero + own > room)
         fail("too large: common, zero and own, and 3 MiB more, exceed the guest's memory", "");
-    if ((value(O_REWRITE) && !own) || (value(O_REWRITE_COMMON) && !common))
+    if (((value(O_REWRITE) | value(O_DRIFT)) && !own) || (value(O_REWRITE_COMMON) && !common))
         fail("nothing to rewrite: own= or common= is 0", "");
     calibrate();
     start_timer();
@@ -347,7 +365,7 @@ __attribute__((used)) void boot(u32 magic, const u32 *multiboot)
     print("virtksm-guest: settled common="), print_number(value(O_COMMON));
     print(" zero="), print_number(value(O_ZERO));
     print(" own="), print_number(value(O_OWN)), print("\n");
-    u32 afterwards = value(O_REWRITE) | value(O_REWRITE_COMMON) | value(O_GROW) | value(O_BALLOON);
+    u32 afterwards = value(O_DRIFT) | value(O_REWRITE) | value(O_REWRITE_COMMON) | value(O_GROW) | value(O_BALLOON);
     if (!(afterwards | value(O_REBOOT) | value(O_OFF)))
         halt();
     live(common, common + zero, own, room - common - zero - own);

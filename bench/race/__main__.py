@@ -55,7 +55,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="script/bench race",
         description="Race policy adaptive against ksmtuned and the kernel's advisor, with real guests on this "
-        "machine's own KSM. Every run takes 5 minutes (growth 12). Table and picture of each work are in build/race.",
+        "machine's own KSM. Every run takes 5 minutes (growth 12, drift 15). Table and picture of each work are in "
+        "build/race.",
     )
     parser.add_argument("--quick", action="store_true", help="smaller guests, shorter runs: under 5 minutes")
     known = {"--works": list(list_works(quick=False)), "--contenders": list(CONTENDERS)}

@@ -192,6 +192,7 @@ GOALS: Mapping[str, Sequence[Rule]] = {
     ),
     "churn": (SAVINGS, hour(5), rest(1), LEAD, NEIGHBOUR),
     "thrash": (MERGES, SAYS_SO, hour(10), rest(1), NEIGHBOUR),
+    "drift": (time("1.25 of the best peer's", lambda runs: 1.25 * best_time_s(runs)), hour(5), rest(0.3)),
     "stop": (IDLES_AGAIN, rest(0.3), LEAD, NEIGHBOUR),
 }
 

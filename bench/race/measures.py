@@ -4,8 +4,8 @@ Pure: runs in, figures out. Definitions, the same for every contender:
 - what a run holds: the median of pages_sharing over its last 30 s (in runs of less than 300 s: a tenth), where guests
   stop, before the first stop;
 - the final savings of a work: what the run holds that holds most, so that no run is judged by less than was possible;
-- 90 % after: from the last guest's settling in that run to the first sample with 90 % of the final savings, negative
-  if it was reached before;
+- 90 % after: from the last guest's settling in that run, or from the end of the last change in place, to the first
+  sample with 90 % of the final savings, negative if it was reached before;
 - idle: the first sample after the 90 % and after the work's last event from which ksmd scans nothing for 30 s (in
   runs of less than 300 s: for a tenth of the run);
 - at rest: the 120 s after that; the last 120 s, if ksmd never idles (in runs of less than 300 s: two fifths of the
@@ -92,7 +92,7 @@ def measure_work(runs: Sequence[Run], check_scans_s: float = 0.0) -> Results:
 
 def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu_s: float = 0.0) -> Figures:
     """Measure one run against the final savings of its work."""
-    samples, settled_s, length_s = run.samples, run.last_settled_s, run.work.length_s
+    samples, settled_s, length_s = run.samples, run.last_settled_s + run.work.changes_s, run.work.length_s
     most_s = find_most_s(samples, final_pages)
     busy_until_s = max(most_s or 0.0, settled_s, run.work.busy_until_s)
     idle_s = None if most_s is None else find_idle_s(samples, busy_until_s, at_most(IDLE_S, length_s))

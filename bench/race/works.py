@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bench.race.linux import COMMON_MIB, LinuxGuest
-from bench.steps import Start, Stop
+from bench.steps import Drift, Start, Stop
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
 from virtksm.values import replace
 
@@ -23,16 +23,20 @@ MAX_SHARERS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """`already` are guests that are there when the clock starts; after `busy_until_s` nothing new happens."""
+    """`already` are guests that are there when the clock starts; after `busy_until_s` nothing new happens.
+
+    `changes_s` after the last guest has settled, memory has changed in place for the last time.
+    """
 
     name: str
     title: str
-    steps: tuple[Start | Stop, ...]
+    steps: tuple[Start | Stop | Drift, ...]
     length_s: float
     already: tuple[PayloadGuest, ...] = ()
     busy_until_s: float = 0.0
     has_clairvoyant: bool = True
     huge_pages: bool = False
+    changes_s: float = 0.0
 
     @property
     def guests(self) -> tuple[PayloadGuest, ...]:
@@ -49,6 +53,7 @@ class Work:
         """Tell pages_sharing when all that is equal is merged: every content takes one page, the rest is saved."""
         common = sharing_pages((guest.image, guest.common_mib) for guest in self.guests)
         own = sharing_pages((guest.seed, guest.own_mib) for guest in self.guests)
+        own += sharing_pages((0, min(2 * guest.drift_mib, guest.own_mib)) for guest in self.guests)
         zero = sum(guest.zero_mib for guest in self.guests) * PAGES_PER_MIB
         return common + own + zero - math.ceil(zero / MAX_SHARERS)
 
@@ -211,6 +216,37 @@ def stop(scale: Scale) -> Work:
     )
 
 
+def drift(scale: Scale, *, within_s: int, after_s: int, again_s: int) -> Work:
+    # In the simulator a guest settles as soon as it has started, more or less, and is told by steps.
+    own_mib = scale.memory_mib - KEPT_MIB
+    drift_mib = own_mib * 6 // 10
+
+    def describe(number: int) -> PayloadGuest:
+        return PayloadGuest(
+            name=f"g{number}",
+            memory_mib=scale.memory_mib,
+            own_mib=own_mib,
+            seed=number + 1,
+            drift_mib=drift_mib,
+            drift_s=within_s,
+            drift_after_s=after_s,
+            drift_again_s=again_s,
+        )
+
+    title = f", all their own; after {after_s} and {again_s} s 60 % of each becomes equal within {within_s} s"
+    changes_s = again_s + within_s
+    work = scale.work("drift", title, describe, busy_until_s=changes_s, has_clairvoyant=False)
+    settled_s = scale.guests * scale.every_s
+    times = ((begin_s + settled_s, drift_mib * PAGES_PER_MIB / within_s) for begin_s in (after_s, again_s))
+    drifts = [
+        Drift(at_s=at_s, name=guest.name, pages_per_s=per_s)
+        for begin_s, pages_per_s in times
+        for at_s, per_s in ((begin_s, pages_per_s), (begin_s + within_s, 0.0))
+        for guest in work.guests
+    ]
+    return replace(work, steps=(*work.steps, *drifts), changes_s=changes_s)
+
+
 def list_works(*, quick: bool) -> Mapping[str, Work]:
     """Tell all works by name: the race's, or smaller and shorter ones."""
     if quick:
@@ -224,6 +260,7 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
             thrash(Scale(guests=4, memory_mib=128, every_s=1.0, length_s=40.0), rewrite_common_per_s=2048),
             stop(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=50.0)),
             linux(Scale(guests=3, memory_mib=384, every_s=2.0, length_s=60.0), own_mib=100),
+            drift(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=110.0), within_s=10, after_s=5, again_s=40),
         )
     else:
         works = (
@@ -236,5 +273,6 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
             thrash(Scale(guests=8, memory_mib=128, every_s=1.0, length_s=300.0), rewrite_common_per_s=2048),
             stop(Scale(guests=8, memory_mib=512, every_s=3.0, length_s=300.0)),
             linux(Scale(guests=8, memory_mib=900, every_s=5.0, length_s=300.0), own_mib=600),
+            drift(Scale(guests=8, memory_mib=512, every_s=2.0, length_s=900.0), within_s=60, after_s=180, again_s=600),
         )
     return {work.name: work for work in works}

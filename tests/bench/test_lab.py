@@ -18,7 +18,7 @@ import pytest
 from bench.sim.real_memory import MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadFailed, PayloadGuest, wait_settled
 from tests.lab.fixtures import QEMU_CACHE, REPO, GuestFactory, RunningGuest
-from tests.lab.guest_memory import COMMON, OWN, page_identity, payload_pages
+from tests.lab.guest_memory import COMMON, DRIFTED, OWN, page_identity, payload_pages
 from tests.lab.ksm import Ksm, KsmState, merging_pages, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from virtksm.values import replace
@@ -97,6 +97,23 @@ def test_a_guest_holds_the_pages_that_its_command_line_says_rewrites_them_and_gr
     grows = guest(PayloadGuest(name="grow", memory_mib=16, own_mib=1, seed=4, grow_mib_per_min=240))
     wait_until(lambda: all(any(page) for page in pages_of(grows, 13)), HANG_S, "13 MiB to fill")
     assert grows.domain.isActive() == 1
+
+
+def test_what_drifts_is_equal_in_all_guests_and_goes_on_in_turn(guest: GuestFactory) -> None:
+    spec = PayloadGuest(
+        name="", memory_mib=16, own_mib=5, drift_mib=3, drift_s=1, drift_after_s=1, drift_again_s=3, seed=1
+    )
+    one, other = guest.together(*(replace(spec, name=f"drift{seed}", seed=seed) for seed in (1, 2)))
+
+    def both_generations() -> bool:
+        pages = pages_of(one, 5)
+        generations = Counter(page_identity(page)[1:] for page in pages)
+        return pages == pages_of(other, 5) and generations == {
+            (2, 0, DRIFTED): PAGES_PER_MIB,
+            (1, 0, DRIFTED): 4 * PAGES_PER_MIB,
+        }
+
+    wait_until(both_generations, HANG_S, "6 MiB in turn over 5")
 
 
 def test_a_guest_can_reboot_and_refuses_what_it_does_not_understand(guest: GuestFactory) -> None:

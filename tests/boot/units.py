@@ -404,6 +404,7 @@ def and_no_more() -> None:
     claim("boot1" in as_virtksm("list"), "boot1 is not seen")
     as_virtksm("dumpxml", "boot1")
     as_virtksm("node-memory-tune")
+    as_virtksm("domstats", "--block", "boot1")
     for denied in (
         ("dumpxml", "--security-info", "boot1"),
         ("define", "/run/boot4.xml"),

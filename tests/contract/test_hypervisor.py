@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ import pytest
 from demo.guests import PayloadGuest, memory_device_xml
 from tests.fakes import FakeHypervisor
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm
+from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.agent.dirty_rates import Measures
 from virtksm.errors import Cause, GuestVanished, LibvirtUnreachable, SettingsRefused, Unsupported
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import GuestXml, parse_guest_xml
@@ -34,11 +37,14 @@ class Host:
 
     hypervisor: Hypervisor
     descriptions: Descriptions
+    measures: Measures
     kernel: Callable[[str], int]
     switch_advisor_on: Callable[[], None]
     share_pages: Callable[[], None]
     start_guest: Callable[[PayloadGuest], None]
     end_guest: Callable[[str], None]
+    start_from_disk: Callable[[str], None]
+    """Start a guest whose firmware reads the first sector of its disk, and finds nothing there."""
 
 
 def fake_host() -> Host:
@@ -61,14 +67,20 @@ def fake_host() -> Host:
         fake.running = tuple(guest for guest in fake.running if guest.name != name)
         del fake.xml[f"uuid of {name}"]
 
+    def start_from_disk(name: str) -> None:
+        start_guest(small(name))
+        fake.read_bytes[f"uuid of {name}"] = 512
+
     return Host(
         hypervisor=fake,
         descriptions=fake,
+        measures=fake,
         kernel=lambda name: fake.values[name],
         switch_advisor_on=switch_advisor_on,
         share_pages=share_pages,
         start_guest=start_guest,
         end_guest=end_guest,
+        start_from_disk=start_from_disk,
     )
 
 
@@ -82,15 +94,24 @@ def real_host(ksm: Ksm, connection: libvirt.virConnect, guest: GuestFactory, sta
         memory.write(b"virtksm contract".ljust(PAGE_BYTES, b"!") * PAGES)
         ksm.merge_all()
 
+    def start_from_disk(name: str) -> None:
+        disk = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "disk"
+        disk.write_bytes(bytes(1 << 20))
+        device = f'<disk type="file"><source file="{disk}"/><target dev="vda" bus="virtio"/></disk></devices>'
+        xml = re.sub("<kernel>.*</cmdline>", "", small(name).domain_xml(disk, None)).replace("</devices>", device)
+        stack.callback(connection.createXML(xml).destroy)
+
     host = LibvirtHost(connection)
     return Host(
         hypervisor=host,
         descriptions=host,
+        measures=host,
         kernel=ksm.read,
         switch_advisor_on=switch_advisor_on,
         share_pages=share_pages,
         start_guest=lambda spec: void(guest(spec)),
         end_guest=lambda name: void(connection.lookupByName(name).destroy()),
+        start_from_disk=start_from_disk,
     )
 
 
@@ -205,6 +226,18 @@ def test_a_guests_xml_is_its_own_and_gone_with_it(host: Host) -> None:
     assert host.descriptions.guest_xml(uuids["apart"])
 
 
+def test_what_a_guest_reads_from_disk_is_told_and_nothing_without_a_disk(host: Host) -> None:
+    host.start_from_disk("disk")
+    host.start_guest(small("none"))
+    uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
+    wait_until(lambda: (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, 30.0, "a sector to be read")
+    assert host.measures.disk_reads(uuids["none"]) is None
+    assert host.measures.dirty_rate(uuids["none"]) is None
+    host.end_guest("none")
+    with pytest.raises(GuestVanished):
+        host.measures.disk_reads(uuids["none"])
+
+
 @pytest.mark.real
 def test_a_memory_module_counts_once_the_guest_is_named(libvirt_conn: libvirt.virConnect, guest: GuestFactory) -> None:
     host = LibvirtHost(libvirt_conn)
@@ -226,6 +259,7 @@ def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(li
         lambda: host.running_guests(with_max=True),
         host.measured_guests,
         lambda: host.guest_xml("00000000-0000-0000-0000-000000000001"),
+        lambda: host.disk_reads("00000000-0000-0000-0000-000000000001"),
         lambda: host.set_parameters({"pages_to_scan": 345}),
     )
     for call in calls:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 COMMON = 0x636F6D6D
 OWN = 0x6F776E21
+DRIFTED = 0x64726966
 _PAGE_BYTES = 4096
 _FIRST_MIB = 2
 _PFN = (1 << 55) - 1

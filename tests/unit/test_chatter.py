@@ -93,7 +93,7 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
-    rates = DirtyRates(lambda: None, configuration, {}, lambda _error: None)
+    rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
     listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, rates)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:

@@ -1,17 +1,16 @@
-"""Measuring how fast guests' memory changes: each guest in turn, less what it has grown by, faults survived."""
+"""How fast guests' memory changes: each guest in turn, by measuring or by its disk reads, faults survived."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass, field
 
 import pytest
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.dirty_rates import AT_ONCE, EVERY_S, MEASURE_S, RETRY_S, DirtyRates
-from virtksm.config.schema import Config
-from virtksm.errors import LibvirtRefuses, LibvirtTimeout, VirtksmError
+from virtksm.agent.dirty_rates import EVERY_S, MAX_HANGING, MEASURE_S, RETRY_S, DirtyRates
+from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
@@ -25,10 +24,11 @@ def guest(number: int, rss_kib: int = GIB) -> Guest:
 class Bench:
     """Rates over a fake libvirt, with a clock of its own."""
 
-    def __init__(self, *mib_per_s: int) -> None:
+    def __init__(self, *mib_per_s: int, limit_s: float = 60.0) -> None:
         self.now_s = 1000.0
         self.hypervisor = FakeHypervisor(
-            dirty_mib_per_s={guest(number).uuid: rate for number, rate in enumerate(mib_per_s)}
+            dirty_mib_per_s={guest(number).uuid: rate for number, rate in enumerate(mib_per_s)},
+            xml={guest(number).uuid: "" for number in range(len(mib_per_s))},
         )
         self.guests = [guest(number) for number in range(len(mib_per_s))]
         self.host: FakeHypervisor | None = self.hypervisor
@@ -36,23 +36,30 @@ class Bench:
         self.failures: list[VirtksmError] = []
         self.dirty = DirtyRates(
             source=lambda: self.host,
-            configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
+            limit_s=lambda: limit_s,
             rates=self.rates,
             failing=self.failures.append,
             clock=lambda: self.now_s,
         )
         self.dirty.see(self.guests, is_wanted=True)
 
-    async def step(self, passed_s: float = 0.0) -> None:
-        """Let time pass; libvirt's measurements that are over by then are."""
+    async def step(self, passed_s: float = 0.0, *, times: int | None = None) -> None:
+        """Let time pass, and ask for as many guests as there are; libvirt's measurements that are over by then are."""
         self.now_s += passed_s
         if passed_s > MEASURE_S:
             self.hypervisor.measuring.clear()
-        await self.dirty.measure_when_due()
+        for _ in self.guests[:times]:
+            if self.is_due:
+                await self.dirty.measure_when_due()
+
+    @property
+    def is_due(self) -> bool:
+        due_s = [turn.due_s for key, turn in self.dirty.turns.items() if key not in self.dirty.hanging]
+        return self.now_s >= max(min(due_s), self.dirty.retry_s) if due_s else False
 
     async def wait(self) -> None:
         """See that nothing is due, and end waiting as the agent does."""
-        waiting = asyncio.ensure_future(self.step())
+        waiting = asyncio.ensure_future(self.dirty.measure_when_due())
         await asyncio.sleep(0)
         assert not waiting.done()
         waiting.cancel()
@@ -70,21 +77,21 @@ def test_a_guest_that_cannot_merge_is_not_measured() -> None:
     asyncio.run(scene())
 
 
-def test_every_guest_is_measured_a_few_at_a_time_and_again_later() -> None:
+def test_every_guest_is_measured_in_turn_and_again_later() -> None:
     async def scene() -> None:
-        bench = Bench(*[7] * (AT_ONCE + 2))
-        await bench.step()
-        assert list(bench.hypervisor.measuring.values()) == [MEASURE_S] * AT_ONCE
-        await bench.step()
-        assert len(bench.hypervisor.measuring) == AT_ONCE + 2
+        bench = Bench(7, 8, 9)
+        await bench.step(times=1)
+        assert list(bench.hypervisor.measuring.values()) == [MEASURE_S]
+        await bench.step(times=2)
+        assert list(bench.hypervisor.measuring.values()) == [MEASURE_S] * 3
         assert bench.rates == {}
+        await bench.wait()
         await bench.step(MEASURE_S + 2)
-        await bench.step()
-        assert set(bench.rates.values()) == {7 * 1024}
-        assert len(bench.rates) == AT_ONCE + 2
+        assert list(bench.rates.values()) == [7 * 1024, 8 * 1024, 9 * 1024]
         assert not bench.hypervisor.measuring, "not again at once"
-        await bench.step(EVERY_S)
-        assert bench.hypervisor.measuring
+        await bench.wait()
+        await bench.step(EVERY_S - MEASURE_S)
+        assert len(bench.hypervisor.measuring) == 3
 
     asyncio.run(scene())
 
@@ -123,11 +130,11 @@ def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and_tried
         del bench.hypervisor.dirty_mib_per_s[bench.guests[0].uuid]
         bench.hypervisor.measuring[bench.guests[1].uuid] = 5
         await bench.step()
-        assert set(bench.dirty.measured) == {bench.guests[2].key}
+        assert {key for key, turn in bench.dirty.turns.items() if turn.is_measuring} == {bench.guests[2].key}
         await bench.step(MEASURE_S + 2)
         assert bench.rates == {bench.guests[2].key: 3 * 1024}
         await bench.step(EVERY_S)
-        assert bench.guests[1].key in bench.dirty.measured
+        assert bench.guests[1].uuid in bench.hypervisor.measuring
 
     asyncio.run(scene())
 
@@ -135,7 +142,7 @@ def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and_tried
 def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_the_next_connection() -> None:
     class Gone(FakeHypervisor):
         def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-            raise LibvirtTimeout("no answer")
+            raise LibvirtUnreachable("no answer")
 
     async def scene() -> None:
         bench = Bench(1)
@@ -186,7 +193,7 @@ def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bo
         def start_dirty_rate(self, uuid: str, seconds: int) -> None:
             answered.wait()
             if fails:
-                raise LibvirtTimeout("no answer")
+                raise LibvirtUnreachable("no answer")
 
     answered = threading.Event()
 
@@ -200,7 +207,7 @@ def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bo
         answered.set()
         await waiting
         assert bench.failures == []
-        assert bench.dirty.measured == {}
+        assert bench.dirty.turns == {}
         bench.dirty.see(bench.guests, is_wanted=True)
         await bench.step(EVERY_S)
         assert bench.hypervisor.measuring
@@ -208,19 +215,102 @@ def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bo
     asyncio.run(scene())
 
 
+@dataclass
+class Refusing(FakeHypervisor):
+    """libvirt under the fine-grained rules: statistics may be read, and nothing measured."""
+
+    asked: int = 0
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        self.asked += 1
+        raise LibvirtRefuses("access denied")
+
+
 def test_a_refusal_is_asked_for_once_and_tried_again_later() -> None:
-    class Refusing(FakeHypervisor):
-        asked = 0
-
-        def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-            self.asked += 1
-            raise LibvirtRefuses("access denied")
-
     async def scene() -> None:
         bench = Bench(1, 2)
         bench.host = refusing = Refusing()
         for times in (1, 2):
             await bench.step(RETRY_S)
             assert (refusing.asked, len(bench.failures)) == (times, times), "the log tells each cause once"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("refuses", ["all guests", "one guest"])
+def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_disk(refuses: str) -> None:
+    async def scene() -> None:
+        bench = Bench(1, 1, 1)
+        fast, slow, diskless = bench.guests
+        if refuses == "all guests":
+            bench.host = bench.hypervisor = Refusing(xml=bench.hypervisor.xml)
+        else:
+            for one in bench.guests:
+                bench.hypervisor.measuring[one.uuid] = 5  # by somebody else, or QEMU cannot
+        reads = bench.hypervisor.read_bytes
+        reads.update({fast.uuid: 5 << 30, slow.uuid: 5 << 30})
+        await bench.step()
+        assert bench.rates == {}
+        reads[fast.uuid] += 120 << 20
+        reads[slow.uuid] += 1 << 20  # less than all of its memory in a day, which is assumed
+        grown = replace(fast, rss_kib=GIB + 30 * 1024)
+        bench.dirty.see([grown, slow, diskless], is_wanted=True)
+        bench.now_s += EVERY_S
+        await bench.step()
+        assert bench.rates == {fast.key: (120 - 30) * 1024 / EVERY_S}
+        reads[fast.uuid] = 0  # its disk was replaced
+        bench.now_s += EVERY_S
+        await bench.step()
+        assert bench.rates == {}
+
+    asyncio.run(scene())
+
+
+@dataclass
+class Hanging(FakeHypervisor):
+    """libvirt, where the monitors of some guests answer no call until they are `released`."""
+
+    stuck: frozenset[str] = frozenset()
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        if uuid in self.stuck:
+            self.released.wait()
+        FakeHypervisor.start_dirty_rate(self, uuid, seconds)
+
+
+def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
+    async def scene() -> None:
+        bench = Bench(1, 2, 3, limit_s=0.05)
+        first, second, third = bench.guests
+        host = Hanging(dirty_mib_per_s=bench.hypervisor.dirty_mib_per_s, stuck=frozenset({second.uuid}))
+        bench.host = bench.hypervisor = host
+        await bench.step()
+        assert [second.name in str(error) for error in bench.failures] == [True]
+        await bench.step(MEASURE_S + 2)
+        assert bench.rates.keys() == {first.key, third.key}
+        await bench.step(RETRY_S)
+        assert len(bench.failures) == 1, "not asked while its call has not returned"
+        (thread,) = (one for one in threading.enumerate() if second.name in one.name)
+        host.stuck = frozenset()
+        host.released.set()
+        thread.join()
+        await asyncio.sleep(0)
+        await bench.step(RETRY_S)
+        await bench.step(MEASURE_S + 2)
+        assert bench.rates[second.key] == 2 * 1024
+
+    asyncio.run(scene())
+
+
+def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() -> None:
+    async def scene() -> None:
+        bench = Bench(*range(MAX_HANGING + 3), limit_s=0.05)
+        host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+        bench.host = bench.hypervisor = host
+        await bench.step()
+        assert len(bench.failures) == MAX_HANGING + 1
+        await bench.wait()
+        host.released.set()
 
     asyncio.run(scene())

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.fake_libvirt import FakeConnection, FakeDomain
 from virtksm.errors import LibvirtUnreachable, SensingFailed
-from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.libvirt_connection import LibvirtHost, parse_disk_reads
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
 from virtksm.tuning.cycle import Cycle, Tenure
@@ -112,6 +112,19 @@ def test_a_connection_is_closed_after_a_call_beside_passes_has_returned_and_take
         thread.join()
     assert closed.is_set()
     assert [one.measured for one in bench.domains] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("answered", "reads"),
+    [
+        ({}, None),
+        ({"block.count": 1, "block.0.name": "sda"}, None),
+        ({"block.0.rd.bytes": 512, "block.1.rd.bytes": 0, "block.2.name": "sr0", "block.1.wr.bytes": 7}, 512),
+        ({"block.0.rd.bytes": -1, "block.1.rd.bytes": "x", "block.2.rd.bytes": 3}, 3),
+    ],
+)
+def test_the_reads_of_all_disks_that_tell_are_added_up(answered: dict[str, object], reads: int | None) -> None:
+    assert parse_disk_reads(answered) == reads
 
 
 def test_a_connection_that_nobody_uses_is_closed_at_once() -> None:

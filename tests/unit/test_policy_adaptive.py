@@ -727,8 +727,8 @@ def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
 def test_10_pages_that_zero_pages_freed_are_still_counted_as_volatile_and_not_scanned_again() -> None:
     """Until ksmd comes by again, its bookkeeping has them."""
     began = begin_full_scan(snap(1, ONE, full_scans=5, thp_split_page=0), having_scanned(once_kib=GIB))
-    counters = {"pages_volatile": GIB // 8, "thp_split_page": 600}
-    for freed_kib, left_kib in ((0, GIB // 2), (GIB // 2, 0)):
+    counters = {"pages_sharing": GIB // 16, "pages_volatile": GIB // 8, "thp_split_page": 600}
+    for freed_kib, left_kib in ((0, 3 * GIB // 4), (GIB // 2, 0)):
         ended = snap(2, ONE, full_scans=6, freed_kib=freed_kib, **counters)
         assert decide_all(ALWAYS, ended, state=began)[1].backlog.scanned_once_kib == left_kib
 

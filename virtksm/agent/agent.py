@@ -65,7 +65,7 @@ class Agent:
         )
         rates = DirtyRates(
             source=lambda: self.connection.host,
-            configuration=self.configuration,
+            limit_s=lambda: self.configuration.in_force.call_timeout_s,
             rates=self.tenure.dirty_kib_per_s,
             failing=self.reporter.dirty_rates_unknown,
         )

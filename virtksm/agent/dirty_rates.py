@@ -1,78 +1,94 @@
-"""Has libvirt measure how fast the guests' memory changes (virDomainStartDirtyRateCalc), between passes.
+"""How fast the guests' memory changes: measured by libvirt, or bounded by what they read from disk, between passes.
 
-QEMU hashes a sample of a guest's pages (512 a GiB) at the beginning and at the end of MEASURE_S seconds; nothing is
-logged and no page is write-protected. Each guest that may merge is measured once in EVERY_S seconds, while the policy
-acts. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). What cannot be measured has no rate: the policy then
-assumes one.
+QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
+MEASURE_S seconds; nothing is logged and no page is write-protected. Where that is refused or fails, the guest's block
+statistics are read: what a guest reads from disk is written into its memory, most of it as page cache. Each guest that
+may merge has its turn once in EVERY_S seconds, while the policy acts, in calls of its own: one that hangs costs no other
+its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.configuration import Configuration
-from virtksm.errors import GuestVanished, SensingFailed, VirtksmError
+from virtksm.errors import GuestVanished, LibvirtRefuses, LibvirtTimeout, SensingFailed, Unsupported, VirtksmError
 from virtksm.model.snapshot import Guest
+from virtksm.policy.adaptive.changes import BLIND_S
 
 MEASURE_S = 60
-"""libvirt's longest time between the two samples: what changes more often counts once."""
+"""Seconds between the two samples: libvirt's longest. What changes more often counts once."""
 EVERY_S = 120.0
-AT_ONCE = 8
-"""Guests asked for in one thread, some 2 ms each (measured)."""
+"""Seconds from one turn of a guest to the next: with MEASURE_S, QEMU samples half of the time (chosen)."""
 RETRY_S = 600.0
-"""After a call that failed as a whole: a guest's monitor hangs, or libvirt has no such call, or refuses it."""
-KIB_PER_MIB = 1024
+"""Seconds until what failed for all guests, or hung for one, is tried again (chosen): libvirt has no such call, or
+refuses it, or a guest's monitor hangs."""
+MAX_HANGING = 3
+"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs."""
+KIB_PER_MIB = BYTES_PER_KIB = 1024
+"""By definition."""
 
 
 class Measures(Protocol):
-    """libvirt's measuring of dirty rates."""
+    """libvirt's measuring of a guest. Each call raises GuestVanished, and SensingFailed for what fails for this one.
+
+    Unsupported (before libvirt 7.2) and LibvirtRefuses (by the access driver polkit) are true for all guests.
+    """
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        """Begin to measure a guest (virDomainStartDirtyRateCalc, page sampling).
+        """Begin to measure a guest (virDomainStartDirtyRateCalc, page sampling; the action is domain.write).
 
-        Raises GuestVanished; Unsupported before libvirt 7.2; LibvirtRefuses where the access driver polkit denies it
-        (action domain.write); SensingFailed before QEMU 5.2, and while it is being measured.
+        Raises SensingFailed before QEMU 5.2, and while it is being measured.
         """
 
-    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
-        """Return the whole MiB a second that guests wrote to; without those that have ended or are being measured."""
+    def dirty_rate(self, uuid: str) -> int | None:
+        """Return how many whole MiB a second a guest wrote to; None while it is being measured, or if it never was."""
+
+    def disk_reads(self, uuid: str) -> int | None:
+        """Return how many bytes a guest has read from its disks since it started; None where libvirt cannot tell."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One that is under way, with the guest as it was when it began."""
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """When a guest is asked next, and what it was when it was asked last.
 
-    guest: Guest
-    ends_s: float
+    `is_measuring`: libvirt measures it since `then_s`. `read_bytes`: what it had read from disk at `then_s`.
+    """
+
+    due_s: float
+    then: Guest
+    then_s: float = 0.0
+    is_measuring: bool = False
+    read_bytes: int | None = None
 
 
 @dataclass(slots=True)
 class DirtyRates:
-    """The rates by guest (`Guest.key`) in KiB a second, in `rates`, and their measuring.
+    """The rates by guest (`Guest.key`) in KiB a second, in `rates`, and how they are found.
 
-    `source` gives the connection, None while there is none. `calls` are its own: a guest whose monitor hangs keeps no
-    pass waiting.
+    `source` gives the connection, None while there is none. `limit_s` is a call's. `calls` are its own: a guest whose
+    monitor hangs keeps no pass waiting.
     """
 
     source: Callable[[], Measures | None]
-    configuration: Configuration
+    limit_s: Callable[[], float]
     rates: dict[str, float]
     failing: Callable[[VirtksmError], None]
     clock: Callable[[], float] = time.monotonic
     calls: BlockingCalls = field(default_factory=BlockingCalls)
     running: dict[str, Guest] = field(default_factory=dict)
-    measured: dict[str, Measurement] = field(default_factory=dict)
-    due_s: dict[str, float] = field(default_factory=dict)
-    """When to measure a guest next; one that is not named is due."""
+    turns: dict[str, Turn] = field(default_factory=dict)
+    hanging: dict[str, BlockingCalls] = field(default_factory=dict)
+    """The calls that have not returned, by guest; such a guest is left out."""
+    start_s: float = 0.0
+    """When to begin to measure guests again, after a refusal."""
     retry_s: float = 0.0
-    """When to measure again after a failure."""
+    """When to ask for anything again, after a failure that is no guest's."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     noted: tuple[Iterable[Guest], bool] | None = None
     """What was seen last."""
@@ -83,89 +99,108 @@ class DirtyRates:
             return  # a pass that has sensed no guests anew
         self.noted = running, is_wanted
         self.running = {guest.key: guest for guest in running if guest.can_merge} if is_wanted else {}
-        for known in (self.rates, self.due_s, self.measured):
+        for known in (self.rates, self.turns):
             for key in known.keys() - self.running.keys():
                 del known[key]
+        for key, guest in self.running.items():
+            if key not in self.turns:
+                self.turns[key] = Turn(due_s=self.clock(), then=guest)
         self.seen.set()
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
         self.see((), is_wanted=False)
         self.noted = None
-        self.retry_s = 0.0
+        self.start_s = self.retry_s = 0.0
 
     async def measure_when_due(self) -> None:
-        """Begin or read some measurements, or wait until one is due or a pass has seen guests."""
+        """Ask for one guest, or wait until one is due or a pass has seen guests."""
         now_s, host = self.clock(), self.source()
-        ended = [one for one in self.measured.values() if one.ends_s <= now_s][:AT_ONCE]
-        begins = [
-            guest
-            for key, guest in self.running.items()
-            if key not in self.measured and self.due_s.get(key, now_s) <= now_s
-        ][: AT_ONCE - len(ended)]
-        if host is None or now_s < self.retry_s or not (ended or begins):
-            await self._wait(now_s)
+        self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
+        turns = [turn for key, turn in self.turns.items() if key not in self.hanging]
+        if host is None or not turns:
+            await self._wait(None)
             return
-        for guest in begins:
-            self.due_s[guest.key] = now_s + EVERY_S
-        work = partial(_measure, host, ended, begins)
+        turn = min(turns, key=lambda one: one.due_s)
+        due_s = max(turn.due_s, self.retry_s)
+        if due_s > now_s:
+            await self._wait(due_s - now_s)
+            return
+        key = turn.then.key
         try:
-            limit_s = self.configuration.in_force.call_timeout_s
-            found, begun = await self.calls.run("measure dirty rates", work, limit_s)
+            await self._ask(host, self.running[key], turn, now_s)
+        except GuestVanished:
+            self.rates.pop(key, None)
         except VirtksmError as error:
             if host is not self.source():  # it tells nothing of the next connection
                 return
+            self.failing(error)
+            turn.due_s = now_s + RETRY_S
+            self.rates.pop(key, None)
+            if isinstance(error, LibvirtTimeout) and len(self.hanging) < MAX_HANGING:
+                self.hanging[key], self.calls = self.calls, BlockingCalls()
+                return
             self.retry_s = now_s + RETRY_S
             self.rates.clear()
-            self.measured.clear()
-            self.failing(error)
-            return
-        if host is not self.source():
-            return
-        for one in ended:
-            self._learn(one, found.get(one.guest.uuid))
-        for guest in begins:
-            if guest not in begun:
-                self.rates.pop(guest.key, None)
-        for guest in begun:
-            self.measured[guest.key] = Measurement(guest=guest, ends_s=now_s + MEASURE_S + 1)
+            for one in self.turns.values():
+                one.is_measuring = False
 
-    def _learn(self, ended: Measurement, mib_per_s: int | None) -> None:
+    async def _ask(self, host: Measures, guest: Guest, turn: Turn, now_s: float) -> None:
+        """Read what was measured, or begin to measure; where that fails, read what the guest has read from disk."""
+        run = partial(self.calls.run, f"ask how fast guest {guest.name} changes", limit_s=self.limit_s())
+        turn.due_s = now_s + EVERY_S
+        if turn.is_measuring:
+            turn.is_measuring, turn.due_s = False, turn.then_s + EVERY_S
+            mib_per_s = await run(partial(_or_none, partial(host.dirty_rate, guest.uuid)))
+            self._learn(turn, None if mib_per_s is None else mib_per_s * KIB_PER_MIB, MEASURE_S)
+            return
+        if now_s >= self.start_s:
+            try:
+                await run(partial(host.start_dirty_rate, guest.uuid, MEASURE_S))
+            except (LibvirtRefuses, Unsupported) as error:
+                if host is not self.source():
+                    return
+                self.start_s = now_s + RETRY_S
+                self.failing(error)
+            except SensingFailed:
+                pass
+            else:
+                turn.then, turn.then_s, turn.is_measuring, turn.read_bytes = guest, now_s, True, None
+                turn.due_s = now_s + MEASURE_S + 1
+                return
+        read_bytes = await run(partial(_or_none, partial(host.disk_reads, guest.uuid)))
+        passed_s = now_s - turn.then_s
+        if read_bytes is None or turn.read_bytes is None:
+            self._learn(turn, None, passed_s)
+        else:
+            kib_per_s = (read_bytes - turn.read_bytes) / BYTES_PER_KIB / passed_s
+            # Reads do not tell of other writes: a rate below the assumed one is none.
+            is_more = kib_per_s * BLIND_S > (guest.rss_kib or 0)
+            self._learn(turn, kib_per_s if is_more else None, passed_s)
+        turn.then, turn.then_s, turn.read_bytes = guest, now_s, read_bytes
+
+    def _learn(self, turn: Turn, kib_per_s: float | None, passed_s: float) -> None:
         """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory."""
-        self.measured.pop(ended.guest.key, None)
-        now = self.running.get(ended.guest.key)
-        if mib_per_s is None or now is None:
-            self.rates.pop(ended.guest.key, None)
+        now = self.running.get(turn.then.key)
+        if kib_per_s is None or now is None:
+            self.rates.pop(turn.then.key, None)
             return
-        grown_kib = max((now.rss_kib or 0) - (ended.guest.rss_kib or 0), 0)
-        self.rates[now.key] = max(mib_per_s * KIB_PER_MIB - grown_kib / MEASURE_S, 0.0)
+        grown_kib = max((now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
+        self.rates[now.key] = max(kib_per_s - grown_kib / passed_s, 0.0)
 
-    async def _wait(self, now_s: float) -> None:
-        """Sleep until a measurement ends, the next one is due, or a pass has seen guests."""
-        times = [one.ends_s for one in self.measured.values()]
-        times += [self.due_s.get(key, now_s) for key in self.running.keys() - self.measured.keys()]
+    async def _wait(self, wait_s: float | None) -> None:
+        """Sleep so long (None: for ever), or until a pass has seen guests."""
         self.seen.clear()
-        is_idle = self.source() is None or not times
         try:
-            async with asyncio.timeout(None if is_idle else max(min(times), self.retry_s) - now_s):
+            async with asyncio.timeout(wait_s):
                 await self.seen.wait()
         except TimeoutError:
             return
 
 
-def _measure(
-    host: Measures, ended: Sequence[Measurement], begins: Iterable[Guest]
-) -> tuple[Mapping[str, int], list[Guest]]:
-    """Read what has been measured, begin what is due. Blocks; a guest that ended or is being measured is left out."""
-    found: Mapping[str, int] = {}
-    begun = []
-    if ended:
-        with suppress(SensingFailed):
-            found = host.dirty_rates([one.guest.uuid for one in ended])
-    for guest in begins:
-        try:
-            host.start_dirty_rate(guest.uuid, MEASURE_S)
-        except (GuestVanished, SensingFailed):
-            continue
-        begun.append(guest)
-    return found, begun
+def _or_none(read: Callable[[], int | None]) -> int | None:
+    """Return what is read of a guest, None where that fails for this one."""
+    try:
+        return read()
+    except SensingFailed:
+        return None

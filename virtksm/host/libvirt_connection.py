@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import libvirt
@@ -139,19 +139,20 @@ class LibvirtHost:
                     raise
                 raise LibvirtRefuses(f"{error.get_error_message()} on {self.uri}") from error
 
-    def dirty_rates(self, uuids: Iterable[str]) -> Mapping[str, int]:
-        wanted = set(uuids)
-        with self._beside_passes(), self._translating("reading the guests' dirty rates"):
-            running = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-            domains = [domain for domain in running if domain.UUIDString() in wanted]
-            flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
-            stats = self.connection.domainListGetStats(domains, libvirt.VIR_DOMAIN_STATS_DIRTYRATE, flags)
-            found = {
-                domain.UUIDString(): _counter(values, "dirtyrate.megabytes_per_second")
-                for domain, values in stats
-                if values.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
-            }
-        return {uuid: rate for uuid, rate in found.items() if rate is not None}
+    def dirty_rate(self, uuid: str) -> int | None:
+        values = self._stats(uuid, libvirt.VIR_DOMAIN_STATS_DIRTYRATE)
+        is_measured = values.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
+        return _counter(values, "dirtyrate.megabytes_per_second") if is_measured else None
+
+    def disk_reads(self, uuid: str) -> int | None:
+        return parse_disk_reads(self._stats(uuid, libvirt.VIR_DOMAIN_STATS_BLOCK))
+
+    def _stats(self, uuid: str, kind: int) -> Mapping[str, object]:
+        """Return a guest's statistics of a kind; without those for which its monitor is busy."""
+        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+        with self._beside_passes(), self._translating("reading a guest's statistics"):
+            stats = self.connection.domainListGetStats([self._find(uuid)], kind, flags)
+            return stats[0][1] if stats else {}
 
     def _find(self, uuid: str) -> libvirt.virDomain:
         try:
@@ -296,6 +297,13 @@ def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:
     return HostMemory(
         total_kib=read("total"), free_kib=read("free"), buffers_kib=read("buffers"), cached_kib=read("cached")
     )
+
+
+def parse_disk_reads(values: Mapping[str, object]) -> int | None:
+    """Return the bytes read from all of a guest's disks (VIR_DOMAIN_STATS_BLOCK); None where no disk tells."""
+    told = (_counter(values, name) for name in values if name.startswith("block.") and name.endswith(".rd.bytes"))
+    reads = [one for one in told if one is not None]
+    return sum(reads) if reads else None
 
 
 def _read_max_kib(domain: libvirt.virDomain) -> int | None:

@@ -205,8 +205,9 @@ class Guest(NamedTuple):
     `shared_kib` is the part of that in files and shared memory, which never merges, None where that is not told.
     `can_merge` is False where its configuration is known to forbid it. `max_kib` is the memory that it may grow to
     (virDomainGetMaxMemory), None where not asked; `pool_kib` of it is in the pool of huge pages, which RSS lacks, None
-    where there is no pool, or it is unknown. `dirty_kib_per_s` is how much of its memory is written to in a second
-    (virDomainStartDirtyRateCalc), None where not measured. `freed_kib` is its part of KsmState's.
+    where there is no pool, or it is unknown. `dirty_kib_per_s` is how much of its memory is written to in a second,
+    measured (virDomainStartDirtyRateCalc) or as much as it reads from disk; None where neither is known. `freed_kib`
+    is its part of KsmState's.
     """
 
     uuid: str
