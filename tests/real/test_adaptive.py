@@ -102,7 +102,7 @@ def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
     assert ksm.settings() == IDLE
 
 
-def test_ksm_switched_off_and_unmerged_under_the_agent_is_said_and_merges_again(
+def test_ksm_off_and_unmerged_under_the_agent_is_said_and_merges_again(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
     def wait_off() -> None:

@@ -88,7 +88,7 @@ def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> R
     else:
         state = "idle" if pages == 0 else "settings unknown"
     on = "on" if run == 1 else "libvirt does not tell whether it is on"
-    if status["off"]:
+    if status["paused"]:
         return "warn", "KSM", f"{on}, paused until `virtksm resume`{f'; still {state}' if is_scanning else ''}"
     return "", "KSM", f"{on}, {state}"
 
