@@ -34,7 +34,7 @@ function stateText(status) {
     if (pages === null)
         return "unknown";
     if (pages === 0)
-        return status.off ? "Paused" : "Idle";
+        return status.paused ? "Paused" : "Idle";
     return status.full_scan ? "Scanning" : `Scanning ${pages} pages every ${sleepMs} ms`;
 }
 

@@ -13,7 +13,7 @@ from typing import Literal
 from virtksm.doctor.finding import Verdict
 from virtksm.guests.obstacles import Obstacle
 from virtksm.model.current import Origin
-from virtksm.model.decision import SwitchedOff, Trigger
+from virtksm.model.decision import Pause, Trigger
 from virtksm.model.report import Foreign, Outcome
 from virtksm.model.snapshot import Settings, Snapshot, Source
 from virtksm.trace import Law
@@ -256,7 +256,7 @@ class Status(Versioned):
     last_pass_ago_s: float | None
     next_pass_s: float | None
     stranded: Stranded
-    off: bool | None
+    paused: bool | None
     """Whether virtksm is paused."""
     now: Now | None
     ksmd: Ksmd
@@ -437,7 +437,7 @@ class KeptPass:
     after: Settings
     refused: list[str]
     foreign: list[Foreign]
-    off: SwitchedOff | None
+    paused: Pause | None
     """While virtksm was paused."""
     law: Law
     """The policy's name, and the keys of the configuration."""
@@ -519,7 +519,7 @@ class Restored(Versioned):
     """Parameters that another program has changed since."""
     doubted: list[str]
     """Parameters that got the kernel's default: the saved value was implausible."""
-    switched_off: bool
+    paused: bool
     """ksmd idles instead, as virtksm is paused."""
     refused: list[Refusal]
 

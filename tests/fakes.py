@@ -21,7 +21,7 @@ from virtksm.history.samples import (
     GuestEvent,
     Sample,
 )
-from virtksm.model.decision import Decision, Reason, SwitchedOff, Triggers
+from virtksm.model.decision import Decision, Pause, Reason, Triggers
 from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState
@@ -231,10 +231,10 @@ class FakeStore:
 class FakeSwitch:
     """A switch in memory; `damage` is what a damaged file says."""
 
-    off: SwitchedOff | None = None
+    off: Pause | None = None
     is_full: bool = False
 
-    def read(self) -> SwitchedOff | None:
+    def read(self) -> Pause | None:
         return self.off
 
     def turn_off(self) -> None:
@@ -242,7 +242,7 @@ class FakeSwitch:
             return
         if self.is_full:
             raise StateUnusable("no space left on device")
-        self.off = SwitchedOff(since="2026-01-02T03:04:05Z")
+        self.off = Pause(since="2026-01-02T03:04:05Z")
 
     def turn_on(self) -> None:
         self.off = None

@@ -10,7 +10,7 @@
             HOST.lock         held during a pass on that host
             HOST.json         baseline, intended and applied settings, the policy's state
     /var/lib/virtksm/         survives reboots
-        HOST.off              exists while virtksm is switched off for that host
+        HOST.off              exists while virtksm is paused for that host
         HOST.history          that host's last day, for people
 
 HOST is `local` for every connection to this machine's own kernel, else the connection's URI.

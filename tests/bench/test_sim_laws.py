@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ def scenarios(draw: st.DrawFn) -> list[Event]:
 
 
 kernel_settings = st.builds(
-    Settings,
+    partial(Settings),  # else Hypothesis makes up the fields of a NamedTuple that have a default, too
     pages_to_scan=st.sampled_from([0, 1, 100, 5000, 100_000]) | st.integers(0, 2**32 - 1),
     sleep_millisecs=st.sampled_from([1, 20, 200, 10_000, 2**32 - 1]) | st.integers(1, 1000),
 )

@@ -476,10 +476,10 @@ def stays_off() -> None:
     claim("virtksm: KSM stays off: virtksm is paused, until virtksm resume" in said, said)
     wait(lambda: is_active("virtksm.service"), "the agent")
     retune()
-    claim(status()["off"], "it is no longer off")
+    claim(status()["paused"], "it is no longer off")
     claim(is_idle(), settings())
     run("virtksm", "resume")
-    claim(not status()["off"], "it is still off")
+    claim(not status()["paused"], "it is still off")
     claim(agents_baseline() == BASELINE, agents_baseline())
 
 

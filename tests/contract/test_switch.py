@@ -12,7 +12,7 @@ import pytest
 from tests.fakes import FakeSwitch
 from tests.lab.full_disk import full_disk, full_fake
 from virtksm.errors import StateUnusable
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.store.switch import SwitchFile
 from virtksm.tuning.ports import Switch
 
@@ -34,7 +34,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
         return Kept(
             switch=fake,
             reopen=lambda: fake,
-            damage=lambda: setattr(fake, "off", SwitchedOff(damage="is damaged")),
+            damage=lambda: setattr(fake, "off", Pause(damage="is damaged")),
             full=lambda: full_fake(fake),
         )
     path = tmp_path / "local.off"

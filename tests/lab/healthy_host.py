@@ -121,7 +121,7 @@ LIBVIRT = Libvirt(
 AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
 OWN = Own(
     configuration=Config(private_guests=("vault",)),
-    off=None,
+    paused=None,
     agent=AGENT,
     folder="/run/virtksm",
     faults=(),

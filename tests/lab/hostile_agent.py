@@ -132,7 +132,7 @@ LINE: Json = {
     "after": {**_SETTINGS, "pages_to_scan": 200},
     "refused": ["no"],
     "foreign": [{"parameter": "pages_to_scan", "ours": 1, "found": 2}],
-    "off": {"since": "then", "damage": ""},
+    "paused": {"since": "then", "damage": ""},
     "law": {"policy": "adaptive", "config": {"adaptive.engage": "auto"}},
     "state": {"rule": "sweep"},
     "guests_left_out": 2,
@@ -157,7 +157,7 @@ STATUS: Json = {
     "next_pass_s": 2.5,
     "stranded": {"possible": True, "settings": _SETTINGS, "worst_core_percent": 12.5},
     "full_scan": {"done_kib": 1, "total_kib": 3, "left_s": 2.5},
-    "off": False,
+    "paused": False,
     "now": {**_LOOKED, "origin": "local", "settings": _SETTINGS, "saved_percent": 1.5},
 }
 

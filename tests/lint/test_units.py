@@ -99,7 +99,7 @@ def test_unmerging_asks_whether_it_fits_but_for_the_commands_allowance() -> None
     assert f"sh -c 'rm {ALLOWANCE} 2>/dev/null || exec /usr/bin/virtksm unmerge --check'" in text
 
 
-def test_ksm_stays_off_while_virtksm_is_switched_off() -> None:
+def test_ksm_stays_off_while_virtksm_is_paused() -> None:
     switch_on = (CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8")
     assert f"!{RuntimePaths().host_switch('local')}" in settings(switch_on)["ConditionPathExists"]
 

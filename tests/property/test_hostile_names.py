@@ -123,7 +123,7 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "warnings": [text],
         "left": [text],
         "doubted": [text],
-        "switched_off": True,
+        "paused": True,
         "refused": [{"message": text}],
     }
     libvirt = {"answers": False, "silent_since": text, "silent_s": 3.0, "waiting_for": text, "error": text}

@@ -24,7 +24,7 @@ from virtksm.policy.adaptive.quantities import name_change
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned
 from virtksm.policy.base import Policy, State
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
-from virtksm.policy.off import SWITCHED_ON
+from virtksm.policy.off import RESUMED
 from virtksm.policy.thresholds import LATER_S, TIMER, find_thresholds, step_to
 from virtksm.values import replace
 
@@ -189,7 +189,7 @@ def test_adaptive_decides_so_at_the_threshold_and_not_just_short_of_it(
 @pytest.mark.parametrize(
     ("threshold", "text"),
     [
-        (SWITCHED_ON, "asks the policy again after `virtksm resume`"),
+        (RESUMED, "asks the policy again after `virtksm resume`"),
         (
             Threshold(then="engages", quantity="available_kib", value=4_823_449, present=7_444_889),
             "engages when available memory falls to 4.6 GiB; now 7.1 GiB",

@@ -135,7 +135,7 @@ def test_what_cannot_merge_grows_beside_others_and_no_full_scan_begins(
     assert ksm.settings() == IDLE
 
 
-def test_ksm_switched_off_and_unmerged_under_the_agent_is_said_and_merges_again(
+def test_ksm_off_and_unmerged_under_the_agent_is_said_and_merges_again(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
     def wait_off() -> None:

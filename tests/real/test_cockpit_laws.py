@@ -27,7 +27,7 @@ Json = dict[str, Any]
 NOW: Json = {"origin": "local", "ksm_run": 1, "advisor_mode": "none"}
 FINE: Json = {
     "agent": True,
-    "off": False,
+    "paused": False,
     "now": NOW,
     "libvirt": {"answers": True, "error": None, "waiting_for": None},
     "last_pass": {"warnings": [], "exposed": None},
@@ -162,7 +162,7 @@ def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> Non
         ({"now": {**NOW, "ksm_run": None}}, "CONFIG_KSM"),
         ({"now": {**NOW, "ksm_run": None, "origin": "last_pass"}}, None),
         ({"now": {**NOW, "ksm_run": 2}}, "systemctl enable --now virtksm-ksm.service"),
-        ({"off": True, "now": {**NOW, "ksm_run": 2}}, "virtksm resume"),
+        ({"paused": True, "now": {**NOW, "ksm_run": 2}}, "virtksm resume"),
         ({"now": {**NOW, "advisor_mode": "scan-time"}}, "echo none > /sys/kernel/mm/ksm/advisor_mode"),
         ({"libvirt": {"answers": False, "error": "no answer", "waiting_for": "pass"}}, "no answer"),
         ({"libvirt": {"answers": False, "error": None, "waiting_for": "open"}}, "Waiting for open"),

@@ -84,7 +84,7 @@ def test_the_kernels_advisor_and_its_switch(ksm: Ksm, libvirtd: PrivateLibvirtd,
     assert verdict(agent_home, libvirtd.uri, "advisor")[0] == "PASS"
     assert agent_home.run("off", "--direct", "--connect", libvirtd.uri).returncode == 0
     findings, _, _ = examine(agent_home, libvirtd.uri)
-    assert (findings["ksm_run"]["verdict"], findings["switched_on"]["verdict"]) == ("INFO", "INFO")
+    assert (findings["ksm_run"]["verdict"], findings["not_paused"]["verdict"]) == ("INFO", "INFO")
 
 
 @pytest.mark.usefixtures("ksm")

@@ -200,7 +200,7 @@ def test_a_reconnect_and_a_conflict_are_counted_and_a_switch_shown(
     agent.step()
     wait_until(lambda: value(fetch(url(port)), "virtksm_ksm_off_while_wanted") == 1, HANG_S, "KSM's switch to be told")
     assert agent.home.run("off", "--connect", agent.uri).returncode == 0
-    wait_until(lambda: value(fetch(url(port)), "virtksm_switched_off") == 1, HANG_S, "the switch to be told")
+    wait_until(lambda: value(fetch(url(port)), "virtksm_paused") == 1, HANG_S, "the switch to be told")
     page = fetch(url(port))
     assert value(page, 'virtksm_conflicts_total{parameter="pages_to_scan"}') == 1
     assert value(page, "virtksm_libvirt_reconnects_total") == 1

@@ -52,11 +52,11 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     assert (done.returncode, done.stderr) == (0, "")
     assert "Changed    pages_to_scan: 2 -> 0 pages" in done.stdout
     assert settings(ksm) == IDLE
-    assert len(agent.lines("switched_off")) == 1
+    assert len(agent.lines("paused")) == 1
 
     def answered(trigger: str) -> Line:
         line = agent.wait_for("pass_completed", lambda line: trigger in line["triggers"])
-        assert line["decision"]["rule"] == "switched_off"
+        assert line["decision"]["rule"] == "paused"
         assert settings(ksm) == IDLE
         return line
 
@@ -98,7 +98,7 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     assert "virtksm is paused" in done.stdout
 
     agent = start_agent(None)
-    assert agent.lines("pass_completed")[0]["decision"]["rule"] == "switched_off"
+    assert agent.lines("pass_completed")[0]["decision"]["rule"] == "paused"
     agent.kill()
     assert home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
     assert settings(ksm) == IDLE
@@ -132,7 +132,7 @@ def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, star
     agent = start_agent()
     agent.home.state_dir.mkdir(exist_ok=True)  # the agent's history may be in it already
     agent.home.switch.write_text("{", encoding="utf-8")
-    assert agent.step()["decision"]["rule"] == "switched_off"
+    assert agent.step()["decision"]["rule"] == "paused"
     assert settings(ksm) == IDLE
     (warning,) = [line["warning"] for line in agent.lines("warning_raised")]
     assert str(agent.home.switch) in warning

@@ -49,7 +49,7 @@ def test_what_twins_save_is_told_by_the_agent_and_after_it_without_a_trace(
     assert now["saved_percent"] == pytest.approx(100 * now["saved_bytes"] / now["committed_bytes"], abs=0.01)
     assert now["ksm_run"] == 1
     assert now["settings"]["pages_to_scan"] == ksm.read("pages_to_scan"), "the kernel's, as it is"
-    assert status["off"] is False
+    assert status["paused"] is False
     assert [(event["domain"], event["kind"]) for event in status["events"]] == [
         ("twin1", "started"),
         ("twin2", "started"),

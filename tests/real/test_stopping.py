@@ -139,7 +139,7 @@ def test_a_frozen_agent_keeps_nobody_from_switching_off_and_on(
         assert "this is done without it" in off.stderr
     finally:
         agent.signal(signal.SIGCONT)
-    assert agent.step()["decision"]["rule"] == "switched_off"
+    assert agent.step()["decision"]["rule"] == "paused"
     assert ksm.settings() == IDLE
     on = agent_home.run("resume", "--connect", agent.uri)
     assert (on.returncode, on.stderr) == (0, "")

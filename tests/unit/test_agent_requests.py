@@ -55,8 +55,8 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
         await bench.ask("off")
         lines = [json.loads(line) for line in (await bench.request(request))["trace"]["lines"]]
         assert [line["triggers"] for line in lines] == [["started"], ["off"]]
-        assert [line["decision"]["rule"] for line in lines] == ["told", "switched_off"]
-        assert [line["off"] is not None for line in lines] == [False, True]
+        assert [line["decision"]["rule"] for line in lines] == ["told", "paused"]
+        assert [line["paused"] is not None for line in lines] == [False, True]
         assert lines[1]["state"] is None
 
     bench.run(story)

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import BUSY, FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy, fake_cycle
 from virtksm.cli.render import restore_rows
 from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, Unsupported
-from virtksm.model.decision import SwitchedOff, Trigger, Triggers
+from virtksm.model.decision import Pause, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, Guest, KsmState, Settings
 from virtksm.tuning.cycle import Cycle, Tenure
@@ -264,7 +264,7 @@ def test_restore_with_a_baseline_gives_that_and_the_next_tenure_begins_with_it(b
     assert bench.restored() == FOUND
     bench.hypervisor.values |= as_ksmtuned_leaves_it
     bench.switch.turn_off()
-    assert bench.cycle.restore(KERNEL_DEFAULTS).switched_off
+    assert bench.cycle.restore(KERNEL_DEFAULTS).paused
     assert bench.pages == 0
     bench.switch.turn_on()
     assert bench.restored() == FOUND, "it is given once switched on"
@@ -439,16 +439,16 @@ def test_the_policys_past_is_kept_from_process_to_process_unless_it_is_of_anothe
 
 
 @pytest.mark.parametrize("trigger", Trigger)
-def test_switched_off_every_trigger_parks(bench: Bench, trigger: Trigger) -> None:
+def test_paused_every_trigger_parks(bench: Bench, trigger: Trigger) -> None:
     bench.run()
     bench.switch.turn_off()
     report = bench.run(trigger)
-    assert (report.decision.reason.rule, report.outcome) == ("switched_off", Outcome.APPLIED)
+    assert (report.decision.reason.rule, report.outcome) == ("paused", Outcome.APPLIED)
     assert "since 2026-01-02T03:04:05Z" in report.decision.reason.text
     assert (bench.pages, bench.hypervisor.values["sleep_millisecs"]) == (0, 10_000)
 
 
-def test_switched_off_the_policys_past_is_dropped_and_it_begins_anew_when_switched_on(bench: Bench) -> None:
+def test_paused_the_policys_past_is_dropped_and_it_begins_anew_when_resumed(bench: Bench) -> None:
     for _ in range(3):
         bench.run()
     bench.switch.turn_off()
@@ -462,15 +462,15 @@ def test_switched_off_the_policys_past_is_dropped_and_it_begins_anew_when_switch
     assert not bench.run().decision.is_routine
 
 
-def test_switched_off_a_restore_parks_and_the_baseline_is_kept_until_on(bench: Bench) -> None:
+def test_paused_a_restore_parks_and_the_baseline_is_kept_until_on(bench: Bench) -> None:
     bench.run()
     bench.switch.turn_off()
-    assert bench.cycle.restore().switched_off
+    assert bench.cycle.restore().paused
     assert bench.pages == 0
     bench.new_process()
     bench.run()
     bench.switch.turn_on()
-    assert not bench.cycle.restore().switched_off
+    assert not bench.cycle.restore().paused
     assert bench.hypervisor.values == FOUND
 
 
@@ -487,7 +487,7 @@ def test_what_stands_in_the_way_of_merging_is_a_warning_with_its_remedy_while_it
     assert bench.run().as_dict()["exposed"] is None, "a pass alone looks at no guest's XML"
     bench.switch.turn_off()
     assert bench.run().warnings == [], "KSM may be off, too"
-    bench.switch.off = SwitchedOff(damage="/var/lib/virtksm/local.off: is damaged")
+    bench.switch.off = Pause(damage="/var/lib/virtksm/local.off: is damaged")
     (note,) = bench.run().warnings
     assert bench.pages == 0
     assert note.startswith("/var/lib/virtksm/local.off: is damaged")

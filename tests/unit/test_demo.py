@@ -40,7 +40,7 @@ def test_beside_an_agent_there_is_no_demonstration(
     assert "an agent already tunes this host's KSM\nhint: stop it meanwhile" in capsys.readouterr().err
 
 
-def test_a_host_that_is_switched_off_shows_no_demonstration(
+def test_a_host_that_is_paused_shows_no_demonstration(
     host: RuntimePaths, switched_on: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     SwitchFile(host.host_switch("local")).turn_off()

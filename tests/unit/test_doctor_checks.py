@@ -34,7 +34,7 @@ from virtksm.doctor.reading.zero_pages import ZeroPages, parse_anonymous
 from virtksm.errors import Cause, LibvirtUnreachable
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import GuestXml
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.values import replace
@@ -47,7 +47,7 @@ UNREACHABLE = LibvirtUnreachable("no", remedy="start it")
 GIB = 1024 * 1024
 OTHERS = OtherProcesses(kib=2 * GIB, processes=3, unread=0)
 NO_XML = Guests(running=(GUEST,), xml={}, unread=("the XML of 'web' is no XML",))
-OFF = SwitchedOff(since="2026-01-01T00:00:00Z")
+OFF = Pause(since="2026-01-01T00:00:00Z")
 KSM = "sys/kernel/mm/ksm"
 THP = "sys/kernel/mm/transparent_hugepage/enabled"
 NODES = "sys/devices/system/node/has_memory"
@@ -209,7 +209,7 @@ def scanning_without_agent(*hooks: HookFile, **changed: int) -> Facts:
 CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("ksm_built", files(NO_KSM, {"proc/sys/kernel/osrelease": None}), FAIL, "of unknown release has no /sys/kernel/mm"),
     ("ksm_run", with_numbers(run=0), FAIL, "run is 0: nothing merges"),
-    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, off=OFF)), INFO, "virtksm is paused"),
+    ("ksm_run", replace(with_numbers(run=0), own=replace(OWN, paused=OFF)), INFO, "virtksm is paused"),
     ("ksm_run", with_numbers(run=7), WARN, "cannot tell: run is 7"),
     ("ksm_run", files(ksm("run", "1" * 30)), WARN, "cannot tell: /sys/kernel/mm/ksm/run holds no number"),
     ("ksm_run", files(ksm("run", "1\n" * MAX_BYTES)), WARN, "cannot tell: /sys/kernel/mm/ksm/run is longer"),
@@ -429,8 +429,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ),
     ("agent_permission", without_agent(files({"etc/passwd": None})), INFO, "no user virtksm"),
     ("configuration", with_own(configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
-    ("switched_on", with_own(off=OFF), INFO, "paused since 2026-01-01T00:00:00Z"),
-    ("switched_on", with_own(off=SwitchedOff(damage="/x: is damaged")), WARN, "counts as paused"),
+    ("not_paused", with_own(paused=OFF), INFO, "paused since 2026-01-01T00:00:00Z"),
+    ("not_paused", with_own(paused=Pause(damage="/x: is damaged")), WARN, "counts as paused"),
     ("agent", without_agent(files(NO_SYSTEMD)), INFO, "the hook's pokes start passes"),
     ("agent", listening(), INFO, "the hook's pokes start passes"),
     ("agent", with_own(agent=None), WARN, "no hook's poke starts a pass"),
@@ -524,7 +524,7 @@ def test_the_worst_finding_counts() -> None:
     assert worst(examine(HEALTHY)) is PASS
     assert worst(examine(with_numbers(max_page_sharing=2))) is WARN
     assert worst(examine(with_numbers(max_page_sharing=2, run=0))) is FAIL
-    assert worst(examine(with_own(off=OFF))) is PASS
+    assert worst(examine(with_own(paused=OFF))) is PASS
 
 
 def test_a_guests_memory_is_its_large_anonymous_mappings() -> None:

@@ -300,7 +300,7 @@ def test_of_the_folders_what_is_kept_is_read_and_faults_are_told_but_nothing_is_
     def own() -> Own:
         return read_own(URI, Config(), paths, None)
 
-    assert (own().agent, own().off, own().faults, own().state) == (None, None, (), HostState())
+    assert (own().agent, own().paused, own().faults, own().state) == (None, None, (), HostState())
     assert not root.exists()
     root.write_text("", encoding="ascii")
     assert own().faults[0].endswith("run is not a folder")

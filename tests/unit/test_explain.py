@@ -19,7 +19,7 @@ from tests.real.agent_process import VIRTKSM
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from tests.unit.test_trace import SUMMARY
 from virtksm.cli.main import main
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.model.snapshot import IDLE
 from virtksm.policy import POLICIES, ksmtuned
 from virtksm.policy.off import RULE, decide_off
@@ -143,11 +143,11 @@ def test_a_decision_of_another_version_is_told_as_far_as_it_is_known(
     assert said.count("Threshold ") == said.count("Threshold  does so\n") == 1
 
 
-def test_switched_off_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    decision = decide_off(SwitchedOff(since="then"), was_off=False)
+def test_paused_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = decide_off(Pause(since="then"), was_off=False)
     fill(tmp_path, pass_values(replace(SUMMARY, decision=decision)))
     assert explained(tmp_path) == 0
-    assert "Rule       switched_off: `virtksm pause` outranks every policy" in capsys.readouterr().out
+    assert "Rule       paused: `virtksm pause` outranks every policy" in capsys.readouterr().out
     assert meaning_of("nonsense", RULE) != meaning_of("ksmtuned", RULE)
 
 

@@ -14,7 +14,7 @@ from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.current import after_pass
-from virtksm.model.decision import SwitchedOff, Trigger, Triggers
+from virtksm.model.decision import Pause, Trigger, Triggers
 from virtksm.model.report import Foreign, PassReport
 from virtksm.model.snapshot import Guest
 from virtksm.policy import make_policy
@@ -91,7 +91,7 @@ def test_before_any_pass_nothing_is_told_that_is_not_known() -> None:
     assert found["virtksm_libvirt_connected"] == {(): False}
     assert found["virtksm_libvirt_answers"] == {(): False}
     assert found["virtksm_passes_total"][("applied",)] == 0
-    for unknown in ("saved_bytes", "guests", "switched_off", "stranded_possible", "private_guests_exposed"):
+    for unknown in ("saved_bytes", "guests", "paused", "stranded_possible", "private_guests_exposed"):
         assert f"virtksm_{unknown}" not in found
 
 
@@ -126,12 +126,12 @@ def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
 
 @pytest.mark.parametrize(
     ("run", "off", "expected"),
-    [(1, None, False), (0, None, True), (2, None, True), (0, SwitchedOff(since="2026-01-02T03:04:05Z"), False)],
+    [(1, None, False), (0, None, True), (2, None, True), (0, Pause(since="2026-01-02T03:04:05Z"), False)],
 )
-def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: SwitchedOff | None, *, expected: bool) -> None:
-    found = measured(replace(a_pass(run=run), switched_off=off))
+def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: Pause | None, *, expected: bool) -> None:
+    found = measured(replace(a_pass(run=run), paused=off))
     assert found["virtksm_ksm_off_while_wanted"] == {(): expected}
-    assert found["virtksm_switched_off"] == {(): off is not None}
+    assert found["virtksm_paused"] == {(): off is not None}
 
 
 def test_the_backlog_is_the_adaptive_policys_alone() -> None:
@@ -142,7 +142,7 @@ def test_the_backlog_is_the_adaptive_policys_alone() -> None:
     assert set(found["virtksm_backlog_bytes"]) == {("settling",), ("new",), ("scanned_once",), ("exited",)}
     assert sum(map(float, found["virtksm_backlog_bytes"].values())) == 1024 * 1024  # type: ignore[arg-type]
     assert measured(a_pass(policy="target"))["virtksm_backlog_bytes"] == {}
-    assert measured(replace(report, state_after={}))["virtksm_backlog_bytes"] == {}, "switched off"
+    assert measured(replace(report, state_after={}))["virtksm_backlog_bytes"] == {}, "paused"
 
 
 def test_durations_fall_into_the_bucket_of_their_bound() -> None:

@@ -29,7 +29,7 @@ from virtksm.cli.verify_off import find_doubts
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed, VirtksmError
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import has_unit
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.model.snapshot import KsmState, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import locked
@@ -40,7 +40,7 @@ from virtksm.values import replace
 NOTHING = KsmState.counted({"pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0}.get, 4)
 SOME = KsmState.counted({"pages_shared": 10, "pages_sharing": 90}.get, 4)
 UNKNOWN = replace(NOTHING, pages_shared=None, pages_sharing=None)
-OFF = SwitchedOff(since="2026-01-02T03:04:05Z")
+OFF = Pause(since="2026-01-02T03:04:05Z")
 PARKED_KSM = replace(NOTHING, settings=Settings(pages_to_scan=0, sleep_millisecs=10_000), run=1, advisor_mode="none")
 URI = "qemu:///system?socket=/nonexistent/socket"
 HANG_S = 30.0
@@ -48,7 +48,7 @@ PASS = {
     **AGENTS_PASS,
     "uri": URI,
     "source": "local",
-    "decision": {**AGENTS_PASS["decision"], "reason": "as told", "rule": "switched_off"},
+    "decision": {**AGENTS_PASS["decision"], "reason": "as told", "rule": "paused"},
     "outcome": "unchanged",
     "refused": [],
     "warnings": [],
@@ -70,7 +70,7 @@ def test_what_is_merged_is_told_and_what_unmerges_it_where_that_fits() -> None:
     assert "unknown" in shown(UNKNOWN, 0)[0], "not offered is not nothing"
 
 
-def doubts(ksm: KsmState, *, off: SwitchedOff | None = OFF, uncounted: bool = False) -> str:
+def doubts(ksm: KsmState, *, off: Pause | None = OFF, uncounted: bool = False) -> str:
     return "\n".join(find_doubts(off, ksm, has_uncounted_zero_pages=uncounted))
 
 
@@ -81,7 +81,7 @@ def test_off_parked_and_nothing_merged_is_certain_and_each_doubt_has_its_remedy(
         off = replace(PARKED_KSM, settings=scanning, run=run, advisor_mode="scan-time")
         assert doubts(off) == "", "while KSM itself is off its settings do not matter"
     assert "(virtksm pause)" in doubts(PARKED_KSM, off=None)
-    assert "file: is damaged" in doubts(PARKED_KSM, off=SwitchedOff(damage="file: is damaged"))
+    assert "file: is damaged" in doubts(PARKED_KSM, off=Pause(damage="file: is damaged"))
     assert "100 pages" in doubts(replace(PARKED_KSM, settings=scanning))
     assert "advisor_mode" in doubts(replace(PARKED_KSM, advisor_mode="scan-time"))
     merged = replace(PARKED_KSM, pages_shared=10, pages_sharing=90, ksm_zero_pages=5)

@@ -655,7 +655,7 @@ def test_9_a_full_scan_within_a_small_budget_takes_its_time() -> None:
 
 def second_ended(
     newly_kib: int = 0, *, skipped_kib: int = 0, in_no_tree_kib: int = 0, split: int | None = 0, cpu_s: float = 1.0,
-    page_kib: int = 4, **scanned: Any,  # noqa: ANN401  # any field of Scans
+    page_kib: int = 4, freed_kib: int = 0, **scanned: Any,  # noqa: ANN401  # any field of Scans
 ) -> AdaptiveState:  # fmt: skip
     """The state after a full scan of 2 GiB, of which a GiB had been scanned once before, which merged so much."""
     guests, learned = {"a": 2 * GIB}, Learned(full_scan_cost_s_per_kib=1 / (2 * GIB))
@@ -668,6 +668,7 @@ def second_ended(
         "pages_unshared": (2 * GIB - newly_kib - in_no_tree_kib) // page_kib,
         "pages_sharing": newly_kib // page_kib,
         "thp_split_page": counted[1],
+        "freed_kib": freed_kib,
         "ksmd_cpu_seconds": cpu_s,
     }
     return decide_all(ALWAYS, snap(2, guests, full_scans=7, page_kib=page_kib, **counters), state=began)[1]
@@ -726,11 +727,8 @@ def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
 
 def test_10_pages_that_zero_pages_freed_are_still_counted_as_volatile_and_not_scanned_again() -> None:
     """Until ksmd comes by again, its bookkeeping has them."""
-    began = begin_full_scan(snap(1, ONE, full_scans=5, thp_split_page=0), having_scanned(once_kib=GIB))
-    counters = {"pages_sharing": GIB // 16, "pages_volatile": GIB // 8, "thp_split_page": 600}
-    for freed_kib, left_kib in ((0, 3 * GIB // 4), (GIB // 2, 0)):
-        ended = snap(2, ONE, full_scans=6, freed_kib=freed_kib, **counters)
-        assert decide_all(ALWAYS, ended, state=began)[1].backlog.scanned_once_kib == left_kib
+    for freed_kib, more in ((0, 1), (GIB // 4, 0)):
+        assert second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=freed_kib).scans.more == more
 
 
 # Rule 11

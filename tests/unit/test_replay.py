@@ -18,7 +18,7 @@ from virtksm.cli.main import main
 from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.errors import ConfigError
-from virtksm.model.decision import Decision, Reason, SwitchedOff
+from virtksm.model.decision import Decision, Pause, Reason
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace
@@ -65,7 +65,7 @@ def steps_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -
 
 def test_the_recorded_policy_decides_the_same_again() -> None:
     steps = list(replay(twins(), own))
-    assert {step.line.decision.reason.rule for step in steps} >= {"full_scan", "wait", "idle", "boost", "switched_off"}
+    assert {step.line.decision.reason.rule for step in steps} >= {"full_scan", "wait", "idle", "boost", "paused"}
     for step in steps:
         assert step.replayed == step.line.decision
     assert [step.began_anew for step in steps].count(True) == 0
@@ -101,13 +101,13 @@ def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one
     assert [step.began_anew for step in steps] == [False, False, True, False]
 
 
-def test_switched_off_it_parks_and_begins_anew_afterwards() -> None:
-    off = SwitchedOff(since="then")
-    passes = [traced(1, continues=False), traced(2), traced(3, off=off), traced(4, off=off), traced(5)]
+def test_paused_it_parks_and_begins_anew_afterwards() -> None:
+    off = Pause(since="then")
+    passes = [traced(1, continues=False), traced(2), traced(3, paused=off), traced(4, paused=off), traced(5)]
     policy = Counting()
     steps = steps_of([header(), *passes], policy)
     assert policy.states == [0, 1, 0]
-    assert [step.replayed.reason.rule for step in steps] == ["told", "told", "switched_off", "switched_off", "told"]
+    assert [step.replayed.reason.rule for step in steps] == ["told", "told", "paused", "paused", "told"]
     assert [step.replayed.is_routine for step in steps] == [False, False, False, True, False]
 
 

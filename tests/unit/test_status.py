@@ -149,7 +149,7 @@ def test_the_fields_are_those_that_are_documented() -> None:
         "last_pass_ago_s": 10.0,
         "next_pass_s": 4.0,
         "stranded": {"possible": True, "settings": settings, "worst_core_percent": 3.2},
-        "off": False,
+        "paused": False,
         "now": {
             "origin": "last_pass", "ksm_run": 1, "advisor_mode": "none",
             "redhat_only_zero_pages": 0, "settings": settings,
@@ -328,7 +328,7 @@ def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
     assert main([*command, "--json"]) == ExitCode.FAILED
     told = json.loads(capsys.readouterr().out)
     assert (told["agent"], told["uri"], told["policy"]) == (False, "qemu:///system", "adaptive")
-    assert (told["now"]["origin"], told["off"], told["last_pass"], told["events"]) == ("local", False, None, [])
+    assert (told["now"]["origin"], told["paused"], told["last_pass"], told["events"]) == ("local", False, None, [])
     assert told["stranded"]["possible"] is None
     assert main(command) == ExitCode.FAILED
     assert capsys.readouterr().out.startswith("Agent      not running for qemu:///system (systemctl start virtksm)")

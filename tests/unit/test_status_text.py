@@ -88,8 +88,8 @@ BAR = "█████████░░░░░░░░░░░"
         ({"now": now(settings=IDLING), "full_scan": SCAN}, ("", "on, idle")),
         ({"now": now(ksm_run=None)}, ("", "libvirt does not tell whether it is on, scanning 400 pages every 10 ms")),
         ({"now": now(advisor_mode="scan-time")}, ("", "on, scanning as the kernel's advisor (scan-time) says")),
-        ({"off": True, "now": now(settings=IDLING)}, ("warn", "on, paused until `virtksm resume`")),
-        ({"off": True}, ("warn", "on, paused until `virtksm resume`; still scanning 400 pages every 10 ms")),
+        ({"paused": True, "now": now(settings=IDLING)}, ("warn", "on, paused until `virtksm resume`")),
+        ({"paused": True}, ("warn", "on, paused until `virtksm resume`; still scanning 400 pages every 10 ms")),
         ({"now": now(settings=dict.fromkeys(IDLING))}, ("", "on, settings unknown")),
     ],
 )

@@ -29,7 +29,7 @@ def switch(path: Path) -> SwitchFile:
     return SwitchFile(str(path))
 
 
-def test_a_missing_folder_is_on_and_is_made_when_it_is_switched_off(switch: SwitchFile, path: Path) -> None:
+def test_a_missing_folder_is_on_and_is_made_when_it_is_paused(switch: SwitchFile, path: Path) -> None:
     assert switch.read() is None
     switch.turn_on()
     assert not path.parent.exists()

@@ -14,7 +14,7 @@ from tests.unit.test_policy_adaptive import TIMER, snap
 from virtksm.agent.control_client import MAX_ANSWER
 from virtksm.agent.trace_buffer import ASKED_S, MAX_CHARACTERS, MAX_PASSES, TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, Guest, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
@@ -47,7 +47,7 @@ class Agent:
         )
         return replace(seen, guests=tuple(guests))
 
-    def step(self, config: Config = CONFIG, off: SwitchedOff | None = None) -> PassReport:
+    def step(self, config: Config = CONFIG, off: Pause | None = None) -> PassReport:
         """Make a pass and have it buffered."""
         self.now_s += 1
         seen, before = self.snapshot(), self.state
@@ -67,7 +67,7 @@ class Agent:
             before=seen.ksm.settings,
             after=IDLE,
             duration_ms=1.0,
-            switched_off=off,
+            paused=off,
             state_before=before,
             state_after=self.state,
         )
@@ -113,12 +113,12 @@ def test_what_is_recorded_decides_the_same_again() -> None:
     answer = agent.ask()
     texts = [answer["header"], *answer["lines"]]
     for step in range(40):
-        agent.step(off=SwitchedOff() if step in (20, 21) else None)
+        agent.step(off=Pause() if step in (20, 21) else None)
         answer = agent.ask(answer)
         texts += answer["lines"]
     steps = list(replay(parse_lines(texts, "t"), lambda _law: POLICY))
     assert len(steps) == 41
-    assert {step.replayed.reason.rule for step in steps} > {"switched_off", "wait"}
+    assert {step.replayed.reason.rule for step in steps} > {"paused", "wait"}
     assert [step.line.seq for step in steps if step.differs] == []
 
 

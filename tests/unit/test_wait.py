@@ -58,10 +58,10 @@ def scanning(rule: str) -> Status:
         (status("disengaged"), 9.0, "settled"),
         (status("stop", policy="ksmtuned"), 9.0, "settled"),
         (status("stop", policy="another"), 9.0, None),
-        ({**status(), "off": True}, 0.0, "paused"),
+        ({**status(), "paused": True}, 0.0, "paused"),
         ({**status(), "now": {**status()["now"], "ksm_run": 2}}, 0.0, "ksm_off"),
         ({**status(), "now": None}, 9.0, "settled"),
-        ({**status(), "last_pass": None, "off": None}, 9.0, None),
+        ({**status(), "last_pass": None, "paused": None}, 9.0, None),
     ],
 )
 def test_it_ends_by_a_pass_that_has_begun_after_it_and_left_nothing_to_scan(
@@ -124,7 +124,7 @@ def home(tmp_path: Path) -> Iterator[tuple[StandIn, list[str]]]:
     ("changes", "code", "result"),
     [
         ({}, 5, "timed_out"),
-        ({"off": True}, 6, "paused"),
+        ({"paused": True}, 6, "paused"),
         ({"now": {**status()["now"], "ksm_run": 0}}, 7, "ksm_off"),
     ],
 )

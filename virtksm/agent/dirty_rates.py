@@ -3,8 +3,9 @@
 QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
 MEASURE_S seconds; nothing is logged and no page is write-protected. Where that is refused or fails, the guest's block
 statistics are read: what a guest reads from disk is written into its memory, most of it as page cache. Each guest that
-may merge has its turn once in EVERY_S seconds, while the policy acts, in calls of its own: one that hangs costs no other
-its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
+may merge has its turn once in EVERY_S seconds, while the policy acts, in calls of its own: one that hangs costs no
+other its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy
+assumes.
 """
 
 from __future__ import annotations

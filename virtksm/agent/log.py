@@ -183,9 +183,9 @@ class Reporter:
         self.tally.switched(is_off=trigger is Trigger.OFF)
         if trigger is Trigger.OFF:
             remedy = "virtksm scans again after `virtksm resume`"
-            self._log.warning("switched_off", message=f"paused: {remedy}", remedy=remedy)
+            self._log.warning("paused", message=f"paused: {remedy}", remedy=remedy)
         else:
-            self._log.info("switched_on", message="no longer paused")
+            self._log.info("resumed", message="no longer paused")
 
     def guests_exposed(self, names: tuple[str, ...]) -> None:
         """Name the private guests that can merge, each once for as long as it can."""
@@ -260,7 +260,7 @@ class Reporter:
         for parameter in report.doubted:
             message = f"{parameter} gets the kernel's default, as its saved baseline is implausible"
             self._log.warning("baseline_doubted", message=message, parameter=parameter)
-        is_restored = on_exit == "restore" and not report.switched_off
+        is_restored = on_exit == "restore" and not report.paused
         done = "KSM's settings were given back" if is_restored else "ksmd is idle"
         self._log.info(
             "settings_restored" if is_restored else "ksmd_idled",

@@ -112,7 +112,7 @@ class AgentFacts:
                 "settings": None if settings is None else settings.as_dict(),
                 "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
             },
-            "off": None if self.last is None else self.last.switched_off is not None,
+            "paused": None if self.last is None else self.last.paused is not None,
             "now": None if self.current is None else self.current.as_dict(),
         }
 

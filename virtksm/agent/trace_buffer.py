@@ -64,7 +64,7 @@ class TraceBuffer:
             after=report.after,
             refused=tuple(map(str, report.refusals)),
             foreign=report.foreign,
-            off=report.switched_off,
+            paused=report.paused,
             law=self._law_of(config),
             continues=False,
             state=report.state_before,

@@ -79,7 +79,7 @@ STATUS = {
     "last_pass_ago_s": int | float | None,
     "next_pass_s": int | float | None,
     "stranded": {"possible": bool | None, "settings": (SETTINGS, None), "worst_core_percent": int | float | None},
-    "off": bool | None,
+    "paused": bool | None,
     "now": (NOW, None),
 }
 """A status, as virtksm/agent/status.py writes it."""

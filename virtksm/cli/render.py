@@ -35,7 +35,7 @@ def pass_rows(report: Mapping[str, Any]) -> Iterator[Row]:
 def restore_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     """Yield what a restore did."""
     yield from _change_rows(report["before"], report["after"], would=False)
-    if report["switched_off"]:
+    if report["paused"]:
         yield "", "Idle", "virtksm is paused, so the baseline is kept until `virtksm resume`"
     for name in report["doubted"]:
         yield "", "Doubted", f"{name}: its saved baseline is implausible, so it gets the kernel's default"

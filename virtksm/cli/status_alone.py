@@ -53,7 +53,7 @@ class Alone:
         if error is not None and not is_here:
             raise error
         current = self._current(snapshot, is_here=is_here)
-        off = None if is_alias(self.uri) else make_switch(self.uri, self._config, self._paths).read() is not None
+        is_paused = None if is_alias(self.uri) else make_switch(self.uri, self._config, self._paths).read() is not None
         return {
             "schema": SCHEMA,
             "agent": False,
@@ -73,7 +73,7 @@ class Alone:
             "last_pass_ago_s": None,
             "next_pass_s": None,
             "stranded": {"possible": None, "settings": None, "worst_core_percent": None},
-            "off": off,
+            "paused": is_paused,
             "now": None if current is None else current.as_dict(),
         }
 

@@ -101,7 +101,7 @@ def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> R
     on = "on" if run == 1 else "libvirt does not tell whether it is on"
     if now["redhat_only_zero_pages"]:
         on += ", only for zero pages (redhat_only_zero_pages)"
-    if status["off"]:
+    if status["paused"]:
         return "warn", "KSM", f"{on}, paused until `virtksm resume`{f'; still {state}' if is_scanning else ''}"
     return "", "KSM", f"{on}, {state}"
 

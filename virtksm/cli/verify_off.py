@@ -13,7 +13,7 @@ from virtksm.errors import ExitCode
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
-    from virtksm.model.decision import SwitchedOff
+    from virtksm.model.decision import Pause
     from virtksm.model.snapshot import KsmState
 
 SCHEMA = 1
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 
-def find_doubts(paused: SwitchedOff | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
+def find_doubts(paused: Pause | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
     """Return the doubts that KSM is off, each with its remedy; none if it certainly is."""
     from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 

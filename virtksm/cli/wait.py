@@ -141,7 +141,7 @@ def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
     if last is None:
         return None, status["libvirt"]["error"] or "the agent has made no pass yet"
     decision = last["decision"]
-    if status["off"]:
+    if status["paused"]:
         return "paused", decision["reason"]
     began_ago_s = (status["last_pass_ago_s"] or 0.0) + last["duration_ms"] / 1000
     is_done = decision["idle"] and decision["rule"] in SETTLED_RULES.get(last["policy"], ())

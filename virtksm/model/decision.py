@@ -18,7 +18,7 @@ PASSED_S = "passed_s"
 """The quantity that time alone moves: seconds from now, so that it is 0 now."""
 GROWTH_KIB = "growth_kib"
 """The quantity of memory that guests take in addition to what they hold, so that it is 0 now."""
-SWITCHED_OFF = "switched_off"
+PAUSED = "paused"
 """The quantity of `virtksm pause`: 1 while it is in force."""
 
 WORDS = {
@@ -44,7 +44,7 @@ class Threshold(NamedTuple):
     @property
     def text(self) -> str:
         """The threshold as a sentence, without a full stop."""
-        if self.quantity == SWITCHED_OFF:
+        if self.quantity == PAUSED:
             return f"{self.then} after `virtksm resume`"
         if self.quantity == PASSED_S:
             left = f"in {self.value:.0f} s" if self.value > 0 else "at the next pass"
@@ -147,7 +147,7 @@ class Decision(NamedTuple):
         return self.target.pages_to_scan == 0
 
 
-class SwitchedOff(NamedTuple):
+class Pause(NamedTuple):
     """`since` is UTC as text. `damage` says why the switch could not be read: that counts as off, too."""
 
     since: str = ""

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from virtksm.errors import REMEDIES, Cause, ExitCode, SettingsRefused
-from virtksm.model.decision import EVALUATING_ONLY, Decision, SwitchedOff, Threshold, Trigger, Triggers
+from virtksm.model.decision import EVALUATING_ONLY, Decision, Pause, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import Settings, Snapshot, Source
 
 SCHEMA = 1
@@ -73,7 +73,7 @@ class PassReport(NamedTuple):
     foreign: tuple[Foreign, ...] = ()
     yields_now: bool = False
     resumes_now: bool = False
-    switched_off: SwitchedOff | None = None
+    paused: Pause | None = None
     exposed: tuple[str, ...] | None = None
     state_before: Mapping[str, object] | None = None
     state_after: Mapping[str, object] | None = None
@@ -106,9 +106,9 @@ class PassReport(NamedTuple):
         """What stands in the way of merging, each with its remedy."""
         ksm = self.snapshot.ksm
         notes = [str(error) for error in self.refusals]
-        if self.switched_off is not None and self.switched_off.warning:
-            notes.append(self.switched_off.warning)
-        if ksm.run is not None and ksm.run != 1 and self.switched_off is None:
+        if self.paused is not None and self.paused.warning:
+            notes.append(self.paused.warning)
+        if ksm.run is not None and ksm.run != 1 and self.paused is None:
             notes.append(KSM_OFF.format(run=ksm.run))
         if self.outcome is Outcome.HELD:
             notes.append(HELD)
@@ -191,7 +191,7 @@ class PassReport(NamedTuple):
 class RestoreReport(NamedTuple):
     """What a restore (or the agent's end) did to the settings; `left` are parameters that others have changed since.
 
-    `switched_off` says that a restore let ksmd idle instead; `doubted` are parameters that got the kernel's default, as
+    `paused` says that a restore let ksmd idle instead; `doubted` are parameters that got the kernel's default, as
     the saved value is none that anybody sets, and may be planted.
     """
 
@@ -199,7 +199,7 @@ class RestoreReport(NamedTuple):
     after: Settings
     left: tuple[str, ...] = ()
     refusals: tuple[SettingsRefused, ...] = ()
-    switched_off: bool = False
+    paused: bool = False
     doubted: tuple[str, ...] = ()
 
     @property
@@ -223,7 +223,7 @@ class RestoreReport(NamedTuple):
             "changed": {name: value for name, value in self.after.items() if getattr(self.before, name) != value},
             "left": list(self.left),
             "doubted": list(self.doubted),
-            "switched_off": self.switched_off,
+            "paused": self.paused,
             "refused": [
                 {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}
                 for error in self.refusals

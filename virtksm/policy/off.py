@@ -7,18 +7,18 @@ meanwhile, anything may have happened to what KSM knows (unmerging forgets all o
 
 from __future__ import annotations
 
-from virtksm.model.decision import SWITCHED_OFF, Decision, Reason, SwitchedOff, Threshold
+from virtksm.model.decision import PAUSED, Decision, Pause, Reason, Threshold
 from virtksm.model.snapshot import IDLE
 
-RULE = "switched_off"
+RULE = "paused"
 
 WATCH_S = 60.0
 """How often to see whether another program has set KSM scanning meanwhile."""
 
-SWITCHED_ON = Threshold(then="asks the policy again", quantity=SWITCHED_OFF, value=0, present=1)
+RESUMED = Threshold(then="asks the policy again", quantity=PAUSED, value=0, present=1)
 
 
-def decide_off(off: SwitchedOff, *, was_off: bool, only_observes: bool = False) -> Decision:
+def decide_off(off: Pause, *, was_off: bool, only_observes: bool = False) -> Decision:
     """Let ksmd idle; `was_off` says that the pass before did so, too. While it `only_observes`, nothing is set."""
     since = f" since {off.since}" if off.since else ""
     return Decision(

@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SWITCHED_OFF = "`virtksm pause` outranks every policy: ksmd is idle until `virtksm resume`"
+PAUSED = "`virtksm pause` outranks every policy: ksmd is idle until `virtksm resume`"
 
 MEANINGS: Mapping[str, Mapping[str, str]] = {
     "ksmtuned": {
@@ -18,7 +18,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "boost": "while memory is short, each step scans more pages",
         "decay": "while guests hold much but memory is not short, each step scans fewer pages",
         "hold": "a balloon or a memory device is no step, so the pages stay as they are",
-        "switched_off": SWITCHED_OFF,
+        "paused": PAUSED,
     },
     "adaptive": {
         "off": "while KSM is off nothing is scanned, and the backlog stays",
@@ -29,7 +29,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "check_scan": "two full scans look for memory that has changed in place, of which no counter tells",
         "stalled": "a full scan that makes no progress is given up; its backlog stays",
         "empty": "where KSM knows of no page after a batch, no memory may merge, and there is no backlog",
-        "switched_off": SWITCHED_OFF,
+        "paused": PAUSED,
     },
     "observe": {
         "off": "while KSM is off nothing would be scanned, and the backlog stays",
@@ -38,7 +38,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "wait": "adaptive would collect new memory until a full scan pays off",
         "full_scan": "adaptive would begin a full scan; it is due until whoever lets ksmd scan has made one",
         "check_scan": "adaptive would look for memory that has changed in place; it is due as a full scan is",
-        "switched_off": "`virtksm pause` is in force, and virtksm sets nothing anyway",
+        "paused": "`virtksm pause` is in force, and virtksm sets nothing anyway",
     },
 }
 """By policy, then by rule."""

@@ -1,4 +1,4 @@
-"""Keeps whether virtksm is switched off for a host, as one file in the state folder: there while it is off.
+"""Keeps whether virtksm is paused for a host, as one file in the state folder: there while it is.
 
 Administrators must be able to prove that KSM is off, so a file that cannot be read or understood counts as off; only a
 file that is certainly not there means on. It survives a power cut from the moment `turn_off` returns. Follows no
@@ -13,7 +13,7 @@ import time
 
 from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.store.files import ensure_folder, find_remedy, read_file, replace_file, sync_folder
 
 SCHEMA = 1
@@ -26,14 +26,14 @@ class SwitchFile:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self) -> SwitchedOff | None:
+    def read(self) -> Pause | None:
         try:
             text = read_file(self.path)
-            return None if text is None else SwitchedOff(since=parse_switch(text))
+            return None if text is None else Pause(since=parse_switch(text))
         except StateUnusable as error:
-            return SwitchedOff(damage=error.message)
+            return Pause(damage=error.message)
         except ValueError as error:
-            return SwitchedOff(damage=f"{self.path}: {error}")
+            return Pause(damage=f"{self.path}: {error}")
 
     def may_turn(self) -> bool:
         """Tell whether this user may turn it: root, or a user who may write in the folder, or make it."""

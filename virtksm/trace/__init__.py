@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from virtksm.model.decision import Decision, SwitchedOff, Triggers
+from virtksm.model.decision import Decision, Pause, Triggers
 from virtksm.model.report import Foreign
 from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.values import replace
@@ -62,7 +62,7 @@ class Pass:
     after: Settings
     refused: tuple[str, ...] = ()
     foreign: tuple[Foreign, ...] = ()
-    off: SwitchedOff | None = None
+    paused: Pause | None = None
     law: Law | None = None
     continues: bool = True
     state: State | None = None

@@ -78,8 +78,8 @@ class _Player:
             name = self._policy.name
             self._take(line.law)
             self._state = self._state if self._policy.name == name else None
-        if line.off is not None:
-            decision = decide_off(line.off, was_off=self._was_off)
+        if line.paused is not None:
+            decision = decide_off(line.paused, was_off=self._was_off)
             self._state, self._was_off = None, True
             return decision, False
         self._was_off = False

@@ -2,7 +2,7 @@
 
 A pass holds the host's lock from the first read to the last, so that no two passes interleave. Baseline, intention and
 the policy's state are saved before the first write, the confirmation after it. If sensing fails, nothing is written; if
-the state cannot be saved, nothing is written either. While virtksm is switched off, every pass lets ksmd idle, and so
+the state cannot be saved, nothing is written either. While virtksm is paused, every pass lets ksmd idle, and so
 does a restore: the baseline would scan. A policy that only observes is asked in every pass, and nothing is written to
 the kernel, nor claimed or given back.
 """
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple
 
 from virtksm.errors import SettingsRefused, VirtksmError
-from virtksm.model.decision import Decision, SwitchedOff, Threshold, Trigger, Triggers
+from virtksm.model.decision import Decision, Pause, Threshold, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
 from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
-from virtksm.policy.off import SWITCHED_ON, decide_off
+from virtksm.policy.off import RESUMED, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.freed import Freed, count_freed
@@ -119,7 +119,7 @@ class Cycle(NamedTuple, Generic[State]):
             foreign=verdict.news,
             yields_now=verdict.yields_now,
             resumes_now=verdict.resumes_now,
-            switched_off=off,
+            paused=off,
             state_before=state_before,
             state_after=asked.policy_state,
             trouble=() if self.local is None else self.local.trouble,
@@ -129,7 +129,7 @@ class Cycle(NamedTuple, Generic[State]):
     def restore(self, baseline: Settings | None = None) -> RestoreReport:
         """Write the baseline back over every parameter that still holds our value, and forget those that took it.
 
-        With a `baseline` its parameters get its values, whatever they hold. While switched off, let ksmd idle instead
+        With a `baseline` its parameters get its values, whatever they hold. While paused, let ksmd idle instead
         and keep the baseline. A merge_across_nodes that has to wait until nothing is shared keeps its baseline, too.
         """
         self._require_actor()
@@ -144,7 +144,7 @@ class Cycle(NamedTuple, Generic[State]):
                 state = replace(state, ownership=adopt(state.ownership, found, baseline))
                 self._save(state)
             if self.switch.read() is not None:
-                return replace(self._idle(), switched_off=True)
+                return replace(self._idle(), paused=True)
             target = restoration(state.ownership, found)
             after, refusals = apply(self.hypervisor, self.local, plan(found, target))
             refused = {error.parameter for error in refusals}
@@ -210,14 +210,14 @@ class Cycle(NamedTuple, Generic[State]):
         self.tenure.saved = state
 
     def _decide(
-        self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: SwitchedOff | None
+        self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: Pause | None
     ) -> tuple[Decision, HostState, Any, Mapping[str, object] | None, Callable[[], Iterable[Threshold]]]:
         """Decide; return the policy's next state, as a host's without ownership and as it is, the one before, and
         thresholds.
         """
         if off is not None:
             decided = decide_off(off, was_off=self.tenure.was_off, only_observes=self.policy.only_observes)
-            return decided, HostState(), None, None, lambda: (SWITCHED_ON,)
+            return decided, HostState(), None, None, lambda: (RESUMED,)
         state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
         kept = self.tenure.decided

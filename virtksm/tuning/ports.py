@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses
 from virtksm.tuning.ownership import HostState
 
@@ -109,9 +109,9 @@ class StateStore(Protocol):
 
 
 class Switch(Protocol):
-    """Whether virtksm is switched off for this host; outlives processes and reboots."""
+    """Whether virtksm is paused for this host; outlives processes and reboots."""
 
-    def read(self) -> SwitchedOff | None:
+    def read(self) -> Pause | None:
         """Return None while it is on. Never fails: an unreadable switch counts as off."""
 
     def turn_off(self) -> None:

@@ -87,7 +87,7 @@ class Tally:
         passes.conflicts.update(value.parameter for value in report.foreign)
         passes.refusals.update((error.parameter, error.cause.value) for error in report.refusals)
         passes.last_at_s = at_s
-        self.is_off = report.switched_off is not None
+        self.is_off = report.paused is not None
         self.changed()
 
     def failed(self, triggers: Iterable[str]) -> None:

@@ -112,7 +112,7 @@ def _backlog(at: Moment) -> Values | None:
         return {}
     try:
         backlog = load_state(report.state_after).backlog
-    except ValueError:  # switched off: the policy was not asked
+    except ValueError:  # paused: the policy was not asked
         return {}
     states = ("settling", "new", "scanned_once", "exited")
     return {(state,): getattr(backlog, f"{state}_kib") * 1024 for state in states}
@@ -156,7 +156,7 @@ METRICS = (
     _counter("libvirt_reconnects", "Connections to libvirt after the first one.",
              lambda at: max(at.tally.connections - 1, 0)),
     # KSM.
-    _gauge("switched_off", "1: paused by `virtksm pause`.", lambda at: at.tally.is_off),
+    _gauge("paused", "1: paused by `virtksm pause`.", lambda at: at.tally.is_off),
     _gauge("ksm_off_while_wanted", "1: KSM is off (run is not 1) and virtksm is not paused.",
            _ksm_off_while_wanted),
     _gauge("idle", "1: the last decision was to let ksmd idle.",

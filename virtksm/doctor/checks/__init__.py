@@ -60,7 +60,7 @@ CHECKS = (
     Check("guests_swapped", "guests", "memory is not in swap", guests.check_swapped),
     Check("guests_read", "guests", "memory is seen by the agent", guests.check_read),
     Check("configuration", "virtksm", "configuration", own.check_configuration),
-    Check("switched_on", "virtksm", "not paused", own.check_on),
+    Check("not_paused", "virtksm", "not paused", own.check_on),
     Check("agent", "virtksm", "agent", own.check_agent),
     Check("agent_boot", "virtksm", "agent starts at boot", own.check_agent_boot),
     Check("agent_permission", "virtksm", "agent's user may manage libvirt", own.check_agent_permission),

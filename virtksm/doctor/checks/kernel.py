@@ -54,7 +54,7 @@ def check_switched_on(facts: Facts) -> Outcome:
         return passed("run is 1")
     if run not in (0, 2):
         raise CannotTell(f"run is {run}")
-    if facts.own.off is not None:
+    if facts.own.paused is not None:
         return info(f"run is {run}, and virtksm is paused")
     reason = find_kept_off(here)
     if reason is not None:

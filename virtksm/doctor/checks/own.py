@@ -28,12 +28,14 @@ def check_configuration(facts: Facts) -> Outcome:
 
 def check_on(facts: Facts) -> Outcome:
     """Say whether virtksm is paused."""
-    off = facts.own.off
-    if off is None:
+    paused = facts.own.paused
+    if paused is None:
         return passed("`virtksm pause` is not in force")
-    if off.damage:
-        return warned(f"{off.damage}: counts as paused", "`virtksm pause` writes it again, `virtksm resume` removes it")
-    return info(f"paused since {off.since}, until `virtksm resume`")
+    if paused.damage:
+        return warned(
+            f"{paused.damage}: counts as paused", "`virtksm pause` writes it again, `virtksm resume` removes it"
+        )
+    return info(f"paused since {paused.since}, until `virtksm resume`")
 
 
 def check_agent(facts: Facts) -> Outcome:

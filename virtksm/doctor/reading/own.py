@@ -13,7 +13,7 @@ from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell
 from virtksm.errors import ConfigError, StateUnusable
-from virtksm.model.decision import SwitchedOff
+from virtksm.model.decision import Pause
 from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
@@ -55,7 +55,7 @@ class Own:
 
     configuration: Config | tuple[str, ...]
     keys_set: frozenset[str] = frozenset()
-    off: SwitchedOff | None
+    paused: Pause | None
     agent: AgentSeen | CannotTell | None
     folder: str
     faults: tuple[str, ...]
@@ -98,7 +98,7 @@ def read_own(
     return Own(
         configuration=configuration,
         keys_set=keys_set,
-        off=make_switch(uri, config, paths).read(),
+        paused=make_switch(uri, config, paths).read(),
         agent=agent,
         folder=paths.root,
         faults=tuple(filter(None, faults)),
