@@ -11,7 +11,7 @@ from __future__ import annotations
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Backlog
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -71,9 +71,9 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             new_kib=new_kib,
             scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib + snapshot.ksm.unmapped_kib - new_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
-            waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, float(MAX_SUM)),
+            waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
             changed=changed,
-            changed_kib_s=min(changed_kib_s, float(MAX_SUM)),
+            changed_kib_s=min(changed_kib_s, MAX),
         ),
         arrivals=replace(arrivals, recent=recent),
         scans=replace(state.scans, current=current),

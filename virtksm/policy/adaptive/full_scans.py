@@ -38,7 +38,10 @@ ksmd stalls them (reported for hosts of one and two CPUs). Where the CPUs are un
 SLACK_S = 0.02
 """How much later than a batch's estimated end the next one is granted: before it, a changed sleep would be lost."""
 FED_SLEEPS_MS = (60_000, 60_001)
+"""sleep_millisecs during a full scan, one and the other in turn: a changed value wakes ksmd (measured), and without
+passes ksmd does a batch a minute."""
 MIN_BATCH_PAGES = 1000
+"""A batch has as many at least, some 7 ms of ksmd's: below it a tick of its CPU time (10 ms) tells nothing."""
 MIN_STILL_S = 0.1
 """Where ksmd's CPU time alone tells that a batch is over, it has stood still for so long: ten ticks (USER_HZ)."""
 
@@ -71,6 +74,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
         pages_scanned=ksm.pages_scanned,
         pages_skipped=ksm.pages_skipped,
         thp_split_page=ksm.thp_split_page,
+        cow_ksm=ksm.cow_ksm,
     )
 
 
@@ -288,10 +292,8 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     memory_kib = total_kib(snapshot, state)
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
-    unmapped_kib = now.unmapped_kib - began.unmapped_kib
-    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + unmapped_kib
-    merged_kib = max(net_kib, 0)
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
+    net_kib -= snapshot.ksm.kib(_difference(began.cow_ksm, now.cow_ksm) or 0)  # counted as sharing until ksmd comes by
     is_second = scans.pair_left <= 1
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)

@@ -35,6 +35,7 @@ SETTLED_WAIT_S = 4.0
 STARTS_MERGE_RATIO = 0.5
 """The share of the memory of starting guests that is assumed to merge; of another backlog, as much as did lately."""
 MIN_MERGE_RATIO = 0.05
+"""A backlog is never expected to merge by less: else nothing would be scanned that could teach better."""
 NEWEST_MERGE_RATIO = 0.5
 """Weight of the last pair of full scans in the average."""
 CHECK_COST = 3.0
