@@ -653,6 +653,22 @@ def test_9_a_full_scan_within_a_small_budget_takes_its_time() -> None:
         assert decide_all(policy, snap(at_s, BOTH, pages_volatile=1), state=state)[0].reason.rule == rule
 
 
+@pytest.mark.parametrize(("freed_kib", "new_kib"), [(0, 0), (GIB // 4, GIB // 4), (GIB // 2, GIB // 2)])
+def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_but_what_came_free_is(
+    freed_kib: int, new_kib: int
+) -> None:
+    learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
+    state = having_scanned(ONE, learned=learned)
+    fallen = snap(1, {"a": GIB // 2}, full_scans=5, freed_kib=freed_kib)
+    refilled = snap(2, ONE, full_scans=5, freed_kib=freed_kib)
+    after = decide_all(ALWAYS, fallen, refilled, state=state)[1]
+    written_kib = GIB // 2 - new_kib
+    assert (after.backlog.settling_kib, after.learned.rewritten_kib) == (new_kib, written_kib)
+    assert after.backlog.changed[REWRITTEN] == pytest.approx(written_kib, rel=0.01)
+    grown = decide_all(ALWAYS, snap(3, {"a": 3 * GIB // 2}, full_scans=5, freed_kib=freed_kib), state=after)[1]
+    assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
+
+
 def second_ended(
     newly_kib: int = 0, *, skipped_kib: int = 0, in_no_tree_kib: int = 0, split: int | None = 0, cpu_s: float = 1.0,
     page_kib: int = 4, freed_kib: int = 0, written_kib: int = 0, **scanned: Any,  # noqa: ANN401  # any field of Scans

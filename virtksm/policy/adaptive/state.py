@@ -155,6 +155,10 @@ class AdaptiveState(NamedTuple):
     engaged: bool = False
     guests_kib: Mapping[str, int] = EMPTY
     """Resident memory that may merge, by `Guest.key`, and that of other processes (changes.OTHER_PROCESSES)."""
+    given_back_kib: Mapping[str, int] = EMPTY
+    """What guests have given back, through their balloon for one: filled anew, it was written to, and is not new."""
+    unmapped_kib: int = 0
+    """As last seen, to tell it from what came free by merging."""
     pages_sharing: int | None = None
     """As last seen, to notice COW breaks where the kernel does not count them."""
     cow_ksm: int | None = None
