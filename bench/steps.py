@@ -28,6 +28,18 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spoil:
+    """From now on these guests give their common pages a new content, equal in all of them, whenever those have merged.
+
+    `low_s` above 0: they give them back through the balloon, and fill them anew so much later. Only the simulator can.
+    """
+
+    at_s: float
+    names: tuple[str, ...]
+    low_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Stop the guest of that name at once, as `virsh destroy` does."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.sim.host import SimHost
-from bench.steps import Drift, Start, Stop
+from bench.steps import Drift, Spoil, Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
 from virtksm.agent.coalesce import Coalescer
 from virtksm.model.decision import Trigger
@@ -27,7 +27,7 @@ WINDOW_S = 0.25
 """The agent's coalesce_ms."""
 
 
-Event = Start | Stop | Drift
+Event = Start | Stop | Drift | Spoil
 Scenario = Sequence[Event]
 
 
@@ -150,6 +150,9 @@ def _happen(host: SimHost, event: Event) -> Trigger | None:
     if isinstance(event, Drift):
         own = host.guests_by_name[event.name].regions[-1]
         own.drift(host.ksmd.trees, host.now_s, event.pages_per_s)
+        return None
+    if isinstance(event, Spoil):
+        host.spoil = event
         return None
     host.stop(event.name)
     return Trigger.STOPPED

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from bench.sim.ksmd import Ksmd
 from bench.sim.memory import SimGuest, make_guest
+from bench.steps import Spoil
 from demo.guests import PayloadGuest
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
@@ -44,6 +45,11 @@ class SimHost:
     """Their files in /proc may not be read."""
     hidden: frozenset[str] = frozenset()
     """What this kernel does not tell: names of KSM's files and of vmstat's counters."""
+    measures_dirty_rates: bool = True
+    """libvirt tells how fast guests' memory changes."""
+    spoil: Spoil | None = None
+    spoilt: int = 0
+    """How often."""
     uri: str = "qemu:///system"
     _starts: int = 0
 
@@ -60,6 +66,11 @@ class SimHost:
         """Let time pass."""
         self.now_s += seconds
         self.ksmd.advance(self.now_s)
+        spoilers = [self.guests_by_name[name] for name in self.spoil.names] if self.spoil else []
+        if self.spoil and all(one.has_merged and self.now_s >= one.low_until_s for one in spoilers):
+            self.spoilt += 1
+            for one in spoilers:
+                one.spoil(self.ksmd.trees, self.now_s, self.spoilt, self.spoil.low_s)
 
     # Guests
 
@@ -177,7 +188,7 @@ class SimFacts:
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         now_s = self._host.now_s
         seen = {guest.uuid: guest for guest in self._host.guests_by_name.values()}
-        for guest in seen.values():
+        for guest in seen.values() if self._host.measures_dirty_rates else ():
             guest.measure_dirty(now_s)
 
         def measured(one: Guest) -> Guest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
 from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
@@ -146,7 +147,10 @@ class SimGuest:
     has_ended: bool = False
     dirty_kib_per_s: float | None = None
     """As it was measured last, every EVERY_S seconds."""
+    low_until_s: float = 0.0
+    """When it takes its common pages again, which it has given back through the balloon."""
     _measured_s: float | None = None
+    _spoiled_s: float = -inf
 
     def measure_dirty(self, now_s: float) -> None:
         """Measure how much is written, if it is time to."""
@@ -154,12 +158,31 @@ class SimGuest:
             self._measured_s = now_s - self.domain_id * 7 % EVERY_S
         if now_s >= self._measured_s + EVERY_S:
             self._measured_s = now_s
-            mib_per_s = sum(region.written_per_s(now_s) for region in self.regions) // PAGES_PER_MIB
+            pages_per_s = sum(region.written_per_s(now_s) for region in self.regions)
+            if now_s < self._spoiled_s + MEASURE_S:
+                pages_per_s += self.regions[0].pages / MEASURE_S
+            mib_per_s = pages_per_s // PAGES_PER_MIB
             self.dirty_kib_per_s = mib_per_s * KIB_PER_MIB
 
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""
-        return self.overhead_kib + 4 * sum(region.filled(now_s) for region in self.regions)
+        regions = self.regions[now_s < self.low_until_s :]
+        return self.overhead_kib + 4 * sum(region.filled(now_s) for region in regions)
+
+    @property
+    def has_merged(self) -> bool:
+        """Whether nine tenths of its common pages have merged."""
+        common = self.regions[0]
+        runs = common.states.within(0, common.pages)
+        return sum(end - start for start, end, state in runs if state.is_merged) > 0.9 * common.pages
+
+    def spoil(self, trees: Trees, now_s: float, version: int, low_s: float) -> None:
+        """Give its common pages a new content; given back before that, no page is copied."""
+        cow_ksm = trees.cow_ksm
+        self.regions[0].write(trees, 0, self.regions[0].pages, version)
+        self._spoiled_s = now_s
+        if low_s:
+            trees.cow_ksm, self.low_until_s = cow_ksm, now_s + low_s
 
     def catch_up(self, trees: Trees, now_s: float) -> None:
         """Write what it has written until now."""

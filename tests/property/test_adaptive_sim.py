@@ -12,7 +12,7 @@ from bench.sim.driver import FLAT_OUT, Event, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
-from bench.steps import Start, Stop
+from bench.steps import Spoil, Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE, Settings
@@ -71,6 +71,37 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
     memory_pages = sum(start.guest.content_mib for start in starts) * PAGES_PER_MIB
     assert ours.samples[-1].saved_pages >= best - memory_pages // 128
     assert ours.samples[-1].settings.pages_to_scan == 0
+
+
+@pytest.mark.parametrize("hides", ["dirty_rates", "other_processes"])
+@settings(max_examples=5)
+@given(starts=storms())
+def test_so_it_does_where_a_signal_is_missing(hides: str, starts: list[Start]) -> None:
+    best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
+    host = new_host()
+    host.measures_dirty_rates, host.hides_other_processes = hides != "dirty_rates", hides == "other_processes"
+    ours = run_policy(host, ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
+    memory_pages = sum(start.guest.content_mib for start in starts) * PAGES_PER_MIB
+    assert ours.samples[-1].saved_pages >= best - memory_pages // 128
+
+
+@pytest.mark.parametrize(("is_measured", "low_s"), [(True, 0.0), (False, 0.0), (False, 21.0)])
+def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(is_measured: bool, low_s: float) -> None:
+    """Two of 64 MiB beside four of 384 MiB; three newcomers after an hour."""
+    old = PayloadGuest(name="", memory_mib=448, common_mib=224, own_mib=160)
+    new = PayloadGuest(name="", memory_mib=160, common_mib=64, own_mib=64, image=5)
+    spoiler = PayloadGuest(name="", memory_mib=72, common_mib=64, image=77)
+    new_at_s, names = 3600.0, ("bad0", "bad1")
+    events: list[Event] = [Start(at_s=one, guest=replace(old, name=f"old{one}", seed=one)) for one in range(4)]
+    events += [Start(at_s=60.0 + number, guest=replace(spoiler, name=name)) for number, name in enumerate(names)]
+    events.append(Spoil(at_s=70.0, names=names, low_s=low_s))
+    events += [Start(at_s=new_at_s + one, guest=replace(new, name=f"new{one}", seed=10 + one)) for one in range(3)]
+    host = new_host()
+    host.measures_dirty_rates = is_measured
+    ours = run_policy(host, ALWAYS, events, until_s=new_at_s + 100.0, sample_every_s=10.0)
+    assert host.spoilt > 0
+    assert ours.samples[-1].saved_pages >= (3 * 224 + 2 * 64) * PAGES_PER_MIB * 255 // 256
+    assert ours.cpu_until(new_at_s) - ours.cpu_until(600.0) < 0.03 * 3000.0
 
 
 @settings(max_examples=10)

@@ -653,15 +653,33 @@ def test_9_a_full_scan_within_a_small_budget_takes_its_time() -> None:
         assert decide_all(policy, snap(at_s, BOTH, pages_volatile=1), state=state)[0].reason.rule == rule
 
 
+@pytest.mark.parametrize(("freed_kib", "new_kib"), [(0, 0), (GIB // 4, GIB // 4), (GIB // 2, GIB // 2)])
+def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_but_what_came_free_is(
+    freed_kib: int, new_kib: int
+) -> None:
+    learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
+    state = having_scanned(ONE, learned=learned)
+    fallen = snap(1, {"a": GIB // 2}, full_scans=5, freed_kib=freed_kib)
+    refilled = snap(2, ONE, full_scans=5, freed_kib=freed_kib)
+    after = decide_all(ALWAYS, fallen, refilled, state=state)[1]
+    written_kib = GIB // 2 - new_kib
+    assert (after.backlog.settling_kib, after.learned.rewritten_kib) == (new_kib, written_kib)
+    assert after.backlog.changed[REWRITTEN] == pytest.approx(written_kib, rel=0.01)
+    grown = decide_all(ALWAYS, snap(3, {"a": 3 * GIB // 2}, full_scans=5, freed_kib=freed_kib), state=after)[1]
+    assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
+
+
 def second_ended(
     newly_kib: int = 0, *, skipped_kib: int = 0, in_no_tree_kib: int = 0, split: int | None = 0, cpu_s: float = 1.0,
-    page_kib: int = 4, freed_kib: int = 0, **scanned: Any,  # noqa: ANN401  # any field of Scans
+    page_kib: int = 4, freed_kib: int = 0, written_kib: int = 0, **scanned: Any,  # noqa: ANN401  # any field of Scans
 ) -> AdaptiveState:  # fmt: skip
     """The state after a full scan of 2 GiB, of which a GiB had been scanned once before, which merged so much."""
     guests, learned = {"a": 2 * GIB}, Learned(full_scan_cost_s_per_kib=1 / (2 * GIB))
     before = having_scanned(guests, once_kib=GIB, scans=Scans(**{"pair_left": 1, **scanned}), learned=learned)
     counted = (None, None) if split is None else (50, 50 + split)
-    began = begin_full_scan(snap(1, guests, full_scans=5, page_kib=page_kib, thp_split_page=counted[0]), before)
+    began = begin_full_scan(
+        snap(1, guests, full_scans=5, page_kib=page_kib, thp_split_page=counted[0], cow_ksm=0), before
+    )
     counters = {
         "pages_skipped": skipped_kib // page_kib,
         "pages_volatile": in_no_tree_kib // page_kib,
@@ -669,6 +687,7 @@ def second_ended(
         "pages_sharing": newly_kib // page_kib,
         "thp_split_page": counted[1],
         "freed_kib": freed_kib,
+        "cow_ksm": written_kib // page_kib,
         "ksmd_cpu_seconds": cpu_s,
     }
     return decide_all(ALWAYS, snap(2, guests, full_scans=7, page_kib=page_kib, **counters), state=began)[1]
@@ -718,6 +737,13 @@ def test_10_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothi
     """Seen once in some forty runs of the demonstration, which lacked a third of its savings then."""
     left = second_ended(0, in_no_tree_kib=GIB // 2, more=1, unmet_kib=GIB // 2, ratio=0.5)
     assert (left.scans.more, left.scans.unmet_kib, left.scans.ratio) == (2, GIB // 2, 0.125)
+
+
+@OF_ANY_PAGE_SIZE
+def test_6_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(page_kib: int) -> None:
+    for written_kib, merged_kib in ((0, GIB // 2), (GIB // 4, GIB // 4), (GIB, 0)):
+        ended = second_ended(GIB // 2, written_kib=written_kib, page_kib=page_kib)
+        assert ended.learned.merged_kib == merged_kib
 
 
 def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:

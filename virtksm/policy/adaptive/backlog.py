@@ -8,10 +8,12 @@ kernel's counters: one). Pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Backlog
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -30,7 +32,9 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
     unread = {key for key, kib in seen if kib is None}
     kept_kib = {key: kib for key, kib in state.guests_kib.items() if key in unread}  # unread is not gone
-    appeared_by_key = {key: max(kib - state.guests_kib.get(key, 0), 0) for key, kib in guests_kib.items()}  # rule 3
+    grown_kib = {key: kib - state.guests_kib.get(key, 0) for key, kib in guests_kib.items()}
+    given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
+    appeared_by_key = {key: max(grown - refilled_kib.get(key, 0), 0) for key, grown in grown_kib.items()}  # rule 3
     appeared_kib = sum(appeared_by_key.values())
     stopped = state.guests_kib.keys() - guests_kib.keys() - unread
 
@@ -48,6 +52,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     forgotten_kib = all_kib - settling_kib if is_unmerged else 0
     is_unmerging = is_unmerged or snapshot.ksm.run == 2  # the administrator's own unmerging is no rewriting
     rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
+    rewritten_kib += sum(refilled_kib.values())
     new_kib = min(max(int(before.new_kib * stayed) + settled_kib, forgotten_kib), all_kib)
     current = state.scans.current
     if current is not None:
@@ -59,21 +64,22 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     if state.taken_s is not None and guests_kib.keys() - state.guests_kib.keys() - {OTHER_PROCESSES}:
         arrivals = note_start(arrivals, now_s)
     learned_kib = min(state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s), MAX_SUM)
-    state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib})
+    state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib}, given_back_kib=given_back_kib)
     changed = age_changed(snapshot, state, waited_s, appeared_by_key, rewritten_kib)  # rule 11
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
         pages_sharing=snapshot.ksm.pages_sharing,
         cow_ksm=snapshot.ksm.cow_ksm,
+        unmapped_kib=snapshot.ksm.unmapped_kib,
         backlog=Backlog(
             settling=settling,
             new_kib=new_kib,
             scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib + snapshot.ksm.unmapped_kib - new_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
-            waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, float(MAX_SUM)),
+            waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
             changed=changed,
-            changed_kib_s=min(changed_kib_s, float(MAX_SUM)),
+            changed_kib_s=min(changed_kib_s, MAX),
         ),
         arrivals=replace(arrivals, recent=recent),
         scans=replace(state.scans, current=current),
@@ -121,6 +127,27 @@ def _without_newest(appeared: tuple[tuple[float, int], ...], kib: int) -> tuple[
         if taken_kib < appeared_kib:
             left.append((at_s, appeared_kib - taken_kib))
     return tuple(reversed(left))
+
+
+def _count_given_back(
+    snapshot: Snapshot, state: AdaptiveState, grown_kib: Mapping[str, int]
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return what each guest has given back until now, and what of it it has filled anew: written to, it is not new.
+
+    What has come free by merging is in no resident memory either, and was not given back. Other processes are a sum:
+    others come than have ended.
+    """
+    known = grown_kib.keys() & state.guests_kib.keys() - {OTHER_PROCESSES}
+    fallen_kib = sum(max(-grown_kib[key], 0) for key in known)
+    merged_kib = max(snapshot.ksm.unmapped_kib - state.unmapped_kib, 0)
+    share = max(1 - merged_kib / fallen_kib, 0.0) if fallen_kib else 0.0
+    given_back, refilled = dict(state.given_back_kib), {}
+    for key in known:
+        before, grown = given_back.pop(key, 0), grown_kib[key]
+        refilled[key] = min(before, max(grown, 0))
+        if left := before - refilled[key] + int(max(-grown, 0) * share):
+            given_back[key] = left
+    return {key: kib for key, kib in given_back.items() if key in state.guests_kib}, refilled
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:

@@ -74,6 +74,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
         pages_scanned=ksm.pages_scanned,
         pages_skipped=ksm.pages_skipped,
         thp_split_page=ksm.thp_split_page,
+        cow_ksm=ksm.cow_ksm,
     )
 
 
@@ -292,6 +293,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
+    net_kib -= snapshot.ksm.kib(_difference(began.cow_ksm, now.cow_ksm) or 0)  # counted as sharing until ksmd comes by
     is_second = scans.pair_left <= 1
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)

@@ -104,4 +104,5 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         guests_kib |= {key: state.guests_kib[key]} if key in state.guests_kib else {}
         changed_kib |= {key: changed[key]} if key in changed else {}
     backlog = replace(state.backlog, changed=changed_kib)
-    return replace(snapshot, guests=tuple(guests)), replace(state, guests_kib=guests_kib, backlog=backlog)
+    state = replace(state, guests_kib=guests_kib, given_back_kib={}, backlog=backlog)
+    return replace(snapshot, guests=tuple(guests)), state

@@ -15,8 +15,9 @@ from virtksm.values import EMPTY
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
 
-MAX = 2.0**53
-"""Bounds the numbers of a state: beyond it (or not finite) they come from no clock and no counter."""
+MAX = 2.0**100
+"""Bounds the numbers of a state: beyond it (or not finite) they come from no clock and no counter. Those of KiB times
+seconds are the largest: 2 to the 52 KiB for years."""
 MAX_SUM = 2**52
 """Bounds the sums of a state; where it is reached, they are beyond every comparison anyway."""
 
@@ -32,6 +33,7 @@ class Meter(NamedTuple):
     pages_scanned: int | None
     pages_skipped: int | None
     thp_split_page: int | None
+    cow_ksm: int | None
 
 
 class FullScan(NamedTuple):
@@ -153,6 +155,10 @@ class AdaptiveState(NamedTuple):
     engaged: bool = False
     guests_kib: Mapping[str, int] = EMPTY
     """Resident memory that may merge, by `Guest.key`, and that of other processes (changes.OTHER_PROCESSES)."""
+    given_back_kib: Mapping[str, int] = EMPTY
+    """What guests have given back, through their balloon for one: filled anew, it was written to, and is not new."""
+    unmapped_kib: int = 0
+    """As last seen, to tell it from what came free by merging."""
     pages_sharing: int | None = None
     """As last seen, to notice COW breaks where the kernel does not count them."""
     cow_ksm: int | None = None
