@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 SENSED = {
     "total_bytes", "free_bytes", "buffers_bytes", "cached_bytes", "available_bytes", "guests", "guests_unread",
     "committed_bytes", "pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans",
-    "ksm_zero_pages", "ksm_run", "advisor_mode", "ksmd_cpu_seconds", "page_bytes", "saved_bytes",
+    "ksm_zero_pages", "freed_bytes", "ksm_run", "advisor_mode", "ksmd_cpu_seconds", "page_bytes", "saved_bytes",
 }  # fmt: skip
 FIELDS = {
     "schema", "uri", "policy", "triggers", "source", "sensed", "decision", "outcome", "before", "after", "changed",
