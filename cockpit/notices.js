@@ -32,12 +32,12 @@ function ofProblem(problem) {
 }
 
 function ofHost(status) {
-    const { now, off } = status;
+    const { now, paused } = status;
     if (now === null || (now.origin === "local" && now.ksm_run === null))
         return [{ level: "danger", title: "No KSM can be seen on this host",
                   text: "Its kernel has none (CONFIG_KSM), or it has not been asked yet; see the checks below." }];
     const notices = [];
-    if (off)
+    if (paused)
         notices.push({ level: "warning", title: "virtksm is paused",
                        text: "ksmd stays idle until root runs: virtksm resume" });
     else if (now.ksm_run === 0 || now.ksm_run === 2)

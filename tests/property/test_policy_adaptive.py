@@ -217,7 +217,7 @@ def test_a_guest_found_unable_to_merge_while_its_memory_settles_leaves_nothing_b
     for snapshot, triggers in seen:
         state = policy.decide(snapshot, state, triggers)[1]
     policy = AdaptivePolicy(params=replace(policy.params, engage="never"))  # no full scan is under way or begins
-    snapshot = replace(snapshot, host=replace(snapshot.host, available_kib=2 * MAX_KIB))
+    snapshot = replace(snapshot, host=replace(snapshot.host, available_kib=2 * MAX_KIB, limit_left_kib=None))
     late = Guest(uuid="late", name="late", rss_kib=held_kib)
     found = replace(late, can_merge=False)
     states = []
