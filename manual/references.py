@@ -69,8 +69,8 @@ def constants() -> Iterator[Constant]:
             names = tuple(one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
             if not (node.value and _has_number(node.value) and all(name.isupper() for name in names)):
                 continue
-            is_told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            meaning = " ".join(ast.literal_eval(ast.unparse(after)).split()) if is_told else ""
+            has_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            meaning = " ".join(ast.literal_eval(ast.unparse(after)).split()) if has_text else ""
             module = str(path.relative_to(package).with_suffix(""))
             yield Constant(module=module, names=names, value=ast.unparse(node.value), meaning=meaning)
 

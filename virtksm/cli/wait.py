@@ -4,7 +4,7 @@ It asks the agent for its status, twice a second, and libvirt for nothing:
 
 1. The memory is settled when a pass says so that has begun after this command has: it has seen all guests that run.
    ksmd is idle then, and nothing is left that the policy would scan as things are. Where the policy only observes, it
-   waits for whoever lets ksmd scan.
+   waits for the program that lets ksmd scan.
 2. While virtksm is paused or KSM is off nothing is scanned, so the waiting ends.
 3. An agent that goes away is waited for. Without one at the beginning nobody knows the backlog: KSM's own files tell
    only whether it is off.

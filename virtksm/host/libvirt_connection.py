@@ -301,8 +301,8 @@ def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:
 
 def parse_disk_reads(values: Mapping[str, object]) -> int | None:
     """Return the bytes read from all of a guest's disks (VIR_DOMAIN_STATS_BLOCK); None where no disk tells."""
-    told = (_counter(values, name) for name in values if name.startswith("block.") and name.endswith(".rd.bytes"))
-    reads = [one for one in told if one is not None]
+    counters = (_counter(values, name) for name in values if name.startswith("block.") and name.endswith(".rd.bytes"))
+    reads = [one for one in counters if one is not None]
     return sum(reads) if reads else None
 
 

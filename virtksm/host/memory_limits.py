@@ -28,7 +28,7 @@ AGAIN_S = 60.0
 
 
 class MemoryLimits:
-    """Adds these to what /proc/meminfo tells. Where there are none, that costs a look a minute."""
+    """Adds these to what /proc/meminfo tells. Where there are none, that costs a reading a minute."""
 
     def __init__(self, clock: Clock, sys_cgroup: str = SYS_CGROUP) -> None:
         self._clock = clock

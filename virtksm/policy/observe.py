@@ -1,7 +1,7 @@
 """Observe: what the adaptive policy would do on this host, of which nothing is done.
 
 1. Each pass decides by the adaptive law. The target is what that would set, and the cycle sets none of it.
-2. A full scan that the law would begin is due until the kernel has made one, whoever lets ksmd scan: then it counts as
+2. A full scan that the law would begin is due until the kernel has made one, for whichever program: then it counts as
    any other, and teaches what merges. It is never given up.
 3. Guests are asked for nothing: their dirty rates are not measured.
 """

@@ -36,7 +36,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "disengaged": "adaptive would act when memory is short or will be, unless `engage` says otherwise",
         "idle": "without a backlog adaptive would let ksmd idle until a check scan is worth its cost",
         "wait": "adaptive would collect new memory until a full scan pays off",
-        "full_scan": "adaptive would begin a full scan; it is due until whoever lets ksmd scan has made one",
+        "full_scan": "adaptive would begin a full scan; it is due until the kernel has made one, for another program",
         "check_scan": "adaptive would look for memory that has changed in place; it is due as a full scan is",
         "paused": "`virtksm pause` is in force, and virtksm sets nothing anyway",
     },

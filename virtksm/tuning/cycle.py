@@ -216,13 +216,13 @@ class Cycle(NamedTuple, Generic[State]):
         thresholds.
         """
         if off is not None:
-            decided = decide_off(off, was_off=self.tenure.was_off, only_observes=self.policy.only_observes)
-            return decided, HostState(), None, None, lambda: (RESUMED,)
+            idle = decide_off(off, was_off=self.tenure.was_off, only_observes=self.policy.only_observes)
+            return idle, HostState(), None, None, lambda: (RESUMED,)
         state_before = state.policy_state if state.policy_name == self.policy.name else None
         before = self.policy.first_state(snapshot)
-        kept = self.tenure.decided
-        if state_before is not None and kept is not None and kept[0] is state_before:
-            before = kept[1]
+        decided = self.tenure.decided
+        if state_before is not None and decided is not None and decided[0] is state_before:
+            before = decided[1]
         elif state_before is not None:
             try:
                 before = self.policy.load_state(state_before)

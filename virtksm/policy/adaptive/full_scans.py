@@ -41,7 +41,7 @@ FED_SLEEPS_MS = (60_000, 60_001)
 """sleep_millisecs during a full scan, one and the other in turn: a changed value wakes ksmd (measured), and without
 passes ksmd does a batch a minute."""
 MIN_BATCH_PAGES = 1000
-"""A batch has as many at least, some 7 ms of ksmd's: below it a tick of its CPU time (10 ms) tells nothing."""
+"""A batch has as many at least, some 7 ms of ksmd's: below it its CPU time, counted in 10 ms, tells nothing."""
 MIN_STILL_S = 0.1
 """Where ksmd's CPU time alone tells that a batch is over, it has stood still for so long: ten ticks (USER_HZ)."""
 
@@ -112,9 +112,9 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
 
 def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> float:
     """Return the share of a core that ksmd may take now (rule 2): more under pressure, never more than the ceiling."""
-    most_percent = params.max_cpu_percent or min(MAX_HOST_PERCENT * (snapshot.cpus or 4), 100)
-    percent = min(params.cpu_percent, most_percent)
-    return (percent + (most_percent - percent) * pressure) / 100
+    max_percent = params.max_cpu_percent or min(MAX_HOST_PERCENT * (snapshot.cpus or 4), 100)
+    percent = min(params.cpu_percent, max_percent)
+    return (percent + (max_percent - percent) * pressure) / 100
 
 
 def feed(
@@ -293,7 +293,9 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
-    net_kib -= snapshot.ksm.kib(_difference(began.cow_ksm, now.cow_ksm) or 0)  # counted as sharing until ksmd comes by
+    net_kib -= snapshot.ksm.kib(
+        _difference(began.cow_ksm, now.cow_ksm) or 0
+    )  # counted as sharing until ksmd finds them
     is_second = scans.pair_left <= 1
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
