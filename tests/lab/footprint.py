@@ -14,6 +14,8 @@ from tests.lab.ksm import wait_until
 AGENTS_THREADS = 3
 """An agent's own, its log's, and libvirt's event loop's."""
 HANG_S = 30.0
+CALM_READINGS = 5
+"""So many in turn, 10 ms or more apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +55,15 @@ def _read_held(folder: Path) -> Iterator[str]:
 def calm_footprint(pid: int) -> Footprint:
     """Read what an agent holds while no call of libvirt or to the disk is out; raises TimeoutError.
 
-    Its threads are counted before and after: one that ends in between had its file open when descriptors were read.
+    It holds the same in CALM_READINGS: less, and a file that it reads just then would count.
     """
     found: list[Footprint] = []
 
     def is_calm() -> bool:
-        was_calm = count_threads(pid) == AGENTS_THREADS
         found.append(read_footprint(pid))
-        return was_calm and found[-1].threads == AGENTS_THREADS
+        last = found[-CALM_READINGS:]
+        same = all((one.threads, one.held) == (AGENTS_THREADS, last[0].held) for one in last)
+        return same and len(last) == CALM_READINGS
 
     wait_until(is_calm, HANG_S, "the agent to have three threads")
     return found[-1]

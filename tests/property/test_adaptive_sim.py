@@ -74,7 +74,7 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
 
 
 @pytest.mark.parametrize("hides", ["dirty_rates", "other_processes"])
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(starts=storms())
 def test_so_it_does_where_a_signal_is_missing(hides: str, starts: list[Start]) -> None:
     best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
@@ -256,7 +256,7 @@ def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_no_pressure_lifts_its_ce
     assert most_s <= percent / 100 * (10 + 2 * BATCH_S)
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(storms(), st.booleans(), st.sampled_from([None, "pages_skipped", "pages_scanned", "cow_ksm", "smart_scan"]))
 def test_once_memory_has_stopped_changing_full_scans_end_soon_with_smart_scan_and_each_signal_missing(
     starts: list[Start], was_scanned: bool, missing: str | None

@@ -166,6 +166,7 @@ class BlindLibvirtd(PrivateLibvirtd):
         self._reaper += ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "blind"]
 
 
+@pytest.mark.usefixtures("ksm")  # what there is to write depends on KSM's settings
 def test_a_libvirtd_that_cannot_write_to_sys(agent_home: AgentHome) -> None:
     with BlindLibvirtd() as daemon:
         found, detail = verdict(agent_home, daemon.uri, "sys_writable")
