@@ -323,11 +323,12 @@ def test_an_agent_hears_the_hook_and_after_its_death_one_shots_go_on_where_it_wa
     pages = ksm.read("pages_to_scan")
     guest(tiny("one"), settle=False)
     one_shots.wait_guests(1)
-    assert ksm.read("pages_to_scan") == pages + 1
+    made = len(one_shots.passes())  # one more where the hook of the guest's end came after the agent's
+    assert ksm.read("pages_to_scan") == pages + made
     agent = start_agent()
     guest(tiny("two"), settle=False)
     wait_poked(agent, 2)
     assert not one_shots.retuning()
-    assert len(one_shots.passes()) == 1
+    assert len(one_shots.passes()) == made
     assert agent.stop() == 0
     assert ksm.read("pages_to_scan") == 100
