@@ -106,10 +106,14 @@ def test_a_prometheus_is_told_what_the_status_says(
     now = agent.home.told("status")["now"]
     share = pytest.approx(now["saved_percent"], abs=0.01)
     wait_until(lambda: 100 * scraped.value("instance:virtksm_saved:ratio") == share, HANG_S, "the rule to agree")
-    told = agent.home.told("guests", "--connect", agent.uri)
-    guests = {one["name"]: one["saved_bytes"] for one in told["guests"]}
-    assert sorted(guests) == ["twin1", "twin2"]
-    wait_until(lambda: told_of_guests(scraped) == guests, HANG_S, f"Prometheus to see {guests}")
+
+    def saved_of_guests() -> dict[str, int]:
+        told = agent.home.told("guests", "--connect", agent.uri)
+        return {one["name"]: one["saved_bytes"] for one in told["guests"]}
+
+    assert sorted(saved_of_guests()) == ["twin1", "twin2"]
+    wait_until(lambda: told_of_guests(scraped) == saved_of_guests(), HANG_S, "Prometheus to see what guests save")
+    now = agent.home.told("status")["now"]
     for expression, expected in {
         SHARES: now["saved_bytes"],
         "virtksm_guests_unaccounted": 0,
