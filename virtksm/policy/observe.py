@@ -16,7 +16,6 @@ from virtksm.policy.adaptive.changes import total_kib
 from virtksm.policy.adaptive.full_scans import cpu_share, feed
 from virtksm.policy.adaptive.worth import changed_ratio, merge_ratio
 from virtksm.text import format_kib
-from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.model.decision import Decision
@@ -45,17 +44,7 @@ class ObservePolicy(AdaptivePolicy):
         )
         return self._decision(snapshot, state, need, rule, text, settings, WATCH_S[snapshot.source])
 
-    def _decision(
-        self,
-        snapshot: Snapshot,
-        state: AdaptiveState,
-        need: Need,
-        rule: str,
-        text: str,
-        settings: Settings,
-        next_pass_s: float,
-    ) -> tuple[Decision, AdaptiveState]:
-        would = "would let ksmd idle" if settings == IDLE else "would begin a"
-        text = f"{would}: {text.removesuffix(', ksmd idle')}" if settings == IDLE else f"{would} {text}"
-        decision, state = super()._decision(snapshot, state, need, rule, text, settings, next_pass_s)
-        return replace(decision, wants_dirty_rates=False), state
+    def _word(self, text: str, settings: Settings) -> str:
+        if settings == IDLE:
+            return f"would let ksmd idle: {text.removesuffix(', ksmd idle')}"
+        return f"would begin a {text}"

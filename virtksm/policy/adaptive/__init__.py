@@ -151,6 +151,10 @@ class AdaptivePolicy:
             waits.append(wait_s)
         return self._decision(snapshot, state, need, rule, text, IDLE, max(min(waits), MIN_WAIT_S))
 
+    def _word(self, text: str, settings: Settings) -> str:  # observe's
+        """Return the reason as people read it."""
+        return text
+
     def _decision(
         self,
         snapshot: Snapshot,
@@ -161,6 +165,7 @@ class AdaptivePolicy:
         settings: Settings,
         next_pass_s: float,
     ) -> tuple[Decision, AdaptiveState]:
+        text = self._word(text, settings)
         merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
         has = snapshot.ksm.settings.merge_across_nodes
         backlog, learned = state.backlog, state.learned
@@ -199,7 +204,7 @@ class AdaptivePolicy:
             reason=Reason(rule=rule, text=text, numbers=numbers),
             next_pass_s=next_pass_s,
             is_routine=rule == state.rule,
-            wants_dirty_rates=need.engaged and rule != "off",
+            wants_dirty_rates=need.engaged and rule != "off" and not self.only_observes,
         )
         return decision, replace(state, rule=rule)
 

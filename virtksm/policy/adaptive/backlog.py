@@ -65,7 +65,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         arrivals = note_start(arrivals, now_s)
     learned_kib = min(state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s), MAX_SUM)
     state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib}, given_back_kib=given_back_kib)
-    changed = age_changed(snapshot, state, waited_s, appeared_by_key, rewritten_kib)  # rule 11
+    changed = age_changed(snapshot, state, waited_s, rewritten_kib)  # rule 11
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,

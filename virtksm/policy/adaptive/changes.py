@@ -28,17 +28,16 @@ def age_changed(
     snapshot: Snapshot,
     state: AdaptiveState,
     passed_s: float,
-    appeared_kib: Mapping[str, int],
     rewritten_kib: int,
 ) -> Mapping[str, float]:
-    """Return what has changed by key, `passed_s` later. Memory that appeared was written to as well, and counts there.
+    """Return what has changed by key, `passed_s` later. Rates are without memory that appeared.
 
     No process changes more than it has that has not merged.
     """
     before, lone, grown_kib = state.backlog.changed, lone_share(snapshot, state), 0.0
     changed = {REWRITTEN: before.get(REWRITTEN, 0.0)}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
-        more_kib = max(kib_per_s * passed_s - appeared_kib.get(key, 0), 0.0)
+        more_kib = kib_per_s * passed_s
         changed[key] = min(before.get(key, 0.0) + more_kib, kib * lone)
         grown_kib += more_kib
     changed[REWRITTEN] += max(rewritten_kib - grown_kib, 0.0)
