@@ -30,7 +30,8 @@ RETRY_S = 600.0
 """Seconds until what failed for all guests, or hung for one, is tried again (chosen): libvirt has no such call, or
 refuses it, or a guest's monitor hangs."""
 MAX_HANGING = 3
-"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs."""
+"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs
+(chosen)."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
 """By definition."""
 

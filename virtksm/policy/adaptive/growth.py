@@ -10,21 +10,22 @@ from virtksm.values import replace
 
 RECENT_S = 0.9
 """What appeared so lately tells how fast memory is appearing. Two passes fall into it, no more: it is what a full scan
-waits for after a burst."""
+waits for after a burst (chosen)."""
 BURST_S = 120.0
 """Memory that would double so soon at the present rate is in a burst (guests start): it ends soon, and one full scan
-then covers it all."""
+then covers it all (chosen)."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
 """Where memory would still double so soon, a burst goes on for that share of the time that it has lasted: guests that
 start on a busy host fill their memory by fits and starts (measured: eight, in a minute, at 37 to 270 MiB a second)."""
 LULL_RECENT_S = RECENT_S / 2
-"""Where so little appears, the last pass decides, so that the end of a burst is seen no later than without."""
+"""Where so little appears, the last pass decides, so that the end of a burst is seen no later than without (chosen)."""
 STEADY_S = 40.0
-"""A backlog that would double so soon at the present rate is still growing."""
+"""A backlog that would double so soon at the present rate is still growing (chosen)."""
 PATIENCE = 1.05
-"""The next guest of a series of starts is waited for this many times longer than the series' longest interval."""
+"""The next guest of a series of starts is waited for this many times longer than the series' longest interval
+(chosen)."""
 MAX_INTERVAL_S = 15.0
-"""Starts that are further apart are no series."""
+"""Starts that are further apart are no series (chosen)."""
 
 
 class Growth(Enum):
