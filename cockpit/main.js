@@ -146,7 +146,7 @@ async function listGuestsOnce() {
     try {
         const survey = await runJson("guests", ...await hostArguments());
         guestTable.show(survey.guests);
-        setText(byId("profit"), formatBytes(survey.host.profit_bytes));
+        setText(byId("profit"), formatBytes(profitOf(survey.host)));
         const notes = [...await otherHost(survey.uri), ...survey.notes];
         setChildren(byId("guest-notes"), ...notes.map(note => element("li", {}, note)));
         announceGuests(survey.guests.length);
@@ -155,6 +155,12 @@ async function listGuestsOnce() {
         setText(byId("profit"), "–");
         setChildren(byId("guest-notes"), element("li", {}, trouble.message));
     }
+}
+
+/* What split huge pages gave back is in the agent's status, and not for every user's command to read. */
+function profitOf(host) {
+    const isLacking = host.profit_bytes !== null && host.freed_bytes === null && status !== null && status.now !== null;
+    return isLacking ? host.profit_bytes + (status.now.freed_bytes || 0) : host.profit_bytes;
 }
 
 function countGuests() {

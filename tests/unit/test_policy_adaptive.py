@@ -15,7 +15,7 @@ import pytest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
-from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy
+from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy, backlog_text
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import (
@@ -285,6 +285,21 @@ def test_3_what_was_unmerged_is_new_again(full_scans: int | None, known: int, ne
     before = having_scanned(scans=Scans(cursor_full_scans=full_scans))
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, pages_unshared=known), state=before)
     assert state.backlog.new_kib == new_kib
+
+
+@pytest.mark.parametrize(
+    ("backlog", "text"),
+    [
+        (Backlog(new_kib=GIB), "1.0 GiB not scanned yet"),
+        (Backlog(exited_kib=GIB), "1.0 GiB of stopped guests to forget"),
+        (
+            Backlog(scanned_once_kib=GIB, exited_kib=2 * GIB),
+            "1.0 GiB not scanned yet and 2.0 GiB of stopped guests to forget",
+        ),
+    ],
+)
+def test_5_what_waits_is_told_by_what_it_is(backlog: Backlog, text: str) -> None:
+    assert backlog_text(backlog) == text
 
 
 # Rules 6 to 10

@@ -121,7 +121,7 @@ class AdaptivePolicy:
             return self._scan(snapshot, state, state.scans.current, need)
         if wait_s is None or not is_due(state, total_kib(snapshot, state)):
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
-        text = f"{format_kib(state.backlog.due_kib)} not scanned yet, next full scan in {wait_s:.0f} s"
+        text = f"{backlog_text(state.backlog)}, next full scan in {wait_s:.0f} s"
         return self._idle(snapshot, state, need, "wait", text, wait_s)
 
     def _scan(
@@ -243,6 +243,14 @@ def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
         learned=learn(state.learned, snapshot.taken_s, scanned_kib, 0, is_check=True),
     )
+
+
+def backlog_text(backlog: Backlog) -> str:
+    """Say what waits for a full scan: memory, and what KSM has yet to forget of guests that have stopped."""
+    new_kib, exited_kib = backlog.due_kib - backlog.exited_kib, backlog.exited_kib
+    new = [f"{format_kib(new_kib)} not scanned yet"] if new_kib or not exited_kib else []
+    exited = [f"{format_kib(exited_kib)} of stopped guests to forget"] if exited_kib else []
+    return " and ".join([*new, *exited])
 
 
 def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:
