@@ -37,8 +37,25 @@ WITH_AGENT = {
     "doctor-typo": "doctor --only gests",
 }
 FOR_NOBODY = {"status": "status", "guests": "guests --sort name", "headroom": "headroom", "explain": "explain"}
-WITHOUT_AGENT = {"status": "status", "explain": "explain --last 1"}
-WITHOUT_LIBVIRT = {"status": "status", "guests": "guests", "doctor-group": "doctor --only libvirt"}
+FOR_GROUP = {"status": "status", "explain": "explain --last 1", "wait": "wait --settled --timeout 0"}
+WITHOUT_AGENT = {
+    "status": "status",
+    "explain": "explain --last 1",
+    "guests": "guests --sort name",
+    "headroom": "headroom",
+    "wait": "wait --settled --timeout 0",
+    "record": "trace record /dev/null",
+}
+WITHOUT_LIBVIRT = {
+    "status": "status",
+    "guests": "guests",
+    "headroom": "headroom",
+    "explain": "explain",
+    "retune": "retune",
+    "restore": "restore",
+    "wait": "wait --settled --timeout 0",
+    "doctor-group": "doctor --only libvirt",
+}
 ELSEWHERE = {"doctor": "doctor"}
 ACTING = {
     "pause": "pause",
@@ -93,9 +110,11 @@ def test_everybody_sees_what_is_theirs_to_see(
     home.folder.chmod(0o755)
     options = home.command()[1:]
     group = grp.getgrnam(GROUP).gr_gid
-    compare("group", {"status": "status"}, lambda *words: nobody_command(*options, *words, gids=(group,)), agent.uri)
+    compare("group", FOR_GROUP, lambda *words: nobody_command(*options, *words, gids=(group,)), agent.uri)
     libvirtd.root.chmod(0o755)
     readers = f"{agent.uri}-ro"
+    seen = {name: words for name, words in FOR_NOBODY.items() if name not in FOR_GROUP}
+    compare("group", seen, lambda *words: nobody_command(*options, *words, gids=(group,)), readers)
     compare("nobody", FOR_NOBODY, lambda *words: nobody_command(*options, *words), readers)
 
     compare("nobody", NOT_FOR_NOBODY, lambda *words: nobody_command(*options, *words), agent.uri)
@@ -111,6 +130,12 @@ def test_what_acts_says_what_it_has_done(libvirtd: PrivateLibvirtd, agent_home: 
 
 def test_the_help_and_wrong_usage_fit_the_terminal() -> None:
     compare("help", HELP, lambda *words: [VIRTKSM, *words], "qemu:///system")
+
+
+def test_the_configuration_is_shown(agent_home: AgentHome) -> None:
+    agent_home.configure(UNSETTLED_LAW)
+    shown = {"path": "config path", "check": "config check", "version": "version"}
+    compare("config", shown, agent_home.command, "qemu:///system")
 
 
 def test_without_libvirt_and_of_another_machine_what_is_known_is_told(agent_home: AgentHome) -> None:

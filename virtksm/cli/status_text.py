@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from virtksm.cli.sparkline import ASCII, progress_bar, sparkline
+from virtksm.remedies import START_AGENT
 from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -32,7 +33,7 @@ def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool 
     elif agent is None:
         yield "warn", "Agent", "not for this user to ask: sudo virtksm status, or join the group of `status_group`"
     else:
-        yield "warn", "Agent", f"not running for {status['uri']} (systemctl start virtksm)"
+        yield "warn", "Agent", f"not running for {status['uri']} ({START_AGENT})"
     yield _libvirt_row(status["libvirt"])
     if now is not None:
         yield from _now_rows(status, now, marks, verbose=verbose)

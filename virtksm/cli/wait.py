@@ -20,6 +20,7 @@ from virtksm.cli.ask_agent import ask_serving, take_answer
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
+from virtksm.remedies import START_AGENT
 from virtksm.uri import is_local, named_uri
 
 TYPE_CHECKING = False  # importing typing costs start-up time
@@ -122,9 +123,7 @@ class Waiting:
             if self._ksm_is_off():
                 self.reason = "KSM's switch (run) is not 1, and no agent runs"
                 return "ksm_off"
-            raise VirtksmError(
-                "no agent runs, and only an agent knows the backlog", remedy="systemctl start virtksm.service"
-            )
+            raise VirtksmError("no agent runs, and only an agent knows the backlog", remedy=START_AGENT)
         self._has_agent = True
         if status is None:
             self.reason = "the agent has ended"

@@ -173,7 +173,8 @@ def find_notes(guests: Iterable[SeenGuest], host: KsmState, *, is_local: bool) -
         )
     if denied:
         notes.append(
-            f"KSM's counts of {guests_text(denied)} are for root to read (/proc/PID/ksm_stat): run this as root"
+            f"KSM's counts of {guests_text(denied)} are for root to read (/proc/PID/ksm_stat), as is what split huge "
+            "pages gave back: run this as root"
         )
     if any(ksm.merging_pages is None for ksm in counted):
         notes.append("this kernel counts nothing by process: it takes Linux 5.19, and 6.6 for all of it")

@@ -18,6 +18,7 @@ from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
+from virtksm.remedies import START_AGENT
 from virtksm.text import format_kib, printable
 
 SCHEMA = 1
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
     lines = recorder.ask()
     if recorder.is_away:
-        raise VirtksmError(f"no agent runs with {paths.root}", remedy="start it: systemctl start virtksm")
+        raise VirtksmError(f"no agent runs with {paths.root}", remedy=START_AGENT)
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
     with create_trace(options.file, replaces=options.force) as file, Progress(is_wanted=not options.json) as progress:
         append_lines(file, options.file, lines)

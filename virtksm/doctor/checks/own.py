@@ -10,6 +10,7 @@ from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, in
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.doctor.reading.processes import read_users
+from virtksm.remedies import START_AGENT
 
 RULES_DIRS = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
 UBUNTUS_SLEEP_MS = 200
@@ -151,10 +152,10 @@ def _likely_writer(facts: Facts) -> str:
 
 def _without_agent(facts: Facts) -> Outcome:
     if not isinstance(facts.here, Here):
-        return warned("not running: nothing tunes KSM", "systemctl start virtksm.service on that host")
+        return warned("not running: nothing tunes KSM", f"{START_AGENT} on that host")
     if starts_passes(facts.here):
         return info("not running: the hook's pokes start passes")
-    remedy = f"systemctl start virtksm.service, or enable --now {SOCKET_UNIT} (docs/guide.md)"
+    remedy = f"{START_AGENT}, or enable --now {SOCKET_UNIT} (docs/guide.md)"
     return warned("not running, and no hook's poke starts a pass: nothing tunes KSM", remedy)
 
 
@@ -167,6 +168,6 @@ def _stranded_without_agent(facts: Facts) -> Outcome:
     if ours is not None and ours.holds(pages) and pages and here.number("run") == 1:
         return failed(
             f"no agent runs, and ksmd goes on with its settings: {pages} pages every {sleep_ms} ms",
-            "systemctl start virtksm.service, or `virtksm restore`",
+            f"{START_AGENT}, or `virtksm restore`",
         )
     return passed("no")
