@@ -176,7 +176,7 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
     async def story() -> None:
         bench.requests.switch_calls.limit_s = SHORT_S
         for _ in range(2):
-            answer = await bench.ask("off")
+            answer = await bench.ask("pause")
             assert answer["ok"] is False
             assert "the disk behind the state folder does not answer" in answer["remedy"]
             await lives(bench)
@@ -184,7 +184,7 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
             released.set()
             bench.requests.switch_calls.limit_s = LONG_S
             await bench.until(lambda: bench.requests.switch_calls.waiting is None)
-            assert (await bench.ask("off"))["ok"] is True
+            assert (await bench.ask("pause"))["ok"] is True
 
     bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"

@@ -35,8 +35,8 @@ REQUESTS: tuple[dict[str, object], ...] = (
     {"op": "status"},
     {"op": "retune", "uri": URI},
     {"op": "retune", "uri": URI, "dry_run": True},
-    {"op": "off", "uri": URI},
-    {"op": "on", "uri": URI},
+    {"op": "pause", "uri": URI},
+    {"op": "resume", "uri": URI},
     {"op": "history"},
     {"op": "decisions"},
     {"op": "trace"},
@@ -165,7 +165,7 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
         faulty.is_armed = False
         await bench.until(lambda: agent.passes.cycle is not None)
         passes = len(bench.events("pass_completed"))
-        answer = await bench.ask("on")
+        answer = await bench.ask("resume")
         assert answer["ok"] is True, answer
         assert len(bench.events("pass_completed")) > passes, "the next pass goes on"
         assert bench.hypervisor.values["pages_to_scan"] == BUSY.pages_to_scan

@@ -52,9 +52,9 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
         request = {"op": "trace", "session": first["session"], "since": first["next"]}
         await bench.request({"op": "retune", "uri": URI, "dry_run": True})
         await bench.pass_for(Trigger.STARTED)
-        await bench.ask("off")
+        await bench.ask("pause")
         lines = [json.loads(line) for line in (await bench.request(request))["trace"]["lines"]]
-        assert [line["triggers"] for line in lines] == [["started"], ["off"]]
+        assert [line["triggers"] for line in lines] == [["started"], ["pause"]]
         assert [line["decision"]["rule"] for line in lines] == ["told", "paused"]
         assert [line["paused"] is not None for line in lines] == [False, True]
         assert lines[1]["state"] is None
@@ -85,7 +85,7 @@ def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_fa
 def test_off_is_kept_although_its_pass_fails_and_an_agent_that_ends_then_leaves_ksm_parked(bench: Bench) -> None:
     async def story() -> None:
         bench.hypervisor.reading_fails = LibvirtUnreachable("gone")
-        answer = await bench.ask("off")
+        answer = await bench.ask("pause")
         assert (answer["ok"], answer["exit_code"]) == (False, 3)
         assert answer["error"].startswith("paused, but no pass was possible yet: gone")
         bench.hypervisor.reading_fails = None

@@ -312,13 +312,13 @@ def test_yield_writes_nothing_until_the_value_is_ours_again_or_somebody_asks(ben
     bench.pages = 400
     report = bench.run()
     assert (report.outcome, report.resumes_now) == (Outcome.UNCHANGED, True)
-    for trigger in (Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF):
+    for trigger in (Trigger.RETUNE, Trigger.RELOAD, Trigger.PAUSE):
         bench.pages = 77
         assert bench.run().outcome is Outcome.YIELDED
-        if trigger is Trigger.OFF:
+        if trigger is Trigger.PAUSE:
             bench.switch.turn_off()
         assert bench.run(trigger).outcome is Outcome.APPLIED
-        assert bench.pages == (0 if trigger is Trigger.OFF else 400)
+        assert bench.pages == (0 if trigger is Trigger.PAUSE else 400)
 
 
 def test_our_own_one_shot_is_no_other_writer(bench: Bench) -> None:
@@ -456,7 +456,7 @@ def test_paused_the_policys_past_is_dropped_and_it_begins_anew_when_resumed(benc
     assert routine == [False, True, True], "only the first that parks is none"
     assert (bench.store.state.policy_name, bench.store.state.policy_state) == (None, None)
     bench.switch.turn_on()
-    assert bench.run(Trigger.ON).outcome is Outcome.APPLIED
+    assert bench.run(Trigger.RESUME).outcome is Outcome.APPLIED
     assert (bench.pages, bench.store.state.policy_state) == (400, {"steps": 1})
     bench.switch.turn_off()
     assert not bench.run().decision.is_routine

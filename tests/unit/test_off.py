@@ -208,10 +208,10 @@ def home() -> Iterator[Home]:
 def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for op in ("off", "on"):
+    for op in ("pause", "resume"):
         assert home.run(op) == ExitCode.UNREACHABLE
         assert f"{DONE[op]}, but no pass was possible yet" in capsys.readouterr().err
-        assert (home.switch.read() is None) is (op == "on")
+        assert (home.switch.read() is None) is (op == "resume")
     with StateFile(RuntimePaths(str(home.folder / "run")), "local").locked():
         assert home.run("pause", "--direct") == ExitCode.UNREACHABLE
         assert home.switch.read() is not None, "a pass that holds the lock does not hold the switch"
@@ -237,7 +237,7 @@ def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
 def test_whatever_an_agent_answers_the_switch_is_turned_and_what_it_did_not_do_is_said(
     home: Home, capsys: pytest.CaptureFixture[str], answer: bytes
 ) -> None:
-    for op in ("off", "on"):
+    for op in ("pause", "resume"):
         with home.agent(answer):
             assert home.run(op) == ExitCode.UNREACHABLE
         told = capsys.readouterr()
@@ -247,7 +247,7 @@ def test_whatever_an_agent_answers_the_switch_is_turned_and_what_it_did_not_do_i
         assert warnings[0].startswith("virtksm: warning: the agent ")
         assert warnings[0].endswith("; this is done without it")
         assert last.startswith(f"virtksm: error: {DONE[op]}, but no pass was possible yet: {URI}: ")
-        assert (home.switch.read() is None) is (op == "on")
+        assert (home.switch.read() is None) is (op == "resume")
 
 
 def test_an_agent_that_never_answers_keeps_nobody_waiting_for_ever(
@@ -267,13 +267,13 @@ def test_a_host_that_an_agent_names_is_never_opened(home: Home, capsys: pytest.C
     evil = f"qemu+ext:///system?command={program}"
     for answer in ({"ok": False, "other_uri": evil}, {"ok": True, "pass": {**PASS, "uri": evil}}):
         with home.agent(answer):
-            for op in ("off", "on", "retune"):
+            for op in ("pause", "resume", "retune"):
                 home.run(op)
     assert not (home.folder / "ran").exists()
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("op", ["off", "on", "retune"])
+@pytest.mark.parametrize("op", ["pause", "resume", "retune"])
 def test_an_agent_is_asked_about_its_own_host_unless_another_is_named(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, op: str
 ) -> None:
@@ -327,7 +327,7 @@ def test_a_broken_configuration_is_a_warning_for_off_and_decides_nothing_for_on(
     assert home.switch.read() is None
 
 
-@pytest.mark.parametrize("command", ["retune", "guests", "headroom", "off"])
+@pytest.mark.parametrize("command", ["retune", "guests", "headroom", "pause"])
 def test_only_who_needs_a_group_asks_for_it(home: Home, capsys: pytest.CaptureFixture[str], command: str) -> None:
     home.configure('status_group = "there-is-no-such-group"\n')
     assert home.run(command) == ExitCode.UNREACHABLE
@@ -400,8 +400,8 @@ def test_an_agent_may_start_while_a_restore_waits_for_libvirt(home: Home) -> Non
 
 
 @pytest.mark.real  # as root: it becomes nobody
-@pytest.mark.parametrize("state", ["off", "on", "never made"])
-@pytest.mark.parametrize("op", ["off", "on"])
+@pytest.mark.parametrize("state", ["pause", "resume", "never made"])
+@pytest.mark.parametrize("op", ["pause", "resume"])
 def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state: str) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as made:
         folder = Path(made)
@@ -409,7 +409,7 @@ def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state:
         home = Home(folder)
         if state != "never made":
             home.switch.turn_off()
-        if state == "on":
+        if state == "resume":
             home.switch.turn_on()
         before = home.switch.read()
         arguments = home.arguments(op, "--connect", URI)
@@ -425,17 +425,17 @@ def test_an_agent_without_libvirt_turns_its_hosts_switch_and_says_that_no_pass_w
         return asyncio.run(requests_without_libvirt(switch, of_agent).handle({"op": op, "uri": uri}))
 
     switch = FakeSwitch()
-    assert ask("off", "qemu+ssh://there/system", switch) == {"ok": False, "other_uri": URI}
-    unknown = ask("off", "lab", switch, of_agent="lab")
+    assert ask("pause", "qemu+ssh://there/system", switch) == {"ok": False, "other_uri": URI}
+    unknown = ask("pause", "lab", switch, of_agent="lab")
     assert unknown["exit_code"] == ExitCode.UNREACHABLE
     assert "switched" not in str(unknown["error"])
     assert switch.read() is None
-    for op in ("off", "on"):
+    for op in ("pause", "resume"):
         answer = ask(op, URI, switch)
-        assert (switch.read() is not None) is (op == "off")
+        assert (switch.read() is not None) is (op == "pause")
         assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.UNREACHABLE)
         assert str(answer["error"]).startswith(f"{DONE[op]}, but no pass was possible yet")
     (tmp_path / "lib").write_text("a file", encoding="utf-8")
-    answer = ask("off", URI, SwitchFile(str(tmp_path / "lib" / "local.off")))
+    answer = ask("pause", URI, SwitchFile(str(tmp_path / "lib" / "local.off")))
     assert (answer["ok"], answer["exit_code"]) == (False, ExitCode.FAILED)
     assert f"ls -ld {tmp_path / 'lib'}" in str(answer["remedy"])

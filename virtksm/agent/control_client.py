@@ -1,6 +1,6 @@
 """The control socket's protocol and client side: one JSON line to the agent, one JSON line back.
 
-`{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "off", "uri": URI}` or "on", are answered by
+`{"op": "retune", "uri": URI, "dry_run": bool}`, and `{"op": "pause", "uri": URI}` or "resume", are answered by
 `{"ok": true, "pass": {...}}`, or from another host's agent by `{"ok": false, "other_uri": URI}`; without a URI the
 agent's own host is meant. `{"op": "status"}` is answered by `{"ok": true, "status": {...}}`, `{"op": "reload"}` (the
 configuration is read again) by `{"ok": true, "policy": NAME}`; agent/requests.py describes `history` and `decisions`,

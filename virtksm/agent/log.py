@@ -180,8 +180,8 @@ class Reporter:
         self._is_unheard = not is_heard
 
     def switched(self, trigger: Trigger) -> None:
-        self.tally.switched(is_off=trigger is Trigger.OFF)
-        if trigger is Trigger.OFF:
+        self.tally.switched(is_off=trigger is Trigger.PAUSE)
+        if trigger is Trigger.PAUSE:
             remedy = "virtksm scans again after `virtksm resume`"
             self._log.warning("paused", message=f"paused: {remedy}", remedy=remedy)
         else:

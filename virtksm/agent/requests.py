@@ -43,7 +43,7 @@ DECISIONS_BYTES = MAX_ANSWER * 3 // 4
 MAX_SHOWN = 60
 """Characters of a request that an answer repeats."""
 
-OF_ONE_HOST = ("retune", "off", "on", "status", "history", "decisions", "trace")
+OF_ONE_HOST = ("retune", "pause", "resume", "status", "history", "decisions", "trace")
 """Requests that may name the host that they mean."""
 
 Value = TypeVar("Value")
@@ -83,7 +83,7 @@ class Requests:
         match request.get("op"):
             case "retune":
                 return await self._pass(Trigger.RETUNE, dry_run=request.get("dry_run") is True)
-            case "off" | "on" as op:
+            case "pause" | "resume" as op:
                 return await self._switch(Trigger(op))
             case "reload":
                 faults = await self.agent.reload()
@@ -124,13 +124,13 @@ class Requests:
             error = LibvirtUnreachable(self.agent.reporter.why_unlinked())
             return failure(error.message, error.exit_code, error.remedy)
         switch = self.make_switch(uri, self.agent.configuration.in_force)
-        change = switch.turn_off if trigger is Trigger.OFF else switch.turn_on
+        change = switch.turn_off if trigger is Trigger.PAUSE else switch.turn_on
         await self.switch_calls.run(f"switch {trigger.value}", change)
         self.agent.reporter.switched(trigger)
         try:
             return await self._pass(trigger)
         except VirtksmError as error:
-            done = "paused" if trigger is Trigger.OFF else "resumed"
+            done = "paused" if trigger is Trigger.PAUSE else "resumed"
             return failure(f"{done}, but no pass was possible yet: {error.message}", error.exit_code, error.remedy)
 
 

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Pause and print the pass; returns the exit code."""
-    return switch(options, "off", lambda report: _text(report, options))
+    return switch(options, "pause", lambda report: _text(report, options))
 
 
 def _text(report: dict[str, Any], options: argparse.Namespace) -> str:

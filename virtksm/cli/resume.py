@@ -30,4 +30,4 @@ def run(options: argparse.Namespace) -> int:
 
         return to_text([("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])
 
-    return switch(options, "on", show)
+    return switch(options, "resume", show)

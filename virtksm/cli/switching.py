@@ -26,7 +26,7 @@ SLACK_S = 5.0
 """An agent's time for its answer beyond a pass."""
 MAX_SHOWN = 300
 """Characters of an agent's message."""
-DONE = {"off": "paused", "on": "resumed"}
+DONE = {"pause": "paused", "resume": "resumed"}
 
 
 def add_switch_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_switch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def switch(options: argparse.Namespace, op: str, show: Show) -> ExitCode:
-    """Set the switch to `op` ("off": paused, "on"), have a pass run and print it by `show`; returns the exit code.
+    """Set the switch by `op` ("pause" or "resume"), have a pass run and print it by `show`; returns the exit code.
 
     Raises VirtksmError, which says whether the switch was set.
     """
@@ -64,7 +64,7 @@ class Switching:
             raise
         except VirtksmError as error:
             error.message = f"{self._done}: {error.message}"
-            if self._op == "off" and self._is_local:
+            if self._op == "pause" and self._is_local:
                 _warn_if_scanning()
             raise
         print(text)
@@ -77,11 +77,11 @@ class Switching:
         own = make_switch(uri, self._config, self._paths)
         if not own.may_turn():
             raise OnlyRoot
-        change = own.turn_off if self._op == "off" else own.turn_on
+        change = own.turn_off if self._op == "pause" else own.turn_on
         try:
             BoundedCalls(VirtksmError).run(f"writing {own.path}", change, self._config.call_timeout_s)
         except VirtksmError as error:
-            if (own.read() is None) is not (self._op == "on"):
+            if (own.read() is None) is not (self._op == "resume"):
                 raise
             warn(f"{error}; virtksm counts as {DONE[self._op]} all the same")  # such as a folder in its place
         self._done = f"{DONE[self._op]}, but no pass was possible yet"
@@ -118,7 +118,7 @@ class Switching:
         from virtksm.store.state import LOCK_WAIT_S
         from virtksm.wiring import make_cycle
 
-        if self._op == "on" and self._has_faults:
+        if self._op == "resume" and self._has_faults:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")
             refused.exit_code = ExitCode.USAGE
             raise refused

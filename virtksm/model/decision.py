@@ -87,15 +87,15 @@ class Trigger(Enum):
     RELOAD = "reload"
     RETUNE = "retune"
     TIMER = "timer"
-    OFF = "off"
-    ON = "on"
+    PAUSE = "pause"
+    RESUME = "resume"
 
 
 EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
 """Triggers that re-evaluate without being a step of the policy. A guest causes them by itself, as often as it likes."""
 
 
-EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.OFF, Trigger.ON})
+EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.PAUSE, Trigger.RESUME})
 """Triggers by which an administrator asks for virtksm's settings, whatever it had yielded to before."""
 
 
