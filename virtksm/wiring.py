@@ -56,6 +56,7 @@ def make_cycle(
     from virtksm.tuning.cycle import Cycle, Tenure
 
     local = is_this_machine(host.uri, config)
+    host.call_timeout_s = config.call_timeout_s
     return Cycle(
         hypervisor=host,
         local=(facts or ProcFacts(boottime_s)) if local else None,

@@ -47,6 +47,7 @@ class FakeConnection:
     takes: bool = True
     listing_fails: bool = False
     before_lookup: Callable[[], object] = lambda: None
+    before_list: Callable[[], object] = lambda: None
 
     def getURI(self) -> str:
         return "qemu:///system"
@@ -73,11 +74,13 @@ class FakeConnection:
         return next(domain for domain in self.domains if domain.uuid == uuid)
 
     def listAllDomains(self, _flags: int) -> list[FakeDomain]:
+        self.before_list()
         if self.listing_fails:
             error: Any = libvirt.libvirtError("not now")
             error.err = None  # else it has the number of the last error that libvirt met in this thread
             raise error
-        return self.domains
+        return list(self.domains)
 
     def getAllDomainStats(self, _stats: int, _flags: int) -> list[tuple[FakeDomain, dict[str, Any]]]:
+        self.before_list()
         return [(domain, self.answered) for domain in self.domains]

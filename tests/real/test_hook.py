@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -192,6 +193,43 @@ def test_a_guest_that_cannot_start_a_long_xml_and_a_hostile_name(
         assert listener.read_pokes() == ["started", "release"] * 2
     owned = [Path("/proc", str(libvirtd.pid), "cwd", "owned"), libvirtd.root / "owned"]
     assert [path for path in owned if path.exists()] == []
+
+
+@pytest.mark.parametrize("operation", ["prepare", "started", "release"])
+def test_no_pass_waits_for_a_guest_that_its_hook_keeps_from_starting_or_ending(
+    libvirtd: HookedLibvirtd,
+    start_agent: AgentFactory,
+    guest: GuestFactory,
+    request: pytest.FixtureRequest,
+    operation: str,
+) -> None:
+    keep, kept = libvirtd.root / "keep", libvirtd.root / "kept"
+    keeper = libvirtd.hook.with_name("zz-keeper")
+    keeper.write_text(
+        f'#!/bin/sh\n[ "$2" = {operation} ] || exit 0\n'
+        f"while [ -e {shlex.quote(str(keep))} ]; do touch {shlex.quote(str(kept))}; sleep 0.05; done\n"
+    )
+    keeper.chmod(0o755)
+    request.addfinalizer(keeper.unlink)
+    agent = start_agent()
+    first = guest(tiny("first"), settle=False)
+    agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 1)
+    keep.touch()
+    with ThreadPoolExecutor() as pool:
+        try:
+            ending = operation == "release"
+            acting = pool.submit(first.domain.destroy if ending else partial(guest, tiny("second"), settle=False))
+            wait_until(kept.exists, HANG_S, "the hook to be kept")
+            for _ in range(2):
+                agent.poke()
+                by_the_last_list = agent.wait_for_pass("poke")
+            assert by_the_last_list["sensed"]["guests"] == 1
+            assert not acting.done()
+        finally:
+            keep.unlink()
+        acting.result(HANG_S)
+    agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == (0 if ending else 2))
+    assert agent.lines("pass_failed") == []
 
 
 class OtherHost(HookedLibvirtd):

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
@@ -44,7 +43,7 @@ def with_reader(story: Callable[[GuestReader, Libvirt], Awaitable[None]]) -> Non
     async def run() -> None:
         libvirt = Libvirt(xml={one.uuid: PLAIN for one in guests(20)})
         configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
-        await story(GuestReader(lambda: libvirt, configuration, BlockingCalls(), Reporter(Notifier({}))), libvirt)
+        await story(GuestReader(lambda: libvirt, configuration, Reporter(Notifier({}))), libvirt)
 
     asyncio.run(run())
 
@@ -132,8 +131,6 @@ def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_l
             assert reader.exposed(guests(1), ["*"]) == ()
         reader.forget()
         assert (reader.running, reader.due) == (None, {}), "nothing is known of the new connection's guests"
-        reader.stop()
-        await reader.read_when_due()
 
     with_reader(story)
 

@@ -15,7 +15,6 @@ import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.unit.test_agent_history import LONG_S, WALL_S, until
-from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
@@ -92,7 +91,7 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history_writer = HistoryWriter(writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
-    guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
+    guests = GuestReader(lambda: None, configuration, reporter)
     rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
     listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, rates)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.fake_libvirt import FakeConnection, FakeDomain
-from virtksm.errors import LibvirtUnreachable, SensingFailed
+from virtksm.errors import LibvirtTimeout, LibvirtUnreachable, SensingFailed
 from virtksm.host.libvirt_connection import LibvirtHost, parse_disk_reads
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
@@ -87,6 +87,36 @@ def test_who_asks_has_every_maximum_asked_again(trigger: Trigger) -> None:
     for domain in bench.domains:
         domain.max_kib = 192
     assert bench.maxima(trigger) == [192, 192]
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_while_a_guest_holds_up_libvirt_s_list_a_pass_goes_by_the_last_one_until_that_takes_too_long(
+    is_local: bool,
+) -> None:
+    bench, released = Bench(), threading.Event()
+    memory = dict.fromkeys(("total", "free", "buffers", "cached"), 0)
+    bench.connection.answered |= memory
+    cycle = bench.cycle if is_local else bench.cycle._replace(local=None)
+
+    def names() -> list[str]:
+        report = cycle.run(Triggers(kinds=frozenset({Trigger.POKE})))
+        return [guest.name for guest in report.snapshot.guests]
+
+    assert (names(), bench.host.list_is_late) == (["one", "two"], False)
+    bench.domains.append(FakeDomain("three", "three", 64))
+    bench.connection.before_list = released.wait
+    try:
+        for _ in range(2):
+            assert (names(), bench.host.list_is_late) == (["one", "two"], True)
+        [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
+        bench.host.call_timeout_s = 0
+        with pytest.raises(LibvirtTimeout):
+            names()
+    finally:
+        released.set()
+    waiting.join()
+    bench.host.call_timeout_s = 30
+    assert (names(), bench.host.list_is_late) == (["one", "two", "three"], False)
 
 
 def test_a_connection_is_closed_after_a_call_beside_passes_has_returned_and_takes_none_from_then_on() -> None:

@@ -38,7 +38,7 @@ from virtksm.wiring import is_this_machine
 
 @dataclass(slots=True, kw_only=True)
 class Agent:
-    """The parts, which share one queue of libvirt calls, and what they have in common.
+    """The parts and what they have in common: passes and the connection share one queue of libvirt calls.
 
     `make_cycle` builds a pass's parts over a new connection from the current configuration. `make_history` gives the
     history of the host behind a URI; without it, the history ends with the agent.
@@ -60,9 +60,7 @@ class Agent:
 
     def __post_init__(self) -> None:
         calls = self.connection.calls
-        guests = GuestReader(
-            lambda: self.connection.host, self.configuration, calls, self.reporter, self.tenure.unmergeable
-        )
+        guests = GuestReader(lambda: self.connection.host, self.configuration, self.reporter, self.tenure.unmergeable)
         rates = DirtyRates(
             source=lambda: self.connection.host,
             limit_s=lambda: self.configuration.in_force.call_timeout_s,
@@ -85,8 +83,9 @@ class Agent:
         await self.stopping.wait()
         connection.cancel()
         reload.cancel()
+        guest_xml.cancel()
         dirty_rates.cancel()
-        # A pass that has begun is finished first; a guest that is being asked for its dirty rate is not waited for.
+        # A pass that has begun is finished first; a guest that is being asked for anything is not waited for.
         await asyncio.wait({passes, connection, guest_xml, dirty_rates, reload})
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
@@ -111,7 +110,6 @@ class Agent:
     def stop(self) -> None:
         self.stopping.set()
         self.passes.stop()
-        self.listeners.guests.stop()
 
     def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self.stop)

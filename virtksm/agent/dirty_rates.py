@@ -29,9 +29,9 @@ EVERY_S = 120.0
 RETRY_S = 600.0
 """Seconds until what failed for all guests, or hung for one, is tried again (chosen): libvirt has no such call, or
 refuses it, or a guest's monitor hangs."""
-MAX_HANGING = 3
-"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs
-(chosen)."""
+MAX_HANGING = 1
+"""Guests' calls that hang at once, beside the one that is out; with more, libvirt counts as hanging. libvirtd reads no
+message of a client with five calls out (max_client_requests): a list, a guest's XML and a pass may wait, too."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
 """By definition."""
 

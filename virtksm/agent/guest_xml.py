@@ -1,16 +1,15 @@
-"""Reads the guests' XML, to learn which are private and which cannot merge: between passes, each guest once a run.
+"""Reads the guests' XML, to learn which are private and which cannot merge: beside passes, each guest once a run.
 
-A pass lists the running guests; XML that is not known yet is read between passes, a few at a time, and the next pass
-knows which guests cannot merge (`Tenure.unmergeable`). Each call is short, so a pass that becomes due meanwhile waits
-for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be read or understood is reported
-once and counts as that of a guest that can merge. After a call that failed as a whole, the other guests are read first,
-and then each guest alone.
+A pass lists the running guests; XML that is not known yet is read beside passes, a few at a time, and the next pass
+knows which guests cannot merge (`Tenure.unmergeable`). libvirt answers once a guest that starts or ends has done so, so
+the calls are the reader's own: no pass waits for them. A guest that has vanished is removed; XML that cannot be read or
+understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole, the other
+guests are read first, and then each guest alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,25 +20,22 @@ from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
 from virtksm.guests.obstacles import exposed, find_obstacles
 from virtksm.guests.ports import Descriptions
-from virtksm.guests.xml import UNKNOWN, GuestXml, Seen, read_guests
+from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import Guest
 
 READ_AT_ONCE = 8
-READ_S = 0.05
-"""A call that has taken so long reads no further guest: a pass may be waiting for it."""
+"""Guests whose XML one call reads (chosen)."""
 
 
 @dataclass(slots=True)
 class GuestReader:
-    """Reads the XML of guests that passes have seen, a few at a time, between passes.
+    """Reads the XML of guests that passes have seen, a few at a time.
 
-    `source` gives the host, None while there is no connection; `calls` are those of passes, so that one waits for the
-    other.
+    `source` gives the host, None while there is no connection.
     """
 
     source: Callable[[], Descriptions | None]
     configuration: Configuration
-    calls: BlockingCalls
     reporter: Reporter
     unmergeable: set[str] = field(default_factory=set)
     """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
@@ -48,9 +44,8 @@ class GuestReader:
     known: dict[str, GuestXml] = field(default_factory=dict)
     due: dict[str, Guest] = field(default_factory=dict)
     at_once: int = READ_AT_ONCE
-    read_s: float = READ_S
+    calls: BlockingCalls = field(default_factory=BlockingCalls)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
-    is_stopping: bool = False
     _exposed: tuple[tuple[Guest, ...], Sequence[str], tuple[str, ...]] | None = None
     """The guests and the patterns that were asked for last, and the answer, as long as it holds."""
 
@@ -78,11 +73,6 @@ class GuestReader:
         """Forget all: the connection is another one."""
         self.known, self.due, self.running, self._exposed = {}, {}, None, None
 
-    def stop(self) -> None:
-        """Read no further guest."""
-        self.is_stopping = True
-        self.seen.set()
-
     async def read_when_due(self) -> None:
         """Read some of the guests that are due, or wait for a pass that sees one."""
         host = self.source()
@@ -90,10 +80,9 @@ class GuestReader:
             await self._wait_seen()
             return
         guests = tuple(self.due.values())[: self.at_once]
-        work = partial(_read_a_while, host, guests, self.read_s)
         try:
             limit_s = self.configuration.in_force.call_timeout_s
-            seen, failures = await self.calls.run("read guests' XML", work, limit_s)
+            seen, failures = await self.calls.run("read guests' XML", partial(read_guests, host, guests), limit_s)
         except VirtksmError as error:
             self._postpone(guests)
             self.reporter.guest_xml_unreadable(error)
@@ -106,10 +95,9 @@ class GuestReader:
             self._name_exposed()
 
     async def _wait_seen(self) -> None:
-        """Sleep until a pass has seen guests, or the agent stops."""
+        """Sleep until a pass has seen guests."""
         self.seen.clear()
-        if not self.is_stopping:
-            await self.seen.wait()
+        await self.seen.wait()
 
     def _postpone(self, guests: Iterable[Guest]) -> None:
         """Read these after all others, and each alone, or one bad guest would keep the others from being read."""
@@ -135,9 +123,3 @@ class GuestReader:
         if self.running is not None and not self.due:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
             self.reporter.guests_exposed(self.exposed(self.running, patterns))
-
-
-def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], limit_s: float) -> Seen:
-    """Read guests' XML, no further one once `limit_s` is over. Blocks."""
-    end_s = time.monotonic() + limit_s
-    return read_guests(source, guests, is_over=lambda: time.monotonic() >= end_s)

@@ -26,6 +26,8 @@ from virtksm.values import replace
 
 RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection."""
+LATE_S = 1.0
+"""When to look again after a pass that went by an earlier list of the guests (chosen)."""
 STUCK_S = 30.0
 """A pass that is due for so much longer than a call may take will never come: the pass loop is stuck."""
 
@@ -186,7 +188,8 @@ class Passes:
             work = self.calls.run("pass", partial(cycle.run, triggers, dry_run=dry_run), config.call_timeout_s)
             report = self._listener.complete(await work, config)
             if not dry_run:
-                self._end(DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic()))
+                done = DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic())
+                self._end(done, list_is_late=cycle.hypervisor.list_is_late)
             _answer(answered, report)
         except VirtksmError as error:
             failure = error
@@ -201,9 +204,11 @@ class Passes:
         if not dry_run:  # after a lost connection, connecting brings a pass of its own
             self._set_timer(time.monotonic() + self._retry_s)
 
-    def _end(self, done: DonePass) -> None:
+    def _end(self, done: DonePass, *, list_is_late: bool) -> None:
         self.last = done
         next_s = done.report.decision.next_pass_s
+        if list_is_late:
+            next_s = LATE_S if next_s is None else min(next_s, LATE_S)
         self._set_timer(None if next_s is None else done.ended_s + next_s)
         self._listener.passed(done)
 

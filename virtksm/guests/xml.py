@@ -8,7 +8,7 @@ libvirt for each guest (0.2-1 ms); it is never part of a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from xml.parsers import expat
 
@@ -182,11 +182,11 @@ def _parse_whole(text: str, below: int = 10**MAX_DIGITS) -> int | None:
 Seen = tuple[list[tuple[Guest, GuestXml | None]], list[VirtksmError]]
 
 
-def read_guests(source: Descriptions, guests: Iterable[Guest], *, is_over: Callable[[], bool] = lambda: False) -> Seen:
+def read_guests(source: Descriptions, guests: Iterable[Guest]) -> Seen:
     """Read and parse the guests' XML; return it, and the errors of single guests.
 
     The XML is None for a guest that has ended, UNKNOWN where it cannot be read, for whatever reason: no guest keeps the
-    rest from being read. `is_over` is asked after each guest whether to stop. Blocks.
+    rest from being read. Blocks.
     Raises LibvirtUnreachable when the connection is gone.
     """
     seen: list[tuple[Guest, GuestXml | None]] = []
@@ -205,6 +205,4 @@ def read_guests(source: Descriptions, guests: Iterable[Guest], *, is_over: Calla
             seen.append((guest, UNKNOWN))
             failures.append(Unforeseen(f"the XML of {guest.name!r} cannot be read: {type(error).__name__}: {error}"))
             failures[-1].__cause__ = error
-        if is_over():
-            break
     return seen, failures

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import libvirt
 
@@ -17,26 +19,38 @@ from virtksm.errors import (
     Cause,
     GuestVanished,
     LibvirtRefuses,
+    LibvirtTimeout,
     LibvirtUnreachable,
     SensingFailed,
     SettingsRefused,
     Unsupported,
     VirtksmError,
 )
+from virtksm.host.bounded import BoundedCalls
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 from virtksm.uri import is_alias, is_local
 from virtksm.values import replace
 
 MAX_CPUS = 2**20
 """More than any kernel has: a larger number is no count."""
+LIST_S = 0.25
+"""How long a list may take before the last one is taken instead (chosen): 500 guests take 20 ms."""
 
 
 class LibvirtHost:
-    """The Hypervisor port over one open connection."""
+    """The Hypervisor port over one open connection; a call takes at most `call_timeout_s`, by default the key's.
+
+    libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too.
+    """
 
     def __init__(self, connection: libvirt.virConnect) -> None:
         self.connection = connection
         self.uri = connection.getURI()
+        self.call_timeout_s = 30.0
+        self.list_is_late = False
+        self._lists = BoundedCalls(_hangs)
+        self._list_asked_s = 0.0
+        self._last_list: tuple[Guest, ...] | None = None
         self._cpus: int | None = None
         self._max_kib: dict[str, int | None] = {}
         self.stale: set[str | None] = set()
@@ -91,26 +105,46 @@ class LibvirtHost:
         return self._cpus
 
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
-        with self._translating("listing the guests"):
+        return self._list(partial(self._running_guests, with_max=with_max))
+
+    def _list(self, ask: Callable[[], tuple[Guest, ...]]) -> tuple[Guest, ...]:
+        """Return what `ask` does, or the last list while libvirt does not answer; raises LibvirtTimeout."""
+        if self._lists.waiting_for is None:
+            self._list_asked_s = time.monotonic()
+        last, self.list_is_late = self._last_list, False
+        try:
+            last = self._lists.run("listing the guests", ask, self.call_timeout_s if last is None else LIST_S)
+        except LibvirtTimeout:
+            if last is None or time.monotonic() - self._list_asked_s >= self.call_timeout_s:
+                raise
+            self.list_is_late = True
+        self._last_list = last
+        return last
+
+    def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
+        with self._beside_passes(), self._translating("listing the guests"):
             domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
-        self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
-        if not with_max:
-            return tuple(guests)
-        stale = frozenset(self.stale)
-        self.stale -= stale  # before asking: a guest that is added meanwhile is for the next list
-        known = {} if None in stale else self._max_kib
-        self._max_kib = {
-            guest.key: known[guest.key] if guest.key in known and guest.uuid not in stale else _read_max_kib(domain)
-            for guest, domain in zip(guests, domains, strict=True)
-        }
-        return tuple(replace(guest, max_kib=self._max_kib[guest.key]) for guest in guests)
+            self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
+            if not with_max:
+                return tuple(guests)
+            stale = frozenset(self.stale)
+            self.stale -= stale  # before asking: a guest that is added meanwhile is for the next list
+            known = {} if None in stale else self._max_kib
+            self._max_kib = {
+                guest.key: known[guest.key] if guest.key in known and guest.uuid not in stale else _read_max_kib(domain)
+                for guest, domain in zip(guests, domains, strict=True)
+            }
+            return tuple(replace(guest, max_kib=self._max_kib[guest.key]) for guest in guests)
 
     def forget_max(self, uuid: str | None = None) -> None:
         self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
-        with self._translating("reading the guests' memory"):
+        return self._list(self._measured_guests)
+
+    def _measured_guests(self) -> tuple[Guest, ...]:
+        with self._beside_passes(), self._translating("reading the guests' memory"):
             stats = self.connection.getAllDomainStats(
                 libvirt.VIR_DOMAIN_STATS_BALLOON,
                 libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
@@ -127,7 +161,7 @@ class LibvirtHost:
             )
 
     def guest_xml(self, uuid: str) -> str:
-        with self._translating("reading a guest's XML"):
+        with self._beside_passes(), self._translating("reading a guest's XML"):
             return self._find(uuid).XMLDesc()
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
@@ -239,6 +273,12 @@ def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
         cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), daemon=_daemon())
         raise made(f"{uri}: {cause} ({error.get_error_message()})", remedy=remedy) from error
+
+
+def _hangs(message: str) -> VirtksmError:
+    from virtksm.host.systemd import restart_libvirt  # only where something has failed
+
+    return LibvirtTimeout(message, remedy=restart_libvirt())
 
 
 def _daemon() -> str:

@@ -25,6 +25,14 @@ class Hypervisor(Protocol):
     def uri(self) -> str:
         """The connection's own canonical URI (virConnectGetURI)."""
 
+    @property
+    def list_is_late(self) -> bool:
+        """Whether the guests returned last are those of an earlier list, as libvirt has not answered yet.
+
+        It answers once the guests that start or end have done so, with their hooks; a longer wait than a call may take
+        raises LibvirtTimeout.
+        """
+
     def ksm_state(self) -> KsmState:
         """Read settings and counters (virNodeGetMemoryParameters); the local-only fields stay None."""
 
