@@ -4,7 +4,7 @@ import { DENIED, NOT_INSTALLED, NO_AGENT } from "./agent.js";
 
 const START = "systemctl enable --now virtksm.service";
 const MAX_NOTICES = 50;
-const SWITCH_ON = "systemctl enable --now virtksm-ksm.service";
+const SWITCH_ON = "systemctl restart virtksm-ksm.service";
 
 /* Return notices {level, title, text}: of a Problem in asking the agent (or null), and a status (or null). */
 export function noticesOf(problem, status) {

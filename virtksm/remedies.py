@@ -12,4 +12,4 @@ RUN_THERE = "run this command on that host"
 
 def switch_ksm_on(*, has_unit: bool) -> str:
     """Return what switches KSM on; `has_unit`: this host has SWITCH_UNIT."""
-    return f"systemctl enable --now {SWITCH_UNIT}" if has_unit else SWITCH_ON
+    return f"systemctl restart {SWITCH_UNIT}" if has_unit else SWITCH_ON

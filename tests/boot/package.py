@@ -354,7 +354,7 @@ def upgrade_leaves_ksm_off() -> None:
     claim(ksm("run") == 0, f"run is {ksm('run')}: {said}")
     claim("virtksm: KSM" not in said, said)
     run("systemctl", "is-enabled", "virtksm-ksm.service")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("run") == 1, "KSM is off")
 
 
@@ -364,7 +364,7 @@ def leaves_real_time_alone() -> None:
     run("systemctl", "stop", "tuned.service")
     Path("/etc/tuned/active_profile").write_text("cpu-partitioning\n", encoding="ascii")
     (KSM / "run").write_text("0", encoding="ascii")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("run") == 0, f"run is {ksm('run')}")
     found = complaints()
     claim((found.get("tuned"), found.get("ksm_run")) == ("WARN", None), found)
@@ -374,7 +374,7 @@ def leaves_real_time_alone() -> None:
     apt("remove", "virtksm")
     installs_without_ksm("virtksm: KSM stays off: tuned's profile cpu-partitioning")
     Path("/etc/tuned/active_profile").write_text("throughput-performance\n", encoding="ascii")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("run") == 1, "another profile does not let KSM be switched on")
     apt("purge", "tuned")
 
@@ -388,10 +388,10 @@ def leaves_a_choice_alone() -> None:
     ):
         keep()
         (KSM / "run").write_text("0", encoding="ascii")
-        run("systemctl", "start", "virtksm-ksm.service")
+        run("systemctl", "restart", "virtksm-ksm.service")
         claim(ksm("run") == 0, f"run is {ksm('run')}")
         release()
-        run("systemctl", "start", "virtksm-ksm.service")
+        run("systemctl", "restart", "virtksm-ksm.service")
         claim(ksm("run") == 1, "KSM is off")
 
 
@@ -402,7 +402,7 @@ def goes_after_ubuntus() -> None:
     Path("/etc/default/qemu-kvm").write_text("KSM_ENABLED=1\nSLEEP_MILLISECS=200\n", encoding="ascii")
     run("systemctl", "daemon-reload")
     run("systemctl", "enable", "qemu-kvm.service")
-    run("systemctl", "start", "qemu-kvm.service", "virtksm-ksm.service")  # two jobs: the second waits or does not
+    run("systemctl", "restart", "qemu-kvm.service", "virtksm-ksm.service")  # two jobs: the second waits or does not
     claim(ksm("run") == 1, f"run is {ksm('run')}")
     claim(doctor()["qemu_kvm"] == "PASS", doctor()["qemu_kvm"])
     Path("/etc/default/qemu-kvm").write_text("KSM_ENABLED=0\n", encoding="ascii")
@@ -411,7 +411,7 @@ def goes_after_ubuntus() -> None:
     unit.unlink()
     Path("/etc/default/qemu-kvm").unlink()
     run("systemctl", "daemon-reload")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     run("systemctl", "restart", "virtksm.service")
     wait(is_idle, "being idle")
 

@@ -115,6 +115,7 @@ def installed() -> None:
     claim(shown("virtksm.service", "ActiveState") == "active", log())
     for unit in ("virtksm.service", "virtksm-ksm.service"):
         run("systemctl", "is-enabled", unit)
+        run("systemctl", "is-active", unit)
 
 
 def copy_checkout() -> None:
@@ -314,30 +315,34 @@ def proves_off() -> None:
     run("virtksm", "unmerge", "--check")
     run("virtksm", "unmerge")
     run("virtksm", "verify-off")
-    run("systemctl", "start", "virtksm-ksm.service")
-    claim((ksm("run"), ksm("pages_sharing")) == (2, 0), f"run {ksm('run')}, {ksm('pages_sharing')} pages sharing")
+    run("systemctl", "restart", "virtksm-ksm.service")
+    claim(ksm("run") != 1 and ksm("pages_sharing") == 0, f"run {ksm('run')}, {ksm('pages_sharing')} pages sharing")
     run("virtksm", "resume")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("run") == 1, f"run {ksm('run')}")
     retune()
     wait(lambda: ksm("pages_sharing") > 0, "guests to merge again")
 
 
 def sets_zero_pages() -> None:
-    """a drop-in of `virtksm-ksm.service` sets use_zero_pages, and without it the value that was found is back"""
+    """a drop-in of `virtksm-ksm.service` sets use_zero_pages; without it, or stopped, the unit puts back what it found"""
     found, drop_in = ksm("use_zero_pages"), Path("/etc/systemd/system/virtksm-ksm.service.d/zero.conf")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("use_zero_pages") == found, "it is not kept by default")
     drop_in.parent.mkdir()
     drop_in.write_text(f"[Service]\nEnvironment=USE_ZERO_PAGES={1 - found}\n", encoding="ascii")
     run("systemctl", "daemon-reload")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("use_zero_pages") == 1 - found, "it is not set")
     drop_in.unlink()
     drop_in.parent.rmdir()
     run("systemctl", "daemon-reload")
-    run("systemctl", "start", "virtksm-ksm.service")
+    run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("use_zero_pages") == found, "it is not put back")
+    run("systemctl", "stop", "virtksm-ksm.service")
+    claim(ksm("run") == 0, f"run {ksm('run')}")
+    run("systemctl", "start", "virtksm-ksm.service")
+    claim(ksm("run") == 1, f"run {ksm('run')}")
 
 
 def stops() -> None:

@@ -21,7 +21,6 @@ SAFEST = {
     "virtksm.service": 1.0,
     "virtksm-after-ksmtuned.service": 1.0,
     "virtksm-ksm.service": 1.5,
-    "virtksm-ksm-restore.service": 1.5,
     "virtksm-retune.service": 1.0,
     "virtksm-unmerge.service": 1.5,
 }
@@ -104,41 +103,40 @@ def test_ksm_stays_off_while_virtksm_is_paused() -> None:
     assert f"!{RuntimePaths().host_switch('local')}" in settings(switch_on)["ConditionPathExists"]
 
 
-def test_use_zero_pages_is_kept_set_or_put_back_and_a_wrong_word_leaves_ksm_on(tmp_path: Path) -> None:
-    """The commands of the two units, on folders of the test's own."""
+def test_ksm_s_switch_and_use_zero_pages_are_put_back_as_they_were_found(tmp_path: Path) -> None:
+    """The unit's commands, on folders of the test's own."""
     ksm, kept = tmp_path / "ksm", tmp_path / "run"
     ksm.mkdir()
     kept.mkdir()
+    unit = (CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8")
+    unit = unit.replace("\\\n", "").replace("$$", "$").replace("/sys/kernel/mm/ksm", str(ksm))
+    unit = unit.replace("/run/virtksm", str(kept))
 
-    def start(unit: str, *, found: str, use_zero_pages: str = "") -> tuple[str, str, int]:
-        (ksm / "run").write_text("0", encoding="ascii")
-        (ksm / "use_zero_pages").write_text(f"{found}\n", encoding="ascii")
-        text = (CONF / "systemd" / unit).read_text(encoding="utf-8").replace("\\\n", "").replace("$$", "$")
-        text = text.replace("/sys/kernel/mm/ksm", str(ksm)).replace("/run/virtksm", str(kept))
-        default = "".join(re.findall(r"^Environment=USE_ZERO_PAGES=(.*)", text, flags=re.MULTILINE))
-        code = 0
-        for command in re.findall(r"^Exec(?:StartPre=-|Start=|StartPost=)(/bin/.+)$", text, flags=re.MULTILINE):
-            environ = {"USE_ZERO_PAGES": use_zero_pages or default}
-            code = (
-                code
-                or subprocess.run(shlex.split(command), check=False, env=environ, stderr=subprocess.DEVNULL).returncode
-            )
-        return (ksm / "run").read_text().strip(), (ksm / "use_zero_pages").read_text().strip(), code
+    def runs(kind: str, use_zero_pages: str = "keep") -> tuple[str, str, bool]:
+        commands = re.findall(rf"^Exec{kind}=-?(/bin/.+)$", unit, flags=re.MULTILINE)
+        fails = any(
+            subprocess.run(
+                shlex.split(command), check=False, env={"USE_ZERO_PAGES": use_zero_pages}, stderr=subprocess.DEVNULL
+            ).returncode
+            for command in commands
+        )
+        return (ksm / "run").read_text().strip(), (ksm / "use_zero_pages").read_text().strip(), not fails
 
-    switch_on, restore = "virtksm-ksm.service", "virtksm-ksm-restore.service"
-    assert start(switch_on, found="1") == ("1", "1", 0), "as found, by default"
-    assert start(switch_on, found="0", use_zero_pages="1") == ("1", "1", 0)
-    assert start(switch_on, found="1", use_zero_pages="1") == ("1", "1", 0), (
-        "and once more: what was found first counts"
-    )
-    assert start(switch_on, found="1", use_zero_pages="on") == ("1", "1", 1)
-    assert start(switch_on, found="1", use_zero_pages="keep") == ("1", "0", 0), "put back"
-    assert start(switch_on, found="1") == ("1", "1", 0), "and kept from then on"
-    assert start(switch_on, found="1", use_zero_pages="0") == ("1", "0", 0)
-    assert start(restore, found="0") == ("0", "1", 0)
-    assert [*kept.iterdir()] == []
-    (kept / "ksm-run").write_text("0", encoding="ascii")
-    assert start(restore, found="1") == ("0", "1", 0), "never set, never put back"
+    for run, use_zero_pages in ("0", "0"), ("0", "1"), ("1", "0"):
+        (ksm / "run").write_text(f"{run}\n", encoding="ascii")
+        (ksm / "use_zero_pages").write_text(f"{use_zero_pages}\n", encoding="ascii")
+        found = (run, use_zero_pages, True)
+        for asked, done in {
+            "keep": ("1", use_zero_pages, True),
+            "1": ("1", "1", True),
+            "0": ("1", "0", True),
+            "on": ("1", use_zero_pages, False),
+        }.items():
+            for _ in range(2):
+                assert runs("(?:StartPre|Start)", asked) == done, "also twice: what was found first counts"
+            assert runs("StopPost") == found
+            assert [*kept.iterdir()] == []
+    assert runs("StopPost") == found, "what did not start changes nothing"
 
 
 @pytest.mark.parametrize("unit", ["virtksm-after-ksmtuned.service", "virtksm-retune.service"])

@@ -161,7 +161,7 @@ def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> Non
         ({"now": None}, "No KSM can be seen on this host"),
         ({"now": {**NOW, "ksm_run": None}}, "CONFIG_KSM"),
         ({"now": {**NOW, "ksm_run": None, "origin": "last_pass"}}, None),
-        ({"now": {**NOW, "ksm_run": 2}}, "systemctl enable --now virtksm-ksm.service"),
+        ({"now": {**NOW, "ksm_run": 2}}, "systemctl restart virtksm-ksm.service"),
         ({"paused": True, "now": {**NOW, "ksm_run": 2}}, "virtksm resume"),
         ({"now": {**NOW, "advisor_mode": "scan-time"}}, "echo none > /sys/kernel/mm/ksm/advisor_mode"),
         ({"libvirt": {"answers": False, "error": "no answer", "waiting_for": "pass"}}, "no answer"),

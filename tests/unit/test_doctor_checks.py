@@ -501,7 +501,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
 def test_remedies_fit_the_host() -> None:
     by_hand = outcome(files(ksm("run", "0"), {f"{UNITS}/virtksm-ksm.service": None}), "ksm_run").remedy
     assert by_hand == "echo 1 > /sys/kernel/mm/ksm/run"
-    assert outcome(with_numbers(run=0), "ksm_run").remedy == "systemctl enable --now virtksm-ksm.service"
+    assert outcome(with_numbers(run=0), "ksm_run").remedy == "systemctl restart virtksm-ksm.service"
     latency_counts = outcome(files(REAL_TIME, enabled("tuned.service")), "tuned").remedy
     assert latency_counts.startswith("systemctl disable --now virtksm.service virtksm-ksm.service")
     numa = outcome(nodes(policy="ksmtuned"), "numa")

@@ -37,7 +37,7 @@ def test_a_finding_is_a_line_and_its_remedy_another_and_colour_marks_the_verdict
     findings = examine(with_numbers(run=0))
     failure, remedy, summary = to_lines(finding_rows(findings, shows_all=False))
     assert failure == "FAIL       kernel: KSM is switched on: run is 0: nothing merges"
-    assert remedy == "           -> systemctl enable --now virtksm-ksm.service"
+    assert remedy == "           -> systemctl restart virtksm-ksm.service"
     assert summary == counted(findings)
     assert summary.endswith(" checks passed, 1 failure, 1 not judged")
     failure, remedy, _ = to_lines(finding_rows(findings, shows_all=False), colour=True)

@@ -18,14 +18,14 @@ MAX_LETTERS = 40
 NODES_KEY = "adaptive.merge_across_nodes"
 SET_NODES = (
     "virtksm pause && virtksm unmerge && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
-    f"virtksm resume && systemctl start {SWITCH_UNIT}"
+    f"virtksm resume && systemctl restart {SWITCH_UNIT}"
 )
 """The kernel lets it be changed only while nothing is merged."""
 
 ONLY_ZERO_PAGES = "redhat_only_zero_pages"
 """RHEL 9.9 and CentOS Stream 9 have it, no other kernel."""
 USE_ZERO_PAGES = (
-    "systemctl edit virtksm-ksm, write [Service] and, below it, Environment=USE_ZERO_PAGES=1, then systemctl start "
+    "systemctl edit virtksm-ksm, write [Service] and, below it, Environment=USE_ZERO_PAGES=1, then systemctl restart "
     "virtksm-ksm (docs/policies.md)"
 )
 MIN_ZERO_KIB, MIN_ZERO = 256 * 1024, 20
