@@ -178,8 +178,9 @@ def from_idle() -> None:
 
 
 def is_clean() -> None:
-    """right after the installation `virtksm doctor` finds nothing in the way"""
+    """right after the installation `virtksm doctor` finds nothing in the way, and that libvirtd has seen the hook"""
     claim(not complaints(), complaints())
+    claim(doctor()["hook_seen"] == "PASS", doctor()["hook_seen"])
 
 
 def and_back() -> None:

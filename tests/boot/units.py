@@ -325,7 +325,7 @@ def proves_off() -> None:
 
 
 def sets_zero_pages() -> None:
-    """a drop-in of `virtksm-ksm.service` sets use_zero_pages; without it, or stopped, the unit puts back what it found"""
+    """a drop-in of `virtksm-ksm.service` sets use_zero_pages; without it, or stopped, it puts back what it found"""
     found, drop_in = ksm("use_zero_pages"), Path("/etc/systemd/system/virtksm-ksm.service.d/zero.conf")
     run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("use_zero_pages") == found, "it is not kept by default")

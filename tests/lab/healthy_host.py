@@ -85,7 +85,8 @@ _TREES = tempfile.TemporaryDirectory(prefix="healthy")
 
 def with_files(**changed: str | None) -> Facts:
     """Return healthy facts but for these files; the hook is there, root's and old, whoever runs the test."""
-    here = Here(Root(str(write_tree(Path(tempfile.mkdtemp(dir=_TREES.name)), **changed))), URI, clock=lambda: NOW_S)
+    root = Root(str(write_tree(Path(tempfile.mkdtemp(dir=_TREES.name)), **changed)))
+    here = Here(root, URI, clock=lambda: NOW_S, state_age_s=lambda _unit: None)
     here.hooks = [HOOK_FILE]
     return Facts(here=here, libvirt=LIBVIRT, own=OWN)
 

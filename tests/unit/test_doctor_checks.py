@@ -118,10 +118,12 @@ def by_script(name: str, value: str) -> Files:
     return {"etc/rc.local": f"#!/bin/sh\necho {value} > /{KSM}/{name}\n"}
 
 
-def here(*hooks: HookFile, changed: Files | None = None, uri: str = "qemu:///system") -> Here:
+def here(
+    *hooks: HookFile, changed: Files | None = None, uri: str = "qemu:///system", reloaded_s: float | None = None
+) -> Here:
     found = with_files(**(changed or {})).here
     assert isinstance(found, Here)
-    made = Here(found.root, uri, clock=lambda: NOW_S)
+    made = Here(found.root, uri, clock=lambda: NOW_S, state_age_s={"libvirtd.service": reloaded_s}.get)
     made.hooks = list(hooks)
     return made
 
@@ -374,9 +376,16 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_executable", hooked(HOOK_FILE._replace(is_executable=False)), FAIL, "skips it"),
     ("hook_executable", hooked(HOOK_FILE._replace(is_roots=False)), FAIL, "users other than root"),
     ("hook_seen", hooked(aged(4999.0)), INFO, "an agent hears of guests without"),
-    ("hook_seen", hooked(aged(4999.96)), PASS, "has started since"),
+    ("hook_seen", hooked(aged(4999.96)), PASS, "has started or reloaded since"),
     ("hook_seen", without_agent(hooked(aged(4999.94))), WARN, "newer than libvirtd (pid 50)"),
-    ("hook_seen", hooked(HOOK_FILE._replace(path="/etc/libvirt/hooks/qemu"), aged(1.0)), PASS, "has started since"),
+    ("hook_seen", replace(HEALTHY, here=here(aged(9.0), reloaded_s=8.0)), PASS, "has started or reloaded since"),
+    ("hook_seen", replace(HEALTHY, here=here(aged(7.0), reloaded_s=8.0)), INFO, "every hook is newer"),
+    (
+        "hook_seen",
+        hooked(HOOK_FILE._replace(path="/etc/libvirt/hooks/qemu"), aged(1.0)),
+        PASS,
+        "has started or reloaded since",
+    ),
     ("hook_seen", hooked(aged(1.0), HOOK_FILE._replace(is_executable=False)), INFO, "every hook is newer"),
     ("hook_seen", files({"proc/uptime": "soon"}), WARN, "cannot tell: /proc/uptime holds no time"),
     ("hook_seen", files({"proc/50/stat": "soon"}), WARN, "cannot tell: /proc/50/stat has no start time"),

@@ -23,6 +23,7 @@ from virtksm.doctor.reading.own import AgentSeen, Own, read_config, read_own
 from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, read_processes
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
+from virtksm.host.systemd import state_age_s
 from virtksm.paths import RuntimePaths
 from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine
@@ -47,13 +48,23 @@ def known(fact: T | CannotTell) -> T:
 
 
 class Here:
-    """The files of this machine; `clock` is Unix time, `peer_pid` the process that serves libvirt's connection."""
+    """The files of this machine; `clock` is Unix time, `peer_pid` the process that serves libvirt's connection.
+
+    `state_age_s` tells how long ago a unit's state changed.
+    """
 
     def __init__(
-        self, root: Root, uri: str, *, clock: Callable[[], float] = time.time, peer_pid: int | None = None
+        self,
+        root: Root,
+        uri: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        peer_pid: int | None = None,
+        state_age_s: Callable[[str], float | None] = state_age_s,
     ) -> None:
         self.root = root
         self.clock = clock
+        self.state_age_s = state_age_s
         self._uri = uri
         self._peer_pid = peer_pid
 

@@ -83,6 +83,15 @@ def show_environment(unit: str) -> str:
     return show_units("--property=Environment", "--value", unit, within_s=ANSWER_WITHIN_S)
 
 
+def state_age_s(unit: str) -> float | None:
+    """Return how long ago a unit's state changed, also by a reload; None without an answer."""
+    import time
+
+    ask = ("--property=StateChangeTimestampMonotonic", "--value", unit)
+    microseconds = show_units(*ask, within_s=ANSWER_WITHIN_S).strip()
+    return time.monotonic() - int(microseconds) / 1e6 if microseconds.isdigit() and int(microseconds) else None
+
+
 def show_units(*arguments: str, within_s: float) -> str:
     """Return what `systemctl show` prints; nothing without an answer."""
     import subprocess  # only where there is something to ask
