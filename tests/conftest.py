@@ -7,7 +7,7 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.lab.fixtures", "tests.lab.lock_holder", "tests.real.agent_process"]
+pytest_plugins = ["tests.not_applicable", "tests.lab.fixtures", "tests.lab.lock_holder", "tests.real.agent_process"]
 
 # A machine that is busy is slow to generate examples, which is no fault of the code's.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,30 +1,46 @@
 """A pytest plugin for runs of the whole suite (`-p tests.everything_ran`): one that left tests out has failed.
 
 It turns the exit code to 1 when a test was skipped, deselected or expected to fail, or when no test marked `real` has
-passed, and says which. It changes no test, and says nothing about a run that it accepts. script/test runs the suite in
-two parts beside each other: `--part ksm` is all that holds KSM's lock, one test after the other, `--part beside` is the
-rest.
+passed, and says which. Tests that do not apply to this kernel (tests/not_applicable.py) are listed instead; how many
+need what, and what a kernel that is known lacks, must be as in tests/not_applicable.toml. It changes no test.
+script/test runs the suite in two parts beside each other: `--part ksm` is all that holds KSM's lock, one test after the
+other, `--part beside` is the rest.
 """
 
 from __future__ import annotations
 
+import tomllib
+from collections import Counter
+from typing import Any
+
 import pytest
+
+from tests.lab.kernel import KERNEL, Kernel, needs_of
+
+pytest_plugins = ["tests.not_applicable"]
+TABLE = "tests/not_applicable.toml"
 
 
 class EverythingRan:
     """Watches one session: what was left out, and which tests marked `real` passed."""
 
-    def __init__(self, part: str | None) -> None:
+    def __init__(self, part: str | None, kernel: Kernel, table: dict[str, Any]) -> None:
         self._part = part
+        self._kernel = kernel
+        self._table = table
+        self._not_applicable: list[pytest.Item] = []
         self._left_out: list[str] = []
         self._real: set[str] = set()
         self._passed: set[str] = set()
         self._complaints: list[str] = []
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        self._left_out += [f"deselected: {item.nodeid}" for item in items]
+        self._not_applicable += [item for item in items if self._kernel.lacks(item)]
+        self._left_out += [f"deselected: {item.nodeid}" for item in items if not self._kernel.lacks(item)]
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self._left_out += compare(items, self._kernel, self._table)
         if self._part is not None:
             items[:] = [item for item in items if holds_ksm(item) == (self._part == "ksm")]
         self._real = {item.nodeid for item in items if item.get_closest_marker("real")}
@@ -51,10 +67,33 @@ class EverythingRan:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._not_applicable:
+            counts = Counter(name for item in self._not_applicable for name in self._kernel.lacks(item))
+            listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+            count = f"{len(self._not_applicable)} test{'s' if len(self._not_applicable) > 1 else ''}"
+            terminalreporter.line(f"not applicable on Linux {self._kernel.version}: {count}: {listed}")
         if self._complaints:
             terminalreporter.section("not everything ran", red=True)
             for complaint in self._complaints:
                 terminalreporter.line(complaint)
+
+
+def compare(items: list[pytest.Item], kernel: Kernel, table: dict[str, Any]) -> list[str]:
+    """Return how the table differs from what the collected tests need, and from what a kernel that it names lacks."""
+    found: dict[str, Counter[str]] = {}
+    for item in items:
+        folder = item.path.parent.relative_to(item.config.rootpath).as_posix()
+        found.setdefault(folder, Counter()).update(needs_of(item))
+    wrong = [
+        f"{TABLE}: needed in {folder}: {dict(sorted(counts.items()))}, not {table.get(folder, {})}"
+        for folder, counts in found.items()
+        if counts != table.get(folder, {})
+    ]
+    needed = {name for counts in found.values() for name in counts}
+    known = table.get("lacking", {}).get(kernel.version)
+    if known is not None and needed & set(known) != needed - kernel.offers:
+        wrong.append(f"{TABLE}: Linux {kernel.version} lacks {known}, and here {sorted(needed - kernel.offers)}")
+    return wrong
 
 
 def holds_ksm(item: pytest.Item) -> bool:
@@ -69,4 +108,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the watcher; one for each session."""
-    config.pluginmanager.register(EverythingRan(config.getoption("--part")), "everything-ran")
+    path = config.rootpath / TABLE
+    table = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    watcher = EverythingRan(config.getoption("--part"), config.stash[KERNEL], table)
+    config.pluginmanager.register(watcher, "everything-ran")

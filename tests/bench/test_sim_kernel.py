@@ -20,7 +20,7 @@ from bench.sim.visit import Rules
 from demo.guests import PayloadGuest
 from tests.lab.ksm import Ksm, find_ksmd, wait_until
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.needs("pages_scanned", "pages_skipped")]
 
 Counts = dict[str, int]
 LONG_SLEEP_MS = 600_000

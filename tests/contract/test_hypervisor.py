@@ -161,6 +161,7 @@ def test_what_is_set_arrives_and_what_is_out_of_range_or_unknown_is_refused_whol
         assert (host.kernel("pages_to_scan"), host.kernel("sleep_millisecs")) == (345, 67)
 
 
+@pytest.mark.needs("advisor_mode")
 def test_with_the_advisor_on_pages_are_refused_what_comes_before_has_arrived_and_the_rest_is_not_reached(
     host: Host,
 ) -> None:

@@ -80,6 +80,7 @@ def test_another_writer_is_told_once_a_change_and_overruled_three_times_until_a_
     assert ksm.settings() == (777, 20)
 
 
+@pytest.mark.needs("advisor_mode")
 def test_with_the_kernels_advisor_on_it_says_so_once_and_works_again_when_it_is_off(
     ksm: Ksm, start_agent: AgentFactory
 ) -> None:

@@ -75,6 +75,7 @@ def test_it_changes_nothing_and_tells_who_may_set_without_setting(
     assert sorted(path.name for path in agent_home.folder.iterdir()) == ["virtksm.toml"]
 
 
+@pytest.mark.needs("advisor_mode")
 def test_the_kernels_advisor_and_its_switch(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     ksm.write(advisor_mode="scan-time")
     findings, worst, code = examine(agent_home, libvirtd.uri)

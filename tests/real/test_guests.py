@@ -93,6 +93,7 @@ def backed(daemon: PrivateLibvirtd, connection: libvirt.virConnect, payload: Pat
             domain.destroy()
 
 
+@pytest.mark.needs("ksm_stat:ksm_process_profit", "ksm_stat:ksm_mergeable")
 def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
     ksm: Ksm,
     guest: GuestFactory,
@@ -229,6 +230,7 @@ def check_far(ksm: Ksm, home: AgentHome, uri: str, running: RunningGuest) -> Non
     assert headroom["room_bytes"]["safe"] > 0
 
 
+@pytest.mark.needs("general_profit", "ksm_zero_pages", "ksm_stat:ksm_process_profit")
 def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_guest_leaves_is_left_over(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
@@ -272,6 +274,7 @@ def test_the_sums_are_the_kernels_own_counters_to_the_page_and_what_an_ended_gue
     assert of_ended(agent_home.told("guests", "--connect", libvirtd.uri)) < pages * PAGE
 
 
+@pytest.mark.needs("ksm_stat:ksm_merge_any")
 def test_nosharepages_that_systemds_memoryksm_overrules_is_seen_also_by_doctor(
     ksm: Ksm, payload: Path, agent_home: AgentHome
 ) -> None:

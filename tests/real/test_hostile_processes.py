@@ -57,10 +57,11 @@ def test_roots_process_whose_lock_is_held_is_named_once_and_the_passes_go_on(
     assert agent.stop() == 0
 
 
+@pytest.mark.needs("ksm_stat:ksm_merge_any")
 def test_a_look_at_all_processes_leaves_out_the_one_that_hangs(
     start_agent: AgentFactory, guest: GuestFactory, hold_lock: HoldLock
 ) -> None:
-    """As root, where the kernel takes the lock for ksm_stat (after 6.12)."""
+    """As root: the kernel takes the lock for these fields of ksm_stat."""
     pid = hold_lock(ANY)
     guest(tiny("one"))
     agent = start_agent(SWEEPING_LAW)

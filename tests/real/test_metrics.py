@@ -61,6 +61,7 @@ def scraped(port: int) -> Iterator[PrivatePrometheus]:
         prometheus.close()
 
 
+@pytest.mark.needs("general_profit", "ksm_stat:ksm_process_profit")
 def test_a_prometheus_is_told_what_the_status_says(
     start_agent: AgentFactory, guest: GuestFactory, port: int, scraped: PrivatePrometheus
 ) -> None:

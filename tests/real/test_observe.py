@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 OBSERVING_LAW = UNSETTLED_LAW.replace("adaptive", "observe", 1)
 
 
+@pytest.mark.needs("advisor_mode")
 def test_it_follows_what_others_have_ksmd_scan_and_sets_nothing(ksm: Ksm, start_agent: AgentFactory) -> None:
     with ExitStack() as stack:
         for _ in range(2):

@@ -154,6 +154,7 @@ def test_off_while_libvirt_is_away_holds_when_it_comes_back(
     assert settings(ksm) == IDLE
 
 
+@pytest.mark.needs("ksm_zero_pages")
 def test_verify_fails_until_it_is_off_and_nothing_is_merged(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:

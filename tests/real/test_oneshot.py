@@ -108,6 +108,7 @@ def test_a_kernel_without_ksm_is_exit_code_4_and_one_line(
     assert ksm.read("pages_to_scan") == 100
 
 
+@pytest.mark.needs("advisor_mode")
 def test_a_refusal_is_exit_code_4_directly(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     ksm.write(advisor_mode="scan-time")
     done = agent_home.run("retune", "--connect", libvirtd.uri, "--json")

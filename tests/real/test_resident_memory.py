@@ -21,6 +21,7 @@ def resident_mib(process: MergeableProcess) -> float:
     return psutil.Process(process.pid).memory_info().rss / MIB
 
 
+@pytest.mark.needs("ksm_zero_pages")
 @pytest.mark.parametrize(("use_zero_pages", "leaves_mib"), [(0, 0), (1, ZERO_MIB)])
 def test_of_all_that_is_merged_zero_pages_alone_are_no_longer_resident(
     ksm: Ksm, use_zero_pages: int, leaves_mib: int

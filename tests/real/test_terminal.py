@@ -87,6 +87,7 @@ def compare(scene: str, shown: dict[str, str], command: Callable[..., Sequence[s
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.needs("ksm_stat:ksm_mergeable")
 def test_everybody_sees_what_is_theirs_to_see(
     start_agent: AgentFactory, guest: GuestFactory, libvirtd: PrivateLibvirtd
 ) -> None:

@@ -10,7 +10,30 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 REAL = "@pytest.mark.real\ndef test_real(): pass\n\n"
-INI = "[pytest]\nmarkers =\n    real: as in the project\n    ksm: as in the project\n"
+INI = "[pytest]\nmarkers =\n    real: as in the project\n    ksm: as in the project\n    needs: as in the project\n"
+NEEDING = """
+@pytest.mark.real
+@pytest.mark.needs("advisor_mode")
+def test_advisor(): assert False
+@pytest.mark.real
+@pytest.mark.needs("advisor_mode", "ksm_stat:ksm_process_profit", "vmstat:cow_ksm")
+def test_both(): assert False
+@pytest.mark.real
+@pytest.mark.needs("run", "vmstat:cow_ksm", "ksm_stat:ksm_rmap_items")
+def test_neither(): pass
+@pytest.mark.needs("advisor_mode")
+def test_fake(): pass
+"""
+KNOWN = """
+[lacking]
+"6.1" = ["advisor_mode", "ksm_stat:ksm_process_profit"]
+["."]
+run = 1
+advisor_mode = 2
+"vmstat:cow_ksm" = 2
+"ksm_stat:ksm_rmap_items" = 1
+"ksm_stat:ksm_process_profit" = 1
+"""
 LEFT_OUT = """
 @pytest.mark.skip(reason='slow')
 def test_marked(): pass
@@ -66,3 +89,41 @@ def test_a_test_left_out_fails_the_run(tmp_path: Path) -> None:
 def test_a_run_without_a_passed_real_test_fails(tmp_path: Path, suite: str) -> None:
     code, said = run_guarded(tmp_path, suite)
     assert (code, "no test marked `real` passed" in said) == (1, True)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    """Lend the root of a Linux 6.1, without an advisor and with the table of it."""
+    for name, text in {
+        "sys/kernel/mm/ksm/run": "1\n",
+        "proc/self/ksm_stat": "ksm_rmap_items 0\n",
+        "proc/vmstat": "nr_free_pages 1\ncow_ksm 0\n",
+        "proc/sys/kernel/osrelease": "6.1.0-57-amd64\n",
+        "tests/not_applicable.toml": KNOWN,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_what_needs_what_the_kernel_lacks_is_listed_and_must_be_what_the_table_says(kernel: Path) -> None:
+    told = "not applicable on Linux {}: 2 tests: advisor_mode 2, ksm_stat:ksm_process_profit 1"
+    here = ("--kernel-root", str(kernel))
+    code, said = run_guarded(kernel, NEEDING, *here)
+    assert (code, told.format("6.1") in said, "2 passed, 2 deselected" in said) == (0, True, True), said
+
+    release, table = kernel / "proc/sys/kernel/osrelease", kernel / "tests/not_applicable.toml"
+    release.write_text("5.10.0-3\n")
+    code, said = run_guarded(kernel, NEEDING, *here)
+    assert (code, told.format("5.10") in said) == (0, True), "a kernel that is not in the table"
+
+    table.write_text(KNOWN.replace("advisor_mode = 2", "advisor_mode = 1"))
+    code, said = run_guarded(kernel, NEEDING, *here)
+    assert (code, "tests/not_applicable.toml: needed in .: {'advisor_mode': 2" in said) == (1, True), said
+
+    release.write_text("6.1.0\n")
+    table.write_text(KNOWN.replace('"6.1" = ["advisor_mode", ', '"6.1" = ['))
+    code, said = run_guarded(kernel, NEEDING, *here)
+    assert (code, "Linux 6.1 lacks ['ksm_stat:ksm_process_profit'], and here ['advisor_mode'" in said) == (1, True), (
+        said
+    )
