@@ -109,6 +109,11 @@ def test_while_a_guest_holds_up_libvirt_s_list_a_pass_goes_by_the_last_one_until
         for _ in range(2):
             assert (names(), bench.host.list_is_late) == (["one", "two"], True)
         [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
+        released.set()
+        waiting.join()
+        released.clear()
+        assert (names(), bench.host.list_is_late) == (["one", "two", "three"], True), "what came late counts"
+        [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
         bench.host.call_timeout_s = 0
         with pytest.raises(LibvirtTimeout):
             names()
