@@ -70,7 +70,6 @@ class FakeHypervisor:
     reading_fails: Exception | None = None
     told_max_kib: dict[str, int | None] = field(default_factory=dict)
     stale: set[str | None] = field(default_factory=set)
-    list_is_late: bool = False
 
     def ksm_state(self) -> KsmState:
         if self.reading_fails is not None:

@@ -124,8 +124,6 @@ class SimHost:
 
     # Hypervisor
 
-    list_is_late = False
-
     def ksm_state(self) -> KsmState:
         trees = self.ksmd.trees
         return KsmState(

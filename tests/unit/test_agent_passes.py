@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import FakeHypervisor, fake_cycle
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.log import Reporter
-from virtksm.agent.passes import LATE_S, STUCK_S, DonePass, Passes
+from virtksm.agent.passes import STUCK_S, DonePass, Passes
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent
@@ -180,13 +180,13 @@ def test_a_pass_that_fails_is_tried_again_later_and_a_dry_run_moves_no_timer(pas
     asyncio.run(story())
 
 
-def test_after_a_pass_by_an_earlier_list_of_the_guests_another_follows_soon(passes: Passes) -> None:
-    assert passes.cycle is not None
-    hypervisor = passes.cycle.hypervisor
-    assert isinstance(hypervisor, FakeHypervisor)
-    for is_late in (True, False):
-        hypervisor.list_is_late = is_late
-        passes.offer(Trigger.POKE, heard_s=0.0)
-        asyncio.run(passes.run_when_due())
-        assert passes.last is not None
-        assert (passes.coalescer.timer_s == passes.last.ended_s + LATE_S) is is_late
+def test_a_list_of_guests_that_came_late_has_a_pass_at_once(passes: Passes) -> None:
+    async def story() -> None:
+        running = asyncio.create_task(passes.run_when_due())
+        await asyncio.sleep(0)
+        passes.look_again()
+        await running
+
+    asyncio.run(story())
+    assert passes.last is not None
+    assert passes.last.report.triggers.names == ["timer"]

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -178,6 +179,7 @@ class Agent:
     def _use_connection(self, host: LibvirtHost) -> None:
         config = self.configuration.in_force
         cycle = self.make_cycle(host, config, self.tenure)
+        host.came_late = partial(asyncio.get_running_loop().call_soon_threadsafe, self.passes.look_again)
         self.passes.follow(config, cycle)
         self.listeners.guests.forget()
         self.listeners.dirty_rates.forget()

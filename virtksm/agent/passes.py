@@ -26,8 +26,6 @@ from virtksm.values import replace
 
 RETRY_S = 15.0
 """When to try again after a pass that failed for another reason than a lost connection."""
-LATE_S = 1.0
-"""When to look again after a pass that went by an earlier list of the guests (chosen)."""
 STUCK_S = 30.0
 """A pass that is due for so much longer than a call may take will never come: the pass loop is stuck."""
 
@@ -101,6 +99,11 @@ class Passes:
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
         """Ask for a pass."""
         self.coalescer = self.coalescer.offer(trigger, time.monotonic() if heard_s is None else heard_s)
+        self._wake.set()
+
+    def look_again(self) -> None:
+        """Have the timer's pass now: a list of the guests has come that the last pass did not wait for."""
+        self._set_timer(time.monotonic())
         self._wake.set()
 
     async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassReport:
@@ -188,8 +191,7 @@ class Passes:
             work = self.calls.run("pass", partial(cycle.run, triggers, dry_run=dry_run), config.call_timeout_s)
             report = self._listener.complete(await work, config)
             if not dry_run:
-                done = DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic())
-                self._end(done, list_is_late=cycle.hypervisor.list_is_late)
+                self._end(DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic()))
             _answer(answered, report)
         except VirtksmError as error:
             failure = error
@@ -204,11 +206,9 @@ class Passes:
         if not dry_run:  # after a lost connection, connecting brings a pass of its own
             self._set_timer(time.monotonic() + self._retry_s)
 
-    def _end(self, done: DonePass, *, list_is_late: bool) -> None:
+    def _end(self, done: DonePass) -> None:
         self.last = done
         next_s = done.report.decision.next_pass_s
-        if list_is_late:
-            next_s = LATE_S if next_s is None else min(next_s, LATE_S)
         self._set_timer(None if next_s is None else done.ended_s + next_s)
         self._listener.passed(done)
 

@@ -33,7 +33,7 @@ from virtksm.values import replace
 
 MAX_CPUS = 2**20
 """More than any kernel has: a larger number is no count."""
-LIST_S = 0.25
+LIST_S = 1.0
 LIST_GUEST_S = 0.01
 """How long a list may take before the last one is taken instead (chosen): with 500 guests it takes 20 ms, and 2-5 ms a
 guest more with their memory (measured), for which LIST_GUEST_S is allowed."""
@@ -49,8 +49,10 @@ class LibvirtHost:
         self.connection = connection
         self.uri = connection.getURI()
         self.call_timeout_s = 30.0
-        self.list_is_late = False
+        self.came_late: Callable[[], object] = lambda: None
+        """Called, in another thread, when a list has come that was not waited for."""
         self._lists = BoundedCalls(_hangs)
+        self._list_is_late = False
         self._list_asked_s = 0.0
         self._last_list: tuple[Guest, ...] | None = None
         self._cpus: int | None = None
@@ -113,20 +115,21 @@ class LibvirtHost:
         """Return what `ask` does, or what it did last once it takes longer than `late_s`; raises LibvirtTimeout."""
 
         def keep() -> tuple[Guest, ...]:
-            self._last_list = ask()
-            return self._last_list
+            self._last_list = found = ask()
+            if self._list_is_late:
+                self.came_late()
+            return found
 
-        self.list_is_late = False
         if self._lists.waiting_for is None:
-            self._list_asked_s = time.monotonic()
+            self._list_is_late, self._list_asked_s = False, time.monotonic()
         try:
             return self._lists.run(
                 "listing the guests", keep, self.call_timeout_s if self._last_list is None else late_s
             )
-        except LibvirtTimeout:
+        except LibvirtTimeout as error:
             if self._last_list is None or time.monotonic() - self._list_asked_s >= self.call_timeout_s:
-                raise
-            self.list_is_late = True
+                raise _hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
+            self._list_is_late = True
             return self._last_list
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:

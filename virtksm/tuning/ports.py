@@ -25,14 +25,6 @@ class Hypervisor(Protocol):
     def uri(self) -> str:
         """The connection's own canonical URI (virConnectGetURI)."""
 
-    @property
-    def list_is_late(self) -> bool:
-        """Whether the guests returned last are those of an earlier list, as libvirt has not answered yet.
-
-        It answers once the guests that start or end have done so, with their hooks; a longer wait than a call may take
-        raises LibvirtTimeout.
-        """
-
     def ksm_state(self) -> KsmState:
         """Read settings and counters (virNodeGetMemoryParameters); the local-only fields stay None."""
 
@@ -45,6 +37,7 @@ class Hypervisor(Protocol):
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         """List the running domains (virConnectListAllDomains); their `rss_kib` stays None.
 
+        While libvirt waits for guests that start or end, these are those of the last list; LibvirtTimeout in the end.
         `with_max` adds what they may grow to: a call (0.1 ms) for each that is new, or that `forget_max` has named.
         """
 
