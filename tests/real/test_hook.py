@@ -203,7 +203,7 @@ def test_no_pass_waits_for_a_guest_that_its_hook_keeps_from_starting_or_ending(
     request: pytest.FixtureRequest,
     operation: str,
 ) -> None:
-    keep, kept = libvirtd.root / "keep", libvirtd.root / "kept"
+    keep, kept = (libvirtd.root / f"{name}-{operation}" for name in ("keep", "kept"))
     keeper = libvirtd.hook.with_name("zz-keeper")
     keeper.write_text(
         f'#!/bin/sh\n[ "$2" = {operation} ] || exit 0\n'

@@ -1,0 +1,126 @@
+"""What the package promises on a stock kernel, claim by claim, in a full machine under software emulation.
+
+The machine has AppArmor, systemd as its first process, and a KSM of its own. Guests are emulated in it, too.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.boot.inside import (
+    BASELINE,
+    CHECKOUT,
+    COMMON_MIB,
+    CONFIG,
+    KSM,
+    PAYLOAD,
+    REPORT,
+    claim,
+    doctor,
+    heard,
+    is_idle,
+    ksm,
+    log,
+    main_pid,
+    report,
+    run,
+    settings,
+    shown,
+    start_guest,
+    wait,
+    wait_logged,
+)
+
+[PACKAGE] = (CHECKOUT / "build" / "packages" / "deb").glob("virtksm_*.deb")
+DROP_IN = Path("/etc/virtksm/conf.d/50-boot.toml")
+
+
+def installed() -> None:
+    """the package installs, switches KSM on and starts the agent, which lets ksmd idle"""
+    for name, value in {"run": 0, **BASELINE}.items():
+        (KSM / name).write_text(str(value), encoding="ascii")
+    DROP_IN.parent.mkdir(parents=True)
+    DROP_IN.write_text(f"call_timeout_s = 300\n{CONFIG}", encoding="utf-8")  # slow, as all here
+    run("virsh", "list")
+    run("dpkg", "--install", str(PACKAGE))
+    for unit in ("virtksm.service", "virtksm-ksm.service"):
+        run("systemctl", "is-active", unit)
+    claim(ksm("run") == 1, f"run is {ksm('run')}")
+    claim(Path(f"/proc/{main_pid()}").owner() == "virtksm", "the agent runs as another user")
+    wait(is_idle, "being idle")
+
+
+def confined() -> None:
+    """AppArmor confines libvirt's daemon"""
+    pid = shown("libvirtd.service", "MainPID")
+    profile = Path(f"/proc/{pid}/attr/current").read_text(encoding="ascii")
+    claim(profile.startswith("libvirtd (enforce)"), profile)
+
+
+def tunes() -> None:
+    """two guests start, their common pages are merged; then it idles"""
+    PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
+    seen = log()
+    for name in ("boot1", "boot2"):
+        start_guest(name)
+    wait_logged(heard("started", "boot2"), seen)
+    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
+    wait(is_idle, "being idle again")
+
+
+def hears_the_hook() -> None:
+    """the confined daemon runs the hook, and no pass has waited for a guest's start"""
+    claim(re.search(r"pass_completed.*poke", log()), "no poke in the log")
+    claim('apparmor="DENIED"' not in run("dmesg"), "AppArmor has denied something")
+    claim("pass_failed" not in log(), "a pass has failed")
+
+
+def diagnoses() -> None:
+    """`virtksm doctor` finds nothing in the way"""
+    found = doctor()
+    wrong = {check: verdict for check, verdict in found.items() if verdict in ("WARN", "FAIL")}
+    wrong.pop("huge_pages", None)  # this configuration merges without need
+    claim(not wrong, wrong)
+    claim(found["hook_seen"] == "PASS", found["hook_seen"])
+
+
+def stops() -> None:
+    """`systemctl stop`: the baseline is back, and what is merged stays merged"""
+    run("systemctl", "stop", "virtksm.service")
+    claim(settings() == BASELINE, settings())
+    claim(ksm("pages_sharing") >= COMMON_MIB * 256, ksm("pages_sharing"))
+
+
+def purged() -> None:
+    """the purge switches KSM off and leaves nothing"""
+    run("dpkg", "--purge", "virtksm")
+    claim(ksm("run") == 0, f"run is {ksm('run')}")
+    left = [str(path) for path in map(Path, ("/etc/virtksm", "/run/virtksm", "/var/lib/virtksm")) if path.exists()]
+    claim(not left, left)
+
+
+CLAIMS: tuple[Callable[[], None], ...] = (installed, confined, tunes, hears_the_hook, diagnoses, stops, purged)
+
+
+def main() -> int:
+    """Try the claims, and say what was here."""
+    release = platform.freedesktop_os_release()
+    libvirt = run("libvirtd", "--version").split()[-1]
+    here = f"{release['NAME']} {release['VERSION_ID']} | {os.uname().release} | {libvirt} | {platform.python_version()}"
+    with REPORT.open("a", encoding="utf-8") as lines:
+        lines.write(f"| {here} |\n")
+    failed = report(CLAIMS)
+    if not failed:
+        with REPORT.open("a", encoding="utf-8") as lines:
+            lines.write("all claims hold\n")
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
