@@ -23,15 +23,13 @@ from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
 
 MEASURE_S = 60
-"""Seconds between the two samples: libvirt's longest. What changes more often counts once."""
+"""Between the two samples: libvirt's longest. What changes more often counts once."""
 EVERY_S = 120.0
-"""Seconds from one turn of a guest to the next: with MEASURE_S, QEMU samples half of the time (chosen)."""
+"""Between two turns of a guest: QEMU samples half of the time (chosen)."""
 RETRY_S = 600.0
-"""Seconds until what failed for all guests, or hung for one, is tried again (chosen): libvirt has no such call, or
-refuses it, or a guest's monitor hangs."""
+"""Until what failed or hung is tried again (chosen)."""
 MAX_HANGING = 3
-"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs
-(chosen)."""
+"""Calls that may hang at once: each has a thread, and one of libvirtd's 20 workers (chosen)."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
 """By definition."""
 
