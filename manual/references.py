@@ -20,18 +20,19 @@ PROJECT = Path(__file__).resolve().parents[1]
 DOCS = PROJECT / "docs"
 
 
-def metrics_table() -> str:
+def metrics_list() -> str:
     """Return every metric with its labels; a counter's name says that it is one."""
-    return _table(
-        ("metric", "tells"),
-        ((f"`{one.name}{_labels(one)}`", one.meaning + " (histogram)" * (one.kind == "histogram")) for one in METRICS),
+    return "".join(
+        f"- `{one.name}{_labels(one)}`: {one.meaning}{' (histogram)' * (one.kind == 'histogram')}\n" for one in METRICS
     )
 
 
 def checks_table() -> str:
     """Return every check of doctor, by group."""
     groups = groupby(CHECKS, key=lambda one: one.group)
-    return _table(("group", "checks"), ((group, ", ".join(f"`{one.name}`" for one in checks)) for group, checks in groups))
+    return _table(
+        ("group", "checks"), ((group, ", ".join(f"`{one.name}`" for one in checks)) for group, checks in groups)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +70,17 @@ def constants_table() -> str:
     """Return every number of the adaptive law, with its unit, reason and source as its docstring has them."""
     return _table(
         ("constant", "value", "what, why, from where"),
-        ((f"`{one.module}.{', '.join(one.names)}`", f"`{one.value}`", one.meaning) for one in constants()),
+        (
+            (f"`{one.module}.{', '.join(one.names)}`", f"`{one.value}`", one.meaning.replace(" (chosen).", "."))
+            for one in constants()
+        ),
     )
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "checks": ("reference.md", checks_table),
     "constants": ("constants.md", constants_table),
-    "metrics": ("metrics.md", metrics_table),
+    "metrics": ("metrics.md", metrics_list),
 }
 """By name: the document that has it, and what makes it."""
 

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
 from virtksm.config.load import Loaded
-from virtksm.config.schema import Config, Key, Value, all_keys, tables_of
+from virtksm.config.schema import Config, Key, Value, all_keys
 from virtksm.text import printable
 
 HEADER = """\
