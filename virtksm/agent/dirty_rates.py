@@ -28,11 +28,9 @@ PACE_S = 0.5
 """Seconds from one guest's turn to the next guest's: with up to 122 guests each is measured without a pause, and the
 calls of any number take at most 2 ms or so in half a second (chosen)."""
 RETRY_S = 600.0
-"""Seconds until what failed for all guests, or hung for one, is tried again (chosen): libvirt has no such call, or
-refuses it, or a guest's monitor hangs."""
+"""Until what failed or hung is tried again (chosen)."""
 MAX_HANGING = 3
-"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs
-(chosen)."""
+"""Calls that may hang at once: each has a thread, and one of libvirtd's 20 workers (chosen)."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
 """By definition."""
 
