@@ -30,8 +30,8 @@ calls of any number take at most 2 ms or so in half a second (chosen)."""
 RETRY_S = 600.0
 """Until what failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang at once beside the one that is out. libvirtd reads no message of a client with five calls out
-(max_client_requests), and a list, a guest's XML and a pass may be out, too."""
+"""Calls that may hang at once beside the one that is out: with those of a list, a guest's XML and a pass they are five,
+after which libvirtd reads no further message of a client (max_client_requests; chosen)."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
 """By definition."""
 
