@@ -5,7 +5,7 @@
 source tests/boot/root.sh
 
 vm=$PWD/build/vm
-declare -A kernel_suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
+declare -A kernel_suites=([6.1]=bookworm [6.12]=trixie)
 # What the disk needs; ext4 is built into Debian's kernels for virtual machines.
 disk_modules=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
 
@@ -67,14 +67,15 @@ fill_kernel() { # fill_kernel MADE SUITE
 # The root as a disk, made anew when the root was.
 ensure_image() {
     [[ ! $root.img -nt $root.stamp ]] || return 0
-    truncate -s 0 "$root.img" && truncate -s 2G "$root.img" &&
-        mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$root.img"
+    rm -f "$root.img.new" && truncate -s 2G "$root.img.new" &&
+        mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$root.img.new" &&
+        mv "$root.img.new" "$root.img"
 }
 
 # mem-merge=off: this host's KSM must not see the machine's memory. -cx16: QEMU 7.2 emulates cmpxchg16b wrongly, which
 # Linux 6.12 uses. A kernel that panics ends the machine.
 boot_machine() { # boot_machine KERNEL: print what its claims say; exits with their verdict
-    local out=$vm/$1/out code=0
+    local out=$vm/$1/out pid code=0
     rm -rf "$out" && mkdir -p "$out" && : >"$out/report" && truncate -s 32M "$out/journal"
     { git ls-files -z --cached --others --exclude-standard && printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb; } |
         tar -c --null --files-from=- >"$out/checkout.tar"
@@ -84,8 +85,11 @@ boot_machine() { # boot_machine KERNEL: print what its claims say; exits with th
         -drive "file=$root.img,format=raw,if=virtio,snapshot=on" \
         -drive "file=$out/checkout.tar,format=raw,if=virtio,readonly=on" -drive "file=$out/journal,format=raw,if=virtio" \
         -serial "file:$out/console" -serial "file:$out/report" >"$out/qemu" 2>&1 &
-    tail --pid=$! -s 0.2 -n +1 -F "$out/report" 2>/dev/null
-    wait $! || code=$?
+    pid=$!
+    trap 'kill "$pid" 2>/dev/null || true' EXIT
+    tail --pid="$pid" -s 0.2 -n +1 -F "$out/report" 2>/dev/null
+    wait "$pid" || code=$?
+    trap - EXIT
     tr -d '\0' <"$out/journal" >"$out/journal.txt" && rm "$out"/{journal,checkout.tar}
     grep -q '^all claims hold$' "$out/report" || { echo "see $out (QEMU ended with $code)" >&2 && return 1; }
 }
