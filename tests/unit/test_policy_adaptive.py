@@ -846,6 +846,8 @@ def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_last
     decision, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
     assert decision.reason.text.endswith("rewritten soon, so less is expected of the next full scan")
     assert merge_ratio(state.learned) < merge_ratio(started.learned), "new memory that merges in vain teaches the same"
+    more, all_of_it = (changed_ratio(replace(state.learned, held_kib=kib)) for kib in (16 * GIB, GIB))
+    assert all_of_it < more < Learned().changed_ratio, "and of what changes, by its part of all that is merged"
 
 
 @pytest.mark.parametrize("kernel", [{"run": 2, "pages_unshared": 9}, {"pages_unshared": 0}])

@@ -241,7 +241,7 @@ def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         state,
         backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
         scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
-        learned=learn(state.learned, snapshot.taken_s, scanned_kib, 0, is_check=True),
+        learned=learn(snapshot, state.learned, scanned_kib, 0, is_check=True),
     )
 
 

@@ -317,7 +317,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
         scanned_kib = once_kib if scans.is_check else min(once_kib + scans.merged_kib, MAX_SUM)
-        learned = learn(learned, now.taken_s, scanned_kib, merged_kib, is_check=scans.is_check)
+        learned = learn(snapshot, learned, scanned_kib, merged_kib, is_check=scans.is_check)
     learned = replace(learned, ended_s=now.taken_s)
     per_kib = cost_s / max(memory_kib, 1)
     return replace(

@@ -136,6 +136,8 @@ class Learned(NamedTuple):
     scanned_kib: int = 0
     merged_kib: int = 0
     """What the last pair of full scans was for, and what it has merged."""
+    held_kib: int = 0
+    """All that was saved when it had ended."""
     was_check: bool = False
     """Whether it looked for nothing but what may have changed in place."""
     ended_s: float = 0.0

@@ -48,7 +48,7 @@ LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or after so many times a full scan's cost: 0.2 % of a core. What
 changes by less than a MiB a second no guest is said to change (chosen)."""
 MAX_FALL = 8
-"""One check scan that found nothing makes the share of changed memory that is expected to merge so much smaller
+"""One pair of full scans in vain makes the share of changed memory that is expected to merge so much smaller
 (chosen)."""
 
 
@@ -110,16 +110,17 @@ def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     return state.scans.pair_left > 0 and state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
 
 
-def learn(learned: Learned, now_s: float, scanned_kib: int, merged_kib: int, *, is_check: bool) -> Learned:
+def learn(snapshot: Snapshot, learned: Learned, scanned_kib: int, merged_kib: int, *, is_check: bool) -> Learned:
     """Count a pair of full scans that has ended; whether what it has merged lasts is seen later."""
     return replace(
         learned,
         merge_ratio=merge_ratio(learned),
         changed_ratio=changed_ratio(learned),
         changed_kib=(learned.changed_kib + learned.scanned_kib) // 2 if learned.was_check else learned.changed_kib,
-        ended_s=now_s,
+        ended_s=snapshot.taken_s,
         scanned_kib=scanned_kib,
         merged_kib=min(merged_kib, scanned_kib),
+        held_kib=snapshot.ksm.saved_kib or 0,
         was_check=is_check,
         rewritten_kib=0,
     )
@@ -133,12 +134,17 @@ def merge_ratio(learned: Learned) -> float:
 
 
 def changed_ratio(learned: Learned) -> float:
-    """Return the same of what may have changed in place, each pair weighted by how much that was."""
+    """Return the same of what may have changed in place, each pair weighted by how much that was.
+
+    After one for new memory, too, rewriting tells what share of all that is merged does not last.
+    """
     before = learned.changed_ratio
-    if not learned.was_check or not learned.scanned_kib:
-        return before
-    weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib)
-    return max(before + (_lasting(learned) - before) * weight, before / MAX_FALL)
+    if learned.was_check and learned.scanned_kib:
+        weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib)
+        ratio = before + (_lasting(learned) - before) * weight
+    else:
+        ratio = before * (1 - learned.rewritten_kib / max(learned.held_kib, learned.rewritten_kib, 1))
+    return max(ratio, before / MAX_FALL)
 
 
 def _lasting(learned: Learned) -> float:
