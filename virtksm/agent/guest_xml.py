@@ -1,10 +1,10 @@
-"""Reads the guests' XML, to learn which are private and which cannot merge: between passes, each guest once a run.
+"""Reads the guests' XML, to learn which are private, which cannot merge, and which have one image: between passes.
 
-A pass lists the running guests; XML that is not known yet is read between passes, a few at a time, and the next pass
-knows which guests cannot merge (`Tenure.unmergeable`). Each call is short, so a pass that becomes due meanwhile waits
-for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be read or understood is reported
-once and counts as that of a guest that can merge. After a call that failed as a whole, the other guests are read first,
-and then each guest alone.
+A pass lists the running guests; XML that is not known yet is read between passes, a few at a time, each guest's once a
+run, and the next pass knows which guests cannot merge (`Tenure.unmergeable`) and their images (`Tenure.images`). Each
+call is short, so a pass that becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is
+removed; XML that cannot be read or understood is reported once and counts as that of a guest that can merge. After a
+call that failed as a whole, the other guests are read first, and then each guest alone.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class GuestReader:
     reporter: Reporter
     unmergeable: set[str] = field(default_factory=set)
     """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
+    images: dict[str, str] = field(default_factory=dict)
+    """What each guest (`Guest.key`) was made from (`Guest.image`), for as long."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class GuestReader:
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
+        for key in self.images.keys() - guests.keys():
+            del self.images[key]
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -124,6 +128,8 @@ class GuestReader:
         for guest, xml in seen:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml
+                if xml.image is not None:
+                    self.images[guest.key] = xml.image
                 if find_obstacles(xml):
                     self.unmergeable.add(guest.key)
                 elif xml is not UNKNOWN:
