@@ -409,6 +409,7 @@ def test_6_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_imag
     much, little = after_start(GIB * 3 // 4), after_start(0, "image-2")
     assert [merge_ratio(one, image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.625, 0.25]
     assert merge_ratio(much, "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
+    assert merge_ratio(replace(much, rewritten_kib=GIB), "image-1") == 0.625, "somebody else may have rewritten it"
     learned = replace(much, merge_ratios={"image-2": 0.125}, full_scan_cost_s_per_kib=1e-5)
     held, ratios, reasons = {"old": 16 * GIB, "new": GIB}, [], []
     for image in ("image-1", None, "image-3", "image-2"):

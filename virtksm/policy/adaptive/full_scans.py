@@ -326,7 +326,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
         backlog=replace(state.backlog, scanned_once_kib=min(ended.scanning_kib + left_kib, MAX_SUM)),
         scans=Scans(
             cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
-            started=scans.started,
+            started=scans.started if goes_on or not is_second else (),
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,

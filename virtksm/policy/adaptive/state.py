@@ -130,8 +130,8 @@ class Learned(NamedTuple):
     """What full scans have cost and brought."""
 
     merge_ratios: Mapping[str, float] = EMPTY
-    """The share of the backlog that has merged and lasted, averaged over the pairs of full scans before the last: of
-    all ("") and, by `Guest.image`, of those for guests of an image that have started beside older ones."""
+    """The share of the backlog that has merged and lasted, averaged over the pairs of full scans before the last (""),
+    and by `Guest.image` what has merged in those for guests of an image that had started beside older ones."""
     image: str = ""
     """The image of which the last pair tells, if any."""
     changed_ratio: float = 1 / 5

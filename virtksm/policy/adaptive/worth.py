@@ -177,11 +177,15 @@ def _image_of(snapshot: Snapshot, state: AdaptiveState, scanned_kib: int) -> str
 
 
 def merge_ratio(learned: Learned, image: str = "") -> float:
-    """Return the share that has merged and lasted, of all or of an image, the last pair of full scans included."""
+    """Return the share that has merged and lasted, of all or of an image, the last pair of full scans included.
+
+    An image's is what has merged: nobody knows who rewrites, and guests that start are not to wait for others that do.
+    """
     before = learned.merge_ratios.get(image, FIRST_MERGE_RATIO)
     if learned.was_check or not learned.scanned_kib or image not in ("", learned.image):
         return before
-    return before + (_lasting(learned) - before) * NEWEST_MERGE_RATIO
+    share = learned.merged_kib / learned.scanned_kib if image else _lasting(learned)
+    return before + (share - before) * NEWEST_MERGE_RATIO
 
 
 def changed_ratio(learned: Learned) -> float:
