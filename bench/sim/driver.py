@@ -109,6 +109,7 @@ class _Passes:
         triggers, self._coalescer = self._coalescer.take(now_s)
         report = self._cycle.run(triggers)
         self._cycle.tenure.unmergeable |= self._host.unmergeable  # read after each pass, as the agent does
+        self._cycle.tenure.images |= self._host.images
         next_s = report.decision.next_pass_s
         self._coalescer = replace(self._coalescer, timer_s=None if next_s is None else now_s + next_s)
         return report

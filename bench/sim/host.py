@@ -48,6 +48,8 @@ class SimHost:
     """What this kernel does not tell: names of KSM's files and of vmstat's counters."""
     measures_dirty_rates: bool = True
     """libvirt tells how fast guests' memory changes."""
+    tells_images: bool = False
+    """Guests' XML tells of which image they are; else they are strangers."""
     spoil: Spoil | None = None
     spoilt: int = 0
     """How often."""
@@ -122,6 +124,12 @@ class SimHost:
         """Return the guests (`Guest.key`) whose XML tells that they cannot merge."""
         guests = self.running_guests(with_max=False)
         return {guest.key for guest in guests if not self.guests_by_name[guest.name].spec.can_merge}
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Return by `Guest.key` the images that guests' XML tells."""
+        guests = self.running_guests(with_max=False) if self.tells_images else ()
+        return {guest.key: f"image-{self.guests_by_name[guest.name].spec.image}" for guest in guests}
 
     # Hypervisor
 

@@ -19,7 +19,7 @@ from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import BATCH_S
 from virtksm.policy.adaptive.growth import Growth
-from virtksm.policy.adaptive.worth import PRICES
+from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, MIN_MERGE_RATIO, PRICES
 from virtksm.values import replace
 
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
@@ -73,13 +73,14 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
     assert ours.samples[-1].settings.pages_to_scan == 0
 
 
-@pytest.mark.parametrize("hides", ["dirty_rates", "other_processes"])
+@pytest.mark.parametrize("hides", ["dirty_rates", "other_processes", "nothing"])
 @settings(max_examples=3)
 @given(starts=storms())
-def test_so_it_does_where_a_signal_is_missing(hides: str, starts: list[Start]) -> None:
+def test_so_it_does_where_a_signal_is_missing_or_images_are_told(hides: str, starts: list[Start]) -> None:
     best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
     host = new_host()
     host.measures_dirty_rates, host.hides_other_processes = hides != "dirty_rates", hides == "other_processes"
+    host.tells_images = hides == "nothing"
     ours = run_policy(host, ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
     memory_pages = sum(start.guest.content_mib for start in starts) * PAGES_PER_MIB
     assert ours.samples[-1].saved_pages >= best - memory_pages // 128
@@ -170,18 +171,26 @@ def least_paid(starts_s: list[float], common_mib: int, own_mib: int) -> float:
     return least[-1]
 
 
-def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int) -> float:
-    """Return what the policy has ksmd take for them, and claim that all is merged."""
+def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int, *, tells_images: bool = False) -> float:
+    """Return what the policy has ksmd take for them, and claim that all is merged.
+
+    What is expected to merge by less waits for longer in proportion.
+    """
     host = SimHost(
-        total_kib=4 * TOTAL_KIB, fill_mib_per_s=2000.0, guest_overhead_kib=0, ksmd=Ksmd(rules=Rules(smart_scan=False))
+        total_kib=4 * TOTAL_KIB,
+        fill_mib_per_s=2000.0,
+        guest_overhead_kib=0,
+        ksmd=Ksmd(rules=Rules(smart_scan=False)),
+        tells_images=tells_images,
     )
+    until_s = UNTIL_S * (FIRST_MERGE_RATIO / MIN_MERGE_RATIO if tells_images else 1)
     host.set_parameters(dict(IDLE.items()))
     guest = PayloadGuest(name="", memory_mib=common_mib + own_mib + 16, common_mib=common_mib, own_mib=own_mib)
     starts = [
         Start(at_s=at_s, guest=replace(guest, name=f"g{number}", seed=number + 1))
         for number, at_s in enumerate(starts_s)
     ]
-    last = run_policy(host, ALWAYS, starts, until_s=starts_s[-1] + UNTIL_S, sample_every_s=10.0).samples[-1]
+    last = run_policy(host, ALWAYS, starts, until_s=starts_s[-1] + until_s, sample_every_s=10.0).samples[-1]
     assert last.saved_pages >= (len(starts) - 1) * common_mib * PAGES_PER_MIB * 255 // 256
     return last.ksmd_cpu_seconds
 
@@ -202,9 +211,42 @@ def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_sca
 
 @pytest.mark.parametrize("guests", [5, 10, 20, 40])
 @pytest.mark.parametrize("gap_s", [6.0, 16.0, 100.0])
-def test_that_constant_does_not_grow_with_the_number_of_guests(guests: int, gap_s: float) -> None:
+@pytest.mark.parametrize("tells_images", [False, True])
+def test_that_constant_does_not_grow_with_the_number_of_guests(guests: int, gap_s: float, tells_images: bool) -> None:
     starts_s = [number * gap_s for number in range(guests)]
-    assert ksmd_seconds(starts_s, 16, 256) <= CONSTANT * least_paid(starts_s, 16, 256)
+    assert ksmd_seconds(starts_s, 16, 256, tells_images=tells_images) <= CONSTANT * least_paid(starts_s, 16, 256)
+
+
+def test_guests_of_an_image_that_merges_much_are_scanned_sooner_and_of_one_that_does_not_later() -> None:
+    """Of image 1 70 % merges, of image 2 2 %. Beside four of each others start and stop, strangers first and last."""
+    much = PayloadGuest(name="", memory_mib=1044, common_mib=700, own_mib=300, image=1)
+    little = replace(much, common_mib=20, own_mib=980, image=2)
+    guests = [*[much, little] * 4, replace(much, image=3), *[much, little] * 4, replace(much, image=4)]
+    events: list[Event] = []
+    for number, one in enumerate(guests):
+        start = Start(at_s=1000.0 * number, guest=replace(one, name=f"g{number}", seed=number))
+        events.append(start if number >= 8 else replace(start, at_s=number))
+        events += [Stop(at_s=start.at_s + 700.0, name=start.guest.name)] if number >= 8 else []
+    host = new_host()
+    host.tells_images = True
+    passes = run_policy(host, ALWAYS, events, until_s=18_000.0, sample_every_s=10.0).passes
+
+    def wait_of(number: int) -> tuple[float, str]:
+        """Tell how long after its start a guest's full scan began, and what the pass before said of it."""
+        rules = [report.decision.reason for t_s, report in passes if t_s >= 1000.0 * number]
+        begun = next(at for at, reason in enumerate(rules) if reason.rule == "full_scan")
+        times = [t_s for t_s, _ in passes if t_s >= 1000.0 * number]
+        return times[begun] - 1000.0 * number, rules[begun - 1].text
+
+    *rest, (stranger_s, stranger) = (wait_of(number) for number in range(9, 18))
+    (clones_s, clones), (others_s, others) = zip(*rest[0::2], strict=True), zip(*rest[1::2], strict=True)
+    assert list(clones_s) == sorted(clones_s, reverse=True)
+    assert list(others_s) == sorted(others_s)
+    assert clones_s[-1] < stranger_s < others_s[1]
+    assert clones[0].endswith("50 % should merge, as is assumed at first")
+    assert stranger.endswith("50 % should merge, as is assumed at first")
+    assert clones[1].endswith("% should merge, as earlier guests of the image did")
+    assert others[1].endswith("% should merge, as earlier guests of the image did")
 
 
 @settings(max_examples=10)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
+from hashlib import sha256
 from xml.etree import ElementTree as ET
 
 from hypothesis import example, given
@@ -11,9 +14,24 @@ from hypothesis import strategies as st
 from virtksm.guests.xml import NAMESPACE, GuestXml, parse_guest_xml
 
 memory = ["domain", "metadata", "memoryBacking", "nosharepages", "hugepages", "cpu", "numa", "cell"]
-names = st.sampled_from([*memory, "devices", "hostdev", "launchSecurity", "guest", f"{{{NAMESPACE}}}guest", "x"])
+names = st.sampled_from(
+    [
+        *memory,
+        "devices",
+        "disk",
+        "backingStore",
+        "source",
+        "os",
+        "kernel",
+        "hostdev",
+        "launchSecurity",
+        "guest",
+        f"{{{NAMESPACE}}}guest",
+        "x",
+    ]
+)
 attributes = st.dictionaries(
-    st.sampled_from(["private", "id", "type", "memAccess"]),
+    st.sampled_from(["private", "id", "type", "memAccess", "file"]),
     st.sampled_from(["yes", "no", "", "pci", "shared", "sev-snp", "<&\"'>"]),
 )
 characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
@@ -32,6 +50,12 @@ def elements(children: st.SearchStrategy[list[ET.Element]]) -> st.SearchStrategy
 
 
 trees = st.recursive(elements(st.just([])), lambda inner: elements(st.lists(inner, max_size=4)), max_leaves=12)
+stores = st.recursive(
+    attributes.map(partial(ET.Element, "source")),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: build(("backingStore", {}, "", parts))),
+    max_leaves=6,
+)
+disks = st.lists(stores, max_size=3).map(lambda parts: build(("devices", {}, "", [build(("disk", {}, "", parts))])))
 signs = [
     "<",
     ">",
@@ -72,7 +96,29 @@ def test_any_text_is_understood_or_a_value_error(text: str) -> None:
         assert isinstance(parse_guest_xml(text), GuestXml)
 
 
-@given(st.lists(trees, max_size=4))
+def sources(store: ET.Element) -> Iterator[ET.Element]:
+    """Yield the sources of a chain of backing stores, the innermost last."""
+    for child in store:
+        if child.tag == "source":
+            yield child
+        elif child.tag == "backingStore":
+            yield from sources(child)
+
+
+def image_of(root: ET.Element) -> str | None:
+    """Return the image that a domain's XML tells."""
+    disks = [
+        [one for store in disk.findall("backingStore") for one in sources(store)]
+        for disk in root.findall("devices/disk")
+    ]
+    innermost = next((chain[-1].attrib for chain in disks if chain), {})
+    text = f"file={innermost['file']}" if "file" in innermost else ""
+    for kernel in [] if text else root.findall("os/kernel"):
+        text = "".join(kernel.itertext())
+    return f"image-{sha256(text.encode()).hexdigest()[:16]}" if text else None
+
+
+@given(st.lists(trees | disks, max_size=4))
 def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
     root = ET.Element("domain")
     root.extend(children)
@@ -86,4 +132,5 @@ def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
         is_shared=bool(cells) and all(cell.get("memAccess") == "shared" for cell in cells),
         pins_memory=root.find("devices/hostdev[@type='pci']") is not None,
         is_confidential=root.find("launchSecurity") is not None,
+        image=image_of(root),
     )

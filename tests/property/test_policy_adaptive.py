@@ -53,6 +53,7 @@ guests = st.lists(
         max_kib=st.none() | kib,
         pool_kib=st.none() | kib,
         dirty_kib_per_s=st.none() | st.floats(0, 1e7),
+        image=st.sampled_from([None, "image-1", "image-2"]),
     ),
     max_size=3,
     unique_by=lambda guest: guest.key,

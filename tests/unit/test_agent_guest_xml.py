@@ -113,6 +113,22 @@ def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as_they_
     with_reader(story)
 
 
+def test_guests_of_one_image_are_known_for_as_long_as_they_run() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        one, two, other = many = guests(3)
+        cloned = "<domain><os><kernel>/boot/vmlinuz</kernel></os></domain>"
+        libvirt.xml |= {one.uuid: cloned, two.uuid: cloned}
+        reader.see(many, again=False)
+        await read_all(reader)
+        assert reader.images[one.key] == reader.images[two.key]
+        assert other.key not in reader.images
+        reader.forget()
+        reader.see((two,), again=False)
+        assert reader.images.keys() == {two.key}, "the same runs over another connection"
+
+    with_reader(story)
+
+
 def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned() -> None:
     async def story(reader: GuestReader, _libvirt: Libvirt) -> None:
         waiting = asyncio.create_task(reader.read_when_due())

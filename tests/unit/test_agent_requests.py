@@ -98,9 +98,12 @@ def test_off_is_kept_although_its_pass_fails_and_an_agent_that_ends_then_leaves_
     assert bench.events("settings_restored") == []
 
 
-def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_also_of_another_machine(bench: Bench) -> None:
+def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_and_their_image_also_of_another_machine(
+    bench: Bench,
+) -> None:
     plain, apart = guest("plain"), guest("apart")
-    bench.hypervisor.xml = {plain.uuid: PLAIN, apart.uuid: KEPT_OUT}
+    cloned = "<domain><os><kernel>/boot/vmlinuz</kernel></os></domain>"
+    bench.hypervisor.xml = {plain.uuid: cloned, apart.uuid: KEPT_OUT}
     bench.hypervisor.running = bench.hypervisor.measured = (plain, apart)
 
     async def story() -> None:
@@ -111,7 +114,8 @@ def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_also_of_ano
             await bench.looked()
             await bench.pass_for(Trigger.STARTED)
             assert bench.passes.last is not None
-            assert [one.can_merge for one in bench.passes.last.report.snapshot.guests] == [True, False]
+            sensed = bench.passes.last.report.snapshot.guests
+            assert [(one.can_merge, one.image is None) for one in sensed] == [(True, False), (False, True)]
 
     bench.run(story)
 

@@ -169,3 +169,64 @@ def test_the_administrators_own_arguments_are_read() -> None:
     arguments = "<q:arg value='-M'/><q:env name='a'/><q:arg value='x=y'/>"
     xml = parse_guest_xml(domain(f"<q:commandline xmlns:q='{qemu}'>{arguments}</q:commandline>"))
     assert xml == GuestXml(qemu_arguments=("-M", "x=y"))
+
+
+BASE = "<source file='/base.qcow2'/>"
+
+
+def disk(*chain: str, above: str = "") -> str:
+    """A disk on a chain of backing stores with these sources, the nearest first."""
+    inner = "<backingStore/>"
+    for number, source in reversed(list(enumerate(chain))):
+        inner = f"<backingStore type='file' index='{number}'><format type='qcow2'/>{source}{inner}</backingStore>"
+    return (
+        f"<devices><disk type='file' device='disk'><source file='{above}'/>{inner}<target dev='vda'/></disk></devices>"
+    )
+
+
+KERNEL = "<os><type>hvm</type><kernel>/boot/vmlinuz</kernel><initrd>/i</initrd></os>"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (disk(BASE, above="/a"), disk("<source file='/snapshot'/>", BASE, above="/b")),
+        (disk(BASE), disk("<source index='7' startupPolicy='optional' file='/base.qcow2'/>")),
+        (disk(BASE), "<devices><disk device='cdrom'><source file='/seed.iso'/></disk></devices>" + disk(BASE)),
+        (disk(BASE), disk(BASE) + disk("<source file='/data'/>")),
+        (disk(BASE), KERNEL + disk(BASE)),
+        (disk("<source protocol='rbd' name='pool/base'><host name='a'/></source>"),
+         disk("<source protocol='rbd' name='pool/base'><host name='b'/></source>")),
+        (KERNEL, disk() + KERNEL.replace("/i<", "/j<")),
+    ],
+)  # fmt: skip
+def test_guests_of_one_image_are_told_by_their_innermost_backing_store_or_by_their_kernel(one: str, other: str) -> None:
+    images = {parse_guest_xml(domain(xml)).image for xml in (one, other)}
+    assert len(images) == 1
+    assert len(images.pop() or "") == len("image-") + 16
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        disk("<source file='/other.qcow2'/>"),
+        disk("<source dev='/base.qcow2'/>"),
+        disk("<source pool='p' volume='/base.qcow2'/>"),
+        disk("<source protocol='nbd' name='/base.qcow2'/>"),
+        KERNEL,
+        f"<devices><disk><mirror><backingStore>{BASE}</backingStore></mirror></disk></devices>",
+        f"<devices><filesystem><backingStore>{BASE}</backingStore></filesystem></devices>",
+        f"<metadata><disk><backingStore>{BASE}</backingStore></disk></metadata>",
+    ],
+)
+def test_others_have_another_image_or_none(xml: str) -> None:
+    assert parse_guest_xml(domain(xml)).image != parse_guest_xml(domain(disk(BASE))).image
+
+
+def test_a_disk_without_a_backing_store_is_no_image_and_no_chain_is_too_long_to_be_read() -> None:
+    assert parse_guest_xml(domain(disk(above="/a"))).image is None
+    assert parse_guest_xml(domain(f"<devices><disk>{BASE}</disk></devices>")).image is None
+    chain = ["<source file='/a'/>"] * 10_000
+    assert (
+        parse_guest_xml(domain(disk(*chain, BASE))).image == parse_guest_xml(domain(disk("<source file='/a'/>"))).image
+    )

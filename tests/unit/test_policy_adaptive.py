@@ -35,7 +35,16 @@ from virtksm.policy.adaptive.state import (
     dump_state,
     load_state,
 )
-from virtksm.policy.adaptive.worth import LATEST_S, MIN_WAIT_S, changed_ratio, merge_ratio, seconds_to_wait
+from virtksm.policy.adaptive.worth import (
+    FIRST_MERGE_RATIO,
+    LATEST_S,
+    MAX_IMAGES,
+    MIN_WAIT_S,
+    changed_ratio,
+    learn,
+    merge_ratio,
+    seconds_to_wait,
+)
 from virtksm.policy.thresholds import find_thresholds, step_to
 from virtksm.values import replace
 
@@ -101,8 +110,8 @@ def having_scanned(guests: Mapping[str, int] = ONE, *, once_kib: int = 0, **chan
     return AdaptiveState(taken_s=0, engaged=True, **{**fields, **changes})
 
 
-def scans(**changes: int) -> Scans:
-    return Scans(cursor_full_scans=5, **changes)  # type: ignore[arg-type]  # whole numbers alone
+def scans(**changes: Any) -> Scans:  # noqa: ANN401  # any field of Scans
+    return Scans(cursor_full_scans=5, **changes)
 
 
 def in_full_scan() -> tuple[Decision, AdaptiveState]:
@@ -360,11 +369,11 @@ def test_6_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_f
     assert decide_all(AUTO, snap(at_s, {"a": 2 * GIB}), state=state)[1].arrivals.burst_since_s == since_s
 
 
-def waits_s(merge_ratio: float = Learned().merge_ratio, *, appeared_kib: int = 0, has_starts: bool = False) -> float:
+def waits_s(merge_ratio: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0, started: tuple[str, ...] = ()) -> float:
     """Tell how long half a GiB of a guest of 32 GiB waits."""
     last, state = grown(appeared_kib)
-    arrivals = replace(state.arrivals, has_starts=has_starts or state.arrivals.has_starts)
-    state = replace(state, arrivals=arrivals, learned=replace(state.learned, merge_ratio=merge_ratio))
+    arrivals = replace(state.arrivals, started=(*state.arrivals.started, *started))
+    state = replace(state, arrivals=arrivals, learned=replace(state.learned, merge_ratios={"": merge_ratio}))
     wait_s = seconds_to_wait(last, state, judge_need(last, ALWAYS.params, was_engaged=True))
     assert wait_s is not None
     return wait_s
@@ -378,7 +387,76 @@ def test_6_growth_waits_longer_while_more_is_to_come_and_the_less_of_it_has_merg
 
 
 def test_6_guests_that_start_are_given_the_benefit_of_the_doubt() -> None:
-    assert waits_s(0.0, has_starts=True) == waits_s(0.5)
+    assert waits_s(0.0, started=("old/1",)) == waits_s(0.5)
+
+
+def of_image(image: str | None, snapshot: Snapshot, *names: str) -> Snapshot:
+    """The same host, with these guests of the image."""
+    guests = (replace(one, image=image) if one.name in names else one for one in snapshot.guests)
+    return replace(snapshot, guests=tuple(guests))
+
+
+def after_start(merged_kib: int, image: str | None = "image-1", *, names: str = "an", others_kib: int = 0) -> Learned:
+    """What is learned where n has started with a GiB beside a, both of an image, and a pair of full scans is over."""
+    held = {"a": GIB, "b": GIB + others_kib, "n": GIB}
+    before = having_scanned(held, once_kib=GIB + others_kib, scans=scans(pair_left=1, started=("n/1",)))
+    began = begin_full_scan(snap(1, held, full_scans=5), before)
+    ended = snap(2, held, full_scans=6, pages_sharing=merged_kib // 4)
+    return decide_all(ALWAYS, of_image(image, ended, *names), state=began)[1].learned
+
+
+def test_6_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_image_did() -> None:
+    much, little = after_start(GIB * 3 // 4), after_start(0, "image-2")
+    assert [merge_ratio(one, image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.625, 0.25]
+    assert merge_ratio(much, "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
+    assert merge_ratio(replace(much, rewritten_kib=GIB), "image-1") == 0.625, "somebody else may have rewritten it"
+    learned = replace(much, merge_ratios={"image-2": 0.125}, full_scan_cost_s_per_kib=1e-5)
+    held, ratios, reasons = {"old": 16 * GIB, "new": GIB}, [], []
+    for image in ("image-1", None, "image-3", "image-2"):
+        state = having_scanned({"old": 16 * GIB}, learned=learned)
+        for at_s in (1, 4):
+            decision, state = decide_all(ALWAYS, of_image(image, snap(at_s, held, full_scans=5), "new"), state=state)
+        ratios.append(decision.reason.numbers["expected_ratio"])
+        reasons.append(decision.reason.text)
+    assert ratios == [0.625, 0.5, 0.5, 0.125]
+    assert reasons[0].endswith("s: 62 % should merge, as earlier guests of the image did")
+    assert reasons[1].endswith("s: 50 % should merge, as is assumed at first")
+    waits_s = [float(text.partition("full scan in ")[2].partition(" ")[0]) for text in reasons]
+    assert waits_s[0] < waits_s[1] == waits_s[2] < waits_s[3]
+
+
+def test_6_a_small_guest_that_starts_says_nothing_of_other_growth_and_what_stops_nothing_at_all() -> None:
+    learned = Learned(merge_ratios={"": 0.75, "image-1": 0.1})
+    backlog = Backlog(new_kib=4 * GIB)
+    state = having_scanned({"old": 16 * GIB}, learned=learned, backlog=backlog)
+    begun = of_image("image-1", snap(1, {"old": 16 * GIB, "new": GIB // 4}, full_scans=5), "new")
+    decision, state = decide_all(ALWAYS, begun, state=state)
+    assert (state.arrivals.started, decision.reason.numbers["expected_ratio"]) == (("new/1",), 0.709)
+    decision, state = decide_all(ALWAYS, snap(2, {"old": 16 * GIB}, full_scans=5), state=state)
+    assert (state.arrivals.started, decision.reason.numbers["expected_ratio"]) == ((), 0.75)
+
+
+@pytest.mark.parametrize(
+    ("why", "setting"),
+    [
+        ("it is the first of its image, and has no twins", {"names": "n"}),
+        ("most of what was scanned is not its own", {"others_kib": 2 * GIB}),
+        ("it has none", {"image": None}),
+    ],
+)
+def test_6_a_pair_of_full_scans_tells_of_an_image_only_where(why: str, setting: dict[str, Any]) -> None:
+    assert after_start(GIB // 2, **setting).image == "", f"not where {why}"
+
+
+def test_6_the_images_that_are_remembered_are_bounded_the_last_that_taught_first() -> None:
+    learned = Learned()
+    for number in range(3 * MAX_IMAGES):
+        state = having_scanned(learned=learned, scans=scans(started=("n/1",)))
+        learned = learn(snap(1), state, 1, 0, is_check=False)
+        learned = replace(learned, image=f"image-{number}")
+    assert len(learned.merge_ratios) == MAX_IMAGES + 1
+    assert {"", f"image-{3 * MAX_IMAGES - 2}"} < learned.merge_ratios.keys()
+    assert "image-0" not in learned.merge_ratios
 
 
 @pytest.mark.parametrize(("merged_kib", "ratio"), [(0, 0.25), (GIB // 2, 0.5), (GIB, 0.75), (3 * GIB, 0.75)])
@@ -390,7 +468,7 @@ def test_6_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio:
 def test_7_what_a_full_scan_merged_counts_in_memory_and_a_pair_s_first_one_teaches_nothing(page_kib: int) -> None:
     """Most of what that merges is of what it scans for the first time."""
     assert scanned_once(GIB, pair_left=1, page_kib=page_kib).learned.merged_kib == GIB
-    assert merge_ratio(scanned_once(GIB, pair_left=0, page_kib=page_kib).learned) == Learned().merge_ratio
+    assert merge_ratio(scanned_once(GIB, pair_left=0, page_kib=page_kib).learned) == FIRST_MERGE_RATIO
 
 
 def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> AdaptiveState:
@@ -846,6 +924,8 @@ def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_last
     decision, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
     assert decision.reason.text.endswith("rewritten soon, so less is expected of the next full scan")
     assert merge_ratio(state.learned) < merge_ratio(started.learned), "new memory that merges in vain teaches the same"
+    more, all_of_it = (changed_ratio(replace(state.learned, held_kib=kib)) for kib in (16 * GIB, GIB))
+    assert all_of_it < more < Learned().changed_ratio, "and of what changes, by its part of all that is merged"
 
 
 @pytest.mark.parametrize("kernel", [{"run": 2, "pages_unshared": 9}, {"pages_unshared": 0}])

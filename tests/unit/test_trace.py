@@ -111,6 +111,20 @@ def test_without_names_a_guest_in_the_policys_state_is_still_that_guest() -> Non
     assert isinstance(stripped, Pass)
     assert header.uri == "qemu+ssh:"
     assert stripped.state == {"guests_kib": {"guest-1/1": 7, "guest-2/3": 8, "other_processes": 9}, "rule": "idle"}
+    named = {
+        "backlog": {"changed": {"gone/3": 1.0}},
+        "scans": {"started": ["vault/1"]},
+        "learned": {"image": "image-7f"},
+    }
+    guest = replace(PASS.snapshot.guests[0], image="image-7f")
+    stripped = anonymous.strip(replace(PASS, snapshot=replace(PASS.snapshot, guests=(guest,)), state=named))
+    assert isinstance(stripped, Pass)
+    assert stripped.snapshot.guests[0].image == "image-3"
+    assert stripped.state == {
+        "backlog": {"changed": {"guest-2/3": 1.0}},
+        "scans": {"started": ["guest-1/1"]},
+        "learned": {"image": "image-3"},
+    }
     assert stripped.snapshot.guests[0].key == "guest-1/1"
     assert "vault" not in dump_line(header) + dump_line(stripped)
     for other in (Gap(missed=1), replace(PASS, state=None), replace(PASS, state={"guests_kib": 4})):

@@ -61,7 +61,13 @@ class Agent:
 
     def __post_init__(self) -> None:
         calls = self.connection.calls
-        guests = GuestReader(lambda: self.connection.host, self.configuration, self.reporter, self.tenure.unmergeable)
+        guests = GuestReader(
+            lambda: self.connection.host,
+            self.configuration,
+            self.reporter,
+            self.tenure.unmergeable,
+            self.tenure.images,
+        )
         rates = DirtyRates(
             source=lambda: self.connection.host,
             limit_s=lambda: self.configuration.in_force.call_timeout_s,

@@ -1,8 +1,9 @@
-"""Reads the guests' XML, to learn which are private and which cannot merge: beside passes, each guest once a run.
+"""Reads the guests' XML, to learn which are private, which cannot merge, and which have one image: beside passes.
 
-A pass lists the running guests; XML that is not known yet is read beside passes, a few at a time, and the next pass
-knows which guests cannot merge (`Tenure.unmergeable`). libvirt answers once a guest that starts or ends has done so, so
-the calls are the reader's own: no pass waits for them. A guest that has vanished is removed; XML that cannot be read or
+A pass lists the running guests; XML that is not known yet is read beside passes, a few at a time, each guest's once a
+run, and the next pass knows which guests cannot merge (`Tenure.unmergeable`) and their images (`Tenure.images`).
+libvirt answers once a guest that starts or ends has done so, so the calls are the reader's own: no pass waits for them.
+A guest that has vanished is removed; XML that cannot be read or
 understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole, the other
 guests are read first, and then each guest alone.
 """
@@ -39,6 +40,8 @@ class GuestReader:
     reporter: Reporter
     unmergeable: set[str] = field(default_factory=set)
     """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
+    images: dict[str, str] = field(default_factory=dict)
+    """What each guest (`Guest.key`) was made from (`Guest.image`), for as long."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -57,6 +60,8 @@ class GuestReader:
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
+        for key in self.images.keys() - guests.keys():
+            del self.images[key]
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -112,6 +117,8 @@ class GuestReader:
         for guest, xml in seen:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml
+                if xml.image is not None:
+                    self.images[guest.key] = xml.image
                 if find_obstacles(xml):
                     self.unmergeable.add(guest.key)
                 elif xml is not UNKNOWN:

@@ -1,4 +1,4 @@
-"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private or encrypted.
+"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private or encrypted, its image.
 
 Parsing is pure. The XML is libvirt's own output for a running guest, yet the guest's owner chooses names and metadata
 in it. It is safe to parse: expat opens no file, a document type (without which there are no entities to expand) is
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from xml.parsers import expat
 
 from virtksm.errors import GuestVanished, LibvirtUnreachable, Unforeseen, VirtksmError
 from virtksm.guests.ports import Descriptions
-from virtksm.model.snapshot import Guest
+from virtksm.model.snapshot import IMAGE, Guest
 
 NAMESPACE = "urn:virtksm:guest"
 """The namespace of virtksm's element <guest private="yes"/> in a domain's <metadata>."""
@@ -43,10 +44,17 @@ Mediated devices (mdev) pin only what they use.
 _DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
 _BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
 _LAUNCH_SECURITY = ("launchSecurity",)
+_DISK = ("devices", "disk")
+_KERNEL = ("os", "kernel")
 _READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_DEVICES, *_BACKING}
-"""The elements below <domain> that are read."""
+"""The elements below <domain> that are read, besides sources of backing stores."""
+_WITH_TEXT = {*_AMOUNTS, _KERNEL}
 MAX_DEPTH = 4
 """Of these, with <domain>."""
+MAX_BACKING_DEPTH = MAX_DEPTH + 32
+"""Of a backing store's source: deeper ones than any chain has would cost time."""
+_SOURCE = ("file", "dev", "pool", "volume", "protocol", "name")
+"""The attributes that say where a backing store is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +64,8 @@ class GuestXml:
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
     `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
     RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by whatever type of launchSecurity.
-    `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    `qemu_arguments` are those that the administrator adds to QEMU's command line. `image` stands for the innermost
+    backing store of the first disk that has one, else for the kernel that it boots.
     """
 
     is_private: bool = False
@@ -68,6 +77,7 @@ class GuestXml:
     pins_memory: bool = False
     is_confidential: bool = False
     qemu_arguments: tuple[str, ...] = ()
+    image: str | None = None
 
 
 UNKNOWN = GuestXml()
@@ -99,7 +109,9 @@ class _Reader:
         self._path: list[str] = []
         self._text: list[str] = []
         self._seen: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        self._kib: dict[str, int | None] = {}
+        self._texts: dict[tuple[str, ...], str] = {}
+        self._disks = self._image_disk = 0
+        self._backing = ""
         self.parser = parser = expat.ParserCreate(encoding="utf-8", namespace_separator=" ")
         parser.StartElementHandler = self._begin
         parser.EndElementHandler = self._end
@@ -113,8 +125,8 @@ class _Reader:
         return GuestXml(
             is_private=any(one.get("private", "no") != "no" for one in seen.get(_GUEST, ())),
             is_kept_out=("memoryBacking", "nosharepages") in seen,
-            memory_kib=self._kib.get("memory"),
-            current_kib=self._kib.get("currentMemory"),
+            memory_kib=self._amount("memory"),
+            current_kib=self._amount("currentMemory"),
             has_hugepages=("memoryBacking", "hugepages") in seen and self._is_all_huge(),
             is_shared=all(cell.get("memAccess", default) == "shared" for cell in seen.get(_CELL, [{}])),
             pins_memory=any(
@@ -122,7 +134,13 @@ class _Reader:
             ),
             is_confidential=_LAUNCH_SECURITY in seen,
             qemu_arguments=tuple(one.get("value", "") for one in seen.get(_QEMU_ARGUMENT, ())),
+            image=_name_image(self._backing or self._texts.get(_KERNEL, "")),
         )
+
+    def _amount(self, name: str) -> int | None:
+        """Return an amount in KiB, as libvirt writes every one."""
+        is_kib = self._last(name).get("unit", "KiB") == "KiB"
+        return _parse_whole(self._texts.get((name,), "")) if is_kib else None
 
     def _last(self, *path: str) -> Mapping[str, str]:
         return self._seen.get(path, [{}])[-1]
@@ -147,20 +165,34 @@ class _Reader:
         path = tuple(self._path[1:]) if len(self._path) <= MAX_DEPTH else ()
         if path in _READ and self._path[0] == "domain":
             self._seen.setdefault(path, []).append(attributes)
-            if path in _AMOUNTS:
-                self._text = []
-                self.parser.CharacterDataHandler = self._text.append
+        if path in _WITH_TEXT:
+            self._text = []
+            self.parser.CharacterDataHandler = self._text.append
+        self._disks += path == _DISK
+        if name == "source" and MAX_DEPTH < len(self._path) <= MAX_BACKING_DEPTH:
+            self._note_backing(attributes)
+
+    def _note_backing(self, attributes: Mapping[str, str]) -> None:
+        """Note the source of a backing store unless an earlier disk has one; of a chain, the innermost comes last."""
+        is_backing = tuple(self._path[1:3]) == _DISK and set(self._path[3:-1]) == {"backingStore"}
+        if is_backing and self._image_disk in (0, self._disks):
+            self._image_disk = self._disks
+            self._backing = "\n".join(f"{one}={attributes[one]}" for one in _SOURCE if one in attributes)
 
     def _end(self, name: str) -> None:
-        if len(self._path) == 2 and (name,) in _AMOUNTS:
+        path = tuple(self._path[1:]) if len(self._path) <= MAX_DEPTH else ()
+        if path in _WITH_TEXT:
             self.parser.CharacterDataHandler = None
-            # libvirt writes every amount in KiB.
-            is_kib = self._last(name).get("unit", "KiB") == "KiB"
-            self._kib[name] = _parse_whole("".join(self._text)) if is_kib else None
+            self._texts[path] = "".join(self._text)
         self._path.pop()
 
     def _refuse(self, *_arguments: object) -> None:
         raise ValueError("has a document type, which libvirt never writes")
+
+
+def _name_image(source: str) -> str | None:
+    """Return a short name for what a guest's owner may have named at any length; None for nothing."""
+    return f"{IMAGE}{sha256(source.encode()).hexdigest()[:16]}" if source else None
 
 
 def _parse_nodeset(text: str) -> int:

@@ -199,6 +199,10 @@ def _within(kib: int, limit_kib: int | None) -> int:
     return kib if limit_kib is None else min(kib, limit_kib)
 
 
+IMAGE = "image-"
+"""Begins the name of a guest's image; the rest is a hash, as its owner has chosen what it is called."""
+
+
 class Guest(NamedTuple):
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
@@ -207,7 +211,8 @@ class Guest(NamedTuple):
     (virDomainGetMaxMemory), None where not asked; `pool_kib` of it is in the pool of huge pages, which RSS lacks, None
     where there is no pool, or it is unknown. `dirty_kib_per_s` is how much of its memory is written to in a second,
     measured (virDomainStartDirtyRateCalc) or as much as it reads from disk; None where neither is known. `freed_kib`
-    is its part of KsmState's.
+    is its part of KsmState's. `image` is the same for guests that were made from the same disk image or boot the same
+    kernel, None where that is not known.
     """
 
     uuid: str
@@ -220,6 +225,7 @@ class Guest(NamedTuple):
     pool_kib: int | None = None
     dirty_kib_per_s: float | None = None
     freed_kib: int = 0
+    image: str | None = None
 
     @property
     def key(self) -> str:

@@ -14,7 +14,7 @@ from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.changes import total_kib
 from virtksm.policy.adaptive.full_scans import cpu_share, feed
-from virtksm.policy.adaptive.worth import changed_ratio, merge_ratio
+from virtksm.policy.adaptive.worth import changed_ratio, expect
 from virtksm.text import format_kib
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class ObservePolicy(AdaptivePolicy):
     ) -> tuple[Decision, AdaptiveState]:
         settings, _, _ = feed(snapshot, state, current, cpu_share(snapshot, self.params, need.pressure))
         is_check, kib = state.scans.is_check, current.scanning_kib + state.backlog.scanned_once_kib
-        gain_kib = kib * (changed_ratio if is_check else merge_ratio)(state.learned)
+        ratio = changed_ratio(state.learned) if is_check else expect(snapshot, state, state.scans.started).ratio
         rule, what = ("check_scan", "may have changed in place") if is_check else ("full_scan", "are not scanned yet")
         text = (
             f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {format_kib(kib)} {what}, "
-            f"and {format_kib(gain_kib)} of that are expected to merge"
+            f"and {format_kib(kib * ratio)} of that are expected to merge"
         )
         return self._decision(snapshot, state, need, rule, text, settings, WATCH_S[snapshot.source])
 

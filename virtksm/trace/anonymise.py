@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from virtksm.trace import Header, Line, Pass, State
+from virtksm.model.snapshot import IMAGE
+from virtksm.trace import Header, Line, Pass
 from virtksm.values import replace
 
 
 class Anonymiser:
-    """Strips line after line; each guest keeps one number throughout, and each URI its scheme."""
+    """Strips line after line; each guest and each image keeps one number throughout, and each URI its scheme."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, str] = {}
@@ -21,22 +23,29 @@ class Anonymiser:
                 return replace(line, uri=line.uri.partition(":")[0] + ":")
             case Pass():
                 guests = tuple(
-                    replace(guest, uuid=self._number(guest.uuid), name=self._number(guest.uuid))
+                    replace(
+                        guest,
+                        uuid=self._number(guest.uuid),
+                        name=self._number(guest.uuid),
+                        image=self._anonymous(guest.image),
+                    )
                     for guest in line.snapshot.guests
                 )
                 snapshot = replace(line.snapshot, guests=guests)
-                return replace(line, snapshot=snapshot, state=self._anonymous_state(line.state))
+                return replace(line, snapshot=snapshot, state=self._anonymous(line.state))
         return line
 
-    def _anonymous_state(self, state: State | None) -> State | None:
-        known = None if state is None else state.get("guests_kib")
-        if state is None or not isinstance(known, Mapping):
-            return state
-        return {**state, "guests_kib": {self._anonymous_key(str(key)): kib for key, kib in known.items()}}
+    def _anonymous(self, value: Any) -> Any:  # noqa: ANN401  # a policy's state, and all that is in it
+        if isinstance(value, Mapping):
+            return {self._anonymous(key): self._anonymous(held) for key, held in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._anonymous(held) for held in value]
+        if not isinstance(value, str):
+            return value
+        uuid, _, run = value.rpartition("/")  # Guest.key
+        if value.startswith(IMAGE):
+            return self._number(value, IMAGE)
+        return f"{self._number(uuid)}/{run}" if uuid else value
 
-    def _anonymous_key(self, key: str) -> str:
-        uuid, _, run = key.rpartition("/")  # Guest.key
-        return f"{self._number(uuid)}/{run}" if uuid else key  # other processes have one key, and no name
-
-    def _number(self, uuid: str) -> str:
-        return self._numbers.setdefault(uuid, f"guest-{len(self._numbers) + 1}")
+    def _number(self, name: str, kind: str = "guest-") -> str:
+        return self._numbers.setdefault(name, f"{kind}{len(self._numbers) + 1}")

@@ -15,7 +15,7 @@ from virtksm.errors import Unsupported
 from virtksm.model.snapshot import PARAMETERS, KsmState, Settings, Snapshot, Source
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ports import Hypervisor, LocalFacts
-from virtksm.values import replace
+from virtksm.values import EMPTY, replace
 
 
 def sense(
@@ -64,16 +64,20 @@ def sense(
 
 
 def with_estimates(
-    snapshot: Snapshot, freed: Freed | None, dirty_kib_per_s: Mapping[str, float], unmergeable: Collection[str] = ()
+    snapshot: Snapshot,
+    freed: Freed | None,
+    dirty_kib_per_s: Mapping[str, float],
+    unmergeable: Collection[str] = (),
+    images: Mapping[str, str] = EMPTY,
 ) -> Snapshot:
-    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, who merges.
+    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, their XML.
 
     At once, as each guest that is made anew takes a hundredth of a millisecond (measured).
     """
     if freed is not None:
         snapshot = replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=sum(freed.kib.values())))
     freed_kib = {} if freed is None else freed.kib
-    known = {*freed_kib, *dirty_kib_per_s, *unmergeable}
+    known = {*freed_kib, *dirty_kib_per_s, *unmergeable, *images}
     if not known:
         return snapshot
     guests = (
@@ -82,6 +86,7 @@ def with_estimates(
             freed_kib=freed_kib.get(key, 0),
             dirty_kib_per_s=dirty_kib_per_s.get(key, guest.dirty_kib_per_s),
             can_merge=key not in unmergeable,
+            image=images.get(key),
         )
         if (key := guest.key) in known
         else guest

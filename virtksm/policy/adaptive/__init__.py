@@ -9,7 +9,8 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
 5. A backlog that waits adds up: KiB times seconds (`backlog`).
 6. A full scan begins when what it is expected to gain is worth what it costs, later while more comes (`worth`,
-   `growth`). What merges and is rewritten soon is no gain. One for changed memory alone is a check scan.
+   `growth`). What merges and is rewritten soon is no gain. Guests that start are expected to merge as earlier ones of
+   their image did. A full scan for changed memory alone is a check scan.
 7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
 8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
 9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
@@ -46,6 +47,7 @@ from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullS
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     changed_ratio,
+    expect,
     full_scan_cost_s,
     is_due,
     learn,
@@ -121,7 +123,9 @@ class AdaptivePolicy:
             return self._scan(snapshot, state, state.scans.current, need)
         if wait_s is None or not is_due(state, total_kib(snapshot, state)):
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
-        text = f"{backlog_text(state.backlog)}, next full scan in {wait_s:.0f} s"
+        expected = expect(snapshot, state, state.arrivals.started)
+        text = f"{backlog_text(state.backlog)}, next full scan in {wait_s:.0f} s: "
+        text += f"{100 * expected.ratio:.0f} % should merge, {expected.source}"
         return self._idle(snapshot, state, need, "wait", text, wait_s)
 
     def _scan(
@@ -185,6 +189,7 @@ class AdaptivePolicy:
             "page_cost_us": round(learned.page_cost_s * 1e6, 3),
             "changed_kib": int(backlog.changed_kib),
             "merge_ratio": round(merge_ratio(learned), 3),
+            "expected_ratio": round(expect(snapshot, state, state.arrivals.started).ratio, 3),
             "changed_ratio": round(changed_ratio(learned), 4),
             "more_full_scans": state.scans.more,
             "pressure": round(need.pressure, 3),
@@ -241,7 +246,7 @@ def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         state,
         backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
         scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
-        learned=learn(state.learned, snapshot.taken_s, scanned_kib, 0, is_check=True),
+        learned=learn(snapshot, state, scanned_kib, 0, is_check=True),
     )
 
 

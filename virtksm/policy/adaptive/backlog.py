@@ -61,8 +61,10 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)  # rule 5
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
     arrivals = state.arrivals
-    if state.taken_s is not None and guests_kib.keys() - state.guests_kib.keys() - {OTHER_PROCESSES}:
-        arrivals = note_start(arrivals, now_s)
+    arrivals = replace(arrivals, started=tuple(key for key in arrivals.started if key in guests_kib or key in unread))
+    started = [key for key in guests_kib if key not in state.guests_kib and key != OTHER_PROCESSES]
+    if state.taken_s is not None and started:
+        arrivals = note_start(arrivals, now_s, started)
     learned_kib = min(state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s), MAX_SUM)
     state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib}, given_back_kib=given_back_kib)
     changed = age_changed(snapshot, state, waited_s, rewritten_kib)  # rule 11

@@ -88,7 +88,8 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     full_scans, backlog, scans = snapshot.ksm.full_scans or 0, state.backlog, state.scans
     changed_kib = 0 if is_second else int(backlog.changed_kib)
     if not is_second:
-        scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
+        is_check, started = not is_due(state, memory_kib), state.arrivals.started
+        scans = replace(scans, is_check=is_check, started=started, more=0, visited=0.0, merged_kib=0)
         if scans.is_check:  # what it is for has to count, or there would be no second one
             changed_kib = max(changed_kib, memory_kib // NEGLIGIBLE + 1)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
@@ -104,7 +105,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
             changed=backlog.changed if is_second else {},
             changed_kib_s=backlog.changed_kib_s if is_second else 0.0,
         ),
-        arrivals=replace(state.arrivals, has_starts=state.arrivals.has_starts and is_second),
+        arrivals=replace(state.arrivals, started=state.arrivals.started if is_second else ()),
         scans=replace(scans, current=current, pair_left=scans.pair_left if is_second else 2),
     )
 
@@ -312,7 +313,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
         scanned_kib = once_kib if scans.is_check else min(once_kib + scans.merged_kib, MAX_SUM)
-        learned = learn(learned, now.taken_s, scanned_kib, merged_kib, is_check=scans.is_check)
+        learned = learn(snapshot, state, scanned_kib, merged_kib, is_check=scans.is_check)
     learned = replace(learned, ended_s=now.taken_s)
     per_kib = cost_s / max(memory_kib, 1)
     return replace(
@@ -320,6 +321,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
         backlog=replace(state.backlog, scanned_once_kib=min(ended.scanning_kib + left_kib, MAX_SUM)),
         scans=Scans(
             cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
+            started=scans.started if goes_on or not is_second else (),
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import Enum
 
 from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
@@ -99,9 +100,9 @@ def _series_left_s(state: AdaptiveState) -> float:
     return state.arrivals.start_s + PATIENCE * state.arrivals.interval_s - state.taken_s
 
 
-def note_start(arrivals: Arrivals, now_s: float) -> Arrivals:
-    """Note that a guest has started, as the next of a series or the first of a new one."""
+def note_start(arrivals: Arrivals, now_s: float, started: Iterable[str]) -> Arrivals:
+    """Note that guests have started, as the next of a series or the first of a new one."""
     interval_s = MAX_INTERVAL_S + 1 if arrivals.start_s is None else now_s - arrivals.start_s
     is_next = 0 <= interval_s <= MAX_INTERVAL_S
     interval_s = max(arrivals.interval_s, interval_s) if is_next else 0.0
-    return replace(arrivals, has_starts=True, start_s=now_s, interval_s=interval_s)
+    return replace(arrivals, started=(*arrivals.started, *started), start_s=now_s, interval_s=interval_s)

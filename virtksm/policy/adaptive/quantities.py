@@ -10,6 +10,7 @@ from virtksm.model.snapshot import Guest, Snapshot
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, UNSEEN, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib, with_available
 from virtksm.policy.adaptive.state import AdaptiveState
+from virtksm.policy.adaptive.worth import changed_ratio, expect
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
 from virtksm.values import replace
 
@@ -81,7 +82,8 @@ def name_change(rule: str, state: AdaptiveState, decision: Decision, after: Adap
 def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, AdaptiveState]:
     """Return the same host with its guests in one, and unread ones in another: 150 take no longer than one.
 
-    The law goes by their sums, but that no guest changes more than it has.
+    The law goes by their sums, but that no guest changes more than it has. What is expected of them all is as if it had
+    been learned.
     """
     rates, changed = changing(snapshot, state), state.backlog.changed
     read = {guest.key for guest in snapshot.guests if guest.rss_kib is not None}
@@ -104,5 +106,19 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         guests_kib |= {key: state.guests_kib[key]} if key in state.guests_kib else {}
         changed_kib |= {key: changed[key]} if key in changed else {}
     backlog = replace(state.backlog, changed=changed_kib)
-    state = replace(state, guests_kib=guests_kib, given_back_kib={}, backlog=backlog)
+    learned = replace(
+        state.learned,
+        merge_ratios={"": expect(snapshot, state, state.arrivals.started).ratio},
+        changed_ratio=changed_ratio(state.learned),
+        scanned_kib=0,
+        rewritten_kib=0,
+    )
+    state = replace(
+        state,
+        guests_kib=guests_kib,
+        given_back_kib={},
+        backlog=backlog,
+        arrivals=replace(state.arrivals, started=()),
+        learned=learned,
+    )
     return replace(snapshot, guests=tuple(guests)), state

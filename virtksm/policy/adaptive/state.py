@@ -91,8 +91,8 @@ class Arrivals(NamedTuple):
     """Since when there has been a burst; None outside of one."""
     burst_at_s: float | None = None
     """When memory last appeared at a burst's rate."""
-    has_starts: bool = False
-    """Whether a guest has started since the last pair of full scans began."""
+    started: tuple[str, ...] = ()
+    """The guests (`Guest.key`) that have started since the last pair of full scans began."""
     start_s: float | None = None
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
@@ -105,6 +105,8 @@ class Scans(NamedTuple):
     current: FullScan | None = None
     cursor_full_scans: int | None = None
     """The full scan at whose end our last one left ksmd's cursor; None if it may be anywhere."""
+    started: tuple[str, ...] = ()
+    """The guests that had started before the present pair of full scans began."""
     pair_left: int = 0
     """Full scans of the present pair that have yet to end: the second begins as soon as the first has ended."""
     more: int = 0
@@ -126,8 +128,11 @@ class Scans(NamedTuple):
 class Learned(NamedTuple):
     """What full scans have cost and brought."""
 
-    merge_ratio: float = 0.5
-    """The share of the backlog that has merged and lasted, averaged over the pairs of full scans before the last."""
+    merge_ratios: Mapping[str, float] = EMPTY
+    """The share of the backlog that has merged and lasted, averaged over the pairs of full scans before the last (""),
+    and by `Guest.image` what has merged in those for guests of an image that had started beside older ones."""
+    image: str = ""
+    """The image of which the last pair tells, if any."""
     changed_ratio: float = 1 / 5
     """The same of what may have changed in place, weighted by how much it was."""
     changed_kib: int = 0
@@ -135,6 +140,8 @@ class Learned(NamedTuple):
     scanned_kib: int = 0
     merged_kib: int = 0
     """What the last pair of full scans was for, and what it has merged."""
+    held_kib: int = 0
+    """All that was saved when it had ended."""
     was_check: bool = False
     """Whether it looked for nothing but what may have changed in place."""
     ended_s: float = 0.0

@@ -6,8 +6,9 @@ of the backlog merges, and lasts, is learned from the full scans before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf, sqrt
+from typing import NamedTuple
 
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import changing, total_kib, unseen_of_kib
@@ -32,8 +33,10 @@ PRESSING = 9.0
 """With no memory available, waiting costs so many times more, in addition (chosen)."""
 SETTLED_WAIT_S = 4.0
 """How long a settled backlog waits on average: guests seldom start alone (chosen)."""
-STARTS_MERGE_RATIO = 0.5
-"""Share of starting guests' memory that is assumed to merge (chosen)."""
+FIRST_MERGE_RATIO = 0.5
+"""The merge ratio that is assumed before any is learned (chosen)."""
+MAX_IMAGES = 32
+"""Images whose merge ratio is kept, the last that taught it (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least merge ratio expected: else nothing would be scanned that could teach better (chosen)."""
 NEWEST_MERGE_RATIO = 0.5
@@ -45,7 +48,7 @@ CHANGING_S = 300.0
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
 MAX_FALL = 8
-"""What one vain check scan divides the merge ratio of changed memory by, at most (chosen)."""
+"""What one vain pair of full scans divides the merge ratio of changed memory by, at most (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -64,7 +67,7 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     more_kib_per_s = sum(kib_per_s for kib_per_s, _ in changing(snapshot, state).values())
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
-    ratio = STARTS_MERGE_RATIO if state.arrivals.has_starts else max(merge_ratio(state.learned), MIN_MERGE_RATIO)
+    ratio = expect(snapshot, state, state.arrivals.started).ratio
     changed = changed_ratio(state.learned)
 
     price = PRICES[growth]
@@ -106,35 +109,93 @@ def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     return state.scans.pair_left > 0 and state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
 
 
-def learn(learned: Learned, now_s: float, scanned_kib: int, merged_kib: int, *, is_check: bool) -> Learned:
+class Expectation(NamedTuple):
+    """The share of the backlog that is expected to merge and to last, and `source`, what most of it goes by."""
+
+    ratio: float
+    source: str
+
+
+def expect(snapshot: Snapshot, state: AdaptiveState, started: Collection[str]) -> Expectation:
+    """Return what is expected of the backlog, after these guests have `started`."""
+    learned, by_image = state.learned, kib_by_image(snapshot, state, started)
+    rest_kib = max(state.backlog.due_kib - sum(by_image.values()), 0)
+    parts = {"": rest_kib or int(not by_image), **by_image}
+    gain_kib = sum(kib * merge_ratio(learned, image) for image, kib in parts.items())
+    ratio = max(_divide(gain_kib, sum(parts.values())), MIN_MERGE_RATIO)
+    most = max(parts, key=lambda image: parts[image])
+    if most not in learned.merge_ratios and not (learned.scanned_kib and most in ("", learned.image)):
+        return Expectation(ratio, "as is assumed at first")
+    return Expectation(ratio, "as earlier guests of the image did" if most else "as the last backlogs did")
+
+
+def kib_by_image(snapshot: Snapshot, state: AdaptiveState, keys: Collection[str]) -> Mapping[str, int]:
+    """Return how much memory these guests have, by image; that of strangers by a name that none has."""
+    found: dict[str, int] = {}
+    wanted = frozenset(keys)
+    for guest in snapshot.guests if wanted else ():
+        if guest.key in wanted:
+            image = guest.image or "strangers"
+            found[image] = found.get(image, 0) + state.guests_kib.get(guest.key, 0)
+    return found
+
+
+def learn(snapshot: Snapshot, state: AdaptiveState, scanned_kib: int, merged_kib: int, *, is_check: bool) -> Learned:
     """Count a pair of full scans that has ended; whether what it has merged lasts is seen later."""
+    learned = state.learned
+    ratios = {image: ratio for image, ratio in learned.merge_ratios.items() if image not in ("", learned.image)}
+    ratios |= {image: merge_ratio(learned, image) for image in (learned.image, "")}
     return replace(
         learned,
-        merge_ratio=merge_ratio(learned),
+        merge_ratios=dict(list(ratios.items())[-MAX_IMAGES - 1 :]),
+        image="" if is_check else _image_of(snapshot, state, scanned_kib),
         changed_ratio=changed_ratio(learned),
         changed_kib=(learned.changed_kib + learned.scanned_kib) // 2 if learned.was_check else learned.changed_kib,
-        ended_s=now_s,
+        ended_s=snapshot.taken_s,
         scanned_kib=scanned_kib,
         merged_kib=min(merged_kib, scanned_kib),
+        held_kib=snapshot.ksm.saved_kib or 0,
         was_check=is_check,
         rewritten_kib=0,
     )
 
 
-def merge_ratio(learned: Learned) -> float:
-    """Return the share of the backlog that is expected to merge and to last, the last pair of full scans included."""
-    if learned.was_check or not learned.scanned_kib:
-        return learned.merge_ratio
-    return learned.merge_ratio + (_lasting(learned) - learned.merge_ratio) * NEWEST_MERGE_RATIO
+def _image_of(snapshot: Snapshot, state: AdaptiveState, scanned_kib: int) -> str:
+    """Return the image of which a pair of full scans tells: most of what it was for is of guests of it that started.
+
+    Others of that image ran before, or the first of these had no twins.
+    """
+    started = frozenset(state.scans.started)
+    by_image = kib_by_image(snapshot, state, started)
+    image = max(by_image, key=lambda one: by_image[one], default="")
+    older = (guest.image for guest in snapshot.guests if guest.can_merge and guest.key not in started)
+    return image if image in older and 2 * by_image[image] > scanned_kib else ""
+
+
+def merge_ratio(learned: Learned, image: str = "") -> float:
+    """Return the share that has merged and lasted, of all or of an image, the last pair of full scans included.
+
+    An image's is what has merged: nobody knows who rewrites, and guests that start are not to wait for others that do.
+    """
+    before = learned.merge_ratios.get(image, FIRST_MERGE_RATIO)
+    if learned.was_check or not learned.scanned_kib or image not in ("", learned.image):
+        return before
+    share = learned.merged_kib / learned.scanned_kib if image else _lasting(learned)
+    return before + (share - before) * NEWEST_MERGE_RATIO
 
 
 def changed_ratio(learned: Learned) -> float:
-    """Return the same of what may have changed in place, each pair weighted by how much that was."""
+    """Return the same of what may have changed in place, each pair weighted by how much that was.
+
+    After one for new memory, too, rewriting tells what share of all that is merged does not last.
+    """
     before = learned.changed_ratio
-    if not learned.was_check or not learned.scanned_kib:
-        return before
-    weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib)
-    return max(before + (_lasting(learned) - before) * weight, before / MAX_FALL)
+    if learned.was_check and learned.scanned_kib:
+        weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib)
+        ratio = before + (_lasting(learned) - before) * weight
+    else:
+        ratio = before * (1 - learned.rewritten_kib / max(learned.held_kib, learned.rewritten_kib, 1))
+    return max(ratio, before / MAX_FALL)
 
 
 def _lasting(learned: Learned) -> float:
