@@ -58,7 +58,7 @@ class GuestReader:
         """Note the guests that run; `again`: all of them are read again."""
         if running is self.running and not again and not self.due:
             return  # a pass that has sensed no guests anew
-        self.running, self._exposed = running, None
+        self.running = running
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)

@@ -263,8 +263,8 @@ class Snapshot(NamedTuple):
     @property
     def committed_kib(self) -> int:
         """The sum of the guests' resident memory, of those whose memory could be read."""
-        return sum(guest.rss_kib for guest in self.guests if guest.rss_kib is not None)
+        return sum(guest.rss_kib or 0 for guest in self.guests)
 
     @property
     def guests_unread(self) -> int:
-        return sum(guest.rss_kib is None for guest in self.guests)
+        return [guest.rss_kib for guest in self.guests].count(None)
