@@ -1,4 +1,4 @@
-"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private or encrypted.
+"""A guest's memory in its XML: how much, what bounds, backs and pins it, whether it is private or encrypted.
 
 Parsing is pure. The XML is libvirt's own output for a running guest, yet the guest's owner chooses names and metadata
 in it. It is safe to parse: expat opens no file, a document type (without which there are no entities to expand) is
@@ -32,7 +32,9 @@ _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _QEMU_ARGUMENT = (f"{_QEMU} commandline", f"{_QEMU} arg")
 _CELL = ("cpu", "numa", "cell")
 _PAGE = ("memoryBacking", "hugepages", "page")
-_AMOUNTS = (("memory",), ("currentMemory",))
+_LIMITS = (("memtune", "hard_limit"), ("memtune", "soft_limit"))
+_AMOUNTS = (("memory",), ("currentMemory",), *_LIMITS)
+_NUMATUNE = (("numatune", "memory"), ("numatune", "memnode"))
 _PINNING_DEVICES = frozenset(
     {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
 )
@@ -43,8 +45,10 @@ Mediated devices (mdev) pin only what they use.
 _DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
 _BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
 _LAUNCH_SECURITY = ("launchSecurity",)
-_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_DEVICES, *_BACKING}
+_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_NUMATUNE, *_DEVICES, *_BACKING}
 """The elements below <domain> that are read."""
+_BINDING = ("strict", "restrictive")
+"""numatune's modes that leave a guest no other node's memory; strict is the default."""
 MAX_DEPTH = 4
 """Of these, with <domain>."""
 
@@ -54,15 +58,19 @@ class GuestXml:
     """A running guest's XML; memory in KiB, None where it is not in it.
 
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
-    `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
-    RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by whatever type of launchSecurity.
-    `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    `current_kib` its present size (`currentMemory`, the balloon), `limit_kib` what its own control group allows its
+    QEMU: `memtune`'s hard or soft limit, memory.max and memory.high there. `bound_to` are the sets of the host's NUMA
+    nodes, as bits, that it may take memory from and from no others (`numatune`, strict). `has_hugepages` and
+    `is_shared` mean all of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by
+    whatever type of launchSecurity. `qemu_arguments` are those that the administrator adds to QEMU's command line.
     """
 
     is_private: bool = False
     is_kept_out: bool = False
     memory_kib: int | None = None
     current_kib: int | None = None
+    limit_kib: int | None = None
+    bound_to: tuple[int, ...] = ()
     has_hugepages: bool = False
     is_shared: bool = False
     pins_memory: bool = False
@@ -99,7 +107,7 @@ class _Reader:
         self._path: list[str] = []
         self._text: list[str] = []
         self._seen: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        self._kib: dict[str, int | None] = {}
+        self._kib: dict[tuple[str, ...], int | None] = {}
         self.parser = parser = expat.ParserCreate(encoding="utf-8", namespace_separator=" ")
         parser.StartElementHandler = self._begin
         parser.EndElementHandler = self._end
@@ -113,8 +121,15 @@ class _Reader:
         return GuestXml(
             is_private=any(one.get("private", "no") != "no" for one in seen.get(_GUEST, ())),
             is_kept_out=("memoryBacking", "nosharepages") in seen,
-            memory_kib=self._kib.get("memory"),
-            current_kib=self._kib.get("currentMemory"),
+            memory_kib=self._kib.get(("memory",)),
+            current_kib=self._kib.get(("currentMemory",)),
+            limit_kib=min((kib for path in _LIMITS if (kib := self._kib.get(path)) is not None), default=None),
+            bound_to=tuple(
+                _parse_nodeset(one["nodeset"])
+                for path in _NUMATUNE
+                for one in seen.get(path, ())
+                if one.get("mode", "strict") in _BINDING and "nodeset" in one
+            ),
             has_hugepages=("memoryBacking", "hugepages") in seen and self._is_all_huge(),
             is_shared=all(cell.get("memAccess", default) == "shared" for cell in seen.get(_CELL, [{}])),
             pins_memory=any(
@@ -152,11 +167,12 @@ class _Reader:
                 self.parser.CharacterDataHandler = self._text.append
 
     def _end(self, name: str) -> None:
-        if len(self._path) == 2 and (name,) in _AMOUNTS:
+        path = tuple(self._path[1:]) if len(self._path) <= 3 else ()
+        if path in _AMOUNTS:
             self.parser.CharacterDataHandler = None
             # libvirt writes every amount in KiB.
-            is_kib = self._last(name).get("unit", "KiB") == "KiB"
-            self._kib[name] = _parse_whole("".join(self._text)) if is_kib else None
+            is_kib = self._last(*path).get("unit", "KiB") == "KiB"
+            self._kib[path] = _parse_whole("".join(self._text)) if is_kib else None
         self._path.pop()
 
     def _refuse(self, *_arguments: object) -> None:

@@ -168,7 +168,9 @@ class HostMemory(NamedTuple):
 
     From `available_kib` (MemAvailable) on libvirt reports nothing. `hugetlb_kib` is the pool of huge pages (Hugetlb,
     Linux 4.16), `arc_kib` what ZFS's cache gives back when memory is short, which MemAvailable lacks. `limit_kib` is
-    what a control group allows all guests together, and `limit_left_kib` what it still lets them take.
+    what a control group allows all guests together, and `limit_left_kib` what it still lets them take. `swap_left_kib`
+    is what of the free swap is not memory itself (zram), and that group may have. `commit_left_kib` is what the kernel
+    still promises to whoever asks, merged or not, where it promises no more than it has (vm.overcommit_memory = 2).
     """
 
     total_kib: int
@@ -181,6 +183,8 @@ class HostMemory(NamedTuple):
     arc_kib: int | None = None
     limit_kib: int | None = None
     limit_left_kib: int | None = None
+    swap_left_kib: int | None = None
+    commit_left_kib: int | None = None
 
     @property
     def usable_kib(self) -> int:
@@ -193,6 +197,11 @@ class HostMemory(NamedTuple):
         if self.available_kib is None:
             return None
         return _within(self.available_kib + (self.arc_kib or 0), self.limit_left_kib)
+
+    @property
+    def spare_swap_kib(self) -> int | None:
+        """What of guests' memory the free swap can take; None where swap is unknown."""
+        return None if self.swap_free_kib is None else _within(self.swap_free_kib, self.swap_left_kib)
 
 
 def _within(kib: int, limit_kib: int | None) -> int:
