@@ -198,20 +198,6 @@ def limited(xml: GuestXml) -> Facts:
     return with_xml(xml, GuestXml(limit_kib=GIB))
 
 
-def on_node(bound_to: int, free_halves: int) -> Facts:
-    """Return a host of two nodes of 64 GiB, half of the first a pool; of it so many halves of a GiB are available."""
-    folder = "sys/devices/system/node/node{0}"
-    meminfo = "Node {0} MemTotal:       {1} kB\nNode {0} MemFree:        {2} kB\nNode {0} Active(file):  0 kB\n"
-    more = "Node {0} Inactive(file): {3} kB\nNode {0} SReclaimable: {4} kB\nNode {0} HugePages_Total:     0\n"
-    amounts = {0: (GIB, GIB // 4, 2 * (free_halves * GIB // 2 - GIB - GIB // 4)), 1: (40 * GIB, 0, 0)}
-    facts = files(
-        {f"{folder}/meminfo".format(at): (meminfo + more).format(at, 64 * GIB, *kib) for at, kib in amounts.items()},
-        {f"{folder}/hugepages/hugepages-1048576kB/nr_hugepages".format(0): "32\n"},
-    )
-    guests = replace(HEALTHY.guests, xml={GUEST.key: GuestXml(bound_to=(bound_to,))})
-    return replace(facts, libvirt=replace(LIBVIRT, guests=guests))
-
-
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
     return with_agent(with_guests(other_processes=others), other_processes_kib=seen_kib)
 
@@ -450,12 +436,6 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ),
     ("guest_limits", limited(GuestXml(limit_kib=2 * GIB, memory_kib=GIB)), PASS, "leave room"),
     ("guest_limits", limited(GuestXml(limit_kib=GIB, memory_kib=2 * GIB, has_hugepages=True)), PASS, "leave room"),
-    ("guest_nodes", HEALTHY, PASS, "none is bound"),
-    ("guest_nodes", on_node(1, 12), WARN, "6.0 GiB of 32.0 GiB available on 0 for web. The policy goes by"),
-    ("guest_nodes", on_node(1, 13), PASS, "not short"),
-    ("guest_nodes", on_node(3, 12), PASS, "not short"),
-    ("guest_nodes", on_node(4, 12), WARN, "cannot tell: /sys/devices/system/node/node2/meminfo: MemFree is missing"),
-    ("guest_nodes", configured(on_node(1, 12), adaptive=AdaptiveParams(engage="always")), PASS, "6.0 GiB of 32.0 GiB"),
     ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "it cannot read 6 of 6 guests"),
     ("guests_read", with_own(agent=None), INFO, "no agent"),
     ("agent_boot", files(not_enabled("virtksm.service")), WARN, "it runs, and virtksm.service is not enabled"),
@@ -534,7 +514,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
         *("ksm_boot", "swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler", "node_manager"),
         *("ksm_throttler", "qemu_kvm", "boot", "agent_boot", "agent_permission"),
-        *("huge_page_pool", "zfs_cache", "memory_limits", "overcommit", "guests_swapped", "guest_nodes"),
+        *("huge_page_pool", "zfs_cache", "memory_limits", "overcommit", "guests_swapped"),
         *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "other_processes_seen"),
     }
     assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}

@@ -61,7 +61,12 @@ class Agent:
     def __post_init__(self) -> None:
         calls = self.connection.calls
         guests = GuestReader(
-            lambda: self.connection.host, self.configuration, calls, self.reporter, self.tenure.unmergeable
+            lambda: self.connection.host,
+            self.configuration,
+            calls,
+            self.reporter,
+            self.tenure.unmergeable,
+            self.tenure.bound_to,
         )
         rates = DirtyRates(
             source=lambda: self.connection.host,

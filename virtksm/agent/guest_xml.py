@@ -1,10 +1,10 @@
 """Reads the guests' XML, to learn which are private and which cannot merge: between passes, each guest once a run.
 
 A pass lists the running guests; XML that is not known yet is read between passes, a few at a time, and the next pass
-knows which guests cannot merge (`Tenure.unmergeable`). Each call is short, so a pass that becomes due meanwhile waits
-for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be read or understood is reported
-once and counts as that of a guest that can merge. After a call that failed as a whole, the other guests are read first,
-and then each guest alone.
+knows which guests cannot merge, and which are bound to NUMA nodes (`Tenure`). Each call is short, so a pass that
+becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be
+read or understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole,
+the other guests are read first, and then each guest alone.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class GuestReader:
     reporter: Reporter
     unmergeable: set[str] = field(default_factory=set)
     """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
+    bound_to: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """The sets of NUMA nodes that guests are bound to, as long as it."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class GuestReader:
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
+        for key in self.bound_to.keys() - guests.keys():
+            del self.bound_to[key]
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -128,6 +132,10 @@ class GuestReader:
                     self.unmergeable.add(guest.key)
                 elif xml is not UNKNOWN:
                     self.unmergeable.discard(guest.key)
+                if xml.bound_to:
+                    self.bound_to[guest.key] = xml.bound_to
+                elif xml is not UNKNOWN:
+                    self.bound_to.pop(guest.key, None)
         if not self.due:
             self.at_once = READ_AT_ONCE
 

@@ -59,9 +59,9 @@ class GuestXml:
 
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
     `current_kib` its present size (`currentMemory`, the balloon), `limit_kib` what its own control group allows its
-    QEMU: `memtune`'s hard or soft limit, memory.max and memory.high there. `bound_to` are the sets of the host's NUMA
-    nodes, as bits, that it may take memory from and from no others (`numatune`, strict). `has_hugepages` and
-    `is_shared` mean all of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by
+    QEMU: `memtune`'s hard or soft limit, memory.max and memory.high there. `bound_to` are the host's NUMA nodes that it
+    may take memory from and from no others (`numatune`, strict), a set for each cell that has its own. `has_hugepages`
+    and `is_shared` mean all of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by
     whatever type of launchSecurity. `qemu_arguments` are those that the administrator adds to QEMU's command line.
     """
 
@@ -70,7 +70,7 @@ class GuestXml:
     memory_kib: int | None = None
     current_kib: int | None = None
     limit_kib: int | None = None
-    bound_to: tuple[int, ...] = ()
+    bound_to: tuple[tuple[int, ...], ...] = ()
     has_hugepages: bool = False
     is_shared: bool = False
     pins_memory: bool = False
@@ -124,12 +124,7 @@ class _Reader:
             memory_kib=self._kib.get(("memory",)),
             current_kib=self._kib.get(("currentMemory",)),
             limit_kib=min((kib for path in _LIMITS if (kib := self._kib.get(path)) is not None), default=None),
-            bound_to=tuple(
-                _parse_nodeset(one["nodeset"])
-                for path in _NUMATUNE
-                for one in seen.get(path, ())
-                if one.get("mode", "strict") in _BINDING and "nodeset" in one
-            ),
+            bound_to=self._bound_to("memnode") or self._bound_to("memory"),
             has_hugepages=("memoryBacking", "hugepages") in seen and self._is_all_huge(),
             is_shared=all(cell.get("memAccess", default) == "shared" for cell in seen.get(_CELL, [{}])),
             pins_memory=any(
@@ -141,6 +136,11 @@ class _Reader:
 
     def _last(self, *path: str) -> Mapping[str, str]:
         return self._seen.get(path, [{}])[-1]
+
+    def _bound_to(self, element: str) -> tuple[tuple[int, ...], ...]:
+        tuned = self._seen.get(("numatune", element), ())
+        sets = [_parse_nodeset(one.get("nodeset", "")) for one in tuned if one.get("mode", "strict") in _BINDING]
+        return tuple(tuple(node for node in range(bits.bit_length()) if bits >> node & 1) for bits in sets if bits)
 
     def _is_all_huge(self) -> bool:
         """Return whether huge pages back every NUMA cell: a page with a nodeset is for the cells in it alone."""

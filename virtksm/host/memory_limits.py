@@ -17,6 +17,8 @@ from virtksm.model.snapshot import HostMemory
 from virtksm.tuning.ports import Clock
 from virtksm.values import replace
 
+SYS_NODE = "/sys/devices/system/node"
+"""A folder for each NUMA node, with a meminfo (ABI/stable/sysfs-devices-node)."""
 SYS_CGROUP = "/sys/fs/cgroup"
 """Where control groups (version 2) are mounted."""
 GUESTS_GROUPS = ("machine.slice", "machine")
@@ -91,6 +93,29 @@ def _used_kib(folder: str) -> int:
 
 def _read_kib(path: str) -> int:
     return (parse_counter(read_small(path) or "") or 0) // 1024
+
+
+def read_node_kib(sys_node: str, node: int) -> tuple[int, int] | None:
+    """Return what guests can share of a NUMA node's memory, and what of it is available; None where there is none.
+
+    Page cache and half of the slab that can go count as available, as in MemAvailable (mm/page_alloc.c).
+    """
+    folder = f"{sys_node}/node{node}"
+    text = read_small(f"{folder}/meminfo") or ""
+    kib = {name: int(one) for name, one in re.findall(rf"^Node [0-9]+ ([\w()]+): *({NUMBER}) kB$", text, re.MULTILINE)}
+    if not {"MemTotal", "MemFree", "Active(file)", "Inactive(file)"} <= kib.keys():
+        return None
+    available_kib = kib["MemFree"] + kib["Active(file)"] + kib["Inactive(file)"] + kib.get("SReclaimable", 0) // 2
+    return max(kib["MemTotal"] - _read_pool_kib(f"{folder}/hugepages"), 0), available_kib
+
+
+def _read_pool_kib(folder: str) -> int:
+    try:
+        sizes = [re.fullmatch(rf"hugepages-({NUMBER})kB", name) for name in os.listdir(folder)]
+    except OSError:
+        return 0
+    pages = ((size, parse_counter(read_small(f"{folder}/{size[0]}/nr_hugepages") or "")) for size in sizes if size)
+    return sum(int(size[1]) * (count or 0) for size, count in pages)
 
 
 def parse_arc_kib(text: str) -> int | None:

@@ -242,6 +242,23 @@ class Guest(NamedTuple):
             return 0
         return None if self.rss_kib is None else max(self.rss_kib - (self.shared_kib or 0), 0)
 
+    @property
+    def potential_kib(self) -> int:
+        """The memory that it can grow to, pool aside; it holds already what it holds."""
+        return max((self.max_kib or 0) - (self.pool_kib or 0), self.rss_kib or 0)
+
+
+class NodeMemory(NamedTuple):
+    """Memory of the host's NUMA nodes that some guests are bound to, in KiB.
+
+    Of `usable_kib` that guests can share there `available_kib` are available; `potential_kib` is what the guests that
+    are bound to these nodes can grow to.
+    """
+
+    usable_kib: int
+    available_kib: int
+    potential_kib: int
+
 
 class OtherProcesses(NamedTuple):
     """Mergeable memory of processes that are no guests, where it can be read, in KiB.
@@ -258,7 +275,8 @@ class Snapshot(NamedTuple):
     """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
 
     `other_processes` is None where the policy does not ask, on another machine, and before Linux 6.1. `cpus` are the
-    host's that are online.
+    host's that are online. `bound` are the sets of NUMA nodes that guests are bound to, as far as it has been
+    read.
     """
 
     taken_s: float
@@ -268,6 +286,7 @@ class Snapshot(NamedTuple):
     guests: tuple[Guest, ...]
     other_processes: OtherProcesses | None = None
     cpus: int | None = None
+    bound: tuple[NodeMemory, ...] = ()
 
     @property
     def committed_kib(self) -> int:

@@ -23,7 +23,7 @@ from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.freed import Freed, count_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.sense import sense, sense_settings, with_estimates
+from virtksm.tuning.sense import sense, sense_settings, with_bound, with_estimates
 from virtksm.values import replace
 
 SENSE_S = 2.0
@@ -53,6 +53,8 @@ class Tenure:
         """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
         self.unmergeable: set[str] = set()
         """The guests (`Guest.key`) whose configuration forbids merging, as far as the agent has read it."""
+        self.bound_to: dict[str, tuple[tuple[int, ...], ...]] = {}
+        """The sets of NUMA nodes that guests (`Guest.key`) are bound to, as far as the agent has read it."""
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
 
@@ -198,8 +200,11 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        tenure.sensed = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable)
-        return tenure.sensed, freed
+        snapshot = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable)
+        if tenure.bound_to and self.local is not None:
+            snapshot = with_bound(snapshot, self.local, tenure.bound_to)
+        tenure.sensed = snapshot
+        return snapshot, freed
 
     def _load(self) -> HostState:
         state = self.store.load()

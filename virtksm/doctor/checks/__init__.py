@@ -60,7 +60,6 @@ CHECKS = (
     Check("other_processes_seen", "guests", "memory of other processes is seen", guests.check_other_processes),
     Check("guests_swapped", "guests", "memory is not in swap", guests.check_swapped),
     Check("guest_limits", "guests", "limits leave room for their memory", guests.check_limits),
-    Check("guest_nodes", "guests", "NUMA nodes are not short of memory", guests.check_nodes),
     Check("guests_read", "guests", "memory is seen by the agent", guests.check_read),
     Check("configuration", "virtksm", "configuration", own.check_configuration),
     Check("not_paused", "virtksm", "not paused", own.check_on),

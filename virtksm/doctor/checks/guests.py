@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
 from virtksm.doctor.reading.libvirt import Guests
-from virtksm.doctor.reading.memory import read_node_kib
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.obstacles import exposed, find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
-from virtksm.policy.adaptive.engage import reserve_of_kib
 from virtksm.text import format_kib
 
 MAX_NAMED = 5
@@ -125,33 +123,6 @@ def check_limits(facts: Facts) -> Outcome:
             "<memtune> out",
         )
     return passed("their own (memtune) leave room for all of their memory")
-
-
-def check_nodes(facts: Facts) -> Outcome:
-    """Judge whether guests that are bound to NUMA nodes are short of memory there while the host is not."""
-    root, guests, config = facts.this_machine.root, facts.guests, facts.own.config
-    bound: dict[int, list[str]] = {}
-    for guest in guests.running:
-        for bits in guests.xml.get(guest.key, UNKNOWN).bound_to:
-            bound.setdefault(bits, []).append(guest.name)
-    if not bound:
-        return passed("none is bound to a NUMA node")
-    short = []
-    for bits, names in bound.items():
-        nodes = [node for node in range(bits.bit_length()) if bits >> node & 1]
-        memory = [read_node_kib(root, node) for node in nodes]
-        total_kib, available_kib = sum(one for one, _ in memory), sum(one for _, one in memory)
-        if available_kib < reserve_of_kib(total_kib, config.adaptive):
-            on = ",".join(str(node) for node in nodes)
-            short.append(
-                f"{format_kib(available_kib)} of {format_kib(total_kib)} available on {on} for {_named(names)}"
-            )
-    if short and not (config.policy == "adaptive" and config.adaptive.engage == "always"):
-        return warned(
-            f"{'; '.join(short)}. The policy goes by the whole host",
-            'policy = "adaptive" with engage = "always" merges all the same; or move guests to other nodes',
-        )
-    return passed("; ".join(short) or "those that guests are bound to are not short of memory")
 
 
 def check_read(facts: Facts) -> Outcome:

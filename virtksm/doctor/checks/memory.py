@@ -7,7 +7,7 @@ import os
 from virtksm.doctor.checks.kernel import with_ksm
 from virtksm.doctor.facts import Facts, Here
 from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
-from virtksm.doctor.reading.memory import read_figures_kib, read_memory, read_pool_kib
+from virtksm.doctor.reading.memory import read_figures_kib, read_memory, read_unused_pool_kib
 from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS, SYS_CGROUP
 from virtksm.model.snapshot import HostMemory, KsmState
 from virtksm.text import format_kib
@@ -58,7 +58,7 @@ def check_pool(facts: Facts) -> Outcome:
     memory = read_memory(root)
     if not memory.hugetlb_kib:
         return passed("there is none")
-    unused_kib = read_pool_kib(root, "free_hugepages")
+    unused_kib = read_unused_pool_kib(root)
     pool, unused = format_kib(memory.hugetlb_kib), format_kib(unused_kib)
     if unused_kib > _spare_kib(memory):
         return warned(

@@ -13,8 +13,6 @@ from virtksm.model.snapshot import HostMemory
 
 POOLS = "sys/kernel/mm/hugepages"
 """A folder for each size of huge pages (admin-guide/mm/hugetlbpage.rst)."""
-NODES = "sys/devices/system/node"
-"""A folder for each NUMA node, with a meminfo (admin-guide/mm/numaperf.rst)."""
 
 
 def read_memory(root: Root) -> HostMemory:
@@ -35,27 +33,10 @@ def read_figures_kib(root: Root, *names: str) -> list[int]:
     return [figures[name] for name in names]
 
 
-def read_pool_kib(root: Root, pages: str, pools: str = POOLS) -> int:
-    """Read the pool of huge pages of all sizes, or its unused part: `pages` names the file. Raises CannotTell."""
-    sizes = ((name, re.fullmatch(rf"hugepages-({NUMBER})kB", name)) for name in root.names(pools))
-    return sum(int(size[1]) * (root.number(f"{pools}/{name}/{pages}") or 0) for name, size in sizes if size)
-
-
-def read_node_kib(root: Root, node: int) -> tuple[int, int]:
-    """Read what guests can share of a NUMA node's memory, and what of it is available; raises CannotTell.
-
-    Page cache and half of the slab that can go count as available, as in MemAvailable (mm/page_alloc.c).
-    """
-    folder = f"{NODES}/node{node}"
-    found = re.findall(
-        rf"^Node [0-9]+ ([A-Za-z()]+): *({NUMBER}) kB$", root.text(f"{folder}/meminfo") or "", re.MULTILINE
-    )
-    kib = {name: int(amount) for name, amount in found}
-    try:
-        available_kib = kib["MemFree"] + kib["Active(file)"] + kib["Inactive(file)"] + kib.get("SReclaimable", 0) // 2
-        return kib["MemTotal"] - read_pool_kib(root, "nr_hugepages", f"{folder}/hugepages"), available_kib
-    except KeyError as error:
-        raise CannotTell(f"/{folder}/meminfo: {error.args[0]} is missing") from error
+def read_unused_pool_kib(root: Root) -> int:
+    """Read how much of the pool of huge pages no process holds, of all sizes; raises CannotTell."""
+    sizes = ((name, re.fullmatch(rf"hugepages-({NUMBER})kB", name)) for name in root.names(POOLS))
+    return sum(int(size[1]) * (root.number(f"{POOLS}/{name}/free_hugepages") or 0) for name, size in sizes if size)
 
 
 def _meminfo(root: Root) -> str:
