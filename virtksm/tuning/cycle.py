@@ -36,8 +36,10 @@ class Tenure:
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.state: HostState | None = None
+        """The state as this process's last pass left it: the runtime folder may be removed, baseline and all."""
         self.saved: HostState | None = None
-        """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
+        """The same as it was last saved: of passes that sense no guests and write nothing a crash may lose SENSE_S."""
         self.decided: tuple[Mapping[str, object] | None, Any] | None = None
         """The policy's state as it was last dumped, and as it was: parsing a thousand guests takes milliseconds."""
         self.sensed: Snapshot | None = None
@@ -99,6 +101,9 @@ class Cycle(NamedTuple, Generic[State]):
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
                 next_state = replace(asked, ownership=intended, freed=freed)
+                if calls or snapshot is self.tenure.sensed or not self._is_saved(intended):
+                    self._save(next_state)
+                self.tenure.state = next_state
                 after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, calls, refused)
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)
@@ -176,7 +181,9 @@ class Cycle(NamedTuple, Generic[State]):
         owned, foreign = claim(state.ownership, found, [name for name, _ in IDLE.items()], tenure_begins=False)
         calls = () if foreign else plan(found, IDLE)
         intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-        after, refusals = self._write(replace(state, ownership=intended), IDLE, found, calls, may_confirm=not foreign)
+        state = replace(state, ownership=intended)
+        self._save(state)
+        after, refusals = self._write(state, IDLE, found, calls, may_confirm=not foreign)
         left = tuple(value.parameter for value in foreign)
         return RestoreReport(before=found, after=after, left=left, refusals=refusals)
 
@@ -207,12 +214,15 @@ class Cycle(NamedTuple, Generic[State]):
         return snapshot, freed
 
     def _load(self) -> HostState:
-        state = self.store.load()
-        return self.tenure.saved if self.tenure.saved is not None and state == HostState() else state
+        state, own = self.store.load(), self.tenure.state
+        return own if own is not None and (state is self.tenure.saved or state == HostState()) else state
 
     def _save(self, state: HostState) -> None:
         self.store.save(state)
-        self.tenure.saved = state
+        self.tenure.saved = self.tenure.state = state
+
+    def _is_saved(self, owned: Mapping[str, Ownership]) -> bool:
+        return self.tenure.saved is not None and self.tenure.saved.ownership == owned
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: Pause | None
@@ -269,7 +279,6 @@ class Cycle(NamedTuple, Generic[State]):
         *,
         may_confirm: bool,
     ) -> tuple[Settings, tuple[SettingsRefused, ...]]:
-        self._save(state)
         refusals: tuple[SettingsRefused, ...] = ()
         after = before
         if calls:
