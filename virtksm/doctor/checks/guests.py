@@ -122,7 +122,7 @@ def check_limits(facts: Facts) -> Outcome:
             "raise hard_limit and soft_limit above the guest's memory and QEMU's own (virsh memtune GUEST), or take "
             "<memtune> out",
         )
-    return passed("their own (memtune) leave room for all of their memory")
+    return passed("no memtune is below its guest's memory")
 
 
 def check_read(facts: Facts) -> Outcome:

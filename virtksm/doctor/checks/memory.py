@@ -117,7 +117,7 @@ def check_commit(facts: Facts) -> Outcome:
     """Judge whether the kernel promises as little memory as there is, so that merging makes no room for guests."""
     memory = read_memory(facts.this_machine.root)
     if memory.commit_left_kib is None:
-        return passed("vm.overcommit_memory lets guests ask for more than there is")
+        return passed("guests may ask for more memory than there is")
     detail = (
         f"vm.overcommit_memory is 2: new guests get {format_kib(memory.commit_left_kib)} at most, whatever merges; "
         f"{format_kib(_spare_kib(memory))} are available"
