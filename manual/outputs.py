@@ -286,6 +286,8 @@ class SurveyedGuest:
     uuid: str
     memory_bytes: int | None
     maximum_bytes: int | None
+    limit_bytes: int | None
+    """What `memtune` allows its QEMU, by the lower of hard_limit and soft_limit."""
     rss_bytes: int | None
     mergeable_bytes: int | None
     """What of that may merge."""

@@ -182,6 +182,9 @@ class FakeFacts:
     def host_memory(self) -> HostMemory:
         return self.memory
 
+    def node_memory(self, node: int) -> tuple[int, int] | None:
+        return (self.memory.total_kib, self.memory.free_kib) if node == 0 else None
+
     def ksmd_cpu_seconds(self) -> float | None:
         return 1.5
 

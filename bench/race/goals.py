@@ -88,6 +88,11 @@ def flat_merges(results: Results) -> float:
     return there(run_of(results, "flat").merges, "the kernel does not count writes to merged pages (cow_ksm)")
 
 
+def came_free_mib(results: Results) -> float:
+    """Return what our run has freed at its end, by what guests use without KSM."""
+    return run_of(results, "off").used_at_end_mib - run_of(results, OURS).used_at_end_mib
+
+
 def quickest_neighbour_ms(results: Results) -> float:
     times_ms = [peer.neighbour_rest_ms for peer in peers(results) if peer.neighbour_rest_ms is not None]
     return there(min(times_ms, default=None), "no neighbour at rest")
@@ -153,6 +158,25 @@ AS_FLAT = Rule(
     unit="MiB",
     is_least=True,
 )
+AS_FREE = Rule(
+    what="used 10 s after settling, as flat out and 2 % of what that frees",
+    measured=lambda one: one.used_mib,
+    limit=lambda runs: 0.98 * run_of(runs, "flat").used_mib + 0.02 * run_of(runs, "off").used_mib,
+    unit="MiB",
+)
+TELLS_ENOUGH = Rule(
+    what="says that is saved, 95 % of what came free",
+    measured=lambda one: one.told_mib,
+    limit=lambda runs: 0.95 * came_free_mib(runs),
+    unit="MiB",
+    is_least=True,
+)
+TELLS_NO_MORE = Rule(
+    what="says that is saved, 105 % of what came free",
+    measured=lambda one: one.told_mib,
+    limit=lambda runs: 1.05 * came_free_mib(runs),
+    unit="MiB",
+)
 IDLES_AGAIN = Rule(
     what="idle again, with a backlog of",
     measured=lambda one: None if one.idle_after_s is None else one.backlog_mib,
@@ -170,6 +194,7 @@ STORM = (
 GOALS: Mapping[str, Sequence[Rule]] = {
     "storm": STORM,
     "huge": (*STORM, AS_FLAT),
+    "zero": (AS_FREE, TELLS_ENOUGH, TELLS_NO_MORE),
     "small": (
         time("the best peer's and 3 s", lambda runs: best_time_s(runs) + 3),
         CLAIRVOYANT_CPU,

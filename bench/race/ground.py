@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from bench.race.linux import LinuxGuest, build_linux_guest
 from bench.stage import PAYLOAD
-from demo.guests import PayloadGuest, parse_console
+from demo.guests import PAGES_PER_MIB, PayloadGuest, parse_console
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.host.proc_files import parse_memory_kib, read_process
 
+PAGE_KIB = 1024 // PAGES_PER_MIB
 MAX_FOREIGN_PAGES = 1000
 QUIET_SCANS = 14
 """smart_scan skips a page for 8 scans at most, after 1 + 2 + 4 and three fruitless visits between."""
@@ -84,6 +86,11 @@ class Ground:
         for life in self.guests:
             if life.name == name:
                 life.stopped_s = time.monotonic() - began_s
+
+    def resident_mib(self) -> float:
+        """Tell what the guests that run hold resident, shared pages in each."""
+        held = [parse_memory_kib(read_process(one.pid, "statm"), PAGE_KIB) for one in tuple(self._running.values())]
+        return sum(one[0] for one in held if one is not None) / 1024
 
     def check_alone(self) -> None:
         """Check that KSM merges for the guests alone; raises Disturbed. Takes some 10 ms."""

@@ -10,6 +10,8 @@ Pure: runs in, figures out. Definitions, the same for every contender:
   runs of less than 300 s: for a tenth of the run);
 - at rest: the 120 s after that; the last 120 s, if ksmd never idles (in runs of less than 300 s: two fifths of the
   run);
+- used: what guests hold resident, less what they share, 10 s after the last guest's settling, and at the end. What a
+  run with KSM off uses more came free, zero pages of split huge pages included, which no counter of KSM's tells;
 - over the hour: the run's CPU, the rest of the hour at the mean at rest, and what comes later (the policy adaptive's
   check scans, simulated); savings as the run holds them.
 """
@@ -45,6 +47,7 @@ LAG_FROM_SHARE = 0.1
 HOST_KIB = 24 * 1024 * 1024
 AHEAD_S = 60.0
 """In the simulation, guests that have long been there start so long before the work's first step."""
+USED_S = 10.0
 LATE_LAG_S = 15.0
 """From so long after the last guest's settling on, a lag is that of growing guests, no longer of starting ones."""
 
@@ -74,6 +77,9 @@ class Figures:
     late_lag_share: float | None
     min_merge_ratio: float | None
     backlog_mib: float | None
+    used_mib: float
+    used_at_end_mib: float
+    told_mib: float | None
 
 
 Results = Mapping[str, Figures]
@@ -122,6 +128,9 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         late_lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, settled_s + LATE_LAG_S),
         min_merge_ratio=min((one["merge_ratio"] for one in numbers), default=None),
         backlog_mib=read_backlog_mib(numbers[-1]) if numbers else None,
+        used_mib=sample_at(samples, settled_s + USED_S).used_mib,
+        used_at_end_mib=samples[-1].used_mib,
+        told_mib=run.told_mib,
     )
 
 
@@ -175,9 +184,9 @@ def cpu_until_s(samples: Sequence[Sample], at_s: float) -> float:
     return before.ksmd_cpu_s + part * (next_one.ksmd_cpu_s - before.ksmd_cpu_s) - samples[0].ksmd_cpu_s
 
 
-def pages_at(samples: Sequence[Sample], at_s: float) -> int:
-    """Tell pages_sharing as last seen at a moment."""
-    return samples[max(bisect_right(samples, at_s, key=lambda sample: sample.at_s) - 1, 0)].pages_sharing
+def sample_at(samples: Sequence[Sample], at_s: float) -> Sample:
+    """Tell what was last seen at a moment."""
+    return samples[max(bisect_right(samples, at_s, key=lambda sample: sample.at_s) - 1, 0)]
 
 
 def count_merges(samples: Sequence[Sample]) -> int | None:
@@ -195,7 +204,7 @@ def count_merges(samples: Sequence[Sample]) -> int | None:
 def worst_lag_share(run: Run, flat: Run, final_pages: float, from_s: float) -> float:
     """Tell how far savings were behind flat-out scanning's at the same moment, at worst, as a share of those."""
     lags = [
-        1 - pages_at(run.samples, sample.at_s) / sample.pages_sharing
+        1 - sample_at(run.samples, sample.at_s).pages_sharing / sample.pages_sharing
         for sample in flat.samples
         if sample.at_s >= from_s and sample.pages_sharing >= max(LAG_FROM_SHARE * final_pages, 1)
     ]

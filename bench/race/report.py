@@ -20,6 +20,7 @@ from demo.guests import PAGES_PER_MIB
 
 COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
     ("saved MiB", lambda run: run.held_mib, 0),
+    ("used MiB", lambda run: run.used_mib, 0),
     ("90 % after s", lambda run: run.until_most_s, 1),
     ("ksmd-s until then", lambda run: run.cpu_until_most_s, 1),
     ("idle after s", lambda run: run.idle_after_s, 1),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from bench.race.contenders import Contender, Moment
 from bench.race.ground import Ground, GuestLife
 from bench.race.works import Work
 from bench.steps import Drift, Start
+from demo.guests import PAGES_PER_MIB
 from tests.lab.ksm import Ksm, find_ksmd, wait_until
 from virtksm.cli.progress import Progress
 from virtksm.host.local_facts import parse_vmstat
@@ -54,7 +55,7 @@ class Sample:
     """The kernel's KSM at one moment, in seconds since the first guest's start.
 
     `ksmd_cpu_s` is ksmd's CPU time since the machine's boot. `cow_ksm` counts merged pages that were written to; None
-    where the kernel does not count.
+    where the kernel does not count. `resident_mib` is what all guests hold, shared pages in each.
     """
 
     at_s: float
@@ -63,6 +64,12 @@ class Sample:
     cow_ksm: int | None
     ksmd_cpu_s: float
     is_idle: bool
+    resident_mib: float = 0.0
+
+    @property
+    def used_mib(self) -> float:
+        """Tell what guests take of the host's memory: also what came free and no counter of KSM's tells."""
+        return self.resident_mib - self.pages_sharing / PAGES_PER_MIB
 
 
 class Sampler:
@@ -71,8 +78,16 @@ class Sampler:
     Raises LookupError when made where ksmd is not to be seen, and on leaving what went wrong in its thread.
     """
 
-    def __init__(self, began_s: float, ksm: Ksm | None = None, ksmd: Path | None = None, vmstat: Path = VMSTAT) -> None:
+    def __init__(
+        self,
+        began_s: float,
+        resident_mib: Callable[[], float],
+        ksm: Ksm | None = None,
+        ksmd: Path | None = None,
+        vmstat: Path = VMSTAT,
+    ) -> None:
         self._began_s = began_s
+        self._resident_mib = resident_mib
         self._ksm = ksm or Ksm()
         self._schedstat = (ksmd or find_ksmd()) / "schedstat"
         self._vmstat = vmstat
@@ -90,6 +105,7 @@ class Sampler:
             cow_ksm=parse_vmstat(self._vmstat.read_text(encoding="ascii"), "cow_ksm"),
             ksmd_cpu_s=int(self._schedstat.read_text(encoding="ascii").split()[0]) / 1e9,
             is_idle=self._ksm.read("run") != 1 or self._ksm.read("pages_to_scan") == 0,
+            resident_mib=self._resident_mib(),
         )
 
     def __enter__(self) -> Self:
@@ -116,7 +132,7 @@ class Run:
     """What one run gave. All times are seconds since the first guest's start.
 
     `neighbour` are pairs of the time and the ms that the neighbour's piece of work took then. `decisions` are an
-    agent's, in order.
+    agent's, in order, and `told_mib` is what it said last that is saved.
     """
 
     work: Work
@@ -125,6 +141,7 @@ class Run:
     samples: Sequence[Sample]
     neighbour: Sequence[tuple[float, float]]
     decisions: Sequence[Mapping[str, Any]] = ()
+    told_mib: float | None = None
 
     @property
     def last_settled_s(self) -> float:
@@ -135,6 +152,7 @@ class Run:
 def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run:
     """Run one contender over one work, `work.length_s` and some seconds before."""
     ground.clear()
+    ground.ksm.write(use_zero_pages=int(work.use_zero_pages))
     if work.already:
         ground.settle(work.already)
     times = ground.folder / "neighbour"
@@ -145,16 +163,17 @@ def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run
         time.sleep(LEAD_S)
         wait_until(lambda: contender.is_ready, READY_TIMEOUT_S, f"{name} to be ready")
         passes_before, began_s = len(contender.decisions()), time.monotonic()
-        with Sampler(began_s) as sampler:
+        with Sampler(began_s, ground.resident_mib) as sampler:
             _follow(ground, work, contender, began_s)
-        decisions = [line["decision"] for line in contender.decisions()[passes_before:]]
+        passes = contender.decisions()[passes_before:]
     return Run(
         work=work,
         contender=name,
         guests=ground.guests,
         samples=sampler.samples,
         neighbour=parse_times(times.read_text(encoding="ascii"), began_s),
-        decisions=decisions,
+        decisions=[line["decision"] for line in passes],
+        told_mib=passes[-1]["sensed"]["saved_bytes"] / (1 << 20) if passes else None,
     )
 
 

@@ -1,8 +1,8 @@
 """The works of the race: which guests start and stop when, each in its full size and for --quick.
 
 Pure. Contents of payload guests are known to the page, so possible savings are, too. Guests are made of small pages
-alone, so that KSM's counters see every page, and no contender pays for splitting huge ones; in huge they have QEMU's
-default, huge ones.
+alone, so that KSM's counters see every page, and no contender pays for splitting huge ones; in huge and zero they have
+QEMU's default, huge ones.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Work:
     busy_until_s: float = 0.0
     has_clairvoyant: bool = True
     huge_pages: bool = False
+    use_zero_pages: bool = False
     changes_s: float = 0.0
 
     @property
@@ -130,6 +131,19 @@ def without_zero(number: int, scale: Scale) -> PayloadGuest:
     """Describe a guest whose zero pages are its own: in huge pages, flat out merges some more of them at every scan."""
     guest = mixed(number, scale.memory_mib)
     return replace(guest, zero_mib=0, own_mib=guest.own_mib + guest.zero_mib)
+
+
+def zero(scale: Scale) -> Work:
+    def describe(number: int) -> PayloadGuest:
+        content_mib = scale.memory_mib - KEPT_MIB
+        zero_mib = content_mib * 6 // 10
+        name = f"g{number}"
+        return PayloadGuest(
+            name=name, memory_mib=scale.memory_mib, zero_mib=zero_mib, own_mib=content_mib - zero_mib, seed=number + 1
+        )
+
+    title = ", of huge pages: 60 % zero, the rest own; with use_zero_pages"
+    return replace(scale.work("zero", title, describe, has_clairvoyant=False), huge_pages=True, use_zero_pages=True)
 
 
 def small(scale: Scale) -> Work:
@@ -253,6 +267,7 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
         works = (
             storm(Scale(guests=4, memory_mib=320, every_s=2.0, length_s=30.0)),
             huge(Scale(guests=4, memory_mib=384, every_s=2.0, length_s=40.0)),
+            zero(Scale(guests=6, memory_mib=256, every_s=2.0, length_s=40.0)),
             small(Scale(guests=4, memory_mib=96, every_s=2.0, length_s=30.0)),
             twin(Scale(guests=1, memory_mib=384, every_s=0.0, length_s=25.0), filled_over_s=12),
             growth(Scale(guests=4, memory_mib=64, every_s=1.0, length_s=60.0), grow_mib_per_min=320, minutes=0.5),
@@ -266,6 +281,7 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
         works = (
             storm(Scale(guests=8, memory_mib=1024, every_s=5.0, length_s=300.0)),
             huge(Scale(guests=8, memory_mib=768, every_s=5.0, length_s=300.0)),
+            zero(Scale(guests=6, memory_mib=768, every_s=5.0, length_s=300.0)),
             small(Scale(guests=8, memory_mib=192, every_s=5.0, length_s=300.0)),
             twin(Scale(guests=1, memory_mib=1024, every_s=0.0, length_s=300.0), filled_over_s=20),
             growth(Scale(guests=4, memory_mib=128, every_s=2.0, length_s=700.0), grow_mib_per_min=64, minutes=10.0),

@@ -25,6 +25,9 @@ PEER = Figures(
     late_lag_share=0.15,
     min_merge_ratio=None,
     backlog_mib=None,
+    used_mib=500.0,
+    used_at_end_mib=500.0,
+    told_mib=None,
 )
 OURS = replace(
     PEER,
@@ -37,13 +40,15 @@ OURS = replace(
     merges=200,
     backlog_mib=0.0,
     min_merge_ratio=0.25,
+    told_mib=1000.0,
 )
+OFF = replace(PEER, used_mib=1500.0, used_at_end_mib=1500.0)
 CLAIRVOYANT = replace(PEER, until_most_s=26.0, cpu_s=27.0)
 
 
 def missed(work: str, ours: Figures = OURS, **others: Figures) -> list[str]:
-    """Judge a work beside ksmtuned, a clairvoyant, flat out and these; return the goals that are missed."""
-    results = {"adaptive": ours, "ksmtuned": PEER, "clairvoyant": CLAIRVOYANT, "flat": PEER, **others}
+    """Judge a work beside ksmtuned, a clairvoyant, flat out, no KSM and these; return the goals that are missed."""
+    results = {"adaptive": ours, "ksmtuned": PEER, "clairvoyant": CLAIRVOYANT, "flat": PEER, "off": OFF, **others}
     return [goal.what for goal in judge_work(work, results)[0] if not goal.met]
 
 
@@ -63,6 +68,9 @@ def missed(work: str, ours: Figures = OURS, **others: Figures) -> list[str]:
         ("churn", replace(OURS, held_mib=949.0), "savings, within 5 % of the best peer's"),
         ("thrash", replace(OURS, merges=201), "merges, 1/5 of flat out's"),
         ("thrash", replace(OURS, min_merge_ratio=0.5), "says so: the share that it expects to merge, and to last"),
+        ("zero", replace(OURS, used_mib=521.0), "used 10 s after settling, as flat out and 2 % of what that frees"),
+        ("zero", replace(OURS, told_mib=949.0), "says that is saved, 95 % of what came free"),
+        ("zero", replace(OURS, told_mib=1051.0), "says that is saved, 105 % of what came free"),
         ("stop", replace(OURS, backlog_mib=5.0), "idle again, with a backlog of"),
     ],
 )

@@ -17,8 +17,8 @@ from bench.race.measures import (
     find_idle_s,
     measure_run,
     measure_work,
-    pages_at,
     rest_window,
+    sample_at,
     worst_lag_share,
 )
 from bench.race.report import draw_work, write_work
@@ -38,6 +38,7 @@ def sample(at_s: float, pages: int = 0, cpu_s: float = 0.0, *, idle: bool = Fals
         cow_ksm=cow,
         ksmd_cpu_s=1000.0 + cpu_s,
         is_idle=idle,
+        resident_mib=at_s,
     )
 
 
@@ -77,6 +78,7 @@ def test_a_run_that_idles() -> None:
     assert figures.cpu_until_idle_s == figures.cpu_s == figures.hour_cpu_s == pytest.approx(30.0)
     assert figures.rest_share == 0.0
     assert figures.neighbour_rest_ms == 4.0
+    assert (figures.used_mib, figures.used_at_end_mib) == (30.0 - 600 / 256, 300.0 - 1000 / 256), "10 s after"
     assert measure_run(made_up("flat", rising(100)), 1000.0).until_most_s == 9.0 - SETTLED_S, "before the last settled"
     busy = made_up("adaptive", rising(100), idle_from_s=30.0, work=replace(STORM, busy_until_s=100.0))
     assert measure_run(busy, 1000.0).idle_after_s == 100.0 - SETTLED_S, "something was still to come"
@@ -113,7 +115,7 @@ def test_windows_and_what_lies_between_samples() -> None:
     assert rest_window(30.0, None) == (18.0, 30.0)
     samples = [sample(0.0, 1, 5.0), sample(1.0, 2, 6.0), sample(3.0, 3, 10.0)]
     assert [cpu_until_s(samples, at_s) for at_s in (-1.0, 0.0, 0.5, 2.0, 3.0, 9.0)] == [0.0, 0.0, 0.5, 3.0, 5.0, 5.0]
-    assert [pages_at(samples, at_s) for at_s in (-1.0, 0.0, 1.5, 3.0, 5.0)] == [1, 1, 2, 3, 3]
+    assert [sample_at(samples, at_s).pages_sharing for at_s in (-1.0, 0.0, 1.5, 3.0, 5.0)] == [1, 1, 2, 3, 3]
     assert count_merges([sample(0.0, 100, cow=7), sample(1.0, 200, cow=57)]) == 110 + 50
     assert count_merges([sample(0.0, 100, cow=None), sample(1.0, 200, cow=None)]) is None
 
@@ -136,7 +138,7 @@ def test_a_work_is_one_table_its_goals_and_one_picture(tmp_path: Path) -> None:
     goal = Goal(what="90 % after", measured=None, limit=9.0, unit="s")
     report = write_work(STORM, results, [goal], ["no run of flat"])
     assert f"## storm\n\n{STORM.title}" in report
-    assert "\n| adaptive | 4 | 25.0 | 22.5 | - |" in report
+    assert "\n| adaptive | 4 | 28 | 25.0 | 22.5 | - |" in report
     assert "\n- 90 % after: never, goal at most 9.00 s: MISSED\n- not judged: no run of flat\n" in report
     draw_work(STORM, runs, tmp_path / "one.svg")
     assert (tmp_path / "one.svg").stat().st_size > 1000

@@ -68,10 +68,11 @@ def ksm(tmp_path: Path) -> Ksm:
 def test_what_a_sample_and_the_neighbours_times_say(ksm: Ksm, tmp_path: Path) -> None:
     (tmp_path / "schedstat").write_text("11420687843 4337017962 46807\n")
     (tmp_path / "vmstat").write_text("ksm_swpin_copy 0\ncow_ksm 24370\n")
-    sampler = Sampler(0.0, ksm, tmp_path, tmp_path / "vmstat")
+    sampler = Sampler(0.0, lambda: 64.0, ksm, tmp_path, tmp_path / "vmstat")
     sample = sampler.read(1.25)
     assert (sample.at_s, sample.pages_sharing, sample.cow_ksm, sample.is_idle) == (1.25, 10, 24370, False)
     assert sample.ksmd_cpu_s == pytest.approx(11.420688)
+    assert sample.used_mib == 64 - 10 / PAGES_PER_MIB
     ksm.write(pages_to_scan=0)
     assert sampler.read(0.0).is_idle
     ksm.write(pages_to_scan=100, run=2)

@@ -89,6 +89,9 @@ def test_the_host_tells_its_numbers(place: Place) -> None:
     assert 0 < memory.free_kib <= memory.free_kib + memory.buffers_kib + memory.cached_kib <= memory.total_kib
     assert memory.available_kib is not None
     assert 64 * 1024 < memory.available_kib < memory.total_kib
+    usable_kib, available_kib = place.facts.node_memory(0) or (0, 0)
+    assert 0 < available_kib <= usable_kib <= memory.total_kib
+    assert place.facts.node_memory(4095) is None
     ksmd = place.facts.ksmd_cpu_seconds()
     assert ksmd is None or (ksmd >= 0 and ksmd == round(ksmd, 2))
     assert place.facts.ksm_counter("run") in (None, 0, 1, 2)

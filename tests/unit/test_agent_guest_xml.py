@@ -129,6 +129,24 @@ def test_guests_of_one_image_are_known_for_as_long_as_they_run() -> None:
     with_reader(story)
 
 
+def test_the_numa_nodes_that_guests_are_bound_to_are_known_as_long() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        bound, _plain = many = guests(2)
+        numatune = "<numatune><memory mode='strict' nodeset='1'/></numatune>"
+        libvirt.xml[bound.uuid] = f"<domain>{numatune}</domain>"
+        reader.see(many, again=False)
+        await read_all(reader)
+        assert reader.bound_to == {bound.key: ((1,),)}
+        libvirt.faults[bound.uuid] = SensingFailed("access denied")
+        reader.see(many, again=True)
+        await read_all(reader)
+        assert reader.bound_to == {bound.key: ((1,),)}
+        reader.see(guests(2, domain_id=2), again=False)
+        assert reader.bound_to == {}
+
+    with_reader(story)
+
+
 def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned() -> None:
     async def story(reader: GuestReader, _libvirt: Libvirt) -> None:
         waiting = asyncio.create_task(reader.read_when_due())

@@ -17,7 +17,7 @@ from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, U
 from virtksm.model.decision import Pause, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, Guest, KsmState, Settings
-from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.tuning.cycle import SENSE_S, Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.values import replace
 
@@ -538,6 +538,24 @@ def test_while_ksmd_scans_the_timers_passes_sense_guests_every_two_seconds_and_a
     assert sensed(bench, 0.25), "ksmd is idle, so a pass looks for what has grown"
 
 
+def test_a_pass_that_neither_senses_guests_nor_writes_saves_nothing_and_the_next_goes_on_from_it(bench: Bench) -> None:
+    def run(after_s: float) -> Mapping[str, object] | None:
+        """Return the policy's state as the pass has saved it, None where it has saved nothing."""
+        bench.clock.now_s += after_s
+        already = len(bench.store.saved)
+        bench.run()
+        return bench.store.state.policy_state if len(bench.store.saved) > already else None
+
+    bench.policy.target = BUSY
+    assert [run(0.25) for _ in range(3)] == [{"steps": 1}, None, None]
+    assert run(SENSE_S) == {"steps": 4}
+    assert run(0.25) is None
+    bench.pages = 7
+    assert run(0.25) == {"steps": 6}, "it writes, and what it means to write is known before"
+    bench.store.state = HostState()
+    assert run(SENSE_S) == {"steps": 7}, "somebody has removed the folder"
+
+
 def test_a_state_that_this_process_has_saved_is_not_parsed_again_and_another_processs_is(bench: Bench) -> None:
     class Parsing(TargetPolicy):
         parsed = 0
@@ -549,6 +567,7 @@ def test_a_state_that_this_process_has_saved_is_not_parsed_again_and_another_pro
     bench.policy = policy = Parsing()
     for _ in range(3):
         bench.run()
+        bench.clock.now_s += SENSE_S
     assert (policy.parsed, bench.store.state.policy_state) == (0, {"steps": 3})
     bench.store.state = replace(bench.store.state, policy_state={"steps": 40})
     bench.run()

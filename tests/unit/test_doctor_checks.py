@@ -69,6 +69,8 @@ LIMITED: Files = {
     "sys/fs/cgroup/machine.slice/memory.max": f"{600 * 2**20}\n",
     "sys/fs/cgroup/machine.slice/memory.current": f"{590 * 2**20}\n",
 }
+STRICT_MEMINFO = f"{FILES['proc/meminfo']}CommitLimit: 100001 kB\nCommitted_AS: 1 kB\n"
+STRICT: Files = {"proc/meminfo": STRICT_MEMINFO, "proc/sys/vm/overcommit_memory": "2\n"}
 PROFILE: Files = {"etc/tuned/active_profile": "rt\n", "usr/lib/tuned/rt/tuned.conf": ""}
 RT: Files = {**PROFILE, "usr/lib/tuned/rt/script.sh": "echo 5 > ksm/pages_to_scan\n"}
 REAL_TIME: Files = {**PROFILE, "usr/lib/tuned/rt/script.sh": "disable_ksm\n"}
@@ -194,6 +196,10 @@ def swapped(kib: int) -> Facts:
     return with_guests(running=(replace(GUEST, rss_kib=GIB), VAULT), processes={GUEST.key: process})
 
 
+def limited(xml: GuestXml) -> Facts:
+    return with_xml(xml, GuestXml(limit_kib=GIB))
+
+
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
     return with_agent(with_guests(other_processes=others), other_processes_kib=seen_kib)
 
@@ -291,6 +297,14 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         WARN,
         "196.0 MiB of its 400.0 MiB are unused, and of the other memory only 195.3 MiB are available",
     ),
+    ("overcommit", files(STRICT), WARN, "new guests get 97.7 MiB at most, whatever merges; 195.3 MiB are available"),
+    (
+        "overcommit",
+        files(STRICT, {"proc/meminfo": STRICT_MEMINFO.replace("10000", "30000")}),
+        PASS,
+        "293.0 MiB at most",
+    ),
+    ("overcommit", HEALTHY, PASS, "may ask for more memory"),
     ("zfs_cache", files(ARC), PASS, "up to 300.0 MiB come back"),
     ("zfs_cache", files(ARC, THROTTLED), WARN, "but slowly, as zfs_arc_shrinker_limit is 10000"),
     ("zfs_cache", files({"proc/spl/kstat/zfs/arcstats": "size 4 -1\n"}), WARN, "cannot tell"),
@@ -423,6 +437,19 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("other_processes_seen", with_others(None, seen_kib=None), INFO, "before 6.1"),
     ("guests_swapped", swapped(GIB // 8), WARN, "128.0 MiB are in swap: web (128.0 MiB). KSM merges nothing there"),
     ("guests_swapped", swapped(GIB // 10), PASS, "102.4 MiB are in swap"),
+    (
+        "guest_limits",
+        limited(GuestXml(limit_kib=GIB, memory_kib=2 * GIB)),
+        WARN,
+        "1 of 2 may hold less than their memory: web (1",
+    ),
+    ("guest_limits", limited(GuestXml(limit_kib=2 * GIB, memory_kib=GIB)), PASS, "no memtune is below"),
+    (
+        "guest_limits",
+        limited(GuestXml(limit_kib=GIB, memory_kib=2 * GIB, has_hugepages=True)),
+        PASS,
+        "no memtune is below",
+    ),
     ("guests_read", with_agent(guests=6, guests_unread=6), WARN, "it cannot read 6 of 6 guests"),
     ("guests_read", with_own(agent=None), INFO, "no agent"),
     ("agent_boot", files(not_enabled("virtksm.service")), WARN, "it runs, and virtksm.service is not enabled"),
@@ -501,7 +528,7 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
         *("ksm_boot", "swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler", "node_manager"),
         *("ksm_throttler", "qemu_kvm", "boot", "agent_boot", "agent_permission"),
-        *("huge_page_pool", "zfs_cache", "memory_limits", "guests_swapped"),
+        *("huge_page_pool", "zfs_cache", "memory_limits", "overcommit", "guests_swapped"),
         *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "other_processes_seen"),
     }
     assert {finding.outcome.verdict for finding in findings if finding.check in unjudged} == {INFO}

@@ -88,6 +88,42 @@ def test_its_memory_is_what_libvirt_writes_in_kib(memory: str, amounts: tuple[in
 
 
 @pytest.mark.parametrize(
+    ("tuning", "limit_kib"),
+    [
+        ("<hard_limit unit='KiB'>300</hard_limit><swap_hard_limit unit='KiB'>100</swap_hard_limit>", 300),
+        ("<hard_limit unit='KiB'>300</hard_limit><soft_limit unit='KiB'>200</soft_limit>", 200),
+        ("<soft_limit unit='KiB'>200</soft_limit>", 200),
+        ("<soft_limit unit='KiB'>much</soft_limit>", None),
+        ("", None),
+    ],
+)
+def test_its_limit_is_the_lower_one_that_memtune_sets(tuning: str, limit_kib: int | None) -> None:
+    xml = parse_guest_xml(domain(f"{MEMORY}<memtune>{tuning}</memtune>"))
+    assert (xml.limit_kib, xml.memory_kib, xml.current_kib) == (limit_kib, 24576, 16384)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "bound_to"),
+    [
+        ("<memory mode='strict' nodeset='0-1'/>", ((0, 1),)),
+        ("<memory mode='restrictive' nodeset='1'/>", ((1,),)),
+        ("<memory mode='strict' nodeset='much'/>", ()),
+        ("<memory mode='preferred' nodeset='1'/>", ()),
+        ("<memory mode='interleave' nodeset='0-1'/>", ()),
+        ("<memory mode='strict' placement='auto'/>", ()),
+        (
+            "<memory mode='strict' nodeset='0,2'/><memnode cellid='1' mode='strict' nodeset='2'/>"
+            "<memnode cellid='2' mode='preferred' nodeset='3'/>",
+            ((2,),),
+        ),
+        ("", ()),
+    ],
+)
+def test_it_is_bound_to_the_nodes_that_numatune_leaves_it(tuning: str, bound_to: tuple[tuple[int, ...], ...]) -> None:
+    assert parse_guest_xml(domain(f"<numatune>{tuning}</numatune>")).bound_to == bound_to
+
+
+@pytest.mark.parametrize(
     ("backing", "is_shared"),
     [
         ("<source type='memfd'/>", True),

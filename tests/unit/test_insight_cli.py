@@ -109,7 +109,7 @@ def test_a_host_without_guests_says_so_and_keeps_its_counters() -> None:
     ("swap_kib", "text"),
     [
         (None, "swap is unknown"),
-        (0, "and there is no swap"),
+        (0, "and no swap is free"),
         (100 * GIB, "which swap can hold (100.0 GiB free)"),
         (GIB, "12.0 GiB of them also with all free swap (1.0 GiB)"),
     ],

@@ -5,12 +5,13 @@ One host's figures for the law, for `virtksm headroom` and for `virtksm doctor`,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.fake_proc import FakeProc
-from tests.fakes import FakeClock, FakeHypervisor
+from tests.fakes import FakeClock, FakeHypervisor, fake_cycle
 from tests.lab.healthy_host import with_files
 from virtksm.cli.headroom import find_memory_notes, find_reserve_kib, need_of
 from virtksm.config.schema import AdaptiveParams, Config
@@ -21,19 +22,24 @@ from virtksm.guests.survey import survey
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.memory_limits import AGAIN_S, ARCSTATS
 from virtksm.model.decision import Trigger, Triggers
-from virtksm.model.snapshot import Guest, HostMemory, Snapshot
+from virtksm.model.snapshot import Guest, HostMemory, NodeMemory, Snapshot
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.ksmtuned import KsmtunedPolicy
-from virtksm.tuning.sense import sense
-from virtksm.values import replace
+from virtksm.tuning.sense import sense, with_bound
+from virtksm.values import EMPTY, replace
 
 GIB = 1024 * 1024
 TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 MEMINFO = (
     "MemTotal: {total} kB\nMemFree: {available} kB\nMemAvailable: {available} kB\nBuffers: 0 kB\nCached: 0 kB\n"
-    "SwapTotal: 0 kB\nSwapFree: 0 kB\nHugetlb: {pool} kB\n"
+    "SwapTotal: {swap} kB\nSwapFree: {swap} kB\nHugetlb: {pool} kB\n"
+)
+NODE_MEMINFO = (
+    "Node {0} MemTotal:       {1} kB\nNode {0} MemFree:        {2} kB\nNode {0} MemUsed:         0 kB\n"
+    "Node {0} SwapCached:            0 kB\nNode {0} Active:           9 kB\nNode {0} Active(file):     {3} kB\n"
+    "Node {0} Inactive(file):  {4} kB\nNode {0} SReclaimable:     {5} kB\nNode {0} HugePages_Total:     0\n"
 )
 ARC = "9 1 0x01 147 39984 4106219243 9\nname type data\nhits 4 77\nsize 4 {size}\nc 4 1\nc_min 4 {low}\nmru_size 4 5\n"
 
@@ -45,7 +51,12 @@ class Place:
         self.folder = folder
         self.proc = FakeProc(folder / "proc", monkeypatch)
         self.clock = FakeClock()
-        self.facts = ProcFacts(self.clock, sys_ksm=str(folder / "ksm"), sys_cgroup=str(folder / "sys/fs/cgroup"))
+        self.facts = ProcFacts(
+            self.clock,
+            sys_ksm=str(folder / "ksm"),
+            sys_cgroup=str(folder / "sys/fs/cgroup"),
+            sys_node=str(folder / "sys/devices/system/node"),
+        )
         self.hypervisor = FakeHypervisor()
         self._files: dict[str, str] = {}
 
@@ -55,9 +66,11 @@ class Place:
         path.write_text(text, encoding="ascii")
         self._files[name] = text
 
-    def memory(self, *, total_gib: float, available_gib: float, pool_gib: float = 0.0) -> None:
-        kib = {"total": total_gib, "available": available_gib, "pool": pool_gib}
-        self.write("proc/meminfo", MEMINFO.format(**{name: int(gib * GIB) for name, gib in kib.items()}))
+    def memory(
+        self, *, total_gib: float, available_gib: float, pool_gib: float = 0.0, swap_gib: float = 0.0, more: str = ""
+    ) -> None:
+        kib = {"total": total_gib, "available": available_gib, "pool": pool_gib, "swap": swap_gib}
+        self.write("proc/meminfo", MEMINFO.format(**{name: int(gib * GIB) for name, gib in kib.items()}) + more)
 
     def guests(
         self, count: int, *, gib: float, rss_gib: float, pool_gib: float = 0.0, swapped_gib: float = 0.0
@@ -74,8 +87,23 @@ class Place:
     def read(self) -> Snapshot:
         return sense(self.hypervisor, self.facts, 1.0, with_max=True)
 
-    def need(self, *, was_engaged: bool = False, params: AdaptiveParams | None = None) -> Need:
-        return judge_need(self.read(), params or AdaptiveParams(), was_engaged=was_engaged)
+    def node(self, node: int, *, total_gib: float, free_gib: float, cache_gib: float = 0.0, pool_gib: int = 0) -> None:
+        """Write a node's meminfo, in the order and form of Linux 6.18; a third of the cache is slab that can go."""
+        kib = [int(gib * GIB) for gib in (total_gib, free_gib, cache_gib / 2, cache_gib / 3, cache_gib / 3)]
+        self.write(f"sys/devices/system/node/node{node}/meminfo", NODE_MEMINFO.format(node, *kib))
+        pools = f"sys/devices/system/node/node{node}/hugepages"
+        self.write(f"{pools}/hugepages-1048576kB/nr_hugepages", f"{pool_gib}\n")
+        self.write(f"{pools}/hugepages-2048kB/nr_hugepages", "0\n")
+
+    def need(
+        self,
+        *,
+        was_engaged: bool = False,
+        params: AdaptiveParams | None = None,
+        bound_to: Mapping[str, tuple[tuple[int, ...], ...]] = EMPTY,
+    ) -> Need:
+        snapshot = with_bound(self.read(), self.facts, bound_to)
+        return judge_need(snapshot, params or AdaptiveParams(), was_engaged=was_engaged)
 
     def headroom(self) -> tuple[Headroom, list[str]]:
         found, memory = survey(self.hypervisor, self.facts), self.facts.host_memory()
@@ -84,7 +112,8 @@ class Place:
             reserve_kib=find_reserve_kib(Config(), memory),
             saved_kib=0,
             unmerging_kib=0,
-            swap_free_kib=0,
+            swap_free_kib=memory.spare_swap_kib,
+            commit_left_kib=memory.commit_left_kib,
             is_merging=True,
         )
         return find_headroom([need_of(one) for one in found.guests], host), find_memory_notes(memory)
@@ -231,6 +260,126 @@ def test_memory_in_swap_comes_back(place: Place) -> None:
     assert (headroom.growth_kib, headroom.swapped_kib) == (72 * GIB, 72 * GIB)
     seen = survey(place.hypervisor, place.facts).guests
     assert [one.swapped_kib for one in seen] == [12 * GIB] * 6
+
+
+def test_swap_on_zram_is_memory_and_takes_none_of_what_is_missing(place: Place) -> None:
+    """A host of 24 GiB with zram-generator's default, half of it at most 4 GiB, and 1 GiB of swap on a disk."""
+    place.memory(total_gib=24, available_gib=20, swap_gib=5)
+    swaps = f"/dev/zram0   partition\t{4 * GIB}\t\t{GIB // 4}\t\t100\n/dev/sda2   partition\t{GIB}\t\t0\t\t-2\n"
+    place.write("proc/swaps", f"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n{swaps}")
+    place.guests(2, gib=8, rss_gib=8)
+    memory = place.read().host
+    assert (memory.swap_free_kib, memory.spare_swap_kib) == (5 * GIB, 5 * GIB // 4)
+    assert place.headroom()[1] == [
+        "3.8 GiB of the free swap do not count: zram is memory, and the guests' group may limit their swap"
+    ]
+    merged = {"sys/kernel/mm/ksm/pages_sharing": f"{21 * GIB // 4}\n"}
+    assert place.doctor("headroom", **merged) == (
+        Verdict.WARN,
+        "unmerging takes up to 21.0 GiB, 20.0 GiB are available: 1.0 GiB would go to swap",
+    )
+    merged = {"sys/kernel/mm/ksm/pages_sharing": f"{22 * GIB // 4}\n"}
+    assert place.doctor("headroom", **merged)[0] is Verdict.FAIL, "zram would have to hold it, in memory"
+
+
+def test_the_guests_group_may_have_no_swap(place: Place) -> None:
+    place.memory(total_gib=24, available_gib=20, swap_gib=8)
+    limit(place, high_gib=100, used_gib=4, cache_gib=0)
+    assert place.read().host.spare_swap_kib == 8 * GIB
+    place.write("sys/fs/cgroup/machine.slice/memory.swap.max", f"{3 * 2**30}\n")
+    place.write("sys/fs/cgroup/machine.slice/memory.swap.current", f"{2**30}\n")
+    place.clock.now_s += AGAIN_S
+    assert place.read().host.spare_swap_kib == 2 * GIB
+    place.write("sys/fs/cgroup/machine.slice/memory.swap.max", "0\n")
+    merged = {"sys/kernel/mm/ksm/pages_sharing": f"{21 * GIB // 4}\n"}
+    verdict, detail = place.doctor("swap", **merged)
+    assert (verdict, detail.partition(",")[0]) == (Verdict.WARN, "8.0 GiB of 8.0 GiB are free")
+    assert place.doctor("headroom", **merged)[0] is Verdict.FAIL
+
+
+def test_no_room_is_larger_than_what_the_kernel_still_promises(place: Place) -> None:
+    """The laboratory's own figures, but for 4 GiB less that processes have asked for, with vm.overcommit_memory = 2."""
+    commits = "CommitLimit:    12342044 kB\nCommitted_AS:    9622996 kB\n"
+    place.memory(total_gib=24, available_gib=19, more=commits)
+    place.guests(2, gib=2, rss_gib=2)
+    free, _ = place.headroom()
+    assert free.safe_kib == free.at_ratio_kib == 19 * GIB - 24 * GIB // 5
+    assert place.doctor("overcommit")[0] is Verdict.PASS
+    place.write("proc/sys/vm/overcommit_memory", "2\n")
+    place.clock.now_s += AGAIN_S
+    bounded, notes = place.headroom()
+    assert bounded.safe_kib == bounded.unmerged_kib == bounded.at_ratio_kib == 12342044 - 9622996
+    assert notes == [
+        "vm.overcommit_memory is 2: new guests get 2.6 GiB at most (CommitLimit less Committed_AS), whatever merges"
+    ]
+    assert place.need() == Need(
+        engaged=False, pressure=0.0, why="memory is not short: 19.0 of 24.0 GiB available, guests can grow to 4.0 GiB"
+    ), "merging would not help"
+    assert place.doctor("overcommit") == (
+        Verdict.WARN,
+        "vm.overcommit_memory is 2: new guests get 2.6 GiB at most, whatever merges; 19.0 GiB are available",
+    )
+    assert place.doctor("headroom")[0] is Verdict.PASS, "unmerging asks for nothing that was not promised before"
+    place.memory(total_gib=24, available_gib=19, more=commits.replace("9622996", "13817300"))
+    assert place.read().host.commit_left_kib == 0
+
+
+def test_version_1_of_control_groups_is_named_and_not_read(place: Place) -> None:
+    place.memory(total_gib=256, available_gib=200)
+    group = "sys/fs/cgroup/memory/machine.slice"
+    place.write(f"{group}/memory.limit_in_bytes", "9223372036854771712\n")
+    assert place.doctor("memory_limits")[0] is Verdict.PASS, "what it is without a limit"
+    place.write(f"{group}/memory.limit_in_bytes", f"{100 * 2**30}\n")
+    assert place.doctor("memory_limits") == (
+        Verdict.WARN,
+        "guests may have 100.0 GiB together, which virtksm does not see: control groups are of version 1",
+    )
+    assert place.read().host.limit_kib is None
+
+
+def test_guests_that_are_bound_to_a_node_are_short_where_the_host_is_not(place: Place) -> None:
+    """128 GiB on two nodes, of which the first is nearly full: a strict guest there gets none of the other's."""
+    place.memory(total_gib=128, available_gib=62)
+    place.guests(2, gib=16, rss_gib=16)
+    place.node(0, total_gib=64, free_gib=2, cache_gib=3)
+    place.node(1, total_gib=64, free_gib=57)
+    short, on_0, on_1 = AdaptiveParams(engage="short"), {"g0/1": ((0,),)}, {"g0/1": ((1,),)}
+    free = Need(engaged=False, pressure=0.0, why="memory is not short: 62.0 of 128.0 GiB available")
+    assert place.need(params=short) == place.need(params=short, bound_to=on_1) == free
+    assert place.need(params=short, bound_to={"g0/1": ((0, 1),)}) == free, "to both: to none"
+    assert place.need(params=short, bound_to={"g0/1": ((7,),)}) == free, "no such node"
+    need = place.need(params=short, bound_to=on_0)
+    assert need.engaged
+    assert need.pressure == pytest.approx(1 - 5 / (64 / 5), rel=1e-3)
+    place.node(0, total_gib=64, free_gib=2, cache_gib=3, pool_gib=40)
+    assert place.need(params=short, bound_to=on_0) == free, "most of the node is a pool: 5 of 24 GiB are available"
+
+
+def test_a_pass_goes_by_the_nodes_that_the_agent_has_read_of(place: Place) -> None:
+    place.memory(total_gib=128, available_gib=62)
+    place.guests(2, gib=16, rss_gib=16)
+    place.node(0, total_gib=64, free_gib=2)
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="short"))
+    cycle = fake_cycle(hypervisor=place.hypervisor, local=place.facts, policy=policy, clock=place.clock)
+    assert cycle.run(TIMER).decision.reason.rule == "disengaged"
+    cycle.tenure.bound_to["g0/1"] = ((0,),)
+    report = cycle.run(TIMER)
+    assert report.decision.reason.rule != "disengaged"
+    assert report.snapshot.bound == (
+        NodeMemory(usable_kib=64 * GIB, available_kib=2 * GIB, potential_kib=report.snapshot.guests[0].potential_kib),
+    )
+
+
+def test_guests_that_are_bound_to_a_node_may_grow_beyond_it(place: Place) -> None:
+    place.memory(total_gib=128, available_gib=120)
+    place.guests(4, gib=16, rss_gib=1)
+    for node in (0, 1):
+        place.node(node, total_gib=64, free_gib=60)
+    everywhere = place.need()
+    assert not everywhere.engaged
+    assert place.need(bound_to={f"g{number}/1": ((0,),) for number in range(4)}).engaged, "64 GiB, and the reserve"
+    assert place.need(bound_to={f"g{number}/1": ((number % 2,),) for number in range(4)}) == everywhere
+    assert place.need(bound_to={f"g{number}/1": ((0,), (1,)) for number in range(4)}) == everywhere, "half on each"
 
 
 def test_engage_short_goes_by_available_memory_alone(place: Place) -> None:

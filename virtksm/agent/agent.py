@@ -67,6 +67,7 @@ class Agent:
             self.reporter,
             self.tenure.unmergeable,
             self.tenure.images,
+            self.tenure.bound_to,
         )
         rates = DirtyRates(
             source=lambda: self.connection.host,

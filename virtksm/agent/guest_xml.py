@@ -1,11 +1,10 @@
 """Reads the guests' XML, to learn which are private, which cannot merge, and which have one image: beside passes.
 
 A pass lists the running guests; XML that is not known yet is read beside passes, a few at a time, each guest's once a
-run, and the next pass knows which guests cannot merge (`Tenure.unmergeable`) and their images (`Tenure.images`).
+run, and the next pass knows which guests cannot merge, their images, and which are bound to NUMA nodes (`Tenure`).
 libvirt answers once a guest that starts or ends has done so, so the calls are the reader's own: no pass waits for them.
-A guest that has vanished is removed; XML that cannot be read or
-understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole, the other
-guests are read first, and then each guest alone.
+A guest that has vanished is removed; XML that cannot be read or understood is reported once and counts as that of a
+guest that can merge. After a call that failed as a whole, the other guests are read first, and then each guest alone.
 """
 
 from __future__ import annotations
@@ -42,6 +41,8 @@ class GuestReader:
     """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
     images: dict[str, str] = field(default_factory=dict)
     """What each guest (`Guest.key`) was made from (`Guest.image`), for as long."""
+    bound_to: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """The sets of NUMA nodes that guests are bound to, as long as it."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -56,12 +57,14 @@ class GuestReader:
         """Note the guests that run; `again`: all of them are read again."""
         if running is self.running and not again and not self.due:
             return  # a pass that has sensed no guests anew
-        self.running, self._exposed = running, None
+        self.running = running
         guests = {guest.key: guest for guest in running}
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
         for key in self.images.keys() - guests.keys():
             del self.images[key]
+        for key in self.bound_to.keys() - guests.keys():
+            del self.bound_to[key]
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -123,6 +126,10 @@ class GuestReader:
                     self.unmergeable.add(guest.key)
                 elif xml is not UNKNOWN:
                     self.unmergeable.discard(guest.key)
+                if xml.bound_to:
+                    self.bound_to[guest.key] = xml.bound_to
+                elif xml is not UNKNOWN:
+                    self.bound_to.pop(guest.key, None)
         if not self.due:
             self.at_once = READ_AT_ONCE
 

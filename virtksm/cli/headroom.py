@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from virtksm.model.snapshot import HostMemory
 
 SCHEMA = 1
+CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
         saved_kib=(found.ksm.saved_kib or 0) if found.left_over is None else found.of_guests_bytes // 1024,
         zero_kib=(found.ksm.zero_kib or 0) if found.left_over is None else 0,
         unmerging_kib=found.ksm.unmerge_kib or 0,
-        swap_free_kib=memory.swap_free_kib,
+        swap_free_kib=memory.spare_swap_kib,
+        commit_left_kib=memory.commit_left_kib,
         is_merging=found.ksm.run in (None, 1),
     )
     headroom = find_headroom([need_of(one) for one in found.guests], host)
@@ -94,6 +96,14 @@ def find_memory_notes(memory: HostMemory) -> list[str]:
         notes.append(f"the guests' control group is limited to {format_kib(memory.limit_kib)}")
     if memory.arc_kib:
         notes.append(f"ZFS's cache gives back up to {format_kib(memory.arc_kib)}: they count as available")
+    if memory.commit_left_kib is not None:
+        notes.append(
+            f"vm.overcommit_memory is 2: new guests get {format_kib(memory.commit_left_kib)} at most (CommitLimit less "
+            "Committed_AS), whatever merges"
+        )
+    closed_kib = (memory.swap_free_kib or 0) - (memory.spare_swap_kib or 0)
+    if closed_kib:
+        notes.append(f"{format_kib(closed_kib)} of the free swap do not count: {CLOSED_SWAP}")
     return notes
 
 
@@ -189,7 +199,7 @@ def _missing_text(host: Host, headroom: Headroom) -> str:
     if host.swap_free_kib is None or headroom.missing_after_swap_kib is None:
         return f"{missing}, swap is unknown"
     if host.swap_free_kib == 0:
-        return f"{missing}, and there is no swap"
+        return f"{missing}, and no swap is free"
     if headroom.missing_after_swap_kib == 0:
         return f"{missing}, which swap can hold ({format_kib(host.swap_free_kib)} free)"
     after = format_kib(headroom.missing_after_swap_kib)

@@ -12,6 +12,8 @@
    - safe: all merged pages unmerge, and none merges again:  available - reserve - growth - needed for unmerging;
    - unmerged: merged pages stay merged, new memory and growth do not merge:  available - reserve - growth;
    - at the ratio: new memory and growth merge like the present memory:  (available - reserve) / (1 - ratio) - growth.
+   Where the kernel promises no more than it has, no room is more than it still promises: guests ask for all of their
+   memory as they start, and merging does not lower what they have asked for.
 4. The risk of taking the room at the ratio: if everything unmerges then, the host needs the memory for unmerging,
    the growth and that whole room. The part that is not available, the reserve included, is missing. Free swap is
    counted separately; for the rest the kernel ends processes.
@@ -47,6 +49,7 @@ class GuestNeed:
 class Host:
     """The host's side of the arithmetic; `swap_free_kib` is None where it is unknown.
 
+    `commit_left_kib` is what the kernel still promises, None where it promises anything.
     `saved_kib` is what KSM saves on the guests, `zero_kib` what of it are zero pages that no guest's
     figure has; `unmerging_kib` is what unmerging all that is merged takes. `is_merging` is False while KSM is off.
     """
@@ -57,6 +60,7 @@ class Host:
     zero_kib: int = 0
     unmerging_kib: int
     swap_free_kib: int | None
+    commit_left_kib: int | None = None
     is_merging: bool
 
 
@@ -82,15 +86,19 @@ def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
     growth_kib = sum(guest.growth_kib for guest in known)
     ratio = min(host.saved_kib / (held_kib + host.zero_kib), MAX_RATIO) if held_kib else 0.0
     free_kib = host.available_kib - host.reserve_kib
-    at_ratio_kib = max(int(free_kib / (1 - (ratio if host.is_merging else 0.0))) - growth_kib, 0)
+
+    def room(kib: int) -> int:
+        return max(kib if host.commit_left_kib is None else min(kib, host.commit_left_kib), 0)
+
+    at_ratio_kib = room(int(free_kib / (1 - (ratio if host.is_merging else 0.0))) - growth_kib)
     needed_kib = host.unmerging_kib + growth_kib + at_ratio_kib
     missing_kib = max(needed_kib - host.available_kib, 0)
     return Headroom(
         merge_ratio=ratio,
         growth_kib=growth_kib,
         swapped_kib=sum(guest.swapped_kib for guest in known),
-        safe_kib=max(free_kib - growth_kib - host.unmerging_kib, 0),
-        unmerged_kib=max(free_kib - growth_kib, 0),
+        safe_kib=room(free_kib - growth_kib - host.unmerging_kib),
+        unmerged_kib=room(free_kib - growth_kib),
         at_ratio_kib=at_ratio_kib,
         needed_kib=needed_kib,
         missing_kib=missing_kib,

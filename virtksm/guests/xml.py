@@ -1,4 +1,4 @@
-"""A guest's memory in its XML: how much, what backs it, what pins it, whether it is private or encrypted, its image.
+"""A guest's memory in its XML: how much, what bounds, backs and pins it, whether it is private or encrypted, its image.
 
 Parsing is pure. The XML is libvirt's own output for a running guest, yet the guest's owner chooses names and metadata
 in it. It is safe to parse: expat opens no file, a document type (without which there are no entities to expand) is
@@ -33,7 +33,9 @@ _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _QEMU_ARGUMENT = (f"{_QEMU} commandline", f"{_QEMU} arg")
 _CELL = ("cpu", "numa", "cell")
 _PAGE = ("memoryBacking", "hugepages", "page")
-_AMOUNTS = (("memory",), ("currentMemory",))
+_LIMITS = (("memtune", "hard_limit"), ("memtune", "soft_limit"))
+_AMOUNTS = (("memory",), ("currentMemory",), *_LIMITS)
+_NUMATUNE = (("numatune", "memory"), ("numatune", "memnode"))
 _PINNING_DEVICES = frozenset(
     {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
 )
@@ -46,9 +48,11 @@ _BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepage
 _LAUNCH_SECURITY = ("launchSecurity",)
 _DISK = ("devices", "disk")
 _KERNEL = ("os", "kernel")
-_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_DEVICES, *_BACKING}
+_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_NUMATUNE, *_DEVICES, *_BACKING}
 """The elements below <domain> that are read, besides sources of backing stores."""
 _WITH_TEXT = {*_AMOUNTS, _KERNEL}
+_BINDING = ("strict", "restrictive")
+"""numatune's modes that leave a guest no other node's memory; strict is the default."""
 MAX_DEPTH = 4
 """Of these, with <domain>."""
 MAX_BACKING_DEPTH = MAX_DEPTH + 32
@@ -62,9 +66,11 @@ class GuestXml:
     """A running guest's XML; memory in KiB, None where it is not in it.
 
     `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
-    `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
-    RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by whatever type of launchSecurity.
-    `qemu_arguments` are those that the administrator adds to QEMU's command line. `image` stands for the innermost
+    `current_kib` its present size (`currentMemory`, the balloon), `limit_kib` what its own control group allows its
+    QEMU: `memtune`'s hard or soft limit, memory.max and memory.high there. `bound_to` are the host's NUMA nodes that it
+    may take memory from and from no others (`numatune`, strict), a set for each cell that has its own. `has_hugepages`
+    and `is_shared` mean all of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by
+    whatever type of launchSecurity. `qemu_arguments` are those that the administrator adds to QEMU's command line. `image` stands for the innermost
     backing store of the first disk that has one, else for the kernel that it boots.
     """
 
@@ -72,6 +78,8 @@ class GuestXml:
     is_kept_out: bool = False
     memory_kib: int | None = None
     current_kib: int | None = None
+    limit_kib: int | None = None
+    bound_to: tuple[tuple[int, ...], ...] = ()
     has_hugepages: bool = False
     is_shared: bool = False
     pins_memory: bool = False
@@ -127,6 +135,8 @@ class _Reader:
             is_kept_out=("memoryBacking", "nosharepages") in seen,
             memory_kib=self._amount("memory"),
             current_kib=self._amount("currentMemory"),
+            limit_kib=min((kib for path in _LIMITS if (kib := self._amount(*path)) is not None), default=None),
+            bound_to=self._bound_to("memnode") or self._bound_to("memory"),
             has_hugepages=("memoryBacking", "hugepages") in seen and self._is_all_huge(),
             is_shared=all(cell.get("memAccess", default) == "shared" for cell in seen.get(_CELL, [{}])),
             pins_memory=any(
@@ -137,13 +147,18 @@ class _Reader:
             image=_name_image(self._backing or self._texts.get(_KERNEL, "")),
         )
 
-    def _amount(self, name: str) -> int | None:
+    def _amount(self, *path: str) -> int | None:
         """Return an amount in KiB, as libvirt writes every one."""
-        is_kib = self._last(name).get("unit", "KiB") == "KiB"
-        return _parse_whole(self._texts.get((name,), "")) if is_kib else None
+        is_kib = self._last(*path).get("unit", "KiB") == "KiB"
+        return _parse_whole(self._texts.get(path, "")) if is_kib else None
 
     def _last(self, *path: str) -> Mapping[str, str]:
         return self._seen.get(path, [{}])[-1]
+
+    def _bound_to(self, element: str) -> tuple[tuple[int, ...], ...]:
+        tuned = self._seen.get(("numatune", element), ())
+        sets = [_parse_nodeset(one.get("nodeset", "")) for one in tuned if one.get("mode", "strict") in _BINDING]
+        return tuple(tuple(node for node in range(bits.bit_length()) if bits >> node & 1) for bits in sets if bits)
 
     def _is_all_huge(self) -> bool:
         """Return whether huge pages back every NUMA cell: a page with a nodeset is for the cells in it alone."""

@@ -15,7 +15,7 @@ import psutil
 
 from virtksm.errors import SensingFailed, reason_of
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
-from virtksm.host.memory_limits import SYS_CGROUP, MemoryLimits
+from virtksm.host.memory_limits import SYS_CGROUP, SYS_NODE, MemoryLimits, read_node_kib
 from virtksm.host.proc_files import (
     LIMIT_S,
     MAX_BYTES,
@@ -55,7 +55,8 @@ MAX_HANGS = 5
 class ProcFacts:
     """LocalFacts from psutil and sysfs.
 
-    `sys_ksm` is the folder of KSM's files, `sys_cgroup` that of control groups, `qemu_home` libvirt's for QEMU.
+    `sys_ksm` is the folder of KSM's files, `sys_cgroup` that of control groups, `sys_node` that of NUMA nodes,
+    `qemu_home` libvirt's for QEMU.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class ProcFacts:
         *,
         sys_ksm: str = "/sys/kernel/mm/ksm",
         sys_cgroup: str = SYS_CGROUP,
+        sys_node: str = SYS_NODE,
         qemu_home: str = QEMU_HOME,
         limit_s: float = LIMIT_S,
     ) -> None:
         self._clock = clock
         self._sys_ksm = sys_ksm
+        self._sys_node = sys_node
         self._reads = LimitedReads(limit_s)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
         self._limits = MemoryLimits(clock, sys_cgroup)
@@ -152,6 +155,9 @@ class ProcFacts:
                 f"{path}: {reason_of(error)}", remedy="/proc must be mounted, and a unit needs ProcSubset=all"
             ) from error
         return self._limits.added_to(memory, psutil.PROCFS_PATH)
+
+    def node_memory(self, node: int) -> tuple[int, int] | None:
+        return read_node_kib(self._sys_node, node)
 
     def ksmd_cpu_seconds(self) -> float | None:
         self._ksmd = (self._ksmd and find_again(self._ksmd)) or self._find_ksmd()

@@ -168,7 +168,9 @@ class HostMemory(NamedTuple):
 
     From `available_kib` (MemAvailable) on libvirt reports nothing. `hugetlb_kib` is the pool of huge pages (Hugetlb,
     Linux 4.16), `arc_kib` what ZFS's cache gives back when memory is short, which MemAvailable lacks. `limit_kib` is
-    what a control group allows all guests together, and `limit_left_kib` what it still lets them take.
+    what a control group allows all guests together, and `limit_left_kib` what it still lets them take. `swap_left_kib`
+    is what of the free swap is not memory itself (zram), and that group may have. `commit_left_kib` is what the kernel
+    still promises to whoever asks, merged or not, where it promises no more than it has (vm.overcommit_memory = 2).
     """
 
     total_kib: int
@@ -181,6 +183,8 @@ class HostMemory(NamedTuple):
     arc_kib: int | None = None
     limit_kib: int | None = None
     limit_left_kib: int | None = None
+    swap_left_kib: int | None = None
+    commit_left_kib: int | None = None
 
     @property
     def usable_kib(self) -> int:
@@ -193,6 +197,11 @@ class HostMemory(NamedTuple):
         if self.available_kib is None:
             return None
         return _within(self.available_kib + (self.arc_kib or 0), self.limit_left_kib)
+
+    @property
+    def spare_swap_kib(self) -> int | None:
+        """What of guests' memory the free swap can take; None where swap is unknown."""
+        return None if self.swap_free_kib is None else _within(self.swap_free_kib, self.swap_left_kib)
 
 
 def _within(kib: int, limit_kib: int | None) -> int:
@@ -239,6 +248,23 @@ class Guest(NamedTuple):
             return 0
         return None if self.rss_kib is None else max(self.rss_kib - (self.shared_kib or 0), 0)
 
+    @property
+    def potential_kib(self) -> int:
+        """The memory that it can grow to, pool aside; it holds already what it holds."""
+        return max((self.max_kib or 0) - (self.pool_kib or 0), self.rss_kib or 0)
+
+
+class NodeMemory(NamedTuple):
+    """Memory of the host's NUMA nodes that some guests are bound to, in KiB.
+
+    Of `usable_kib` that guests can share there `available_kib` are available; `potential_kib` is what the guests that
+    are bound to these nodes can grow to.
+    """
+
+    usable_kib: int
+    available_kib: int
+    potential_kib: int
+
 
 class OtherProcesses(NamedTuple):
     """Mergeable memory of processes that are no guests, where it can be read, in KiB.
@@ -255,7 +281,8 @@ class Snapshot(NamedTuple):
     """What one pass sensed. `taken_s` is CLOCK_BOOTTIME in seconds: monotonic, shared by processes, no clock steps.
 
     `other_processes` is None where the policy does not ask, on another machine, and before Linux 6.1. `cpus` are the
-    host's that are online.
+    host's that are online. `bound` are the sets of NUMA nodes that guests are bound to, as far as it has been
+    read.
     """
 
     taken_s: float
@@ -265,12 +292,13 @@ class Snapshot(NamedTuple):
     guests: tuple[Guest, ...]
     other_processes: OtherProcesses | None = None
     cpus: int | None = None
+    bound: tuple[NodeMemory, ...] = ()
 
     @property
     def committed_kib(self) -> int:
         """The sum of the guests' resident memory, of those whose memory could be read."""
-        return sum(guest.rss_kib for guest in self.guests if guest.rss_kib is not None)
+        return sum(guest.rss_kib or 0 for guest in self.guests)
 
     @property
     def guests_unread(self) -> int:
-        return sum(guest.rss_kib is None for guest in self.guests)
+        return [guest.rss_kib for guest in self.guests].count(None)

@@ -23,7 +23,7 @@ from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.freed import Freed, count_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.sense import sense, sense_settings, with_estimates
+from virtksm.tuning.sense import sense, sense_settings, with_bound, with_estimates
 from virtksm.values import replace
 
 SENSE_S = 2.0
@@ -36,8 +36,10 @@ class Tenure:
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.state: HostState | None = None
+        """The state as this process's last pass left it: the runtime folder may be removed, baseline and all."""
         self.saved: HostState | None = None
-        """The state as this process last saved it: the runtime folder may be removed, and the baseline with it."""
+        """The same as it was last saved: of passes that sense no guests and write nothing a crash may lose SENSE_S."""
         self.decided: tuple[Mapping[str, object] | None, Any] | None = None
         """The policy's state as it was last dumped, and as it was: parsing a thousand guests takes milliseconds."""
         self.sensed: Snapshot | None = None
@@ -55,6 +57,8 @@ class Tenure:
         """The guests (`Guest.key`) whose configuration forbids merging, as far as the agent has read it."""
         self.images: dict[str, str] = {}
         """What each guest (`Guest.key`) was made from (`Guest.image`), as far as the agent has read it."""
+        self.bound_to: dict[str, tuple[tuple[int, ...], ...]] = {}
+        """The sets of NUMA nodes that guests (`Guest.key`) are bound to, as far as the agent has read it."""
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
 
@@ -99,6 +103,9 @@ class Cycle(NamedTuple, Generic[State]):
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
                 next_state = replace(asked, ownership=intended, freed=freed)
+                if calls or snapshot is self.tenure.sensed or not self._is_saved(intended):
+                    self._save(next_state)
+                self.tenure.state = next_state
                 after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, calls, refused)
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)
@@ -176,7 +183,9 @@ class Cycle(NamedTuple, Generic[State]):
         owned, foreign = claim(state.ownership, found, [name for name, _ in IDLE.items()], tenure_begins=False)
         calls = () if foreign else plan(found, IDLE)
         intended = intend(owned, {name: value for call in calls for name, value in call.items()})
-        after, refusals = self._write(replace(state, ownership=intended), IDLE, found, calls, may_confirm=not foreign)
+        state = replace(state, ownership=intended)
+        self._save(state)
+        after, refusals = self._write(state, IDLE, found, calls, may_confirm=not foreign)
         left = tuple(value.parameter for value in foreign)
         return RestoreReport(before=found, after=after, left=left, refusals=refusals)
 
@@ -200,16 +209,22 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        tenure.sensed = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable, tenure.images)
-        return tenure.sensed, freed
+        snapshot = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable, tenure.images)
+        if tenure.bound_to and self.local is not None:
+            snapshot = with_bound(snapshot, self.local, tenure.bound_to)
+        tenure.sensed = snapshot
+        return snapshot, freed
 
     def _load(self) -> HostState:
-        state = self.store.load()
-        return self.tenure.saved if self.tenure.saved is not None and state == HostState() else state
+        state, own = self.store.load(), self.tenure.state
+        return own if own is not None and (state is self.tenure.saved or state == HostState()) else state
 
     def _save(self, state: HostState) -> None:
         self.store.save(state)
-        self.tenure.saved = state
+        self.tenure.saved = self.tenure.state = state
+
+    def _is_saved(self, owned: Mapping[str, Ownership]) -> bool:
+        return self.tenure.saved is not None and self.tenure.saved.ownership == owned
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: Pause | None
@@ -266,7 +281,6 @@ class Cycle(NamedTuple, Generic[State]):
         *,
         may_confirm: bool,
     ) -> tuple[Settings, tuple[SettingsRefused, ...]]:
-        self._save(state)
         refusals: tuple[SettingsRefused, ...] = ()
         after = before
         if calls:

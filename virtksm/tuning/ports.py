@@ -73,6 +73,9 @@ class LocalFacts(Protocol):
     def host_memory(self) -> HostMemory:
         """Read the host's memory with MemAvailable and swap (/proc/meminfo); raises SensingFailed."""
 
+    def node_memory(self, node: int) -> tuple[int, int] | None:
+        """Return what guests can share of a NUMA node's memory, and what of it is available; None for no such node."""
+
     def ksmd_cpu_seconds(self) -> float | None:
         """Return the CPU time that ksmd has used since boot; None where ksmd is hidden (containers)."""
 

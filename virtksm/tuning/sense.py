@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from virtksm.errors import Unsupported
-from virtksm.model.snapshot import PARAMETERS, KsmState, Settings, Snapshot, Source
+from virtksm.model.snapshot import PARAMETERS, KsmState, NodeMemory, Settings, Snapshot, Source
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ports import Hypervisor, LocalFacts
 from virtksm.values import EMPTY, replace
@@ -93,6 +93,25 @@ def with_estimates(
         for guest in snapshot.guests
     )
     return replace(snapshot, guests=tuple(guests))
+
+
+def with_bound(snapshot: Snapshot, local: LocalFacts, bound_to: Mapping[str, tuple[tuple[int, ...], ...]]) -> Snapshot:
+    """Add the memory of the NUMA nodes that guests are bound to, by `Guest.key`.
+
+    Of a guest with several sets of nodes each counts for an equal part. Nodes that are not there are left out.
+    """
+    potential_kib: dict[tuple[int, ...], int] = {}
+    for guest in snapshot.guests:
+        sets = bound_to.get(guest.key, ())
+        for nodes in sets:
+            potential_kib[nodes] = potential_kib.get(nodes, 0) + guest.potential_kib // len(sets)
+    found = []
+    for nodes, kib in potential_kib.items():
+        memory = [one for one in map(local.node_memory, nodes) if one is not None]
+        if memory:
+            usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory, strict=True))
+            found.append(NodeMemory(usable_kib=usable_kib, available_kib=available_kib, potential_kib=kib))
+    return replace(snapshot, bound=tuple(found))
 
 
 def no_ksm(uri: str) -> Unsupported:

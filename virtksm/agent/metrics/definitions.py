@@ -194,7 +194,11 @@ METRICS = (
         "The part of it that is available, ZFS's cache included.",
         _host(lambda host: host.spare_kib),
     ),
-    _gauge("host_swap_free_bytes", "The host's free swap.", _host(lambda host: host.swap_free_kib)),
+    _gauge(
+        "host_swap_free_bytes",
+        "The host's free swap that can take guests' memory: not zram, which is memory.",
+        _host(lambda host: host.spare_swap_kib),
+    ),
     _gauge("private_guests_exposed", "Private guests that can merge; absent until all XML is read.",
            lambda at: at.tally.exposed),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.

@@ -106,6 +106,25 @@ def check_swapped(facts: Facts) -> Outcome:
     return passed(detail if total_kib else "none is")
 
 
+def check_limits(facts: Facts) -> Outcome:
+    """Judge whether each guest may hold all of its memory: the kernel ends one at its own limit."""
+    guests = facts.guests
+    tight = []
+    for guest in guests.running:
+        xml = guests.xml.get(guest.key, UNKNOWN)
+        needed_kib = max(0 if xml.has_hugepages else xml.memory_kib or 0, guest.rss_kib or 0)
+        if xml.limit_kib is not None and xml.limit_kib < needed_kib:
+            tight.append(f"{guest.name} ({format_kib(xml.limit_kib)} of {format_kib(needed_kib)})")
+    if tight:
+        return warned(
+            f"{len(tight)} of {len(guests.running)} may hold less than their memory: {_named(tight)}. There the kernel "
+            "ends or throttles them, and merged pages count again when they are written to",
+            "raise hard_limit and soft_limit above the guest's memory and QEMU's own (virsh memtune GUEST), or take "
+            "<memtune> out",
+        )
+    return passed("no memtune is below its guest's memory")
+
+
 def check_read(facts: Facts) -> Outcome:
     """Judge whether the agent could read the memory of every guest's process in its last pass."""
     agent = facts.own.agent

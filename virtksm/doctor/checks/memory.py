@@ -8,7 +8,7 @@ from virtksm.doctor.checks.kernel import with_ksm
 from virtksm.doctor.facts import Facts, Here
 from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
 from virtksm.doctor.reading.memory import read_figures_kib, read_memory, read_unused_pool_kib
-from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS
+from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS, SYS_CGROUP
 from virtksm.model.snapshot import HostMemory, KsmState
 from virtksm.text import format_kib
 
@@ -18,27 +18,28 @@ SHRINKER_LIMIT = "sys/module/zfs/parameters/zfs_arc_shrinker_limit"
 
 
 def check_swap(facts: Facts) -> Outcome:
-    """Judge whether there is swap, or no need of it."""
+    """Judge whether there is swap that can take guests' memory, or no need of it."""
     total_kib, free_kib = read_figures_kib(facts.this_machine.root, "SwapTotal", "SwapFree")
     free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
     if total_kib and free_kib * 10 < total_kib:
         return warned(f"{free}: swap is nearly full", "add swap or memory, or move guests away")
-    if total_kib:
+    if total_kib and read_memory(facts.this_machine.root).spare_swap_kib:
         return passed(free)
     here = with_ksm(facts)
+    none = f"{free}, and none of it for guests (zram is memory; MemorySwapMax=)" if total_kib else "there is none"
     if _merged(here).missing_kib(_spare_kib(read_memory(here.root))):
         return warned(
-            "there is none, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
-            "add swap (mkswap, swapon, /etc/fstab)",
+            f"{none}, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
+            "add swap on a disk (mkswap, swapon, /etc/fstab)",
         )
-    return passed("there is none, and what is merged would fit into memory without")
+    return passed(f"{none}, and what is merged would fit into memory without")
 
 
 def check_headroom(facts: Facts) -> Outcome:
     """Judge whether all that is merged would fit into memory if it unmerged."""
     here = with_ksm(facts)
     memory, merged = read_memory(here.root), _merged(here)
-    available_kib, swap_kib = _spare_kib(memory), memory.swap_free_kib or 0
+    available_kib, swap_kib = _spare_kib(memory), memory.spare_swap_kib or 0
     if merged.unmerge_kib == 0:
         return passed(f"nothing is merged; {format_kib(available_kib)} are available")
     detail = f"unmerging takes up to {format_kib(merged.unmerge_kib)}, {format_kib(available_kib)} are available"
@@ -91,6 +92,14 @@ def check_limits(facts: Facts) -> Outcome:
     """Judge whether a control group bounds guests so that what is merged in it does not fit."""
     here = with_ksm(facts)
     memory = read_memory(here.root)
+    for group in GUESTS_GROUPS:
+        limit = here.root.number(f"{SYS_CGROUP}/memory/{group}/memory.limit_in_bytes".lstrip("/"))
+        if limit is not None and limit // 1024 < memory.total_kib:  # without a limit it is a number of exbibytes
+            return warned(
+                f"guests may have {format_kib(limit // 1024)} together, which virtksm does not see: "
+                "control groups are of version 1",
+                "boot with version 2 (systemd.unified_cgroup_hierarchy=1 on the kernel's command line)",
+            )
     if memory.limit_kib is None or memory.limit_left_kib is None:
         return passed("no control group limits the guests together")
     detail = (
@@ -101,6 +110,20 @@ def check_limits(facts: Facts) -> Outcome:
             f"{detail}: unmerging takes up to {format_kib(_merged(here).unmerge_kib)}",
             f"raise it (systemctl set-property {GUESTS_GROUPS[0]} MemoryMax=), or move guests away",
         )
+    return passed(detail)
+
+
+def check_commit(facts: Facts) -> Outcome:
+    """Judge whether the kernel promises as little memory as there is, so that merging makes no room for guests."""
+    memory = read_memory(facts.this_machine.root)
+    if memory.commit_left_kib is None:
+        return passed("guests may ask for more memory than there is")
+    detail = (
+        f"vm.overcommit_memory is 2: new guests get {format_kib(memory.commit_left_kib)} at most, whatever merges; "
+        f"{format_kib(_spare_kib(memory))} are available"
+    )
+    if memory.commit_left_kib < _spare_kib(memory):
+        return warned(detail, "sysctl vm.overcommit_memory=0, or a larger vm.overcommit_ratio, or more swap")
     return passed(detail)
 
 

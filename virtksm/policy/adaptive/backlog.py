@@ -30,13 +30,14 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     guests_kib = {key: kib for key, kib in seen if kib is not None}
     if snapshot.other_processes is not None:
         guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
-    unread = {key for key, kib in seen if kib is None}
-    kept_kib = {key: kib for key, kib in state.guests_kib.items() if key in unread}  # unread is not gone
-    grown_kib = {key: kib - state.guests_kib.get(key, 0) for key, kib in guests_kib.items()}
+    unread = [key for key, kib in seen if kib is None]
+    kept_kib = {key: state.guests_kib[key] for key in unread if key in state.guests_kib}  # unread is not gone
+    before_kib = state.guests_kib
+    # Of most guests nothing: passes of a full scan sense them but now and then.
+    grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
-    appeared_by_key = {key: max(grown - refilled_kib.get(key, 0), 0) for key, grown in grown_kib.items()}  # rule 3
-    appeared_kib = sum(appeared_by_key.values())
-    stopped = state.guests_kib.keys() - guests_kib.keys() - unread
+    appeared_kib = sum(max(grown - refilled_kib.get(key, 0), 0) for key, grown in grown_kib.items())  # rule 3
+    stopped = before_kib.keys() - guests_kib.keys() - {*unread}
 
     appeared = ((now_s, appeared_kib),) if appeared_kib else ()
     settling = tuple((at_s, kib) for at_s, kib in (*before.settling, *appeared) if 0 <= now_s - at_s < settle_s)

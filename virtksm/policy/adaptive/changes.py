@@ -40,9 +40,9 @@ def age_changed(
         more_kib = kib_per_s * passed_s
         changed[key] = min(before.get(key, 0.0) + more_kib, kib * lone)
         grown_kib += more_kib
-    changed[REWRITTEN] += max(rewritten_kib - grown_kib, 0.0)
     lone_kib = min(total_kib(snapshot, state) + unseen_of_kib(snapshot, state), MAX_SUM) * lone
-    return {key: min(kib, lone_kib) for key, kib in changed.items()}
+    changed[REWRITTEN] = min(changed[REWRITTEN] + max(rewritten_kib - grown_kib, 0.0), lone_kib)
+    return changed
 
 
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:

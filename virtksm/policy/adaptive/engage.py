@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.snapshot import Snapshot
+from virtksm.model.snapshot import NodeMemory, Snapshot
 from virtksm.text import format_kib
 from virtksm.values import replace
 
@@ -45,22 +45,34 @@ def with_available(snapshot: Snapshot, available_kib: int) -> Snapshot:
 
 def potential_of_kib(snapshot: Snapshot) -> int:
     """Return how much memory the guests can grow to together, pool aside; a guest holds already what it holds."""
-    return sum(max((guest.max_kib or 0) - (guest.pool_kib or 0), guest.rss_kib or 0) for guest in snapshot.guests)
+    return sum(guest.potential_kib for guest in snapshot.guests)
 
 
 def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool) -> Need:
-    """Decide whether to act (rule 1) and how hard memory presses (rule 2)."""
+    """Decide whether to act (rule 1) and how hard memory presses (rule 2), on the host or where guests are bound to."""
     usable_kib, available_kib = snapshot.host.usable_kib, available_of_kib(snapshot)
-    reserve_kib = reserve_of_kib(usable_kib, params)
-    pressure = 0.0 if reserve_kib <= 0 else min(max(1 - available_kib / reserve_kib, 0.0), 1.0)
+    is_auto = params.engage == "auto"
+    potential_kib = potential_of_kib(snapshot) if is_auto else 0
+    places = (NodeMemory(usable_kib, available_kib, potential_kib), *snapshot.bound)
+    pressure = max(_press(one, params) for one in places)
     if params.engage in ("always", "never"):
         return Need(engaged=params.engage == "always", pressure=pressure, why=f'engage = "{params.engage}"')
-    wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
     usable = format_kib(usable_kib)
     available = format_kib(available_kib).removesuffix(f" {usable.split()[-1]}")
-    engaged, why = available_kib < wanted_kib, f"memory is not short: {available} of {usable} available"
-    if params.engage == "auto":
-        potential_kib = potential_of_kib(snapshot)
-        engaged = engaged or potential_kib + wanted_kib > usable_kib
+    why = f"memory is not short: {available} of {usable} available"
+    if is_auto:
         why += f", guests can grow to {format_kib(potential_kib)}"
+    engaged = any(_is_short(one, params, was_engaged=was_engaged) for one in places)
     return Need(engaged=engaged, pressure=pressure, why=why)
+
+
+def _press(memory: NodeMemory, params: AdaptiveParams) -> float:
+    reserve_kib = reserve_of_kib(memory.usable_kib, params)
+    return 0.0 if reserve_kib <= 0 else min(max(1 - memory.available_kib / reserve_kib, 0.0), 1.0)
+
+
+def _is_short(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> bool:
+    reserve_kib = reserve_of_kib(memory.usable_kib, params)
+    wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
+    may_be = params.engage == "auto" and memory.potential_kib + wanted_kib > memory.usable_kib
+    return memory.available_kib < wanted_kib or may_be
