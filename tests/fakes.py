@@ -13,7 +13,7 @@ from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.merging import Backend, GuestMerging
-from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.history.samples import (
     MAX_DECISIONS,
     MAX_EVENTS,
@@ -70,6 +70,8 @@ class FakeHypervisor:
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
     told_max_kib: dict[str, int | None] = field(default_factory=dict)
+    tainted: tuple[str, ...] | None = ()
+    """Each guest."""
     stale: set[str | None] = field(default_factory=set)
 
     def ksm_state(self) -> KsmState:
@@ -112,6 +114,9 @@ class FakeHypervisor:
             raise GuestVanished(f"guest {uuid} has ended")
         return self.xml[uuid]
 
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        return self.tainted
+
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         if uuid not in self.dirty_mib_per_s:
             raise GuestVanished(f"guest {uuid} has ended")
@@ -152,10 +157,12 @@ class FakeMonitor:
 
     guests: dict[str, GuestMerging] = field(default_factory=dict)
     refuses: Exception | None = None
+    asked: int = 0
     sets: list[tuple[str, bool]] = field(default_factory=list)
     """The guests that were switched, and how."""
 
     def merging(self, guest_uuid: str) -> GuestMerging:
+        self.asked += 1
         if self.refuses is not None:
             raise self.refuses
         if guest_uuid not in self.guests:
@@ -185,6 +192,7 @@ class FakeFacts:
     shared_kib: int = 0
     """Of each guest's."""
     of_guests: dict[str, GuestProcess] = field(default_factory=dict)
+    mergeable: Callable[[], MergeableMemory | None] = lambda: None
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
@@ -201,6 +209,9 @@ class FakeFacts:
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return tuple(self.of_guests.get(one.uuid) for one in running)
+
+    def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
+        return self.mergeable()
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes

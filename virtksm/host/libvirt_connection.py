@@ -130,6 +130,18 @@ class LibvirtHost:
         with self._translating("reading a guest's XML"):
             return self._find(uuid).XMLDesc()
 
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        """Return why libvirt marks a guest as tainted; None before libvirt 7.1."""
+        with self.guest(uuid, "reading a guest's messages") as domain:
+            try:
+                return tuple(
+                    one.removeprefix("tainted: ") for one in domain.messages(libvirt.VIR_DOMAIN_MESSAGE_TAINTING)
+                )
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                    raise
+                return None
+
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         with self.guest(uuid, "measuring a guest's dirty rate") as domain:
             try:
