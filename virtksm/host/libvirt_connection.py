@@ -143,9 +143,9 @@ class LibvirtHost:
                 return None
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self.guest(uuid, "measuring a guest's dirty rate") as domain:
+        with self._beside_passes(), self._translating("measuring a guest's dirty rate"):
             try:
-                domain.startDirtyRateCalc(seconds)
+                self._find(uuid).startDirtyRateCalc(seconds)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_ACCESS_DENIED:
                     raise
