@@ -45,7 +45,7 @@ SLOWER = 10
 """Unmerging may take so many times as long as was measured before it counts as hanging (chosen)."""
 TAINTS = "libvirt marks the guest as tainted (custom-monitor) until it ends"
 LASTS = "until the guest starts anew or migrates; <memoryBacking><nosharepages/></memoryBacking> in its XML lasts"
-UNREADABLE = "unknown: /proc/PID/smaps of its QEMU is for root to read (CAP_SYS_PTRACE)"
+UNREADABLE = "unknown: /proc/PID/smaps of its QEMU cannot be read; root may (CAP_SYS_PTRACE)"
 ELSEWHERE = "unknown: of another machine libvirt does not tell it; run `virtksm guest show` there"
 
 
