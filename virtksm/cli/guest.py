@@ -198,6 +198,8 @@ class GuestSwitch:
         if self.needed_kib > self.available_kib and not force:
             raise VirtksmError(fit_text(self.needed_kib, self.available_kib), remedy=FREE_MEMORY)
         qemu = self._ask_whether_it_heeds(force=force)
+        if self.memory is not None and not self._mergeable():
+            return  # it is out already
         if not all(one.merges for one in qemu.backends):
             # QEMU leaves a backend alone that has the value, also where the kernel had refused it.
             self._set(merge=True)
