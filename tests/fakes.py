@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
-from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.merging import Backend, GuestMerging
+from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.history.samples import (
     MAX_DECISIONS,
     MAX_EVENTS,
@@ -69,6 +70,8 @@ class FakeHypervisor:
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
     told_max_kib: dict[str, int | None] = field(default_factory=dict)
+    tainted: tuple[str, ...] | None = ()
+    """Each guest."""
     stale: set[str | None] = field(default_factory=set)
 
     def ksm_state(self) -> KsmState:
@@ -111,6 +114,9 @@ class FakeHypervisor:
             raise GuestVanished(f"guest {uuid} has ended")
         return self.xml[uuid]
 
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        return self.tainted
+
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         if uuid not in self.dirty_mib_per_s:
             raise GuestVanished(f"guest {uuid} has ended")
@@ -146,6 +152,36 @@ class FakeHypervisor:
 
 
 @dataclass
+class FakeMonitor:
+    """The monitors of guests' QEMU, by UUID; one that is not there has ended."""
+
+    guests: dict[str, GuestMerging] = field(default_factory=dict)
+    refuses: Exception | None = None
+    asked: int = 0
+    sets: list[tuple[str, bool]] = field(default_factory=list)
+    """The guests that were switched, and how."""
+
+    def merging(self, guest_uuid: str) -> GuestMerging:
+        self.asked += 1
+        if self.refuses is not None:
+            raise self.refuses
+        if guest_uuid not in self.guests:
+            raise GuestVanished(f"guest {guest_uuid} has ended")
+        return self.guests[guest_uuid]
+
+    def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
+        told = self.merging(guest_uuid)
+        self.sets.append((guest_uuid, merge))
+        self.guests[guest_uuid] = replace(told, backends=tuple(replace(one, merges=merge) for one in told.backends))
+
+
+def merging_guest(*sizes_mib: int, qemu: tuple[int, int, int] = (7, 2, 22)) -> GuestMerging:
+    """Return what a QEMU says whose backends, of such sizes, all merge."""
+    backends = (Backend(name=f"ram-node{at}", size_kib=mib * 1024, merges=True) for at, mib in enumerate(sizes_mib))
+    return GuestMerging(qemu=qemu, backends=tuple(backends))
+
+
+@dataclass
 class FakeFacts:
     """This host's own facts, as told."""
 
@@ -156,6 +192,7 @@ class FakeFacts:
     shared_kib: int = 0
     """Of each guest's."""
     of_guests: dict[str, GuestProcess] = field(default_factory=dict)
+    mergeable: Callable[[], MergeableMemory | None] = lambda: None
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
@@ -172,6 +209,9 @@ class FakeFacts:
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return tuple(self.of_guests.get(one.uuid) for one in running)
+
+    def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
+        return self.mergeable()
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.merging import GuestMerging
+from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.ports import LocalFacts
 
@@ -19,11 +20,32 @@ class Descriptions(Protocol):
         """
 
 
+class Monitor(Protocol):
+    """QEMU's monitor, for what libvirt has no call. Each call marks the domain as tainted, and may hold its guest.
+
+    Raises GuestVanished, LibvirtUnreachable, MonitorRefused without the right, Unsupported where the guest is none of
+    QEMU's, and MonitorFailed where QEMU answers with an error. A monitor that hangs keeps the caller waiting.
+    """
+
+    def merging(self, guest_uuid: str) -> GuestMerging:
+        """Ask a guest's QEMU for its version and its memory backends."""
+
+    def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
+        """Switch all memory backends of a guest, one after the other, until one fails.
+
+        Returns when QEMU has: it unmerges meanwhile. QEMU leaves a backend alone that has the value already, and tells
+        nothing of a kernel that refuses: read the kernel's own figures.
+        """
+
+
 class GuestFacts(LocalFacts, Protocol):
     """A survey's needs of this host; no pass has them."""
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         """Return the guests' processes, in the same order; None where none was found or answers."""
+
+    def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
+        """Return what of a guest's memory the kernel may merge; None where this user may not read it (root may)."""
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         """Return the other processes that have merged pages, of those that may be read."""
