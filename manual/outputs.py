@@ -238,6 +238,17 @@ class FullScan:
     """At its pace so far."""
 
 
+class Room:
+    """Memory of further guests, on three assumptions."""
+
+    safe: int
+    """All merged pages unmerge."""
+    unmerged: int
+    """New memory does not merge."""
+    at_ratio: int
+    """New memory merges as the present does."""
+
+
 class Status(Versioned):
     """A host's KSM now. With an agent nothing is asked of libvirt; without one, what only an agent knows is null."""
 
@@ -259,6 +270,9 @@ class Status(Versioned):
     paused: bool | None
     """Whether virtksm is paused."""
     now: Now | None
+    room_bytes: Room | None
+    """As `virtksm headroom` finds it after each pass, but steadied: it falls at once, and rises once it has been higher
+    by 2 % of the memory for 10 minutes. null while libvirt is silent, or a guest's XML or maximum is unknown."""
     ksmd: Ksmd
     saved_hour: SavedHour
     events: list[Event]
@@ -350,17 +364,6 @@ class Guests(Versioned):
     host: GuestsHost
     left_over: LeftOver | None
     notes: list[str]
-
-
-class Room:
-    """Memory of further guests, on three assumptions."""
-
-    safe: int
-    """All merged pages unmerge."""
-    unmerged: int
-    """New memory does not merge."""
-    at_ratio: int
-    """New memory merges as the present does."""
 
 
 class Risk:

@@ -6,12 +6,12 @@ import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
 from virtksm.cli.guests import COLUMNS, USUAL, choose, survey_items
-from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_rows, need_of
+from virtksm.cli.headroom import find_notes, headroom_rows
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
 from virtksm.config.schema import Config
 from virtksm.errors import UsageError, VirtksmError
-from virtksm.guests.headroom import GuestNeed, Host, find_headroom
+from virtksm.guests.headroom import GuestNeed, Host, find_headroom, find_reserve_kib
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings
@@ -131,9 +131,9 @@ def test_what_fits_fits_beside_the_policys_reserve() -> None:
 
 def test_zero_pages_are_held_and_huge_pages_taken_at_the_start() -> None:
     (one,) = look("one").guests
-    assert need_of(one) == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB)
+    assert one.need == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB)
     huge = replace(one, xml=replace(one.xml, has_hugepages=True))
-    assert need_of(huge).growth_kib == 0
+    assert huge.need.growth_kib == 0
 
 
 def test_each_thing_that_makes_the_figures_doubtful_is_noted() -> None:

@@ -50,6 +50,7 @@ def moment(
         last_s=None if last is None else 99.0,
         next_s=None,
         current=None if last is None else after_pass(last),
+        room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},
     )
     return Moment(
         agent=agent,
@@ -83,6 +84,7 @@ def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() 
     assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
     untold = replace(report.snapshot, ksm=replace(report.snapshot.ksm, ksm_zero_pages=None))
     assert "virtksm_zero_pages_bytes" not in measured(replace(report, snapshot=untold))
+    assert found["virtksm_room_bytes"] == {("safe",): 1024, ("unmerged",): 2048, ("at_ratio",): 3072}
     assert found["virtksm_profit_bytes"] == {(): -5}, "it needs no guest's process"
 
 
@@ -90,6 +92,7 @@ def test_before_any_pass_nothing_is_told_that_is_not_known() -> None:
     found = measure(moment(Tally(), None, lost_s=50.0))
     assert found["virtksm_libvirt_connected"] == {(): False}
     assert found["virtksm_libvirt_answers"] == {(): False}
+    assert "virtksm_room_bytes" not in found, "guests may have come"
     assert found["virtksm_passes_total"][("applied",)] == 0
     for unknown in ("saved_bytes", "guests", "paused", "stranded_possible", "private_guests_exposed"):
         assert f"virtksm_{unknown}" not in found

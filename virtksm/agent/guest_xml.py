@@ -68,6 +68,10 @@ class GuestReader:
         self._name_exposed()
         self.seen.set()
 
+    def read_again(self, uuid: str) -> None:
+        """Have a guest's XML read again once a pass has seen it: its memory has changed."""
+        self.due |= {guest.key: guest for guest in self.running or () if guest.uuid == uuid}
+
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
         if self._exposed is None or not (self._exposed[0] is running and self._exposed[1] == patterns):

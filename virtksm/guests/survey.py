@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles
 from virtksm.guests.ports import Descriptions, GuestFacts
@@ -19,6 +19,9 @@ from virtksm.model.snapshot import Guest, KsmState, Source
 from virtksm.tuning.ports import Hypervisor
 from virtksm.tuning.sense import no_ksm
 from virtksm.values import replace
+
+if TYPE_CHECKING:
+    from virtksm.guests.headroom import GuestNeed
 
 
 class Connection(Hypervisor, Descriptions, Protocol):
@@ -61,6 +64,13 @@ class SeenGuest:
     def max_kib(self) -> int | None:
         """What it may have by its XML, else by libvirt's statistics."""
         return self.guest.max_kib if self.xml.memory_kib is None else self.xml.memory_kib
+
+    @property
+    def need(self) -> GuestNeed:
+        """Its part in the host's headroom."""
+        from virtksm.guests.headroom import need_of  # making its classes is start-up time
+
+        return need_of(self.guest, self.xml, self.max_kib, zero_kib=self.zero_kib, swapped_kib=self.swapped_kib or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,11 @@ def _ksm_off_while_wanted(at: Moment) -> bool | None:
     return None if run is None or at.tally.is_off is None else run != 1 and not at.tally.is_off
 
 
+def _room(at: Moment) -> Values | None:
+    room_kib = at.agent.known_room_kib
+    return None if room_kib is None else {(name,): kib * 1024 for name, kib in room_kib.items()}
+
+
 def _cow_break_bytes(current: CurrentKsm) -> int | None:
     ksm = current.ksm
     return None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm))
@@ -195,6 +200,8 @@ METRICS = (
         _host(lambda host: host.spare_kib),
     ),
     _gauge("host_swap_free_bytes", "The host's free swap.", _host(lambda host: host.swap_free_kib)),
+    _gauge("room_bytes", "Room for more guest memory, steadied, by what new memory does: safe, unmerged, at_ratio.",
+           _room, "assumption"),
     _gauge("private_guests_exposed", "Private guests that can merge; absent until all XML is read.",
            lambda at: at.tally.exposed),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.
