@@ -495,6 +495,8 @@ class Unmerged(Versioned):
     fits: bool
     """Whether unmerging fits into memory."""
     merged: Merged
+    ksm_run: int | None
+    merge_across_nodes: int | None
 
 
 class Verified(Versioned):

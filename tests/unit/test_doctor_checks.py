@@ -506,7 +506,7 @@ def test_remedies_fit_the_host() -> None:
     assert latency_counts.startswith("systemctl disable --now virtksm.service virtksm-ksm.service")
     numa = outcome(nodes(policy="ksmtuned"), "numa")
     assert numa.verdict is WARN
-    assert "echo 0 > /sys/kernel/mm/ksm/merge_across_nodes" in numa.remedy
+    assert numa.remedy == "virtksm unmerge --merge-across-nodes never"
     assert "adaptive" not in numa.remedy, "a policy that sets no nodes"
     agent = outcome(with_own(agent=CannotTell("nonsense", "systemctl restart virtksm.service")), "agent")
     assert (agent.verdict, agent.remedy) == (WARN, "systemctl restart virtksm.service")

@@ -54,6 +54,7 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     ("unmerge",): (
         ("virtksm unmerge --check", "would all unmerged pages fit into memory?"),
         ("sudo virtksm unmerge", "give up all savings; KSM is then off"),
+        ("sudo virtksm unmerge --merge-across-nodes never", "keep merged pages on their NUMA node, and merge again"),
     ),
     ("verify-off",): (("virtksm verify-off", "for scripts: ends with 0 only if KSM is certainly off"),),
     ("restore",): (("sudo virtksm restore", "put back the settings after the agent was stopped"),),

@@ -16,11 +16,7 @@ from virtksm.text import format_kib
 MAX_LETTERS = 40
 """Of a choice or a release."""
 NODES_KEY = "adaptive.merge_across_nodes"
-SET_NODES = (
-    "virtksm pause && virtksm unmerge && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
-    f"virtksm resume && systemctl start {SWITCH_UNIT}"
-)
-"""The kernel lets it be changed only while nothing is merged."""
+SET_NODES = "virtksm unmerge --merge-across-nodes never"
 
 ONLY_ZERO_PAGES = "redhat_only_zero_pages"
 """RHEL 9.9 and CentOS Stream 9 have it, no other kernel."""
@@ -171,9 +167,7 @@ def check_nodes(facts: Facts) -> Outcome:
         return warned(detail, SET_NODES)
     if NODES_KEY in facts.own.keys_set and facts.own.config.adaptive.merge_across_nodes != "never":
         return info(f"{nodes} NUMA nodes, and the configuration asks to merge across them, or to leave that as it is")
-    return warned(
-        detail, f'{NODES_KEY} = "never" takes effect once nothing is merged, "keep" leaves it; or {SET_NODES}'
-    )
+    return warned(detail, f'{SET_NODES}; {NODES_KEY} = "never" keeps it over boots, "keep" says that 1 is meant')
 
 
 def parse_count(text: str) -> int:
