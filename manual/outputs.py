@@ -297,6 +297,8 @@ class SurveyedGuest:
 
     name: str
     uuid: str
+    group: str | None
+    """As its metadata declares."""
     memory_bytes: int | None
     maximum_bytes: int | None
     rss_bytes: int | None
@@ -331,6 +333,10 @@ class GuestsHost:
     ksm_zero_pages: int | None
     freed_bytes: int | None
     page_bytes: int
+    places_per_page: float | None
+    """Places that a shared page serves on average."""
+    max_page_sharing: int | None
+    """The most that one serves."""
     saved_bytes: int | None
     cost_bytes: int | None
     profit_bytes: int | None
@@ -363,6 +369,8 @@ class Guests(Versioned):
     guests: list[SurveyedGuest]
     host: GuestsHost
     left_over: LeftOver | None
+    mixed_groups: list[list[str | None]]
+    """The groups whose guests can merge with one another; null: guests that declare none."""
     notes: list[str]
 
 

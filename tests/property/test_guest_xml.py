@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from virtksm.guests.xml import NAMESPACE, GuestXml, parse_guest_xml
 
 memory = ["domain", "metadata", "memoryBacking", "nosharepages", "hugepages", "cpu", "numa", "cell"]
-names = st.sampled_from([*memory, "devices", "hostdev", "launchSecurity", "guest", f"{{{NAMESPACE}}}guest", "x"])
+more = ["devices", "hostdev", "memballoon", "launchSecurity", "guest", f"{{{NAMESPACE}}}guest", "x"]
+names = st.sampled_from([*memory, *more])
 attributes = st.dictionaries(
-    st.sampled_from(["private", "id", "type", "memAccess"]),
-    st.sampled_from(["yes", "no", "", "pci", "shared", "sev-snp", "<&\"'>"]),
+    st.sampled_from(["private", "group", "id", "type", "memAccess", "freePageReporting"]),
+    st.sampled_from(["yes", "no", "on", "", "pci", "shared", "sev-snp", "<&\"'>"]),
 )
 characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
 
@@ -81,9 +82,11 @@ def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
     declared = root.findall(f"metadata/{{{NAMESPACE}}}guest")
     assert parse_guest_xml(text) == GuestXml(
         is_private=any(one.get("private", "no") != "no" for one in declared),
+        group=next((one.get("group") for one in declared if one.get("group")), None),
         is_kept_out=root.find("memoryBacking/nosharepages") is not None,
         has_hugepages=root.find("memoryBacking/hugepages") is not None,
         is_shared=bool(cells) and all(cell.get("memAccess") == "shared" for cell in cells),
         pins_memory=root.find("devices/hostdev[@type='pci']") is not None,
         is_confidential=root.find("launchSecurity") is not None,
+        reports_free_pages=root.find("devices/memballoon[@freePageReporting='on']") is not None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
-from virtksm.cli.guests import COLUMNS, USUAL, choose, survey_items
+from virtksm.cli.guests import COLUMNS, USUAL, choose, survey_dict, survey_items
 from virtksm.cli.headroom import find_notes, headroom_rows
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
@@ -35,7 +35,7 @@ def look(*names: str, others: tuple[OtherProcess, ...] = (), sharing: int = 512)
     facts = FakeFacts(
         rss_kib=dict.fromkeys(names, GIB),
         of_guests=dict.fromkeys(names, process),
-        counters={"ksm_zero_pages": 512},
+        counters={"ksm_zero_pages": 512, "max_page_sharing": 256},
         profit_bytes=4096 * 1024,
         other_processes=others,
     )
@@ -72,13 +72,29 @@ def test_an_output_is_all_columns_or_some_in_any_order() -> None:
 
 
 def test_a_sum_that_adds_up_says_so_and_ksmd_that_goes_on_meanwhile_is_no_mystery() -> None:
-    *_, host, guests, left = lines_of(look("one", "two"))
+    *_, host, guests, left, risk = lines_of(look("one", "two"))
     assert "4.0 MiB saved (pages_sharing 512, pages_shared 512, ksm_zero_pages 512), profit 4.0 MiB" in host
     assert guests == "Guests     4.0 MiB of it saved on guests"
     assert left == "Other      0.0 MiB (0 merging pages) not from these guests"
-    *_, left, why = lines_of(look("one", "two", sharing=500))
+    assert risk == "Risk       a merged page serves 2.0 places, 256 at most: a memory error hits them all"
+    *_, left, why, _risk = lines_of(look("one", "two", sharing=500))
     assert left.endswith("(-12 merging pages) not from these guests")
     assert why.strip() == "the counters changed while they were read"
+
+
+def test_groups_that_can_merge_with_one_another_are_named_and_what_a_group_may_be_called_stays_text() -> None:
+    found = look("one", "two", "three")
+    groups = ["a\x1b", None, "a\x1b"]
+    guests = (replace(one, xml=replace(one.xml, group=group)) for one, group in zip(found.guests, groups, strict=True))
+    mixed = replace(found, guests=tuple(guests))
+    *_, last = lines_of(mixed)
+    assert last == "Groups     can merge with one another: a\\x1b (2), no group (1)"
+    told = survey_dict(mixed, mixed.guests)
+    assert told["mixed_groups"] == [["a\x1b", None]]
+    heading, *rows = to_lines(survey_items(mixed, mixed.guests, columns=("name", "group")))
+    assert heading.split() == ["NAME", "GROUP"]
+    assert rows[1].split() == ["two", "-"]
+    assert survey_dict(found, found.guests)["mixed_groups"] == []
 
 
 def test_what_is_left_over_is_named_the_rest_summed_up() -> None:

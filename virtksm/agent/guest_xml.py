@@ -20,6 +20,7 @@ from virtksm.agent.configuration import Configuration
 from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
 from virtksm.guests.obstacles import exposed, find_obstacles
+from virtksm.guests.pools import find_mixed, find_pools
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import UNKNOWN, GuestXml, Seen, read_guests
 from virtksm.model.snapshot import Guest
@@ -139,6 +140,8 @@ class GuestReader:
         if self.running is not None and not self.due:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
             self.reporter.guests_exposed(self.exposed(self.running, patterns))
+            known = [(guest, xml, None) for guest in self.running if (xml := self.known.get(guest.key)) is not None]
+            self.reporter.groups_mixed(sum(map(len, find_mixed(find_pools(known)))))
 
 
 def _read_a_while(source: Descriptions, guests: tuple[Guest, ...], limit_s: float) -> Seen:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles
+from virtksm.guests.pools import Pool, find_mixed, find_pools
 from virtksm.guests.ports import Descriptions, GuestFacts
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
@@ -77,17 +78,24 @@ class SeenGuest:
 class Survey:
     """All running guests; `notes` say what is missing.
 
-    `left_over` is None where no guest has an account; `other_processes` have part in it.
+    `left_over` is None where no guest has an account; `other_processes` have part in it. `max_page_sharing` is the most
+    places that a merged page serves, None where the kernel does not tell.
     """
 
     uri: str
     source: Source
     ksm: KsmState
     general_profit_bytes: int | None
+    max_page_sharing: int | None
     guests: tuple[SeenGuest, ...]
     left_over: LeftOver | None
     other_processes: tuple[OtherProcess, ...]
     notes: tuple[str, ...]
+
+    @property
+    def mixed_pools(self) -> tuple[Pool, ...]:
+        """The KSM pools that guests of different groups share."""
+        return find_mixed(find_pools((one.guest, one.xml, one.process) for one in self.guests))
 
     @property
     def of_guests_bytes(self) -> int:
@@ -137,6 +145,7 @@ def survey(host: Connection, local: GuestFacts | None, freed_kib: Mapping[str, i
         source=Source.LIBVIRT if local is None else Source.LOCAL,
         ksm=ksm,
         general_profit_bytes=profit_bytes,
+        max_page_sharing=None if local is None else local.ksm_counter("max_page_sharing"),
         guests=guests,
         left_over=left_over,
         other_processes=tuple(sorted(others, key=lambda one: -one.merging_pages)),

@@ -17,7 +17,7 @@ from virtksm.guests.ports import Descriptions
 from virtksm.model.snapshot import Guest
 
 NAMESPACE = "urn:virtksm:guest"
-"""The namespace of virtksm's element <guest private="yes"/> in a domain's <metadata>."""
+"""The namespace of virtksm's element <guest private="yes" group="NAME"/> in a domain's <metadata>."""
 
 MAX_CHARACTERS = 4 * 1024 * 1024
 """libvirt's own limit for a domain's XML over its sockets."""
@@ -41,9 +41,10 @@ _PINNING_DEVICES = frozenset(
 Mediated devices (mdev) pin only what they use.
 """
 _DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
+_BALLOON = ("devices", "memballoon")
 _BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
 _LAUNCH_SECURITY = ("launchSecurity",)
-_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_DEVICES, *_BACKING}
+_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, _BALLOON, *_AMOUNTS, *_DEVICES, *_BACKING}
 """The elements below <domain> that are read."""
 MAX_DEPTH = 4
 """Of these, with <domain>."""
@@ -53,13 +54,15 @@ MAX_DEPTH = 4
 class GuestXml:
     """A running guest's XML; memory in KiB, None where it is not in it.
 
-    `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
-    `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all of its
-    RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by whatever type of launchSecurity.
-    `qemu_arguments` are those that the administrator adds to QEMU's command line.
+    `is_private` and `group` are what its metadata declares. `is_kept_out`: nosharepages. `memory_kib` is its maximum
+    (`memory`), `current_kib` its present size (`currentMemory`, the balloon). `has_hugepages` and `is_shared` mean all
+    of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by whatever type of
+    launchSecurity. `qemu_arguments` are those that the administrator adds to QEMU's command line. `reports_free_pages`:
+    it gives memory back that its kernel has freed (libvirt 6.9, QEMU 5.1).
     """
 
     is_private: bool = False
+    group: str | None = None
     is_kept_out: bool = False
     memory_kib: int | None = None
     current_kib: int | None = None
@@ -68,6 +71,7 @@ class GuestXml:
     pins_memory: bool = False
     is_confidential: bool = False
     qemu_arguments: tuple[str, ...] = ()
+    reports_free_pages: bool = False
 
 
 UNKNOWN = GuestXml()
@@ -112,6 +116,7 @@ class _Reader:
         default = access.get("mode") or ("shared" if source.get("type") == "memfd" else "private")
         return GuestXml(
             is_private=any(one.get("private", "no") != "no" for one in seen.get(_GUEST, ())),
+            group=next((one["group"] for one in seen.get(_GUEST, ()) if one.get("group")), None),
             is_kept_out=("memoryBacking", "nosharepages") in seen,
             memory_kib=self._kib.get("memory"),
             current_kib=self._kib.get("currentMemory"),
@@ -122,6 +127,7 @@ class _Reader:
             ),
             is_confidential=_LAUNCH_SECURITY in seen,
             qemu_arguments=tuple(one.get("value", "") for one in seen.get(_QEMU_ARGUMENT, ())),
+            reports_free_pages=any(one.get("freePageReporting") == "on" for one in seen.get(_BALLOON, ())),
         )
 
     def _last(self, *path: str) -> Mapping[str, str]:

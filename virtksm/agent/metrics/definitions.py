@@ -174,6 +174,8 @@ METRICS = (
            _ksm(lambda current: _bytes(current.ksm.freed_kib))),
     _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot.", _ksm(lambda current: current.ksm.ksmd_cpu_seconds)),
     _counter("cow_break_bytes", "Merged memory written to since boot (cow_ksm): COW breaks.", _ksm(_cow_break_bytes)),
+    _gauge("places_per_page", "Places that a merged page serves on average: a memory error in it hits them all.",
+           _ksm(lambda current: current.ksm.places_per_page)),
     _gauge("unmerging_bytes", "Memory that unmerging everything would take.",
            _ksm(lambda current: _bytes(current.ksm.unmerge_kib))),
     _gauge("backlog_bytes",
@@ -204,6 +206,9 @@ METRICS = (
            _room, "assumption"),
     _gauge("private_guests_exposed", "Private guests that can merge; absent until all XML is read.",
            lambda at: at.tally.exposed),
+    _gauge("groups_mixed",
+           "Groups of guests that can merge with another's, guests without one as one more; absent as that.",
+           lambda at: at.tally.mixed_groups),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.
     _gauge("guest_saved_bytes", "Memory saved on a guest.",
            _savings(lambda savings: savings.shown), "domain", "uuid"),
