@@ -8,7 +8,7 @@ keeps groups apart needs another `find_pools`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from virtksm.guests.obstacles import find_obstacles
@@ -18,16 +18,16 @@ from virtksm.model.snapshot import Guest
 if TYPE_CHECKING:
     from virtksm.guests.process import GuestProcess  # making it is start-up time, and the agent has none
 
-Pool = Mapping[str | None, tuple[str, ...]]
+Pool = Mapping[str | None, Sequence[str]]
 """The names of a pool's guests, by their group; None for guests that declare none."""
 
 
 def find_pools(guests: Iterable[tuple[Guest, GuestXml, GuestProcess | None]]) -> tuple[Pool, ...]:
     """Return the pools of the guests that can merge; video memory and firmware beside their RAM count."""
-    pool: dict[str | None, tuple[str, ...]] = {}
+    pool: dict[str | None, list[str]] = {}
     for guest, xml, process in guests:
         if not any(obstacle.is_whole for obstacle in find_obstacles(xml, process)):
-            pool[xml.group] = (*pool.get(xml.group, ()), guest.name)
+            pool.setdefault(xml.group, []).append(guest.name)
     return (pool,) if pool else ()
 
 

@@ -207,7 +207,7 @@ METRICS = (
     _gauge("private_guests_exposed", "Private guests that can merge; absent until all XML is read.",
            lambda at: at.tally.exposed),
     _gauge("groups_mixed",
-           "Groups of guests that can merge with another's, guests without one as one more; absent as that.",
+           "Groups that share a KSM pool with another, guests without one as one group; absent until all XML is read.",
            lambda at: at.tally.mixed_groups),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.
     _gauge("guest_saved_bytes", "Memory saved on a guest.",
