@@ -30,7 +30,7 @@ class Room(NamedTuple):
     """One published room, and the least that passes have found above it since `since_s`."""
 
     kib: int
-    least_kib: int = 0
+    min_kib: int = 0
     since_s: float | None = None
 
 
@@ -42,8 +42,8 @@ def steady(room: Room | None, found_kib: int, now_s: float, step_kib: int) -> Ro
         return Room(room.kib)
     if room.since_s is None:
         return Room(room.kib, found_kib, now_s)
-    least_kib = min(room.least_kib, found_kib)
-    return Room(least_kib) if now_s - room.since_s >= RISE_S else room._replace(least_kib=least_kib)
+    min_kib = min(room.min_kib, found_kib)
+    return Room(min_kib) if now_s - room.since_s >= RISE_S else room._replace(min_kib=min_kib)
 
 
 @dataclass(slots=True)
