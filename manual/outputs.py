@@ -239,6 +239,17 @@ class FullScan:
     """At its pace so far."""
 
 
+class Room:
+    """Memory of further guests, on three assumptions."""
+
+    safe: int
+    """All merged pages unmerge."""
+    unmerged: int
+    """New memory does not merge."""
+    at_ratio: int
+    """New memory merges as the present does."""
+
+
 class Status(Versioned):
     """A host's KSM now. With an agent nothing is asked of libvirt; without one, what only an agent knows is null."""
 
@@ -260,6 +271,9 @@ class Status(Versioned):
     paused: bool | None
     """Whether virtksm is paused."""
     now: Now | None
+    room_bytes: Room | None
+    """As `virtksm headroom` finds it after each pass, but steadied: it falls at once, and rises once it has been higher
+    by 2 % of the memory for 10 minutes. null while libvirt is silent, or a guest's XML or maximum is unknown."""
     ksmd: Ksmd
     saved_hour: SavedHour
     events: list[Event]
@@ -284,6 +298,8 @@ class SurveyedGuest:
 
     name: str
     uuid: str
+    group: str | None
+    """As its metadata declares."""
     memory_bytes: int | None
     maximum_bytes: int | None
     limit_bytes: int | None
@@ -320,6 +336,10 @@ class GuestsHost:
     ksm_zero_pages: int | None
     freed_bytes: int | None
     page_bytes: int
+    places_per_page: float | None
+    """Places that a shared page serves on average."""
+    max_page_sharing: int | None
+    """The most that one serves."""
     saved_bytes: int | None
     cost_bytes: int | None
     profit_bytes: int | None
@@ -352,18 +372,9 @@ class Guests(Versioned):
     guests: list[SurveyedGuest]
     host: GuestsHost
     left_over: LeftOver | None
+    mixed_groups: list[list[str | None]]
+    """The groups whose guests can merge with one another; null: guests that declare none."""
     notes: list[str]
-
-
-class Room:
-    """Memory of further guests, on three assumptions."""
-
-    safe: int
-    """All merged pages unmerge."""
-    unmerged: int
-    """New memory does not merge."""
-    at_ratio: int
-    """New memory merges as the present does."""
 
 
 class Risk:
@@ -495,6 +506,8 @@ class Unmerged(Versioned):
     fits: bool
     """Whether unmerging fits into memory."""
     merged: Merged
+    ksm_run: int | None
+    merge_across_nodes: int | None
 
 
 class MemoryBackend:

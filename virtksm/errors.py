@@ -125,8 +125,8 @@ class Cause(Enum):
 REMEDIES: Mapping[Cause, str] = {
     Cause.ADVISOR_ON: "the kernel's KSM advisor owns pages_to_scan; switch it off on the host: "
     "echo none > /sys/kernel/mm/ksm/advisor_mode",
-    Cause.PAGES_SHARED: "merge_across_nodes can only change while nothing is shared; unmerge first on the host: "
-    "echo 2 > /sys/kernel/mm/ksm/run",
+    Cause.PAGES_SHARED: "merge_across_nodes can only change while nothing is shared; on the host: "
+    "virtksm unmerge --merge-across-nodes never (or always)",
     Cause.OUT_OF_RANGE: "correct the configuration: pages_to_scan and sleep_millisecs take 0..4294967295, "
     "merge_across_nodes 0 or 1",
     Cause.READ_ONLY: "connect read-write: a read-only libvirt connection cannot set node memory parameters",

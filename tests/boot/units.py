@@ -325,6 +325,15 @@ def proves_off() -> None:
     wait(lambda: ksm("pages_sharing") > 0, "guests to merge again")
 
 
+def changes_nodes() -> None:
+    """`virtksm unmerge --merge-across-nodes` unmerges, sets it through libvirt and has guests merge again"""
+    for wanted, value in (("never", 0), ("always", 1)):
+        claim(ksm("pages_sharing") > 0, "nothing is merged")
+        said = run("virtksm", "unmerge", "--merge-across-nodes", wanted)
+        claim((ksm("merge_across_nodes"), ksm("run")) == (value, 1), said)
+        wait(lambda: ksm("pages_sharing") > 0, "guests to merge again")
+
+
 def sets_zero_pages() -> None:
     """a drop-in of `virtksm-ksm.service` sets use_zero_pages; without it, or stopped, it puts back what it found"""
     found, drop_in = ksm("use_zero_pages"), Path("/etc/systemd/system/virtksm-ksm.service.d/zero.conf")
@@ -486,6 +495,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     restores_when_wedged,
     leaves_no_strangers,
     proves_off,
+    changes_nodes,
     sets_zero_pages,
     stops,
     without_a_rule,

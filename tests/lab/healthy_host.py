@@ -115,7 +115,10 @@ LIBVIRT = Libvirt(
     ksm=KsmState(settings=Settings(pages_to_scan=0, sleep_millisecs=10_000, merge_across_nodes=1)),
     guests=Guests(
         running=(GUEST, VAULT),
-        xml={GUEST.key: GuestXml(), VAULT.key: GuestXml(is_kept_out=True)},
+        xml={
+            GUEST.key: GuestXml(reports_free_pages=True),
+            VAULT.key: GuestXml(reports_free_pages=True, is_kept_out=True),
+        },
         other_processes=OtherProcesses(kib=0, processes=0, unread=0),
     ),
 )

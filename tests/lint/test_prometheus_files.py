@@ -69,6 +69,7 @@ def test_the_dashboard_is_made_of_our_metrics_and_shows_nearly_all() -> None:
         "virtksm_libvirt_connected",
         "virtksm_worst_core_ratio",
         "virtksm_host_memory_bytes",
+        "virtksm_places_per_page",
     } == OURS - bare
 
 

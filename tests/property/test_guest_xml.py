@@ -127,10 +127,12 @@ def test_it_says_what_another_parser_says(children: list[ET.Element]) -> None:
     declared = root.findall(f"metadata/{{{NAMESPACE}}}guest")
     assert parse_guest_xml(text) == GuestXml(
         is_private=any(one.get("private", "no") != "no" for one in declared),
+        group=next((one.get("group") for one in declared if one.get("group")), None),
         is_kept_out=root.find("memoryBacking/nosharepages") is not None,
         has_hugepages=root.find("memoryBacking/hugepages") is not None,
         is_shared=bool(cells) and all(cell.get("memAccess") == "shared" for cell in cells),
         pins_memory=root.find("devices/hostdev[@type='pci']") is not None,
         is_confidential=root.find("launchSecurity") is not None,
         image=image_of(root),
+        reports_free_pages=root.find("devices/memballoon[@freePageReporting='on']") is not None,
     )

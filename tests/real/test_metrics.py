@@ -88,6 +88,8 @@ def test_a_prometheus_is_told_what_the_status_says(
             "virtksm_libvirt_answers": status["libvirt"]["answers"],
             f'virtksm_last_pass_result{{result="{last["outcome"]}"}}': 1,
             'virtksm_backlog_bytes{state="new"}': numbers["new_bytes"],
+            'virtksm_room_bytes{assumption="safe"}': status["room_bytes"]["safe"],
+            "virtksm_places_per_page": (now["pages_shared"] + now["pages_sharing"]) / now["pages_shared"],
             "sum(virtksm_decisions_total)": len(passes),
             "virtksm_pass_duration_seconds_count": len(passes),
         }

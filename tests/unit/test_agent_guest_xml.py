@@ -12,6 +12,7 @@ from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
+from virtksm.guests.xml import NAMESPACE
 from virtksm.host.systemd import Notifier
 from virtksm.model.snapshot import Guest
 
@@ -75,6 +76,32 @@ def test_many_guests_are_read_a_few_at_a_time_each_once_a_run_and_all_when_asked
         assert reader.exposed((first,), ["*"]) == ("guest-0",), "known, and due, until it is read again"
         await read_all(reader)
         assert reader.exposed((first,), ["*"]) == ()
+        reader.read_again("another")
+        assert not reader.due
+        reader.read_again(first.uuid)
+        assert [*reader.due] == [first.key], "a memory device has come or gone"
+
+    with_reader(story)
+
+
+def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read() -> None:
+    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
+        many = guests(READ_AT_ONCE + 1)
+        for one, group in zip(many, "abaaaaaaa", strict=True):
+            libvirt.xml[one.uuid] = (
+                f"<domain><metadata><v:guest xmlns:v='{NAMESPACE}' group='{group}'/></metadata></domain>"
+            )
+        counts: list[int | None] = []
+        reader.see(many, again=False)
+        await reader.read_when_due()
+        counts.append(reader.reporter.tally.mixed_groups)
+        await read_all(reader)
+        counts.append(reader.reporter.tally.mixed_groups)
+        libvirt.xml[many[1].uuid] = APART
+        reader.see(many, again=True)
+        await read_all(reader)
+        counts.append(reader.reporter.tally.mixed_groups)
+        assert counts == [None, 2, 0]
 
     with_reader(story)
 

@@ -19,6 +19,10 @@ def domain(*parts: str) -> str:
     [
         (domain(), GuestXml()),
         (domain(NOSHARE, METADATA), GuestXml(is_private=True, is_kept_out=True)),
+        (domain(METADATA.replace("private", "group")), GuestXml(group="yes")),
+        (domain(METADATA.replace('private="yes"', 'group=""')), GuestXml()),
+        (domain("<devices><memballoon freePageReporting='on'/></devices>"), GuestXml(reports_free_pages=True)),
+        (domain("<devices><memballoon freePageReporting='off'/></devices>"), GuestXml()),
         (f"<?xml version='1.0' encoding='UTF-16'?>{domain(NOSHARE)}", GuestXml(is_kept_out=True)),
     ],
 )

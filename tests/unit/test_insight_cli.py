@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
-from virtksm.cli.guests import COLUMNS, USUAL, choose, survey_items
-from virtksm.cli.headroom import find_notes, find_reserve_kib, headroom_rows, need_of
+from virtksm.cli.guests import COLUMNS, USUAL, choose, survey_dict, survey_items
+from virtksm.cli.headroom import find_notes, headroom_rows
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
 from virtksm.config.schema import Config
 from virtksm.errors import UsageError, VirtksmError
-from virtksm.guests.headroom import GuestNeed, Host, find_headroom
+from virtksm.guests.headroom import GuestNeed, Host, find_headroom, find_reserve_kib
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings
@@ -35,7 +35,7 @@ def look(*names: str, others: tuple[OtherProcess, ...] = (), sharing: int = 512)
     facts = FakeFacts(
         rss_kib=dict.fromkeys(names, GIB),
         of_guests=dict.fromkeys(names, process),
-        counters={"ksm_zero_pages": 512},
+        counters={"ksm_zero_pages": 512, "max_page_sharing": 256},
         profit_bytes=4096 * 1024,
         other_processes=others,
     )
@@ -72,13 +72,29 @@ def test_an_output_is_all_columns_or_some_in_any_order() -> None:
 
 
 def test_a_sum_that_adds_up_says_so_and_ksmd_that_goes_on_meanwhile_is_no_mystery() -> None:
-    *_, host, guests, left = lines_of(look("one", "two"))
+    *_, host, guests, left, risk = lines_of(look("one", "two"))
     assert "4.0 MiB saved (pages_sharing 512, pages_shared 512, ksm_zero_pages 512), profit 4.0 MiB" in host
     assert guests == "Guests     4.0 MiB of it saved on guests"
     assert left == "Other      0.0 MiB (0 merging pages) not from these guests"
-    *_, left, why = lines_of(look("one", "two", sharing=500))
+    assert risk == "Risk       a merged page serves 2.0 places, 256 at most: a memory error hits them all"
+    *_, left, why, _risk = lines_of(look("one", "two", sharing=500))
     assert left.endswith("(-12 merging pages) not from these guests")
     assert why.strip() == "the counters changed while they were read"
+
+
+def test_groups_that_can_merge_with_one_another_are_named_and_what_a_group_may_be_called_stays_text() -> None:
+    found = look("one", "two", "three")
+    groups = ["a\x1b", None, "a\x1b"]
+    guests = (replace(one, xml=replace(one.xml, group=group)) for one, group in zip(found.guests, groups, strict=True))
+    mixed = replace(found, guests=tuple(guests))
+    *_, last = lines_of(mixed)
+    assert last == "Groups     can merge with one another: a\\x1b (2), no group (1)"
+    told = survey_dict(mixed, mixed.guests)
+    assert told["mixed_groups"] == [["a\x1b", None]]
+    heading, *rows = to_lines(survey_items(mixed, mixed.guests, columns=("name", "group")))
+    assert heading.split() == ["NAME", "GROUP"]
+    assert rows[1].split() == ["two", "-"]
+    assert survey_dict(found, found.guests)["mixed_groups"] == []
 
 
 def test_what_is_left_over_is_named_the_rest_summed_up() -> None:
@@ -131,9 +147,9 @@ def test_what_fits_fits_beside_the_policys_reserve() -> None:
 
 def test_zero_pages_are_held_and_huge_pages_taken_at_the_start() -> None:
     (one,) = look("one").guests
-    assert need_of(one) == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB)
+    assert one.need == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB)
     huge = replace(one, xml=replace(one.xml, has_hugepages=True))
-    assert need_of(huge).growth_kib == 0
+    assert huge.need.growth_kib == 0
 
 
 def test_each_thing_that_makes_the_figures_doubtful_is_noted() -> None:

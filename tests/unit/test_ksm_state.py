@@ -19,6 +19,12 @@ def test_zero_pages_are_saved_too_and_unmerging_takes_a_copy_for_every_place(pag
     assert (uncounted.saved_kib, uncounted.zero_kib, uncounted.unmerge_kib) == (90 * page_kib, None, 100 * page_kib)
 
 
+def test_a_merged_page_serves_on_average_as_many_places_as_share_it_and_its_first() -> None:
+    assert SOME.places_per_page == 10
+    assert replace(SOME, pages_shared=0, pages_sharing=0).places_per_page is None
+    assert replace(SOME, pages_sharing=None).places_per_page is None
+
+
 def test_it_says_how_much_memory_is_missing() -> None:
     assert [SOME.missing_kib(available_kib) for available_kib in (0, 419, 420, 10_000)] == [420, 1, 0, 0]
 

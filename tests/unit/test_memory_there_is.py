@@ -13,11 +13,11 @@ import pytest
 from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock, FakeHypervisor, fake_cycle
 from tests.lab.healthy_host import with_files
-from virtksm.cli.headroom import find_memory_notes, find_reserve_kib, need_of
+from virtksm.cli.headroom import find_memory_notes
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import examine
 from virtksm.doctor.finding import Verdict
-from virtksm.guests.headroom import Headroom, Host, find_headroom
+from virtksm.guests.headroom import Headroom, find_headroom, find_reserve_kib, host_of
 from virtksm.guests.survey import survey
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.memory_limits import AGAIN_S, ARCSTATS
@@ -107,16 +107,8 @@ class Place:
 
     def headroom(self) -> tuple[Headroom, list[str]]:
         found, memory = survey(self.hypervisor, self.facts), self.facts.host_memory()
-        host = Host(
-            available_kib=memory.spare_kib or 0,
-            reserve_kib=find_reserve_kib(Config(), memory),
-            saved_kib=0,
-            unmerging_kib=0,
-            swap_free_kib=memory.spare_swap_kib,
-            commit_left_kib=memory.commit_left_kib,
-            is_merging=True,
-        )
-        return find_headroom([need_of(one) for one in found.guests], host), find_memory_notes(memory)
+        host = host_of(memory, found.ksm, Config())
+        return find_headroom([one.need for one in found.guests], host), find_memory_notes(memory)
 
     def doctor(self, check: str, **more: str) -> tuple[Verdict, str]:
         (found,) = (one.outcome for one in examine(with_files(**{**self._files, **more})) if one.check == check)

@@ -50,6 +50,7 @@ def moment(
         last_s=None if last is None else 99.0,
         next_s=None,
         current=None if last is None else after_pass(last),
+        room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},
     )
     return Moment(
         agent=agent,
@@ -68,8 +69,10 @@ def measured(report: PassReport, *, tally: Tally | None = None) -> dict[str, Val
 
 def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() -> None:
     tally = Tally()
-    tally.exposed = 0
+    tally.exposed = tally.mixed_groups = 0
     report = a_pass()
+    merged = replace(report.snapshot.ksm, pages_shared=2, pages_sharing=3)
+    report = replace(report, snapshot=replace(report.snapshot, ksm=merged))
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
     tally.passed(replace(report, refusals=(refused,)), 0.02, 1_790_000_100.0)
     found = measure(moment(tally, report, savings=SAVINGS))
@@ -78,11 +81,13 @@ def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() 
         name: {count} for name, count in labels.items()
     }
     assert found["virtksm_guests_other_saved_bytes"] == {(): 200}
+    assert found["virtksm_places_per_page"] == {(): 2.5}
     found = measure(moment(Tally(), report, savings=None))
     assert "virtksm_guest_saved_bytes" not in found
     assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
     untold = replace(report.snapshot, ksm=replace(report.snapshot.ksm, ksm_zero_pages=None))
     assert "virtksm_zero_pages_bytes" not in measured(replace(report, snapshot=untold))
+    assert found["virtksm_room_bytes"] == {("safe",): 1024, ("unmerged",): 2048, ("at_ratio",): 3072}
     assert found["virtksm_profit_bytes"] == {(): -5}, "it needs no guest's process"
 
 
@@ -90,8 +95,9 @@ def test_before_any_pass_nothing_is_told_that_is_not_known() -> None:
     found = measure(moment(Tally(), None, lost_s=50.0))
     assert found["virtksm_libvirt_connected"] == {(): False}
     assert found["virtksm_libvirt_answers"] == {(): False}
+    assert "virtksm_room_bytes" not in found, "guests may have come"
     assert found["virtksm_passes_total"][("applied",)] == 0
-    for unknown in ("saved_bytes", "guests", "paused", "stranded_possible", "private_guests_exposed"):
+    for unknown in ("saved_bytes", "guests", "paused", "private_guests_exposed", "groups_mixed"):
         assert f"virtksm_{unknown}" not in found
 
 

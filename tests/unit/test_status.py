@@ -65,6 +65,7 @@ def agent_facts(**changes: Any) -> AgentFacts:  # noqa: ANN401  # any field of A
         last_s=990.0,
         next_s=1004.0,
         current=None,
+        room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},
     )
     return replace(calm, **changes)
 
@@ -158,6 +159,7 @@ def test_the_fields_are_those_that_are_documented() -> None:
             "guests": 0, "guests_unread": 0, "committed_kib": 0,
             "total_kib": 16 * 1024 * 1024, "available_kib": 8 * 1024 * 1024,
         },
+            "room_kib": None,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from virtksm.agent.configuration import Configuration
 from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
 from virtksm.guests.obstacles import exposed, find_obstacles
+from virtksm.guests.pools import find_mixed, find_pools
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import Guest
@@ -70,6 +71,10 @@ class GuestReader:
         self.due = {key: guests[key] for key in in_order if key in is_due}
         self._name_exposed()
         self.seen.set()
+
+    def read_again(self, uuid: str) -> None:
+        """Have a guest's XML read again once a pass has seen it: its memory has changed."""
+        self.due |= {guest.key: guest for guest in self.running or () if guest.uuid == uuid}
 
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
@@ -137,3 +142,11 @@ class GuestReader:
         if self.running is not None and not self.due:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
             self.reporter.guests_exposed(self.exposed(self.running, patterns))
+            self.reporter.groups_mixed(self._count_mixed(self.running))
+
+    def _count_mixed(self, running: Iterable[Guest]) -> int:
+        """Count the groups that share a KSM pool with another; where none is declared at no cost (0.6 ms for 500)."""
+        if not any(xml.group for xml in self.known.values()):
+            return 0
+        known = [(guest, xml, None) for guest in running if (xml := self.known.get(guest.key)) is not None]
+        return sum(map(len, find_mixed(find_pools(known))))

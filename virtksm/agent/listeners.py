@@ -1,4 +1,4 @@
-"""The listeners to events and passes: the log, the history, the trace buffer, and those who ask for more about guests.
+"""The listeners to events and passes: log, history, trace buffer, headroom, and those who ask for more about guests.
 
 Which passes are news, which are logged at level info, and kept in the history:
 1. A requested pass, a guest's start or stop, a refusal and another writer are news.
@@ -10,16 +10,19 @@ Which passes are news, which are logged at level info, and kept in the history:
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
+from virtksm.agent.headroom import Rooms
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
+from virtksm.model.decision import Trigger
 from virtksm.model.report import PassReport
 from virtksm.values import replace
 
@@ -61,10 +64,18 @@ class Listeners:
     guests: GuestReader
     dirty_rates: DirtyRates
     news: News = field(default_factory=News)
+    rooms: Rooms = field(default_factory=Rooms)
+
+    @property
+    def room_kib(self) -> Mapping[str, int] | None:
+        """The room for more guest memory, by name; None while it is unknown."""
+        return self.rooms.room_kib(self.guests.known)
 
     def heard(self, event: DomainEvent) -> None:
         self.reporter.event(event)
         self.history_writer.hear(event)
+        if event.trigger is Trigger.MEMORY_DEVICE:
+            self.guests.read_again(event.uuid)
 
     def complete(self, report: PassReport, config: Config) -> PassReport:
         return replace(report, exposed=self.guests.exposed(report.snapshot.guests, config.private_guests))
@@ -76,4 +87,5 @@ class Listeners:
         thresholds = [one.as_dict() for one in done.report.find_thresholds()] if is_news else []
         self.history_writer.take(line, line.summary(thresholds) if is_news else None)
         self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)
+        self.rooms.passed(done, self.guests.known)
         self.dirty_rates.see(done.report.snapshot.guests, is_wanted=done.report.decision.wants_dirty_rates)

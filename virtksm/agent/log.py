@@ -196,6 +196,10 @@ class Reporter:
         self._exposed = set(names)
         self.tally.exposed = len(names)
 
+    def groups_mixed(self, count: int) -> None:
+        """Note how many groups share a KSM pool with another."""
+        self.tally.mixed_groups = count
+
     def dirty_rates_unknown(self, error: VirtksmError) -> None:
         """Report that it is not measured how fast guests' memory changes."""
         log = self._log.debug if self._is_same("dirty_rates_unknown", error) else self._log.info

@@ -16,6 +16,7 @@ renamed, while SCHEMA stays.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -46,6 +47,7 @@ class AgentFacts:
 
     `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
     the last attempt to connect, or the last pass, failed. `current` is this machine's KSM as it is, or the last pass's.
+    `room_kib` is the room for more guest memory, by name.
     """
 
     version: str
@@ -59,6 +61,7 @@ class AgentFacts:
     last_s: float | None
     next_s: float | None
     current: CurrentKsm | None
+    room_kib: Mapping[str, int] | None
 
     @property
     def silence(self) -> Waiting | None:
@@ -84,6 +87,11 @@ class AgentFacts:
         if self.last is None:
             return None
         return bool(self.last.after.pages_to_scan) and self.last.snapshot.ksm.run in (None, 1)
+
+    @property
+    def known_room_kib(self) -> Mapping[str, int] | None:
+        """The room for more guest memory; None while libvirt is silent: guests may have come."""
+        return None if self.silence else self.room_kib
 
     def as_dict(self, now: datetime) -> dict[str, object]:
         """Return the answer as JSON values; `now` is the wall clock's time."""
@@ -114,6 +122,7 @@ class AgentFacts:
             },
             "paused": None if self.last is None else self.last.paused is not None,
             "now": None if self.current is None else self.current.as_dict(),
+            "room_kib": self.known_room_kib,
         }
 
     def _full_scan(self) -> dict[str, float | None] | None:
@@ -144,6 +153,7 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         last_s=None if done is None else done.ended_s,
         next_s=agent.passes.next_s(now_s),
         current=read_current(facts if is_here else None, last),
+        room_kib=agent.listeners.room_kib,
     )
 
 

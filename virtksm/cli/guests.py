@@ -22,7 +22,7 @@ SCHEMA = 1
 MAX_NAMED = 5
 """Of the other processes that have merged pages: the rest is one sum."""
 USUAL = ("name", "memory", "rss", "saved", "profit", "can_merge")
-TEXTS = ("name", "can_merge")
+TEXTS = ("name", "group", "can_merge")
 """The columns that may wrap."""
 
 
@@ -111,6 +111,8 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
             "ksm_zero_pages": ksm.ksm_zero_pages,
             "freed_bytes": _bytes(ksm.freed_kib),
             "page_bytes": ksm.page_kib * 1024,
+            "places_per_page": None if ksm.places_per_page is None else round(ksm.places_per_page, 2),
+            "max_page_sharing": found.max_page_sharing,
             "saved_bytes": _bytes(ksm.saved_kib),
             "cost_bytes": find_cost_bytes(ksm, found.general_profit_bytes),
             "profit_bytes": find_profit_bytes(ksm, found.general_profit_bytes),
@@ -127,6 +129,7 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
                 for one in found.other_processes
             ],
         },
+        "mixed_groups": [list(pool) for pool in found.mixed_pools],
         "notes": list(found.notes),
     }
 
@@ -137,6 +140,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
     return {
         "name": seen.guest.name,
         "uuid": seen.guest.uuid,
+        "group": seen.xml.group,
         "memory_bytes": _bytes(seen.xml.current_kib),
         "maximum_bytes": _bytes(seen.max_kib),
         "limit_bytes": _bytes(seen.xml.limit_kib),
@@ -170,6 +174,7 @@ def survey_items(
 ) -> list[Item]:
     """Return the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
     from virtksm.cli.layout import Table
+    from virtksm.guests.pools import pool_text
     from virtksm.guests.savings import find_profit_bytes
 
     headings = [name.upper().replace("_", " ") for name in columns]
@@ -198,6 +203,12 @@ def survey_items(
         others = f"{_amount(left.saved_bytes)} ({left.merging_pages} merging pages) not from these guests"
         items.append(("", "Other", others))
         items += [("", "", text) for text in _left_texts(left.merging_pages, found.other_processes)]
+    if ksm.places_per_page is not None:
+        most = "" if found.max_page_sharing is None else f", {found.max_page_sharing} at most"
+        items.append(
+            ("", "Risk", f"a merged page serves {ksm.places_per_page:.1f} places{most}: a memory error hits them all")
+        )
+    items += [("warn", "Groups", f"can merge with one another: {pool_text(pool)}") for pool in found.mixed_pools]
     return items + [("", "Note", note) for note in found.notes]
 
 
@@ -233,6 +244,7 @@ def _accounted(name: str) -> Callable[[SeenGuest], str]:
 COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
     "name": lambda seen: seen.guest.name,
     "uuid": lambda seen: seen.guest.uuid,
+    "group": lambda seen: seen.xml.group or "-",
     "memory": _amount_of(lambda seen: _bytes(seen.xml.current_kib)),
     "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
     "limit": _amount_of(lambda seen: _bytes(seen.xml.limit_kib)),

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from virtksm.cli.layout import Row
-    from virtksm.config.schema import Config
-    from virtksm.guests.headroom import GuestNeed, Headroom, Host
-    from virtksm.guests.survey import SeenGuest, Survey
+    from virtksm.guests.headroom import Headroom, Host
+    from virtksm.guests.survey import Survey
     from virtksm.model.snapshot import HostMemory
 
 SCHEMA = 1
@@ -30,23 +29,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
-    from virtksm.guests.headroom import Host, find_headroom
+    from virtksm.guests.headroom import find_headroom, host_of
+    from virtksm.values import replace
 
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     surveyor = Surveyor(options)
     (found, memory), config = surveyor.read(), surveyor.config
-    # A survey is of a kernel that counts; only zero pages may be uncounted.
-    host = Host(
-        available_kib=memory.free_kib if memory.spare_kib is None else memory.spare_kib,
-        reserve_kib=find_reserve_kib(config, memory),
-        saved_kib=(found.ksm.saved_kib or 0) if found.left_over is None else found.of_guests_bytes // 1024,
-        zero_kib=(found.ksm.zero_kib or 0) if found.left_over is None else 0,
-        unmerging_kib=found.ksm.unmerge_kib or 0,
-        swap_free_kib=memory.spare_swap_kib,
-        commit_left_kib=memory.commit_left_kib,
-        is_merging=found.ksm.run in (None, 1),
-    )
-    headroom = find_headroom([need_of(one) for one in found.guests], host)
+    host = host_of(memory, found.ksm, config)
+    if found.left_over is not None:  # each guest's savings are known, and its zero pages part of what it holds
+        host = replace(host, saved_kib=found.of_guests_bytes // 1024, zero_kib=0)
+    headroom = find_headroom([one.need for one in found.guests], host)
     notes = [*find_memory_notes(memory), *find_notes(found, is_full=memory.spare_kib is not None)]
     if options.json:
         from virtksm.json_output import to_json
@@ -57,31 +49,6 @@ def run(options: argparse.Namespace) -> int:
 
         show(headroom_rows(found, host, headroom, notes, usable_kib=memory.usable_kib))
     return ExitCode.DONE
-
-
-def find_reserve_kib(config: Config, memory: HostMemory) -> int:
-    """Return the reserve of the policy in force."""
-    if config.policy == "ksmtuned":
-        from virtksm.policy.ksmtuned import threshold_kib
-
-        return threshold_kib(memory.total_kib, config.ksmtuned)
-    from virtksm.policy.adaptive.engage import reserve_of_kib
-
-    return reserve_of_kib(memory.usable_kib, config.adaptive)
-
-
-def need_of(seen: SeenGuest) -> GuestNeed:
-    """Return a guest's memory, held and at most; huge pages, as its process or its XML tells, are neither."""
-    from virtksm.guests.headroom import GuestNeed
-
-    rss_kib = seen.guest.rss_kib
-    pool_kib = seen.max_kib if seen.xml.has_hugepages else seen.guest.pool_kib
-    return GuestNeed(
-        held_kib=None if rss_kib is None else rss_kib + seen.zero_kib,
-        max_kib=None if seen.max_kib is None else seen.max_kib - (pool_kib or 0),
-        freed_kib=seen.guest.freed_kib,
-        swapped_kib=seen.swapped_kib or 0,
-    )
 
 
 def find_memory_notes(memory: HostMemory) -> list[str]:
@@ -146,11 +113,7 @@ def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence
         "swapped_kib": headroom.swapped_kib,
         "saved_kib": host.saved_kib,
         "merge_ratio": round(headroom.merge_ratio, 4),
-        "room_kib": {
-            "safe": headroom.safe_kib,
-            "unmerged": headroom.unmerged_kib,
-            "at_ratio": headroom.at_ratio_kib,
-        },
+        "room_kib": headroom.room_kib,
         "risk": {
             "unmerging_kib": host.unmerging_kib,
             "needed_kib": headroom.needed_kib,

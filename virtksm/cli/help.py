@@ -54,6 +54,7 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     ("unmerge",): (
         ("virtksm unmerge --check", "would all unmerged pages fit into memory?"),
         ("sudo virtksm unmerge", "give up all savings; KSM is then off"),
+        ("sudo virtksm unmerge --merge-across-nodes never", "keep merged pages on their NUMA node, and merge again"),
     ),
     ("guest", "show"): (("sudo virtksm guest show web-1", "may it merge, and what would unmerging it cost?"),),
     ("guest", "unmerge"): (("sudo virtksm guest unmerge web-1", "give up what is merged of one guest, while it runs"),),

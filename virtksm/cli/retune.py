@@ -34,15 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run one pass and print it; returns the exit code."""
     gc.disable()  # a process of a tenth of a second has no garbage worth its 4 ms
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    if options.coalesce and not _wait_for_hook(paths):
+    if options.coalesce and not _wait_for_hook(RuntimePaths(options.runtime_dir, options.state_dir)):
         return ExitCode.DONE
-    request = {"op": "retune", "dry_run": options.dry_run}
-    report = (
-        None if options.direct else through_agent(paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)
-    )
-    if report is None:
-        report = _directly(paths, options, request)
+    report = run_pass(options, direct=options.direct, dry_run=options.dry_run)
     if options.json:
         from virtksm.json_output import to_json
 
@@ -53,6 +47,17 @@ def run(options: argparse.Namespace) -> int:
 
         show(pass_rows(report))
     return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
+
+
+def run_pass(options: argparse.Namespace, *, direct: bool = False, dry_run: bool = False) -> dict[str, object]:
+    """Run one pass, and return it; raises VirtksmError."""
+    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    request = {"op": "retune", "dry_run": dry_run}
+    if not direct:
+        report = through_agent(paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)
+        if report is not None:
+            return report
+    return _directly(paths, options, request, direct=direct)
 
 
 def through_agent(
@@ -87,7 +92,9 @@ def through_agent(
     return take_answer(answer, "pass", PASS_ASKED_FOR)
 
 
-def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object]) -> dict[str, object]:
+def _directly(
+    paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object], *, direct: bool
+) -> dict[str, object]:
     from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
     from virtksm.model.decision import Trigger, Triggers
@@ -98,15 +105,15 @@ def _directly(paths: RuntimePaths, options: argparse.Namespace, request: dict[st
     config = load(options.config, asks_groups=False).config
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(uri)
-    if not options.direct and host.uri != uri:  # it was an alias: the agent may know the real one
+    if not direct and host.uri != uri:  # it was an alias: the agent may know the real one
         report = through_agent(paths, host.uri, request, within_s=ANSWER_WITHIN_S)
         if report is not None:
             return report
     cycle = make_cycle(host, config, paths)
     triggers = Triggers(kinds=frozenset({Trigger.RETUNE}))
-    return libvirt.run("pass", lambda: cycle.run(triggers, dry_run=options.dry_run), more_s=LOCK_WAIT_S).as_dict(
-        with_thresholds=True
-    )
+    return libvirt.run(
+        "pass", lambda: cycle.run(triggers, dry_run=bool(request["dry_run"])), more_s=LOCK_WAIT_S
+    ).as_dict(with_thresholds=True)
 
 
 def _wait_for_hook(paths: RuntimePaths) -> bool:

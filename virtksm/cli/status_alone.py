@@ -75,6 +75,7 @@ class Alone:
             "stranded": {"possible": None, "settings": None, "worst_core_percent": None},
             "paused": is_paused,
             "now": None if current is None else current.as_dict(),
+            "room_kib": None,
         }
 
     def _current(self, snapshot: Snapshot | None, *, is_here: bool) -> CurrentKsm | None:

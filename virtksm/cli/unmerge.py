@@ -1,7 +1,7 @@
 """`virtksm unmerge`: has systemd unmerge all pages, where their copies fit into memory; `--check` only says whether.
 
 virtksm itself writes nothing below /sys: virtksm-unmerge.service does. Neither libvirt, nor an agent, nor a valid
-configuration is needed.
+configuration is needed, but libvirt for `--merge-across-nodes` (cli/nodes.py).
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--check", action="store_true", help="change nothing: exit with 0 if unmerging fits into memory")
     which.add_argument("--force", action="store_true", help="unmerge also where memory may not suffice")
+    parser.add_argument(
+        "--merge-across-nodes",
+        choices=("never", "always"),
+        help="once all is unmerged, set whether pages of different NUMA nodes merge, and merge again",
+    )
     parser.set_defaults(run=run)
 
 
@@ -47,21 +52,40 @@ def run(options: argparse.Namespace) -> int:
 
     require_this_machine(options)
     facts = ProcFacts(boottime_s)
-    if not options.check:
-        unmerge(facts, force=options.force, has_unit=has_unit(UNIT), start=_start_unit)
+
+    def unmerge_all() -> None:
+        unmerge(facts, force=options.force, has_unit=has_unit(UNIT), start=lambda: _start(UNIT))
+
+    rows: list[Row] = []
+    if options.merge_across_nodes and not options.check:
+        from virtksm.cli.nodes import change_here
+
+        rows = change_here(options, facts, unmerge=unmerge_all, start=_start)
+    elif not options.check:
+        unmerge_all()
     ksm, available_kib = read_here(facts)
-    fits = not ksm.missing_kib(available_kib)
     if options.json:
         from virtksm.json_output import to_json
 
-        print(to_json({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
+        print(to_json(unmerged_dict(ksm, available_kib)))
     elif options.check:
         print(fit_text(ksm.unmerge_kib, available_kib))
     else:
         from virtksm.cli.layout import show
 
-        show(merged_rows(ksm, available_kib, is_local=True))
-    return ExitCode.DONE if fits else ExitCode.FAILED
+        show(rows or merged_rows(ksm, available_kib, is_local=True))
+    return ExitCode.FAILED if ksm.missing_kib(available_kib) and not rows else ExitCode.DONE
+
+
+def unmerged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
+    """Return JSON values (docs/reference.md)."""
+    return {
+        "schema": SCHEMA,
+        "fits": not ksm.missing_kib(available_kib),
+        "merged": merged_dict(ksm, available_kib),
+        "ksm_run": ksm.run,
+        "merge_across_nodes": ksm.settings.merge_across_nodes,
+    }
 
 
 def unmerge(
@@ -95,10 +119,10 @@ def unmerge(
         allowed.unlink(missing_ok=True)  # where the unit did not come so far
 
 
-def _start_unit() -> int:
+def _start(unit: str) -> int:
     import subprocess
 
-    return subprocess.run(["systemctl", "start", UNIT], check=False).returncode
+    return subprocess.run(["systemctl", "start", unit], check=False).returncode
 
 
 def require_this_machine(options: argparse.Namespace) -> None:

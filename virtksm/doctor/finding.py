@@ -1,7 +1,8 @@
 """A check's answer: a verdict, the facts, and the remedy. Pure.
 
-PASS: nothing to do. INFO: nothing to judge, as on another machine, or as the administrator asked for. WARN: works, at a
-price, or is unknown. FAIL: virtksm cannot do its work, or a promise is broken. Only WARN and FAIL have a remedy.
+PASS: nothing to do. INFO: nothing to judge, as on another machine, or as the administrator asked for; or a saving that
+he may choose. WARN: works, at a price, or is unknown. FAIL: virtksm cannot do its work, or a promise is broken. Only
+WARN and FAIL have a remedy.
 """
 
 from __future__ import annotations

@@ -21,8 +21,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from virtksm.model.snapshot import Guest, HostMemory, KsmState
+
+if TYPE_CHECKING:
+    from virtksm.config.schema import Config
+    from virtksm.guests.xml import GuestXml
 
 MAX_RATIO = 0.95
 """New guests are never more alike than this."""
@@ -77,6 +84,47 @@ class Headroom:
     needed_kib: int
     missing_kib: int
     missing_after_swap_kib: int | None
+
+    @property
+    def room_kib(self) -> Mapping[str, int]:
+        """The rooms by their names in JSON and metrics."""
+        return {"safe": self.safe_kib, "unmerged": self.unmerged_kib, "at_ratio": self.at_ratio_kib}
+
+
+def need_of(guest: Guest, xml: GuestXml, max_kib: int | None, *, zero_kib: int = 0, swapped_kib: int = 0) -> GuestNeed:
+    """Return a guest's memory, held and at most; huge pages, as its process or its XML tells, are neither."""
+    pool_kib = max_kib if xml.has_hugepages else guest.pool_kib
+    return GuestNeed(
+        held_kib=None if guest.rss_kib is None else guest.rss_kib + zero_kib,
+        max_kib=None if max_kib is None else max_kib - (pool_kib or 0),
+        freed_kib=guest.freed_kib,
+        swapped_kib=swapped_kib,
+    )
+
+
+def host_of(memory: HostMemory, ksm: KsmState, config: Config) -> Host:
+    """Return the host's side where no guest's savings are known: all that KSM saves counts as the guests'."""
+    return Host(
+        available_kib=memory.free_kib if memory.spare_kib is None else memory.spare_kib,
+        reserve_kib=find_reserve_kib(config, memory),
+        saved_kib=ksm.saved_kib or 0,
+        zero_kib=ksm.zero_kib or 0,
+        unmerging_kib=ksm.unmerge_kib or 0,
+        swap_free_kib=memory.spare_swap_kib,
+        commit_left_kib=memory.commit_left_kib,
+        is_merging=ksm.run in (None, 1),
+    )
+
+
+def find_reserve_kib(config: Config, memory: HostMemory) -> int:
+    """Return the reserve of the policy in force."""
+    if config.policy == "ksmtuned":
+        from virtksm.policy.ksmtuned import threshold_kib
+
+        return threshold_kib(memory.total_kib, config.ksmtuned)
+    from virtksm.policy.adaptive.engage import reserve_of_kib
+
+    return reserve_of_kib(memory.usable_kib, config.adaptive)
 
 
 def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles
+from virtksm.guests.pools import Pool, find_mixed, find_pools
 from virtksm.guests.ports import Descriptions, GuestFacts
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
@@ -19,6 +20,9 @@ from virtksm.model.snapshot import Guest, KsmState, Source
 from virtksm.tuning.ports import Hypervisor
 from virtksm.tuning.sense import no_ksm
 from virtksm.values import replace
+
+if TYPE_CHECKING:
+    from virtksm.guests.headroom import GuestNeed
 
 
 class Connection(Hypervisor, Descriptions, Protocol):
@@ -62,22 +66,36 @@ class SeenGuest:
         """What it may have by its XML, else by libvirt's statistics."""
         return self.guest.max_kib if self.xml.memory_kib is None else self.xml.memory_kib
 
+    @property
+    def need(self) -> GuestNeed:
+        """Its part in the host's headroom."""
+        from virtksm.guests.headroom import need_of  # making its classes is start-up time
+
+        return need_of(self.guest, self.xml, self.max_kib, zero_kib=self.zero_kib, swapped_kib=self.swapped_kib or 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """All running guests; `notes` say what is missing.
 
-    `left_over` is None where no guest has an account; `other_processes` have part in it.
+    `left_over` is None where no guest has an account; `other_processes` have part in it. `max_page_sharing` is the most
+    places that a merged page serves, None where the kernel does not tell.
     """
 
     uri: str
     source: Source
     ksm: KsmState
     general_profit_bytes: int | None
+    max_page_sharing: int | None
     guests: tuple[SeenGuest, ...]
     left_over: LeftOver | None
     other_processes: tuple[OtherProcess, ...]
     notes: tuple[str, ...]
+
+    @property
+    def mixed_pools(self) -> tuple[Pool, ...]:
+        """The KSM pools that guests of different groups share."""
+        return find_mixed(find_pools((one.guest, one.xml, one.process) for one in self.guests))
 
     @property
     def of_guests_bytes(self) -> int:
@@ -127,6 +145,7 @@ def survey(host: Connection, local: GuestFacts | None, freed_kib: Mapping[str, i
         source=Source.LIBVIRT if local is None else Source.LOCAL,
         ksm=ksm,
         general_profit_bytes=profit_bytes,
+        max_page_sharing=None if local is None else local.ksm_counter("max_page_sharing"),
         guests=guests,
         left_over=left_over,
         other_processes=tuple(sorted(others, key=lambda one: -one.merging_pages)),

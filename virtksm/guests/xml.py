@@ -18,7 +18,7 @@ from virtksm.guests.ports import Descriptions
 from virtksm.model.snapshot import IMAGE, Guest
 
 NAMESPACE = "urn:virtksm:guest"
-"""The namespace of virtksm's element <guest private="yes"/> in a domain's <metadata>."""
+"""The namespace of virtksm's element <guest private="yes" group="NAME"/> in a domain's <metadata>."""
 
 MAX_CHARACTERS = 4 * 1024 * 1024
 """libvirt's own limit for a domain's XML over its sockets."""
@@ -44,11 +44,12 @@ _PINNING_DEVICES = frozenset(
 Mediated devices (mdev) pin only what they use.
 """
 _DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
+_BALLOON = ("devices", "memballoon")
 _BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
 _LAUNCH_SECURITY = ("launchSecurity",)
 _DISK = ("devices", "disk")
 _KERNEL = ("os", "kernel")
-_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_NUMATUNE, *_DEVICES, *_BACKING}
+_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_NUMATUNE, *_DEVICES, *_BACKING, _BALLOON}
 """The elements below <domain> that are read, besides sources of backing stores."""
 _WITH_TEXT = {*_AMOUNTS, _KERNEL}
 _BINDING = ("strict", "restrictive")
@@ -65,16 +66,18 @@ _SOURCE = ("file", "dev", "pool", "volume", "protocol", "name")
 class GuestXml:
     """A running guest's XML; memory in KiB, None where it is not in it.
 
-    `is_private`: its metadata declares it so. `is_kept_out`: nosharepages. `memory_kib` is its maximum (`memory`),
-    `current_kib` its present size (`currentMemory`, the balloon), `limit_kib` what its own control group allows its
-    QEMU: `memtune`'s hard or soft limit, memory.max and memory.high there. `bound_to` are the host's NUMA nodes that it
-    may take memory from and from no others (`numatune`, strict), a set for each cell that has its own. `has_hugepages`
-    and `is_shared` mean all of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is encrypted, by
-    whatever type of launchSecurity. `qemu_arguments` are those that the administrator adds to QEMU's command line. `image` stands for the innermost
-    backing store of the first disk that has one, else for the kernel that it boots.
+    `is_private` and `group` are what its metadata declares. `is_kept_out`: nosharepages. `memory_kib` is its maximum
+    (`memory`), `current_kib` its present size (`currentMemory`, the balloon), `limit_kib` what its own control group
+    allows its QEMU: `memtune`'s hard or soft limit, memory.max and memory.high there. `bound_to` are the host's NUMA
+    nodes that it may take memory from and from no others (`numatune`, strict), a set for each cell that has its own.
+    `has_hugepages` and `is_shared` mean all of its RAM, `pins_memory` of its devices. `is_confidential`: its memory is
+    encrypted, by whatever type of launchSecurity. `qemu_arguments` are those that the administrator adds to QEMU's
+    command line. `image` stands for the innermost backing store of the first disk that has one, else for the kernel
+    that it boots. `reports_free_pages`: it gives memory back that its kernel has freed (libvirt 6.9, QEMU 5.1).
     """
 
     is_private: bool = False
+    group: str | None = None
     is_kept_out: bool = False
     memory_kib: int | None = None
     current_kib: int | None = None
@@ -86,6 +89,7 @@ class GuestXml:
     is_confidential: bool = False
     qemu_arguments: tuple[str, ...] = ()
     image: str | None = None
+    reports_free_pages: bool = False
 
 
 UNKNOWN = GuestXml()
@@ -132,6 +136,7 @@ class _Reader:
         default = access.get("mode") or ("shared" if source.get("type") == "memfd" else "private")
         return GuestXml(
             is_private=any(one.get("private", "no") != "no" for one in seen.get(_GUEST, ())),
+            group=next((one["group"] for one in seen.get(_GUEST, ()) if one.get("group")), None),
             is_kept_out=("memoryBacking", "nosharepages") in seen,
             memory_kib=self._amount("memory"),
             current_kib=self._amount("currentMemory"),
@@ -145,6 +150,7 @@ class _Reader:
             is_confidential=_LAUNCH_SECURITY in seen,
             qemu_arguments=tuple(one.get("value", "") for one in seen.get(_QEMU_ARGUMENT, ())),
             image=_name_image(self._backing or self._texts.get(_KERNEL, "")),
+            reports_free_pages=any(one.get("freePageReporting") == "on" for one in seen.get(_BALLOON, ())),
         )
 
     def _amount(self, *path: str) -> int | None:

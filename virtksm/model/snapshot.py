@@ -134,6 +134,11 @@ class KsmState(NamedTuple):
         return self.pages_shared + self.pages_sharing
 
     @property
+    def places_per_page(self) -> float | None:
+        """How many places a shared page serves on average; None while nothing is shared."""
+        return None if not self.pages_shared or self.merging_pages is None else self.merging_pages / self.pages_shared
+
+    @property
     def zero_kib(self) -> int | None:
         """The merged zero pages, which are in no resident memory."""
         return None if self.ksm_zero_pages is None else self.kib(self.ksm_zero_pages)

@@ -74,6 +74,7 @@ class Tally:
         """Unforeseen exceptions, by where they came."""
         self.is_off: bool | None = None
         self.exposed: int | None = None
+        self.mixed_groups: int | None = None
         self.config_is_read = True
 
     def passed(self, report: PassReport, waited_s: float | None, at_s: float) -> None:

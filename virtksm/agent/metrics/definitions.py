@@ -98,6 +98,11 @@ def _ksm_off_while_wanted(at: Moment) -> bool | None:
     return None if run is None or at.tally.is_off is None else run != 1 and not at.tally.is_off
 
 
+def _room(at: Moment) -> Values | None:
+    room_kib = at.agent.known_room_kib
+    return None if room_kib is None else {(name,): kib * 1024 for name, kib in room_kib.items()}
+
+
 def _cow_break_bytes(current: CurrentKsm) -> int | None:
     ksm = current.ksm
     return None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm))
@@ -169,6 +174,8 @@ METRICS = (
            _ksm(lambda current: _bytes(current.ksm.freed_kib))),
     _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot.", _ksm(lambda current: current.ksm.ksmd_cpu_seconds)),
     _counter("cow_break_bytes", "Merged memory written to since boot (cow_ksm): COW breaks.", _ksm(_cow_break_bytes)),
+    _gauge("places_per_page", "Places that a merged page serves on average: a memory error in it hits them all.",
+           _ksm(lambda current: current.ksm.places_per_page)),
     _gauge("unmerging_bytes", "Memory that unmerging everything would take.",
            _ksm(lambda current: _bytes(current.ksm.unmerge_kib))),
     _gauge("backlog_bytes",
@@ -199,8 +206,13 @@ METRICS = (
         "The host's free swap that can take guests' memory: not zram, which is memory.",
         _host(lambda host: host.spare_swap_kib),
     ),
+    _gauge("room_bytes", "Room for more guest memory, steadied, by what new memory does: safe, unmerged, at_ratio.",
+           _room, "assumption"),
     _gauge("private_guests_exposed", "Private guests that can merge; absent until all XML is read.",
            lambda at: at.tally.exposed),
+    _gauge("groups_mixed",
+           "Groups that share a KSM pool with another, guests without one as one group; absent until all XML is read.",
+           lambda at: at.tally.mixed_groups),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.
     _gauge("guest_saved_bytes", "Memory saved on a guest.",
            _savings(lambda savings: savings.shown), "domain", "uuid"),

@@ -1,14 +1,15 @@
-"""Checks of the guests: those that cannot merge, and private ones that can."""
+"""Checks of the guests: those that cannot merge, those that should not, memory that they keep or the agent misses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from virtksm.doctor.facts import Facts
-from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.doctor.reading.libvirt import Guests
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.obstacles import exposed, find_obstacles, is_private
+from virtksm.guests.pools import find_mixed, find_pools, pool_text
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
@@ -18,6 +19,14 @@ MAX_NAMED = 5
 MAX_SWAPPED = 10
 """More than this part of the guests' memory in swap is worth a warning; below, what merging loses is small. As for swap
 itself, a tenth."""
+KEEP_APART = (
+    "keep all but one group out: <memoryBacking><nosharepages/>, `virtksm guest unmerge`, or another host "
+    "(docs/security.md)"
+)
+REPORT_FREE_PAGES = (
+    "It is the cheapest saving: <memballoon model='virtio' freePageReporting='on'/> (libvirt 6.9, QEMU 5.1; Linux 5.7 "
+    "in the guest)"
+)
 UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
@@ -64,6 +73,37 @@ def check_private(facts: Facts) -> Outcome:
     if not private:
         return passed("none is private")
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
+
+
+def check_groups(facts: Facts) -> Outcome:
+    """Judge whether guests of different groups can merge with one another."""
+    guests = facts.guests
+    xml = {guest.key: guests.xml.get(guest.key, UNKNOWN) for guest in guests.running}
+    mixed = find_mixed(find_pools((one, xml[one.key], guests.processes.get(one.key)) for one in guests.running))
+    groups = {one.group for one in xml.values() if one.group is not None}
+    if not groups:
+        return passed("no guest declares one")
+    if mixed:
+        return warned(f"guests of different groups can merge: {'; '.join(map(pool_text, mixed))}", KEEP_APART)
+    if guests.unread:
+        raise CannotTell(_named(guests.unread), UNREAD)
+    return passed(f"{len(groups)} declared, and guests of one alone can merge")
+
+
+def check_free_pages(facts: Facts) -> Outcome:
+    """Name the guests that keep the memory which their kernels have freed: to have it back is the cheapest saving.
+
+    QEMU takes none of a guest whose memory is pinned or encrypted.
+    """
+    guests = facts.guests
+    known = [(guest.name, guests.xml.get(guest.key, UNKNOWN)) for guest in guests.running]
+    able = [(name, xml) for name, xml in known if xml is not UNKNOWN and not (xml.pins_memory or xml.is_confidential)]
+    keeping = [name for name, xml in able if not xml.reports_free_pages]
+    if keeping:
+        return info(f"{len(keeping)} of {len(guests.running)} guests do not: {_named(keeping)}. {REPORT_FREE_PAGES}")
+    if guests.unread:
+        raise CannotTell(_named(guests.unread), UNREAD)
+    return passed(f"all {len(able)} that can" if able else "no guest runs that can")
 
 
 def check_other_processes(facts: Facts) -> Outcome:

@@ -10,17 +10,14 @@ from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, in
 from virtksm.errors import REMEDIES, Cause
 from virtksm.host.local_facts import parse_choice, parse_vmstat
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
+from virtksm.model.snapshot import KsmState
 from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import format_kib
 
 MAX_LETTERS = 40
 """Of a choice or a release."""
 NODES_KEY = "adaptive.merge_across_nodes"
-SET_NODES = (
-    "virtksm pause && virtksm unmerge && echo 0 > /sys/kernel/mm/ksm/merge_across_nodes && "
-    f"virtksm resume && systemctl restart {SWITCH_UNIT}"
-)
-"""The kernel lets it be changed only while nothing is merged."""
+SET_NODES = "virtksm unmerge --merge-across-nodes never"
 
 ONLY_ZERO_PAGES = "redhat_only_zero_pages"
 """RHEL 9.9 and CentOS Stream 9 have it, no other kernel."""
@@ -99,17 +96,22 @@ def check_advisor(facts: Facts) -> Outcome:
 
 
 def check_page_sharing(facts: Facts) -> Outcome:
-    """Judge whether max_page_sharing wastes memory or makes walks long."""
-    limit = with_ksm(facts).number("max_page_sharing")
+    """Judge whether max_page_sharing wastes memory or makes walks long; say what one failing page would hit."""
+    here = with_ksm(facts)
+    limit = here.number("max_page_sharing")
     if limit is None:
         return passed("this kernel has no limit")
+    places = KsmState.counted(here.number, page_kib=4).places_per_page
+    detail = f"max_page_sharing is {limit}"
+    if places is not None:
+        detail += f": a merged page serves {places:.1f} places on average, and a memory error in it hits them all"
     remedy = "once nothing is merged (virtksm unmerge): echo 256 > /sys/kernel/mm/ksm/max_page_sharing"
     if limit < MIN_SHARING:
         share = 100 / max(limit, 1)
-        return warned(f"max_page_sharing is {limit}: a copy for every {limit} pages costs {share:.0f} %", remedy)
+        return warned(f"{detail}; a copy for every {limit} pages costs {share:.0f} %", remedy)
     if limit > MAX_SHARING:
-        return warned(f"max_page_sharing is {limit}: swapping or migrating a merged page takes longer", remedy)
-    return passed(f"max_page_sharing is {limit}")
+        return warned(f"{detail}; swapping or migrating a merged page takes longer", remedy)
+    return passed(detail)
 
 
 def check_zero_pages(facts: Facts) -> Outcome:
@@ -171,9 +173,7 @@ def check_nodes(facts: Facts) -> Outcome:
         return warned(detail, SET_NODES)
     if NODES_KEY in facts.own.keys_set and facts.own.config.adaptive.merge_across_nodes != "never":
         return info(f"{nodes} NUMA nodes, and the configuration asks to merge across them, or to leave that as it is")
-    return warned(
-        detail, f'{NODES_KEY} = "never" takes effect once nothing is merged, "keep" leaves it; or {SET_NODES}'
-    )
+    return warned(detail, f'{SET_NODES}; {NODES_KEY} = "never" keeps it over boots, "keep" says that 1 is meant')
 
 
 def parse_count(text: str) -> int:
