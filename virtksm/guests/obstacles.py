@@ -11,7 +11,7 @@ out, but QEMU offers video memory and firmware to KSM unless nosharepages forbid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -102,14 +102,25 @@ def is_merge_off(arguments: Sequence[str]) -> bool:
 
 
 def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:
-    """Return whether a guest is declared private, by its XML or by its name."""
-    return xml.is_private or any(fnmatchcase(guest.name, pattern) for pattern in patterns)
+    """Return whether a guest is declared private, by its XML or by its name.
+
+    Of the patterns that match its name the last one decides: "!" before it says that the guest is not private.
+    """
+    if xml.is_private:
+        return True
+    matching = [one for one in patterns if fnmatchcase(guest.name, one.removeprefix("!"))]
+    return bool(matching) and not matching[-1].startswith("!")
 
 
-def exposed(guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the private guests that can merge, of those whose XML is known by their key."""
+def exposed(
+    guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str], unmerged: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the names of the private guests that can merge, of those whose XML is known by their key.
+
+    `unmerged` are the keys of those that were unmerged while they run.
+    """
     declared = tuple(patterns)
-    seen = ((guest.name, guest, known.get(guest.key)) for guest in guests)
+    seen = ((guest, known.get(guest.key)) for guest in guests if guest.key not in unmerged)
     return tuple(
-        sorted(name for name, one, xml in seen if xml and not xml.is_kept_out and is_private(one, xml, declared))
+        sorted(one.name for one, xml in seen if xml and not xml.is_kept_out and is_private(one, xml, declared))
     )

@@ -1,0 +1,87 @@
+"""Which running guests may merge other than they were started: chosen by the agent, or by an administrator's command.
+
+A choice is one run's: QEMU forgets it with its process. Pure. The rules, in their order (`find_steps`):
+
+1. A run that a command has switched stays as it is (`virtksm guest merge` and `unmerge`).
+2. A private guest whose RAM can merge is unmerged, where that is enforced. One whose RAM cannot has other memory that
+   may, such as video memory, which QEMU does not switch: it stays exposed.
+3. A guest whose XML cannot be read stays as it is, unless its name says that it is private.
+4. What the agent has unmerged, and is private no longer, merges again.
+5. A switch that was begun and not finished is made again, as QEMU's answer is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtksm.guests.obstacles import find_obstacles, is_private
+from virtksm.guests.xml import UNKNOWN, GuestXml
+from virtksm.model.snapshot import Guest, HostMemory, KsmState
+from virtksm.values import replace
+
+if TYPE_CHECKING:
+    from virtksm.guests.process import ProcessKsm  # making it is start-up time
+
+
+class Choice(NamedTuple):
+    """Whether one run of a guest may merge; `process` names the run, `at_s` is Unix time.
+
+    `is_done` is False from before QEMU is asked until it has answered.
+    """
+
+    name: str
+    process: str
+    merge: bool
+    by_command: bool
+    at_s: float
+    is_done: bool = False
+
+
+class Seen(NamedTuple):
+    """A running guest; `process` names its run, None where its process was not found."""
+
+    guest: Guest
+    xml: GuestXml
+    process: str | None
+
+
+class Step(NamedTuple):
+    """A switch to make."""
+
+    guest: Guest
+    process: str
+    merge: bool
+
+
+def find_steps(
+    seen: Iterable[Seen], choices: Mapping[str, Choice], patterns: Sequence[str], *, is_enforced: bool
+) -> tuple[Step, ...]:
+    """Return the switches to make, those that unmerge first; `choices` are by the guests' UUID."""
+    steps = []
+    for guest, xml, process in seen:
+        choice = choices.get(guest.uuid)
+        if process is None or (choice is not None and choice.process != process):
+            choice = None  # an earlier run's
+        private = is_private(guest, xml, patterns)
+        if process is None or (choice is not None and choice.by_command) or (xml is UNKNOWN and not private):
+            continue
+        merge = not (is_enforced and private and not find_obstacles(xml))
+        is_so = choice is not None and choice.is_done and choice.merge == merge
+        if not is_so and not (merge and choice is None):
+            steps.append(Step(guest=guest, process=process, merge=merge))
+    return tuple(sorted(steps, key=lambda step: step.merge))
+
+
+def find_missing_kib(ksm: KsmState, host: HostMemory, guest: Guest, of_guest: ProcessKsm | None) -> int:
+    """Return how much memory lacks to unmerge a guest; 0 if it fits, or nothing is merged.
+
+    Where KSM's counts of its process are not to be read, all of it may be merged that is resident, and every zero page.
+    """
+    merged_kib = ksm.unmerge_kib or 0
+    if of_guest is not None and of_guest.merging_pages is not None:
+        merged_kib = ksm.kib(of_guest.merging_pages + (of_guest.zero_pages or 0))
+    elif guest.rss_kib is not None:
+        merged_kib = min(merged_kib, guest.rss_kib + (ksm.zero_kib or 0))
+    spare_kib = replace(host, arc_kib=None).spare_kib  # before OpenZFS 2.4 it comes back too slowly to rely on
+    return max(merged_kib - (host.free_kib if spare_kib is None else spare_kib), 0)
