@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
+from virtksm.guests.merging import Backend, GuestMerging
 from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.history.samples import (
     MAX_DECISIONS,
@@ -143,6 +144,34 @@ class FakeHypervisor:
             if refused:
                 raise SettingsRefused(f"failed to set shm_{name}", parameter=name, cause=Cause.UNKNOWN)
             self.values[name] = value
+
+
+@dataclass
+class FakeMonitor:
+    """The monitors of guests' QEMU, by UUID; one that is not there has ended."""
+
+    guests: dict[str, GuestMerging] = field(default_factory=dict)
+    refuses: Exception | None = None
+    sets: list[tuple[str, bool]] = field(default_factory=list)
+    """The guests that were switched, and how."""
+
+    def merging(self, guest_uuid: str) -> GuestMerging:
+        if self.refuses is not None:
+            raise self.refuses
+        if guest_uuid not in self.guests:
+            raise GuestVanished(f"guest {guest_uuid} has ended")
+        return self.guests[guest_uuid]
+
+    def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
+        told = self.merging(guest_uuid)
+        self.sets.append((guest_uuid, merge))
+        self.guests[guest_uuid] = replace(told, backends=tuple(replace(one, merges=merge) for one in told.backends))
+
+
+def merging_guest(*sizes_mib: int, qemu: tuple[int, int, int] = (7, 2, 22)) -> GuestMerging:
+    """Return what a QEMU says whose backends, of such sizes, all merge."""
+    backends = (Backend(name=f"ram-node{at}", size_kib=mib * 1024, merges=True) for at, mib in enumerate(sizes_mib))
+    return GuestMerging(qemu=qemu, backends=tuple(backends))
 
 
 @dataclass

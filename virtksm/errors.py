@@ -88,6 +88,16 @@ class Unsupported(VirtksmError):
     exit_code = ExitCode.REFUSED
 
 
+class MonitorRefused(VirtksmError):
+    """This user, or this connection, may not send commands to a guest's QEMU. It stays so until somebody changes it."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class MonitorFailed(VirtksmError):
+    """A guest's QEMU has not done what its monitor was asked for, or has answered with an error."""
+
+
 class StateUnusable(VirtksmError):
     """The runtime folder cannot keep the baseline, so nothing may be written to the kernel."""
 

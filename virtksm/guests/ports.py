@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from virtksm.guests.merging import GuestMerging
 from virtksm.guests.process import GuestProcess, OtherProcess
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.ports import LocalFacts
@@ -16,6 +17,24 @@ class Descriptions(Protocol):
         """Return a running domain's XML (virDomainGetXMLDesc).
 
         Raises GuestVanished, LibvirtUnreachable, and SensingFailed where it may not be read.
+        """
+
+
+class Monitor(Protocol):
+    """QEMU's monitor, for what libvirt has no call. Each call marks the domain as tainted, and may hold its guest.
+
+    Raises GuestVanished, LibvirtUnreachable, MonitorRefused without the right, Unsupported where the guest is none of
+    QEMU's, and MonitorFailed where QEMU answers with an error. A monitor that hangs keeps the caller waiting.
+    """
+
+    def merging(self, guest_uuid: str) -> GuestMerging:
+        """Ask a guest's QEMU for its version and its memory backends."""
+
+    def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
+        """Switch all memory backends of a guest, one after the other, until one fails.
+
+        Returns when QEMU has: it unmerges meanwhile. QEMU leaves a backend alone that has the value already, and tells
+        nothing of a kernel that refuses: read the kernel's own figures.
         """
 
 

@@ -131,9 +131,9 @@ class LibvirtHost:
             return self._find(uuid).XMLDesc()
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self._beside_passes(), self._translating("measuring a guest's dirty rate"):
+        with self.guest(uuid, "measuring a guest's dirty rate") as domain:
             try:
-                self._find(uuid).startDirtyRateCalc(seconds)
+                domain.startDirtyRateCalc(seconds)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_ACCESS_DENIED:
                     raise
@@ -150,9 +150,18 @@ class LibvirtHost:
     def _stats(self, uuid: str, kind: int) -> Mapping[str, object]:
         """Return a guest's statistics of a kind; without those for which its monitor is busy."""
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
-        with self._beside_passes(), self._translating("reading a guest's statistics"):
-            stats = self.connection.domainListGetStats([self._find(uuid)], kind, flags)
+        with self.guest(uuid, "reading a guest's statistics") as domain:
+            stats = self.connection.domainListGetStats([domain], kind, flags)
             return stats[0][1] if stats else {}
+
+    @contextmanager
+    def guest(self, uuid: str, doing: str) -> Iterator[libvirt.virDomain]:
+        """Look a guest up for calls beside passes, and translate libvirt's errors; the connection stays meanwhile.
+
+        Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
+        """
+        with self._beside_passes(), self._translating(doing):
+            yield self._find(uuid)
 
     def _find(self, uuid: str) -> libvirt.virDomain:
         try:
@@ -171,7 +180,7 @@ class LibvirtHost:
             raise _refused(values, Cause.UNSUPPORTED, error) from error
         except libvirt.libvirtError as error:
             cause = _REFUSALS.get(error.get_error_code())
-            if cause is None or self._is_broken(error):
+            if cause is None or self.is_broken(error):
                 raise self._translated(error, "setting KSM's parameters") from error
             raise _refused(values, cause, error) from error
 
@@ -194,12 +203,12 @@ class LibvirtHost:
             cause = _REFUSALS.get(error.get_error_code())
             if error.get_error_code() == libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED or cause is Cause.OUT_OF_RANGE:
                 return None
-            if cause is None or self._is_broken(error):
+            if cause is None or self.is_broken(error):
                 raise self._translated(error, "asking who may set KSM's parameters") from error
             return cause
         return None
 
-    def _is_broken(self, error: libvirt.libvirtError) -> bool:
+    def is_broken(self, error: libvirt.libvirtError) -> bool:
         """Return whether the connection failed, by its socket or as a whole; a single call may fail, as too large."""
         kind = error.get_error_domain(), error.get_error_code()
         if kind == (libvirt.VIR_FROM_RPC, libvirt.VIR_ERR_SYSTEM_ERROR) or kind[1] == libvirt.VIR_ERR_INVALID_CONN:
@@ -218,7 +227,7 @@ class LibvirtHost:
 
     def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
-        if self._is_broken(error):
+        if self.is_broken(error):
             return LibvirtUnreachable(message, remedy=f"systemctl status {_daemon()}")
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
