@@ -51,8 +51,12 @@ class GuestReader:
     read_s: float = READ_S
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     is_stopping: bool = False
-    _exposed: tuple[tuple[Guest, ...], Sequence[str], tuple[str, ...]] | None = None
-    """The guests and the patterns that were asked for last, and the answer, as long as it holds."""
+    unmerged: set[str] = field(default_factory=set)
+    """The guests that were unmerged while they run, as unmergeable."""
+    learned: Callable[[], None] = lambda: None
+    """Called when guests have gone or their XML was read: `name_exposed` is due."""
+    _exposed: tuple[tuple[Guest, ...], Sequence[str], frozenset[str], tuple[str, ...]] | None = None
+    """The guests, patterns and unmerged ones that were asked for last, and the answer, as long as it holds."""
 
     def see(self, running: tuple[Guest, ...], *, again: bool) -> None:
         """Note the guests that run; `again`: all of them are read again."""
@@ -65,14 +69,16 @@ class GuestReader:
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
-        self._name_exposed()
+        self.learned()
         self.seen.set()
 
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
-        if self._exposed is None or not (self._exposed[0] is running and self._exposed[1] == patterns):
-            self._exposed = running, patterns, exposed(running, self.known, patterns)
-        return self._exposed[2]
+        asked = self._exposed
+        if asked is None or not (asked[0] is running and asked[1] == patterns and asked[2] == self.unmerged):
+            unmerged = frozenset(self.unmerged)
+            asked = self._exposed = running, patterns, unmerged, exposed(running, self.known, patterns, unmerged)
+        return asked[3]
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
@@ -103,7 +109,7 @@ class GuestReader:
             self.reporter.guest_xml_unreadable(failure)
         if host is self.source():
             self._learn(seen)
-            self._name_exposed()
+            self.learned()
 
     async def _wait_seen(self) -> None:
         """Sleep until a pass has seen guests, or the agent stops."""
@@ -131,7 +137,8 @@ class GuestReader:
         if not self.due:
             self.at_once = READ_AT_ONCE
 
-    def _name_exposed(self) -> None:
+    def name_exposed(self) -> None:
+        """Report the private guests that can merge, once all are known."""
         if self.running is not None and not self.due:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
             self.reporter.guests_exposed(self.exposed(self.running, patterns))

@@ -17,6 +17,7 @@ from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
+from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
@@ -59,6 +60,7 @@ class Listeners:
     history_writer: HistoryWriter
     trace: TraceBuffer
     guests: GuestReader
+    private_guests: PrivateGuests
     dirty_rates: DirtyRates
     news: News = field(default_factory=News)
 
@@ -76,4 +78,6 @@ class Listeners:
         thresholds = [one.as_dict() for one in done.report.find_thresholds()] if is_news else []
         self.history_writer.take(line, line.summary(thresholds) if is_news else None)
         self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)
+        if done.report.triggers.is_explicit:
+            self.private_guests.see(again=True)
         self.dirty_rates.see(done.report.snapshot.guests, is_wanted=done.report.decision.wants_dirty_rates)

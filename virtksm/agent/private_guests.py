@@ -33,10 +33,11 @@ from virtksm.errors import (
     Unsupported,
     VirtksmError,
 )
-from virtksm.guests.choices import Choice, Seen, Step, find_missing_kib, find_steps
+from virtksm.guests.choices import Choice, Choices, Seen, Step, find_missing_kib, find_steps
 from virtksm.guests.obstacles import is_private
-from virtksm.guests.ports import Choices, GuestFacts, Monitor
+from virtksm.guests.ports import GuestFacts, Monitor
 from virtksm.guests.xml import GuestXml
+from virtksm.history.samples import MERGING, UNMERGED
 from virtksm.model.snapshot import Guest
 from virtksm.text import format_kib
 from virtksm.tuning.sense import sense_ksm
@@ -64,6 +65,18 @@ class Trouble(NamedTuple):
     wait_s: float
     due_s: float
 
+    @property
+    def text(self) -> str:
+        """What it has come to."""
+        return f"guest {self.guest.name} {'does not merge again' if self.merge else 'was not unmerged'}"
+
+
+class Here(NamedTuple):
+    """The part of this machine: what was chosen for its guests, and its facts, apart from those of passes."""
+
+    choices: Choices
+    facts: GuestFacts
+
 
 class Found(NamedTuple):
     """The choices of runs that go on, by the guests' UUID, and what is to be done."""
@@ -76,18 +89,16 @@ class Found(NamedTuple):
 class PrivateGuests:
     """The guests that are switched while they run. `source` gives the connection's monitors, None while there is none.
 
-    `choices` keeps what was done; None where the connection leads to another machine. `facts` are this machine's, apart
-    from those of passes. `unmerged` are the guests (`Guest.key`) that cannot merge because of it, for passes.
-    `switched` hears of each switch: of which guest, how, and why.
+    `here` is None where the connection leads to another machine. `unmerged` are the guests (`Guest.key`) that cannot
+    merge because of it, for passes. `switched` hears of each switch: of which guest, how, and why.
     """
 
     reader: GuestReader
     source: Callable[[], Monitor | None]
-    facts: GuestFacts
     reporter: Reporter
     unmerged: set[str]
     switched: Callable[[Guest, str, str], None] = lambda _guest, _kind, _why: None
-    choices: Choices | None = None
+    here: Here | None = None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     calls: BlockingCalls = field(default_factory=BlockingCalls)
@@ -105,24 +116,24 @@ class PrivateGuests:
             self.troubles.clear()
         self.seen.set()
 
-    def connect(self, choices: Choices | None) -> None:
-        """Go on over another connection, with the choices of its host."""
-        self.choices = choices
+    def connect(self, here: Here | None) -> None:
+        """Go on over another connection."""
+        self.here = here
         self.see(again=True)
 
     async def switch_when_due(self) -> None:
         """Switch one guest, or wait until one is due or something has changed."""
         self.seen.clear()
-        monitor, choices, running = self.source(), self.choices, self.reader.running
-        if monitor is None or choices is None or running is None:
+        monitor, here, running = self.source(), self.here, self.reader.running
+        if monitor is None or here is None or running is None:
             self.reader.name_exposed()
             await self.seen.wait()
             return
         try:
-            work = partial(_find, choices, self.facts, running, dict(self.reader.known), self._config)
+            work = partial(_find, here, running, dict(self.reader.known), self._config)
             found = await self.disk.run("read which guests may merge", work)
         except VirtksmError as error:
-            self.reporter.guest_not_switched(error, is_news=True)
+            self.reporter.guests_not_switched("private guests stay as they are", error, is_news=True)
             self.reader.name_exposed()
             await self._wait(MAX_RETRY_S)
             return
@@ -132,7 +143,7 @@ class PrivateGuests:
         due_s = {step: self._due_s(step, now_s) for step in found.steps}
         step = min(found.steps, key=lambda one: due_s[one], default=None)
         if step is not None and due_s[step] <= now_s:
-            await self._switch(monitor, choices, step)
+            await self._switch(monitor, here, step)
             return
         self.reader.name_exposed()
         await self._wait(None if step is None else due_s[step] - now_s)
@@ -156,15 +167,17 @@ class PrivateGuests:
         self.unmerged.intersection_update(keys)  # a pass may read it meanwhile
         self.unmerged.update(keys)
 
-    async def _switch(self, monitor: Monitor, choices: Choices, step: Step) -> None:
+    async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
         guest, loop = step.guest, asyncio.get_running_loop()
-        work = partial(_make, monitor, choices, self.facts, step, self.wall_clock())
-        what, limit_s = f"switch guest {guest.name}", self._config.call_timeout_s
+
+        def wake(_late: None) -> None:
+            loop.call_soon_threadsafe(self.seen.set)
+
+        work = partial(_make, monitor, here, step, self.wall_clock())
+        limit_s = self._config.call_timeout_s
         try:
-            await self.calls.run(
-                what, work, limit_s, discard=lambda _result: loop.call_soon_threadsafe(self.seen.set) and None
-            )
+            await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=wake)
         except VirtksmError as error:
             if isinstance(error, LibvirtTimeout):
                 self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
@@ -173,7 +186,7 @@ class PrivateGuests:
         self.troubles.pop(guest.key, None)
         why = "no longer private" if step.merge else "private"
         self.reporter.guest_switched(guest.name, merge=step.merge, why=why)
-        self.switched(guest, "merging" if step.merge else "unmerged", why)
+        self.switched(guest, MERGING if step.merge else UNMERGED, why)
 
     def _put_off(self, step: Step, error: VirtksmError) -> None:
         """Report a failure, if it is news, and try again later: the longer it fails, the later."""
@@ -181,11 +194,12 @@ class PrivateGuests:
         before = self.troubles.get(guest.key)
         wait_s = RETRY_S if before is None else min(before.wait_s * 2, MAX_RETRY_S)
         wait_s = MAX_RETRY_S if isinstance(error, LASTING) else wait_s
+        trouble = Trouble(guest, step.merge, error, wait_s, self.clock() + wait_s)
         known = [one for key, one in self.troubles.items() if key == guest.key or one.error.message == error.message]
         if not isinstance(error, GuestVanished):
             is_news = not any(type(one.error) is type(error) for one in known)
-            self.reporter.guest_not_switched(error, is_news=is_news)
-        self.troubles[guest.key] = Trouble(guest, step.merge, error, wait_s, self.clock() + wait_s)
+            self.reporter.guests_not_switched(trouble.text, error, is_news=is_news)
+        self.troubles[guest.key] = trouble
 
     async def _wait(self, wait_s: float | None) -> None:
         """Sleep so long (None: for ever), or until something has changed."""
@@ -194,39 +208,37 @@ class PrivateGuests:
                 await self.seen.wait()
 
 
-def _find(
-    choices: Choices, facts: GuestFacts, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config
-) -> Found:
+def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
-    entries, is_enforced = choices.read(), config.private_enforce == "unmerge"
+    entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
     concerned = [
         (guest, known[guest.key])
         for guest in running
         if guest.key in known
         and (guest.uuid in entries or (is_enforced and is_private(guest, known[guest.key], config.private_guests)))
     ]
-    processes = facts.identities(tuple(guest for guest, _ in concerned))
+    processes = here.facts.identities(tuple(guest for guest, _ in concerned))
     seen = [Seen(guest, xml, process) for (guest, xml), process in zip(concerned, processes, strict=True)]
     current = {one.guest.uuid: one.process for one in seen}
     ended = {uuid for uuid, one in entries.items() if current.get(uuid) not in (None, one.process)}
     ended |= entries.keys() - {guest.uuid for guest in running}
     if ended:
-        choices.forget(ended)
+        here.choices.forget(ended)
     entries = {uuid: one for uuid, one in entries.items() if current.get(uuid) == one.process}
     return Found(entries, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
 
 
-def _make(monitor: Monitor, choices: Choices, facts: GuestFacts, step: Step, now_s: float) -> None:
+def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
     """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes."""
     guest, merge = step.guest, step.merge
     if not merge:
-        _require_room(facts, guest)
+        _require_room(here.facts, guest)
     if monitor.merging(guest.uuid).is_ignored:
         raise Unsupported("QEMU 9.1 ignores this switch", remedy="start the guest again with QEMU 9.2 or newer")
     choice = Choice(name=guest.name, process=step.process, merge=merge, by_command=False, at_s=now_s)
-    choices.note(guest.uuid, choice)
+    here.choices.note(guest.uuid, choice)
     monitor.set_merging(guest.uuid, merge=merge)
-    choices.note(guest.uuid, None if merge else replace(choice, is_done=True))
+    here.choices.note(guest.uuid, None if merge else replace(choice, is_done=True))
 
 
 def _require_room(facts: GuestFacts, guest: Guest) -> None:

@@ -13,7 +13,7 @@ A choice is one run's: QEMU forgets it with its process. Pure. The rules, in the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from virtksm.guests.obstacles import find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN, GuestXml
@@ -36,6 +36,19 @@ class Choice(NamedTuple):
     by_command: bool
     at_s: float
     is_done: bool = False
+
+
+class Choices(Protocol):
+    """Whether guests may merge other than they were started, by UUID. Every method blocks and raises StateUnusable."""
+
+    def read(self) -> Mapping[str, Choice]:
+        """Return the choices, also those of runs that have ended."""
+
+    def note(self, uuid: str, choice: Choice | None) -> None:
+        """Put a guest's choice in place of its earlier one; None removes that."""
+
+    def forget(self, uuids: Iterable[str]) -> None:
+        """Remove the choices of runs that have ended."""
 
 
 class Seen(NamedTuple):

@@ -44,6 +44,9 @@ class GuestFacts(LocalFacts, Protocol):
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         """Return the guests' processes, in the same order; None where none was found or answers."""
 
+    def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
+        """Return what tells each guest's process from any other since boot, in the same order; None as above."""
+
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         """Return the other processes that have merged pages, of those that may be read."""
 

@@ -53,6 +53,8 @@ class Tenure:
         """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
         self.unmergeable: set[str] = set()
         """The guests (`Guest.key`) whose configuration forbids merging, as far as the agent has read it."""
+        self.unmerged: set[str] = set()
+        """The guests (`Guest.key`) that the agent or a command has unmerged while they run."""
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
 
@@ -198,7 +200,7 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        tenure.sensed = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable)
+        tenure.sensed = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable | tenure.unmerged)
         return tenure.sensed, freed
 
     def _load(self) -> HostState:
