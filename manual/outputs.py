@@ -221,7 +221,7 @@ class Event:
     """An event of a guest."""
 
     at: str
-    kind: Trigger
+    kind: Trigger | Literal["unmerged", "merging"]
     domain: str
     uuid: str
     detail: str
@@ -236,6 +236,32 @@ class FullScan:
     """Up to twice the memory, where nobody knows where ksmd's cursor is."""
     left_s: float | None
     """At its pace so far."""
+
+
+class UnmergedGuest:
+    """A guest that was unmerged while it runs."""
+
+    name: str
+    uuid: str
+    at: str
+    by_command: bool
+    """By `virtksm guest unmerge`; else by `private_enforce`."""
+
+
+class UnswitchedGuest:
+    """A guest that `private_enforce` has failed to unmerge, or to have merge again."""
+
+    name: str
+    uuid: str
+    message: str
+    """With the remedy."""
+
+
+class Switched:
+    """The guests that were switched while they run, as far as the agent knows."""
+
+    unmerged: list[UnmergedGuest]
+    failed: list[UnswitchedGuest]
 
 
 class Status(Versioned):
@@ -258,6 +284,7 @@ class Status(Versioned):
     stranded: Stranded
     paused: bool | None
     """Whether virtksm is paused."""
+    switched: Switched | None
     now: Now | None
     ksmd: Ksmd
     saved_hour: SavedHour

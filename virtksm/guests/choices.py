@@ -86,6 +86,18 @@ def find_steps(
     return tuple(sorted(steps, key=lambda step: step.merge))
 
 
+def find_unmerged(
+    choices: Mapping[str, Choice], running: Iterable[Guest], processes: Iterable[str | None]
+) -> frozenset[str]:
+    """Return the guests (`Guest.key`) that were unmerged while they run; `processes` are theirs, in the same order."""
+    seen = ((guest, process, choices.get(guest.uuid)) for guest, process in zip(running, processes, strict=True))
+    return frozenset(
+        guest.key
+        for guest, process, one in seen
+        if one is not None and one.process == process and one.is_done and not one.merge
+    )
+
+
 def find_missing_kib(ksm: KsmState, host: HostMemory, guest: Guest, of_guest: ProcessKsm | None) -> int:
     """Return how much memory lacks to unmerge a guest; 0 if it fits, or nothing is merged.
 

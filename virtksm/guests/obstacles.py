@@ -33,6 +33,7 @@ class Obstacle(Enum):
     HUGEPAGES = "hugepages"
     SHARED_MEMORY = "shared_memory"
     PINNED = "pinned"
+    UNMERGED = "unmerged"
     NOT_OFFERED = "not_offered"
     KSM_OFF = "ksm_off"
 
@@ -43,7 +44,7 @@ class Obstacle(Enum):
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the process merges; else video memory and firmware beside its RAM do."""
-        return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED)
+        return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED, Obstacle.UNMERGED)
 
 
 _TEXTS = {
@@ -53,17 +54,19 @@ _TEXTS = {
     Obstacle.HUGEPAGES: "huge pages",
     Obstacle.SHARED_MEMORY: "shared memory (memfd or file)",
     Obstacle.PINNED: "pinned by a device (VFIO or vDPA)",
+    Obstacle.UNMERGED: "unmerged while it runs",
     Obstacle.NOT_OFFERED: "QEMU offers nothing to KSM",
     Obstacle.KSM_OFF: "KSM is off",
 }
 
 
 def find_obstacles(
-    xml: GuestXml, process: GuestProcess | None = None, *, ksm_run: int | None = None
+    xml: GuestXml, process: GuestProcess | None = None, *, ksm_run: int | None = None, is_unmerged: bool = False
 ) -> tuple[Obstacle, ...]:
     """Return what keeps a guest's RAM from merging; nothing if it can merge, as far as is known.
 
-    Without its process the arguments in the XML count; `ksm_run` is KSM's `run`, None where it is not known. A process
+    Without its process the arguments in the XML count; `ksm_run` is KSM's `run`, None where it is not known;
+    `is_unmerged`: it was unmerged while it runs. A process
     that merges any memory (systemd's MemoryKSM=, which overrides nosharepages and mem-merge=off) is kept out by
     neither.
     """
@@ -82,6 +85,8 @@ def find_obstacles(
         found.append(Obstacle.SHARED_MEMORY)
     if xml.pins_memory:
         found.append(Obstacle.PINNED)
+    if is_unmerged:
+        found.append(Obstacle.UNMERGED)
     if ksm is not None and ksm.is_mergeable is False and not found:
         found.append(Obstacle.NOT_OFFERED)
     if ksm_run is not None and ksm_run != 1:

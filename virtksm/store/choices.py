@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from virtksm.codec import build, dump, parse_object
 from virtksm.errors import AlreadyRunning, StateUnusable
-from virtksm.guests.choices import Choice
-from virtksm.paths import RuntimePaths
+from virtksm.guests.choices import Choice, find_unmerged
+from virtksm.guests.ports import GuestFacts
+from virtksm.model.snapshot import Guest
+from virtksm.paths import LOCAL, RuntimePaths
 from virtksm.store.files import ensure_runtime, locked, read_file, replace_file
 
 SCHEMA = 1
@@ -53,6 +55,16 @@ class ChoiceFile:
             choices = {**{uuid: one for uuid, one in self.read().items() if uuid not in gone}, **new}
             guests = {uuid: dump(choice) for uuid, choice in choices.items()}
             replace_file(self._file, json.dumps({"schema": SCHEMA, "guests": guests}) + "\n")
+
+
+def read_unmerged(paths: RuntimePaths, facts: GuestFacts, running: tuple[Guest, ...]) -> frozenset[str]:
+    """Return the guests (`Guest.key`) of this machine that were unmerged; none where this user may not read that."""
+    try:
+        choices = ChoiceFile(paths, LOCAL).read()
+    except StateUnusable:
+        return frozenset()
+    concerned = tuple(guest for guest in running if guest.uuid in choices)
+    return find_unmerged(choices, concerned, facts.identities(concerned) if concerned else ())
 
 
 def _parse(text: str) -> dict[str, Choice]:
