@@ -521,6 +521,46 @@ class Unmerged(Versioned):
     merged: Merged
 
 
+class MemoryBackend:
+    """One object of QEMU that holds guest memory."""
+
+    name: str
+    size_bytes: int | None
+    merge: bool
+    """What QEMU was told; the kernel may say otherwise."""
+
+
+class Qemu:
+    """What a guest's QEMU says."""
+
+    version: str
+    backends: list[MemoryBackend]
+
+
+class OneGuest(Versioned):
+    """One running guest's merging, after the action."""
+
+    uri: str
+    name: str
+    uuid: str
+    obstacles: list[Obstacle]
+    taints: list[str] | None
+    """Why libvirt marks it as tainted; null before libvirt 7.1."""
+    mergeable_bytes: int | None
+    """The mappings that the kernel may merge. This and the next: null on another machine, and without root."""
+    merged_bytes: int | None
+    """What it has merged of them; null before Linux 6.7, too."""
+    zero_bytes: int | None
+    """The zero pages that it has merged."""
+    needed_bytes: int
+    """What unmerging takes at most; where the guest's own count is null, of the host's."""
+    available_bytes: int
+    held_s: float
+    """How long its QEMU will stand still while that unmerges, as measured."""
+    qemu: Qemu | None
+    """null unless it was asked."""
+
+
 class Verified(Versioned):
     """Whether KSM is certainly off and nothing is merged."""
 
@@ -697,6 +737,9 @@ COMMANDS: Mapping[str, object] = {
     "resume": Resumed,
     "restore": Restored | Left,
     "unmerge": Unmerged,
+    "guest show": OneGuest,
+    "guest unmerge": OneGuest,
+    "guest merge": OneGuest,
     "verify-off": Verified,
     "config show": Mapping[str, KeyInForce],
     "config path": ConfigFiles,

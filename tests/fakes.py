@@ -14,7 +14,7 @@ from typing import Any
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.choices import Choice
 from virtksm.guests.merging import Backend, GuestMerging
-from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.history.samples import (
     MAX_DECISIONS,
     MAX_EVENTS,
@@ -71,6 +71,8 @@ class FakeHypervisor:
     before_write: Callable[[str, int], None] = lambda name, value: None
     reading_fails: Exception | None = None
     told_max_kib: dict[str, int | None] = field(default_factory=dict)
+    tainted: tuple[str, ...] | None = ()
+    """Each guest."""
     stale: set[str | None] = field(default_factory=set)
 
     def ksm_state(self) -> KsmState:
@@ -113,6 +115,9 @@ class FakeHypervisor:
             raise GuestVanished(f"guest {uuid} has ended")
         return self.xml[uuid]
 
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        return self.tainted
+
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
         if uuid not in self.dirty_mib_per_s:
             raise GuestVanished(f"guest {uuid} has ended")
@@ -153,10 +158,12 @@ class FakeMonitor:
 
     guests: dict[str, GuestMerging] = field(default_factory=dict)
     refuses: Exception | None = None
+    asked: int = 0
     sets: list[tuple[str, bool]] = field(default_factory=list)
     """The guests that were switched, and how."""
 
     def merging(self, guest_uuid: str) -> GuestMerging:
+        self.asked += 1
         if self.refuses is not None:
             raise self.refuses
         if guest_uuid not in self.guests:
@@ -188,6 +195,7 @@ class FakeFacts:
     of_guests: dict[str, GuestProcess] = field(default_factory=dict)
     runs: dict[str, str | None] = field(default_factory=dict)
     """Guests' processes by UUID; those not in it have one for each run."""
+    mergeable: Callable[[], MergeableMemory | None] = lambda: None
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
@@ -207,6 +215,9 @@ class FakeFacts:
 
     def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
         return tuple(self.runs.get(one.uuid, f"process of {one.key}") for one in running)
+
+    def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
+        return self.mergeable()
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes

@@ -89,7 +89,7 @@ class Unsupported(VirtksmError):
 
 
 class MonitorRefused(VirtksmError):
-    """This user, or this connection, may not send commands to a guest's QEMU. It stays so until somebody changes it."""
+    """libvirt takes no monitor commands of this user or over this connection. It stays so until somebody changes it."""
 
     exit_code = ExitCode.REFUSED
 

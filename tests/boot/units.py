@@ -45,6 +45,7 @@ from tests.boot.inside import (
 INSTALLED = Path("/opt/virtksm")
 RULES = Path("/etc/polkit-1/rules.d")
 FINE_GRAINED = "50-virtksm-fine-grained.rules"
+MONITOR = "40-virtksm-monitor.rules"
 NEEDED_BY = {
     "org.libvirt.unix.manage": ("uri",),
     "org.libvirt.api.connect.getattr": ("uri",),
@@ -444,6 +445,22 @@ def with_any_less() -> None:
         write_rules(rules)
 
 
+def and_for_named_guests_a_little_more() -> None:
+    """40-virtksm-monitor.rules beside them: it takes the guests that the rule names out of KSM, and no other"""
+    polkit = INSTALLED / "conf" / "polkit"
+    monitor, fine = ((polkit / name).read_text(encoding="utf-8") for name in (MONITOR, FINE_GRAINED))
+    said = run("virtksm", "guest", "unmerge", "boot1", fails=True, user="virtksm")
+    claim(MONITOR in said, said)
+    write_rules(monitor.replace("private-1", "boot1") + fine)
+    said = run("virtksm", "guest", "unmerge", "boot1", user="virtksm")
+    claim("must not merge" in said and "CAP_SYS_PTRACE" in said, said)
+    said = run("virtksm", "guest", "unmerge", "boot2", fails=True, user="virtksm")
+    claim(MONITOR in said, said)
+    said = run("virtksm", "guest", "merge", "boot1")
+    claim(" may merge" in said, said)
+    write_rules(fine)
+
+
 def and_stops() -> None:
     """with those rules, too, the baseline is back after `systemctl stop`"""
     stops()
@@ -472,6 +489,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     with_the_fine_rules,
     and_no_more,
     with_any_less,
+    and_for_named_guests_a_little_more,
     and_stops,
 )
 

@@ -20,6 +20,7 @@ import virtksm.wiring, virtksm.cli.guests, virtksm.cli.headroom, virtksm.config.
 import shlex, virtksm.cli.resume, virtksm.cli.pause, virtksm.cli.unmerge, virtksm.cli.verify_off
 import virtksm.host.libvirt_connection, virtksm.host.systemd, virtksm.host.bounded, virtksm.store.switch
 import virtksm.cli.ask_agent, virtksm.cli.doctor, virtksm.doctor.checks, virtksm.doctor.facts
+import virtksm.cli.guest, virtksm.host.libvirt_monitor, libvirt_qemu
 from virtksm.cli.main import main
 user, *groups = map(int, sys.argv[1].split())
 os.setgroups(groups)

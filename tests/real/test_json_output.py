@@ -66,6 +66,9 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     assert run("retune")["decision"]["thresholds"] != []
     assert [one["name"] for one in run("guests")["guests"]] == ["one"]
     run("headroom")
+    assert run("guest show", "one", "--backends")["qemu"]["backends"] != []
+    run("guest unmerge", "one")
+    run("guest merge", "one")
     run("doctor", code=agent.home.run("doctor", "--connect", agent.uri).returncode)
     run("config show")
     run("config path")

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import LOCAL_HOST
 from virtksm.errors import StateUnusable
-from virtksm.guests.choices import Choice, Seen, find_missing_kib, find_steps
+from virtksm.guests.choices import Choice, Seen, find_steps, find_unmerged
 from virtksm.guests.obstacles import exposed, is_private
-from virtksm.guests.process import ProcessKsm
 from virtksm.guests.xml import UNKNOWN, GuestXml
-from virtksm.model.snapshot import Guest, KsmState, Settings
+from virtksm.model.snapshot import Guest
 from virtksm.paths import RuntimePaths
 from virtksm.store.choices import ChoiceFile
 from virtksm.values import replace
@@ -40,6 +38,7 @@ OF_BEFORE = replace(OURS, process="1/0")
         (UNKNOWN, ["vault"], None, False),
         (APART, ["vault"], None, None),
         (GuestXml(is_private=True, has_hugepages=True), [], None, None),
+        (GuestXml(is_private=True, pins_memory=True), [], None, False),
         # Not private, or no longer.
         (PLAIN, [], None, None),
         (PLAIN, ["*", "!vault"], OURS, True),
@@ -92,35 +91,20 @@ def test_of_the_patterns_that_match_the_last_one_decides(patterns: list[str], is
     assert is_private(build, DECLARED, patterns), "its XML says so"
 
 
+@pytest.mark.parametrize(
+    ("choice", "is_so"),
+    [(OURS, True), (THEIRS, True), (BEGUN, False), (OPENED, False), (OF_BEFORE, False), (None, False)],
+)
+def test_unmerged_is_what_was_done_with_this_run(choice: Choice | None, is_so: bool) -> None:
+    choices = {} if choice is None else {VAULT.uuid: choice}
+    assert (VAULT.key in find_unmerged(choices, [VAULT], ["1/1"])) is is_so
+    assert find_unmerged(choices, [VAULT], [None]) == frozenset()
+
+
 def test_a_guest_that_was_unmerged_is_exposed_no_longer() -> None:
     other = replace(VAULT, uuid="v", name="other")
     known = {VAULT.key: PLAIN, other.key: PLAIN}
     assert exposed([VAULT, other], known, ["*"], {VAULT.key}) == ("other",)
-
-
-KSM = KsmState(
-    settings=Settings(pages_to_scan=0, sleep_millisecs=1), pages_shared=10, pages_sharing=990, ksm_zero_pages=50
-)
-
-
-@pytest.mark.parametrize(
-    ("rss_kib", "of_guest", "needed_kib"),
-    [
-        (1000, ProcessKsm(merging_pages=100, zero_pages=20), 480),
-        (1000, ProcessKsm(merging_pages=100), 400),
-        (1000, ProcessKsm(), 1200),
-        (1000, None, 1200),
-        (10_000, None, 4200),
-        (None, None, 4200),
-    ],
-)
-def test_what_unmerging_a_guest_needs_is_counted_or_bounded(
-    rss_kib: int | None, of_guest: ProcessKsm | None, needed_kib: int
-) -> None:
-    guest, host = replace(VAULT, rss_kib=rss_kib), replace(LOCAL_HOST, arc_kib=10_000)
-    for spare_kib, missing_kib in ((needed_kib, 0), (needed_kib - 1, 1)):
-        assert find_missing_kib(KSM, replace(host, available_kib=spare_kib), guest, of_guest) == missing_kib
-    assert find_missing_kib(KSM, replace(host, available_kib=None, free_kib=0), guest, of_guest) == needed_kib
 
 
 def test_the_file_keeps_what_was_chosen_and_forgets_what_it_is_told_to(tmp_path: Path) -> None:

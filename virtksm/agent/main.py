@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any
 
 from virtksm import __version__
@@ -35,6 +36,9 @@ from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.wiring import make_choices, make_cycle, make_history, make_switch
+
+SMAPS_LIMIT_S = 10.0
+"""The kernel walks all of a guest's pages for smaps: some milliseconds a GiB."""
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 
@@ -97,11 +101,9 @@ async def _serve(
         metrics.follow(fresh.config.metrics)
         configure_log(fresh.config)
 
-    facts_of_guests = ProcFacts(boottime_s)
-
     def here(uri: str, current: Config) -> Here | None:
         choices = make_choices(uri, current, paths)
-        return None if choices is None else Here(choices, facts_of_guests)
+        return None if choices is None else Here(choices, partial(ProcFacts, boottime_s, limit_s=SMAPS_LIMIT_S))
 
     agent = Agent(
         configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),

@@ -29,11 +29,13 @@ from virtksm.config.schema import Config
 from virtksm.errors import (
     GuestVanished,
     LibvirtTimeout,
+    MonitorFailed,
     MonitorRefused,
     Unsupported,
     VirtksmError,
 )
-from virtksm.guests.choices import Choice, Choices, Seen, Step, find_missing_kib, find_steps
+from virtksm.guests.choices import Choice, Choices, Seen, Step, find_steps, find_unmerged
+from virtksm.guests.merging import find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import is_private
 from virtksm.guests.ports import GuestFacts, Monitor
 from virtksm.guests.xml import GuestXml
@@ -72,16 +74,17 @@ class Trouble(NamedTuple):
 
 
 class Here(NamedTuple):
-    """The part of this machine: what was chosen for its guests, and its facts, apart from those of passes."""
+    """The part of this machine: what was chosen for its guests, and what makes its facts, for one thread each."""
 
     choices: Choices
-    facts: GuestFacts
+    make_facts: Callable[[], GuestFacts]
 
 
 class Found(NamedTuple):
-    """The choices of runs that go on, by the guests' UUID, and what is to be done."""
+    """The choices of runs that go on, by the guests' UUID, the guests (`Guest.key`) unmerged, and what is to do."""
 
     choices: dict[str, Choice]
+    unmerged: frozenset[str]
     steps: tuple[Step, ...]
 
 
@@ -137,7 +140,7 @@ class PrivateGuests:
             self.reader.name_exposed()
             await self._wait(MAX_RETRY_S)
             return
-        self._learn(found, running)
+        self._learn(found)
         self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
         now_s = self.clock()
         due_s = {step: self._due_s(step, now_s) for step in found.steps}
@@ -158,14 +161,12 @@ class PrivateGuests:
         trouble = self.troubles.get(step.guest.key)
         return 0.0 if trouble is None else trouble.due_s
 
-    def _learn(self, found: Found, running: Sequence[Guest]) -> None:
+    def _learn(self, found: Found) -> None:
         self.found = found.choices
         left = {step.guest.key for step in found.steps}
         self.troubles = {key: one for key, one in self.troubles.items() if key in left}
-        unmerged = {uuid for uuid, one in found.choices.items() if one.is_done and not one.merge}
-        keys = {guest.key for guest in running if guest.uuid in unmerged}
-        self.unmerged.intersection_update(keys)  # a pass may read it meanwhile
-        self.unmerged.update(keys)
+        self.unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
+        self.unmerged.update(found.unmerged)
 
     async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
@@ -217,7 +218,7 @@ def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], c
         if guest.key in known
         and (guest.uuid in entries or (is_enforced and is_private(guest, known[guest.key], config.private_guests)))
     ]
-    processes = here.facts.identities(tuple(guest for guest, _ in concerned))
+    processes = here.make_facts().identities(tuple(guest for guest, _ in concerned))
     seen = [Seen(guest, xml, process) for (guest, xml), process in zip(concerned, processes, strict=True)]
     current = {one.guest.uuid: one.process for one in seen}
     ended = {uuid for uuid, one in entries.items() if current.get(uuid) not in (None, one.process)}
@@ -225,29 +226,41 @@ def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], c
     if ended:
         here.choices.forget(ended)
     entries = {uuid: one for uuid, one in entries.items() if current.get(uuid) == one.process}
-    return Found(entries, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
+    unmerged = find_unmerged(entries, (one.guest for one in seen), processes)
+    return Found(entries, unmerged, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
 
 
 def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
-    """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes."""
-    guest, merge = step.guest, step.merge
+    """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes.
+
+    Raises NoRoom, Unsupported where this QEMU ignores it, MonitorFailed where the kernel has, and what the ports raise.
+    """
+    guest, merge, facts = step.guest, step.merge, here.make_facts()
     if not merge:
-        _require_room(here.facts, guest)
-    if monitor.merging(guest.uuid).is_ignored:
-        raise Unsupported("QEMU 9.1 ignores this switch", remedy="start the guest again with QEMU 9.2 or newer")
+        _require_room(facts, guest)
+    qemu = monitor.merging(guest.uuid)
+    if qemu.is_ignored:
+        raise Unsupported(f"QEMU {qemu.version} ignores it", remedy="start the guest again with QEMU 9.2 or newer")
     choice = Choice(name=guest.name, process=step.process, merge=merge, by_command=False, at_s=now_s)
     here.choices.note(guest.uuid, choice)
+    if not (merge or all(one.merges for one in qemu.backends)):
+        monitor.set_merging(guest.uuid, merge=True)  # QEMU does nothing for a value that it knows
     monitor.set_merging(guest.uuid, merge=merge)
+    memory = None if merge else facts.mergeable_memory(guest)
+    if memory is not None and still_mergeable(qemu.backends, memory):
+        raise MonitorFailed(
+            f"QEMU {qemu.version} has taken it, but the kernel still merges guest {guest.name!r}",
+            remedy=f"virtksm guest show {guest.name}; it is tried again",
+        )
     here.choices.note(guest.uuid, None if merge else replace(choice, is_done=True))
 
 
 def _require_room(facts: GuestFacts, guest: Guest) -> None:
     """Raise NoRoom where the copies of what is merged of a guest may not fit into memory."""
-    (process,) = facts.processes((guest,))
-    missing_kib = find_missing_kib(
-        sense_ksm(facts), facts.host_memory(), guest, None if process is None else process.ksm
-    )
-    if missing_kib:
+    ksm, (process,) = sense_ksm(facts), facts.processes((guest,))
+    held_kib = None if guest.rss_kib is None else guest.rss_kib + (ksm.zero_kib or 0)
+    missing_kib = find_needed_kib(ksm, held_kib, process, None) - facts.host_memory().copies_kib
+    if missing_kib > 0:
         raise NoRoom(
             f"unmerging guest {guest.name!r} may need {format_kib(missing_kib)} more memory than is available",
             remedy="stop guests, or move them to another host; it is tried again",

@@ -40,6 +40,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "resume": "undo `virtksm pause`, and run a pass",
         "restore": "put back the KSM settings found before virtksm",
         "unmerge": "unmerge all pages and switch KSM off, if their copies fit into memory",
+        "guest": "take one running guest's memory out of KSM, or let it back in",
         "verify-off": "prove that KSM is off and nothing is merged",
     },
     "Set up": {
@@ -55,6 +56,11 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 COMMANDS = {name: summary for commands in GROUPS.values() for name, summary in commands.items()}
 ALIASES = {"off": "pause", "on": "resume"}
 ACTIONS: Mapping[str, Mapping[str, str]] = {
+    "guest": {
+        "show": "show what of a running guest may merge, and what taking it out would cost",
+        "unmerge": "take a running guest out of KSM until it ends, if the copies fit into memory",
+        "merge": "let a running guest's memory merge again",
+    },
     "config": {
         "check": "report every fault of the configuration, or of FILE alone",
         "show": "print the configuration in force, each value with its file",

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
         print(to_json({"schema": SCHEMA, "fits": fits, "merged": merged_dict(ksm, available_kib)}))
     elif options.check:
-        print(fit_text(ksm, available_kib))
+        print(fit_text(ksm.unmerge_kib, available_kib))
     else:
         from virtksm.cli.layout import show
 
@@ -79,7 +79,7 @@ def unmerge(
         return
     fits = not ksm.missing_kib(available_kib)
     if not fits and not force:
-        raise VirtksmError(fit_text(ksm, available_kib), remedy=FREE_MEMORY)
+        raise VirtksmError(fit_text(ksm.unmerge_kib, available_kib), remedy=FREE_MEMORY)
     if not has_unit:
         raise VirtksmError(f"this host has no {UNIT}, and virtksm itself writes nothing to /sys", remedy=UNMERGE)
     from pathlib import Path
@@ -115,15 +115,13 @@ def require_this_machine(options: argparse.Namespace) -> None:
 def read_here(facts: ProcFacts) -> tuple[KsmState, int]:
     """Read this machine's KSM, and the memory available in KiB; raises SensingFailed."""
     from virtksm.tuning.sense import sense_ksm
-    from virtksm.values import replace
 
     ksm = sense_ksm(facts)
     if ksm.unmerge_kib is None:
         raise SensingFailed(
             "KSM's counters cannot be read: needed is a kernel with CONFIG_KSM", remedy="ls /sys/kernel/mm/ksm"
         )
-    host = replace(facts.host_memory(), arc_kib=None)  # before OpenZFS 2.4 it comes back too slowly to rely on
-    return ksm, host.free_kib if host.spare_kib is None else host.spare_kib
+    return ksm, facts.host_memory().copies_kib
 
 
 def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
@@ -147,15 +145,15 @@ def merged_rows(ksm: KsmState, available_kib: int, *, is_local: bool) -> Iterato
     zero = f", {ksm.ksm_zero_pages} zero pages" if ksm.ksm_zero_pages else ""
     counted = f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them{zero}"
     yield "", "Merged", f"{format_kib(ksm.saved_kib)} saved: {counted}"
+    fit = fit_text(ksm.unmerge_kib, available_kib)
     if ksm.missing_kib(available_kib):
-        yield "warn", "Unmerge", fit_text(ksm, available_kib)
+        yield "warn", "Unmerge", fit
     else:
-        yield "", "Unmerge", f"virtksm unmerge{'' if is_local else ', on that host'} ({fit_text(ksm, available_kib)})"
+        yield "", "Unmerge", f"virtksm unmerge{'' if is_local else ', on that host'} ({fit})"
 
 
-def fit_text(ksm: KsmState, available_kib: int) -> str:
+def fit_text(needed_kib: int | None, available_kib: int) -> str:
     """Say whether unmerging fits into memory."""
-    missing_kib = ksm.missing_kib(available_kib)
-    if missing_kib:
-        return f"unmerging needs {format_kib(missing_kib)} more free memory"
-    return f"unmerging needs up to {format_kib(ksm.unmerge_kib)}, {format_kib(available_kib)} available: ok"
+    if needed_kib is not None and needed_kib > available_kib:
+        return f"unmerging needs {format_kib(needed_kib - available_kib)} more free memory"
+    return f"unmerging needs up to {format_kib(needed_kib)}, {format_kib(available_kib)} available: ok"

@@ -13,15 +13,11 @@ A choice is one run's: QEMU forgets it with its process. Pure. The rules, in the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from virtksm.guests.obstacles import find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN, GuestXml
-from virtksm.model.snapshot import Guest, HostMemory, KsmState
-from virtksm.values import replace
-
-if TYPE_CHECKING:
-    from virtksm.guests.process import ProcessKsm  # making it is start-up time
+from virtksm.model.snapshot import Guest
 
 
 class Choice(NamedTuple):
@@ -79,7 +75,8 @@ def find_steps(
         private = is_private(guest, xml, patterns)
         if process is None or (choice is not None and choice.by_command) or (xml is UNKNOWN and not private):
             continue
-        merge = not (is_enforced and private and not find_obstacles(xml))
+        is_out = any(one.is_lasting for one in find_obstacles(xml))
+        merge = not (is_enforced and private) or is_out
         is_so = choice is not None and choice.is_done and choice.merge == merge
         if not is_so and not (merge and choice is None):
             steps.append(Step(guest=guest, process=process, merge=merge))
@@ -96,17 +93,3 @@ def find_unmerged(
         for guest, process, one in seen
         if one is not None and one.process == process and one.is_done and not one.merge
     )
-
-
-def find_missing_kib(ksm: KsmState, host: HostMemory, guest: Guest, of_guest: ProcessKsm | None) -> int:
-    """Return how much memory lacks to unmerge a guest; 0 if it fits, or nothing is merged.
-
-    Where KSM's counts of its process are not to be read, all of it may be merged that is resident, and every zero page.
-    """
-    merged_kib = ksm.unmerge_kib or 0
-    if of_guest is not None and of_guest.merging_pages is not None:
-        merged_kib = ksm.kib(of_guest.merging_pages + (of_guest.zero_pages or 0))
-    elif guest.rss_kib is not None:
-        merged_kib = min(merged_kib, guest.rss_kib + (ksm.zero_kib or 0))
-    spare_kib = replace(host, arc_kib=None).spare_kib  # before OpenZFS 2.4 it comes back too slowly to rely on
-    return max(merged_kib - (host.free_kib if spare_kib is None else spare_kib), 0)

@@ -46,6 +46,11 @@ class Obstacle(Enum):
         """Whether nothing of the process merges; else video memory and firmware beside its RAM do."""
         return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED, Obstacle.UNMERGED)
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the guest's RAM stays out, or is to stay out, whatever its QEMU is told while it runs."""
+        return self not in (Obstacle.PINNED, Obstacle.UNMERGED, Obstacle.NOT_OFFERED, Obstacle.KSM_OFF)
+
 
 _TEXTS = {
     Obstacle.NOSHAREPAGES: "nosharepages in its XML",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from virtksm.guests.merging import GuestMerging
-from virtksm.guests.process import GuestProcess, OtherProcess
+from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.ports import LocalFacts
 
@@ -46,6 +46,9 @@ class GuestFacts(LocalFacts, Protocol):
 
     def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
         """Return what tells each guest's process from any other since boot, in the same order; None as above."""
+
+    def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
+        """Return what of a guest's memory the kernel may merge; None where this user may not read it (root may)."""
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         """Return the other processes that have merged pages, of those that may be read."""

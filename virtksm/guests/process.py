@@ -36,6 +36,19 @@ class GuestProcess:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MergeableMemory:
+    """What of a process's memory the kernel may merge, and what it has merged now. Source: /proc/PID/smaps.
+
+    `mappings_kib` are the sizes of the mappings that may merge (`mg` in VmFlags). `merged_kib` are the mapped KSM
+    pages, zero pages not included, None before Linux 6.7. Unlike them, the counters of ksm_stat go on counting what is
+    unmerged until ksmd scans again.
+    """
+
+    mappings_kib: tuple[int, ...]
+    merged_kib: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OtherProcess:
     """A process that is no guest and has merged pages; it chooses its `name` itself."""
 

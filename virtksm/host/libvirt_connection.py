@@ -130,10 +130,22 @@ class LibvirtHost:
         with self._translating("reading a guest's XML"):
             return self._find(uuid).XMLDesc()
 
-    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self.guest(uuid, "measuring a guest's dirty rate") as domain:
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        """Return why libvirt marks a guest as tainted; None before libvirt 7.1."""
+        with self.guest(uuid, "reading a guest's messages") as domain:
             try:
-                domain.startDirtyRateCalc(seconds)
+                return tuple(
+                    one.removeprefix("tainted: ") for one in domain.messages(libvirt.VIR_DOMAIN_MESSAGE_TAINTING)
+                )
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                    raise
+                return None
+
+    def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+        with self._beside_passes(), self._translating("measuring a guest's dirty rate"):
+            try:
+                self._find(uuid).startDirtyRateCalc(seconds)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_ACCESS_DENIED:
                     raise

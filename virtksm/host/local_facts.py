@@ -28,6 +28,7 @@ from virtksm.host.proc_files import (
     parse_counter,
     parse_memory_kib,
     parse_process_ksm,
+    parse_smaps,
     parse_stat,
     read_name,
     read_private,
@@ -41,7 +42,7 @@ from virtksm.values import replace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtksm.guests.process import GuestProcess, OtherProcess
+    from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
     from virtksm.host.other_processes import OtherProcessesReader
 
 Result = TypeVar("Result")
@@ -135,6 +136,9 @@ class ProcFacts:
         found = self._search.find(running)
         results = self._reads.read(self._pids_of(running), read, max_hangs=MAX_HANGS)
         return tuple(results.get(found[guest.key].pid) if guest.key in found else None for guest in running)
+
+    def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
+        return self.read_each((guest,), read_mergeable_memory)[0]
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         from virtksm.guests.process import OtherProcess  # imports are start-up time, and no pass asks
@@ -252,6 +256,15 @@ def read_guest_process(pid: int) -> GuestProcess | None:
         ksm=None if stat is None or merging_pages is None else parse_process_ksm(stat, merging_pages),
         swapped_kib=read_status_kib(pid, "VmSwap"),
     )
+
+
+def read_mergeable_memory(pid: int) -> MergeableMemory | None:
+    """Read what of a process may merge; None where this user may not, or it has ended. It may hang, as above."""
+    try:
+        with open(f"{psutil.PROCFS_PATH}/{pid}/smaps", encoding="ascii", errors="replace") as file:
+            return parse_smaps(file)
+    except OSError:
+        return None
 
 
 def read_status_kib(pid: int, name: str) -> int | None:

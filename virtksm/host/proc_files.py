@@ -22,7 +22,7 @@ from virtksm.host.bounded import BoundedCalls
 from virtksm.text import printable
 
 if TYPE_CHECKING:
-    from virtksm.guests.process import ProcessKsm
+    from virtksm.guests.process import MergeableMemory, ProcessKsm
 
 MAX_BYTES = 1 << 17
 """The part of a process's command line that is read: it may be endless, and -uuid is in QEMU's first KiB."""
@@ -218,6 +218,24 @@ def parse_process_ksm(stat: str, merging_pages: str) -> ProcessKsm:
         merges_any=answers.get(fields.get("ksm_merge_any", "")),
         is_mergeable=answers.get(fields.get("ksm_mergeable", "")),
     )
+
+
+def parse_smaps(lines: Iterable[str]) -> MergeableMemory:
+    """Parse /proc/PID/smaps, where a mapping's last line is its VmFlags."""
+    from virtksm.guests.process import MergeableMemory
+
+    sizes, merged_kib, amounts = list[int](), None, dict[str, int]()
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "VmFlags":
+            if "mg" in rest.split():
+                sizes.append(amounts.get("Size", 0))
+            if "KSM" in amounts:
+                merged_kib = (merged_kib or 0) + amounts["KSM"]
+            amounts = {}
+        elif name in ("Size", "KSM") and (kib := parse_counter(rest.strip().removesuffix(" kB"))) is not None:
+            amounts[name] = kib
+    return MergeableMemory(mappings_kib=tuple(sizes), merged_kib=merged_kib)
 
 
 def parse_stat(text: bytes) -> Stat | None:

@@ -194,6 +194,12 @@ class HostMemory(NamedTuple):
             return None
         return _within(self.available_kib + (self.arc_kib or 0), self.limit_left_kib)
 
+    @property
+    def copies_kib(self) -> int:
+        """What unmerging can have, without ZFS's cache: before OpenZFS 2.4 it comes back too slowly to rely on."""
+        available_kib = self.free_kib if self.available_kib is None else self.available_kib
+        return _within(available_kib, self.limit_left_kib)
+
 
 def _within(kib: int, limit_kib: int | None) -> int:
     return kib if limit_kib is None else min(kib, limit_kib)

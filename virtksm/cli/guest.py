@@ -1,0 +1,325 @@
+"""`virtksm guest show|unmerge|merge`: one running guest's memory, taken out of KSM or let back in, through its QEMU.
+
+1. libvirt has no call for it, but QEMU's monitor has, and libvirt marks a guest as tainted for that. So `show` asks
+   QEMU only if told to, and where nothing is to be switched nothing is sent.
+2. Before it acts, `unmerge` says what it costs. It refuses where the copies do not fit into memory.
+3. What has come of it the kernel tells, never QEMU, which notes what it was asked for also where the kernel refused.
+   Unmerging is over when QEMU answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
+from virtksm.cli.unmerge import FREE_MEMORY, fit_text
+from virtksm.errors import ExitCode, LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
+from virtksm.paths import RuntimePaths
+from virtksm.text import format_kib, printable
+
+TYPE_CHECKING = False  # importing typing costs a start 2 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
+
+    from virtksm.cli.layout import Row
+    from virtksm.cli.main import Parser
+    from virtksm.guests.merging import GuestMerging
+    from virtksm.guests.obstacles import Obstacle
+    from virtksm.guests.ports import Descriptions, GuestFacts, Monitor
+    from virtksm.guests.process import MergeableMemory
+    from virtksm.model.snapshot import Guest, KsmState
+    from virtksm.tuning.ports import Hypervisor
+
+    class Connection(Hypervisor, Descriptions, Protocol):
+        """A libvirt connection that describes guests, and says which of them it marks as tainted."""
+
+        def taints(self, uuid: str) -> tuple[str, ...] | None:
+            """Return why libvirt marks a guest as tainted; None before libvirt 7.1."""
+
+
+SCHEMA = 1
+READ_WITHIN_S = 10.0
+"""For smaps the kernel walks all of a guest's pages: some milliseconds a GiB."""
+SLOWER = 10
+"""Unmerging may take so many times as long as was measured before it counts as hanging (chosen)."""
+TAINTS = "libvirt marks the guest as tainted (custom-monitor) until it ends"
+LASTS = "until the guest starts anew or migrates; <memoryBacking><nosharepages/></memoryBacking> in its XML lasts"
+UNREADABLE = "unknown: /proc/PID/smaps of its QEMU is for root to read (CAP_SYS_PTRACE)"
+ELSEWHERE = "unknown: of another machine libvirt does not tell it; run `virtksm guest show` there"
+
+
+def add_options(parser: Parser) -> None:
+    """Add the action's options."""
+    parser.add_argument("guest", metavar="GUEST", help="a running guest, by its name or UUID")
+    match parser.words[1]:
+        case "show":
+            parser.add_argument("--backends", action="store_true", help=f"ask its QEMU, too: {TAINTS}")
+            parser.set_defaults(run=run_show)
+        case "unmerge":
+            forced = "also where memory may not suffice, and where this QEMU is known to ignore it"
+            parser.add_argument("--force", action="store_true", help=forced)
+            parser.set_defaults(run=run_unmerge)
+        case "merge":
+            parser.add_argument("--force", action="store_true", help="also where this QEMU is known to ignore it")
+            parser.set_defaults(run=run_merge)
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Print what is known of the guest; returns the exit code. Raises VirtksmError."""
+    switch = _open(options, read_only=not options.backends)
+    if options.backends:
+        switch.ask()
+    _tell(options, switch, switch.rows() + switch.cost_rows())
+    return ExitCode.DONE
+
+
+def run_unmerge(options: argparse.Namespace) -> int:
+    """Take the guest out of KSM, and print what is left merged; returns the exit code. Raises VirtksmError."""
+    switch = _open(options, read_only=False)
+    nothing = switch.why_nothing_merges()
+    if nothing is not None:
+        _tell(options, switch, [("", "Nothing", f"to unmerge: {nothing}")])
+        return ExitCode.DONE
+    if not options.json:
+        _show(switch.cost_rows())
+    switch.unmerge(force=options.force)
+    _tell(options, switch, [*switch.rows(), ("", "Lasts", LASTS)])
+    return ExitCode.DONE
+
+
+def run_merge(options: argparse.Namespace) -> int:
+    """Let the guest's memory merge again; returns the exit code. Raises VirtksmError."""
+    switch = _open(options, read_only=False)
+    switch.merge(force=options.force)
+    _tell(options, switch, switch.rows())
+    return ExitCode.DONE
+
+
+def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
+    from virtksm.host.clock import boottime_s
+    from virtksm.host.libvirt_monitor import LibvirtMonitor
+    from virtksm.host.local_facts import ProcFacts
+    from virtksm.wiring import is_this_machine
+
+    config, _ = config_or_defaults(options.config)
+    libvirt = Libvirt(config.call_timeout_s)
+    host = libvirt.open(requested_uri(options.connect, RuntimePaths(options.runtime_dir)), read_only=read_only)
+    facts = ProcFacts(boottime_s, limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
+
+    def run(what: str, call: Callable[[], None], more_s: float) -> None:
+        libvirt.run(what, call, more_s=more_s)
+
+    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run)
+
+
+def _show(rows: Iterable[Row]) -> None:
+    from virtksm.cli.layout import show
+
+    show(rows)
+
+
+def _tell(options: argparse.Namespace, switch: GuestSwitch, rows: Iterable[Row]) -> None:
+    if options.json:
+        from virtksm.json_output import to_json
+
+        print(to_json(switch.as_dict()))
+    else:
+        _show(rows)
+
+
+class GuestSwitch:
+    """One running guest, what is known of its merging, and its switch; `facts` is None on another machine.
+
+    `run(what, call, more_s)` makes calls of libvirt within a limit that is `more_s` above the usual.
+    """
+
+    def __init__(
+        self,
+        host: Connection,
+        monitor: Monitor,
+        facts: GuestFacts | None,
+        name: str,
+        run: Callable[[str, Callable[[], None], float], None],
+    ) -> None:
+        """Read all that is known without QEMU's monitor; raises VirtksmError, also for a guest that does not run."""
+        self._host, self._monitor, self._facts, self._run = host, monitor, facts, run
+        self._name = name
+        self.qemu: GuestMerging | None = None
+        run("guest", self._read, READ_WITHIN_S)
+
+    def _read(self) -> None:
+        from virtksm.guests.merging import find_needed_kib
+        from virtksm.guests.obstacles import find_obstacles
+        from virtksm.guests.xml import parse_guest_xml
+        from virtksm.tuning.sense import sense_ksm
+
+        facts = self._facts
+        self.guest = find_guest(self._host.running_guests(with_max=False), self._name)
+        try:
+            xml = parse_guest_xml(self._host.guest_xml(self.guest.uuid))
+        except ValueError as error:
+            raise VirtksmError(f"the XML of {self.guest.name!r} {error}") from error
+        process = None if facts is None else facts.processes((self.guest,))[0]
+        self.ksm: KsmState = self._host.ksm_state() if facts is None else sense_ksm(facts)
+        self.obstacles = find_obstacles(xml, process, ksm_run=self.ksm.run)
+        self.taints = self._host.taints(self.guest.uuid)
+        self.memory: MergeableMemory | None = None if facts is None else facts.mergeable_memory(self.guest)
+        self.zero_kib = None
+        if process is not None and process.ksm is not None and process.ksm.zero_pages is not None:
+            self.zero_kib = self.ksm.kib(process.ksm.zero_pages)
+        self.needed_kib = find_needed_kib(self.ksm, xml.memory_kib, process, self.memory)
+        self.available_kib = (facts or self._host).host_memory().copies_kib
+
+    def ask(self) -> GuestMerging:
+        """Ask the guest's QEMU, which marks it as tainted; raises VirtksmError."""
+
+        def ask() -> None:
+            self.qemu = self._monitor.merging(self.guest.uuid)
+            self.taints = self._host.taints(self.guest.uuid)
+
+        self._run("QEMU", ask, 0.0)
+        assert self.qemu is not None
+        return self.qemu
+
+    def why_nothing_merges(self) -> str | None:
+        """Return why there is nothing to unmerge; None if there may be."""
+        if self.memory is not None and not self.memory.mappings_kib:
+            return "the kernel may merge none of its memory"
+        kept_out = self._kept_out()
+        is_overruled = kept_out is not None and kept_out.is_whole and self.memory is not None
+        return None if kept_out is None or is_overruled else f"its memory cannot merge: {kept_out.text}"
+
+    def _kept_out(self) -> Obstacle | None:
+        return next((one for one in self.obstacles if one.is_lasting), None)
+
+    def unmerge(self, *, force: bool) -> None:
+        """Take the guest out of KSM; raises VirtksmError where that does not fit, or the kernel says otherwise."""
+        if self.needed_kib > self.available_kib and not force:
+            raise VirtksmError(fit_text(self.needed_kib, self.available_kib), remedy=FREE_MEMORY)
+        qemu = self._ask_whether_it_heeds(force=force)
+        if not all(one.merges for one in qemu.backends):
+            # QEMU leaves a backend alone that has the value, also where the kernel had refused it.
+            self._set(merge=True)
+        self._set(merge=False)
+        if left := self._mergeable():
+            raise MonitorFailed(
+                f"QEMU {qemu.version} has taken it, but the kernel still merges {', '.join(map(printable, left))}",
+                remedy="QEMU 9.1 ignores it; else the kernel had too little memory: once more, when more is free",
+            )
+
+    def merge(self, *, force: bool) -> None:
+        """Let the guest's memory merge; raises VirtksmError where it is kept out, or the kernel says otherwise."""
+        if kept_out := self._kept_out():
+            raise VirtksmError(
+                f"the memory of {printable(self.guest.name)} cannot merge: {kept_out.text}",
+                remedy="change that in its XML (virsh edit), and start it anew",
+            )
+        qemu = self._ask_whether_it_heeds(force=force)
+        self._set(merge=True)
+        if self.memory is not None and not self._mergeable():
+            raise MonitorFailed(
+                f"QEMU {qemu.version} has taken it, but the kernel may merge none of {printable(self.guest.name)}'s "
+                "memory",
+                remedy="QEMU 9.1 ignores it",
+            )
+
+    def _ask_whether_it_heeds(self, *, force: bool) -> GuestMerging:
+        qemu = self.ask()
+        if qemu.is_ignored and not force:
+            raise Unsupported(
+                f"QEMU {qemu.version} ignores it, unless its distributor has mended that",
+                remedy="take QEMU 9.2 or newer; --force tries, and the kernel tells what has come of it",
+            )
+        return qemu
+
+    def _set(self, *, merge: bool) -> None:
+        from virtksm.guests.merging import find_held_s
+
+        def switch() -> None:
+            self._monitor.set_merging(self.guest.uuid, merge=merge)
+
+        try:
+            self._run("QEMU", switch, 0.0 if merge else SLOWER * find_held_s(self.needed_kib))
+        except LibvirtUnreachable as error:
+            error.message, error.remedy = f"{error.message}; QEMU may go on", f"virtksm guest show {self._name}"
+            raise
+        self._run("guest", self._read, READ_WITHIN_S)
+        self.ask()
+
+    def _mergeable(self) -> tuple[str, ...]:
+        """Return the backends that the kernel may merge, as far as it tells this user."""
+        from virtksm.guests.merging import still_mergeable
+
+        assert self.qemu is not None
+        return () if self.memory is None else still_mergeable(self.qemu.backends, self.memory)
+
+    def rows(self) -> list[Row]:
+        """Return what is known, for people."""
+        tainted = "unknown: libvirt before 7.1 does not tell" if self.taints is None else "; ".join(self.taints) or "no"
+        rows = [("", "Guest", self.guest.name), ("", "Kernel", self._kernel_text())]
+        if self.qemu is not None:
+            backends = ", ".join(
+                f"{one.name} {format_kib(one.size_kib)} {'may' if one.merges else 'must not'} merge"
+                for one in self.qemu.backends
+            )
+            rows.append(("", "QEMU", f"{self.qemu.version}: {backends}"))
+        rows += [("warn", "Obstacle", one.text) for one in self.obstacles]
+        return [*rows, ("", "Tainted", tainted)]
+
+    def _kernel_text(self) -> str:
+        memory = self.memory
+        if memory is None:
+            return ELSEWHERE if self._facts is None else UNREADABLE
+        merged = "" if memory.merged_kib is None else f", {format_kib(memory.merged_kib)} are merged"
+        zero = f" and {format_kib(self.zero_kib)} of zero pages" if self.zero_kib else ""
+        return f"{format_kib(sum(memory.mappings_kib))} may merge{merged}{zero}"
+
+    def cost_rows(self) -> list[Row]:
+        """Return what unmerging costs, for people; nothing where there is nothing to unmerge."""
+        from virtksm.guests.merging import find_held_s
+
+        if self.why_nothing_merges() is not None:
+            return []
+        tone = "warn" if self.needed_kib > self.available_kib else ""
+        held = f"its QEMU stands still for about {find_held_s(self.needed_kib):.1f} s"
+        return [
+            (tone, "Memory", fit_text(self.needed_kib, self.available_kib)),
+            ("", "Cost", f"while it unmerges {held}; {TAINTS}"),
+        ]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return JSON values (docs/reference.md)."""
+        from virtksm.guests.merging import find_held_s
+
+        memory, qemu = self.memory, self.qemu
+        return {
+            "schema": SCHEMA,
+            "uri": self._host.uri,
+            "name": self.guest.name,
+            "uuid": self.guest.uuid,
+            "obstacles": [one.value for one in self.obstacles],
+            "taints": None if self.taints is None else list(self.taints),
+            "mergeable_kib": None if memory is None else sum(memory.mappings_kib),
+            "merged_kib": None if memory is None else memory.merged_kib,
+            "zero_kib": self.zero_kib,
+            "needed_kib": self.needed_kib,
+            "available_kib": self.available_kib,
+            "held_s": round(find_held_s(self.needed_kib), 3),
+            "qemu": None
+            if qemu is None
+            else {
+                "version": qemu.version,
+                "backends": [
+                    {"name": one.name, "size_kib": one.size_kib, "merge": one.merges} for one in qemu.backends
+                ],
+            },
+        }
+
+
+def find_guest(running: Iterable[Guest], name: str) -> Guest:
+    """Return the guest of a name or UUID; raises VirtksmError if none runs."""
+    found = [guest for guest in running if name in (guest.name, guest.uuid)]
+    if not found:
+        raise VirtksmError(f"no running guest is called {printable(name)}", remedy="virtksm guests")
+    return found[0]
