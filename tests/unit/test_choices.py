@@ -16,8 +16,8 @@ from virtksm.store.choices import ChoiceFile
 from virtksm.values import replace
 
 VAULT = Guest(uuid="u", name="vault", domain_id=1)
-PLAIN, DECLARED, APART = GuestXml(memory_kib=1), GuestXml(is_private=True), GuestXml(is_kept_out=True)
-OURS = Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.0, is_done=True)
+PLAIN, DECLARED, APART = GuestXml(memory_kib=1), GuestXml(is_private=True, memory_kib=1), GuestXml(is_kept_out=True)
+OURS = Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.0, is_done=True, memory_kib=1)
 BEGUN = replace(OURS, is_done=False)
 MERGING = replace(BEGUN, merge=True)
 THEIRS = replace(OURS, by_command=True)
@@ -34,8 +34,10 @@ OF_BEFORE = replace(OURS, process="1/0")
         (PLAIN, ["vault"], OURS, None),
         (PLAIN, ["vault"], BEGUN, False),
         (PLAIN, ["vault"], MERGING, False),
+        (GuestXml(memory_kib=2), ["vault"], OURS, False),
         (PLAIN, ["vault"], OF_BEFORE, False),
         (UNKNOWN, ["vault"], None, False),
+        (UNKNOWN, ["vault"], OURS, None),
         (APART, ["vault"], None, None),
         (GuestXml(is_private=True, has_hugepages=True), [], None, None),
         (GuestXml(is_private=True, pins_memory=True), [], None, False),
@@ -60,7 +62,9 @@ def test_what_a_run_is_and_what_was_done_with_it_says_what_to_do(
     steps = find_steps([Seen(VAULT, xml, "1/1")], choices, patterns, is_enforced=True)
     assert [step.merge for step in steps] == ([] if merge is None else [merge])
     assert all(step.process == "1/1" for step in steps)
-    assert find_steps([Seen(VAULT, xml, None)], choices, patterns, is_enforced=True) == ()
+    lost = find_steps([Seen(VAULT, xml, None)], choices, patterns, is_enforced=True)
+    assert lost == find_steps([Seen(VAULT, xml, None)], {}, patterns, is_enforced=True), "whose run it is nobody knows"
+    assert all((step.process, step.merge) == (None, False) for step in lost)
 
 
 def test_where_nothing_is_enforced_what_was_done_is_undone_and_private_guests_come_first() -> None:

@@ -175,6 +175,24 @@ def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:
     run(story)
 
 
+def test_memory_that_is_plugged_in_is_unmerged_too() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        await bench.settle()
+        bench.xml["tenant-a"] = "<domain><memory unit='KiB'>4096</memory></domain>"
+        bench.libvirt.xml["uuid of tenant-a"] = bench.xml["tenant-a"]
+        bench.reader.reread("uuid of another")
+        assert bench.reader.due == {}
+        bench.reader.reread("uuid of tenant-a")
+        await bench.reader.read_when_due()
+        await bench.part.switch_when_due()
+        assert bench.sets == [("tenant-a", False)] * 2
+        await bench.settle()
+        assert bench.sets == []
+
+    run(story)
+
+
 def test_nothing_is_switched_unless_it_is_wanted_and_what_was_is_undone_when_it_is_not() -> None:
     async def story() -> None:
         bench = Bench(guest("tenant-a"), config=replace(ENFORCED, private_enforce="report"))
@@ -203,8 +221,7 @@ def test_a_switch_that_the_agent_was_killed_in_is_made_again(merge: bool) -> Non
         bench.restart()
         bench.sets.clear()
         await bench.settle()
-        again = [("tenant-a", merge)] if merge else [("tenant-a", True), ("tenant-a", False)]
-        assert (bench.sets, len(bench.unmerged)) == (again, int(not merge)), "QEMU does nothing for what it knows"
+        assert (bench.sets, len(bench.unmerged)) == ([("tenant-a", merge)], int(not merge))
 
     run(story)
 
@@ -279,6 +296,21 @@ def test_a_guest_that_hangs_costs_a_thread_and_is_known_when_it_answers_after_al
         await bench.part.seen.wait()
         await bench.settle()
         assert (bench.sets, bench.exposed[-1], bench.part.troubles) == ([("tenant-a", False)], (), {})
+        assert bench.switched == [("unmerged tenant-b", "private"), ("unmerged tenant-a", "private")]
+
+    run(story)
+
+
+def test_a_guest_whose_process_is_hidden_is_told() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        bench.facts.runs = {"uuid of tenant-a": None}
+        await bench.settle()
+        assert bench.reported == [("its process was not found", True)]
+        bench.facts.runs = {}
+        bench.clock.now_s += RETRY_S
+        await bench.settle()
+        assert bench.sets == [("tenant-a", False)]
 
     run(story)
 
@@ -330,14 +362,14 @@ def test_what_the_kernel_has_not_done_is_told_and_tried_again() -> None:
         bench = Bench(guest("tenant-a"))
         bench.facts.mergeable = lambda: MergeableMemory(mappings_kib=(64 * 1024, 16), merged_kib=None)
         await bench.settle()
-        assert bench.sets == [("tenant-a", False)]
+        out = [("tenant-a", False), ("tenant-a", True), ("tenant-a", False)]
+        assert bench.sets == out, "QEMU does nothing for a value that it has"
         assert bench.reported == [("QEMU 7.2.22 has taken it, but the kernel still merges guest 'tenant-a'", True)]
         assert bench.exposed[-1] == ("tenant-a",)
         bench.facts.mergeable = lambda: MergeableMemory(mappings_kib=(16,), merged_kib=None)
         bench.clock.now_s += RETRY_S
         await bench.settle()
-        assert bench.sets == [("tenant-a", True), ("tenant-a", False)]
-        assert bench.part.troubles == {}
+        assert (bench.sets, bench.part.troubles) == ([("tenant-a", False)], {})
 
     run(story)
 

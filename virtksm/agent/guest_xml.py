@@ -62,14 +62,21 @@ class GuestReader:
         """Note the guests that run; `again`: all of them are read again."""
         if running is self.running and not again and not self.due:
             return  # a pass that has sensed no guests anew
-        self.running, self._exposed = running, None
         guests = {guest.key: guest for guest in running}
+        is_same = self.running is not None and not again and guests.keys() == self.known.keys()
+        self.running, self._exposed = running, None
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
-        self.learned()
+        if not is_same:
+            self.learned()
+        self.seen.set()
+
+    def reread(self, uuid: str) -> None:
+        """Read a guest's XML again: its metadata or its memory has changed."""
+        self.due.update({guest.key: guest for guest in self.running or () if guest.uuid == uuid})
         self.seen.set()
 
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:

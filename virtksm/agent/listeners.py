@@ -21,6 +21,7 @@ from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
+from virtksm.model.decision import Trigger
 from virtksm.model.report import PassReport
 from virtksm.values import replace
 
@@ -65,6 +66,8 @@ class Listeners:
     news: News = field(default_factory=News)
 
     def heard(self, event: DomainEvent) -> None:
+        if event.trigger in (Trigger.METADATA, Trigger.MEMORY_DEVICE):
+            self.guests.reread(event.uuid)
         self.reporter.event(event)
         self.history_writer.hear(event)
 

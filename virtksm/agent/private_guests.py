@@ -31,11 +31,12 @@ from virtksm.errors import (
     LibvirtTimeout,
     MonitorFailed,
     MonitorRefused,
+    SensingFailed,
     Unsupported,
     VirtksmError,
 )
 from virtksm.guests.choices import Choice, Choices, Seen, Step, find_steps, find_unmerged
-from virtksm.guests.merging import find_needed_kib, still_mergeable
+from virtksm.guests.merging import GuestMerging, find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import is_private
 from virtksm.guests.ports import GuestFacts, Monitor
 from virtksm.guests.xml import GuestXml
@@ -108,6 +109,8 @@ class PrivateGuests:
     disk: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
     found: dict[str, Choice] = field(default_factory=dict)
     """The choices of the runs that go on, by UUID."""
+    failure: str | None = None
+    """Why the last look failed."""
     troubles: dict[str, Trouble] = field(default_factory=dict)
     hanging: dict[str, BlockingCalls] = field(default_factory=dict)
     """The calls that have not returned, by guest; such a guest is left alone."""
@@ -136,7 +139,8 @@ class PrivateGuests:
             work = partial(_find, here, running, dict(self.reader.known), self._config)
             found = await self.disk.run("read which guests may merge", work)
         except VirtksmError as error:
-            self.reporter.guests_not_switched("private guests stay as they are", error, is_news=True)
+            is_news, self.failure = error.message != self.failure, error.message
+            self.reporter.guests_not_switched("private guests stay as they are", error, is_news=is_news)
             self.reader.name_exposed()
             await self._wait(MAX_RETRY_S)
             return
@@ -162,7 +166,7 @@ class PrivateGuests:
         return 0.0 if trouble is None else trouble.due_s
 
     def _learn(self, found: Found) -> None:
-        self.found = found.choices
+        self.found, self.failure = found.choices, None
         left = {step.guest.key for step in found.steps}
         self.troubles = {key: one for key, one in self.troubles.items() if key in left}
         self.unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
@@ -172,22 +176,27 @@ class PrivateGuests:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
         guest, loop = step.guest, asyncio.get_running_loop()
 
-        def wake(_late: None) -> None:
-            loop.call_soon_threadsafe(self.seen.set)
+        def finish_late(_result: None) -> None:
+            loop.call_soon_threadsafe(self._finish, step)
 
         work = partial(_make, monitor, here, step, self.wall_clock())
         limit_s = self._config.call_timeout_s
         try:
-            await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=wake)
+            await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
         except VirtksmError as error:
             if isinstance(error, LibvirtTimeout):
                 self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
             self._put_off(step, error)
-            return
-        self.troubles.pop(guest.key, None)
+        else:
+            self._finish(step)
+
+    def _finish(self, step: Step) -> None:
+        """Report a switch, also one that has taken longer than a call may, and look again."""
+        self.troubles.pop(step.guest.key, None)
         why = "no longer private" if step.merge else "private"
-        self.reporter.guest_switched(guest.name, merge=step.merge, why=why)
-        self.switched(guest, MERGING if step.merge else UNMERGED, why)
+        self.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
+        self.switched(step.guest, MERGING if step.merge else UNMERGED, why)
+        self.seen.set()
 
     def _put_off(self, step: Step, error: VirtksmError) -> None:
         """Report a failure, if it is news, and try again later: the longer it fails, the later."""
@@ -236,23 +245,38 @@ def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
     Raises NoRoom, Unsupported where this QEMU ignores it, MonitorFailed where the kernel has, and what the ports raise.
     """
     guest, merge, facts = step.guest, step.merge, here.make_facts()
+    if step.process is None:
+        raise SensingFailed("its process was not found", remedy="is all of /proc visible (docs/security.md)?")
     if not merge:
         _require_room(facts, guest)
     qemu = monitor.merging(guest.uuid)
     if qemu.is_ignored:
         raise Unsupported(f"QEMU {qemu.version} ignores it", remedy="start the guest again with QEMU 9.2 or newer")
-    choice = Choice(name=guest.name, process=step.process, merge=merge, by_command=False, at_s=now_s)
+    choice = Choice(
+        name=guest.name,
+        process=step.process,
+        merge=merge,
+        by_command=False,
+        at_s=now_s,
+        memory_kib=step.memory_kib,
+    )
     here.choices.note(guest.uuid, choice)
-    if not (merge or all(one.merges for one in qemu.backends)):
-        monitor.set_merging(guest.uuid, merge=True)  # QEMU does nothing for a value that it knows
     monitor.set_merging(guest.uuid, merge=merge)
-    memory = None if merge else facts.mergeable_memory(guest)
-    if memory is not None and still_mergeable(qemu.backends, memory):
+    if not merge and _still_merges(facts, guest, qemu):  # QEMU does nothing for a value that it has
+        monitor.set_merging(guest.uuid, merge=True)
+        monitor.set_merging(guest.uuid, merge=False)
+    if not merge and _still_merges(facts, guest, qemu):
         raise MonitorFailed(
             f"QEMU {qemu.version} has taken it, but the kernel still merges guest {guest.name!r}",
             remedy=f"virtksm guest show {guest.name}; it is tried again",
         )
     here.choices.note(guest.uuid, None if merge else replace(choice, is_done=True))
+
+
+def _still_merges(facts: GuestFacts, guest: Guest, qemu: GuestMerging) -> bool:
+    """Return whether the kernel may merge any of a guest's backends, as far as it tells this user."""
+    memory = facts.mergeable_memory(guest)
+    return memory is not None and bool(still_mergeable(qemu.backends, memory))
 
 
 def _require_room(facts: GuestFacts, guest: Guest) -> None:

@@ -7,7 +7,9 @@ A choice is one run's: QEMU forgets it with its process. Pure. The rules, in the
    may, such as video memory, which QEMU does not switch: it stays exposed.
 3. A guest whose XML cannot be read stays as it is, unless its name says that it is private.
 4. What the agent has unmerged, and is private no longer, merges again.
-5. A switch that was begun and not finished is made again, as QEMU's answer is not known.
+5. A switch that was begun and not finished is made again, as QEMU's answer is not known. So is one of a guest that has
+   another maximum since: memory that is plugged in may merge.
+6. A private guest whose process was not found is to be unmerged: the attempt says why it fails.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from virtksm.model.snapshot import Guest
 class Choice(NamedTuple):
     """Whether one run of a guest may merge; `process` names the run, `at_s` is Unix time.
 
-    `is_done` is False from before QEMU is asked until it has answered.
+    `is_done` is False from before QEMU is asked until it has answered. `memory_kib` is the maximum that it had then.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Choice(NamedTuple):
     by_command: bool
     at_s: float
     is_done: bool = False
+    memory_kib: int | None = None
 
 
 class Choices(Protocol):
@@ -56,11 +59,12 @@ class Seen(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A switch to make."""
+    """A switch to make; `process` names the run, None where it was not found."""
 
     guest: Guest
-    process: str
+    process: str | None
     merge: bool
+    memory_kib: int | None = None
 
 
 def find_steps(
@@ -70,16 +74,17 @@ def find_steps(
     steps = []
     for guest, xml, process in seen:
         choice = choices.get(guest.uuid)
-        if process is None or (choice is not None and choice.process != process):
+        if choice is not None and choice.process != process:
             choice = None  # an earlier run's
         private = is_private(guest, xml, patterns)
-        if process is None or (choice is not None and choice.by_command) or (xml is UNKNOWN and not private):
+        if (choice is not None and choice.by_command) or (xml is UNKNOWN and not private):
             continue
         is_out = any(one.is_lasting for one in find_obstacles(xml))
         merge = not (is_enforced and private) or is_out
-        is_so = choice is not None and choice.is_done and choice.merge == merge
+        has_grown = choice is not None and choice.memory_kib != xml.memory_kib and xml is not UNKNOWN
+        is_so = choice is not None and choice.is_done and choice.merge == merge and not has_grown
         if not is_so and not (merge and choice is None):
-            steps.append(Step(guest=guest, process=process, merge=merge))
+            steps.append(Step(guest=guest, process=process, merge=merge, memory_kib=xml.memory_kib))
     return tuple(sorted(steps, key=lambda step: step.merge))
 
 

@@ -32,8 +32,9 @@ UNMERGED, MERGING = "unmerged", "merging"
 MAX_OF_A_KIND: Mapping[str, tuple[int, int]] = {
     Trigger.STARTED.value: (2_000, 200),
     Trigger.STOPPED.value: (2_000, 200),
-    Trigger.BALLOON.value: (250, 50),
-    Trigger.MEMORY_DEVICE.value: (250, 50),
+    Trigger.BALLOON.value: (200, 50),
+    Trigger.MEMORY_DEVICE.value: (200, 50),
+    Trigger.METADATA.value: (100, 50),
     UNMERGED: (250, 50),
     MERGING: (250, 50),
 }
