@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+import psutil
 import pytest
 
 from demo.guests import PayloadGuest, memory_device_xml, wait_settled
@@ -130,11 +131,11 @@ def test_a_plain_guest_goes_out_and_in_and_its_taint_is_seen(
     bench: Bench, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
     _, one = guest.together(twin("other", 1), twin("one", 2))
-    assert bench.told("show", "one")["taints"] == []
+    assert TAINTED not in "\n".join(bench.told("show", "one")["taints"])
     assert TAINTED not in taints(one.domain), "showing it sends QEMU nothing"
     bench.check("one", 1)
     assert TAINTED in taints(one.domain)
-    assert [TAINTED in text for text in bench.told("show", "one")["taints"]] == [True]
+    assert TAINTED in "\n".join(bench.told("show", "one")["taints"])
     text = agent_home.run("guest", "unmerge", "one", "--connect", libvirtd.uri).stdout
     for part in ("Cost ", "stands still for about", "tainted", "Kernel ", "Lasts ", "nosharepages"):
         assert part in text
@@ -204,7 +205,8 @@ def unmerge_until(daemon: PrivateLibvirtd, pid: int, uuid: str, happens: Callabl
     thread.start()
     watching = libvirt.open(daemon.uri)
     domain = watching.lookupByUUIDString(uuid)
-    wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, 20.0, "QEMU's monitor to be asked")
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 20.0, "QEMU to be frozen")
+    wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, 20.0, "its monitor to be asked")
     happens()
     thread.join(20.0)
     (error,) = errors

@@ -125,7 +125,7 @@ def test_two_dashes_before_a_command_are_understood_or_refused(tmp_path: Path, a
 def test_common_options_stand_before_and_after_the_command_and_its_action(words: tuple[str, ...]) -> None:
     first, *rest = words
     own: dict[tuple[str, ...], list[str]] = {("trace", "plot"): ["-o", "x.svg"]}
-    arguments = own.get(words, ["x"] if words[-1] in {"import", "record", "replay"} else [])
+    arguments = own.get(words, ["x"] if words[0] == "guest" or words[-1] in {"import", "record", "replay"} else [])
     common = ["--connect", "retune", "--config", "file", "--runtime-dir", "run", "--state-dir", "lib"]
     if words not in WITHOUT_JSON:
         common.append("--json")
