@@ -213,6 +213,7 @@ def unmerge_until(daemon: PrivateLibvirtd, pid: int, uuid: str, happens: Callabl
     return error
 
 
+@pytest.mark.usefixtures("ksm")
 def test_a_guest_that_is_killed_in_the_middle_has_vanished(guest: GuestFactory, libvirtd: PrivateLibvirtd) -> None:
     one = guest(twin("one", 1))
     error = unmerge_until(libvirtd, one.pid, one.domain.UUIDString(), one.crash)
@@ -232,6 +233,7 @@ def test_a_libvirtd_that_is_killed_in_the_middle_leaves_a_guest_that_can_be_unme
     bench.check("one", 1)
 
 
+@pytest.mark.usefixtures("ksm")
 def test_a_qemu_that_hangs_keeps_the_command_no_longer_than_its_limit(
     guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
@@ -267,6 +269,7 @@ def test_a_host_without_room_refuses_and_sends_qemu_nothing(
     assert merged_kib(one.pid) < BESIDE_KIB
 
 
+@pytest.mark.usefixtures("ksm")
 def test_a_user_without_rights_is_told_which_right_lacks(
     guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:

@@ -119,6 +119,8 @@ def test_unmerging_is_over_when_the_kernel_may_merge_no_backend_and_video_memory
     switch.unmerge(force=False)
     assert bench.monitor.sets == [("u-1", False)]
     assert "Kernel     0.2 MiB may merge, 0.0 MiB are merged" in text_of(switch)
+    switch.unmerge(force=False)
+    assert bench.monitor.sets == [("u-1", False)], "it is out already"
     switch.merge(force=False)
     assert bench.monitor.sets == [("u-1", False), ("u-1", True)]
     assert "64.2 MiB may merge" in text_of(switch)

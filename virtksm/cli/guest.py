@@ -46,7 +46,7 @@ SLOWER = 10
 """Unmerging may take so many times as long as was measured before it counts as hanging (chosen)."""
 TAINTS = "libvirt marks the guest as tainted (custom-monitor) until it ends"
 LASTS = "until the guest starts anew or migrates; <memoryBacking><nosharepages/></memoryBacking> in its XML lasts"
-UNREADABLE = "unknown: /proc/PID/smaps of its QEMU is for root to read (CAP_SYS_PTRACE)"
+UNREADABLE = "unknown: /proc/PID/smaps of its QEMU cannot be read; root may (CAP_SYS_PTRACE)"
 ELSEWHERE = "unknown: of another machine libvirt does not tell it; run `virtksm guest show` there"
 
 
@@ -217,6 +217,8 @@ class GuestSwitch:
         if self.needed_kib > self.available_kib and not force:
             raise VirtksmError(fit_text(self.needed_kib, self.available_kib), remedy=FREE_MEMORY)
         qemu = self._ask_whether_it_heeds(force=force)
+        if self.memory is not None and not self._mergeable():
+            return  # it is out already
         if not all(one.merges for one in qemu.backends):
             # QEMU leaves a backend alone that has the value, also where the kernel had refused it.
             self._set(merge=True)

@@ -8,6 +8,7 @@ runs unless somebody has asked for it. QEMU's answers are a stranger's: only the
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import libvirt
@@ -20,6 +21,8 @@ BACKENDS = "child<memory-backend-"
 """The beginning of a memory backend's type below /objects; behind it is ram, file, memfd or epc."""
 MAX_BACKENDS = 1024
 """More than any guest has: QEMU takes 256 memory devices and 128 NUMA nodes."""
+NOTED_WITHIN_S = 2.0
+"""libvirt needs so long at most to note that a QEMU has ended (chosen)."""
 _DENIED = {
     libvirt.VIR_ERR_ACCESS_DENIED: "libvirt's access driver must allow this user org.libvirt.api.domain.write for this "
     "guest: 40-virtksm-monitor.rules (docs/security.md)",
@@ -72,17 +75,23 @@ class LibvirtMonitor:
                 raise Unsupported(message, remedy="only guests of QEMU have this monitor") from error
             if self._host.is_broken(error):
                 raise
-            if not _runs(domain):
+            if _ends(domain):
                 raise GuestVanished(f"guest {domain.UUIDString()} has ended") from error
             raise MonitorFailed(message, remedy="see QEMU's log in /var/log/libvirt/qemu, and libvirt's own") from error
         return parse_reply(reply, command)
 
 
-def _runs(domain: libvirt.virDomain) -> bool:
-    try:
-        return domain.isActive() == 1
-    except libvirt.libvirtError:  # a transient domain that has ended
-        return False
+def _ends(domain: libvirt.virDomain) -> bool:
+    """Return whether a guest whose monitor failed has ended, which libvirt notes some milliseconds later."""
+    until_s = time.monotonic() + NOTED_WITHIN_S
+    while time.monotonic() < until_s:
+        try:
+            if not domain.isActive():
+                return True
+        except libvirt.libvirtError:  # a transient domain that has ended
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def parse_reply(text: str, command: str) -> object:
