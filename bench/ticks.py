@@ -28,6 +28,7 @@ from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
+from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.guests.xml import GuestXml
@@ -107,7 +108,9 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
         rates=cycle.tenure.dirty_kib_per_s,
         failing=reporter.dirty_rates_unknown,
     )
-    listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, rates)
+    private = PrivateGuests(reader=reader, source=lambda: None, reporter=reporter, unmerged=cycle.tenure.unmerged)
+    reader.learned = private.see
+    listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, private, rates)
     running = hypervisor.running_guests(with_max=False)
     reader.known = {guest.key: GuestXml() for guest in running}
     rates.rates |= {guest.key: 1024.0 for guest in running}

@@ -222,7 +222,7 @@ class Event:
     """An event of a guest."""
 
     at: str
-    kind: Trigger
+    kind: Trigger | Literal["unmerged", "merging"]
     domain: str
     uuid: str
     detail: str
@@ -250,6 +250,32 @@ class Room:
     """New memory merges as the present does."""
 
 
+class UnmergedGuest:
+    """A guest that was unmerged while it runs."""
+
+    name: str
+    uuid: str
+    at: str
+    by_command: bool
+    """By `virtksm guest unmerge`; else by `private_enforce`."""
+
+
+class UnswitchedGuest:
+    """A guest that `private_enforce` has failed to unmerge, or to have merge again."""
+
+    name: str
+    uuid: str
+    message: str
+    """With the remedy."""
+
+
+class Switched:
+    """The guests that were switched while they run, as far as the agent knows."""
+
+    unmerged: list[UnmergedGuest]
+    failed: list[UnswitchedGuest]
+
+
 class Status(Versioned):
     """A host's KSM now. With an agent nothing is asked of libvirt; without one, what only an agent knows is null."""
 
@@ -270,6 +296,7 @@ class Status(Versioned):
     stranded: Stranded
     paused: bool | None
     """Whether virtksm is paused."""
+    switched: Switched | None
     now: Now | None
     room_bytes: Room | None
     """As `virtksm headroom` finds it after each pass, but steadied: it falls at once, and rises once it has been higher

@@ -6,12 +6,13 @@ The contract tests (tests/contract) run the same cases against each of them and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
+from virtksm.guests.choices import Choice
 from virtksm.guests.merging import Backend, GuestMerging
 from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.history.samples import (
@@ -192,6 +193,8 @@ class FakeFacts:
     shared_kib: int = 0
     """Of each guest's."""
     of_guests: dict[str, GuestProcess] = field(default_factory=dict)
+    runs: dict[str, str | None] = field(default_factory=dict)
+    """Guests' processes by UUID; those not in it have one for each run."""
     mergeable: Callable[[], MergeableMemory | None] = lambda: None
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
@@ -209,6 +212,9 @@ class FakeFacts:
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return tuple(self.of_guests.get(one.uuid) for one in running)
+
+    def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
+        return tuple(self.runs.get(one.uuid, f"process of {one.key}") for one in running)
 
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         return self.mergeable()
@@ -268,6 +274,30 @@ class FakeStore:
             raise StateUnusable("no space left on device")
         self.state = state
         self.saved.append(state)
+
+
+@dataclass
+class FakeChoices:
+    """Choices in memory; `noted` is every one that was ever kept, or removed."""
+
+    kept: dict[str, Choice] = field(default_factory=dict)
+    noted: list[tuple[str, Choice | None]] = field(default_factory=list)
+    is_full: bool = False
+
+    def read(self) -> dict[str, Choice]:
+        return dict(self.kept)
+
+    def note(self, uuid: str, choice: Choice | None) -> None:
+        if self.is_full:
+            raise StateUnusable("no space left on device")
+        self.noted.append((uuid, choice))
+        self.forget((uuid,))
+        if choice is not None:
+            self.kept[uuid] = choice
+
+    def forget(self, uuids: Iterable[str]) -> None:
+        for uuid in uuids:
+            self.kept.pop(uuid, None)
 
 
 @dataclass

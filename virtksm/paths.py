@@ -49,6 +49,9 @@ class RuntimePaths:
     def host_state(self, host: str) -> str:
         return f"{self.agent_dir}/{host}.json"
 
+    def host_choices(self, host: str) -> str:
+        return f"{self.agent_dir}/{host}.merging.json"
+
     def host_history(self, host: str) -> str:
         return f"{self.state_dir}/{host}.history"
 

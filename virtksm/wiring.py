@@ -5,7 +5,7 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
-from virtksm.paths import RuntimePaths, host_key
+from virtksm.paths import LOCAL, RuntimePaths, host_key
 from virtksm.store.switch import SwitchFile
 from virtksm.uri import is_local
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtksm.history.samples import History
     from virtksm.host.libvirt_connection import LibvirtHost
     from virtksm.host.local_facts import ProcFacts
+    from virtksm.store.choices import ChoiceFile
     from virtksm.tuning.cycle import Cycle, Tenure
 
 
@@ -35,6 +36,13 @@ def make_history(uri: str, config: Config, paths: RuntimePaths) -> History:
     from virtksm.store.history import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
 
     return HistoryFile(paths.host_history(host_key(uri, local=is_this_machine(uri, config))))
+
+
+def make_choices(uri: str, config: Config, paths: RuntimePaths) -> ChoiceFile | None:
+    """Return the choices of the host behind `uri`; None for another machine."""
+    from virtksm.store.choices import ChoiceFile  # no pass needs it
+
+    return ChoiceFile(paths, LOCAL) if is_this_machine(uri, config) else None
 
 
 def make_cycle(

@@ -158,6 +158,10 @@ STATUS: Json = {
     "stranded": {"possible": True, "settings": _SETTINGS, "worst_core_percent": 12.5},
     "full_scan": {"done_kib": 1, "total_kib": 3, "left_s": 2.5},
     "paused": False,
+    "switched": {
+        "unmerged": [{"name": "vault", "uuid": "u", "at_s": 1_767_323_045.5, "by_command": False}],
+        "failed": [{"name": "safe", "uuid": "v", "message": "no room"}],
+    },
     "now": {**_LOOKED, "origin": "local", "settings": _SETTINGS, "saved_percent": 1.5},
 }
 

@@ -14,25 +14,11 @@ from hypothesis import strategies as st
 from virtksm.guests.xml import NAMESPACE, GuestXml, parse_guest_xml
 
 memory = ["domain", "metadata", "memoryBacking", "nosharepages", "hugepages", "cpu", "numa", "cell"]
-names = st.sampled_from(
-    [
-        *memory,
-        "devices",
-        "disk",
-        "backingStore",
-        "source",
-        "os",
-        "kernel",
-        "hostdev",
-        "launchSecurity",
-        "guest",
-        f"{{{NAMESPACE}}}guest",
-        "x",
-    ]
-)
+more = ["devices", "disk", "backingStore", "source", "os", "kernel", "hostdev", "memballoon", "launchSecurity", "guest"]
+names = st.sampled_from([*memory, *more, f"{{{NAMESPACE}}}guest", "x"])
 attributes = st.dictionaries(
-    st.sampled_from(["private", "id", "type", "memAccess", "file"]),
-    st.sampled_from(["yes", "no", "", "pci", "shared", "sev-snp", "<&\"'>"]),
+    st.sampled_from(["private", "group", "id", "type", "memAccess", "freePageReporting", "file"]),
+    st.sampled_from(["yes", "no", "on", "", "pci", "shared", "sev-snp", "<&\"'>"]),
 )
 characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff")
 

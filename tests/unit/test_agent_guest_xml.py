@@ -76,9 +76,9 @@ def test_many_guests_are_read_a_few_at_a_time_each_once_a_run_and_all_when_asked
         assert reader.exposed((first,), ["*"]) == ("guest-0",), "known, and due, until it is read again"
         await read_all(reader)
         assert reader.exposed((first,), ["*"]) == ()
-        reader.read_again("another")
+        reader.reread("another")
         assert not reader.due
-        reader.read_again(first.uuid)
+        reader.reread(first.uuid)
         assert [*reader.due] == [first.key], "a memory device has come or gone"
 
     with_reader(story)

@@ -22,6 +22,7 @@ from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, Listeners, News
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
+from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.history.samples import MAX_OF_A_KIND
@@ -91,9 +92,10 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history_writer = HistoryWriter(writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
-    guests = GuestReader(lambda: None, configuration, reporter)
+    guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
+    private = PrivateGuests(reader=guests, source=lambda: None, reporter=reporter, unmerged=set())
     rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
-    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, rates)
+    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, private, rates)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""

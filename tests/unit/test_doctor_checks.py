@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -144,7 +144,7 @@ def without_agent(facts: Facts) -> Facts:
 
 
 def with_agent(facts: Facts = HEALTHY, **changed: object) -> Facts:
-    return replace(facts, own=replace(OWN, agent=replace(AGENT, **changed)))
+    return replace(facts, own=replace(facts.own, agent=replace(AGENT, **changed)))
 
 
 def configured(facts: Facts, **configuration: object) -> Facts:
@@ -179,6 +179,11 @@ REPORTING = GuestXml(reports_free_pages=True)
 def with_xml(web: GuestXml, vault: GuestXml, **config: tuple[str, ...]) -> Facts:
     guests = Guests(running=(GUEST, VAULT), xml={GUEST.key: web, VAULT.key: vault})
     return replace(configured(HEALTHY, **config), libvirt=replace(LIBVIRT, guests=guests))
+
+
+def unmerged(by_store: Iterable[str] = (VAULT.key,)) -> Facts:
+    """Return facts of guests that can merge by their XML, one of them private and unmerged, as this user may read."""
+    return with_guests(xml={GUEST.key: GuestXml(), VAULT.key: GuestXml()}, unmerged=frozenset(by_store))
 
 
 def with_process(guest: Guest, **counted: bool) -> Facts:
@@ -417,7 +422,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_confinement", confined("unconfined"), PASS, "not confined"),
     ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:virt_hook_unconfined_exec_t:s0"), PASS, "hook"),
     ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:user_home_t:s0"), WARN, "user_home_t"),
-    ("guests_merge", HEALTHY, PASS, "2 guests run, 1 of them private and kept out"),
+    ("guests_merge", HEALTHY, PASS, "2 guests run, 1 of them kept out"),
     (
         "guests_merge",
         with_xml(GuestXml(has_hugepages=True), GuestXml(is_kept_out=True)),
@@ -429,6 +434,10 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("private_guests", with_xml(GuestXml(), GuestXml()), PASS, "none is private"),
     ("private_guests", with_xml(GuestXml(), GuestXml(), private_guests=("v*",)), FAIL, "1 can merge: vault"),
     ("private_guests", with_xml(GuestXml(is_private=True), GuestXml()), FAIL, "1 can merge: web"),
+    ("private_guests", unmerged(), PASS, "1 of 2 guests are private, and kept out"),
+    ("private_guests", with_agent(unmerged(by_store=()), unmerged=frozenset({VAULT.uuid})), PASS, "kept out"),
+    ("private_guests", with_agent(unmerged(by_store=()), unswitched=("no room",)), FAIL, "1 can merge: vault"),
+    ("guests_merge", unmerged(), PASS, "1 of them kept out"),
     ("private_guests", with_process(VAULT, merges_any=True), FAIL, "1 can merge, as KSM is on for the whole process"),
     ("private_guests", with_process(VAULT, merges_any=False), PASS, "kept out"),
     ("private_guests", with_process(GUEST, merges_any=True), PASS, "kept out"),

@@ -133,7 +133,7 @@ def test_another_machine_and_an_unknown_alias_are_not_judged_by_this_ones_files(
 
 
 def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
-    seen, _ = read_libvirt("test:///default")
+    seen, _ = read_libvirt("test:///default", RuntimePaths())
     assert isinstance(seen, Libvirt)
     assert seen.ksm is None
 

@@ -104,6 +104,15 @@ def test_showing_a_guest_sends_its_qemu_nothing_unless_told_to() -> None:
     assert "QEMU       7.2.22: ram-node0 48.0 MiB may merge, ram-node1 16.0 MiB may merge" in text_of(switch)
 
 
+def test_what_was_chosen_names_the_run_and_is_the_commands() -> None:
+    switch = Bench().switch()
+    choice = switch.choice(merge=True)
+    assert choice is not None
+    assert (choice.name, choice.process, choice.merge) == ("one", f"process of {switch.guest.key}", True)
+    assert (choice.by_command, choice.is_done) == (True, True)
+    assert Bench().switch(is_local=False).choice(merge=True) is None
+
+
 def test_unmerging_is_over_when_the_kernel_may_merge_no_backend_and_video_memory_may_stay() -> None:
     bench = Bench()
     switch = bench.switch()

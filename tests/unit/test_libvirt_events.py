@@ -9,6 +9,7 @@ from typing import cast
 import libvirt
 import pytest
 
+from virtksm.guests.xml import NAMESPACE
 from virtksm.host.libvirt_events import DomainEvent, Subscription, parse_lifecycle
 from virtksm.model.decision import Trigger
 
@@ -73,6 +74,10 @@ def test_what_changes_a_guests_memory_is_heard_and_other_devices_are_not(
         (Trigger.MEMORY_DEVICE, "guest", "uuid of guest", "virtiomem0 8192 KiB"),
     ]
     heard.clear()
+    for uri in (NAMESPACE, "urn:another", None):
+        subscription._on_metadata(connection, domain, 2, uri, None)
+    assert [(event.trigger, event.detail) for event in heard] == [(Trigger.METADATA, "")]
+    heard.clear()
     for alias in ("dimm0", "memvirtiomem0", "nvdimm1", "virtiopmem0", "ua-mine", "virtio-disk0", ""):
         subscription._on_device(connection, domain, alias, None)
     assert [event.detail for event in heard] == ["dimm0", "memvirtiomem0", "nvdimm1", "virtiopmem0", "ua-mine"]
@@ -82,6 +87,7 @@ def test_what_changes_a_guests_memory_is_heard_and_other_devices_are_not(
 LOOP = """
 import threading
 import libvirt
+from virtksm.guests.xml import NAMESPACE
 from virtksm.host.libvirt_events import EventLoop
 
 loop = EventLoop()

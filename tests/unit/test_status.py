@@ -20,15 +20,17 @@ from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.nobody import run_as_nobody
 from virtksm.agent.calls import BlockingCalls, Waiting
 from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.agent.private_guests import Trouble
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_rows
-from virtksm.errors import ExitCode, LibvirtTimeout
+from virtksm.errors import ExitCode, LibvirtTimeout, VirtksmError
+from virtksm.guests.choices import Choice
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
-from virtksm.model.snapshot import IDLE, Settings
+from virtksm.model.snapshot import IDLE, Guest, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.values import replace
@@ -36,6 +38,11 @@ from virtksm.values import replace
 LONG_S = 30.0
 SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
 NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
+
+
+UNMERGED = {"u": Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.5, is_done=True)}
+SAFE = Guest(uuid="v", name="safe")
+UNSWITCHED = (Trouble(SAFE, merge=False, error=VirtksmError("no room", remedy="wait"), wait_s=5.0, due_s=6.0),)
 
 
 def passed(target: Settings, *, run: int | None = 1) -> PassReport:
@@ -129,7 +136,8 @@ def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, pe
 def test_the_fields_are_those_that_are_documented() -> None:
     """tests/lint/test_docs.py has that each is in the reference."""
     last = passed(SCANNING)
-    told = agent_facts(last=last, lost_s=940.0, error="connection refused", current=after_pass(last)).as_dict(NOW)
+    facts = agent_facts(last=last, lost_s=940.0, error="connection refused", current=after_pass(last))
+    told = replace(facts, unmerged=UNMERGED, unswitched=UNSWITCHED).as_dict(NOW)
     settings = {"pages_to_scan": 285_714, "sleep_millisecs": 60_000, "merge_across_nodes": 1}
     assert json.loads(json.dumps(told)) == {
         "schema": 1,
@@ -151,6 +159,10 @@ def test_the_fields_are_those_that_are_documented() -> None:
         "next_pass_s": 4.0,
         "stranded": {"possible": True, "settings": settings, "worst_core_percent": 3.2},
         "paused": False,
+        "switched": {
+            "unmerged": [{"name": "vault", "uuid": "u", "at_s": 1.5, "by_command": False}],
+            "failed": [{"name": "safe", "uuid": "v", "message": "guest safe was not unmerged: no room: wait"}],
+        },
         "now": {
             "origin": "last_pass", "ksm_run": 1, "advisor_mode": "none",
             "redhat_only_zero_pages": 0, "settings": settings,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes import FakeFacts
 from tests.unit.test_agent_history import a_pass
-from tests.unit.test_status import agent_facts, shown
+from tests.unit.test_status import UNMERGED, UNSWITCHED, agent_facts, shown
 from virtksm.agent.log import status_text
 from virtksm.agent.status import read_current
 from virtksm.cli.layout import to_lines
@@ -114,6 +114,17 @@ def test_what_ksmd_does_is_one_word(changes: dict[str, Any], row: tuple[str, str
 )
 def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, line: str) -> None:
     assert [row[0] for row in rows(status(**changes)) if to_lines([row])[0].startswith(line)] == [tone]
+
+
+def test_guests_that_were_switched_are_named_and_why_others_were_not() -> None:
+    facts = agent_facts(last=a_pass(), unmerged=UNMERGED, unswitched=UNSWITCHED)
+    assert rows(shown(facts))[-2:] == [
+        ("warn", "Warning", "guest safe was not unmerged: no room: wait"),
+        ("", "Unmerged", "vault"),
+    ]
+    many = {str(number): replace(UNMERGED["u"], by_command=True) for number in range(7)}
+    (text,) = [text for _, name, text in rows(shown(replace(facts, unmerged=many))) if name == "Unmerged"]
+    assert text == f"{', '.join(['vault (by a command)'] * 5)} and 2 more"
 
 
 def test_a_pass_that_did_not_go_well_stands_out() -> None:

@@ -126,6 +126,13 @@ def test_the_command_line_and_ksms_switch_are_obstacles_too() -> None:
     assert found["two"].obstacles == (Obstacle.KSM_OFF,)
 
 
+def test_a_guest_that_was_unmerged_while_it_runs_says_so() -> None:
+    here = facts(process(0), process(0))
+    found = by_name(survey(kernel("one", "two"), here, None, lambda running: {running[0].key}))
+    assert (found["one"].can_merge, found["one"].obstacles) == (False, (Obstacle.UNMERGED,))
+    assert found["two"].can_merge
+
+
 @pytest.mark.parametrize(
     ("processes", "note"),
     [

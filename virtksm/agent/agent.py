@@ -24,11 +24,13 @@ from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import RETRY_S, Passes
+from virtksm.agent.private_guests import Here, PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history.samples import History
 from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.libvirt_monitor import LibvirtMonitor
 from virtksm.model.decision import Trigger
 from virtksm.model.report import RestoreReport
 from virtksm.paths import host_key
@@ -42,7 +44,8 @@ class Agent:
     """The parts and what they have in common: passes and the connection share one queue of libvirt calls.
 
     `make_cycle` builds a pass's parts over a new connection from the current configuration. `make_history` gives the
-    history of the host behind a URI; without it, the history ends with the agent.
+    history of the host behind a URI; without it, the history ends with the agent. `make_here` gives what switching
+    guests needs of this machine; without it, and elsewhere, none is switched.
     """
 
     configuration: Configuration
@@ -51,6 +54,7 @@ class Agent:
     history_writer: HistoryWriter
     make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]]
     make_history: Callable[[str, Config], History] | None = None
+    make_here: Callable[[str, Config], Here | None] = lambda _uri, _config: None
     tenure: Tenure = field(default_factory=Tenure)
     history_key: str | None = None
     """The host whose history is written."""
@@ -69,13 +73,22 @@ class Agent:
             self.tenure.images,
             self.tenure.bound_to,
         )
+        guests.unmerged = self.tenure.unmerged
+        private = PrivateGuests(
+            reader=guests,
+            source=lambda: None if self.connection.host is None else LibvirtMonitor(self.connection.host),
+            reporter=self.reporter,
+            unmerged=self.tenure.unmerged,
+            switched=self.history_writer.note,
+        )
+        guests.learned = private.see
         rates = DirtyRates(
             source=lambda: self.connection.host,
             limit_s=lambda: self.configuration.in_force.call_timeout_s,
             rates=self.tenure.dirty_kib_per_s,
             failing=self.reporter.dirty_rates_unknown,
         )
-        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, rates)
+        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, private, rates)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
 
@@ -86,15 +99,17 @@ class Agent:
         reload = self._start("reload", self._reload)
         passes = self._start("passes", self.passes.run_when_due)
         guest_xml = self._start("guest XML", self.listeners.guests.read_when_due)
+        private_guests = self._start("private guests", self.listeners.private_guests.switch_when_due)
         dirty_rates = self._start("dirty rates", self.listeners.dirty_rates.measure_when_due)
         history = self._start("history", self.history_writer.keep_writing)
         await self.stopping.wait()
         connection.cancel()
         reload.cancel()
         guest_xml.cancel()
+        private_guests.cancel()
         dirty_rates.cancel()
         # A pass that has begun is finished first; a guest that is being asked for anything is not waited for.
-        await asyncio.wait({passes, connection, guest_xml, dirty_rates, reload})
+        await asyncio.wait({passes, connection, guest_xml, private_guests, dirty_rates, reload})
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
@@ -155,6 +170,7 @@ class Agent:
         self.configuration.follow(fresh)
         self.configuration.in_force = fresh.config
         self.passes.follow(fresh.config, cycle)
+        self.listeners.private_guests.connect(None if host is None else self.make_here(host.uri, fresh.config))
         self.history_key = None  # a reload opens the file again: it may have been repaired
         self._open_history()
 
@@ -190,6 +206,7 @@ class Agent:
         self.passes.follow(config, cycle)
         self.listeners.guests.forget()
         self.listeners.dirty_rates.forget()
+        self.listeners.private_guests.connect(self.make_here(host.uri, config))
         self._open_history()
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)

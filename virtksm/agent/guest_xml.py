@@ -51,15 +51,20 @@ class GuestReader:
     at_once: int = READ_AT_ONCE
     calls: BlockingCalls = field(default_factory=BlockingCalls)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
-    _exposed: tuple[tuple[Guest, ...], Sequence[str], tuple[str, ...]] | None = None
-    """The guests and the patterns that were asked for last, and the answer, as long as it holds."""
+    unmerged: set[str] = field(default_factory=set)
+    """The guests that were unmerged while they run, as unmergeable."""
+    learned: Callable[[], None] = lambda: None
+    """Called when guests have gone or their XML was read: `name_exposed` is due."""
+    _exposed: tuple[tuple[Guest, ...], Sequence[str], frozenset[str], tuple[str, ...]] | None = None
+    """The guests, patterns and unmerged ones that were asked for last, and the answer, as long as it holds."""
 
     def see(self, running: tuple[Guest, ...], *, again: bool) -> None:
         """Note the guests that run; `again`: all of them are read again."""
         if running is self.running and not again and not self.due:
             return  # a pass that has sensed no guests anew
-        self.running = running
         guests = {guest.key: guest for guest in running}
+        is_same = self.running is not None and not again and guests.keys() == self.known.keys()
+        self.running, self._exposed = running, None
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
         self.unmergeable.intersection_update(guests)
         for key in self.images.keys() - guests.keys():
@@ -69,18 +74,22 @@ class GuestReader:
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
-        self._name_exposed()
+        if not is_same:
+            self.learned()
         self.seen.set()
 
-    def read_again(self, uuid: str) -> None:
-        """Have a guest's XML read again once a pass has seen it: its memory has changed."""
-        self.due |= {guest.key: guest for guest in self.running or () if guest.uuid == uuid}
+    def reread(self, uuid: str) -> None:
+        """Read a guest's XML again: its metadata or its memory has changed."""
+        self.due.update({guest.key: guest for guest in self.running or () if guest.uuid == uuid})
+        self.seen.set()
 
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
-        if self._exposed is None or not (self._exposed[0] is running and self._exposed[1] == patterns):
-            self._exposed = running, patterns, exposed(running, self.known, patterns)
-        return self._exposed[2]
+        asked = self._exposed
+        if asked is None or not (asked[0] is running and asked[1] == patterns and asked[2] == self.unmerged):
+            unmerged = frozenset(self.unmerged)
+            asked = self._exposed = running, patterns, unmerged, exposed(running, self.known, patterns, unmerged)
+        return asked[3]
 
     def forget(self) -> None:
         """Forget all: the connection is another one."""
@@ -105,7 +114,7 @@ class GuestReader:
             self.reporter.guest_xml_unreadable(failure)
         if host is self.source():
             self._learn(seen)
-            self._name_exposed()
+            self.learned()
 
     async def _wait_seen(self) -> None:
         """Sleep until a pass has seen guests."""
@@ -138,7 +147,8 @@ class GuestReader:
         if not self.due:
             self.at_once = READ_AT_ONCE
 
-    def _name_exposed(self) -> None:
+    def name_exposed(self) -> None:
+        """Report the private guests that can merge, once all are known."""
         if self.running is not None and not self.due:  # or those not yet read would be named again
             patterns = self.configuration.in_force.private_guests
             self.reporter.guests_exposed(self.exposed(self.running, patterns))

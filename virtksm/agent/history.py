@@ -22,6 +22,7 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, replaces, sample_of
 from virtksm.host.libvirt_events import DomainEvent
+from virtksm.model.snapshot import Guest
 from virtksm.trace import Pass
 from virtksm.trace.text import dump_line
 
@@ -121,15 +122,15 @@ class HistoryWriter:
 
     def hear(self, event: DomainEvent) -> None:
         """Take note of an event of libvirt's."""
-        self._waiting.add_event(
-            GuestEvent(
-                at_s=round(self.now_s(), 3),
-                kind=event.trigger.value,
-                domain=event.guest,
-                uuid=event.uuid,
-                detail=event.detail,
-            )
-        )
+        self._note(event.trigger.value, event.guest, event.uuid, event.detail)
+
+    def note(self, guest: Guest, kind: str, detail: str) -> None:
+        """Take note of what was done with a guest."""
+        self._note(kind, guest.name, guest.uuid, detail)
+
+    def _note(self, kind: str, domain: str, uuid: str, detail: str) -> None:
+        at_s = round(self.now_s(), 3)
+        self._waiting.add_event(GuestEvent(at_s=at_s, kind=kind, domain=domain, uuid=uuid, detail=detail))
         self._has_news.set()
 
     def take(self, line: Pass, news: Pass | None) -> None:

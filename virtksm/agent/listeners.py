@@ -19,6 +19,7 @@ from virtksm.agent.headroom import Rooms
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
+from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
@@ -62,6 +63,7 @@ class Listeners:
     history_writer: HistoryWriter
     trace: TraceBuffer
     guests: GuestReader
+    private_guests: PrivateGuests
     dirty_rates: DirtyRates
     news: News = field(default_factory=News)
     rooms: Rooms = field(default_factory=Rooms)
@@ -72,10 +74,10 @@ class Listeners:
         return self.rooms.room_kib(self.guests.known)
 
     def heard(self, event: DomainEvent) -> None:
+        if event.trigger in (Trigger.METADATA, Trigger.MEMORY_DEVICE):
+            self.guests.reread(event.uuid)
         self.reporter.event(event)
         self.history_writer.hear(event)
-        if event.trigger is Trigger.MEMORY_DEVICE:
-            self.guests.read_again(event.uuid)
 
     def complete(self, report: PassReport, config: Config) -> PassReport:
         return replace(report, exposed=self.guests.exposed(report.snapshot.guests, config.private_guests))
@@ -88,4 +90,6 @@ class Listeners:
         self.history_writer.take(line, line.summary(thresholds) if is_news else None)
         self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)
         self.rooms.passed(done, self.guests.known)
+        if done.report.triggers.is_explicit:
+            self.private_guests.see(again=True)
         self.dirty_rates.see(done.report.snapshot.guests, is_wanted=done.report.decision.wants_dirty_rates)

@@ -200,6 +200,15 @@ class Reporter:
         """Note how many groups share a KSM pool with another."""
         self.tally.mixed_groups = count
 
+    def guest_switched(self, guest: str, *, merge: bool, why: str) -> None:
+        """Report that a guest was unmerged while it runs, or that it merges again."""
+        event, does = ("guest_merging", "merges again") if merge else ("guest_unmerged", "was unmerged")
+        self._log.info(event, message=f"guest {guest} {does}: {why}", guest=guest, why=why)
+        self.tally.changed()
+
+    def guests_not_switched(self, what: str, error: VirtksmError, *, is_news: bool) -> None:
+        self._complain("guests_not_switched", error, what, self._log.warning if is_news else self._log.debug)
+
     def dirty_rates_unknown(self, error: VirtksmError) -> None:
         """Report that it is not measured how fast guests' memory changes."""
         log = self._log.debug if self._is_same("dirty_rates_unknown", error) else self._log.info

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any
 
 from virtksm import __version__
@@ -19,6 +20,7 @@ from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.passes import Passes
+from virtksm.agent.private_guests import Here
 from virtksm.agent.requests import Requests
 from virtksm.agent.status_socket import StatusSocket
 from virtksm.config.load import group_id
@@ -33,7 +35,10 @@ from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked
 from virtksm.tuning.cycle import Cycle, Tenure
-from virtksm.wiring import make_cycle, make_history, make_switch
+from virtksm.wiring import make_choices, make_cycle, make_history, make_switch
+
+SMAPS_LIMIT_S = 10.0
+"""The kernel walks all of a guest's pages for smaps: some milliseconds a GiB."""
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 
@@ -96,6 +101,10 @@ async def _serve(
         metrics.follow(fresh.config.metrics)
         configure_log(fresh.config)
 
+    def here(uri: str, current: Config) -> Here | None:
+        choices = make_choices(uri, current, paths)
+        return None if choices is None else Here(choices, partial(ProcFacts, boottime_s, limit_s=SMAPS_LIMIT_S))
+
     agent = Agent(
         configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
         connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
@@ -103,6 +112,7 @@ async def _serve(
         history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
         make_cycle=cycle_over,
         make_history=lambda of, current: make_history(of, current, paths),
+        make_here=here,
     )
     requests = Requests(agent=agent, make_switch=lambda of, current: make_switch(of, current, paths), facts=facts)
     async with AsyncExitStack() as stack:

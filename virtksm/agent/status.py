@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from virtksm import __version__
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import Waiting
+from virtksm.agent.private_guests import Trouble
 from virtksm.errors import SensingFailed
+from virtksm.guests.choices import Choice
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
@@ -48,6 +50,7 @@ class AgentFacts:
     `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
     the last attempt to connect, or the last pass, failed. `current` is this machine's KSM as it is, or the last pass's.
     `room_kib` is the room for more guest memory, by name.
+    `unmerged` are the guests that were unmerged while they run, by UUID, `unswitched` those of which that failed.
     """
 
     version: str
@@ -62,6 +65,8 @@ class AgentFacts:
     next_s: float | None
     current: CurrentKsm | None
     room_kib: Mapping[str, int] | None
+    unmerged: Mapping[str, Choice] = field(default_factory=dict)
+    unswitched: tuple[Trouble, ...] = ()
 
     @property
     def silence(self) -> Waiting | None:
@@ -121,6 +126,16 @@ class AgentFacts:
                 "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
             },
             "paused": None if self.last is None else self.last.paused is not None,
+            "switched": {
+                "unmerged": [
+                    {"name": one.name, "uuid": uuid, "at_s": one.at_s, "by_command": one.by_command}
+                    for uuid, one in self.unmerged.items()
+                ],
+                "failed": [
+                    {"name": one.guest.name, "uuid": one.guest.uuid, "message": f"{one.text}: {one.error}"}
+                    for one in self.unswitched
+                ],
+            },
             "now": None if self.current is None else self.current.as_dict(),
             "room_kib": self.known_room_kib,
         }
@@ -141,6 +156,7 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
     config, uri, done = agent.configuration.in_force, agent.connection.known_uri, agent.passes.last
     is_here = not is_alias(uri) and is_this_machine(uri, config)
     last = None if done is None else done.report
+    private = agent.listeners.private_guests
     return AgentFacts(
         version=__version__,
         uri=uri,
@@ -154,6 +170,8 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         next_s=agent.passes.next_s(now_s),
         current=read_current(facts if is_here else None, last),
         room_kib=agent.listeners.room_kib,
+        unmerged={uuid: one for uuid, one in private.found.items() if one.is_done and not one.merge},
+        unswitched=tuple(private.troubles.values()),
     )
 
 

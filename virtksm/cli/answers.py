@@ -80,6 +80,7 @@ STATUS = {
     "next_pass_s": int | float | None,
     "stranded": {"possible": bool | None, "settings": (SETTINGS, None), "worst_core_percent": int | float | None},
     "paused": bool | None,
+    "switched": ({"unmerged": [{"name": str, "by_command": bool}], "failed": [{"message": str}]}, None),
     "now": (NOW, None),
 }
 """A status, as virtksm/agent/status.py writes it."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
-from virtksm.cli.unmerge import FREE_MEMORY, find_available_kib, fit_text
+from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
+from virtksm.cli.unmerge import FREE_MEMORY, fit_text
 from virtksm.errors import ExitCode, LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import format_kib, printable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from virtksm.cli.layout import Row
     from virtksm.cli.main import Parser
+    from virtksm.guests.choices import Choice
     from virtksm.guests.merging import GuestMerging
     from virtksm.guests.obstacles import Obstacle
     from virtksm.guests.ports import Descriptions, GuestFacts, Monitor
@@ -84,6 +85,7 @@ def run_unmerge(options: argparse.Namespace) -> int:
     if not options.json:
         _show(switch.cost_rows())
     switch.unmerge(force=options.force)
+    _note(options, switch, merge=False)
     _tell(options, switch, [*switch.rows(), ("", "Lasts", LASTS)])
     return ExitCode.DONE
 
@@ -92,6 +94,7 @@ def run_merge(options: argparse.Namespace) -> int:
     """Let the guest's memory merge again; returns the exit code. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
+    _note(options, switch, merge=True)
     _tell(options, switch, switch.rows())
     return ExitCode.DONE
 
@@ -111,6 +114,22 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
         libvirt.run(what, call, more_s=more_s)
 
     return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run)
+
+
+def _note(options: argparse.Namespace, switch: GuestSwitch, *, merge: bool) -> None:
+    """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it."""
+    from virtksm.cli.ask_agent import ask_agent
+    from virtksm.paths import LOCAL
+    from virtksm.store.choices import ChoiceFile
+
+    paths, choice = RuntimePaths(options.runtime_dir), switch.choice(merge=merge)
+    if choice is None:
+        return
+    try:
+        ChoiceFile(paths, LOCAL).note(switch.guest.uuid, choice)
+        ask_agent(paths, {"op": "retune"})
+    except VirtksmError as error:
+        warn(f"the agent may switch it again, as it does not know of this: {error}")
 
 
 def _show(rows: Iterable[Row]) -> None:
@@ -169,7 +188,7 @@ class GuestSwitch:
         if process is not None and process.ksm is not None and process.ksm.zero_pages is not None:
             self.zero_kib = self.ksm.kib(process.ksm.zero_pages)
         self.needed_kib = find_needed_kib(self.ksm, xml.memory_kib, process, self.memory)
-        self.available_kib = find_available_kib((facts or self._host).host_memory())
+        self.available_kib = (facts or self._host).host_memory().copies_kib
 
     def ask(self) -> GuestMerging:
         """Ask the guest's QEMU, which marks it as tainted; raises VirtksmError."""
@@ -248,6 +267,19 @@ class GuestSwitch:
             raise
         self._run("guest", self._read, READ_WITHIN_S)
         self.ask()
+
+    def choice(self, *, merge: bool) -> Choice | None:
+        """Return what was chosen for this run; None where its process is not known."""
+        import time
+
+        from virtksm.guests.choices import Choice
+
+        process = None if self._facts is None else self._facts.identities((self.guest,))[0]
+        if process is None:
+            return None
+        return Choice(
+            name=self.guest.name, process=process, merge=merge, by_command=True, at_s=time.time(), is_done=True
+        )
 
     def _mergeable(self) -> tuple[str, ...]:
         """Return the backends that the kernel may merge, as far as it tells this user."""

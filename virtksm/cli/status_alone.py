@@ -74,6 +74,7 @@ class Alone:
             "next_pass_s": None,
             "stranded": {"possible": None, "settings": None, "worst_core_percent": None},
             "paused": is_paused,
+            "switched": None,
             "now": None if current is None else current.as_dict(),
             "room_kib": None,
         }

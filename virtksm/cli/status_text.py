@@ -5,7 +5,7 @@ the command that switches KSM on here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from virtksm.cli.sparkline import ASCII, progress_bar, sparkline
 from virtksm.remedies import START_AGENT
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RECENT_S = 86_400.0
 OUTCOMES = {"unchanged": "no change", "applied": "settings changed", "observed": "nothing is ever set"}
 """What a pass has come to where all is well."""
+MAX_NAMED = 5
 PARTS = ("pages_sharing", "ksm_zero_pages")
 
 
@@ -145,6 +146,16 @@ def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:
     if status["stranded"]["possible"] is not False:
         yield "bad", "Warning", _stranded_text(status["stranded"])
     yield from (("warn", "Warning", note) for note in (last or {}).get("warnings", ()))
+    switched = status["switched"] or {"unmerged": (), "failed": ()}
+    yield from (("warn", "Warning", one["message"]) for one in switched["failed"][:MAX_NAMED])
+    if unmerged := switched["unmerged"]:
+        yield "", "Unmerged", _unmerged_text(unmerged)
+
+
+def _unmerged_text(guests: Sequence[Mapping[str, Any]]) -> str:
+    names = [f"{one['name']}{' (by a command)' if one['by_command'] else ''}" for one in guests[:MAX_NAMED]]
+    more = f" and {len(guests) - MAX_NAMED} more" if len(guests) > MAX_NAMED else ""
+    return f"{', '.join(names)}{more}"
 
 
 def _stranded_text(stranded: Mapping[str, Any]) -> str:

@@ -36,9 +36,12 @@ class Surveyor:
 
     def read(self) -> tuple[Survey, HostMemory]:
         """Survey the guests and the host's memory; raises VirtksmError."""
+        from functools import partial
+
         from virtksm.guests.survey import survey
         from virtksm.host.clock import boottime_s
         from virtksm.host.local_facts import ProcFacts
+        from virtksm.store.choices import read_unmerged
         from virtksm.store.state import read_freed
         from virtksm.wiring import is_this_machine
 
@@ -47,7 +50,11 @@ class Surveyor:
 
         def read() -> tuple[Survey, HostMemory]:
             freed = None if facts is None else read_freed(self._paths, LOCAL)
-            found = survey(host, facts, None if freed is None else freed.kib)
+            if facts is None:
+                found = survey(host, None)
+            else:
+                unmerged = partial(read_unmerged, self._paths, facts)
+                found = survey(host, facts, None if freed is None else freed.kib, unmerged)
             return found, (facts or host).host_memory()
 
         self._host = None  # a connection that breaks is not used again

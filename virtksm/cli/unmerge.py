@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from virtksm.cli.layout import Row
     from virtksm.host.local_facts import ProcFacts
-    from virtksm.model.snapshot import HostMemory, KsmState
+    from virtksm.model.snapshot import KsmState
 
 SCHEMA = 1
 UNIT = "virtksm-unmerge.service"
@@ -145,15 +145,7 @@ def read_here(facts: ProcFacts) -> tuple[KsmState, int]:
         raise SensingFailed(
             "KSM's counters cannot be read: needed is a kernel with CONFIG_KSM", remedy="ls /sys/kernel/mm/ksm"
         )
-    return ksm, find_available_kib(facts.host_memory())
-
-
-def find_available_kib(host: HostMemory) -> int:
-    """Return the memory that unmerging can have."""
-    from virtksm.values import replace
-
-    host = replace(host, arc_kib=None)  # before OpenZFS 2.4 it comes back too slowly to rely on
-    return host.free_kib if host.spare_kib is None else host.spare_kib
+    return ksm, facts.host_memory().copies_kib
 
 
 def merged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:

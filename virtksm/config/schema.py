@@ -223,8 +223,16 @@ class Config(NamedTuple):
     )
     private_guests: tuple[str, ...] = key(
         (),
-        "Guests that KSM must not merge: patterns of names (`tenant-*`, case-sensitive); the agent names exposed ones.",
+        "Guests that KSM must not merge: patterns of names (`tenant-*`, case-sensitive). `!` says which are not; the "
+        'last pattern that matches decides: `["*", "!build-*"]`.',
         "Only the administrator knows which are private; a domain's metadata can say it, too (docs/guide.md).",
+    )
+    private_enforce: Literal["report", "unmerge"] = key(
+        "report",
+        "What the agent does with a private guest that can merge: name it, or also unmerge it while it runs, by QEMU's "
+        "monitor (docs/guide.md).",
+        "libvirt marks a guest that was unmerged as tainted, and the right to do it is as good as root over the guest.",
+        choices=("report", "unmerge"),
     )
     log_level: Literal["debug", "info", "warning", "error"] = key(
         "info",

@@ -170,7 +170,7 @@ def read_facts(
 ) -> Facts:
     """Read the facts about the host behind `asked_uri`; `agent` is its own answer."""
     configuration, keys_set = read_config(config_file)
-    libvirt, peer_pid = read_libvirt(asked_uri)
+    libvirt, peer_pid = read_libvirt(asked_uri, paths)
     uri = libvirt.uri if isinstance(libvirt, Libvirt) else asked_uri
     own = read_own(uri, configuration, paths, agent, keys_set=keys_set)
     here: Here | DoesNotApply = Here(Root(), uri, peer_pid=peer_pid)

@@ -11,7 +11,7 @@ out, but QEMU offers video memory and firmware to KSM unless nosharepages forbid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -33,6 +33,7 @@ class Obstacle(Enum):
     HUGEPAGES = "hugepages"
     SHARED_MEMORY = "shared_memory"
     PINNED = "pinned"
+    UNMERGED = "unmerged"
     NOT_OFFERED = "not_offered"
     KSM_OFF = "ksm_off"
 
@@ -43,12 +44,12 @@ class Obstacle(Enum):
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the process merges; else video memory and firmware beside its RAM do."""
-        return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED)
+        return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED, Obstacle.UNMERGED)
 
     @property
     def is_lasting(self) -> bool:
         """Whether the guest's RAM stays out, or is to stay out, whatever its QEMU is told while it runs."""
-        return self not in (Obstacle.PINNED, Obstacle.NOT_OFFERED, Obstacle.KSM_OFF)
+        return self not in (Obstacle.PINNED, Obstacle.UNMERGED, Obstacle.NOT_OFFERED, Obstacle.KSM_OFF)
 
 
 _TEXTS = {
@@ -58,17 +59,19 @@ _TEXTS = {
     Obstacle.HUGEPAGES: "huge pages",
     Obstacle.SHARED_MEMORY: "shared memory (memfd or file)",
     Obstacle.PINNED: "pinned by a device (VFIO or vDPA)",
+    Obstacle.UNMERGED: "unmerged while it runs",
     Obstacle.NOT_OFFERED: "QEMU offers nothing to KSM",
     Obstacle.KSM_OFF: "KSM is off",
 }
 
 
 def find_obstacles(
-    xml: GuestXml, process: GuestProcess | None = None, *, ksm_run: int | None = None
+    xml: GuestXml, process: GuestProcess | None = None, *, ksm_run: int | None = None, is_unmerged: bool = False
 ) -> tuple[Obstacle, ...]:
     """Return what keeps a guest's RAM from merging; nothing if it can merge, as far as is known.
 
-    Without its process the arguments in the XML count; `ksm_run` is KSM's `run`, None where it is not known. A process
+    Without its process the arguments in the XML count; `ksm_run` is KSM's `run`, None where it is not known;
+    `is_unmerged`: it was unmerged while it runs. A process
     that merges any memory (systemd's MemoryKSM=, which overrides nosharepages and mem-merge=off) is kept out by
     neither.
     """
@@ -87,6 +90,8 @@ def find_obstacles(
         found.append(Obstacle.SHARED_MEMORY)
     if xml.pins_memory:
         found.append(Obstacle.PINNED)
+    if is_unmerged:
+        found.append(Obstacle.UNMERGED)
     if ksm is not None and ksm.is_mergeable is False and not found:
         found.append(Obstacle.NOT_OFFERED)
     if ksm_run is not None and ksm_run != 1:
@@ -107,14 +112,25 @@ def is_merge_off(arguments: Sequence[str]) -> bool:
 
 
 def is_private(guest: Guest, xml: GuestXml, patterns: Iterable[str]) -> bool:
-    """Return whether a guest is declared private, by its XML or by its name."""
-    return xml.is_private or any(fnmatchcase(guest.name, pattern) for pattern in patterns)
+    """Return whether a guest is declared private, by its XML or by its name.
+
+    Of the patterns that match its name the last one decides: "!" before it says that the guest is not private.
+    """
+    if xml.is_private:
+        return True
+    matching = [one for one in patterns if fnmatchcase(guest.name, one.removeprefix("!"))]
+    return bool(matching) and not matching[-1].startswith("!")
 
 
-def exposed(guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the private guests that can merge, of those whose XML is known by their key."""
+def exposed(
+    guests: Iterable[Guest], known: Mapping[str, GuestXml], patterns: Iterable[str], unmerged: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the names of the private guests that can merge, of those whose XML is known by their key.
+
+    `unmerged` are the keys of those that were unmerged while they run.
+    """
     declared = tuple(patterns)
-    seen = ((guest.name, guest, known.get(guest.key)) for guest in guests)
+    seen = ((guest, known.get(guest.key)) for guest in guests if guest.key not in unmerged)
     return tuple(
-        sorted(name for name, one, xml in seen if xml and not xml.is_kept_out and is_private(one, xml, declared))
+        sorted(one.name for one, xml in seen if xml and not xml.is_kept_out and is_private(one, xml, declared))
     )

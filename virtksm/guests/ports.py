@@ -44,6 +44,9 @@ class GuestFacts(LocalFacts, Protocol):
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         """Return the guests' processes, in the same order; None where none was found or answers."""
 
+    def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
+        """Return what tells each guest's process from any other since boot, in the same order; None as above."""
+
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         """Return what of a guest's memory the kernel may merge; None where this user may not read it (root may)."""
 

@@ -6,7 +6,7 @@ libvirt reports their memory (2-5 ms a guest), and of KSM there are only the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,10 +103,16 @@ class Survey:
         return sum(one.account.saved_bytes for one in self.guests if one.account is not None)
 
 
-def survey(host: Connection, local: GuestFacts | None, freed_kib: Mapping[str, int] | None = None) -> Survey:
+def survey(
+    host: Connection,
+    local: GuestFacts | None,
+    freed_kib: Mapping[str, int] | None = None,
+    read_unmerged: Callable[[tuple[Guest, ...]], Collection[str]] = lambda _running: (),
+) -> Survey:
     """Survey all running guests; `local` is None for a remote host.
 
     `freed_kib` is what the last pass has estimated that huge pages gave back, by `Guest.key`; None where unknown.
+    `read_unmerged` tells which guests were unmerged while they run.
 
     Raises what the hypervisor raises, and Unsupported on a kernel without KSM; a guest that ends meanwhile is left out.
     """
@@ -128,10 +134,12 @@ def survey(host: Connection, local: GuestFacts | None, freed_kib: Mapping[str, i
             freed_kib=None if freed_kib is None else sum(guest.freed_kib for guest in running),
         )
         profit_bytes = local.general_profit_bytes()
+    unmerged = read_unmerged(running)
     if ksm.saved_kib is None:
         raise no_ksm(host.uri)
     guests = tuple(
-        _see(guest, xml, process, ksm) for guest, (_, xml), process in zip(running, described, processes, strict=True)
+        _see(guest, xml, process, ksm, is_unmerged=guest.key in unmerged)
+        for guest, (_, xml), process in zip(running, described, processes, strict=True)
     )
     settled = [(one.ksm, one.account) for one in guests if one.ksm is not None and one.account is not None]
     left_over = None
@@ -157,14 +165,14 @@ def survey(host: Connection, local: GuestFacts | None, freed_kib: Mapping[str, i
     )
 
 
-def _see(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState) -> SeenGuest:
+def _see(guest: Guest, xml: GuestXml, process: GuestProcess | None, host: KsmState, *, is_unmerged: bool) -> SeenGuest:
     ksm = None if process is None else process.ksm
     return SeenGuest(
-        guest=replace(guest, can_merge=not find_obstacles(xml, process)),
+        guest=replace(guest, can_merge=not find_obstacles(xml, process, is_unmerged=is_unmerged)),
         xml=xml,
         process=process,
         account=None if ksm is None else settle(ksm, guest, host),
-        obstacles=None if xml is UNKNOWN else find_obstacles(xml, process, ksm_run=host.run),
+        obstacles=None if xml is UNKNOWN else find_obstacles(xml, process, ksm_run=host.run, is_unmerged=is_unmerged),
     )
 
 

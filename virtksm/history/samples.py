@@ -27,18 +27,23 @@ KEEP_S = 86_400.0
 """How long a sample is kept at least."""
 MAX_SAMPLES = int(KEEP_S / SAMPLE_S)
 MAX_EVENTS = 5_000
+UNMERGED, MERGING = "unmerged", "merging"
+"""The kinds of events that are no trigger: a guest was unmerged while it runs, or may merge again."""
 MAX_OF_A_KIND: Mapping[str, tuple[int, int]] = {
     Trigger.STARTED.value: (2_000, 200),
     Trigger.STOPPED.value: (2_000, 200),
-    Trigger.BALLOON.value: (250, 50),
-    Trigger.MEMORY_DEVICE.value: (250, 50),
+    Trigger.BALLOON.value: (200, 50),
+    Trigger.MEMORY_DEVICE.value: (200, 50),
+    Trigger.METADATA.value: (100, 50),
+    UNMERGED: (250, 50),
+    MERGING: (250, 50),
 }
 """How many events of a kind are kept: of all guests, and of one. An answer of 1,000 always has room for starts."""
 MAX_DECISIONS = 1_000
 MAX_POINTS = 1_000
 """How many samples an answer has at most."""
 MAX_REAL = 1e18
-KINDS = frozenset(trigger.value for trigger in Trigger)
+KINDS = frozenset((*(trigger.value for trigger in Trigger), UNMERGED, MERGING))
 
 
 class Sample(NamedTuple):
@@ -58,7 +63,7 @@ class Sample(NamedTuple):
 
 
 class GuestEvent(NamedTuple):
-    """An event of libvirt's about a guest; `kind` is the trigger's name (`started`, `stopped`, ...).
+    """An event of a guest; `kind` is its trigger's name (`started`, `stopped`, ...), UNMERGED or MERGING.
 
     `detail` is how, in words (`booted`, `crashed`, `balloon 65536 KiB`).
     """
@@ -165,7 +170,7 @@ def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     events = tuple(build(GuestEvent, row) for row in _named_rows(columns, rows))
     _check_times(events)
     if not all(event.kind in KINDS for event in events):  # few words, as a picture's legend has them all
-        raise ValueError("kind is no trigger")
+        raise ValueError("kind is no event's")
     return events
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import libvirt
 
 from virtksm.errors import LibvirtUnreachable
+from virtksm.guests.xml import NAMESPACE
 from virtksm.model.decision import Trigger
 
 Value = TypeVar("Value")
@@ -121,7 +122,7 @@ class Subscription:
         self._callbacks: list[int] = []
 
     def register(self, keepalive_s: int) -> None:
-        """Register for lifecycle, balloon and memory device events and for the connection's end.
+        """Register for lifecycle, balloon, memory device and metadata events and for the connection's end.
 
         Closes the connection and raises LibvirtUnreachable when it breaks meanwhile. Keepalive gives a connection up
         after one unanswered message (its transport loses none); drivers without a daemon refuse it, and need none.
@@ -138,6 +139,7 @@ class Subscription:
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE, self._on_balloon),
             (libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE, self._on_memory_size),
+            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._on_device),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device),
         ):
@@ -195,6 +197,12 @@ class Subscription:
     def _on_device(self, _connection: libvirt.virConnect, domain: libvirt.virDomain, alias: str, _opaque: Any) -> None:
         if alias.startswith(MEMORY_ALIASES):
             self._report(Trigger.MEMORY_DEVICE, domain, alias)
+
+    def _on_metadata(
+        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, _kind: int, uri: str | None, _opaque: Any
+    ) -> None:
+        if uri == NAMESPACE:
+            self._report(Trigger.METADATA, domain, "")
 
     def _report(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
         event = DomainEvent(

@@ -129,6 +129,11 @@ class ProcFacts:
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         return self.read_each(running, read_guest_process)
 
+    def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
+        found = self._search.find(running)
+        processes = (found.get(guest.key) for guest in running)
+        return tuple(None if one is None else f"{one.pid}/{one.started}" for one in processes)
+
     def read_each(self, running: tuple[Guest, ...], read: Callable[[int], Result | None]) -> tuple[Result | None, ...]:
         """Return what `read` returns of each guest's process; None where none was found, or it hangs."""
         found = self._search.find(running)

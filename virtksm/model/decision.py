@@ -82,6 +82,7 @@ class Trigger(Enum):
     STOPPED = "stopped"
     BALLOON = "balloon"
     MEMORY_DEVICE = "memory_device"
+    METADATA = "metadata"
     POKE = "poke"
     SIGNAL = "signal"
     RELOAD = "reload"
@@ -91,8 +92,8 @@ class Trigger(Enum):
     RESUME = "resume"
 
 
-EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE})
-"""Triggers that re-evaluate without being a step of the policy. A guest causes them by itself, as often as it likes."""
+EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE, Trigger.METADATA})
+"""Triggers that re-evaluate without being a step of the policy. Guests, or their owners, cause any number of them."""
 
 
 EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.PAUSE, Trigger.RESUME})

@@ -208,6 +208,11 @@ class HostMemory(NamedTuple):
         """What of guests' memory the free swap can take; None where swap is unknown."""
         return None if self.swap_free_kib is None else _within(self.swap_free_kib, self.swap_left_kib)
 
+    def copies_kib(self) -> int:
+        """What unmerging can have, without ZFS's cache: before OpenZFS 2.4 it comes back too slowly to rely on."""
+        available_kib = self.free_kib if self.available_kib is None else self.available_kib
+        return _within(available_kib, self.limit_left_kib)
+
 
 def _within(kib: int, limit_kib: int | None) -> int:
     return kib if limit_kib is None else min(kib, limit_kib)

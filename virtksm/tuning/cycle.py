@@ -59,6 +59,8 @@ class Tenure:
         """What each guest (`Guest.key`) was made from (`Guest.image`), as far as the agent has read it."""
         self.bound_to: dict[str, tuple[tuple[int, ...], ...]] = {}
         """The sets of NUMA nodes that guests (`Guest.key`) are bound to, as far as the agent has read it."""
+        self.unmerged: set[str] = set()
+        """The guests (`Guest.key`) that the agent or a command has unmerged while they run."""
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
 
@@ -209,7 +211,9 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        snapshot = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable, tenure.images)
+        snapshot = with_estimates(
+            snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable | tenure.unmerged, tenure.images
+        )
         if tenure.bound_to and self.local is not None:
             snapshot = with_bound(snapshot, self.local, tenure.bound_to)
         tenure.sensed = snapshot

@@ -213,6 +213,10 @@ METRICS = (
     _gauge("groups_mixed",
            "Groups that share a KSM pool with another, guests without one as one group; absent until all XML is read.",
            lambda at: at.tally.mixed_groups),
+    _gauge("guests_unmerged", "Guests unmerged while they run, by private_enforce or a command.",
+           lambda at: len(at.agent.unmerged)),
+    _gauge("guests_unswitched", "Guests that private_enforce has failed to unmerge, or to have merge again.",
+           lambda at: len(at.agent.unswitched)),
     # KSM's savings by guest, at the moment of asking, where guests' processes may be read.
     _gauge("guest_saved_bytes", "Memory saved on a guest.",
            _savings(lambda savings: savings.shown), "domain", "uuid"),

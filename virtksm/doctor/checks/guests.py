@@ -33,12 +33,13 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 def check_can_merge(facts: Facts) -> Outcome:
     """Judge whether every guest that is not private can merge."""
     guests = facts.guests
-    patterns = facts.own.config.private_guests
+    patterns, unmerged = facts.own.config.private_guests, _unmerged(facts)
     kept_out, stuck = 0, []
     for guest in guests.running:
         xml = guests.xml.get(guest.key, UNKNOWN)
-        obstacles = find_obstacles(xml, guests.processes.get(guest.key))
-        if obstacles and is_private(guest, xml, patterns):
+        is_unmerged = guest.key in unmerged
+        obstacles = find_obstacles(xml, guests.processes.get(guest.key), is_unmerged=is_unmerged)
+        if obstacles and (is_unmerged or is_private(guest, xml, patterns)):
             kept_out += 1
         elif obstacles:
             stuck.append(f"{guest.name} ({', '.join(one.text for one in obstacles)})")
@@ -49,7 +50,7 @@ def check_can_merge(facts: Facts) -> Outcome:
         )
     if guests.unread:
         raise CannotTell(_named(guests.unread), UNREAD)
-    private = f", {kept_out} of them private and kept out" if kept_out else ""
+    private = f", {kept_out} of them kept out" if kept_out else ""
     return passed(f"{len(guests.running)} guests run{private}")
 
 
@@ -57,9 +58,11 @@ def check_private(facts: Facts) -> Outcome:
     """Judge whether a private guest can merge."""
     guests = facts.guests
     patterns = facts.own.config.private_guests
-    names = exposed(guests.running, guests.xml, patterns)
+    names = exposed(guests.running, guests.xml, patterns, _unmerged(facts))
     if names:
-        return failed(f"{len(names)} can merge: {_named(names)}", KEEP_OUT)
+        agent = facts.own.agent
+        why = agent.unswitched if isinstance(agent, AgentSeen) else ()
+        return failed(f"{len(names)} can merge: {_named(names)}", why[0] if why else KEEP_OUT)
     private = [one for one in guests.running if is_private(one, guests.xml.get(one.key, UNKNOWN), patterns)]
     overruled = [guest.name for guest in private if _merges_any(guests, guest)]
     if overruled:
@@ -177,6 +180,13 @@ def check_read(facts: Facts) -> Outcome:
             "(docs/security.md); see also `virtksm guests` as root",
         )
     return passed(f"of all {agent.guests}")
+
+
+def _unmerged(facts: Facts) -> frozenset[str]:
+    """Return the keys of the guests that were unmerged while they run: as this user may read, or as the agent says."""
+    agent, guests = facts.own.agent, facts.guests
+    uuids = agent.unmerged if isinstance(agent, AgentSeen) else frozenset()
+    return guests.unmerged | {guest.key for guest in guests.running if guest.uuid in uuids}
 
 
 def _merges_any(guests: Guests, guest: Guest) -> bool | None:

@@ -19,6 +19,8 @@ from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses
+from virtksm.paths import RuntimePaths
+from virtksm.store.choices import read_unmerged
 from virtksm.uri import is_local
 
 T = TypeVar("T")
@@ -30,14 +32,16 @@ ANSWER_WITHIN_S = 10.0
 class Guests:
     """The running guests, their XML and, where readable, their processes, by the guests' keys.
 
-    `unread` names guests whose XML could not be read, and why: they count as able to merge. `other_processes` is None
-    where it is unknown. `zero_pages` are of those whose memory could be sampled, None where that is root's to do.
+    `unread` names guests whose XML could not be read, and why: they count as able to merge. `unmerged` are the keys of
+    those that were unmerged while they run. `other_processes` is None where it is unknown. `zero_pages` are of those
+    whose memory could be sampled, None where that is root's to do.
     """
 
     running: tuple[Guest, ...]
     xml: Mapping[str, GuestXml]
     processes: Mapping[str, GuestProcess] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    unmerged: frozenset[str] = frozenset()
     zero_pages: tuple[ZeroPages, ...] | None = None
     other_processes: OtherProcesses | None = None
 
@@ -57,7 +61,7 @@ class Libvirt:
     guests: Guests | CannotTell
 
 
-def read_libvirt(uri: str) -> tuple[Libvirt | VirtksmError, int | None]:
+def read_libvirt(uri: str, paths: RuntimePaths) -> tuple[Libvirt | VirtksmError, int | None]:
     """Open `uri` and read the checks' facts; return them, and the pid of the process that serves the connection."""
 
     def unanswered(_call: str) -> VirtksmError:
@@ -69,13 +73,13 @@ def read_libvirt(uri: str) -> tuple[Libvirt | VirtksmError, int | None]:
     opened: list[LibvirtHost] = []  # it stays open until its other end is known
     found: Libvirt | VirtksmError
     try:
-        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, opened), ANSWER_WITHIN_S)
+        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, paths, opened), ANSWER_WITHIN_S)
     except VirtksmError as error:
         found = error
     return found, find_peer(uri)
 
 
-def _read(uri: str, opened: list[LibvirtHost]) -> Libvirt:
+def _read(uri: str, paths: RuntimePaths, opened: list[LibvirtHost]) -> Libvirt:
     host, may_manage = _open(uri)
     opened.append(host)
     # Root always may (libvirt does not ask polkit), so this asks only for other users: the daemon logs it.
@@ -87,7 +91,7 @@ def _read(uri: str, opened: list[LibvirtHost]) -> Libvirt:
         client_version=client_version(),
         refused=refused if may_manage else Cause.NOT_AUTHORIZED,
         ksm=_value_or_doubt(lambda: _read_ksm(host)),
-        guests=_value_or_doubt(lambda: _read_guests(host)),
+        guests=_value_or_doubt(lambda: _read_guests(host, paths)),
     )
 
 
@@ -108,16 +112,18 @@ def _read_ksm(host: LibvirtHost) -> KsmState | None:
         return None
 
 
-def _read_guests(host: LibvirtHost) -> Guests:
+def _read_guests(host: LibvirtHost, paths: RuntimePaths) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
     running = tuple(guest for guest, xml in seen if xml is not None)
     processes: dict[str, GuestProcess] = {}
     other_processes = zero_pages = None
+    unmerged = frozenset[str]()
     if is_local(host.uri):
         facts = ProcFacts(boottime_s)
         running = facts.guests(running)
         found = zip(running, facts.processes(running), strict=True)
         processes = {guest.key: process for guest, process in found if process is not None}
+        unmerged = read_unmerged(paths, facts, running)
         other_processes = facts.other_processes_memory(running)
         if os.geteuid() == 0:
             sampled = facts.read_each(running, sample_zero_pages)
@@ -127,6 +133,7 @@ def _read_guests(host: LibvirtHost) -> Guests:
         xml={guest.key: xml for guest, xml in seen if xml is not None},
         processes=processes,
         unread=tuple(error.message for error in failures),
+        unmerged=unmerged,
         other_processes=other_processes,
         zero_pages=zero_pages,
     )

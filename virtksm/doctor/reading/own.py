@@ -21,6 +21,8 @@ from virtksm.wiring import is_this_machine, make_switch
 
 MAX_KIB = 1 << 53
 """Of an agent's number: a greater one is no memory."""
+MAX_GUESTS = 10_000
+"""Of an agent's list."""
 MAX_LETTERS = 300
 """Of an agent's text."""
 
@@ -31,7 +33,8 @@ class AgentSeen:
 
     `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
     a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
-    `guests_unread` of its `guests` are those whose memory it could not read.
+    `guests_unread` of its `guests` are those whose memory it could not read. `unmerged` are the UUIDs of those that
+    were unmerged while they run, `unswitched` says why others were not.
     """
 
     uri: str
@@ -43,6 +46,8 @@ class AgentSeen:
     other_processes_kib: int | None = None
     guests: int = 0
     guests_unread: int = 0
+    unmerged: frozenset[str] = frozenset()
+    unswitched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +128,7 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
     refused = last["refused"] if last is not None else []
     other_processes_kib = last["decision"]["numbers"].get("other_processes_kib") if last is not None else None
     sensed = last["sensed"] if last is not None else {"guests": 0, "guests_unread": 0}
+    switched = status.get("switched") or {"unmerged": [], "failed": []}
     percent = stranded["worst_core_percent"]
     return AgentSeen(
         uri=_text(status["uri"]),
@@ -134,6 +140,8 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
         other_processes_kib=None if other_processes_kib is None else _count(other_processes_kib),
         guests=_count(sensed["guests"]),
         guests_unread=_count(sensed["guests_unread"]),
+        unmerged=frozenset(_text(one["uuid"]) for one in switched["unmerged"][:MAX_GUESTS]),
+        unswitched=tuple(_text(one["message"]) for one in switched["failed"][:MAX_GUESTS]),
     )
 
 

@@ -1,0 +1,398 @@
+"""Private guests are unmerged while they run, each once a run; what fails is survived, and costs no other guest."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
+from tests.unit.test_agent_guest_xml import APART, PLAIN
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.guest_xml import GuestReader
+from virtksm.agent.log import Reporter
+from virtksm.agent.private_guests import MAX_RETRY_S, RETRY_S, Here, PrivateGuests
+from virtksm.config.schema import Config
+from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
+from virtksm.guests.process import MergeableMemory
+from virtksm.host.systemd import Notifier
+from virtksm.model.snapshot import Guest
+from virtksm.values import replace
+
+DECLARED = '<domain><metadata><v:guest xmlns:v="urn:virtksm:guest" private="yes"/></metadata></domain>'
+ENFORCED = Config(private_guests=("tenant-*",), private_enforce="unmerge")
+WALL_S = 1_790_000_000.0
+
+
+def guest(name: str, domain_id: int = 1) -> Guest:
+    return Guest(uuid=f"uuid of {name}", name=name, domain_id=domain_id, rss_kib=1024)
+
+
+class Monitors(FakeMonitor):
+    """Fails or hangs for single guests, by name."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.faults: dict[str, Exception] = {}
+        self.hang: dict[str, threading.Event] = {}
+        self.dying = False
+
+    def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
+        name = guest_uuid.removeprefix("uuid of ")
+        if name in self.hang:
+            assert self.hang[name].wait(60)
+        if name in self.faults:
+            raise self.faults[name]
+        super().set_merging(guest_uuid, merge=merge)
+        if self.dying:
+            raise SystemExit  # the agent is killed before it hears of it
+
+
+class Bench:
+    """Guests, their QEMU, and an agent's part that keeps the private ones from merging."""
+
+    def __init__(self, *guests: Guest, config: Config = ENFORCED, xml: dict[str, str] | None = None) -> None:
+        self.libvirt = FakeHypervisor()
+        self.monitors, self.choices, self.facts = Monitors(), FakeChoices(), FakeFacts()
+        self.clock, self.unmerged, self.switched = FakeClock(), set[str](), list[tuple[str, str]]()
+        self.monitor: FakeMonitor | None = self.monitors
+        self.configuration = Configuration(config, lambda: FreshConfig(config=config))
+        self.reported: list[tuple[str, bool]] = []
+        self.exposed: list[tuple[str, ...]] = []
+        self.reader, self.part = self._make()
+        self.running = guests
+        self.xml = xml or {}
+
+    def _make(self) -> tuple[GuestReader, PrivateGuests]:
+        bench = self
+
+        class Reports(Reporter):
+            def guests_not_switched(self, what: str, error: VirtksmError, *, is_news: bool) -> None:
+                super().guests_not_switched(what, error, is_news=is_news)
+                bench.reported.append((error.message, is_news))
+
+            def guests_exposed(self, names: tuple[str, ...]) -> None:
+                super().guests_exposed(names)
+                bench.exposed.append(names)
+
+        reporter = Reports(Notifier({}))
+        reader = GuestReader(lambda: self.libvirt, self.configuration, BlockingCalls(), reporter)
+        reader.unmerged = self.unmerged
+        part = PrivateGuests(
+            reader=reader,
+            source=lambda: self.monitor,
+            reporter=reporter,
+            unmerged=self.unmerged,
+            switched=lambda one, kind, why: self.switched.append((f"{kind} {one.name}", why)),
+            clock=self.clock,
+            wall_clock=lambda: WALL_S,
+        )
+        reader.learned = part.see
+        part.connect(Here(self.choices, lambda: self.facts))
+        return reader, part
+
+    def restart(self) -> None:
+        """Start the agent anew, as after a crash."""
+        self.unmerged.clear()
+        self.monitors.dying = False
+        self.reader, self.part = self._make()
+
+    async def settle(self, *guests: Guest) -> None:
+        """Have a pass see the guests, and wait until nothing is due for any of them."""
+        self.running = guests or self.running
+        for one in self.running:
+            self.libvirt.xml[one.uuid] = self.xml.get(one.name, PLAIN)
+            self.monitors.guests.setdefault(one.uuid, merging_guest(64))
+        self.reader.see(self.running, again=True)
+        while self.reader.due:
+            await self.reader.read_when_due()
+        before = len(self.exposed)
+        while len(self.exposed) == before:
+            step = asyncio.ensure_future(self.part.switch_when_due())
+            while not step.done() and len(self.exposed) == before:  # noqa: ASYNC110  # either ends it
+                await asyncio.sleep(0.001)
+            if not step.done():
+                step.cancel()
+            await asyncio.wait({step})
+            if not step.cancelled() and (error := step.exception()):
+                raise error
+
+    @property
+    def sets(self) -> list[tuple[str, bool]]:
+        """The guests that were switched since this was asked last."""
+        done = [(uuid.removeprefix("uuid of "), merge) for uuid, merge in self.monitors.sets]
+        self.monitors.sets.clear()
+        return done
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await story()
+
+    asyncio.run(limited())
+
+
+def test_each_private_guest_is_unmerged_once_a_run_and_merges_again_when_it_is_private_no_longer() -> None:
+    async def story() -> None:
+        vault, tenant, other = guest("vault"), guest("tenant-a"), guest("other")
+        bench = Bench(vault, tenant, other, xml={"vault": DECLARED, "other": APART})
+        await bench.settle()
+        assert sorted(bench.sets) == [("tenant-a", False), ("vault", False)]
+        assert (bench.unmerged, bench.exposed[-1]) == ({vault.key, tenant.key}, ())
+        assert {one.is_done for one in bench.choices.kept.values()} == {True}
+        await bench.settle()
+        bench.restart()
+        await bench.settle()
+        assert (bench.sets, bench.unmerged) == ([], {vault.key, tenant.key}), "done once, and known to the next agent"
+        bench.configuration.in_force = replace(ENFORCED, private_guests=("tenant-*", "!tenant-a"))
+        bench.xml = {}
+        await bench.settle()
+        assert sorted(bench.sets) == [("tenant-a", True), ("vault", True)]
+        assert (bench.unmerged, bench.choices.kept) == (set(), {})
+        assert sorted(bench.switched) == [
+            ("merging tenant-a", "no longer private"), ("merging vault", "no longer private"),
+            ("unmerged tenant-a", "private"), ("unmerged vault", "private"),
+        ]  # fmt: skip
+
+    run(story)
+
+
+def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        await bench.settle()
+        bench.facts.runs = {"uuid of tenant-a": "another process"}
+        bench.monitors.guests.clear()
+        await bench.settle()
+        assert bench.sets == [("tenant-a", False)] * 2
+        await bench.settle(guest("other"))
+        assert (bench.choices.kept, bench.unmerged) == ({}, set())
+
+    run(story)
+
+
+def test_memory_that_is_plugged_in_is_unmerged_too() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        await bench.settle()
+        bench.xml["tenant-a"] = "<domain><memory unit='KiB'>4096</memory></domain>"
+        bench.libvirt.xml["uuid of tenant-a"] = bench.xml["tenant-a"]
+        bench.reader.reread("uuid of another")
+        assert bench.reader.due == {}
+        bench.reader.reread("uuid of tenant-a")
+        await bench.reader.read_when_due()
+        await bench.part.switch_when_due()
+        assert bench.sets == [("tenant-a", False)] * 2
+        await bench.settle()
+        assert bench.sets == []
+
+    run(story)
+
+
+def test_nothing_is_switched_unless_it_is_wanted_and_what_was_is_undone_when_it_is_not() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), config=replace(ENFORCED, private_enforce="report"))
+        await bench.settle()
+        assert (bench.sets, bench.exposed[-1]) == ([], ("tenant-a",))
+        bench.configuration.in_force = ENFORCED
+        await bench.settle()
+        bench.configuration.in_force = replace(ENFORCED, private_enforce="report")
+        await bench.settle()
+        assert bench.sets == [("tenant-a", False), ("tenant-a", True)]
+
+    run(story)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_switch_that_the_agent_was_killed_in_is_made_again(merge: bool) -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        if merge:
+            await bench.settle()
+            bench.configuration.in_force = Config()
+        bench.monitors.dying = True
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await bench.settle()
+        assert [one.is_done for one in bench.choices.kept.values()] == [False]
+        bench.restart()
+        bench.sets.clear()
+        await bench.settle()
+        assert (bench.sets, len(bench.unmerged)) == ([("tenant-a", merge)], int(not merge))
+
+    run(story)
+
+
+def test_what_a_command_has_chosen_holds_for_that_run() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        await bench.settle()
+        (done,) = bench.choices.kept.values()
+        bench.choices.kept["uuid of tenant-a"] = replace(done, merge=True, by_command=True)
+        bench.sets.clear()
+        await bench.settle()
+        assert (bench.sets, bench.unmerged, bench.exposed[-1]) == ([], set(), ("tenant-a",))
+
+    run(story)
+
+
+def test_without_the_right_it_is_reported_once_and_tried_again_much_later_or_when_asked() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), guest("tenant-b"))
+        bench.monitors.refuses = MonitorRefused("access denied", remedy="install the rule")
+        await bench.settle()
+        bench.clock.now_s += MAX_RETRY_S - 1
+        await bench.settle()
+        assert bench.reported == [("access denied", True), ("access denied", False)]
+        bench.clock.now_s += 2
+        await bench.settle()
+        assert bench.reported[2:] == [("access denied", False)] * 2
+        assert bench.exposed[-1] == ("tenant-a", "tenant-b")
+        bench.monitors.refuses = None
+        bench.part.see(again=True)
+        await bench.settle()
+        assert len(bench.sets) == 2
+
+    run(story)
+
+
+def test_what_fails_for_one_guest_costs_no_other_and_is_tried_again_later_and_later() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), guest("tenant-b"))
+        bench.monitors.faults["tenant-a"] = MonitorFailed("its monitor is busy")
+        await bench.settle()
+        assert (bench.sets, bench.exposed[-1]) == ([("tenant-b", False)], ("tenant-a",))
+        for wait_s in (RETRY_S, 2 * RETRY_S, 4 * RETRY_S):
+            bench.clock.now_s += wait_s - 1
+            before = len(bench.reported)
+            await bench.settle()
+            assert len(bench.reported) == before
+            bench.clock.now_s += 1
+            await bench.settle()
+            assert bench.reported[before:] == [("its monitor is busy", False)]
+        del bench.monitors.faults["tenant-a"]
+        bench.clock.now_s += 8 * RETRY_S
+        await bench.settle()
+        assert (bench.sets, bench.part.troubles) == ([("tenant-a", False)], {})
+
+    run(story)
+
+
+def test_a_guest_that_hangs_costs_a_thread_and_is_known_when_it_answers_after_all() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), guest("tenant-b"), config=replace(ENFORCED, call_timeout_s=1))
+        hang = bench.monitors.hang["tenant-a"] = threading.Event()
+        try:
+            await bench.settle()
+            assert (bench.sets, bench.exposed[-1]) == ([("tenant-b", False)], ("tenant-a",))
+            bench.clock.now_s += MAX_RETRY_S
+            await bench.settle()
+            assert len(bench.part.hanging) == 1, "it is not asked again meanwhile"
+        finally:
+            hang.set()
+        await bench.part.seen.wait()
+        await bench.settle()
+        assert (bench.sets, bench.exposed[-1], bench.part.troubles) == ([("tenant-a", False)], (), {})
+        assert bench.switched == [("unmerged tenant-b", "private"), ("unmerged tenant-a", "private")]
+
+    run(story)
+
+
+def test_a_guest_whose_process_is_hidden_is_told() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        bench.facts.runs = {"uuid of tenant-a": None}
+        await bench.settle()
+        assert bench.reported == [("its process was not found", True)]
+        bench.facts.runs = {}
+        bench.clock.now_s += RETRY_S
+        await bench.settle()
+        assert bench.sets == [("tenant-a", False)]
+
+    run(story)
+
+
+def test_a_guest_that_vanishes_is_no_error() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        bench.monitors.guests["uuid of tenant-a"] = merging_guest(64)
+        bench.reader.see(bench.running, again=True)
+        bench.libvirt.xml["uuid of tenant-a"] = PLAIN
+        await bench.reader.read_when_due()
+        bench.monitors.guests.clear()
+        await bench.part.switch_when_due()
+        assert (bench.reported, bench.choices.kept) == ([], {})
+        await bench.settle(guest("other"))
+        assert bench.part.troubles == {}
+
+    run(story)
+
+
+def test_a_guest_whose_copies_do_not_fit_stays_and_is_unmerged_once_there_is_room() -> None:
+    async def story() -> None:
+        bench = Bench(replace(guest("tenant-a"), rss_kib=300 * 1024))
+        bench.facts.counters = {"pages_shared": 100_000, "pages_sharing": 100_000}
+        bench.facts.memory = replace(bench.facts.memory, available_kib=200 * 1024)
+        await bench.settle()
+        assert bench.reported == [("unmerging guest 'tenant-a' may need 100.0 MiB more memory than is available", True)]
+        bench.facts.memory = replace(bench.facts.memory, available_kib=300 * 1024)
+        bench.clock.now_s += RETRY_S
+        await bench.settle()
+        assert bench.sets == [("tenant-a", False)]
+
+    run(story)
+
+
+def test_qemu_9_1_ignores_the_switch_so_it_is_not_tried() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        bench.monitors.guests["uuid of tenant-a"] = merging_guest(64, qemu=(9, 1, 0))
+        await bench.settle()
+        assert (bench.sets, bench.choices.kept) == ([], {})
+        assert bench.reported == [("QEMU 9.1.0 ignores it", True)]
+
+    run(story)
+
+
+def test_what_the_kernel_has_not_done_is_told_and_tried_again() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        bench.facts.mergeable = lambda: MergeableMemory(mappings_kib=(64 * 1024, 16), merged_kib=None)
+        await bench.settle()
+        out = [("tenant-a", False), ("tenant-a", True), ("tenant-a", False)]
+        assert bench.sets == out, "QEMU does nothing for a value that it has"
+        assert bench.reported == [("QEMU 7.2.22 has taken it, but the kernel still merges guest 'tenant-a'", True)]
+        assert bench.exposed[-1] == ("tenant-a",)
+        bench.facts.mergeable = lambda: MergeableMemory(mappings_kib=(16,), merged_kib=None)
+        bench.clock.now_s += RETRY_S
+        await bench.settle()
+        assert (bench.sets, bench.part.troubles) == ([("tenant-a", False)], {})
+
+    run(story)
+
+
+def test_a_lost_connection_and_another_machine_and_a_full_disk_are_survived() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        bench.choices.is_full = True
+        await bench.settle()
+        assert (bench.sets, bench.exposed[-1]) == ([], ("tenant-a",))
+        bench.choices.is_full = False
+        bench.monitors.faults["tenant-a"] = LibvirtUnreachable("gone")
+        bench.part.see(again=True)
+        await bench.settle()
+        bench.monitor = None
+        await bench.settle()
+        bench.monitors.faults.clear()
+        bench.monitor = bench.monitors
+        bench.part.connect(None)
+        await bench.settle()
+        assert bench.sets == [], "of another machine's guests nobody here knows the processes"
+        bench.part.connect(Here(bench.choices, lambda: bench.facts))
+        await bench.settle()
+        assert bench.sets == [("tenant-a", False)]
+
+    run(story)

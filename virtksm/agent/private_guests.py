@@ -1,0 +1,291 @@
+"""Keeps private guests from merging while they run, where `private_enforce` is "unmerge": one guest at a time.
+
+The reader of the guests' XML tells when anything has changed: guests, their XML, the configuration or the connection.
+`find_steps` then says which guests are to be switched; each is, beside the loop and beside passes, which neither wait
+nor know of it. What was done is saved before and after, by process: an agent that starts again switches nothing twice,
+and repeats what it was killed in. At its end everything stays as it is, since private holds while an agent restarts.
+
+A guest whose monitor hangs costs one thread, and no other guest its turn. What fails for a guest is tried again later
+and later, and at once when an administrator asks for a pass. A guest that has just started has merged nothing yet; an
+older one is unmerged only where its copies fit into memory. Only guests of this machine are switched: only here can
+their processes be told apart, and the memory be judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.guest_xml import GuestReader
+from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S
+from virtksm.agent.log import Reporter
+from virtksm.config.schema import Config
+from virtksm.errors import (
+    GuestVanished,
+    LibvirtTimeout,
+    MonitorFailed,
+    MonitorRefused,
+    SensingFailed,
+    Unsupported,
+    VirtksmError,
+)
+from virtksm.guests.choices import Choice, Choices, Seen, Step, find_steps, find_unmerged
+from virtksm.guests.merging import GuestMerging, find_needed_kib, still_mergeable
+from virtksm.guests.obstacles import is_private
+from virtksm.guests.ports import GuestFacts, Monitor
+from virtksm.guests.xml import GuestXml
+from virtksm.history.samples import MERGING, UNMERGED
+from virtksm.model.snapshot import Guest
+from virtksm.text import format_kib
+from virtksm.tuning.sense import sense_ksm
+from virtksm.values import replace
+
+RETRY_S = 5.0
+"""When what failed for a guest is tried again first, then after twice as long (chosen)."""
+MAX_RETRY_S = 600.0
+"""At most; for what lasts until an administrator changes something from the beginning (chosen)."""
+MAX_HANGING = 3
+"""Guests' calls that hang at once, as of DirtyRates; with more, the rest waits."""
+LASTING = (MonitorRefused, Unsupported)
+
+
+class NoRoom(VirtksmError):
+    """The copies of what is merged of a guest may not fit into memory."""
+
+
+class Trouble(NamedTuple):
+    """Why a guest was not switched, and when that is tried again."""
+
+    guest: Guest
+    merge: bool
+    error: VirtksmError
+    wait_s: float
+    due_s: float
+
+    @property
+    def text(self) -> str:
+        """What it has come to."""
+        return f"guest {self.guest.name} {'does not merge again' if self.merge else 'was not unmerged'}"
+
+
+class Here(NamedTuple):
+    """The part of this machine: what was chosen for its guests, and what makes its facts, for one thread each."""
+
+    choices: Choices
+    make_facts: Callable[[], GuestFacts]
+
+
+class Found(NamedTuple):
+    """The choices of runs that go on, by the guests' UUID, the guests (`Guest.key`) unmerged, and what is to do."""
+
+    choices: dict[str, Choice]
+    unmerged: frozenset[str]
+    steps: tuple[Step, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class PrivateGuests:
+    """The guests that are switched while they run. `source` gives the connection's monitors, None while there is none.
+
+    `here` is None where the connection leads to another machine. `unmerged` are the guests (`Guest.key`) that cannot
+    merge because of it, for passes. `switched` hears of each switch: of which guest, how, and why.
+    """
+
+    reader: GuestReader
+    source: Callable[[], Monitor | None]
+    reporter: Reporter
+    unmerged: set[str]
+    switched: Callable[[Guest, str, str], None] = lambda _guest, _kind, _why: None
+    here: Here | None = None
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    calls: BlockingCalls = field(default_factory=BlockingCalls)
+    disk: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
+    found: dict[str, Choice] = field(default_factory=dict)
+    """The choices of the runs that go on, by UUID."""
+    failure: str | None = None
+    """Why the last look failed."""
+    troubles: dict[str, Trouble] = field(default_factory=dict)
+    hanging: dict[str, BlockingCalls] = field(default_factory=dict)
+    """The calls that have not returned, by guest; such a guest is left alone."""
+    seen: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def see(self, *, again: bool = False) -> None:
+        """Note that something has changed; `again`: what failed is tried at once, too."""
+        if again:
+            self.troubles.clear()
+        self.seen.set()
+
+    def connect(self, here: Here | None) -> None:
+        """Go on over another connection."""
+        self.here = here
+        self.see(again=True)
+
+    async def switch_when_due(self) -> None:
+        """Switch one guest, or wait until one is due or something has changed."""
+        self.seen.clear()
+        monitor, here, running = self.source(), self.here, self.reader.running
+        if monitor is None or here is None or running is None:
+            self.reader.name_exposed()
+            await self.seen.wait()
+            return
+        try:
+            work = partial(_find, here, running, dict(self.reader.known), self._config)
+            found = await self.disk.run("read which guests may merge", work)
+        except VirtksmError as error:
+            is_news, self.failure = error.message != self.failure, error.message
+            self.reporter.guests_not_switched("private guests stay as they are", error, is_news=is_news)
+            self.reader.name_exposed()
+            await self._wait(MAX_RETRY_S)
+            return
+        self._learn(found)
+        self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
+        now_s = self.clock()
+        due_s = {step: self._due_s(step, now_s) for step in found.steps}
+        step = min(found.steps, key=lambda one: due_s[one], default=None)
+        if step is not None and due_s[step] <= now_s:
+            await self._switch(monitor, here, step)
+            return
+        self.reader.name_exposed()
+        await self._wait(None if step is None else due_s[step] - now_s)
+
+    @property
+    def _config(self) -> Config:
+        return self.reader.configuration.in_force
+
+    def _due_s(self, step: Step, now_s: float) -> float:
+        if step.guest.key in self.hanging or len(self.hanging) >= MAX_HANGING:
+            return now_s + MAX_RETRY_S
+        trouble = self.troubles.get(step.guest.key)
+        return 0.0 if trouble is None else trouble.due_s
+
+    def _learn(self, found: Found) -> None:
+        self.found, self.failure = found.choices, None
+        left = {step.guest.key for step in found.steps}
+        self.troubles = {key: one for key, one in self.troubles.items() if key in left}
+        self.unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
+        self.unmerged.update(found.unmerged)
+
+    async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
+        """Switch a guest; what takes longer than a call may is left to finish beside the others."""
+        guest, loop = step.guest, asyncio.get_running_loop()
+
+        def finish_late(_result: None) -> None:
+            loop.call_soon_threadsafe(self._finish, step)
+
+        work = partial(_make, monitor, here, step, self.wall_clock())
+        limit_s = self._config.call_timeout_s
+        try:
+            await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
+        except VirtksmError as error:
+            if isinstance(error, LibvirtTimeout):
+                self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
+            self._put_off(step, error)
+        else:
+            self._finish(step)
+
+    def _finish(self, step: Step) -> None:
+        """Report a switch, also one that has taken longer than a call may, and look again."""
+        self.troubles.pop(step.guest.key, None)
+        why = "no longer private" if step.merge else "private"
+        self.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
+        self.switched(step.guest, MERGING if step.merge else UNMERGED, why)
+        self.seen.set()
+
+    def _put_off(self, step: Step, error: VirtksmError) -> None:
+        """Report a failure, if it is news, and try again later: the longer it fails, the later."""
+        guest = step.guest
+        before = self.troubles.get(guest.key)
+        wait_s = RETRY_S if before is None else min(before.wait_s * 2, MAX_RETRY_S)
+        wait_s = MAX_RETRY_S if isinstance(error, LASTING) else wait_s
+        trouble = Trouble(guest, step.merge, error, wait_s, self.clock() + wait_s)
+        known = [one for key, one in self.troubles.items() if key == guest.key or one.error.message == error.message]
+        if not isinstance(error, GuestVanished):
+            is_news = not any(type(one.error) is type(error) for one in known)
+            self.reporter.guests_not_switched(trouble.text, error, is_news=is_news)
+        self.troubles[guest.key] = trouble
+
+    async def _wait(self, wait_s: float | None) -> None:
+        """Sleep so long (None: for ever), or until something has changed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self.seen.wait()
+
+
+def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config) -> Found:
+    """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
+    entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
+    concerned = [
+        (guest, known[guest.key])
+        for guest in running
+        if guest.key in known
+        and (guest.uuid in entries or (is_enforced and is_private(guest, known[guest.key], config.private_guests)))
+    ]
+    processes = here.make_facts().identities(tuple(guest for guest, _ in concerned))
+    seen = [Seen(guest, xml, process) for (guest, xml), process in zip(concerned, processes, strict=True)]
+    current = {one.guest.uuid: one.process for one in seen}
+    ended = {uuid for uuid, one in entries.items() if current.get(uuid) not in (None, one.process)}
+    ended |= entries.keys() - {guest.uuid for guest in running}
+    if ended:
+        here.choices.forget(ended)
+    entries = {uuid: one for uuid, one in entries.items() if current.get(uuid) == one.process}
+    unmerged = find_unmerged(entries, (one.guest for one in seen), processes)
+    return Found(entries, unmerged, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
+
+
+def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
+    """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes.
+
+    Raises NoRoom, Unsupported where this QEMU ignores it, MonitorFailed where the kernel has, and what the ports raise.
+    """
+    guest, merge, facts = step.guest, step.merge, here.make_facts()
+    if step.process is None:
+        raise SensingFailed("its process was not found", remedy="is all of /proc visible (docs/security.md)?")
+    if not merge:
+        _require_room(facts, guest)
+    qemu = monitor.merging(guest.uuid)
+    if qemu.is_ignored:
+        raise Unsupported(f"QEMU {qemu.version} ignores it", remedy="start the guest again with QEMU 9.2 or newer")
+    choice = Choice(
+        name=guest.name,
+        process=step.process,
+        merge=merge,
+        by_command=False,
+        at_s=now_s,
+        memory_kib=step.memory_kib,
+    )
+    here.choices.note(guest.uuid, choice)
+    monitor.set_merging(guest.uuid, merge=merge)
+    if not merge and _still_merges(facts, guest, qemu):  # QEMU does nothing for a value that it has
+        monitor.set_merging(guest.uuid, merge=True)
+        monitor.set_merging(guest.uuid, merge=False)
+    if not merge and _still_merges(facts, guest, qemu):
+        raise MonitorFailed(
+            f"QEMU {qemu.version} has taken it, but the kernel still merges guest {guest.name!r}",
+            remedy=f"virtksm guest show {guest.name}; it is tried again",
+        )
+    here.choices.note(guest.uuid, None if merge else replace(choice, is_done=True))
+
+
+def _still_merges(facts: GuestFacts, guest: Guest, qemu: GuestMerging) -> bool:
+    """Return whether the kernel may merge any of a guest's backends, as far as it tells this user."""
+    memory = facts.mergeable_memory(guest)
+    return memory is not None and bool(still_mergeable(qemu.backends, memory))
+
+
+def _require_room(facts: GuestFacts, guest: Guest) -> None:
+    """Raise NoRoom where the copies of what is merged of a guest may not fit into memory."""
+    ksm, (process,) = sense_ksm(facts), facts.processes((guest,))
+    held_kib = None if guest.rss_kib is None else guest.rss_kib + (ksm.zero_kib or 0)
+    missing_kib = find_needed_kib(ksm, held_kib, process, None) - facts.host_memory().copies_kib
+    if missing_kib > 0:
+        raise NoRoom(
+            f"unmerging guest {guest.name!r} may need {format_kib(missing_kib)} more memory than is available",
+            remedy="stop guests, or move them to another host; it is tried again",
+        )
