@@ -108,8 +108,7 @@ class _Passes:
             return None
         triggers, self._coalescer = self._coalescer.take(now_s)
         report = self._cycle.run(triggers)
-        self._cycle.tenure.unmergeable |= self._host.unmergeable  # read after each pass, as the agent does
-        self._cycle.tenure.images |= self._host.images
+        self._cycle.tenure.traits |= self._host.traits  # read after each pass, as the agent does
         next_s = report.decision.next_pass_s
         self._coalescer = replace(self._coalescer, timer_s=None if next_s is None else now_s + next_s)
         return report

@@ -15,7 +15,7 @@ from bench.steps import Spoil
 from demo.guests import PayloadGuest
 from virtksm.agent.dirty_rates import turn_every_s
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Traits
 from virtksm.values import replace
 
 CPU_TICK_S = 0.01
@@ -120,16 +120,13 @@ class SimHost:
         return self.ksmd.trees.live.saved
 
     @property
-    def unmergeable(self) -> set[str]:
-        """Return the guests (`Guest.key`) whose XML tells that they cannot merge."""
-        guests = self.running_guests(with_max=False)
-        return {guest.key for guest in guests if not self.guests_by_name[guest.name].spec.can_merge}
-
-    @property
-    def images(self) -> dict[str, str]:
-        """Return by `Guest.key` the images that guests' XML tells."""
-        guests = self.running_guests(with_max=False) if self.tells_images else ()
-        return {guest.key: f"image-{self.guests_by_name[guest.name].spec.image}" for guest in guests}
+    def traits(self) -> dict[str, Traits]:
+        """Return by `Guest.key` what guests' XML tells."""
+        specs = {guest.key: self.guests_by_name[guest.name].spec for guest in self.running_guests(with_max=False)}
+        return {
+            key: Traits(can_merge=one.can_merge, image=f"image-{one.image}" if self.tells_images else None)
+            for key, one in specs.items()
+        }
 
     # Hypervisor
 

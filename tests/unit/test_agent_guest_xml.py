@@ -14,7 +14,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.guests.xml import NAMESPACE
 from virtksm.host.systemd import Notifier
-from virtksm.model.snapshot import Guest
+from virtksm.model.snapshot import Guest, Traits
 
 PLAIN = "<domain/>"
 APART = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
@@ -123,19 +123,19 @@ def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as_they_
         apart, encrypted, _plain = many = guests(3)
         libvirt.xml |= {apart.uuid: APART, encrypted.uuid: "<domain><launchSecurity type='tdx'/></domain>"}
         reader.see(many, again=False)
-        assert reader.unmergeable == set(), "not known yet"
+        assert reader.traits == {}, "not known yet"
         await read_all(reader)
         both = {apart.key, encrypted.key}
-        assert reader.unmergeable == both
+        assert reader.traits == dict.fromkeys(both, Traits(can_merge=False))
         reader.forget()
-        assert reader.unmergeable == both, "the same runs over another connection"
+        assert reader.traits == dict.fromkeys(both, Traits(can_merge=False)), "the same runs over another connection"
         libvirt.faults[apart.uuid] = SensingFailed("access denied")
         libvirt.xml[encrypted.uuid] = PLAIN
         reader.see(many, again=True)
         await read_all(reader)
-        assert reader.unmergeable == {apart.key}, "what cannot be read leaves it as it was"
+        assert reader.traits == {apart.key: Traits(can_merge=False)}, "what cannot be read leaves it as it was"
         reader.see(guests(3, domain_id=2), again=False)
-        assert reader.unmergeable == set(), "another run"
+        assert reader.traits == {}, "another run"
 
     with_reader(story)
 
@@ -147,11 +147,11 @@ def test_guests_of_one_image_are_known_for_as_long_as_they_run() -> None:
         libvirt.xml |= {one.uuid: cloned, two.uuid: cloned}
         reader.see(many, again=False)
         await read_all(reader)
-        assert reader.images[one.key] == reader.images[two.key]
-        assert other.key not in reader.images
+        assert reader.traits[one.key].image == reader.traits[two.key].image is not None
+        assert other.key not in reader.traits
         reader.forget()
         reader.see((two,), again=False)
-        assert reader.images.keys() == {two.key}, "the same runs over another connection"
+        assert reader.traits.keys() == {two.key}, "the same runs over another connection"
 
     with_reader(story)
 
@@ -163,13 +163,13 @@ def test_the_numa_nodes_that_guests_are_bound_to_are_known_as_long() -> None:
         libvirt.xml[bound.uuid] = f"<domain>{numatune}</domain>"
         reader.see(many, again=False)
         await read_all(reader)
-        assert reader.bound_to == {bound.key: ((1,),)}
+        assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
         libvirt.faults[bound.uuid] = SensingFailed("access denied")
         reader.see(many, again=True)
         await read_all(reader)
-        assert reader.bound_to == {bound.key: ((1,),)}
+        assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
         reader.see(guests(2, domain_id=2), again=False)
-        assert reader.bound_to == {}
+        assert reader.traits == {}
 
     with_reader(story)
 

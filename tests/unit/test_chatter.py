@@ -92,7 +92,7 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history_writer = HistoryWriter(writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
-    guests = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
+    guests = GuestReader(lambda: None, configuration, reporter)
     private = PrivateGuests(reader=guests, source=lambda: None, reporter=reporter, unmerged=set())
     rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
     listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, private, rates)

@@ -22,7 +22,7 @@ from virtksm.guests.survey import survey
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.memory_limits import AGAIN_S, ARCSTATS
 from virtksm.model.decision import Trigger, Triggers
-from virtksm.model.snapshot import Guest, HostMemory, NodeMemory, Snapshot
+from virtksm.model.snapshot import Guest, HostMemory, NodeMemory, Snapshot, Traits
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.state import AdaptiveState
@@ -102,7 +102,8 @@ class Place:
         params: AdaptiveParams | None = None,
         bound_to: Mapping[str, tuple[tuple[int, ...], ...]] = EMPTY,
     ) -> Need:
-        snapshot = with_bound(self.read(), self.facts, bound_to)
+        traits = {key: Traits(bound_to=nodes) for key, nodes in bound_to.items()}
+        snapshot = with_bound(self.read(), self.facts, traits)
         return judge_need(snapshot, params or AdaptiveParams(), was_engaged=was_engaged)
 
     def headroom(self) -> tuple[Headroom, list[str]]:
@@ -354,7 +355,7 @@ def test_a_pass_goes_by_the_nodes_that_the_agent_has_read_of(place: Place) -> No
     policy = AdaptivePolicy(params=AdaptiveParams(engage="short"))
     cycle = fake_cycle(hypervisor=place.hypervisor, local=place.facts, policy=policy, clock=place.clock)
     assert cycle.run(TIMER).decision.reason.rule == "disengaged"
-    cycle.tenure.bound_to["g0/1"] = ((0,),)
+    cycle.tenure.traits["g0/1"] = Traits(bound_to=((0,),))
     report = cycle.run(TIMER)
     assert report.decision.reason.rule != "disengaged"
     assert report.snapshot.bound == (

@@ -79,7 +79,7 @@ class Bench:
                 bench.exposed.append(names)
 
         reporter = Reports(Notifier({}))
-        reader = GuestReader(lambda: self.libvirt, self.configuration, BlockingCalls(), reporter)
+        reader = GuestReader(lambda: self.libvirt, self.configuration, reporter)
         reader.unmerged = self.unmerged
         part = PrivateGuests(
             reader=reader,

@@ -69,9 +69,7 @@ class Agent:
             lambda: self.connection.host,
             self.configuration,
             self.reporter,
-            self.tenure.unmergeable,
-            self.tenure.images,
-            self.tenure.bound_to,
+            self.tenure.traits,
         )
         guests.unmerged = self.tenure.unmerged
         private = PrivateGuests(

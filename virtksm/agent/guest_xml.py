@@ -22,7 +22,7 @@ from virtksm.guests.obstacles import exposed, find_obstacles
 from virtksm.guests.pools import find_mixed, find_pools
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
-from virtksm.model.snapshot import Guest
+from virtksm.model.snapshot import NO_TRAITS, Guest, Traits
 
 READ_AT_ONCE = 8
 """Guests whose XML one call reads (chosen)."""
@@ -38,12 +38,8 @@ class GuestReader:
     source: Callable[[], Descriptions | None]
     configuration: Configuration
     reporter: Reporter
-    unmergeable: set[str] = field(default_factory=set)
-    """The guests (`Guest.key`) that their XML keeps from merging. It outlives a connection: a key is one run's."""
-    images: dict[str, str] = field(default_factory=dict)
-    """What each guest (`Guest.key`) was made from (`Guest.image`), for as long."""
-    bound_to: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """The sets of NUMA nodes that guests are bound to, as long as it."""
+    traits: dict[str, Traits] = field(default_factory=dict)
+    """By guest (`Guest.key`), where its XML says anything. It outlives a connection: a key is one run's."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -52,7 +48,7 @@ class GuestReader:
     calls: BlockingCalls = field(default_factory=BlockingCalls)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     unmerged: set[str] = field(default_factory=set)
-    """The guests that were unmerged while they run, as unmergeable."""
+    """The guests (`Guest.key`) that were unmerged while they run."""
     learned: Callable[[], None] = lambda: None
     """Called when guests have gone or their XML was read: `name_exposed` is due."""
     _exposed: tuple[tuple[Guest, ...], Sequence[str], frozenset[str], tuple[str, ...]] | None = None
@@ -66,11 +62,8 @@ class GuestReader:
         is_same = self.running is not None and not again and guests.keys() == self.known.keys()
         self.running, self._exposed = running, None
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
-        self.unmergeable.intersection_update(guests)
-        for key in self.images.keys() - guests.keys():
-            del self.images[key]
-        for key in self.bound_to.keys() - guests.keys():
-            del self.bound_to[key]
+        for key in self.traits.keys() - guests.keys():
+            del self.traits[key]
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -134,16 +127,11 @@ class GuestReader:
         for guest, xml in seen:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml
-                if xml.image is not None:
-                    self.images[guest.key] = xml.image
-                if find_obstacles(xml):
-                    self.unmergeable.add(guest.key)
-                elif xml is not UNKNOWN:
-                    self.unmergeable.discard(guest.key)
-                if xml.bound_to:
-                    self.bound_to[guest.key] = xml.bound_to
-                elif xml is not UNKNOWN:
-                    self.bound_to.pop(guest.key, None)
+                if xml is not UNKNOWN:
+                    self.traits.pop(guest.key, None)
+                    traits = Traits(can_merge=not find_obstacles(xml), image=xml.image, bound_to=xml.bound_to)
+                    if traits != NO_TRAITS:
+                        self.traits[guest.key] = traits
         if not self.due:
             self.at_once = READ_AT_ONCE
 

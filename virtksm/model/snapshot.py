@@ -208,6 +208,7 @@ class HostMemory(NamedTuple):
         """What of guests' memory the free swap can take; None where swap is unknown."""
         return None if self.swap_free_kib is None else _within(self.swap_free_kib, self.swap_left_kib)
 
+    @property
     def copies_kib(self) -> int:
         """What unmerging can have, without ZFS's cache: before OpenZFS 2.4 it comes back too slowly to rely on."""
         available_kib = self.free_kib if self.available_kib is None else self.available_kib
@@ -220,6 +221,20 @@ def _within(kib: int, limit_kib: int | None) -> int:
 
 IMAGE = "image-"
 """Begins the name of a guest's image; the rest is a hash, as its owner has chosen what it is called."""
+
+
+class Traits(NamedTuple):
+    """What a guest's configuration says that passes go by: may it merge, its image (`Guest.image`), its NUMA nodes.
+
+    `bound_to` are the sets of nodes that it may take memory from and from no others.
+    """
+
+    can_merge: bool = True
+    image: str | None = None
+    bound_to: tuple[tuple[int, ...], ...] = ()
+
+
+NO_TRAITS = Traits()
 
 
 class Guest(NamedTuple):

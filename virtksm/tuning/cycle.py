@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple
 from virtksm.errors import SettingsRefused, VirtksmError
 from virtksm.model.decision import Decision, Pause, Threshold, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
-from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
+from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot, Traits
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import RESUMED, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
@@ -53,12 +53,8 @@ class Tenure:
         self.refused: dict[str, Refused] = {}
         self.dirty_kib_per_s: dict[str, float] = {}
         """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
-        self.unmergeable: set[str] = set()
-        """The guests (`Guest.key`) whose configuration forbids merging, as far as the agent has read it."""
-        self.images: dict[str, str] = {}
-        """What each guest (`Guest.key`) was made from (`Guest.image`), as far as the agent has read it."""
-        self.bound_to: dict[str, tuple[tuple[int, ...], ...]] = {}
-        """The sets of NUMA nodes that guests (`Guest.key`) are bound to, as far as the agent has read it."""
+        self.traits: dict[str, Traits] = {}
+        """What guests' (`Guest.key`) configuration says, where it says anything, as far as the agent has read it."""
         self.unmerged: set[str] = set()
         """The guests (`Guest.key`) that the agent or a command has unmerged while they run."""
         self.lacking: frozenset[str] = frozenset()
@@ -211,11 +207,9 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        snapshot = with_estimates(
-            snapshot, freed, tenure.dirty_kib_per_s, tenure.unmergeable | tenure.unmerged, tenure.images
-        )
-        if tenure.bound_to and self.local is not None:
-            snapshot = with_bound(snapshot, self.local, tenure.bound_to)
+        snapshot = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.traits, tenure.unmerged)
+        if self.local is not None:
+            snapshot = with_bound(snapshot, self.local, tenure.traits)
         tenure.sensed = snapshot
         return snapshot, freed
 

@@ -12,7 +12,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from virtksm.errors import Unsupported
-from virtksm.model.snapshot import PARAMETERS, KsmState, NodeMemory, Settings, Snapshot, Source
+from virtksm.model.snapshot import (
+    NO_TRAITS,
+    PARAMETERS,
+    Guest,
+    KsmState,
+    NodeMemory,
+    Settings,
+    Snapshot,
+    Source,
+    Traits,
+)
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ports import Hypervisor, LocalFacts
 from virtksm.values import EMPTY, replace
@@ -66,43 +76,45 @@ def sense(
 def with_estimates(
     snapshot: Snapshot,
     freed: Freed | None,
-    dirty_kib_per_s: Mapping[str, float],
-    unmergeable: Collection[str] = (),
-    images: Mapping[str, str] = EMPTY,
+    dirty_kib_per_s: Mapping[str, float] = EMPTY,
+    traits: Mapping[str, Traits] = EMPTY,
+    unmerged: Collection[str] = (),
 ) -> Snapshot:
-    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, their XML.
+    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, their traits.
 
     At once, as each guest that is made anew takes a hundredth of a millisecond (measured).
     """
     if freed is not None:
         snapshot = replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=sum(freed.kib.values())))
     freed_kib = {} if freed is None else freed.kib
-    known = {*freed_kib, *dirty_kib_per_s, *unmergeable, *images}
+    known = {*freed_kib, *dirty_kib_per_s, *traits, *unmerged}
     if not known:
         return snapshot
-    guests = (
-        replace(
+
+    def estimated(guest: Guest) -> Guest:
+        key = guest.key
+        if key not in known:
+            return guest
+        one = traits.get(key, NO_TRAITS)
+        return replace(
             guest,
             freed_kib=freed_kib.get(key, 0),
             dirty_kib_per_s=dirty_kib_per_s.get(key, guest.dirty_kib_per_s),
-            can_merge=key not in unmergeable,
-            image=images.get(key),
+            can_merge=one.can_merge and key not in unmerged,
+            image=one.image,
         )
-        if (key := guest.key) in known
-        else guest
-        for guest in snapshot.guests
-    )
-    return replace(snapshot, guests=tuple(guests))
+
+    return replace(snapshot, guests=tuple(map(estimated, snapshot.guests)))
 
 
-def with_bound(snapshot: Snapshot, local: LocalFacts, bound_to: Mapping[str, tuple[tuple[int, ...], ...]]) -> Snapshot:
+def with_bound(snapshot: Snapshot, local: LocalFacts, traits: Mapping[str, Traits]) -> Snapshot:
     """Add the memory of the NUMA nodes that guests are bound to, by `Guest.key`.
 
     Of a guest with several sets of nodes each counts for an equal part. Nodes that are not there are left out.
     """
     potential_kib: dict[tuple[int, ...], int] = {}
-    for guest in snapshot.guests:
-        sets = bound_to.get(guest.key, ())
+    for guest in snapshot.guests if any(one.bound_to for one in traits.values()) else ():
+        sets = traits.get(guest.key, NO_TRAITS).bound_to
         for nodes in sets:
             potential_kib[nodes] = potential_kib.get(nodes, 0) + guest.potential_kib // len(sets)
     found = []
@@ -111,7 +123,7 @@ def with_bound(snapshot: Snapshot, local: LocalFacts, bound_to: Mapping[str, tup
         if memory:
             usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory, strict=True))
             found.append(NodeMemory(usable_kib=usable_kib, available_kib=available_kib, potential_kib=kib))
-    return replace(snapshot, bound=tuple(found))
+    return replace(snapshot, bound=tuple(found)) if found else snapshot
 
 
 def no_ksm(uri: str) -> Unsupported:
