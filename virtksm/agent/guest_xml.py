@@ -1,10 +1,10 @@
 """Reads the guests' XML, to learn which are private and which cannot merge: between passes, each guest once a run.
 
 A pass lists the running guests; XML that is not known yet is read between passes, a few at a time, and the next pass
-knows which guests cannot merge, and which are bound to NUMA nodes (`Tenure`). Each call is short, so a pass that
-becomes due meanwhile waits for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be
-read or understood is reported once and counts as that of a guest that can merge. After a call that failed as a whole,
-the other guests are read first, and then each guest alone.
+knows which guests cannot merge (`Tenure.unmergeable`). Each call is short, so a pass that becomes due meanwhile waits
+for READ_AT_ONCE guests at most. A guest that has vanished is removed; XML that cannot be read or understood is reported
+once and counts as that of a guest that can merge. After a call that failed as a whole, the other guests are read first,
+and then each guest alone.
 """
 
 from __future__ import annotations
