@@ -219,6 +219,9 @@ class SimFacts:
         memory = self._host.host_memory()
         return replace(memory, available_kib=memory.free_kib)
 
+    def node_memory(self, node: int) -> tuple[int, int] | None:
+        return None
+
     def ksmd_cpu_seconds(self) -> float | None:
         return int(self._host.ksmd.cpu_seconds / CPU_TICK_S + 1e-9) * CPU_TICK_S
 

@@ -122,7 +122,8 @@ def bench() -> Iterator[Bench]:
     bench = Bench(config=Config(coalesce_ms=0, private_guests=("*",)), history=FakeHistory())
     bench.policy.wants_maxima = bench.policy.wants_other_processes = True
     bench.hypervisor.running = (guest("one"), guest("two"))
-    bench.hypervisor.xml = {one.uuid: "<domain/>" for one in bench.hypervisor.running}
+    xml = "<domain><numatune><memory mode='strict' nodeset='0'/></numatune></domain>"
+    bench.hypervisor.xml = {one.uuid: xml for one in bench.hypervisor.running}
     yield bench
     structlog.reset_defaults()
 

@@ -175,7 +175,7 @@ class HostMemory(NamedTuple):
     Linux 4.16), `arc_kib` what ZFS's cache gives back when memory is short, which MemAvailable lacks. `limit_kib` is
     what a control group allows all guests together, and `limit_left_kib` what it still lets them take. `swap_left_kib`
     is what of the free swap is not memory itself (zram), and that group may have. `commit_left_kib` is what the kernel
-    still promises to whoever asks, merged or not, where it promises no more than it has (vm.overcommit_memory = 2).
+    still promises to programs, merged or not, where it promises no more than it has (vm.overcommit_memory = 2).
     """
 
     total_kib: int

@@ -119,7 +119,7 @@ def with_bound(snapshot: Snapshot, local: LocalFacts, traits: Mapping[str, Trait
             potential_kib[nodes] = potential_kib.get(nodes, 0) + guest.potential_kib // len(sets)
     found = []
     for nodes, kib in potential_kib.items():
-        memory = [one for one in map(local.node_memory, nodes) if one is not None]
+        memory = [one for node in nodes if (one := local.node_memory(node)) is not None]
         if memory:
             usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory, strict=True))
             found.append(NodeMemory(usable_kib=usable_kib, available_kib=available_kib, potential_kib=kib))
