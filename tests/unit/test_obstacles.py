@@ -69,7 +69,7 @@ def test_the_last_word_on_the_command_line_holds(arguments: tuple[str, ...], is_
 
 def test_every_obstacle_has_its_words() -> None:
     assert len({one.text for one in Obstacle}) == len(Obstacle)
-    assert {one.value for one in Obstacle if not one.is_whole} == {"hugepages", "shared_memory", "pinned"}
+    assert {one.value for one in Obstacle if not one.is_whole} == {"hugepages", "shared_memory", "pinned", "unmerged"}
 
 
 def guest(name: str) -> Guest:
