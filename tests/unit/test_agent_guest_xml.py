@@ -92,6 +92,7 @@ def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read
                 f"<domain><metadata><v:guest xmlns:v='{NAMESPACE}' group='{group}'/></metadata></domain>"
             )
         counts: list[int | None] = []
+        reader.learned = reader.name_exposed
         reader.see(many, again=False)
         await reader.read_when_due()
         counts.append(reader.reporter.tally.mixed_groups)

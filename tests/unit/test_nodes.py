@@ -127,7 +127,7 @@ def test_a_pass_or_a_unit_that_fails_is_a_warning(kernel: Kernel, capsys: pytest
     assert kernel.steps == ["unmerge", "retune", "set 0", ON, "retune"]
     first, off, last = capsys.readouterr().err.splitlines()
     assert first == last == "virtksm: warning: no pass was possible, a later one does its work: retune failed"
-    assert "KSM is off: virtksm-ksm.service has failed (systemctl enable --now virtksm-ksm.service)" in off
+    assert "KSM is off: virtksm-ksm.service has failed (systemctl restart virtksm-ksm.service)" in off
 
 
 def test_what_the_configuration_or_the_kernel_forbids_is_refused_before_anything_is_done(kernel: Kernel) -> None:

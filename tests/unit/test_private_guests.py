@@ -10,7 +10,6 @@ import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
 from tests.unit.test_agent_guest_xml import APART, PLAIN
-from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.log import Reporter

@@ -122,7 +122,8 @@ def unmerge(
 def _start(unit: str) -> int:
     import subprocess
 
-    return subprocess.run(["systemctl", "start", unit], check=False).returncode
+    # Not start: KSM's switch has an active unit also where KSM was switched off since.
+    return subprocess.run(["systemctl", "restart", unit], check=False).returncode
 
 
 def require_this_machine(options: argparse.Namespace) -> None:
