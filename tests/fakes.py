@@ -70,6 +70,7 @@ class FakeHypervisor:
     reading_fails: Exception | None = None
     told_max_kib: dict[str, int | None] = field(default_factory=dict)
     stale: set[str | None] = field(default_factory=set)
+    late_since_s: float | None = None
 
     def ksm_state(self) -> KsmState:
         if self.reading_fails is not None:
