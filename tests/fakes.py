@@ -74,6 +74,7 @@ class FakeHypervisor:
     tainted: tuple[str, ...] | None = ()
     """Each guest."""
     stale: set[str | None] = field(default_factory=set)
+    late_since_s: float | None = None
 
     def ksm_state(self) -> KsmState:
         if self.reading_fails is not None:

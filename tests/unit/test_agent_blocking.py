@@ -6,6 +6,7 @@ import asyncio
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -253,6 +254,16 @@ def test_a_bug_in_reading_a_guest_s_xml_costs_that_guest_and_one_that_hangs_no_p
     assert "in guest_xml" in crash["traceback"]
     exposed = [event["guest"] for event in bench.events("private_guest_exposed")]
     assert exposed == [str(number) for number in range(5)], "all are read; who could not be counts as able to merge"
+
+
+def test_a_list_that_passes_go_without_is_told_as_libvirt_s_silence(bench: Bench) -> None:
+    async def story() -> None:
+        bench.hypervisor.late_since_s = time.monotonic() - 60
+        await lives(bench)
+        libvirt = (await bench.ask("status"))["status"]["libvirt"]
+        assert (libvirt["answers"], libvirt["waiting_for"]) == (False, "a list of the guests")
+
+    bench.run(story)
 
 
 @pytest.fixture

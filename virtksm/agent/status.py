@@ -26,6 +26,7 @@ from virtksm.agent.calls import Waiting
 from virtksm.agent.private_guests import Trouble
 from virtksm.errors import SensingFailed
 from virtksm.guests.choices import Choice
+from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
@@ -40,6 +41,7 @@ SCHEMA = 1
 
 SILENT_AFTER_S = 2.0
 A_CONNECTION = "a connection"
+A_LIST = "a list of the guests"
 A_PASS = "pass"  # noqa: S105  # what BlockingCalls calls it
 
 
@@ -163,7 +165,7 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         policy=config.policy,
         now_s=now_s,
         lost_s=agent.connection.lost_s,
-        waiting=agent.passes.calls.waiting,
+        waiting=agent.passes.calls.waiting or late_list(agent.connection.host),
         error=agent.reporter.trouble,
         last=last,
         last_s=None if done is None else done.ended_s,
@@ -173,6 +175,12 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         unmerged={uuid: one for uuid, one in private.found.items() if one.is_done and not one.merge},
         unswitched=tuple(private.troubles.values()),
     )
+
+
+def late_list(host: LibvirtHost | None) -> Waiting | None:
+    """Return the list of guests that passes go without until libvirt answers."""
+    since_s = None if host is None else host.late_since_s
+    return None if since_s is None else Waiting(what=A_LIST, since_s=since_s)
 
 
 def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKsm | None:

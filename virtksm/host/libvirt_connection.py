@@ -52,7 +52,8 @@ class LibvirtHost:
         self.came_late: Callable[[], object] = lambda: None
         """Called, in another thread, when a list has come that was not waited for."""
         self._lists = BoundedCalls(_hangs)
-        self._list_is_late = False
+        self.late_since_s: float | None = None
+        """Since when a list is waited for that passes go without (CLOCK_MONOTONIC)."""
         self._list_asked_s = 0.0
         self._last_list: tuple[Guest, ...] | None = None
         self._cpus: int | None = None
@@ -115,21 +116,24 @@ class LibvirtHost:
         """Return what `ask` does, or what it did last once it takes longer than `late_s`; raises LibvirtTimeout."""
 
         def keep() -> tuple[Guest, ...]:
-            self._last_list = found = ask()
-            if self._list_is_late:
+            try:
+                self._last_list = found = ask()
+            finally:
+                was_late, self.late_since_s = self.late_since_s is not None, None
+            if was_late:
                 self.came_late()
             return found
 
         if self._lists.waiting_for is None:
-            self._list_is_late, self._list_asked_s = False, time.monotonic()
+            self.late_since_s, self._list_asked_s = None, time.monotonic()
         try:
             return self._lists.run(
                 "listing the guests", keep, self.call_timeout_s if self._last_list is None else late_s
             )
         except LibvirtTimeout as error:
+            self.late_since_s = None if self._lists.waiting_for is None else self._list_asked_s
             if self._last_list is None or time.monotonic() - self._list_asked_s >= self.call_timeout_s:
                 raise _hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
-            self._list_is_late = True
             return self._last_list
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
