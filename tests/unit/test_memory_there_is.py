@@ -344,6 +344,10 @@ def test_guests_that_are_bound_to_a_node_are_short_where_the_host_is_not(place: 
     need = place.need(params=short, bound_to=on_0)
     assert need.engaged
     assert need.pressure == pytest.approx(1 - 5 / (64 / 5), rel=1e-3)
+    place.write(f"proc/{ARCSTATS}", ARC.format(size=24 * GIB * 1024, low=4 * GIB * 1024))
+    place.clock.now_s += AGAIN_S
+    assert not place.need(params=short, bound_to=on_0).engaged, "half of ZFS's cache is on the node, too: 10 GiB"
+    place.write(f"proc/{ARCSTATS}", "")
     place.node(0, total_gib=64, free_gib=2, cache_gib=3, pool_gib=40)
     assert place.need(params=short, bound_to=on_0) == free, "most of the node is a pool: 5 of 24 GiB are available"
 

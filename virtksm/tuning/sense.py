@@ -110,8 +110,10 @@ def with_estimates(
 def with_bound(snapshot: Snapshot, local: LocalFacts, traits: Mapping[str, Traits]) -> Snapshot:
     """Add the memory of the NUMA nodes that guests are bound to, by `Guest.key`.
 
-    Of a guest with several sets of nodes each counts for an equal part. Nodes that are not there are left out.
+    Of a guest with several sets of nodes each counts for an equal part, and ZFS's cache counts as spread evenly. Nodes
+    that are not there are left out.
     """
+    host = snapshot.host
     potential_kib: dict[tuple[int, ...], int] = {}
     for guest in snapshot.guests if any(one.bound_to for one in traits.values()) else ():
         sets = traits.get(guest.key, NO_TRAITS).bound_to
@@ -122,6 +124,7 @@ def with_bound(snapshot: Snapshot, local: LocalFacts, traits: Mapping[str, Trait
         memory = [one for node in nodes if (one := local.node_memory(node)) is not None]
         if memory:
             usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory, strict=True))
+            available_kib += (host.arc_kib or 0) * usable_kib // max(host.usable_kib, 1)
             found.append(NodeMemory(usable_kib=usable_kib, available_kib=available_kib, potential_kib=kib))
     return replace(snapshot, bound=tuple(found)) if found else snapshot
 
