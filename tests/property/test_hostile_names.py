@@ -135,6 +135,7 @@ def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> No
         "libvirt": libvirt,
         "now": None,
         "last_pass": report,
+        "switched": {"unmerged": [{"name": text, "by_command": True}], "failed": [{"message": text}]},
         "last_pass_ago_s": 1.0,
         "next_pass_s": None,
         "stranded": {"possible": False},
