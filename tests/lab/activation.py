@@ -25,6 +25,7 @@ def main(unit: str, path: str, *command: str) -> None:
             pid = os.fork()
             if pid == 0:
                 os.dup2(listening.fileno(), FIRST_PASSED)
+                os.set_inheritable(FIRST_PASSED, True)  # it may have been that before
                 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES=unit)
                 os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
             os.waitpid(pid, 0)
