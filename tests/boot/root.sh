@@ -1,5 +1,5 @@
-# Builds the roots that the containers of `script/test boot` and `script/test install` boot. Sourced by that, with `suite`,
-# `root` and `log` set.
+# Builds the roots that the containers of `script/test boot` and `script/test install` boot, and the modular daemons of
+# `script/test modular`. Sourced by that, with `suite`, `root` and `log` set.
 # shellcheck shell=bash
 : "${suite:?}" "${root:?}" "${log:?}"
 
@@ -65,6 +65,15 @@ fill_for_package() { # fill_for_package NEW
             python3-structlog python3-tenacity tuned
 }
 
+fill_with_modular_daemons() { # fill_with_modular_daemons NEW: what they are in /, and nothing else
+    local build=$1.build
+    bootstrap "$build" python3 &&
+        cp tests/boot/modular.sh "$build/root/" &&
+        inside "$build" bash /root/modular.sh /root/modular &&
+        mv "$build/root/modular" "$1" &&
+        rm -rf "$build"
+}
+
 # The same twice, the second as an upgrade: VERSION-1 and VERSION-2.
 build_packages() {
     local revision
@@ -84,7 +93,7 @@ ensure_root() { # ensure_root FILL FILE...: FILL NEW makes it of a minimal Debia
     if [[ -d $root && -z ${REBUILD:-} && $(cat "$root.stamp" 2>/dev/null) == "${all%% *}" ]]; then
         return
     fi
-    echo "building $root, a Debian $suite (see $log)"
+    echo "building $root of Debian $suite (see $log)"
     mkdir -p "${root%/*}"
     rm -f "$root.stamp"
     { install_tools && "$fill" "$root.new" && mv "$root.new" "$root"; } >"$log" 2>&1 ||

@@ -1,5 +1,8 @@
 """A private libvirtd: the real daemon, with folders of its own, beside which the system's own libvirt is never touched.
 
+Where the environment's MODULAR names a folder of modular daemons (`script/test modular` builds one), it is their
+virtqemud instead.
+
 It runs in a mount namespace where a short temporary folder's subfolders lie over /etc/libvirt, /run/libvirt and
 /var/{lib,log,cache}/libvirt. Those folders are made if they are missing, empty (/run/libvirt is, until the system's
 own libvirt has run once since boot); nothing else is created outside the namespace. Its sockets are reachable from
@@ -20,10 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from xml.etree import ElementTree as ET
 
 from demo.embedded import QEMU_CONF
@@ -36,13 +39,34 @@ _COVERED = {
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
-_LIBVIRTD_CONF = """\
+_CONF = """\
 auth_unix_ro = "none"
 auth_unix_rw = "none"
 unix_sock_rw_perms = "0700"
-log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+log_outputs = "3:file:/var/log/libvirt/daemon.log"
 """
 _REAPER = Path(__file__).with_name("reaper.py")
+
+
+class Daemon(NamedTuple):
+    """A daemon of libvirt's that serves QEMU; `scheme` is the one that URIs of it have here."""
+
+    name: str
+    program: str
+    socket: str
+    scheme: str
+    environment: Mapping[str, str]
+
+
+def daemon_under_test() -> Daemon:
+    """Return the installed libvirtd, or the virtqemud below the folder that MODULAR names."""
+    folder = os.environ.get("MODULAR")
+    if folder is None:
+        return Daemon("libvirtd", "libvirtd", "libvirt-sock", "qemu", {})
+    (drivers,) = Path(folder).resolve().glob("usr/lib/*/libvirt/connection-driver")
+    environment = {"LD_LIBRARY_PATH": str(drivers.parents[1]), "LIBVIRT_DRIVER_DIR": str(drivers)}
+    program = str(Path(folder, "usr/sbin/virtqemud").resolve())
+    return Daemon("virtqemud", program, "virtqemud-sock", "qemu+unix", environment)
 
 
 class LibvirtdFailed(Exception):
@@ -81,24 +105,31 @@ class PrivateLibvirtd:
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
             self._sources["cache"] = cache.resolve()
+        self._daemon = daemon_under_test()
+        self.conf = self.root / "etc" / f"{self.name}.conf"
+        self.conf.write_text(_CONF, encoding="ascii")
         self.hooks_dir = self.root / "etc" / "hooks"
         self.hooks_dir.mkdir()
         (self.root / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
-        (self.root / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="ascii")
         self._reaper = [sys.executable, "-I", "-S", str(_REAPER), *([] if huge_pages else ["--without-huge-pages"])]
         self._reapers: list[subprocess.Popen[bytes]] = []
         self._pid = 0
         self._handle = -1  # the daemon's pidfd; it is no child of ours, and no other process can take its place
 
     @property
+    def name(self) -> str:
+        """Tell the daemon's name, as its process has it."""
+        return self._daemon.name
+
+    @property
     def socket_path(self) -> Path:
         """Tell where its read-write socket is, seen from outside."""
-        return self.root / "run" / "libvirt" / "libvirt-sock"
+        return self.root / "run" / "libvirt" / self._daemon.socket
 
     @property
     def uri(self) -> str:
         """Tell the URI to open it with, from any process of this machine."""
-        return f"qemu:///system?socket={self.socket_path}"
+        return f"{self._daemon.scheme}:///system?socket={self.socket_path}"
 
     @property
     def far_uri(self) -> str:
@@ -111,7 +142,12 @@ class PrivateLibvirtd:
     @property
     def log(self) -> Path:
         """Tell where the daemon's own messages go."""
-        return self.root / "log" / "libvirtd.log"
+        return self.root / "log" / "daemon.log"
+
+    @property
+    def pid_file(self) -> Path:
+        """Tell where the daemon writes its pid; it removes the file when it ends in order."""
+        return self.root / "daemon.pid"
 
     @property
     def running(self) -> bool:
@@ -134,8 +170,7 @@ class PrivateLibvirtd:
             for name, covered in _COVERED.items()
         ]
         # Every step execs the next, so the pid that we know is the daemon's own.
-        pid_file = shlex.quote(str(self.root / "libvirtd.pid"))
-        script = " && ".join([*binds, f"exec libvirtd --pid-file {pid_file}"])
+        script = " && ".join([*binds, f"exec {shlex.join(self._command())}"])
         # A dead predecessor's socket would refuse connections; without it, existing means listening soon.
         self.socket_path.unlink(missing_ok=True)
         with (self.root / "stderr").open("ab") as stderr:
@@ -144,7 +179,7 @@ class PrivateLibvirtd:
                 stdin=subprocess.PIPE,  # closed, also by our death, it ends the daemon and all guests
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(),
+                env={**_environment(), **self._daemon.environment},
                 start_new_session=True,
             )
         self._reapers.append(reaper)
@@ -234,6 +269,9 @@ class PrivateLibvirtd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _command(self) -> list[str]:
+        return [self._daemon.program, "--pid-file", str(self.pid_file)]
 
     def _end(self, number: signal.Signals, timeout_s: float) -> None:
         if self._handle < 0:

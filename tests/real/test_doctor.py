@@ -121,7 +121,7 @@ def test_a_hook_that_came_after_libvirtd_until_that_starts_again(tmp_path: Path,
         install_hook(hook, fifo=tmp_path / "fifo", virtksm=tmp_path / "virtksm")
         found, detail = verdict(agent_home, daemon.uri, "hook_seen")
         assert found == "WARN"
-        assert f"newer than libvirtd (pid {daemon.pid})" in detail
+        assert f"newer than {daemon.name} (pid {daemon.pid})" in detail
         another = hook.with_name("another")
         another.write_text("#!/bin/sh\n", encoding="ascii")
         another.chmod(0o755)
@@ -171,7 +171,7 @@ class BlindLibvirtd(PrivateLibvirtd):
 def test_a_libvirtd_that_cannot_write_to_sys(agent_home: AgentHome) -> None:
     with BlindLibvirtd() as daemon:
         found, detail = verdict(agent_home, daemon.uri, "sys_writable")
-        assert (found, f"libvirtd (pid {daemon.pid}) sees /sys read-only" in detail) == ("FAIL", True)
+        assert (found, f"{daemon.name} (pid {daemon.pid}) sees /sys read-only" in detail) == ("FAIL", True)
         assert agent_home.run("retune", "--connect", daemon.uri).returncode == 4, "it says the truth"
 
 
@@ -183,7 +183,7 @@ def test_a_libvirtd_that_hangs_is_a_finding(libvirtd: PrivateLibvirtd, agent_hom
         libvirtd.resume()
     assert "does not answer within" in findings["libvirt_reachable"]["detail"]
     assert (worst, code) == ("FAIL", 1)
-    assert findings["sys_writable"]["detail"] == f"libvirtd (pid {libvirtd.pid}) sees it writable"
+    assert findings["sys_writable"]["detail"] == f"{libvirtd.name} (pid {libvirtd.pid}) sees it writable"
 
 
 def test_what_a_killed_agent_leaves_scanning(libvirtd: PrivateLibvirtd, start_agent: AgentFactory) -> None:

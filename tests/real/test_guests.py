@@ -196,7 +196,7 @@ def check_headroom(ksm: Ksm, home: AgentHome, uri: str) -> None:
 def check_without_root(ksm: Ksm, home: AgentHome, libvirtd: PrivateLibvirtd) -> None:
     """Without root the kernel's word is missing and the rest is told."""
     libvirtd.root.chmod(0o711)
-    uri = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
+    uri = f"{libvirtd.uri}-ro"
     home.folder.chmod(0o755)
     options = home.command("--config", str(home.config))[1:]
     done = run_as_nobody(*options, "guests", "twin1", "--json", "--connect", uri)

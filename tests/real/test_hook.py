@@ -237,7 +237,7 @@ class OtherHost(HookedLibvirtd):
 
     def __init__(self) -> None:
         super().__init__()
-        with (self.root / "etc" / "libvirtd.conf").open("a", encoding="ascii") as conf:
+        with self.conf.open("a", encoding="ascii") as conf:
             conf.write(f'host_uuid = "{uuid.uuid4()}"\n')
         self._reaper += ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', "elsewhere"]
 
