@@ -14,8 +14,6 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
-from tests.lab.nobody import run_as_nobody
-from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.real.agent_process import HANG_S, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -162,28 +160,3 @@ def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_reco
     steps = [line["state"]["npages"] for line in one.passes() if line.get("state")]
     assert 2 in steps, "what the one-shot had left"
     assert replayed(agent.home, one.file)["sums"]["differing"] == 0
-
-
-def test_without_an_agent_by_somebody_else_or_over_a_file_that_exists_nothing_is_recorded(
-    start_agent: AgentFactory, agent_home: AgentHome
-) -> None:
-    file = agent_home.folder / "trace.jsonl"
-    done = agent_home.run("trace", "record", str(file))
-    assert (done.returncode, file.exists()) == (1, False)
-    assert "no agent runs" in done.stderr
-    start_agent()
-    agent_home.folder.chmod(0o755)
-    done = run_as_nobody("--runtime-dir", str(agent_home.runtime_dir), "trace", "record", "/dev/null", "--force")
-    assert done.returncode == 1
-    assert "may" in done.stderr
-    file.write_text("precious\n", encoding="utf-8")
-    done = agent_home.run("trace", "record", str(file), "--for", "0")
-    assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
-    assert "--force" in done.stderr
-    terminal = PseudoTerminal(agent_home.command("trace", "record", str(file), "--for", "0", "--force"))
-    try:
-        assert terminal.wait_ended() == 0
-        assert f"recording to {file}, Ctrl-C ends: 1 passes, " in terminal.said
-    finally:
-        terminal.close()
-    assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')

@@ -10,7 +10,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.pseudo_terminal import PseudoTerminal
-from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -49,18 +49,3 @@ def test_an_agent_that_is_killed_meanwhile_is_waited_for(
     finally:
         terminal.close()
     assert ksm.read("pages_to_scan") == 0
-
-
-def test_while_paused_or_with_ksm_off_or_without_an_agent_it_says_so_at_once(
-    ksm: Ksm, start_agent: AgentFactory, agent_home: AgentHome
-) -> None:
-    nobody = agent_home.run("wait", "--settled")
-    assert (nobody.returncode, nobody.stdout) == (1, "")
-    assert "no agent runs" in nobody.stderr
-    agent = start_agent(SWEEPING_LAW)
-    assert agent.home.run("pause", "--connect", agent.uri).returncode == 0
-    assert agent.home.run("wait").returncode == 6
-    ksm.write(run=0)
-    assert agent.home.run("wait").returncode == 7
-    assert agent.stop() == 0
-    assert agent.home.run("wait").returncode == 7
