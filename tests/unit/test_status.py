@@ -6,7 +6,7 @@ import asyncio
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.agent_bench import requests_without_libvirt
+from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
-from virtksm.agent.calls import BlockingCalls, Waiting
-from virtksm.agent.control_server import ControlServer, bind_socket
+from tests.lab.stand_in import StandIn
+from virtksm.agent.calls import Waiting
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
@@ -217,22 +218,6 @@ def paths() -> Iterator[RuntimePaths]:
         yield paths
 
 
-def serve(paths: RuntimePaths, handle: Callable[[Mapping[str, object]], Any], client: Callable[[], None]) -> None:
-    """Serve `handle` while `client` runs in a thread of its own."""
-
-    async def both() -> None:
-        server = ControlServer(handle)
-        await server.start(bind_socket(paths.control_socket))
-        try:
-            await asyncio.to_thread(client)
-        finally:
-            server.close()
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-    asyncio.run(both())
-
-
 def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
     paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,10 +229,11 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
         if calls.waiting is None:
             with pytest.raises(LibvirtTimeout):
                 await calls.run("open", released.wait, 0.001)
-        assert waits_for(calls) == "open"
+        assert calls.waiting is not None
+        assert calls.waiting.what == "open"
         return await requests.handle(request)
 
-    def client() -> None:
+    with StandIn(paths, handle):
         assert main(["--runtime-dir", paths.root, "status", "--json"]) == ExitCode.DONE
         told = json.loads(capsys.readouterr().out)
         assert told["uri"] == "qemu:///system"
@@ -255,46 +241,14 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
         assert (libvirt["connected"], libvirt["answers"], libvirt["waiting_for"]) == (False, False, "a connection")
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.DONE
         assert capsys.readouterr().out.startswith("Agent      running, policy adaptive, qemu:///system\n")
-
-    try:
-        serve(paths, handle, client)
-    finally:
         released.set()
 
 
 def test_an_agent_of_another_version_is_told_as_such(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
-    async def knows_no_status(_request: Mapping[str, object]) -> dict[str, object]:
-        return {"ok": False, "error": "unknown op 'status'", "exit_code": 2}
-
-    def client() -> None:
+    answer = b'{"ok": false, "error": "unknown op \'status\'", "exit_code": 2}\n'
+    with listening(Path(paths.control_socket), answer):
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.FAILED
-
-    serve(paths, knows_no_status, client)
     assert "unknown op 'status'\nhint: the agent may be of another version" in capsys.readouterr().err
-
-
-def waits_for(calls: BlockingCalls) -> str | None:
-    return None if calls.waiting is None else calls.waiting.what
-
-
-def test_a_call_that_comes_back_is_waited_for_no_more_also_if_late() -> None:
-    async def call() -> None:
-        loop = asyncio.get_running_loop()
-        calls, released, back = BlockingCalls(), threading.Event(), asyncio.Event()
-
-        def discard(_late: bool) -> None:
-            loop.call_soon_threadsafe(back.set)
-
-        assert await calls.run("open", lambda: waits_for(calls), LONG_S) == "open"
-        assert waits_for(calls) is None
-        with pytest.raises(LibvirtTimeout):
-            await calls.run("pass", released.wait, 0.001, discard=discard)
-        assert waits_for(calls) == "pass"
-        released.set()
-        await asyncio.wait_for(back.wait(), LONG_S)
-        assert waits_for(calls) is None
-
-    asyncio.run(call())
 
 
 jsons: st.SearchStrategy[Any] = st.recursive(
