@@ -116,26 +116,6 @@ def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_also_of_ano
     bench.run(story)
 
 
-def test_private_guests_are_named_once_and_again_when_they_come_back(bench: Bench) -> None:
-    bench.config = replace(bench.config, private_guests=("tenant-*",))
-    open_one, apart, other = guest("tenant-open"), guest("tenant-apart"), guest("other")
-    bench.hypervisor.xml = {open_one.uuid: PLAIN, apart.uuid: KEPT_OUT, other.uuid: PLAIN}
-
-    async def story() -> None:
-        bench.hypervisor.running = (open_one, apart, other)
-        await bench.pass_for(Trigger.STARTED)
-        await bench.looked()
-        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == ["tenant-open"]
-        bench.hypervisor.running = (apart, other)
-        assert (await bench.pass_for(Trigger.STOPPED))["exposed"] == []
-        bench.hypervisor.running = (open_one, apart, other)
-        await bench.pass_for(Trigger.STARTED)
-        await bench.looked()
-
-    bench.run(story)
-    assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["tenant-open"] * 2
-
-
 def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) -> None:
     history = FakeHistory()
     bench.hypervisor.running = (guest("vm"),)

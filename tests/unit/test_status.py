@@ -26,7 +26,6 @@ from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_rows
 from virtksm.errors import ExitCode, LibvirtTimeout
-from virtksm.model.current import after_pass
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import IDLE, Settings
@@ -124,42 +123,6 @@ def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
 )
 def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, percent: float) -> None:
     assert round(worst_core_percent(settings), 1) == percent
-
-
-def test_the_fields_are_those_that_are_documented() -> None:
-    """tests/lint/test_docs.py has that each is in the reference."""
-    last = passed(SCANNING)
-    told = agent_facts(last=last, lost_s=940.0, error="connection refused", current=after_pass(last)).as_dict(NOW)
-    settings = {"pages_to_scan": 285_714, "sleep_millisecs": 60_000, "merge_across_nodes": 1}
-    assert json.loads(json.dumps(told)) == {
-        "schema": 1,
-        "agent": True,
-        "version": "1.2.3",
-        "uri": "qemu:///system",
-        "policy": "adaptive",
-        "libvirt": {
-            "connected": False,
-            "answers": False,
-            "silent_since": "2026-11-25T11:59:00+00:00",
-            "silent_s": 60.0,
-            "waiting_for": "a connection",
-            "error": "connection refused",
-        },
-        "last_pass": last.as_dict(),
-        "full_scan": None,
-        "last_pass_ago_s": 10.0,
-        "next_pass_s": 4.0,
-        "stranded": {"possible": True, "settings": settings, "worst_core_percent": 3.2},
-        "paused": False,
-        "now": {
-            "origin": "last_pass", "ksm_run": 1, "advisor_mode": "none",
-            "redhat_only_zero_pages": 0, "settings": settings,
-            "pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0, "freed_kib": 0, "page_kib": 4,
-            "saved_kib": 0, "saved_percent": None, "ksmd_cpu_seconds": 1.5,
-            "guests": 0, "guests_unread": 0, "committed_kib": 0,
-            "total_kib": 16 * 1024 * 1024, "available_kib": 8 * 1024 * 1024,
-        },
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("left_s", "told_s"), [(12.0, 2.0), (5.0, 0.0), (None, None)])
