@@ -17,7 +17,6 @@ import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
 from tests.lab.agent_bench import Bench, FakeConnection, guest
-from tests.unit.test_agent_history import HangingHistory
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
@@ -185,22 +184,6 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
             bench.requests.switch_calls.limit_s = LONG_S
             await bench.until(lambda: bench.requests.switch_calls.waiting is None)
             assert (await bench.ask("pause"))["ok"] is True
-
-    bench.run(story)
-    assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
-
-
-def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
-    bench: Bench, released: threading.Event
-) -> None:
-    bench.history, bench.disk_limit_s = HangingHistory(released), SHORT_S
-
-    async def story() -> None:
-        await bench.until(lambda: bench.events("history_failed") != [])
-        await lives(bench)
-        answer = await bench.ask("history")
-        assert (answer["ok"], answer["exit_code"]) == (False, 1)
-        assert "still waiting for write the history" in answer["error"]
 
     bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"

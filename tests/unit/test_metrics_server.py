@@ -192,16 +192,6 @@ def no_more_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_page_that_cannot_be_made_is_an_error_and_the_server_goes_on() -> None:
-    async def work(port: int) -> None:
-        for _ in range(2):
-            answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
-            assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
-            assert answer.endswith(b"metrics cannot be made\n")
-
-    served(work, body=VirtksmError("metrics cannot be made", remedy="report it"))
-
-
 def receive_all(client: socket.socket) -> bytes:
     """Return what comes until the server has no more, or breaks off."""
     text = b""
