@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, fake_cycle
+from tests.fakes import SAMPLE, FakeClock, FakeHistory
+from tests.lab.samples import a_pass
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
 from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
 from virtksm.agent.trace_buffer import TraceBuffer
@@ -18,9 +19,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import GuestEvent
 from virtksm.host.libvirt_events import DomainEvent
-from virtksm.model.decision import Trigger, Triggers
-from virtksm.model.report import PassReport
-from virtksm.model.snapshot import Guest
+from virtksm.model.decision import Trigger
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_summary
 from virtksm.values import replace
@@ -29,14 +28,6 @@ LONG_S = 30.0
 NEVER_S = 3600.0
 WALL_S = 1_800_000_000.0
 EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=1.0)
-
-
-def a_pass() -> PassReport:
-    hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
-    cycle = fake_cycle(hypervisor=hypervisor, local=FakeFacts(rss_kib={"u": 1000}))
-    report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
-    ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
-    return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
 
 
 def line_of_a_pass(at_s: float = WALL_S) -> Pass:

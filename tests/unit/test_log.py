@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.unit.test_agent_history import a_pass
+from tests.lab.samples import a_pass
 from virtksm.agent.log import Reporter
 from virtksm.errors import Cause, ConfigError, ConfigFault, SettingsRefused, VirtksmError
 from virtksm.host.libvirt_events import DomainEvent

@@ -7,7 +7,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeSwitch
 from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
+from tests.lab.samples import NOW, SCANNING, agent_facts, passed
 from tests.lab.stand_in import StandIn
 from virtksm.agent.calls import Waiting
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
@@ -26,49 +26,12 @@ from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_rows
 from virtksm.errors import ExitCode, LibvirtTimeout
-from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
-from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.values import replace
 
 LONG_S = 30.0
-SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
-NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
-
-
-def passed(target: Settings, *, run: int | None = 1) -> PassReport:
-    cycle = Cycle(
-        hypervisor=FakeHypervisor(),
-        local=FakeFacts(run=run),
-        policy=TargetPolicy(target=target),
-        store=FakeStore(),
-        switch=FakeSwitch(),
-        clock=FakeClock(),
-        on_conflict="reassert",
-        tenure=Tenure(),
-    )
-    return cycle.run(Triggers(kinds=frozenset({Trigger.STARTED})))
-
-
-def agent_facts(**changes: Any) -> AgentFacts:  # noqa: ANN401  # any field of AgentFacts
-    calm = AgentFacts(
-        version="1.2.3",
-        uri="qemu:///system",
-        policy="adaptive",
-        now_s=1000.0,
-        lost_s=None,
-        waiting=None,
-        error=None,
-        last=passed(SCANNING),
-        last_s=990.0,
-        next_s=1004.0,
-        current=None,
-    )
-    return replace(calm, **changes)
-
-
 A_CALL = Waiting(what="pass", since_s=1000.0 - SILENT_AFTER_S)
 LATE = Waiting(what="pass", since_s=990.0)
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.samples import NOW, agent_facts, passed
 from tests.real.agent_process import VIRTKSM
-from tests.unit.test_status import NOW, agent_facts, passed
 from tests.unit.test_watch import StatusAgent
 from virtksm.cli.main import main
 from virtksm.cli.progress import Progress

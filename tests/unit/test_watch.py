@@ -16,9 +16,9 @@ import pytest
 from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.samples import NOW, agent_facts, passed
 from tests.lab.stand_in import StandIn
 from tests.real.agent_process import VIRTKSM
-from tests.unit.test_status import NOW, agent_facts, passed
 from virtksm.agent.control_server import bind_socket, remove_socket
 from virtksm.cli.terminal import ENTER, LEAVE
 from virtksm.history.samples import as_table
