@@ -14,7 +14,7 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
-from tests.real.agent_process import HANG_S, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -139,24 +139,3 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again_also
     assert "twin" not in text
     assert "guest-2" in text
     assert replayed(agent.home, anonymous.file)["sums"]["differing"] == 0
-
-
-def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_recording(
-    start_agent: AgentFactory, record: Callable[..., Recording]
-) -> None:
-    """The one-shot takes a step of the law that the agent has not seen; another agent is another session."""
-    agent = start_agent(STEPPING_LAW)
-    one = record()
-    assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
-    agent.step()
-    one.wait_for_passes(2)
-    assert agent.stop() == 0
-    agent = start_agent(None)
-    agent.step()
-    agent.step()
-    wait_until(lambda: [line["kind"] for line in one.lines()].count("header") == 2, HANG_S, "the new agent's lines")
-    assert one.end()[0] == 0
-    assert [line["kind"] for line in one.lines() if line["kind"] != "pass"] == ["header", "gap", "header", "end"]
-    steps = [line["state"]["npages"] for line in one.passes() if line.get("state")]
-    assert 2 in steps, "what the one-shot had left"
-    assert replayed(agent.home, one.file)["sums"]["differing"] == 0

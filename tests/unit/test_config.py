@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ from virtksm.config.load import MAX_BYTES, Loaded, check_value, find_files, load
 from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import effective, value_of
 from virtksm.errors import ConfigError, ConfigFault
-from virtksm.text import printable
 from virtksm.values import replace
 
 PROJECT = Path(__file__).parents[2]
-HOSTILE_NAMES = ["line\nend.toml", "\x1b[31mred.toml", "\u202eright-to-left.toml", os.fsdecode(b"\xff.toml")]
 
 
 class Layers:
@@ -315,20 +312,6 @@ def test_the_largest_file_of_unknown_keys_is_answered(tmp_path: Path) -> None:
     path = tmp_path / "many.toml"
     path.write_text("".join(f"k{number}=1\n" for number in range(6000)))
     assert len(faults_of(path)) == 6000
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_hostile_file_names_are_shown_escaped(layers: Layers, name: str) -> None:
-    for content in ("x = 1\n", "=\n", "\xff", "policy = 1\n", "[ksmtuned]\nnpages_min = 2000\n"):
-        layers.write(f"admin/conf.d/{name}", content)
-        (fault,) = layers.faults()
-        assert str(fault).isprintable()
-        assert repr(name)[1:-1] in fault.file
-    path = layers.write(f"admin/conf.d/{name}", "coalesce_ms = 1\n")
-    text = effective(layers.load())
-    assert tomllib.loads(text)["coalesce_ms"] == 1
-    (line,) = [line for line in text.split("\n") if line.startswith("coalesce_ms")]
-    assert line == f"{line.partition('#')[0]}# {printable(path)}"
 
 
 # Written forms

@@ -95,14 +95,6 @@ def exchange(path: Path, sent: bytes) -> bytes:
     return answer
 
 
-def test_a_request_is_answered(path: Path) -> None:
-    async def client() -> None:
-        answer = await asyncio.to_thread(ask, str(path), {"op": "retune", "n": [1]}, timeout_s=LONG_S)
-        assert answer == {"ok": True, "asked": {"op": "retune", "n": [1]}}
-
-    serve(path, client)
-
-
 def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
     """Root is always heard: 32 connections of its own, held and silent, keep no `off` out."""
 
