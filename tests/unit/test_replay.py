@@ -18,7 +18,7 @@ from virtksm.cli.main import main
 from virtksm.config.policy_keys import change_law, law_of, read_law
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.errors import ConfigError
-from virtksm.model.decision import Decision, Reason
+from virtksm.model.decision import Decision, Pause, Reason
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace
@@ -99,6 +99,16 @@ def test_after_a_gap_or_another_s_pass_it_takes_it_over_again_and_an_unknown_one
     steps = steps_of(lines, policy)
     assert policy.states == [7, 20, 0, 0]
     assert [step.began_anew for step in steps] == [False, False, True, False]
+
+
+def test_paused_it_parks_and_begins_anew_afterwards() -> None:
+    off = Pause(since="then")
+    passes = [traced(1, continues=False), traced(2), traced(3, paused=off), traced(4, paused=off), traced(5)]
+    policy = Counting()
+    steps = steps_of([header(), *passes], policy)
+    assert policy.states == [0, 1, 0]
+    assert [step.replayed.reason.rule for step in steps] == ["told", "told", "paused", "paused", "told"]
+    assert [step.replayed.is_routine for step in steps] == [False, False, False, True, False]
 
 
 def test_a_law_that_changes_in_between_is_followed_and_another_policy_begins_anew() -> None:
