@@ -135,6 +135,8 @@ def test_a_refused_merge_across_nodes_does_not_keep_the_others_back(bench: Bench
     bench.hypervisor.pages_shared = 0
     assert bench.cycle.restore().refusals == ()
     assert bench.hypervisor.values == FOUND
+    bench.policy.target = replace(BUSY, merge_across_nodes=2)
+    assert [error.cause for error in bench.run(Trigger.RETUNE).refusals] == [Cause.OUT_OF_RANGE]
 
 
 def test_baseline_and_intention_are_kept_before_the_first_write(bench: Bench) -> None:
