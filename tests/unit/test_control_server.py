@@ -114,58 +114,52 @@ def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not
     serve(path, client)
 
 
-def test_requests_that_wait_for_their_answer_keep_root_out_no_more_than_silent_ones(path: Path) -> None:
-    async def client() -> None:
-        answers = asyncio.Event()
-        waiting: list[int] = []
+async def test_requests_that_wait_for_their_answer_keep_root_out_no_more_than_silent_ones(path: Path) -> None:
+    answers = asyncio.Event()
+    waiting: list[int] = []
 
-        async def handle(request: Mapping[str, object]) -> dict[str, object]:
-            if request["op"] != "off":
-                waiting.append(1)
-                await answers.wait()
-            return {"ok": True}
+    async def handle(request: Mapping[str, object]) -> dict[str, object]:
+        if request["op"] != "off":
+            waiting.append(1)
+            await answers.wait()
+        return {"ok": True}
 
-        server = ControlServer(handle)
-        await server.start(bind_socket(str(path)))
-        asking = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CLIENTS)]
-        for _, writer in asking:
-            writer.write(b'{"op": "retune"}\n')
-        while len(waiting) < MAX_CLIENTS:  # noqa: ASYNC110  # as many tasks as clients
-            await asyncio.sleep(0)
-        assert await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=LONG_S) == {"ok": True}
-        answers.set()
-        told = [json.loads(await asyncio.wait_for(reader.readline(), LONG_S)) for reader, _ in asking]
-        assert [one["ok"] for one in told] == [False] + [True] * (MAX_CLIENTS - 1), "the first to come has gone"
-        for _, writer in asking:
-            writer.close()
-        server.close()
-        await let_all_end()
-
-    asyncio.run(client())
+    server = ControlServer(handle)
+    await server.start(bind_socket(str(path)))
+    asking = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CLIENTS)]
+    for _, writer in asking:
+        writer.write(b'{"op": "retune"}\n')
+    while len(waiting) < MAX_CLIENTS:  # noqa: ASYNC110  # as many tasks as clients
+        await asyncio.sleep(0)
+    assert await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=LONG_S) == {"ok": True}
+    answers.set()
+    told = [json.loads(await asyncio.wait_for(reader.readline(), LONG_S)) for reader, _ in asking]
+    assert [one["ok"] for one in told] == [False] + [True] * (MAX_CLIENTS - 1), "the first to come has gone"
+    for _, writer in asking:
+        writer.close()
+    server.close()
+    await let_all_end()
 
 
-def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_in_the_log(
+async def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_in_the_log(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def tell(_request: Mapping[str, object]) -> dict[str, object]:
         return {"ok": True, "much": "x" * 215_000}
 
-    async def client() -> None:
-        server = ControlServer(tell)
-        await server.start(bind_socket(str(path)))
-        unexpected: list[Mapping[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
-        for _ in range(100):
-            answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
-            assert answer is not None
-            assert answer["ok"] is True, answer
-        while server.clients:  # noqa: ASYNC110  # a place that comes free sets no event
-            await asyncio.sleep(0)
-        assert unexpected == []
-        server.close()
-        await let_all_end()
-
-    asyncio.run(client())
+    server = ControlServer(tell)
+    await server.start(bind_socket(str(path)))
+    unexpected: list[Mapping[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
+    for _ in range(100):
+        answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
+        assert answer is not None
+        assert answer["ok"] is True, answer
+    while server.clients:  # noqa: ASYNC110  # a place that comes free sets no event
+        await asyncio.sleep(0)
+    assert unexpected == []
+    server.close()
+    await let_all_end()
     assert caplog.records == []
 
 
@@ -174,7 +168,7 @@ class Bug(Exception):
 
 
 @pytest.mark.parametrize("told", [Bug("a bug"), {"ok": True, "set": {1}}])
-def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_served(
+async def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_served(
     path: Path, told: Bug | dict[str, object]
 ) -> None:
     crashed: list[tuple[str, Exception]] = []
@@ -186,16 +180,13 @@ def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_served(
             raise told
         return told
 
-    async def client() -> None:
-        server = ControlServer(handle, crashed=lambda op, error: crashed.append((op, error)))
-        await server.start(bind_socket(str(path)))
-        answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
-        assert answer == {"ok": False, "error": "internal error", "exit_code": 1}
-        assert await asyncio.to_thread(ask, str(path), {"op": "status"}, timeout_s=LONG_S) == {"ok": True}
-        server.close()
-        await let_all_end()
-
-    asyncio.run(client())
+    server = ControlServer(handle, crashed=lambda op, error: crashed.append((op, error)))
+    await server.start(bind_socket(str(path)))
+    answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
+    assert answer == {"ok": False, "error": "internal error", "exit_code": 1}
+    assert await asyncio.to_thread(ask, str(path), {"op": "status"}, timeout_s=LONG_S) == {"ok": True}
+    server.close()
+    await let_all_end()
     ((op, error),) = crashed
     assert (op, type(error)) == ("history", Bug if isinstance(told, Bug) else TypeError)
 
