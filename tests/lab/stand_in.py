@@ -44,3 +44,12 @@ class StandIn:
 
     def _run(self, step: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(step, self._loop).result(HANG_S)
+
+
+async def let_all_end() -> None:
+    """Wait for a server's tasks, and for the sockets that they closed: asyncio closes those a turn later."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    if tasks:
+        await asyncio.wait(tasks, timeout=HANG_S)
+    for _ in range(3):
+        await asyncio.sleep(0)
