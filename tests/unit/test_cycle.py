@@ -467,7 +467,9 @@ def test_paused_the_policys_past_is_dropped_and_it_begins_anew_when_resumed(benc
 def test_paused_a_restore_parks_and_the_baseline_is_kept_until_on(bench: Bench) -> None:
     bench.run()
     bench.switch.turn_off()
-    assert bench.cycle.restore().paused
+    parked = bench.cycle.restore()
+    assert parked.paused
+    assert "Idle" in [label for _, label, _ in restore_rows(parked.as_dict())]
     assert bench.pages == 0
     bench.new_process()
     bench.run()
