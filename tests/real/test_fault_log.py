@@ -1,4 +1,4 @@
-"""A journal that hangs: the real agent with a standard error that nobody reads, and one that is read again."""
+"""A journal that hangs: the real agent with a standard error that nobody reads, or not yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`virtksm status` on real guests: what is saved, with an agent, without one, and while it is watched."""
+"""`virtksm status` on real guests: what is saved, with an agent and without one."""
 
 from __future__ import annotations
 
