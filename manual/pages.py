@@ -63,8 +63,8 @@ def program_page(command: Command, reference: str) -> str:
 
 
 def configuration_page(document: str) -> str:
-    """Return virtksm.toml(5): docs/configuration.md, with the keys as a list instead of its tables."""
-    before = _for_a_terminal(document.partition("## All keys")[0].partition("\n")[2])
+    """Return virtksm.toml(5): docs/configuration.md, and every key."""
+    before = _for_a_terminal(document.partition("\n")[2])
     parts = [_title("virtksm.toml", 5, "configuration of virtksm"), "# DESCRIPTION\n", _raised(before), "# KEYS\n"]
     for table in ("", *tables_of(Config)):
         parts.append(f"## [{table}]\n" if table else "## Top level\n")

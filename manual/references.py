@@ -1,6 +1,6 @@
 """The documents' tables and the JSON Schema, as the program has them: `python -m manual.references` rewrites them.
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`. virtksm.config makes the tables of keys.
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 from manual.json_schema import json_schema
-from manual.tree import Command, describe
 from virtksm.agent.metrics.definitions import METRICS, Metric
 from virtksm.doctor.checks import CHECKS
 
@@ -21,27 +20,19 @@ PROJECT = Path(__file__).resolve().parents[1]
 DOCS = PROJECT / "docs"
 
 
-def commands_table() -> str:
-    """Return every command that can be called, and what it does."""
-    leaves = [one for one in describe().walk() if not one.commands]
-    return _table(("command", "does"), ((f"`{' '.join(one.words)}{_arguments(one)}`", one.summary) for one in leaves))
-
-
-def metrics_table() -> str:
+def metrics_list() -> str:
     """Return every metric with its labels; a counter's name says that it is one."""
-    return _table(
-        ("metric", "tells"),
-        ((f"`{one.name}{_labels(one)}`", one.meaning + " (histogram)" * (one.kind == "histogram")) for one in METRICS),
+    return "".join(
+        f"- `{one.name}{_labels(one)}`: {one.meaning}{' (histogram)' * (one.kind == 'histogram')}\n" for one in METRICS
     )
 
 
 def checks_table() -> str:
     """Return every check of doctor, by group."""
-    rows = (
-        (group, "; ".join(f"`{one.name}`" + f": {one.what}" * (one.what != one.name) for one in checks))
-        for group, checks in groupby(CHECKS, key=lambda one: one.group)
+    groups = groupby(CHECKS, key=lambda one: one.group)
+    return _table(
+        ("group", "checks"), ((group, ", ".join(f"`{one.name}`" for one in checks)) for group, checks in groups)
     )
-    return _table(("group", "checks"), rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,23 +62,25 @@ def constants() -> Iterator[Constant]:
                 continue
             has_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             meaning = " ".join(ast.literal_eval(ast.unparse(after)).split()) if has_text else ""
-            module = str(path.relative_to(package).with_suffix(""))
+            module = path.parent.name if path.stem == "__init__" else path.stem
             yield Constant(module=module, names=names, value=ast.unparse(node.value), meaning=meaning)
 
 
 def constants_table() -> str:
     """Return every number of the adaptive law, with its unit, reason and source as its docstring has them."""
     return _table(
-        ("module", "constant", "value", "what, why, from where"),
-        ((f"`{one.module}`", f"`{', '.join(one.names)}`", f"`{one.value}`", one.meaning) for one in constants()),
+        ("constant", "value", "what, why, from where"),
+        (
+            (f"`{one.module}.{', '.join(one.names)}`", f"`{one.value}`", one.meaning.replace(" (chosen).", "."))
+            for one in constants()
+        ),
     )
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "commands": ("reference.md", commands_table),
     "checks": ("reference.md", checks_table),
     "constants": ("constants.md", constants_table),
-    "metrics": ("metrics.md", metrics_table),
+    "metrics": ("metrics.md", metrics_list),
 }
 """By name: the document that has it, and what makes it."""
 
@@ -116,11 +109,6 @@ def _has_number(value: ast.expr) -> bool:
 
 def _labels(metric: Metric) -> str:
     return f"{{{','.join(metric.labels)}}}" if metric.labels else ""
-
-
-def _arguments(command: Command) -> str:
-    found = re.search(r"(?: \[[A-Z]+(?: \.\.\.)?\]| [A-Z]+)*$", command.usage)
-    return found[0] if found else ""
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

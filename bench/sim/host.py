@@ -13,6 +13,7 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.memory import SimGuest, make_guest
 from bench.steps import Spoil
 from demo.guests import PayloadGuest
+from virtksm.agent.dirty_rates import turn_every_s
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings
 from virtksm.values import replace
@@ -189,7 +190,7 @@ class SimFacts:
         now_s = self._host.now_s
         seen = {guest.uuid: guest for guest in self._host.guests_by_name.values()}
         for guest in seen.values() if self._host.measures_dirty_rates else ():
-            guest.measure_dirty(now_s)
+            guest.measure_dirty(now_s, turn_every_s(len(seen)))
 
         def measured(one: Guest) -> Guest:
             guest = seen.get(one.uuid)

@@ -15,7 +15,7 @@ from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
-from virtksm.agent.dirty_rates import EVERY_S, KIB_PER_MIB, MEASURE_S
+from virtksm.agent.dirty_rates import KIB_PER_MIB, MEASURE_S
 from virtksm.values import replace
 
 WRITE_BLOCKS = 128
@@ -152,11 +152,11 @@ class SimGuest:
     _measured_s: float | None = None
     _spoiled_s: float = -inf
 
-    def measure_dirty(self, now_s: float) -> None:
-        """Measure how much is written, if it is time to."""
+    def measure_dirty(self, now_s: float, every_s: float) -> None:
+        """Measure how much is written, if it is time to: once in `every_s`."""
         if self._measured_s is None:
-            self._measured_s = now_s - self.domain_id * 7 % EVERY_S
-        if now_s >= self._measured_s + EVERY_S:
+            self._measured_s = now_s - self.domain_id * 7 % every_s
+        if now_s >= self._measured_s + every_s:
             self._measured_s = now_s
             pages_per_s = sum(region.written_per_s(now_s) for region in self.regions)
             if now_s < self._spoiled_s + MEASURE_S:

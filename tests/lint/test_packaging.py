@@ -108,6 +108,12 @@ def test_the_rpms_check_imports_every_module_without_what_is_only_suggested() ->
     assert int(done.stdout) > 100
 
 
+def test_the_rpm_brings_the_structlog_that_is_tested() -> None:
+    [bundled] = re.findall(r"^%global structlog (\S+)$", SPEC, flags=re.MULTILINE)
+    pins = (PROJECT / "requirements" / "run.txt").read_text(encoding="utf-8")
+    assert f"structlog=={bundled} " in pins
+
+
 def test_every_extra_is_suggested_by_both_packages() -> None:
     control = (PACKAGING / "debian" / "control").read_text(encoding="utf-8")
     for extra in DECLARED["project"]["optional-dependencies"].values():

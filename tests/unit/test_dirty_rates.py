@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.fakes import FakeHypervisor
-from virtksm.agent.dirty_rates import EVERY_S, MAX_HANGING, MEASURE_S, RETRY_S, DirtyRates
+from virtksm.agent.dirty_rates import MAX_HANGING, MEASURE_S, PACE_S, RETRY_S, DirtyRates, turn_every_s
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
@@ -84,10 +84,18 @@ async def test_every_guest_is_measured_in_turn_and_again_later() -> None:
     await bench.wait()
     await bench.step(MEASURE_S + 2)
     assert list(bench.rates.values()) == [7 * 1024, 8 * 1024, 9 * 1024]
-    assert not bench.hypervisor.measuring, "not again at once"
+    assert len(bench.hypervisor.measuring) == 3, "again at once"
     await bench.wait()
-    await bench.step(EVERY_S - MEASURE_S)
-    assert len(bench.hypervisor.measuring) == 3
+
+
+async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_pace() -> None:
+    bench = Bench(*[1] * 200)
+    await bench.step(times=200)
+    await bench.step(MEASURE_S + 2, times=200)
+    assert (len(bench.rates), len(bench.hypervisor.measuring)) == (200, 0)
+    await bench.wait()
+    await bench.step(200 * PACE_S - MEASURE_S, times=200)
+    assert len(bench.hypervisor.measuring) == 200
 
 
 async def test_what_a_guest_has_grown_by_is_no_change_and_a_guest_that_has_gone_has_no_rate() -> None:
@@ -120,7 +128,7 @@ async def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and
     assert {key for key, turn in bench.dirty.turns.items() if turn.is_measuring} == {bench.guests[2].key}
     await bench.step(MEASURE_S + 2)
     assert bench.rates == {bench.guests[2].key: 3 * 1024}
-    await bench.step(EVERY_S)
+    await bench.step(turn_every_s(3))
     assert bench.guests[1].uuid in bench.hypervisor.measuring
 
 
@@ -134,7 +142,7 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     await bench.step(MEASURE_S + 2)
     assert bench.rates
     bench.host = Gone()
-    await bench.step(EVERY_S)
+    await bench.step(turn_every_s(3))
     assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
     bench.host = bench.hypervisor
     bench.dirty.forget()
@@ -142,25 +150,25 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     await bench.step()
     assert bench.hypervisor.measuring
     bench.host = Gone()
-    await bench.step(EVERY_S)
-    await bench.step(EVERY_S)
+    await bench.step(turn_every_s(3))
+    await bench.step(turn_every_s(3))
     bench.host = bench.hypervisor
     await bench.step(RETRY_S)
     assert bench.hypervisor.measuring
 
 
-@pytest.mark.parametrize("cause", ["not begun", "no result"])
+@pytest.mark.parametrize("cause", ["not over", "no result"])
 async def test_a_guest_that_cannot_be_measured_any_more_has_no_rate(cause: str) -> None:
     bench = Bench(5, 6)
     first, second = bench.guests
     await bench.step()
     await bench.step(MEASURE_S + 2)
     assert bench.rates.keys() == {first.key, second.key}
-    if cause == "not begun":
-        bench.hypervisor.measuring[first.uuid] = 5  # by somebody else
-        await bench.step(EVERY_S - MEASURE_S)
+    if cause == "not over":
+        await bench.step(MEASURE_S)
+        del bench.hypervisor.measuring[second.uuid]
+        await bench.step(2)
     else:
-        await bench.step(EVERY_S)
         del bench.hypervisor.dirty_mib_per_s[first.uuid]
         await bench.step(MEASURE_S + 2)
     assert bench.rates.keys() == {second.key}
@@ -186,7 +194,7 @@ async def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fai
     assert bench.failures == []
     assert bench.dirty.turns == {}
     bench.dirty.see(bench.guests, is_wanted=True)
-    await bench.step(EVERY_S)
+    await bench.step(turn_every_s(3))
     assert bench.hypervisor.measuring
 
 
@@ -223,14 +231,14 @@ async def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_dis
     await bench.step()
     assert bench.rates == {}
     reads[fast.uuid] += 120 << 20
-    reads[slow.uuid] += 1 << 20  # less than all of its memory in a day, which is assumed
+    reads[slow.uuid] += 1 << 19  # less than all of its memory in a day, which is assumed
     grown = replace(fast, rss_kib=GIB + 30 * 1024)
     bench.dirty.see([grown, slow, diskless], is_wanted=True)
-    bench.now_s += EVERY_S
+    bench.now_s += turn_every_s(3)
     await bench.step()
-    assert bench.rates == {fast.key: (120 - 30) * 1024 / EVERY_S}
+    assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / turn_every_s(3))}
     reads[fast.uuid] = 0  # its disk was replaced
-    bench.now_s += EVERY_S
+    bench.now_s += turn_every_s(3)
     await bench.step()
     assert bench.rates == {}
 

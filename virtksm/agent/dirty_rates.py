@@ -3,8 +3,8 @@
 QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
 MEASURE_S seconds; nothing is logged and no page is write-protected. Where that is refused or fails, the guest's block
 statistics are read: what a guest reads from disk is written into its memory, most of it as page cache. Each guest that
-may merge has its turn once in EVERY_S seconds, while the policy acts, in calls of its own: one that hangs costs no
-other its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy
+may merge has its turn one after the other, while the policy acts, in calls of its own: one that hangs costs no other
+its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy
 assumes.
 """
 
@@ -24,16 +24,20 @@ from virtksm.policy.adaptive.changes import BLIND_S
 
 MEASURE_S = 60
 """Seconds between the two samples: libvirt's longest. What changes more often counts once."""
-EVERY_S = 120.0
-"""Seconds from one turn of a guest to the next: with MEASURE_S, QEMU samples half of the time (chosen)."""
+PACE_S = 0.5
+"""Seconds from one guest's turn to the next guest's: with up to 122 guests each is measured without a pause, and the
+calls of any number take at most 2 ms or so in half a second (chosen)."""
 RETRY_S = 600.0
-"""Seconds until what failed for all guests, or hung for one, is tried again (chosen): libvirt has no such call, or
-refuses it, or a guest's monitor hangs."""
+"""Until what failed or hung is tried again (chosen)."""
 MAX_HANGING = 3
-"""Guests' calls that hang at once, each with a thread and one of libvirtd's 20 workers; with more, libvirt hangs
-(chosen)."""
+"""Calls that may hang at once: each has a thread, and one of libvirtd's 20 workers (chosen)."""
 KIB_PER_MIB = BYTES_PER_KIB = 1024
 """By definition."""
+
+
+def turn_every_s(guests: int) -> float:
+    """Return how many seconds there are from one turn of a guest to its next, among so many."""
+    return max(MEASURE_S + 1, guests * PACE_S)
 
 
 class Measures(Protocol):
@@ -148,14 +152,16 @@ class DirtyRates:
                 one.is_measuring = False
 
     async def _ask(self, host: Measures, guest: Guest, turn: Turn, now_s: float) -> None:
-        """Read what was measured, or begin to measure; where that fails, read what the guest has read from disk."""
+        """Read what was measured, and begin to measure; where that fails, read what the guest has read from disk."""
         run = partial(self.calls.run, f"ask how fast guest {guest.name} changes", limit_s=self.limit_s())
-        turn.due_s = now_s + EVERY_S
+        every_s = turn_every_s(len(self.turns))
+        turn.due_s = now_s + every_s
         if turn.is_measuring:
-            turn.is_measuring, turn.due_s = False, turn.then_s + EVERY_S
+            turn.is_measuring, turn.due_s = False, turn.then_s + every_s
             mib_per_s = await run(partial(_or_none, partial(host.dirty_rate, guest.uuid)))
             self._learn(turn, None if mib_per_s is None else mib_per_s * KIB_PER_MIB, MEASURE_S)
-            return
+            if turn.due_s > now_s:
+                return
         if now_s >= self.start_s:
             try:
                 await run(partial(host.start_dirty_rate, guest.uuid, MEASURE_S))

@@ -1,7 +1,7 @@
-"""`python -m virtksm.config` prints conf/virtksm.toml as the schema has it, `... markdown` the documented tables."""
+"""`python -m virtksm.config` prints conf/virtksm.toml as the schema has it."""
 
 import sys
 
-from virtksm.config.toml_text import default_file, markdown_tables
+from virtksm.config.toml_text import default_file
 
-sys.stdout.write(markdown_tables() if sys.argv[1:] == ["markdown"] else default_file())
+sys.stdout.write(default_file())

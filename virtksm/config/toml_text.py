@@ -1,4 +1,4 @@
-"""Writes configuration as TOML: the documented default file, the one in force, an imported one; and the keys' tables.
+"""Writes configuration as TOML: the documented default file, the one in force, and an imported one.
 
 Pure. Values are integers, strings and arrays of strings only, whose JSON form is their TOML form.
 """
@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
 from virtksm.config.load import Loaded
-from virtksm.config.schema import Config, Key, Value, all_keys, tables_of
+from virtksm.config.schema import Config, Key, Value, all_keys
 from virtksm.text import printable
 
 HEADER = """\
@@ -35,24 +35,6 @@ def default_file() -> str:
     return HEADER + "".join(
         _sections(lambda name, one: [*_comment(one), f"#{_last(name)} = {format_value(one.default)}"])
     )
-
-
-def markdown_tables() -> str:
-    """Return the tables of keys of docs/configuration.md."""
-    parts: list[str] = []
-    for table in ("", *tables_of(Config)):
-        parts += [
-            f"\n### [{table}]\n" if table else "### Top level\n",
-            "| key | default | allowed | meaning |",
-        ]
-        parts.append("| --- | --- | --- | --- |")
-        for name, one in all_keys().items():
-            if name.rpartition(".")[0] == table:
-                key, default = f"`{_last(name)}`", f"`{format_value(one.default)}`"
-                allowed = ", ".join(f"`{format_value(choice)}`" for choice in one.choices) or one.range_text
-                cells = (key, default, allowed, one.meaning)
-                parts.append(f"| {' | '.join(cells)} |")
-    return "\n".join(parts) + "\n"
 
 
 def effective(loaded: Loaded) -> str:

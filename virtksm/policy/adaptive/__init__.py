@@ -61,10 +61,10 @@ if TYPE_CHECKING:
 NAME = "adaptive"
 
 WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
-"""How often to sense the guests' memory while idle: a pass wakes libvirt's threads some forty times, and libvirt's own
-figures cost 2-5 ms a guest (measured)."""
+"""How often to sense guests' memory while idle: a pass wakes some forty threads; libvirt's figures cost 2-5 ms a guest
+(measured)."""
 SETTLING_WATCH_S = 0.5
-"""The same in seconds while memory settles, on any connection: how late its settling may be seen (chosen)."""
+"""The same while memory settles (chosen)."""
 
 
 class AdaptivePolicy:

@@ -17,8 +17,7 @@ from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Backlog
 from virtksm.values import replace
 
 PAYS_COST = 300.0
-"""What has merged pays when it lasts for so many times the cost of a full scan: a pair is 1 % of a core then
-(chosen)."""
+"""What has merged pays when it lasts so many times the cost of a full scan (chosen)."""
 
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:

@@ -19,9 +19,9 @@ UNSEEN = "unseen"
 REWRITTEN = "rewritten"
 """The key of merged pages that were written to beyond what was measured, and of what a dropped check scan was for."""
 BLIND_S = 24 * 3600.0
-"""Memory of which nobody tells how fast it changes is assumed to change once in so long (chosen)."""
+"""Memory that nobody measures is assumed to change once in so long (chosen)."""
 UNSEEN_SHARE = 1 / 64
-"""Other processes that may not be read are assumed to hold this share of the host's memory (chosen)."""
+"""Share of the host's memory that unseen other processes are assumed to hold (chosen)."""
 
 
 def age_changed(

@@ -28,42 +28,37 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 2.0
-"""What a batch may take. ksmd holds a mutex meanwhile, so that `echo 0 > run` waits for its end (chosen)."""
+"""What a batch may take: ksmd holds a mutex, so that `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
-"""Batches are no larger than this cost allows: expensive pages may follow cheap ones. A page costs from 0.3 to 7
-microseconds (measured), and the first batch of a full scan assumes the most."""
+"""What a page costs at least where a batch is sized: expensive pages follow cheap ones, 0.3 to 7 microseconds
+(measured)."""
 MAX_HOST_PERCENT = 25
-"""Of each CPU, by default, so that guests keep three quarters of a host with one CPU or two: there a whole core for
-ksmd stalls them (reported for hosts of one and two CPUs). Where the CPUs are unknown, there are taken to be four."""
+"""Of each CPU, by default: a whole core for ksmd stalls guests (reported for hosts of one and two CPUs). Unknown CPUs
+are four."""
 SLACK_S = 0.02
-"""How much later than a batch's estimated end the next one is granted: before it, a changed sleep would be lost
-(chosen)."""
+"""How much later than a batch's estimated end the next one is granted (chosen)."""
 FED_SLEEPS_MS = (60_000, 60_001)
-"""sleep_millisecs during a full scan, one and the other in turn: a changed value wakes ksmd (measured), and without
-passes ksmd does a batch a minute."""
+"""sleep_millisecs during a full scan, in turn: a changed value wakes ksmd (measured); without passes it does a batch a
+minute."""
 MIN_BATCH_PAGES = 1000
-"""A batch has as many at least, some 7 ms of ksmd's: below it its CPU time, counted in 10 ms, tells nothing
-(chosen)."""
+"""Some 7 ms of ksmd's: less tells nothing, as its CPU time counts 10 ms (chosen)."""
 MIN_STILL_S = 0.1
-"""Where ksmd's CPU time alone tells that a batch is over, it has stood still for so long: ten ticks (USER_HZ)."""
+"""So long ksmd's CPU time stands still when a batch is over: ten ticks (USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
-"""Bounds for what is measured: below it a counter was not whole yet, above it ksmd did other things."""
+"""Bounds for what is measured: beyond them a counter was not whole, or ksmd did other things."""
 UNVISITED = 0.1
 """A check scan is content with so much less (chosen)."""
 MAX_MORE_FULL_SCANS = 13
-"""After so many full scans a new page and an old one have met, if they ever do (smart_scan: docs/policies.md)."""
+"""After so many full scans a new page and an old one have met, if ever (smart_scan: docs/policies.md)."""
 MIN_COST_SHARE = 0.25
-"""A full scan in which smart_scan skips most pages counts as so much of another at least: ksmd's CPU time has ticks
-(chosen)."""
+"""A full scan that skips most pages counts as so much of another at least (chosen)."""
 RARELY_VISITED = 1 / 9
-"""The share of full scans in which smart_scan visits a page that has long found no twin (mm/ksm.c: skip_age)."""
+"""Share of full scans in which smart_scan visits an old page (mm/ksm.c: skip_age)."""
 NEWEST = 0.3
-"""Weight of a full scan that was cheaper than its estimate in the next estimate. A more expensive one counts in full: a
-page's first scan costs a tenth of its second, and smart_scan skips a page only after four (chosen)."""
+"""Weight of a cheaper full scan in the next estimate; a more expensive one counts in full (chosen)."""
 STALLED_S = 120.0
-"""A full scan that has not ended after this long and ten times its estimate, within the CPU budget, is given up
-(chosen)."""
+"""A full scan that takes so long, and ten times its estimate, is given up (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:

@@ -9,21 +9,18 @@ from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
 from virtksm.values import replace
 
 RECENT_S = 0.9
-"""What appeared so lately tells how fast memory is appearing. Two passes fall into it, no more: it is what a full scan
-waits for after a burst (chosen)."""
+"""What appeared so lately, in two passes, tells how fast memory is appearing (chosen)."""
 BURST_S = 120.0
-"""Memory that would double so soon at the present rate is in a burst (guests start): it ends soon, and one full scan
-then covers it all (chosen)."""
+"""Memory that would double so soon is in a burst: guests start, and one full scan will cover them (chosen)."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
-"""Where memory would still double so soon, a burst goes on for that share of the time that it has lasted: guests that
-start on a busy host fill their memory by fits and starts (measured: eight, in a minute, at 37 to 270 MiB a second)."""
+"""While memory would double so soon, a burst goes on for that share of its time: guests fill by fits and starts
+(measured)."""
 LULL_RECENT_S = RECENT_S / 2
-"""Where so little appears, the last pass decides, so that the end of a burst is seen no later than without (chosen)."""
+"""Where so little appears, the last pass decides (chosen)."""
 STEADY_S = 40.0
-"""A backlog that would double so soon at the present rate is still growing (chosen)."""
+"""A backlog that would double so soon is still growing (chosen)."""
 PATIENCE = 1.05
-"""The next guest of a series of starts is waited for this many times longer than the series' longest interval
-(chosen)."""
+"""The next guest of a series of starts is awaited for so many times its longest interval (chosen)."""
 MAX_INTERVAL_S = 15.0
 """Starts that are further apart are no series (chosen)."""
 

@@ -13,13 +13,12 @@ from virtksm.codec import build, dump
 from virtksm.values import EMPTY
 
 DEFAULT_PAGE_COST_S = 7e-6
-"""ksmd's CPU time for one page of a first scan until it is measured: 130,000-160,000 pages/s (measured)."""
+"""ksmd's CPU time for a page of a first scan, until measured: 130,000-160,000 pages/s (measured)."""
 
 MAX = 2.0**100
-"""Bounds the numbers of a state: beyond it (or not finite) they come from no clock and no counter. Those of KiB times
-seconds are the largest: 2 to the 52 KiB for years."""
+"""Bounds a state's numbers: KiB times seconds are the largest."""
 MAX_SUM = 2**52
-"""Bounds the sums of a state; where it is reached, they are beyond every comparison anyway."""
+"""Bounds a state's sums."""
 
 
 class Meter(NamedTuple):

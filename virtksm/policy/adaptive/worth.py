@@ -19,37 +19,33 @@ from virtksm.values import replace
 NEGLIGIBLE = 256
 """Less than this fraction of the memory is no backlog yet (chosen)."""
 MIN_WAIT_S = 0.25
-"""No pass is asked for sooner: the agent makes none sooner by default (coalesce_ms)."""
+"""No pass is asked for sooner (as coalesce_ms by default)."""
 PRICES: Mapping[Growth, float] = {
     Growth.BURST: 0.1,
     Growth.SERIES: 0.1,
     Growth.STEADY: 1.0,
     Growth.SETTLED: 10.0,
 }
-"""How many ksmd-seconds it is worth to save the whole memory for a second: after a burst, one full scan covers it all;
-once memory has settled, waiting is nothing but loss; steady growth lies halfway (the geometric mean) (chosen)."""
-PRESSING = 9.0
-"""With no memory available, waiting is worth this many times more, in addition (chosen)."""
-SETTLED_WAIT_S = 4.0
-"""A settled backlog has waited for so long on average before its full scan: guests seldom start alone (chosen)."""
-STARTS_MERGE_RATIO = 0.5
-"""The share of the memory of starting guests that is assumed to merge; of another backlog, as much as did lately
+"""What saving the whole memory for a second is worth, in ksmd-seconds: little in a burst, which one full scan covers
 (chosen)."""
+PRESSING = 9.0
+"""With no memory available, waiting costs so many times more, in addition (chosen)."""
+SETTLED_WAIT_S = 4.0
+"""How long a settled backlog waits on average: guests seldom start alone (chosen)."""
+STARTS_MERGE_RATIO = 0.5
+"""Share of starting guests' memory that is assumed to merge (chosen)."""
 MIN_MERGE_RATIO = 0.05
-"""A backlog is never expected to merge by less: else nothing would be scanned that could teach better (chosen)."""
+"""The least merge ratio expected: else nothing would be scanned that could teach better (chosen)."""
 NEWEST_MERGE_RATIO = 0.5
 """Weight of the last pair of full scans in the average (chosen)."""
 CHECK_COST = 3.0
-"""A check scan costs as much as so many full scans: smart_scan lets old pages be visited in few of them only
-(chosen)."""
+"""A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
-"""What would double in so long at the present rate goes on changing: a check scan now would come too early (chosen)."""
+"""What would double in so long goes on changing: a check scan would come too early (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""A check scan begins after so long at the latest, or after so many times a full scan's cost: 0.2 % of a core. What
-changes by less than a MiB a second no guest is said to change (chosen)."""
+"""A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
 MAX_FALL = 8
-"""One check scan that found nothing makes the share of changed memory that is expected to merge so much smaller
-(chosen)."""
+"""What one vain check scan divides the merge ratio of changed memory by, at most (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
