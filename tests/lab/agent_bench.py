@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +112,9 @@ class Bench:
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.said if event["event"] == name]
 
-    def run(self, story: Callable[[], Any]) -> None:
-        """Run the agent as long as `story` goes."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the agent from its first pass on, and to its end."""
         configure("debug", "json", stream=io.StringIO(), renderers=[self.take])
         reporter = Reporter(self.notifier)
 
@@ -128,26 +130,24 @@ class Bench:
                 tenure=self.agent.tenure,
             )
 
-        async def both() -> None:
-            self.agent = Agent(
-                configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
-                connection=FakeConnection(self.hypervisor),
-                reporter=reporter,
-                make_cycle=make_cycle,
-                make_history=None if self.history is None else self.make_history,
-                history_writer=HistoryWriter(
-                    reporter.history_written, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
-                ),
-                retry_s=0.001,
-            )
-            self.requests = Requests(agent=self.agent, make_switch=lambda _uri, _config: self.switch, facts=self.facts)
-            running = asyncio.create_task(self.agent.run())
-            await self.until(lambda: self.events("pass_completed") != [])
-            await asyncio.wait_for(story(), LONG_S)
-            self.agent.stop()
-            self.code = await asyncio.wait_for(running, LONG_S)
-
-        asyncio.run(both())
+        self.agent = Agent(
+            configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
+            connection=FakeConnection(self.hypervisor),
+            reporter=reporter,
+            make_cycle=make_cycle,
+            make_history=None if self.history is None else self.make_history,
+            history_writer=HistoryWriter(
+                reporter.history_written, reporter.history_failed, write_s=0.001, disk_limit_s=self.disk_limit_s
+            ),
+            retry_s=0.001,
+        )
+        self.requests = Requests(agent=self.agent, make_switch=lambda _uri, _config: self.switch, facts=self.facts)
+        agents = asyncio.create_task(self.agent.run())
+        await self.until(lambda: self.events("pass_completed") != [])
+        async with asyncio.timeout(LONG_S):
+            yield
+        self.agent.stop()
+        self.code = await asyncio.wait_for(agents, LONG_S)
 
     def make_history(self, _uri: str, _config: Config) -> FakeHistory:
         assert self.history is not None

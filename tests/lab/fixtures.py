@@ -6,6 +6,8 @@ and the private libvirtd with the session.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import itertools
 import os
 import signal
@@ -111,6 +113,16 @@ class GuestFactory:
 
     def _listed(self, connection: libvirt.virConnect) -> set[str]:
         return self._names & {domain.name() for domain in connection.listAllDomains()}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def test_…` in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    return True
 
 
 @pytest.fixture

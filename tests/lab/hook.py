@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,17 +40,6 @@ deadline = time.monotonic() + 60  # a test that fails leaves nothing behind for 
 while os.path.exists(hold) and time.monotonic() < deadline:
     time.sleep(0.01)
 sys.exit(3)
-"""
-_FROZEN = """\
-import os, signal, sys
-fifo = os.open(sys.argv[1], os.O_RDWR | os.O_NONBLOCK)
-try:
-    while sys.argv[2] == "full":
-        os.write(fifo, b"x" * 4096)
-except BlockingIOError:
-    pass
-print("ready", flush=True)
-signal.pause()
 """
 
 
@@ -105,7 +92,10 @@ def read_records(record: Path) -> list[Record]:
 
 
 class Listener:
-    """The reading end of a FIFO, made if it is missing: the agent, as far as the hook can tell. A context manager."""
+    """The reading end of a FIFO, made if it is missing: the agent, as far as the hook can tell. A context manager.
+
+    It reads when told: until then it is as good as stopped.
+    """
 
     def __init__(self, fifo: Path) -> None:
         if not fifo.exists():
@@ -146,25 +136,3 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class FrozenListener:
-    """A process that has the FIFO open for reading, has filled it if `full`, and is stopped (SIGSTOP)."""
-
-    def __init__(self, fifo: Path, *, full: bool) -> None:
-        if not fifo.exists():
-            os.mkfifo(fifo, 0o600)
-        command = [sys.executable, "-I", "-S", "-c", _FROZEN, str(fifo), "full" if full else "empty"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        with self._process.stdout as ready:
-            ready.readline()
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()

@@ -19,7 +19,17 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from tests.lab.samples import NOW, UNMERGED, UNSWITCHED, a_pass, agent_facts
+from virtksm.agent.calls import Waiting
+from virtksm.agent.trace_buffer import TraceBuffer
+from virtksm.config.schema import Config
+from virtksm.errors import Cause, SettingsRefused
 from virtksm.history.samples import EVENT_FIELDS, SAMPLE_FIELDS
+from virtksm.model.current import after_pass
+from virtksm.model.decision import Pause, Threshold
+from virtksm.model.report import Foreign
+from virtksm.trace.text import pass_values
+from virtksm.values import replace
 
 Json = dict[str, Any]
 Say = Callable[[Json], Iterable[bytes]]
@@ -67,103 +77,32 @@ UNREADABLE = (
 )
 """Answers that are none, or none of use."""
 
-_SETTINGS = {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
-_COUNTERS = dict.fromkeys(("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"), 5)
-_SAVED = {"full_scans": 1, "ksm_zero_pages": 2, "saved_kib": 28}
-_MEMORY = {"total_kib": 900, "available_kib": 500, "guests": 2, "guests_unread": 1, "committed_kib": 300}
-_LOOKED = {
-    **_COUNTERS,
-    **_SAVED,
-    **_MEMORY,
-    "page_kib": 4,
-    "ksm_run": 1,
-    "advisor_mode": "none",
-    "ksmd_cpu_seconds": 1.5,
-}
-PASS: Json = {
-    "schema": 1,
-    "uri": "qemu:///system",
-    "policy": "adaptive",
-    "triggers": ["timer"],
-    "source": "local",
-    "sensed": {**_LOOKED, "free_kib": 1, "buffers_kib": 2, "cached_kib": 3},
-    "decision": {
-        "idle": False,
-        "rule": "sweep",
-        "reason": "because",
-        "numbers": {"owed_kib": 3, "worth_s": 1.5},
-        "thresholds": [{"text": "when so"}],
-        "target": _SETTINGS,
-        "next_pass_s": 3.5,
-    },
-    "outcome": "applied",
-    "before": _SETTINGS,
-    "after": {**_SETTINGS, "pages_to_scan": 200},
-    "changed": {"pages_to_scan": 200},
-    "refused": [{"parameter": "pages_to_scan", "cause": "unknown", "message": "no"}],
-    "foreign": [{"parameter": "pages_to_scan", "ours": 1, "found": 2}],
-    "exposed": ["vault"],
-    "warnings": ["beware"],
-    "duration_ms": 1.5,
-}
-LINE: Json = {
-    "kind": "pass",
-    "seq": 1,
-    "at_s": 1_767_323_045.5,
-    "triggers": ["timer"],
-    "snapshot": {
-        "taken_s": 1.5,
-        "source": "local",
-        "host": {"total_kib": 900, "free_kib": 1, "buffers_kib": 2, "cached_kib": 3, "available_kib": 500},
-        "ksm": {"settings": _SETTINGS, **_COUNTERS, "ksm_zero_pages": 2, "run": 1, "page_kib": 4},
-        "guests": [],
-        "other_processes": None,
-    },
-    "decision": {
-        "rule": "sweep",
-        "reason": "because",
-        "numbers": {"owed_kib": 3, "worth_s": 1.5},
-        "thresholds": [{"then": "scans", "quantity": "free_kib", "value": 9, "present": 3, "text": "when so"}],
-        "target": _SETTINGS,
-        "next_pass_s": 3.5,
-        "is_routine": False,
-    },
-    "outcome": "applied",
-    "after": {**_SETTINGS, "pages_to_scan": 200},
-    "refused": ["no"],
-    "foreign": [{"parameter": "pages_to_scan", "ours": 1, "found": 2}],
-    "paused": {"since": "then", "damage": ""},
-    "law": {"policy": "adaptive", "config": {"adaptive.engage": "auto"}},
-    "state": {"rule": "sweep"},
-    "guests_left_out": 2,
-}
+_THRESHOLD = Threshold(then="scans", quantity="available_kib", value=9, present=3)
+_REPORT = replace(
+    a_pass(),
+    policy="adaptive",
+    refusals=(SettingsRefused("no", parameter="pages_to_scan", cause=Cause.UNKNOWN),),
+    foreign=(Foreign(parameter="pages_to_scan", ours=1, found=2),),
+    exposed=("vault",),
+    find_thresholds=lambda: (_THRESHOLD,),
+)
+_LATE = Waiting(what="pass", since_s=990.0)
+_FACTS = agent_facts(
+    last=_REPORT,
+    waiting=_LATE,
+    error="no answer",
+    current=after_pass(_REPORT),
+    unmerged=UNMERGED,
+    unswitched=UNSWITCHED,
+)
+PASS: Json = _REPORT.as_dict(with_thresholds=True)
+LINE: Json = pass_values(
+    TraceBuffer()
+    .add(replace(_REPORT, paused=Pause(since="then")), Config(), now_s=0.0, at_s=1_767_323_045.5)
+    .summary([_THRESHOLD.as_dict()])
+)
 """A line of a trace; `as_line` makes one text of it."""
-STATUS: Json = {
-    "schema": 1,
-    "agent": True,
-    "version": "1",
-    "uri": "qemu:///system",
-    "policy": "adaptive",
-    "libvirt": {
-        "connected": True,
-        "answers": False,
-        "silent_since": "2026-01-01",
-        "silent_s": 1.5,
-        "waiting_for": "pass",
-        "error": "no answer",
-    },
-    "last_pass": PASS,
-    "last_pass_ago_s": 1.5,
-    "next_pass_s": 2.5,
-    "stranded": {"possible": True, "settings": _SETTINGS, "worst_core_percent": 12.5},
-    "full_scan": {"done_kib": 1, "total_kib": 3, "left_s": 2.5},
-    "paused": False,
-    "switched": {
-        "unmerged": [{"name": "vault", "uuid": "u", "at_s": 1_767_323_045.5, "by_command": False}],
-        "failed": [{"name": "safe", "uuid": "v", "message": "no room"}],
-    },
-    "now": {**_LOOKED, "origin": "local", "settings": _SETTINGS, "saved_percent": 1.5},
-}
+STATUS: Json = {**_FACTS.as_dict(NOW), "full_scan": {"done_kib": 1, "total_kib": 3, "left_s": 2.5}}
 
 
 def _history(now_s: float) -> Json:

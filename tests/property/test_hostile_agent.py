@@ -128,6 +128,12 @@ def run_apart(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def run_all_apart(folder: Path, *commands: str) -> None:
+    """Run them beside each other, as some wait for their limits."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(partial(run_apart, folder), commands))
+
+
 def say_wrong(op: str, said: bytes, request: Json) -> list[bytes]:
     return [said if request["op"] == op else as_line(answer_to(request["op"]))]
 
@@ -301,11 +307,10 @@ def test_what_is_planted_in_the_agents_folders_is_neither_followed_nor_waited_fo
         KINDS[kind](folder / place, precious)
     for path in (folder / "run" / "agent", folder / "lib"):
         os.chown(path, NOBODY, NOBODY)
-    for command in COMMANDS:
-        run_apart(folder, command)
-        assert precious.read_text(encoding="ascii") == "kept"
-        after = precious.stat()
-        assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+    run_all_apart(folder, *COMMANDS)
+    assert precious.read_text(encoding="ascii") == "kept"
+    after = precious.stat()
+    assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
 
 
 def test_a_lock_that_is_never_let_go_is_not_waited_for(folder: Path) -> None:
@@ -315,7 +320,6 @@ def test_a_lock_that_is_never_let_go_is_not_waited_for(folder: Path) -> None:
         file = (folder / "run" / "agent" / name).open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
         held.append(file)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(partial(run_apart, folder), ("retune", "retune --coalesce", "off", "restore", "doctor")))
+    run_all_apart(folder, "retune", "retune --coalesce", "off", "restore", "doctor")
     for file in held:
         file.close()

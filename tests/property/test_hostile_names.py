@@ -21,8 +21,6 @@ from virtksm.cli.guests import survey_dict, survey_items
 from virtksm.cli.headroom import headroom_rows
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
-from virtksm.cli.render import pass_rows, restore_rows
-from virtksm.cli.status_text import status_rows
 from virtksm.guests.headroom import Host, find_headroom
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import LeftOver
@@ -35,8 +33,6 @@ from virtksm.values import replace
 
 NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
 EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"
-
-SETTINGS = {"pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,53 +93,6 @@ def test_a_name_is_one_line_of_the_demonstration(name: str) -> None:
     shown = stream.getvalue()
     assert shown.count("\n") == 2
     assert shown.replace("\n", "").isprintable()
-
-
-@given(text=NAMES)
-@example(text=EVIL)
-def test_commands_print_what_the_agent_tells_as_printable_lines(text: str) -> None:
-    report = {
-        "uri": text,
-        "source": "local",
-        "policy": text,
-        "triggers": [text],
-        "sensed": dict.fromkeys(("free_kib", "buffers_kib", "cached_kib", "total_kib", "committed_kib", "guests"), 1)
-        | {"guests_unread": 0},
-        "decision": {
-            "idle": False,
-            "reason": text,
-            "rule": text,
-            "thresholds": [{"text": text}],
-            "target": SETTINGS,
-        },
-        "outcome": text,
-        "duration_ms": 1.0,
-        "before": SETTINGS,
-        "after": SETTINGS,
-        "warnings": [text],
-        "left": [text],
-        "doubted": [text],
-        "paused": True,
-        "refused": [{"message": text}],
-    }
-    libvirt = {"answers": False, "silent_since": text, "silent_s": 3.0, "waiting_for": text, "error": text}
-    status = {
-        "agent": True,
-        "uri": text,
-        "policy": text,
-        "version": text,
-        "libvirt": libvirt,
-        "now": None,
-        "last_pass": report,
-        "switched": {"unmerged": [{"name": text, "by_command": True}], "failed": [{"message": text}]},
-        "last_pass_ago_s": 1.0,
-        "next_pass_s": None,
-        "stranded": {"possible": False},
-        "history_error": text,
-        "events": [{"at_s": 1.0, "domain": text, "kind": text, "detail": text}],
-    }
-    lines = to_lines([*pass_rows(report), *restore_rows(report), *status_rows(status, verbose=True)])
-    assert all(line.isprintable() for line in lines)
 
 
 @given(text=NAMES)

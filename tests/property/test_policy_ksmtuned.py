@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,25 +106,3 @@ def test_a_settled_host_comes_to_settings_that_no_longer_change(
     again, past_again = policy.decide(snapshot, state, STEP)
     assert again.target == decision.target
     assert past_again == state
-
-
-garbage = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(
-    policies(),
-    snapshots(),
-    st.dictionaries(st.text(max_size=5), garbage, max_size=3)
-    | st.fixed_dictionaries({"npages": garbage, "stepped_at_s": garbage}),
-)
-def test_garbage_is_refused_with_valueerror_or_is_a_past_to_go_on_from(
-    policy: KsmtunedPolicy, snapshot: Snapshot, values: Mapping[str, object]
-) -> None:
-    with suppress(ValueError):
-        state = policy.load_state(values)
-        decision, _ = policy.decide(snapshot, state, STEP)
-        assert decision.next_pass_s == policy.params.monitor_interval

@@ -21,7 +21,6 @@ from tests.real.agent_process import (
     AgentFactory,
     AgentHome,
     Line,
-    wait_until_covered,
 )
 from virtksm.values import replace
 
@@ -55,7 +54,7 @@ def test_what_guests_have_in_common_is_merged_then_ksmd_rests_and_a_one_shot_goe
     assert ksm.settings() == IDLE, "there is no backlog yet"
     ticks = ksmd_ticks()
     guest.together(*map(twin, (1, 2)))
-    wait_until_covered(agent, 2)
+    assert agent_home.told("wait", "--settled", "--timeout", f"{HANG_S:.0f}")["result"] == "settled"
     assert ksmd_ticks() > ticks
     ticks = ksmd_ticks()
     time.sleep(2.0)

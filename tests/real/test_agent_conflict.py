@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import ExitStack
 from pathlib import Path
 
-import libvirt
 import pytest
 
-from bench.sim.real_memory import MergeableProcess
-from demo.guests import PayloadGuest
-from tests.fakes import TargetPolicy
-from tests.lab.ksm import DEFAULTS, Ksm, wait_until
-from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
-from virtksm.errors import Cause
-from virtksm.host.clock import boottime_s
-from virtksm.host.libvirt_connection import LibvirtHost
-from virtksm.host.local_facts import ProcFacts
-from virtksm.model.decision import Trigger, Triggers
-from virtksm.model.report import Outcome
-from virtksm.model.snapshot import Settings
-from virtksm.paths import RuntimePaths
-from virtksm.store.state import StateFile
-from virtksm.store.switch import SwitchFile
-from virtksm.tuning.cycle import Cycle, Tenure
+from tests.lab.ksm import Ksm
+from tests.real.agent_process import AgentFactory
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
-
-SIGNAL = Triggers(kinds=frozenset({Trigger.SIGNAL}))
 
 
 def virsh_sets(uri: str, pages: int) -> None:
     """Set pages_to_scan as an administrator does."""
     command = ["virsh", "-c", uri, "node-memory-tune", "--shm-pages-to-scan", str(pages)]
     subprocess.run(command, check=True, capture_output=True)
-
-
-def cycle_over(
-    connection: libvirt.virConnect, home: AgentHome, tenure: Tenure | None = None, **target: int
-) -> Cycle[int]:
-    """Put a pass together whose decision the test has made."""
-    wanted = {"pages_to_scan": 400, "sleep_millisecs": 10, **target}
-    return Cycle(
-        hypervisor=LibvirtHost(connection),
-        local=ProcFacts(boottime_s),
-        policy=TargetPolicy(target=Settings(**wanted)),
-        store=StateFile(RuntimePaths(str(home.runtime_dir)), "local"),
-        switch=SwitchFile(str(home.switch)),
-        clock=boottime_s,
-        on_conflict="reassert",
-        tenure=tenure or Tenure(),
-    )
 
 
 def test_another_writer_is_told_once_a_change_and_overruled_three_times_until_a_retune_takes_it_back(
@@ -96,45 +61,6 @@ def test_with_the_kernels_advisor_on_it_says_so_once_and_works_again_when_it_is_
     line = agent.step()
     assert line["outcome"] == "applied"
     assert ksm.read("pages_to_scan") == line["decision"]["target"]["pages_to_scan"]
-
-
-def test_merge_across_nodes_is_refused_while_pages_are_shared_and_the_rest_arrives(
-    ksm: Ksm, libvirt_conn: libvirt.virConnect, agent_home: AgentHome
-) -> None:
-    found = ksm.read("merge_across_nodes")
-    cycle = cycle_over(libvirt_conn, agent_home, Tenure(), sleep_millisecs=10_000, merge_across_nodes=1 - found)
-    with ExitStack() as stack:
-        for _ in range(2):
-            stack.enter_context(MergeableProcess(PayloadGuest(name="", memory_mib=16, common_mib=8)))
-        ksm.merge_all()
-        report = cycle.run(SIGNAL)
-        assert [(one.parameter, one.cause) for one in report.refusals] == [("merge_across_nodes", Cause.PAGES_SHARED)]
-        assert "echo 2 > /sys/kernel/mm/ksm/run" in report.refusals[0].remedy
-        assert (ksm.settings(), ksm.read("merge_across_nodes")) == ((400, 10_000), found)
-        assert cycle.run(SIGNAL).outcome is Outcome.HELD
-        ksm.write(run=2)
-        wait_until(lambda: ksm.read("pages_shared") == 0, HANG_S, "all pages to be unmerged")
-        assert cycle.run(SIGNAL).outcome is Outcome.APPLIED
-        assert ksm.read("merge_across_nodes") == 1 - found
-        assert cycle.restore().refusals == ()
-        assert ksm.read("merge_across_nodes") == found
-
-
-def test_a_value_out_of_range_and_a_read_only_connection_are_refused_with_their_cause(
-    ksm: Ksm, agent_home: AgentHome, libvirt_conn: libvirt.virConnect
-) -> None:
-    connection = libvirt.openReadOnly(libvirt_conn.getURI())
-    try:
-        (refused,) = cycle_over(connection, agent_home).run(SIGNAL).refusals
-    finally:
-        connection.close()
-    assert (refused.cause, "read-write" in refused.remedy) == (Cause.READ_ONLY, True)
-    (refused,) = cycle_over(libvirt_conn, agent_home, pages_to_scan=2**32).run(SIGNAL).refusals
-    assert refused.cause is Cause.OUT_OF_RANGE
-    assert ksm.settings() == DEFAULTS
-    (refused,) = cycle_over(libvirt_conn, agent_home, merge_across_nodes=2).run(SIGNAL).refusals
-    assert (refused.parameter, refused.cause) == ("merge_across_nodes", Cause.OUT_OF_RANGE)
-    assert ksm.read("pages_to_scan") == 400
 
 
 def test_it_needs_no_writable_sys(ksm: Ksm, start_agent: AgentFactory) -> None:

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from demo.guests import PayloadGuest
 from tests.lab import reaper
-from tests.lab.fixtures import QEMU_CACHE, GuestFactory, RunningGuest
+from tests.lab.fixtures import QEMU_CACHE
 from tests.lab.hook import install_hook
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.ksm import KsmState as KsmFiles
 from tests.lab.ksmtuned_package import find_ksmtuned_file
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
 from virtksm.errors import Cause
 from virtksm.host.libvirt_connection import open_host
 
@@ -73,44 +72,6 @@ def test_it_changes_nothing_and_tells_who_may_set_without_setting(
     open_host(libvirtd.uri).version()  # when that is answered, the daemon has seen the doctor leave
     assert libvirtd.log.read_text(encoding="utf-8") == logged, "a connection that ends in its midst is logged"
     assert sorted(path.name for path in agent_home.folder.iterdir()) == ["virtksm.toml"]
-
-
-@pytest.mark.needs("advisor_mode")
-def test_the_kernels_advisor_and_its_switch(ksm: Ksm, libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
-    ksm.write(advisor_mode="scan-time")
-    findings, worst, code = examine(agent_home, libvirtd.uri)
-    assert (findings["advisor"]["verdict"], worst, code) == ("FAIL", "FAIL", 1)
-    ksm.write(advisor_mode="none", run=0)
-    assert verdict(agent_home, libvirtd.uri, "ksm_run") == ("FAIL", "run is 0: nothing merges")
-    assert verdict(agent_home, libvirtd.uri, "advisor")[0] == "PASS"
-    assert agent_home.run("off", "--direct", "--connect", libvirtd.uri).returncode == 0
-    findings, _, _ = examine(agent_home, libvirtd.uri)
-    assert (findings["ksm_run"]["verdict"], findings["not_paused"]["verdict"]) == ("INFO", "INFO")
-
-
-@pytest.mark.usefixtures("ksm")
-def test_guests_that_cannot_merge_and_private_ones_that_can(
-    libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
-) -> None:
-    agent_home.configure(f'private_guests = ["tenant-*"]\n{STEPPING_LAW}')
-
-    def start(name: str, *, nosharepages: bool) -> RunningGuest:
-        spec = PayloadGuest(name=name, memory_mib=16, own_mib=1, nosharepages=nosharepages)
-        return guest(spec, settle=False)
-
-    start("tenant-a", nosharepages=True)
-    wrong = [start("db", nosharepages=True), start("tenant-b", nosharepages=False)]
-    findings, worst, code = examine(agent_home, libvirtd.uri)
-    assert findings["guests_merge"]["verdict"] == "WARN"
-    assert findings["guests_merge"]["detail"] == "1 of 3 cannot: db (nosharepages in its XML)"
-    assert findings["private_guests"]["verdict"] == "FAIL"
-    assert findings["private_guests"]["detail"] == "1 can merge: tenant-b"
-    assert (worst, code) == ("FAIL", 1)
-    for one in wrong:
-        one.domain.destroy()
-    findings, _, _ = examine(agent_home, libvirtd.uri)
-    assert (findings["guests_merge"]["verdict"], findings["private_guests"]["verdict"]) == ("PASS", "PASS")
-    assert findings["guests_merge"]["detail"] == "1 guests run, 1 of them kept out"
 
 
 def test_a_hook_that_came_after_libvirtd_until_that_starts_again(tmp_path: Path, agent_home: AgentHome) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
-from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentHome
 from virtksm.policy.rules import MEANINGS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
@@ -47,31 +46,3 @@ def test_a_full_scan_is_explained_by_its_numbers_while_the_agent_runs_and_after_
     assert agent.stop() == 0
     afterwards = explained(agent.home, "--connect", agent.uri)
     assert afterwards[: len(told)] == told, "the file tells the same"
-
-
-def test_what_would_change_ksmtuned_is_named_with_the_host_s_own_numbers(start_agent: AgentFactory) -> None:
-    """Memory always counts as short here: free memory is below all of it."""
-    agent = start_agent(STEPPING_LAW)
-    line = agent.step()
-    (decision,) = (one["pass"] for one in explained(agent.home) if one["pass"]["triggers"] == ["signal"])
-    (threshold,) = decision["decision"]["thresholds"]
-    assert (threshold["then"], threshold["quantity"]) == ("eases off (decay)", "free_bytes")
-    assert threshold["value"] == line["sensed"]["total_bytes"]
-    assert threshold["present"] == line["decision"]["numbers"]["free_bytes"]
-
-
-def test_retune_says_what_would_change_its_decision_with_and_without_an_agent(
-    start_agent: AgentFactory, agent_home: AgentHome
-) -> None:
-    agent = start_agent('policy = "adaptive"\n[adaptive]\nreserve_percent = 1\n')
-    for options in ((), ("--direct",)):
-        said = agent_home.run("retune", "--connect", agent.uri, *options).stdout
-        assert "Threshold  engages when available memory falls to" in said
-
-
-def test_whoever_may_not_ask_and_may_not_read_the_file_is_told_so(start_agent: AgentFactory) -> None:
-    home = start_agent().home
-    home.folder.chmod(0o755)
-    done = run_as_nobody("--runtime-dir", str(home.runtime_dir), "--state-dir", str(home.state_dir), "explain")
-    assert done.returncode == 1
-    assert "you may not ask the agent" in done.stderr

@@ -18,7 +18,7 @@ from virtksm.host.clock import boottime_s
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+pytestmark = pytest.mark.real
 
 ANY = "5d1a3c1e-2222-4000-8000-0123456789ab"
 

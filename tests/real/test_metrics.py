@@ -16,7 +16,7 @@ from demo.guests import PayloadGuest
 from tests.lab.dashboard import as_asked, expressions, read_dashboard
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import read_footprint
-from tests.lab.ksm import Ksm, wait_until
+from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, free_port, promtool
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory
@@ -190,28 +190,6 @@ def test_while_libvirt_hangs_it_is_answered_and_says_so(
         libvirtd.resume()
     wait_until(lambda: value(fetch(url(port)), "virtksm_libvirt_answers") == 1, HANG_S, "libvirt to answer again")
     assert agent.home.told("status")["stranded"]["possible"] is False
-
-
-def test_a_reconnect_and_a_conflict_are_counted_and_a_switch_shown(
-    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory, port: int
-) -> None:
-    agent = start_agent(listening(port, PARKING_LAW))
-    ksm.write(pages_to_scan=77)
-    agent.step()
-    libvirtd.stop()
-    agent.wait_for("libvirt_unreachable")
-    assert value(fetch(url(port)), "virtksm_libvirt_connected") == 0
-    libvirtd.start()
-    agent.wait_for_pass("connected")
-    ksm.write(run=0)
-    agent.step()
-    wait_until(lambda: value(fetch(url(port)), "virtksm_ksm_off_while_wanted") == 1, HANG_S, "KSM's switch to be told")
-    assert agent.home.run("off", "--connect", agent.uri).returncode == 0
-    wait_until(lambda: value(fetch(url(port)), "virtksm_paused") == 1, HANG_S, "the switch to be told")
-    page = fetch(url(port))
-    assert value(page, 'virtksm_conflicts_total{parameter="pages_to_scan"}') == 1
-    assert value(page, "virtksm_libvirt_reconnects_total") == 1
-    assert value(page, "virtksm_ksm_off_while_wanted") == 0
 
 
 def is_answered(port: int) -> bool:

@@ -14,9 +14,7 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import wait_until
-from tests.lab.nobody import run_as_nobody
-from tests.lab.pseudo_terminal import PseudoTerminal
-from tests.real.agent_process import HANG_S, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -141,49 +139,3 @@ def test_what_a_sweep_was_decided_by_is_recorded_and_decides_the_same_again_also
     assert "twin" not in text
     assert "guest-2" in text
     assert replayed(agent.home, anonymous.file)["sums"]["differing"] == 0
-
-
-def test_a_pass_of_somebody_else_s_and_an_agent_that_begins_anew_are_in_the_recording(
-    start_agent: AgentFactory, record: Callable[..., Recording]
-) -> None:
-    """The one-shot takes a step of the law that the agent has not seen; another agent is another session."""
-    agent = start_agent(STEPPING_LAW)
-    one = record()
-    assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
-    agent.step()
-    one.wait_for_passes(2)
-    assert agent.stop() == 0
-    agent = start_agent(None)
-    agent.step()
-    agent.step()
-    wait_until(lambda: [line["kind"] for line in one.lines()].count("header") == 2, HANG_S, "the new agent's lines")
-    assert one.end()[0] == 0
-    assert [line["kind"] for line in one.lines() if line["kind"] != "pass"] == ["header", "gap", "header", "end"]
-    steps = [line["state"]["npages"] for line in one.passes() if line.get("state")]
-    assert 2 in steps, "what the one-shot had left"
-    assert replayed(agent.home, one.file)["sums"]["differing"] == 0
-
-
-def test_without_an_agent_by_somebody_else_or_over_a_file_that_exists_nothing_is_recorded(
-    start_agent: AgentFactory, agent_home: AgentHome
-) -> None:
-    file = agent_home.folder / "trace.jsonl"
-    done = agent_home.run("trace", "record", str(file))
-    assert (done.returncode, file.exists()) == (1, False)
-    assert "no agent runs" in done.stderr
-    start_agent()
-    agent_home.folder.chmod(0o755)
-    done = run_as_nobody("--runtime-dir", str(agent_home.runtime_dir), "trace", "record", "/dev/null", "--force")
-    assert done.returncode == 1
-    assert "may" in done.stderr
-    file.write_text("precious\n", encoding="utf-8")
-    done = agent_home.run("trace", "record", str(file), "--for", "0")
-    assert (done.returncode, file.read_text(encoding="utf-8")) == (1, "precious\n")
-    assert "--force" in done.stderr
-    terminal = PseudoTerminal(agent_home.command("trace", "record", str(file), "--for", "0", "--force"))
-    try:
-        assert terminal.wait_ended() == 0
-        assert f"recording to {file}, Ctrl-C ends: 1 passes, " in terminal.said
-    finally:
-        terminal.close()
-    assert file.read_text(encoding="utf-8").startswith('{"kind":"header"')

@@ -6,11 +6,9 @@ import grp
 import json
 import signal
 import subprocess
-from typing import Any
 
 import pytest
 
-from tests.lab.ksm import Ksm
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
 
@@ -19,35 +17,8 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 GROUP = "daemon"
 
 
-def status_of(home: AgentHome) -> dict[str, Any]:
-    done = home.run("status", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    status = json.loads(done.stdout)
-    assert isinstance(status, dict)
-    return status
-
-
 def status_as_nobody(home: AgentHome, *gids: int) -> subprocess.CompletedProcess[str]:
     return run_as_nobody("--runtime-dir", str(home.runtime_dir), "status", "--json", gids=gids)
-
-
-def test_it_tells_the_last_pass_and_the_next_one(ksm: Ksm, start_agent: AgentFactory) -> None:
-    agent = start_agent()
-    line = agent.step()
-    status = status_of(agent.home)
-    assert status["libvirt"] == {
-        "connected": True,
-        "answers": True,
-        "silent_since": None,
-        "silent_s": None,
-        "waiting_for": None,
-        "error": None,
-    }
-    assert status["last_pass"]["triggers"] == ["signal"]
-    assert status["last_pass"]["after"] == line["after"]
-    assert status["last_pass"]["after"]["pages_to_scan"] == ksm.read("pages_to_scan")
-    assert 0 < status["next_pass_s"] <= 3600
-    assert status["stranded"]["possible"] is False
 
 
 def test_the_group_of_the_configuration_may_read_it_until_a_reload_takes_that_back(start_agent: AgentFactory) -> None:

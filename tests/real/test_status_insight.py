@@ -1,10 +1,8 @@
-"""`virtksm status` on real guests: what is saved, with an agent, without one, and while it is watched."""
+"""`virtksm status` on real guests: what is saved, with an agent and without one."""
 
 from __future__ import annotations
 
 import json
-import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,9 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm, wait_until
+from tests.lab.ksm import Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.lab.pseudo_terminal import PseudoTerminal
-from tests.real.agent_process import HANG_S, PARKING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentHome
 
 pytestmark = pytest.mark.real
 
@@ -73,20 +70,6 @@ def test_what_twins_save_is_told_by_the_agent_and_after_it_without_a_trace(
     assert not alone.state_dir.exists()
 
 
-def test_a_full_scan_is_shown_with_its_progress(start_agent: AgentFactory, guest: GuestFactory) -> None:
-    """At 1 % of a core it takes a minute; this waits for its beginning alone."""
-    agent = start_agent(f"{UNSETTLED_LAW}cpu_percent = 1\n")
-    start_twins(guest)
-    agent.reload()
-    agent.wait_for("pass_completed", lambda line: (line["decision"]["numbers"].get("scanned_bytes") or 0) > 0)
-    full_scan = look(agent.home)["full_scan"]
-    assert 0 < full_scan["done_bytes"] <= full_scan["total_bytes"]
-    assert full_scan["left_s"] > 0
-    assert re.search(
-        r"^KSM        on, scanning .* [0-9]+ % of .*, .* left$", agent.home.run("status").stdout, re.MULTILINE
-    )
-
-
 def test_without_an_agent_a_libvirtd_that_hangs_costs_seconds_and_the_kernel_is_told(
     libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
@@ -99,21 +82,3 @@ def test_without_an_agent_a_libvirtd_that_hangs_costs_seconds_and_the_kernel_is_
     assert "no answer within 1 s" in status["libvirt"]["error"]
     assert status["now"]["ksm_run"] is not None
     assert status["now"]["guests"] is None
-
-
-def test_an_agent_killed_under_a_watcher_is_told_and_its_successor_too(start_agent: AgentFactory) -> None:
-    agent = start_agent(PARKING_LAW)
-    assert look(agent.home, "--connect", "test:///default", code=1)["agent"] is False, "it serves another host"
-    terminal = PseudoTerminal(agent.home.command("status", "--connect", agent.uri, "--watch", "0.2"))
-    try:
-        terminal.wait_for_frame("Reason     ")
-        agent.kill()
-        frame = terminal.wait_for_frame("Agent      not running")
-        assert "Libvirt    connected" in frame
-        start_agent(PARKING_LAW)
-        terminal.wait_for_frame("Reason     ")
-        terminal.process.send_signal(signal.SIGINT)
-        assert terminal.process.wait(HANG_S) == 0
-        wait_until(lambda: terminal.mode() == terminal.mode_before, HANG_S, "the terminal to be given back")
-    finally:
-        terminal.close()

@@ -19,7 +19,7 @@ from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.terminal_recording import find_differences
 from tests.real.agent_process import UNSETTLED_LAW, VIRTKSM, AgentFactory, AgentHome
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
+pytestmark = pytest.mark.real
 
 GROUP = "daemon"
 LAW = f'status_group = "{GROUP}"\n{UNSETTLED_LAW}'
@@ -124,6 +124,7 @@ def test_everybody_sees_what_is_theirs_to_see(
     compare("alone", WITHOUT_AGENT, home.command, agent.uri)
 
 
+@pytest.mark.usefixtures("ksm")
 def test_what_acts_says_what_it_has_done(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     agent_home.configure(UNSETTLED_LAW)
     compare("acting", ACTING, agent_home.command, libvirtd.uri)
@@ -139,6 +140,7 @@ def test_the_configuration_is_shown(agent_home: AgentHome) -> None:
     compare("config", shown, agent_home.command, "qemu:///system")
 
 
+@pytest.mark.usefixtures("ksm")
 def test_without_libvirt_and_of_another_machine_what_is_known_is_told(agent_home: AgentHome) -> None:
     compare("no-libvirt", WITHOUT_LIBVIRT, agent_home.command, "qemu:///system?socket=/nonexistent/socket")
     compare("elsewhere", ELSEWHERE, agent_home.command, AWAY)

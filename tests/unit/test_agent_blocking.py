@@ -18,7 +18,6 @@ import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
 from tests.lab.agent_bench import Bench, FakeConnection, guest
-from tests.unit.test_agent_history import HangingHistory
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
@@ -71,22 +70,20 @@ def hanging_read(released: threading.Event) -> Callable[[], FreshConfig]:
     return read
 
 
-def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released: threading.Event) -> None:
-    async def story() -> None:
+async def test_a_name_service_that_hangs_costs_the_reload_alone(bench: Bench, released: threading.Event) -> None:
+    async with bench.running():
         bench.agent.configuration.read = hanging_read(released)
         bench.agent.configuration.hung_up.set()  # as SIGHUP does
         await bench.until(lambda: bench.agent.configuration.calls.waiting is not None)
         await lives(bench)
-
-    bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the call is out"
     assert bench.events("config_reloaded") == []
 
 
-def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
+async def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
     bench: Bench, released: threading.Event
 ) -> None:
-    async def story() -> None:
+    async with bench.running():
         configuration = bench.agent.configuration
         before = configuration.in_force
         configuration.read, configuration.calls.limit_s = hanging_read(released), SHORT_S
@@ -103,18 +100,16 @@ def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says_why(
         assert (await bench.ask("reload"))["ok"] is True
         assert configuration.in_force.coalesce_ms == 1
         assert bench.agent.reporter.tally.config_is_read
-
-    bench.run(story)
     assert len(bench.events("config_rejected")) == 2
 
 
-def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> None:
+async def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> None:
     fault = ConfigFault(file="status.sock", key="status_group", problem="cannot be given the socket", remedy="x")
 
     def refuse(_fresh: FreshConfig) -> None:
         raise ConfigError([fault])
 
-    async def story() -> None:
+    async with bench.running():
         configuration, passes = bench.agent.configuration, bench.passes
         before = configuration.in_force, passes.config, passes.cycle, passes.coalescer.window_s
         bench.config = Config(coalesce_ms=77)
@@ -122,13 +117,10 @@ def test_what_may_not_be_followed_leaves_everything_as_it_was(bench: Bench) -> N
         assert (await bench.ask("reload"))["ok"] is False
         assert (configuration.in_force, passes.config, passes.cycle, passes.coalescer.window_s) == before
 
-    bench.run(story)
 
-
-def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(bench: Bench) -> None:
+async def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(bench: Bench) -> None:
     """Each part of the agent asks for the configuration where it needs it; keepalive is set once a connection."""
-
-    async def story() -> None:
+    async with bench.running():
         agent, followed = bench.agent, list[FreshConfig]()
         bench.config, agent.configuration.follow = Config(coalesce_ms=77, reconnect_max_ms=777), followed.append
         assert (await bench.ask("reload"))["ok"] is True
@@ -139,13 +131,11 @@ def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(bench: 
         for in_force in (agent.configuration.in_force, agent.passes.config, bench.cycle_config, connection.config()):
             assert in_force is bench.config
         assert agent.passes.coalescer.window_s == 0.077
-
-    bench.run(story)
     late = [name for name, key in keys_of(Config).items() if "next connection" in key.meaning]
     assert late == ["keepalive_s"]
 
 
-def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released: threading.Event) -> None:
+async def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released: threading.Event) -> None:
     read = threading.Semaphore(0)
 
     def slow() -> FreshConfig:
@@ -153,7 +143,7 @@ def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released:
         released.wait(LONG_S)
         return FreshConfig(config=bench.config)
 
-    async def story() -> None:
+    async with bench.running():
         bench.agent.configuration.read = slow
         bench.agent.configuration.hung_up.set()
         await bench.until(lambda: read.acquire(blocking=False))
@@ -163,18 +153,15 @@ def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, released:
         released.set()
         await bench.until(lambda: len(bench.events("config_reloaded")) == 2)
         await lives(bench)
-
-    bench.run(story)
     assert len(bench.events("config_reloaded")) == 2, "the one that was under way, and one for all that came then"
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
+async def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
     bench: Bench, released: threading.Event, *, comes_back: bool
 ) -> None:
     bench.switch = HangingSwitch(released=released)
-
-    async def story() -> None:
+    async with bench.running():
         bench.requests.switch_calls.limit_s = SHORT_S
         for _ in range(2):
             answer = await bench.ask("pause")
@@ -186,39 +173,18 @@ def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
             bench.requests.switch_calls.limit_s = LONG_S
             await bench.until(lambda: bench.requests.switch_calls.waiting is None)
             assert (await bench.ask("pause"))["ok"] is True
-
-    bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
 
 
-def test_a_history_whose_disk_hangs_costs_what_is_remembered_and_nothing_else(
-    bench: Bench, released: threading.Event
-) -> None:
-    bench.history, bench.disk_limit_s = HangingHistory(released), SHORT_S
-
-    async def story() -> None:
-        await bench.until(lambda: bench.events("history_failed") != [])
-        await lives(bench)
-        answer = await bench.ask("history")
-        assert (answer["ok"], answer["exit_code"]) == (False, 1)
-        assert "still waiting for write the history" in answer["error"]
-
-    bench.run(story)
-    assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
-
-
-def test_the_history_of_a_host_is_opened_once_however_often_it_reconnects(bench: Bench) -> None:
+async def test_the_history_of_a_host_is_opened_once_however_often_it_reconnects(bench: Bench) -> None:
     bench.history = FakeHistory()
-
-    async def story() -> None:
+    async with bench.running():
         for number in range(3):
             await bench.lose()
             await bench.until(lambda: len(bench.events("libvirt_connected")) == number + 2)  # noqa: B023  # waited for at once
         assert bench.histories == 1
         assert (await bench.ask("reload"))["ok"] is True
         assert bench.histories == 2, "a reload looks again"
-
-    bench.run(story)
 
 
 @dataclass
@@ -235,19 +201,16 @@ class FaultyXml(FakeHypervisor):
         return "<domain/>"
 
 
-def test_a_bug_in_reading_a_guest_s_xml_costs_that_guest_and_one_that_hangs_no_pass(
+async def test_a_bug_in_reading_a_guest_s_xml_costs_that_guest_and_one_that_hangs_no_pass(
     bench: Bench, released: threading.Event
 ) -> None:
     five = tuple(guest(str(number)) for number in range(5))
     bench.hypervisor = hypervisor = FaultyXml(running=five, released=released)
     bench.config = Config(coalesce_ms=0, private_guests=("*",))
-
-    async def story() -> None:
+    async with bench.running():
         await bench.looked()
         hypervisor.running += (guest("9"),)
         await lives(bench)
-
-    bench.run(story)
     assert bench.code is ExitCode.DONE, "and it ends while the XML hangs"
     (crash,) = bench.events("task_crashed")
     assert "the XML of '1' cannot be read: RuntimeError: a bug" in crash["error"]
@@ -256,14 +219,12 @@ def test_a_bug_in_reading_a_guest_s_xml_costs_that_guest_and_one_that_hangs_no_p
     assert exposed == [str(number) for number in range(5)], "all are read; who could not be counts as able to merge"
 
 
-def test_a_list_that_passes_go_without_is_told_as_libvirt_s_silence(bench: Bench) -> None:
-    async def story() -> None:
+async def test_a_list_that_passes_go_without_is_told_as_libvirt_s_silence(bench: Bench) -> None:
+    async with bench.running():
         bench.hypervisor.late_since_s = time.monotonic() - 60
         await lives(bench)
         libvirt = (await bench.ask("status"))["status"]["libvirt"]
         assert (libvirt["answers"], libvirt["waiting_for"]) == (False, "a list of the guests")
-
-    bench.run(story)
 
 
 @pytest.fixture
@@ -302,14 +263,13 @@ def test_a_systemd_that_is_too_busy_delays_nothing_and_hears_of_it_later(manager
     assert manager.recv(1000) == b"STATUS=well"
 
 
-def test_beside_a_systemd_that_hangs_it_lives_and_ends_and_a_routine_pass_sends_no_status(
+async def test_beside_a_systemd_that_hangs_it_lives_and_ends_and_a_routine_pass_sends_no_status(
     bench: Bench, manager: socket.socket
 ) -> None:
     bench.notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
     bench.policy.is_routine = True
     fill(manager.getsockname())
-
-    async def story() -> None:
+    async with bench.running():
         await lives(bench)
         drain(manager)
         await bench.pass_for(Trigger.TIMER)  # which sends what found no room before
@@ -321,8 +281,6 @@ def test_beside_a_systemd_that_hangs_it_lives_and_ends_and_a_routine_pass_sends_
         await bench.pass_for(Trigger.TIMER)
         assert b"STATUS=" in manager.recv(1000)
         fill(manager.getsockname())
-
-    bench.run(story)
     assert bench.code is ExitCode.DONE
 
 
@@ -338,11 +296,12 @@ class DeafLoop:
         return self.is_well
 
 
-def test_an_event_loop_that_does_not_run_is_told_and_starves_the_watchdog(bench: Bench, manager: socket.socket) -> None:
+async def test_an_event_loop_that_does_not_run_is_told_and_starves_the_watchdog(
+    bench: Bench, manager: socket.socket
+) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "2000"})
     events = DeafLoop()
-
-    async def story() -> None:
+    async with bench.running():
         reporter = bench.agent.reporter
         feeding = asyncio.create_task(feed_watchdog(notifier, bench.passes, reporter, cast("EventLoop", events)))
         await bench.until(lambda: events.asked > 3)
@@ -350,6 +309,4 @@ def test_an_event_loop_that_does_not_run_is_told_and_starves_the_watchdog(bench:
         events.is_well = True
         assert await asyncio.to_thread(manager.recv, 1000) == b"WATCHDOG=1"
         feeding.cancel()
-
-    bench.run(story)
     assert len(bench.events("event_loop_stopped")) == 1

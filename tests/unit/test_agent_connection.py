@@ -60,12 +60,6 @@ def test_a_uri_that_nothing_serves_is_a_refusal() -> None:
         open_host("qemu+nosuch:///system")
 
 
-def test_a_socket_that_is_not_there_is_none() -> None:
-    with pytest.raises(LibvirtUnreachable) as caught:
-        open_host("qemu+unix:///system?socket=/nonexistent")
-    assert not isinstance(caught.value, LibvirtRefuses)
-
-
 @pytest.mark.parametrize(
     ("code", "domain", "is_alive", "expected"),
     [

@@ -141,7 +141,7 @@ async def ask_all(bench: Bench, path: str) -> None:
 
 @pytest.mark.parametrize("make", ERRORS, ids=lambda make: type(make()).__name__)
 @pytest.mark.parametrize(("port", "member"), CASES, ids=[f"{port.__name__}.{name}" for port, name in CASES])
-def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
+async def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
     bench: Bench, tmp_path: Path, port: type, member: str, make: Callable[[], Exception]
 ) -> None:
     if (port, member) in OF_REMOTE_HOSTS:
@@ -149,8 +149,7 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
     part = PORTS[port]
     faulty = Faulty(getattr(bench, part), member, make)
     setattr(bench, part, faulty)
-
-    async def story() -> None:
+    async with bench.running():
         agent = bench.agent
         await bench.looked()
         faulty.is_armed = True
@@ -170,14 +169,12 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
         assert answer["ok"] is True, answer
         assert len(bench.events("pass_completed")) > passes, "the next pass goes on"
         assert bench.hypervisor.values["pages_to_scan"] == BUSY.pages_to_scan
-
-    bench.run(story)
     crashes = [event for event in bench.said if event["event"] in CRASHES]
     assert crashes, "it is logged"
-    for event in crashes:
-        assert "injected" in event["traceback"]
-        assert "Traceback" in event["traceback"]
-        assert "in _raise" in event["traceback"]
+    for crash in crashes:
+        assert "injected" in crash["traceback"]
+        assert "Traceback" in crash["traceback"]
+        assert "in _raise" in crash["traceback"]
     loud = [(event["event"], event["error"]) for event in crashes if event["level"] == "error"]
     assert sorted(set(loud)) == sorted(loud) == sorted({(one["event"], one["error"]) for one in crashes}), "each once"
     if (port, member) not in BESIDE_PASSES:
@@ -191,22 +188,18 @@ def test_an_exception_of_any_port_costs_a_pass_or_a_request_and_ends_nothing(
 @pytest.mark.parametrize(
     ("part", "member"), [("hypervisor", "ksm_state"), ("hypervisor", "set_parameters"), ("store", "is_own")]
 )
-def test_an_exception_at_the_end_is_told_and_the_agent_ends(bench: Bench, part: str, member: str) -> None:
+async def test_an_exception_at_the_end_is_told_and_the_agent_ends(bench: Bench, part: str, member: str) -> None:
     faulty: Any = Faulty(getattr(bench, part), member, lambda: RuntimeError("injected"))
     setattr(bench, part, faulty)
-
-    async def story() -> None:
+    async with bench.running():
         faulty.is_armed = True
-
-    bench.run(story)
     assert [event["task"] for event in bench.events("task_crashed")] == ["leaving"]
     assert bench.code is ExitCode.FAILED
 
 
-def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) -> None:
+async def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) -> None:
     bench.policy.next_pass_s = 1_000_000.0
-
-    async def story() -> None:
+    async with bench.running():
         due_s = bench.passes.coalescer.timer_s
         for error in (RuntimeError("a bug"), None):
             bench.hypervisor.reading_fails = error or psutil.AccessDenied(pid=1)
@@ -214,7 +207,5 @@ def test_a_dry_run_that_fails_moves_no_pass_and_is_no_failed_pass(bench: Bench) 
             assert (answer["ok"], answer["error"], answer["remedy"]) == (False, "internal error", "see the agent's log")
         bench.hypervisor.reading_fails = None
         assert bench.passes.coalescer.timer_s == due_s
-
-    bench.run(story)
     assert len(bench.events("pass_crashed")) == 2
     assert bench.agent.reporter.tally.passes.by_result["failed"] == 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.fakes import SAMPLE, FakeClock, FakeFacts, FakeHistory, FakeHypervisor, fake_cycle
+from tests.fakes import SAMPLE, FakeClock, FakeHistory
+from tests.lab.samples import a_pass
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
 from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
 from virtksm.agent.trace_buffer import TraceBuffer
@@ -18,9 +20,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.history.samples import GuestEvent
 from virtksm.host.libvirt_events import DomainEvent
-from virtksm.model.decision import Trigger, Triggers
-from virtksm.model.report import PassReport
-from virtksm.model.snapshot import Guest
+from virtksm.model.decision import Trigger
 from virtksm.trace import Pass
 from virtksm.trace.text import parse_summary
 from virtksm.values import replace
@@ -29,14 +29,6 @@ LONG_S = 30.0
 NEVER_S = 3600.0
 WALL_S = 1_800_000_000.0
 EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=1.0)
-
-
-def a_pass() -> PassReport:
-    hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
-    cycle = fake_cycle(hypervisor=hypervisor, local=FakeFacts(rss_kib={"u": 1000}))
-    report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
-    ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
-    return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
 
 
 def line_of_a_pass(at_s: float = WALL_S) -> Pass:
@@ -59,23 +51,21 @@ class Desk:
         self.history_writer.take(line, line.summary() if is_news else None)
         return line
 
-    def run(self, story: Callable[[], Awaitable[None]], **limits: float) -> None:
-        """Run the writer as long as `story` goes, and then to its end."""
-
-        async def both() -> None:
-            self.history_writer = HistoryWriter(
-                self.written.append,
-                self.failed.append,
-                wall_clock=lambda: WALL_S + self.clock.now_s,
-                **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
-            )
-            self.history_writer.write_to(self.history)
-            writing = asyncio.create_task(self.history_writer.keep_writing())
-            await asyncio.wait_for(story(), LONG_S)
-            self.history_writer.end()
-            await asyncio.wait_for(writing, LONG_S)
-
-        asyncio.run(both())
+    @asynccontextmanager
+    async def writing(self, **limits: float) -> AsyncIterator[None]:
+        """Run the writer, and then to its end."""
+        self.history_writer = HistoryWriter(
+            self.written.append,
+            self.failed.append,
+            wall_clock=lambda: WALL_S + self.clock.now_s,
+            **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
+        )
+        self.history_writer.write_to(self.history)
+        writing = asyncio.create_task(self.history_writer.keep_writing())
+        async with asyncio.timeout(LONG_S):
+            yield
+        self.history_writer.end()
+        await asyncio.wait_for(writing, LONG_S)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -95,14 +85,11 @@ def desk() -> Desk:
     return Desk()
 
 
-def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) -> None:
+async def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) -> None:
     lines: list[Pass] = []
-
-    async def story() -> None:
+    async with desk.writing():
         desk.history_writer.hear(EVENT)
         lines.append(desk.take())
-
-    desk.run(story)
     at_s = WALL_S + desk.clock.now_s
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
     assert [parse_summary(line) for line in desk.history.kept_decisions] == [lines[0].summary()]
@@ -111,49 +98,41 @@ def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: Desk) ->
     assert desk.history.kept_samples == [expected]
 
 
-def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
-    async def story() -> None:
+async def test_passes_in_ten_seconds_share_the_sample_of_the_last_and_routine_is_no_decision(desk: Desk) -> None:
+    async with desk.writing(write_s=NEVER_S):
         for _ in range(41):
             desk.take(is_news=False)
             desk.clock.now_s += 1.0
-
-    desk.run(story, write_s=NEVER_S)
     assert [one.at_s - WALL_S for one in desk.history.kept_samples] == [1009.0, 1019.0, 1029.0, 1039.0, 1040.0]
     assert desk.history.kept_decisions == []
 
 
-def test_a_sample_that_may_still_be_shared_waits_for_the_next_write(desk: Desk) -> None:
-    async def story() -> None:
+async def test_a_sample_that_may_still_be_shared_waits_for_the_next_write(desk: Desk) -> None:
+    async with desk.writing():
         desk.take()
         await until(lambda: desk.history.kept_decisions)
         assert desk.history.kept_samples == []
         desk.clock.now_s += 10.0
         await until(lambda: desk.history.kept_samples)
-
-    desk.run(story)
     assert len(desk.history.kept_samples) == 1
 
 
-def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_while_there_is_nothing(
+async def test_it_writes_at_once_only_to_look_whether_the_history_is_sound_and_rests_while_there_is_nothing(
     desk: Desk,
 ) -> None:
     desk.history.aside = "elsewhere"
-
-    async def story() -> None:
+    async with desk.writing(write_s=NEVER_S):
         await until(lambda: desk.written)
         desk.history_writer.hear(EVENT)
         await asyncio.sleep(0.05)
         assert desk.history.kept_events == [], "it waits for more"
-
-    desk.run(story, write_s=NEVER_S)
     assert desk.written == ["elsewhere", None]
     assert (len(desk.history.kept_events), desk.history.writes) == (1, 2), "its end waits for nothing"
 
 
-def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_room(desk: Desk) -> None:
+async def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_room(desk: Desk) -> None:
     desk.history.is_full = True
-
-    async def story() -> None:
+    async with desk.writing():
         desk.history_writer.hear(EVENT)
         await until(lambda: len(desk.failed) > 2)
         for number in range(MAX_WAITING_EVENTS + 50):
@@ -163,8 +142,6 @@ def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it_has_r
             desk.clock.now_s += 10.0
         await failed_again(desk)
         desk.history.is_full = False
-
-    desk.run(story)
     assert str(desk.failed[0]) == "no space left on device"
     assert len(desk.history.kept_events) == MAX_WAITING_EVENTS
     assert len(desk.history.kept_samples) == MAX_WAITING_SAMPLES
@@ -188,13 +165,15 @@ class HangingHistory(FakeHistory):
         return super().add(*batch)
 
 
-def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_while_the_disk_is_full(desk: Desk) -> None:
+async def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_while_the_disk_is_full(
+    desk: Desk,
+) -> None:
     desk.history.is_full = True
 
     def balloon(uuid: str, kib: int) -> DomainEvent:
         return DomainEvent(trigger=Trigger.BALLOON, guest=uuid, uuid=uuid, detail=f"balloon {kib} KiB", heard_s=1.0)
 
-    async def story() -> None:
+    async with desk.writing():
         for round_ in range(2):
             desk.history_writer.hear(replace(EVENT, detail=str(round_)))
             for number in range(3 * MAX_WAITING_EVENTS):
@@ -202,8 +181,6 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
             desk.history_writer.hear(balloon("quiet", 5))
             await failed_again(desk)
         desk.history.is_full = False
-
-    desk.run(story)
     assert [(one.uuid, one.detail) for one in desk.history.kept_events] == [
         ("u", "0"),
         ("u", "1"),
@@ -212,43 +189,38 @@ def test_of_what_a_guest_makes_by_itself_the_last_of_a_kind_waits_alone_also_whi
     ]
 
 
-def test_the_chatter_of_many_guests_is_given_up_before_a_start(desk: Desk) -> None:
-    async def story() -> None:
+async def test_the_chatter_of_many_guests_is_given_up_before_a_start(desk: Desk) -> None:
+    async with desk.writing(write_s=NEVER_S):
         await until(lambda: desk.written)
         desk.history_writer.hear(EVENT)
         for number in range(MAX_WAITING_EVENTS + 50):
             desk.history_writer.hear(replace(EVENT, trigger=Trigger.BALLOON, uuid=str(number)))
-
-    desk.run(story, write_s=NEVER_S)
     assert desk.history.kept_events[0].kind == "started"
 
 
-def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_written_twice(desk: Desk) -> None:
+async def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_written_twice(desk: Desk) -> None:
     desk.history = history = HangingHistory()
-
-    async def story() -> None:
-        await until(lambda: desk.failed)
-        threads = threading.active_count()
-        for number in range(5):
-            desk.history_writer.hear(replace(EVENT, uuid=str(number)))
-            await asyncio.sleep(0.01)
-        assert (history.tries, threading.active_count()) == (1, threads)
-        with pytest.raises(VirtksmError, match="does not answer"):
-            await desk.history_writer.samples(0)
-        history.released.set()
-        await until(lambda: len(desk.history.kept_events) == 5)
-        assert len(await desk.history_writer.events(0, 100)) == 5
-
     try:
-        desk.run(story, disk_limit_s=0.01)
+        async with desk.writing(disk_limit_s=0.01):
+            await until(lambda: desk.failed)
+            threads = threading.active_count()
+            for number in range(5):
+                desk.history_writer.hear(replace(EVENT, uuid=str(number)))
+                await asyncio.sleep(0.01)
+            assert (history.tries, threading.active_count()) == (1, threads)
+            with pytest.raises(VirtksmError, match="does not answer"):
+                await desk.history_writer.samples(0)
+            history.released.set()
+            await until(lambda: len(desk.history.kept_events) == 5)
+            assert len(await desk.history_writer.events(0, 100)) == 5
     finally:
         history.released.set()
     assert len(desk.failed) == 1
     assert "no answer within" in str(desk.failed[0])
 
 
-def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
-    async def story() -> None:
+async def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
+    async with desk.writing(write_s=NEVER_S):
         await until(lambda: desk.written)
         desk.history.add([], [GuestEvent(at_s=WALL_S, kind="stopped", domain="old", uuid="u")], [])
         desk.history_writer.hear(EVENT)
@@ -266,8 +238,6 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         assert [parse_summary(line).at_s for line in decisions] == [told["now_s"]]
         assert await desk.history_writer.samples(told["now_s"] + 1) == ()
 
-    desk.run(story, write_s=NEVER_S)
-
 
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -278,9 +248,6 @@ def test_what_is_not_written_yet_is_told_all_the_same(desk: Desk) -> None:
         ("last", 101),
     ],
 )
-def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
-    async def story() -> None:
-        with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
-            await (answer_decisions if name == "last" else answer_history)(HistoryWriter(), {name: value})
-
-    asyncio.run(story())
+async def test_a_question_out_of_bounds_is_refused(name: str, value: object) -> None:
+    with pytest.raises(BadRequest, match=f"{name} must be a number from 1 to"):
+        await (answer_decisions if name == "last" else answer_history)(HistoryWriter(), {name: value})

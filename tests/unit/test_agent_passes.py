@@ -107,86 +107,72 @@ def test_a_pass_is_asked_for_before_anybody_is_told_of_its_event(
     assert (done.report.triggers.names, done.heard_s) == (["started"], 0.0)
 
 
-def test_a_pass_answers_who_asked_for_it_under_the_configuration_in_force(
+async def test_a_pass_answers_who_asked_for_it_under_the_configuration_in_force(
     passes: Passes, listener: FakeListener
 ) -> None:
-    async def story() -> None:
-        passes.follow(OPEN, passes.cycle)
-        dry, wet = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=True)), passes.ask(Trigger.RETUNE)
-        both = asyncio.gather(dry, wet)
-        await asyncio.sleep(0)
-        await passes.run_when_due()
-        assert [report.outcome.value for report in await both] == ["dry_run", "applied"]
-
-    asyncio.run(story())
+    passes.follow(OPEN, passes.cycle)
+    dry, wet = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=True)), passes.ask(Trigger.RETUNE)
+    both = asyncio.gather(dry, wet)
+    await asyncio.sleep(0)
+    await passes.run_when_due()
+    assert [report.outcome.value for report in await both] == ["dry_run", "applied"]
     assert [(done.config, done.report.exposed) for done in listener.done] == [(OPEN, ("vm",))], "a dry run is none"
 
 
-def test_who_asks_while_there_is_no_connection_or_it_stops_is_refused_and_who_waits_is_answered(passes: Passes) -> None:
-    async def story() -> None:
-        waiting = asyncio.create_task(passes.ask(Trigger.RETUNE))
-        await asyncio.sleep(0)
-        cycle = passes.cycle
-        passes.disconnect(LibvirtUnreachable("libvirt disconnected: test"))
-        with pytest.raises(LibvirtUnreachable, match="disconnected: test"):
-            await waiting
-        with pytest.raises(LibvirtUnreachable, match="the agent is not connected"):
-            await passes.ask(Trigger.RETUNE)
-        passes.follow(Config(), cycle)
-        passes.stop()
-        with pytest.raises(VirtksmError, match="the agent is stopping"):
-            await passes.ask(Trigger.RETUNE)
-        await passes.run_when_due()
-        assert passes.last is None, "no further pass begins"
+async def test_who_asks_while_there_is_no_connection_or_it_stops_is_refused_and_who_waits_is_answered(
+    passes: Passes,
+) -> None:
+    waiting = asyncio.create_task(passes.ask(Trigger.RETUNE))
+    await asyncio.sleep(0)
+    cycle = passes.cycle
+    passes.disconnect(LibvirtUnreachable("libvirt disconnected: test"))
+    with pytest.raises(LibvirtUnreachable, match="disconnected: test"):
+        await waiting
+    with pytest.raises(LibvirtUnreachable, match="the agent is not connected"):
+        await passes.ask(Trigger.RETUNE)
+    passes.follow(Config(), cycle)
+    passes.stop()
+    with pytest.raises(VirtksmError, match="the agent is stopping"):
+        await passes.ask(Trigger.RETUNE)
+    await passes.run_when_due()
+    assert passes.last is None, "no further pass begins"
 
-    asyncio.run(story())
 
-
-def test_a_timer_that_ends_while_there_is_no_connection_rings_with_the_next_one(
+async def test_a_timer_that_ends_while_there_is_no_connection_rings_with_the_next_one(
     passes: Passes, listener: FakeListener
 ) -> None:
-    async def story() -> None:
-        cycle = passes.cycle
-        passes.disconnect(LibvirtUnreachable("test"))
-        passes.coalescer = replace(passes.coalescer, timer_s=0.0)
-        waiting = asyncio.create_task(passes.run_when_due())
-        await asyncio.sleep(0)
-        assert not passes.coalescer.pending, "or the pass would seem to have come late"
-        passes.follow(Config(), cycle)
-        passes.offer(Trigger.CONNECTED)
-        await waiting
-
-    asyncio.run(story())
+    cycle = passes.cycle
+    passes.disconnect(LibvirtUnreachable("test"))
+    passes.coalescer = replace(passes.coalescer, timer_s=0.0)
+    waiting = asyncio.create_task(passes.run_when_due())
+    await asyncio.sleep(0)
+    assert not passes.coalescer.pending, "or the pass would seem to have come late"
+    passes.follow(Config(), cycle)
+    passes.offer(Trigger.CONNECTED)
+    await waiting
     assert [done.report.triggers.names for done in listener.done] == [["connected", "timer"]]
 
 
-def test_a_pass_that_fails_is_tried_again_later_and_a_dry_run_moves_no_timer(passes: Passes) -> None:
+async def test_a_pass_that_fails_is_tried_again_later_and_a_dry_run_moves_no_timer(passes: Passes) -> None:
     assert passes.cycle is not None
     hypervisor = passes.cycle.hypervisor
     assert isinstance(hypervisor, FakeHypervisor)
-
-    async def story() -> None:
-        hypervisor.reading_fails = SensingFailed("test")
-        for dry_run in (True, False):
-            asking = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=dry_run))
-            await asyncio.sleep(0)
-            await passes.run_when_due()
-            with pytest.raises(SensingFailed):
-                await asking
-            assert (passes.coalescer.timer_s is None) is dry_run
-        assert passes.coalescer.timer_s is not None
-        assert passes.coalescer.timer_s > passes.awake_s, "after the failed pass began"
-
-    asyncio.run(story())
-
-
-def test_a_list_of_guests_that_came_late_has_a_pass_at_once(passes: Passes) -> None:
-    async def story() -> None:
-        running = asyncio.create_task(passes.run_when_due())
+    hypervisor.reading_fails = SensingFailed("test")
+    for dry_run in (True, False):
+        asking = asyncio.create_task(passes.ask(Trigger.RETUNE, dry_run=dry_run))
         await asyncio.sleep(0)
-        passes.look_again()
-        await running
+        await passes.run_when_due()
+        with pytest.raises(SensingFailed):
+            await asking
+        assert (passes.coalescer.timer_s is None) is dry_run
+    assert passes.coalescer.timer_s is not None
+    assert passes.coalescer.timer_s > passes.awake_s, "after the failed pass began"
 
-    asyncio.run(story())
+
+async def test_a_list_of_guests_that_came_late_has_a_pass_at_once(passes: Passes) -> None:
+    running = asyncio.create_task(passes.run_when_due())
+    await asyncio.sleep(0)
+    passes.look_again()
+    await running
     assert passes.last is not None
     assert passes.last.report.triggers.names == ["timer"]

@@ -29,24 +29,21 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize(("is_ours", "code"), [(True, ExitCode.DONE), (False, ExitCode.REFUSED)])
-def test_a_merge_across_nodes_that_has_to_wait_fails_no_end_and_another_refusal_does(
+async def test_a_merge_across_nodes_that_has_to_wait_fails_no_end_and_another_refusal_does(
     bench: Bench, *, is_ours: bool, code: ExitCode
 ) -> None:
     bench.policy.target = replace(BUSY, merge_across_nodes=0)
-
-    async def story() -> None:
+    async with bench.running():
         bench.hypervisor.pages_shared = 9
         bench.hypervisor.advisor_on = not is_ours
-
-    bench.run(story)
     assert bench.code is code
     levels = {event["parameter"]: event["level"] for event in bench.events("restore_refused")}
     assert levels == {"merge_across_nodes": "warning"} | ({} if is_ours else {"pages_to_scan": "error"})
     assert bench.store.state.ownership["merge_across_nodes"].baseline == 1, "it is given back later"
 
 
-def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: Bench) -> None:
-    async def story() -> None:
+async def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: Bench) -> None:
+    async with bench.running():
         first = (await bench.ask("trace"))["trace"]
         assert json.loads(first["header"])["uri"] == URI
         request = {"op": "trace", "session": first["session"], "since": first["next"]}
@@ -59,16 +56,14 @@ def test_a_recorder_gets_every_pass_but_dry_runs_and_those_while_off_too(bench: 
         assert [line["paused"] is not None for line in lines] == [False, True]
         assert lines[1]["state"] is None
 
-    bench.run(story)
 
-
-def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_faults(bench: Bench) -> None:
+async def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_faults(bench: Bench) -> None:
     fault = ConfigFault(file="/etc/x.toml", key="policy", problem="is 3, not a text", remedy="use one of the choices")
 
     def refuse() -> FreshConfig:
         raise ConfigError([fault])
 
-    async def story() -> None:
+    async with bench.running():
         bench.config = Config(coalesce_ms=0, policy="ksmtuned")
         assert await bench.ask("reload") == {"ok": True, "policy": "ksmtuned"}
         bench.agent.configuration.read = refuse
@@ -77,13 +72,11 @@ def test_a_reload_that_is_asked_for_is_answered_by_what_is_in_force_or_by_the_fa
         await bench.until(
             lambda: "reload" in [name for one in bench.events("pass_completed") for name in one["triggers"]]
         )
-
-    bench.run(story)
     assert (len(bench.events("config_reloaded")), len(bench.events("config_rejected"))) == (1, 1)
 
 
-def test_off_is_kept_although_its_pass_fails_and_an_agent_that_ends_then_leaves_ksm_parked(bench: Bench) -> None:
-    async def story() -> None:
+async def test_off_is_kept_although_its_pass_fails_and_an_agent_that_ends_then_leaves_ksm_parked(bench: Bench) -> None:
+    async with bench.running():
         bench.hypervisor.reading_fails = LibvirtUnreachable("gone")
         answer = await bench.ask("pause")
         assert (answer["ok"], answer["exit_code"]) == (False, 3)
@@ -91,22 +84,19 @@ def test_off_is_kept_although_its_pass_fails_and_an_agent_that_ends_then_leaves_
         bench.hypervisor.reading_fails = None
         await bench.pass_for(Trigger.STARTED)
         assert bench.hypervisor.values["pages_to_scan"] == 0
-
-    bench.run(story)
     assert bench.hypervisor.values["pages_to_scan"] == 0
     assert len(bench.events("ksmd_idled")) == 1
     assert bench.events("settings_restored") == []
 
 
-def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_and_their_image_also_of_another_machine(
+async def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_and_their_image_also_of_another_machine(
     bench: Bench,
 ) -> None:
     plain, apart = guest("plain"), guest("apart")
     cloned = "<domain><os><kernel>/boot/vmlinuz</kernel></os></domain>"
     bench.hypervisor.xml = {plain.uuid: cloned, apart.uuid: KEPT_OUT}
     bench.hypervisor.running = bench.hypervisor.measured = (plain, apart)
-
-    async def story() -> None:
+    async with bench.running():
         for facts in (bench.facts, None):
             bench.facts = facts
             await bench.lose()
@@ -117,34 +107,11 @@ def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_and_their_i
             sensed = bench.passes.last.report.snapshot.guests
             assert [(one.can_merge, one.image is None) for one in sensed] == [(True, False), (False, True)]
 
-    bench.run(story)
 
-
-def test_private_guests_are_named_once_and_again_when_they_come_back(bench: Bench) -> None:
-    bench.config = replace(bench.config, private_guests=("tenant-*",))
-    open_one, apart, other = guest("tenant-open"), guest("tenant-apart"), guest("other")
-    bench.hypervisor.xml = {open_one.uuid: PLAIN, apart.uuid: KEPT_OUT, other.uuid: PLAIN}
-
-    async def story() -> None:
-        bench.hypervisor.running = (open_one, apart, other)
-        await bench.pass_for(Trigger.STARTED)
-        await bench.looked()
-        assert (await bench.pass_for(Trigger.STARTED))["exposed"] == ["tenant-open"]
-        bench.hypervisor.running = (apart, other)
-        assert (await bench.pass_for(Trigger.STOPPED))["exposed"] == []
-        bench.hypervisor.running = (open_one, apart, other)
-        await bench.pass_for(Trigger.STARTED)
-        await bench.looked()
-
-    bench.run(story)
-    assert [event["guest"] for event in bench.events("private_guest_exposed")] == ["tenant-open"] * 2
-
-
-def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) -> None:
+async def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) -> None:
     history = FakeHistory()
     bench.hypervisor.running = (guest("vm"),)
-
-    async def story() -> None:
+    async with bench.running():
         bench.agent.make_history = lambda _uri, _config: history
         event = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=0.0)
         bench.passes.heard(event)
@@ -159,24 +126,20 @@ def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) 
         assert triggers == [["connected"], ["started"]], "a dry run is none"
         await bench.agent.reload()
         await bench.until(lambda: history.kept_decisions != [])
-
-    bench.run(story)
     assert [one.domain for one in history.kept_events] == ["vm"]
     assert history.kept_samples[-1].guests == 1
 
 
 @pytest.mark.parametrize("op", ["status", "history", "decisions"])
-def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str) -> None:
-    async def story() -> None:
+async def test_who_means_another_host_is_told_which_one_this_is(bench: Bench, op: str) -> None:
+    async with bench.running():
         assert (await bench.request({"op": op}))["ok"] is True
         assert (await bench.ask(op))["ok"] is True
         assert await bench.request({"op": op, "uri": "other:///"}) == {"ok": False, "other_uri": URI}
 
-    bench.run(story)
 
-
-def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
-    async def story() -> None:
+async def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench: Bench) -> None:
+    async with bench.running():
         bench.requests.facts = FakeFacts(run=2)
         status: Any = (await bench.ask("status"))["status"]
         assert (status["now"]["origin"], status["now"]["ksm_run"]) == ("local", 2)
@@ -188,5 +151,3 @@ def test_the_status_tells_this_machines_kernel_unless_the_host_is_another(bench:
         bench.hypervisor.uri = "qemu+unix:///system"
         status = (await bench.request({"op": "status"}))["status"]
         assert status["now"]["origin"] == "local"
-
-    bench.run(story)

@@ -6,9 +6,8 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -21,11 +20,9 @@ MORE_THAN_THERE_IS = 1 << 46
 """Bytes for a thread's stack."""
 
 
-def run(test: Callable[[BlockingCalls], Coroutine[Any, Any, None]]) -> None:
-    async def inside() -> None:
-        await test(BlockingCalls())
-
-    asyncio.run(inside())
+@pytest.fixture
+def calls() -> BlockingCalls:
+    return BlockingCalls()
 
 
 async def over(calls: BlockingCalls, hanging: Callable[[], object]) -> None:
@@ -59,124 +56,112 @@ async def fails(calls: BlockingCalls, fail: Callable[[], object], error: type[Ba
         (SystemExit("mine"), RuntimeError, "SystemExit: mine"),
     ],
 )
-def test_an_error_is_its_calls_alone_also_one_that_no_future_can_raise_or_that_would_end_the_loop(
-    error: BaseException, comes_as: type[BaseException], told: str
+async def test_an_error_is_its_calls_alone_also_one_that_no_future_can_raise_or_that_would_end_the_loop(
+    calls: BlockingCalls, error: BaseException, comes_as: type[BaseException], told: str
 ) -> None:
     def fail() -> None:
         raise error
 
-    run(lambda calls: fails(calls, fail, comes_as, told))
+    await fails(calls, fail, comes_as, told)
 
 
-def test_where_the_system_has_no_thread_left_nothing_is_waited_for_and_the_next_call_is_made() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        usual = threading.stack_size(MORE_THAN_THERE_IS)
-        try:
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                await calls.run("fail", lambda: 0, LONG_S)
-        finally:
-            threading.stack_size(usual)
-        assert calls.waiting is None
-        assert await calls.run("next", lambda: 1, LONG_S) == 1
+async def test_where_the_system_has_no_thread_left_nothing_is_waited_for_and_the_next_call_is_made(
+    calls: BlockingCalls,
+) -> None:
+    usual = threading.stack_size(MORE_THAN_THERE_IS)
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await calls.run("fail", lambda: 0, LONG_S)
+    finally:
+        threading.stack_size(usual)
+    assert calls.waiting is None
+    assert await calls.run("next", lambda: 1, LONG_S) == 1
 
-    run(test)
 
-
-def test_calls_run_one_after_the_other_in_their_order() -> None:
+async def test_calls_run_one_after_the_other_in_their_order(calls: BlockingCalls) -> None:
     order: list[tuple[str, int]] = []
 
     def work(number: int) -> None:
         order.append(("begun", number))
         order.append(("ended", number))
 
-    async def test(calls: BlockingCalls) -> None:
-        await asyncio.gather(*(calls.run(f"call {n}", lambda n=n: work(n), LONG_S) for n in range(20)))  # type: ignore[misc]
-
-    run(test)
+    await asyncio.gather(*(calls.run(f"call {n}", lambda n=n: work(n), LONG_S) for n in range(20)))  # type: ignore[misc]
     assert order == [(what, number) for number in range(20) for what in ("begun", "ended")]
 
 
-def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_without_a_thread() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        let_go = threading.Event()
-        await over(calls, let_go.wait)
-        threads = threading.active_count()
-        for _ in range(3):
-            with pytest.raises(LibvirtTimeout, match="next: still waiting for slow"):
-                await calls.run("next", lambda: 1, LONG_S)
-        assert threading.active_count() == threads
-        let_go.set()
-        await works_again(calls)
-
-    run(test)
-
-
-def test_when_the_abandoned_call_returns_its_result_is_discarded_what_is_owed_is_done_and_calls_work_again() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        let_go, discarded, closed = threading.Event(), threading.Event(), threading.Event()
-        taken: list[str] = []
-
-        def hang() -> str:
-            let_go.wait()
-            return "late connection"
-
-        def discard(result: str) -> None:
-            taken.append(result)
-            discarded.set()
-
-        with pytest.raises(LibvirtTimeout):
-            await calls.run("open", hang, AT_ONCE_S, discard=discard)
-        with pytest.raises(LibvirtTimeout, match="close: still waiting for open"):
-            await calls.run("close", closed.set, LONG_S, is_deferred=True)
-        assert (taken, closed.is_set()) == ([], False)
-        let_go.set()
-        assert await asyncio.to_thread(closed.wait, LONG_S)
-        assert await asyncio.to_thread(discarded.wait, LONG_S)
-        assert taken == ["late connection"]
-        await works_again(calls)
-
-    run(test)
-
-
-def test_a_failure_that_comes_too_late_is_forgotten() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        let_go, ended = threading.Event(), threading.Event()
-
-        def hang() -> None:
-            let_go.wait()
-            threading.Thread(target=ended.set).start()
-            raise KeyError
-
-        await over(calls, hang)
-        let_go.set()
-        await asyncio.to_thread(ended.wait, LONG_S)
-        await works_again(calls)
-
-    run(test)
-
-
-def test_a_cancelled_call_counts_as_abandoned_until_it_returns() -> None:
-    async def test(calls: BlockingCalls) -> None:
-        let_go = threading.Event()
-        asked = asyncio.create_task(calls.run("slow", let_go.wait, LONG_S))
-        await asyncio.sleep(0)
-        asked.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asked
-        with pytest.raises(LibvirtTimeout):
+async def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_without_a_thread(
+    calls: BlockingCalls,
+) -> None:
+    let_go = threading.Event()
+    await over(calls, let_go.wait)
+    threads = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(LibvirtTimeout, match="next: still waiting for slow"):
             await calls.run("next", lambda: 1, LONG_S)
-        let_go.set()
+    assert threading.active_count() == threads
+    let_go.set()
+    await works_again(calls)
 
-    run(test)
+
+async def test_when_the_abandoned_call_returns_its_result_is_discarded_what_is_owed_is_done_and_calls_work_again(
+    calls: BlockingCalls,
+) -> None:
+    let_go, discarded, closed = threading.Event(), threading.Event(), threading.Event()
+    taken: list[str] = []
+
+    def hang() -> str:
+        let_go.wait()
+        return "late connection"
+
+    def discard(result: str) -> None:
+        taken.append(result)
+        discarded.set()
+
+    with pytest.raises(LibvirtTimeout):
+        await calls.run("open", hang, AT_ONCE_S, discard=discard)
+    with pytest.raises(LibvirtTimeout, match="close: still waiting for open"):
+        await calls.run("close", closed.set, LONG_S, is_deferred=True)
+    assert (taken, closed.is_set()) == ([], False)
+    let_go.set()
+    assert await asyncio.to_thread(closed.wait, LONG_S)
+    assert await asyncio.to_thread(discarded.wait, LONG_S)
+    assert taken == ["late connection"]
+    await works_again(calls)
+
+
+async def test_a_failure_that_comes_too_late_is_forgotten(calls: BlockingCalls) -> None:
+    let_go, ended = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        let_go.wait()
+        threading.Thread(target=ended.set).start()
+        raise KeyError
+
+    await over(calls, hang)
+    let_go.set()
+    await asyncio.to_thread(ended.wait, LONG_S)
+    await works_again(calls)
+
+
+async def test_a_cancelled_call_counts_as_abandoned_until_it_returns(calls: BlockingCalls) -> None:
+    let_go = threading.Event()
+    asked = asyncio.create_task(calls.run("slow", let_go.wait, LONG_S))
+    await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    with pytest.raises(LibvirtTimeout):
+        await calls.run("next", lambda: 1, LONG_S)
+    let_go.set()
 
 
 def test_a_loop_that_has_ended_meanwhile_does_not_matter() -> None:
     let_go = threading.Event()
 
-    async def test(calls: BlockingCalls) -> None:
-        await over(calls, let_go.wait)
+    async def test() -> None:
+        await over(BlockingCalls(), let_go.wait)
 
-    run(test)
+    asyncio.run(test())
     workers = [thread for thread in threading.enumerate() if thread.name == "call-slow"]
     assert len(workers) == 1
     let_go.set()
@@ -185,30 +170,28 @@ def test_a_loop_that_has_ended_meanwhile_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_moment(fails: bool) -> None:
+async def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_moment(
+    calls: BlockingCalls, fails: bool
+) -> None:
     """The agent's stop cancels whoever opens a connection; a swallowed one would let it go on opening for ever."""
     discarded: list[str] = []
+    loop = asyncio.get_running_loop()
 
-    async def test(calls: BlockingCalls) -> None:
-        loop = asyncio.get_running_loop()
+    def cancel_behind_the_end(thread: threading.Thread) -> None:
+        # The thread's last act is to queue the call's end: after it, and before anybody hears of it.
+        thread.join(LONG_S)
+        loop.call_soon(opening.cancel)
 
-        def cancel_behind_the_end(thread: threading.Thread) -> None:
-            # The thread's last act is to queue the call's end: after it, and before anybody hears of it.
-            thread.join(LONG_S)
-            loop.call_soon(opening.cancel)
+    def call() -> str:
+        loop.call_soon_threadsafe(cancel_behind_the_end, threading.current_thread())
+        if fails:
+            raise KeyError("refused")
+        return "connection"
 
-        def call() -> str:
-            loop.call_soon_threadsafe(cancel_behind_the_end, threading.current_thread())
-            if fails:
-                raise KeyError("refused")
-            return "connection"
-
-        opening = asyncio.create_task(calls.run("open", call, LONG_S, discard=discarded.append))
-        with pytest.raises(asyncio.CancelledError):
-            await opening
-        assert await calls.run("next", lambda: 1, LONG_S) == 1
-
-    run(test)
+    opening = asyncio.create_task(calls.run("open", call, LONG_S, discard=discarded.append))
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert await calls.run("next", lambda: 1, LONG_S) == 1
     for thread in threading.enumerate():
         if thread.name == "call-discard":
             thread.join(LONG_S)
@@ -220,7 +203,9 @@ class Held:
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garbage_collector(*, is_late: bool) -> None:
+async def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garbage_collector(
+    calls: BlockingCalls, *, is_late: bool
+) -> None:
     kept: list[weakref.ref[Held]] = []
     go_on = threading.Event()
 
@@ -230,23 +215,20 @@ def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garbage_co
         go_on.wait(LONG_S)
         raise KeyError("lost")
 
-    async def attempt(calls: BlockingCalls) -> None:
+    async def attempt() -> None:
         with suppress(KeyError, LibvirtTimeout):
             await calls.run("fail", fail, AT_ONCE_S if is_late else LONG_S)
 
-    async def test(calls: BlockingCalls) -> None:
+    gc.disable()
+    try:
         if not is_late:
             go_on.set()
-        await attempt(calls)
+        await attempt()
         go_on.set()
         for _ in range(500):  # until its thread has ended
             if kept[0]() is None:
                 break
             await asyncio.sleep(0.01)
         assert kept[0]() is None
-
-    gc.disable()
-    try:
-        run(test)
     finally:
         gc.enable()

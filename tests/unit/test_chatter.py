@@ -84,7 +84,7 @@ def event(trigger: Trigger, guest: str, detail: str = "") -> DomainEvent:
 @pytest.mark.parametrize(
     ("policy", "events"), [("adaptive", 10_000), ("ksmtuned, parked", 3_000), ("ksmtuned, scanning", 3_000)]
 )
-def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
+async def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     policy: str, events: int, said: list[str], tmp_path: Path
 ) -> None:
     host, reporter = Host(POLICIES[policy]), Reporter(Notifier({}))
@@ -109,23 +109,20 @@ def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
         history_writer.write_to(history)
         await until(lambda: len(writes) > before)
 
-    async def story() -> None:
-        writing = asyncio.create_task(history_writer.keep_writing())
-        hear(event(Trigger.STARTED, "other", "booted"))
-        hear(event(Trigger.STARTED, "loud", "booted"))
-        written_s = host.clock.now_s
-        for number in range(events):
-            host.clock.now_s += EVERY_S
-            host.rss_kib["loud"] = GIB + 256 * MIB * (number % 2)
-            hear(event(Trigger.BALLOON, "loud", f"balloon {number} KiB"), *[Trigger.TIMER] * (number % 3 == 0))
-            if host.clock.now_s - written_s >= 60:
-                written_s = host.clock.now_s
-                await asyncio.wait_for(written(), LONG_S)
-        hear(event(Trigger.STOPPED, "other", "shut down"))
-        history_writer.end()
-        await asyncio.wait_for(writing, LONG_S)
-
-    asyncio.run(story())
+    writing = asyncio.create_task(history_writer.keep_writing())
+    hear(event(Trigger.STARTED, "other", "booted"))
+    hear(event(Trigger.STARTED, "loud", "booted"))
+    written_s = host.clock.now_s
+    for number in range(events):
+        host.clock.now_s += EVERY_S
+        host.rss_kib["loud"] = GIB + 256 * MIB * (number % 2)
+        hear(event(Trigger.BALLOON, "loud", f"balloon {number} KiB"), *[Trigger.TIMER] * (number % 3 == 0))
+        if host.clock.now_s - written_s >= 60:
+            written_s = host.clock.now_s
+            await asyncio.wait_for(written(), LONG_S)
+    hear(event(Trigger.STOPPED, "other", "shut down"))
+    history_writer.end()
+    await asyncio.wait_for(writing, LONG_S)
     most_news = MAX_AT_ONCE + events * EVERY_S / REFILL_S + 3
     lines = Counter(said)
     assert lines.pop("pass_completed") <= most_news

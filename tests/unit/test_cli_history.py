@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.contract.test_history import EVENT, SAMPLE
+from tests.lab.stand_in import StandIn
 from tests.unit.test_trace import SUMMARY
-from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.agent.control_server import Handler
 from virtksm.cli.history import Excerpt, read_decisions, read_history
 from virtksm.cli.main import parse
 from virtksm.errors import VirtksmError
@@ -23,8 +22,6 @@ from virtksm.paths import RuntimePaths
 from virtksm.store.history import HistoryFile
 from virtksm.trace.text import dump_line
 from virtksm.values import replace
-
-Handler = Callable[[Mapping[str, object]], Any]
 
 
 @pytest.fixture
@@ -38,20 +35,8 @@ def options() -> Iterator[argparse.Namespace]:
         yield parse([*named, "status"])
 
 
-def beside(options: argparse.Namespace, handle: Handler, client: Callable[[], None]) -> None:
-    """Serve `handle` while `client` runs in a thread of its own."""
-
-    async def both() -> None:
-        server = ControlServer(handle)
-        await server.start(bind_socket(RuntimePaths(options.runtime_dir).control_socket))
-        try:
-            await asyncio.to_thread(client)
-        finally:
-            server.close()
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-    asyncio.run(both())
+def beside(options: argparse.Namespace, handle: Handler) -> StandIn:
+    return StandIn(RuntimePaths(options.runtime_dir), handle)
 
 
 def fill(options: argparse.Namespace, host: str) -> None:
@@ -97,14 +82,12 @@ def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(option
             return {"ok": True, "history": {"now_s": 5, **as_table([SAMPLE], [EVENT, EVENT])}}
         return {"ok": True, "decisions": [dump_line(SUMMARY)]}
 
-    def client() -> None:
+    with beside(options, handle):
         expected = Excerpt(now_s=5, samples=(SAMPLE,), events=(EVENT, EVENT))
         assert read_history(options, None, seconds=60, points=7) == expected
         assert read_history(options, "qemu:///system", seconds=60, points=7) == expected
         assert read_decisions(options, None, 3) == (SUMMARY,)
         assert len(read_history(options, "other:///host", seconds=60).samples) == 1
-
-    beside(options, handle, client)
     assert asked[:3] == [
         {"op": "history", "seconds": 60, "points": 7},
         {"op": "history", "seconds": 60, "points": 7, "uri": "qemu:///system"},
@@ -128,9 +111,7 @@ def test_an_agent_that_cannot_tell_is_an_error_with_a_remedy(
     async def handle(_request: Mapping[str, object]) -> dict[str, object]:
         return answer
 
-    def client() -> None:
+    with beside(options, handle):
         for read in (lambda: read_history(options, None, seconds=60), lambda: read_decisions(options, None, 3)):
             with pytest.raises(VirtksmError, match="systemctl restart virtksm"):
                 read()
-
-    beside(options, handle, client)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ from virtksm.config.load import MAX_BYTES, Loaded, check_value, find_files, load
 from virtksm.config.schema import Config, KsmtunedParams, all_keys
 from virtksm.config.toml_text import effective, value_of
 from virtksm.errors import ConfigError, ConfigFault
-from virtksm.text import printable
 from virtksm.values import replace
 
 PROJECT = Path(__file__).parents[2]
-HOSTILE_NAMES = ["line\nend.toml", "\x1b[31mred.toml", "\u202eright-to-left.toml", os.fsdecode(b"\xff.toml")]
 
 
 class Layers:
@@ -252,16 +249,6 @@ def test_both_ends_of_a_range_are_allowed_and_nothing_beyond(tmp_path: Path, nam
         assert re.fullmatch("is .{1,40}, out of range", fault.problem)
 
 
-def test_each_choice_is_allowed_and_nothing_else(tmp_path: Path) -> None:
-    for choice in ("restore", "idle", "leave"):
-        (tmp_path / "good.toml").write_text(f"on_exit = '{choice}'\n")
-        assert load(str(tmp_path / "good.toml")).config.on_exit == choice
-    for other in ("", "Restore", " idle", "x" * 10_000):
-        fault = fault_of(tmp_path, f"on_exit = '{other}'")
-        assert len(fault.problem) < 80
-        assert fault.remedy == 'use one of "restore" | "idle" | "leave"'
-
-
 def test_every_key_has_a_default_of_its_own_range_or_choices() -> None:
     for name, one in all_keys().items():
         assert check_value(one, one.default) == ("", ""), name
@@ -325,30 +312,6 @@ def test_the_largest_file_of_unknown_keys_is_answered(tmp_path: Path) -> None:
     path = tmp_path / "many.toml"
     path.write_text("".join(f"k{number}=1\n" for number in range(6000)))
     assert len(faults_of(path)) == 6000
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"), [("absent", "No such file"), ("", "Is a directory"), ("one/x", "Not a directory")]
-)
-def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path, name: str, problem: str) -> None:
-    (tmp_path / "one").touch()
-    (fault,) = faults_of(tmp_path / name)
-    assert problem in fault.problem
-    assert fault.remedy.startswith("ls -ld ")
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_hostile_file_names_are_shown_escaped(layers: Layers, name: str) -> None:
-    for content in ("x = 1\n", "=\n", "\xff", "policy = 1\n", "[ksmtuned]\nnpages_min = 2000\n"):
-        layers.write(f"admin/conf.d/{name}", content)
-        (fault,) = layers.faults()
-        assert str(fault).isprintable()
-        assert repr(name)[1:-1] in fault.file
-    path = layers.write(f"admin/conf.d/{name}", "coalesce_ms = 1\n")
-    text = effective(layers.load())
-    assert tomllib.loads(text)["coalesce_ms"] == 1
-    (line,) = [line for line in text.split("\n") if line.startswith("coalesce_ms")]
-    assert line == f"{line.partition('#')[0]}# {printable(path)}"
 
 
 # Written forms

@@ -7,13 +7,14 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_LINE, ask
 from virtksm.agent.control_server import (
     MAX_CLIENTS,
@@ -38,35 +39,16 @@ async def tell_much(_request: Mapping[str, object]) -> dict[str, object]:
     return {"ok": True, "much": "x" * MUCH}
 
 
-def serve(
-    path: Path,
-    client: Callable[[], Coroutine[Any, Any, None]],
-    *,
-    handle: Handler = echo,
-    patience_s: float = LONG_S,
-    for_readers: bool = False,
-) -> None:
-    """Run a server on `path` as long as `client` runs."""
-
-    async def both() -> None:
-        server = ControlServer(handle, patience_s=patience_s, for_readers=for_readers)
-        await server.start(bind_socket(str(path)))
-        try:
-            await client()
-        finally:
-            server.close()
-            await let_all_end()
-
-    asyncio.run(both())
-
-
-async def let_all_end() -> None:
-    """Wait for the server's tasks, and for the sockets that they closed: asyncio closes those a turn later."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    if tasks:
-        await asyncio.wait(tasks, timeout=LONG_S)
-    for _ in range(3):
-        await asyncio.sleep(0)
+@asynccontextmanager
+async def serving(path: Path, handle: Handler = echo, **how: Any) -> AsyncIterator[ControlServer]:  # noqa: ANN401
+    """Run a server on `path`; `how` are its own options."""
+    server = ControlServer(handle, **how)
+    await server.start(bind_socket(str(path)))
+    try:
+        yield server
+    finally:
+        server.close()
+        await let_all_end()
 
 
 @pytest.fixture
@@ -95,18 +77,9 @@ def exchange(path: Path, sent: bytes) -> bytes:
     return answer
 
 
-def test_a_request_is_answered(path: Path) -> None:
-    async def client() -> None:
-        answer = await asyncio.to_thread(ask, str(path), {"op": "retune", "n": [1]}, timeout_s=LONG_S)
-        assert answer == {"ok": True, "asked": {"op": "retune", "n": [1]}}
-
-    serve(path, client)
-
-
-def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
+async def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
     """Root is always heard: 32 connections of its own, held and silent, keep no `off` out."""
-
-    async def client() -> None:
+    async with serving(path):
         silent = [await asyncio.open_unix_connection(path) for _ in range(MAX_CLIENTS)]
         for _ in range(3):
             answer = await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=LONG_S)
@@ -119,22 +92,18 @@ def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not
         for _, writer in silent:
             writer.close()
 
-    serve(path, client)
 
+async def test_requests_that_wait_for_their_answer_keep_root_out_no_more_than_silent_ones(path: Path) -> None:
+    answers = asyncio.Event()
+    waiting: list[int] = []
 
-def test_requests_that_wait_for_their_answer_keep_root_out_no_more_than_silent_ones(path: Path) -> None:
-    async def client() -> None:
-        answers = asyncio.Event()
-        waiting: list[int] = []
+    async def handle(request: Mapping[str, object]) -> dict[str, object]:
+        if request["op"] != "off":
+            waiting.append(1)
+            await answers.wait()
+        return {"ok": True}
 
-        async def handle(request: Mapping[str, object]) -> dict[str, object]:
-            if request["op"] != "off":
-                waiting.append(1)
-                await answers.wait()
-            return {"ok": True}
-
-        server = ControlServer(handle)
-        await server.start(bind_socket(str(path)))
+    async with serving(path, handle):
         asking = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CLIENTS)]
         for _, writer in asking:
             writer.write(b'{"op": "retune"}\n')
@@ -146,21 +115,15 @@ def test_requests_that_wait_for_their_answer_keep_root_out_no_more_than_silent_o
         assert [one["ok"] for one in told] == [False] + [True] * (MAX_CLIENTS - 1), "the first to come has gone"
         for _, writer in asking:
             writer.close()
-        server.close()
-        await let_all_end()
-
-    asyncio.run(client())
 
 
-def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_in_the_log(
+async def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_in_the_log(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def tell(_request: Mapping[str, object]) -> dict[str, object]:
         return {"ok": True, "much": "x" * 215_000}
 
-    async def client() -> None:
-        server = ControlServer(tell)
-        await server.start(bind_socket(str(path)))
+    async with serving(path, tell) as server:
         unexpected: list[Mapping[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
         for _ in range(100):
@@ -170,10 +133,6 @@ def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_in_the_
         while server.clients:  # noqa: ASYNC110  # a place that comes free sets no event
             await asyncio.sleep(0)
         assert unexpected == []
-        server.close()
-        await let_all_end()
-
-    asyncio.run(client())
     assert caplog.records == []
 
 
@@ -182,7 +141,7 @@ class Bug(Exception):
 
 
 @pytest.mark.parametrize("told", [Bug("a bug"), {"ok": True, "set": {1}}])
-def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_served(
+async def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_served(
     path: Path, told: Bug | dict[str, object]
 ) -> None:
     crashed: list[tuple[str, Exception]] = []
@@ -194,32 +153,24 @@ def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_served(
             raise told
         return told
 
-    async def client() -> None:
-        server = ControlServer(handle, crashed=lambda op, error: crashed.append((op, error)))
-        await server.start(bind_socket(str(path)))
+    async with serving(path, handle, crashed=lambda op, error: crashed.append((op, error))):
         answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
         assert answer == {"ok": False, "error": "internal error", "exit_code": 1}
         assert await asyncio.to_thread(ask, str(path), {"op": "status"}, timeout_s=LONG_S) == {"ok": True}
-        server.close()
-        await let_all_end()
-
-    asyncio.run(client())
     ((op, error),) = crashed
     assert (op, type(error)) == ("history", Bug if isinstance(told, Bug) else TypeError)
 
 
-def test_a_client_that_goes_away_harms_nobody(path: Path) -> None:
-    async def client() -> None:
+async def test_a_client_that_goes_away_harms_nobody(path: Path) -> None:
+    async with serving(path):
         for sent in (b"", b'{"op"', b'{"op": 1}\n'):
             _, writer = await asyncio.open_unix_connection(path)
             writer.write(sent)
             writer.transport.abort()
         assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
 
-    serve(path, client)
 
-
-def test_a_hundred_megabytes_are_not_taken_in(path: Path) -> None:
+async def test_a_hundred_megabytes_are_not_taken_in(path: Path) -> None:
     def pour() -> tuple[int, bytes]:
         taken, piece = 0, b"x" * 1_000_000
         with socket.socket(socket.AF_UNIX) as connection:
@@ -232,18 +183,16 @@ def test_a_hundred_megabytes_are_not_taken_in(path: Path) -> None:
                 return taken, connection.recv(MAX_LINE)
         return taken, b""
 
-    async def client() -> None:
+    async with serving(path):
         taken, answer = await asyncio.to_thread(pour)
         assert taken < 5_000_000, "what the kernel's buffer and the reader's hold, and no more"
         assert b"too long" in answer
         assert (await talk(path, b'{"op": "status"}\n'))["ok"] is True
 
-    serve(path, client)
-
 
 @pytest.mark.parametrize("sent", [b"", b'{"op": "sta'])
-def test_a_client_that_never_ends_its_request_is_left_and_its_place_comes_free(path: Path, sent: bytes) -> None:
-    async def client() -> None:
+async def test_a_client_that_never_ends_its_request_is_left_and_its_place_comes_free(path: Path, sent: bytes) -> None:
+    async with serving(path, patience_s=SHORT_S):
         slow = []
         for _ in range(MAX_CLIENTS):
             slow.append(await asyncio.open_unix_connection(path))
@@ -253,11 +202,9 @@ def test_a_client_that_never_ends_its_request_is_left_and_its_place_comes_free(p
             writer.close()
         assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
 
-    serve(path, client, patience_s=SHORT_S)
 
-
-def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: Path) -> None:
-    async def client() -> None:
+async def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: Path) -> None:
+    async with serving(path, handle=tell_much, patience_s=SHORT_S):
         with ExitStack() as stack:
             for _ in range(MAX_CLIENTS):
                 deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -266,11 +213,9 @@ def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: Path) 
             while b'"ok": true' not in await asyncio.to_thread(exchange, path, b'{"op": 1}\n'):
                 continue
 
-    serve(path, client, handle=tell_much, patience_s=SHORT_S)
 
-
-def test_the_readers_socket_answers_questions_alone(path: Path) -> None:
-    async def client() -> None:
+async def test_the_readers_socket_answers_questions_alone(path: Path) -> None:
+    async with serving(path, for_readers=True):
         for question in ("status", "history", "decisions"):
             assert (await talk(path, json.dumps({"op": question}).encode() + b"\n"))["ok"] is True
         assert "no JSON object" in str((await talk(path, b"[1]\n"))["error"])
@@ -278,8 +223,6 @@ def test_the_readers_socket_answers_questions_alone(path: Path) -> None:
             answer = await talk(path, sent)
             assert answer["ok"] is False
             assert "answers status, history, decisions alone" in str(answer["error"])
-
-    serve(path, client, for_readers=True)
 
 
 def test_the_socket_is_its_owners_alone_replaces_what_is_there_and_follows_no_link(path: Path, tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def test_a_refused_merge_across_nodes_does_not_keep_the_others_back(bench: Bench
     bench.hypervisor.pages_shared = 0
     assert bench.cycle.restore().refusals == ()
     assert bench.hypervisor.values == FOUND
+    bench.policy.target = replace(BUSY, merge_across_nodes=2)
+    assert [error.cause for error in bench.run(Trigger.RETUNE).refusals] == [Cause.OUT_OF_RANGE]
 
 
 def test_baseline_and_intention_are_kept_before_the_first_write(bench: Bench) -> None:
@@ -465,7 +467,9 @@ def test_paused_the_policys_past_is_dropped_and_it_begins_anew_when_resumed(benc
 def test_paused_a_restore_parks_and_the_baseline_is_kept_until_on(bench: Bench) -> None:
     bench.run()
     bench.switch.turn_off()
-    assert bench.cycle.restore().paused
+    parked = bench.cycle.restore()
+    assert parked.paused
+    assert "Idle" in [label for _, label, _ in restore_rows(parked.as_dict())]
     assert bench.pages == 0
     bench.new_process()
     bench.run()

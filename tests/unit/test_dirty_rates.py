@@ -66,140 +66,116 @@ class Bench:
         await asyncio.wait({waiting})
 
 
-def test_a_guest_that_cannot_merge_is_not_measured() -> None:
-    async def scene() -> None:
-        bench = Bench(7, 7)
-        bench.rates[bench.guests[0].key] = 7.0
-        bench.dirty.see([replace(bench.guests[0], can_merge=False), bench.guests[1]], is_wanted=True)
-        await bench.step()
-        assert (list(bench.hypervisor.measuring), bench.rates) == ([bench.guests[1].uuid], {})
-
-    asyncio.run(scene())
+async def test_a_guest_that_cannot_merge_is_not_measured() -> None:
+    bench = Bench(7, 7)
+    bench.rates[bench.guests[0].key] = 7.0
+    bench.dirty.see([replace(bench.guests[0], can_merge=False), bench.guests[1]], is_wanted=True)
+    await bench.step()
+    assert (list(bench.hypervisor.measuring), bench.rates) == ([bench.guests[1].uuid], {})
 
 
-def test_every_guest_is_measured_in_turn_and_again_later() -> None:
-    async def scene() -> None:
-        bench = Bench(7, 8, 9)
-        await bench.step(times=1)
-        assert list(bench.hypervisor.measuring.values()) == [MEASURE_S]
-        await bench.step(times=2)
-        assert list(bench.hypervisor.measuring.values()) == [MEASURE_S] * 3
-        assert bench.rates == {}
-        await bench.wait()
-        await bench.step(MEASURE_S + 2)
-        assert list(bench.rates.values()) == [7 * 1024, 8 * 1024, 9 * 1024]
-        assert len(bench.hypervisor.measuring) == 3, "again at once"
-        await bench.wait()
-
-    asyncio.run(scene())
+async def test_every_guest_is_measured_in_turn_and_again_later() -> None:
+    bench = Bench(7, 8, 9)
+    await bench.step(times=1)
+    assert list(bench.hypervisor.measuring.values()) == [MEASURE_S]
+    await bench.step(times=2)
+    assert list(bench.hypervisor.measuring.values()) == [MEASURE_S] * 3
+    assert bench.rates == {}
+    await bench.wait()
+    await bench.step(MEASURE_S + 2)
+    assert list(bench.rates.values()) == [7 * 1024, 8 * 1024, 9 * 1024]
+    assert len(bench.hypervisor.measuring) == 3, "again at once"
+    await bench.wait()
 
 
-def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_pace() -> None:
-    async def scene() -> None:
-        bench = Bench(*[1] * 200)
-        await bench.step(times=200)
-        await bench.step(MEASURE_S + 2, times=200)
-        assert (len(bench.rates), len(bench.hypervisor.measuring)) == (200, 0)
-        await bench.wait()
-        await bench.step(200 * PACE_S - MEASURE_S, times=200)
-        assert len(bench.hypervisor.measuring) == 200
-
-    asyncio.run(scene())
+async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_pace() -> None:
+    bench = Bench(*[1] * 200)
+    await bench.step(times=200)
+    await bench.step(MEASURE_S + 2, times=200)
+    assert (len(bench.rates), len(bench.hypervisor.measuring)) == (200, 0)
+    await bench.wait()
+    await bench.step(200 * PACE_S - MEASURE_S, times=200)
+    assert len(bench.hypervisor.measuring) == 200
 
 
-def test_what_a_guest_has_grown_by_is_no_change_and_a_guest_that_has_gone_has_no_rate() -> None:
-    async def scene() -> None:
-        bench = Bench(10, 10)
-        await bench.step()
-        grown = replace(bench.guests[0], rss_kib=GIB + 6 * MEASURE_S * 1024)
-        bench.dirty.see([grown, bench.guests[1]], is_wanted=True)
-        await bench.step(MEASURE_S + 2)
-        assert bench.rates == {grown.key: 4 * 1024, bench.guests[1].key: 10 * 1024}
-        bench.dirty.see([bench.guests[1]], is_wanted=True)
-        assert bench.rates.keys() == {bench.guests[1].key}
-
-    asyncio.run(scene())
+async def test_what_a_guest_has_grown_by_is_no_change_and_a_guest_that_has_gone_has_no_rate() -> None:
+    bench = Bench(10, 10)
+    await bench.step()
+    grown = replace(bench.guests[0], rss_kib=GIB + 6 * MEASURE_S * 1024)
+    bench.dirty.see([grown, bench.guests[1]], is_wanted=True)
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates == {grown.key: 4 * 1024, bench.guests[1].key: 10 * 1024}
+    bench.dirty.see([bench.guests[1]], is_wanted=True)
+    assert bench.rates.keys() == {bench.guests[1].key}
 
 
-def test_nothing_is_measured_while_the_policy_does_not_act_nor_without_a_connection() -> None:
-    async def scene() -> None:
-        bench = Bench(1)
-        bench.dirty.see(bench.guests, is_wanted=False)
-        await bench.wait()
-        assert not bench.hypervisor.measuring
-        bench = Bench(1)
-        bench.host = None
-        await bench.wait()
-        assert not bench.hypervisor.measuring
-
-    asyncio.run(scene())
+async def test_nothing_is_measured_while_the_policy_does_not_act_nor_without_a_connection() -> None:
+    bench = Bench(1)
+    bench.dirty.see(bench.guests, is_wanted=False)
+    await bench.wait()
+    assert not bench.hypervisor.measuring
+    bench = Bench(1)
+    bench.host = None
+    await bench.wait()
+    assert not bench.hypervisor.measuring
 
 
-def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and_tried_again() -> None:
-    async def scene() -> None:
-        bench = Bench(1, 2, 3)
-        del bench.hypervisor.dirty_mib_per_s[bench.guests[0].uuid]
-        bench.hypervisor.measuring[bench.guests[1].uuid] = 5
-        await bench.step()
-        assert {key for key, turn in bench.dirty.turns.items() if turn.is_measuring} == {bench.guests[2].key}
-        await bench.step(MEASURE_S + 2)
-        assert bench.rates == {bench.guests[2].key: 3 * 1024}
-        await bench.step(turn_every_s(3))
-        assert bench.guests[1].uuid in bench.hypervisor.measuring
-
-    asyncio.run(scene())
+async def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and_tried_again() -> None:
+    bench = Bench(1, 2, 3)
+    del bench.hypervisor.dirty_mib_per_s[bench.guests[0].uuid]
+    bench.hypervisor.measuring[bench.guests[1].uuid] = 5
+    await bench.step()
+    assert {key for key, turn in bench.dirty.turns.items() if turn.is_measuring} == {bench.guests[2].key}
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates == {bench.guests[2].key: 3 * 1024}
+    await bench.step(turn_every_s(3))
+    assert bench.guests[1].uuid in bench.hypervisor.measuring
 
 
-def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_the_next_connection() -> None:
+async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_the_next_connection() -> None:
     class Gone(FakeHypervisor):
         def start_dirty_rate(self, uuid: str, seconds: int) -> None:
             raise LibvirtUnreachable("no answer")
 
-    async def scene() -> None:
-        bench = Bench(1)
-        await bench.step()
-        await bench.step(MEASURE_S + 2)
-        assert bench.rates
-        bench.host = Gone()
-        await bench.step(turn_every_s(3))
-        assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
-        bench.host = bench.hypervisor
-        bench.dirty.forget()
-        bench.dirty.see(bench.guests, is_wanted=True)
-        await bench.step()
-        assert bench.hypervisor.measuring
-        bench.host = Gone()
-        await bench.step(turn_every_s(3))
-        await bench.step(turn_every_s(3))
-        bench.host = bench.hypervisor
-        await bench.step(RETRY_S)
-        assert bench.hypervisor.measuring
-
-    asyncio.run(scene())
+    bench = Bench(1)
+    await bench.step()
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates
+    bench.host = Gone()
+    await bench.step(turn_every_s(3))
+    assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
+    bench.host = bench.hypervisor
+    bench.dirty.forget()
+    bench.dirty.see(bench.guests, is_wanted=True)
+    await bench.step()
+    assert bench.hypervisor.measuring
+    bench.host = Gone()
+    await bench.step(turn_every_s(3))
+    await bench.step(turn_every_s(3))
+    bench.host = bench.hypervisor
+    await bench.step(RETRY_S)
+    assert bench.hypervisor.measuring
 
 
 @pytest.mark.parametrize("cause", ["not over", "no result"])
-def test_a_guest_that_cannot_be_measured_any_more_has_no_rate(cause: str) -> None:
-    async def scene() -> None:
-        bench = Bench(5, 6)
-        first, second = bench.guests
-        await bench.step()
+async def test_a_guest_that_cannot_be_measured_any_more_has_no_rate(cause: str) -> None:
+    bench = Bench(5, 6)
+    first, second = bench.guests
+    await bench.step()
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates.keys() == {first.key, second.key}
+    if cause == "not over":
+        await bench.step(MEASURE_S)
+        del bench.hypervisor.measuring[second.uuid]
+        await bench.step(2)
+    else:
+        del bench.hypervisor.dirty_mib_per_s[first.uuid]
         await bench.step(MEASURE_S + 2)
-        assert bench.rates.keys() == {first.key, second.key}
-        if cause == "not over":
-            await bench.step(MEASURE_S)
-            del bench.hypervisor.measuring[second.uuid]
-            await bench.step(2)
-        else:
-            del bench.hypervisor.dirty_mib_per_s[first.uuid]
-            await bench.step(MEASURE_S + 2)
-        assert bench.rates.keys() == {second.key}
-
-    asyncio.run(scene())
+    assert bench.rates.keys() == {second.key}
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bool) -> None:
+async def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bool) -> None:
     class Slow(FakeHypervisor):
         def start_dirty_rate(self, uuid: str, seconds: int) -> None:
             answered.wait()
@@ -207,23 +183,19 @@ def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fails: bo
                 raise LibvirtUnreachable("no answer")
 
     answered = threading.Event()
-
-    async def scene() -> None:
-        bench = Bench(1)
-        bench.host = Slow()
-        waiting = asyncio.ensure_future(bench.step())
-        await asyncio.sleep(0)
-        bench.host = bench.hypervisor
-        bench.dirty.forget()
-        answered.set()
-        await waiting
-        assert bench.failures == []
-        assert bench.dirty.turns == {}
-        bench.dirty.see(bench.guests, is_wanted=True)
-        await bench.step(turn_every_s(3))
-        assert bench.hypervisor.measuring
-
-    asyncio.run(scene())
+    bench = Bench(1)
+    bench.host = Slow()
+    waiting = asyncio.ensure_future(bench.step())
+    await asyncio.sleep(0)
+    bench.host = bench.hypervisor
+    bench.dirty.forget()
+    answered.set()
+    await waiting
+    assert bench.failures == []
+    assert bench.dirty.turns == {}
+    bench.dirty.see(bench.guests, is_wanted=True)
+    await bench.step(turn_every_s(3))
+    assert bench.hypervisor.measuring
 
 
 @dataclass
@@ -237,44 +209,38 @@ class Refusing(FakeHypervisor):
         raise LibvirtRefuses("access denied")
 
 
-def test_a_refusal_is_asked_for_once_and_tried_again_later() -> None:
-    async def scene() -> None:
-        bench = Bench(1, 2)
-        bench.host = refusing = Refusing()
-        for times in (1, 2):
-            await bench.step(RETRY_S)
-            assert (refusing.asked, len(bench.failures)) == (times, times), "the log tells each cause once"
-
-    asyncio.run(scene())
+async def test_a_refusal_is_asked_for_once_and_tried_again_later() -> None:
+    bench = Bench(1, 2)
+    bench.host = refusing = Refusing()
+    for times in (1, 2):
+        await bench.step(RETRY_S)
+        assert (refusing.asked, len(bench.failures)) == (times, times), "the log tells each cause once"
 
 
 @pytest.mark.parametrize("refuses", ["all guests", "one guest"])
-def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_disk(refuses: str) -> None:
-    async def scene() -> None:
-        bench = Bench(1, 1, 1)
-        fast, slow, diskless = bench.guests
-        if refuses == "all guests":
-            bench.host = bench.hypervisor = Refusing(xml=bench.hypervisor.xml)
-        else:
-            for one in bench.guests:
-                bench.hypervisor.measuring[one.uuid] = 5  # by somebody else, or QEMU cannot
-        reads = bench.hypervisor.read_bytes
-        reads.update({fast.uuid: 5 << 30, slow.uuid: 5 << 30})
-        await bench.step()
-        assert bench.rates == {}
-        reads[fast.uuid] += 120 << 20
-        reads[slow.uuid] += 1 << 19  # less than all of its memory in a day, which is assumed
-        grown = replace(fast, rss_kib=GIB + 30 * 1024)
-        bench.dirty.see([grown, slow, diskless], is_wanted=True)
-        bench.now_s += turn_every_s(3)
-        await bench.step()
-        assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / turn_every_s(3))}
-        reads[fast.uuid] = 0  # its disk was replaced
-        bench.now_s += turn_every_s(3)
-        await bench.step()
-        assert bench.rates == {}
-
-    asyncio.run(scene())
+async def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_disk(refuses: str) -> None:
+    bench = Bench(1, 1, 1)
+    fast, slow, diskless = bench.guests
+    if refuses == "all guests":
+        bench.host = bench.hypervisor = Refusing(xml=bench.hypervisor.xml)
+    else:
+        for one in bench.guests:
+            bench.hypervisor.measuring[one.uuid] = 5  # by somebody else, or QEMU cannot
+    reads = bench.hypervisor.read_bytes
+    reads.update({fast.uuid: 5 << 30, slow.uuid: 5 << 30})
+    await bench.step()
+    assert bench.rates == {}
+    reads[fast.uuid] += 120 << 20
+    reads[slow.uuid] += 1 << 19  # less than all of its memory in a day, which is assumed
+    grown = replace(fast, rss_kib=GIB + 30 * 1024)
+    bench.dirty.see([grown, slow, diskless], is_wanted=True)
+    bench.now_s += turn_every_s(3)
+    await bench.step()
+    assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / turn_every_s(3))}
+    reads[fast.uuid] = 0  # its disk was replaced
+    bench.now_s += turn_every_s(3)
+    await bench.step()
+    assert bench.rates == {}
 
 
 @dataclass
@@ -290,38 +256,32 @@ class Hanging(FakeHypervisor):
         FakeHypervisor.start_dirty_rate(self, uuid, seconds)
 
 
-def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
-    async def scene() -> None:
-        bench = Bench(1, 2, 3, limit_s=0.05)
-        first, second, third = bench.guests
-        host = Hanging(dirty_mib_per_s=bench.hypervisor.dirty_mib_per_s, stuck=frozenset({second.uuid}))
-        bench.host = bench.hypervisor = host
-        await bench.step()
-        assert [second.name in str(error) for error in bench.failures] == [True]
-        await bench.step(MEASURE_S + 2)
-        assert bench.rates.keys() == {first.key, third.key}
-        await bench.step(RETRY_S)
-        assert len(bench.failures) == 1, "not asked while its call has not returned"
-        (thread,) = (one for one in threading.enumerate() if second.name in one.name)
-        host.stuck = frozenset()
-        host.released.set()
-        thread.join()
-        await asyncio.sleep(0)
-        await bench.step(RETRY_S)
-        await bench.step(MEASURE_S + 2)
-        assert bench.rates[second.key] == 2 * 1024
-
-    asyncio.run(scene())
+async def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
+    bench = Bench(1, 2, 3, limit_s=0.05)
+    first, second, third = bench.guests
+    host = Hanging(dirty_mib_per_s=bench.hypervisor.dirty_mib_per_s, stuck=frozenset({second.uuid}))
+    bench.host = bench.hypervisor = host
+    await bench.step()
+    assert [second.name in str(error) for error in bench.failures] == [True]
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates.keys() == {first.key, third.key}
+    await bench.step(RETRY_S)
+    assert len(bench.failures) == 1, "not asked while its call has not returned"
+    (thread,) = (one for one in threading.enumerate() if second.name in one.name)
+    host.stuck = frozenset()
+    host.released.set()
+    thread.join()
+    await asyncio.sleep(0)
+    await bench.step(RETRY_S)
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates[second.key] == 2 * 1024
 
 
-def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() -> None:
-    async def scene() -> None:
-        bench = Bench(*range(MAX_HANGING + 3), limit_s=0.05)
-        host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
-        bench.host = bench.hypervisor = host
-        await bench.step()
-        assert len(bench.failures) == MAX_HANGING + 1
-        await bench.wait()
-        host.released.set()
-
-    asyncio.run(scene())
+async def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() -> None:
+    bench = Bench(*range(MAX_HANGING + 3), limit_s=0.05)
+    host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+    bench.host = bench.hypervisor = host
+    await bench.step()
+    assert len(bench.failures) == MAX_HANGING + 1
+    await bench.wait()
+    host.released.set()

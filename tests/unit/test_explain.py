@@ -151,23 +151,6 @@ def test_paused_is_explained_whatever_the_policy(tmp_path: Path, capsys: pytest.
     assert meaning_of("nonsense", RULE) != meaning_of("ksmtuned", RULE)
 
 
-@pytest.mark.parametrize("damage", [{"decision": None}, {"law": None}, {"kind": "gap"}, {"at_s": 1e17}])
-def test_a_damaged_decision_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: dict[str, object]
-) -> None:
-    fill(tmp_path, pass_of(**damage))
-    assert explained(tmp_path) == 1
-    assert "cannot be understood" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("last", ["0", "101", "x", "9" * 5000])
 def test_how_many_is_within_what_is_kept(tmp_path: Path, last: str) -> None:
     assert explained(tmp_path, "--last", last) == 2
-
-
-def test_texts_harm_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = pass_of(outcome="\x1b[2J")
-    values["decision"] |= {"reason": "\x1b]0;evil\x07"}
-    fill(tmp_path, values)
-    assert explained(tmp_path) == 0
-    assert "\x1b" not in capsys.readouterr().out

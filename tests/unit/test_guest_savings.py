@@ -72,7 +72,7 @@ def test_bookkeeping_without_a_merge_is_a_loss_and_an_rss_read_before_more_merge
 
 
 @pytest.mark.parametrize(
-    ("ksm", "known"),
+    ("counted", "known"),
     [
         (ProcessKsm(), None),  # before Linux 5.19
         (ProcessKsm(rmap_items=100), None),
@@ -81,9 +81,9 @@ def test_bookkeeping_without_a_merge_is_a_loss_and_an_rss_read_before_more_merge
     ],
 )
 def test_what_a_kernel_does_not_count_is_not_known(
-    ksm: ProcessKsm, known: tuple[int, int | None, int | None] | None
+    counted: ProcessKsm, known: tuple[int, int | None, int | None] | None
 ) -> None:
-    account = settle(ksm, guest(), host(50, 50, None))
+    account = settle(counted, guest(), host(50, 50, None))
     assert (account and (account.saved_bytes, account.cost_bytes, account.profit_bytes)) == known
     assert account is None or account.unmerged_bytes is None
 

@@ -127,22 +127,6 @@ def test_what_is_taken_of_odd_files_is_what_bash_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("  \tKSM_NPAGES_MAX=2000 \t# more\n", {"npages_max": 2000}),
-        ("KSM_NPAGES_MAX='2000'\nKSM_NPAGES_MIN=\"100\"", {"npages_max": 2000, "npages_min": 100}),
-        ("KSM_NPAGES_MAX=2000\nKSM_NPAGES_MAX=3000", {"npages_max": 3000}),
-        ("KSM_NPAGES_BOOST=+1", {"npages_boost": 1}),
-        ("# KSM_NPAGES_MAX=1 \\\nKSM_NPAGES_MAX=2000", {"npages_max": 2000}),
-        ("# c\r\x0cKSM_NPAGES_MAX=1\x0b\x85\u2028KSM_NPAGES_MAX=1", {}),
-        ("KSM_NPAGES_MAX=2000\nKSM_NPAGES_MAX=''", {}),
-    ],
-)
-def test_plain_assignments_are_taken(text: str, expected: dict[str, int]) -> None:
-    assert taken(text) == expected
-
-
-@pytest.mark.parametrize(
     ("text", "noted"),
     [
         ("KSM_NPAGES_MAX=02000", "KSM_NPAGES_MAX is '02000', no plain decimal number"),

@@ -165,14 +165,6 @@ def test_a_terminal_has_the_sentence_and_at_level_debug_the_fields() -> None:
     assert "guest=web-4" in said("console", least="debug", message="web-4 started", guest="web-4")
 
 
-@pytest.mark.parametrize("log_format", ["console", "journal"])
-def test_a_guests_name_cannot_forge_lines_or_control_the_terminal(log_format: str) -> None:
-    line = said(log_format, message=f"{EVIL} started")
-    assert line.count("\n") == 1
-    assert line.rstrip("\n").isprintable(), "and no colours where it is no terminal"
-    assert "forged" in line
-
-
 @pytest.mark.parametrize(("least", "heard"), [("debug", 3), ("warning", 1)])
 def test_what_is_below_the_least_level_is_not_said(least: str, heard: int) -> None:
     levels = ("debug", "info", "warning")

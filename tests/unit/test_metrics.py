@@ -6,11 +6,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import LOCAL_HOST, FakeFacts, FakeHypervisor, TargetPolicy, fake_cycle
+from tests.lab.samples import agent_facts
 from virtksm.agent.metrics.counters import BOUNDS_S, Durations, Tally
 from virtksm.agent.metrics.definitions import METRICS, Moment, Values, measure
 from virtksm.agent.metrics.exposition import render
 from virtksm.agent.metrics.guests import GuestSavings
-from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.current import after_pass
@@ -38,27 +38,9 @@ SAVINGS = GuestSavings(shown={("one", "u1"): 300}, other_bytes=200, unaccounted=
 def moment(
     tally: Tally, last: PassReport | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
 ) -> Moment:
-    agent = AgentFacts(
-        version="1.2.3",
-        uri="qemu:///system",
-        policy="adaptive",
-        now_s=100.0,
-        lost_s=lost_s,
-        waiting=None,
-        error=None,
-        last=last,
-        last_s=None if last is None else 99.0,
-        next_s=None,
-        current=None if last is None else after_pass(last),
-        room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},
-    )
-    return Moment(
-        agent=agent,
-        tally=tally,
-        savings=savings,
-        profit_bytes=-5,
-        started_at_s=1_790_000_000.0,
-    )
+    current = None if last is None else after_pass(last)
+    agent = agent_facts(now_s=100.0, last_s=None if last is None else 99.0, lost_s=lost_s, last=last, current=current)
+    return Moment(agent=agent, tally=tally, savings=savings, profit_bytes=-5, started_at_s=1_790_000_000.0)
 
 
 def measured(report: PassReport, *, tally: Tally | None = None) -> dict[str, Values]:

@@ -83,31 +83,23 @@ def slow() -> SlowFacts:
     return SlowFacts(of_guests=known.of_guests, counters=known.counters, profit_bytes=known.profit_bytes)
 
 
-def test_who_asks_again_soon_gets_the_same_look() -> None:
+async def test_who_asks_again_soon_gets_the_same_look() -> None:
     told = slow()
     told.may_answer.set()
-
-    async def work() -> None:
-        ledger = GuestLedger(told)
-        first, second = await asyncio.gather(ledger.read(SNAPSHOT, 2), ledger.read(SNAPSHOT, 2))
-        assert first is second is not None
-
-    asyncio.run(work())
+    ledger = GuestLedger(told)
+    first, second = await asyncio.gather(ledger.read(SNAPSHOT, 2), ledger.read(SNAPSHOT, 2))
+    assert first is second is not None
     assert told.looks == 1
 
 
-def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
+async def test_a_look_that_hangs_is_left_alone_and_one_thread_waits_for_it() -> None:
     told = slow()
-
-    async def work() -> None:
-        ledger = GuestLedger(told, limit_s=0.05)
-        assert await ledger.read(SNAPSHOT, 2) is None
-        assert await ledger.read(SNAPSHOT, 2) is None
-        assert ledger.profit_bytes(SNAPSHOT) == -5, "no process is looked at for it"
-        gave_back = replace(SNAPSHOT, ksm=replace(SNAPSHOT.ksm, freed_kib=4))
-        assert ledger.profit_bytes(gave_back) == 4096 - 5
-
-    asyncio.run(work())
+    ledger = GuestLedger(told, limit_s=0.05)
+    assert await ledger.read(SNAPSHOT, 2) is None
+    assert await ledger.read(SNAPSHOT, 2) is None
+    assert ledger.profit_bytes(SNAPSHOT) == -5, "no process is looked at for it"
+    gave_back = replace(SNAPSHOT, ksm=replace(SNAPSHOT.ksm, freed_kib=4))
+    assert ledger.profit_bytes(gave_back) == 4096 - 5
     assert told.looks == 1
     told.may_answer.set()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 from hypothesis import given
@@ -14,40 +14,28 @@ from hypothesis import strategies as st
 
 from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, MetricsServer, bind, parse_request
 from virtksm.config.schema import parse_address
-from virtksm.errors import VirtksmError
 
 PAGE = b"virtksm_up 1\n"
 TYPE = "text/plain; version=0.0.4"
 HANG_S = 10.0
 
 
-def served(
-    work: Callable[[int], Awaitable[None]],
-    *,
-    patience_s: float = 5.0,
-    body: bytes | VirtksmError = PAGE,
-    buffer: int | None = None,
-) -> None:
-    """Run `work` beside a server, given its port; `buffer` bytes are what the kernel takes for a client."""
+@asynccontextmanager
+async def served(patience_s: float = 5.0, body: bytes = PAGE, buffer: int | None = None) -> AsyncIterator[int]:
+    """Lend the port of a server; `buffer` bytes are what the kernel takes for a client."""
+    listener = bind("127.0.0.1", 0)
+    if buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
 
-    async def run() -> None:
-        listener = bind("127.0.0.1", 0)
-        if buffer is not None:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-        port = listener.getsockname()[1]
+    async def page() -> bytes:
+        return body
 
-        async def page() -> bytes:
-            if isinstance(body, VirtksmError):
-                raise body
-            return body
-
-        server = MetricsServer(listener, page, TYPE, patience_s=patience_s)
-        try:
-            await asyncio.wait_for(work(port), HANG_S)
-        finally:
-            server.close()
-
-    asyncio.run(run())
+    server = MetricsServer(listener, page, TYPE, patience_s=patience_s)
+    try:
+        async with asyncio.timeout(HANG_S):
+            yield listener.getsockname()[1]
+    finally:
+        server.close()
 
 
 async def ask(port: int, request: bytes) -> bytes:
@@ -70,8 +58,8 @@ def request(line: bytes, headers: bytes = b"Host: x\r\n") -> bytes:
 
 
 @pytest.mark.parametrize("line", [b"GET /metrics HTTP/1.0", b"GET /metrics?x=1 HTTP/1.1", b"HEAD /metrics HTTP/1.1"])
-def test_the_page_is_served(line: bytes) -> None:
-    async def work(port: int) -> None:
+async def test_the_page_is_served(line: bytes) -> None:
+    async with served() as port:
         head, _, body = (await ask(port, request(line))).partition(b"\r\n\r\n")
         assert head.split(b"\r\n") == [
             b"HTTP/1.1 200 OK",
@@ -84,8 +72,6 @@ def test_the_page_is_served(line: bytes) -> None:
         assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/html")
         assert line.startswith(b"HEAD") or b'<a href="/metrics">' in body
 
-    served(work)
-
 
 @pytest.mark.parametrize(
     ("line", "status"),
@@ -97,12 +83,10 @@ def test_the_page_is_served(line: bytes) -> None:
         (b"GET /metrics HTTP/1.1\r\n" + b"A" * MAX_BYTES, b"431 Request Header Fields Too Large"),
     ],
 )
-def test_everything_else_is_refused(line: bytes, status: bytes) -> None:
-    async def work(port: int) -> None:
+async def test_everything_else_is_refused(line: bytes, status: bytes) -> None:
+    async with served() as port:
         answer = await ask(port, request(line))
         assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
-
-    served(work)
 
 
 @given(
@@ -120,15 +104,13 @@ def test_any_bytes_are_a_request_or_none(sent: bytes) -> None:
     assert sent.startswith(f"{method} {path}".encode())
 
 
-def test_a_client_that_says_nothing_is_let_go() -> None:
-    async def work(port: int) -> None:
+async def test_a_client_that_says_nothing_is_let_go() -> None:
+    async with served(patience_s=0.05) as port:
         assert await ask(port, b"GET /metrics") == b""
 
-    served(work, patience_s=0.05)
 
-
-def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
-    async def work(port: int) -> None:
+async def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
+    async with served() as port:
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_CLIENTS)]
         assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
         assert await idle[0][0].read() == b"", "the oldest was let go"
@@ -137,12 +119,10 @@ def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
         for _, writer in idle:
             await close(writer)
 
-    served(work)
-
 
 @pytest.mark.parametrize("is_taken_in", [False, True])
-def test_a_client_that_has_asked_is_answered_before_later_ones(*, is_taken_in: bool) -> None:
-    async def work(port: int) -> None:
+async def test_a_client_that_has_asked_is_answered_before_later_ones(*, is_taken_in: bool) -> None:
+    async with served() as port:
         with ExitStack() as flood:  # the loop does nothing meanwhile: it finds all of them at once, in this order
             asker = flood.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S / 2))
             if is_taken_in:
@@ -154,11 +134,9 @@ def test_a_client_that_has_asked_is_answered_before_later_ones(*, is_taken_in: b
                 asker.sendall(request(b"GET /metrics HTTP/1.1"))
             assert PAGE in await asyncio.to_thread(receive_all, asker)
 
-    served(work)
 
-
-def test_where_nobody_reads_the_oldest_answer_gives_way() -> None:
-    async def work(port: int) -> None:
+async def test_where_nobody_reads_the_oldest_answer_gives_way() -> None:
+    async with served(patience_s=10 * HANG_S, body=bytes(1 << 20), buffer=4096) as port:
         with ExitStack() as flood:
             for _ in range(MAX_CLIENTS):
                 client = flood.enter_context(socket.socket())
@@ -167,19 +145,15 @@ def test_where_nobody_reads_the_oldest_answer_gives_way() -> None:
                 client.sendall(request(b"GET /metrics HTTP/1.1"))
             assert b"404 Not Found" in await ask(port, request(b"GET /late HTTP/1.1"))
 
-    served(work, patience_s=10 * HANG_S, body=bytes(1 << 20), buffer=4096)
 
-
-def test_who_keeps_the_agents_descriptors_short_is_waited_for() -> None:
-    async def work(port: int) -> None:
+async def test_who_keeps_the_agents_descriptors_short_is_waited_for() -> None:
+    async with served() as port:
         assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
         with socket.create_connection(("127.0.0.1", port), HANG_S / 2) as client:
             client.sendall(request(b"GET /metrics HTTP/1.1"))
             with no_more_descriptors():
                 await asyncio.sleep(0.05)  # the loop looks, and can take nobody in
             assert PAGE in await asyncio.to_thread(receive_all, client)
-
-    served(work)
 
 
 @contextmanager
@@ -192,16 +166,6 @@ def no_more_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_page_that_cannot_be_made_is_an_error_and_the_server_goes_on() -> None:
-    async def work(port: int) -> None:
-        for _ in range(2):
-            answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
-            assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
-            assert answer.endswith(b"metrics cannot be made\n")
-
-    served(work, body=VirtksmError("metrics cannot be made", remedy="report it"))
-
-
 def receive_all(client: socket.socket) -> bytes:
     """Return what comes until the server has no more, or breaks off."""
     text = b""
@@ -211,16 +175,13 @@ def receive_all(client: socket.socket) -> bytes:
     return text
 
 
-def test_a_client_that_does_not_read_is_let_go() -> None:
+async def test_a_client_that_does_not_read_is_let_go() -> None:
     body = bytes(32 << 20)  # more than the kernel takes for it
-
-    async def work(port: int) -> None:
+    async with served(patience_s=0.1, body=body) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(request(b"GET /metrics HTTP/1.1"))
             await asyncio.sleep(1)  # ten times as long as it may take
             assert len(await asyncio.to_thread(receive_all, client)) < len(body)
-
-    served(work, patience_s=0.1, body=body)
 
 
 @pytest.mark.parametrize(

@@ -28,22 +28,19 @@ async def until(is_so: Callable[[], bool]) -> None:
     await asyncio.to_thread(wait_until, is_so, HANG_S, "the service")
 
 
-def test_a_file_is_written_anew_though_nothing_changes(tmp_path: Path) -> None:
+async def test_a_file_is_written_anew_though_nothing_changes(tmp_path: Path) -> None:
     pages = iter(range(1000))
     file = tmp_path / "virtksm.prom"
 
     async def page() -> bytes:
         return b"%d\n" % next(pages)
 
-    async def work() -> None:
-        textfile = Textfile(str(file), 0.01, page, lambda error: None, alive_s=0.02)
-        writing = asyncio.create_task(textfile.keep_writing())
-        await until(lambda: file.exists() and int(file.read_text()) >= 3)
-        textfile.end()
-        await writing
-        assert not file.exists()
-
-    asyncio.run(work())
+    textfile = Textfile(str(file), 0.01, page, lambda error: None, alive_s=0.02)
+    writing = asyncio.create_task(textfile.keep_writing())
+    await until(lambda: file.exists() and int(file.read_text()) >= 3)
+    textfile.end()
+    await writing
+    assert not file.exists()
 
 
 @dataclass
@@ -62,21 +59,17 @@ class Faulty:
         return Metrics(Page(Tally(), self.agent, FakeFacts()), self.told.append)
 
 
-def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:
+async def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:
     file = tmp_path / "virtksm.prom"
     agent = Faulty()
-
-    async def work() -> None:
-        metrics = agent.metrics()
-        metrics.follow(MetricsParams(textfile=str(file), textfile_s=1))
-        await until(lambda: bool(agent.told))
-        assert not file.exists()
-        agent.is_faulty = False
-        metrics.follow(MetricsParams(textfile=str(file), textfile_s=1))
-        await until(file.exists)
-        await metrics.close()
-
-    asyncio.run(work())
+    metrics = agent.metrics()
+    metrics.follow(MetricsParams(textfile=str(file), textfile_s=1))
+    await until(lambda: bool(agent.told))
+    assert not file.exists()
+    agent.is_faulty = False
+    metrics.follow(MetricsParams(textfile=str(file), textfile_s=1))
+    await until(file.exists)
+    await metrics.close()
     first = agent.told[0]
     assert first is not None
     assert "metrics cannot be made: " in first.message
@@ -84,20 +77,16 @@ def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) 
     assert not file.exists()
 
 
-def test_a_fault_of_the_library_is_told_to_who_asks() -> None:
+async def test_a_fault_of_the_library_is_told_to_who_asks() -> None:
     agent = Faulty()
-
-    async def work() -> None:
-        metrics = agent.metrics()
-        port = free_port()
-        metrics.follow(MetricsParams(listen=f"127.0.0.1:{port}"))
-        answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
-        assert answer.startswith(b"HTTP/1.1 500 ")
-        agent.is_faulty = False
-        answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
-        text = answer.partition(b"\r\n\r\n")[2].decode()
-        assert "virtksm_up" in {family.name for family in text_string_to_metric_families(text)}
-        await metrics.close()
-
-    asyncio.run(work())
+    metrics = agent.metrics()
+    port = free_port()
+    metrics.follow(MetricsParams(listen=f"127.0.0.1:{port}"))
+    answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    agent.is_faulty = False
+    answer = await ask(port, request(b"GET /metrics HTTP/1.1"))
+    text = answer.partition(b"\r\n\r\n")[2].decode()
+    assert "virtksm_up" in {family.name for family in text_string_to_metric_families(text)}
+    await metrics.close()
     assert [error is None for error in agent.told] == [False]

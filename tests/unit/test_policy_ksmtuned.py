@@ -68,31 +68,13 @@ def test_free_is_without_available_memory_and_committed_without_guests_that_coul
     assert (numbers["committed_kib"], numbers["guests"], numbers["guests_unread"]) == (5, 2, 1)
 
 
-# Rule 4, where the script asks for more than the kernel takes; tests/property runs it beside rules 3 to 6 else
+# Rule 4, where the script asks for more than the kernel takes; tests/property runs it beside rules 3 to 6
 
 
 def test_sleep_is_what_the_kernel_takes() -> None:
     policy = KsmtunedPolicy(params=KsmtunedParams(sleep_msec=1_000_000))
     decision, _ = policy.decide(host(0, total_kib=1), FRESH, STEP)
     assert decision.target.sleep_millisecs == 2**32 - 1
-
-
-# Rules 5 and 6
-
-
-@pytest.mark.parametrize(
-    ("free_kib", "committed_kib", "rule", "pages"),
-    [(THRES_KIB + 1, TOTAL_KIB - THRES_KIB - 1, "stop", 0), (THRES_KIB + 1, TOTAL_KIB - THRES_KIB, "decay", 450),
-     (THRES_KIB, 0, "decay", 450), (THRES_KIB - 1, 0, "boost", 800)],
-)  # fmt: skip
-def test_it_stops_only_with_free_memory_and_little_committed(
-    free_kib: int, committed_kib: int, rule: str, pages: int
-) -> None:
-    decision, after = POLICY.decide(host(free_kib, committed_kib), state(500), STEP)
-    assert decision.reason.rule == rule
-    assert decision.target.pages_to_scan == pages
-    assert decision.is_idle == (decision.target == IDLE) == (rule == "stop")
-    assert after.npages == (pages or 500)
 
 
 # Rule 7

@@ -104,12 +104,11 @@ def test_paused_it_says_that_ksmd_goes_on() -> None:
     assert report.decision.reason.text.endswith("policy observe sets nothing, so ksmd goes on as others say")
 
 
-def test_an_agent_that_observes_leaves_ksm_alone_when_it_ends_and_is_never_said_to_strand_it() -> None:
+async def test_an_agent_that_observes_leaves_ksm_alone_when_it_ends_and_is_never_said_to_strand_it() -> None:
     bench = Bench(config=Config(coalesce_ms=0, policy="observe"))
     bench.hypervisor.values |= OTHERS
     bench.policy.only_observes = True
-
-    async def story() -> None:
+    async with bench.running():
         await bench.ask("retune")
         status = (await bench.ask("status"))["status"]
         assert (status["policy"], status["last_pass"]["outcome"]) == ("observe", "observed")
@@ -117,8 +116,6 @@ def test_an_agent_that_observes_leaves_ksm_alone_when_it_ends_and_is_never_said_
         await bench.lose()
         await bench.until(lambda: bench.events("libvirt_disconnected") != [])
         assert bench.requests.read_facts().may_be_stranded is False
-
-    bench.run(story)
     assert (bench.code, bench.hypervisor.calls) == (0, [])
     assert [bench.events(name) for name in ("settings_restored", "ksmd_idled", "settings_left")] == [[], [], []]
 
@@ -132,19 +129,16 @@ def test_restore_has_nothing_to_do_and_needs_no_libvirt(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_a_reload_from_another_policy_is_that_policys_end(*, connected: bool) -> None:
+async def test_a_reload_from_another_policy_is_that_policys_end(*, connected: bool) -> None:
     bench = Bench()
     found = dict(bench.hypervisor.values)
-
-    async def story() -> None:
+    async with bench.running():
         assert bench.hypervisor.values != found
         if not connected:
             bench.passes.cycle = None
         bench.config = Config(coalesce_ms=0, policy="observe")
         bench.policy = replace(bench.policy, only_observes=True)
         assert (await bench.ask("reload"))["ok"]
-
-    bench.run(story)
     assert (bench.hypervisor.values == found) is connected
     assert len(bench.events("settings_restored")) == int(connected)
     assert len(bench.events("settings_left")) == int(not connected)

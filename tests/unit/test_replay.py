@@ -268,18 +268,6 @@ def test_only_passes_in_which_an_answer_changes_are_shown_unless_all_are(capsys:
     assert ("full_scan", "full_scan") not in pairwise(rules), "a batch is no decision"
 
 
-def test_its_json_has_what_the_documentation_says(capsys: pytest.CaptureFixture[str]) -> None:
-    told = json.loads(replayed(capsys, str(TWINS), "--json"))
-    assert set(told) == {"schema", "file", "uri", "version", "began_at", "recorded", "replayed", "steps", "sums"}
-    assert told["recorded"] == told["replayed"]
-    assert set(told["steps"][0]) == {"seq", "at", "taken_s", "triggers", "law", "recorded", "replayed", "differs"}
-    assert set(told["steps"][0]["replayed"]) == {"idle", "rule", "reason", "target", "next_pass_s"}
-    assert told["sums"] == {
-        **told["sums"], "differing": 0, "began_anew": 0, "gaps": 0, "missed": 0, "torn": False,
-    }  # fmt: skip
-    assert set(told["sums"]["replayed"]) == {"idle_percent", "pages_per_s"}
-
-
 def test_a_configuration_file_stands_in_for_the_recorded_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,16 +302,6 @@ def test_what_the_trace_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Reset      1 times" in said
     sums = json.loads(replayed(capsys, file, "--json"))["sums"]
     assert (sums["gaps"], sums["missed"], sums["torn"], sums["began_anew"]) == (2, 4, True, 1)
-
-
-def test_faults_are_one_error_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    missing = "none.jsonl: it cannot be read: No such file or directory\nhint: ls -ld none.jsonl"
-    for arguments, code, said in (
-        (["none.jsonl"], 1, missing),
-        ([str(TWINS), "--set", "adaptive.x=1"], 2, "--set: adaptive.x: is not a known key"),
-    ):
-        assert main(["trace", "replay", *arguments]) == code
-        assert capsys.readouterr().err.startswith(f"virtksm: error: {said}")
 
 
 def test_texts_of_a_trace_harm_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

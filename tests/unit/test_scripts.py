@@ -25,7 +25,7 @@ run_program sh -c 'echo 7 >"$1/pages_to_scan"; eval "$2"' sh "$ksm" "$3"
 
 
 @pytest.fixture
-def ksm(tmp_path: Path) -> Path:
+def kernel(tmp_path: Path) -> Path:
     for name, value in SETTINGS.items():
         (tmp_path / name).write_text(f"{value}\n", encoding="ascii")
     counter = tmp_path / "full_scans"
@@ -34,9 +34,9 @@ def ksm(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(ksm: Path, program: str) -> subprocess.Popen[str]:
+def start(kernel: Path, program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["env", "--default-signal", "bash", "-c", SCRIPT, "script", COMMON, ksm, program],  # nohup ignores SIGHUP
+        ["env", "--default-signal", "bash", "-c", SCRIPT, "script", COMMON, kernel, program],  # nohup ignores SIGHUP
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -44,38 +44,38 @@ def start(ksm: Path, program: str) -> subprocess.Popen[str]:
     )
 
 
-def has_given_back(ksm: Path) -> bool:
-    values = {name: (ksm / name).read_text(encoding="ascii").strip() for name in (*SETTINGS, "full_scans")}
+def has_given_back(kernel: Path) -> bool:
+    values = {name: (kernel / name).read_text(encoding="ascii").strip() for name in (*SETTINGS, "full_scans")}
     return values == {**SETTINGS, "advisor_mode": "scan-time", "full_scans": "5"}  # a file lists no other choices
 
 
 @pytest.mark.parametrize(("program", "code"), [("true", 0), ("exit 3", 3), ("kill -KILL $$", 137)])
-def test_settings_are_given_back_when_the_program_ends(ksm: Path, program: str, code: int) -> None:
-    process = start(ksm, f'echo 2 >"$1/sleep_millisecs"; {program}')
+def test_settings_are_given_back_when_the_program_ends(kernel: Path, program: str, code: int) -> None:
+    process = start(kernel, f'echo 2 >"$1/sleep_millisecs"; {program}')
     said = process.communicate(timeout=HANG_S)
     assert (process.returncode, said[0]) == (code, "cleaned\n"), said
-    assert has_given_back(ksm)
+    assert has_given_back(kernel)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_settings_are_given_back_after_a_signal_and_the_program_is_ended_first(
-    ksm: Path, number: signal.Signals, code: int
+    kernel: Path, number: signal.Signals, code: int
 ) -> None:
-    process = start(ksm, """trap 'echo ended; exit' TERM; : >"$1/ready"; while :; do sleep 0.05; done""")
+    process = start(kernel, """trap 'echo ended; exit' TERM; : >"$1/ready"; while :; do sleep 0.05; done""")
     deadline = time.monotonic() + HANG_S
-    while not (ksm / "ready").exists():
+    while not (kernel / "ready").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
     said = process.communicate(timeout=HANG_S)
     assert (process.returncode, said[0]) == (code, "ended\ncleaned\n"), said
-    assert has_given_back(ksm)
+    assert has_given_back(kernel)
 
 
-def test_a_setting_that_cannot_be_given_back_is_named_and_keeps_no_other_from_it(ksm: Path) -> None:
-    process = start(ksm, 'rm "$1/sleep_millisecs"; mkdir "$1/sleep_millisecs"')
+def test_a_setting_that_cannot_be_given_back_is_named_and_keeps_no_other_from_it(kernel: Path) -> None:
+    process = start(kernel, 'rm "$1/sleep_millisecs"; mkdir "$1/sleep_millisecs"')
     said = process.communicate(timeout=HANG_S)[1]
     assert "sleep_millisecs could not be set to 20" in said
-    (ksm / "sleep_millisecs").rmdir()
-    (ksm / "sleep_millisecs").write_text("20\n", encoding="ascii")
-    assert has_given_back(ksm)
+    (kernel / "sleep_millisecs").rmdir()
+    (kernel / "sleep_millisecs").write_text("20\n", encoding="ascii")
+    assert has_given_back(kernel)

@@ -6,8 +6,7 @@ import asyncio
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +14,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeSwitch
 from tests.lab.agent_bench import requests_without_libvirt
+from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
-from virtksm.agent.calls import BlockingCalls, Waiting
-from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.agent.private_guests import Trouble
+from tests.lab.samples import NOW, SCANNING, agent_facts, passed
+from tests.lab.stand_in import StandIn
+from virtksm.agent.calls import Waiting
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_rows
-from virtksm.errors import ExitCode, LibvirtTimeout, VirtksmError
-from virtksm.guests.choices import Choice
-from virtksm.model.current import after_pass
-from virtksm.model.decision import Trigger, Triggers
+from virtksm.errors import ExitCode, LibvirtTimeout
 from virtksm.model.report import PassReport
-from virtksm.model.snapshot import IDLE, Guest, Settings
+from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
-from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.values import replace
 
 LONG_S = 30.0
-SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
-NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
-
-
-UNMERGED = {"u": Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.5, is_done=True)}
-SAFE = Guest(uuid="v", name="safe")
-UNSWITCHED = (Trouble(SAFE, merge=False, error=VirtksmError("no room", remedy="wait"), wait_s=5.0, due_s=6.0),)
-
-
-def passed(target: Settings, *, run: int | None = 1) -> PassReport:
-    cycle = Cycle(
-        hypervisor=FakeHypervisor(),
-        local=FakeFacts(run=run),
-        policy=TargetPolicy(target=target),
-        store=FakeStore(),
-        switch=FakeSwitch(),
-        clock=FakeClock(),
-        on_conflict="reassert",
-        tenure=Tenure(),
-    )
-    return cycle.run(Triggers(kinds=frozenset({Trigger.STARTED})))
-
-
-def agent_facts(**changes: Any) -> AgentFacts:  # noqa: ANN401  # any field of AgentFacts
-    calm = AgentFacts(
-        version="1.2.3",
-        uri="qemu:///system",
-        policy="adaptive",
-        now_s=1000.0,
-        lost_s=None,
-        waiting=None,
-        error=None,
-        last=passed(SCANNING),
-        last_s=990.0,
-        next_s=1004.0,
-        current=None,
-        room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},
-    )
-    return replace(calm, **changes)
-
-
 A_CALL = Waiting(what="pass", since_s=1000.0 - SILENT_AFTER_S)
 LATE = Waiting(what="pass", since_s=990.0)
 
@@ -131,48 +86,6 @@ def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
 )
 def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, percent: float) -> None:
     assert round(worst_core_percent(settings), 1) == percent
-
-
-def test_the_fields_are_those_that_are_documented() -> None:
-    """tests/lint/test_docs.py has that each is in the reference."""
-    last = passed(SCANNING)
-    facts = agent_facts(last=last, lost_s=940.0, error="connection refused", current=after_pass(last))
-    told = replace(facts, unmerged=UNMERGED, unswitched=UNSWITCHED).as_dict(NOW)
-    settings = {"pages_to_scan": 285_714, "sleep_millisecs": 60_000, "merge_across_nodes": 1}
-    assert json.loads(json.dumps(told)) == {
-        "schema": 1,
-        "agent": True,
-        "version": "1.2.3",
-        "uri": "qemu:///system",
-        "policy": "adaptive",
-        "libvirt": {
-            "connected": False,
-            "answers": False,
-            "silent_since": "2026-11-25T11:59:00+00:00",
-            "silent_s": 60.0,
-            "waiting_for": "a connection",
-            "error": "connection refused",
-        },
-        "last_pass": last.as_dict(),
-        "full_scan": None,
-        "last_pass_ago_s": 10.0,
-        "next_pass_s": 4.0,
-        "stranded": {"possible": True, "settings": settings, "worst_core_percent": 3.2},
-        "paused": False,
-        "switched": {
-            "unmerged": [{"name": "vault", "uuid": "u", "at_s": 1.5, "by_command": False}],
-            "failed": [{"name": "safe", "uuid": "v", "message": "guest safe was not unmerged: no room: wait"}],
-        },
-        "now": {
-            "origin": "last_pass", "ksm_run": 1, "advisor_mode": "none",
-            "redhat_only_zero_pages": 0, "settings": settings,
-            "pages_shared": 0, "pages_sharing": 0, "ksm_zero_pages": 0, "freed_kib": 0, "page_kib": 4,
-            "saved_kib": 0, "saved_percent": None, "ksmd_cpu_seconds": 1.5,
-            "guests": 0, "guests_unread": 0, "committed_kib": 0,
-            "total_kib": 16 * 1024 * 1024, "available_kib": 8 * 1024 * 1024,
-        },
-            "room_kib": None,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("left_s", "told_s"), [(12.0, 2.0), (5.0, 0.0), (None, None)])
@@ -231,22 +144,6 @@ def paths() -> Iterator[RuntimePaths]:
         yield paths
 
 
-def serve(paths: RuntimePaths, handle: Callable[[Mapping[str, object]], Any], client: Callable[[], None]) -> None:
-    """Serve `handle` while `client` runs in a thread of its own."""
-
-    async def both() -> None:
-        server = ControlServer(handle)
-        await server.start(bind_socket(paths.control_socket))
-        try:
-            await asyncio.to_thread(client)
-        finally:
-            server.close()
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-    asyncio.run(both())
-
-
 def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
     paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,10 +155,11 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
         if calls.waiting is None:
             with pytest.raises(LibvirtTimeout):
                 await calls.run("open", released.wait, 0.001)
-        assert waits_for(calls) == "open"
+        assert calls.waiting is not None
+        assert calls.waiting.what == "open"
         return await requests.handle(request)
 
-    def client() -> None:
+    with StandIn(paths, handle):
         assert main(["--runtime-dir", paths.root, "status", "--json"]) == ExitCode.DONE
         told = json.loads(capsys.readouterr().out)
         assert told["uri"] == "qemu:///system"
@@ -269,46 +167,14 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
         assert (libvirt["connected"], libvirt["answers"], libvirt["waiting_for"]) == (False, False, "a connection")
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.DONE
         assert capsys.readouterr().out.startswith("Agent      running, policy adaptive, qemu:///system\n")
-
-    try:
-        serve(paths, handle, client)
-    finally:
         released.set()
 
 
 def test_an_agent_of_another_version_is_told_as_such(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
-    async def knows_no_status(_request: Mapping[str, object]) -> dict[str, object]:
-        return {"ok": False, "error": "unknown op 'status'", "exit_code": 2}
-
-    def client() -> None:
+    answer = b'{"ok": false, "error": "unknown op \'status\'", "exit_code": 2}\n'
+    with listening(Path(paths.control_socket), answer):
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.FAILED
-
-    serve(paths, knows_no_status, client)
     assert "unknown op 'status'\nhint: the agent may be of another version" in capsys.readouterr().err
-
-
-def waits_for(calls: BlockingCalls) -> str | None:
-    return None if calls.waiting is None else calls.waiting.what
-
-
-def test_a_call_that_comes_back_is_waited_for_no_more_also_if_late() -> None:
-    async def call() -> None:
-        loop = asyncio.get_running_loop()
-        calls, released, back = BlockingCalls(), threading.Event(), asyncio.Event()
-
-        def discard(_late: bool) -> None:
-            loop.call_soon_threadsafe(back.set)
-
-        assert await calls.run("open", lambda: waits_for(calls), LONG_S) == "open"
-        assert waits_for(calls) is None
-        with pytest.raises(LibvirtTimeout):
-            await calls.run("pass", released.wait, 0.001, discard=discard)
-        assert waits_for(calls) == "pass"
-        released.set()
-        await asyncio.wait_for(back.wait(), LONG_S)
-        assert waits_for(calls) is None
-
-    asyncio.run(call())
 
 
 jsons: st.SearchStrategy[Any] = st.recursive(

@@ -11,12 +11,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.lab.stand_in import let_all_end
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.control_client import ask
 from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
@@ -87,26 +88,19 @@ def is_there(path: str) -> bool:
     return os.path.lexists(path)
 
 
-def serve(paths: RuntimePaths, group: str, test: Callable[[StatusSocket], Awaitable[None]]) -> None:
-    """Serve both sockets as the agent does, while `test` runs."""
-
-    async def both() -> None:
-        control = ControlServer(echo)
-        await control.start(bind_socket(paths.control_socket))
-        readers = StatusSocket(paths, echo)
-        readers.follow(group, gid_of(group))
-        try:
-            await test(readers)
-        finally:
-            readers.close()
-            control.close()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            if tasks:
-                await asyncio.wait(tasks, timeout=LONG_S)
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-    asyncio.run(both())
+@asynccontextmanager
+async def serving(paths: RuntimePaths, group: str) -> AsyncIterator[StatusSocket]:
+    """Serve both sockets as the agent does."""
+    control = ControlServer(echo)
+    await control.start(bind_socket(paths.control_socket))
+    readers = StatusSocket(paths, echo)
+    readers.follow(group, gid_of(group))
+    try:
+        yield readers
+    finally:
+        readers.close()
+        control.close()
+        await let_all_end()
 
 
 async def ask_as(uid: int, gids: list[int], path: str, op: str) -> dict[str, object] | str:
@@ -156,8 +150,8 @@ async def thousand_connections(uid: int, path: str) -> AsyncIterator[None]:
 STATUS: dict[str, object] = {"ok": True, "asked": "status"}
 
 
-def test_a_member_of_the_group_may_read_status_and_nobody_else_and_change_nothing(paths: RuntimePaths) -> None:
-    async def test(_readers: StatusSocket) -> None:
+async def test_a_member_of_the_group_may_read_status_and_nobody_else_and_change_nothing(paths: RuntimePaths) -> None:
+    async with serving(paths, GROUP):
         assert await ask_as(NOBODY, [GID], paths.status_socket, "status") == STATUS
         assert await ask_as(NOBODY, [], paths.status_socket, "status") == "PermissionError"
         assert await ask_as(0, [], paths.status_socket, "status") == STATUS
@@ -167,13 +161,12 @@ def test_a_member_of_the_group_may_read_status_and_nobody_else_and_change_nothin
         assert "only root and the agent's own user may ask more" in str(answer["error"])
         assert await ask_as(NOBODY, [GID], paths.control_socket, "retune") == "PermissionError"
 
-    serve(paths, GROUP, test)
 
-
-def test_without_a_group_there_is_no_socket_and_whoever_reaches_the_control_socket_may_not_ask(
+async def test_without_a_group_there_is_no_socket_and_whoever_reaches_the_control_socket_may_not_ask(
     paths: RuntimePaths,
 ) -> None:
-    async def test(_readers: StatusSocket) -> None:
+    bind_for_group(paths.status_socket, GID).close()
+    async with serving(paths, ""):
         assert not is_there(paths.status_socket), "also where a killed agent left one"
         assert await ask_as(NOBODY, [GID], paths.control_socket, "status") == "PermissionError"
         open_to_all(paths)
@@ -182,44 +175,37 @@ def test_without_a_group_there_is_no_socket_and_whoever_reaches_the_control_sock
             assert isinstance(answer, dict)
             assert answer["error"] == "only root and the agent's own user may ask here"
 
-    bind_for_group(paths.status_socket, GID).close()
-    serve(paths, "", test)
 
-
-def test_a_thousand_connections_of_a_member_keep_nobody_from_being_served_and_no_pass_from_running(
+async def test_a_thousand_connections_of_a_member_keep_nobody_from_being_served_and_no_pass_from_running(
     paths: RuntimePaths,
 ) -> None:
-    async def test(_readers: StatusSocket) -> None:
+    async with serving(paths, GROUP):
         before = count_descriptors()
         async with thousand_connections(NOBODY, paths.status_socket):
+            answer = await ask_as(NOBODY, [GID], paths.status_socket, "status")
+            assert isinstance(answer, dict)
+            assert answer["error"] == "too many clients"
             retuned = await asyncio.to_thread(ask, paths.control_socket, {"op": "retune"}, timeout_s=LONG_S)
             assert retuned == {"ok": True, "asked": "retune"}
             assert await BlockingCalls().run("pass", lambda: "passed", LONG_S) == "passed"
             assert await ask_as(SOMEBODY, [GID], paths.status_socket, "status") == STATUS
             grown = count_descriptors() - before
             assert grown <= MAX_OF_A_READER + 16, "those with a place, and the pipes of the clients here"
-            answer = await ask_as(NOBODY, [GID], paths.status_socket, "status")
-            assert isinstance(answer, dict)
-            assert answer["error"] == "too many clients"
-
-    serve(paths, GROUP, test)
 
 
-def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePaths) -> None:
+async def test_a_member_with_many_uids_takes_no_other_members_place(paths: RuntimePaths) -> None:
     """A user namespace gives a member as many as /etc/subuid has for him."""
-
-    async def test(_readers: StatusSocket) -> None:
-        async with AsyncExitStack() as stack:
-            for number in range(MAX_CLIENTS // MAX_OF_A_READER):
-                await stack.enter_async_context(thousand_connections(60_000 + number, paths.status_socket))
-            for uid in (NOBODY, SOMEBODY, 0):
-                assert await ask_as(uid, [GID], paths.status_socket, "status") == STATUS
-
-    serve(paths, GROUP, test)
+    async with serving(paths, GROUP), AsyncExitStack() as stack:
+        for number in range(MAX_CLIENTS // MAX_OF_A_READER):
+            await stack.enter_async_context(thousand_connections(60_000 + number, paths.status_socket))
+        for uid in (NOBODY, SOMEBODY, 0):
+            assert await ask_as(uid, [GID], paths.status_socket, "status") == STATUS
 
 
-def test_the_group_follows_the_configuration_and_one_that_cannot_be_had_changes_nothing(paths: RuntimePaths) -> None:
-    async def test(readers: StatusSocket) -> None:
+async def test_the_group_follows_the_configuration_and_one_that_cannot_be_had_changes_nothing(
+    paths: RuntimePaths,
+) -> None:
+    async with serving(paths, GROUP) as readers:
         other = gid_of(OTHER_GROUP)
         assert other is not None
         readers.follow(OTHER_GROUP, other)
@@ -233,8 +219,6 @@ def test_the_group_follows_the_configuration_and_one_that_cannot_be_had_changes_
         assert await ask_as(NOBODY, [other], paths.status_socket, "status") == STATUS
         readers.follow("", None)
         assert not is_there(paths.status_socket)
-
-    serve(paths, GROUP, test)
 
 
 def test_a_folder_that_cannot_be_opened_to_the_group_is_an_error(paths: RuntimePaths) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeFacts
-from tests.unit.test_agent_history import a_pass
-from tests.unit.test_status import UNMERGED, UNSWITCHED, agent_facts, shown
+from tests.lab.samples import UNMERGED, UNSWITCHED, a_pass, agent_facts
+from tests.unit.test_status import shown
 from virtksm.agent.log import status_text
 from virtksm.agent.status import read_current
 from virtksm.cli.layout import to_lines

@@ -21,8 +21,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.state import AdaptiveState, dump_state
 from virtksm.policy.off import decide_off
 from virtksm.trace import Pass
-from virtksm.trace.replay import replay
-from virtksm.trace.text import parse_line, parse_lines
+from virtksm.trace.text import parse_line
 from virtksm.values import replace
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
@@ -105,21 +104,6 @@ def test_a_recorder_begins_with_the_last_pass_and_gets_each_one_after_it_once() 
     assert [line.snapshot for line in passes(third)] == [report.snapshot for report in reports]
     assert all(line.continues and line.law is None for line in passes(third))
     assert passes(agent.ask(third)) == []
-
-
-def test_what_is_recorded_decides_the_same_again() -> None:
-    agent = Agent()
-    agent.step()
-    answer = agent.ask()
-    texts = [answer["header"], *answer["lines"]]
-    for step in range(40):
-        agent.step(off=Pause() if step in (20, 21) else None)
-        answer = agent.ask(answer)
-        texts += answer["lines"]
-    steps = list(replay(parse_lines(texts, "t"), lambda _law: POLICY))
-    assert len(steps) == 41
-    assert {step.replayed.reason.rule for step in steps} > {"paused", "wait"}
-    assert [step.line.seq for step in steps if step.differs] == []
 
 
 def test_a_recorder_that_is_too_slow_is_told_what_it_missed() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from virtksm.codec import build, dump
+from virtksm.codec import dump
 from virtksm.values import EMPTY, replace
 
 
@@ -35,13 +35,6 @@ def test_what_is_replaced_is_of_the_same_kind_and_the_rest_stays() -> None:
 def test_a_field_that_is_not_there_is_an_error(value: Line | Point) -> None:
     with pytest.raises((TypeError, ValueError)):
         replace(value, z=1)
-
-
-def test_one_kind_in_the_other_is_an_object_in_json_and_no_list() -> None:
-    assert dump(LINE) == {"ends": [{"x": 1, "y": 0}, {"x": 2, "y": 3}], "name": None}
-    assert build(Line, {"ends": [{"x": 1}, {"x": 2, "y": 3}]}) == LINE
-    with pytest.raises(ValueError, match="x is missing"):
-        build(Point, {"y": 1})
 
 
 def test_the_default_of_a_mapping_cannot_be_changed() -> None:

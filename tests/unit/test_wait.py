@@ -12,9 +12,9 @@ import pytest
 
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.samples import NOW, agent_facts, passed
 from tests.real.agent_process import VIRTKSM
-from tests.unit.test_status import NOW, agent_facts, passed
-from tests.unit.test_watch import StandIn
+from tests.unit.test_watch import StatusAgent
 from virtksm.cli.main import main
 from virtksm.cli.progress import Progress
 from virtksm.cli.wait import SETTLED_RULES, Waiting, judge
@@ -111,13 +111,12 @@ def test_without_an_agent_only_ksm_that_is_off_is_known() -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[tuple[StandIn, list[str]]]:
+def home(tmp_path: Path) -> Iterator[tuple[StatusAgent, list[str]]]:
     """Lend an agent's stand-in, and the options that lead to it."""
     paths = RuntimePaths(str(tmp_path))
     ensure_runtime(paths)
-    agent = StandIn(paths)
-    yield agent, ["--runtime-dir", str(tmp_path)]
-    agent.die()
+    with StatusAgent(paths) as agent:
+        yield agent, ["--runtime-dir", str(tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def home(tmp_path: Path) -> Iterator[tuple[StandIn, list[str]]]:
     ],
 )
 def test_the_exit_code_says_how_it_ended(
-    home: tuple[StandIn, list[str]], capsys: pytest.CaptureFixture[str], changes: Status, code: int, result: str
+    home: tuple[StatusAgent, list[str]], capsys: pytest.CaptureFixture[str], changes: Status, code: int, result: str
 ) -> None:
     agent, options = home
     agent.status = {**status("wait"), **changes}
@@ -141,7 +140,7 @@ def test_the_exit_code_says_how_it_ended(
     assert capsys.readouterr().out.lower().startswith(result.replace("_", " "))
 
 
-def test_a_terminal_sees_the_waiting_and_a_pipe_the_end_alone(home: tuple[StandIn, list[str]]) -> None:
+def test_a_terminal_sees_the_waiting_and_a_pipe_the_end_alone(home: tuple[StatusAgent, list[str]]) -> None:
     agent, options = home
     agent.status = status("wait")
     terminal = PseudoTerminal([VIRTKSM, *options, "wait", "--settled"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ import pytest
 from tests.contract.test_history import EVENT, NOW_S, SAMPLE
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.samples import NOW, agent_facts, passed
+from tests.lab.stand_in import StandIn
 from tests.real.agent_process import VIRTKSM
-from tests.unit.test_status import NOW, agent_facts, passed
-from virtksm.agent.control_server import ControlServer, bind_socket, remove_socket
+from virtksm.agent.control_server import bind_socket, remove_socket
 from virtksm.cli.terminal import ENTER, LEAVE
 from virtksm.history.samples import as_table
 from virtksm.model.current import after_pass
@@ -30,39 +29,19 @@ from virtksm.paths import RuntimePaths
 STATUS = agent_facts(current=after_pass(passed(Settings(pages_to_scan=400, sleep_millisecs=10)))).as_dict(NOW)
 
 
-class StandIn:
-    """Answers in the place of an agent, in a thread of its own; `status` may be changed."""
+class StatusAgent(StandIn):
+    """Tells its status, which may be changed, and a history."""
 
     def __init__(self, paths: RuntimePaths) -> None:
         self.status: dict[str, object] = dict(STATUS)
         self.asked = 0
-        self._paths = paths
-        self._loop = asyncio.new_event_loop()
-        self._server = ControlServer(self._answer)
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._server.start(bind_socket(paths.control_socket)), self._loop).result(
-            HANG_S
-        )
+        super().__init__(paths, self._answer)
 
     async def _answer(self, request: Mapping[str, object]) -> dict[str, object]:
         if request["op"] == "status":
             self.asked += 1
             return {"ok": True, "status": self.status}
         return {"ok": True, "history": {"now_s": NOW_S, **as_table([SAMPLE], [EVENT])}}
-
-    def die(self) -> None:
-        """End as a killed agent does: the socket's name stays, and nobody listens."""
-
-        async def close() -> None:
-            self._server.close()
-            await asyncio.sleep(0.05)
-
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(close(), self._loop).result(HANG_S)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(HANG_S)
-            self._loop.close()
 
 
 @pytest.fixture
@@ -74,10 +53,9 @@ def paths() -> Iterator[RuntimePaths]:
 
 
 @pytest.fixture
-def agent(paths: RuntimePaths) -> Iterator[StandIn]:
-    stand_in = StandIn(paths)
-    yield stand_in
-    stand_in.die()
+def agent(paths: RuntimePaths) -> Iterator[StatusAgent]:
+    with StatusAgent(paths) as stand_in:
+        yield stand_in
     remove_socket(paths.control_socket)
 
 
@@ -112,7 +90,7 @@ def ends(terminal: PseudoTerminal, code: int, end: Callable[[], None]) -> None:
     assert is_given_back(terminal)
 
 
-def test_it_repaints_in_place_and_q_ends_it(agent: StandIn, start: Start) -> None:
+def test_it_repaints_in_place_and_q_ends_it(agent: StatusAgent, start: Start) -> None:
     terminal = start()
     frame = terminal.wait_for_frame("Agent      running")
     assert frame[0].startswith("virtksm status, every 0.1 s, q ends")
@@ -146,7 +124,7 @@ def test_a_signal_ends_it_also_while_the_agent_does_not_answer(paths: RuntimePat
         ends(terminal, 143, lambda: terminal.process.send_signal(signal.SIGTERM))
 
 
-def test_frames_wrap_in_the_terminals_size_which_may_change(agent: StandIn, start: Start) -> None:
+def test_frames_wrap_in_the_terminals_size_which_may_change(agent: StatusAgent, start: Start) -> None:
     agent.status["uri"] = "x" * 300
     terminal = start("--watch", "3600", columns=60, rows=5)
     frame = terminal.wait_for_frame("Agent")
@@ -161,7 +139,7 @@ def test_frames_wrap_in_the_terminals_size_which_may_change(agent: StandIn, star
     assert terminal.wait_ended() == 0
 
 
-def test_stopped_by_ctrl_z_it_gives_the_terminal_back_and_takes_it_again(agent: StandIn, start: Start) -> None:
+def test_stopped_by_ctrl_z_it_gives_the_terminal_back_and_takes_it_again(agent: StatusAgent, start: Start) -> None:
     terminal = start()
     terminal.wait_for_frame("Agent")
     terminal.process.send_signal(signal.SIGTSTP)
@@ -179,14 +157,14 @@ def test_stopped_by_ctrl_z_it_gives_the_terminal_back_and_takes_it_again(agent: 
 
 
 def test_an_agent_that_dies_meanwhile_is_told_and_one_that_comes_back_is_asked(
-    agent: StandIn, start: Start, paths: RuntimePaths
+    agent: StatusAgent, start: Start, paths: RuntimePaths
 ) -> None:
     terminal = start()
     terminal.wait_for_frame("Agent      running")
     agent.die()
     frame = terminal.wait_for_frame("Agent      not running")
     assert any(line.startswith("KSM ") for line in frame), "this machine's kernel is told all the same"
-    again = StandIn(paths)
+    again = StatusAgent(paths)
     terminal.wait_for_frame("Agent      running")
     again.status = {}
     terminal.wait_for_frame("Error")
@@ -195,7 +173,7 @@ def test_an_agent_that_dies_meanwhile_is_told_and_one_that_comes_back_is_asked(
     again.die()
 
 
-def test_colour_is_for_terminals_and_never_with_no_color(agent: StandIn, start: Start, paths: RuntimePaths) -> None:
+def test_colour_is_for_terminals_and_never_with_no_color(agent: StatusAgent, start: Start, paths: RuntimePaths) -> None:
     stranded = STATUS["stranded"]
     assert isinstance(stranded, dict)
     agent.status = {**STATUS, "last_pass": None, "stranded": {**stranded, "possible": None}}

@@ -1,0 +1,56 @@
+"""What an agent makes and tells, as values for tests to change: a pass, and all that it knows of itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.fakes import FakeFacts, FakeHypervisor, TargetPolicy, fake_cycle
+from virtksm.agent.private_guests import Trouble
+from virtksm.agent.status import AgentFacts
+from virtksm.errors import VirtksmError
+from virtksm.guests.choices import Choice
+from virtksm.model.decision import Trigger, Triggers
+from virtksm.model.report import PassReport
+from virtksm.model.snapshot import Guest, Settings
+from virtksm.values import replace
+
+NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
+SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
+UNMERGED = {"u": Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.5, is_done=True)}
+_SAFE = Guest(uuid="v", name="safe")
+UNSWITCHED = (Trouble(_SAFE, merge=False, error=VirtksmError("no room", remedy="wait"), wait_s=5.0, due_s=6.0),)
+
+
+def passed(target: Settings, *, run: int | None = 1) -> PassReport:
+    """Return a pass that has set this."""
+    cycle = fake_cycle(local=FakeFacts(run=run), policy=TargetPolicy(target=target))
+    return cycle.run(Triggers(kinds=frozenset({Trigger.STARTED})))
+
+
+def a_pass() -> PassReport:
+    """Return a pass beside a guest that has merged."""
+    hypervisor = FakeHypervisor(running=(Guest(uuid="u", name="vm"),))
+    cycle = fake_cycle(hypervisor=hypervisor, local=FakeFacts(rss_kib={"u": 1000}))
+    report = cycle.run(Triggers(kinds=frozenset({Trigger.TIMER})))
+    ksm = replace(report.snapshot.ksm, pages_shared=5, pages_sharing=100, ksm_zero_pages=20)
+    return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
+
+
+def agent_facts(**changes: Any) -> AgentFacts:  # noqa: ANN401  # any field of AgentFacts
+    """Return what an agent knows while all is well."""
+    calm = AgentFacts(
+        version="1.2.3",
+        uri="qemu:///system",
+        policy="adaptive",
+        now_s=1000.0,
+        lost_s=None,
+        waiting=None,
+        error=None,
+        last=passed(SCANNING),
+        last_s=990.0,
+        next_s=1004.0,
+        current=None,
+        room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},
+    )
+    return replace(calm, **changes)
