@@ -71,11 +71,11 @@ def test_an_agent_starts_an_unused_daemon_keeps_it_and_is_the_same_after_its_res
         agent.wait_for("libvirt_disconnected")
         agent.wait_for("libvirt_connected")
         assert libvirtd.serving_pid not in (None, before)
-        running = guest(tiny(f"guest{number}"))
-        agent.wait_for("event_received", lambda line: line["trigger"] == "started")
-        agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 1)
-        running.domain.destroy()
-        agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 0)
+    running = guest(tiny("guest"))
+    agent.wait_for("event_received", lambda line: line["trigger"] == "started")
+    agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 1)
+    running.domain.destroy()
+    agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 0)
     assert agent.lines("foreign_value_found") == []
     assert agent.stop() == 0
     assert ksm.settings() == DEFAULTS
