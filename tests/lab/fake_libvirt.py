@@ -46,6 +46,7 @@ class FakeConnection:
     answered: dict[str, Any] = field(default_factory=dict)
     takes: bool = True
     listing_fails: bool = False
+    is_alive: bool = True
     before_lookup: Callable[[], object] = lambda: None
     before_list: Callable[[], object] = lambda: None
 
@@ -53,7 +54,11 @@ class FakeConnection:
         return "qemu:///system"
 
     def isAlive(self) -> int:
-        return 1
+        return int(self.is_alive)
+
+    def close(self) -> int:
+        self.is_alive = False
+        return 0
 
     def getMemoryParameters(self) -> dict[str, Any]:
         return self.answered

@@ -172,3 +172,26 @@ def test_a_connection_that_nobody_uses_is_closed_at_once() -> None:
     closed = threading.Event()
     bench.host.close(closed.set)
     assert closed.is_set()
+
+
+def test_what_is_asked_of_guests_has_a_connection_of_its_own_that_is_opened_again_and_closed() -> None:
+    domains = [FakeDomain("one", "one", 64)]
+    opened: list[FakeConnection] = []
+
+    def open_apart() -> libvirt.virConnect:
+        opened.append(FakeConnection(domains))
+        return cast(libvirt.virConnect, opened[-1])
+
+    main = FakeConnection([], {"shm_pages_to_scan": 100})
+    host = LibvirtHost(cast(libvirt.virConnect, main), open_apart)
+    assert host.ksm_state().settings.pages_to_scan == 100
+    assert opened == []
+    for _ in range(2):
+        assert [guest.name for guest in host.running_guests(with_max=True)] == ["one"]
+    host.start_dirty_rate("one", 60)
+    assert len(opened) == 1
+    opened[0].is_alive = False
+    host.running_guests(with_max=False)
+    assert len(opened) == 2
+    host.close(lambda: None)
+    assert [one.is_alive for one in opened] == [False, False]

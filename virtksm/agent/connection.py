@@ -62,7 +62,7 @@ class Connection:
                 lost.set_result(reason)
 
         def work() -> tuple[LibvirtHost, Subscription]:
-            host = open_host(self.uri)
+            host = open_host(self.uri, apart=True)
             subscription = Subscription(host.connection, heard=heard, closed=lose, call_soon=loop.call_soon_threadsafe)
             subscription.register(config().keepalive_s)
             return host, subscription

@@ -10,7 +10,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import libvirt
@@ -43,11 +43,18 @@ class LibvirtHost:
     """The Hypervisor port over one open connection; a call takes at most `call_timeout_s`, by default the key's.
 
     libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too.
+    While one call of a connection is out, so is every later one (libvirt 9.0, measured): `open_apart` opens another for
+    what is asked of guests.
     """
 
-    def __init__(self, connection: libvirt.virConnect) -> None:
+    def __init__(
+        self, connection: libvirt.virConnect, open_apart: Callable[[], libvirt.virConnect] | None = None
+    ) -> None:
         self.connection = connection
         self.uri = connection.getURI()
+        self._open_apart = open_apart
+        self._apart: libvirt.virConnect | None = None
+        self._opening = threading.Lock()
         self.call_timeout_s = 30.0
         self.came_late: Callable[[], object] = lambda: None
         """Called, in another thread, when a list has come that was not waited for."""
@@ -70,11 +77,27 @@ class LibvirtHost:
 
         libvirt frees a connection that is closed (virConnectClose), although a call of another thread still uses it.
         """
+
+        def close_both() -> None:
+            close()
+            if self._apart is not None:
+                with suppress(libvirt.libvirtError):  # a dead one
+                    self._apart.close()
+
         with self._closing:
-            self._close = close
+            self._close = close_both
             is_used = self._users > 0
         if not is_used:
-            close()
+            close_both()
+
+    def _guests(self) -> libvirt.virConnect:
+        """Return the connection for what is asked of guests; opens it where there is none, or a dead one."""
+        if self._open_apart is None:
+            return self.connection
+        with self._opening:
+            if self._apart is None or not self._apart.isAlive():
+                self._apart = self._open_apart()
+            return self._apart
 
     @contextmanager
     def _beside_passes(self) -> Iterator[None]:
@@ -138,7 +161,7 @@ class LibvirtHost:
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         with self._beside_passes(), self._translating("listing the guests"):
-            domains = self.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            domains = self._guests().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
             self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
             if not with_max:
@@ -160,7 +183,7 @@ class LibvirtHost:
 
     def _measured_guests(self) -> tuple[Guest, ...]:
         with self._beside_passes(), self._translating("reading the guests' memory"):
-            stats = self.connection.getAllDomainStats(
+            stats = self._guests().getAllDomainStats(
                 libvirt.VIR_DOMAIN_STATS_BALLOON,
                 libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
             )
@@ -212,7 +235,7 @@ class LibvirtHost:
         """Return a guest's statistics of a kind; without those for which its monitor is busy."""
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         with self.guest(uuid, "reading a guest's statistics") as domain:
-            stats = self.connection.domainListGetStats([domain], kind, flags)
+            stats = self._guests().domainListGetStats([domain], kind, flags)
             return stats[0][1] if stats else {}
 
     @contextmanager
@@ -226,7 +249,7 @@ class LibvirtHost:
 
     def _find(self, uuid: str) -> libvirt.virDomain:
         try:
-            return self.connection.lookupByUUIDString(uuid)
+            return self._guests().lookupByUUIDString(uuid)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise GuestVanished(f"guest {uuid} has ended") from error
@@ -300,11 +323,15 @@ def client_version() -> int:
     return libvirt.getVersion()
 
 
-def open_host(uri: str, *, read_only: bool = False) -> LibvirtHost:
-    """Open a connection, which can set parameters unless it is `read_only`; raises LibvirtUnreachable."""
+def open_host(uri: str, *, read_only: bool = False, apart: bool = False) -> LibvirtHost:
+    """Open a connection, which can set parameters unless it is `read_only`; raises LibvirtUnreachable.
+
+    `apart`: what is asked of guests has a connection of its own.
+    """
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
     try:
-        return LibvirtHost((libvirt.openReadOnly if read_only else libvirt.open)(uri))
+        connection = (libvirt.openReadOnly if read_only else libvirt.open)(uri)
+        return LibvirtHost(connection, partial(libvirt.open, uri) if apart else None)
     except libvirt.libvirtError as error:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
         cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), daemon=_daemon())
