@@ -14,7 +14,7 @@ from enum import Enum
 from functools import cache
 from itertools import pairwise
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from manual import outputs
 from manual.outputs import COMMANDS
@@ -77,7 +77,7 @@ def _schema(kind: Any, found: dict[str, type]) -> Schema:  # noqa: ANN401  # an 
         return {}
     if kind in PLAIN:
         return {"type": PLAIN[kind]}
-    if isinstance(kind, UnionType):
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:  # the latter with a Literal
         parts = [_schema(one, found) for one in inner]
         is_plain = all(part.keys() == {"type"} for part in parts)
         return {"type": [part["type"] for part in parts]} if is_plain else {"anyOf": parts}

@@ -110,7 +110,7 @@ class PrivateGuests:
     found: dict[str, Choice] = field(default_factory=dict)
     """The choices of the runs that go on, by UUID."""
     failure: str | None = None
-    """Why the last look failed."""
+    """Why the choices could not be read last."""
     troubles: dict[str, Trouble] = field(default_factory=dict)
     hanging: dict[str, BlockingCalls] = field(default_factory=dict)
     """The calls that have not returned, by guest; such a guest is left alone."""
