@@ -9,7 +9,8 @@ import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
 from virtksm.cli.layout import to_lines
-from virtksm.cli.nodes import change_nodes, nodes_rows, set_nodes
+from virtksm.cli.main import parse
+from virtksm.cli.nodes import change_here, change_nodes, nodes_rows, set_nodes
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.errors import Cause, LibvirtUnreachable, SettingsRefused, Unsupported, VirtksmError
 from virtksm.host.local_facts import ProcFacts
@@ -173,3 +174,17 @@ def test_it_says_what_is_set_and_for_how_long(ksm: KsmState, config: Config, sai
     lines = to_lines(nodes_rows(ksm, config))
     assert any(said in line for line in lines), lines
     assert ("until the next boot" in "".join(lines)) == (config.adaptive.merge_across_nodes == "keep")
+
+
+def test_the_command_s_own_pass_and_setting_go_to_the_libvirt_that_it_names(
+    kernel: Kernel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--config", "/dev/null", "--runtime-dir", str(tmp_path / "run"), "--state-dir", str(tmp_path / "lib")]
+    uri = "qemu:///system?socket=/nonexistent/socket"
+    options = parse(["unmerge", "--merge-across-nodes", "never", "--connect", uri, *folders])
+    facts = ProcFacts(lambda: 0.0, sys_ksm=str(kernel.folder))
+    with pytest.raises(LibvirtUnreachable):
+        change_here(options, facts, unmerge=kernel.unmerge, start=kernel.start)
+    assert (kernel.steps, kernel.read("run")) == (["unmerge", ON], 1)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len([one for one in warnings if "no pass was possible" in one and "/nonexistent/socket" in one]) == 2
