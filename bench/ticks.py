@@ -20,7 +20,6 @@ from pathlib import Path
 
 from bench.figures import Goal, tell_goals, tell_machine
 from tests.fakes import FakeClock, FakeHypervisor, FakeSwitch, fake_cycle
-from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_xml import GuestReader
@@ -101,7 +100,7 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     policy = AdaptivePolicy(params=config.adaptive)
     cycle = fake_cycle(hypervisor=hypervisor, local=facts, policy=policy, store=store, switch=FakeSwitch(), clock=clock)
     reporter, configuration = Reporter(Notifier({})), Configuration(config, lambda: FreshConfig(config=config))
-    reader = GuestReader(lambda: None, configuration, BlockingCalls(), reporter)
+    reader = GuestReader(lambda: None, configuration, reporter)
     rates = DirtyRates(
         source=lambda: None,
         limit_s=lambda: configuration.in_force.call_timeout_s,

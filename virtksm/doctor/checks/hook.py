@@ -54,10 +54,10 @@ def check_seen(facts: Facts) -> Outcome:
     """Judge whether the daemon has looked for hooks since there were any."""
     _find(facts)
     here, daemon = facts.this_machine, facts.daemon
-    looked_s = [read_age_s(here.root, daemon.pid)]
+    ages_s = [read_age_s(here.root, daemon.pid)]
     if here.booted and (reloaded_s := here.state_age_s(f"{daemon.name}.service")) is not None:
-        looked_s.append(reloaded_s)
-    seen_s = here.clock() - min(looked_s)
+        ages_s.append(reloaded_s)
+    seen_s = here.clock() - min(ages_s)
     hooks = [hook for hook in here.hooks if hook.is_executable]
     if any(hook.changed_at_s - CLOCKS_S <= seen_s for hook in hooks):
         return passed(f"{daemon.name} (pid {daemon.pid}) has started or reloaded since")
