@@ -21,8 +21,9 @@ apt-get -q -y install --no-install-recommends "${tools[@]}"
 cd /root
 apt-get -q -o APT::Sandbox::User=root source libvirt
 mapfile -t options < <(printf -- '-D%s=enabled\n' "${features[@]}")
-meson setup build libvirt-*/ --prefix=/usr --libdir="lib/$(gcc -print-multiarch)" --sysconfdir=/etc --localstatedir=/var \
-    -Drunstatedir=/run -Dinit_script=systemd -Dqemu_user=libvirt-qemu -Dqemu_group=libvirt-qemu --buildtype=release \
-    -Dauto_features=disabled "${options[@]}"
+# In Debian's folders: a private daemon finds libvirt's helper programs in those of the installed libvirt.
+meson setup build libvirt-*/ --prefix=/usr --libdir="lib/$(gcc -print-multiarch)" --libexecdir=lib/libvirt \
+    --sysconfdir=/etc --localstatedir=/var -Drunstatedir=/run -Dinit_script=systemd --buildtype=release \
+    -Dqemu_user=libvirt-qemu -Dqemu_group=libvirt-qemu -Dauto_features=disabled "${options[@]}"
 nice -n 19 ninja -j1 -C build
 DESTDIR=$1 meson install --no-rebuild -C build --strip

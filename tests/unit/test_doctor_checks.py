@@ -340,6 +340,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("sys_writable", files({"proc/50/mountinfo": None}), WARN, "cannot tell: process 50 has ended"),
     ("sys_writable", replace(HEALTHY, here=here(uri="qemu:///embed?root=/x")), INFO, "embedded"),
     ("sys_writable", replace(HEALTHY, here=here(uri="test:///default")), INFO, "embedded"),
+    ("sys_writable", replace(HEALTHY, here=here(uri="qemu+unix:///system?socket=/x")), PASS, "sees it writable"),
+    ("sys_writable", replace(HEALTHY, here=here(uri="qemu+ssh://this.machine/system")), PASS, "sees it writable"),
     ("sys_writable", files(NO_DAEMON), WARN, "cannot tell: no process of libvirt's daemon"),
     ("sys_writable", replace(files(NO_DAEMON), libvirt=UNREACHABLE), INFO, "no connection to libvirt"),
     ("sys_writable", files({"proc/1/status": None}), WARN, "cannot tell: /proc hides"),

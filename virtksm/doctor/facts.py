@@ -5,7 +5,6 @@ A fact that could not be read is a CannotTell: raised, or kept in its place unti
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
@@ -80,7 +80,7 @@ class Here:
     @cached_property
     def daemon(self) -> Daemon | None:
         """libvirt's; None where there is none: the embedded driver."""
-        if not re.match(r"[a-z]+:///(system|session)\b", self._uri):
+        if urlsplit(self._uri).path not in ("/system", "/session"):
             return None
         pid = self._peer_pid
         if pid in (None, 1):  # systemd made the socket and handed it over
