@@ -25,7 +25,7 @@ WRITES = re.compile(
 
 def names_sys(text: str) -> bool:
     constants = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
-    return any(isinstance(value, str) and value.startswith("/sys") for value in constants)
+    return any(isinstance(value, str) and f"{value}/".startswith("/sys/") for value in constants)
 
 
 def test_no_module_can_write_below_sys() -> None:
