@@ -21,6 +21,8 @@ def goes_over() -> None:
     run("systemctl", "mask", *libvirt_sockets("libvirtd"), "libvirtd.service")
     run("cp", "-a", f"{MODULAR}/.", "/")
     run("ldconfig")
+    with Path("/etc/libvirt/qemu.conf").open("a", encoding="ascii") as conf:
+        conf.write("cgroup_controllers = []\n")  # the container's are read-only
     drop_in = Path("/etc/systemd/system/virtqemud.service.d/idle-exit.conf")
     drop_in.parent.mkdir()
     drop_in.write_text(IDLE_EXIT, encoding="ascii")
