@@ -82,6 +82,15 @@ def shown(unit: str, name: str) -> str:
     return run("systemctl", "show", "--value", f"--property={name}", unit).strip()
 
 
+def libvirt_daemon() -> str:
+    """Return the name of libvirt's daemon for QEMU here."""
+    return "virtqemud" if Path("/usr/sbin/virtqemud").exists() else "libvirtd"
+
+
+def libvirt_sockets(daemon: str) -> list[str]:
+    return [f"{daemon}.socket", f"{daemon}-ro.socket", f"{daemon}-admin.socket"]
+
+
 def main_pid() -> int:
     return int(shown("virtksm.service", "MainPID"))
 

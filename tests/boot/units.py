@@ -29,6 +29,8 @@ from tests.boot.inside import (
     heard,
     is_idle,
     ksm,
+    libvirt_daemon,
+    libvirt_sockets,
     log,
     main_pid,
     owner_of,
@@ -56,6 +58,15 @@ NEEDED_BY = {
     "org.libvirt.api.domain.read": ("dumpxml", "boot1"),
 }
 """What the rules grant, and a virsh command of the agent's calls that fails without it."""
+ASKS_OTHER_DRIVERS = (
+    ("pool-create-as", "run", "dir", "--target", "/run"),
+    ("nwfilter-list",),
+    ("net-list",),
+    ("pool-list",),
+    ("nodedev-list",),
+    ("secret-list",),
+)
+"""What the monolithic daemon serves, and each of the modular daemons a part of."""
 TEXTFILE = Path("/var/lib/virtksm/virtksm.prom")
 METRICS = f"""\
 [metrics]
@@ -197,10 +208,10 @@ def poked() -> None:
     wait_logged("pass_completed.*poke", seen)
 
 
-def survives_libvirtd() -> None:
-    """`systemctl restart libvirtd`: the agent stays, connects again and runs a pass"""
+def survives_libvirt() -> None:
+    """libvirt's daemon restarted: the agent stays, connects again and runs a pass"""
     pid, seen = main_pid(), log()
-    run("systemctl", "restart", "libvirtd.service")
+    run("systemctl", "restart", f"{libvirt_daemon()}.service")
     wait_logged("libvirt_connected", seen)
     wait_logged("pass_completed.*connected", seen)
     claim(main_pid() == pid, "the agent was restarted")
@@ -208,21 +219,23 @@ def survives_libvirtd() -> None:
 
 
 def needs_no_libvirt() -> None:
-    """libvirt stopped, the agent starts and waits; where a socket listens, it has the daemon started"""
-    sockets = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
-    run("systemctl", "stop", "virtksm.service", *sockets, "libvirtd.service")
+    """stopped with libvirt, the agent gives back before it; started, it waits; a socket has the daemon started"""
+    daemon = libvirt_daemon()
+    service, sockets = f"{daemon}.service", libvirt_sockets(daemon)
+    run("systemctl", "stop", "virtksm.service", *sockets, service)
+    claim(settings() == BASELINE, settings())
     seen = log()
     run("systemctl", "start", "virtksm.service")
     wait_logged("libvirt_unreachable", seen)
     pid = main_pid()
     run("systemctl", "start", *sockets)
     wait_logged("pass_completed.*connected", seen)
-    claim(shown("libvirtd.service", "ActiveState") == "active", "the daemon was not started")
+    claim(shown(service, "ActiveState") == "active", "the daemon was not started")
     claim(main_pid() == pid, "the agent was restarted")
-    run("systemctl", "stop", "virtksm.service", "libvirtd.service")
+    run("systemctl", "stop", "virtksm.service", service)
     seen = log()
     run("systemctl", "start", "virtksm.service")
-    wait(lambda: shown("libvirtd.service", "ActiveState") == "active", "the daemon")
+    wait(lambda: shown(service, "ActiveState") == "active", "the daemon")
     wait_logged("pass_completed.*connected", seen)
     claim(retune()["sensed"]["guests"] == 2, "a guest was lost")
 
@@ -389,9 +402,9 @@ def with_too_little() -> None:
     """libvirt's access driver polkit and the plain rule: it may look, a setting is refused and the log says why"""
     run("systemctl", "stop", "virtksm.service")
     claim(settings() == BASELINE, settings())
-    with Path("/etc/libvirt/libvirtd.conf").open("a", encoding="utf-8") as conf:
+    with Path(f"/etc/libvirt/{libvirt_daemon()}.conf").open("a", encoding="utf-8") as conf:
         conf.write('access_drivers = ["polkit"]\n')
-    run("systemctl", "restart", "libvirtd.service")
+    run("systemctl", "restart", f"{libvirt_daemon()}.service")
     seen = log()
     run("systemctl", "start", "virtksm.service")
     wait_logged("settings_refused.*not_authorized", seen)
@@ -434,12 +447,7 @@ def and_no_more() -> None:
         ("screenshot", "boot1", "/run/screen"),
         ("qemu-monitor-command", "boot1", "--hmp", "info version"),
         ("metadata", "boot1", "--uri", "http://example.org/x", "--key", "x", "--set", "<x/>"),
-        ("pool-create-as", "run", "dir", "--target", "/run"),
-        ("nwfilter-list",),
-        ("net-list",),
-        ("pool-list",),
-        ("nodedev-list",),
-        ("secret-list",),
+        *(ASKS_OTHER_DRIVERS if libvirt_daemon() == "libvirtd" else ()),
     ):
         said = as_virtksm(*denied, denied=True)
         claim("access denied" in said, f"virsh {' '.join(denied)}: {said}")
@@ -488,7 +496,7 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     reads_no_more,
     diagnoses,
     poked,
-    survives_libvirtd,
+    survives_libvirt,
     needs_no_libvirt,
     tells_metrics,
     restores_when_killed,

@@ -77,9 +77,11 @@ def test_a_name_that_means_nothing(uri: str) -> None:
 
 
 @pytest.mark.real
-def test_a_daemon_that_does_not_know_the_driver_or_the_path(libvirtd: PrivateLibvirtd) -> None:
-    for uri in ("nonsense:///system", "qemu:///sytem"):
-        assert opening(f"{uri}?socket={libvirtd.socket_path}").remedy == ANOTHER
+def test_a_daemon_that_does_not_know_the_path_or_the_driver(libvirtd: PrivateLibvirtd) -> None:
+    assert opening(f"qemu:///sytem?socket={libvirtd.socket_path}").remedy == ANOTHER
+    # A modular daemon looks for the one of that driver, and says that this is not there.
+    unknown = ANOTHER if libvirtd.name == "libvirtd" else f"systemctl start {libvirt_daemon()}.socket"
+    assert opening(f"nonsense:///system?socket={libvirtd.socket_path}").remedy == unknown
 
 
 @pytest.mark.real

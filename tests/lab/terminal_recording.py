@@ -23,6 +23,7 @@ ERRORS = ("virtksm: ", "hint: ")
 MASKS = (
     (r"\n {11}(?=\S)", " "),  # a hanging line
     (r"/tmp/(va|vk)[a-z0-9_]{8}", r"/tmp/\1"),  # temporary folders
+    (r"qemu(\+unix)?:///system\?socket=/tmp/vk/run/libvirt/(libvirt|virtqemud)-sock ?", "URI"),
     (r"(?m)^(Last hour|ksmd|Other) .*\n", ""),
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
     (r"-?\d+(\.\d+)?", "N"),

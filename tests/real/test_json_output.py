@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from demo.guests import PayloadGuest
 from manual.json_schema import json_schema
 from manual.outputs import COMMANDS
 from tests.lab.fixtures import GuestFactory
-from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.lab.ksm import wait_until
+from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
@@ -51,6 +53,10 @@ class Commands:
         return printed
 
 
+    def draws(self, picture: Path) -> bool:
+        return self._home.run("trace", "plot", "--output", str(picture), "--connect", self._uri).returncode == 0
+
+
 def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, guest: GuestFactory) -> None:
     agent = start_agent(UNSETTLED_LAW)
     guest(PayloadGuest(name="one", memory_mib=24, common_mib=8, seed=1))
@@ -75,6 +81,7 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     run("version")
     run("trace record", str(trace), "--for", "0")
     assert run("trace replay", str(trace), "--all")["steps"] != []
+    wait_until(lambda: commands.draws(picture), HANG_S, "two samples to draw")
     run("trace plot", "--output", str(picture))
     assert run("unmerge", "--check")["fits"] is True
     run("pause")

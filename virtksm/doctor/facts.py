@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
@@ -20,7 +19,7 @@ from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.hooks import HookFile, read_hooks
 from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
 from virtksm.doctor.reading.own import AgentSeen, Own, read_config, read_own
-from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, read_processes
+from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, has_daemon, read_processes
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
 from virtksm.host.systemd import state_age_s
@@ -80,7 +79,7 @@ class Here:
     @cached_property
     def daemon(self) -> Daemon | None:
         """libvirt's; None where there is none: the embedded driver."""
-        if urlsplit(self._uri).path not in ("/system", "/session"):
+        if not has_daemon(self._uri):
             return None
         pid = self._peer_pid
         if pid in (None, 1):  # systemd made the socket and handed it over

@@ -67,6 +67,11 @@ def parse_process(pid: int, status: str) -> Process | None:
     return Process(pid, name[1], int(user[1]), int(parent[1]) if parent else 0)
 
 
+def has_daemon(uri: str) -> bool:
+    """Return whether a daemon serves a connection, by whatever transport, and no driver within the client."""
+    return urlsplit(uri).path in ("/system", "/session")
+
+
 def find_daemon(processes: list[Process]) -> int:
     """Return the pid of libvirt's daemon: root's, a child of init if there is such a one, modular before monolithic."""
     ours = [one for one in processes if one.name in DAEMONS and one.user_id == 0]
