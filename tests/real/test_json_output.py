@@ -52,7 +52,6 @@ class Commands:
         self.printed.add(name)
         return printed
 
-
     def draws(self, picture: Path) -> bool:
         return self._home.run("trace", "plot", "--output", str(picture), "--connect", self._uri).returncode == 0
 

@@ -50,7 +50,7 @@ def test_what_is_merged_is_unmerged_for_it_and_merges_again_under_either_policy_
         *(PayloadGuest(name=f"twin{seed}", memory_mib=32, common_mib=COMMON_MIB, seed=seed) for seed in (1, 2))
     )
     ksm.write(pages_to_scan=1000)
-    wait_until(lambda: ksm.read("pages_shared") > 0, HANG_S, "what no first pass sets the value beside")
+    wait_until(lambda: ksm.read("pages_shared") > 0, HANG_S, "a page to be shared")
     home, facts = start_agent(law).home if has_agent else agent_home, ProcFacts(boottime_s)
     home.configure(law)
     host = open_host(libvirtd.uri)
