@@ -14,7 +14,7 @@ class Anonymiser:
     """Strips line after line; each guest and each image keeps one number throughout, and each URI its scheme."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, str] = {}
+        self._numbers: dict[str, dict[str, str]] = {}
 
     def strip(self, line: Line) -> Line:
         """Return the line without names."""
@@ -48,4 +48,5 @@ class Anonymiser:
         return f"{self._number(uuid)}/{run}" if uuid else value
 
     def _number(self, name: str, kind: str = "guest-") -> str:
-        return self._numbers.setdefault(name, f"{kind}{len(self._numbers) + 1}")
+        numbers = self._numbers.setdefault(kind, {})
+        return numbers.setdefault(name, f"{kind}{len(numbers) + 1}")
