@@ -131,11 +131,11 @@ class AgentFacts:
             "switched": {
                 "unmerged": [
                     {"name": one.name, "uuid": uuid, "at_s": one.at_s, "by_command": one.by_command}
-                    for uuid, one in self.unmerged.items()
+                    for uuid, one in sorted(self.unmerged.items(), key=lambda item: item[1].name)
                 ],
                 "failed": [
                     {"name": one.guest.name, "uuid": one.guest.uuid, "message": f"{one.text}: {one.error}"}
-                    for one in self.unswitched
+                    for one in sorted(self.unswitched, key=lambda trouble: trouble.guest.name)
                 ],
             },
             "now": None if self.current is None else self.current.as_dict(),

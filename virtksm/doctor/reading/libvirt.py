@@ -30,7 +30,7 @@ ANSWER_WITHIN_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guests:
-    """The running guests, their XML and, where readable, their processes, by the guests' keys.
+    """The running guests by name, their XML and, where readable, their processes, by the guests' keys.
 
     `unread` names guests whose XML could not be read, and why: they count as able to merge. `unmerged` are the keys of
     those that were unmerged while they run. `other_processes` is None where it is unknown. `zero_pages` are of those
@@ -114,7 +114,7 @@ def _read_ksm(host: LibvirtHost) -> KsmState | None:
 
 def _read_guests(host: LibvirtHost, paths: RuntimePaths) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
-    running = tuple(guest for guest, xml in seen if xml is not None)
+    running = tuple(sorted((guest for guest, xml in seen if xml is not None), key=lambda one: (one.name, one.uuid)))
     processes: dict[str, GuestProcess] = {}
     other_processes = zero_pages = None
     unmerged = frozenset[str]()
