@@ -180,4 +180,5 @@ class Bench:
         return self.events("pass_completed")[-1]
 
     async def looked(self) -> None:
-        await self.until(lambda: not self.agent.listeners.guests.due)
+        guests = self.agent.listeners.guests
+        await self.until(lambda: guests.running is not None and not guests.due)

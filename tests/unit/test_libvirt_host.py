@@ -128,6 +128,25 @@ def test_while_a_guest_holds_up_libvirt_s_list_a_pass_goes_by_the_last_one_until
     assert (names(), came) == (["two", "three"], [True, True])
 
 
+def test_a_pass_that_is_just_too_early_for_a_list_that_came_late_is_followed_by_another() -> None:
+    bench, released = Bench(), threading.Event()
+    bench.host.running_guests(with_max=False)
+    bench.connection.before_list = released.wait
+    assert len(bench.host.running_guests(with_max=False)) == 2, "the last list"
+    came: list[int] = []
+
+    def ask_at_once() -> None:
+        came.append(len(came))
+        if len(came) == 1:
+            bench.host.running_guests(with_max=False)
+
+    bench.host.came_late = ask_at_once
+    [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
+    released.set()
+    waiting.join()
+    assert came == [0, 1]
+
+
 def test_a_connection_is_closed_after_a_call_beside_passes_has_returned_and_takes_none_from_then_on() -> None:
     bench = Bench()
     asked, released, closed = threading.Event(), threading.Event(), threading.Event()

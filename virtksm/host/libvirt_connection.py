@@ -62,6 +62,8 @@ class LibvirtHost:
         self.late_since_s: float | None = None
         """Since when a list is waited for that passes go without (CLOCK_MONOTONIC)."""
         self._list_asked_s = 0.0
+        self._list_is_out = False
+        self._list_ends = threading.Lock()
         self._last_list: tuple[Guest, ...] | None = None
         self._cpus: int | None = None
         self._max_kib: dict[str, int | None] = {}
@@ -142,20 +144,27 @@ class LibvirtHost:
             try:
                 self._last_list = found = ask()
             finally:
-                was_late, self.late_since_s = self.late_since_s is not None, None
+                with self._list_ends:
+                    self._list_is_out = False
+                    was_late, self.late_since_s = self.late_since_s is not None, None
             if was_late:
                 self.came_late()
             return found
 
         if self._lists.waiting_for is None:
-            self.late_since_s, self._list_asked_s = None, time.monotonic()
+            self.late_since_s, self._list_asked_s, self._list_is_out = None, time.monotonic(), True
         try:
             return self._lists.run(
                 "listing the guests", keep, self.call_timeout_s if self._last_list is None else late_s
             )
         except LibvirtTimeout as error:
-            self.late_since_s = None if self._lists.waiting_for is None else self._list_asked_s
-            if self._last_list is None or time.monotonic() - self._list_asked_s >= self.call_timeout_s:
+            with self._list_ends:
+                is_out = self._list_is_out
+                self.late_since_s = self._list_asked_s if is_out else None
+            if not is_out:  # it has come since, perhaps without what this pass is for
+                self.came_late()
+            is_old = is_out and time.monotonic() - self._list_asked_s >= self.call_timeout_s
+            if self._last_list is None or is_old:
                 raise _hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
             return self._last_list
 
