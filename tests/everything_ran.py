@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.boot.inside import here
 from tests.lab.kernel import KERNEL, Kernel, needs_of
+from tests.tried import PROJECT, keep
 
 pytest_plugins = ["tests.not_applicable"]
 TABLE = "tests/not_applicable.toml"
@@ -65,6 +67,9 @@ class EverythingRan:
             self._complaints.append("no test marked `real` passed")
         if self._complaints and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._part is not None and session.config.rootpath == PROJECT:  # no suite of a test's
+            result = "passed" if session.exitstatus == pytest.ExitCode.OK else "FAILED"
+            keep(f"({self._part})", here(), f"{len(self._passed)} tests, {result}")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._not_applicable:

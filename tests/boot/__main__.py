@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.ksm import KSM_ROOT, lent_ksm
+from tests.tried import keep_claims
 
 REPO = Path(__file__).resolve().parents[2]
 INSIDE = "/run/checkout"
@@ -22,23 +23,25 @@ LIMIT_S = 900.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Boot ROOT and try CLAIMS, a module; what they and the journal say is left in OUT. Returns the exit code."""
+    """Boot ROOT and try CLAIMS, a module; what they and the journal say is left in ROOT.out. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.boot", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="of script/test: its row in docs/tried.md")
     parser.add_argument("claims", metavar="CLAIMS")
     parser.add_argument("root", type=Path, metavar="ROOT")
-    parser.add_argument("out", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, leave)
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = options.out / "report"
+    out = options.root.with_name(f"{options.root.name}.out").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    report = out / "report"
     report.write_text("", encoding="utf-8")
-    with lent_ksm(), (options.out / "console").open("wb") as console:
-        booting = command(options.claims, options.root, options.out.resolve())
+    with lent_ksm(), (out / "console").open("wb") as console:
+        booting = command(options.claims, options.root, out)
         container = subprocess.Popen(booting, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         try:
             return follow(container, report)
         finally:
             end(container)
+            keep_claims(options.run, report)
 
 
 def leave(number: int, _frame: object) -> None:

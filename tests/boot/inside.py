@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import pwd
 import re
 import subprocess
@@ -149,10 +150,19 @@ def owner_of(pid: int) -> str:
     return pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name
 
 
+def here() -> str:
+    """Return what is here, as cells of the table in docs/tried.md: userland, kernel, libvirt and Python."""
+    release = platform.freedesktop_os_release()
+    libvirt = run(libvirt_daemon(), "--version").split()[-1]
+    name = f"{release['NAME'].removesuffix(' GNU/Linux')} {release['VERSION_ID']}"
+    return f"{name} | {os.uname().release} | {libvirt_daemon()} {libvirt} | {platform.python_version()}"
+
+
 def report(claims: Sequence[Callable[[], None]]) -> int:
-    """Try every claim; returns 1 if one does not hold."""
+    """Say what is here, and try every claim; returns 1 if one does not hold."""
     failed = 0
     with REPORT.open("a", encoding="utf-8", buffering=1) as lines:
+        lines.write(f"here    {here()}\n")
         for one in claims:
             words = " ".join((one.__doc__ or "").split())
             try:

@@ -5,8 +5,6 @@ The machine has AppArmor, systemd as its first process, and a KSM of its own. Gu
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
 from collections.abc import Callable
@@ -19,7 +17,6 @@ from tests.boot.inside import (
     CONFIG,
     KSM,
     PAYLOAD,
-    REPORT,
     claim,
     doctor,
     heard,
@@ -108,19 +105,5 @@ def purged() -> None:
 CLAIMS: tuple[Callable[[], None], ...] = (installed, confined, tunes, hears_the_hook, diagnoses, stops, purged)
 
 
-def main() -> int:
-    """Try the claims, and say what was here."""
-    release = platform.freedesktop_os_release()
-    libvirt = run("libvirtd", "--version").split()[-1]
-    here = f"{release['NAME']} {release['VERSION_ID']} | {os.uname().release} | {libvirt} | {platform.python_version()}"
-    with REPORT.open("a", encoding="utf-8") as lines:
-        lines.write(f"| {here} |\n")
-    failed = report(CLAIMS)
-    if not failed:
-        with REPORT.open("a", encoding="utf-8") as lines:
-            lines.write("all claims hold\n")
-    return failed
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(report(CLAIMS))
