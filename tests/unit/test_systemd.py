@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from virtksm.host.systemd import Notifier, libvirt_daemon
+from virtksm.host.systemd import Notifier, libvirt_daemon, show_units
 
 
 @pytest.fixture
@@ -74,3 +75,25 @@ def test_the_modular_daemon_is_named_where_it_is_enabled_or_alone(
     for name in files:
         (tmp_path / name).touch()
     assert libvirt_daemon([str(tmp_path)]) == daemon
+
+
+@pytest.mark.parametrize(
+    ("script", "answer"),
+    [
+        ('echo "$@"', "show --value *.service\n"),
+        ("exit 1", ""),
+        ("printf 'a\\377'", "a\N{REPLACEMENT CHARACTER}"),
+        ("read line <hangs", ""),
+        (None, ""),
+    ],
+)
+def test_a_systemctl_that_tells_nothing_within_its_time_or_is_missing_is_no_failure(
+    tmp_path: Path, script: str | None, answer: str
+) -> None:
+    program = tmp_path / "systemctl"
+    os.mkfifo(tmp_path / "hangs")
+    if script is not None:
+        program.write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        program.chmod(0o755)
+    within_s = 0.1 if script is not None and "hangs" in script else 60.0
+    assert show_units("--value", "*.service", within_s=within_s, program=str(program)) == answer

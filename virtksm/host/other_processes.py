@@ -28,10 +28,20 @@ FIRST_WITHIN_S = 2.0
 ANSWER_WITHIN_S = 60.0
 
 
-class OtherProcessesReader:
-    """Reads all processes but the guests'. `booted` exists where systemd runs.
+def read_ksm_stat(pid: int) -> str | None:
+    """Return a process's ksm_stat; None where it is hidden, "" where the kernel has no such."""
+    return read_private(pid, "ksm_stat")
 
-    A process whose files hang counts as unread.
+
+def show_services(program: str = "systemctl") -> str:
+    """Return each service's control group, and whether its memory may merge, as systemd prints it."""
+    return show_units(*ASK, within_s=ANSWER_WITHIN_S, program=program)
+
+
+class OtherProcessesReader:
+    """Reads all processes but the guests': `read` a process's ksm_stat, and what `show` prints where that is hidden.
+
+    `booted` exists where systemd runs. A process whose files hang counts as unread.
     """
 
     def __init__(
@@ -39,11 +49,14 @@ class OtherProcessesReader:
         clock: Clock,
         reads: LimitedReads,
         *,
+        read: Callable[[int], str | None] = read_ksm_stat,
+        show: Callable[[], str] = show_services,
         booted: str = "/run/systemd/system",
         first_within_s: float = FIRST_WITHIN_S,
     ) -> None:
         self._clock = clock
         self._reads = reads
+        self._read_stat, self._show = read, show
         self._first_within_s = first_within_s
         self._booted = booted
         self._read_s: float | None = None
@@ -70,7 +83,7 @@ class OtherProcessesReader:
         kib = processes = unread = 0
         is_known = False
         other_pids = [pid for pid in pids if pid not in of_guests]
-        stats = self._reads.read(other_pids, lambda pid: read_private(pid, "ksm_stat"))
+        stats = self._reads.read(other_pids, self._read_stat)
         for pid in other_pids:
             stat = stats.get(pid)
             if stat == "":  # a kernel thread, an ended process, or a kernel without the file
@@ -100,7 +113,7 @@ class OtherProcessesReader:
             return
 
         def read_groups() -> None:
-            self._groups = parse_groups(show_units(*ASK, within_s=ANSWER_WITHIN_S))
+            self._groups = parse_groups(self._show())
 
         with suppress(SensingFailed):  # the answer comes later, or not at all
             self._asking.run("systemd", read_groups, self._first_within_s if is_first else 0.0)

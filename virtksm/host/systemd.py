@@ -92,11 +92,11 @@ def state_age_s(unit: str) -> float | None:
     return time.monotonic() - int(microseconds) / 1e6 if microseconds.isdigit() and int(microseconds) else None
 
 
-def show_units(*arguments: str, within_s: float) -> str:
+def show_units(*arguments: str, within_s: float, program: str = "systemctl") -> str:
     """Return what `systemctl show` prints; nothing without an answer."""
     import subprocess  # only where there is something to ask
 
-    ask = ("systemctl", "show", *arguments)
+    ask = (program, "show", *arguments)
     try:
         answer = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False)
     except (OSError, subprocess.TimeoutExpired):
