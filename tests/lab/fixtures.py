@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
+import structlog
 
 from demo.embedded import end_all
 from demo.guests import PayloadGuest, start_guest, wait_settled
@@ -32,6 +34,7 @@ REPO = Path(__file__).resolve().parents[2]
 # Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.
 QEMU_CACHE = REPO / "build" / "libvirt-cache"
 SETTLE_TIMEOUT_S = 60.0
+THREAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,30 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     wanted = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
     return True
+
+
+@pytest.fixture(autouse=True)
+def apart() -> Iterator[None]:
+    """Let nothing of one test reach the next: wait for the threads that it started, and forget its log's settings.
+
+    What a thread does late it does to the next test: with its PATH and its /proc, into its log. One that hangs on
+    purpose is let go by its test.
+    """
+    before = set(threading.enumerate())
+    yield
+    left = still_running(before, THREAD_TIMEOUT_S)
+    structlog.reset_defaults()
+    assert not left, f"threads of this test still run: {left}"
+
+
+def still_running(before: set[threading.Thread], within_s: float) -> list[str]:
+    """Wait for all threads but those of `before`; return the names of those that have not ended by then."""
+    ends_s = time.monotonic() + within_s
+    while left := [thread for thread in threading.enumerate() if thread not in before]:
+        left[0].join(max(ends_s - time.monotonic(), 0.0))
+        if left[0].is_alive():
+            break
+    return [thread.name for thread in left]
 
 
 @pytest.fixture
