@@ -21,7 +21,7 @@ from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
 
-HANG_S = 10.0
+HANG_S = 60.0
 
 
 async def until(is_so: Callable[[], bool]) -> None:
