@@ -28,7 +28,7 @@ from tests.real.agent_process import AgentHome
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
 COCKPIT_WS = "/usr/lib/cockpit/cockpit-ws"
-HANG_S = 30.0
+HANG_S = 60.0
 URI = "qemu:///system"
 LOCK_PATH = Path("/run/lock/virtksm-cockpit.lock")
 # Folder in the temporary folder, and what it covers.

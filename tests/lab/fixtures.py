@@ -33,8 +33,7 @@ from virtksm.values import replace
 REPO = Path(__file__).resolve().parents[2]
 # Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.
 QEMU_CACHE = REPO / "build" / "libvirt-cache"
-SETTLE_TIMEOUT_S = 60.0
-THREAD_TIMEOUT_S = 30.0
+HANG_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +87,7 @@ class GuestFactory:
         self._pids.append(pid)
         self._names.add(spec.name)
         if settle and not paused:
-            wait_settled(console, SETTLE_TIMEOUT_S)
+            wait_settled(console, HANG_S)
         return RunningGuest(domain=domain, pid=pid, console=console, spec=spec)
 
     def together(self, *specs: PayloadGuest, paused: bool = False, settle: bool = True) -> list[RunningGuest]:
@@ -110,7 +109,7 @@ class GuestFactory:
             self._libvirtd.resume()
             connection = libvirt.open(self._libvirtd.uri)
             try:
-                wait_until(lambda: not self._listed(connection), 10.0, f"libvirtd to drop {sorted(self._names)}")
+                wait_until(lambda: not self._listed(connection), HANG_S, f"libvirtd to drop {sorted(self._names)}")
             finally:
                 connection.close()
 
@@ -137,7 +136,7 @@ def apart() -> Iterator[None]:
     """
     before = set(threading.enumerate())
     yield
-    left = still_running(before, THREAD_TIMEOUT_S)
+    left = still_running(before, HANG_S)
     structlog.reset_defaults()
     assert not left, f"threads of this test still run: {left}"
 

@@ -15,7 +15,7 @@ from typing import Any
 from tests.lab.ksm import wait_until
 from tests.lab.ports import free_port
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 PROJECT = Path(__file__).parents[2]
 UNPACKED = PROJECT / "build" / "prometheus" / "usr" / "bin"
 """Where script/setup has the programs of Debian's package, unless it is installed."""
