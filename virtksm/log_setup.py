@@ -84,6 +84,7 @@ class LineQueue:
         self._journal = journal
         self._lines: deque[tuple[bytes, bool]] = deque()
         self._waiting = 0
+        self._is_closed = False
         self.dropped = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._hand_over, name="log", daemon=True).start()
@@ -114,14 +115,18 @@ class LineQueue:
         return self._descriptor
 
     def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
-        """Wait until all lines are handed over, but not for long: a reader that hangs now may hang for ever."""
+        """End once all lines are handed over. Wait for that, but not for long: a reader may hang for ever."""
         with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._waiting, limit_s)
 
     def _hand_over(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._lines))
+                self._changed.wait_for(lambda: bool(self._lines) or self._is_closed)
+                if not self._lines:
+                    return
                 line, is_entry = self._lines.popleft()
             if is_entry:
                 _send_entry(self._journal, line)

@@ -11,6 +11,7 @@ import os
 import platform
 import pwd
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -144,6 +145,18 @@ def start_guest(name: str) -> int:
     """Start a guest and return its process."""
     run("virsh", "create", guest_xml(name))
     return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
+
+
+def merge_two() -> list[int]:
+    """Start two guests, wait until their common pages are merged and ksmd idles; return their processes."""
+    PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
+    seen = log()
+    pids = [start_guest(name) for name in ("boot1", "boot2")]
+    wait_logged(heard("started", "boot2"), seen)
+    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
+    wait(is_idle, "being idle again")
+    return pids
 
 
 def owner_of(pid: int) -> str:

@@ -6,7 +6,6 @@ The machine has AppArmor, systemd as its first process, and a KSM of its own. Gu
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,21 +15,18 @@ from tests.boot.inside import (
     COMMON_MIB,
     CONFIG,
     KSM,
-    PAYLOAD,
     claim,
     doctor,
-    heard,
     is_idle,
     ksm,
     log,
     main_pid,
+    merge_two,
     report,
     run,
     settings,
     shown,
-    start_guest,
     wait,
-    wait_logged,
 )
 
 [PACKAGE] = (CHECKOUT / "build" / "packages" / "deb").glob("virtksm_*.deb")
@@ -61,14 +57,7 @@ def confined() -> None:
 
 def tunes() -> None:
     """two guests start, their common pages are merged; then it idles"""
-    PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
-    seen = log()
-    for name in ("boot1", "boot2"):
-        start_guest(name)
-    wait_logged(heard("started", "boot2"), seen)
-    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
-    wait(is_idle, "being idle again")
+    merge_two()
 
 
 def hears_the_hook() -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import pwd
 import re
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +22,13 @@ from tests.boot.inside import (
     CONFIG,
     HOOK,
     KSM,
-    PAYLOAD,
     claim,
     doctor,
-    heard,
     is_idle,
     ksm,
     log,
     main_pid,
+    merge_two,
     report,
     retune,
     run,
@@ -262,13 +260,7 @@ def claims_completed(typed: str, by_zsh: str, offered: set[str]) -> None:
 
 def tunes() -> None:
     """two guests start, their common pages are merged in the real kernel; then it idles"""
-    shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
-    seen = log()
-    for name in ("boot1", "boot2"):
-        start_guest(name)
-    wait_logged(heard("started", "boot2"), seen)
-    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
-    wait(is_idle, "being idle again")
+    merge_two()
 
 
 def knows_guests() -> None:

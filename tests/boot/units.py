@@ -22,7 +22,6 @@ from tests.boot.inside import (
     CONFIG,
     HOOK,
     KSM,
-    PAYLOAD,
     claim,
     doctor,
     guest_xml,
@@ -33,6 +32,7 @@ from tests.boot.inside import (
     libvirt_sockets,
     log,
     main_pid,
+    merge_two,
     owner_of,
     report,
     retune,
@@ -137,8 +137,6 @@ def copy_checkout() -> None:
         if (CHECKOUT / name).is_file():
             (INSTALLED / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(CHECKOUT / name, INSTALLED / name)
-    PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(INSTALLED / "build" / "payload.elf", PAYLOAD)
 
 
 def unprivileged() -> None:
@@ -158,12 +156,7 @@ def tunes() -> None:
     """two guests start, and their common pages are merged; then it idles"""
     wait_logged("libvirt_connected", "")
     wait(is_idle, "being idle")
-    seen = log()
-    for name in ("boot1", "boot2"):
-        claim(owner_of(start_guest(name)) != "root", "guests run as root here")
-    wait_logged(heard("started", "boot2"), seen)
-    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
-    wait(is_idle, "being idle again")
+    claim("root" not in map(owner_of, merge_two()), "guests run as root here")
 
 
 def reads_guests() -> None:

@@ -155,12 +155,13 @@ class Bench:
         return self.history
 
     async def lose(self) -> None:
-        """Lose the connection."""
-        connection = self.agent.connection
+        """Lose the connection, and wait until the agent knows: from then on it has none or the next."""
+        before, connection = len(self.events("libvirt_disconnected")), self.agent.connection
         assert isinstance(connection, FakeConnection)
         await self.until(lambda: connection.lost is not None and not connection.lost.done())
         assert connection.lost is not None
         connection.lost.set_result("test")
+        await self.until(lambda: len(self.events("libvirt_disconnected")) > before)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LONG_S):
@@ -175,9 +176,13 @@ class Bench:
 
     async def pass_for(self, trigger: Trigger) -> dict[str, Any]:
         before = len(self.events("pass_completed"))
+
+        def answered() -> list[dict[str, Any]]:
+            return [one for one in self.events("pass_completed")[before:] if trigger.value in one["triggers"]]
+
         self.passes.offer(trigger)
-        await self.until(lambda: len(self.events("pass_completed")) > before)
-        return self.events("pass_completed")[-1]
+        await self.until(lambda: answered() != [])
+        return answered()[-1]
 
     async def looked(self) -> None:
         guests = self.agent.listeners.guests

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.sync_api import Browser, Page, Response, sync_playwright
+from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 # Tests run as root, where Chromium's sandbox cannot; without a network its background services only complain.
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 HANG_MS = 30_000
+# Not Playwright's five seconds: a page asks commands, each a program's start.
+expect.set_options(timeout=HANG_MS)
 
 
 @dataclass(slots=True)

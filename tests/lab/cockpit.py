@@ -9,6 +9,7 @@ Neither systemd nor D-Bus is needed. Processes are ended by their handles, and e
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -21,13 +22,15 @@ from typing import BinaryIO, Self
 
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.ports import free_port
 from tests.real.agent_process import AgentHome
 
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
 COCKPIT_WS = "/usr/lib/cockpit/cockpit-ws"
-HANG_S = 30.0
+HANG_S = 60.0
 URI = "qemu:///system"
+LOCK_PATH = Path("/run/lock/virtksm-cockpit.lock")
 # Folder in the temporary folder, and what it covers.
 _COVERED = {"etc": "/etc/virtksm", "run": "/run/virtksm", "lib": "/var/lib/virtksm"}
 
@@ -56,6 +59,8 @@ class CockpitHost:
         self._folder = Path(tempfile.mkdtemp(prefix="vc", dir="/tmp"))  # a socket's path has at most 108 characters
         self._folder.chmod(0o755)
         self.home = CockpitHome(self._folder)
+        # One at a time: whoever removes a folder of the machine that another covers uncovers it.
+        self._lock = LOCK_PATH.open("ab")
         self._made: list[Path] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -72,7 +77,7 @@ class CockpitHost:
         bridge = self._folder / "bin" / ("bridge" if as_nobody is None else "bridge-as-nobody")
         become = "" if as_nobody is None else f"setpriv --reuid={NOBODY} --regid={NOBODY} {_groups(as_nobody)} "
         _write_program(bridge, f"exec {become}cockpit-bridge")
-        port = _free_port()
+        port = free_port()
         command = [COCKPIT_WS, "--no-tls", "-a", "127.0.0.1", "-p", str(port), f"--local-session={bridge}"]
         log = self._folder / f"cockpit-{port}.log"
         with log.open("wb") as said:
@@ -100,9 +105,11 @@ class CockpitHost:
         for place in self._made:
             place.rmdir()
         shutil.rmtree(self._folder)
+        self._lock.close()
 
     def __enter__(self) -> Self:
         self._lay_out()
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         for place in map(Path, _COVERED.values()):
             if not place.exists():
                 place.mkdir()
@@ -167,9 +174,3 @@ def _groups(gids: tuple[int, ...]) -> str:
 def _write_program(path: Path, line: str) -> None:
     path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
     path.chmod(0o755)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

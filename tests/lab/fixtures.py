@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
+import structlog
 
 from demo.embedded import end_all
 from demo.guests import PayloadGuest, start_guest, wait_settled
@@ -31,7 +33,7 @@ from virtksm.values import replace
 REPO = Path(__file__).resolve().parents[2]
 # Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.
 QEMU_CACHE = REPO / "build" / "libvirt-cache"
-SETTLE_TIMEOUT_S = 60.0
+HANG_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class GuestFactory:
         self._pids.append(pid)
         self._names.add(spec.name)
         if settle and not paused:
-            wait_settled(console, SETTLE_TIMEOUT_S)
+            wait_settled(console, HANG_S)
         return RunningGuest(domain=domain, pid=pid, console=console, spec=spec)
 
     def together(self, *specs: PayloadGuest, paused: bool = False, settle: bool = True) -> list[RunningGuest]:
@@ -107,7 +109,7 @@ class GuestFactory:
             self._libvirtd.resume()
             connection = libvirt.open(self._libvirtd.uri)
             try:
-                wait_until(lambda: not self._listed(connection), 10.0, f"libvirtd to drop {sorted(self._names)}")
+                wait_until(lambda: not self._listed(connection), HANG_S, f"libvirtd to drop {sorted(self._names)}")
             finally:
                 connection.close()
 
@@ -123,6 +125,30 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     wanted = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
     return True
+
+
+@pytest.fixture(autouse=True)
+def apart() -> Iterator[None]:
+    """Let nothing of one test reach the next: wait for the threads that it started, and forget its log's settings.
+
+    What a thread does late it does to the next test: with its PATH and its /proc, into its log. One that hangs on
+    purpose is let go by its test.
+    """
+    before = set(threading.enumerate())
+    yield
+    left = still_running(before, HANG_S)
+    structlog.reset_defaults()
+    assert not left, f"threads of this test still run: {left}"
+
+
+def still_running(before: set[threading.Thread], within_s: float) -> list[str]:
+    """Wait for all threads but those of `before`; return the names of those that have not ended by then."""
+    ends_s = time.monotonic() + within_s
+    while left := [thread for thread in threading.enumerate() if thread not in before]:
+        left[0].join(max(ends_s - time.monotonic(), 0.0))
+        if left[0].is_alive():
+            break
+    return [thread.name for thread in left]
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ class PrivateLibvirtd:
             raise LibvirtdFailed("the private libvirtd is off")
         return self._pid
 
-    def start(self, timeout_s: float = 20.0) -> None:
+    def start(self, timeout_s: float = 60.0) -> None:
         """Start the daemon and wait until it answers; raises LibvirtdFailed."""
         if self._handle >= 0:
             raise LibvirtdFailed("the private libvirtd runs already")
@@ -192,7 +192,7 @@ class PrivateLibvirtd:
             raise LibvirtdFailed(f"the private libvirtd ended: {self._last_words()}") from None
         self.wait_ready(timeout_s)
 
-    def wait_ready(self, timeout_s: float = 20.0) -> None:
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Wait until the daemon accepts connections; raises LibvirtdFailed when it ends or stays silent."""
         deadline = time.monotonic() + timeout_s
         while not _accepts(self.socket_path):
@@ -256,7 +256,7 @@ class PrivateLibvirtd:
             self.resume()  # a frozen one would not hear the SIGTERM
         self.stop()
         for reaper in self._reapers:
-            reaper.communicate(timeout=10.0)  # closes its standard input
+            reaper.communicate(timeout=60.0)  # closes its standard input
         shutil.rmtree(self.root, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -19,7 +19,7 @@ from tests.lab.ksm import wait_until
 from tests.lab.nobody import NOBODY
 
 HELD_S = 25
-HANG_S = 10.0
+HANG_S = 20.0
 FUSE = os.makedev(10, 229)
 SOURCE = Path(__file__).with_suffix(".c")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import tempfile
 import urllib.error
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.ksm import wait_until
+from tests.lab.ports import free_port
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 PROJECT = Path(__file__).parents[2]
 UNPACKED = PROJECT / "build" / "prometheus" / "usr" / "bin"
 """Where script/setup has the programs of Debian's package, unless it is installed."""
@@ -23,13 +23,6 @@ RULES = sorted((PROJECT / "conf" / "prometheus").glob("*.rules.yml"))
 JOB = "virtksm"
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nobody had a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fetch(url: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.lab.ksm import wait_until
 
-HANG_S = 30.0
+HANG_S = 60.0
 HOME, CLEAR_REST = "\x1b[H", "\x1b[J"
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

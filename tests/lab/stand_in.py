@@ -28,7 +28,7 @@ class StandIn:
 
         async def close() -> None:
             self._server.close()
-            await asyncio.sleep(0.05)
+            await let_all_end()
 
         if self._thread.is_alive():
             self._run(close())

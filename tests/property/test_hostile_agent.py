@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -61,10 +60,15 @@ ASKING = {
 
 
 @pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands that run here wait for an answer no longer than need be, where none may come."""
     monkeypatch.setattr(ask_agent, "ANSWER_WITHIN_S", 0.5)
     monkeypatch.setattr(retune, "ANSWER_WITHIN_S", 0.5)
     monkeypatch.setattr(switching, "SLACK_S", 0.5)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with tempfile.TemporaryDirectory(prefix="vb", dir="/tmp") as name:
         made = Path(name)
@@ -104,14 +108,9 @@ def run_here(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def run_apart(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     """Run a command as root does, with less memory and disk than a planted file could take."""
-
-    def bound() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
+    bound = ["prlimit", f"--as={MAX_MEMORY}", f"--fsize={MAX_FILE}", "--core=0"]
     done = subprocess.run(
-        [sys.executable, "-m", "virtksm", *arguments(folder, command)],
+        [*bound, sys.executable, "-m", "virtksm", *arguments(folder, command)],
         cwd=PROJECT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -119,7 +118,6 @@ def run_apart(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
         errors="replace",
         timeout=HANG_S,
         check=False,
-        preexec_fn=bound,
     )
     said = done.stdout + done.stderr
     assert "Traceback" not in said
@@ -151,6 +149,7 @@ def test_an_honest_answer_is_understood(folder: Path, command: str, capsys: pyte
     assert [run_here(folder, command, capsys)] == codes
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("command", [one for one in ASKING if one != "on" and not one.endswith("--json")])
 def test_each_field_may_be_anything(
     folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
@@ -167,6 +166,7 @@ def test_each_field_may_be_anything(
                 raise AssertionError(f"{command}: {place}") from error
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("command", [*ASKING, "doctor"])
 def test_what_is_no_answer_is_one_error(
     folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
@@ -176,6 +176,7 @@ def test_what_is_no_answer_is_one_error(
         run_here(folder, command, capsys)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("manner", ["drip", "keep_silent"])
 @pytest.mark.parametrize("command", [*ASKING, "doctor"])
 def test_who_drips_or_keeps_silent_is_waited_for_no_longer_than_the_limit(

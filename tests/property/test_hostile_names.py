@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ from virtksm.values import replace
 
 NAMES = st.text(st.characters(exclude_categories=[]), max_size=40)
 EVIL = "guest\n<0>forged level=error\x1b]0;title\x07\x1b[31m\x9b31m\x7f\u202e\u2028\r%s%n{event}{0.__class__}\ud800"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unconfigured() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def said(log_format: str, **fields: object) -> str:

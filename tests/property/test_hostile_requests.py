@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_ANSWER, MAX_LINE, ask
 from virtksm.agent.control_server import ControlServer, bind_socket
 from virtksm.codec import parse_object
@@ -49,8 +50,7 @@ async def serve(sent: bytes) -> tuple[bytes, bytes]:
         await server.start(bind_socket(f"{folder}/s"))
         answers = await exchange(f"{folder}/s", sent), await exchange(f"{folder}/s", b'{"op": 1}\n')
         server.close()
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await let_all_end()
         return answers
 
 

@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from demo.guests import PayloadGuest
-from tests.lab.browser import HANG_MS, Looked, chromium, open_page
+from tests.lab.browser import Looked, chromium, open_page
 from tests.lab.cockpit import URI, CockpitHost
 from tests.lab.fixtures import GuestFactory
 from tests.lab.hostile_agent import HostileAgent
@@ -58,7 +58,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
         opened.append(looked)
         looked.page.add_init_script(OFTEN)
         looked.page.goto(address + PAGE)
-        expect(looked.page.locator("#page")).to_have_attribute("aria-busy", "false", timeout=HANG_MS)
+        expect(looked.page.locator("#page")).to_have_attribute("aria-busy", "false")
         return looked
 
     try:
@@ -133,7 +133,7 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     assert page.locator("#saved-chart figcaption").inner_text().startswith(f"now {amount(status, 'saved')}")
     expect(page.locator("#cpu-total")).to_contain_text(f"{status['now']['ksmd_cpu_seconds']:.1f} s CPU since boot")
     expect(page.locator("#cpu")).to_contain_text(" % of a core")
-    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0, timeout=HANG_MS)
+    expect(page.locator("#cpu-chart polyline")).not_to_have_count(0)
     guests = told(host, "guests")["guests"]
     assert column(page, "#guests", "Can merge") == [one["can_merge_text"] for one in guests]
     assert column(page, "#guests", "Guest") == [one["name"] for one in guests]
@@ -168,13 +168,11 @@ def test_a_full_scan_is_shown_while_it_lasts(
     looked = visit(host.serve())
     page = looked.page
     guest(PayloadGuest(name="slow", memory_mib=64, own_mib=32, seed=1))
-    expect(page.locator("#scan-text")).to_have_text(
-        re.compile(r"^\d+ % of [\d.]+ MiB(, \d+ (s|min) left)?$"), timeout=HANG_MS
-    )
+    expect(page.locator("#scan-text")).to_have_text(re.compile(r"^\d+ % of [\d.]+ MiB(, \d+ (s|min) left)?$"))
     expect(page.locator("#scan-bar")).to_be_visible()
     expect(page.locator("#state")).to_have_text("Scanning")
-    expect(page.locator("#scan")).to_be_hidden(timeout=HANG_MS)
-    expect(page.locator("#state")).to_have_text("Idle", timeout=HANG_MS)
+    expect(page.locator("#scan")).to_be_hidden()
+    expect(page.locator("#state")).to_have_text("Idle")
     assert looked.complaints == []
 
 

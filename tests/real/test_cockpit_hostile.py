@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.lab.browser import HANG_MS, chromium, open_page
+from tests.lab.browser import chromium, open_page
 from tests.lab.cockpit import CockpitHost
 from tests.lab.hostile_agent import (
     NOBODY,
@@ -85,8 +85,8 @@ def open_at(browser: Browser, address: str) -> Page:
 
 def is_examined(page: Page) -> None:
     """Wait until the page has run all that it runs by itself."""
-    expect(page.locator("#page")).to_have_attribute("aria-busy", "false", timeout=HANG_MS)
-    expect(page.locator("#doctor-summary")).not_to_have_text("Checking…", timeout=HANG_MS)
+    expect(page.locator("#page")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#doctor-summary")).not_to_have_text("Checking…")
 
 
 def test_no_program_runs_that_the_agent_names_and_the_page_says_what_differs(
@@ -145,17 +145,17 @@ def test_what_is_no_answer_is_said_and_the_next_good_one_is_shown(host: CockpitH
         for said in UNREADABLE:
             agent.say = partial(say_always, said)
             look_now(page)
-            expect(notices).to_contain_text(SOMETHING_WRONG, timeout=HANG_MS)
+            expect(notices).to_contain_text(SOMETHING_WRONG)
             agent.say = honest
             look_now(page)
-            expect(notices).not_to_contain_text(SOMETHING_WRONG, timeout=HANG_MS)
+            expect(notices).not_to_contain_text(SOMETHING_WRONG)
         expect(page.locator("#subtitle")).to_contain_text("policy adaptive")
         asked: list[str] = []
         agent.say = partial(drip, agent, asked)
         look_now(page)
         wait_until(lambda: asked != [], HANG_S, "the page to ask")
         page.clock.fast_forward(10_000)
-        expect(notices).to_contain_text("the agent does not answer", timeout=HANG_MS)
+        expect(notices).to_contain_text("the agent does not answer")
         page.context.close()
 
 
@@ -171,7 +171,7 @@ def test_each_field_may_be_anything(host: CockpitHost, browser: Browser) -> None
                 wait_until(partial(has_asked, page, op, asked), HANG_S, f"the page to ask for {op}")
         agent.say = honest
         look_now(page)
-        expect(page.locator("#notices")).not_to_contain_text(SOMETHING_WRONG, timeout=HANG_MS)
+        expect(page.locator("#notices")).not_to_contain_text(SOMETHING_WRONG)
         expect(page.locator("#decisions tbody tr")).to_have_count(1)
         page.context.close()
     assert not [line for line in ran(host) if "connect" in line]

@@ -100,6 +100,7 @@ def pretend(tmp_path: Path) -> Iterator[Pretend]:
         yield start
 
 
+@pytest.mark.ksm
 def test_who_calls_himself_a_guest_decides_nothing(guest: GuestFactory, pretend: Pretend) -> None:
     real = guest(tiny("one"))
     uuid = real.domain.UUIDString()
@@ -119,6 +120,7 @@ def test_who_calls_himself_a_guest_decides_nothing(guest: GuestFactory, pretend:
     assert all(str(one) in trouble for one in (real.pid, pid))
 
 
+@pytest.mark.ksm
 def test_a_process_of_the_user_whom_libvirt_runs_qemu_as_is_believed(pretend: Pretend, tmp_path: Path) -> None:
     pretend(ANY, NOBODY)
     running = (Guest(uuid=ANY, name="one", domain_id=1),)

@@ -30,7 +30,7 @@ class ActivatedLibvirtd(PrivateLibvirtd):
         """Tell the daemon's pid; None while there is none."""
         return int(self.pid_file.read_text(encoding="ascii")) if self.pid_file.exists() else None
 
-    def wait_ready(self, timeout_s: float = 20.0) -> None:
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
         super().wait_ready(timeout_s)
         libvirt.open(self.uri).close()
 

@@ -18,7 +18,8 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, free_port, promtool
+from tests.lab.ports import free_port
+from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, promtool
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory
 from virtksm.agent.metrics.server import MAX_CLIENTS
 

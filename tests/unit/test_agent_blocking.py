@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-import structlog
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
 from tests.lab.agent_bench import Bench, FakeConnection, guest
@@ -31,9 +30,8 @@ LONG_S = 30.0
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    yield Bench()
-    structlog.reset_defaults()
+def bench() -> Bench:
+    return Bench()
 
 
 @pytest.fixture

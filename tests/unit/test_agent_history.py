@@ -210,6 +210,7 @@ async def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_
             assert (history.tries, threading.active_count()) == (1, threads)
             with pytest.raises(VirtksmError, match="does not answer"):
                 await desk.history_writer.samples(0)
+            desk.history_writer._calls.limit_s = LONG_S
             history.released.set()
             await until(lambda: len(desk.history.kept_events) == 5)
             assert len(await desk.history_writer.events(0, 100)) == 5

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.fakes import BUSY, FakeFacts, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
@@ -23,9 +21,8 @@ KEPT_OUT = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    yield Bench()
-    structlog.reset_defaults()
+def bench() -> Bench:
+    return Bench()
 
 
 @pytest.mark.parametrize(("is_ours", "code"), [(True, ExitCode.DONE), (False, ExitCode.REFUSED)])

@@ -192,10 +192,9 @@ async def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_mome
     with pytest.raises(asyncio.CancelledError):
         await opening
     assert await calls.run("next", lambda: 1, LONG_S) == 1
-    for thread in threading.enumerate():
-        if thread.name == "call-discard":
-            thread.join(LONG_S)
-    assert discarded == ([] if fails else ["connection"]), "nobody else closes it"
+    while not (fails or discarded):  # noqa: ASYNC110  # nobody else closes it
+        await asyncio.sleep(0.001)
+    assert discarded == ([] if fails else ["connection"])
 
 
 class Held:
@@ -225,10 +224,7 @@ async def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garb
             go_on.set()
         await attempt()
         go_on.set()
-        for _ in range(500):  # until its thread has ended
-            if kept[0]() is None:
-                break
-            await asyncio.sleep(0.01)
-        assert kept[0]() is None
+        while not kept or kept[0]() is not None:  # noqa: ASYNC110  # until its thread has ended
+            await asyncio.sleep(0.001)
     finally:
         gc.enable()

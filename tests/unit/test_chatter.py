@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.unit.test_agent_history import LONG_S, WALL_S, until
@@ -50,7 +49,7 @@ POLICIES: dict[str, Policy[Any]] = {
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
+def said() -> list[str]:
     """Have the log at level info taken down: the names of its events, and their guests."""
     lines: list[str] = []
 
@@ -59,8 +58,7 @@ def said() -> Iterator[list[str]]:
         return ""
 
     configure("info", "json", stream=io.StringIO(), renderers=[take])
-    yield lines
-    structlog.reset_defaults()
+    return lines
 
 
 class Host:

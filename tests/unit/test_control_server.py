@@ -77,6 +77,12 @@ def exchange(path: Path, sent: bytes) -> bytes:
     return answer
 
 
+async def is_served(path: Path) -> None:
+    """Ask until there is an answer: where patience is short, a busy machine may take longer to ask."""
+    while b'"ok": true' not in await asyncio.to_thread(exchange, path, b'{"op": 1}\n'):
+        continue
+
+
 async def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_has_not_asked(path: Path) -> None:
     """Root is always heard: 32 connections of its own, held and silent, keep no `off` out."""
     async with serving(path):
@@ -200,7 +206,7 @@ async def test_a_client_that_never_ends_its_request_is_left_and_its_place_comes_
         for reader, writer in slow:
             assert await asyncio.wait_for(reader.read(), LONG_S) == b"", "closed without an answer"
             writer.close()
-        assert (await talk(path, b'{"op": 1}\n'))["ok"] is True
+        await is_served(path)
 
 
 async def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: Path) -> None:
@@ -210,8 +216,7 @@ async def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: 
                 deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
                 await asyncio.to_thread(deaf.connect, str(path))
                 deaf.sendall(b'{"op": 1}\n')
-            while b'"ok": true' not in await asyncio.to_thread(exchange, path, b'{"op": 1}\n'):
-                continue
+            await is_served(path)
 
 
 async def test_the_readers_socket_answers_questions_alone(path: Path) -> None:

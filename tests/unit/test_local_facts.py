@@ -63,6 +63,7 @@ def rss_kib(facts: ProcFacts, running: Guest) -> int | None:
     return facts.guests((running,))[0].rss_kib
 
 
+@pytest.mark.ksm  # in turn with those that have a process in /proc that hangs its readers
 def test_a_guests_memory_is_that_of_the_process_with_its_uuid_and_of_its_successor(
     qemus: Qemus, facts: ProcFacts
 ) -> None:

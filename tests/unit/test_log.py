@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.lab.samples import a_pass
 from virtksm.agent.log import Reporter
@@ -23,7 +22,7 @@ FAILED = VirtksmError("no answer", remedy="systemctl restart libvirtd")
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
+def said() -> list[str]:
     """Have the log at level info taken down: level and sentence."""
     lines: list[str] = []
 
@@ -32,8 +31,7 @@ def said() -> Iterator[list[str]]:
         return ""
 
     configure("info", "json", renderers=[take])
-    yield lines
-    structlog.reset_defaults()
+    return lines
 
 
 def asked(*kinds: Trigger, **changes: Any) -> PassReport:  # noqa: ANN401  # PassReport's own

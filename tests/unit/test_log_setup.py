@@ -19,9 +19,10 @@ from typing import TextIO
 import pytest
 import structlog
 
-from virtksm.log_setup import LineQueue, choose_format, configure
+from virtksm.log_setup import MAX_WAITING, LineQueue, choose_format, configure
 
 REPO = Path(__file__).resolve().parents[2]
+CLOSE_S = 60.0
 EVIL = "guest\n<0>forged level=error\x1b[31m\u202e"
 
 
@@ -30,17 +31,19 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def unconfigured() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
-
-
 def said(log_format: str, level: str = "info", *, least: str = "info", **fields: object) -> str:
     stream = io.StringIO()
     configure(least, log_format, stream=stream)
     getattr(structlog.get_logger(), level)("pass_completed", **fields)
     return stream.getvalue()
+
+
+@contextmanager
+def line_queue(target: TextIO, *, max_waiting: int = MAX_WAITING, journal: str = "/nowhere") -> Iterator[LineQueue]:
+    """Make a queue; its lines must be read, or their reader be gone, at the end."""
+    lines = LineQueue(target, max_waiting=max_waiting, journal=journal)
+    yield lines
+    lines.close(CLOSE_S)
 
 
 @contextmanager
@@ -100,8 +103,12 @@ def test_without_journald_there_is_the_sentence_behind_its_priority(level: str, 
 
 
 def test_journald_gets_the_sentence_and_the_fields_along(tmp_path: Path) -> None:
-    with heard_by_journald(tmp_path) as journald, (tmp_path / "log").open("w", encoding="utf-8") as stream:
-        configure("info", "journal", stream=LineQueue(stream, journal=str(tmp_path / "journald")))
+    with (
+        heard_by_journald(tmp_path) as journald,
+        (tmp_path / "log").open("w", encoding="utf-8") as stream,
+        line_queue(stream, journal=str(tmp_path / "journald")) as lines,
+    ):
+        configure("info", "journal", stream=lines)
         structlog.get_logger().warning("pass_completed", message=f"{EVIL} started", guest=EVIL, sensed={"saved_kib": 1})
         entry = journald.recv(1 << 16).decode()
         assert entry.endswith("\n"), "journald ignores a last line without its end"
@@ -125,35 +132,39 @@ def test_journald_gets_the_sentence_and_the_fields_along(tmp_path: Path) -> None
 
 
 def test_a_journald_that_hangs_or_goes_delays_nobody(tmp_path: Path) -> None:
-    with heard_by_journald(tmp_path) as journald, (tmp_path / "log").open("w", encoding="utf-8") as stream:
-        lines = LineQueue(stream, max_waiting=PIPE, journal=str(tmp_path / "journald"))
-        configure("info", "journal", stream=lines)
-        sent = 0
-        while not lines.dropped:  # more than the socket and the queue take
-            say(sent)
-            sent += 1
-        lines.close(0.0)
-        read = dropped = 0
-        while read + dropped < sent:
-            entry = journald.recv(1 << 16).decode()
-            if found := re.search(r"^VIRTKSM_LINES=(\d+)$", entry, re.MULTILINE):
-                dropped += int(found[1])
-            else:
-                read += 1
-    say(-1)
-    lines.close(30.0)
+    with (
+        (tmp_path / "log").open("w", encoding="utf-8") as stream,
+        line_queue(stream, max_waiting=PIPE, journal=str(tmp_path / "journald")) as lines,
+    ):
+        with heard_by_journald(tmp_path) as journald:
+            configure("info", "journal", stream=lines)
+            sent = 0
+            while not lines.dropped:  # more than the socket and the queue take
+                say(sent)
+                sent += 1
+            read = dropped = 0
+            while read + dropped < sent:
+                entry = journald.recv(1 << 16).decode()
+                if found := re.search(r"^VIRTKSM_LINES=(\d+)$", entry, re.MULTILINE):
+                    dropped += int(found[1])
+                else:
+                    read += 1
+        say(-1)
 
 
 def test_without_a_descriptor_to_spare_an_entry_is_lost_and_not_the_log(tmp_path: Path) -> None:
-    with heard_by_journald(tmp_path) as journald, (tmp_path / "log").open("w", encoding="utf-8") as stream:
-        journald.settimeout(30.0)
-        lines = LineQueue(stream, journal=str(tmp_path / "journald"))
+    with (
+        heard_by_journald(tmp_path) as journald,
+        (tmp_path / "log").open("w", encoding="utf-8") as stream,
+        line_queue(stream, journal=str(tmp_path / "journald")) as lines,
+    ):
         configure("info", "journal", stream=lines)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
         try:
             say(1)
-            lines.close(5.0)
+            while lines._waiting:
+                pass
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         say(2)
@@ -190,25 +201,28 @@ def say(number: int) -> None:
 
 def test_a_journal_that_hangs_delays_nobody_and_what_found_no_room_is_counted(journal: tuple[TextIO, TextIO]) -> None:
     reader, writer = journal
-    lines = LineQueue(writer, max_waiting=PIPE)
-    configure("info", "json", stream=lines)
-    sent = 4 * PIPE // 1000
-    for number in range(sent):
-        say(number)
-    lines.close(0.0)  # nobody reads: it ends all the same
-    told = (json.loads(line) for line in reader)
-    read: list[int] = []
-    dropped = 0
-    while len(read) + dropped < sent:
-        line = next(told)
-        if line["event"] == "log_lines_dropped":
-            dropped += line["lines"]
-        else:
-            read.append(line["number"])
-    assert dropped > 0
-    assert read == sorted(read), "in their order"
-    say(-1)
-    assert next(told)["number"] == -1, "and writing goes on"
+    with line_queue(writer, max_waiting=PIPE) as lines:
+        configure("info", "json", stream=lines)
+        sent = 4 * PIPE // 1000
+        for number in range(sent):
+            say(number)
+        told = (json.loads(line) for line in reader)
+        read: list[int] = []
+        dropped = 0
+        while len(read) + dropped < sent:
+            line = next(told)
+            if line["event"] == "log_lines_dropped":
+                dropped += line["lines"]
+            else:
+                read.append(line["number"])
+        assert dropped > 0
+        assert read == sorted(read), "in their order"
+        say(-1)
+        assert next(told)["number"] == -1, "and writing goes on"
+        for number in range(sent):
+            say(number)
+        lines.close(0.0)  # nobody reads: it ends all the same
+        reader.close()
 
 
 def test_the_last_lines_before_the_end_are_written_where_somebody_reads(journal: tuple[TextIO, TextIO]) -> None:
@@ -216,40 +230,38 @@ def test_the_last_lines_before_the_end_are_written_where_somebody_reads(journal:
     read: list[str] = []
     reading = threading.Thread(target=lambda: read.extend(reader.readline() for _ in range(300)))
     reading.start()
-    lines = LineQueue(writer)
-    configure("info", "json", stream=lines)
-    for number in range(300):
-        say(number)
-    lines.close(30.0)
-    reading.join(30.0)
+    with line_queue(writer) as lines:
+        configure("info", "json", stream=lines)
+        for number in range(300):
+            say(number)
+    reading.join()
     assert [json.loads(line)["number"] for line in read] == list(range(300))
 
 
 def test_a_journal_that_has_gone_ends_nothing(journal: tuple[TextIO, TextIO]) -> None:
     reader, writer = journal
     reader.close()
-    lines = LineQueue(writer)
-    lines.write("line\n")
-    lines.close(30.0)
+    with line_queue(writer) as lines:
+        lines.write("line\n")
 
 
 def test_a_descriptor_that_does_not_wait_loses_no_line(journal: tuple[TextIO, TextIO]) -> None:
     reader, writer = journal
     os.set_blocking(writer.fileno(), False)
-    lines = LineQueue(writer)
-    configure("info", "json", stream=lines)
-    for number in range(200):
-        say(number)
-    assert [json.loads(reader.readline())["number"] for _ in range(200)] == list(range(200))
+    with line_queue(writer) as lines:
+        configure("info", "json", stream=lines)
+        for number in range(200):
+            say(number)
+        assert [json.loads(reader.readline())["number"] for _ in range(200)] == list(range(200))
 
 
 @pytest.mark.parametrize("log_format", ["console", "json", "journal"])
 def test_through_the_queue_lines_look_as_without_it(journal: tuple[TextIO, TextIO], log_format: str) -> None:
     reader, writer = journal
-    lines = LineQueue(writer, journal="/nowhere")
-    configure("info", log_format, stream=lines)
-    structlog.get_logger().info("pass_completed", message=EVIL, guest=EVIL)
-    line, direct = reader.readline(), said(log_format, message=EVIL, guest=EVIL)
-    assert TIME.sub("", line) == TIME.sub("", direct)
-    lines.write("lone \udcff\n")
-    assert reader.readline() == "lone \\udcff\n", "a text that is no UTF-8 is a line all the same"
+    with line_queue(writer) as lines:
+        configure("info", log_format, stream=lines)
+        structlog.get_logger().info("pass_completed", message=EVIL, guest=EVIL)
+        line, direct = reader.readline(), said(log_format, message=EVIL, guest=EVIL)
+        assert TIME.sub("", line) == TIME.sub("", direct)
+        lines.write("lone \udcff\n")
+        assert reader.readline() == "lone \\udcff\n", "a text that is no UTF-8 is a line all the same"

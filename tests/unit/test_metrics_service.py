@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import FakeFacts
 from tests.lab.ksm import wait_until
-from tests.lab.prometheus import free_port
+from tests.lab.ports import free_port
 from tests.unit.test_metrics import moment
 from tests.unit.test_metrics_server import ask, request
 from virtksm.agent.metrics.counters import Tally
@@ -21,7 +21,7 @@ from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
 
-HANG_S = 10.0
+HANG_S = 60.0
 
 
 async def until(is_so: Callable[[], bool]) -> None:
