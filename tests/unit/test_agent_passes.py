@@ -184,7 +184,11 @@ async def test_what_asks_for_one_more_pass_while_one_runs_gets_it(passes: Passes
     hypervisor = passes.cycle.hypervisor
     assert isinstance(hypervisor, FakeHypervisor)
     loop = asyncio.get_running_loop()
-    hypervisor.before_write = lambda _name, _value: loop.call_soon_threadsafe(passes.look_again) and None
+
+    def look_again(_name: str, _value: int) -> None:
+        loop.call_soon_threadsafe(passes.look_again)
+
+    hypervisor.before_write = look_again
     passes.follow(Config(coalesce_ms=0), passes.cycle)
     passes.offer(Trigger.STARTED)
     await passes.run_when_due()
