@@ -88,6 +88,7 @@ class Agent:
         self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, private, rates)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
+        private.changed = self.passes.look_again
 
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""
