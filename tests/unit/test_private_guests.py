@@ -45,6 +45,7 @@ class Monitors(FakeMonitor):
         name = guest_uuid.removeprefix("uuid of ")
         if name in self.hang:
             assert self.hang[name].wait(60)
+            super().merging(guest_uuid)
         if name in self.faults:
             raise self.faults[name]
         super().set_merging(guest_uuid, merge=merge)
@@ -371,6 +372,27 @@ def test_a_guest_that_hangs_costs_a_thread_and_is_known_when_it_answers_after_al
         await bench.settle()
         assert (bench.sets, bench.exposed[-1], bench.part.troubles) == ([("tenant-a", False)], (), {})
         assert bench.switched == [("unmerged tenant-b", "private"), ("unmerged tenant-a", "private")]
+
+    run(story)
+
+
+def test_a_guest_that_hangs_and_then_fails_is_tried_again_as_one_that_fails() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), config=replace(ENFORCED, call_timeout_s=1))
+        hang = bench.monitors.hang["tenant-a"] = threading.Event()
+        try:
+            await bench.settle()
+            bench.monitors.refuses = MonitorFailed("its monitor is busy")
+            bench.part.seen.clear()
+        finally:
+            hang.set()
+        await bench.part.seen.wait()
+        await bench.settle()
+        assert (bench.reported[-1], bench.part.hanging) == (("its monitor is busy", True), {})
+        bench.monitors.refuses = None
+        bench.clock.now_s += 2 * RETRY_S
+        await bench.settle()
+        assert (bench.sets, bench.part.troubles) == ([("tenant-a", False)], {})
 
     run(story)
 

@@ -55,6 +55,10 @@ MAX_HANGING = 3
 LASTING = (MonitorRefused, Unsupported)
 
 
+Made = bool | VirtksmError
+"""What has come of a switch: whether it was made, or why not."""
+
+
 class NoRoom(VirtksmError):
     """The copies of what is merged of a guest may not fit into memory."""
 
@@ -180,25 +184,27 @@ class PrivateGuests:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
         guest, loop = step.guest, asyncio.get_running_loop()
 
-        def finish_late(is_made: bool) -> None:  # noqa: FBT001  # a call's result
-            loop.call_soon_threadsafe(partial(self._finish, step, is_made=is_made))
+        def finish_late(made: Made) -> None:
+            loop.call_soon_threadsafe(self._finish, step, made)
 
-        work = partial(_make, monitor, here, step, self.wall_clock())
+        work = partial(_try, monitor, here, step, self.wall_clock())
         limit_s = self._config.call_timeout_s
         try:
-            is_made = await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
-        except VirtksmError as error:
-            if isinstance(error, LibvirtTimeout):
-                self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
+            made = await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
+        except LibvirtTimeout as error:
+            self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
             self._put_off(step, error)
         else:
-            self._finish(step, is_made=is_made)
+            self._finish(step, made)
 
-    def _finish(self, step: Step, *, is_made: bool) -> None:
-        """Report a switch, also one that has taken longer than a call may, and look again."""
+    def _finish(self, step: Step, made: Made) -> None:
+        """Report what has come of a switch, also of one that has taken longer than a call may, and look again."""
         self.seen.set()
+        if isinstance(made, VirtksmError):
+            self._put_off(step, made)
+            return
         self.troubles.pop(step.guest.key, None)
-        if not is_made:
+        if not made:
             return
         why = "no longer private" if step.merge else "private"
         self.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
@@ -244,6 +250,14 @@ def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], c
     entries = {uuid: one for uuid, one in entries.items() if current.get(uuid) == one.process}
     unmerged = find_unmerged(entries, (one.guest for one in seen), processes)
     return Found(entries, unmerged, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
+
+
+def _try(monitor: Monitor, here: Here, step: Step, now_s: float) -> Made:
+    """Switch a guest as `_make` does; return its error, which counts late, too."""
+    try:
+        return _make(monitor, here, step, now_s)
+    except VirtksmError as error:
+        return error
 
 
 def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> bool:
