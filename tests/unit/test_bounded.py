@@ -29,7 +29,7 @@ def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until
 ) -> None:
     goes_on, was_called, late = threading.Event(), threading.Event(), list[str | None]()
     with pytest.raises(SensingFailed, match=r"^hanging: no answer within 0\.01 s$"):
-        calls.run("hanging", goes_on.wait, HANG_S, late=lambda: late.append(calls.waiting_for))
+        calls.run("hanging", goes_on.wait, HANG_S, late=lambda _error: late.append(calls.waiting_for))
     with pytest.raises(SensingFailed, match=r"^next: still waiting for hanging$"):
         calls.run("next", was_called.set, 60.0)
     assert not was_called.is_set()

@@ -39,12 +39,17 @@ class BoundedCalls:
         return None if abandoned is None else abandoned[1]
 
     def run(
-        self, what: str, call: Callable[[], Result], limit_s: float, *, late: Callable[[], object] = lambda: None
+        self,
+        what: str,
+        call: Callable[[], Result],
+        limit_s: float,
+        *,
+        late: Callable[[BaseException | None], object] = lambda _error: None,
     ) -> Result:
         """Make `call` and return its result; its exceptions pass through.
 
         Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
-        When it returns after all, or fails, its thread calls `late`.
+        When it returns after all, or fails, its thread calls `late`, with its exception.
         """
         if (abandoned := self.waiting_for) is not None:
             raise self._timeout_error(f"{what}: still waiting for {abandoned}")
@@ -59,7 +64,7 @@ class BoundedCalls:
                 is_over.set()
                 was_late, self._abandoned = self._abandoned is not None, None
             if was_late:
-                late()
+                late(errors[0] if errors else None)
 
         threading.Thread(target=work, name=f"call-{what}", daemon=True).start()
         if not is_over.wait(limit_s):

@@ -148,16 +148,14 @@ class LibvirtHost:
         before = self._last_list
 
         def keep() -> tuple[Guest, ...]:
-            try:
-                self._last_list = found = ask()
-            except BaseException:
-                self._last_list = None  # the next pass waits, and meets the error
-                raise
+            self._last_list = found = ask()
             return found
 
-        def late() -> None:
+        def late(error: BaseException | None) -> None:
             last, is_old, self._is_list_old = self._last_list, self._is_list_old, False
-            if is_old or last is None or _runs(last) != _runs(before or ()):
+            if error is not None:
+                self._last_list = None  # the next pass waits, and meets the error
+            if error is not None or is_old or _runs(last or ()) != _runs(before or ()):
                 self.came_late()
 
         if self._lists.waiting_for is not None:
