@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.fakes import LOCAL_HOST, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
-from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, find_guest
+from tests.lab.stand_in import StandIn
+from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, find_guest, save
 from virtksm.cli.layout import to_lines
 from virtksm.errors import GuestVanished, LibvirtTimeout, MonitorFailed, MonitorRefused, Unsupported, VirtksmError
 from virtksm.guests.choices import Choice
@@ -18,6 +20,9 @@ from virtksm.guests.merging import find_needed_kib
 from virtksm.guests.process import GuestProcess, MergeableMemory, ProcessKsm
 from virtksm.host.proc_files import parse_smaps
 from virtksm.model.snapshot import Guest, HostMemory, KsmState
+from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.store.choices import ChoiceFile
+from virtksm.store.files import ensure_runtime
 from virtksm.values import replace
 
 MIB = 1024
@@ -125,6 +130,29 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
     far = Bench()
     far.switch(is_local=False).unmerge(force=False)
     assert far.noted == [], "nobody here knows its process"
+
+
+def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, options = RuntimePaths(str(tmp_path / "run")), argparse.Namespace(runtime_dir=str(tmp_path / "run"))
+    done = Choice(name="one", process="1/1", merge=False, by_command=True, at_s=1.0, is_done=True)
+    answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
+    ensure_runtime(paths)
+
+    async def answer(_request: Mapping[str, object]) -> dict[str, object]:
+        return answers.pop(0)
+
+    with StandIn(paths, answer):
+        save(options, "u-1", replace(done, is_done=False))
+        assert (len(answers), capsys.readouterr().err) == (2, ""), "it is told once it is done"
+        save(options, "u-1", done)
+        assert "the agent may not know of this, and may switch it again: it answers: libvirt hangs" in (
+            capsys.readouterr().err
+        )
+        save(options, "u-1", done)
+    assert capsys.readouterr().err == ""
+    assert ChoiceFile(paths, LOCAL).read() == {"u-1": done}
 
 
 def test_a_guest_that_is_out_already_is_to_stay_so_unless_its_xml_keeps_it_out() -> None:

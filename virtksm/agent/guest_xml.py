@@ -128,10 +128,11 @@ class GuestReader:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml
                 if xml is not UNKNOWN:
-                    self.traits.pop(guest.key, None)
                     traits = Traits(can_merge=not find_obstacles(xml), image=xml.image, bound_to=xml.bound_to)
                     if traits != NO_TRAITS:
-                        self.traits[guest.key] = traits
+                        self.traits[guest.key] = traits  # in one step: a pass may read it meanwhile
+                    else:
+                        self.traits.pop(guest.key, None)
         if not self.due:
             self.at_once = READ_AT_ONCE
 

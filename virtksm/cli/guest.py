@@ -113,12 +113,12 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
         libvirt.run(what, call, more_s=more_s)
 
     def note(uuid: str, choice: Choice) -> None:
-        _note(options, uuid, choice)
+        save(options, uuid, choice)
 
     return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run, note)
 
 
-def _note(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
+def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
     """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
     from virtksm.cli.ask_agent import ask_agent
     from virtksm.paths import LOCAL
@@ -127,11 +127,12 @@ def _note(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
     paths = RuntimePaths(options.runtime_dir)
     try:
         ChoiceFile(paths, LOCAL).note(uuid, choice)
-        if choice.is_done:
-            ask_agent(paths, {"op": "retune"})
+        answer = ask_agent(paths, {"op": "retune"}) if choice.is_done else None
+        why = None if answer is None or "pass" in answer else f"it answers: {answer.get('error', 'nothing')}"
     except VirtksmError as error:
-        if choice.is_done:
-            warn(f"the agent may switch it again, as it does not know of this: {error}")
+        why = str(error) if choice.is_done else None
+    if why is not None:
+        warn(f"the agent may not know of this, and may switch it again: {why}")
 
 
 def _show(rows: Iterable[Row]) -> None:
