@@ -99,11 +99,15 @@ def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read
         counts.append(reader.reporter.tally.mixed_groups)
         await read_all(reader)
         counts.append(reader.reporter.tally.mixed_groups)
+        reader.unmerged.add(many[1].key)
+        reader.name_exposed()
+        counts.append(reader.reporter.tally.mixed_groups)
+        reader.unmerged.clear()
         libvirt.xml[many[1].uuid] = APART
         reader.see(many, again=True)
         await read_all(reader)
         counts.append(reader.reporter.tally.mixed_groups)
-        assert counts == [None, 2, 0]
+        assert counts == [None, 2, 0, 0]
 
     with_reader(story)
 

@@ -148,4 +148,4 @@ class GuestReader:
         if not any(xml.group for xml in self.known.values()):
             return 0
         known = [(guest, xml, None) for guest in running if (xml := self.known.get(guest.key)) is not None]
-        return sum(map(len, find_mixed(find_pools(known))))
+        return sum(map(len, find_mixed(find_pools(known, self.unmerged))))
