@@ -13,6 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -88,7 +89,7 @@ class Agent:
         self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, private, rates)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
-        private.changed = self.passes.look_again
+        private.changed = partial(self.passes.offer, Trigger.METADATA)  # no step of the policy
 
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""

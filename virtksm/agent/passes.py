@@ -102,7 +102,7 @@ class Passes:
         self._wake.set()
 
     def look_again(self) -> None:
-        """Have one more pass, for what no event tells; what is noted while a pass runs is for the next."""
+        """Have one more pass, as a list of the guests has come late; one that runs may not have seen it."""
         self.offer(Trigger.TIMER)
 
     async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassReport:
