@@ -382,6 +382,7 @@ def test_a_guest_that_hangs_and_then_fails_is_tried_again_as_one_that_fails() ->
         hang = bench.monitors.hang["tenant-a"] = threading.Event()
         try:
             await bench.settle()
+            bench.configuration.in_force = ENFORCED
             bench.monitors.refuses = MonitorFailed("its monitor is busy")
             bench.part.seen.clear()
         finally:
