@@ -175,7 +175,7 @@ async def test_a_list_of_guests_that_came_late_has_a_pass_at_once(passes: Passes
     passes.look_again()
     await running
     assert passes.last is not None
-    assert passes.last.report.triggers.names == ["timer"]
+    assert passes.last.report.triggers.names == ["guests"]
 
 
 async def test_what_asks_for_one_more_pass_while_one_runs_gets_it(passes: Passes, listener: FakeListener) -> None:
@@ -194,4 +194,4 @@ async def test_what_asks_for_one_more_pass_while_one_runs_gets_it(passes: Passes
     await passes.run_when_due()
     assert passes.next_s(0.0) == 0.0, "at once, whatever the policy's timer"
     await passes.run_when_due()
-    assert [done.report.triggers.names for done in listener.done] == [["started"], ["timer"]]
+    assert [done.report.triggers.names for done in listener.done] == [["started"], ["guests"]]

@@ -124,7 +124,7 @@ async def test_a_guest_that_a_command_takes_out_or_lets_in_has_a_pass_that_knows
         choices.note(one.uuid, replace(out, merge=merge))
         bench.agent.listeners.private_guests.connect(Here(choices, FakeFacts))
         await bench.until(lambda: [seen.can_merge for seen in sensed(bench)] == [merge])
-        assert bench.events("pass_completed")[-1]["triggers"] == ["metadata"]
+        assert bench.events("pass_completed")[-1]["triggers"] == ["guests"]
 
     async with bench.running():
         await bench.looked()

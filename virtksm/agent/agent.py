@@ -13,7 +13,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -89,7 +88,7 @@ class Agent:
         self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, private, rates)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
-        private.changed = partial(self.passes.offer, Trigger.METADATA)  # no step of the policy
+        private.changed = self.passes.look_again
 
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""
