@@ -6,7 +6,7 @@ The contract tests (tests/contract) run the same cases against each of them and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,6 +196,8 @@ class FakeFacts:
     of_guests: dict[str, GuestProcess] = field(default_factory=dict)
     runs: dict[str, str | None] = field(default_factory=dict)
     """Guests' processes by UUID; those not in it have one for each run."""
+    living: set[str] = field(default_factory=set)
+    """Processes of guests that may not be listed."""
     mergeable: Callable[[], MergeableMemory | None] = lambda: None
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
@@ -216,6 +218,9 @@ class FakeFacts:
 
     def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
         return tuple(self.runs.get(one.uuid, f"process of {one.key}") for one in running)
+
+    def lives(self, identity: str) -> bool:
+        return identity in self.living
 
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         return self.mergeable()
@@ -279,26 +284,26 @@ class FakeStore:
 
 @dataclass
 class FakeChoices:
-    """Choices in memory; `noted` is every one that was ever kept, or removed."""
+    """Choices in memory."""
 
     kept: dict[str, Choice] = field(default_factory=dict)
-    noted: list[tuple[str, Choice | None]] = field(default_factory=list)
     is_full: bool = False
 
     def read(self) -> dict[str, Choice]:
         return dict(self.kept)
 
-    def note(self, uuid: str, choice: Choice | None) -> None:
+    def note(self, uuid: str, choice: Choice) -> None:
+        self.exchange(uuid, self.kept.get(uuid), choice)
+
+    def exchange(self, uuid: str, old: Choice | None, new: Choice | None) -> bool:
         if self.is_full:
             raise StateUnusable("no space left on device")
-        self.noted.append((uuid, choice))
-        self.forget((uuid,))
-        if choice is not None:
-            self.kept[uuid] = choice
-
-    def forget(self, uuids: Iterable[str]) -> None:
-        for uuid in uuids:
-            self.kept.pop(uuid, None)
+        if self.kept.get(uuid) != old:
+            return False
+        self.kept.pop(uuid, None)
+        if new is not None:
+            self.kept[uuid] = new
+        return True
 
 
 @dataclass

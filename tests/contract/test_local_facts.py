@@ -28,15 +28,18 @@ class Place:
 def fake_place() -> Place:
     rss_kib: dict[str, int] = {}
     of_guests: dict[str, GuestProcess] = {}
+    living: set[str] = set()
 
     def start(name: str) -> Guest:
         rss_kib[f"uuid of {name}"] = 20_000
         of_guests[f"uuid of {name}"] = GuestProcess(
             arguments=("qemu", "-name", name), ksm=ProcessKsm(rmap_items=0, zero_pages=0, merging_pages=0)
         )
-        return Guest(uuid=f"uuid of {name}", name=name, domain_id=len(rss_kib))
+        guest = Guest(uuid=f"uuid of {name}", name=name, domain_id=len(rss_kib))
+        living.add(f"process of {guest.key}")
+        return guest
 
-    return Place(facts=FakeFacts(rss_kib=rss_kib, of_guests=of_guests), start=start)
+    return Place(facts=FakeFacts(rss_kib=rss_kib, of_guests=of_guests, living=living), start=start)
 
 
 def proc_place(stack: ExitStack, folder: Path) -> Place:
@@ -81,6 +84,13 @@ def test_every_guest_is_answered_in_order_and_one_without_a_process_is_unread_an
         assert process.ksm is not None
         assert (process.ksm.rmap_items, process.ksm.merging_pages, process.ksm.zero_pages) == (0, 0, 0)
     assert (place.facts.guests(()), place.facts.trouble) == ((), ())
+
+
+def test_a_process_is_known_by_what_tells_it_from_any_other(place: Place) -> None:
+    one, two = place.facts.identities((place.start("one"), place.start("two")))
+    assert one is not None
+    assert one != two
+    assert [place.facts.lives(identity) for identity in (one, f"{one}0", "1/0", "")] == [True, False, False, False]
 
 
 def test_the_host_tells_its_numbers(place: Place) -> None:

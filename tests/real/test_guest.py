@@ -24,6 +24,7 @@ from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import AgentHome
 from virtksm.cli.guest import GuestSwitch
 from virtksm.errors import GuestVanished, LibvirtUnreachable, VirtksmError
+from virtksm.guests.choices import Choice
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.libvirt_monitor import LibvirtMonitor
@@ -259,14 +260,19 @@ def test_a_host_without_room_refuses_and_sends_qemu_nothing(
     _, one = guest.together(twin("other", 1), twin("one", 2))
     ksm.merge_all()
     host = open_host(libvirtd.uri)
-    monitor = LibvirtMonitor(host)
-    switch = GuestSwitch(host, monitor, Full(boottime_s), "one", lambda _what, call, _more_s: call())
+    noted: list[Choice] = []
+    facts, monitor = Full(boottime_s), LibvirtMonitor(host)
+    switch = GuestSwitch(
+        host, monitor, facts, "one", lambda _what, call, _more_s: call(), lambda _uuid, choice: noted.append(choice)
+    )
     with pytest.raises(VirtksmError, match="more free memory"):
         switch.unmerge(force=False)
     assert TAINTED not in taints(one.domain)
     assert merged_kib(one.pid) >= COMMON_MIB * 1024
+    assert noted == []
     switch.unmerge(force=True)
     assert merged_kib(one.pid) < BESIDE_KIB
+    assert [choice.is_done for choice in noted] == [False, True]
 
 
 @pytest.mark.usefixtures("ksm")

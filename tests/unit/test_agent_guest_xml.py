@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.fakes import FakeHypervisor
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -98,11 +99,15 @@ def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read
         counts.append(reader.reporter.tally.mixed_groups)
         await read_all(reader)
         counts.append(reader.reporter.tally.mixed_groups)
+        reader.unmerged.add(many[1].key)
+        reader.name_exposed()
+        counts.append(reader.reporter.tally.mixed_groups)
+        reader.unmerged.clear()
         libvirt.xml[many[1].uuid] = APART
         reader.see(many, again=True)
         await read_all(reader)
         counts.append(reader.reporter.tally.mixed_groups)
-        assert counts == [None, 2, 0]
+        assert counts == [None, 2, 0, 0]
 
     with_reader(story)
 
@@ -130,6 +135,17 @@ def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as_they_
         assert reader.traits == dict.fromkeys(both, Traits(can_merge=False))
         reader.forget()
         assert reader.traits == dict.fromkeys(both, Traits(can_merge=False)), "the same runs over another connection"
+        removed: list[str] = []
+
+        class Watched(dict[str, Traits]):
+            def pop(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  # as the dictionary's own
+                removed.append(key)
+                return super().pop(key, default)
+
+        reader.traits = Watched(reader.traits)
+        reader.see(many, again=True)
+        await read_all(reader)
+        assert both.isdisjoint(removed), "a pass may read it meanwhile"
         libvirt.faults[apart.uuid] = SensingFailed("access denied")
         libvirt.xml[encrypted.uuid] = PLAIN
         reader.see(many, again=True)

@@ -175,4 +175,23 @@ async def test_a_list_of_guests_that_came_late_has_a_pass_at_once(passes: Passes
     passes.look_again()
     await running
     assert passes.last is not None
-    assert passes.last.report.triggers.names == ["timer"]
+    assert passes.last.report.triggers.names == ["guests"]
+
+
+async def test_what_asks_for_one_more_pass_while_one_runs_gets_it(passes: Passes, listener: FakeListener) -> None:
+    """A list of the guests that comes then, or is found to be too old then, is for the next pass."""
+    assert passes.cycle is not None
+    hypervisor = passes.cycle.hypervisor
+    assert isinstance(hypervisor, FakeHypervisor)
+    loop = asyncio.get_running_loop()
+
+    def look_again(_name: str, _value: int) -> None:
+        loop.call_soon_threadsafe(passes.look_again)
+
+    hypervisor.before_write = look_again
+    passes.follow(Config(coalesce_ms=0), passes.cycle)
+    passes.offer(Trigger.STARTED)
+    await passes.run_when_due()
+    assert passes.next_s(0.0) == 0.0, "at once, whatever the policy's timer"
+    await passes.run_when_due()
+    assert [done.report.triggers.names for done in listener.done] == [["started"], ["guests"]]

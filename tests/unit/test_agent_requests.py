@@ -7,17 +7,26 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import BUSY, FakeFacts, FakeHistory
+from tests.fakes import BUSY, FakeChoices, FakeFacts, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.configuration import FreshConfig
+from virtksm.agent.private_guests import Here
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable
+from virtksm.guests.choices import Choice
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
+from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
 PLAIN = "<domain/>"
 KEPT_OUT = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
+
+
+def sensed(bench: Bench) -> tuple[Guest, ...]:
+    """Return the guests as the last pass knows them."""
+    assert bench.passes.last is not None
+    return bench.passes.last.report.snapshot.guests
 
 
 @pytest.fixture
@@ -100,9 +109,24 @@ async def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_and_t
             await bench.until(lambda: bench.passes.cycle is not None)
             await bench.looked()
             await bench.pass_for(Trigger.STARTED)
-            assert bench.passes.last is not None
-            sensed = bench.passes.last.report.snapshot.guests
-            assert [(one.can_merge, one.image is None) for one in sensed] == [(True, False), (False, True)]
+            assert [(one.can_merge, one.image is None) for one in sensed(bench)] == [(True, False), (False, True)]
+
+
+async def test_a_guest_that_a_command_takes_out_or_lets_in_has_a_pass_that_knows_of_it(bench: Bench) -> None:
+    one, choices = guest("one"), FakeChoices()
+    bench.hypervisor.running, bench.hypervisor.xml = (one,), {one.uuid: "<domain/>"}
+    out = Choice(name="one", process=f"process of {one.key}", merge=False, by_command=True, at_s=1.0, is_done=True)
+
+    async def choose(*, merge: bool) -> None:
+        choices.note(one.uuid, replace(out, merge=merge))
+        bench.agent.listeners.private_guests.connect(Here(choices, FakeFacts))
+        await bench.until(lambda: [seen.can_merge for seen in sensed(bench)] == [merge])
+        assert bench.events("pass_completed")[-1]["triggers"] == ["guests"]
+
+    async with bench.running():
+        await bench.looked()
+        await choose(merge=False)
+        await choose(merge=True)
 
 
 async def test_passes_and_events_are_told_and_written_at_the_agents_end(bench: Bench) -> None:

@@ -27,15 +27,17 @@ def test_a_call_that_returns_in_time_gives_its_result_or_its_exception(calls: Bo
 def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until_it_is_back(
     calls: BoundedCalls,
 ) -> None:
-    goes_on, was_called = threading.Event(), threading.Event()
+    goes_on, was_called, late = threading.Event(), threading.Event(), list[str | None]()
     with pytest.raises(SensingFailed, match=r"^hanging: no answer within 0\.01 s$"):
-        calls.run("hanging", goes_on.wait, HANG_S)
+        calls.run("hanging", goes_on.wait, HANG_S, late=lambda _error: late.append(calls.waiting_for))
     with pytest.raises(SensingFailed, match=r"^next: still waiting for hanging$"):
         calls.run("next", was_called.set, 60.0)
     assert not was_called.is_set()
+    assert calls.waiting_since_s is not None
 
+    [hanging] = [one for one in threading.enumerate() if one.name == "call-hanging"]
     goes_on.set()
-    while calls.waiting_for is not None:
-        goes_on.wait(0.001)
+    hanging.join()
+    assert late == [None], "told once it is waited for no longer"
     calls.run("next", was_called.set, 60.0)
     assert was_called.is_set()

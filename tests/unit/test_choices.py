@@ -52,6 +52,12 @@ OF_BEFORE = replace(OURS, process="1/0")
         # What a command has chosen.
         (PLAIN, ["vault"], OPENED, None),
         (PLAIN, [], THEIRS, None),
+        (PLAIN, [], replace(THEIRS, is_done=False), None),
+        (PLAIN, ["vault"], replace(OPENED, is_done=False), None),
+        (PLAIN, ["vault"], THEIRS, None),
+        # A command has kept it out, or has begun to, and so does the agent.
+        (PLAIN, ["vault"], replace(THEIRS, is_done=False), False),
+        (GuestXml(memory_kib=2), ["vault"], THEIRS, False),
         (PLAIN, ["vault"], replace(OPENED, process="1/0"), False),
     ],
 )
@@ -111,7 +117,7 @@ def test_a_guest_that_was_unmerged_is_exposed_no_longer() -> None:
     assert exposed([VAULT, other], known, ["*"], {VAULT.key}) == ("other",)
 
 
-def test_the_file_keeps_what_was_chosen_and_forgets_what_it_is_told_to(tmp_path: Path) -> None:
+def test_the_file_keeps_what_was_chosen_and_gives_it_up_only_to_who_knows_it(tmp_path: Path) -> None:
     paths = RuntimePaths(str(tmp_path / "run"))
     file, other = ChoiceFile(paths, "local"), ChoiceFile(paths, "local")
     assert file.read() == {}
@@ -119,8 +125,10 @@ def test_the_file_keeps_what_was_chosen_and_forgets_what_it_is_told_to(tmp_path:
     other.note("v", OPENED)
     file.note("u", OURS)
     assert file.read() == {"u": OURS, "v": OPENED}
-    other.forget(["v", "gone"])
-    file.note("u", None)
+    assert not other.exchange("v", None, OURS), "another is there by now"
+    assert not other.exchange("gone", OURS, None)
+    assert (other.exchange("v", OPENED, THEIRS), file.read()["v"]) == (True, THEIRS)
+    assert (file.exchange("v", THEIRS, None), file.exchange("u", OURS, None)) == (True, True)
     assert other.read() == {}
 
 
@@ -131,7 +139,7 @@ def test_a_file_that_is_not_understood_is_an_error_with_a_remedy(tmp_path: Path,
     file.note("u", OURS)
     path = Path(paths.host_choices("local"))
     path.write_text(text, encoding="utf-8")
-    for act in (file.read, lambda: file.note("u", None)):
+    for act in (file.read, lambda: file.note("u", OURS), lambda: file.exchange("u", OURS, None)):
         with pytest.raises(StateUnusable) as failed:
             act()
         assert failed.value.remedy.startswith(f"rm {path}")

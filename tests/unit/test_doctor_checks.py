@@ -452,6 +452,12 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         "1 declared, and guests of one alone can merge",
     ),
     ("groups", with_xml(GuestXml(group="a"), GuestXml(group="b")), WARN, "different groups can merge: a (1), b (1)"),
+    (
+        "groups",
+        with_agent(with_xml(GuestXml(group="a"), GuestXml(group="b")), unmerged={VAULT.uuid}),
+        PASS,
+        "2 declared",
+    ),
     ("groups", with_xml(GuestXml(group="b"), GuestXml()), WARN, "can merge: b (1), no group (1)"),
     ("groups", with_xml(GuestXml(group="a"), GuestXml(group="b", is_kept_out=True)), PASS, "2 declared"),
     ("free_pages", with_xml(REPORTING, REPORTING), PASS, "all 2 that can"),

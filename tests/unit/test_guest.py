@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +11,18 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.fakes import LOCAL_HOST, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
-from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch
+from tests.lab.stand_in import StandIn
+from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, find_guest, save
 from virtksm.cli.layout import to_lines
 from virtksm.errors import GuestVanished, LibvirtTimeout, MonitorFailed, MonitorRefused, Unsupported, VirtksmError
+from virtksm.guests.choices import Choice
 from virtksm.guests.merging import find_needed_kib
 from virtksm.guests.process import GuestProcess, MergeableMemory, ProcessKsm
 from virtksm.host.proc_files import parse_smaps
 from virtksm.model.snapshot import Guest, HostMemory, KsmState
+from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.store.choices import ChoiceFile
+from virtksm.store.files import ensure_runtime
 from virtksm.values import replace
 
 MIB = 1024
@@ -51,6 +57,8 @@ class Bench:
     merged_kib: int = 30 * MIB
     memory: HostMemory = LOCAL_HOST
     arguments: tuple[str, ...] = ("qemu",)
+    noted: list[tuple[str, Choice, int]] = field(default_factory=list)
+    """The choices that were saved, by UUID, and how many switches had been made by then."""
 
     def __post_init__(self) -> None:
         self.hypervisor.running = (Guest(uuid="u-1", name="one", domain_id=1),)
@@ -80,7 +88,10 @@ class Bench:
         def run(_what: str, call: Callable[[], None], _more_s: float) -> None:
             call()
 
-        return GuestSwitch(self.hypervisor, self.monitor, facts if is_local else None, name, run)
+        def note(uuid: str, choice: Choice) -> None:
+            self.noted.append((uuid, choice, len(self.monitor.sets)))
+
+        return GuestSwitch(self.hypervisor, self.monitor, facts if is_local else None, name, run, note)
 
 
 def text_of(switch: GuestSwitch) -> str:
@@ -104,13 +115,76 @@ def test_showing_a_guest_sends_its_qemu_nothing_unless_told_to() -> None:
     assert "QEMU       7.2.22: ram-node0 48.0 MiB may merge, ram-node1 16.0 MiB may merge" in text_of(switch)
 
 
-def test_what_was_chosen_names_the_run_and_is_the_commands() -> None:
-    switch = Bench().switch()
-    choice = switch.choice(merge=True)
-    assert choice is not None
-    assert (choice.name, choice.process, choice.merge) == ("one", f"process of {switch.guest.key}", True)
-    assert (choice.by_command, choice.is_done) == (True, True)
-    assert Bench().switch(is_local=False).choice(merge=True) is None
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_after(*, merge: bool) -> None:
+    bench = Bench()
+    bench.hypervisor.xml["u-1"] = "<domain><memory unit='KiB'>65536</memory></domain>"
+    switch = bench.switch()
+    (switch.merge if merge else switch.unmerge)(force=False)
+    assert [uuid for uuid, _, _ in bench.noted] == ["u-1", "u-1"]
+    begun, done = (choice for _, choice, _ in bench.noted)
+    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.guest.key}", merge)
+    assert (begun.by_command, begun.is_done, begun.memory_kib) == (True, False, 64 * MIB)
+    assert replace(begun, is_done=True, at_s=done.at_s) == done
+    assert [sets for _, _, sets in bench.noted] == [0, 1]
+    far = Bench()
+    far.switch(is_local=False).unmerge(force=False)
+    assert far.noted == [], "nobody here knows its process"
+
+
+def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, options = RuntimePaths(str(tmp_path / "run")), argparse.Namespace(runtime_dir=str(tmp_path / "run"))
+    done = Choice(name="one", process="1/1", merge=False, by_command=True, at_s=1.0, is_done=True)
+    answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
+    ensure_runtime(paths)
+
+    async def answer(_request: Mapping[str, object]) -> dict[str, object]:
+        return answers.pop(0)
+
+    with StandIn(paths, answer):
+        save(options, "u-1", replace(done, is_done=False))
+        assert (len(answers), capsys.readouterr().err) == (2, ""), "it is told once it is done"
+        save(options, "u-1", done)
+        assert "the agent may not know of this, and may switch it again: it answers: libvirt hangs" in (
+            capsys.readouterr().err
+        )
+        save(options, "u-1", done)
+    assert capsys.readouterr().err == ""
+    assert ChoiceFile(paths, LOCAL).read() == {"u-1": done}
+
+
+def test_a_guest_that_is_out_already_is_to_stay_so_unless_its_xml_keeps_it_out() -> None:
+    bench = Bench()
+    bench.monitor.sets.append(("u-1", False))
+    bench.switch().unmerge(force=False)
+    bench.mergeable = lambda: MergeableMemory(mappings_kib=(), merged_kib=0)  # type: ignore[method-assign]
+    switch = bench.switch()
+    assert switch.why_nothing_merges() == "the kernel may merge none of its memory"
+    switch.keep_out()
+    assert [(choice.merge, choice.is_done, sets) for _, choice, sets in bench.noted] == [(False, True, 1)] * 2
+    bench.describe(PayloadGuest(name="one", memory_mib=64, nosharepages=True))
+    bench.switch().keep_out()
+    assert len(bench.noted) == 2
+
+
+def test_a_guest_that_takes_over_the_name_meanwhile_is_left_alone() -> None:
+    bench = Bench()
+    switch = bench.switch()
+    other = Guest(uuid="u-2", name="one", domain_id=2)
+    bench.hypervisor.xml["u-2"], bench.monitor.guests["u-2"] = bench.hypervisor.xml["u-1"], merging_guest(*RAM_MIB)
+    bench.hypervisor.running = (other,)
+    with pytest.raises(VirtksmError, match="no running guest is called u-1"):
+        switch.unmerge(force=False)
+    assert {uuid for uuid, _ in bench.monitor.sets} == {"u-1"}
+    assert {uuid for uuid, _, _ in bench.noted} == {"u-1"}
+
+
+def test_a_guest_that_is_called_as_another_s_uuid_is_not_taken_for_it() -> None:
+    one, other = Guest(uuid="u-1", name="u-2"), Guest(uuid="u-2", name="other")
+    assert find_guest((one, other), "u-2") == other
+    assert find_guest((one,), "u-2") == one
 
 
 def test_unmerging_is_over_when_the_kernel_may_merge_no_backend_and_video_memory_may_stay() -> None:

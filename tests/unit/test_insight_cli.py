@@ -12,6 +12,7 @@ from virtksm.cli.main import parse
 from virtksm.config.schema import Config
 from virtksm.errors import UsageError, VirtksmError
 from virtksm.guests.headroom import GuestNeed, Host, find_headroom, find_reserve_kib
+from virtksm.guests.obstacles import Obstacle
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings
@@ -95,6 +96,9 @@ def test_groups_that_can_merge_with_one_another_are_named_and_what_a_group_may_b
     assert heading.split() == ["NAME", "GROUP"]
     assert rows[1].split() == ["two", "-"]
     assert survey_dict(found, found.guests)["mixed_groups"] == []
+    (one, two, three) = mixed.guests
+    apart = replace(mixed, guests=(one, replace(two, obstacles=(Obstacle.UNMERGED,)), three))
+    assert apart.mixed_pools == (), "the remedy is one"
 
 
 def test_what_is_left_over_is_named_the_rest_summed_up() -> None:

@@ -81,6 +81,13 @@ def test_words_are_kept_whole_where_they_fit() -> None:
         assert wrap(text, columns) == lines
 
 
+def test_no_line_begins_with_the_comma_behind_a_long_word() -> None:
+    assert wrap("a qemu+unix:///system, b", 19) == ["a", "qemu+unix:///syste", "m, b"]
+    assert wrap("a qemu+unix:///system b", 18) == ["a", "qemu+unix:///syste", "m b"]
+    assert wrap("仮想マシン、", 10) == ["仮想マシ", "ン、"]
+    assert wrap("ab", 1) == ["a", "b"]
+
+
 def test_text_is_cut_to_columns_not_characters() -> None:
     for text, columns, shown in (
         ("abc", 2, "ab"), ("abc", 9, "abc"), ("日本語", 5, "日本"), ("e\u0301e\u0301", 1, "e\u0301"), ("x", 0, ""),

@@ -128,23 +128,30 @@ def test_while_a_guest_holds_up_libvirt_s_list_a_pass_goes_by_the_last_one_until
     assert (names(), came) == (["two", "three"], [True, True])
 
 
-def test_a_pass_that_is_just_too_early_for_a_list_that_came_late_is_followed_by_another() -> None:
+@pytest.mark.parametrize(
+    ("passes", "then", "follows"),
+    [(1, "the same", False), (1, "another guest", True), (2, "the same", True), (1, "a failure", True)],
+)
+def test_a_list_that_came_late_asks_for_a_pass_where_it_may_have_news_or_lists_that_are_always_late_would_for_ever(
+    passes: int, then: str, *, follows: bool
+) -> None:
     bench, released = Bench(), threading.Event()
-    bench.host.running_guests(with_max=False)
+    came: list[bool] = []
+    bench.host.came_late = lambda: came.append(bench.host.late_since_s is None)
+    bench.host.running_guests(with_max=True)
     bench.connection.before_list = released.wait
-    assert len(bench.host.running_guests(with_max=False)) == 2, "the last list"
-    came: list[int] = []
-
-    def ask_at_once() -> None:
-        came.append(len(came))
-        if len(came) == 1:
-            bench.host.running_guests(with_max=False)
-
-    bench.host.came_late = ask_at_once
+    for _ in range(passes):
+        assert len(bench.host.running_guests(with_max=True)) == 2, "the last list"
+    if then == "another guest":
+        bench.domains.append(FakeDomain("three", "three", 64))
+    bench.connection.listing_fails = then == "a failure"
     [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
     released.set()
     waiting.join()
-    assert came == [0, 1]
+    assert came == [True] * follows, "a pass that follows asks anew"
+    if then == "a failure":
+        with pytest.raises(SensingFailed):
+            bench.host.running_guests(with_max=True)
 
 
 def test_a_connection_is_closed_after_a_call_beside_passes_has_returned_and_takes_none_from_then_on() -> None:

@@ -288,10 +288,18 @@ def test_3_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(pa
         assert decide_all(ALWAYS, seen, state=covered)[1].backlog.changed_kib == changed_kib
 
 
-@pytest.mark.parametrize(("full_scans", "known", "new_kib"), [(5, 0, GIB), (5, 1000, 0), (None, 0, 0)])
-def test_3_what_was_unmerged_is_new_again(full_scans: int | None, known: int, new_kib: int) -> None:
-    """Whoever writes 2 to run has ksmd forget every page; before any full scan it knows of none either."""
-    before = having_scanned(scans=Scans(cursor_full_scans=full_scans))
+@pytest.mark.parametrize(
+    ("full_scans", "sharing", "known", "new_kib"),
+    [(5, None, 0, GIB), (5, 9, 1000, 0), (None, None, 0, 0), (None, 0, 0, 0), (None, 9, 0, GIB), (None, 9, 1000, 0)],
+)
+def test_3_what_was_unmerged_is_new_again(
+    full_scans: int | None, sharing: int | None, known: int, new_kib: int
+) -> None:
+    """Whoever writes 2 to run has ksmd forget every page; before any full scan it knows of none either.
+
+    Also where the last full scan was another program's.
+    """
+    before = having_scanned(scans=Scans(cursor_full_scans=full_scans), pages_sharing=sharing)
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, pages_unshared=known), state=before)
     assert state.backlog.new_kib == new_kib
 
@@ -933,6 +941,23 @@ def test_11_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, 
     before = having_scanned(cow_ksm=0, pages_sharing=100_000, learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=100_000, **kernel), state=before)
     assert (state.learned.rewritten_kib, state.backlog.changed_kib) == (0, 0)
+
+
+def test_11_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
+    """Passes may see its COW breaks before they know that it was unmerged; there are no more than it has memory."""
+
+    def unmerge(*cow_kib: int) -> tuple[int, float]:
+        learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-3)
+        state = having_scanned({"a": GIB, "b": 3 * GIB}, cow_ksm=0, learned=learned)
+        for at_s, kib in enumerate(cow_kib, 1):
+            seen = snap(at_s, {"a": GIB, "b": 3 * GIB}, full_scans=5, cow_ksm=kib // 4)
+            one, two = seen.guests
+            seen = replace(seen, guests=(replace(one, can_merge=at_s < len(cow_kib)), two))
+            _, state = decide_all(ALWAYS, seen, state=state)
+        return state.learned.rewritten_kib, state.backlog.changed_kib
+
+    assert unmerge(GIB // 2, GIB) == (0, 0)
+    assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, GIB // 2)
 
 
 def test_11_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:

@@ -16,6 +16,7 @@ from virtksm.agent.log import Reporter
 from virtksm.agent.private_guests import MAX_RETRY_S, RETRY_S, Here, PrivateGuests
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
+from virtksm.guests.choices import Choice
 from virtksm.guests.process import MergeableMemory
 from virtksm.host.systemd import Notifier
 from virtksm.model.snapshot import Guest
@@ -38,14 +39,17 @@ class Monitors(FakeMonitor):
         self.faults: dict[str, Exception] = {}
         self.hang: dict[str, threading.Event] = {}
         self.dying = False
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
         name = guest_uuid.removeprefix("uuid of ")
         if name in self.hang:
             assert self.hang[name].wait(60)
+            super().merging(guest_uuid)
         if name in self.faults:
             raise self.faults[name]
         super().set_merging(guest_uuid, merge=merge)
+        self.meanwhile()
         if self.dying:
             raise SystemExit  # the agent is killed before it hears of it
 
@@ -57,6 +61,8 @@ class Bench:
         self.libvirt = FakeHypervisor()
         self.monitors, self.choices, self.facts = Monitors(), FakeChoices(), FakeFacts()
         self.clock, self.unmerged, self.switched = FakeClock(), set[str](), list[tuple[str, str]]()
+        self.passes: list[frozenset[str]] = []
+        """What was unmerged as each pass was asked for."""
         self.monitor: FakeMonitor | None = self.monitors
         self.configuration = Configuration(config, lambda: FreshConfig(config=config))
         self.reported: list[tuple[str, bool]] = []
@@ -85,6 +91,7 @@ class Bench:
             source=lambda: self.monitor,
             reporter=reporter,
             unmerged=self.unmerged,
+            changed=lambda: self.passes.append(frozenset(self.unmerged)),
             switched=lambda one, kind, why: self.switched.append((f"{kind} {one.name}", why)),
             clock=self.clock,
             wall_clock=lambda: WALL_S,
@@ -142,6 +149,7 @@ def test_each_private_guest_is_unmerged_once_a_run_and_merges_again_when_it_is_p
         await bench.settle()
         assert sorted(bench.sets) == [("tenant-a", False), ("vault", False)]
         assert (bench.unmerged, bench.exposed[-1]) == ({vault.key, tenant.key}, ())
+        assert bench.passes[-1] == bench.unmerged, "a pass is to know"
         assert {one.is_done for one in bench.choices.kept.values()} == {True}
         await bench.settle()
         bench.restart()
@@ -152,6 +160,7 @@ def test_each_private_guest_is_unmerged_once_a_run_and_merges_again_when_it_is_p
         await bench.settle()
         assert sorted(bench.sets) == [("tenant-a", True), ("vault", True)]
         assert (bench.unmerged, bench.choices.kept) == (set(), {})
+        assert not bench.passes[-1]
         assert sorted(bench.switched) == [
             ("merging tenant-a", "no longer private"), ("merging vault", "no longer private"),
             ("unmerged tenant-a", "private"), ("unmerged vault", "private"),
@@ -238,6 +247,73 @@ def test_what_a_command_has_chosen_holds_for_that_run() -> None:
     run(story)
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_a_command_chooses_while_the_agent_switches_stays(when: str) -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"))
+        await bench.settle()
+        (done,) = bench.choices.kept.values()
+        theirs = replace(done, merge=True, by_command=True)
+        bench.choices.kept.clear()
+
+        def choose() -> None:
+            bench.choices.note("uuid of tenant-a", theirs)
+
+        if when == "before":
+            read = bench.choices.read
+
+            def read_and_choose() -> dict[str, Choice]:
+                found = read()
+                choose()
+                return found
+
+            bench.choices.read = read_and_choose  # type: ignore[method-assign]
+        else:
+            bench.monitors.meanwhile = choose
+        bench.sets.clear()
+        await bench.settle()
+        assert bench.choices.kept == {"uuid of tenant-a": theirs}
+        assert bench.sets == ([] if when == "before" else [("tenant-a", False)])
+        assert (bench.unmerged, bench.exposed[-1]) == (set(), ("tenant-a",))
+
+    run(story)
+
+
+def test_a_choice_for_a_guest_that_no_pass_has_listed_yet_is_kept_until_that_run_ends() -> None:
+    async def story() -> None:
+        bench = Bench(guest("other"))
+        theirs = Choice(name="new", process="7/7", merge=False, by_command=True, at_s=WALL_S, is_done=True)
+        bench.choices.note("uuid of new", theirs)
+        bench.facts.living = {"7/7"}
+        await bench.settle()
+        assert bench.choices.kept == {"uuid of new": theirs}
+        bench.facts.living.clear()
+        await bench.settle()
+        assert bench.choices.kept == {}
+
+    run(story)
+
+
+def test_over_another_connection_what_was_unmerged_stays_so_while_xml_is_read_again() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), guest("tenant-b"))
+        await bench.settle()
+        bench.passes.clear()
+        bench.reader.forget()
+        bench.part.connect(Here(bench.choices, lambda: bench.facts))
+        bench.reader.see(bench.running, again=True)
+        bench.reader.at_once, bench.part.found = 1, {}
+        await bench.reader.read_when_due()
+        step = asyncio.ensure_future(bench.part.switch_when_due())
+        while not bench.part.found:  # noqa: ASYNC110  # it sets no event
+            await asyncio.sleep(0.001)
+        step.cancel()
+        await asyncio.wait({step})
+        assert (len(bench.reader.due), len(bench.unmerged), bench.passes) == (1, 2, [])
+
+    run(story)
+
+
 def test_without_the_right_it_is_reported_once_and_tried_again_much_later_or_when_asked() -> None:
     async def story() -> None:
         bench = Bench(guest("tenant-a"), guest("tenant-b"))
@@ -296,6 +372,28 @@ def test_a_guest_that_hangs_costs_a_thread_and_is_known_when_it_answers_after_al
         await bench.settle()
         assert (bench.sets, bench.exposed[-1], bench.part.troubles) == ([("tenant-a", False)], (), {})
         assert bench.switched == [("unmerged tenant-b", "private"), ("unmerged tenant-a", "private")]
+
+    run(story)
+
+
+def test_a_guest_that_hangs_and_then_fails_is_tried_again_as_one_that_fails() -> None:
+    async def story() -> None:
+        bench = Bench(guest("tenant-a"), config=replace(ENFORCED, call_timeout_s=1))
+        hang = bench.monitors.hang["tenant-a"] = threading.Event()
+        try:
+            await bench.settle()
+            bench.configuration.in_force = ENFORCED
+            bench.monitors.refuses = MonitorFailed("its monitor is busy")
+            bench.part.seen.clear()
+        finally:
+            hang.set()
+        await bench.part.seen.wait()
+        await bench.settle()
+        assert (bench.reported[-1], bench.part.hanging) == (("its monitor is busy", True), {})
+        bench.monitors.refuses = None
+        bench.clock.now_s += 2 * RETRY_S
+        await bench.settle()
+        assert (bench.sets, bench.part.troubles) == ([("tenant-a", False)], {})
 
     run(story)
 

@@ -86,9 +86,13 @@ def asking(*answers: Status | VirtksmError | None) -> Callable[[], Status | None
     return ask
 
 
+def nobody() -> None:
+    """Answer as where no agent runs."""
+
+
 def test_an_agent_that_is_started_anew_meanwhile_is_waited_for() -> None:
     told = {**status(), "last_pass": None}
-    waiting = Waiting(asking(told, None, VirtksmError("timed out"), told, status()), lambda: False)
+    waiting = Waiting(asking(told, None, VirtksmError("timed out"), told, status()), nobody, lambda: False)
     reasons = []
     for waited_s in range(4):
         assert waiting.look(waited_s) is None
@@ -104,10 +108,29 @@ def test_an_agent_that_is_started_anew_meanwhile_is_waited_for() -> None:
 
 def test_without_an_agent_only_ksm_that_is_off_is_known() -> None:
     with pytest.raises(VirtksmError, match="no agent runs, and only an agent knows the backlog"):
-        Waiting(asking(None), lambda: False).look(0.0)
-    assert Waiting(asking(None), lambda: True).look(0.0) == "ksm_off"
+        Waiting(asking(None), nobody, lambda: False).look(0.0)
+    assert Waiting(asking(None), nobody, lambda: True).look(0.0) == "ksm_off"
     with pytest.raises(VirtksmError, match="may not"):
-        Waiting(asking(VirtksmError("you may not ask")), lambda: False).look(0.0)
+        Waiting(asking(VirtksmError("you may not ask")), nobody, lambda: False).look(0.0)
+
+
+@pytest.mark.parametrize(
+    ("would", "result"),
+    [
+        (status(outcome="dry_run")["last_pass"], "settled"),
+        (status("wait", outcome="dry_run")["last_pass"], None),
+        (status(settling_kib=1001, outcome="dry_run")["last_pass"], None),
+        (VirtksmError("you may not ask"), None),
+        (None, None),
+    ],
+)
+def test_an_agent_at_rest_is_asked_once_what_it_would_do_now_and_its_timer_is_not_waited_for(
+    would: Status | VirtksmError | None, result: str | None
+) -> None:
+    waiting = Waiting(asking(status("wait"), status(), status(), status()), asking(would), lambda: False)
+    assert [waiting.look(waited_s) for waited_s in (0.0, 0.5)] == [None, result]
+    if result is None:
+        assert [waiting.look(waited_s) for waited_s in (1.0, 9.0)] == [None, "settled"]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -89,6 +88,7 @@ class Agent:
         self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, private, rates)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
+        private.changed = self.passes.look_again
 
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""
@@ -200,7 +200,13 @@ class Agent:
     def _use_connection(self, host: LibvirtHost) -> None:
         config = self.configuration.in_force
         cycle = self.make_cycle(host, config, self.tenure)
-        host.came_late = partial(asyncio.get_running_loop().call_soon_threadsafe, self.passes.look_again)
+        loop = asyncio.get_running_loop()
+
+        def look_again() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the agent has ended
+                loop.call_soon_threadsafe(self.passes.look_again)
+
+        host.came_late = look_again
         self.passes.follow(config, cycle)
         self.listeners.guests.forget()
         self.listeners.dirty_rates.forget()

@@ -128,10 +128,11 @@ class GuestReader:
             if self.due.pop(guest.key, None) is not None and xml is not None:
                 self.known[guest.key] = xml
                 if xml is not UNKNOWN:
-                    self.traits.pop(guest.key, None)
                     traits = Traits(can_merge=not find_obstacles(xml), image=xml.image, bound_to=xml.bound_to)
                     if traits != NO_TRAITS:
-                        self.traits[guest.key] = traits
+                        self.traits[guest.key] = traits  # in one step: a pass may read it meanwhile
+                    else:
+                        self.traits.pop(guest.key, None)
         if not self.due:
             self.at_once = READ_AT_ONCE
 
@@ -147,4 +148,4 @@ class GuestReader:
         if not any(xml.group for xml in self.known.values()):
             return 0
         known = [(guest, xml, None) for guest in running if (xml := self.known.get(guest.key)) is not None]
-        return sum(map(len, find_mixed(find_pools(known))))
+        return sum(map(len, find_mixed(find_pools(known, self.unmerged))))

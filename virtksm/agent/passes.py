@@ -102,9 +102,8 @@ class Passes:
         self._wake.set()
 
     def look_again(self) -> None:
-        """Have the timer's pass now: a list of the guests has come that the last pass did not wait for."""
-        self._set_timer(time.monotonic())
-        self._wake.set()
+        """Have one more pass, as what is known of the guests has changed; one that runs may not have seen it."""
+        self.offer(Trigger.GUESTS)
 
     async def ask(self, trigger: Trigger, *, dry_run: bool = False) -> PassReport:
         """Ask for a pass and return its report; raises VirtksmError if the pass fails, or none is possible."""

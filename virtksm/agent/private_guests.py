@@ -39,7 +39,7 @@ from virtksm.guests.choices import Choice, Choices, Seen, Step, find_steps, find
 from virtksm.guests.merging import GuestMerging, find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import is_private
 from virtksm.guests.ports import GuestFacts, Monitor
-from virtksm.guests.xml import GuestXml
+from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.history.samples import MERGING, UNMERGED
 from virtksm.model.snapshot import Guest
 from virtksm.text import format_kib
@@ -53,6 +53,10 @@ MAX_RETRY_S = 600.0
 MAX_HANGING = 3
 """Guests' calls that hang at once, as of DirtyRates; with more, the rest waits."""
 LASTING = (MonitorRefused, Unsupported)
+
+
+Made = bool | VirtksmError
+"""What has come of a switch: whether it was made, or why not."""
 
 
 class NoRoom(VirtksmError):
@@ -94,13 +98,15 @@ class PrivateGuests:
     """The guests that are switched while they run. `source` gives the connection's monitors, None while there is none.
 
     `here` is None where the connection leads to another machine. `unmerged` are the guests (`Guest.key`) that cannot
-    merge because of it, for passes. `switched` hears of each switch: of which guest, how, and why.
+    merge because of it, for passes, one of which `changed` asks for. `switched` hears of each switch: of which guest,
+    how, and why.
     """
 
     reader: GuestReader
     source: Callable[[], Monitor | None]
     reporter: Reporter
     unmerged: set[str]
+    changed: Callable[[], None] = lambda: None
     switched: Callable[[Guest, str, str], None] = lambda _guest, _kind, _why: None
     here: Here | None = None
     clock: Callable[[], float] = time.monotonic
@@ -169,34 +175,40 @@ class PrivateGuests:
         self.found, self.failure = found.choices, None
         left = {step.guest.key for step in found.steps}
         self.troubles = {key: one for key, one in self.troubles.items() if key in left}
-        self.unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
-        self.unmerged.update(found.unmerged)
+        if self.unmerged != found.unmerged:
+            self.unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
+            self.unmerged.update(found.unmerged)
+            self.changed()
 
     async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
         guest, loop = step.guest, asyncio.get_running_loop()
 
-        def finish_late(_result: None) -> None:
-            loop.call_soon_threadsafe(self._finish, step)
+        def finish_late(made: Made) -> None:
+            loop.call_soon_threadsafe(self._finish, step, made)
 
-        work = partial(_make, monitor, here, step, self.wall_clock())
+        work = partial(_try, monitor, here, step, self.wall_clock())
         limit_s = self._config.call_timeout_s
         try:
-            await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
-        except VirtksmError as error:
-            if isinstance(error, LibvirtTimeout):
-                self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
+            made = await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
+        except LibvirtTimeout as error:
+            self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
             self._put_off(step, error)
         else:
-            self._finish(step)
+            self._finish(step, made)
 
-    def _finish(self, step: Step) -> None:
-        """Report a switch, also one that has taken longer than a call may, and look again."""
+    def _finish(self, step: Step, made: Made) -> None:
+        """Report what has come of a switch, also of one that has taken longer than a call may, and look again."""
+        self.seen.set()
+        if isinstance(made, VirtksmError):
+            self._put_off(step, made)
+            return
         self.troubles.pop(step.guest.key, None)
+        if not made:
+            return
         why = "no longer private" if step.merge else "private"
         self.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
         self.switched(step.guest, MERGING if step.merge else UNMERGED, why)
-        self.seen.set()
 
     def _put_off(self, step: Step, error: VirtksmError) -> None:
         """Report a failure, if it is news, and try again later: the longer it fails, the later."""
@@ -222,26 +234,36 @@ def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], c
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
     concerned = [
-        (guest, known[guest.key])
-        for guest in running
-        if guest.key in known
-        and (guest.uuid in entries or (is_enforced and is_private(guest, known[guest.key], config.private_guests)))
+        (guest, xml)
+        for guest, xml in ((guest, known.get(guest.key, UNKNOWN)) for guest in running)
+        if guest.uuid in entries
+        or (is_enforced and guest.key in known and is_private(guest, xml, config.private_guests))
     ]
-    processes = here.make_facts().identities(tuple(guest for guest, _ in concerned))
+    facts = here.make_facts()
+    processes = facts.identities(tuple(guest for guest, _ in concerned))
     seen = [Seen(guest, xml, process) for (guest, xml), process in zip(concerned, processes, strict=True)]
     current = {one.guest.uuid: one.process for one in seen}
-    ended = {uuid for uuid, one in entries.items() if current.get(uuid) not in (None, one.process)}
-    ended |= entries.keys() - {guest.uuid for guest in running}
-    if ended:
-        here.choices.forget(ended)
+    hidden = {uuid for uuid, process in current.items() if process is None}
+    for uuid, one in entries.items():  # not by `running`: a command may have chosen for a guest that is not listed yet
+        if uuid not in hidden and current.get(uuid) != one.process and not facts.lives(one.process):
+            here.choices.exchange(uuid, one, None)
     entries = {uuid: one for uuid, one in entries.items() if current.get(uuid) == one.process}
     unmerged = find_unmerged(entries, (one.guest for one in seen), processes)
     return Found(entries, unmerged, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
 
 
-def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
+def _try(monitor: Monitor, here: Here, step: Step, now_s: float) -> Made:
+    """Switch a guest as `_make` does; return its error, which counts late, too."""
+    try:
+        return _make(monitor, here, step, now_s)
+    except VirtksmError as error:
+        return error
+
+
+def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> bool:
     """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes.
 
+    Returns whether it has: not where a command has chosen meanwhile, whose choice stays as it is afterwards, too.
     Raises NoRoom, Unsupported where this QEMU ignores it, MonitorFailed where the kernel has, and what the ports raise.
     """
     guest, merge, facts = step.guest, step.merge, here.make_facts()
@@ -256,11 +278,12 @@ def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
         name=guest.name,
         process=step.process,
         merge=merge,
-        by_command=False,
+        by_command=step.choice is not None and step.choice.by_command,
         at_s=now_s,
         memory_kib=step.memory_kib,
     )
-    here.choices.note(guest.uuid, choice)
+    if not here.choices.exchange(guest.uuid, step.choice, choice):
+        return False
     monitor.set_merging(guest.uuid, merge=merge)
     if not merge and _still_merges(facts, guest, qemu):  # QEMU does nothing for a value that it has
         monitor.set_merging(guest.uuid, merge=True)
@@ -270,7 +293,8 @@ def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> None:
             f"QEMU {qemu.version} has taken it, but the kernel still merges guest {guest.name!r}",
             remedy=f"virtksm guest show {guest.name}; it is tried again",
         )
-    here.choices.note(guest.uuid, None if merge else replace(choice, is_done=True))
+    here.choices.exchange(guest.uuid, choice, None if merge else replace(choice, is_done=True))
+    return True
 
 
 def _still_merges(facts: GuestFacts, guest: Guest, qemu: GuestMerging) -> bool:

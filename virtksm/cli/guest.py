@@ -80,12 +80,12 @@ def run_unmerge(options: argparse.Namespace) -> int:
     switch = _open(options, read_only=False)
     nothing = switch.why_nothing_merges()
     if nothing is not None:
+        switch.keep_out()
         _tell(options, switch, [("", "Nothing", f"to unmerge: {nothing}")])
         return ExitCode.DONE
     if not options.json:
         _show(switch.cost_rows())
     switch.unmerge(force=options.force)
-    _note(options, switch, merge=False)
     _tell(options, switch, [*switch.rows(), ("", "Lasts", LASTS)])
     return ExitCode.DONE
 
@@ -94,7 +94,6 @@ def run_merge(options: argparse.Namespace) -> int:
     """Let the guest's memory merge again; returns the exit code. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
-    _note(options, switch, merge=True)
     _tell(options, switch, switch.rows())
     return ExitCode.DONE
 
@@ -113,23 +112,27 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     def run(what: str, call: Callable[[], None], more_s: float) -> None:
         libvirt.run(what, call, more_s=more_s)
 
-    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run)
+    def note(uuid: str, choice: Choice) -> None:
+        save(options, uuid, choice)
+
+    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run, note)
 
 
-def _note(options: argparse.Namespace, switch: GuestSwitch, *, merge: bool) -> None:
-    """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it."""
+def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
+    """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
     from virtksm.cli.ask_agent import ask_agent
     from virtksm.paths import LOCAL
     from virtksm.store.choices import ChoiceFile
 
-    paths, choice = RuntimePaths(options.runtime_dir), switch.choice(merge=merge)
-    if choice is None:
-        return
+    paths = RuntimePaths(options.runtime_dir)
     try:
-        ChoiceFile(paths, LOCAL).note(switch.guest.uuid, choice)
-        ask_agent(paths, {"op": "retune"})
+        ChoiceFile(paths, LOCAL).note(uuid, choice)
+        answer = ask_agent(paths, {"op": "retune"}) if choice.is_done else None
+        why = None if answer is None or "pass" in answer else f"it answers: {answer.get('error', 'nothing')}"
     except VirtksmError as error:
-        warn(f"the agent may switch it again, as it does not know of this: {error}")
+        why = str(error) if choice.is_done else None
+    if why is not None:
+        warn(f"the agent may not know of this, and may switch it again: {why}")
 
 
 def _show(rows: Iterable[Row]) -> None:
@@ -150,7 +153,8 @@ def _tell(options: argparse.Namespace, switch: GuestSwitch, rows: Iterable[Row])
 class GuestSwitch:
     """One running guest, what is known of its merging, and its switch; `facts` is None on another machine.
 
-    `run(what, call, more_s)` makes calls of libvirt within a limit that is `more_s` above the usual.
+    `run(what, call, more_s)` makes calls of libvirt within a limit that is `more_s` above the usual. `note` saves, by
+    UUID, what is chosen for the run that the command has found: before QEMU is asked, as the command may be killed.
     """
 
     def __init__(
@@ -160,12 +164,15 @@ class GuestSwitch:
         facts: GuestFacts | None,
         name: str,
         run: Callable[[str, Callable[[], None], float], None],
+        note: Callable[[str, Choice], None],
     ) -> None:
         """Read all that is known without QEMU's monitor; raises VirtksmError, also for a guest that does not run."""
-        self._host, self._monitor, self._facts, self._run = host, monitor, facts, run
-        self._name = name
+        self._host, self._monitor, self._facts, self._run, self._note = host, monitor, facts, run, note
+        self._name = self._uuid = name
         self.qemu: GuestMerging | None = None
         run("guest", self._read, READ_WITHIN_S)
+        self._uuid = self.guest.uuid  # from now on: another guest may take over the name
+        self._process = None if facts is None else facts.identities((self.guest,))[0]
 
     def _read(self) -> None:
         from virtksm.guests.merging import find_needed_kib
@@ -174,7 +181,7 @@ class GuestSwitch:
         from virtksm.tuning.sense import sense_ksm
 
         facts = self._facts
-        self.guest = find_guest(self._host.running_guests(with_max=False), self._name)
+        self.guest = find_guest(self._host.running_guests(with_max=False), self._uuid)
         try:
             xml = parse_guest_xml(self._host.guest_xml(self.guest.uuid))
         except ValueError as error:
@@ -187,6 +194,7 @@ class GuestSwitch:
         self.zero_kib = None
         if process is not None and process.ksm is not None and process.ksm.zero_pages is not None:
             self.zero_kib = self.ksm.kib(process.ksm.zero_pages)
+        self._memory_kib = xml.memory_kib
         self.needed_kib = find_needed_kib(self.ksm, xml.memory_kib, process, self.memory)
         self.available_kib = (facts or self._host).host_memory().copies_kib
 
@@ -212,13 +220,20 @@ class GuestSwitch:
     def _kept_out(self) -> Obstacle | None:
         return next((one for one in self.obstacles if one.is_lasting), None)
 
+    def keep_out(self) -> None:
+        """Have a guest stay out of which nothing merges, though its XML lets it: the agent may have unmerged it."""
+        if self._kept_out() is None:
+            self._choose(merge=False, is_done=True)
+
     def unmerge(self, *, force: bool) -> None:
         """Take the guest out of KSM; raises VirtksmError where that does not fit, or the kernel says otherwise."""
         if self.needed_kib > self.available_kib and not force:
             raise VirtksmError(fit_text(self.needed_kib, self.available_kib), remedy=FREE_MEMORY)
         qemu = self._ask_whether_it_heeds(force=force)
         if self.memory is not None and not self._mergeable():
-            return  # it is out already
+            self._choose(merge=False, is_done=True)  # it is out already
+            return
+        self._choose(merge=False)
         if not all(one.merges for one in qemu.backends):
             # QEMU leaves a backend alone that has the value, also where the kernel had refused it.
             self._set(merge=True)
@@ -228,6 +243,7 @@ class GuestSwitch:
                 f"QEMU {qemu.version} has taken it, but the kernel still merges {', '.join(map(printable, left))}",
                 remedy="QEMU 9.1 ignores it; else the kernel had too little memory: once more, when more is free",
             )
+        self._choose(merge=False, is_done=True)
 
     def merge(self, *, force: bool) -> None:
         """Let the guest's memory merge; raises VirtksmError where it is kept out, or the kernel says otherwise."""
@@ -237,6 +253,7 @@ class GuestSwitch:
                 remedy="change that in its XML (virsh edit), and start it anew",
             )
         qemu = self._ask_whether_it_heeds(force=force)
+        self._choose(merge=True)
         self._set(merge=True)
         if self.memory is not None and not self._mergeable():
             raise MonitorFailed(
@@ -244,6 +261,7 @@ class GuestSwitch:
                 "memory",
                 remedy="QEMU 9.1 ignores it",
             )
+        self._choose(merge=True, is_done=True)
 
     def _ask_whether_it_heeds(self, *, force: bool) -> GuestMerging:
         qemu = self.ask()
@@ -268,18 +286,24 @@ class GuestSwitch:
         self._run("guest", self._read, READ_WITHIN_S)
         self.ask()
 
-    def choice(self, *, merge: bool) -> Choice | None:
-        """Return what was chosen for this run; None where its process is not known."""
+    def _choose(self, *, merge: bool, is_done: bool = False) -> None:
+        """Save what is chosen for this run; where its process is not known nothing is."""
         import time
 
         from virtksm.guests.choices import Choice
 
-        process = None if self._facts is None else self._facts.identities((self.guest,))[0]
-        if process is None:
-            return None
-        return Choice(
-            name=self.guest.name, process=process, merge=merge, by_command=True, at_s=time.time(), is_done=True
+        if self._process is None:
+            return
+        choice = Choice(
+            name=self.guest.name,
+            process=self._process,
+            merge=merge,
+            by_command=True,
+            at_s=time.time(),
+            is_done=is_done,
+            memory_kib=self._memory_kib,
         )
+        self._note(self._uuid, choice)
 
     def _mergeable(self) -> tuple[str, ...]:
         """Return the backends that the kernel may merge, as far as it tells this user."""
@@ -353,7 +377,8 @@ class GuestSwitch:
 
 def find_guest(running: Iterable[Guest], name: str) -> Guest:
     """Return the guest of a name or UUID; raises VirtksmError if none runs."""
-    found = [guest for guest in running if name in (guest.name, guest.uuid)]
-    if not found:
+    guests = tuple(running)
+    found = [one for one in guests if one.uuid == name] or [one for one in guests if one.name == name]
+    if not found:  # by UUID first: a guest may be called as another's
         raise VirtksmError(f"no running guest is called {printable(name)}", remedy="virtksm guests")
     return found[0]

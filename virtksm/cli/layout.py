@@ -82,7 +82,10 @@ def lay_out(items: Iterable[Item], columns: int | None) -> Iterator[Row]:
 
 
 def wrap(text: str, columns: int | None) -> list[str]:
-    """Break printable text at its blanks into lines of at most so many columns; a longer word is cut."""
+    """Break printable text at its blanks into lines of at most so many columns; a longer word is cut.
+
+    A comma at its end stands behind something of it.
+    """
     if columns is None or width(text) <= columns:
         return [text]
     lines, line = [], ""
@@ -93,6 +96,8 @@ def wrap(text: str, columns: int | None) -> list[str]:
                 lines.append(line)
             while width(word) > columns:
                 part = fit(word, columns) or word[:1]
+                if len(part) == len(word) - 1 > 1 and not word[-1].isalnum():
+                    part = part[:-1]
                 lines.append(part)
                 word = word[len(part) :]  # noqa: PLW2901
             joined = word

@@ -4,7 +4,8 @@ It asks the agent for its status, twice a second, and libvirt for nothing:
 
 1. The memory is settled when a pass says so that has begun after this command has: it has seen all guests that run.
    ksmd is idle then, and nothing is left that the policy would scan as things are. Where the policy only observes, it
-   waits for the program that lets ksmd scan.
+   waits for the program that lets ksmd scan. An agent at rest is asked for a dry run once, or its timer would be waited
+   for; who may only read its status waits.
 2. While virtksm is paused or KSM is off nothing is scanned, so the waiting ends.
 3. An agent that goes away is waited for. Without one at the beginning nobody knows the backlog: KSM's own files tell
    only whether it is off.
@@ -26,17 +27,12 @@ from virtksm.uri import is_local, named_uri
 TYPE_CHECKING = False  # importing typing costs start-up time
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, TypeGuard
 
 SCHEMA = 1
 ASK_EVERY_S = 0.5
-ASKED_FOR = {
-    **STATUS,
-    "last_pass": (
-        {**PASS, "decision": {**DECISION, "numbers": {"memory_kib": int | None, "settling_kib": int | None}}},
-        None,
-    ),
-}
+PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "numbers": {"memory_kib": int | None, "settling_kib": int | None}}}
+ASKED_FOR = {**STATUS, "last_pass": (PASS_ASKED_FOR, None)}
 SETTLED_RULES = {
     "adaptive": ("idle", "disengaged", "empty"),
     "ksmtuned": ("stop",),
@@ -75,8 +71,12 @@ def run(options: argparse.Namespace) -> int:
         answer = ask_serving(paths, options.connect, {"op": "status"})
         return None if answer is None else take_answer(answer, "status", ASKED_FOR)
 
+    def dry_run() -> dict[str, Any] | None:
+        answer = ask_serving(paths, options.connect, {"op": "retune", "dry_run": True})
+        return None if answer is None else take_answer(answer, "pass", PASS_ASKED_FOR)
+
     with Progress(is_wanted=not options.json) as progress:
-        waiting = Waiting(ask, lambda: _ksm_is_off(options.connect))
+        waiting = Waiting(ask, dry_run, lambda: _ksm_is_off(options.connect))
         result = waiting.look(0.0)
         while result is None:
             waited_s = time.monotonic() - began_s
@@ -100,11 +100,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Waiting:
-    """What the agent has said so far. `ask` gives its status, None where none runs; `ksm_is_off` asks the kernel."""
+    """What the agent has said so far. `ksm_is_off` asks the kernel.
 
-    def __init__(self, ask: Callable[[], Mapping[str, Any] | None], ksm_is_off: Callable[[], bool]) -> None:
-        self._ask, self._ksm_is_off = ask, ksm_is_off
-        self._has_agent = False
+    `ask` gives the agent's status, `dry_run` a pass that it would run now; None where none runs.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Mapping[str, Any] | None],
+        dry_run: Callable[[], Mapping[str, Any] | None],
+        ksm_is_off: Callable[[], bool],
+    ) -> None:
+        self._ask, self._dry_run, self._ksm_is_off = ask, dry_run, ksm_is_off
+        self._has_agent = self._has_asked = False
         self.reason = ""
 
     def look(self, waited_s: float) -> str | None:
@@ -129,7 +137,21 @@ class Waiting:
             self.reason = "the agent has ended"
             return None
         result, self.reason = judge(status, waited_s)
+        if result is None and not self._has_asked and _is_settled(status["last_pass"]):
+            self._has_asked = True
+            result = self._look_now()
         return result
+
+    def _look_now(self) -> str | None:
+        """Return how the waiting ends by a pass of now, None if it goes on."""
+        try:
+            would = self._dry_run()
+        except VirtksmError:  # this user may only read, or libvirt does not answer
+            return None
+        if not _is_settled(would):
+            return None
+        self.reason = would["decision"]["reason"]
+        return "settled"
 
 
 def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
@@ -143,14 +165,22 @@ def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:
     if status["paused"]:
         return "paused", decision["reason"]
     began_ago_s = (status["last_pass_ago_s"] or 0.0) + last["duration_ms"] / 1000
-    is_done = decision["idle"] and decision["rule"] in SETTLED_RULES.get(last["policy"], ())
-    if not (
-        is_done and last["outcome"] in ("applied", "unchanged", "observed") and _is_negligible(decision["numbers"])
-    ):
+    if not _is_settled(last):
         return None, decision["reason"]
     if began_ago_s > waited_s:
         return None, f"no pass since this command began; by the last one {decision['reason']}"
     return "settled", decision["reason"]
+
+
+def _is_settled(last: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether a pass has left nothing to scan as things are."""
+    return (
+        last is not None
+        and last["decision"]["idle"]
+        and last["decision"]["rule"] in SETTLED_RULES.get(last["policy"], ())
+        and last["outcome"] in ("applied", "unchanged", "observed", "dry_run")
+        and _is_negligible(last["decision"]["numbers"])
+    )
 
 
 def _is_negligible(numbers: Mapping[str, int | None]) -> bool:

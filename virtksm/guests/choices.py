@@ -2,7 +2,8 @@
 
 A choice is one run's: QEMU forgets it with its process. Pure. The rules, in their order (`find_steps`):
 
-1. A run that a command has switched stays as it is (`virtksm guest merge` and `unmerge`).
+1. A run that a command has switched stays as it is (`virtksm guest merge` and `unmerge`), unless both are to keep it
+   out: rule 5 holds for that.
 2. A private guest whose RAM can merge is unmerged, where that is enforced. One whose RAM cannot has other memory that
    may, such as video memory, which QEMU does not switch: it stays exposed.
 3. A guest whose XML cannot be read stays as it is, unless its name says that it is private.
@@ -43,11 +44,11 @@ class Choices(Protocol):
     def read(self) -> Mapping[str, Choice]:
         """Return the choices, also those of runs that have ended."""
 
-    def note(self, uuid: str, choice: Choice | None) -> None:
-        """Put a guest's choice in place of its earlier one; None removes that."""
+    def note(self, uuid: str, choice: Choice) -> None:
+        """Put a guest's choice in place of its earlier one."""
 
-    def forget(self, uuids: Iterable[str]) -> None:
-        """Remove the choices of runs that have ended."""
+    def exchange(self, uuid: str, old: Choice | None, new: Choice | None) -> bool:
+        """Put a choice in place of an old one, unless another is there by now; None is none. Returns whether it has."""
 
 
 class Seen(NamedTuple):
@@ -59,12 +60,13 @@ class Seen(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A switch to make; `process` names the run, None where it was not found."""
+    """A switch to make; `process` names the run, None where it was not found, `choice` is what it was before."""
 
     guest: Guest
     process: str | None
     merge: bool
     memory_kib: int | None = None
+    choice: Choice | None = None
 
 
 def find_steps(
@@ -77,14 +79,15 @@ def find_steps(
         if choice is not None and choice.process != process:
             choice = None  # an earlier run's
         private = is_private(guest, xml, patterns)
-        if (choice is not None and choice.by_command) or (xml is UNKNOWN and not private):
-            continue
         is_out = any(one.is_lasting for one in find_obstacles(xml))
         merge = not (is_enforced and private) or is_out
+        is_theirs = choice is not None and choice.by_command and (choice.merge or merge)
+        if is_theirs or (xml is UNKNOWN and not private):
+            continue
         has_grown = choice is not None and choice.memory_kib != xml.memory_kib and xml is not UNKNOWN
         is_so = choice is not None and choice.is_done and choice.merge == merge and not has_grown
         if not is_so and not (merge and choice is None):
-            steps.append(Step(guest=guest, process=process, merge=merge, memory_kib=xml.memory_kib))
+            steps.append(Step(guest=guest, process=process, merge=merge, memory_kib=xml.memory_kib, choice=choice))
     return tuple(sorted(steps, key=lambda step: step.merge))
 
 

@@ -8,7 +8,7 @@ keeps groups apart needs another `find_pools`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from virtksm.guests.obstacles import find_obstacles
@@ -22,11 +22,16 @@ Pool = Mapping[str | None, Sequence[str]]
 """The names of a pool's guests, by their group; None for guests that declare none."""
 
 
-def find_pools(guests: Iterable[tuple[Guest, GuestXml, GuestProcess | None]]) -> tuple[Pool, ...]:
-    """Return the pools of the guests that can merge; video memory and firmware beside their RAM count."""
+def find_pools(
+    guests: Iterable[tuple[Guest, GuestXml, GuestProcess | None]], unmerged: Collection[str] = ()
+) -> tuple[Pool, ...]:
+    """Return the pools of the guests that can merge; video memory and firmware beside their RAM count.
+
+    But not those of the guests (`Guest.key`) that were unmerged while they run, as of private ones: that is the remedy.
+    """
     pool: dict[str | None, list[str]] = {}
     for guest, xml, process in guests:
-        if not any(obstacle.is_whole for obstacle in find_obstacles(xml, process)):
+        if guest.key not in unmerged and not any(obstacle.is_whole for obstacle in find_obstacles(xml, process)):
             pool.setdefault(xml.group, []).append(guest.name)
     return (pool,) if pool else ()
 

@@ -47,6 +47,9 @@ class GuestFacts(LocalFacts, Protocol):
     def identities(self, running: tuple[Guest, ...]) -> tuple[str | None, ...]:
         """Return what tells each guest's process from any other since boot, in the same order; None as above."""
 
+    def lives(self, identity: str) -> bool:
+        """Return whether the process that `identities` has told of has not ended."""
+
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         """Return what of a guest's memory the kernel may merge; None where this user may not read it (root may)."""
 

@@ -95,7 +95,8 @@ class Survey:
     @property
     def mixed_pools(self) -> tuple[Pool, ...]:
         """The KSM pools that guests of different groups share."""
-        return find_mixed(find_pools((one.guest, one.xml, one.process) for one in self.guests))
+        unmerged = {one.guest.key for one in self.guests if Obstacle.UNMERGED in (one.obstacles or ())}
+        return find_mixed(find_pools(((one.guest, one.xml, one.process) for one in self.guests), unmerged))
 
     @property
     def of_guests_bytes(self) -> int:

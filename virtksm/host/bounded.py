@@ -9,6 +9,7 @@ agent's loop `agent.calls` does the same.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,36 +23,55 @@ class BoundedCalls:
 
     def __init__(self, timeout_error: Callable[[str], VirtksmError]) -> None:
         self._timeout_error = timeout_error
-        self._abandoned: tuple[str, threading.Event] | None = None
+        self._ending = threading.Lock()
+        self._abandoned: tuple[str, float] | None = None
 
     @property
     def waiting_for(self) -> str | None:
         """The abandoned call that has not returned; None for none."""
-        if self._abandoned is not None and self._abandoned[1].is_set():
-            self._abandoned = None
-        return None if self._abandoned is None else self._abandoned[0]
+        abandoned = self._abandoned
+        return None if abandoned is None else abandoned[0]
 
-    def run(self, what: str, call: Callable[[], Result], limit_s: float) -> Result:
+    @property
+    def waiting_since_s(self) -> float | None:
+        """When that call was made (CLOCK_MONOTONIC)."""
+        abandoned = self._abandoned
+        return None if abandoned is None else abandoned[1]
+
+    def run(
+        self,
+        what: str,
+        call: Callable[[], Result],
+        limit_s: float,
+        *,
+        late: Callable[[BaseException | None], object] = lambda _error: None,
+    ) -> Result:
         """Make `call` and return its result; its exceptions pass through.
 
         Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
+        When it returns after all, or fails, its thread calls `late`, with its exception.
         """
         if (abandoned := self.waiting_for) is not None:
             raise self._timeout_error(f"{what}: still waiting for {abandoned}")
-        is_over, results, errors = threading.Event(), list[Result](), list[BaseException]()
+        began_s, is_over, results, errors = time.monotonic(), threading.Event(), list[Result](), list[BaseException]()
 
         def work() -> None:
             try:
                 results.append(call())
             except BaseException as error:  # noqa: BLE001  # raised where the call was asked for
                 errors.append(error)
-            finally:
+            with self._ending:
                 is_over.set()
+                was_late, self._abandoned = self._abandoned is not None, None
+            if was_late:
+                late(errors[0] if errors else None)
 
         threading.Thread(target=work, name=f"call-{what}", daemon=True).start()
         if not is_over.wait(limit_s):
-            self._abandoned = what, is_over
-            raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
+            with self._ending:
+                if not is_over.is_set():
+                    self._abandoned = what, began_s
+                    raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
         if errors:
             raise errors[0]
         return results[0]

@@ -57,14 +57,11 @@ class LibvirtHost:
         self._opening = threading.Lock()
         self.call_timeout_s = 30.0
         self.came_late: Callable[[], object] = lambda: None
-        """Called, in another thread, when a list has come that was not waited for."""
+        """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
         self._lists = BoundedCalls(_hangs)
-        self.late_since_s: float | None = None
-        """Since when a list is waited for that passes go without (CLOCK_MONOTONIC)."""
-        self._list_asked_s = 0.0
-        self._list_is_out = False
-        self._list_ends = threading.Lock()
         self._last_list: tuple[Guest, ...] | None = None
+        self._is_list_old = False
+        """Whether a pass has gone without the list that is waited for and may be for what that is too old to show."""
         self._cpus: int | None = None
         self._max_kib: dict[str, int | None] = {}
         self.stale: set[str | None] = set()
@@ -137,36 +134,42 @@ class LibvirtHost:
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         return self._list(partial(self._running_guests, with_max=with_max), LIST_S)
 
+    @property
+    def late_since_s(self) -> float | None:
+        """Since when a list is waited for that passes go without (CLOCK_MONOTONIC)."""
+        return self._lists.waiting_since_s
+
     def _list(self, ask: Callable[[], tuple[Guest, ...]], late_s: float) -> tuple[Guest, ...]:
-        """Return what `ask` does, or what it did last once it takes longer than `late_s`; raises LibvirtTimeout."""
+        """Return what `ask` does, or what it did last once it takes longer than `late_s`; raises LibvirtTimeout.
+
+        Where lists always take longer, each is late, and must not ask for a pass: only one that shows other guests
+        does, or one that may be too old.
+        """
+        before = self._last_list
 
         def keep() -> tuple[Guest, ...]:
-            try:
-                self._last_list = found = ask()
-            finally:
-                with self._list_ends:
-                    self._list_is_out = False
-                    was_late, self.late_since_s = self.late_since_s is not None, None
-            if was_late:
-                self.came_late()
+            self._last_list = found = ask()
             return found
 
-        if self._lists.waiting_for is None:
-            self.late_since_s, self._list_asked_s, self._list_is_out = None, time.monotonic(), True
-        try:
-            return self._lists.run(
-                "listing the guests", keep, self.call_timeout_s if self._last_list is None else late_s
-            )
-        except LibvirtTimeout as error:
-            with self._list_ends:
-                is_out = self._list_is_out
-                self.late_since_s = self._list_asked_s if is_out else None
-            if not is_out:  # it has come since, perhaps without what this pass is for
+        def late(error: BaseException | None) -> None:
+            last, is_old, self._is_list_old = self._last_list, self._is_list_old, False
+            if error is not None:
+                self._last_list = None  # the next pass waits, and meets the error
+            if error is not None or is_old or _runs(last or ()) != _runs(before or ()):
                 self.came_late()
-            is_old = is_out and time.monotonic() - self._list_asked_s >= self.call_timeout_s
-            if self._last_list is None or is_old:
+
+        if self._lists.waiting_for is not None:
+            self._is_list_old = True
+        try:
+            limit_s = self.call_timeout_s if before is None else late_s
+            return self._lists.run("listing the guests", keep, limit_s, late=late)
+        except LibvirtTimeout as error:
+            late_since_s = self.late_since_s
+            hangs = late_since_s is not None and time.monotonic() - late_since_s >= self.call_timeout_s
+            last = self._last_list
+            if last is None or hangs:
                 raise _hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
-            return self._last_list
+            return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
         with self._beside_passes(), self._translating("listing the guests"):
@@ -416,6 +419,11 @@ def parse_disk_reads(values: Mapping[str, object]) -> int | None:
     counters = (_counter(values, name) for name in values if name.startswith("block.") and name.endswith(".rd.bytes"))
     reads = [one for one in counters if one is not None]
     return sum(reads) if reads else None
+
+
+def _runs(guests: tuple[Guest, ...]) -> list[tuple[str, int | None]]:
+    """Return what a list of guests is asked for; the memory that they hold changes from list to list."""
+    return [(guest.key, guest.max_kib) for guest in guests]
 
 
 def _read_max_kib(domain: libvirt.virDomain) -> int | None:

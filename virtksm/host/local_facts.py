@@ -134,6 +134,12 @@ class ProcFacts:
         processes = (found.get(guest.key) for guest in running)
         return tuple(None if one is None else f"{one.pid}/{one.started}" for one in processes)
 
+    def lives(self, identity: str) -> bool:
+        pid, _, started = identity.partition("/")
+        number = parse_counter(pid)
+        found = None if number is None else identify(number)
+        return found is not None and str(found.started) == started
+
     def read_each(self, running: tuple[Guest, ...], read: Callable[[int], Result | None]) -> tuple[Result | None, ...]:
         """Return what `read` returns of each guest's process; None where none was found, or it hangs."""
         found = self._search.find(running)

@@ -83,6 +83,7 @@ class Trigger(Enum):
     BALLOON = "balloon"
     MEMORY_DEVICE = "memory_device"
     METADATA = "metadata"
+    GUESTS = "guests"
     POKE = "poke"
     SIGNAL = "signal"
     RELOAD = "reload"
@@ -92,8 +93,9 @@ class Trigger(Enum):
     RESUME = "resume"
 
 
-EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE, Trigger.METADATA})
-"""Triggers that re-evaluate without being a step of the policy. Guests, or their owners, cause any number of them."""
+EVALUATING_ONLY = frozenset({Trigger.BALLOON, Trigger.MEMORY_DEVICE, Trigger.METADATA, Trigger.GUESTS})
+"""Triggers that re-evaluate without being a step of the policy. Guests, or their owners, cause any number of them.
+GUESTS: what is known of them has changed, as a list has come late or some were unmerged while they run."""
 
 
 EXPLICIT = frozenset({Trigger.RETUNE, Trigger.RELOAD, Trigger.PAUSE, Trigger.RESUME})

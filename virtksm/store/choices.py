@@ -7,7 +7,8 @@ lock of its own. A file that cannot be understood is an error: what was unmerged
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 from virtksm.codec import build, dump, parse_object
 from virtksm.errors import AlreadyRunning, StateUnusable
@@ -39,22 +40,28 @@ class ChoiceFile:
             remedy = f"rm {self._file} (guests that were unmerged stay so until they start again)"
             raise StateUnusable(f"{self._file}: {error}", remedy=remedy) from error
 
-    def note(self, uuid: str, choice: Choice | None) -> None:
-        """Put a guest's choice in place of its earlier one; None removes that."""
-        self._change({} if choice is None else {uuid: choice}, (uuid,))
+    def note(self, uuid: str, choice: Choice) -> None:
+        """Put a guest's choice in place of its earlier one."""
+        with self._locked():
+            self._save({**self.read(), uuid: choice})
 
-    def forget(self, uuids: Iterable[str]) -> None:
-        """Remove the choices of runs that have ended."""
-        self._change({}, uuids)
+    def exchange(self, uuid: str, old: Choice | None, new: Choice | None) -> bool:
+        """Put a choice in place of an old one, unless another is there by now; None is none. Returns whether it has."""
+        with self._locked():
+            choices = self.read()
+            if choices.pop(uuid, None) != old:
+                return False
+            self._save(choices if new is None else {**choices, uuid: new})
+            return True
 
-    def _change(self, new: Mapping[str, Choice], old: Iterable[str]) -> None:
+    def _locked(self) -> AbstractContextManager[None]:
         ensure_runtime(self._paths)
         lock = f"{self._file}.lock"
-        with locked(lock, AlreadyRunning(f"{lock} is held", remedy=f"fuser -v {lock}"), wait_s=LOCK_WAIT_S):
-            gone = {*old}
-            choices = {**{uuid: one for uuid, one in self.read().items() if uuid not in gone}, **new}
-            guests = {uuid: dump(choice) for uuid, choice in choices.items()}
-            replace_file(self._file, json.dumps({"schema": SCHEMA, "guests": guests}) + "\n")
+        return locked(lock, AlreadyRunning(f"{lock} is held", remedy=f"fuser -v {lock}"), wait_s=LOCK_WAIT_S)
+
+    def _save(self, choices: Mapping[str, Choice]) -> None:
+        guests = {uuid: dump(choice) for uuid, choice in choices.items()}
+        replace_file(self._file, json.dumps({"schema": SCHEMA, "guests": guests}) + "\n")
 
 
 def read_unmerged(paths: RuntimePaths, facts: GuestFacts, running: tuple[Guest, ...]) -> frozenset[str]:

@@ -82,7 +82,8 @@ def check_groups(facts: Facts) -> Outcome:
     """Judge whether guests of different groups can merge with one another."""
     guests = facts.guests
     xml = {guest.key: guests.xml.get(guest.key, UNKNOWN) for guest in guests.running}
-    mixed = find_mixed(find_pools((one, xml[one.key], guests.processes.get(one.key)) for one in guests.running))
+    seen = ((one, xml[one.key], guests.processes.get(one.key)) for one in guests.running)
+    mixed = find_mixed(find_pools(seen, _unmerged(facts)))
     groups = {one.group for one in xml.values() if one.group is not None}
     if not groups:
         return passed("no guest declares one")

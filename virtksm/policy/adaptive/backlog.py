@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, age_changed, known_kib, total_kib
+from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Backlog
 from virtksm.values import replace
@@ -22,7 +22,7 @@ PAYS_COST = 300.0
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
     """Return the state with the backlog as of this snapshot; memory is settling for `settle_s` seconds."""
-    state = _without_unmergeable(snapshot, state)
+    known, state = state, _without_unmergeable(snapshot, state)
     now_s, before = snapshot.taken_s, state.backlog
     if state.taken_s is None or state.learned.ended_s > now_s:  # the first pass, or the clock began anew
         state = replace(state, learned=replace(state.learned, ended_s=now_s))
@@ -49,9 +49,11 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
         stopped_kib += max(state.guests_kib.get(OTHER_PROCESSES, 0) - guests_kib[OTHER_PROCESSES], 0)
     stayed = 1 - stopped_kib / (sum(state.guests_kib.values()) or 1)  # what has stopped takes its backlog away
-    is_unmerged = state.scans.cursor_full_scans is not None and known_kib(snapshot) == 0  # by run=2
+    was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by us, or by whomever
+    is_unmerged = was_scanned and known_kib(snapshot) == 0  # by run=2
     forgotten_kib = all_kib - settling_kib if is_unmerged else 0
-    is_unmerging = is_unmerged or snapshot.ksm.run == 2  # the administrator's own unmerging is no rewriting
+    # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
+    is_unmerging = is_unmerged or snapshot.ksm.run == 2 or state is not known
     rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
     rewritten_kib += sum(refilled_kib.values())
     new_kib = min(max(int(before.new_kib * stayed) + settled_kib, forgotten_kib), all_kib)
@@ -95,7 +97,7 @@ def _without_unmergeable(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveSt
     """Take guests out that have counted, and of which it has been learned since that they cannot merge.
 
     That is learned a moment after a guest is first seen, so that its memory is the newest: it is settling. Of what is
-    not, its share goes.
+    not, its share goes. An older guest was unmerged: so much of what counts as rewritten since may be that.
     """
     unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & state.guests_kib.keys()
     if not unmergeable:
@@ -107,6 +109,7 @@ def _without_unmergeable(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveSt
     stayed = 1 - older_kib / (sum(state.guests_kib.values()) or 1)
     if current is not None:
         current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
+    changed_kib = max(backlog.changed.get(REWRITTEN, 0.0) - older_kib, 0.0)
     return replace(
         state,
         guests_kib={key: kib for key, kib in state.guests_kib.items() if key not in unmergeable},
@@ -115,7 +118,9 @@ def _without_unmergeable(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveSt
             settling=settling,
             new_kib=int(backlog.new_kib * stayed),
             scanned_once_kib=int(backlog.scanned_once_kib * stayed),
+            changed={**backlog.changed, REWRITTEN: changed_kib},
         ),
+        learned=replace(state.learned, rewritten_kib=max(state.learned.rewritten_kib - older_kib, 0)),
         arrivals=replace(state.arrivals, recent=_without_newest(state.arrivals.recent, kib)),
         scans=replace(state.scans, current=current),
     )
