@@ -28,14 +28,17 @@ install_tools() {
     local missing=()
     command -v debootstrap >/dev/null || missing+=(debootstrap)
     command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
+    command -v ssh >/dev/null || missing+=(openssh-client)
     ((${#missing[@]} == 0)) || DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
 }
 
+# Ansible asks for python3-apt; its sshd is started by the test alone, as a container has this machine's network.
 bootstrap() { # bootstrap NEW PACKAGE...: a minimal Debian with systemd
-    local new=$1 packages=systemd,systemd-sysv,dbus,ca-certificates
+    local new=$1 packages=systemd,systemd-sysv,dbus,ca-certificates,openssh-server,python3-apt
     shift
     rm -rf "$root" "$new" &&
         debootstrap --variant=minbase --include="$packages$(printf ',%s' "$@")" "$suite" "$new" &&
+        systemctl --root="$new" mask ssh.service ssh.socket &&
         copy_network "$new" &&
         inside "$new" update-ca-certificates &&
         inside "$new" apt-get -q update
