@@ -64,8 +64,8 @@ fill_for_package() { # fill_for_package NEW
         rm -f "$1/etc/apt/apt.conf.d/docker-clean" && # of a machine that is an image itself: it empties the cache
         inside "$1" apt-get -q -y install libvirt-daemon-system libvirt-clients qemu-system-x86 fish zsh \
             --no-install-recommends &&
-        inside "$1" apt-get -q -y install --download-only --no-install-recommends ksmtuned polkitd python3-libvirt python3-psutil \
-            python3-structlog python3-tenacity tuned
+        inside "$1" apt-get -q -y install --download-only --no-install-recommends ksmtuned polkitd python3-libvirt \
+            python3-prometheus-client python3-psutil python3-structlog python3-tenacity tuned
 }
 
 fill_with_modular_daemons() { # fill_with_modular_daemons NEW: what they are in /, and nothing else

@@ -28,7 +28,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_pins_are_hashed_and_name_no_index_folder_or_address() -> None:
-    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "lock.txt", "run.txt"]
+    assert [path.name for path in PIN_FILES] == ["ansible.txt", "build.txt", "dev.txt", "lock.txt", "run.txt"]
     one = r"(?:[a-z0-9-]+==[\w.]+( \\\n +--hash=sha256:[0-9a-f]{64})+\n|[ ]*#.*\n|\n)+"
     assert [path.name for path in PIN_FILES if not re.fullmatch(one, path.read_text())] == []
 
