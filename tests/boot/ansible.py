@@ -107,9 +107,8 @@ class Recap(NamedTuple):
     text: str
     hosts: dict[str, dict[str, int]]
 
-    def of(self, count: str) -> dict[str, int]:
-        """Return one count of every host."""
-        return {host: counts[count] for host, counts in self.hosts.items()}
+    def hosts_with(self, count: str) -> set[str]:
+        return {host for host, counts in self.hosts.items() if counts[count]}
 
     def claim_ended_well(self) -> None:
         claim(self.code == 0, self.text)
@@ -117,13 +116,11 @@ class Recap(NamedTuple):
     def claim_failed(self, failed: Host) -> None:
         """Claim that this host failed, and no other."""
         claim(self.code != 0, "the play ended well")
-        claim(
-            {host: bool(count) for host, count in self.of("failed").items() if count} == {failed.name: True}, self.text
-        )
+        claim(self.hosts_with("failed") == {failed.name}, self.text)
 
     def claim_changed(self, *names: str) -> None:
         """Claim that something changed on each of these hosts, and nothing on another."""
-        claim({host for host, count in self.of("changed").items() if count} == set(names), self.text)
+        claim(self.hosts_with("changed") == set(names), self.text)
 
 
 class RollOut:
@@ -135,9 +132,8 @@ class RollOut:
         self.names = [host.name for host in hosts]
         self._role = folder / "source" / "packaging" / "ansible"
         self._configs: dict[str, dict[str, object]] = {host.name: {} for host in hosts}
-        [play] = re.findall(
-            r"```yaml\n(- name.*?)```", (self._role / "README.md").read_text(encoding="utf-8"), re.DOTALL
-        )
+        readme = (self._role / "README.md").read_text(encoding="utf-8")
+        [play] = re.findall(r"```yaml\n(- name.*?)```", readme, re.DOTALL)
         in_small_batches = play.replace("serial: [1, 20]", "serial: [1, 2]")
         claim(in_small_batches != play, "the README's play has no batches")
         (folder / "site.yml").write_text(in_small_batches, encoding="utf-8")
@@ -149,8 +145,12 @@ class RollOut:
         return done.stdout
 
     def try_ansible(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one of Ansible's programs in the test's folder, with nothing of this user's configuration."""
-        own = {"ANSIBLE_HOME": f"{self._folder}/home", "ANSIBLE_COLLECTIONS_PATH": f"{self._folder}/collections"}
+        """Run one of Ansible's programs in the test's folder."""
+        own = {
+            "LC_ALL": "C.UTF-8",
+            "ANSIBLE_HOME": f"{self._folder}/home",
+            "ANSIBLE_COLLECTIONS_PATH": f"{self._folder}/collections",
+        }
         own |= {"ANSIBLE_INVENTORY": f"{self._folder}/inventory.json", "PATH": f"{TOOLS}/bin:{os.environ['PATH']}"}
         return subprocess.run(
             [TOOLS / "bin" / program, *arguments],
@@ -238,9 +238,7 @@ class RollOut:
         recap.claim_ended_well()
         recap.claim_changed(*self.names)
         for host in self.hosts:
-            left = host.run(
-                "ls -d /usr/bin/virtksm /var/cache/virtksm.deb /etc/virtksm /opt/virtksm 2>/dev/null || true"
-            )
+            left = host.run("ls -d /usr/bin/virtksm /var/cache/virtksm.deb /*/virtksm 2>/dev/null || true")
             claim(not left, f"{host.name} has {left}")
         claim(self.tuned.run("systemctl is-active ksmtuned") == "active", "ksmtuned is gone")
 
@@ -254,15 +252,16 @@ class RollOut:
             claim(is_done == (host is not self.broken), f"{host.name} is {'done' if is_done else 'not done'}")
 
     def heals(self) -> None:
-        """the same play heals it, and changes nothing elsewhere"""
+        """the same play heals it, and changes nothing elsewhere; check mode says so"""
         self.broken.run("systemctl stop hog")
-        recap = self.play()
-        recap.claim_ended_well()
-        recap.claim_changed(self.broken.name)
+        for options in (["--check"], []):
+            recap = self.play(*options)
+            recap.claim_ended_well()
+            recap.claim_changed(self.broken.name)
 
     def is_idempotent(self) -> None:
         """the next play changes nothing, nor would it in check mode, and shows each host's status"""
-        for options in ((), ("--check",)):
+        for options in ([], ["--check"]):
             recap = self.play(*options)
             recap.claim_ended_well()
             recap.claim_changed()
@@ -273,8 +272,8 @@ class RollOut:
         for host in self.hosts:
             for unit in ("virtksm.service", "virtksm-ksm.service"):
                 host.run(f"systemctl is-active {unit} && systemctl is-enabled {unit}")
-            claim(host.ksm("run") == 1, f"{host.name}: run is {host.ksm('run')}")
-            claim(host.ksm("pages_to_scan") == 0, f"{host.name}: pages_to_scan is {host.ksm('pages_to_scan')}")
+            found = host.ksm("run"), host.ksm("pages_to_scan")
+            claim(found == (1, 0), f"{host.name}: run and pages_to_scan are {found}")
 
     def takes_over(self) -> None:
         """ksmtuned is gone, its threshold is taken over, and its last values are not what the agent would give back"""
@@ -295,7 +294,7 @@ class RollOut:
         state = "systemctl show --property=InvocationID virtksm && cat /etc/virtksm/conf.d/*.toml"
         before = self.plain.run(state)
         self._configs[self.plain.name] = {"coalesce": 1}
-        for options in (("--check",), ()):
+        for options in (["--check"], []):
             recap = self.play(*options)
             recap.claim_failed(self.plain)
             recap.claim_changed()
