@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.boot import container
 from tests.lab.ksm import KSM_ROOT, lent_ksm
 from tests.tried import keep_claims
 
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.write_text("", encoding="utf-8")
     with lent_ksm(), (out / "console").open("wb") as console:
         booting = command(options.claims, options.root, out)
-        container = subprocess.Popen(booting, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+        booted = subprocess.Popen(booting, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         try:
-            return follow(container, report)
+            return follow(booted, report)
         finally:
-            end(container)
+            container.end(booted)
             keep_claims(options.run, report)
 
 
@@ -50,23 +51,22 @@ def leave(number: int, _frame: object) -> None:
 
 
 def command(claims: str, root: Path, out: Path) -> list[str]:
-    """Tell how the container is booted: over the root in memory, with KSM's real files, the checkout and OUT in it."""
+    """Tell how the container is booted: with KSM's real files, the checkout and OUT in it."""
     return [
-        *("systemd-nspawn", "--register=no", "--keep-unit", "--boot", "--machine=virtksm-boot"),
-        *("--directory", str(root), "--volatile=overlay", "--console=pipe"),
+        *container.command("virtksm-boot", root),
         *("--bind", str(KSM_ROOT), "--bind", f"{out}:/run/out", "--bind-ro", f"{REPO}:{INSIDE}"),
         *("--bind-ro", f"{REPO}/tests/boot/claims@.service:/etc/systemd/system/claims@.service"),
         f"systemd.wants=claims@{claims}.service",
     ]
 
 
-def follow(container: subprocess.Popen[bytes], report: Path) -> int:
+def follow(booted: subprocess.Popen[bytes], report: Path) -> int:
     """Print the report as it grows, until the container has ended; 1 where it does not end or has made no claim."""
     deadline = time.monotonic() + LIMIT_S
     with report.open(encoding="utf-8") as lines:
         claimed = 0
         while True:
-            ended = container.poll()  # before the last look: nothing is written after it
+            ended = booted.poll()  # before the last look: nothing is written after it
             for line in lines:
                 claimed += 1
                 sys.stdout.write(line)
@@ -77,18 +77,6 @@ def follow(container: subprocess.Popen[bytes], report: Path) -> int:
                 sys.stderr.write(f"the container has not ended within {LIMIT_S:g} s\n")
                 return 1
             time.sleep(0.2)
-
-
-def end(container: subprocess.Popen[bytes]) -> None:
-    """End a container that still runs: SIGTERM asks it to shut down, SIGKILL ends it with all that is in it."""
-    for finish in (container.terminate, container.kill):
-        if container.poll() is not None:
-            return
-        finish()
-        try:
-            container.wait(20)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from demo.guests import PayloadGuest
 
@@ -173,17 +173,22 @@ def here() -> str:
 
 def report(claims: Sequence[Callable[[], None]]) -> int:
     """Say what is here, and try every claim; returns 1 if one does not hold."""
-    failed = 0
     with REPORT.open("a", encoding="utf-8", buffering=1) as lines:
         lines.write(f"here    {here()}\n")
-        for one in claims:
-            words = " ".join((one.__doc__ or "").split())
-            try:
-                one()
-            except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
-                failed += 1
-                lines.write(f"FAILED  {words}: {error}\n")
-            else:
-                lines.write(f"ok      {words}\n")
-        lines.write(f"{len(claims) - failed} of {len(claims)} claims hold\n")
+        return try_claims(claims, lines)
+
+
+def try_claims(claims: Sequence[Callable[[], None]], lines: TextIO) -> int:
+    """Try every claim, and write a line for each; returns 1 if one does not hold."""
+    failed = 0
+    for one in claims:
+        words = " ".join((one.__doc__ or "").split())
+        try:
+            one()
+        except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
+            failed += 1
+            lines.write(f"FAILED  {words}: {error}\n")
+        else:
+            lines.write(f"ok      {words}\n")
+    lines.write(f"{len(claims) - failed} of {len(claims)} claims hold\n")
     return 1 if failed else 0

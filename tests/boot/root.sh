@@ -28,14 +28,17 @@ install_tools() {
     local missing=()
     command -v debootstrap >/dev/null || missing+=(debootstrap)
     command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
+    command -v ssh >/dev/null || missing+=(openssh-client)
     ((${#missing[@]} == 0)) || DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
 }
 
+# Ansible asks for python3-apt; its sshd is started by the test alone, as a container has this machine's network.
 bootstrap() { # bootstrap NEW PACKAGE...: a minimal Debian with systemd
-    local new=$1 packages=systemd,systemd-sysv,dbus,ca-certificates
+    local new=$1 packages=systemd,systemd-sysv,dbus,ca-certificates,openssh-server,python3-apt
     shift
     rm -rf "$root" "$new" &&
         debootstrap --variant=minbase --include="$packages$(printf ',%s' "$@")" "$suite" "$new" &&
+        systemctl --root="$new" mask ssh.service ssh.socket &&
         copy_network "$new" &&
         inside "$new" update-ca-certificates &&
         inside "$new" apt-get -q update
@@ -61,8 +64,8 @@ fill_for_package() { # fill_for_package NEW
         rm -f "$1/etc/apt/apt.conf.d/docker-clean" && # of a machine that is an image itself: it empties the cache
         inside "$1" apt-get -q -y install libvirt-daemon-system libvirt-clients qemu-system-x86 fish zsh \
             --no-install-recommends &&
-        inside "$1" apt-get -q -y install --download-only --no-install-recommends ksmtuned polkitd python3-libvirt python3-psutil \
-            python3-structlog python3-tenacity tuned
+        inside "$1" apt-get -q -y install --download-only --no-install-recommends ksmtuned polkitd python3-libvirt \
+            python3-prometheus-client python3-psutil python3-structlog python3-tenacity tuned
 }
 
 fill_with_modular_daemons() { # fill_with_modular_daemons NEW: what they are in /, and nothing else

@@ -15,7 +15,7 @@ from virtksm.json_output import output_name
 from virtksm.policy.rules import MEANINGS
 
 PROJECT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md"), *(PROJECT / "packaging").rglob("*.md")])
 SOURCES = ("bench", "cockpit", "conf", "hooks", "manual", "packaging", "script", "tests", "virtksm")
 
 

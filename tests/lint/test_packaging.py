@@ -28,7 +28,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_pins_are_hashed_and_name_no_index_folder_or_address() -> None:
-    assert [path.name for path in PIN_FILES] == ["build.txt", "dev.txt", "lock.txt", "run.txt"]
+    assert [path.name for path in PIN_FILES] == ["ansible.txt", "build.txt", "dev.txt", "lock.txt", "run.txt"]
     one = r"(?:[a-z0-9-]+==[\w.]+( \\\n +--hash=sha256:[0-9a-f]{64})+\n|[ ]*#.*\n|\n)+"
     assert [path.name for path in PIN_FILES if not re.fullmatch(one, path.read_text())] == []
 
@@ -65,6 +65,8 @@ def test_every_package_has_this_version() -> None:
     changelog = (PACKAGING / "debian" / "changelog").read_text(encoding="utf-8")
     assert changelog.startswith(f"virtksm ({__version__}-")
     assert re.findall(r"^Version: +(\S+)$", SPEC, flags=re.MULTILINE) == [__version__]
+    galaxy = (PACKAGING / "ansible" / "galaxy.yml").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", galaxy, flags=re.MULTILINE) == [__version__]
     assert f"## {__version__}" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -85,6 +87,11 @@ def test_debian_starts_what_is_to_be_started_and_names_every_unit() -> None:
     assert {*re.findall(r"--name=(virtksm[\w-]*)", rules), *others.split()} == {
         path.stem for path in (PROJECT / "conf" / "systemd").iterdir()
     }
+
+
+def test_the_ansible_role_puts_every_unit_in_place() -> None:
+    files = (PACKAGING / "ansible/roles/virtksm/vars/main.yml").read_text(encoding="utf-8")
+    assert [path.name for path in (PROJECT / "conf/systemd").iterdir() if f"systemd/{path.name}:" not in files] == []
 
 
 IMPORTS_ALL = """
