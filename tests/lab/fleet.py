@@ -1,7 +1,8 @@
-"""Many hosts on one machine: each a libvirtd of its own, with a name and a KSM of plain files, behind a stand-in of ssh.
+"""Many hosts on one machine: each a libvirtd of its own, with a name and a KSM of plain files, behind a stand-in of
+ssh.
 
-A daemon sees plain files in the place of /sys/kernel/mm/ksm, in a mount namespace of its own: it reads and writes those,
-and the machine's KSM is never touched. Thirty of them are up in 3 s, and take 124 MiB together.
+In its mount namespace a daemon sees plain files in the place of /sys/kernel/mm/ksm, and reads and writes those: the
+machine's KSM is never touched. Thirty of them are up in 3 s, and take 124 MiB together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`virtksm fleet` over thirty hosts, of which some are dead, some stopped and some refuse; none of their KSM is real."""
+"""`virtksm fleet` over thirty hosts, of which some are dead, some stopped and some refuse; their KSM is plain files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 class Operator:
-    """Asks the hosts of a file, eight at once: those that hang hold some of the places, and each other's CPU is theirs."""
+    """Asks the hosts of a file, eight at once: fewer than there are, and more than hang."""
 
     def __init__(self, fleet: Fleet, home: AgentHome) -> None:
         home.configure(LAW)

@@ -131,7 +131,7 @@ def test_ansible_reads_its_inventory_itself(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import json, os, signal, subprocess, sys, time
+import json, os, resource, signal, subprocess, sys
 from virtksm.cli.fleet.hosts import Host
 from virtksm.cli.fleet.processes import ask_all
 
@@ -163,7 +163,9 @@ def notice(done, asked):
     if len(done) == ends_after:
         os.kill(os.getpid(), signal.SIGTERM)
 
-names, jobs, limit_s, ends_after = json.loads(sys.argv[1])
+names, jobs, limit_s, ends_after, ignores, files = json.loads(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores else signal.SIG_DFL)
 hosts = [Host(name=name, uri=os.path.join(sys.argv[2], name)) for name in names]
 answers, ended_by = ask_all(hosts, ask, jobs=jobs, limit_s=limit_s, notice=notice)
 told = {host.name: (one.exit_code, one.printed[-20:], one.said) for host, one in answers.items()}
@@ -173,10 +175,19 @@ os._exit(0)
 
 
 def asked(
-    folder: Path, *names: str, jobs: int = 4, limit_s: float = HANG_S, ends_after: int = -1
+    folder: Path,
+    *names: str,
+    jobs: int = 4,
+    limit_s: float = HANG_S,
+    ends_after: int = -1,
+    ignores: bool = False,
+    files: int = 100,
 ) -> tuple[dict[str, tuple[int, str, str]], int]:
-    """Return the answers of these hosts, and the signal by which the program has ended, in a process of its own."""
-    given = json.dumps([names, jobs, limit_s, ends_after])
+    """Return the answers of these hosts, and the signal by which the program has ended, in a process of its own.
+
+    It sends itself SIGTERM after so many answers, which it may ignore, and may open so many files.
+    """
+    given = json.dumps([names, jobs, limit_s, ends_after, ignores, files])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, given, str(folder)],
         cwd=PROJECT, capture_output=True, text=True, timeout=HANG_S, check=True,
@@ -232,6 +243,19 @@ def test_one_over_the_limit_is_ended(tmp_path: Path) -> None:
     assert ended_by == 0
     written = [file for file in tmp_path.iterdir() if file.read_text(encoding="ascii")]
     wait_until(lambda: all_gone(*written), HANG_S, "all that was started to end")
+
+
+def test_what_may_not_be_started_at_once_is_asked_one_after_the_other(tmp_path: Path) -> None:
+    names = [f"well-{number}" for number in range(12)]
+    answers, _ = asked(tmp_path, *names, jobs=12, files=24)
+    assert sorted(answers) == sorted(names)
+    with pytest.raises(subprocess.CalledProcessError):
+        asked(tmp_path, *names, jobs=12, files=10)
+
+
+def test_a_signal_that_is_ignored_ends_nothing(tmp_path: Path) -> None:
+    answers, ended_by = asked(tmp_path, "a", "b", "c", jobs=1, ends_after=1, ignores=True)
+    assert (sorted(answers), ended_by) == (["a", "b", "c"], 0)
 
 
 def status(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # JSON
@@ -419,7 +443,7 @@ def test_a_terminal_sees_for_whom_it_waits_and_ctrl_c_ends_that(home: Home) -> N
         ("", [], "no hosts are named\nhint: -c URI (may be repeated), --hosts FILE or --inventory FILE"),
         ('host = "local"', ["-c", "a:b"], 'by host = "local" in the configuration, every host would count as this '),
         ("call_timeout_s = 0", ["-c", "a:b"], "virtksm.toml: call_timeout_s: "),
-        ("", ["-c", "a:b", "--jobs", "0"], "argument --jobs: '0' is no number from 1 to 1000"),
+        ("", ["-c", "a:b", "--jobs", "0"], "argument --jobs: '0' is no number from 1 to 256"),
         ("", ["-c", "a:b", "--timeout", "0"], "argument --timeout: '0' is no time from 1 s to 1 d"),
     ],
 )

@@ -18,12 +18,13 @@ from virtksm.cli.fleet.processes import Answer, ask_all
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ConfigError, ExitCode, UsageError
-from virtksm.uri import is_local
+from virtksm.uri import is_alias, is_local
 
 SCHEMA = 1
 JOBS, TIMEOUT_S = 64, 60.0
 """A host costs a few milliseconds of CPU, so that places are for those that hang (chosen)."""
-MAX_JOBS = 1000
+MAX_JOBS = 256
+"""A process takes three descriptors, of usually 1024."""
 NEEDED = (
     "agent.control_client",
     "cli.answers",
@@ -100,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     interrupted = Answer(exit_code=128 + ended_by, said="virtksm: error: interrupted")
     results = [result_of(action, host, answers.get(host, interrupted)) for host in hosts]
     code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in results)
-    notes = [] if all(is_local(one.uri) for one in hosts) else [NOTES[action]]
+    notes = [] if all(is_local(one.uri) and not is_alias(one.uri) for one in hosts) else [NOTES[action]]
     report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": results, "notes": notes}
     if options.json:
         from virtksm.json_output import to_json

@@ -64,9 +64,13 @@ def ask_all(
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    host = waiting.popleft()
-                    reader, process = _start(ask, host)
-                    running[reader] = _Asking(host=host, process=process, began_s=time.monotonic())
+                    try:
+                        reader, process = _start(ask, waiting[0])
+                    except OSError:  # no process or descriptor is left, until one of ours ends
+                        if running:
+                            break
+                        raise
+                    running[reader] = _Asking(host=waiting.popleft(), process=process, began_s=time.monotonic())
                 notice(answers.values(), [one.host for one in running.values()])
                 due_s = min(one.began_s for one in running.values()) + limit_s
                 ready = wait([*running, woken], min(max(due_s - time.monotonic(), 0.0), PROGRESS_EVERY_S))
@@ -83,9 +87,10 @@ def ask_all(
 
 @contextmanager
 def _signals() -> Iterator[int]:
-    """Have the signals that end a program read from a descriptor instead, each as its number."""
+    """Have the signals that end a program, unless it ignores them, read from a descriptor, each as its number."""
     woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda *_: None) for number in ENDING}
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in heard}
     waked = signal.set_wakeup_fd(waking)
     try:
         yield woken
