@@ -17,7 +17,7 @@ from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.samples import NOW, a_pass, agent_facts
 from tests.real.agent_process import VIRTKSM
-from virtksm.cli.fleet import NOTES, judge, result_of
+from virtksm.cli.fleet import NOTES, judge, progress_text, result_of
 from virtksm.cli.fleet.hosts import Host, find_hosts, list_inventory, parse_hosts, parse_inventory
 from virtksm.cli.fleet.processes import Answer
 from virtksm.cli.fleet.table import COLUMNS, report_items
@@ -299,6 +299,11 @@ def test_a_status_is_well_where_libvirt_answers_whoever_serves_the_host() -> Non
     assert judge("doctor", 1, {}) == 1
 
 
+def test_progress_counts_what_failed_by_the_same_exit_codes() -> None:
+    results = [result("a", 1, status()), result("b", 3, said="virtksm: error: off")]
+    assert progress_text(results, [Host(name="c", uri="x")], 3) == "2 of 3 done, 1 failed; waiting for c"
+
+
 def test_the_table_has_the_hosts_in_their_order_and_what_is_wrong_beside_them() -> None:
     lines = told(
         "status",
@@ -443,6 +448,7 @@ def test_a_terminal_sees_for_whom_it_waits_and_ctrl_c_ends_that(home: Home) -> N
         ("", [], "no hosts are named\nhint: -c URI (may be repeated), --hosts FILE or --inventory FILE"),
         ('host = "local"', ["-c", "a:b"], 'by host = "local" in the configuration, every host would count as this '),
         ("call_timeout_s = 0", ["-c", "a:b"], "virtksm.toml: call_timeout_s: "),
+        ("", ["-c", "a:b", "--limit", "web"], "--limit is a part of an inventory\nhint: name it: --inventory FILE"),
         ("", ["-c", "a:b", "--jobs", "0"], "argument --jobs: '0' is no number from 1 to 256"),
         ("", ["-c", "a:b", "--timeout", "0"], "argument --timeout: '0' is no time from 1 s to 1 d"),
     ],

@@ -87,22 +87,27 @@ def run(options: argparse.Namespace) -> int:
     hosts = find_hosts(options.connect or (), options.hosts, options.inventory, options.limit)
     if not hosts:
         raise UsageError("no hosts are named", remedy="-c URI (may be repeated), --hosts FILE or --inventory FILE")
+    if options.limit is not None and options.inventory is None:
+        raise UsageError("--limit is a part of an inventory", remedy="name it: --inventory FILE")
     check_configuration(action, options.config)
     for module in (f"cli.{action}", *NEEDED, *ALSO_NEEDED.get(action, ())):
         import_module(f"virtksm.{module}")
+    results: dict[Host, dict[str, Any]] = {}
     with Progress(is_wanted=not options.json) as progress:
+
+        def notice(answers: Mapping[Host, Answer], asked: Sequence[Host]) -> None:
+            for host in answers.keys() - results.keys():
+                results[host] = result_of(action, host, answers[host])
+            progress.show(progress_text(results.values(), asked, len(hosts)))
+
         answers, ended_by = ask_all(
-            hosts,
-            lambda host: ask(action, host, options),
-            jobs=options.jobs,
-            limit_s=options.timeout,
-            notice=lambda done, asked: progress.show(progress_text(done, asked, len(hosts))),
+            hosts, lambda host: ask(action, host, options), jobs=options.jobs, limit_s=options.timeout, notice=notice
         )
     interrupted = Answer(exit_code=128 + ended_by, said="virtksm: error: interrupted")
-    results = [result_of(action, host, answers.get(host, interrupted)) for host in hosts]
-    code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in results)
+    told = [results.get(host) or result_of(action, host, answers.get(host, interrupted)) for host in hosts]
+    code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in told)
     notes = [] if all(is_local(one.uri) and not is_alias(one.uri) for one in hosts) else [NOTES[action]]
-    report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": results, "notes": notes}
+    report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": told, "notes": notes}
     if options.json:
         from virtksm.json_output import to_json
 
@@ -144,10 +149,10 @@ def ask(action: str, host: Host, options: argparse.Namespace) -> int:
     return exit_code_of(run_one, given=sys.argv[1:])
 
 
-def progress_text(done: Collection[Answer], asked: Sequence[Host], total: int) -> str:
+def progress_text(results: Collection[Mapping[str, Any]], asked: Sequence[Host], total: int) -> str:
     """Say how far it is, and for whom it waits."""
-    failed = sum(one.exit_code != ExitCode.DONE for one in done)
-    return f"{len(done)} of {total} done, {failed} failed; waiting for {', '.join(one.name for one in asked)}"
+    failed = sum(one["exit_code"] != ExitCode.DONE for one in results)
+    return f"{len(results)} of {total} done, {failed} failed; waiting for {', '.join(one.name for one in asked)}"
 
 
 def result_of(action: str, host: Host, answer: Answer) -> dict[str, Any]:

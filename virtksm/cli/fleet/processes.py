@@ -9,14 +9,13 @@ for a password, and what it has started ends with it.
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -52,7 +51,7 @@ def ask_all(
     *,
     jobs: int,
     limit_s: float,
-    notice: Callable[[Collection[Answer], Sequence[Host]], object],
+    notice: Callable[[Mapping[Host, Answer], Sequence[Host]], object],
 ) -> tuple[dict[Host, Answer], int]:
     """Have `ask` print for each host, and return the answers, and the signal that has ended it before, else 0.
 
@@ -71,12 +70,13 @@ def ask_all(
                             break
                         raise
                     running[reader] = _Asking(host=waiting.popleft(), process=process, began_s=time.monotonic())
-                notice(answers.values(), [one.host for one in running.values()])
+                notice(answers, [one.host for one in running.values()])
                 due_s = min(one.began_s for one in running.values()) + limit_s
                 ready = wait([*running, woken], min(max(due_s - time.monotonic(), 0.0), PROGRESS_EVERY_S))
                 if woken in ready:
                     return answers, os.read(woken, 1)[0]
-                for reader in [one for one in running if one in ready or _is_over(running[one], limit_s)]:
+                late_s = time.monotonic() - limit_s
+                for reader in [one for one in running if one in ready or running[one].began_s <= late_s]:
                     asking = running.pop(reader)
                     answers[asking.host] = _take(reader, asking, limit_s)
         finally:
@@ -127,12 +127,8 @@ def _work(ask: Callable[[Host], int], host: Host, writer: Connection) -> None:
             print(
                 f"virtksm: error: {type(error).__name__}: {error}\nhint: report this fault of virtksm", file=sys.stderr
             )
-    writer.send_bytes(json.dumps((int(code), printed.getvalue(), said.getvalue())).encode())
+    writer.send((int(code), printed.getvalue(), said.getvalue()))
     os.killpg(0, signal.SIGKILL)
-
-
-def _is_over(asking: _Asking, limit_s: float) -> bool:
-    return time.monotonic() - asking.began_s >= limit_s
 
 
 def _take(reader: Connection, asking: _Asking, limit_s: float) -> Answer:
@@ -142,7 +138,7 @@ def _take(reader: Connection, asking: _Asking, limit_s: float) -> Answer:
     said = f"virtksm: error: no answer within {limit_s:g} s\nhint: a longer --timeout"
     try:
         if reader.poll():
-            code, printed, said = json.loads(reader.recv_bytes())
+            code, printed, said = reader.recv()
     except (EOFError, OSError):
         asking.process.join()
         code, said = ExitCode.FAILED, f"virtksm: error: its process died (exit code {asking.process.exitcode})"

@@ -32,9 +32,9 @@ def report_items(report: Values) -> Iterator[Item]:
         rows.append((one["host"], *cells, first))
         rows += [(one["host"], *("",) * len(cells), text) for text in more]
     # What no host tells, as ksmd's CPU time of other machines, takes no column.
-    kept = [at for at in range(len(rows[0])) if at == 0 or any(row[at] not in ("", UNKNOWN) for row in rows[1:])]
-    texts_at = {number for number, at in enumerate(kept) if at in (0, 1, len(headings))}
-    yield Table([[row[at] for at in kept] for row in rows], texts=texts_at)
+    columns = [at for at in range(len(rows[0])) if at == 0 or any(row[at] not in ("", UNKNOWN) for row in rows[1:])]
+    texts_at = {number for number, at in enumerate(columns) if at in (0, 1, len(headings))}
+    yield Table([[row[at] for at in columns] for row in rows], texts=texts_at)
     yield from _summary(report)
 
 
