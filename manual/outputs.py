@@ -613,6 +613,35 @@ class Left(Versioned):
     action: Literal["leave"]
 
 
+class FleetHost:
+    """One host of a fleet."""
+
+    host: str
+    """As it was named."""
+    uri: str
+    exit_code: int
+    """Of `virtksm -c URI ACTION`, but of `status` 0 where libvirt answers, else 3; 128 and the signal's number where
+    one has ended it."""
+    answer: Status | Doctor | AskedPass | Paused | Resumed | None
+    """What the action prints; null without an answer."""
+    error: str | None
+    remedy: str | None
+    warnings: list[str]
+    took_s: float
+
+
+class Fleet(Versioned):
+    """What one command has done on many hosts."""
+
+    action: str
+    exit_code: int
+    """The highest of the hosts'."""
+    hosts: list[FleetHost]
+    """In the order in which they were named."""
+    notes: list[str]
+    """What is not known of another machine, or does not hold there."""
+
+
 class Waited(Versioned):
     """How the waiting ended."""
 
@@ -759,6 +788,7 @@ COMMANDS: Mapping[str, object] = {
     "verify-off": Verified,
     "config show": Mapping[str, KeyInForce],
     "config path": ConfigFiles,
+    **{f"fleet {action}": Fleet for action in ("status", "retune", "doctor", "pause", "resume")},
     "trace record": Recorded,
     "trace replay": Replayed,
     "trace plot": Drawn,

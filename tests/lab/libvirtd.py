@@ -32,20 +32,20 @@ from xml.etree import ElementTree as ET
 from demo.embedded import QEMU_CONF
 
 # Folder in the temporary folder, and what it covers.
-_COVERED = {
+COVERED = {
     "etc": "/etc/libvirt",
     "run/libvirt": "/run/libvirt",
     "lib": "/var/lib/libvirt",
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
-_CONF = """\
+CONF = """\
 auth_unix_ro = "none"
 auth_unix_rw = "none"
 unix_sock_rw_perms = "0700"
 log_outputs = "3:file:/var/log/libvirt/daemon.log"
 """
-_REAPER = Path(__file__).with_name("reaper.py")
+REAPER = Path(__file__).with_name("reaper.py")
 
 
 class Daemon(NamedTuple):
@@ -73,10 +73,13 @@ class LibvirtdFailed(Exception):
     """The private libvirtd did not start or answer in time; carries its log's end."""
 
 
-RELAY = """#!{python}
-import os, select, socket
+RELAY = """#!{python} -IS
+import os, select, socket, sys
 here = socket.socket(socket.AF_UNIX)
-here.connect({socket!r})
+try:
+    here.connect({path})
+except OSError as error:
+    sys.exit(error.strerror)
 while True:
     ready, _, _ = select.select([0, here], [], [])
     for source in ready:
@@ -85,6 +88,12 @@ while True:
             raise SystemExit
         here.sendall(piece) if source == 0 else os.write(1, piece)
 """
+
+
+def write_relay(file: Path, path: str) -> None:
+    """Write a program that leads to the socket whose path this expression is, of what the program's `sys` has."""
+    file.write_text(RELAY.format(python=sys.executable, path=path), encoding="utf-8")
+    file.chmod(0o755)
 
 
 class PrivateLibvirtd:
@@ -99,19 +108,19 @@ class PrivateLibvirtd:
     def __init__(self, *, cache: Path | None = None, huge_pages: bool = True) -> None:
         # "vk" and /tmp, because unix socket paths have at most 108 characters.
         self.root = Path(tempfile.mkdtemp(prefix="vk", dir="/tmp"))
-        for name in _COVERED:
+        for name in COVERED:
             (self.root / name).mkdir(parents=True)
-        self._sources = {name: self.root / name for name in _COVERED}
+        self._sources = {name: self.root / name for name in COVERED}
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
             self._sources["cache"] = cache.resolve()
         self._daemon = daemon_under_test()
         self.conf = self.root / "etc" / f"{self.name}.conf"
-        self.conf.write_text(_CONF, encoding="ascii")
+        self.conf.write_text(CONF, encoding="ascii")
         self.hooks_dir = self.root / "etc" / "hooks"
         self.hooks_dir.mkdir()
         (self.root / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
-        self._reaper = [sys.executable, "-I", "-S", str(_REAPER), *([] if huge_pages else ["--without-huge-pages"])]
+        self._reaper = [sys.executable, "-I", "-S", str(REAPER), *([] if huge_pages else ["--without-huge-pages"])]
         self._reapers: list[subprocess.Popen[bytes]] = []
         self._pid = 0
         self._handle = -1  # the daemon's pidfd; it is no child of ours, and no other process can take its place
@@ -135,8 +144,7 @@ class PrivateLibvirtd:
     def far_uri(self) -> str:
         """Tell a URI as of another host: by a program that may lead anywhere, and leads here."""
         relay = Path(self.root) / "relay"
-        relay.write_text(RELAY.format(python=sys.executable, socket=str(self.socket_path)), encoding="utf-8")
-        relay.chmod(0o755)
+        write_relay(relay, repr(str(self.socket_path)))
         return f"qemu+ext:///system?command={relay}"
 
     @property
@@ -167,7 +175,7 @@ class PrivateLibvirtd:
             raise LibvirtdFailed("the private libvirtd runs already")
         binds = [
             f"mkdir -p {covered} && mount --bind {shlex.quote(str(self._sources[name]))} {covered}"
-            for name, covered in _COVERED.items()
+            for name, covered in COVERED.items()
         ]
         # Every step execs the next, so the pid that we know is the daemon's own.
         script = " && ".join([*binds, f"exec {shlex.join(self._command())}"])
@@ -195,7 +203,7 @@ class PrivateLibvirtd:
     def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Wait until the daemon accepts connections; raises LibvirtdFailed when it ends or stays silent."""
         deadline = time.monotonic() + timeout_s
-        while not _accepts(self.socket_path):
+        while not accepts(self.socket_path):
             if not self.running:
                 self._forget()
                 raise LibvirtdFailed(f"the private libvirtd ended: {self._last_words()}")
@@ -325,7 +333,7 @@ def _ended(handle: int, timeout_s: float) -> bool:
     return bool(ended)
 
 
-def _accepts(path: Path) -> bool:
+def accepts(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(0.2)
         try:

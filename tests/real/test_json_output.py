@@ -69,12 +69,15 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     assert [event["domain"] for event in status["events"]] == ["one"]
     assert run("explain", "--last", "100")["decisions"] != []
     assert run("retune")["decision"]["thresholds"] != []
+    assert [one["answer"]["agent"] for one in run("fleet status")["hosts"]] == [True]
+    run("fleet retune")
     assert [one["name"] for one in run("guests")["guests"]] == ["one"]
     run("headroom")
     assert run("guest show", "one", "--backends")["qemu"]["backends"] != []
     run("guest unmerge", "one")
     run("guest merge", "one")
     run("doctor", codes=(0, 1))
+    run("fleet doctor", codes=(0, 1))
     run("config show")
     run("config path")
     run("version")
@@ -88,6 +91,8 @@ def test_every_command_prints_what_the_schema_says(start_agent: AgentFactory, gu
     assert run("wait", "--settled", codes=(6,))["result"] == "paused"
     run("verify-off", codes=(1,))
     run("resume")
+    run("fleet pause")
+    run("fleet resume")
 
     assert agent.stop() == 0
     assert run("status", codes=(1,))["agent"] is False

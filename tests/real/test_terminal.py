@@ -56,7 +56,7 @@ WITHOUT_LIBVIRT = {
     "wait": "wait --settled --timeout 0",
     "doctor-group": "doctor --only libvirt",
 }
-ELSEWHERE = {"doctor": "doctor"}
+ELSEWHERE = {"doctor": "doctor", "fleet": "fleet status"}
 ACTING = {
     "pause": "pause",
     "verify-off": "verify-off",

@@ -133,7 +133,8 @@ def test_common_options_stand_before_and_after_the_command_and_its_action(words:
     options = [parse(line) for line in lines]
     assert options[0] == options[1] == options[2]
     found = options[0]
-    assert (found.connect, found.config, found.runtime_dir, found.state_dir) == ("retune", "file", "run", "lib")
+    connect = ["retune"] if words[0] == "fleet" else "retune"
+    assert (found.connect, found.config, found.runtime_dir, found.state_dir) == (connect, "file", "run", "lib")
 
 
 @pytest.mark.parametrize("action", ACTIONS["trace"])

@@ -511,7 +511,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("agent", listening(), INFO, "the hook's pokes start passes"),
     ("agent", with_own(agent=None), WARN, "no hook's poke starts a pass"),
     ("agent", without_agent(hooked(changed=NO_SYSTEMD)), WARN, "nothing tunes KSM"),
-    ("agent", without_agent(ELSEWHERE), WARN, "nothing tunes KSM"),
+    ("agent", without_agent(ELSEWHERE), INFO, "another machine"),
     ("agent", with_agent(silence="since noon, waiting for pass"), FAIL, "since noon"),
     ("agent", with_agent(outcome="refused", refusal="pages_to_scan: no"), FAIL, "pages_to_scan: no"),
     ("agent", with_agent(outcome="held"), FAIL, "earlier"),

@@ -69,6 +69,16 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
         ("virtksm config import --policy ksmtuned /etc/ksmtuned.conf -o ksmtuned.toml", "take all its settings over"),
     ),
     ("agent",): (("sudo virtksm agent --log-level debug", "run the daemon in this terminal"),),
+    ("fleet", "status"): (
+        ("virtksm fleet status --hosts hosts.txt", "all hosts of a file, a name or a URI a line"),
+        ("virtksm fleet status --inventory site.yml --limit compute", "a group of Ansible's inventory"),
+    ),
+    ("fleet", "retune"): (
+        ("sudo virtksm fleet retune -c qemu+ssh://web1/system -c qemu+ssh://web2/system", "a pass on two hosts"),
+    ),
+    ("fleet", "doctor"): (("virtksm fleet doctor --hosts hosts.txt --json", "what to mend where, for scripts"),),
+    ("fleet", "pause"): (("sudo virtksm fleet pause --hosts hosts.txt", "stop scanning on hosts without an agent"),),
+    ("fleet", "resume"): (("sudo virtksm fleet resume --hosts hosts.txt", "let it scan again"),),
     ("trace", "record"): (("sudo virtksm trace record --for 1h host.trace", "record an hour"),),
     ("trace", "replay"): (
         ("virtksm trace replay --policy ksmtuned host.trace", "what would ksmtuned have done?"),

@@ -48,6 +48,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "agent": "run the daemon (systemd does)",
     },
     "Tools": {
+        "fleet": "status, retune, doctor, pause or resume on many hosts at once",
         "trace": "record the policy's inputs, replay them, draw them",
         "help": "explain a command, with examples",
         "version": "print the version",
@@ -67,6 +68,13 @@ ACTIONS: Mapping[str, Mapping[str, str]] = {
         "path": "print which files are read, in order, and which of them exist",
         "import": "turn a ksmtuned.conf into virtksm's configuration",
     },
+    "fleet": {
+        "status": "show KSM's state and savings on each host",
+        "retune": "run one pass on each host",
+        "doctor": "make the checks that libvirt allows on each host",
+        "pause": "stop scanning on each host, until `virtksm fleet resume`",
+        "resume": "undo `virtksm fleet pause`",
+    },
     "trace": {
         "record": "write the inputs of the agent's policy to a file, pass after pass",
         "replay": "run any policy over a recorded file, beside the one that was recorded",
@@ -75,10 +83,13 @@ ACTIONS: Mapping[str, Mapping[str, str]] = {
 }
 FOLDERS = ("trace",)
 """Commands whose actions have a module each."""
+MANY = ("fleet",)
+"""The command that takes many connections."""
 WITHOUT_JSON = {("agent",), ("config", "check"), ("config", "import"), ("help",)}
 COMMON = "common options"
 """The heading of the options that every command takes."""
 CONNECT_HELP = f"libvirt connection (default: {VARIABLE}, else the agent's, else {DEFAULT_URI})"
+CONNECTS_HELP = "ask the host behind this libvirt connection (may be repeated)"
 VALUED = frozenset({"-c", "--connect", "--config", "--runtime-dir", "--state-dir"})
 """Common options that a value follows."""
 NOT_IN_USAGE = ("help", "runtime_dir", "state_dir")
@@ -115,7 +126,10 @@ class Parser(argparse.ArgumentParser):
         if below(words):
             self.usage = f"{self.prog} [-c URI] [--json] [--config FILE] {'ACTION' if words else 'COMMAND'} ..."
         common = self.add_argument_group(COMMON)
-        common.add_argument("-c", "--connect", metavar="URI", help=CONNECT_HELP)
+        if words[:1] == MANY:
+            common.add_argument("-c", "--connect", metavar="URI", action="append", help=CONNECTS_HELP)
+        else:
+            common.add_argument("-c", "--connect", metavar="URI", help=CONNECT_HELP)
         if words not in WITHOUT_JSON:
             common.add_argument("--json", action="store_true", help="print JSON")
         common.add_argument("--config", metavar="FILE", help="read FILE instead of /etc/virtksm and its drop-ins")

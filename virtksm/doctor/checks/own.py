@@ -151,9 +151,7 @@ def _likely_writer(facts: Facts) -> str:
 
 
 def _without_agent(facts: Facts) -> Outcome:
-    if not isinstance(facts.here, Here):
-        return warned("not running: nothing tunes KSM", f"{START_AGENT} on that host")
-    if starts_passes(facts.here):
+    if starts_passes(facts.this_machine):
         return info("not running: the hook's pokes start passes")
     remedy = f"{START_AGENT}, or enable --now {SOCKET_UNIT} (docs/guide.md)"
     return warned("not running, and no hook's poke starts a pass: nothing tunes KSM", remedy)

@@ -1,0 +1,125 @@
+"""The answers of many hosts as one table and a summary, from the same dictionary that --json prints. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from virtksm.cli.layout import Table
+from virtksm.text import format_kib
+
+TYPE_CHECKING = False  # importing typing costs start-up time
+if TYPE_CHECKING:
+    from virtksm.cli.layout import Item
+
+UNKNOWN = "-"
+MAX_NAMED = 10
+Values = Mapping[str, Any]
+Cells = tuple[str, ...]
+
+
+def report_items(report: Values) -> Iterator[Item]:
+    """Yield the table, in the order in which the hosts were named, and the summary."""
+    headings, cells_of, texts_of = COLUMNS[report["action"]]
+    rows = [("HOST", *headings)]
+    for one in report["hosts"]:
+        cells: Cells = (UNKNOWN,) * (len(headings) - 1)
+        texts = [_failure(one), *one["warnings"]]
+        if one["answer"] is not None:
+            answer = one["answer"].get("pass", one["answer"])
+            cells, texts = cells_of(answer), [*texts, *texts_of(answer)]
+        first, *more = [text for text in texts if text] or [""]
+        rows.append((one["host"], *cells, first))
+        rows += [(one["host"], *("",) * len(cells), text) for text in more]
+    # What no host tells, as ksmd's CPU time of other machines, takes no column.
+    columns = [at for at in range(len(rows[0])) if at == 0 or any(row[at] not in ("", UNKNOWN) for row in rows[1:])]
+    texts_at = {number for number, at in enumerate(columns) if at in (0, 1, len(headings))}
+    yield Table([[row[at] for at in columns] for row in rows], texts=texts_at)
+    yield from _summary(report)
+
+
+def _failure(one: Values) -> str:
+    if one["error"] is None:
+        return ""
+    return f"{one['error']}{' -> ' if one['remedy'] else ''}{one['remedy'] or ''}"
+
+
+def _summary(report: Values) -> Iterator[Item]:
+    bad = [one["host"] for one in report["hosts"] if one["exit_code"]]
+    total = len(report["hosts"])
+    yield "", "", ""
+    yield "", "Hosts", f"{total - len(bad)} of {total} ok"
+    if bad:
+        more = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        yield "bad", "Failed", f"{', '.join(bad[:MAX_NAMED])}{more}"
+    yield from (("", "Note", note) for note in report["notes"])
+
+
+def _memory(amount: int | None) -> str:
+    return UNKNOWN if amount is None else format_kib(amount / 1024)
+
+
+def _number(value: int | None) -> str:
+    return UNKNOWN if value is None else str(value)
+
+
+def _status_cells(status: Values) -> Cells:
+    now = status["now"]
+    if now is None:
+        return (UNKNOWN,) * 5
+    percent, share = status["ksmd"]["core_percent"], now["saved_percent"]
+    return (
+        _ksm_state(status, now),
+        _number(now["guests"]),
+        _memory(now["committed_bytes"]),
+        _memory(now["saved_bytes"]) + ("" if share is None else f" ({share:.0f} %)"),
+        UNKNOWN if percent is None else f"{percent:.1f} %",
+    )
+
+
+def _ksm_state(status: Values, now: Values) -> str:
+    pages = now["settings"]["pages_to_scan"]
+    if now["ksm_run"] not in (None, 1):
+        return "off"
+    if now["advisor_mode"] not in (None, "none"):
+        return "advisor"
+    state = UNKNOWN if pages is None else "scanning" if pages else "idle"
+    return f"paused, {state}" if status["paused"] else state
+
+
+def _status_texts(status: Values) -> list[str]:
+    error = status["libvirt"]["error"]
+    silent = f"libvirt does not answer: {error}" if error and not status["libvirt"]["answers"] else ""
+    is_here = status["now"] is not None and status["now"]["origin"] == "local"
+    return [silent, "no agent" if is_here and status["agent"] is False else ""]
+
+
+def _pass_cells(report: Values) -> Cells:
+    does = "" if report["policy"] == "observe" else ", idle" if report["decision"]["idle"] else ", scanning"
+    sensed = report["sensed"]
+    return f"{report['outcome']}{does}", _number(sensed["guests"]), _memory(sensed["saved_bytes"])
+
+
+def _pass_texts(report: Values) -> list[str]:
+    return [report["decision"]["reason"], *(one["message"] for one in report["refused"]), *report["warnings"]]
+
+
+def _doctor_cells(report: Values) -> Cells:
+    return (report["worst"],)
+
+
+def _doctor_texts(report: Values) -> list[str]:
+    return [
+        f"{one['group']}: {one['what']}: {one['detail']} -> {one['remedy']}"
+        for one in report["findings"]
+        if one["verdict"] in ("WARN", "FAIL")
+    ]
+
+
+PASS_HEADINGS = ("OUTCOME", "GUESTS", "SAVED", "REASON")
+COLUMNS: Mapping[str, tuple[Cells, Callable[[Values], Cells], Callable[[Values], list[str]]]] = {
+    "status": (("KSM", "GUESTS", "RESIDENT", "SAVED", "KSMD", "NOTE"), _status_cells, _status_texts),
+    "doctor": (("WORST", "FINDING"), _doctor_cells, _doctor_texts),
+    **dict.fromkeys(("retune", "pause", "resume"), (PASS_HEADINGS, _pass_cells, _pass_texts)),
+}
+"""By action: headings, the cells of an answer, and the texts of its last column."""
