@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -106,6 +107,13 @@ class PrivatePrometheus:
         result = answer["result"]
         assert isinstance(result, list)
         return result if answer["resultType"] == "vector" else [{"metric": {}, "value": result}]
+
+    def query_range(self, expression: str, back_s: float, step_s: float) -> None:
+        """Have it answer a query for each step of the last seconds; raises OSError for one that Prometheus refuses."""
+        now_s = time.time()
+        self._ask(
+            "query_range", {"query": expression, "start": str(now_s - back_s), "end": str(now_s), "step": str(step_s)}
+        )
 
     def value(self, expression: str) -> float:
         """Return the value of a query that has one series."""
