@@ -35,7 +35,8 @@ from tests.lab.footprint import read_footprint
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.lock_holder import lock_holders
-from tests.lab.prometheus import fetch, free_port
+from tests.lab.ports import free_port
+from tests.lab.prometheus import fetch
 from tests.real.agent_process import HANG_S, AgentProcess
 from virtksm.agent.control_client import ask
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboard as what it asks Prometheus."""
+"""The Grafana dashboards as what they ask Prometheus."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-DASHBOARD = Path(__file__).parents[2] / "conf" / "grafana" / "virtksm.json"
+FOLDER = Path(__file__).parents[2] / "conf" / "grafana"
+HOSTS, FLEET = "virtksm.json", "virtksm-fleet.json"
 
 
-def read_dashboard() -> dict[str, Any]:
-    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+def read_dashboard(name: str) -> dict[str, Any]:
+    dashboard = json.loads((FOLDER / name).read_text(encoding="utf-8"))
     assert isinstance(dashboard, dict)
     return dashboard
 
@@ -25,9 +26,11 @@ def expressions(dashboard: Mapping[str, Any]) -> Iterator[str]:
         yield annotation["expr"]
 
 
-def as_asked(expression: str, *, rate: str, instance: str = ".*") -> str:
-    """Return a query with Grafana's variables filled in, for all of the time that there was."""
-    for name, value in {"$__rate_interval": rate, "$__interval": rate, "$__from": "0", "$instance": instance}.items():
+def as_asked(expression: str, *, rate: str) -> str:
+    """Return a query with Grafana's variables filled in, for all hosts and all of the time that there was."""
+    for name, value in {"$__rate_interval": rate, "$__interval": rate, "$__from": "0"}.items():
         expression = expression.replace(name, value)
+    for name in ("$instance", "$cluster", "$host"):
+        expression = expression.replace(name, ".*")
     assert "$" not in expression, expression
     return expression

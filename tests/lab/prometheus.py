@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,8 @@ LIMIT_S = 60.0
 PROJECT = Path(__file__).parents[2]
 UNPACKED = PROJECT / "build" / "prometheus" / "usr" / "bin"
 """Where script/setup has the programs of Debian's package, unless it is installed."""
-RULES = sorted((PROJECT / "conf" / "prometheus").glob("*.rules.yml"))
-JOB = "virtksm"
+CONFIGURATION = PROJECT / "conf" / "prometheus"
+RULES = sorted(CONFIGURATION.glob("*.rules.yml"))
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -43,33 +46,52 @@ def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.Comp
     )
 
 
-class PrivatePrometheus:
-    """A server that scrapes one address twice a second, with rules if wanted; whoever makes it closes it."""
+def configured(folder: Path, targets: Sequence[Mapping[str, Any]], *, every: str | None = "500ms") -> Path:
+    """Copy conf/prometheus into a folder, with these targets; returns prometheus.yml.
 
-    def __init__(self, target: str, rules: Iterable[Path] = ()) -> None:
+    It scrapes and evaluates so often, as federate.yml beside it; with None as they say themselves.
+    """
+    shutil.copytree(CONFIGURATION, folder)
+    list_targets(folder, targets)
+    if every is not None:
+        for name in ("prometheus.yml", "federate.yml"):
+            text = (folder / name).read_text(encoding="utf-8")
+            (folder / name).write_text(re.sub(r"(_interval: )\w+", rf"\g<1>{every}", text), encoding="utf-8")
+    return folder / "prometheus.yml"
+
+
+def list_targets(folder: Path, targets: Sequence[Mapping[str, Any]]) -> None:
+    """Put these targets into the file that Prometheus watches, all at once."""
+    new = folder / "hosts.new"
+    new.write_text(json.dumps(targets), encoding="utf-8")  # JSON is YAML
+    new.rename(folder / "hosts.yml")
+
+
+class PrivatePrometheus:
+    """A server with this configuration; whoever makes it closes it."""
+
+    def __init__(self, config: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vp", dir="/tmp")
         root = Path(self._folder.name)
-        config = {
-            "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
-            "rule_files": [str(path) for path in rules],
-            "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": [target]}]}],
-        }
-        (root / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        self._address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._log = root / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     find_program("prometheus"),
-                    f"--config.file={root}/prometheus.yml",
+                    f"--config.file={config}",
                     f"--storage.tsdb.path={root}/data",
-                    f"--web.listen-address={self._address}",
+                    f"--web.listen-address={self.address}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         self._ready = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return an instant query's result, a list of series; raises OSError for one that Prometheus refuses."""
@@ -78,6 +100,13 @@ class PrivatePrometheus:
         result = answer["result"]
         assert isinstance(result, list)
         return result if answer["resultType"] == "vector" else [{"metric": {}, "value": result}]
+
+    def query_range(self, expression: str, back_s: float, step_s: float) -> None:
+        """Have it answer a query for each step of the last seconds; raises OSError for one that Prometheus refuses."""
+        now_s = time.time()
+        self._ask(
+            "query_range", {"query": expression, "start": str(now_s - back_s), "end": str(now_s), "step": str(step_s)}
+        )
 
     def value(self, expression: str) -> float:
         """Return the value of a query that has one series."""
@@ -100,7 +129,7 @@ class PrivatePrometheus:
     def _ask(self, what: str, question: Mapping[str, str]) -> dict[str, Any]:
         if not self._ready:
             self._wait_ready()
-        answer = json.loads(fetch(f"http://{self._address}/api/v1/{what}?{urllib.parse.urlencode(question)}"))
+        answer = json.loads(fetch(f"http://{self.address}/api/v1/{what}?{urllib.parse.urlencode(question)}"))
         assert answer["status"] == "success", answer
         assert isinstance(answer["data"], dict)
         return answer["data"]
@@ -115,6 +144,6 @@ class PrivatePrometheus:
 
     def _is_ready(self) -> bool:
         try:
-            return "Ready" in fetch(f"http://{self._address}/-/ready")
+            return "Ready" in fetch(f"http://{self.address}/-/ready")
         except (urllib.error.URLError, ConnectionError):
             return False

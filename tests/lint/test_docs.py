@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from manual.json_schema import fields_of, objects
 from manual.references import constants, filled, rewritten
+from tests.lab.fleet_metrics import FleetHost
 from virtksm.cli.answers import NOW, PASS, SETTINGS, STATUS
 from virtksm.json_output import output_name
 from virtksm.policy.rules import MEANINGS
@@ -102,3 +105,23 @@ def test_every_promise_has_a_test_that_is_there() -> None:
         assert names or files or re.search(r"\b(soak|boot|install)\b", told), promise
         assert [name for name in names if f"def {name}(" not in tests] == []
         assert [name for name in files if not (PROJECT / name).exists()] == []
+
+
+def test_the_probe_for_opennebula_tells_the_safe_room_and_0_while_that_is_unknown(tmp_path: Path) -> None:
+    """A probe that fails would have OpenNebula drop all that the host's other probes tell."""
+    [probe] = re.findall(r"```\n(#!/bin/sh\n.*?)```", (PROJECT / "docs/fleet.md").read_text("utf-8"), re.DOTALL)
+    file = tmp_path / "virtksm.prom"
+
+    def told() -> str:
+        command = probe.replace("/var/lib/virtksm/virtksm.prom", str(file))
+        return subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True).stdout
+
+    assert told() == "VIRTKSM_ROOM=0\n", "there is no file"
+    page = FleetHost(3, 1, refuses=False).page()
+    file.write_bytes(page)
+    assert told() == "VIRTKSM_ROOM=4096\n"
+    file.write_bytes(page.replace(b"virtksm_room_bytes{", b"virtksm_other_bytes{"))
+    assert told() == "VIRTKSM_ROOM=0\n", "libvirt is silent"
+    file.write_bytes(page)
+    os.utime(file, (0, 0))
+    assert told() == "VIRTKSM_ROOM=0\n", "the agent was killed"

@@ -1,4 +1,4 @@
-"""Alert and recording rules and the dashboard in conf/: promtool's verdict, and every metric in them is one of ours."""
+"""Configuration, rules and dashboards in conf/: promtool's verdict, and every metric in them is one of ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.dashboard import as_asked, expressions, read_dashboard
+from tests.lab.dashboard import FLEET, HOSTS, as_asked, expressions, read_dashboard
 from tests.lab.prometheus import RULES, promtool
 from virtksm.agent.metrics.definitions import METRICS
 
@@ -32,9 +32,11 @@ def metrics_in(expression: str) -> set[str]:
     return set(re.findall(r"[a-z_]*:?virtksm_[a-z0-9_:]+", re.sub(r'"[^"]*"', '""', expression)))
 
 
-def test_promtool_understands_every_rule() -> None:
-    checked = promtool("check", "rules", *RULES)
+def test_promtool_understands_configuration_and_every_rule() -> None:
+    folder = RULES[0].parent
+    checked = promtool("check", "config", folder / "prometheus.yml", folder / "federate.yml")
     assert (checked.returncode, checked.stderr) == (0, "")
+    assert f"SUCCESS: {len(RULES)} rule files found" in checked.stdout
     assert len(RULES) == 2
 
 
@@ -50,15 +52,35 @@ def test_every_rule_has_a_test() -> None:
     assert [name for name in RECORDED if name not in text] == []
 
 
-def test_rules_are_made_of_our_metrics() -> None:
+def test_rules_are_made_of_our_metrics_and_read_no_more_than_an_hour() -> None:
+    """A week of 10,000 hosts, that is 400 million samples, takes minutes."""
     for path in RULES:
         found = list(rule_expressions(path))
         assert len(found) == len(re.findall(r"- (?:alert|record):", path.read_text(encoding="utf-8")))
         assert set.union(*map(metrics_in, found)) <= SERIES | RECORDED
+        ranges = {one for expression in found for one in re.findall(r"\[(\w+)\]", expression)}
+        assert ranges <= {"5m", "15m", "30m", "1h"}
+
+
+def test_every_alert_names_its_host() -> None:
+    summaries = re.findall(r"summary: (.*)", "".join(path.read_text(encoding="utf-8") for path in RULES))
+    assert len(summaries) == len(ALERTS)
+    assert [text for text in summaries if "{{ $labels.instance }}" not in text] == []
+
+
+def test_the_fleets_dashboard_is_made_of_our_metrics_and_shows_every_recorded_sum() -> None:
+    """And asks for a host's own metrics as they are now alone: of a day of 10,000 hosts Prometheus would take long."""
+    dashboard = read_dashboard(FLEET)
+    assert set.union(*map(metrics_in, expressions(dashboard))) <= SERIES | RECORDED
+    ruled = "".join(expression for path in RULES for expression in rule_expressions(path))
+    assert metrics_in("".join(expressions(dashboard)) + ruled) >= RECORDED
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    over_time = [target["expr"] for target in targets if not target.get("instant")]
+    assert [one for one in over_time if "cluster:" not in one and "ALERTS" not in one] == []
 
 
 def test_the_dashboard_is_made_of_our_metrics_and_shows_nearly_all() -> None:
-    shown = set.union(*map(metrics_in, expressions(read_dashboard())))
+    shown = set.union(*map(metrics_in, expressions(read_dashboard(HOSTS))))
     assert shown <= SERIES
     bare = {re.sub(r"_bucket$", "", name) for name in shown}
     assert {
@@ -80,7 +102,7 @@ FIRST_S, SECOND_S, THIRD_S = 600, 4260, 4320
 @pytest.mark.parametrize("step_s", [15, 1200], ids="every {} s".format)
 def test_every_start_of_an_agent_is_drawn_where_it_was_at_any_zoom(tmp_path: Path, step_s: int) -> None:
     """Grafana asks for a value at each step, and with useValueForTime draws at the time in ms that the value says."""
-    (annotation,) = read_dashboard()["annotations"]["list"]
+    (annotation,) = read_dashboard(HOSTS)["annotations"]["list"]
     assert annotation["useValueForTime"] is True
     assert annotation["expr"].endswith(" > $__from"), "of before the shown time none is drawn"
     asked = as_asked(annotation["expr"], rate=f"{step_s}s")

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from demo.guests import PayloadGuest
-from tests.lab.dashboard import as_asked, expressions, read_dashboard
+from tests.lab.dashboard import HOSTS, as_asked, expressions, read_dashboard
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import read_footprint
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.ports import free_port
-from tests.lab.prometheus import RULES, PrivatePrometheus, fetch, promtool
+from tests.lab.prometheus import PrivatePrometheus, configured, fetch, promtool
 from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory
 from virtksm.agent.metrics.server import MAX_CLIENTS
 
@@ -53,9 +53,9 @@ def value(page: str, series: str) -> float:
 
 
 @pytest.fixture
-def scraped(port: int) -> Iterator[PrivatePrometheus]:
-    """Lend a Prometheus that scrapes `port`, with the rules of conf/prometheus."""
-    prometheus = PrivatePrometheus(f"127.0.0.1:{port}", RULES)
+def scraped(port: int, tmp_path: Path) -> Iterator[PrivatePrometheus]:
+    """Lend a Prometheus that scrapes `port`, with the configuration and the rules of conf/prometheus."""
+    prometheus = PrivatePrometheus(configured(tmp_path / "prometheus", [{"targets": [f"127.0.0.1:{port}"]}]))
     try:
         yield prometheus
     finally:
@@ -142,7 +142,7 @@ EMPTY_HERE = {"virtksm_refusals_total": "nothing was refused"}
 
 def every_query_of_the_dashboard_and_of_the_rules_returns_something(scraped: PrivatePrometheus) -> None:
     scraped.wait_for("rate(virtksm_event_to_applied_seconds_count[1m]) > 0")
-    queries = [as_asked(expression, rate="1m") for expression in expressions(read_dashboard())]
+    queries = [as_asked(expression, rate="1m") for expression in expressions(read_dashboard(HOSTS))]
     assert len(queries) > 30
     may_be_empty = {query for query in queries if any(part in query for part in EMPTY_HERE)}
     assert len(may_be_empty) == len(EMPTY_HERE)
