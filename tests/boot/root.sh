@@ -44,6 +44,13 @@ bootstrap() { # bootstrap NEW PACKAGE...: a minimal Debian with systemd
         inside "$new" apt-get -q update
 }
 
+fill_for_image() { # fill_for_image NEW: what an image of Debian has
+    rm -rf "$root" "$1" &&
+        debootstrap --variant=minbase --include=ca-certificates "$suite" "$1" &&
+        copy_network "$1" &&
+        inside "$1" update-ca-certificates
+}
+
 # Steps are joined by &&: where a function's failure is asked for, bash ignores `set -e` in it.
 fill_for_units() { # fill_for_units NEW: what docs/install.md has a host with a checkout do
     bootstrap "$1" git &&

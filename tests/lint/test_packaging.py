@@ -28,7 +28,8 @@ def name_of(requirement: str) -> str:
 
 
 def test_pins_are_hashed_and_name_no_index_folder_or_address() -> None:
-    assert [path.name for path in PIN_FILES] == ["ansible.txt", "build.txt", "dev.txt", "lock.txt", "run.txt"]
+    names = ["ansible.txt", "build.txt", "dev.txt", "kubernetes.txt", "lock.txt", "run.txt"]
+    assert [path.name for path in PIN_FILES] == names
     one = r"(?:[a-z0-9-]+==[\w.]+( \\\n +--hash=sha256:[0-9a-f]{64})+\n|[ ]*#.*\n|\n)+"
     assert [path.name for path in PIN_FILES if not re.fullmatch(one, path.read_text())] == []
 
@@ -42,6 +43,7 @@ def test_what_pyproject_asks_for_is_pinned() -> None:
     assert run == set(pins["run.txt"])
     assert run | extras | {name_of(requirement) for requirement in groups["dev"]} <= set(pins["dev.txt"])
     assert {name_of(requirement) for requirement in groups["build"]} == set(pins["build.txt"])
+    assert {name_of(requirement) for requirement in groups["kubernetes"]} <= set(pins["kubernetes.txt"])
 
 
 def test_what_is_tested_is_what_runs() -> None:
@@ -68,6 +70,8 @@ def test_every_package_has_this_version() -> None:
     galaxy = (PACKAGING / "ansible" / "galaxy.yml").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.+)$", galaxy, flags=re.MULTILINE) == [__version__]
     assert f"## {__version__}" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    kubernetes = "".join(path.read_text(encoding="utf-8") for path in (PACKAGING / "kubernetes").iterdir())
+    assert {*re.findall(r"\bvirtksm:([\d.]+)", kubernetes)} == {__version__}
 
 
 def test_every_package_takes_all_that_a_host_needs() -> None:

@@ -114,6 +114,28 @@ def test_before_the_kernel_says_who_may_merge_it_counts_whom_ksmd_has_visited(ho
     assert home.seen() == OtherProcesses(kib=10 * 1024, processes=1, unread=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "machine", "counts"),
+    [
+        ("qemu-kvm", "pc-q35,usb=off", True),
+        ("qemu-system-x86", "pc-q35,mem-merge=off", False),  # <nosharepages/>
+        ("qemu-img", "", False),
+        ("virtqemud", "", False),
+    ],
+)
+def test_a_qemu_of_another_libvirt_counts_before_an_older_kernels_ksmd_has_scanned_it(
+    home: Home, name: str, machine: str, *, counts: bool
+) -> None:
+    for pid in (10, 11):
+        home.process(pid, OLD.format(items=0))
+        (home.proc / str(pid) / "comm").write_text(f"{name}\n")
+        (home.proc / str(pid) / "cmdline").write_text(f"/usr/libexec/{name}\0-machine\0{machine}\0")
+    assert home.seen(11) == OtherProcesses(kib=10 * 1024 * counts, processes=int(counts), unread=0), "one is a guest"
+    home.clock.now_s += READ_EVERY_S
+    home.process(10, NEW.format(any="no"))
+    assert home.seen(11) == OtherProcesses(kib=0, processes=0, unread=0), "a newer kernel's word holds"
+
+
 def test_without_ksm_stat_or_where_processes_are_hidden_nothing_is_known(home: Home) -> None:
     home.process(1, None)
     home.process(10, None)

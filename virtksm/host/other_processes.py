@@ -1,9 +1,10 @@
 """Mergeable memory of other processes: those that have asked for it (prctl, madvise) or whose unit has.
 
-/proc/PID/ksm_stat shows it to the process's owner and root only. Where it is hidden, systemd names the services whose
-memory may merge (MemoryKSM=, systemd 254) to every user, and every user may read their processes. All processes are
-read once a minute (1 ms for 80), systemd is asked every five; only the first call waits for its answer, later answers
-are for the next reading. Reads only.
+/proc/PID/ksm_stat shows it to the process's owner and root only. Before ksmd has scanned a process, older kernels show
+nothing there: then a QEMU counts, as that of another libvirt (KubeVirt's) is no guest, unless its command line switches
+merging off. Where ksm_stat is hidden, systemd names the services whose memory may merge (MemoryKSM=, systemd 254) to
+every user, and every user may read their processes. All processes are read once a minute (1 ms for 80), systemd is
+asked every five; only the first call waits for its answer, later answers are for the next reading. Reads only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from contextlib import suppress
 
 from virtksm.errors import SensingFailed
 from virtksm.host.bounded import BoundedCalls
-from virtksm.host.proc_files import INIT, LimitedReads, list_pids, parse_memory_kib, read_private, read_process
+from virtksm.host.guest_processes import COMM
+from virtksm.host.proc_files import (
+    INIT,
+    MAX_BYTES,
+    LimitedReads,
+    list_pids,
+    parse_memory_kib,
+    read_private,
+    read_process,
+)
 from virtksm.host.systemd import show_units
 from virtksm.model.snapshot import OtherProcesses
 from virtksm.tuning.ports import Clock
@@ -84,12 +94,14 @@ class OtherProcessesReader:
         is_known = False
         other_pids = [pid for pid in pids if pid not in of_guests]
         stats = self._reads.read(other_pids, self._read_stat)
+        unscanned = [pid for pid, stat in stats.items() if stat and may_merge(stat) is None and is_qemu(pid)]
+        qemus = self._reads.read(unscanned, does_qemu_merge)
         for pid in other_pids:
             stat = stats.get(pid)
             if stat == "":  # a kernel thread, an ended process, or a kernel without the file
                 continue
             is_known = True
-            may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat)
+            may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat) or qemus.get(pid, False)
             if may or stat is None:
                 rss_kib, shared_kib = parse_memory_kib(read_process(pid, "statm"), page_kib) or (0, 0)
                 held_kib = max(rss_kib - shared_kib, 0)
@@ -124,14 +136,27 @@ def is_recent(at_s: float | None, now_s: float, for_s: float) -> bool:
     return at_s is not None and 0 <= now_s - at_s < for_s
 
 
-def may_merge(stat: str) -> bool:
-    """Return by its ksm_stat whether a process has mergeable memory; on older kernels, whether ksmd has scanned any.
+def may_merge(stat: str) -> bool | None:
+    """Return by its ksm_stat whether a process has mergeable memory; None where an older kernel cannot tell yet.
 
-    ksm_merge_any and ksm_mergeable came after 6.12.
+    ksm_merge_any and ksm_mergeable came after 6.12. Before, ksm_rmap_items shows that ksmd has scanned some.
     """
     if answers := re.findall(r"^ksm_merge(?:_any|able): (yes|no)$", stat, re.MULTILINE):
         return "yes" in answers
-    return re.search("^ksm_rmap_items [1-9]", stat, re.MULTILINE) is not None
+    return True if re.search("^ksm_rmap_items [1-9]", stat, re.MULTILINE) else None
+
+
+def is_qemu(pid: int) -> bool:
+    """Return whether a process has QEMU's name."""
+    return COMM.match(read_process(pid, "comm")) is not None
+
+
+def does_qemu_merge(pid: int) -> bool:
+    """Return whether a QEMU asks for merging, as it does by default. It may hang: see `LimitedReads`."""
+    from virtksm.guests.obstacles import is_merge_off  # start-up time; newer kernels tell
+
+    arguments = read_process(pid, "cmdline", MAX_BYTES).decode("utf-8", "replace").split("\0")
+    return not is_merge_off(arguments)
 
 
 def parse_groups(text: str) -> tuple[str, ...]:
