@@ -128,8 +128,8 @@ def test_a_qemu_of_another_libvirt_counts_before_an_older_kernels_ksmd_has_scann
 ) -> None:
     for pid in (10, 11):
         home.process(pid, OLD.format(items=0))
-        (home.proc / str(pid) / "comm").write_text(f"{name}\n")
-        (home.proc / str(pid) / "cmdline").write_text(f"/usr/libexec/{name}\0-machine\0{machine}\0")
+        home.proc.write(pid, "comm", f"{name}\n")
+        home.proc.write(pid, "cmdline", f"/usr/libexec/{name}\0-machine\0{machine}\0")
     assert home.seen(11) == OtherProcesses(kib=10 * 1024 * counts, processes=int(counts), unread=0), "one is a guest"
     home.clock.now_s += READ_EVERY_S
     home.process(10, NEW.format(any="no"))
