@@ -17,10 +17,10 @@ from virtksm.values import replace
 
 VAULT = Guest(uuid="u", name="vault", domain_id=1)
 PLAIN, DECLARED, APART = GuestXml(memory_kib=1), GuestXml(is_private=True, memory_kib=1), GuestXml(is_kept_out=True)
-OURS = Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.0, is_done=True, memory_kib=1)
+OURS = Choice(name="vault", process="1/1", merge=False, why="private", at_s=1.0, is_done=True, memory_kib=1)
 BEGUN = replace(OURS, is_done=False)
 MERGING = replace(BEGUN, merge=True)
-THEIRS = replace(OURS, by_command=True)
+THEIRS = replace(OURS, why="command")
 OPENED = replace(THEIRS, merge=True)
 OF_BEFORE = replace(OURS, process="1/0")
 

@@ -122,7 +122,7 @@ def test_guests_that_were_switched_are_named_and_why_others_were_not() -> None:
         ("warn", "Warning", "guest safe was not unmerged: no room: wait"),
         ("", "Unmerged", "vault"),
     ]
-    many = {str(number): replace(UNMERGED["u"], by_command=True) for number in range(7)}
+    many = {str(number): replace(UNMERGED["u"], why="command") for number in range(7)}
     (text,) = [text for _, name, text in rows(shown(replace(facts, unmerged=many))) if name == "Unmerged"]
     assert text == f"{', '.join(['vault (by a command)'] * 5)} and 2 more"
 

@@ -272,14 +272,12 @@ class GuestSwitch:
         """Return what was chosen for this run; None where its process is not known."""
         import time
 
-        from virtksm.guests.choices import Choice
+        from virtksm.guests.choices import COMMAND, Choice
 
         process = None if self._facts is None else self._facts.identities((self.guest,))[0]
         if process is None:
             return None
-        return Choice(
-            name=self.guest.name, process=process, merge=merge, by_command=True, at_s=time.time(), is_done=True
-        )
+        return Choice(name=self.guest.name, process=process, merge=merge, why=COMMAND, at_s=time.time(), is_done=True)
 
     def _mergeable(self) -> tuple[str, ...]:
         """Return the backends that the kernel may merge, as far as it tells this user."""

@@ -28,6 +28,7 @@ from virtksm.host.proc_files import (
     parse_counter,
     parse_memory_kib,
     parse_process_ksm,
+    parse_rollup,
     parse_smaps,
     parse_stat,
     read_name,
@@ -35,12 +36,12 @@ from virtksm.host.proc_files import (
     read_process,
     read_small,
 )
-from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
+from virtksm.model.snapshot import Guest, HostMemory, MergedReading, OtherProcesses
 from virtksm.tuning.ports import Clock
 from virtksm.values import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
     from virtksm.host.other_processes import OtherProcessesReader
@@ -142,6 +143,13 @@ class ProcFacts:
 
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         return self.read_each((guest,), read_mergeable_memory)[0]
+
+    def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+        for key, process in self._search.find(running).items():
+            taken_s = self._clock()
+            for found in self._reads.read((process.pid,), read_rollup).values():
+                if found is not None:
+                    yield key, MergedReading(taken_s=taken_s, merged_kib=found[0], rss_kib=found[1])
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         from virtksm.guests.process import OtherProcess  # imports are start-up time, and no pass asks
@@ -271,6 +279,11 @@ def read_mergeable_memory(pid: int) -> MergeableMemory | None:
             return parse_smaps(file)
     except OSError:
         return None
+
+
+def read_rollup(pid: int) -> tuple[int, int] | None:
+    """Return what of a process is merged and what is resident; None as above. It may hang, as above."""
+    return parse_rollup(read_private(pid, "smaps_rollup") or "")
 
 
 def read_status_kib(pid: int, name: str) -> int | None:

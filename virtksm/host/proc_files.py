@@ -243,6 +243,12 @@ def parse_smaps(lines: Iterable[str]) -> MergeableMemory:
     return MergeableMemory(mappings_kib=tuple(sizes), merged_kib=merged_kib)
 
 
+def parse_rollup(text: str) -> tuple[int, int] | None:
+    """Parse /proc/PID/smaps_rollup: return what is merged and what is resident, in KiB; None before Linux 6.7."""
+    amounts = dict(re.findall(rf"^(KSM|Rss): +({NUMBER}) kB$", text, re.MULTILINE))
+    return (int(amounts["KSM"]), int(amounts["Rss"])) if len(amounts) == 2 else None
+
+
 def parse_stat(text: bytes) -> Stat | None:
     """Parse /proc/PID/stat (proc_pid_stat(5)); None for other text (it ended)."""
     fields = text.rpartition(b")")[2].split()  # the name in front may hold anything

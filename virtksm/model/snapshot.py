@@ -237,6 +237,17 @@ class Traits(NamedTuple):
 NO_TRAITS = Traits()
 
 
+class MergedReading(NamedTuple):
+    """What of a guest's memory was merged, and what was resident, when a reading began (CLOCK_BOOTTIME).
+
+    Source: KSM and Rss of /proc/PID/smaps_rollup (Linux 6.7), for root to read; zero pages are in neither.
+    """
+
+    taken_s: float
+    merged_kib: int
+    rss_kib: int
+
+
 class Guest(NamedTuple):
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
@@ -246,7 +257,7 @@ class Guest(NamedTuple):
     where there is no pool, or it is unknown. `dirty_kib_per_s` is how much of its memory is written to in a second,
     measured (virDomainStartDirtyRateCalc) or as much as it reads from disk; None where neither is known. `freed_kib`
     is its part of KsmState's. `image` is the same for guests that were made from the same disk image or boot the same
-    kernel, None where that is not known.
+    kernel, None where that is not known. `merged` is the last reading of what is merged, None where there is none.
     """
 
     uuid: str
@@ -260,6 +271,7 @@ class Guest(NamedTuple):
     dirty_kib_per_s: float | None = None
     freed_kib: int = 0
     image: str | None = None
+    merged: MergedReading | None = None
 
     @property
     def key(self) -> str:

@@ -22,7 +22,7 @@ PAYS_COST = 300.0
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
     """Return the state with the backlog as of this snapshot; memory is settling for `settle_s` seconds."""
-    state = _without_unmergeable(snapshot, state)
+    known, state = state, _without_unmergeable(snapshot, state)
     now_s, before = snapshot.taken_s, state.backlog
     if state.taken_s is None or state.learned.ended_s > now_s:  # the first pass, or the clock began anew
         state = replace(state, learned=replace(state.learned, ended_s=now_s))
@@ -51,7 +51,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     stayed = 1 - stopped_kib / (sum(state.guests_kib.values()) or 1)  # what has stopped takes its backlog away
     is_unmerged = state.scans.cursor_full_scans is not None and known_kib(snapshot) == 0  # by run=2
     forgotten_kib = all_kib - settling_kib if is_unmerged else 0
-    is_unmerging = is_unmerged or snapshot.ksm.run == 2  # the administrator's own unmerging is no rewriting
+    # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
+    is_unmerging = is_unmerged or snapshot.ksm.run == 2 or state is not known
     rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
     rewritten_kib += sum(refilled_kib.values())
     new_kib = min(max(int(before.new_kib * stayed) + settled_kib, forgotten_kib), all_kib)
@@ -155,8 +156,12 @@ def _count_given_back(
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:
     """Tell whether what is written to now was merged in vain by the last pair of full scans."""
-    cost_s = (state.learned.full_scan_cost_s_per_kib or 0.0) * sum(state.guests_kib.values())
-    return now_s - state.learned.ended_s < PAYS_COST * cost_s
+    return now_s - state.learned.ended_s < seconds_to_pay(state)
+
+
+def seconds_to_pay(state: AdaptiveState) -> float:
+    """Return how long what has merged has to last, or it was merged in vain."""
+    return PAYS_COST * (state.learned.full_scan_cost_s_per_kib or 0.0) * sum(state.guests_kib.values())
 
 
 def _rewritten_kib(snapshot: Snapshot, state: AdaptiveState, *, has_stopped: bool) -> int:

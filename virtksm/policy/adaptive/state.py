@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from virtksm.codec import build, dump
+from virtksm.model.snapshot import MergedReading
 from virtksm.values import EMPTY
 
 DEFAULT_PAGE_COST_S = 7e-6
@@ -152,6 +153,18 @@ class Learned(NamedTuple):
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
 
 
+class Watched(NamedTuple):
+    """What is known of a guest's rewriting: the first reading of the rest that began at `rest_s`.
+
+    `is_rewritten`: this rest speaks against it, as the `times` in a row until now did.
+    """
+
+    rest_s: float
+    first: MergedReading
+    times: int
+    is_rewritten: bool = False
+
+
 class AdaptiveState(NamedTuple):
     """All that a pass hands to the next."""
 
@@ -173,6 +186,10 @@ class AdaptiveState(NamedTuple):
     arrivals: Arrivals = Arrivals()
     scans: Scans = Scans()
     learned: Learned = Learned()
+    watched: Mapping[str, Watched] = EMPTY
+    """By `Guest.key`, of the guests that have been read."""
+    rewriters: Mapping[str, float] = EMPTY
+    """The guests (`Guest.key`) that are to be out, and until when."""
 
 
 def dump_state(state: AdaptiveState) -> dict[str, object]:

@@ -11,9 +11,9 @@ import pytest
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
 from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.guest_switches import MAX_RETRY_S, RETRY_S, GuestSwitches, Here
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.log import Reporter
-from virtksm.agent.private_guests import MAX_RETRY_S, RETRY_S, Here, PrivateGuests
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
 from virtksm.guests.process import MergeableMemory
@@ -65,7 +65,7 @@ class Bench:
         self.running = guests
         self.xml = xml or {}
 
-    def _make(self) -> tuple[GuestReader, PrivateGuests]:
+    def _make(self) -> tuple[GuestReader, GuestSwitches]:
         bench = self
 
         class Reports(Reporter):
@@ -80,7 +80,7 @@ class Bench:
         reporter = Reports(Notifier({}))
         reader = GuestReader(lambda: self.libvirt, self.configuration, reporter)
         reader.unmerged = self.unmerged
-        part = PrivateGuests(
+        part = GuestSwitches(
             reader=reader,
             source=lambda: self.monitor,
             reporter=reporter,
@@ -230,7 +230,7 @@ def test_what_a_command_has_chosen_holds_for_that_run() -> None:
         bench = Bench(guest("tenant-a"))
         await bench.settle()
         (done,) = bench.choices.kept.values()
-        bench.choices.kept["uuid of tenant-a"] = replace(done, merge=True, by_command=True)
+        bench.choices.kept["uuid of tenant-a"] = replace(done, merge=True, why="command")
         bench.sets.clear()
         await bench.settle()
         assert (bench.sets, bench.unmerged, bench.exposed[-1]) == ([], set(), ("tenant-a",))
