@@ -6,7 +6,7 @@ stands still but for `advance`. Guests are described as the payload's (PayloadGu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.sim.ksmd import Ksmd
@@ -15,7 +15,7 @@ from bench.steps import Spoil
 from demo.guests import PayloadGuest
 from virtksm.agent.dirty_rates import turn_every_s
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Traits
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, MergedReading, OtherProcesses, Settings, Traits
 from virtksm.values import replace
 
 CPU_TICK_S = 0.01
@@ -206,6 +206,13 @@ class SimFacts:
             return replace(one, rss_kib=rss_kib, shared_kib=shared_kib, dirty_kib_per_s=guest.dirty_kib_per_s)
 
         return tuple(map(measured, running))
+
+    def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+        host, seen = self._host, {guest.uuid: guest for guest in self._host.guests_by_name.values()}
+        for one in running:
+            seen[one.uuid].catch_up(host.ksmd.trees, host.now_s)
+            counted_kib, mapped_kib = (4 * pages for pages in seen[one.uuid].merged_pages())
+            yield one.key, MergedReading(taken_s=host.now_s, counted_kib=counted_kib, mapped_kib=mapped_kib)
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         other_processes_kib = [

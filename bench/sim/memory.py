@@ -169,6 +169,15 @@ class SimGuest:
         regions = self.regions[now_s < self.low_until_s :]
         return self.overhead_kib + 4 * sum(region.filled(now_s) for region in regions)
 
+    def merged_pages(self) -> tuple[int, int]:
+        """Return how many of its pages ksmd counts as merged, and how many are."""
+        counted = mapped = 0
+        for region in self.regions:
+            for start, end, state in region.states.within(0, region.most_pages):
+                counted += (end - start) * (state.merged_as is not None)
+                mapped += (end - start) * state.is_merged
+        return counted, mapped
+
     @property
     def has_merged(self) -> bool:
         """Whether nine tenths of its common pages have merged."""

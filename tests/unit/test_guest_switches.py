@@ -160,6 +160,39 @@ def test_each_private_guest_is_unmerged_once_a_run_and_merges_again_when_it_is_p
     run(story)
 
 
+def test_a_guest_that_rewrites_is_unmerged_and_merges_again_by_the_policys_word_whatever_is_enforced() -> None:
+    async def story() -> None:
+        loud, tenant = guest("loud"), guest("tenant-a")
+        bench = Bench(loud, tenant, config=Config())
+        await bench.settle()
+        bench.part.follow((loud.key, "of a guest that has ended/7"))
+        await bench.settle()
+        assert (bench.sets, bench.unmerged) == ([("loud", False)], {loud.key})
+        bench.restart()
+        await bench.settle()
+        assert bench.sets == [("loud", True)], "an agent that starts with none named"
+        bench.part.follow((loud.key, tenant.key))
+        bench.configuration.in_force = ENFORCED
+        await bench.settle()
+        bench.part.follow(())
+        await bench.settle()
+        assert sorted(bench.sets) == [("loud", False), ("loud", True), ("tenant-a", False)], "a private one stays out"
+        assert bench.switched[-1] == ("merging loud", "no longer kept out for rewriting")
+        assert ("unmerged loud", "rewrites what merges") in bench.switched
+
+    run(story)
+
+
+def test_what_the_policy_says_is_heard_at_once_and_once() -> None:
+    bench = Bench(guest("loud"))
+    bench.part.seen.clear()
+    bench.part.follow(("a",))
+    assert bench.part.seen.is_set()
+    bench.part.seen.clear()
+    bench.part.follow(("a",))
+    assert not bench.part.seen.is_set()
+
+
 def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:
     async def story() -> None:
         bench = Bench(guest("tenant-a"))

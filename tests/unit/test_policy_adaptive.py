@@ -935,6 +935,15 @@ def test_11_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, 
     assert (state.learned.rewritten_kib, state.backlog.changed_kib) == (0, 0)
 
 
+@pytest.mark.parametrize(("can_merge", "rewritten_kib"), [(True, 400_000), (False, 0)])
+def test_11_nor_is_that_of_a_guest_that_was_taken_out(can_merge: bool, rewritten_kib: int) -> None:
+    before = having_scanned(BOTH, cow_ksm=0, learned=Learned(full_scan_cost_s_per_kib=1e-3))
+    snapshot = snap(1, BOTH, full_scans=5, cow_ksm=100_000)
+    guests = (snapshot.guests[0], replace(snapshot.guests[1], can_merge=can_merge))
+    _, state = decide_all(ALWAYS, replace(snapshot, guests=guests), state=before)
+    assert state.learned.rewritten_kib == rewritten_kib
+
+
 def test_11_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
     expensive = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, dirtied(10, 1e6), state=expensive)

@@ -1,15 +1,14 @@
-"""How much of each guest is merged, read beside passes and again while the policy wants it: it judges who rewrites.
+"""How much of each guest is merged, read beside passes where the policy wants it, which judges who rewrites that.
 
 The kernel walks a guest's page tables for it. So one guest is read after the other, all within MAX_SHARE of a core, and
-only while ksmd rests. It is for root to read: for another user nothing is known, and no guest is judged.
+only while ksmd rests and guests rewrite. It is for root to read: for another user nothing is known of any guest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,8 +19,6 @@ from virtksm.model.snapshot import Guest, MergedReading
 
 MAX_SHARE = 0.01
 """Of a core (chosen)."""
-MIN_PAUSE_S = 2.0
-"""Between two readings of all guests (chosen)."""
 LIMIT_S = 30.0
 """Of a guest: three times what one that hangs costs its reader (chosen)."""
 REMEDY = "it takes Linux 6.7, and root or CAP_SYS_PTRACE to read /proc/PID/smaps_rollup (docs/security.md)"
@@ -35,12 +32,12 @@ class MergedMemory:
     failing: Callable[[VirtksmError | None], None]
     facts: GuestFacts | None = None
     clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     calls: BlockingCalls = field(default_factory=partial(BlockingCalls, SensingFailed, LIMIT_S))
     wanted: tuple[Guest, ...] = ()
     failure: VirtksmError | None = None
     """Why nothing could be read last."""
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when readings are wanted anew: ksmd has begun to rest."""
+    seen: asyncio.Event = field(default_factory=asyncio.Event)
 
     def connect(self, facts: GuestFacts | None) -> None:
         """Go on over another connection, or under another configuration."""
@@ -48,19 +45,19 @@ class MergedMemory:
         self._note(None)
 
     def see(self, running: tuple[Guest, ...], *, is_wanted: bool) -> None:
-        """Note the guests that run; `is_wanted`: readings of them are of use until the next pass."""
-        before, self.wanted = self.wanted, tuple(guest for guest in running if guest.can_merge) if is_wanted else ()
+        """Note the guests that run; `is_wanted`: a reading of them is of use to the next pass."""
+        self.wanted = tuple(guest for guest in running if guest.can_merge) if is_wanted else ()
         for key in self.merged.keys() - {guest.key for guest in running}:
             del self.merged[key]
-        if self.wanted and not before:
-            self.begun.set()
+        if self.wanted:
+            self.seen.set()
 
     async def read_when_wanted(self) -> None:
-        """Read all guests once, and pause; or wait until readings are wanted."""
-        self.begun.clear()
+        """Wait until a pass wants a reading, read all guests once, and pause."""
+        await self.seen.wait()
+        self.seen.clear()
         facts, guests, began_s = self.facts, self.wanted, self.clock()
         if facts is None or not guests:
-            await self.begun.wait()
             return
         try:
             readings = facts.merged(guests)
@@ -70,9 +67,7 @@ class MergedMemory:
             self._note(SensingFailed("of no guest it can be read", remedy=REMEDY) if is_unread else None)
         except VirtksmError as error:
             self._note(error)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max((self.clock() - began_s) / MAX_SHARE, MIN_PAUSE_S)):
-                await self.begun.wait()
+        await self.pause((self.clock() - began_s) / MAX_SHARE)
 
     def _note(self, failure: VirtksmError | None) -> None:
         self.failure = failure

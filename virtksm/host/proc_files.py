@@ -243,10 +243,10 @@ def parse_smaps(lines: Iterable[str]) -> MergeableMemory:
     return MergeableMemory(mappings_kib=tuple(sizes), merged_kib=merged_kib)
 
 
-def parse_rollup(text: str) -> tuple[int, int] | None:
-    """Parse /proc/PID/smaps_rollup: return what is merged and what is resident, in KiB; None before Linux 6.7."""
-    amounts = dict(re.findall(rf"^(KSM|Rss): +({NUMBER}) kB$", text, re.MULTILINE))
-    return (int(amounts["KSM"]), int(amounts["Rss"])) if len(amounts) == 2 else None
+def parse_rollup_kib(text: str) -> int | None:
+    """Parse the mapped KSM pages of /proc/PID/smaps_rollup; None before Linux 6.7."""
+    found = re.search(rf"^KSM: +({NUMBER}) kB$", text, re.MULTILINE)
+    return None if found is None else int(found[1])
 
 
 def parse_stat(text: bytes) -> Stat | None:

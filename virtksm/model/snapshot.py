@@ -238,14 +238,15 @@ NO_TRAITS = Traits()
 
 
 class MergedReading(NamedTuple):
-    """What of a guest's memory was merged, and what was resident, when a reading began (CLOCK_BOOTTIME).
+    """What of a guest ksmd counts as merged, and what is mapped so, when a reading began (CLOCK_BOOTTIME).
 
-    Source: KSM and Rss of /proc/PID/smaps_rollup (Linux 6.7), for root to read; zero pages are in neither.
+    ksmd counts a page until it scans it again, also if it was written to or given back. Source: ksm_merging_pages of
+    /proc/PID (Linux 5.19) and KSM of its smaps_rollup (6.7), both for root to read; zero pages are in neither.
     """
 
     taken_s: float
-    merged_kib: int
-    rss_kib: int
+    counted_kib: int
+    mapped_kib: int
 
 
 class Guest(NamedTuple):

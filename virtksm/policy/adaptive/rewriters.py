@@ -1,68 +1,60 @@
 """Rule 12 of the adaptive law: a guest that keeps rewriting what merges is named, and is to be out of KSM for a day.
 
-After a full scan ksmd rests. What is merged of a guest (`Guest.merged`) can then only fall: its pages are written to
-or given back, by which its resident memory falls, too. So two readings of a rest tell how much was rewritten at least,
-but no more than the host's COW breaks: khugepaged takes pages apart, too. A rest speaks against a guest when most of
-what was merged at its beginning is rewritten before it has paid (`PAYS_COST`): what it still saves counts for it.
-Rewriting that is no backlog, as it is below 1/NEGLIGIBLE of the memory, is none here either. Pure.
+After a full scan ksmd rests. It goes on counting what it has merged of a guest, while what of that is still mapped can
+only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.
+A rest speaks against a guest when that is most of it, before it has paid (`PAYS_COST`): what it still saves counts for
+it. It counts no more than the host's COW breaks, as khugepaged takes pages apart, too; and below 1/NEGLIGIBLE of the
+memory it is no backlog, so that it costs no full scan. Pure.
 """
 
 from __future__ import annotations
 
-from virtksm.model.snapshot import MergedReading, Snapshot
-from virtksm.policy.adaptive.backlog import seconds_to_pay
+from virtksm.model.snapshot import Snapshot
+from virtksm.policy.adaptive.backlog import is_too_soon, seconds_to_pay
 from virtksm.policy.adaptive.changes import total_kib
 from virtksm.policy.adaptive.state import AdaptiveState, Watched
 from virtksm.policy.adaptive.worth import NEGLIGIBLE
 from virtksm.values import EMPTY, replace
 
 REPEATS = 3
-"""So many rests in a row must speak against a guest (chosen)."""
+"""So many rests in a row have to speak against a guest (chosen)."""
 OUT_S = 24 * 3600.0
-"""For so long it is to be out; then it merges again, and is watched anew (issue 21)."""
+"""For so long it is to be out; then it merges again, and is watched anew (chosen)."""
 
 
 def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> AdaptiveState:
-    """Return the state with what the readings of the present rest say; with none of it unless `is_wanted`."""
+    """Return the state with what readings of the present rest say; with none of it unless `is_wanted`."""
     if not is_wanted:
         return replace(state, watched=EMPTY, rewriters=EMPTY) if state.watched or state.rewriters else state
     if state.scans.current is not None:
         return state
+    rest_s, paid_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
+    broken_kib, least_kib = _broken_kib(snapshot, state), total_kib(snapshot, state) // NEGLIGIBLE
+    rests = state.rests if state.rests[1] == rest_s else (state.rests[1], rest_s)
     running = {guest.key for guest in snapshot.guests}
     rewriters = {key: end_s for key, end_s in state.rewriters.items() if key in running and snapshot.taken_s < end_s}
-    watched = {}
-    began_s, paid_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
-    for guest in snapshot.guests:
-        if not guest.can_merge or guest.key in rewriters:
+    watched = {key: one for key, one in state.watched.items() if key in running and one.rest_s in rests}
+    for guest in snapshot.guests if broken_kib > least_kib else ():
+        reading, before = guest.merged, watched.get(guest.key)
+        if reading is None or not guest.can_merge or guest.key in rewriters or not rest_s < reading.taken_s < paid_s:
             continue
-        one, merged = state.watched.get(guest.key), guest.merged
-        if merged is not None and began_s < merged.taken_s < paid_s:
-            one = _look(snapshot, state, one, merged)
-        if one is not None and one.times >= REPEATS:
+        lost_kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
+        if lost_kib <= max(reading.counted_kib // 2, least_kib) or (before is not None and before.rest_s == rest_s):
+            continue
+        watched[guest.key] = Watched(rest_s=rest_s, times=1 if before is None else before.times + 1)
+        if watched[guest.key].times >= REPEATS:
+            del watched[guest.key]
             rewriters[guest.key] = snapshot.taken_s + OUT_S
-        elif one is not None:
-            watched[guest.key] = one
-    return replace(state, watched=watched, rewriters=rewriters)
-
-
-def _look(snapshot: Snapshot, state: AdaptiveState, before: Watched | None, now: MergedReading) -> Watched:
-    """Return what is known of a guest by a reading of the present rest."""
-    began_s = state.learned.ended_s
-    if before is None or before.rest_s != began_s:
-        times = before.times if before is not None and before.is_rewritten else 0
-        return Watched(rest_s=began_s, first=now, times=times)
-    fallen_kib = before.first.merged_kib - now.merged_kib - max(before.first.rss_kib - now.rss_kib, 0)
-    rewritten_kib = min(fallen_kib, state.learned.rewritten_kib)
-    is_most = rewritten_kib * 2 > before.first.merged_kib and rewritten_kib * NEGLIGIBLE > total_kib(snapshot, state)
-    if before.is_rewritten or not is_most:
-        return before
-    return replace(before, is_rewritten=True, times=before.times + 1)
+    return replace(state, rests=rests, watched=watched, rewriters=rewriters)
 
 
 def wants_merged(snapshot: Snapshot, state: AdaptiveState) -> bool:
-    """Tell whether a reading is of use now: the first of a rest, and more where anything is rewritten."""
-    began_s = state.learned.ended_s
-    if state.scans.current is not None or snapshot.taken_s - began_s >= seconds_to_pay(state):
-        return False
-    is_first = not any(one.rest_s == began_s for one in state.watched.values())
-    return is_first or state.learned.rewritten_kib * NEGLIGIBLE > total_kib(snapshot, state)
+    """Tell whether a reading is of use now: ksmd rests, and enough was rewritten that has not paid."""
+    is_resting = state.scans.current is None and is_too_soon(state, snapshot.taken_s)
+    return is_resting and _broken_kib(snapshot, state) > total_kib(snapshot, state) // NEGLIGIBLE
+
+
+def _broken_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
+    """Return the host's COW breaks since the last full scan began."""
+    began, now = state.learned.began_cow_ksm, snapshot.ksm.cow_ksm
+    return 0 if began is None or now is None else snapshot.ksm.kib(max(now - began, 0))
