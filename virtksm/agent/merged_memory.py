@@ -21,7 +21,7 @@ MAX_SHARE = 0.01
 """Of a core (chosen)."""
 LIMIT_S = 30.0
 """Of a guest: three times what one that hangs costs its reader (chosen)."""
-REMEDY = "it takes Linux 6.7, and root or CAP_SYS_PTRACE to read /proc/PID/smaps_rollup (docs/security.md)"
+REMEDY = "it takes Linux 6.7, and CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (docs/security.md)"
 
 
 @dataclass(slots=True)

@@ -1,0 +1,106 @@
+"""A guest that rewrites what merges is taken out of KSM by the agent for a day: the kernel's own files say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
+from tests.lab.ksm import Ksm, merging_pages, wait_until
+from tests.lab.libvirtd import PrivateLibvirtd
+from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
+from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
+from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.store.state import StateFile
+from virtksm.values import replace
+
+pytestmark = pytest.mark.real
+
+REWRITE_PER_S = 2048
+"""All that the two have in common, within three seconds: a full scan of these guests takes some tenths of one."""
+MOST_RESTS, MOST_PASSES = 20, 60
+
+
+@pytest.fixture
+def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    return small_pages_libvirtd
+
+
+class Rests:
+    """Begins full scans by guests that start, each of which leaves ksmd to rest."""
+
+    def __init__(self, agent: AgentProcess, guest: GuestFactory, guests: int) -> None:
+        self._agent, self._guest, self._guests = agent, guest, guests
+
+    def begin(self) -> None:
+        """Have all memory scanned once more."""
+        self._guest(tiny(f"new-{self._guests}"))
+        self._guests += 1
+        self._agent.reload()
+        wait_until_covered(self._agent, self._guests)
+
+
+def has_rewritten(guest: RunningGuest) -> bool:
+    """Whether most of what ksmd counts as merged is mapped so no more."""
+    return merged_kib(guest.pid) * 2 < merging_pages(guest.pid) * 4
+
+
+def watched(agent: AgentProcess) -> object:
+    """Return what the policy holds against guests."""
+    state = json.loads(agent.home.state.read_text(encoding="utf-8"))["policy_state"]
+    return state["watched"], state["rewriters"]
+
+
+def see_rest(agent: AgentProcess, guests: Sequence[RunningGuest]) -> None:
+    """Have passes until one has learned something of guests that have rewritten most of what merged."""
+    wait_until(lambda: all(map(has_rewritten, guests)), HANG_S, "the guests to rewrite what has merged")
+    before = watched(agent)
+    for _ in range(MOST_PASSES):
+        agent.step()
+        if watched(agent) != before:
+            return
+
+
+def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_stay_merged(
+    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
+) -> None:
+    ksm.write(use_zero_pages=0)
+    agent = start_agent(f"{UNSETTLED_LAW}exclude_rewriters = true\n")
+    rewriting = {"image": 7, "rewrite_common_per_s": REWRITE_PER_S}
+    calm_1, calm_2, *loud = guest.together(
+        twin("calm-1", 1), twin("calm-2", 2), twin("loud-1", 3, **rewriting), twin("loud-2", 4, **rewriting)
+    )
+    rests, names = Rests(agent, guest, 4), [one.spec.name for one in loud]
+    for _ in range(MOST_RESTS):
+        rests.begin()
+        see_rest(agent, loud)
+        if agent.step()["decision"]["rewriters"] == names:
+            break
+
+    def switched(event: str) -> list[str]:
+        return sorted(line["guest"] for line in agent.lines(event))
+
+    wait_until(lambda: switched("guest_unmerged") == names, HANG_S, f"{names} to be unmerged")
+    told = agent.home.told("status")
+    assert [(one["name"], one["why"]) for one in told["switched"]["unmerged"]] == [(one, "rewrites") for one in names]
+    assert "; guests that are out for a day, as they rewrite what merges: 2" in told["last_pass"]["decision"]["reason"]
+    judged = agent.home.told("doctor", "--only", "rewriters", "--connect", libvirtd.uri)["findings"]
+    assert [one["detail"] for one in judged] == ["kept out for a day: loud-1, loud-2"]
+    assert agent.home.told("retune", "--dry-run")["decision"]["rewriters"] == names
+    rests.begin()
+    assert [merged_kib(one.pid) < BESIDE_KIB for one in loud] == [True, True]
+    assert [merged_kib(one.pid) >= COMMON_MIB * 1024 for one in (calm_1, calm_2)] == [True, True]
+
+    agent.kill()
+    store = StateFile(RuntimePaths(str(agent.home.runtime_dir)), LOCAL)
+    state = store.load()
+    assert state.policy_state is not None
+    over = dict.fromkeys(state.policy_state["rewriters"], 0.0)  # type: ignore[call-overload]  # by Guest.key
+    store.save(replace(state, policy_state={**state.policy_state, "rewriters": over}))
+    agent = start_agent(None)
+    wait_until(lambda: switched("guest_merging") == names, HANG_S, f"{names} to merge again after their day")
+    shown = [agent.home.told("guest", "show", name, "--connect", libvirtd.uri) for name in names]
+    assert all(one["mergeable_bytes"] >= MEMORY_MIB << 20 for one in shown)
+    assert agent.home.told("status")["switched"]["unmerged"] == []
