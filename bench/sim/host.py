@@ -6,7 +6,7 @@ stands still but for `advance`. Guests are described as the payload's (PayloadGu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.sim.ksmd import Ksmd
@@ -53,6 +53,8 @@ class SimHost:
     spoil: Spoil | None = None
     spoilt: int = 0
     """How often."""
+    unmerged: set[str] = field(default_factory=set)
+    """The guests (`Guest.key`) that were unmerged while they run."""
     uri: str = "qemu:///system"
     _starts: int = 0
 
@@ -104,8 +106,18 @@ class SimHost:
     def stop(self, name: str) -> None:
         """End a guest."""
         guest = self.guests_by_name.pop(name)
-        if guest.spec.can_merge:
+        if guest.spec.can_merge and guest.key not in self.unmerged:
             self.ksmd.leave(guest)
+
+    def keep_out(self, keys: Collection[str]) -> None:
+        """Unmerge the guests of these keys (`Guest.key`), and let all others merge that were out."""
+        for guest in self.guests_by_name.values():
+            if guest.key in keys and guest.key not in self.unmerged:
+                self.ksmd.unmerge(guest)
+            elif guest.key in self.unmerged and guest.key not in keys:
+                self.ksmd.enter(guest)
+        self.unmerged.clear()
+        self.unmerged.update(keys)
 
     @property
     def processes(self) -> list[SimGuest]:

@@ -152,6 +152,11 @@ class SimGuest:
     _measured_s: float | None = None
     _spoiled_s: float = -inf
 
+    @property
+    def key(self) -> str:
+        """As `Guest.key`."""
+        return f"{self.uuid}/{self.domain_id}"
+
     def measure_dirty(self, now_s: float, every_s: float) -> None:
         """Measure how much is written, if it is time to: once in `every_s`."""
         if self._measured_s is None:
