@@ -9,15 +9,23 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
+from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_switches import MAX_RETRY_S, RETRY_S, GuestSwitches, Here
 from virtksm.agent.guest_xml import GuestReader
+from virtksm.agent.history import HistoryWriter
+from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
+from virtksm.agent.merged_memory import MergedMemory
+from virtksm.agent.passes import DonePass
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
 from virtksm.guests.process import MergeableMemory
 from virtksm.host.systemd import Notifier
+from virtksm.model.decision import Pause
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
@@ -191,6 +199,20 @@ def test_what_the_policy_says_is_heard_at_once_and_once() -> None:
     bench.part.seen.clear()
     bench.part.follow(("a",))
     assert not bench.part.seen.is_set()
+
+
+def test_a_pass_tells_whom_the_policy_takes_out_but_not_while_paused_and_none_where_it_only_observes() -> None:
+    bench, told = Bench(guest("loud")), passed(SCANNING)
+    named = replace(told, decision=replace(told.decision, rewriters=("uuid of loud/1",)))
+    paused = replace(told, paused=Pause())
+    rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
+    merged = MergedMemory({}, lambda _failure: None)
+    parts = Reporter(Notifier({})), HistoryWriter(), TraceBuffer(), bench.reader, bench.part, rates, merged
+    listeners, found = Listeners(*parts), []
+    for report, config in ((named, Config()), (paused, Config()), (named, Config(policy="observe")), (told, Config())):
+        listeners.passed(DonePass(report=report, config=config, heard_s=None, ended_s=1.0))
+        found.append(bench.part.rewriters)
+    assert found == [("uuid of loud/1",), ("uuid of loud/1",), (), ()]
 
 
 def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:

@@ -96,6 +96,17 @@ def test_12_a_guest_is_named_that_loses_most_of_what_merged_in_one_rest_after_th
     assert list(after_rests(rests).rewriters) == ["loud/1"] * named
 
 
+def test_12_of_several_as_few_are_named_as_leave_no_backlog() -> None:
+    state = having_scanned(GUESTS)
+    for number in range(1, REPEATS + 1):
+        began_s = number * EVERY_S
+        snapshot = snapshot_of(Seen(counted_mib=21, mapped_mib=0), began_s)
+        calm, loud = snapshot.guests
+        calm = replace(calm, merged=MergedReading(taken_s=began_s + 60, counted_kib=20 * MIB, mapped_kib=0))
+        state = watch(replace(snapshot, guests=(calm, loud)), resting(began_s, state), is_wanted=True)
+    assert (list(state.rewriters), state.watched) == (["loud/1"], {})
+
+
 def test_12_no_rest_counts_twice_and_one_that_no_pass_has_seen_is_none() -> None:
     state = having_scanned(GUESTS)
     for number in (1, 3, 5):

@@ -95,7 +95,7 @@ class Listeners:
         if done.report.triggers.is_explicit:
             self.switches.see(again=True)
         guests, decision = done.report.snapshot.guests, done.report.decision
-        if done.report.paused is None and not done.config.only_observes:
-            self.switches.follow(decision.rewriters)
+        if done.report.paused is None:  # else the policy was not asked
+            self.switches.follow(() if done.config.only_observes else decision.rewriters)
         self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates)
         self.merged.see(guests, is_wanted=decision.wants_merged)

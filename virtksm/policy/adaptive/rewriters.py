@@ -3,11 +3,13 @@
 After a full scan ksmd rests. It goes on counting what it has merged of a guest, while what of that is still mapped can
 only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.
 A rest speaks against a guest when that is most of it, before it has paid (`PAYS_COST`): what it still saves counts for
-it. It counts no more than the host's COW breaks, as khugepaged takes pages apart, too; and below 1/NEGLIGIBLE of the
-memory it is no backlog, so that it costs no full scan. Pure.
+it. No guest loses more than the host has COW breaks, as khugepaged takes pages apart, too. The guests that lose most
+come first, and none any more once what the others lose is no backlog (NEGLIGIBLE). Pure.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.backlog import is_too_soon, seconds_to_pay
@@ -28,30 +30,48 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
         return replace(state, watched=EMPTY, rewriters=EMPTY) if state.watched or state.rewriters else state
     if state.scans.current is not None:
         return state
-    rest_s, paid_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
-    broken_kib, least_kib = _broken_kib(snapshot, state), total_kib(snapshot, state) // NEGLIGIBLE
+    rest_s = state.learned.ended_s
     rests = state.rests if state.rests[1] == rest_s else (state.rests[1], rest_s)
     running = {guest.key for guest in snapshot.guests}
     rewriters = {key: end_s for key, end_s in state.rewriters.items() if key in running and snapshot.taken_s < end_s}
     watched = {key: one for key, one in state.watched.items() if key in running and one.rest_s in rests}
-    for guest in snapshot.guests if broken_kib > least_kib else ():
-        reading, before = guest.merged, watched.get(guest.key)
-        if reading is None or not guest.can_merge or guest.key in rewriters or not rest_s < reading.taken_s < paid_s:
-            continue
-        lost_kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
-        if lost_kib <= max(reading.counted_kib // 2, least_kib) or (before is not None and before.rest_s == rest_s):
-            continue
-        watched[guest.key] = Watched(rest_s=rest_s, times=1 if before is None else before.times + 1)
-        if watched[guest.key].times >= REPEATS:
-            del watched[guest.key]
-            rewriters[guest.key] = snapshot.taken_s + OUT_S
+    lost_kib = {key: kib for key, kib in _find_lost(snapshot, state).items() if key not in rewriters}
+    left_kib = sum(lost_kib.values())
+    for key in sorted(lost_kib, key=lambda one: -lost_kib[one]):
+        if left_kib <= _least_kib(snapshot, state):
+            break
+        left_kib -= lost_kib[key]
+        before = watched.get(key)
+        if before is None or before.rest_s != rest_s:
+            watched[key] = Watched(rest_s=rest_s, times=1 if before is None else before.times + 1)
+        if watched[key].times >= REPEATS:
+            del watched[key]
+            rewriters[key] = snapshot.taken_s + OUT_S
     return replace(state, rests=rests, watched=watched, rewriters=rewriters)
+
+
+def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
+    """Return by guest what it has lost in the present rest of what had merged, where that is most of it."""
+    began_s, end_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
+    broken_kib, lost_kib = _broken_kib(snapshot, state), {}
+    for guest in snapshot.guests if broken_kib > _least_kib(snapshot, state) else ():
+        reading = guest.merged
+        if reading is not None and guest.can_merge and began_s < reading.taken_s < end_s:
+            kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
+            if kib * 2 > reading.counted_kib:
+                lost_kib[guest.key] = kib
+    return lost_kib
 
 
 def wants_merged(snapshot: Snapshot, state: AdaptiveState) -> bool:
     """Tell whether a reading is of use now: ksmd rests, and enough was rewritten that has not paid."""
     is_resting = state.scans.current is None and is_too_soon(state, snapshot.taken_s)
-    return is_resting and _broken_kib(snapshot, state) > total_kib(snapshot, state) // NEGLIGIBLE
+    return is_resting and _broken_kib(snapshot, state) > _least_kib(snapshot, state)
+
+
+def _least_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
+    """Return what is no backlog yet: less than that begins no full scan."""
+    return total_kib(snapshot, state) // NEGLIGIBLE
 
 
 def _broken_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
