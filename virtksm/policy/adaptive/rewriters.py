@@ -3,7 +3,7 @@
 After a full scan ksmd rests. It goes on counting what it has merged of a guest, while what of that is still mapped can
 only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.
 A rest speaks against a guest when that is most of it, before it has paid (`PAYS_COST`): what it still saves counts for
-it. No guest loses more than the host has COW breaks, as khugepaged takes pages apart, too. The guests that lose most
+it. No guest loses more than the host has COW breaks, as khugepaged unmerges pages, too. The guests that lose most
 come first, and none any more once what the others lose is no backlog (NEGLIGIBLE). Pure.
 """
 
@@ -38,7 +38,7 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
     lost_kib = {key: kib for key, kib in _find_lost(snapshot, state).items() if key not in rewriters}
     left_kib = sum(lost_kib.values())
     for key in sorted(lost_kib, key=lambda one: -lost_kib[one]):
-        if left_kib <= _least_kib(snapshot, state):
+        if left_kib <= _negligible_kib(snapshot, state):
             break
         left_kib -= lost_kib[key]
         before = watched.get(key)
@@ -54,7 +54,7 @@ def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
     """Return by guest what it has lost in the present rest of what had merged, where that is most of it."""
     began_s, end_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
     broken_kib, lost_kib = _broken_kib(snapshot, state), {}
-    for guest in snapshot.guests if broken_kib > _least_kib(snapshot, state) else ():
+    for guest in snapshot.guests if broken_kib > _negligible_kib(snapshot, state) else ():
         reading = guest.merged
         if reading is not None and guest.can_merge and began_s < reading.taken_s < end_s:
             kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
@@ -66,10 +66,10 @@ def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
 def wants_merged(snapshot: Snapshot, state: AdaptiveState) -> bool:
     """Tell whether a reading is of use now: ksmd rests, and enough was rewritten that has not paid."""
     is_resting = state.scans.current is None and is_too_soon(state, snapshot.taken_s)
-    return is_resting and _broken_kib(snapshot, state) > _least_kib(snapshot, state)
+    return is_resting and _broken_kib(snapshot, state) > _negligible_kib(snapshot, state)
 
 
-def _least_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
+def _negligible_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
     """Return what is no backlog yet: less than that begins no full scan."""
     return total_kib(snapshot, state) // NEGLIGIBLE
 
