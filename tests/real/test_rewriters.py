@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from bench.sim.real_memory import COMMON, MergeableProcess
+from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
 from tests.lab.ksm import Ksm, merging_pages, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
+from virtksm.host.local_facts import read_merged
 from virtksm.paths import LOCAL, RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.values import replace
@@ -61,6 +64,18 @@ def see_rest(agent: AgentProcess, guests: Sequence[RunningGuest]) -> None:
         agent.step()
         if watched(agent) != before:
             return
+
+
+def test_ksmd_goes_on_counting_what_is_written_to_and_the_kernel_maps_it_no_more(ksm: Ksm) -> None:
+    pages = 2 * COMMON_MIB * PAGES_PER_MIB
+    spec = PayloadGuest(name="", memory_mib=MEMORY_MIB, common_mib=2 * COMMON_MIB)
+    with MergeableProcess(spec) as one, MergeableProcess(spec) as other:
+        ksm.merge_all()
+        assert [read_merged(process.pid) for process in (one, other)] == [(pages, pages * 4)] * 2
+        one.write(COMMON, 0, pages // 2, 1)
+        assert [read_merged(process.pid) for process in (one, other)] == [(pages, pages * 2), (pages, pages * 4)]
+        ksm.merge_all()
+        assert read_merged(one.pid) == (pages // 2, pages * 2)
 
 
 def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_stay_merged(
