@@ -216,6 +216,8 @@ INTEGER, TEXT, TEXTS = "use 0..60000 ms", 'use "restore" | "idle" | "leave"', 'u
         ("private_guests = 'tenant-*'", "is 'tenant-*', not an array", TEXTS),
         ("private_guests = ['a', 1]", "holds 1", TEXTS),
         ("private_guests = ['']", "holds an empty text", TEXTS),
+        ("adaptive.exclude_rewriters = 1", "is 1, not true or false", "use true | false"),
+        ("adaptive.exclude_rewriters = 'true'", "is 'true', not true or false", "use true | false"),
     ],
 )
 def test_a_value_of_another_type_is_refused(tmp_path: Path, content: str, problem: str, remedy: str) -> None:
