@@ -22,7 +22,6 @@ from virtksm.values import replace
 pytestmark = pytest.mark.real
 
 REWRITE_PER_S = 2048
-"""All that the two have in common, within three seconds: a full scan of these guests takes some tenths of one."""
 MOST_RESTS, MOST_PASSES = 20, 60
 
 
@@ -32,38 +31,41 @@ def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
 
 
 class Rests:
-    """Begins full scans by guests that start, each of which leaves ksmd to rest."""
+    """Rests of ksmd, each after full scans that a guest's start has caused, while those that rewrite stood still."""
 
-    def __init__(self, agent: AgentProcess, guest: GuestFactory, guests: int) -> None:
-        self._agent, self._guest, self._guests = agent, guest, guests
+    def __init__(self, agent: AgentProcess, guest: GuestFactory, calm: int, loud: Sequence[RunningGuest]) -> None:
+        self._agent, self._guest, self._loud = agent, guest, loud
+        self._guests = calm + len(loud)
 
     def begin(self) -> None:
-        """Have all memory scanned once more."""
+        """Have all memory scanned once more, and those that rewrite go on then."""
+        for one in self._loud:
+            one.domain.suspend()
         self._guest(tiny(f"new-{self._guests}"))
         self._guests += 1
         self._agent.reload()
         wait_until_covered(self._agent, self._guests)
+        for one in self._loud:
+            one.domain.resume()
+
+    def see(self) -> Sequence[str]:
+        """Have passes until one has learned something of those that rewrite; return whom the policy takes out."""
+        wait_until(lambda: all(map(has_rewritten, self._loud)), HANG_S, "the guests to rewrite what has merged")
+        before = self._learned()
+        for _ in range(MOST_PASSES):
+            named: list[str] = self._agent.step()["decision"]["rewriters"]
+            if self._learned() != before:
+                break
+        return named
+
+    def _learned(self) -> object:
+        state = json.loads(self._agent.home.state.read_text(encoding="utf-8"))["policy_state"]
+        return state["watched"], state["rewriters"]
 
 
 def has_rewritten(guest: RunningGuest) -> bool:
     """Whether most of what ksmd counts as merged is mapped so no more."""
     return merged_kib(guest.pid) * 2 < merging_pages(guest.pid) * 4
-
-
-def watched(agent: AgentProcess) -> object:
-    """Return what the policy holds against guests."""
-    state = json.loads(agent.home.state.read_text(encoding="utf-8"))["policy_state"]
-    return state["watched"], state["rewriters"]
-
-
-def see_rest(agent: AgentProcess, guests: Sequence[RunningGuest]) -> None:
-    """Have passes until one has learned something of guests that have rewritten most of what merged."""
-    wait_until(lambda: all(map(has_rewritten, guests)), HANG_S, "the guests to rewrite what has merged")
-    before = watched(agent)
-    for _ in range(MOST_PASSES):
-        agent.step()
-        if watched(agent) != before:
-            return
 
 
 def test_ksmd_goes_on_counting_what_is_written_to_and_the_kernel_maps_it_no_more(ksm: Ksm) -> None:
@@ -85,13 +87,14 @@ def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_s
     agent = start_agent(f"{UNSETTLED_LAW}exclude_rewriters = true\n")
     rewriting = {"image": 7, "rewrite_common_per_s": REWRITE_PER_S}
     calm_1, calm_2, *loud = guest.together(
-        twin("calm-1", 1), twin("calm-2", 2), twin("loud-1", 3, **rewriting), twin("loud-2", 4, **rewriting)
+        *(replace(twin(f"calm-{seed}", seed), memory_mib=2 * MEMORY_MIB, own_mib=MEMORY_MIB) for seed in (1, 2)),
+        twin("loud-1", 3, **rewriting),
+        twin("loud-2", 4, **rewriting),
     )
-    rests, names = Rests(agent, guest, 4), [one.spec.name for one in loud]
+    rests, names = Rests(agent, guest, 2, loud), [one.spec.name for one in loud]
     for _ in range(MOST_RESTS):
         rests.begin()
-        see_rest(agent, loud)
-        if agent.step()["decision"]["rewriters"] == names:
+        if rests.see() == names:
             break
 
     def switched(event: str) -> list[str]:
