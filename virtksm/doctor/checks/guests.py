@@ -82,7 +82,7 @@ def check_rewriters(facts: Facts) -> Outcome:
     """Judge whether the agent finds the guests that rewrite what merges, where it is to, and keeps them out."""
     agent, config = facts.own.agent, facts.own.config
     if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
-        return passed("are left alone (exclude_rewriters)")
+        return passed("exclude_rewriters is off")
     if not isinstance(agent, AgentSeen):
         raise DoesNotApply("no agent runs")
     if agent.rewriters_unknown:
