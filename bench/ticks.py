@@ -22,12 +22,13 @@ from bench.figures import Goal, tell_goals, tell_machine
 from tests.fakes import FakeClock, FakeHypervisor, FakeSwitch, fake_cycle
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import DirtyRates
+from virtksm.agent.guest_switches import GuestSwitches
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
+from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
-from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.guests.xml import GuestXml
@@ -107,9 +108,10 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
         rates=cycle.tenure.dirty_kib_per_s,
         failing=reporter.dirty_rates_unknown,
     )
-    private = PrivateGuests(reader=reader, source=lambda: None, reporter=reporter, unmerged=cycle.tenure.unmerged)
-    reader.learned = private.see
-    listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, private, rates)
+    switches = GuestSwitches(reader=reader, source=lambda: None, reporter=reporter, unmerged=cycle.tenure.unmerged)
+    reader.learned = switches.see
+    merged = MergedMemory(cycle.tenure.merged, reporter.rewriting_unknown)
+    listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, switches, rates, merged)
     running = hypervisor.running_guests(with_max=False)
     reader.known = {guest.key: GuestXml() for guest in running}
     rates.rates |= {guest.key: 1024.0 for guest in running}

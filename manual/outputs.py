@@ -80,6 +80,8 @@ class Decision(Reasoned):
 
     idle: bool
     """Whether ksmd scans nothing."""
+    rewriters: list[str]
+    """Names of the guests that are to be out of KSM, as they rewrite what merges."""
 
 
 class Threshold:
@@ -256,12 +258,12 @@ class UnmergedGuest:
     name: str
     uuid: str
     at: str
-    by_command: bool
-    """By `virtksm guest unmerge`; else by `private_enforce`."""
+    why: Literal["private", "rewrites", "command"]
+    """By `private_enforce`, `exclude_rewriters`, or `virtksm guest unmerge`."""
 
 
 class UnswitchedGuest:
-    """A guest that `private_enforce` has failed to unmerge, or to have merge again."""
+    """A guest that the agent has failed to unmerge, or to have merge again."""
 
     name: str
     uuid: str
@@ -274,6 +276,8 @@ class Switched:
 
     unmerged: list[UnmergedGuest]
     failed: list[UnswitchedGuest]
+    rewriters_unknown: str | None
+    """Why it is unknown which guests rewrite what merges, with the remedy; null where they are known or not sought."""
 
 
 class Status(Versioned):
@@ -461,6 +465,9 @@ class KeptDecision(Reasoned):
     thresholds: list[Threshold]
     is_routine: bool
     wants_dirty_rates: bool
+    wants_merged: bool
+    rewriters: list[str]
+    """By UUID and domain id."""
 
 
 class KeptPass:

@@ -24,7 +24,16 @@ from virtksm.history.samples import (
     Sample,
 )
 from virtksm.model.decision import Decision, Pause, Reason, Triggers
-from virtksm.model.snapshot import PARAMETERS, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot
+from virtksm.model.snapshot import (
+    PARAMETERS,
+    Guest,
+    HostMemory,
+    KsmState,
+    MergedReading,
+    OtherProcesses,
+    Settings,
+    Snapshot,
+)
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.tuning.ownership import HostState
 from virtksm.values import replace
@@ -199,6 +208,8 @@ class FakeFacts:
     living: set[str] = field(default_factory=set)
     """Processes of guests that may not be listed."""
     mergeable: Callable[[], MergeableMemory | None] = lambda: None
+    readings: Mapping[str, MergedReading] = field(default_factory=dict)
+    """What is merged, by guests' UUID."""
     counters: Mapping[str, int | None] = field(default_factory=dict)
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
@@ -224,6 +235,9 @@ class FakeFacts:
 
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         return self.mergeable()
+
+    def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+        return ((one.key, self.readings[one.uuid]) for one in running if one.uuid in self.readings)
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         return self.other_processes

@@ -6,7 +6,7 @@ stands still but for `advance`. Guests are described as the payload's (PayloadGu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.sim.ksmd import Ksmd
@@ -15,7 +15,7 @@ from bench.steps import Spoil
 from demo.guests import PayloadGuest
 from virtksm.agent.dirty_rates import turn_every_s
 from virtksm.errors import Cause, SettingsRefused
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Traits
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, MergedReading, OtherProcesses, Settings, Traits
 from virtksm.values import replace
 
 CPU_TICK_S = 0.01
@@ -53,6 +53,8 @@ class SimHost:
     spoil: Spoil | None = None
     spoilt: int = 0
     """How often."""
+    unmerged: set[str] = field(default_factory=set)
+    """The guests (`Guest.key`) that were unmerged while they run."""
     uri: str = "qemu:///system"
     _starts: int = 0
 
@@ -104,8 +106,18 @@ class SimHost:
     def stop(self, name: str) -> None:
         """End a guest."""
         guest = self.guests_by_name.pop(name)
-        if guest.spec.can_merge:
+        if guest.spec.can_merge and guest.key not in self.unmerged:
             self.ksmd.leave(guest)
+
+    def keep_out(self, keys: Collection[str]) -> None:
+        """Unmerge the guests of these keys (`Guest.key`), and let all others merge that were out."""
+        for guest in self.guests_by_name.values():
+            if guest.key in keys and guest.key not in self.unmerged:
+                self.ksmd.unmerge(guest)
+            elif guest.key in self.unmerged and guest.key not in keys:
+                self.ksmd.enter(guest)
+        self.unmerged.clear()
+        self.unmerged.update(keys)
 
     @property
     def processes(self) -> list[SimGuest]:
@@ -206,6 +218,13 @@ class SimFacts:
             return replace(one, rss_kib=rss_kib, shared_kib=shared_kib, dirty_kib_per_s=guest.dirty_kib_per_s)
 
         return tuple(map(measured, running))
+
+    def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+        host, seen = self._host, {guest.uuid: guest for guest in self._host.guests_by_name.values()}
+        for one in running:
+            seen[one.uuid].catch_up(host.ksmd.trees, host.now_s)
+            counted_kib, mapped_kib = (4 * pages for pages in seen[one.uuid].merged_pages())
+            yield one.key, MergedReading(taken_s=host.now_s, counted_kib=counted_kib, mapped_kib=mapped_kib)
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         other_processes_kib = [

@@ -11,6 +11,7 @@ from math import ceil
 
 from bench.sim.costs import KsmdCosts, wakes_at_s
 from bench.sim.memory import Region, SimGuest
+from bench.sim.pages import PageState
 from bench.sim.trees import Trees
 from bench.sim.visit import Act, Rules, carry_out, cost_s, foresee, forget
 
@@ -61,6 +62,20 @@ class Ksmd:
         self.processes.remove(guest)
         if any(state.known for region in guest.regions for _, _, state in region.states.within(0, region.most_pages)):
             self.processes.insert(0 if self.cursor is None else self.processes.index(self.cursor) + 1, guest)
+
+    def unmerge(self, guest: SimGuest) -> None:
+        """A process unmerges all of its memory (MADV_UNMERGEABLE), and ksmd forgets it; `enter` has it merge again."""
+        for region in guest.regions:
+            for low, high, state in list(region.states.within(0, region.most_pages)):
+                if state.is_merged:
+                    self.trees.cow_ksm += high - low
+                    region.count(self.trees, low, high, state.version, live=-1)
+                forget(self.trees, region, low, high, state)
+                region.states.assign(low, high, PageState(version=state.version))
+        place = self.processes.index(guest)
+        self.processes.remove(guest)
+        if guest is self.cursor:
+            self._go_to(place)
 
     def set_sleep(self, sleep_millisecs: int) -> None:
         """Write sleep_millisecs: a changed value ends a sleep at once."""

@@ -152,6 +152,11 @@ class SimGuest:
     _measured_s: float | None = None
     _spoiled_s: float = -inf
 
+    @property
+    def key(self) -> str:
+        """As `Guest.key`."""
+        return f"{self.uuid}/{self.domain_id}"
+
     def measure_dirty(self, now_s: float, every_s: float) -> None:
         """Measure how much is written, if it is time to: once in `every_s`."""
         if self._measured_s is None:
@@ -168,6 +173,15 @@ class SimGuest:
         """Tell its resident memory; merged pages are resident, too."""
         regions = self.regions[now_s < self.low_until_s :]
         return self.overhead_kib + 4 * sum(region.filled(now_s) for region in regions)
+
+    def merged_pages(self) -> tuple[int, int]:
+        """Return how many of its pages ksmd counts as merged, and how many are."""
+        counted = mapped = 0
+        for region in self.regions:
+            for start, end, state in region.states.within(0, region.most_pages):
+                counted += (end - start) * (state.merged_as is not None)
+                mapped += (end - start) * state.is_merged
+        return counted, mapped
 
     @property
     def has_merged(self) -> bool:

@@ -16,7 +16,7 @@ from virtksm.guests.ports import GuestFacts
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.host.clock import boottime_s
 from virtksm.host.local_facts import ProcFacts
-from virtksm.model.snapshot import Guest
+from virtksm.model.snapshot import Guest, MergedReading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,11 @@ def fake_place() -> Place:
     rss_kib: dict[str, int] = {}
     of_guests: dict[str, GuestProcess] = {}
     living: set[str] = set()
+    readings: dict[str, MergedReading] = {}
 
     def start(name: str) -> Guest:
         rss_kib[f"uuid of {name}"] = 20_000
+        readings[f"uuid of {name}"] = MergedReading(taken_s=1.0, counted_kib=0, mapped_kib=0)
         of_guests[f"uuid of {name}"] = GuestProcess(
             arguments=("qemu", "-name", name), ksm=ProcessKsm(rmap_items=0, zero_pages=0, merging_pages=0)
         )
@@ -39,7 +41,8 @@ def fake_place() -> Place:
         living.add(f"process of {guest.key}")
         return guest
 
-    return Place(facts=FakeFacts(rss_kib=rss_kib, of_guests=of_guests, living=living), start=start)
+    facts = FakeFacts(rss_kib=rss_kib, of_guests=of_guests, living=living, readings=readings)
+    return Place(facts=facts, start=start)
 
 
 def proc_place(stack: ExitStack, folder: Path) -> Place:
@@ -83,6 +86,11 @@ def test_every_guest_is_answered_in_order_and_one_without_a_process_is_unread_an
         assert name in process.arguments
         assert process.ksm is not None
         assert (process.ksm.rmap_items, process.ksm.merging_pages, process.ksm.zero_pages) == (0, 0, 0)
+    merged = dict(place.facts.merged(running))
+    assert [(key, reading.counted_kib, reading.mapped_kib) for key, reading in merged.items()] == [
+        (running[0].key, 0, 0),
+        (running[2].key, 0, 0),
+    ]
     assert (place.facts.guests(()), place.facts.trouble) == ((), ())
 
 

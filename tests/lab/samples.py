@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.fakes import FakeFacts, FakeHypervisor, TargetPolicy, fake_cycle
-from virtksm.agent.private_guests import Trouble
+from virtksm.agent.guest_switches import Trouble
 from virtksm.agent.status import AgentFacts
 from virtksm.errors import VirtksmError
 from virtksm.guests.choices import Choice
@@ -17,7 +17,7 @@ from virtksm.values import replace
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
-UNMERGED = {"u": Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.5, is_done=True)}
+UNMERGED = {"u": Choice(name="vault", process="1/1", merge=False, why="private", at_s=1.5, is_done=True)}
 _SAFE = Guest(uuid="v", name="safe")
 UNSWITCHED = (Trouble(_SAFE, merge=False, error=VirtksmError("no room", remedy="wait"), wait_s=5.0, due_s=6.0),)
 

@@ -105,6 +105,24 @@ def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(i
     assert ours.cpu_until(new_at_s) - ours.cpu_until(600.0) < 0.03 * 3000.0
 
 
+@pytest.mark.parametrize("rewrite_per_s", [0, 64])
+def test_guests_that_rewrite_are_taken_out_and_no_others(rewrite_per_s: int) -> None:
+    """Two rewrite all at once whenever it has merged, or go on at some pages a second; two others rewrite their own."""
+    spoiler = PayloadGuest(name="", memory_mib=72, common_mib=64, image=77, rewrite_common_per_s=rewrite_per_s)
+    old = PayloadGuest(name="", memory_mib=448, common_mib=224, own_mib=160, rewrite_per_s=256)
+    names = ["bad0", "bad1"]
+    events: list[Event] = [Start(at_s=one, guest=replace(old, name=f"old{one}", seed=one)) for one in range(2)]
+    events += [Start(at_s=60.0 + number, guest=replace(spoiler, name=name)) for number, name in enumerate(names)]
+    if not rewrite_per_s:
+        events.append(Spoil(at_s=70.0, names=tuple(names)))
+    host, policy = new_host(), AdaptivePolicy(params=replace(ALWAYS.params, exclude_rewriters=True))
+    ours = run_policy(host, policy, events, until_s=4 * 3600.0, sample_every_s=60.0)
+    told = [report.rewriters for _, report in ours.passes]
+    assert all(set(rewriters) <= {*names} for rewriters in told)
+    assert told[-1] == names
+    assert ours.samples[-1].saved_pages == 224 * PAGES_PER_MIB
+
+
 @settings(max_examples=10)
 @given(storms())
 def test_its_scanning_is_within_a_constant_of_the_least(starts: list[Start]) -> None:

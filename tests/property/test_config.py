@@ -62,6 +62,8 @@ TEXTS = {"status_group": "root", "metrics.listen": "[::1]:9876", "metrics.textfi
 def value_of_key(name: str, one: Key) -> st.SearchStrategy[Value]:
     if isinstance(one.default, tuple):
         return st.lists(st.text(min_size=1, max_size=20), max_size=3).map(tuple)
+    if isinstance(one.default, bool):
+        return st.booleans()
     if isinstance(one.default, str):
         return st.sampled_from(one.choices or ("", TEXTS[name]))
     return st.integers(*one.bounds[:2])

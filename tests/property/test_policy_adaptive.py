@@ -16,6 +16,7 @@ from virtksm.model.snapshot import (
     Guest,
     HostMemory,
     KsmState,
+    MergedReading,
     OtherProcesses,
     Settings,
     Snapshot,
@@ -39,6 +40,7 @@ params = st.builds(
     max_cpu_percent=st.integers(0, 100),
     settle_s=st.integers(0, 3600),
     merge_across_nodes=st.sampled_from(["keep", "never", "always"]),
+    exclude_rewriters=st.booleans(),
 )
 # Hypothesis makes up the fields of a NamedTuple that have a default, too, but none that `partial` has hidden.
 guests = st.lists(
@@ -54,6 +56,7 @@ guests = st.lists(
         pool_kib=st.none() | kib,
         dirty_kib_per_s=st.none() | st.floats(0, 1e7),
         image=st.sampled_from([None, "image-1", "image-2"]),
+        merged=st.none() | st.builds(MergedReading, taken_s=st.floats(0, 1e6), counted_kib=kib, mapped_kib=kib),
     ),
     max_size=3,
     unique_by=lambda guest: guest.key,
@@ -91,6 +94,7 @@ snapshots = st.builds(
         pages_scanned=counter,
         pages_skipped=counter,
         ksmd_cpu_seconds=st.none() | st.floats(0, 1e6),
+        cow_ksm=counter,
     ),
     guests=guests,
     other_processes=st.none()
@@ -117,6 +121,9 @@ def test_whatever_it_sees_its_bounds_hold_and_its_state_survives_json(
         assert decision.next_pass_s is not None
         assert MIN_WAIT_S <= decision.next_pass_s <= 60
         assert decision.reason.text
+        assert set(decision.rewriters) <= (
+            {guest.key for guest in snapshot.guests} if chosen.exclude_rewriters else set()
+        )
         assert state.backlog.new_kib >= 0
         assert state.backlog.scanned_once_kib >= 0
         assert state.backlog.new_kib + state.backlog.scanned_once_kib <= sum(state.guests_kib.values()) + 4 * 2**52

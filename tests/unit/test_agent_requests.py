@@ -10,10 +10,10 @@ import pytest
 from tests.fakes import BUSY, FakeChoices, FakeFacts, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.configuration import FreshConfig
-from virtksm.agent.private_guests import Here
+from virtksm.agent.guest_switches import Here
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable
-from virtksm.guests.choices import Choice
+from virtksm.guests.choices import COMMAND, Choice
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest
@@ -115,11 +115,11 @@ async def test_from_the_next_pass_on_it_is_known_which_guests_cannot_merge_and_t
 async def test_a_guest_that_a_command_takes_out_or_lets_in_has_a_pass_that_knows_of_it(bench: Bench) -> None:
     one, choices = guest("one"), FakeChoices()
     bench.hypervisor.running, bench.hypervisor.xml = (one,), {one.uuid: "<domain/>"}
-    out = Choice(name="one", process=f"process of {one.key}", merge=False, by_command=True, at_s=1.0, is_done=True)
+    out = Choice(name="one", process=f"process of {one.key}", merge=False, why=COMMAND, at_s=1.0, is_done=True)
 
     async def choose(*, merge: bool) -> None:
         choices.note(one.uuid, replace(out, merge=merge))
-        bench.agent.listeners.private_guests.connect(Here(choices, FakeFacts))
+        bench.agent.listeners.switches.connect(Here(choices, FakeFacts))
         await bench.until(lambda: [seen.can_merge for seen in sensed(bench)] == [merge])
         assert bench.events("pass_completed")[-1]["triggers"] == ["guests"]
 

@@ -16,12 +16,13 @@ from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.unit.test_agent_history import LONG_S, WALL_S, until
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import DirtyRates
+from virtksm.agent.guest_switches import GuestSwitches
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, Listeners, News
 from virtksm.agent.log import Reporter
+from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
-from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.history.samples import MAX_OF_A_KIND
@@ -91,9 +92,10 @@ async def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, reporter)
-    private = PrivateGuests(reader=guests, source=lambda: None, reporter=reporter, unmerged=set())
+    switches = GuestSwitches(reader=guests, source=lambda: None, reporter=reporter, unmerged=set())
     rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
-    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, private, rates)
+    merged = MergedMemory({}, lambda _failure: None)
+    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, switches, rates, merged)
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from virtksm.errors import StateUnusable
-from virtksm.guests.choices import Choice, Seen, find_steps, find_unmerged
+from virtksm.guests.choices import PRIVATE, REWRITES, Choice, Seen, find_steps, find_unmerged
 from virtksm.guests.obstacles import exposed, is_private
 from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.model.snapshot import Guest
@@ -17,12 +17,54 @@ from virtksm.values import replace
 
 VAULT = Guest(uuid="u", name="vault", domain_id=1)
 PLAIN, DECLARED, APART = GuestXml(memory_kib=1), GuestXml(is_private=True, memory_kib=1), GuestXml(is_kept_out=True)
-OURS = Choice(name="vault", process="1/1", merge=False, by_command=False, at_s=1.0, is_done=True, memory_kib=1)
+OURS = Choice(name="vault", process="1/1", merge=False, why="private", at_s=1.0, is_done=True, memory_kib=1)
 BEGUN = replace(OURS, is_done=False)
 MERGING = replace(BEGUN, merge=True)
-THEIRS = replace(OURS, by_command=True)
+THEIRS = replace(OURS, why="command")
 OPENED = replace(THEIRS, merge=True)
 OF_BEFORE = replace(OURS, process="1/0")
+
+
+OUT = replace(OURS, why=REWRITES)
+
+
+@pytest.mark.parametrize(
+    ("xml", "patterns", "choice", "merge", "why"),
+    [
+        (PLAIN, [], None, False, REWRITES),
+        (PLAIN, [], OUT, None, None),
+        (PLAIN, [], replace(OUT, is_done=False), False, REWRITES),
+        (PLAIN, [], replace(OUT, process="1/0"), False, REWRITES),
+        (GuestXml(memory_kib=2), [], OUT, False, REWRITES),
+        # It is private, too, or was: why it is out is told anew.
+        (PLAIN, ["vault"], None, False, PRIVATE),
+        (PLAIN, ["vault"], OUT, False, PRIVATE),
+        (PLAIN, ["vault"], OURS, None, None),
+        (PLAIN, [], OURS, False, REWRITES),
+        # It cannot merge, it is not known whether it can, or a command has chosen.
+        (APART, [], None, None, None),
+        (UNKNOWN, [], None, None, None),
+        (UNKNOWN, [], OUT, None, None),
+        (PLAIN, [], OPENED, None, None),
+        (PLAIN, [], THEIRS, None, None),
+    ],
+)
+def test_a_guest_that_rewrites_is_out_as_a_private_one_is(
+    xml: GuestXml, patterns: list[str], choice: Choice | None, merge: bool | None, why: str | None
+) -> None:
+    choices = {} if choice is None else {VAULT.uuid: choice}
+    seen = [Seen(VAULT, xml, "1/1")]
+    steps = find_steps(seen, choices, patterns, is_enforced=True, rewriters=[VAULT.key])
+    assert [(step.merge, step.why) for step in steps] == ([] if merge is None else [(merge, why)])
+
+
+def test_a_guest_that_rewrites_no_more_merges_again_unless_it_is_private() -> None:
+    seen = [Seen(VAULT, PLAIN, "1/1")]
+    (step,) = find_steps(seen, {VAULT.uuid: OUT}, [], is_enforced=True)
+    assert (step.merge, step.why) == (True, REWRITES)
+    (step,) = find_steps(seen, {VAULT.uuid: OUT}, ["vault"], is_enforced=True)
+    assert (step.merge, step.why) == (False, PRIVATE)
+    assert find_steps(seen, {VAULT.uuid: THEIRS}, [], is_enforced=True) == ()
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ INTEGER, TEXT, TEXTS = "use 0..60000 ms", 'use "restore" | "idle" | "leave"', 'u
         ("private_guests = 'tenant-*'", "is 'tenant-*', not an array", TEXTS),
         ("private_guests = ['a', 1]", "holds 1", TEXTS),
         ("private_guests = ['']", "holds an empty text", TEXTS),
+        ("adaptive.exclude_rewriters = 1", "is 1, not true or false", "use true | false"),
+        ("adaptive.exclude_rewriters = 'true'", "is 'true', not true or false", "use true | false"),
     ],
 )
 def test_a_value_of_another_type_is_refused(tmp_path: Path, content: str, problem: str, remedy: str) -> None:
@@ -254,7 +256,7 @@ def test_every_key_has_a_default_of_its_own_range_or_choices() -> None:
         assert check_value(one, one.default) == ("", ""), name
         assert one.meaning, name
         assert one.reason, name
-        assert bool(one.bounds[2]) == isinstance(one.default, int), name
+        assert bool(one.bounds[2]) == (type(one.default) is int), name
 
 
 def test_a_status_group_must_be_one_of_this_machines(tmp_path: Path) -> None:

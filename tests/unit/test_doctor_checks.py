@@ -186,6 +186,11 @@ def unmerged(by_store: Iterable[str] = (VAULT.key,)) -> Facts:
     return with_guests(xml={GUEST.key: GuestXml(), VAULT.key: GuestXml()}, unmerged=frozenset(by_store))
 
 
+def excluding(policy: str = "adaptive", **agent: object) -> Facts:
+    """Return healthy facts where rewriters are looked for, and what the agent says of them."""
+    return with_agent(configured(HEALTHY, policy=policy, adaptive=AdaptiveParams(exclude_rewriters=True)), **agent)
+
+
 def with_process(guest: Guest, **counted: bool) -> Facts:
     return with_guests(processes={guest.key: GuestProcess(arguments=(), ksm=ProcessKsm(**counted))})
 
@@ -444,6 +449,14 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("private_guests", with_process(VAULT, merges_any=False), PASS, "kept out"),
     ("private_guests", with_process(GUEST, merges_any=True), PASS, "kept out"),
     ("private_guests", with_libvirt(guests=NO_XML), WARN, "cannot tell"),
+    ("rewriters", HEALTHY, PASS, "exclude_rewriters is off"),
+    ("rewriters", excluding(), PASS, "kept out for a day: none"),
+    ("rewriters", excluding(rewriters=frozenset({"vault"}), unmerged=frozenset({VAULT.uuid})), PASS, "a day: vault"),
+    ("rewriters", excluding(rewriters=frozenset({"vault"}), unswitched=("no room",)), WARN, "1 still merge: vault"),
+    ("rewriters", excluding(rewriters_unknown="no right"), WARN, "cannot tell: no right"),
+    ("rewriters", excluding("observe", rewriters=frozenset({"vault"})), PASS, "adaptive would keep out: vault"),
+    ("rewriters", excluding("ksmtuned", rewriters_unknown="no right"), PASS, "exclude_rewriters is off"),
+    ("rewriters", replace(excluding(), own=replace(excluding().own, agent=None)), INFO, "no agent runs"),
     ("groups", HEALTHY, PASS, "no guest declares one"),
     (
         "groups",

@@ -15,7 +15,7 @@ from tests.lab.stand_in import StandIn
 from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, find_guest, save
 from virtksm.cli.layout import to_lines
 from virtksm.errors import GuestVanished, LibvirtTimeout, MonitorFailed, MonitorRefused, Unsupported, VirtksmError
-from virtksm.guests.choices import Choice
+from virtksm.guests.choices import COMMAND, Choice
 from virtksm.guests.merging import find_needed_kib
 from virtksm.guests.process import GuestProcess, MergeableMemory, ProcessKsm
 from virtksm.host.proc_files import parse_smaps
@@ -136,7 +136,7 @@ def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths, options = RuntimePaths(str(tmp_path / "run")), argparse.Namespace(runtime_dir=str(tmp_path / "run"))
-    done = Choice(name="one", process="1/1", merge=False, by_command=True, at_s=1.0, is_done=True)
+    done = Choice(name="one", process="1/1", merge=False, why=COMMAND, at_s=1.0, is_done=True)
     answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
     ensure_runtime(paths)
 

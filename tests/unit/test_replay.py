@@ -189,8 +189,8 @@ def test_a_law_that_this_virtksm_does_not_know_is_told(policy: str, law: dict[st
 
 
 def test_the_keys_of_adaptive_are_those_of_observe_too() -> None:
-    config = change_law(Config(), "observe", ["adaptive.engage=always"])
-    assert (config.policy, config.adaptive.engage) == ("observe", "always")
+    config = change_law(Config(), "observe", ["adaptive.engage=always", "adaptive.exclude_rewriters=true"])
+    assert (config.policy, config.adaptive.engage, config.adaptive.exclude_rewriters) == ("observe", "always", True)
     with pytest.raises(ConfigError, match="is no key of the policy observe"):
         change_law(Config(), "observe", ["ksmtuned.npages_max=9"])
 
@@ -202,6 +202,11 @@ def test_the_keys_of_adaptive_are_those_of_observe_too() -> None:
         (None, "adaptive.engage", "--set: adaptive.engage: has no value; write adaptive.engage=VALUE"),
         (None, "adaptive.engage=perhaps", "--set: adaptive.engage: is 'perhaps'; use one of"),
         (None, f"adaptive.settle_s={'9' * 5000}", "--set: adaptive.settle_s: is '999"),
+        (
+            None,
+            "adaptive.exclude_rewriters=1",
+            "--set: adaptive.exclude_rewriters: is '1', not true or false; use true",
+        ),
         (None, "adaptive.settle_s=4000", "--set: adaptive.settle_s: is 4000, out of range; use 0..3600 s"),
         (None, "ksmtuned.npages_max=9", "--set: ksmtuned.npages_max: is no key of the policy adaptive; leave it out"),
         (

@@ -126,6 +126,10 @@ def test_without_names_a_guest_in_the_policys_state_is_still_that_guest() -> Non
         "learned": {"image": "image-1"},
     }
     assert stripped.snapshot.guests[0].key == "guest-1/1"
+    rewriters = replace(PASS, decision=replace(PASS.decision, rewriters=(PASS.snapshot.guests[0].key,)))
+    stripped = anonymous.strip(rewriters)
+    assert isinstance(stripped, Pass)
+    assert stripped.decision.rewriters == ("guest-1/1",)
     assert "vault" not in dump_line(header) + dump_line(stripped)
     for other in (Gap(missed=1), replace(PASS, state=None), replace(PASS, state={"guests_kib": 4})):
         assert getattr(anonymous.strip(other), "state", None) == getattr(other, "state", None)

@@ -18,12 +18,13 @@ from typing import Any
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.dirty_rates import DirtyRates
+from virtksm.agent.guest_switches import GuestSwitches, Here
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
+from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import RETRY_S, Passes
-from virtksm.agent.private_guests import Here, PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ExitCode, LibvirtUnreachable, VirtksmError
@@ -71,24 +72,25 @@ class Agent:
             self.tenure.traits,
         )
         guests.unmerged = self.tenure.unmerged
-        private = PrivateGuests(
+        switches = GuestSwitches(
             reader=guests,
             source=lambda: None if self.connection.host is None else LibvirtMonitor(self.connection.host),
             reporter=self.reporter,
             unmerged=self.tenure.unmerged,
             switched=self.history_writer.note,
         )
-        guests.learned = private.see
+        guests.learned = switches.see
         rates = DirtyRates(
             source=lambda: self.connection.host,
             limit_s=lambda: self.configuration.in_force.call_timeout_s,
             rates=self.tenure.dirty_kib_per_s,
             failing=self.reporter.dirty_rates_unknown,
         )
-        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, private, rates)
+        merged = MergedMemory(self.tenure.merged, self.reporter.rewriting_unknown)
+        self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, switches, rates, merged)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
-        private.changed = self.passes.look_again
+        switches.changed = self.passes.look_again
 
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""
@@ -97,17 +99,19 @@ class Agent:
         reload = self._start("reload", self._reload)
         passes = self._start("passes", self.passes.run_when_due)
         guest_xml = self._start("guest XML", self.listeners.guests.read_when_due)
-        private_guests = self._start("private guests", self.listeners.private_guests.switch_when_due)
+        switches = self._start("guests' switches", self.listeners.switches.switch_when_due)
+        merged = self._start("merged memory", self.listeners.merged.read_when_wanted)
         dirty_rates = self._start("dirty rates", self.listeners.dirty_rates.measure_when_due)
         history = self._start("history", self.history_writer.keep_writing)
         await self.stopping.wait()
         connection.cancel()
         reload.cancel()
         guest_xml.cancel()
-        private_guests.cancel()
+        switches.cancel()
+        merged.cancel()
         dirty_rates.cancel()
         # A pass that has begun is finished first; a guest that is being asked for anything is not waited for.
-        await asyncio.wait({passes, connection, guest_xml, private_guests, dirty_rates, reload})
+        await asyncio.wait({passes, connection, guest_xml, switches, merged, dirty_rates, reload})
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
@@ -168,7 +172,7 @@ class Agent:
         self.configuration.follow(fresh)
         self.configuration.in_force = fresh.config
         self.passes.follow(fresh.config, cycle)
-        self.listeners.private_guests.connect(None if host is None else self.make_here(host.uri, fresh.config))
+        self._switch_here(None if host is None else self.make_here(host.uri, fresh.config))
         self.history_key = None  # a reload opens the file again: it may have been repaired
         self._open_history()
 
@@ -210,10 +214,15 @@ class Agent:
         self.passes.follow(config, cycle)
         self.listeners.guests.forget()
         self.listeners.dirty_rates.forget()
-        self.listeners.private_guests.connect(self.make_here(host.uri, config))
+        self._switch_here(self.make_here(host.uri, config))
         self._open_history()
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)
+
+    def _switch_here(self, here: Here | None) -> None:
+        """Switch guests of this machine, and read them, or none where the connection leads to another."""
+        self.listeners.switches.connect(here)
+        self.listeners.merged.connect(None if here is None else here.make_facts())
 
     async def _drop_connection(self, reason: str) -> None:
         self.reporter.disconnected(reason)

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from virtksm.agent.dirty_rates import DirtyRates
+from virtksm.agent.guest_switches import GuestSwitches
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.headroom import Rooms
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
+from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
-from virtksm.agent.private_guests import PrivateGuests
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
@@ -63,8 +64,9 @@ class Listeners:
     history_writer: HistoryWriter
     trace: TraceBuffer
     guests: GuestReader
-    private_guests: PrivateGuests
+    switches: GuestSwitches
     dirty_rates: DirtyRates
+    merged: MergedMemory
     news: News = field(default_factory=News)
     rooms: Rooms = field(default_factory=Rooms)
 
@@ -91,5 +93,9 @@ class Listeners:
         self.guests.see(done.report.snapshot.guests, again=done.report.triggers.is_explicit)
         self.rooms.passed(done, self.guests.known)
         if done.report.triggers.is_explicit:
-            self.private_guests.see(again=True)
-        self.dirty_rates.see(done.report.snapshot.guests, is_wanted=done.report.decision.wants_dirty_rates)
+            self.switches.see(again=True)
+        guests, decision = done.report.snapshot.guests, done.report.decision
+        if done.report.paused is None:  # else the policy was not asked
+            self.switches.follow(() if done.config.only_observes else decision.rewriters)
+        self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates)
+        self.merged.see(guests, is_wanted=decision.wants_merged)

@@ -215,6 +215,13 @@ class Reporter:
         message = f"how fast guests' memory changes is not measured: {error.message}"
         log("dirty_rates_unknown", message=message, error=error.message)
 
+    def rewriting_unknown(self, error: VirtksmError | None) -> None:
+        """Report why it is unknown which guests rewrite what merges; None: it is known."""
+        if error is None:
+            self._failures.pop("rewriting_unknown", None)
+        else:
+            self._log_change("rewriting_unknown", error, "which guests rewrite what merges is unknown")
+
     def guest_xml_unreadable(self, error: VirtksmError) -> None:
         if isinstance(error, Unforeseen):
             self.task_crashed("guest XML", error)

@@ -16,11 +16,11 @@ from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
+from virtksm.agent.guest_switches import Here
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.passes import Passes
-from virtksm.agent.private_guests import Here
 from virtksm.agent.requests import Requests
 from virtksm.agent.status_socket import StatusSocket
 from virtksm.config.load import group_id

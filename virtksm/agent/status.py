@@ -23,8 +23,8 @@ from datetime import UTC, datetime, timedelta
 from virtksm import __version__
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import Waiting
-from virtksm.agent.private_guests import Trouble
-from virtksm.errors import SensingFailed
+from virtksm.agent.guest_switches import Trouble
+from virtksm.errors import SensingFailed, VirtksmError
 from virtksm.guests.choices import Choice
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.model.current import CurrentKsm, Origin, after_pass
@@ -53,6 +53,7 @@ class AgentFacts:
     the last attempt to connect, or the last pass, failed. `current` is this machine's KSM as it is, or the last pass's.
     `room_kib` is the room for more guest memory, by name.
     `unmerged` are the guests that were unmerged while they run, by UUID, `unswitched` those of which that failed.
+    `unread` is why it is unknown which guests rewrite what merges.
     """
 
     version: str
@@ -69,6 +70,7 @@ class AgentFacts:
     room_kib: Mapping[str, int] | None
     unmerged: Mapping[str, Choice] = field(default_factory=dict)
     unswitched: tuple[Trouble, ...] = ()
+    unread: VirtksmError | None = None
 
     @property
     def silence(self) -> Waiting | None:
@@ -130,13 +132,14 @@ class AgentFacts:
             "paused": None if self.last is None else self.last.paused is not None,
             "switched": {
                 "unmerged": [
-                    {"name": one.name, "uuid": uuid, "at_s": one.at_s, "by_command": one.by_command}
+                    {"name": one.name, "uuid": uuid, "at_s": one.at_s, "why": one.why}
                     for uuid, one in sorted(self.unmerged.items(), key=lambda item: item[1].name)
                 ],
                 "failed": [
                     {"name": one.guest.name, "uuid": one.guest.uuid, "message": f"{one.text}: {one.error}"}
                     for one in sorted(self.unswitched, key=lambda trouble: trouble.guest.name)
                 ],
+                "rewriters_unknown": None if self.unread is None else str(self.unread),
             },
             "now": None if self.current is None else self.current.as_dict(),
             "room_kib": self.known_room_kib,
@@ -158,7 +161,7 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
     config, uri, done = agent.configuration.in_force, agent.connection.known_uri, agent.passes.last
     is_here = not is_alias(uri) and is_this_machine(uri, config)
     last = None if done is None else done.report
-    private = agent.listeners.private_guests
+    switches = agent.listeners.switches
     return AgentFacts(
         version=__version__,
         uri=uri,
@@ -172,8 +175,9 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         next_s=agent.passes.next_s(now_s),
         current=read_current(facts if is_here else None, last),
         room_kib=agent.listeners.room_kib,
-        unmerged={uuid: one for uuid, one in private.found.items() if one.is_done and not one.merge},
-        unswitched=tuple(private.troubles.values()),
+        unmerged={uuid: one for uuid, one in switches.found.items() if one.is_done and not one.merge},
+        unswitched=tuple(switches.troubles.values()),
+        unread=agent.listeners.merged.failure,
     )
 
 

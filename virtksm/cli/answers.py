@@ -80,7 +80,10 @@ STATUS = {
     "next_pass_s": int | float | None,
     "stranded": {"possible": bool | None, "settings": (SETTINGS, None), "worst_core_percent": int | float | None},
     "paused": bool | None,
-    "switched": ({"unmerged": [{"name": str, "by_command": bool}], "failed": [{"message": str}]}, None),
+    "switched": (
+        {"unmerged": [{"name": str, "why": str}], "failed": [{"message": str}], "rewriters_unknown": str | None},
+        None,
+    ),
     "now": (NOW, None),
 }
 """A status, as virtksm/agent/status.py writes it."""

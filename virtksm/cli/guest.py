@@ -290,7 +290,7 @@ class GuestSwitch:
         """Save what is chosen for this run; where its process is not known nothing is."""
         import time
 
-        from virtksm.guests.choices import Choice
+        from virtksm.guests.choices import COMMAND, Choice
 
         if self._process is None:
             return
@@ -298,7 +298,7 @@ class GuestSwitch:
             name=self.guest.name,
             process=self._process,
             merge=merge,
-            by_command=True,
+            why=COMMAND,
             at_s=time.time(),
             is_done=is_done,
             memory_kib=self._memory_kib,

@@ -146,14 +146,20 @@ def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:
     if status["stranded"]["possible"] is not False:
         yield "bad", "Warning", _stranded_text(status["stranded"])
     yield from (("warn", "Warning", note) for note in (last or {}).get("warnings", ()))
-    switched = status["switched"] or {"unmerged": (), "failed": ()}
+    switched = status["switched"] or {"unmerged": (), "failed": (), "rewriters_unknown": None}
     yield from (("warn", "Warning", one["message"]) for one in switched["failed"][:MAX_NAMED])
+    if switched["rewriters_unknown"]:
+        yield "warn", "Warning", f"which guests rewrite what merges is unknown: {switched['rewriters_unknown']}"
     if unmerged := switched["unmerged"]:
         yield "", "Unmerged", _unmerged_text(unmerged)
 
 
+_WHY = {"command": " (by a command)", "rewrites": " (rewrites what merges, for a day)"}
+"""Why a guest that is not private was unmerged."""
+
+
 def _unmerged_text(guests: Sequence[Mapping[str, Any]]) -> str:
-    names = [f"{one['name']}{' (by a command)' if one['by_command'] else ''}" for one in guests[:MAX_NAMED]]
+    names = [f"{one['name']}{_WHY.get(one['why'], '')}" for one in guests[:MAX_NAMED]]
     more = f" and {len(guests) - MAX_NAMED} more" if len(guests) > MAX_NAMED else ""
     return f"{', '.join(names)}{more}"
 

@@ -30,6 +30,7 @@ READ, MISSING = "read", "missing"
 MAX_BYTES = 65_536
 MAX_DOTS_A_LINE = 200
 MAX_SHOWN = 60
+KINDS = {bool: "true or false", int: "an integer", str: "a string"}
 MAX_REASON = 150
 """Characters of tomllib's message, which may repeat a key of any length."""
 
@@ -189,10 +190,10 @@ def _find_problem(known: Key, value: object) -> str:
         bad = [one for one in value if not isinstance(one, str) or not one]
         return f"holds {_describe(bad[0]) if bad[0] != '' else 'an empty text'}" if bad else ""
     if type(value) is not type(known.default):
-        return f"is {_describe(value)}, not {'an integer' if isinstance(known.default, int) else 'a string'}"
+        return f"is {_describe(value)}, not {KINDS[type(known.default)]}"
     if known.choices and value not in known.choices:
         return f"is {_describe(value)}"
-    if isinstance(value, int) and not known.bounds[0] <= value <= known.bounds[1]:
+    if type(value) is int and not known.bounds[0] <= value <= known.bounds[1]:
         return f"is {_describe(value)}, out of range"
     return ""
 

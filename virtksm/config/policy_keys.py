@@ -53,7 +53,10 @@ def change_law(config: Config, policy: str | None, texts: Iterable[str]) -> Conf
             faults.append(ConfigFault(file=SET, key=name, problem=problem, remedy=remedy))
             continue
         values[name] = literal
-        if name in keys and isinstance(keys[name].default, int):
+        kind = type(keys[name].default) if name in keys else str
+        if kind is bool:
+            values[name] = {"true": True, "false": False}.get(literal, literal)
+        elif kind is int:
             with suppress(ValueError):  # also for what has too many digits
                 values[name] = int(literal)
     return _checked(values, SET, faults)

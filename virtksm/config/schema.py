@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 
-Value = int | str | tuple[str, ...]
+Value = bool | int | str | tuple[str, ...]
 
 T = TypeVar("T", bound=Value)
 
@@ -20,7 +20,7 @@ class Key(NamedTuple):
     """One key: `choices` for texts; `bounds` for integers is (minimum, maximum, unit), both inclusive.
 
     A text without choices may be any; a group that it names is checked where the configuration is loaded. A list holds
-    texts that are not empty. `reason` explains the default.
+    texts that are not empty, and a truth value needs neither. `reason` explains the default.
     """
 
     default: Value
@@ -34,6 +34,8 @@ class Key(NamedTuple):
         """Return the allowed values as text, with the unit."""
         if self.choices:
             return " | ".join(f'"{choice}"' for choice in self.choices)
+        if isinstance(self.default, bool):
+            return "true | false"
         if isinstance(self.default, str):
             return '"TEXT"'
         if isinstance(self.default, tuple):
@@ -130,6 +132,11 @@ class AdaptiveParams(NamedTuple):
         "Whether pages of different NUMA nodes may merge; changed only while nothing is merged.",
         "The administrator's value stays.",
         choices=("keep", "never", "always"),
+    )
+    exclude_rewriters: bool = key(
+        default=False,
+        meaning="Whether the agent unmerges a guest that keeps rewriting what merges, for a day (docs/policies.md).",
+        reason="Unmerging needs memory, holds the guest for seconds a GiB, and libvirt marks the guest as tainted.",
     )
 
 

@@ -1,6 +1,6 @@
 """Writes configuration as TOML: the documented default file, the one in force, and an imported one.
 
-Pure. Values are integers, strings and arrays of strings only, whose JSON form is their TOML form.
+Pure. Values are truth values, integers, strings and arrays of strings, whose JSON form is their TOML form.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
 
 
 def _comment(one: Key) -> list[str]:
-    kind = "One of " if one.choices else "Range " if isinstance(one.default, int) else ""
+    kind = "One of " if one.choices or isinstance(one.default, bool) else "Range " if one.bounds[2] else ""
     allowed = f"{kind}{one.range_text}, default {format_value(one.default)}. {one.reason}"
     return [
         f"# {line}" for text in (one.meaning, allowed) for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False)

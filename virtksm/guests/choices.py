@@ -4,10 +4,10 @@ A choice is one run's: QEMU forgets it with its process. Pure. The rules, in the
 
 1. A run that a command has switched stays as it is (`virtksm guest merge` and `unmerge`), unless both are to keep it
    out: rule 5 holds for that.
-2. A private guest whose RAM can merge is unmerged, where that is enforced. One whose RAM cannot has other memory that
-   may, such as video memory, which QEMU does not switch: it stays exposed.
+2. A guest is unmerged that is private, where that is enforced, or that rewrites what merges, by the policy. One whose
+   RAM cannot merge has other memory that may, such as video memory, which QEMU does not switch: it stays exposed.
 3. A guest whose XML cannot be read stays as it is, unless its name says that it is private.
-4. What the agent has unmerged, and is private no longer, merges again.
+4. What the agent has unmerged merges again once neither is true.
 5. A switch that was begun and not finished is made again, as QEMU's answer is not known. So is one of a guest that has
    another maximum since: memory that is plugged in may merge.
 6. A private guest whose process was not found is to be unmerged: the attempt says why it fails.
@@ -15,16 +15,19 @@ A choice is one run's: QEMU forgets it with its process. Pure. The rules, in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from virtksm.guests.obstacles import find_obstacles, is_private
 from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.model.snapshot import Guest
 
+PRIVATE, REWRITES, COMMAND = "private", "rewrites", "command"
+"""Why a run was switched: it is private, it rewrites what merges, a command has asked for it."""
+
 
 class Choice(NamedTuple):
-    """Whether one run of a guest may merge; `process` names the run, `at_s` is Unix time.
+    """Whether one run of a guest may merge, and `why`; `process` names the run, `at_s` is Unix time.
 
     `is_done` is False from before QEMU is asked until it has answered. `memory_kib` is the maximum that it had then.
     """
@@ -32,10 +35,14 @@ class Choice(NamedTuple):
     name: str
     process: str
     merge: bool
-    by_command: bool
+    why: str
     at_s: float
     is_done: bool = False
     memory_kib: int | None = None
+
+    @property
+    def by_command(self) -> bool:
+        return self.why == COMMAND
 
 
 class Choices(Protocol):
@@ -60,34 +67,47 @@ class Seen(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A switch to make; `process` names the run, None where it was not found, `choice` is what it was before."""
+    """A switch to make; `why` the guest is taken out, or was. `process` names the run, None where it was not found.
+
+    `choice` is what it was before.
+    """
 
     guest: Guest
     process: str | None
     merge: bool
+    why: str
     memory_kib: int | None = None
     choice: Choice | None = None
 
 
 def find_steps(
-    seen: Iterable[Seen], choices: Mapping[str, Choice], patterns: Sequence[str], *, is_enforced: bool
+    seen: Iterable[Seen],
+    choices: Mapping[str, Choice],
+    patterns: Sequence[str],
+    *,
+    is_enforced: bool,
+    rewriters: Collection[str] = (),
 ) -> tuple[Step, ...]:
-    """Return the switches to make, those that unmerge first; `choices` are by the guests' UUID."""
+    """Return the switches to make, those that unmerge first; `choices` are by UUID, `rewriters` by `Guest.key`."""
     steps = []
     for guest, xml, process in seen:
         choice = choices.get(guest.uuid)
         if choice is not None and choice.process != process:
             choice = None  # an earlier run's
         private = is_private(guest, xml, patterns)
-        is_out = any(one.is_lasting for one in find_obstacles(xml))
-        merge = not (is_enforced and private) or is_out
-        is_theirs = choice is not None and choice.by_command and (choice.merge or merge)
+        why = PRIVATE if is_enforced and private else REWRITES if guest.key in rewriters else None
+        if any(one.is_lasting for one in find_obstacles(xml)):
+            why = None
+        is_theirs = choice is not None and choice.by_command and (choice.merge or why is None)
         if is_theirs or (xml is UNKNOWN and not private):
             continue
-        has_grown = choice is not None and choice.memory_kib != xml.memory_kib and xml is not UNKNOWN
-        is_so = choice is not None and choice.is_done and choice.merge == merge and not has_grown
-        if not is_so and not (merge and choice is None):
-            steps.append(Step(guest=guest, process=process, merge=merge, memory_kib=xml.memory_kib, choice=choice))
+        if why is not None:
+            is_so = choice is not None and choice.is_done and not choice.merge and choice.why in (why, COMMAND)
+            has_grown = choice is not None and choice.memory_kib != xml.memory_kib and xml is not UNKNOWN
+            if has_grown or not is_so:
+                steps.append(Step(guest, process, merge=False, why=why, memory_kib=xml.memory_kib, choice=choice))
+        elif choice is not None:
+            steps.append(Step(guest, process, merge=True, why=choice.why, memory_kib=xml.memory_kib, choice=choice))
     return tuple(sorted(steps, key=lambda step: step.merge))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from virtksm.guests.merging import GuestMerging
 from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
-from virtksm.model.snapshot import Guest
+from virtksm.model.snapshot import Guest, MergedReading
 from virtksm.tuning.ports import LocalFacts
 
 
@@ -52,6 +53,12 @@ class GuestFacts(LocalFacts, Protocol):
 
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         """Return what of a guest's memory the kernel may merge; None where this user may not read it (root may)."""
+
+    def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+        """Read one guest after the other (`Guest.key`), as asked for: the kernel walks its page tables.
+
+        Guests that this user may not read are left out (root may), and all before Linux 6.7.
+        """
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         """Return the other processes that have merged pages, of those that may be read."""

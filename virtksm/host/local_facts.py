@@ -28,6 +28,7 @@ from virtksm.host.proc_files import (
     parse_counter,
     parse_memory_kib,
     parse_process_ksm,
+    parse_rollup_kib,
     parse_smaps,
     parse_stat,
     read_name,
@@ -35,12 +36,12 @@ from virtksm.host.proc_files import (
     read_process,
     read_small,
 )
-from virtksm.model.snapshot import Guest, HostMemory, OtherProcesses
+from virtksm.model.snapshot import Guest, HostMemory, MergedReading, OtherProcesses
 from virtksm.tuning.ports import Clock
 from virtksm.values import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
     from virtksm.host.other_processes import OtherProcessesReader
@@ -148,6 +149,14 @@ class ProcFacts:
 
     def mergeable_memory(self, guest: Guest) -> MergeableMemory | None:
         return self.read_each((guest,), read_mergeable_memory)[0]
+
+    def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+        page_kib = self.page_kib()
+        for key, process in self._search.find(running).items():
+            taken_s = self._clock()
+            for found in self._reads.read((process.pid,), read_merged).values():
+                if found is not None:
+                    yield key, MergedReading(taken_s=taken_s, counted_kib=found[0] * page_kib, mapped_kib=found[1])
 
     def merging_processes(self, running: tuple[Guest, ...]) -> tuple[OtherProcess, ...]:
         from virtksm.guests.process import OtherProcess  # imports are start-up time, and no pass asks
@@ -277,6 +286,13 @@ def read_mergeable_memory(pid: int) -> MergeableMemory | None:
             return parse_smaps(file)
     except OSError:
         return None
+
+
+def read_merged(pid: int) -> tuple[int, int] | None:
+    """Return the pages that ksmd counts as merged of a process, and the KiB that are; None as above. It may hang."""
+    counted_pages = parse_counter(read_private(pid, "ksm_merging_pages") or "")
+    mapped_kib = parse_rollup_kib(read_private(pid, "smaps_rollup") or "")
+    return None if counted_pages is None or mapped_kib is None else (counted_pages, mapped_kib)
 
 
 def read_status_kib(pid: int, name: str) -> int | None:

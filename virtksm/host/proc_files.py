@@ -243,6 +243,12 @@ def parse_smaps(lines: Iterable[str]) -> MergeableMemory:
     return MergeableMemory(mappings_kib=tuple(sizes), merged_kib=merged_kib)
 
 
+def parse_rollup_kib(text: str) -> int | None:
+    """Parse the mapped KSM pages of /proc/PID/smaps_rollup; None before Linux 6.7."""
+    found = re.search(rf"^KSM: +({NUMBER}) kB$", text, re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
 def parse_stat(text: bytes) -> Stat | None:
     """Parse /proc/PID/stat (proc_pid_stat(5)); None for other text (it ended)."""
     fields = text.rpartition(b")")[2].split()  # the name in front may hold anything

@@ -136,7 +136,8 @@ class Decision(NamedTuple):
 
     `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
     that the same rule goes on as in the pass before: one of many, which only a log at level debug needs.
-    `wants_dirty_rates`: guests' dirty rates are of use to the next decisions.
+    `wants_dirty_rates`: guests' dirty rates are of use to the next decisions; `wants_merged`: so is what is merged of
+    them. `rewriters` are the guests (`Guest.key`) that are to be out of KSM, as they rewrite what merges.
     """
 
     target: Settings
@@ -144,6 +145,8 @@ class Decision(NamedTuple):
     next_pass_s: float | None
     is_routine: bool = False
     wants_dirty_rates: bool = False
+    wants_merged: bool = False
+    rewriters: tuple[str, ...] = ()
 
     @property
     def is_idle(self) -> bool:

@@ -118,6 +118,12 @@ class PassReport(NamedTuple):
         return [*notes, *self.trouble, *self.exposures]
 
     @property
+    def rewriters(self) -> list[str]:
+        """The names of the guests that are to be out of KSM, as they rewrite what merges."""
+        keys = self.decision.rewriters
+        return sorted(guest.name for guest in self.snapshot.guests if guest.key in keys) if keys else []
+
+    @property
     def foreign_remedy(self) -> str:
         """What to do about another writer: a remote host's kernel may be one itself."""
         return f"{FOREIGN}; {ADVISOR_UNSEEN}" if self.snapshot.source is Source.LIBVIRT else FOREIGN
@@ -170,6 +176,7 @@ class PassReport(NamedTuple):
                 **thresholds,
                 "target": decision.target.as_dict(),
                 "next_pass_s": decision.next_pass_s,
+                "rewriters": self.rewriters,
             },
             "outcome": self.outcome.value,
             "before": self.before.as_dict(),

@@ -237,6 +237,18 @@ class Traits(NamedTuple):
 NO_TRAITS = Traits()
 
 
+class MergedReading(NamedTuple):
+    """What of a guest ksmd counts as merged, and what is mapped so, when a reading began (CLOCK_BOOTTIME).
+
+    ksmd counts a page until it scans it again, also if it was written to or given back. Source: ksm_merging_pages of
+    /proc/PID (Linux 5.19) and KSM of its smaps_rollup (6.7), both for root to read; zero pages are in neither.
+    """
+
+    taken_s: float
+    counted_kib: int
+    mapped_kib: int
+
+
 class Guest(NamedTuple):
     """A running domain; `rss_kib` is what its process holds resident, None where that cannot be read.
 
@@ -246,7 +258,7 @@ class Guest(NamedTuple):
     where there is no pool, or it is unknown. `dirty_kib_per_s` is how much of its memory is written to in a second,
     measured (virDomainStartDirtyRateCalc) or as much as it reads from disk; None where neither is known. `freed_kib`
     is its part of KsmState's. `image` is the same for guests that were made from the same disk image or boot the same
-    kernel, None where that is not known.
+    kernel, None where that is not known. `merged` is the last reading of what is merged, None where there is none.
     """
 
     uuid: str
@@ -260,6 +272,7 @@ class Guest(NamedTuple):
     dirty_kib_per_s: float | None = None
     freed_kib: int = 0
     image: str | None = None
+    merged: MergedReading | None = None
 
     @property
     def key(self) -> str:

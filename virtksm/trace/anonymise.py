@@ -32,7 +32,9 @@ class Anonymiser:
                     for guest in line.snapshot.guests
                 )
                 snapshot = replace(line.snapshot, guests=guests)
-                return replace(line, snapshot=snapshot, state=self._anonymous(line.state))
+                rewriters = tuple(self._anonymous(line.decision.rewriters))
+                decision = replace(line.decision, rewriters=rewriters)
+                return replace(line, snapshot=snapshot, decision=decision, state=self._anonymous(line.state))
         return line
 
     def _anonymous(self, value: Any) -> Any:  # noqa: ANN401  # a policy's state, and all that is in it

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple
 from virtksm.errors import SettingsRefused, VirtksmError
 from virtksm.model.decision import Decision, Pause, Threshold, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
-from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot, Traits
+from virtksm.model.snapshot import IDLE, KsmState, MergedReading, Settings, Snapshot, Traits
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import RESUMED, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
@@ -53,6 +53,8 @@ class Tenure:
         self.refused: dict[str, Refused] = {}
         self.dirty_kib_per_s: dict[str, float] = {}
         """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
+        self.merged: dict[str, MergedReading] = {}
+        """What of each guest (`Guest.key`) was merged, as the agent has last read."""
         self.traits: dict[str, Traits] = {}
         """What guests' (`Guest.key`) configuration says, where it says anything, as far as the agent has read it."""
         self.unmerged: set[str] = set()
@@ -207,7 +209,9 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        snapshot = with_estimates(snapshot, freed, tenure.dirty_kib_per_s, tenure.traits, tenure.unmerged)
+        snapshot = with_estimates(
+            snapshot, freed, tenure.dirty_kib_per_s, tenure.traits, tenure.unmerged, tenure.merged
+        )
         if self.local is not None:
             snapshot = with_bound(snapshot, self.local, tenure.traits)
         tenure.sensed = snapshot

@@ -17,6 +17,7 @@ from virtksm.model.snapshot import (
     PARAMETERS,
     Guest,
     KsmState,
+    MergedReading,
     NodeMemory,
     Settings,
     Snapshot,
@@ -79,15 +80,17 @@ def with_estimates(
     dirty_kib_per_s: Mapping[str, float] = EMPTY,
     traits: Mapping[str, Traits] = EMPTY,
     unmerged: Collection[str] = (),
+    merged: Mapping[str, MergedReading] = EMPTY,
 ) -> Snapshot:
-    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, their traits.
+    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, their traits,
+    what is merged of them.
 
     At once, as each guest that is made anew takes a hundredth of a millisecond (measured).
     """
     if freed is not None:
         snapshot = replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=sum(freed.kib.values())))
     freed_kib = {} if freed is None else freed.kib
-    known = {*freed_kib, *dirty_kib_per_s, *traits, *unmerged}
+    known = {*freed_kib, *dirty_kib_per_s, *traits, *unmerged, *merged}
     if not known:
         return snapshot
 
@@ -102,6 +105,7 @@ def with_estimates(
             dirty_kib_per_s=dirty_kib_per_s.get(key, guest.dirty_kib_per_s),
             can_merge=one.can_merge and key not in unmerged,
             image=one.image,
+            merged=merged.get(key),
         )
 
     return replace(snapshot, guests=tuple(map(estimated, snapshot.guests)))

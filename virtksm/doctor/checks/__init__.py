@@ -57,6 +57,7 @@ CHECKS = (
     Check("hook_confinement", "hook", "free of AppArmor and SELinux", hook.check_confinement),
     Check("guests_merge", "guests", "all can merge", guests.check_can_merge),
     Check("private_guests", "guests", "no private one can merge", guests.check_private),
+    Check("rewriters", "guests", "no rewriter merges", guests.check_rewriters),
     Check("groups", "guests", "groups do not share", guests.check_groups),
     Check("free_pages", "guests", "give back what they have freed", guests.check_free_pages),
     Check("other_processes_seen", "guests", "memory of other processes is seen", guests.check_other_processes),

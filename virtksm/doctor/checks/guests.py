@@ -78,6 +78,25 @@ def check_private(facts: Facts) -> Outcome:
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
 
 
+def check_rewriters(facts: Facts) -> Outcome:
+    """Judge whether the agent finds the guests that rewrite what merges, where it is to, and keeps them out."""
+    agent, config = facts.own.agent, facts.own.config
+    if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
+        return passed("exclude_rewriters is off")
+    if not isinstance(agent, AgentSeen):
+        raise DoesNotApply("no agent runs")
+    if agent.rewriters_unknown:
+        raise CannotTell(agent.rewriters_unknown, "take exclude_rewriters out, or give the agent that right")
+    named = [guest for guest in facts.guests.running if guest.name in agent.rewriters]
+    names = _named([guest.name for guest in named])
+    if config.only_observes:
+        return passed(f"adaptive would keep out: {names or 'none'}")
+    merging = [guest.name for guest in named if guest.uuid not in agent.unmerged]
+    if merging:
+        return warned(f"{len(merging)} still merge: {_named(merging)}", (*agent.unswitched, "virtksm status")[0])
+    return passed(f"kept out for a day: {names or 'none'}")
+
+
 def check_groups(facts: Facts) -> Outcome:
     """Judge whether guests of different groups can merge with one another."""
     guests = facts.guests

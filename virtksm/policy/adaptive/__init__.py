@@ -17,6 +17,8 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 10. One more full scan follows while it is expected to merge what is worth it: what was in neither tree, skipped by
     smart_scan or left of a split huge page, has met no twins yet (`full_scans`).
 11. Memory may change in place. How much is measured or assumed, what share of it merges is learned (`changes`).
+12. A guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
+    (`rewriters`).
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from virtksm.policy.adaptive.full_scans import (
     seconds_until_empty,
     seconds_until_stalled,
 )
+from virtksm.policy.adaptive.rewriters import wants_merged, watch
 from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
@@ -94,6 +97,7 @@ class AdaptivePolicy:
         need = judge_need(snapshot, self.params, was_engaged=state.engaged)
         settle_s = self.params.settle_s * (1 - need.pressure)
         state = replace(account(snapshot, state, settle_s), engaged=need.engaged)
+        state = watch(snapshot, state, is_wanted=self.params.exclude_rewriters)
         if snapshot.ksm.run not in (None, 1):
             return self._idle(snapshot, stand_down(state), need, "off", "KSM is off, so nothing can merge")
         if not need.engaged:
@@ -178,6 +182,9 @@ class AdaptivePolicy:
             merge = None
         if learned.rewritten_kib * 2 > learned.merged_kib > 0:
             text += "; most of what merged last was rewritten soon, so less is expected of the next full scan"
+        if state.rewriters:
+            would = "would be" if self.only_observes else "are"
+            text += f"; guests that {would} out for a day, as they rewrite what merges: {len(state.rewriters)}"
         numbers: dict[str, Number] = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,
@@ -210,6 +217,8 @@ class AdaptivePolicy:
             next_pass_s=next_pass_s,
             is_routine=rule == state.rule,
             wants_dirty_rates=need.engaged and rule != "off" and not self.only_observes,
+            wants_merged=self.params.exclude_rewriters and rule in ("idle", "wait") and wants_merged(snapshot, state),
+            rewriters=tuple(sorted(state.rewriters)),
         )
         return decision, replace(state, rule=rule)
 

@@ -160,8 +160,12 @@ def _count_given_back(
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:
     """Tell whether what is written to now was merged in vain by the last pair of full scans."""
-    cost_s = (state.learned.full_scan_cost_s_per_kib or 0.0) * sum(state.guests_kib.values())
-    return now_s - state.learned.ended_s < PAYS_COST * cost_s
+    return now_s - state.learned.ended_s < seconds_to_pay(state)
+
+
+def seconds_to_pay(state: AdaptiveState) -> float:
+    """Return how long what has merged has to last, or it was merged in vain."""
+    return PAYS_COST * (state.learned.full_scan_cost_s_per_kib or 0.0) * sum(state.guests_kib.values())
 
 
 def _rewritten_kib(snapshot: Snapshot, state: AdaptiveState, *, has_stopped: bool) -> int:

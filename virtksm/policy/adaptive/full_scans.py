@@ -314,7 +314,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     if is_second and not goes_on and once_kib:
         scanned_kib = once_kib if scans.is_check else min(once_kib + scans.merged_kib, MAX_SUM)
         learned = learn(snapshot, state, scanned_kib, merged_kib, is_check=scans.is_check)
-    learned = replace(learned, ended_s=now.taken_s)
+    learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
     per_kib = cost_s / max(memory_kib, 1)
     return replace(
         state,

@@ -147,9 +147,18 @@ class Learned(NamedTuple):
     ended_s: float = 0.0
     rewritten_kib: int = 0
     """When the last full scan ended, and what was written to too soon after the last pair, although it had merged."""
+    began_cow_ksm: int | None = None
+    """The kernel's count of COW breaks when the last full scan began."""
     page_cost_s: float = DEFAULT_PAGE_COST_S
     full_scan_cost_s_per_kib: float | None = None
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
+
+
+class Watched(NamedTuple):
+    """What speaks against a guest: the last rest that does began at `rest_s`, and so many `times` in a row did."""
+
+    rest_s: float
+    times: int
 
 
 class AdaptiveState(NamedTuple):
@@ -173,6 +182,12 @@ class AdaptiveState(NamedTuple):
     arrivals: Arrivals = Arrivals()
     scans: Scans = Scans()
     learned: Learned = Learned()
+    rests: tuple[float, float] = (0.0, 0.0)
+    """When the last two rests began in which rewriting was looked for."""
+    watched: Mapping[str, Watched] = EMPTY
+    """By `Guest.key`, the guests against which one of these speaks."""
+    rewriters: Mapping[str, float] = EMPTY
+    """The guests (`Guest.key`) that are to be out, and until when."""
 
 
 def dump_state(state: AdaptiveState) -> dict[str, object]:

@@ -9,16 +9,24 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
+from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.configuration import Configuration, FreshConfig
+from virtksm.agent.dirty_rates import DirtyRates
+from virtksm.agent.guest_switches import MAX_RETRY_S, RETRY_S, GuestSwitches, Here
 from virtksm.agent.guest_xml import GuestReader
+from virtksm.agent.history import HistoryWriter
+from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
-from virtksm.agent.private_guests import MAX_RETRY_S, RETRY_S, Here, PrivateGuests
+from virtksm.agent.merged_memory import MergedMemory
+from virtksm.agent.passes import DonePass
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
-from virtksm.guests.choices import Choice
+from virtksm.guests.choices import COMMAND, Choice
 from virtksm.guests.process import MergeableMemory
 from virtksm.host.systemd import Notifier
+from virtksm.model.decision import Pause
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
@@ -71,7 +79,7 @@ class Bench:
         self.running = guests
         self.xml = xml or {}
 
-    def _make(self) -> tuple[GuestReader, PrivateGuests]:
+    def _make(self) -> tuple[GuestReader, GuestSwitches]:
         bench = self
 
         class Reports(Reporter):
@@ -86,7 +94,7 @@ class Bench:
         reporter = Reports(Notifier({}))
         reader = GuestReader(lambda: self.libvirt, self.configuration, reporter)
         reader.unmerged = self.unmerged
-        part = PrivateGuests(
+        part = GuestSwitches(
             reader=reader,
             source=lambda: self.monitor,
             reporter=reporter,
@@ -169,6 +177,53 @@ def test_each_private_guest_is_unmerged_once_a_run_and_merges_again_when_it_is_p
     run(story)
 
 
+def test_a_guest_that_rewrites_is_unmerged_and_merges_again_by_the_policys_word_whatever_is_enforced() -> None:
+    async def story() -> None:
+        loud, tenant = guest("loud"), guest("tenant-a")
+        bench = Bench(loud, tenant, config=Config())
+        await bench.settle()
+        bench.part.follow((loud.key, "of a guest that has ended/7"))
+        await bench.settle()
+        assert (bench.sets, bench.unmerged) == ([("loud", False)], {loud.key})
+        bench.restart()
+        await bench.settle()
+        assert bench.sets == [("loud", True)], "an agent that starts with none named"
+        bench.part.follow((loud.key, tenant.key))
+        bench.configuration.in_force = ENFORCED
+        await bench.settle()
+        bench.part.follow(())
+        await bench.settle()
+        assert sorted(bench.sets) == [("loud", False), ("loud", True), ("tenant-a", False)], "a private one stays out"
+        assert bench.switched[-1] == ("merging loud", "no longer kept out for rewriting")
+        assert ("unmerged loud", "rewrites what merges") in bench.switched
+
+    run(story)
+
+
+def test_what_the_policy_says_is_heard_at_once_and_once() -> None:
+    bench = Bench(guest("loud"))
+    bench.part.seen.clear()
+    bench.part.follow(("a",))
+    assert bench.part.seen.is_set()
+    bench.part.seen.clear()
+    bench.part.follow(("a",))
+    assert not bench.part.seen.is_set()
+
+
+def test_a_pass_tells_whom_the_policy_takes_out_but_not_while_paused_and_none_where_it_only_observes() -> None:
+    bench, told = Bench(guest("loud")), passed(SCANNING)
+    named = replace(told, decision=replace(told.decision, rewriters=("uuid of loud/1",)))
+    paused = replace(told, paused=Pause())
+    rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
+    merged = MergedMemory({}, lambda _failure: None)
+    parts = Reporter(Notifier({})), HistoryWriter(), TraceBuffer(), bench.reader, bench.part, rates, merged
+    listeners, found = Listeners(*parts), []
+    for report, config in ((named, Config()), (paused, Config()), (named, Config(policy="observe")), (told, Config())):
+        listeners.passed(DonePass(report=report, config=config, heard_s=None, ended_s=1.0))
+        found.append(bench.part.rewriters)
+    assert found == [("uuid of loud/1",), ("uuid of loud/1",), (), ()]
+
+
 def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:
     async def story() -> None:
         bench = Bench(guest("tenant-a"))
@@ -239,7 +294,7 @@ def test_what_a_command_has_chosen_holds_for_that_run() -> None:
         bench = Bench(guest("tenant-a"))
         await bench.settle()
         (done,) = bench.choices.kept.values()
-        bench.choices.kept["uuid of tenant-a"] = replace(done, merge=True, by_command=True)
+        bench.choices.kept["uuid of tenant-a"] = replace(done, merge=True, why="command")
         bench.sets.clear()
         await bench.settle()
         assert (bench.sets, bench.unmerged, bench.exposed[-1]) == ([], set(), ("tenant-a",))
@@ -253,7 +308,7 @@ def test_what_a_command_chooses_while_the_agent_switches_stays(when: str) -> Non
         bench = Bench(guest("tenant-a"))
         await bench.settle()
         (done,) = bench.choices.kept.values()
-        theirs = replace(done, merge=True, by_command=True)
+        theirs = replace(done, merge=True, why=COMMAND)
         bench.choices.kept.clear()
 
         def choose() -> None:
@@ -282,7 +337,7 @@ def test_what_a_command_chooses_while_the_agent_switches_stays(when: str) -> Non
 def test_a_choice_for_a_guest_that_no_pass_has_listed_yet_is_kept_until_that_run_ends() -> None:
     async def story() -> None:
         bench = Bench(guest("other"))
-        theirs = Choice(name="new", process="7/7", merge=False, by_command=True, at_s=WALL_S, is_done=True)
+        theirs = Choice(name="new", process="7/7", merge=False, why=COMMAND, at_s=WALL_S, is_done=True)
         bench.choices.note("uuid of new", theirs)
         bench.facts.living = {"7/7"}
         await bench.settle()

@@ -1,6 +1,7 @@
-"""Keeps private guests from merging while they run, where `private_enforce` is "unmerge": one guest at a time.
+"""Keeps guests from merging while they run, one at a time: private ones and those that rewrite what merges.
 
-The reader of the guests' XML tells when anything has changed: guests, their XML, the configuration or the connection.
+`private_enforce` and `exclude_rewriters` ask for it. The reader of the guests' XML tells when anything has changed:
+guests, their XML, the configuration or the connection. Which guests are rewriters the policy tells with each pass.
 `find_steps` then says which guests are to be switched; each is, beside the loop and beside passes, which neither wait
 nor know of it. What was done is saved before and after, by process: an agent that starts again switches nothing twice,
 and repeats what it was killed in. At its end everything stays as it is, since private holds while an agent restarts.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +36,7 @@ from virtksm.errors import (
     Unsupported,
     VirtksmError,
 )
-from virtksm.guests.choices import Choice, Choices, Seen, Step, find_steps, find_unmerged
+from virtksm.guests.choices import COMMAND, PRIVATE, REWRITES, Choice, Choices, Seen, Step, find_steps, find_unmerged
 from virtksm.guests.merging import GuestMerging, find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import is_private
 from virtksm.guests.ports import GuestFacts, Monitor
@@ -53,6 +54,9 @@ MAX_RETRY_S = 600.0
 MAX_HANGING = 3
 """Guests' calls that hang at once, as of DirtyRates; with more, the rest waits."""
 LASTING = (MonitorRefused, Unsupported)
+OUT = {PRIVATE: "private", REWRITES: "rewrites what merges"}
+AGAIN = {PRIVATE: "no longer private", REWRITES: "no longer kept out for rewriting"}
+"""Why a guest was taken out, and let in again, for people."""
 
 
 Made = bool | VirtksmError
@@ -94,7 +98,7 @@ class Found(NamedTuple):
 
 
 @dataclass(slots=True, kw_only=True)
-class PrivateGuests:
+class GuestSwitches:
     """The guests that are switched while they run. `source` gives the connection's monitors, None while there is none.
 
     `here` is None where the connection leads to another machine. `unmerged` are the guests (`Guest.key`) that cannot
@@ -121,6 +125,14 @@ class PrivateGuests:
     hanging: dict[str, BlockingCalls] = field(default_factory=dict)
     """The calls that have not returned, by guest; such a guest is left alone."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
+    rewriters: tuple[str, ...] = ()
+    """The guests (`Guest.key`) that the policy takes out."""
+
+    def follow(self, rewriters: tuple[str, ...]) -> None:
+        """Take the policy's word."""
+        if rewriters != self.rewriters:
+            self.rewriters = rewriters
+            self.seen.set()
 
     def see(self, *, again: bool = False) -> None:
         """Note that something has changed; `again`: what failed is tried at once, too."""
@@ -142,11 +154,11 @@ class PrivateGuests:
             await self.seen.wait()
             return
         try:
-            work = partial(_find, here, running, dict(self.reader.known), self._config)
+            work = partial(_find, here, running, dict(self.reader.known), self._config, self.rewriters)
             found = await self.disk.run("read which guests may merge", work)
         except VirtksmError as error:
             is_news, self.failure = error.message != self.failure, error.message
-            self.reporter.guests_not_switched("private guests stay as they are", error, is_news=is_news)
+            self.reporter.guests_not_switched("guests stay as they are", error, is_news=is_news)
             self.reader.name_exposed()
             await self._wait(MAX_RETRY_S)
             return
@@ -206,7 +218,7 @@ class PrivateGuests:
         self.troubles.pop(step.guest.key, None)
         if not made:
             return
-        why = "no longer private" if step.merge else "private"
+        why = (AGAIN if step.merge else OUT)[step.why]
         self.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
         self.switched(step.guest, MERGING if step.merge else UNMERGED, why)
 
@@ -230,14 +242,23 @@ class PrivateGuests:
                 await self.seen.wait()
 
 
-def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config) -> Found:
+def _find(
+    here: Here,
+    running: Sequence[Guest],
+    known: Mapping[str, GuestXml],
+    config: Config,
+    rewriters: Collection[str],
+) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
     concerned = [
         (guest, xml)
         for guest, xml in ((guest, known.get(guest.key, UNKNOWN)) for guest in running)
         if guest.uuid in entries
-        or (is_enforced and guest.key in known and is_private(guest, xml, config.private_guests))
+        or (
+            guest.key in known
+            and (guest.key in rewriters or (is_enforced and is_private(guest, xml, config.private_guests)))
+        )
     ]
     facts = here.make_facts()
     processes = facts.identities(tuple(guest for guest, _ in concerned))
@@ -249,7 +270,8 @@ def _find(here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], c
             here.choices.exchange(uuid, one, None)
     entries = {uuid: one for uuid, one in entries.items() if current.get(uuid) == one.process}
     unmerged = find_unmerged(entries, (one.guest for one in seen), processes)
-    return Found(entries, unmerged, find_steps(seen, entries, config.private_guests, is_enforced=is_enforced))
+    steps = find_steps(seen, entries, config.private_guests, is_enforced=is_enforced, rewriters=rewriters)
+    return Found(entries, unmerged, steps)
 
 
 def _try(monitor: Monitor, here: Here, step: Step, now_s: float) -> Made:
@@ -278,7 +300,7 @@ def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> bool:
         name=guest.name,
         process=step.process,
         merge=merge,
-        by_command=step.choice is not None and step.choice.by_command,
+        why=COMMAND if step.choice is not None and step.choice.by_command else step.why,
         at_s=now_s,
         memory_kib=step.memory_kib,
     )
