@@ -7,6 +7,7 @@ and the private libvirtd with the session.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import itertools
 import os
@@ -129,15 +130,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(autouse=True)
 def apart() -> Iterator[None]:
-    """Let nothing of one test reach the next: wait for the threads that it started, and forget its log's settings.
+    """Let nothing of one test reach the next: wait for the threads that it started, and undo what commands change.
 
     What a thread does late it does to the next test: with its PATH and its /proc, into its log. One that hangs on
-    purpose is let go by its test.
+    purpose is let go by its test. A command that runs in this process configures the log, and some switch off the
+    garbage collector.
     """
     before = set(threading.enumerate())
     yield
     left = still_running(before, HANG_S)
     structlog.reset_defaults()
+    gc.enable()
     assert not left, f"threads of this test still run: {left}"
 
 
