@@ -228,7 +228,7 @@ class RollOut:
     def refuses_an_argument(self) -> None:
         """an argument of the wrong type is refused before anything is done"""
         recap = self.play("--extra-vars", json.dumps({"virtksm_config": "adaptive"}))
-        claim("Validating arguments against arg spec main" in recap.text, recap.text)
+        claim("Validation of arguments failed" in recap.text, recap.text)
         claim(recap.code != 0, recap.text)
         recap.claim_changed()
 
