@@ -20,6 +20,8 @@ WIDTHS = (80, 120)
 ERRORS = ("virtksm: ", "hint: ")
 """What lines begin with that wrap as the terminal does, to be copied whole."""
 
+PROGRESS = re.compile(r"\r[^\r\n]*\x1b\[K\r")
+"""A line that was written over (virtksm/cli/progress.py)."""
 MASKS = (
     (r"\n {11}(?=\S)", " "),  # a hanging line
     (r"/tmp/(va|vk)[a-z0-9_]{8}", r"/tmp/\1"),  # temporary folders
@@ -41,7 +43,7 @@ def screen(command: Sequence[str], columns: int) -> str:
     terminal = PseudoTerminal(command, columns=columns, rows=60)
     try:
         terminal.wait_ended()
-        return CODES.sub("", terminal.said).replace("\r\n", "\n")
+        return CODES.sub("", PROGRESS.sub("", terminal.said)).replace("\r\n", "\n")
     finally:
         terminal.close()
 
