@@ -2,8 +2,8 @@
 
 In: two numbers of hosts, and how many evaluations of the rules to watch with each. Out: figures of both, those of
 10,000 by the line through the two, and exit code 1 if a goal is missed. The hosts are made up: one process serves a
-page of the agent's own making for each, over the loopback. More hosts come by the file of targets while Prometheus runs.
-KSM is not touched.
+page of the agent's own making for each, over the loopback. More hosts come by the file of targets meanwhile. KSM is
+not touched.
 """
 
 from __future__ import annotations
