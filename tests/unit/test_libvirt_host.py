@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
 from tests.lab.fake_libvirt import FakeConnection, FakeDomain
 from virtksm.errors import LibvirtTimeout, LibvirtUnreachable, SensingFailed
-from virtksm.host.libvirt_connection import LibvirtHost, parse_disk_reads
+from virtksm.host.libvirt_connection import MONITORS, LibvirtHost, parse_disk_reads
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
 from virtksm.tuning.cycle import Cycle, Tenure
@@ -219,5 +219,9 @@ def test_what_is_asked_of_guests_has_a_connection_of_its_own_that_is_opened_agai
     opened[0].is_alive = False
     host.running_guests(with_max=False)
     assert len(opened) == 2
+    for _ in range(2):
+        with host.guest("one", "asking a guest's QEMU", MONITORS):
+            pass
+    assert len(opened) == 3, "monitors may hang, and lists go on"
     host.close(lambda: None)
-    assert [one.is_alive for one in opened] == [False, False]
+    assert [one.is_alive for one in opened] == [False, False, False]

@@ -52,7 +52,8 @@ RETRY_S = 5.0
 MAX_RETRY_S = 600.0
 """At most; for what lasts until an administrator changes something from the beginning (chosen)."""
 MAX_HANGING = 3
-"""Guests' calls that hang at once, as of DirtyRates; with more, the rest waits."""
+"""Guests' calls that may hang at once; with more, the rest waits: beside them one is out, and libvirtd reads nothing
+more of a client with five (max_client_requests)."""
 LASTING = (MonitorRefused, Unsupported)
 OUT = {PRIVATE: "private", REWRITES: "rewrites what merges"}
 AGAIN = {PRIVATE: "no longer private", REWRITES: "no longer kept out for rewriting"}

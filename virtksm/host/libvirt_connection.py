@@ -33,6 +33,8 @@ from virtksm.values import replace
 
 MAX_CPUS = 2**20
 """More than any kernel has: a larger number is no count."""
+GUESTS, MONITORS = "guests", "monitors"
+"""Connections apart: a list, a guest's XML and dirty rates are four calls that may be out, monitors' are four more."""
 LIST_S = 1.0
 LIST_GUEST_S = 0.01
 """How long a list may take before the last one is taken instead (chosen): with 500 guests it takes 20 ms, and 2-5 ms a
@@ -43,8 +45,8 @@ class LibvirtHost:
     """The Hypervisor port over one open connection; a call takes at most `call_timeout_s`, by default the key's.
 
     libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too.
-    While one call of a connection is out, so is every later one (libvirt 9.0, measured): `open_apart` opens another for
-    what is asked of guests.
+    With five calls out libvirtd reads no more of a connection (max_client_requests; measured): `open_apart` opens
+    another for what is asked of guests, and one for what is asked of their monitors, each when first used.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class LibvirtHost:
         self.connection = connection
         self.uri = connection.getURI()
         self._open_apart = open_apart
-        self._apart: libvirt.virConnect | None = None
+        self._apart: dict[str, libvirt.virConnect] = {}
         self._opening = threading.Lock()
         self.call_timeout_s = 30.0
         self.came_late: Callable[[], object] = lambda: None
@@ -79,9 +81,9 @@ class LibvirtHost:
 
         def close_both() -> None:
             close()
-            if self._apart is not None:
+            for apart in self._apart.values():
                 with suppress(libvirt.libvirtError):  # a dead one
-                    self._apart.close()
+                    apart.close()
 
         with self._closing:
             self._close = close_both
@@ -89,14 +91,15 @@ class LibvirtHost:
         if not is_used:
             close_both()
 
-    def _guests(self) -> libvirt.virConnect:
+    def _guests(self, of: str = GUESTS) -> libvirt.virConnect:
         """Return the connection for what is asked of guests; opens it where there is none, or a dead one."""
         if self._open_apart is None:
             return self.connection
         with self._opening:
-            if self._apart is None or not self._apart.isAlive():
-                self._apart = self._open_apart()
-            return self._apart
+            apart = self._apart.get(of)
+            if apart is None or not apart.isAlive():
+                apart = self._apart[of] = self._open_apart()
+            return apart
 
     @contextmanager
     def _beside_passes(self) -> Iterator[None]:
@@ -251,17 +254,17 @@ class LibvirtHost:
             return stats[0][1] if stats else {}
 
     @contextmanager
-    def guest(self, uuid: str, doing: str) -> Iterator[libvirt.virDomain]:
+    def guest(self, uuid: str, doing: str, of: str = GUESTS) -> Iterator[libvirt.virDomain]:
         """Look a guest up for calls beside passes, and translate libvirt's errors; the connection stays meanwhile.
 
         Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
         """
         with self._beside_passes(), self._translating(doing):
-            yield self._find(uuid)
+            yield self._find(uuid, of)
 
-    def _find(self, uuid: str) -> libvirt.virDomain:
+    def _find(self, uuid: str, of: str = GUESTS) -> libvirt.virDomain:
         try:
-            return self._guests().lookupByUUIDString(uuid)
+            return self._guests(of).lookupByUUIDString(uuid)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise GuestVanished(f"guest {uuid} has ended") from error
