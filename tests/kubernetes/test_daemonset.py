@@ -23,7 +23,7 @@ from tests.lab.ksm import IDLE, KSM_ROOT, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 REPO = Path(__file__).resolve().parents[2]
 MANIFEST = REPO / "build" / "kubernetes" / "virtksm.json"
@@ -36,12 +36,12 @@ LABEL = re.compile(
 
 
 def podman(*arguments: str) -> str:
-    """Run podman and return what it printed; fails unless it succeeds."""
+    """Run podman and return what it printed, an agent's log on standard error, too; fails unless it succeeds."""
     environment = {**os.environ, "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf"))}
     command = ["podman", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S, env=environment)
     assert done.returncode == 0, f"podman {' '.join(arguments)}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return done.stdout or done.stderr
 
 
 class Pod:
@@ -79,6 +79,8 @@ class Pod:
         podman("stop", "--time", "40", f"virtksm-{container}")
 
     def remove(self) -> None:
+        for container in ("libvirt", "agent"):  # pytest shows it with a test that fails
+            subprocess.run(["podman", "logs", f"virtksm-{container}"], check=False)
         podman("pod", "rm", "--force", "--ignore", "--time", "0", "virtksm")
         podman("volume", "rm", "--force", "libvirt", "virtksm")
 
