@@ -22,7 +22,7 @@ from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 
 pytestmark = pytest.mark.real
 
-DEMO = [str(REPO / "script" / "demo"), "--guests", "2", "--duration", "8"]
+DEMO = [str(REPO / "script" / "demo"), "--guests", "2", "--duration", "20"]
 HANG_S = 100.0
 HANDED_BACK = ("run", "pages_to_scan", "sleep_millisecs", "merge_across_nodes", "advisor_mode")
 
