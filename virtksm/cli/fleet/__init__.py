@@ -21,7 +21,7 @@ from virtksm.errors import ConfigError, ExitCode, UsageError
 from virtksm.uri import is_alias, is_local
 
 SCHEMA = 1
-JOBS, TIMEOUT_S = 64, 60.0
+JOBS, TIMEOUT_S = 32, 60.0
 """A host costs a few milliseconds of CPU, so that places are for those that hang (chosen)."""
 MAX_JOBS = 256
 """A process takes three descriptors, of usually 1024."""
