@@ -5,6 +5,8 @@ systemd's part, which is to write KSM's switch, is the test's; tests/boot/units.
 
 from __future__ import annotations
 
+from subprocess import CompletedProcess
+
 import pytest
 
 from demo.guests import PAGES_PER_MIB, PayloadGuest
@@ -12,10 +14,10 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
-from virtksm.cli.nodes import change_nodes, set_nodes
-from virtksm.config.load import load
+from virtksm.cli.layout import to_lines
+from virtksm.cli.main import parse
+from virtksm.cli.nodes import change_here
 from virtksm.host.clock import boottime_s
-from virtksm.host.libvirt_connection import open_host
 from virtksm.host.local_facts import ProcFacts
 
 pytestmark = pytest.mark.real
@@ -51,14 +53,14 @@ def test_what_is_merged_is_unmerged_for_it_and_merges_again_under_either_policy_
     )
     ksm.write(pages_to_scan=1000)
     wait_until(lambda: ksm.read("pages_shared") > 0, HANG_S, "a page to be shared")
-    home, facts = start_agent(law).home if has_agent else agent_home, ProcFacts(boottime_s)
+    home = start_agent(law).home if has_agent else agent_home
     home.configure(law)
-    host = open_host(libvirtd.uri)
     unmerged = []
 
-    def retune() -> None:
-        done = home.run("retune", "--connect", libvirtd.uri)
+    def run(*arguments: str) -> CompletedProcess[str]:
+        done = home.run(*arguments, "--connect", libvirtd.uri)
         assert done.returncode == 0, done.stderr
+        return done
 
     def have_merged() -> None:
         wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, HANG_S, "the twins to merge")
@@ -72,21 +74,29 @@ def test_what_is_merged_is_unmerged_for_it_and_merges_again_under_either_policy_
         ksm.write(run=1)
         return 0
 
-    def change(wanted: str) -> None:
-        change_nodes(
-            wanted,
-            load(str(home.config), asks_groups=False).config,
-            facts,
-            unmerge=unmerge,
-            retune=retune,
-            set_value=lambda value: set_nodes(host, facts, value),
-            start=start,
-        )
-
-    retune()
+    _, *command = home.command("unmerge", "--merge-across-nodes", "never", "--connect", libvirtd.uri)
+    run("retune")
     have_merged()
-    change("never")
+    told = to_lines(change_here(parse(command), ProcFacts(boottime_s), unmerge=unmerge, start=start))
     assert (ksm.read("merge_across_nodes"), ksm.read("run"), unmerged) == (0, 1, [0])
+    assert told[0] == "NUMA       merge_across_nodes is 0: each NUMA node merges its own pages"
+    assert told[-1] == "KSM        on: memory merges again"
     have_merged()
-    change("never")
-    assert unmerged == [0], "it is so already"
+    assert run("unmerge", "--merge-across-nodes", "never").stdout.splitlines()[0] == told[0], "it is so already"
+
+
+def test_where_nothing_is_merged_it_is_set_at_once_and_what_is_merged_stays_where_no_systemd_unmerges_it(
+    ksm: Ksm, libvirtd: PrivateLibvirtd, guest: GuestFactory, agent_home: AgentHome
+) -> None:
+    agent_home.configure(SCANNING_LAW)
+    done = agent_home.run("unmerge", "--merge-across-nodes", "never", "--connect", libvirtd.uri)
+    assert (done.returncode, ksm.read("merge_across_nodes"), ksm.read("run")) == (0, 0, 1)
+    assert "Note       until the next boot; a line of tmpfiles.d keeps it" in done.stdout
+    guest.together(*(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, seed=seed) for seed in (1, 2)))
+    ksm.merge_all()
+    merged = ksm.read("pages_sharing")
+    assert merged > 0
+    done = agent_home.run("unmerge", "--merge-across-nodes", "always", "--connect", libvirtd.uri)
+    assert (done.returncode, ksm.read("merge_across_nodes"), ksm.read("run")) == (1, 0, 1)
+    assert "this host has no virtksm-unmerge.service" in done.stderr
+    assert ksm.read("pages_sharing") >= merged

@@ -14,9 +14,10 @@ from demo.guests import memory_device_xml
 from tests.lab.fixtures import GuestFactory
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, AgentFactory, AgentProcess
+from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentProcess
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, DIMM_MIB, OCCUPIED, TAINTED, merged_kib, taints, twin
 from tests.real.test_off import declare_private
+from virtksm.agent.private_guests import MAX_HANGING
 
 pytestmark = pytest.mark.real
 
@@ -59,6 +60,11 @@ def wait_known(agent: AgentProcess, unmerged: Sequence[str], exposed: Sequence[s
         return sorted(one["name"] for one in switched["unmerged"]), agent.step()["exposed"]
 
     wait_until(lambda: known() == ([*unmerged], [*exposed]), HANG_S, f"{unmerged} to be unmerged, {exposed} not")
+
+
+def told_failed(agent: AgentProcess) -> list[dict[str, str]]:
+    failed: list[dict[str, str]] = agent.home.told("status")["switched"]["failed"]
+    return failed
 
 
 def switches(agent: AgentProcess) -> list[str]:
@@ -161,6 +167,27 @@ def test_a_guest_that_hangs_costs_no_other_and_an_agent_killed_meanwhile_leaves_
     assert merged("vault-1", other.spec.name) == [False, False]
 
 
+@pytest.mark.usefixtures("ksm")
+def test_guests_whose_monitors_hang_hold_up_no_list_of_the_guests(
+    guest: GuestFactory, start_agent: AgentFactory
+) -> None:
+    """libvirtd reads no more of a client that has five calls out: monitors, and dirty rates that wait for them."""
+    hung = guest.together(*(twin(f"vault-{number}", number) for number in range(5)))
+    for one in hung:
+        os.kill(one.pid, signal.SIGSTOP)
+    keys = 'call_timeout_s = 3\nprivate_enforce = "unmerge"\nprivate_guests = ["vault-*"]\n'
+    agent = start_agent(keys + SWEEPING_LAW)
+    try:
+        wait_until(lambda: len(told_failed(agent)) == MAX_HANGING, HANG_S, "monitors to hang")
+        guest(twin("other", 9), settle=False)
+        agent.wait_for("pass_completed", lambda line: line["sensed"]["guests"] == 6)
+        agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
+    finally:
+        for one in hung:
+            os.kill(one.pid, signal.SIGCONT)
+    assert agent.lines("pass_failed") == []
+
+
 def test_without_the_right_it_is_said_once_what_lacks_and_all_else_goes_on(
     guest: GuestFactory, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
 ) -> None:
@@ -168,7 +195,7 @@ def test_without_the_right_it_is_said_once_what_lacks_and_all_else_goes_on(
     read_only = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
     agent = start_agent(enforcing(["vault-*"]), uri=read_only)
     wait_known(agent, [], ["vault-1", "vault-2"])
-    failed = agent.home.told("status")["switched"]["failed"]
+    failed = told_failed(agent)
     assert [one["name"] for one in failed] == ["vault-1", "vault-2"]
     assert all("connect read-write" in one["message"] for one in failed)
     judged = agent.home.run("doctor", "--only", "private_guests", "--connect", read_only)
