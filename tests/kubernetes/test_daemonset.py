@@ -60,7 +60,11 @@ class Pod:
             place = volume.get("hostPath", {"path": str(KSM_ROOT)})
             if place["path"] != str(KSM_ROOT):
                 place["path"] = str(home / volume["name"])
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "virtksm"}, "spec": spec}
+        stays = {
+            "io.podman.annotations.init.container.type": "always"
+        }  # podman removes one too early on a busy machine
+        metadata = {"name": "virtksm", "annotations": stays}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         self._manifest = home / "pod.yaml"
         self._manifest.write_text("\n---\n".join(map(json.dumps, (config_map, pod))))
 
