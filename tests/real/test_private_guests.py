@@ -17,7 +17,7 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentProcess
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, DIMM_MIB, OCCUPIED, TAINTED, merged_kib, taints, twin
 from tests.real.test_off import declare_private
-from virtksm.agent.private_guests import MAX_HANGING
+from virtksm.agent.guest_switches import MAX_HANGING
 
 pytestmark = pytest.mark.real
 

@@ -104,10 +104,10 @@ def run(options: argparse.Namespace) -> int:
             hosts, lambda host: ask(action, host, options), jobs=options.jobs, limit_s=options.timeout, notice=notice
         )
     interrupted = Answer(exit_code=128 + ended_by, said="virtksm: error: interrupted")
-    told = [results.get(host) or result_of(action, host, answers.get(host, interrupted)) for host in hosts]
-    code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in told)
+    answered = [results.get(host) or result_of(action, host, answers.get(host, interrupted)) for host in hosts]
+    code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in answered)
     notes = [] if all(is_local(one.uri) and not is_alias(one.uri) for one in hosts) else [NOTES[action]]
-    report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": told, "notes": notes}
+    report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": answered, "notes": notes}
     if options.json:
         from virtksm.json_output import to_json
 

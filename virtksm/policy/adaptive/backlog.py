@@ -49,7 +49,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
         stopped_kib += max(state.guests_kib.get(OTHER_PROCESSES, 0) - guests_kib[OTHER_PROCESSES], 0)
     stayed = 1 - stopped_kib / (sum(state.guests_kib.values()) or 1)  # what has stopped takes its backlog away
-    was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by us, or by whomever
+    was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
     is_unmerged = was_scanned and known_kib(snapshot) == 0  # by run=2
     forgotten_kib = all_kib - settling_kib if is_unmerged else 0
     # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
