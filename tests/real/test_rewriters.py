@@ -65,8 +65,9 @@ class Rests:
 
 
 def has_rewritten(guest: RunningGuest) -> bool:
-    """Whether most of what ksmd counts as merged is mapped so no more."""
-    return merged_kib(guest.pid) * 2 < merging_pages(guest.pid) * 4
+    """Whether most of what ksmd counts as merged is mapped so no more, or has not merged in this rest at all."""
+    counted_kib = merging_pages(guest.pid) * 4
+    return merged_kib(guest.pid) * 2 < counted_kib or counted_kib < COMMON_MIB * 1024 // 2
 
 
 def test_ksmd_goes_on_counting_what_is_written_to_and_the_kernel_maps_it_no_more(ksm: Ksm) -> None:

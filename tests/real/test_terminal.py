@@ -32,7 +32,6 @@ WITH_AGENT = {
     "headroom": "headroom",
     "explain": "explain --last 1",
     "explain-verbose": "explain --last 1 --verbose",
-    "wait": "wait --settled --timeout 0",
     "doctor-group": "doctor --only guests --all",
     "doctor-typo": "doctor --only gests",
 }
