@@ -1,6 +1,7 @@
 """The one error tree of virtksm.
 
-Every error says what happened and what to do about it (`remedy`), so the outermost layer needs no table of its own.
+Every error says what happened and what to do about it (`remedy`), so the outermost layer needs no table of its own;
+remedies that are told in other places, too, are constants here.
 Adapters translate the errors of libvirt, the kernel and files into these (`raise ... from`); nothing below the
 command line or the agent's loop catches broadly.
 """
@@ -137,6 +138,19 @@ REMEDIES: Mapping[Cause, str] = {
     "(/sys/kernel/mm/ksm/advisor_mode on the host), or libvirt's daemon may not write to /sys: "
     "read-only in a container, or SELinux denies it (ausearch -m avc)",
 }
+
+SWITCH_UNIT = "virtksm-ksm.service"
+SWITCH_ON = "echo 1 > /sys/kernel/mm/ksm/run"
+STOP_KSMD = "echo 0 > /sys/kernel/mm/ksm/run"
+UNMERGE = "echo 2 > /sys/kernel/mm/ksm/run"
+START_AGENT = "systemctl start virtksm"
+RUN_THERE = "run this command on that host"
+"""One remedy for one fact, wherever it is told: commands to type."""
+
+
+def switch_ksm_on(*, has_unit: bool) -> str:
+    """Return what switches KSM on; `has_unit`: this host has SWITCH_UNIT."""
+    return f"systemctl restart {SWITCH_UNIT}" if has_unit else SWITCH_ON
 
 
 class SettingsRefused(VirtksmError):

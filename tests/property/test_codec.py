@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.codec import MAX_MEMBERS, MAX_TEXT, build, dump
 from virtksm.history.samples import GuestEvent, Sample
 from virtksm.model.decision import Reason, Triggers
 from virtksm.model.snapshot import Snapshot
@@ -21,6 +20,7 @@ from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.ksmtuned import KsmtunedState
 from virtksm.trace import End, Gap, Header, Pass
 from virtksm.tuning.ownership import Ownership
+from virtksm.values import MAX_MEMBERS, MAX_TEXT, build, dump
 
 SERVED = (
     AdaptiveState, End, Gap, GuestEvent, Header, KsmtunedState, Ownership, Pass, Reason, Sample, Snapshot, Triggers,

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import HOST
-from virtksm.codec import build, dump
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
 from virtksm.tuning.freed import Freed, count_freed
 from virtksm.tuning.sense import with_estimates
-from virtksm.values import replace
+from virtksm.values import build, dump, replace
 
 HUGE_PAGE_KIB = 2048
 grown_kib = st.none() | st.integers(-(2**24), 2**24)

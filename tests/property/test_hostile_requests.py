@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_ANSWER, MAX_LINE, ask
 from virtksm.agent.control_server import ControlServer, bind_socket
-from virtksm.codec import parse_object
 from virtksm.errors import ExitCode
+from virtksm.values import parse_object
 
 LONG_S = 30.0
 NESTED = b"[" * 60_000

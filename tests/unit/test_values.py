@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from virtksm.codec import dump
-from virtksm.values import EMPTY, replace
+from virtksm.values import EMPTY, dump, replace
 
 
 class Point(NamedTuple):

@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from virtksm.codec import parse_object
+from virtksm.values import parse_object
 
 MAX_LINE = 65536
 """Longest request that the agent reads, in bytes."""

@@ -15,11 +15,10 @@ from __future__ import annotations
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.retune import run_pass
 from virtksm.cli.unmerge import read_here
-from virtksm.errors import REMEDIES, Cause, Unsupported, VirtksmError
+from virtksm.errors import REMEDIES, SWITCH_UNIT, Cause, Unsupported, VirtksmError, switch_ksm_on
 from virtksm.host.systemd import switch_on_here
 from virtksm.model.snapshot import Settings
 from virtksm.paths import RuntimePaths
-from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.tuning.actuate import apply, plan
 from virtksm.wiring import is_this_machine
 

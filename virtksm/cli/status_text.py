@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from virtksm.cli.sparkline import ASCII, progress_bar, sparkline
-from virtksm.remedies import START_AGENT
+from virtksm.errors import START_AGENT
 from virtksm.text import format_kib
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms

@@ -10,9 +10,8 @@ import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.retune import through_agent
-from virtksm.errors import ExitCode, OnlyRoot, VirtksmError
+from virtksm.errors import STOP_KSMD, ExitCode, OnlyRoot, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.remedies import STOP_KSMD
 from virtksm.uri import is_alias, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms

@@ -10,9 +10,8 @@ import argparse
 import os
 
 from virtksm.cli.connection import config_or_defaults
-from virtksm.errors import ExitCode, OnlyRoot, SensingFailed, VirtksmError
+from virtksm.errors import RUN_THERE, UNMERGE, ExitCode, OnlyRoot, SensingFailed, VirtksmError
 from virtksm.paths import DEFAULT_RUNTIME_DIR
-from virtksm.remedies import RUN_THERE, UNMERGE
 from virtksm.text import format_kib
 from virtksm.uri import is_alias, is_local, named_uri
 

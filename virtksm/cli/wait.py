@@ -19,9 +19,8 @@ import time
 from virtksm.cli.answers import DECISION, PASS, STATUS
 from virtksm.cli.ask_agent import ask_serving, take_answer
 from virtksm.cli.timespan import YEAR_S, timespan
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import START_AGENT, ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.remedies import START_AGENT
 from virtksm.uri import is_local, named_uri
 
 TYPE_CHECKING = False  # importing typing costs start-up time

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from virtksm.codec import build
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
 from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.text import MAX_TIME_S
+from virtksm.values import build
 
 SAMPLE_S = 10.0
 """Passes that follow each other faster share one sample, that of the last of them."""

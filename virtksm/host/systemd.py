@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
+from virtksm.errors import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import printable
 
 UNIT_DIRS = (

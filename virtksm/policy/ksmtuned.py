@@ -28,11 +28,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtksm.codec import build, dump
 from virtksm.config.schema import KsmtunedParams
 from virtksm.model.decision import PASSED_S, Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, KERNEL_MAXIMUM, Guest, Settings, Snapshot, Source
-from virtksm.values import replace
+from virtksm.values import build, dump, replace
 
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity

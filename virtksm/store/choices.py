@@ -10,13 +10,13 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from virtksm.codec import build, dump, parse_object
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.guests.choices import Choice, find_unmerged
 from virtksm.guests.ports import GuestFacts
 from virtksm.model.snapshot import Guest
 from virtksm.paths import LOCAL, RuntimePaths
 from virtksm.store.files import ensure_runtime, locked, read_file, replace_file
+from virtksm.values import build, dump, parse_object
 
 SCHEMA = 1
 LOCK_WAIT_S = 5.0

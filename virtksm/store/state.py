@@ -9,13 +9,13 @@ import json
 import os
 from contextlib import AbstractContextManager
 
-from virtksm.codec import build, dump, parse_object
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, locked, read_file, replace_file
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ownership import HostState, Ownership
+from virtksm.values import build, dump, parse_object
 
 SCHEMA = 1
 MAX_CHARACTERS = 1 << 22

@@ -11,10 +11,10 @@ import json
 import os
 import time
 
-from virtksm.codec import parse_object
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import Pause
 from virtksm.store.files import ensure_folder, find_remedy, read_file, replace_file, sync_folder
+from virtksm.values import parse_object
 
 SCHEMA = 1
 MAX_SINCE = 64

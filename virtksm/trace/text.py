@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from virtksm.codec import build, dump, parse_object
 from virtksm.errors import TraceUnusable
 from virtksm.text import MAX_TIME_S
 from virtksm.trace import End, Gap, Header, Line, Pass, Torn
+from virtksm.values import build, dump, parse_object
 
 FORMAT = "virtksm-trace"
 SCHEMA = 1

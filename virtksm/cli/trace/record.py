@@ -16,9 +16,8 @@ from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
 from virtksm.cli.layout import show
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import START_AGENT, ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
-from virtksm.remedies import START_AGENT
 from virtksm.text import format_kib, printable
 
 SCHEMA = 1

@@ -7,11 +7,10 @@ from contextlib import suppress
 
 from virtksm.doctor.facts import KSM_UNIT, Facts, Here, find_kept_off
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
-from virtksm.errors import REMEDIES, Cause
+from virtksm.errors import REMEDIES, SWITCH_UNIT, Cause, switch_ksm_on
 from virtksm.host.local_facts import parse_choice, parse_vmstat
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import KsmState
-from virtksm.remedies import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import format_kib
 
 MAX_LETTERS = 40

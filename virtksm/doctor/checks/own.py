@@ -10,7 +10,7 @@ from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, in
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.doctor.reading.processes import read_users
-from virtksm.remedies import START_AGENT
+from virtksm.errors import START_AGENT
 
 RULES_DIRS = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
 UBUNTUS_SLEEP_MS = 200

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from virtksm.codec import build, dump
-from virtksm.values import EMPTY
+from virtksm.values import EMPTY, build, dump
 
 DEFAULT_PAGE_COST_S = 7e-6
 """ksmd's CPU time for a page of a first scan, until measured: 130,000-160,000 pages/s (measured)."""
