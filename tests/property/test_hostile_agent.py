@@ -34,7 +34,7 @@ from tests.lab.hostile_agent import (
     wrong_answers,
 )
 from tests.lab.pseudo_terminal import PseudoTerminal
-from virtksm.cli import ask_agent, retune, switching
+from virtksm.cli import ask_agent, pause, retune
 from virtksm.cli.main import main
 from virtksm.errors import ExitCode
 
@@ -64,7 +64,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands that run here wait for an answer no longer than need be, where none may come."""
     monkeypatch.setattr(ask_agent, "ANSWER_WITHIN_S", 0.5)
     monkeypatch.setattr(retune, "ANSWER_WITHIN_S", 0.5)
-    monkeypatch.setattr(switching, "SLACK_S", 0.5)
+    monkeypatch.setattr(pause, "SLACK_S", 0.5)
 
 
 @pytest.fixture

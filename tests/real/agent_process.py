@@ -32,9 +32,9 @@ VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
 # The limits that no key sets are up to a minute, which no test has.
 HURRIED = """
 import sys
-import virtksm.cli.ask_agent, virtksm.cli.main, virtksm.cli.retune, virtksm.cli.switching, virtksm.store.state
+import virtksm.cli.ask_agent, virtksm.cli.main, virtksm.cli.retune, virtksm.cli.pause, virtksm.store.state
 virtksm.cli.ask_agent.ANSWER_WITHIN_S = virtksm.cli.retune.ANSWER_WITHIN_S = virtksm.store.state.LOCK_WAIT_S = 1
-virtksm.cli.switching.SLACK_S = 0
+virtksm.cli.pause.SLACK_S = 0
 if "status" in sys.argv:
     import virtksm.cli.status_alone
     virtksm.cli.status_alone.LIMIT_S = 1

@@ -23,7 +23,7 @@ from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
-from virtksm.cli.switching import DONE
+from virtksm.cli.pause import DONE
 from virtksm.cli.unmerge import merged_rows, read_here, unmerge
 from virtksm.cli.verify_off import find_doubts
 from virtksm.errors import AlreadyRunning, ExitCode, SensingFailed, VirtksmError
@@ -253,7 +253,7 @@ def test_whatever_an_agent_answers_the_switch_is_turned_and_what_it_did_not_do_i
 def test_an_agent_that_never_answers_keeps_nobody_waiting_for_ever(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virtksm.cli.switching.SLACK_S", 0.2)
+    monkeypatch.setattr("virtksm.cli.pause.SLACK_S", 0.2)
     with home.agent(None):
         assert home.run("pause") == ExitCode.UNREACHABLE
     assert "does not answer: timed out; this is done without it" in capsys.readouterr().err

@@ -13,12 +13,10 @@ FORMATS = ("auto", "console", "json", "journal")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("--log-level", choices=LEVELS, help="lowest level to log (default: the configuration's, info)")
     parser.add_argument(
         "--log-format", choices=FORMATS, help="auto: console on a terminal, journal under systemd, else json"
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from virtksm.cli.connection import requested_uri
+from virtksm.cli.layout import print_result
 from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
@@ -24,7 +25,6 @@ TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("--all", action="store_true", help="show what is in order, too")
     parser.add_argument(
         "--only", metavar="CHECK", action="append", help="make this check, or this group's, alone (may be repeated)"
@@ -35,7 +35,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what keeps KSM off on this host (tuned, a masked ksm.service, tmpfiles.d), exiting with 1 if so",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,15 +52,8 @@ def run(options: argparse.Namespace) -> int:
     found = examine(read_facts(uri, options.config, paths, ask_about(paths)))
     findings = [one for one in found if one.check in chosen]
     verdict = worst(findings)
-    if options.json:
-        from virtksm.json_output import to_json
-
-        report = {"schema": SCHEMA, "uri": uri, "worst": verdict.value}
-        print(to_json({**report, "findings": [one.as_dict() for one in findings]}))
-    else:
-        from virtksm.cli.layout import show
-
-        show(finding_rows(findings, shows_all=options.all))
+    values = {"schema": SCHEMA, "uri": uri, "worst": verdict.value, "findings": [one.as_dict() for one in findings]}
+    print_result(options, values, finding_rows(findings, shows_all=options.all))
     return exit_code(verdict, strict=options.strict)
 
 

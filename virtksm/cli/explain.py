@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
-from virtksm.cli.layout import show
+from virtksm.cli.layout import print_result
 from virtksm.errors import ExitCode
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib
@@ -29,7 +29,6 @@ MAX = 100
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument(
         "--last",
         metavar="N",
@@ -39,7 +38,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-f", "--follow", action="store_true", help="show each decision to come, too, until Ctrl-C")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the numbers that led to each decision, too")
-    parser.set_defaults(run=run)
 
 
 def _count(text: str) -> int:
@@ -72,13 +70,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json({"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}), flush=True)
-    elif lines:
-        blank = ("", "", "")
-        show([row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)][:-1])
+    values = {"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}
+    blank = ("", "", "")
+    rows = [row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)]
+    print_result(options, values, rows[:-1])
 
 
 def decision_values(line: Pass) -> dict[str, object]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
+from virtksm.cli.layout import print_result, show
 from virtksm.cli.unmerge import FREE_MEMORY, fit_text
 from virtksm.errors import ExitCode, LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
 from virtksm.paths import RuntimePaths
@@ -71,7 +72,7 @@ def run_show(options: argparse.Namespace) -> int:
     switch = _open(options, read_only=not options.backends)
     if options.backends:
         switch.ask()
-    _tell(options, switch, switch.rows() + switch.cost_rows())
+    print_result(options, switch.as_dict(), switch.rows() + switch.cost_rows())
     return ExitCode.DONE
 
 
@@ -81,12 +82,12 @@ def run_unmerge(options: argparse.Namespace) -> int:
     nothing = switch.why_nothing_merges()
     if nothing is not None:
         switch.keep_out()
-        _tell(options, switch, [("", "Nothing", f"to unmerge: {nothing}")])
+        print_result(options, switch.as_dict(), [("", "Nothing", f"to unmerge: {nothing}")])
         return ExitCode.DONE
     if not options.json:
-        _show(switch.cost_rows())
+        show(switch.cost_rows())
     switch.unmerge(force=options.force)
-    _tell(options, switch, [*switch.rows(), ("", "Lasts", LASTS)])
+    print_result(options, switch.as_dict(), [*switch.rows(), ("", "Lasts", LASTS)])
     return ExitCode.DONE
 
 
@@ -94,7 +95,7 @@ def run_merge(options: argparse.Namespace) -> int:
     """Let the guest's memory merge again; returns the exit code. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
-    _tell(options, switch, switch.rows())
+    print_result(options, switch.as_dict(), switch.rows())
     return ExitCode.DONE
 
 
@@ -133,21 +134,6 @@ def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
         why = str(error) if choice.is_done else None
     if why is not None:
         warn(f"the agent may not know of this, and may switch it again: {why}")
-
-
-def _show(rows: Iterable[Row]) -> None:
-    from virtksm.cli.layout import show
-
-    show(rows)
-
-
-def _tell(options: argparse.Namespace, switch: GuestSwitch, rows: Iterable[Row]) -> None:
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(switch.as_dict()))
-    else:
-        _show(rows)
 
 
 class GuestSwitch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 
+from virtksm.cli.layout import print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
@@ -12,7 +13,7 @@ from virtksm.text import format_kib, printable
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from virtksm.cli.layout import Item
     from virtksm.guests.process import OtherProcess
@@ -27,7 +28,6 @@ TEXTS = ("name", "group", "can_merge")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument(
         "guests", metavar="GUEST", nargs="*", help="show this running guest, by its name or UUID (default: all)"
     )
@@ -46,7 +46,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-header", action="store_true", help="print the rows of the guests alone, for scripts")
     add_watch_option(parser)
-    parser.set_defaults(run=run)
 
 
 def _columns(text: str) -> tuple[str, ...]:
@@ -62,25 +61,21 @@ def run(options: argparse.Namespace) -> int:
 
     def read() -> tuple[Survey, list[SeenGuest]]:
         found, _ = surveyor.read()
-        return found, sorted(sorted(choose(found.guests, options.guests), key=_by_name), key=_ORDERS[options.sort])
+        return found, sorted(
+            sorted(choose(found.guests, options.guests), key=_ORDERS["name"]), key=_ORDERS[options.sort]
+        )
 
-    def items() -> list[Item]:
-        return survey_items(*read(), columns=options.output or USUAL, has_header=not options.no_header)
+    def items(found: Survey, guests: Sequence[SeenGuest]) -> list[Item]:
+        return survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)
 
     def print_one() -> None:
-        if options.json:
-            from virtksm.json_output import to_json
-
-            print(to_json(survey_dict(*read())), flush=True)
-            return
-        from virtksm.cli.layout import show
-
-        show(items())
+        found, guests = read()
+        print_result(options, survey_dict(found, guests), items(found, guests))
 
     if options.watch is not None:
         from virtksm.cli.terminal import watch
 
-        return watch(options.watch, "virtksm guests", None if options.json else items, print_one)
+        return watch(options.watch, "virtksm guests", None if options.json else lambda: items(*read()), print_one)
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     print_one()
     return ExitCode.DONE
@@ -94,7 +89,7 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
     return [seen for seen in guests if not wanted or {seen.guest.name, seen.guest.uuid} & {*wanted}]
 
 
-def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]:
+def survey_dict(found: Survey, guests: Sequence[SeenGuest]) -> dict[str, object]:
     """Return JSON values (docs/reference.md)."""
     from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 
@@ -135,24 +130,12 @@ def survey_dict(found: Survey, guests: Iterable[SeenGuest]) -> dict[str, object]
 
 
 def _guest_dict(seen: SeenGuest) -> dict[str, object]:
-    account = seen.account
-    ksm = None if seen.process is None else seen.process.ksm
+    ksm = seen.ksm
     return {
         "name": seen.guest.name,
         "uuid": seen.guest.uuid,
         "group": seen.xml.group,
-        "memory_bytes": _bytes(seen.xml.current_kib),
-        "maximum_bytes": _bytes(seen.max_kib),
-        "limit_bytes": _bytes(seen.xml.limit_kib),
-        "rss_bytes": _bytes(seen.guest.rss_kib),
-        "mergeable_bytes": _bytes(seen.guest.mergeable_kib),
-        "swapped_bytes": _bytes(seen.swapped_kib),
-        "merged_bytes": None if account is None else account.merged_bytes,
-        "unmerged_bytes": None if account is None else account.unmerged_bytes,
-        "freed_bytes": None if account is None else account.freed_bytes,
-        "saved_bytes": None if account is None else account.saved_bytes,
-        "cost_bytes": None if account is None else account.cost_bytes,
-        "profit_bytes": None if account is None else account.profit_bytes,
+        **{f"{name}_bytes": find_bytes(seen) for name, find_bytes in AMOUNTS.items()},
         "can_merge": seen.can_merge,
         "obstacles": None if seen.obstacles is None else [one.value for one in seen.obstacles],
         "can_merge_text": _merge_text(seen),
@@ -170,7 +153,7 @@ def _guest_dict(seen: SeenGuest) -> dict[str, object]:
 
 
 def survey_items(
-    found: Survey, guests: Iterable[SeenGuest], *, columns: Sequence[str] = USUAL, has_header: bool = True
+    found: Survey, guests: Sequence[SeenGuest], *, columns: Sequence[str] = USUAL, has_header: bool = True
 ) -> list[Item]:
     """Return the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
     from virtksm.cli.layout import Table
@@ -232,26 +215,30 @@ def _merge_text(seen: SeenGuest) -> str:
     return f"no: {', '.join(one.text for one in seen.obstacles)}"
 
 
-def _amount_of(find: Callable[[SeenGuest], int | None]) -> Callable[[SeenGuest], str]:
-    """Return what writes an amount in bytes, a dash where it is unknown."""
-    return lambda seen: "-" if (count_bytes := find(seen)) is None else _amount(count_bytes)
+def _amount_of(find_bytes: Callable[[SeenGuest], int | None]) -> Callable[[SeenGuest], str]:
+    """Return what writes an amount, a dash where it is unknown."""
+    return lambda seen: "-" if (count_bytes := find_bytes(seen)) is None else _amount(count_bytes)
 
 
-def _accounted(name: str) -> Callable[[SeenGuest], str]:
-    return _amount_of(lambda seen: getattr(seen.account, f"{name}_bytes", None))
+def _accounted(name: str) -> Callable[[SeenGuest], int | None]:
+    return lambda seen: getattr(seen.account, f"{name}_bytes", None)
 
 
+AMOUNTS: dict[str, Callable[[SeenGuest], int | None]] = {
+    "memory": lambda seen: _bytes(seen.xml.current_kib),
+    "maximum": lambda seen: _bytes(seen.max_kib),
+    "limit": lambda seen: _bytes(seen.xml.limit_kib),
+    "rss": lambda seen: _bytes(seen.guest.rss_kib),
+    "mergeable": lambda seen: _bytes(seen.guest.mergeable_kib),
+    "swapped": lambda seen: _bytes(seen.swapped_kib),
+    **{name: _accounted(name) for name in ("merged", "unmerged", "freed", "saved", "cost", "profit")},
+}
+"""A guest's amounts of memory in bytes, None where they are unknown."""
 COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
     "name": lambda seen: seen.guest.name,
     "uuid": lambda seen: seen.guest.uuid,
     "group": lambda seen: seen.xml.group or "-",
-    "memory": _amount_of(lambda seen: _bytes(seen.xml.current_kib)),
-    "maximum": _amount_of(lambda seen: _bytes(seen.max_kib)),
-    "limit": _amount_of(lambda seen: _bytes(seen.xml.limit_kib)),
-    "rss": _amount_of(lambda seen: _bytes(seen.guest.rss_kib)),
-    "mergeable": _amount_of(lambda seen: _bytes(seen.guest.mergeable_kib)),
-    "swapped": _amount_of(lambda seen: _bytes(seen.swapped_kib)),
-    **{name: _accounted(name) for name in ("merged", "unmerged", "freed", "saved", "cost", "profit")},
+    **{name: _amount_of(find_bytes) for name, find_bytes in AMOUNTS.items()},
     "can_merge": _merge_text,
 }
 """What each column of the table shows of a guest."""
@@ -265,16 +252,12 @@ def _bytes(kib: int | None) -> int | None:
     return None if kib is None else kib * 1024
 
 
-def _by_name(seen: SeenGuest) -> str:
-    return seen.guest.name
+def _most_first(name: str) -> Callable[[SeenGuest], int]:
+    return lambda seen: 1 if (count_bytes := AMOUNTS[name](seen)) is None else -count_bytes
 
 
-def _by_saved(seen: SeenGuest) -> int:
-    return 1 if seen.account is None else -seen.account.saved_bytes
-
-
-def _by_memory(seen: SeenGuest) -> int:
-    return 1 if seen.xml.current_kib is None else -seen.xml.current_kib
-
-
-_ORDERS: dict[str, Callable[[SeenGuest], int | str]] = {"saved": _by_saved, "memory": _by_memory, "name": _by_name}
+_ORDERS: dict[str, Callable[[SeenGuest], int | str]] = {
+    "saved": _most_first("saved"),
+    "memory": _most_first("memory"),
+    "name": lambda seen: seen.guest.name,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 
+from virtksm.cli.layout import print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
@@ -22,11 +23,6 @@ SCHEMA = 1
 CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
     from virtksm.guests.headroom import find_headroom, host_of
@@ -40,14 +36,8 @@ def run(options: argparse.Namespace) -> int:
         host = replace(host, saved_kib=found.of_guests_bytes // 1024, zero_kib=0)
     headroom = find_headroom([one.need for one in found.guests], host)
     notes = [*find_memory_notes(memory), *find_notes(found, is_full=memory.spare_kib is not None)]
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(headroom_dict(found, host, headroom, notes)))
-    else:
-        from virtksm.cli.layout import show
-
-        show(headroom_rows(found, host, headroom, notes, usable_kib=memory.usable_kib))
+    values = headroom_dict(found, host, headroom, notes)
+    print_result(options, values, headroom_rows(found, host, headroom, notes, usable_kib=memory.usable_kib))
     return ExitCode.DONE
 
 

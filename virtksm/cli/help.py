@@ -91,9 +91,7 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command to explain, and its action")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
-"""Text for people in the width of their terminal: rows of a label and a text, and tables. Pure, but for `show`
-and `to_text`.
+"""Text for people in the width of their terminal: rows of a label and a text, and tables. Pure, but for what
+prints.
 
 Long texts wrap with a hanging indent. In a pipe nothing wraps, unless COLUMNS says how wide it is. Everything is made
 printable here, and nowhere else. Python's textwrap counts characters; a terminal's columns are what matters.
@@ -14,6 +14,7 @@ from virtksm.text import printable, width
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from typing import TextIO
 
@@ -124,18 +125,19 @@ def render(row: Row, *, colour: bool) -> str:
 
 def show(items: Iterable[Item]) -> None:
     """Print items on standard output; without any, not even an empty line."""
-    lines = _own_lines(items)
+    columns, colour = find_columns(sys.stdout, os.environ), may_colour(sys.stdout, os.environ)
+    lines = to_lines(items, columns, colour=colour)
     print(*lines, sep="\n", end="\n" if lines else "", flush=True)
 
 
-def to_text(items: Iterable[Item]) -> str:
-    """Return items as text in the width and colours of standard output."""
-    return "\n".join(_own_lines(items))
+def print_result(options: argparse.Namespace, values: object, items: Iterable[Item]) -> None:
+    """Print a command's result on standard output: with --json its values, else items for people."""
+    if not options.json:
+        show(items)
+        return
+    from virtksm.json_output import to_json
 
-
-def _own_lines(items: Iterable[Item]) -> list[str]:
-    columns, colour = find_columns(sys.stdout, os.environ), may_colour(sys.stdout, os.environ)
-    return to_lines(items, columns, colour=colour)
+    print(to_json(values), flush=True)
 
 
 def to_lines(items: Iterable[Item], columns: int | None = None, *, colour: bool = False) -> list[str]:

@@ -3,6 +3,9 @@
 A command's module is imported only if it is called, and imports only what it uses: `virtksm retune` through an agent
 starts as fast as Python itself. For the same reason each command has a parser of its own, without argparse's
 subparsers: the common options may stand before and after the command, and a usage error shows the command's usage.
+
+A command's module has `run`, which takes the options and returns the exit code, and `add_options` where it has options
+of its own. Where it has actions, `add_options` says what runs each.
 """
 
 from __future__ import annotations
@@ -175,7 +178,10 @@ def make_parser(words: Words) -> Parser:
         parser.add_argument("--version", action="store_true", help="print the version")
     if not below(words):
         module = words if words[0] in FOLDERS else words[:1]
-        importlib.import_module(".".join(("virtksm.cli", *module)).replace("-", "_")).add_options(parser)
+        command = importlib.import_module(".".join(("virtksm.cli", *module)).replace("-", "_"))
+        parser.set_defaults(run=getattr(command, "run", None))
+        if hasattr(command, "add_options"):
+            command.add_options(parser)
     return parser
 
 

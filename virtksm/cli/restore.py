@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
+from virtksm.cli.layout import print_result
+from virtksm.cli.render import restore_rows
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.paths import RuntimePaths
 
@@ -13,7 +15,6 @@ LEAVE_WITHIN_S = 10.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--defaults",
@@ -25,7 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do what the configuration's on_exit says (restore, idle or leave) instead of always restoring",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,13 +62,5 @@ def run(options: argparse.Namespace) -> int:
             action, lambda: cycle.idle() if action == "idle" else cycle.restore(baseline), more_s=LOCK_WAIT_S
         )
     report = restored.as_dict()
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json({"action": action, **report}))
-    else:
-        from virtksm.cli.layout import show
-        from virtksm.cli.render import restore_rows
-
-        show(restore_rows(report))
+    print_result(options, {"action": action, **report}, restore_rows(report))
     return restored.exit_code

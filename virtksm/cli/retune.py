@@ -13,6 +13,13 @@ from virtksm.errors import ExitCode, OnlyRoot, VirtksmError, reason_of
 from virtksm.paths import RuntimePaths
 from virtksm.uri import named_uri
 
+TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
+if TYPE_CHECKING:
+    from virtksm.cli.connection import Libvirt
+    from virtksm.config.schema import Config
+    from virtksm.host.libvirt_connection import LibvirtHost
+    from virtksm.model.decision import Trigger
+
 ANSWER_WITHIN_S = 60.0
 HOOK_OVER_WITHIN_S = 30.0
 """How long `--coalesce` waits for the hook that started it; libvirt runs hooks while it holds the guest."""
@@ -20,7 +27,6 @@ COALESCE_S = 0.25
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.add_argument("--dry-run", action="store_true", help="sense and decide, write nothing")
     parser.add_argument(
@@ -28,7 +34,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="wait for the calling qemu hook to end, and exit if another such command waits already",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,15 +42,10 @@ def run(options: argparse.Namespace) -> int:
     if options.coalesce and not _wait_for_hook(RuntimePaths(options.runtime_dir, options.state_dir)):
         return ExitCode.DONE
     report = run_pass(options, direct=options.direct, dry_run=options.dry_run)
-    if options.json:
-        from virtksm.json_output import to_json
+    from virtksm.cli.layout import print_result
+    from virtksm.cli.render import pass_rows
 
-        print(to_json(report))
-    else:
-        from virtksm.cli.layout import show
-        from virtksm.cli.render import pass_rows
-
-        show(pass_rows(report))
+    print_result(options, report, pass_rows(report))
     return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
 
@@ -97,9 +97,7 @@ def _directly(
 ) -> dict[str, object]:
     from virtksm.cli.connection import Libvirt, requested_uri
     from virtksm.config.load import load
-    from virtksm.model.decision import Trigger, Triggers
-    from virtksm.store.state import LOCK_WAIT_S
-    from virtksm.wiring import make_cycle
+    from virtksm.model.decision import Trigger
 
     uri = requested_uri(options.connect, paths)
     config = load(options.config, asks_groups=False).config
@@ -109,11 +107,20 @@ def _directly(
         report = through_agent(paths, host.uri, request, within_s=ANSWER_WITHIN_S)
         if report is not None:
             return report
-    cycle = make_cycle(host, config, paths)
-    triggers = Triggers(kinds=frozenset({Trigger.RETUNE}))
-    return libvirt.run(
-        "pass", lambda: cycle.run(triggers, dry_run=bool(request["dry_run"])), more_s=LOCK_WAIT_S
-    ).as_dict(with_thresholds=True)
+    return pass_over(libvirt, host, config, paths, Trigger.RETUNE, dry_run=bool(request["dry_run"]))
+
+
+def pass_over(
+    libvirt: Libvirt, host: LibvirtHost, config: Config, paths: RuntimePaths, trigger: Trigger, *, dry_run: bool = False
+) -> dict[str, object]:
+    """Run one pass over an open connection, and return it; raises VirtksmError."""
+    from virtksm.model.decision import Triggers
+    from virtksm.store.state import LOCK_WAIT_S
+    from virtksm.wiring import make_cycle
+
+    cycle, triggers = make_cycle(host, config, paths), Triggers(kinds=frozenset({trigger}))
+    report = libvirt.run("pass", lambda: cycle.run(triggers, dry_run=dry_run), more_s=LOCK_WAIT_S)
+    return report.as_dict(with_thresholds=True)
 
 
 def _wait_for_hook(paths: RuntimePaths) -> bool:

@@ -14,12 +14,14 @@ import sys
 from virtksm.cli.answers import STATUS
 from virtksm.cli.ask_agent import MayNotAsk, ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
+from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from virtksm.cli.layout import Row
@@ -35,10 +37,8 @@ MAX_OWN_POINTS = 1_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("-v", "--verbose", action="store_true", help="show settings, rule and last check, too")
     add_watch_option(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.watch is not None:
         return _watch(view, options)
     status = view.read()
-    _print(status, options)
+    print_result(options, status, _rows(status, options))
     return ExitCode.DONE if status["agent"] else ExitCode.FAILED
 
 
@@ -116,33 +116,22 @@ class View:
         }
 
 
-def _print(status: dict[str, Any], options: argparse.Namespace) -> None:
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(status), flush=True)
-        return
-    from virtksm.cli.layout import show
-
-    show(_rows(status, options))
-
-
-def _rows(status: dict[str, Any], options: argparse.Namespace) -> list[Row]:
+def _rows(status: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
     from virtksm.cli.sparkline import choose_marks
     from virtksm.cli.status_text import status_rows
 
     marks = choose_marks(sys.stdout.encoding, os.environ)
-    return list(status_rows(status, marks=marks, verbose=options.verbose))
+    return status_rows(status, marks=marks, verbose=options.verbose)
 
 
 def _watch(view: View, options: argparse.Namespace) -> int:
     from virtksm.cli.terminal import watch
 
     def print_next() -> None:
-        _print(view.read(), options)
+        status = view.read()
+        print_result(options, status, _rows(status, options))
         if not options.json:
             print(flush=True)
 
-    return watch(
-        options.watch, "virtksm status", None if options.json else lambda: _rows(view.read(), options), print_next
-    )
+    frame = None if options.json else lambda: list(_rows(view.read(), options))
+    return watch(options.watch, "virtksm status", frame, print_next)

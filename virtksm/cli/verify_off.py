@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from virtksm.cli.layout import print_result
 from virtksm.cli.unmerge import merged_dict, read_here, require_this_machine
 from virtksm.errors import ExitCode
 
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
     from virtksm.model.snapshot import KsmState
 
 SCHEMA = 1
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,33 +34,25 @@ def run(options: argparse.Namespace) -> int:
     has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
     doubts = find_doubts(paused, ksm, has_uncounted_zero_pages=has_uncounted)
     since = paused.since if paused is not None and paused.since else None
-    if options.json:
-        from virtksm.json_output import to_json
-
-        report = {
-            "schema": SCHEMA,
-            "verified": not doubts,
-            "doubts": doubts,
-            "paused": paused is not None,
-            "since": since,
-            "ksm_run": ksm.run,
-            "advisor_mode": ksm.advisor_mode,
-            "settings": ksm.settings.as_dict(),
-            "merged": merged_dict(ksm, available_kib),
-        }
-        print(to_json(report))
-    else:
-        from virtksm.cli.layout import show
-
-        since_text = f" since {since}" if since else ""
-        rows = [
-            ("", "virtksm", "not paused" if paused is None else f"paused{since_text}"),
-            ("", "KSM", f"run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}"),
-            ("", "Merged", f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"),
-            *(("bad", "Doubt", doubt) for doubt in doubts),
-            ("bad", "Result", "not verified") if doubts else ("good", "Verified", "KSM is off, and nothing is merged"),
-        ]
-        show(rows)
+    values = {
+        "schema": SCHEMA,
+        "verified": not doubts,
+        "doubts": doubts,
+        "paused": paused is not None,
+        "since": since,
+        "ksm_run": ksm.run,
+        "advisor_mode": ksm.advisor_mode,
+        "settings": ksm.settings.as_dict(),
+        "merged": merged_dict(ksm, available_kib),
+    }
+    rows = [
+        ("", "virtksm", "not paused" if paused is None else f"paused{f' since {since}' if since else ''}"),
+        ("", "KSM", f"run={ksm.run}, pages_to_scan {ksm.settings.pages_to_scan}"),
+        ("", "Merged", f"{ksm.pages_shared} pages shared, {ksm.pages_sharing} more sharing them"),
+        *(("bad", "Doubt", doubt) for doubt in doubts),
+        ("bad", "Result", "not verified") if doubts else ("good", "Verified", "KSM is off, and nothing is merged"),
+    ]
+    print_result(options, values, rows)
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 

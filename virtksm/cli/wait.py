@@ -18,6 +18,7 @@ import time
 
 from virtksm.cli.answers import DECISION, PASS, STATUS
 from virtksm.cli.ask_agent import ask_serving, take_answer
+from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import START_AGENT, ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
@@ -47,14 +48,12 @@ RESULTS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument(
         "--settled", action="store_true", help="until the backlog is scanned and ksmd is idle (the default)"
     )
     parser.add_argument(
         "--timeout", metavar="TIME", type=timespan(0, YEAR_S), help="give up after so long: 90s, 30m (default: never)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,15 +85,9 @@ def run(options: argparse.Namespace) -> int:
             time.sleep(ASK_EVERY_S)
             result = waiting.look(time.monotonic() - began_s)
     code, label = RESULTS[result]
-    if options.json:
-        from virtksm.json_output import to_json
-
-        waited_s = round(time.monotonic() - began_s, 3)
-        print(to_json({"schema": SCHEMA, "result": result, "reason": waiting.reason, "waited_s": waited_s}))
-    else:
-        from virtksm.cli.layout import show
-
-        show([("", label, waiting.reason)])
+    waited_s = round(time.monotonic() - began_s, 3)
+    values = {"schema": SCHEMA, "result": result, "reason": waiting.reason, "waited_s": waited_s}
+    print_result(options, values, [("", label, waiting.reason)])
     return code
 
 

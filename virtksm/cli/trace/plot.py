@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import DAY_S, YEAR_S, timespan
 from virtksm.errors import ExitCode
 
@@ -24,7 +25,6 @@ SCHEMA = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument("trace", metavar="FILE", nargs="?", help="draw this trace of `virtksm trace record`")
     source.add_argument(
@@ -36,7 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", "-o", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
     )
-    parser.set_defaults(run=run)
 
 
 def picture(text: str) -> Path:
@@ -53,15 +52,9 @@ def run(options: argparse.Namespace) -> int:
 
     title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
     draw(drawn.samples, drawn.events, title, options.output)
-    if options.json:
-        from virtksm.json_output import to_json
-
-        counts = {"samples": len(drawn.samples), "events": len(drawn.events)}
-        print(to_json({"schema": SCHEMA, "output": str(options.output), **counts}))
-    else:
-        from virtksm.cli.layout import show
-
-        show([("", "Drawn", f"{options.output}: {len(drawn.samples)} samples, {len(drawn.events)} events")])
+    samples, events = len(drawn.samples), len(drawn.events)
+    values = {"schema": SCHEMA, "output": str(options.output), "samples": samples, "events": events}
+    print_result(options, values, [("", "Drawn", f"{options.output}: {samples} samples, {events} events")])
     return ExitCode.DONE
 
 

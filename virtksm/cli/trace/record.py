@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
-from virtksm.cli.layout import show
+from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import START_AGENT, ExitCode, VirtksmError
@@ -32,14 +32,12 @@ ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("file", metavar="FILE", help="a new file; it names guests, so only its owner may read it")
     parser.add_argument(
         "--for", dest="seconds", metavar="TIME", type=timespan(0, YEAR_S), help="end after so long: 90s, 30m, 24h"
     )
     parser.add_argument("--anonymous", action="store_true", help="number the guests instead of naming them")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,13 +68,9 @@ def run(options: argparse.Namespace) -> int:
         raise VirtksmError(f"{options.file} is empty: the agent has made no pass", remedy="virtksm status")
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
-    if options.json:
-        from virtksm.json_output import to_json
-
-        counts = {"passes": recorder.passes, "missed": recorder.missed}
-        print(to_json({"schema": SCHEMA, "file": options.file, **counts}))
-    else:
-        show([("", "Recorded", f"{recorder.passes} passes to {options.file}, {recorder.missed} missed")])
+    values = {"schema": SCHEMA, "file": options.file, "passes": recorder.passes, "missed": recorder.missed}
+    text = f"{recorder.passes} passes to {options.file}, {recorder.missed} missed"
+    print_result(options, values, [("", "Recorded", text)])
     return ExitCode.DONE
 
 

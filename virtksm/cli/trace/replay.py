@@ -32,7 +32,6 @@ ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     parser.add_argument("file", metavar="FILE", help="what `virtksm trace record` has written")
     policies = all_keys()["policy"].choices
     help_text = f"{', '.join(policies[:-1])} or {policies[-1]} (default: the recorded one)"
@@ -46,7 +45,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="change a key of that policy, as in adaptive.engage=always; may be repeated",
     )
     parser.add_argument("--all", action="store_true", help="show every pass, not only those where an answer changes")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
