@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from virtksm.agent.calls import wait_set
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.dirty_rates import DirtyRates
@@ -65,12 +66,7 @@ class Agent:
 
     def __post_init__(self) -> None:
         calls = self.connection.calls
-        guests = GuestReader(
-            lambda: self.connection.host,
-            self.configuration,
-            self.reporter,
-            self.tenure.traits,
-        )
+        guests = GuestReader(lambda: self.connection.host, self.configuration, self.reporter, self.tenure.traits)
         guests.unmerged = self.tenure.unmerged
         switches = GuestSwitches(
             reader=guests,
@@ -95,23 +91,21 @@ class Agent:
     async def run(self) -> ExitCode:
         """Run until `stop`; then end as `on_exit` says."""
         self._open_history()
-        connection = self._start("connection", self._hold_connection)
-        reload = self._start("reload", self._reload)
+        beside_passes = [
+            self._start("connection", self._hold_connection),
+            self._start("reload", self._reload),
+            self._start("guest XML", self.listeners.guests.read_when_due),
+            self._start("guests' switches", self.listeners.switches.switch_when_due),
+            self._start("merged memory", self.listeners.merged.read_when_wanted),
+            self._start("dirty rates", self.listeners.dirty_rates.measure_when_due),
+        ]
         passes = self._start("passes", self.passes.run_when_due)
-        guest_xml = self._start("guest XML", self.listeners.guests.read_when_due)
-        switches = self._start("guests' switches", self.listeners.switches.switch_when_due)
-        merged = self._start("merged memory", self.listeners.merged.read_when_wanted)
-        dirty_rates = self._start("dirty rates", self.listeners.dirty_rates.measure_when_due)
         history = self._start("history", self.history_writer.keep_writing)
         await self.stopping.wait()
-        connection.cancel()
-        reload.cancel()
-        guest_xml.cancel()
-        switches.cancel()
-        merged.cancel()
-        dirty_rates.cancel()
+        for task in beside_passes:
+            task.cancel()
         # A pass that has begun is finished first; a guest that is being asked for anything is not waited for.
-        await asyncio.wait({passes, connection, guest_xml, switches, merged, dirty_rates, reload})
+        await asyncio.wait({passes, *beside_passes})
         self.passes.fail_requests(VirtksmError("the agent is stopping"))
         code = await self._leave()
         self.history_writer.end()  # last, so that KSM's settings do not wait for a disk
@@ -127,8 +121,7 @@ class Agent:
                     await step()
                 except Exception as error:  # noqa: BLE001  # the outermost layer
                     self.reporter.task_crashed(name, error)
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self.stopping.wait(), self.retry_s)
+                    await wait_set(self.stopping, self.retry_s)
 
         return asyncio.create_task(repeat(), name=name)
 

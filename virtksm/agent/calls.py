@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -138,6 +139,13 @@ class BlockingCalls:
             _start_late(call)
         if error is None:
             _discard(result, discard)
+
+
+async def wait_set(event: asyncio.Event, limit_s: float | None) -> None:
+    """Wait until an event is set, for so long at most; None is for ever."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await event.wait()
 
 
 def _raisable(error: BaseException) -> Exception:

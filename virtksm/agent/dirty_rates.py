@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, wait_set
 from virtksm.errors import GuestVanished, LibvirtRefuses, LibvirtTimeout, SensingFailed, Unsupported, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
@@ -200,11 +200,7 @@ class DirtyRates:
     async def _wait(self, wait_s: float | None) -> None:
         """Sleep so long (None: for ever), or until a pass has seen guests."""
         self.seen.clear()
-        try:
-            async with asyncio.timeout(wait_s):
-                await self.seen.wait()
-        except TimeoutError:
-            return
+        await wait_set(self.seen, wait_s)
 
 
 def _or_none(read: Callable[[], int | None]) -> int | None:

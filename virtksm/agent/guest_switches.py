@@ -17,12 +17,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, wait_set
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S
 from virtksm.agent.log import Reporter
@@ -161,7 +160,7 @@ class GuestSwitches:
             is_news, self.failure = error.message != self.failure, error.message
             self.reporter.guests_not_switched("guests stay as they are", error, is_news=is_news)
             self.reader.name_exposed()
-            await self._wait(MAX_RETRY_S)
+            await wait_set(self.seen, MAX_RETRY_S)
             return
         self._learn(found)
         self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
@@ -172,7 +171,7 @@ class GuestSwitches:
             await self._switch(monitor, here, step)
             return
         self.reader.name_exposed()
-        await self._wait(None if step is None else due_s[step] - now_s)
+        await wait_set(self.seen, None if step is None else due_s[step] - now_s)
 
     @property
     def _config(self) -> Config:
@@ -235,12 +234,6 @@ class GuestSwitches:
             is_news = not any(type(one.error) is type(error) for one in known)
             self.reporter.guests_not_switched(trouble.text, error, is_news=is_news)
         self.troubles[guest.key] = trouble
-
-    async def _wait(self, wait_s: float | None) -> None:
-        """Sleep so long (None: for ever), or until something has changed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self.seen.wait()
 
 
 def _find(

@@ -14,11 +14,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, wait_set
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import SAMPLE_S, GuestEvent, History, Sample, replaces, sample_of
 from virtksm.host.libvirt_events import DomainEvent
@@ -144,8 +143,7 @@ class HistoryWriter:
         """Write at most once in `write_s`, until `end` is called; then once more."""
         while not self._is_ending:
             await self._has_news.wait()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_urgent.wait(), self._write_s)
+            await wait_set(self._is_urgent, self._write_s)
             self._is_urgent.clear()
             if not self._is_ending:
                 await self._write(is_last=False)

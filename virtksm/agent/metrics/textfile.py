@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, wait_set
 from virtksm.errors import StateUnusable, VirtksmError
 from virtksm.store.files import replace_file
 
@@ -62,10 +62,8 @@ class Textfile:
         while not self._ended.is_set():
             self._stirred.clear()
             await self._attempt(self._write())
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), self.every_s)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), max(self._alive_s - self.every_s, 0))
+            await wait_set(self._ended, self.every_s)
+            await wait_set(self._stirred, max(self._alive_s - self.every_s, 0))
         await self._attempt(self._calls.run("remove metrics.textfile", self._remove))
 
     async def _write(self) -> None:
