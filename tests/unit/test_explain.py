@@ -19,9 +19,10 @@ from tests.real.agent_process import VIRTKSM
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from tests.unit.test_trace import SUMMARY
 from virtksm.cli.main import main
+from virtksm.config.schema import all_keys
 from virtksm.model.decision import Pause
 from virtksm.model.snapshot import IDLE
-from virtksm.policy import POLICIES, ksmtuned
+from virtksm.policy import ksmtuned
 from virtksm.policy.off import RULE, decide_off
 from virtksm.policy.rules import MEANINGS, meaning_of
 from virtksm.store.history import HistoryFile
@@ -53,7 +54,7 @@ def explained(folder: Path, *arguments: str) -> int:
 
 
 def test_every_rule_of_every_policy_has_its_meaning_and_no_other_has() -> None:
-    assert set(MEANINGS) == set(POLICIES)
+    assert set(MEANINGS) == {*all_keys()["policy"].choices}
     assert set(MEANINGS["adaptive"]) == {*stories(), RULE}
     law = ast.parse(inspect.getsource(ksmtuned))
     named = {word.value for word in ast.walk(law) if isinstance(word, ast.Constant) and isinstance(word.value, str)}

@@ -12,12 +12,12 @@ from tests.lab.agent_bench import Bench
 from tests.unit.test_policy_adaptive import BOTH, GIB, TIMER, decide_all, snap, stories
 from virtksm.agent.log import pass_sentence, status_text
 from virtksm.cli.main import main
-from virtksm.config.schema import AdaptiveParams, Config
+from virtksm.config.schema import AdaptiveParams, Config, all_keys
 from virtksm.errors import VirtksmError
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import Outcome
 from virtksm.model.snapshot import IDLE, Snapshot
-from virtksm.policy import POLICIES, make_policy
+from virtksm.policy import make_policy
 from virtksm.policy.observe import ObservePolicy
 from virtksm.policy.off import RULE
 from virtksm.policy.rules import MEANINGS
@@ -67,7 +67,7 @@ def test_its_rules_are_adaptives_but_for_those_that_end_a_full_scan() -> None:
 
 
 def test_whether_it_only_observes_is_the_same_for_the_configuration() -> None:
-    for name in POLICIES:
+    for name in all_keys()["policy"].choices:
         config = Config(policy=name)  # type: ignore[arg-type]  # one of its choices
         assert make_policy(config).only_observes == config.only_observes == (name == "observe")
 
