@@ -58,11 +58,9 @@ def load(
     return loaded
 
 
-def load_or_defaults(
-    path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
-) -> tuple[Config, list[ConfigFault]]:
+def load_or_defaults(path: str | None) -> tuple[Config, list[ConfigFault]]:
     """Load as `load` without groups, where the configuration may be invalid: faulty keys get their defaults."""
-    loaded, faults = _read(path, vendor_dir, admin_dir)
+    loaded, faults = _read(path, VENDOR_DIR, ADMIN_DIR)
     return loaded.config, faults
 
 

@@ -56,13 +56,7 @@ class Threshold(NamedTuple):
         return f"{self.then} when {WORDS[self.quantity]} {verb} {value}; now {present}"
 
     def as_dict(self) -> dict[str, object]:
-        return {
-            "then": self.then,
-            "quantity": self.quantity,
-            "value": self.value,
-            "present": self.present,
-            "text": self.text,
-        }
+        return {**self._asdict(), "text": self.text}
 
     def _values(self) -> tuple[str, str]:
         """Return both values as text, exact where they would look the same."""

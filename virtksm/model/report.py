@@ -83,7 +83,7 @@ class PassReport(NamedTuple):
     @property
     def changed(self) -> dict[str, int]:
         """The parameters whose value this pass changed in the kernel, with their new value."""
-        return {name: value for name, value in self.after.items() if getattr(self.before, name) != value}
+        return _changed(self.before, self.after)
 
     @property
     def is_routine(self) -> bool:
@@ -182,13 +182,8 @@ class PassReport(NamedTuple):
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
             "changed": self.changed,
-            "refused": [
-                {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}
-                for error in self.refusals
-            ],
-            "foreign": [
-                {"parameter": value.parameter, "ours": value.ours, "found": value.found} for value in self.foreign
-            ],
+            "refused": _refused(self.refusals),
+            "foreign": [value._asdict() for value in self.foreign],
             "exposed": None if self.exposed is None else list(self.exposed),
             "warnings": self.warnings,
             "duration_ms": round(self.duration_ms, 3),
@@ -227,12 +222,17 @@ class RestoreReport(NamedTuple):
             "schema": SCHEMA,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
-            "changed": {name: value for name, value in self.after.items() if getattr(self.before, name) != value},
+            "changed": _changed(self.before, self.after),
             "left": list(self.left),
             "doubted": list(self.doubted),
             "paused": self.paused,
-            "refused": [
-                {"parameter": error.parameter, "cause": error.cause.value, "message": str(error)}
-                for error in self.refusals
-            ],
+            "refused": _refused(self.refusals),
         }
+
+
+def _refused(refusals: Iterable[SettingsRefused]) -> list[dict[str, object]]:
+    return [{"parameter": one.parameter, "cause": one.cause.value, "message": str(one)} for one in refusals]
+
+
+def _changed(before: Settings, after: Settings) -> dict[str, int]:
+    return {name: value for name, value in after.items() if getattr(before, name) != value}
