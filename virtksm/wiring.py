@@ -67,7 +67,7 @@ def make_cycle(
     host.call_timeout_s = config.call_timeout_s
     return Cycle(
         hypervisor=host,
-        local=(facts or ProcFacts(boottime_s)) if local else None,
+        local=(facts or ProcFacts()) if local else None,
         policy=make_policy(config),
         store=StateFile(paths, host_key(host.uri, local=local)),
         switch=make_switch(host.uri, config, paths),

@@ -26,7 +26,6 @@ from virtksm.agent.status_socket import StatusSocket
 from virtksm.config.load import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.local_facts import ProcFacts
@@ -91,7 +90,7 @@ async def _serve(
     notifier = Notifier()
     reporter = Reporter(notifier)
     loop.set_exception_handler(lambda _loop, context: _report_stray(reporter, context))
-    facts = ProcFacts(boottime_s)
+    facts = ProcFacts()
 
     def cycle_over(host: LibvirtHost, current: Config, tenure: Tenure) -> Cycle[Any]:
         return make_cycle(host, current, paths, tenure=tenure, facts=facts)
@@ -103,7 +102,7 @@ async def _serve(
 
     def here(uri: str, current: Config) -> Here | None:
         choices = make_choices(uri, current, paths)
-        return None if choices is None else Here(choices, partial(ProcFacts, boottime_s, limit_s=SMAPS_LIMIT_S))
+        return None if choices is None else Here(choices, partial(ProcFacts, limit_s=SMAPS_LIMIT_S))
 
     agent = Agent(
         configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
@@ -120,7 +119,7 @@ async def _serve(
         stack.callback(leave_socket, paths.status_socket)
         stack.callback(readers.close)
         readers.follow(fresh.config.status_group, fresh.status_gid)
-        page = Page(reporter.tally, requests.read_facts, ProcFacts(boottime_s))
+        page = Page(reporter.tally, requests.read_facts, ProcFacts())
         metrics = Metrics(page, reporter.metrics_trouble)
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)

@@ -21,24 +21,15 @@ from virtksm.text import format_kib, printable
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Protocol
 
     from virtksm.cli.layout import Row
     from virtksm.cli.main import Parser
     from virtksm.guests.choices import Choice
     from virtksm.guests.merging import GuestMerging
     from virtksm.guests.obstacles import Obstacle
-    from virtksm.guests.ports import Descriptions, GuestFacts, Monitor
+    from virtksm.guests.ports import Connection, GuestFacts, Monitor
     from virtksm.guests.process import MergeableMemory
     from virtksm.model.snapshot import Guest, KsmState
-    from virtksm.tuning.ports import Hypervisor
-
-    class Connection(Hypervisor, Descriptions, Protocol):
-        """A libvirt connection that describes guests, and says which of them it marks as tainted."""
-
-        def taints(self, uuid: str) -> tuple[str, ...] | None:
-            """Return why libvirt marks a guest as tainted; None before libvirt 7.1."""
-
 
 SCHEMA = 1
 READ_WITHIN_S = 10.0
@@ -100,7 +91,6 @@ def run_merge(options: argparse.Namespace) -> int:
 
 
 def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
-    from virtksm.host.clock import boottime_s
     from virtksm.host.libvirt_monitor import LibvirtMonitor
     from virtksm.host.local_facts import ProcFacts
     from virtksm.wiring import is_this_machine
@@ -108,7 +98,7 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     config, _ = config_or_defaults(options.config)
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(requested_uri(options.connect, RuntimePaths(options.runtime_dir)), read_only=read_only)
-    facts = ProcFacts(boottime_s, limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
+    facts = ProcFacts(limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
 
     def run(what: str, call: Callable[[], None], more_s: float) -> None:
         libvirt.run(what, call, more_s=more_s)

@@ -163,10 +163,9 @@ class Switching:
 
 def _warn_if_scanning() -> None:
     """Warn where this machine's ksmd scans all the same, with the command that stops it without libvirt and virtksm."""
-    from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
 
-    kernel = ProcFacts(boottime_s)
+    kernel = ProcFacts()
     scans = kernel.ksm_counter("pages_to_scan") != 0 or kernel.advisor_mode() not in (None, "none")
     if kernel.ksm_counter("run") == 1 and scans:
         warn(

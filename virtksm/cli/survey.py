@@ -39,14 +39,13 @@ class Surveyor:
         from functools import partial
 
         from virtksm.guests.survey import survey
-        from virtksm.host.clock import boottime_s
         from virtksm.host.local_facts import ProcFacts
         from virtksm.store.choices import read_unmerged
         from virtksm.store.state import read_freed
         from virtksm.wiring import is_this_machine
 
         host = self._host or self._libvirt.open(self._uri, read_only=True)
-        facts = ProcFacts(boottime_s) if is_this_machine(host.uri, self.config) else None
+        facts = ProcFacts() if is_this_machine(host.uri, self.config) else None
 
         def read() -> tuple[Survey, HostMemory]:
             freed = None if facts is None else read_freed(self._paths, LOCAL)

@@ -22,14 +22,13 @@ SCHEMA = 1
 
 def run(options: argparse.Namespace) -> int:
     """Print what was found; returns the exit code: FAILED where there is a doubt. Raises VirtksmError."""
-    from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
     from virtksm.paths import LOCAL, RuntimePaths
     from virtksm.store.switch import SwitchFile
 
     require_this_machine(options)
     paused = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
-    facts = ProcFacts(boottime_s)
+    facts = ProcFacts()
     ksm, available_kib = read_here(facts)
     has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
     doubts = find_doubts(paused, ksm, has_uncounted_zero_pages=has_uncounted)

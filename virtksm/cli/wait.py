@@ -183,8 +183,7 @@ def _is_negligible(numbers: Mapping[str, int | None]) -> bool:
 
 
 def _ksm_is_off(connect: str | None) -> bool:
-    from virtksm.host.clock import boottime_s
     from virtksm.host.local_facts import ProcFacts
 
     uri = named_uri(connect)
-    return (uri is None or is_local(uri)) and ProcFacts(boottime_s).ksm_counter("run") not in (None, 1)
+    return (uri is None or is_local(uri)) and ProcFacts().ksm_counter("run") not in (None, 1)

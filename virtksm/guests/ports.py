@@ -8,7 +8,7 @@ from typing import Protocol
 from virtksm.guests.merging import GuestMerging
 from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.model.snapshot import Guest, MergedReading
-from virtksm.tuning.ports import LocalFacts
+from virtksm.tuning.ports import Hypervisor, LocalFacts
 
 
 class Descriptions(Protocol):
@@ -19,6 +19,13 @@ class Descriptions(Protocol):
 
         Raises GuestVanished, LibvirtUnreachable, and SensingFailed where it may not be read.
         """
+
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        """Return why libvirt marks a guest as tainted; None before libvirt 7.1. Raises as `guest_xml`."""
+
+
+class Connection(Hypervisor, Descriptions, Protocol):
+    """A libvirt connection that also describes guests."""
 
 
 class Monitor(Protocol):

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from virtksm.guests.obstacles import Obstacle, find_obstacles
 from virtksm.guests.pools import Pool, find_mixed, find_pools
-from virtksm.guests.ports import Descriptions, GuestFacts
+from virtksm.guests.ports import Connection, GuestFacts
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import Guest, KsmState, Source
-from virtksm.tuning.ports import Hypervisor
 from virtksm.tuning.sense import no_ksm
 from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.guests.headroom import GuestNeed
-
-
-class Connection(Hypervisor, Descriptions, Protocol):
-    """A libvirt connection that also describes guests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,12 +218,10 @@ class LibvirtHost:
             return self._find(uuid).XMLDesc()
 
     def taints(self, uuid: str) -> tuple[str, ...] | None:
-        """Return why libvirt marks a guest as tainted; None before libvirt 7.1."""
         with self.guest(uuid, "reading a guest's messages") as domain:
             try:
-                return tuple(
-                    one.removeprefix("tainted: ") for one in domain.messages(libvirt.VIR_DOMAIN_MESSAGE_TAINTING)
-                )
+                messages = domain.messages(libvirt.VIR_DOMAIN_MESSAGE_TAINTING)
+                return tuple(one.removeprefix("tainted: ") for one in messages)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                     raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 
 from virtksm.errors import SensingFailed, reason_of
+from virtksm.host.clock import boottime_s
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
 from virtksm.host.memory_limits import SYS_CGROUP, SYS_NODE, MemoryLimits, read_node_kib
 from virtksm.host.proc_files import (
@@ -63,7 +64,7 @@ class ProcFacts:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: Clock = boottime_s,
         *,
         sys_ksm: str = "/sys/kernel/mm/ksm",
         sys_cgroup: str = SYS_CGROUP,

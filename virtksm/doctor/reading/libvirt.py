@@ -15,7 +15,6 @@ from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
 from virtksm.guests.process import GuestProcess
 from virtksm.guests.xml import GuestXml, read_guests
 from virtksm.host.bounded import BoundedCalls
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses
@@ -119,7 +118,7 @@ def _read_guests(host: LibvirtHost, paths: RuntimePaths) -> Guests:
     other_processes = zero_pages = None
     unmerged = frozenset[str]()
     if is_local(host.uri):
-        facts = ProcFacts(boottime_s)
+        facts = ProcFacts()
         running = facts.guests(running)
         found = zip(running, facts.processes(running), strict=True)
         processes = {guest.key: process for guest, process in found if process is not None}
