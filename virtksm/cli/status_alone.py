@@ -6,12 +6,10 @@ machine's kernel is still read.
 
 from __future__ import annotations
 
-import queue
-import threading
-
 from virtksm import __version__
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.host.bounded import BoundedCalls
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.local_facts import ProcFacts
@@ -37,16 +35,14 @@ class Alone:
         self.uri = uri
         self._config = config
         self._paths = paths
-        self._facts = ProcFacts(boottime_s)
-        self._in_thread = ProcFacts(boottime_s)
+        self._facts, self._in_thread = ProcFacts(), ProcFacts()
         self._host: LibvirtHost | None = None
-        self._answers: queue.SimpleQueue[Snapshot | VirtksmError] = queue.SimpleQueue()
-        self._is_out = False
+        self._calls = BoundedCalls(self._hangs)
 
     def read(self) -> dict[str, object]:
         """Return what `virtksm status --json` prints; raises VirtksmError for another machine that cannot be asked."""
         try:
-            snapshot, error = self._ask(), None
+            snapshot, error = self._calls.run("status", self._sense, LIMIT_S), None
         except VirtksmError as failed:
             snapshot, error = None, failed
         is_here = not is_alias(self.uri) and is_this_machine(self.uri, self._config)
@@ -94,29 +90,14 @@ class Alone:
             return None
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
 
-    def _ask(self) -> Snapshot:
-        """Sense through libvirt; an earlier call that was given up is still waited for, and not made again."""
-        if not self._is_out:
-            self._is_out = True
-            threading.Thread(target=self._sense, name="libvirt-status", daemon=True).start()
-        try:
-            answer = self._answers.get(timeout=LIMIT_S)
-        except queue.Empty:
-            raise LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt()) from None
-        self._is_out = False
-        if isinstance(answer, VirtksmError):
-            raise answer
-        return answer
+    def _hangs(self, _message: str) -> LibvirtTimeout:
+        return LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt())
 
-    def _sense(self) -> None:
-        try:
-            if self._host is None:
-                self._host = open_host(self.uri, read_only=True)
-                self.uri = self._host.uri
-            local = self._in_thread if is_this_machine(self.uri, self._config) else None
-            snapshot = sense(self._host, local, boottime_s())
-            freed = read_freed(self._paths, host_key(self.uri, local=local is not None))
-            self._answers.put(snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed), {}))
-        except VirtksmError as error:
-            self._host = None
-            self._answers.put(error)
+    def _sense(self) -> Snapshot:
+        host, self._host = self._host or open_host(self.uri, read_only=True), None  # one that breaks is not used again
+        self.uri = host.uri
+        local = self._in_thread if is_this_machine(self.uri, self._config) else None
+        snapshot = sense(host, local, boottime_s())
+        self._host = host
+        freed = read_freed(self._paths, host_key(self.uri, local=local is not None))
+        return snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed), {})
