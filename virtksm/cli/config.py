@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from virtksm.cli.main import Parser
+from virtksm.config.load import MAX_BYTES, MISSING, READ, find_files, load
 from virtksm.errors import ConfigError, ConfigFault, ExitCode
 from virtksm.text import printable
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from virtksm.cli.main import Parser
 
 
 def add_options(parser: Parser) -> None:
@@ -37,8 +36,6 @@ def add_options(parser: Parser) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Check the configuration; faults are raised as ConfigError."""
-    from virtksm.config.load import load
-
     loaded = load(options.config if options.file is None else options.file)
     for file in loaded.files:
         print(f"{printable(file)}: ok")
@@ -49,14 +46,11 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_show(options: argparse.Namespace) -> int:
     """Print the effective configuration."""
-    from virtksm.config.load import load
     from virtksm.config.schema import all_keys
     from virtksm.config.toml_text import effective, value_of
 
     loaded = load(options.config)
     if options.json:
-        import json
-
         shown = {
             name: {
                 "value": value_of(loaded.config, name),
@@ -74,13 +68,9 @@ def run_show(options: argparse.Namespace) -> int:
 
 def run_path(options: argparse.Namespace) -> int:
     """Print the files of the configuration in the order in which they are read: a later one wins, key by key."""
-    from virtksm.config.load import MISSING, READ, find_files
-
     found, faults = find_files(options.config)
     states = {file: state if state in {READ, MISSING} else f"replaced by {state}" for file, state in found.items()}
     if options.json:
-        import json
-
         print(json.dumps({"files": [{"path": file, "state": state} for file, state in states.items()]}))
     else:
         width = max(len(printable(file)) for file in states)
@@ -127,8 +117,6 @@ def _write_new(file: str, text: str) -> None:
 
 def _read_bounded(file: str) -> str:
     """Return a file's text; bytes that are not UTF-8 become lone surrogates, which no value has and notes escape."""
-    from virtksm.config.load import MAX_BYTES
-
     remedy = "name ksmtuned's file"
     try:
         with Path(file).open("rb") as source:

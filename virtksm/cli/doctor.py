@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
+from virtksm.cli.ask_agent import ask_agent, find_answer
 from virtksm.cli.connection import requested_uri
-from virtksm.cli.layout import print_result
+from virtksm.cli.layout import Row, print_result
+from virtksm.doctor.facts import Here, find_kept_off, read_facts
+from virtksm.doctor.finding import CannotTell, Finding, Verdict, worst
+from virtksm.doctor.reading.files import Root
+from virtksm.doctor.reading.own import AgentSeen, parse_agent
 from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
-
-TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from virtksm.cli.layout import Row
-    from virtksm.doctor.finding import CannotTell, Finding, Verdict
-    from virtksm.doctor.reading.own import AgentSeen
 
 SCHEMA = 1
 MANY = 5
@@ -43,8 +42,6 @@ def run(options: argparse.Namespace) -> int:
         return _kept_off()
 
     from virtksm.doctor.checks import examine
-    from virtksm.doctor.facts import read_facts
-    from virtksm.doctor.finding import worst
 
     chosen = choose(options.only)
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
@@ -72,8 +69,6 @@ def choose(only: Sequence[str] | None) -> set[str]:
 
 
 def _kept_off() -> ExitCode:
-    from virtksm.doctor.facts import Here, find_kept_off
-    from virtksm.doctor.reading.files import Root
 
     reason = find_kept_off(Here(Root(), ""))
     if reason is None:
@@ -84,10 +79,6 @@ def _kept_off() -> ExitCode:
 
 def ask_about(paths: RuntimePaths) -> AgentSeen | CannotTell | None:
     """Return the agent's own status; None where none runs."""
-    from virtksm.cli.ask_agent import ask_agent, find_answer
-    from virtksm.doctor.finding import CannotTell
-    from virtksm.doctor.reading.own import parse_agent
-
     try:
         answer = ask_agent(paths, {"op": "status"})
         return None if answer is None else parse_agent(find_answer(answer, "status"))
@@ -103,8 +94,6 @@ def exit_code(verdict: Verdict, *, strict: bool) -> ExitCode:
 
 def finding_rows(findings: Sequence[Finding], *, shows_all: bool) -> Iterator[Row]:
     """Yield the problems, each remedy in a row of its own, what could not be judged, and a summary."""
-    from collections import Counter
-
     skipped = Counter(one.outcome.detail for one in findings if one.outcome.verdict.value == "INFO")
     for one in findings:
         verdict, detail = one.outcome.verdict.value, one.outcome.detail

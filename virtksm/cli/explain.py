@@ -11,16 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
-from virtksm.cli.layout import print_result
+from virtksm.cli.layout import Row, print_result
 from virtksm.errors import ExitCode
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib
 from virtksm.trace import Pass
 from virtksm.trace.text import pass_values
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from virtksm.cli.layout import Row
 
 SCHEMA = 1
 FOLLOWS_S = 1.0

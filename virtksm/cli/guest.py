@@ -10,26 +10,27 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable, Iterable
 
+from virtksm.cli.ask_agent import ask_agent
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
-from virtksm.cli.layout import print_result, show
+from virtksm.cli.layout import Row, print_result, show
+from virtksm.cli.main import Parser
 from virtksm.cli.unmerge import FREE_MEMORY, fit_text
 from virtksm.errors import ExitCode, LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
-from virtksm.paths import RuntimePaths
+from virtksm.guests.choices import COMMAND, Choice
+from virtksm.guests.merging import GuestMerging, find_held_s, find_needed_kib, still_mergeable
+from virtksm.guests.obstacles import Obstacle, find_obstacles
+from virtksm.guests.ports import Connection, GuestFacts, Monitor
+from virtksm.guests.process import MergeableMemory
+from virtksm.guests.xml import parse_guest_xml
+from virtksm.model.snapshot import Guest, KsmState
+from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.store.choices import ChoiceFile
 from virtksm.text import format_kib, printable
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from virtksm.cli.layout import Row
-    from virtksm.cli.main import Parser
-    from virtksm.guests.choices import Choice
-    from virtksm.guests.merging import GuestMerging
-    from virtksm.guests.obstacles import Obstacle
-    from virtksm.guests.ports import Connection, GuestFacts, Monitor
-    from virtksm.guests.process import MergeableMemory
-    from virtksm.model.snapshot import Guest, KsmState
+from virtksm.tuning.sense import sense_ksm
+from virtksm.wiring import is_this_machine
 
 SCHEMA = 1
 READ_WITHIN_S = 10.0
@@ -93,7 +94,6 @@ def run_merge(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     from virtksm.host.libvirt_monitor import LibvirtMonitor
     from virtksm.host.local_facts import ProcFacts
-    from virtksm.wiring import is_this_machine
 
     config, _ = config_or_defaults(options.config)
     libvirt = Libvirt(config.call_timeout_s)
@@ -111,10 +111,6 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
 
 def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
     """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
-    from virtksm.cli.ask_agent import ask_agent
-    from virtksm.paths import LOCAL
-    from virtksm.store.choices import ChoiceFile
-
     paths = RuntimePaths(options.runtime_dir)
     try:
         ChoiceFile(paths, LOCAL).note(uuid, choice)
@@ -151,10 +147,6 @@ class GuestSwitch:
         self._process = None if facts is None else facts.identities((self.guest,))[0]
 
     def _read(self) -> None:
-        from virtksm.guests.merging import find_needed_kib
-        from virtksm.guests.obstacles import find_obstacles
-        from virtksm.guests.xml import parse_guest_xml
-        from virtksm.tuning.sense import sense_ksm
 
         facts = self._facts
         self.guest = find_guest(self._host.running_guests(with_max=False), self._uuid)
@@ -249,7 +241,6 @@ class GuestSwitch:
         return qemu
 
     def _set(self, *, merge: bool) -> None:
-        from virtksm.guests.merging import find_held_s
 
         def switch() -> None:
             self._monitor.set_merging(self.guest.uuid, merge=merge)
@@ -264,10 +255,6 @@ class GuestSwitch:
 
     def _choose(self, *, merge: bool, is_done: bool = False) -> None:
         """Save what is chosen for this run; where its process is not known nothing is."""
-        import time
-
-        from virtksm.guests.choices import COMMAND, Choice
-
         if self._process is None:
             return
         choice = Choice(
@@ -283,8 +270,6 @@ class GuestSwitch:
 
     def _mergeable(self) -> tuple[str, ...]:
         """Return the backends that the kernel may merge, as far as it tells this user."""
-        from virtksm.guests.merging import still_mergeable
-
         assert self.qemu is not None
         return () if self.memory is None else still_mergeable(self.qemu.backends, self.memory)
 
@@ -311,8 +296,6 @@ class GuestSwitch:
 
     def cost_rows(self) -> list[Row]:
         """Return what unmerging costs, for people; nothing where there is nothing to unmerge."""
-        from virtksm.guests.merging import find_held_s
-
         if self.why_nothing_merges() is not None:
             return []
         tone = "warn" if self.needed_kib > self.available_kib else ""
@@ -324,8 +307,6 @@ class GuestSwitch:
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON values (docs/reference.md)."""
-        from virtksm.guests.merging import find_held_s
-
         memory, qemu = self.memory, self.qemu
         return {
             "schema": SCHEMA,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Callable, Sequence
 
-from virtksm.cli.layout import print_result
+from virtksm.cli.layout import Item, Table, print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
+from virtksm.guests.pools import pool_text
+from virtksm.guests.process import OtherProcess
+from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
+from virtksm.guests.survey import SeenGuest, Survey
 from virtksm.text import format_kib, printable
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from virtksm.cli.layout import Item
-    from virtksm.guests.process import OtherProcess
-    from virtksm.guests.survey import SeenGuest, Survey
 
 SCHEMA = 1
 MAX_NAMED = 5
@@ -91,8 +88,6 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 def survey_dict(found: Survey, guests: Sequence[SeenGuest]) -> dict[str, object]:
     """Return JSON values (docs/reference.md)."""
-    from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
-
     ksm, left = found.ksm, found.left_over
     return {
         "schema": SCHEMA,
@@ -156,10 +151,6 @@ def survey_items(
     found: Survey, guests: Sequence[SeenGuest], *, columns: Sequence[str] = USUAL, has_header: bool = True
 ) -> list[Item]:
     """Return the guests as a table, their sum, the host's own counters, what is left over, and the notes."""
-    from virtksm.cli.layout import Table
-    from virtksm.guests.pools import pool_text
-    from virtksm.guests.savings import find_profit_bytes
-
     headings = [name.upper().replace("_", " ") for name in columns]
     rows = [[COLUMNS[name](seen) for name in columns] for seen in guests]
     texts = [number for number, name in enumerate(columns) if name in TEXTS]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterator, Sequence
 
-from virtksm.cli.layout import print_result
+from virtksm.cli.layout import Row, print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.errors import ExitCode
+from virtksm.guests.headroom import Headroom, Host, find_headroom, host_of
+from virtksm.guests.survey import Survey, guests_text
+from virtksm.host.systemd import switch_on_here
+from virtksm.model.snapshot import HostMemory
 from virtksm.text import format_kib
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from virtksm.cli.layout import Row
-    from virtksm.guests.headroom import Headroom, Host
-    from virtksm.guests.survey import Survey
-    from virtksm.model.snapshot import HostMemory
+from virtksm.values import replace
 
 SCHEMA = 1
 CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
@@ -25,9 +22,6 @@ CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 def run(options: argparse.Namespace) -> int:
     """Print the headroom; returns the exit code."""
-    from virtksm.guests.headroom import find_headroom, host_of
-    from virtksm.values import replace
-
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     surveyor = Surveyor(options)
     (found, memory), config = surveyor.read(), surveyor.config
@@ -66,8 +60,6 @@ def find_memory_notes(memory: HostMemory) -> list[str]:
 
 def find_notes(found: Survey, *, is_full: bool) -> list[str]:
     """Return what the figures lack; `is_full`: the host reports MemAvailable and swap."""
-    from virtksm.guests.survey import guests_text
-
     unread = [one for one in found.guests if one.guest.rss_kib is None]
     boundless = [one for one in found.guests if one.max_kib is None]
     notes = []
@@ -81,8 +73,6 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
             "run this command there"
         )
     if found.ksm.run not in (None, 1):
-        from virtksm.host.systemd import switch_on_here
-
         notes.append(f"KSM is off: nothing more merges ({switch_on_here()})")
     elif found.ksm.settings.pages_to_scan == 0:
         notes.append("ksmd is idle: new memory merges once it scans again")

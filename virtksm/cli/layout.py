@@ -7,15 +7,15 @@ printable here, and nowhere else. Python's textwrap counts characters; a termina
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from virtksm.text import printable, width
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from typing import TextIO
 
 LABEL = 11
@@ -65,9 +65,8 @@ class Table:
         return part + blank if at in self.texts else blank + part
 
 
-if TYPE_CHECKING:
-    Row = tuple[str, str, str]
-    Item = Row | Table
+Row = tuple[str, str, str]
+Item = Row | Table
 
 
 def lay_out(items: Iterable[Item], columns: int | None) -> Iterator[Row]:

@@ -12,26 +12,22 @@ The kernel takes it only while nothing is shared. So, under every policy and wit
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Iterator
+
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
+from virtksm.cli.layout import Row
 from virtksm.cli.retune import run_pass
 from virtksm.cli.unmerge import read_here
+from virtksm.config.schema import Config
 from virtksm.errors import REMEDIES, SWITCH_UNIT, Cause, Unsupported, VirtksmError, switch_ksm_on
+from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import switch_on_here
-from virtksm.model.snapshot import Settings
+from virtksm.model.snapshot import KsmState, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.tuning.actuate import apply, plan
+from virtksm.tuning.ports import Hypervisor, LocalFacts
 from virtksm.wiring import is_this_machine
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterator
-
-    from virtksm.cli.layout import Row
-    from virtksm.config.schema import Config
-    from virtksm.host.local_facts import ProcFacts
-    from virtksm.model.snapshot import KsmState
-    from virtksm.tuning.ports import Hypervisor, LocalFacts
 
 VALUES = {"never": 0, "always": 1}
 TEXTS = {0: "0: each NUMA node merges its own pages", 1: "1: pages of different NUMA nodes merge"}

@@ -7,19 +7,21 @@ with a new policy state.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
+from virtksm.cli.layout import print_result
+from virtksm.cli.main import Parser
+from virtksm.cli.render import pass_rows
 from virtksm.cli.retune import pass_over, through_agent
 from virtksm.errors import STOP_KSMD, ExitCode, OnlyRoot, VirtksmError
-from virtksm.paths import RuntimePaths
+from virtksm.host.bounded import BoundedCalls
+from virtksm.model.decision import Trigger
+from virtksm.paths import RuntimePaths, host_key
 from virtksm.uri import is_alias, named_uri
-
-TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping
-    from typing import Any
-
-    from virtksm.cli.main import Parser
+from virtksm.wiring import is_this_machine, make_switch
 
 SCHEMA = 1
 SLACK_S = 5.0
@@ -73,8 +75,6 @@ class Switching:
         return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
     def _set_switch(self, uri: str) -> None:
-        from virtksm.host.bounded import BoundedCalls
-        from virtksm.wiring import make_switch
 
         own = make_switch(uri, self._config, self._paths)
         if not own.may_turn():
@@ -104,19 +104,15 @@ class Switching:
 
     def _is_here(self, report: dict[str, Any]) -> bool:
         """Return whether an agent's pass was on the host that is meant here; its name for the host is only compared."""
-        from virtksm.paths import host_key
-
         there = host_key(report["uri"], local=report["source"] == "local")
         return is_alias(self._uri) or there == host_key(self._uri, local=self._is_local)
 
     @property
     def _is_local(self) -> bool:
-        from virtksm.wiring import is_this_machine
 
         return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
 
     def _directly(self) -> dict[str, Any]:
-        from virtksm.model.decision import Trigger
 
         if self._op == "resume" and self._has_faults:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")
@@ -138,9 +134,6 @@ class Switching:
 
     def _show(self, report: Mapping[str, Any]) -> None:
         """Print the pass; of a pause also what is still merged."""
-        from virtksm.cli.layout import print_result
-        from virtksm.cli.render import pass_rows
-
         if self._op == "resume":
             values = {"schema": report["schema"], "paused": False, "pass": report}
             print_result(self._options, values, [("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])

@@ -10,23 +10,27 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections.abc import Iterator
 
 from virtksm.cli.answers import STATUS
 from virtksm.cli.ask_agent import MayNotAsk, ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
-from virtksm.cli.layout import print_result
+from virtksm.cli.history import read_history
+from virtksm.cli.layout import Row, print_result
+from virtksm.cli.sparkline import choose_marks
+from virtksm.cli.status_text import status_rows
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
+from virtksm.history.curves import Point, core_share, points_of, saved_levels
+from virtksm.history.samples import as_rows
 from virtksm.paths import RuntimePaths
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
-    from virtksm.cli.layout import Row
     from virtksm.cli.status_alone import Alone
-    from virtksm.history.curves import Point
 
 STEP_S, STEPS = 60.0, 60
 SEEN_S = 7200.0
@@ -83,12 +87,6 @@ class View:
 
     def _history_fields(self, now: dict[str, Any]) -> dict[str, Any]:
         """Return the fields that need the history."""
-        import time
-
-        from virtksm.cli.history import read_history
-        from virtksm.history.curves import Point, core_share, points_of, saved_levels
-        from virtksm.history.samples import as_rows
-
         events, points, error, now_s = [], [], None, time.time()
         try:
             history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
@@ -117,8 +115,6 @@ class View:
 
 
 def _rows(status: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
-    from virtksm.cli.sparkline import choose_marks
-    from virtksm.cli.status_text import status_rows
 
     marks = choose_marks(sys.stdout.encoding, os.environ)
     return status_rows(status, marks=marks, verbose=options.verbose)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from virtksm.cli.connection import Libvirt, requested_uri
+from virtksm.config.load import load
+from virtksm.guests.survey import Survey, survey
+from virtksm.model.snapshot import HostMemory
 from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.store.choices import read_unmerged
+from virtksm.store.state import read_freed
+from virtksm.wiring import is_this_machine
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
-    from virtksm.config.schema import Config
-    from virtksm.guests.survey import Survey
     from virtksm.host.libvirt_connection import LibvirtHost
-    from virtksm.model.snapshot import HostMemory
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
@@ -26,9 +30,7 @@ class Surveyor:
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Load the configuration; raises VirtksmError."""
-        from virtksm.config.load import load
-
-        self.config: Config = load(options.config, asks_groups=False).config
+        self.config = load(options.config, asks_groups=False).config
         self._paths = RuntimePaths(options.runtime_dir)
         self._uri = requested_uri(options.connect, self._paths)
         self._libvirt = Libvirt(self.config.call_timeout_s)
@@ -36,13 +38,7 @@ class Surveyor:
 
     def read(self) -> tuple[Survey, HostMemory]:
         """Survey the guests and the host's memory; raises VirtksmError."""
-        from functools import partial
-
-        from virtksm.guests.survey import survey
         from virtksm.host.local_facts import ProcFacts
-        from virtksm.store.choices import read_unmerged
-        from virtksm.store.state import read_freed
-        from virtksm.wiring import is_this_machine
 
         host = self._host or self._libvirt.open(self._uri, read_only=True)
         facts = ProcFacts() if is_this_machine(host.uri, self.config) else None

@@ -18,15 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from virtksm.cli.layout import MIN_COLUMNS, NORMAL, fit, is_paintable, lay_out, may_colour, render
+from virtksm.cli.layout import MIN_COLUMNS, NORMAL, Item, fit, is_paintable, lay_out, may_colour, render
 from virtksm.cli.main import error_lines
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.text import printable, width
-
-if TYPE_CHECKING:
-    from virtksm.cli.layout import Item
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"

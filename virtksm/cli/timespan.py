@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 EVERY_S = 2.0
 MIN_EVERY_S = 0.1

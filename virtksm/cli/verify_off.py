@@ -11,21 +11,18 @@ import argparse
 from virtksm.cli.layout import print_result
 from virtksm.cli.unmerge import merged_dict, read_here, require_this_machine
 from virtksm.errors import ExitCode
-
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from virtksm.model.decision import Pause
-    from virtksm.model.snapshot import KsmState
+from virtksm.host.local_facts import ProcFacts
+from virtksm.model.decision import Pause
+from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
+from virtksm.model.snapshot import KsmState
+from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.store.switch import SwitchFile
 
 SCHEMA = 1
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what was found; returns the exit code: FAILED where there is a doubt. Raises VirtksmError."""
-    from virtksm.host.local_facts import ProcFacts
-    from virtksm.paths import LOCAL, RuntimePaths
-    from virtksm.store.switch import SwitchFile
-
     require_this_machine(options)
     paused = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
     facts = ProcFacts()
@@ -57,8 +54,6 @@ def run(options: argparse.Namespace) -> int:
 
 def find_doubts(paused: Pause | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
     """Return the doubts that KSM is off, each with its remedy; none if it certainly is."""
-    from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
-
     doubts = []
     if paused is None:
         doubts.append("virtksm is not paused (virtksm pause)")

@@ -5,9 +5,7 @@ A test holds that every policy's rules are here, and no others.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
 
 PAUSED = "`virtksm pause` outranks every policy: ksmd is idle until `virtksm resume`"
 

@@ -6,20 +6,19 @@ Of the agent's history, or of a trace of `virtksm trace record`. matplotlib is n
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from virtksm.cli.history import Excerpt, read_history
 from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import DAY_S, YEAR_S, timespan
 from virtksm.errors import ExitCode
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from virtksm.cli.history import Excerpt
-    from virtksm.history.samples import GuestEvent, Sample
-    from virtksm.model.snapshot import Guest
-    from virtksm.trace import Line, Torn
+from virtksm.history.plot import draw
+from virtksm.history.samples import GuestEvent, Sample, sample_of
+from virtksm.model.snapshot import Guest
+from virtksm.store.trace import read_trace
+from virtksm.trace import Line, Pass, Torn
+from virtksm.trace.text import parse_lines
 
 SCHEMA = 1
 
@@ -48,8 +47,6 @@ def picture(text: str) -> Path:
 
 def run(options: argparse.Namespace) -> int:
     """Draw, and say what was drawn; returns the exit code."""
-    from virtksm.history.plot import draw
-
     title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
     draw(drawn.samples, drawn.events, title, options.output)
     samples, events = len(drawn.samples), len(drawn.events)
@@ -59,15 +56,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _from_history(options: argparse.Namespace) -> tuple[str, Excerpt]:
-    from virtksm.cli.history import read_history
 
     last_s = DAY_S if options.last is None else options.last
     return options.connect or "KSM", read_history(options, options.connect, seconds=last_s)
 
 
 def _from_trace(name: str) -> tuple[str, Excerpt]:
-    from virtksm.store.trace import read_trace
-    from virtksm.trace.text import parse_lines
 
     return name, excerpt_of(parse_lines(read_trace(name), name))
 
@@ -77,10 +71,6 @@ def excerpt_of(lines: Iterable[Line | Torn]) -> Excerpt:
 
     A trace does not say why, so that a guest found after a gap counts as started then.
     """
-    from virtksm.cli.history import Excerpt
-    from virtksm.history.samples import sample_of
-    from virtksm.trace import Pass
-
     samples: list[Sample] = []
     events: list[GuestEvent] = []
     known: dict[str, Guest] | None = None
@@ -98,7 +88,5 @@ def excerpt_of(lines: Iterable[Line | Torn]) -> Excerpt:
 
 def new_guests(at_s: float, kind: str, before: Mapping[str, Guest], after: Mapping[str, Guest]) -> list[GuestEvent]:
     """Return an event of this kind for each guest that is not in `before`."""
-    from virtksm.history.samples import GuestEvent
-
     new = [guest for key, guest in after.items() if key not in before]
     return [GuestEvent(at_s=at_s, kind=kind, domain=guest.name, uuid=guest.uuid) for guest in new]

@@ -18,7 +18,11 @@ from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import START_AGENT, ExitCode, VirtksmError
 from virtksm.paths import RuntimePaths
+from virtksm.store.trace import append_lines, create_trace
 from virtksm.text import format_kib, printable
+from virtksm.trace import End, Gap, Header, Line, Pass
+from virtksm.trace.anonymise import Anonymiser
+from virtksm.trace.text import dump_line, parse_line
 
 SCHEMA = 1
 ASK_EVERY_S = 1.0
@@ -45,8 +49,6 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if there is no agent, if this user may not ask it, or if FILE cannot be written.
     """
-    from virtksm.store.trace import append_lines, create_trace
-
     paths = RuntimePaths(options.runtime_dir)
     recorder = Recorder(lambda request: ask_serving(paths, options.connect, request), is_anonymous=options.anonymous)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
@@ -145,9 +147,6 @@ class Recorder:
 
     def end(self, at_s: float) -> list[str]:
         """Return the last lines of a recording that is ended in order."""
-        from virtksm.trace import End
-        from virtksm.trace.text import dump_line
-
         give_up_s = time.monotonic() + self._ends_within_s
         lines = self.ask()
         while self.has_more and time.monotonic() < give_up_s:
@@ -177,18 +176,12 @@ class Recorder:
         is_another = header is not None and self.session is not None
         if not is_another and not missed:
             return []
-        from virtksm.trace import Gap
-        from virtksm.trace.text import dump_line
 
         return [dump_line(Gap(missed=None if is_another else missed))]
 
 
 def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[str]]:
     """Return what takes the agent's header and lines as they are to be written; it raises ValueError."""
-    from virtksm.trace import Header, Line, Pass
-    from virtksm.trace.anonymise import Anonymiser
-    from virtksm.trace.text import dump_line, parse_line
-
     anonymous = Anonymiser()
 
     def take_line(text: object, kind: type[Line]) -> str:

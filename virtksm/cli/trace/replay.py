@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from virtksm.cli.layout import show
+from virtksm.cli.layout import Row, show
 from virtksm.cli.progress import Progress
 from virtksm.config.policy_keys import change_law, law_of, read_law, table_of
 from virtksm.config.schema import Config, all_keys
@@ -20,10 +20,6 @@ from virtksm.text import printable
 from virtksm.trace import Gap, Header, Law, Line, Torn
 from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import parse_lines
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from virtksm.cli.layout import Row
 
 SCHEMA = 1
 FED = ("full_scan", "check_scan")
