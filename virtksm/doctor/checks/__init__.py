@@ -1,6 +1,7 @@
 """The checks in their order, and the outcome of one that cannot tell or does not apply.
 
-To add one: a function from Facts to Outcome in the module of its group, and a line here (docs/reference.md lists them).
+To add one: a function from Facts to Outcome in the module of its group, and a line here, which says what it judges
+(docs/reference.md lists them).
 """
 
 from __future__ import annotations

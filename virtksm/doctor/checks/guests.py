@@ -31,7 +31,6 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
 def check_can_merge(facts: Facts) -> Outcome:
-    """Judge whether every guest that is not private can merge."""
     guests = facts.guests
     patterns, unmerged = facts.own.config.private_guests, _unmerged(facts)
     kept_out, stuck = 0, []
@@ -55,7 +54,6 @@ def check_can_merge(facts: Facts) -> Outcome:
 
 
 def check_private(facts: Facts) -> Outcome:
-    """Judge whether a private guest can merge."""
     guests = facts.guests
     patterns = facts.own.config.private_guests
     names = exposed(guests.running, guests.xml, patterns, _unmerged(facts))
@@ -98,7 +96,6 @@ def check_rewriters(facts: Facts) -> Outcome:
 
 
 def check_groups(facts: Facts) -> Outcome:
-    """Judge whether guests of different groups can merge with one another."""
     guests = facts.guests
     xml = {guest.key: guests.xml.get(guest.key, UNKNOWN) for guest in guests.running}
     seen = ((one, xml[one.key], guests.processes.get(one.key)) for one in guests.running)
@@ -189,7 +186,6 @@ def check_limits(facts: Facts) -> Outcome:
 
 
 def check_read(facts: Facts) -> Outcome:
-    """Judge whether the agent could read the memory of every guest's process in its last pass."""
     agent = facts.own.agent
     if not isinstance(agent, AgentSeen):
         raise DoesNotApply("no agent runs")

@@ -28,7 +28,6 @@ APPARMOR_RUNS = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 
 
 def check_installed(facts: Facts) -> Outcome:
-    """Judge whether the hook is where libvirt looks for it."""
     _find(facts, otherwise="not installed; needed only where no agent runs")
     if isinstance(facts.libvirt, Libvirt) and facts.libvirt.version < QEMU_D_SINCE:
         return failed(
@@ -39,7 +38,6 @@ def check_installed(facts: Facts) -> Outcome:
 
 
 def check_executable(facts: Facts) -> Outcome:
-    """Judge whether libvirt can execute it, and only root can change it."""
     hook = _find(facts)
     if not hook.is_executable:
         return failed("it is not executable: libvirt skips it", f"chmod 755 {HOOK}")
@@ -51,7 +49,6 @@ def check_executable(facts: Facts) -> Outcome:
 
 
 def check_seen(facts: Facts) -> Outcome:
-    """Judge whether the daemon has looked for hooks since there were any."""
     _find(facts)
     here, daemon = facts.this_machine, facts.daemon
     ages_s = [read_age_s(here.root, daemon.pid)]
@@ -70,7 +67,6 @@ def check_seen(facts: Facts) -> Outcome:
 
 
 def check_program(facts: Facts) -> Outcome:
-    """Judge whether the program that the hook starts where no agent listens is installed."""
     _find(facts)
     if _find_program(facts.this_machine.root) is not None:
         return passed(PROGRAM)
@@ -86,7 +82,6 @@ def starts_passes(here: Here) -> bool:
 
 
 def check_confinement(facts: Facts) -> Outcome:
-    """Judge whether AppArmor or SELinux keeps the hook from its work."""
     hook, root = _find(facts), facts.this_machine.root
     by_selinux = selinux_enforces(root)
     if not by_selinux and root.text_if_readable("sys/module/apparmor/parameters/enabled") != "Y\n":

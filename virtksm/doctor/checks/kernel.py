@@ -34,7 +34,6 @@ MAX_SHARING = 256
 
 
 def check_built(facts: Facts) -> Outcome:
-    """Judge whether KSM is built into the kernel."""
     root = facts.this_machine.root
     release = root.text_if_readable("proc/sys/kernel/osrelease").strip()[:MAX_LETTERS] or "of unknown release"
     if root.is_folder("sys/kernel/mm/ksm"):
@@ -43,7 +42,6 @@ def check_built(facts: Facts) -> Outcome:
 
 
 def check_switched_on(facts: Facts) -> Outcome:
-    """Judge whether KSM's own switch is on."""
     here = with_ksm(facts)
     run = here.number("run")
     if run == 1:
@@ -60,7 +58,6 @@ def check_switched_on(facts: Facts) -> Outcome:
 
 
 def check_stays_on(facts: Facts) -> Outcome:
-    """Judge whether KSM, if it is on, will be on after the next boot."""
     here = with_ksm(facts)
     if here.number("run") != 1:
         raise DoesNotApply("it is off")
@@ -82,7 +79,6 @@ def check_stays_on(facts: Facts) -> Outcome:
 
 
 def check_advisor(facts: Facts) -> Outcome:
-    """Judge whether the kernel's own advisor is off."""
     here = with_ksm(facts)
     mode = _choice(here, "sys/kernel/mm/ksm/advisor_mode")
     if mode is None:
@@ -139,7 +135,6 @@ def check_zero_pages(facts: Facts) -> Outcome:
 
 
 def check_huge_pages(facts: Facts) -> Outcome:
-    """Judge whether huge pages are split only where that gains needed memory."""
     choice = _choice(with_ksm(facts), "sys/kernel/mm/transparent_hugepage/enabled")
     if choice in (None, "never"):
         return passed("the kernel makes none")
@@ -153,7 +148,6 @@ def check_huge_pages(facts: Facts) -> Outcome:
 
 
 def check_nodes(facts: Facts) -> Outcome:
-    """Judge whether pages merge across NUMA nodes."""
     here = with_ksm(facts)
     path = "sys/devices/system/node/has_memory"
     try:

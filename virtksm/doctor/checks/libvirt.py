@@ -20,14 +20,12 @@ SESSION = ":///session"
 
 
 def check_reachable(facts: Facts) -> Outcome:
-    """Judge whether a connection can be opened."""
     if isinstance(facts.libvirt, VirtksmError):
         return failed(facts.libvirt.message, facts.libvirt.remedy)
     return passed(facts.libvirt.uri)
 
 
 def check_version(facts: Facts) -> Outcome:
-    """Judge whether libvirt is new enough."""
     connection = facts.connection
     detail = f"daemon {version_text(connection.version)}, client {version_text(connection.client_version)}"
     if connection.version < MIN:
@@ -38,7 +36,6 @@ def check_version(facts: Facts) -> Outcome:
 
 
 def check_parameters(facts: Facts) -> Outcome:
-    """Judge whether the driver offers KSM's parameters."""
     ksm = known(facts.connection.ksm)
     values = dict.fromkeys(PARAMETERS) if ksm is None else ksm.settings.as_dict()
     missing = [name for name in ("pages_to_scan", "sleep_millisecs") if values[name] is None]
@@ -48,7 +45,6 @@ def check_parameters(facts: Facts) -> Outcome:
 
 
 def check_permission(facts: Facts) -> Outcome:
-    """Judge whether this user may set KSM's parameters."""
     connection = facts.connection
     if SESSION in connection.uri:
         return failed("a session's daemon runs as its user, who may not set them", "connect to qemu:///system")
@@ -59,7 +55,6 @@ def check_permission(facts: Facts) -> Outcome:
 
 
 def check_sys_writable(facts: Facts) -> Outcome:
-    """Judge whether libvirt's daemon itself may write to /sys."""
     daemon = facts.daemon
     if sees_sys_read_only(facts.this_machine.root, daemon.pid):
         return failed(

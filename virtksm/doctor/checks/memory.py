@@ -18,7 +18,6 @@ SHRINKER_LIMIT = "sys/module/zfs/parameters/zfs_arc_shrinker_limit"
 
 
 def check_swap(facts: Facts) -> Outcome:
-    """Judge whether there is swap that can take guests' memory, or no need of it."""
     total_kib, free_kib = read_figures_kib(facts.this_machine.root, "SwapTotal", "SwapFree")
     free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
     if total_kib and free_kib * 10 < total_kib:
@@ -36,7 +35,6 @@ def check_swap(facts: Facts) -> Outcome:
 
 
 def check_headroom(facts: Facts) -> Outcome:
-    """Judge whether all that is merged would fit into memory if it unmerged."""
     here = with_ksm(facts)
     memory, merged = read_memory(here.root), _merged(here)
     available_kib, swap_kib = _spare_kib(memory), memory.spare_swap_kib or 0
@@ -71,7 +69,6 @@ def check_pool(facts: Facts) -> Outcome:
 
 
 def check_arc(facts: Facts) -> Outcome:
-    """Judge whether ZFS's cache comes back as fast as memory is asked for."""
     root = facts.this_machine.root
     if root.text(ARCSTATS_FILE) is None:
         return passed("no ZFS is loaded")

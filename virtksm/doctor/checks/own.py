@@ -19,7 +19,6 @@ KSMTUNEDS_PAGES = (64, 1250)
 
 
 def check_configuration(facts: Facts) -> Outcome:
-    """Judge whether the configuration has faults."""
     configuration = facts.own.configuration
     if isinstance(configuration, Config):
         return passed(f"policy {configuration.policy}")
@@ -28,7 +27,6 @@ def check_configuration(facts: Facts) -> Outcome:
 
 
 def check_on(facts: Facts) -> Outcome:
-    """Say whether virtksm is paused."""
     paused = facts.own.paused
     if paused is None:
         return passed("`virtksm pause` is not in force")
@@ -40,7 +38,6 @@ def check_on(facts: Facts) -> Outcome:
 
 
 def check_agent(facts: Facts) -> Outcome:
-    """Judge whether an agent runs, and does what it should."""
     agent = facts.agent
     if agent is None:
         return _without_agent(facts)
@@ -61,7 +58,6 @@ def check_agent(facts: Facts) -> Outcome:
 
 
 def check_agent_boot(facts: Facts) -> Outcome:
-    """Judge whether an agent that runs will run after the next boot."""
     here = facts.this_machine
     unit = here.unit(AGENT_UNIT)
     if facts.own.agent is None:
@@ -74,7 +70,6 @@ def check_agent_boot(facts: Facts) -> Outcome:
 
 
 def check_agent_permission(facts: Facts) -> Outcome:
-    """Judge whether the agent's own user, not the caller, may manage libvirt."""
     here = facts.this_machine
     agent = facts.own.agent
     if isinstance(agent, AgentSeen) and agent.silence is None:
@@ -91,7 +86,6 @@ def check_agent_permission(facts: Facts) -> Outcome:
 
 
 def check_stranded(facts: Facts) -> Outcome:
-    """Judge whether ksmd scans while nothing can slow it down."""
     agent = facts.agent
     if agent is None:
         return _stranded_without_agent(facts)
@@ -110,7 +104,6 @@ def check_stranded(facts: Facts) -> Outcome:
 
 
 def check_folder(facts: Facts) -> Outcome:
-    """Judge whether the runtime and state folders can be used."""
     if facts.own.faults:
         return failed(
             facts.own.faults[0],

@@ -134,7 +134,6 @@ def check_tuned(facts: Facts) -> Outcome:
 
 
 def check_boot(facts: Facts) -> Outcome:
-    """Judge what else sets KSM at boot."""
     boot = facts.this_machine.boot
     found = [one for one in boot.settings if _conflicts(one)]
     if found:
