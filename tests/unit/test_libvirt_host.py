@@ -167,7 +167,7 @@ def test_a_connection_is_closed_after_a_call_beside_passes_has_returned_and_take
     thread.start()
     try:
         asked.wait()
-        bench.host.close(closed.set)
+        bench.host.connections.close(closed.set)
         assert not closed.is_set()
         with pytest.raises(LibvirtUnreachable):
             bench.host.start_dirty_rate("two", 60)
@@ -196,7 +196,7 @@ def test_a_connection_that_nobody_uses_is_closed_at_once() -> None:
     bench = Bench()
     bench.host.start_dirty_rate("one", 60)
     closed = threading.Event()
-    bench.host.close(closed.set)
+    bench.host.connections.close(closed.set)
     assert closed.is_set()
 
 
@@ -223,5 +223,5 @@ def test_what_is_asked_of_guests_has_a_connection_of_its_own_that_is_opened_agai
         with host.guest("one", "asking a guest's QEMU", MONITORS):
             pass
     assert len(opened) == 3, "monitors may hang, and lists go on"
-    host.close(lambda: None)
+    host.connections.close(lambda: None)
     assert [one.is_alive for one in opened] == [False, False, False]

@@ -80,7 +80,9 @@ class Connection:
         if host is None or subscription is None:
             return
         try:
-            await self.calls.run("close", partial(host.close, subscription.close), limit_s, is_deferred=True)
+            await self.calls.run(
+                "close", partial(host.connections.close, subscription.close), limit_s, is_deferred=True
+            )
         except LibvirtUnreachable as error:
             self._failed(error, 0.0)
 

@@ -41,72 +41,58 @@ LIST_GUEST_S = 0.01
 guest more with their memory (measured), for which LIST_GUEST_S is allowed."""
 
 
-class LibvirtHost:
-    """The Hypervisor port over one open connection; a call takes at most `call_timeout_s`, by default the key's.
+class Connections:
+    """The connection of passes, and those apart from it, which stay open as long as calls beside passes use them.
 
     libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too.
     With five calls out libvirtd reads no more of a connection (max_client_requests; measured): `open_apart` opens
     another for what is asked of guests, and one for what is asked of their monitors, each when first used.
     """
 
-    def __init__(
-        self, connection: libvirt.virConnect, open_apart: Callable[[], libvirt.virConnect] | None = None
-    ) -> None:
-        self.connection = connection
-        self.uri = connection.getURI()
+    def __init__(self, passes: libvirt.virConnect, open_apart: Callable[[], libvirt.virConnect] | None) -> None:
+        self._passes, self._uri = passes, passes.getURI()
         self._open_apart = open_apart
         self._apart: dict[str, libvirt.virConnect] = {}
         self._opening = threading.Lock()
-        self.call_timeout_s = 30.0
-        self.came_late: Callable[[], object] = lambda: None
-        """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
-        self._lists = BoundedCalls(_hangs)
-        self._last_list: tuple[Guest, ...] | None = None
-        self._is_list_old = False
-        """Whether a pass has gone without the list that is waited for and may be for what that is too old to show."""
-        self._cpus: int | None = None
-        self._max_kib: dict[str, int | None] = {}
-        self.stale: set[str | None] = set()
-        """The guests whose maximum is to be asked again; None means all of them."""
         self._closing = threading.Lock()
         self._users = 0
         """Calls beside passes, as long as they have not returned."""
         self._close: Callable[[], None] | None = None
 
+    def of(self, kind: str) -> libvirt.virConnect:
+        """Return the connection for GUESTS or MONITORS; opens it where there is none, or a dead one."""
+        if self._open_apart is None:
+            return self._passes
+        with self._opening:
+            apart = self._apart.get(kind)
+            if apart is None or not apart.isAlive():
+                apart = self._apart[kind] = self._open_apart()
+            return apart
+
     def close(self, close: Callable[[], None]) -> None:
-        """Have the connection closed by `close`, now or once the calls beside passes have returned.
+        """Have the connection of passes closed by `close`, and the others, now or once none is used any more.
 
         libvirt frees a connection that is closed (virConnectClose), although a call of another thread still uses it.
         """
 
-        def close_both() -> None:
+        def close_all() -> None:
             close()
             for apart in self._apart.values():
                 with suppress(libvirt.libvirtError):  # a dead one
                     apart.close()
 
         with self._closing:
-            self._close = close_both
+            self._close = close_all
             is_used = self._users > 0
         if not is_used:
-            close_both()
-
-    def _guests(self, of: str = GUESTS) -> libvirt.virConnect:
-        """Return the connection for what is asked of guests; opens it where there is none, or a dead one."""
-        if self._open_apart is None:
-            return self.connection
-        with self._opening:
-            apart = self._apart.get(of)
-            if apart is None or not apart.isAlive():
-                apart = self._apart[of] = self._open_apart()
-            return apart
+            close_all()
 
     @contextmanager
-    def _beside_passes(self) -> Iterator[None]:
-        """Keep the connection from being closed meanwhile; raises LibvirtUnreachable once it is to be."""
+    def used(self) -> Iterator[None]:
+        """Keep them from being closed meanwhile; raises LibvirtUnreachable once they are to be."""
         with self._closing:
             if self._close is not None:
-                raise LibvirtUnreachable(f"the connection to {self.uri} is closed")
+                raise LibvirtUnreachable(f"the connection to {self._uri} is closed")
             self._users += 1
         try:
             yield
@@ -119,6 +105,28 @@ class LibvirtHost:
             close = None if self._users else self._close
         if close is not None:
             close()
+
+
+class LibvirtHost:
+    """The Hypervisor port over one open connection; a call takes at most `call_timeout_s`, by default the key's."""
+
+    def __init__(
+        self, connection: libvirt.virConnect, open_apart: Callable[[], libvirt.virConnect] | None = None
+    ) -> None:
+        self.connection = connection
+        self.uri = connection.getURI()
+        self.connections = Connections(connection, open_apart)
+        self.call_timeout_s = 30.0
+        self.came_late: Callable[[], object] = lambda: None
+        """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
+        self._lists = BoundedCalls(_hangs)
+        self._last_list: tuple[Guest, ...] | None = None
+        self._is_list_old = False
+        """Whether a pass has gone without the list that is waited for and may be for what that is too old to show."""
+        self._cpus: int | None = None
+        self._max_kib: dict[str, int | None] = {}
+        self.stale: set[str | None] = set()
+        """The guests whose maximum is to be asked again; None means all of them."""
 
     def ksm_state(self) -> KsmState:
         with self._translating("reading KSM's parameters"):
@@ -175,8 +183,8 @@ class LibvirtHost:
             return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
-        with self._beside_passes(), self._translating("listing the guests"):
-            domains = self._guests().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        with self.connections.used(), self._translating("listing the guests"):
+            domains = self.connections.of(GUESTS).listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
             self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
             if not with_max:
@@ -197,8 +205,8 @@ class LibvirtHost:
         return self._list(self._measured_guests, LIST_S + LIST_GUEST_S * len(self._last_list or ()))
 
     def _measured_guests(self) -> tuple[Guest, ...]:
-        with self._beside_passes(), self._translating("reading the guests' memory"):
-            stats = self._guests().getAllDomainStats(
+        with self.connections.used(), self._translating("reading the guests' memory"):
+            stats = self.connections.of(GUESTS).getAllDomainStats(
                 libvirt.VIR_DOMAIN_STATS_BALLOON,
                 libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
             )
@@ -214,7 +222,7 @@ class LibvirtHost:
             )
 
     def guest_xml(self, uuid: str) -> str:
-        with self._beside_passes(), self._translating("reading a guest's XML"):
+        with self.connections.used(), self._translating("reading a guest's XML"):
             return self._find(uuid).XMLDesc()
 
     def taints(self, uuid: str) -> tuple[str, ...] | None:
@@ -228,7 +236,7 @@ class LibvirtHost:
                 return None
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self._beside_passes(), self._translating("measuring a guest's dirty rate"):
+        with self.connections.used(), self._translating("measuring a guest's dirty rate"):
             try:
                 self._find(uuid).startDirtyRateCalc(seconds)
             except libvirt.libvirtError as error:
@@ -248,7 +256,7 @@ class LibvirtHost:
         """Return a guest's statistics of a kind; without those for which its monitor is busy."""
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         with self.guest(uuid, "reading a guest's statistics") as domain:
-            stats = self._guests().domainListGetStats([domain], kind, flags)
+            stats = self.connections.of(GUESTS).domainListGetStats([domain], kind, flags)
             return stats[0][1] if stats else {}
 
     @contextmanager
@@ -257,12 +265,12 @@ class LibvirtHost:
 
         Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
         """
-        with self._beside_passes(), self._translating(doing):
+        with self.connections.used(), self._translating(doing):
             yield self._find(uuid, of)
 
     def _find(self, uuid: str, of: str = GUESTS) -> libvirt.virDomain:
         try:
-            return self._guests(of).lookupByUUIDString(uuid)
+            return self.connections.of(of).lookupByUUIDString(uuid)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise GuestVanished(f"guest {uuid} has ended") from error
