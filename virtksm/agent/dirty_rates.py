@@ -29,8 +29,8 @@ PACE_S = 0.5
 RETRY_S = 600.0
 """When a measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang at once beside the one that is out. With a list, a guest's XML and a pass they are five: then
-libvirtd reads no further message of a client (max_client_requests; chosen)."""
+"""Calls that may hang at once beside the one that is out: with five, libvirtd reads no more of a client
+(max_client_requests; chosen)."""
 
 
 def turn_every_s(guests: int) -> float:
