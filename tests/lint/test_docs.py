@@ -12,8 +12,10 @@ import pytest
 
 from manual.json_schema import fields_of, objects
 from manual.references import constants, filled, rewritten
+from manual.tree import describe
 from tests.lab.fleet_metrics import FleetHost
 from virtksm.cli.answers import NOW, PASS, SETTINGS, STATUS
+from virtksm.config.schema import all_keys
 from virtksm.json_output import output_name
 from virtksm.policy.rules import MEANINGS
 
@@ -46,6 +48,33 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
     places = [(document.parent / link if link else document, anchor) for link, anchor in links]
     assert [str(path) for path, _ in places if not path.exists()] == []
     assert [anchor for path, anchor in places if anchor and anchor not in anchors(path)] == []
+
+
+def code(document: Path) -> Iterator[str]:
+    """Yield what a document has as code: each line of a block, and each span."""
+    text = document.read_text(encoding="utf-8")
+    for number, part in enumerate(text.split("```")):
+        yield from part.splitlines()[1:] if number % 2 else (" ".join(span.split()) for span in part.split("`")[1::2])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_every_command_option_and_key_is_the_programs(document: Path) -> None:
+    commands = {one.words: one for one in describe().walk()}
+    keys = {name.rpartition(".")[2] for name in all_keys()} | {"access_drivers"}  # the last is libvirt's
+    unknown = []
+    for line in code(document):
+        for called in re.findall(r"(?:^|[;&|] |sudo |-- |HOST )virtksm( [a-z-][^|;&>#]*)", line):
+            words: tuple[str, ...] = ("virtksm",)
+            for word in called.split():
+                if (*words, word) in commands:
+                    words += (word,)
+                elif word.startswith("-"):
+                    flags = {flag for option in commands[words].options for flag in option.flags}
+                    unknown += [] if word.partition("=")[0] in flags else [called]
+                elif commands[words].commands and word.islower():
+                    unknown.append(called)
+        unknown += [key for key in re.findall(r"^([a-z_]+) = [\"[]", line) if key not in keys]
+    assert unknown == []
 
 
 def test_the_readme_leads_to_every_document() -> None:
