@@ -66,20 +66,17 @@ def constants() -> Iterator[Constant]:
             yield Constant(module=module, names=names, value=ast.unparse(node.value), meaning=meaning)
 
 
-def constants_table() -> str:
+def constants_list() -> str:
     """Return every number of the adaptive law, with its unit, reason and source as its docstring has them."""
-    return _table(
-        ("constant", "value", "what, why, from where"),
-        (
-            (f"`{one.module}.{', '.join(one.names)}`", f"`{one.value}`", one.meaning.replace(" (chosen).", "."))
-            for one in constants()
-        ),
+    return "".join(
+        f"- `{one.module}.{', '.join(one.names)} = {one.value}`: {one.meaning.replace(' (chosen).', '.')}\n"
+        for one in constants()
     )
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "checks": ("reference.md", checks_table),
-    "constants": ("constants.md", constants_table),
+    "constants": ("constants.md", constants_list),
     "metrics": ("metrics.md", metrics_list),
 }
 """By name: the document that has it, and what makes it."""

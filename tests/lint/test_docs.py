@@ -12,8 +12,10 @@ import pytest
 
 from manual.json_schema import fields_of, objects
 from manual.references import constants, filled, rewritten
+from manual.tree import describe
 from tests.lab.fleet_metrics import FleetHost
 from virtksm.cli.answers import NOW, PASS, SETTINGS, STATUS
+from virtksm.config.schema import all_keys
 from virtksm.json_output import output_name
 from virtksm.policy.rules import MEANINGS
 
@@ -48,6 +50,33 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
     assert [anchor for path, anchor in places if anchor and anchor not in anchors(path)] == []
 
 
+def code(document: Path) -> Iterator[str]:
+    """Yield what a document has as code: each line of a block, and each span."""
+    text = document.read_text(encoding="utf-8")
+    for number, part in enumerate(text.split("```")):
+        yield from part.splitlines()[1:] if number % 2 else (" ".join(span.split()) for span in part.split("`")[1::2])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_every_command_option_and_key_is_the_programs(document: Path) -> None:
+    commands = {one.words: one for one in describe().walk()}
+    keys = {name.rpartition(".")[2] for name in all_keys()} | {"access_drivers"}  # the last is libvirt's
+    unknown = []
+    for line in code(document):
+        for called in re.findall(r"(?:^|[;&|] |sudo |-- |HOST )virtksm( [a-z-][^|;&>#]*)", line):
+            words: tuple[str, ...] = ("virtksm",)
+            for word in called.split():
+                if (*words, word) in commands:
+                    words += (word,)
+                elif word.startswith("-"):
+                    flags = {flag for option in commands[words].options for flag in option.flags}
+                    unknown += [] if word.partition("=")[0] in flags else [called]
+                elif commands[words].commands and word.islower():
+                    unknown.append(called)
+        unknown += [key for key in re.findall(r"^([a-z_]+) = [\"[]", line) if key not in keys]
+    assert unknown == []
+
+
 def test_the_readme_leads_to_every_document() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in sorted((PROJECT / "docs").glob("*.md")) if f"docs/{path.name}" not in readme] == []
@@ -72,9 +101,7 @@ def test_the_tables_are_the_programs() -> None:
 
 def test_every_number_of_the_adaptive_law_says_what_it_is_and_from_where() -> None:
     assert len(list(constants())) > 20
-    source = re.compile(
-        r"chosen|measured|reported|mm/ksm\.c|docs/|coalesce_ms|USER_HZ|libvirt's longest|By definition|^Bounds"
-    )
+    source = re.compile(r"chosen|measured|reported|mm/ksm\.c|docs/|coalesce_ms|USER_HZ|libvirt's longest|^Bounds")
     assert [f"{one.module}: {', '.join(one.names)}" for one in constants() if not source.search(one.meaning)] == []
 
 
@@ -98,11 +125,10 @@ def test_every_rule_of_a_policy_is_explained() -> None:
 
 def test_every_promise_has_a_test_that_is_there() -> None:
     promises = (PROJECT / "docs/promises.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (?!promise|---)(.*) \| (.*) \|$", promises, re.MULTILINE)
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").rglob("*.py"))
-    for promise, told in rows:
-        names, files = re.findall(r"`(test_\w+)`", told), re.findall(r"`(tests/[^`]*)`", told)
-        assert names or files or re.search(r"\b(soak|boot|install)\b", told), promise
+    for promise in re.findall(r"^- (.*?)$(?!\n  )", promises, re.MULTILINE | re.DOTALL):
+        names, files = re.findall(r"`(test_\w+)`", promise), re.findall(r"`(tests/[^`]*)`", promise)
+        assert names or files or re.search(r"[.,]\s+(soak|boot|install)\b", promise), promise
         assert [name for name in names if f"def {name}(" not in tests] == []
         assert [name for name in files if not (PROJECT / name).exists()] == []
 

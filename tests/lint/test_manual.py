@@ -90,7 +90,7 @@ def test_the_configurations_page_has_every_key_with_its_default() -> None:
 
 def test_the_hooks_page_is_the_guides_section() -> None:
     page = hook_page(read("guide.md"))
-    assert "\n# WHAT THE HOOK NEVER DOES\n" in page
+    assert "\n# WHAT THE HOOK DOES\n" in page
     assert section(read("guide.md"), HOOK_SECTION).splitlines()[0] in page
 
 

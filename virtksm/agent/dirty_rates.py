@@ -25,15 +25,12 @@ from virtksm.policy.adaptive.changes import BLIND_S
 MEASURE_S = 60
 """Seconds between the two samples: libvirt's longest. What changes more often counts once."""
 PACE_S = 0.5
-"""Seconds from one guest's turn to the next guest's: with up to 122 guests each is measured without a pause, and the
-calls of any number take at most 2 ms or so in half a second (chosen)."""
+"""From one guest's turn to the next guest's: up to 122 guests are measured without a pause (chosen)."""
 RETRY_S = 600.0
-"""Until what failed or hung is tried again (chosen)."""
+"""When a measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang at once beside the one that is out: with those of a list, a guest's XML and a pass they are five,
-after which libvirtd reads no further message of a client (max_client_requests; chosen)."""
-KIB_PER_MIB = BYTES_PER_KIB = 1024
-"""By definition."""
+"""Calls that may hang at once beside the one that is out: with five, libvirtd reads no more of a client
+(max_client_requests; chosen)."""
 
 
 def turn_every_s(guests: int) -> float:
@@ -160,7 +157,7 @@ class DirtyRates:
         if turn.is_measuring:
             turn.is_measuring, turn.due_s = False, turn.then_s + every_s
             mib_per_s = await run(partial(_or_none, partial(host.dirty_rate, guest.uuid)))
-            self._learn(turn, None if mib_per_s is None else mib_per_s * KIB_PER_MIB, MEASURE_S)
+            self._learn(turn, None if mib_per_s is None else mib_per_s * 1024, MEASURE_S)
             if turn.due_s > now_s:
                 return
         if now_s >= self.start_s:
@@ -182,7 +179,7 @@ class DirtyRates:
         if read_bytes is None or turn.read_bytes is None:
             self._learn(turn, None, passed_s)
         else:
-            kib_per_s = (read_bytes - turn.read_bytes) / BYTES_PER_KIB / passed_s
+            kib_per_s = (read_bytes - turn.read_bytes) / 1024 / passed_s
             # Reads do not tell of other writes: a rate below the assumed one is none.
             is_more = kib_per_s * BLIND_S > (guest.rss_kib or 0)
             self._learn(turn, kib_per_s if is_more else None, passed_s)

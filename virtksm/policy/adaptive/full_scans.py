@@ -30,29 +30,27 @@ from virtksm.values import replace
 BATCH_S = 2.0
 """What a batch may take: ksmd holds a mutex, so that `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
-"""What a page costs at least where a batch is sized: expensive pages follow cheap ones, 0.3 to 7 microseconds
-(measured)."""
+"""The least cost of a page when a batch is sized: pages cost 0.3 to 7 microseconds (measured)."""
 MAX_HOST_PERCENT = 25
-"""Of each CPU, by default: a whole core for ksmd stalls guests (reported for hosts of one and two CPUs). Unknown CPUs
-are four."""
+"""max_cpu_percent by default, of each CPU; of four if their number is unknown. A whole core for ksmd stalls guests
+(reported for hosts of one and two CPUs)."""
 SLACK_S = 0.02
 """How much later than a batch's estimated end the next one is granted (chosen)."""
 FED_SLEEPS_MS = (60_000, 60_001)
-"""sleep_millisecs during a full scan, in turn: a changed value wakes ksmd (measured); without passes it does a batch a
-minute."""
+"""sleep_millisecs during a full scan, in turn: a changed value wakes ksmd (measured)."""
 MIN_BATCH_PAGES = 1000
-"""Some 7 ms of ksmd's: less tells nothing, as its CPU time counts 10 ms (chosen)."""
+"""The smallest batch, some 7 ms of ksmd's: its CPU time is counted in 10 ms (chosen)."""
 MIN_STILL_S = 0.1
-"""So long ksmd's CPU time stands still when a batch is over: ten ticks (USER_HZ)."""
+"""A batch is over when ksmd's CPU time has stood still for so long: ten ticks (USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
-"""Bounds for what is measured: beyond them a counter was not whole, or ksmd did other things."""
+"""Bounds of a measured cost of a page."""
 UNVISITED = 0.1
-"""A check scan is content with so much less (chosen)."""
+"""Share of the memory that a check scan may leave unvisited (chosen)."""
 MAX_MORE_FULL_SCANS = 13
-"""After so many full scans a new page and an old one have met, if ever (smart_scan: docs/policies.md)."""
+"""Full scans after which a new page and an equal old one have met, if ever (smart_scan: docs/policies.md)."""
 MIN_COST_SHARE = 0.25
-"""A full scan that skips most pages counts as so much of another at least (chosen)."""
+"""The least cost of a full scan that skips most pages, as a share of a whole one's (chosen)."""
 RARELY_VISITED = 1 / 9
 """Share of full scans in which smart_scan visits an old page (mm/ksm.c: skip_age)."""
 NEWEST = 0.3

@@ -10,14 +10,14 @@ from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
 from virtksm.values import replace
 
 RECENT_S = 0.9
-"""What appeared so lately, in two passes, tells how fast memory is appearing (chosen)."""
+"""How fast memory appears is judged by the last so many seconds, two passes (chosen)."""
 BURST_S = 120.0
-"""Memory that would double so soon is in a burst: guests start, and one full scan will cover them (chosen)."""
+"""Memory that would double so soon is in a burst: one full scan will cover it (chosen)."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
-"""While memory would double so soon, a burst goes on for that share of its time: guests fill by fits and starts
+"""While memory would double within LULL_S, a burst goes on for LULL_SHARE of its length: guests fill in fits
 (measured)."""
 LULL_RECENT_S = RECENT_S / 2
-"""Where so little appears, the last pass decides (chosen)."""
+"""RECENT_S in a lull: one pass (chosen)."""
 STEADY_S = 40.0
 """A backlog that would double so soon is still growing (chosen)."""
 PATIENCE = 1.05

@@ -27,24 +27,23 @@ PRICES: Mapping[Growth, float] = {
     Growth.STEADY: 1.0,
     Growth.SETTLED: 10.0,
 }
-"""What saving the whole memory for a second is worth, in ksmd-seconds: little in a burst, which one full scan covers
-(chosen)."""
+"""What saving the whole memory for a second is worth, in ksmd-seconds, by growth (chosen)."""
 PRESSING = 9.0
-"""With no memory available, waiting costs so many times more, in addition (chosen)."""
+"""How much more waiting costs when no memory is available: so many times, in addition (chosen)."""
 SETTLED_WAIT_S = 4.0
 """How long a settled backlog waits on average: guests seldom start alone (chosen)."""
 FIRST_MERGE_RATIO = 0.5
 """The merge ratio that is assumed before any is learned (chosen)."""
 MAX_IMAGES = 32
-"""Images whose merge ratio is kept, the last that taught it (chosen)."""
+"""Number of images whose merge ratio is kept, the newest (chosen)."""
 MIN_MERGE_RATIO = 0.05
-"""The least merge ratio expected: else nothing would be scanned that could teach better (chosen)."""
+"""The least merge ratio expected, so that something is scanned to learn from (chosen)."""
 NEWEST_MERGE_RATIO = 0.5
 """Weight of the last pair of full scans in the average (chosen)."""
 CHECK_COST = 3.0
 """A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
-"""What would double in so long goes on changing: a check scan would come too early (chosen)."""
+"""No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
 MAX_FALL = 8
