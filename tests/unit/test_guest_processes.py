@@ -17,6 +17,7 @@ from virtksm.host.guest_processes import (
     is_named,
     parse_guest_group,
 )
+from virtksm.host.bounded import Wait
 from virtksm.host.proc_files import LimitedReads, Result
 from virtksm.model.snapshot import Guest
 
@@ -38,8 +39,8 @@ DAEMONS = "0::/system.slice/libvirtd.service\n"
 class CountedReads(LimitedReads):
     """Counts what is read with a limit, each a thread."""
 
-    def __init__(self) -> None:
-        super().__init__(limit_s=0.5)
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(wait=wait)
         self.count = 0
 
     def read(self, pids: Iterable[int], read: Callable[[int], Result], *, max_hangs: int = 1) -> dict[int, Result]:
@@ -60,8 +61,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def reads() -> CountedReads:
-    return CountedReads()
+def reads(proc: FakeProc) -> CountedReads:
+    return CountedReads(proc.wait)
 
 
 @pytest.fixture
