@@ -70,7 +70,7 @@ class FakeProc:
         ends_s = time.monotonic() + HANG_S
         while not is_over.wait(0.001):
             assert time.monotonic() < ends_s
-            if any([self._hold_reader(path) for path in self._hanging]):
+            if any(map(self._hold_reader, self._hanging)):
                 return False
         return True
 

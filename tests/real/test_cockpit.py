@@ -102,8 +102,8 @@ def keep_printed(host: CockpitHost, command: str) -> Path:
     """Have all that a command prints kept in a file: what processes of others make of it is another thing next time."""
     program, kept = host.home.folder / "bin" / "virtksm", host.home.folder / f"{command}.json"
     real = program.rename(program.with_name("real"))
-    keep = f"{real} \"$@\" >{kept}; code=$?; cat {kept}; exit $code"
-    program.write_text(f"#!/bin/sh\n[ $1 = {command} ] || exec {real} \"$@\"\n{keep}\n", encoding="utf-8")
+    keep = f'{real} "$@" >{kept}; code=$?; cat {kept}; exit $code'
+    program.write_text(f'#!/bin/sh\n[ $1 = {command} ] || exec {real} "$@"\n{keep}\n', encoding="utf-8")
     program.chmod(0o755)
     return kept
 

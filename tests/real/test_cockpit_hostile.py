@@ -31,7 +31,6 @@ from tests.lab.hostile_agent import (
 )
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HURRIED
 
 pytestmark = pytest.mark.real
 
@@ -60,7 +59,7 @@ def hurry_and_log_arguments(host: CockpitHost) -> None:
     program = host.home.folder / "bin" / "virtksm"
     log = shlex.quote(str(host.home.folder / "ran"))
     first, rest = program.read_text(encoding="utf-8").split("\n", 1)
-    rest = rest.replace("-m virtksm", f"-c {shlex.quote(HURRIED)}")
+    rest = rest.replace("-m virtksm", "-m tests.lab.hurried")
     program.write_text(f'{first}\necho "$@" >>{log}\n{rest}', encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock
+from virtksm.host.bounded import Wait
 from virtksm.host.guest_processes import (
     HIDDEN,
     MAX_PAUSE_S,
@@ -17,7 +18,6 @@ from virtksm.host.guest_processes import (
     is_named,
     parse_guest_group,
 )
-from virtksm.host.bounded import Wait
 from virtksm.host.proc_files import LimitedReads, Result
 from virtksm.model.snapshot import Guest
 
