@@ -12,11 +12,13 @@ import importlib
 import multiprocessing
 import os
 import pkgutil
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -46,8 +48,11 @@ class Forked:
         stdout: Path,
         stderr: Path,
         hurried: bool = False,
+        limits: Mapping[int, int] = {},
     ) -> None:
-        work = _server.Process(target=_run, args=([*arguments], {**os.environ}, str(stdout), str(stderr), hurried))
+        """Start `virtksm ARGUMENT...`; `limits` are those of setrlimit, by resource."""
+        given = [*arguments], {**os.environ}, str(stdout), str(stderr), hurried, {**limits}
+        work = _server.Process(target=_run, args=given)
         with _one_at_a_time:
             work.start()
         assert work.pid is not None
@@ -75,7 +80,28 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: list[str], environ: dict[str, str], stdout: str, stderr: str, hurried: bool) -> None:
+def run_forked(
+    arguments: Sequence[str], timeout_s: float, *, hurried: bool = False, limits: Mapping[int, int] = {}
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, whatever its exit code; raises subprocess.TimeoutExpired."""
+    with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+        process = Forked(arguments, stdout=Path(out.name), stderr=Path(err.name), hurried=hurried, limits=limits)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        stdout, stderr = (file.read().decode("utf-8", "replace") for file in (out, err))
+    return subprocess.CompletedProcess(["virtksm", *arguments], code, stdout, stderr)
+
+
+def _run(
+    arguments: list[str],
+    environ: dict[str, str],
+    stdout: str,
+    stderr: str,
+    hurried: bool,
+    limits: dict[int, int],
+) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.clear()
     os.environ.update(environ)
@@ -86,6 +112,8 @@ def _run(arguments: list[str], environ: dict[str, str], stdout: str, stderr: str
     ):
         os.dup2(opened := os.open(path, flags), number)
         os.close(opened)
+    for number, limit in limits.items():
+        resource.setrlimit(number, (limit, limit))
     sys.argv = ["virtksm", *arguments]
     if hurried:
         hurry()

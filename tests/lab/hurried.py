@@ -1,4 +1,4 @@
-"""A virtksm that waits for nobody longer than a second: limits that no key sets are up to a minute, which no test has."""
+"""A virtksm that waits for nobody longer than a second: the limits that no key sets are up to a minute."""
 
 from __future__ import annotations
 

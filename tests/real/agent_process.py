@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.lab.forked import Forked
+from tests.lab.forked import Forked, run_forked
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
@@ -122,14 +122,7 @@ class AgentHome:
                 timeout=HANG_S,
                 env={**os.environ, **(environ or {})},
             )
-        with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-            process = Forked(command[1:], stdout=Path(out.name), stderr=Path(err.name), hurried=hurried)
-            try:
-                code = process.wait(HANG_S)
-            finally:
-                process.kill()
-            stdout, stderr = (Path(file.name).read_text(encoding="utf-8") for file in (out, err))
-        return subprocess.CompletedProcess(command, code, stdout, stderr)
+        return run_forked(command[1:], HANG_S, hurried=hurried)
 
     def told(self, *arguments: str) -> dict[str, Any]:
         """Run a command that succeeds and return its JSON."""

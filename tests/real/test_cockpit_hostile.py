@@ -164,7 +164,7 @@ def test_each_field_may_be_anything(host: CockpitHost, browser: Browser) -> None
         page = open_at(browser, host.serve())
         is_examined(page)
         for op in ("status", "history", "decisions"):
-            for said in [said for _, said in wrong_answers(op)][::97]:
+            for said in [said for _, said in wrong_answers(op, one_in=149)]:
                 asked: list[str] = []
                 agent.say = partial(say_wrong, op, said, asked)
                 wait_until(partial(has_asked, page, op, asked), HANG_S, f"the page to ask for {op}")
