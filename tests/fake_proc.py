@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import psutil
 import pytest
 
 PAGES_OF_A_MIB = 256
+HANG_S = 60.0
 
 
 class FakeProc:
@@ -19,6 +22,7 @@ class FakeProc:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self._hanging: list[Path] = []
+        self._held: list[int] = []
         self._ticks = count(100)
         folder.mkdir(exist_ok=True)
         monkeypatch.setattr(psutil, "PROCFS_PATH", str(folder))
@@ -50,6 +54,7 @@ class FakeProc:
 
     def end(self, pid: int) -> None:
         shutil.rmtree(self.folder / str(pid), ignore_errors=True)
+        self._hanging = [path for path in self._hanging if path.parent.name != str(pid)]
 
     def write(self, pid: int, name: str, text: str) -> None:
         (self.folder / str(pid) / name).write_text(text, encoding="utf-8")
@@ -57,14 +62,37 @@ class FakeProc:
     def hang(self, pid: int, name: str) -> None:
         """Let reading this file wait, as where somebody holds the lock on the process's memory."""
         path = self.folder / str(pid) / name
-        path.unlink(missing_ok=True)
-        os.mkfifo(path)
+        self._put_fifo(path)
         self._hanging.append(path)
+
+    def wait(self, is_over: threading.Event, _limit_s: float) -> bool:
+        """Wait for an event, or until somebody waits at a file that hangs, whatever the limit; tell whether it came."""
+        ends_s = time.monotonic() + HANG_S
+        while not is_over.wait(0.001):
+            assert time.monotonic() < ends_s
+            if any(map(self._hold_reader, self._hanging)):
+                return False
+        return True
 
     def release(self) -> None:
         """Let everybody go on who waits: they find the files empty."""
         for path in self._hanging:
             os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+        while self._held:
+            os.close(self._held.pop())
+
+    def _put_fifo(self, path: Path) -> None:
+        os.mkfifo(made := self.folder / "fifo")
+        made.replace(path)
+
+    def _hold_reader(self, path: Path) -> bool:
+        """Tell whether somebody waits at this file; they go on waiting, and a new one is there for the next."""
+        try:
+            self._held.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody has opened it
+            return False
+        self._put_fifo(path)
+        return True
 
 
 def stat(*, flags: int = 0, user: int = 0, system: int = 0, started: int = 0) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.lab.pseudo_terminal import CODES, PseudoTerminal
 from virtksm.text import width
 
 FOLDER = Path(__file__).parents[1] / "terminal"
-WIDTHS = (80, 120)
 ERRORS = ("virtksm: ", "hint: ")
 """What lines begin with that wrap as the terminal does, to be copied whole."""
 
@@ -55,10 +54,10 @@ def masked(text: str) -> str:
     return text
 
 
-def find_differences(name: str, shown: str, command: Sequence[str]) -> list[str]:
+def find_differences(name: str, shown: str, command: Sequence[str], widths: Iterable[int]) -> list[str]:
     """Return what is wrong with a command's output, by each width; with RECORD=1 recordings are mended instead."""
     faults = []
-    for columns in WIDTHS:
+    for columns in widths:
         text = f"$ {shown}\n{screen(command, columns)}"
         lines = [line for line in text.splitlines() if not line.startswith(ERRORS)]
         if wide := [line for line in lines if width(line) > columns]:

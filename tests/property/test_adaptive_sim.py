@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bench.kernels import little_guests
 from bench.sim.costs import KsmdCosts
-from bench.sim.driver import FLAT_OUT, Event, run_fixed, run_policy
+from bench.sim.driver import Event, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
@@ -21,6 +21,9 @@ from virtksm.policy.adaptive.full_scans import BATCH_S
 from virtksm.policy.adaptive.growth import Growth
 from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, MIN_MERGE_RATIO, PRICES
 from virtksm.values import replace
+
+pytestmark = pytest.mark.timeout(600)
+"""Simulated hours take seconds, and on a machine whose cores twenty others want minutes."""
 
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 LAST_START_S = 60.0
@@ -66,7 +69,7 @@ def storms(draw: st.DrawFn) -> list[Start]:
 @settings(max_examples=10)
 @given(storms())
 def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: list[Start]) -> None:
-    best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
+    best = run_fixed(new_host(), STEADY, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
     ours = run_policy(new_host(), ALWAYS, starts, until_s=UNTIL_S, sample_every_s=10.0)
     # Less than 1/256 of the memory begins no full scan.
     memory_pages = sum(start.guest.content_mib for start in starts) * PAGES_PER_MIB
@@ -78,7 +81,7 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(starts: l
 @settings(max_examples=3)
 @given(starts=storms())
 def test_so_it_does_where_a_signal_is_missing_or_images_are_told(hides: str, starts: list[Start]) -> None:
-    best = run_fixed(new_host(), FLAT_OUT, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
+    best = run_fixed(new_host(), STEADY, starts, until_s=UNTIL_S, sample_every_s=10.0).samples[-1].saved_pages
     host = new_host()
     host.measures_dirty_rates, host.hides_other_processes = hides != "dirty_rates", hides == "other_processes"
     host.tells_images = hides == "nothing"
@@ -228,7 +231,7 @@ def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_sca
     assert ksmd_seconds(starts_s, common_mib, own_mib) <= CONSTANT * least_paid(starts_s, common_mib, own_mib)
 
 
-@pytest.mark.parametrize("guests", [5, 10, 20, 40])
+@pytest.mark.parametrize("guests", [5, 40])
 @pytest.mark.parametrize("gap_s", [6.0, 16.0, 100.0])
 @pytest.mark.parametrize("tells_images", [False, True])
 def test_that_constant_does_not_grow_with_the_number_of_guests(guests: int, gap_s: float, tells_images: bool) -> None:

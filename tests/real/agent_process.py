@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.lab.forked import Forked, run_forked
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
@@ -28,21 +29,6 @@ Line = Mapping[str, Any]
 
 HANG_S = 60.0
 VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
-
-# The limits that no key sets are up to a minute, which no test has.
-HURRIED = """
-import sys
-import virtksm.cli.ask_agent, virtksm.cli.main, virtksm.cli.retune, virtksm.cli.pause, virtksm.store.state
-virtksm.cli.ask_agent.ANSWER_WITHIN_S = virtksm.cli.retune.ANSWER_WITHIN_S = virtksm.store.state.LOCK_WAIT_S = 1
-virtksm.cli.pause.SLACK_S = 0
-if "status" in sys.argv:
-    import virtksm.cli.status_alone
-    virtksm.cli.status_alone.LIMIT_S = 1
-if "doctor" in sys.argv:
-    import virtksm.doctor.reading.libvirt
-    virtksm.doctor.reading.libvirt.ANSWER_WITHIN_S = 1
-virtksm.cli.main.run_program()
-"""
 
 STEPPING_LAW = """\
 policy = "ksmtuned"
@@ -126,15 +112,17 @@ class AgentHome:
         hurried: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run a virtksm command to its end, whatever its exit code; `hurried` waits for nobody longer than a second."""
-        program, *rest = self.command(*arguments)
-        return subprocess.run(
-            [*prefix, *([sys.executable, "-c", HURRIED] if hurried else [program]), *rest],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=HANG_S,
-            env={**os.environ, **(environ or {})},
-        )
+        command = self.command(*arguments)
+        if environ or prefix:
+            return subprocess.run(
+                [*prefix, *command],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=HANG_S,
+                env={**os.environ, **(environ or {})},
+            )
+        return run_forked(command[1:], HANG_S, hurried=hurried)
 
     def told(self, *arguments: str) -> dict[str, Any]:
         """Run a command that succeeds and return its JSON."""
@@ -148,7 +136,7 @@ class AgentProcess:
     """A running `virtksm agent`. Whoever starts it ends it: `stop`, `kill` or `close`.
 
     `log` is the file that its log is in at last, `stderr` what it writes to if not that file. It dies with the thread
-    that has started it.
+    that has started it, or `is_forked`, which starts it sooner, with this process.
     """
 
     def __init__(
@@ -161,6 +149,7 @@ class AgentProcess:
         options: Sequence[str] = ("--log-level", "debug"),
         log: IO[bytes] | None = None,
         stderr: int | None = None,
+        is_forked: bool = False,
     ) -> None:
         self.home = home
         self.uri = uri
@@ -170,6 +159,10 @@ class AgentProcess:
         self._garbage: list[str] = []
         self._next = 0
         command = home.command("agent", "--connect", uri, "--log-format", "json", *options)
+        if is_forked:
+            said = Path(f"/proc/{os.getpid()}/fd/{self._log.fileno()}")
+            self._process: subprocess.Popen[bytes] | Forked = Forked(command[1:], stdout=Path(os.devnull), stderr=said)
+            return
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *prefix, *command],
             stdin=subprocess.DEVNULL,
@@ -301,11 +294,13 @@ class AgentFactory:
         environ: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         connected: bool = True,
+        is_forked: bool = True,
     ) -> AgentProcess:
         """Start an agent; wait for its first pass unless `connected` is False. None keeps the configuration."""
+        is_forked = is_forked and not environ and not prefix
         if config is not None:
             self.home.configure(config)
-        agent = AgentProcess(self.home, uri or self._uri, environ=environ, prefix=prefix)
+        agent = AgentProcess(self.home, uri or self._uri, environ=environ, prefix=prefix, is_forked=is_forked)
         self._agents.append(agent)
         if connected:
             agent.wait_for_pass("connected")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from tests.fakes import FakeHypervisor
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -39,15 +40,16 @@ class Libvirt(FakeHypervisor):
         return super().guest_xml(uuid)
 
 
-def with_reader(story: Callable[[GuestReader, Libvirt], Awaitable[None]]) -> None:
-    """Run a story over a reader and a libvirt that knows 20 guests."""
+@pytest.fixture
+def libvirt() -> Libvirt:
+    """Lend a libvirt that knows 20 guests."""
+    return Libvirt(xml={one.uuid: PLAIN for one in guests(20)})
 
-    async def run() -> None:
-        libvirt = Libvirt(xml={one.uuid: PLAIN for one in guests(20)})
-        configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
-        await story(GuestReader(lambda: libvirt, configuration, Reporter(Notifier({}))), libvirt)
 
-    asyncio.run(run())
+@pytest.fixture
+def reader(libvirt: Libvirt) -> GuestReader:
+    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
+    return GuestReader(lambda: libvirt, configuration, Reporter(Notifier({})))
 
 
 async def read_all(reader: GuestReader) -> list[int]:
@@ -59,178 +61,166 @@ async def read_all(reader: GuestReader) -> list[int]:
     return left
 
 
-def test_many_guests_are_read_a_few_at_a_time_each_once_a_run_and_all_when_asked() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        many = guests(2 * READ_AT_ONCE + 3)
-        reader.see(many, again=False)
-        assert await read_all(reader) == [READ_AT_ONCE + 3, 3, 0]
-        reader.see(many, again=False)
-        assert not reader.due
-        assert len(reader.exposed(many, ["*"])) == len(many)
-        (first,) = guests(1, domain_id=2)
-        reader.see((first,), again=False)
-        assert reader.due, "a new run"
-        await read_all(reader)
-        libvirt.xml[first.uuid] = APART
-        reader.see((first,), again=True)
-        reader.see((first,), again=False)
-        assert reader.exposed((first,), ["*"]) == ("guest-0",), "known, and due, until it is read again"
-        await read_all(reader)
-        assert reader.exposed((first,), ["*"]) == ()
-        reader.reread("another")
-        assert not reader.due
-        reader.reread(first.uuid)
-        assert [*reader.due] == [first.key], "a memory device has come or gone"
-
-    with_reader(story)
-
-
-def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        many = guests(READ_AT_ONCE + 1)
-        for one, group in zip(many, "abaaaaaaa", strict=True):
-            libvirt.xml[one.uuid] = (
-                f"<domain><metadata><v:guest xmlns:v='{NAMESPACE}' group='{group}'/></metadata></domain>"
-            )
-        counts: list[int | None] = []
-        reader.learned = reader.name_exposed
-        reader.see(many, again=False)
-        await reader.read_when_due()
-        counts.append(reader.reporter.tally.mixed_groups)
-        await read_all(reader)
-        counts.append(reader.reporter.tally.mixed_groups)
-        reader.unmerged.add(many[1].key)
-        reader.name_exposed()
-        counts.append(reader.reporter.tally.mixed_groups)
-        reader.unmerged.clear()
-        libvirt.xml[many[1].uuid] = APART
-        reader.see(many, again=True)
-        await read_all(reader)
-        counts.append(reader.reporter.tally.mixed_groups)
-        assert counts == [None, 2, 0, 0]
-
-    with_reader(story)
+async def test_many_guests_are_read_a_few_at_a_time_each_once_a_run_and_all_when_asked(
+    reader: GuestReader, libvirt: Libvirt
+) -> None:
+    many = guests(2 * READ_AT_ONCE + 3)
+    reader.see(many, again=False)
+    assert await read_all(reader) == [READ_AT_ONCE + 3, 3, 0]
+    reader.see(many, again=False)
+    assert not reader.due
+    assert len(reader.exposed(many, ["*"])) == len(many)
+    (first,) = guests(1, domain_id=2)
+    reader.see((first,), again=False)
+    assert reader.due, "a new run"
+    await read_all(reader)
+    libvirt.xml[first.uuid] = APART
+    reader.see((first,), again=True)
+    reader.see((first,), again=False)
+    assert reader.exposed((first,), ["*"]) == ("guest-0",), "known, and due, until it is read again"
+    await read_all(reader)
+    assert reader.exposed((first,), ["*"]) == ()
+    reader.reread("another")
+    assert not reader.due
+    reader.reread(first.uuid)
+    assert [*reader.due] == [first.key], "a memory device has come or gone"
 
 
-def test_a_guest_that_vanishes_is_no_error_and_what_cannot_be_read_counts_as_able_to_merge() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        del libvirt.xml["u0"]
-        libvirt.xml["u1"] = "nonsense"
-        libvirt.faults["u2"] = SensingFailed("access denied")
-        reader.see(guests(4), again=False)
-        assert await read_all(reader) == [0]
-        assert reader.exposed(guests(4), ["*-[0-2]"]) == ("guest-1", "guest-2")
-
-    with_reader(story)
-
-
-def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as_they_run_and_their_xml_says_so() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        apart, encrypted, _plain = many = guests(3)
-        libvirt.xml |= {apart.uuid: APART, encrypted.uuid: "<domain><launchSecurity type='tdx'/></domain>"}
-        reader.see(many, again=False)
-        assert reader.traits == {}, "not known yet"
-        await read_all(reader)
-        both = {apart.key, encrypted.key}
-        assert reader.traits == dict.fromkeys(both, Traits(can_merge=False))
-        reader.forget()
-        assert reader.traits == dict.fromkeys(both, Traits(can_merge=False)), "the same runs over another connection"
-        removed: list[str] = []
-
-        class Watched(dict[str, Traits]):
-            def pop(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  # as the dictionary's own
-                removed.append(key)
-                return super().pop(key, default)
-
-        reader.traits = Watched(reader.traits)
-        reader.see(many, again=True)
-        await read_all(reader)
-        assert both.isdisjoint(removed), "a pass may read it meanwhile"
-        libvirt.faults[apart.uuid] = SensingFailed("access denied")
-        libvirt.xml[encrypted.uuid] = PLAIN
-        reader.see(many, again=True)
-        await read_all(reader)
-        assert reader.traits == {apart.key: Traits(can_merge=False)}, "what cannot be read leaves it as it was"
-        reader.see(guests(3, domain_id=2), again=False)
-        assert reader.traits == {}, "another run"
-
-    with_reader(story)
+async def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read(
+    reader: GuestReader, libvirt: Libvirt
+) -> None:
+    many = guests(READ_AT_ONCE + 1)
+    for one, group in zip(many, "abaaaaaaa", strict=True):
+        libvirt.xml[one.uuid] = (
+            f"<domain><metadata><v:guest xmlns:v='{NAMESPACE}' group='{group}'/></metadata></domain>"
+        )
+    counts: list[int | None] = []
+    reader.learned = reader.name_exposed
+    reader.see(many, again=False)
+    await reader.read_when_due()
+    counts.append(reader.reporter.tally.mixed_groups)
+    await read_all(reader)
+    counts.append(reader.reporter.tally.mixed_groups)
+    reader.unmerged.add(many[1].key)
+    reader.name_exposed()
+    counts.append(reader.reporter.tally.mixed_groups)
+    reader.unmerged.clear()
+    libvirt.xml[many[1].uuid] = APART
+    reader.see(many, again=True)
+    await read_all(reader)
+    counts.append(reader.reporter.tally.mixed_groups)
+    assert counts == [None, 2, 0, 0]
 
 
-def test_guests_of_one_image_are_known_for_as_long_as_they_run() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        one, two, other = many = guests(3)
-        cloned = "<domain><os><kernel>/boot/vmlinuz</kernel></os></domain>"
-        libvirt.xml |= {one.uuid: cloned, two.uuid: cloned}
-        reader.see(many, again=False)
-        await read_all(reader)
-        assert reader.traits[one.key].image == reader.traits[two.key].image is not None
-        assert other.key not in reader.traits
-        reader.forget()
-        reader.see((two,), again=False)
-        assert reader.traits.keys() == {two.key}, "the same runs over another connection"
-
-    with_reader(story)
+async def test_a_guest_that_vanishes_is_no_error_and_what_cannot_be_read_counts_as_able_to_merge(
+    reader: GuestReader, libvirt: Libvirt
+) -> None:
+    del libvirt.xml["u0"]
+    libvirt.xml["u1"] = "nonsense"
+    libvirt.faults["u2"] = SensingFailed("access denied")
+    reader.see(guests(4), again=False)
+    assert await read_all(reader) == [0]
+    assert reader.exposed(guests(4), ["*-[0-2]"]) == ("guest-1", "guest-2")
 
 
-def test_the_numa_nodes_that_guests_are_bound_to_are_known_as_long() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        bound, _plain = many = guests(2)
-        numatune = "<numatune><memory mode='strict' nodeset='1'/></numatune>"
-        libvirt.xml[bound.uuid] = f"<domain>{numatune}</domain>"
-        reader.see(many, again=False)
-        await read_all(reader)
-        assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
-        libvirt.faults[bound.uuid] = SensingFailed("access denied")
-        reader.see(many, again=True)
-        await read_all(reader)
-        assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
-        reader.see(guests(2, domain_id=2), again=False)
-        assert reader.traits == {}
+async def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as_they_run_and_their_xml_says_so(
+    reader: GuestReader, libvirt: Libvirt
+) -> None:
+    apart, encrypted, _plain = many = guests(3)
+    libvirt.xml |= {apart.uuid: APART, encrypted.uuid: "<domain><launchSecurity type='tdx'/></domain>"}
+    reader.see(many, again=False)
+    assert reader.traits == {}, "not known yet"
+    await read_all(reader)
+    both = {apart.key, encrypted.key}
+    assert reader.traits == dict.fromkeys(both, Traits(can_merge=False))
+    reader.forget()
+    assert reader.traits == dict.fromkeys(both, Traits(can_merge=False)), "the same runs over another connection"
+    removed: list[str] = []
 
-    with_reader(story)
+    class Watched(dict[str, Traits]):
+        def pop(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  # as the dictionary's own
+            removed.append(key)
+            return super().pop(key, default)
+
+    reader.traits = Watched(reader.traits)
+    reader.see(many, again=True)
+    await read_all(reader)
+    assert both.isdisjoint(removed), "a pass may read it meanwhile"
+    libvirt.faults[apart.uuid] = SensingFailed("access denied")
+    libvirt.xml[encrypted.uuid] = PLAIN
+    reader.see(many, again=True)
+    await read_all(reader)
+    assert reader.traits == {apart.key: Traits(can_merge=False)}, "what cannot be read leaves it as it was"
+    reader.see(guests(3, domain_id=2), again=False)
+    assert reader.traits == {}, "another run"
 
 
-def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned() -> None:
-    async def story(reader: GuestReader, _libvirt: Libvirt) -> None:
-        waiting = asyncio.create_task(reader.read_when_due())
-        await asyncio.sleep(0)
+async def test_guests_of_one_image_are_known_for_as_long_as_they_run(reader: GuestReader, libvirt: Libvirt) -> None:
+    one, two, other = many = guests(3)
+    cloned = "<domain><os><kernel>/boot/vmlinuz</kernel></os></domain>"
+    libvirt.xml |= {one.uuid: cloned, two.uuid: cloned}
+    reader.see(many, again=False)
+    await read_all(reader)
+    assert reader.traits[one.key].image == reader.traits[two.key].image is not None
+    assert other.key not in reader.traits
+    reader.forget()
+    reader.see((two,), again=False)
+    assert reader.traits.keys() == {two.key}, "the same runs over another connection"
+
+
+async def test_the_numa_nodes_that_guests_are_bound_to_are_known_as_long(reader: GuestReader, libvirt: Libvirt) -> None:
+    bound, _plain = many = guests(2)
+    numatune = "<numatune><memory mode='strict' nodeset='1'/></numatune>"
+    libvirt.xml[bound.uuid] = f"<domain>{numatune}</domain>"
+    reader.see(many, again=False)
+    await read_all(reader)
+    assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
+    libvirt.faults[bound.uuid] = SensingFailed("access denied")
+    reader.see(many, again=True)
+    await read_all(reader)
+    assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
+    reader.see(guests(2, domain_id=2), again=False)
+    assert reader.traits == {}
+
+
+async def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned(
+    reader: GuestReader,
+) -> None:
+    waiting = asyncio.create_task(reader.read_when_due())
+    await asyncio.sleep(0)
+    reader.see(guests(1), again=False)
+    await waiting
+    for is_lost in (False, True):
         reader.see(guests(1), again=False)
-        await waiting
-        for is_lost in (False, True):
-            reader.see(guests(1), again=False)
-            reading = asyncio.create_task(reader.read_when_due())
-            await asyncio.sleep(0)
-            if is_lost:
-                reader.source = Libvirt
-            else:
-                reader.see((), again=False)
-            await reading
-            assert reader.exposed(guests(1), ["*"]) == ()
-        reader.forget()
-        assert (reader.running, reader.due) == (None, {}), "nothing is known of the new connection's guests"
-
-    with_reader(story)
-
-
-def test_after_a_reading_that_failed_it_waits_for_the_next_pass_and_reads_the_others_first_each_alone() -> None:
-    async def story(reader: GuestReader, libvirt: Libvirt) -> None:
-        many = guests(READ_AT_ONCE + 2)
-        libvirt.faults["u0"] = LibvirtUnreachable("gone")
-        reader.see(many, again=False)
         reading = asyncio.create_task(reader.read_when_due())
-        async with asyncio.timeout(30):
-            while reader.at_once > 1:  # noqa: ASYNC110  # it has failed when each is due alone
-                await asyncio.sleep(0.001)
         await asyncio.sleep(0)
-        assert not reading.done()
-        reader.see(many, again=False)
+        if is_lost:
+            reader.source = Libvirt
+        else:
+            reader.see((), again=False)
         await reading
-        libvirt.faults.clear()
-        libvirt.read.clear()
-        assert await read_all(reader) == list(range(len(many) - 1, -1, -1))
-        assert libvirt.read[0] == f"u{READ_AT_ONCE}"
-        reader.see(many, again=True)
-        assert await read_all(reader) == [2, 0], "once all were read, it goes on as before"
+        assert reader.exposed(guests(1), ["*"]) == ()
+    reader.forget()
+    assert (reader.running, reader.due) == (None, {}), "nothing is known of the new connection's guests"
 
-    with_reader(story)
+
+async def test_after_a_reading_that_failed_it_waits_for_the_next_pass_and_reads_the_others_first_each_alone(
+    reader: GuestReader, libvirt: Libvirt
+) -> None:
+    many = guests(READ_AT_ONCE + 2)
+    libvirt.faults["u0"] = LibvirtUnreachable("gone")
+    reader.see(many, again=False)
+    reading = asyncio.create_task(reader.read_when_due())
+    async with asyncio.timeout(30):
+        while reader.at_once > 1:  # noqa: ASYNC110  # it has failed when each is due alone
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+    assert not reading.done()
+    reader.see(many, again=False)
+    await reading
+    libvirt.faults.clear()
+    libvirt.read.clear()
+    assert await read_all(reader) == list(range(len(many) - 1, -1, -1))
+    assert libvirt.read[0] == f"u{READ_AT_ONCE}"
+    reader.see(many, again=True)
+    assert await read_all(reader) == [2, 0], "once all were read, it goes on as before"

@@ -91,7 +91,10 @@ def test_hostile_file_names_reach_no_stream_raw(tmp_path: Path, capsys: Captured
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "ksmtuned"])
-def test_import_executes_nothing(tmp_path: Path, policy: str) -> None:
+def test_import_executes_nothing(
+    tmp_path: Path, policy: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     canary = tmp_path / "canary"
     (tmp_path / "canary.sh").write_text(f"touch {canary}\n")
     source = tmp_path / "ksmtuned.conf"
@@ -99,13 +102,12 @@ def test_import_executes_nothing(tmp_path: Path, policy: str) -> None:
     lines = [f"KSM_NPAGES_MAX={attack}" for attack in attacks]
     lines += [f"touch {canary}", f"KSM_SLEEP_MSEC=5; touch {canary}", f"DEBUG=1 touch {canary}", f". {canary}.sh"]
     lines += [f"LOGFILE=x >{canary}", f"trap 'touch {canary}' EXIT", f"eval touch {canary}"]
-    command = [str(PROGRAM), "config", "import", "--policy", policy, str(source)]
     for line in lines:
         source.write_text(f"KSM_THRES_COEF=7\n{line}\nKSM_THRES_COEF=8\n")
-        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        code, printed = main(["config", "import", "--policy", policy, str(source)]), capsys.readouterr()
         assert not canary.exists()
-        assert (run.returncode, len(run.stderr.splitlines())) == (1, 1)
-        assert "7" in run.stdout
+        assert (code, len(printed.err.splitlines())) == (1, 1)
+        assert "7" in printed.out
     subprocess.run(["/bin/bash", source], capture_output=True, check=False)
     assert canary.exists()  # a shell would have
 

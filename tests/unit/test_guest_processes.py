@@ -9,6 +9,7 @@ import pytest
 
 from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock
+from virtksm.host.bounded import Wait
 from virtksm.host.guest_processes import (
     HIDDEN,
     MAX_PAUSE_S,
@@ -38,8 +39,8 @@ DAEMONS = "0::/system.slice/libvirtd.service\n"
 class CountedReads(LimitedReads):
     """Counts what is read with a limit, each a thread."""
 
-    def __init__(self) -> None:
-        super().__init__(limit_s=0.5)
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(wait=wait)
         self.count = 0
 
     def read(self, pids: Iterable[int], read: Callable[[int], Result], *, max_hangs: int = 1) -> dict[int, Result]:
@@ -60,8 +61,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def reads() -> CountedReads:
-    return CountedReads()
+def reads(proc: FakeProc) -> CountedReads:
+    return CountedReads(proc.wait)
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_without_proc_no_guest_is_read(facts: ProcFacts, proc: FakeProc) -> None
 
 
 def test_strangers_that_hang_hide_no_guest(proc: FakeProc, clock: FakeClock) -> None:
-    facts = ProcFacts(clock, limit_s=0.5)
+    facts = ProcFacts(clock, wait=proc.wait)
     for pid in range(1000, 1000 + MAX_STUCK):
         proc.process(pid, "x", users=(1000,) * 4)
         proc.hang(pid, "ksm_stat")
@@ -215,7 +215,7 @@ def test_strangers_that_hang_hide_no_guest(proc: FakeProc, clock: FakeClock) -> 
 
 
 def test_a_guest_whose_process_hangs_is_left_out_of_a_look_and_named(proc: FakeProc, clock: FakeClock) -> None:
-    facts = ProcFacts(clock, limit_s=0.5)
+    facts = ProcFacts(clock, wait=proc.wait)
     running = (guest("A"), guest("B", domain_id=2))
     proc.qemu(100, "A")
     proc.qemu(101, "B")

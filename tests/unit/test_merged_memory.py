@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 from tests.fakes import FakeClock, FakeFacts
 from virtksm.agent.calls import BlockingCalls
@@ -34,104 +33,81 @@ class Bench:
         self.reported.clear()
 
 
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(60):
-            await story()
+async def test_each_pass_that_wants_it_has_every_guest_that_can_merge_read_once() -> None:
+    bench = Bench()
+    bench.part.see((ONE, TWO), is_wanted=False)
+    assert not bench.part.seen.is_set()
+    bench.part.see((ONE, replace(TWO, can_merge=False)), is_wanted=True)
+    await bench.part.read_when_wanted()
+    assert (bench.part.merged, bench.reported) == ({ONE.key: READING}, [None])
+    assert not bench.part.seen.is_set()
+    bench.part.see((ONE, TWO), is_wanted=True)
+    await bench.part.read_when_wanted()
+    assert bench.part.merged == {ONE.key: READING, TWO.key: READING}
+    bench.part.see((TWO,), is_wanted=False)
+    assert bench.part.merged == {TWO.key: READING}, "it has ended"
 
-    asyncio.run(limited())
+
+async def test_it_takes_a_hundredth_of_a_core_at_most() -> None:
+    bench = Bench()
+
+    class Slow(FakeFacts):
+        def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+            for guest in running:
+                bench.clock.now_s += 2.0
+                yield guest.key, READING
+
+    bench.part.facts = Slow()
+    bench.part.see((ONE, TWO), is_wanted=True)
+    await bench.part.read_when_wanted()
+    assert bench.paused_s == [4.0 / MAX_SHARE]
 
 
-def test_each_pass_that_wants_it_has_every_guest_that_can_merge_read_once() -> None:
-    async def story() -> None:
-        bench = Bench()
-        bench.part.see((ONE, TWO), is_wanted=False)
-        assert not bench.part.seen.is_set()
-        bench.part.see((ONE, replace(TWO, can_merge=False)), is_wanted=True)
+async def test_once_ksmd_scans_again_no_further_guest_is_read() -> None:
+    bench = Bench()
+
+    class Scanned(FakeFacts):
+        def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+            bench.part.see((ONE, TWO), is_wanted=False)
+            yield running[0].key, READING
+            raise AssertionError("asked for another")
+
+    bench.part.facts = Scanned()
+    bench.part.see((ONE, TWO), is_wanted=True)
+    await bench.part.read_when_wanted()
+    assert (bench.part.merged, bench.reported) == ({ONE.key: READING}, [None])
+
+
+async def test_a_user_without_the_right_and_a_host_elsewhere_know_of_no_guest_and_say_why() -> None:
+    bench = Bench()
+    bench.facts.readings = {}
+    bench.part.see((ONE,), is_wanted=True)
+    await bench.part.read_when_wanted()
+    assert bench.part.failure is not None
+    assert "CAP_SYS_PTRACE" in str(bench.part.failure)
+    assert bench.reported == [bench.part.failure]
+    bench.part.connect(None)
+    assert bench.reported[-1] is None
+    bench.part.see((ONE,), is_wanted=True)
+    await bench.part.read_when_wanted()
+    assert bench.part.merged == {}
+
+
+async def test_a_guest_that_does_not_answer_is_given_up_and_told() -> None:
+    bench, hang = Bench(), threading.Event()
+
+    class Hanging(FakeFacts):
+        def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
+            assert hang.wait(60)
+            yield running[0].key, READING
+
+    bench.part.facts, bench.part.calls = Hanging(), BlockingCalls(SensingFailed, 0.0)
+    bench.part.see((ONE,), is_wanted=True)
+    try:
         await bench.part.read_when_wanted()
-        assert (bench.part.merged, bench.reported) == ({ONE.key: READING}, [None])
-        assert not bench.part.seen.is_set()
-        bench.part.see((ONE, TWO), is_wanted=True)
-        await bench.part.read_when_wanted()
-        assert bench.part.merged == {ONE.key: READING, TWO.key: READING}
-        bench.part.see((TWO,), is_wanted=False)
-        assert bench.part.merged == {TWO.key: READING}, "it has ended"
-
-    run(story)
-
-
-def test_it_takes_a_hundredth_of_a_core_at_most() -> None:
-    async def story() -> None:
-        bench = Bench()
-
-        class Slow(FakeFacts):
-            def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
-                for guest in running:
-                    bench.clock.now_s += 2.0
-                    yield guest.key, READING
-
-        bench.part.facts = Slow()
-        bench.part.see((ONE, TWO), is_wanted=True)
-        await bench.part.read_when_wanted()
-        assert bench.paused_s == [4.0 / MAX_SHARE]
-
-    run(story)
-
-
-def test_once_ksmd_scans_again_no_further_guest_is_read() -> None:
-    async def story() -> None:
-        bench = Bench()
-
-        class Scanned(FakeFacts):
-            def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
-                bench.part.see((ONE, TWO), is_wanted=False)
-                yield running[0].key, READING
-                raise AssertionError("asked for another")
-
-        bench.part.facts = Scanned()
-        bench.part.see((ONE, TWO), is_wanted=True)
-        await bench.part.read_when_wanted()
-        assert (bench.part.merged, bench.reported) == ({ONE.key: READING}, [None])
-
-    run(story)
-
-
-def test_a_user_without_the_right_and_a_host_elsewhere_know_of_no_guest_and_say_why() -> None:
-    async def story() -> None:
-        bench = Bench()
-        bench.facts.readings = {}
-        bench.part.see((ONE,), is_wanted=True)
-        await bench.part.read_when_wanted()
-        assert bench.part.failure is not None
-        assert "CAP_SYS_PTRACE" in str(bench.part.failure)
-        assert bench.reported == [bench.part.failure]
-        bench.part.connect(None)
-        assert bench.reported[-1] is None
-        bench.part.see((ONE,), is_wanted=True)
-        await bench.part.read_when_wanted()
-        assert bench.part.merged == {}
-
-    run(story)
-
-
-def test_a_guest_that_does_not_answer_is_given_up_and_told() -> None:
-    async def story() -> None:
-        bench, hang = Bench(), threading.Event()
-
-        class Hanging(FakeFacts):
-            def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
-                assert hang.wait(60)
-                yield running[0].key, READING
-
-        bench.part.facts, bench.part.calls = Hanging(), BlockingCalls(SensingFailed, 0.0)
-        bench.part.see((ONE,), is_wanted=True)
-        try:
-            await bench.part.read_when_wanted()
-        finally:
-            hang.set()
-        assert [str(error) for error in bench.reported] == ["read what is merged: no answer within 0 s"]
-
-    run(story)
+    finally:
+        hang.set()
+    assert [str(error) for error in bench.reported] == ["read what is merged: no answer within 0 s"]
 
 
 def test_the_kernels_files_are_taken_whole_or_not_at_all() -> None:

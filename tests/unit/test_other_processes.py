@@ -59,7 +59,7 @@ class Home:
         self.booted.mkdir()
         self.systemd = FakeSystemd()
         self.clock = FakeClock()
-        self.reads = LimitedReads(5.0)  # a busy machine is no hanging process
+        self.reads = LimitedReads(wait=self.proc.wait)
         self._is_hidden = is_hidden
         self.look = self.reader(first_within_s=3600.0)
         self.process(1, NEW.format(any="no"))

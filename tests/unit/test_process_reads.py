@@ -11,9 +11,6 @@ import pytest
 from tests.fake_proc import FakeProc
 from virtksm.host.proc_files import AT_ONCE, MAX_STUCK, LimitedReads, read_process
 
-HANG_S = 0.5
-"""Long enough for what does not hang, on a busy machine too."""
-
 
 def read(pid: int) -> bytes:
     return read_process(pid, "cmdline")
@@ -45,16 +42,16 @@ def test_all_are_read_in_one_call() -> None:
 def test_behind_what_hangs_the_rest_is_read_as_often_as_the_caller_waits(proc: FakeProc) -> None:
     for pid in (11, 13):
         proc.hang(pid, "cmdline")
-    reads = LimitedReads(HANG_S)
+    reads = LimitedReads(wait=proc.wait)
     assert list(reads.read([10, 11, 12, 13, 14], read, max_hangs=5)) == [10, 12, 14]
     assert len(reads.trouble) == 2
-    assert list(LimitedReads(HANG_S).read([10, 11, 12, 13, 14], read)) == [10]
+    assert list(LimitedReads(wait=proc.wait).read([10, 11, 12, 13, 14], read)) == [10]
 
 
 def test_what_hangs_is_told_in_the_same_words_until_it_answers_and_waited_for_once(proc: FakeProc) -> None:
     proc.write(11, "comm", "e\x1bvil\n")
     proc.hang(11, "cmdline")
-    reads = LimitedReads(HANG_S)
+    reads = LimitedReads(wait=proc.wait)
     before = waiting()
     reads.read([10, 11], read)
     (trouble,) = reads.trouble
@@ -75,7 +72,7 @@ def test_what_hangs_is_told_in_the_same_words_until_it_answers_and_waited_for_on
 def test_however_many_hang_few_threads_wait(proc: FakeProc) -> None:
     for pid in range(10, 10 + MAX_STUCK + 5):
         proc.hang(pid, "cmdline")
-    reads = LimitedReads(0.01)
+    reads = LimitedReads(wait=proc.wait)
     before = waiting()
     for _ in range(MAX_STUCK + 5):
         reads.read(range(10, 40), read)

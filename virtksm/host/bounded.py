@@ -16,13 +16,16 @@ from typing import TypeVar
 from virtksm.errors import VirtksmError
 
 Result = TypeVar("Result")
+Wait = Callable[[threading.Event, float], bool]
+"""Waits for an event as long as a limit says, and tells whether it came: `threading.Event.wait`."""
 
 
 class BoundedCalls:
     """Makes calls one at a time; to be used from one thread. `timeout_error` makes the error for one over its limit."""
 
-    def __init__(self, timeout_error: Callable[[str], VirtksmError]) -> None:
+    def __init__(self, timeout_error: Callable[[str], VirtksmError], wait: Wait = threading.Event.wait) -> None:
         self._timeout_error = timeout_error
+        self._wait = wait
         self._ending = threading.Lock()
         self._abandoned: tuple[str, float] | None = None
 
@@ -67,7 +70,7 @@ class BoundedCalls:
                 late(errors[0] if errors else None)
 
         threading.Thread(target=work, name=f"call-{what}", daemon=True).start()
-        if not is_over.wait(limit_s):
+        if not self._wait(is_over, limit_s):
             with self._ending:
                 if not is_over.is_set():
                     self._abandoned = what, began_s

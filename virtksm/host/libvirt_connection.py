@@ -117,6 +117,7 @@ class LibvirtHost:
         self.uri = connection.getURI()
         self.connections = Connections(connection, open_apart)
         self.call_timeout_s = 30.0
+        self.list_s = LIST_S
         self.came_late: Callable[[], object] = lambda: None
         """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
         self._lists = BoundedCalls(_hangs)
@@ -143,7 +144,7 @@ class LibvirtHost:
         return self._cpus
 
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
-        return self._list(partial(self._running_guests, with_max=with_max), LIST_S)
+        return self._list(partial(self._running_guests, with_max=with_max), self.list_s)
 
     @property
     def late_since_s(self) -> float | None:
@@ -202,7 +203,7 @@ class LibvirtHost:
         self.stale.add(uuid)
 
     def measured_guests(self) -> tuple[Guest, ...]:
-        return self._list(self._measured_guests, LIST_S + LIST_GUEST_S * len(self._last_list or ()))
+        return self._list(self._measured_guests, self.list_s + LIST_GUEST_S * len(self._last_list or ()))
 
     def _measured_guests(self) -> tuple[Guest, ...]:
         with self.connections.used(), self._translating("reading the guests' memory"):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
 from virtksm.errors import SensingFailed, reason_of
+from virtksm.host.bounded import Wait
 from virtksm.host.clock import boottime_s
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
 from virtksm.host.memory_limits import SYS_CGROUP, SYS_NODE, MemoryLimits, read_node_kib
@@ -71,15 +73,16 @@ class ProcFacts:
         sys_node: str = SYS_NODE,
         qemu_home: str = QEMU_HOME,
         limit_s: float = LIMIT_S,
+        wait: Wait = threading.Event.wait,
     ) -> None:
         self._clock = clock
         self._sys_ksm = sys_ksm
         self._sys_node = sys_node
-        self._reads = LimitedReads(limit_s)
+        self._reads = LimitedReads(limit_s, wait)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
         self._limits = MemoryLimits(clock, sys_cgroup)
         self._pool_kib: dict[tuple[str, int | None], int | None] = {}
-        self._other_processes_reads = LimitedReads(limit_s)  # apart: strangers use up these limits
+        self._other_processes_reads = LimitedReads(limit_s, wait)  # apart: strangers use up these limits
         self._other_processes_reader: OtherProcessesReader | None = None
         self._ksmd: Process | None = None
         self._ksmd_sought_s: float | None = None

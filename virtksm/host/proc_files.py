@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import psutil
 
 from virtksm.errors import VirtksmError
-from virtksm.host.bounded import BoundedCalls
+from virtksm.host.bounded import BoundedCalls, Wait
 from virtksm.text import printable
 
 if TYPE_CHECKING:
@@ -143,8 +143,9 @@ class LimitedReads:
     thread.
     """
 
-    def __init__(self, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, limit_s: float = LIMIT_S, wait: Wait = threading.Event.wait) -> None:
         self._limit_s = limit_s
+        self._wait = wait
         self._stuck: dict[int, tuple[BoundedCalls, str]] = {}
 
     @property
@@ -174,7 +175,7 @@ class LimitedReads:
     def _read_some(
         self, pids: list[int], read: Callable[[int], Result]
     ) -> tuple[list[tuple[int, Result]], BoundedCalls]:
-        results, is_over, calls = list[tuple[int, Result]](), threading.Event(), BoundedCalls(_Hangs)
+        results, is_over, calls = list[tuple[int, Result]](), threading.Event(), BoundedCalls(_Hangs, self._wait)
 
         def work() -> None:
             for pid in pids:
