@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtksm.cli import ask_agent, retune, status_alone, switching
+from virtksm.cli import ask_agent, pause, retune, status_alone
 from virtksm.cli.main import run_program
 from virtksm.doctor.reading import libvirt
 from virtksm.store import state
@@ -11,7 +11,7 @@ from virtksm.store import state
 def hurry() -> None:
     ask_agent.ANSWER_WITHIN_S = retune.ANSWER_WITHIN_S = state.LOCK_WAIT_S = 1.0
     status_alone.LIMIT_S = libvirt.ANSWER_WITHIN_S = 1.0
-    switching.SLACK_S = 0.0
+    pause.SLACK_S = 0.0
 
 
 if __name__ == "__main__":
