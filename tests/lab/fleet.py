@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ class Fleet:
         self._root = root
         self._daemon = daemon_under_test()
         self.environ = {**os.environ, "PATH": f"{root}/bin:{os.environ['PATH']}"}
+        self._refusing: list[socket.socket] = []
         (root / "bin").mkdir()
         host = 'sys.argv[sys.argv.index("--") + 1]'
         write_relay(root / "bin" / "ssh", f"f'{root}/{{{host}}}/run/libvirt/{self._daemon.socket}'")
@@ -66,8 +68,16 @@ class Fleet:
         """Stop a host's daemon (SIGSTOP)."""
         os.kill(int((self._root / name / "pid").read_text(encoding="ascii")), signal.SIGSTOP)
 
+    def refuse(self, name: str) -> None:
+        """Have a host without a daemon refuse connections: nobody listens at its socket."""
+        bound = socket.socket(socket.AF_UNIX)
+        self._refusing.append(bound)
+        bound.bind(str(self.socket(name)))
+
     def close(self) -> None:
         """End all daemons."""
+        for bound in self._refusing:
+            bound.close()
         self._reaper.communicate()
 
     def _prepare(self, name: str, number: int) -> str:
