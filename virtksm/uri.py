@@ -21,6 +21,14 @@ def is_alias(uri: str) -> bool:
     return ":" not in uri
 
 
+def without_questions(uri: str) -> str:
+    """Return the URI with which ssh asks nobody for anything, and tries no password (its BatchMode)."""
+    scheme, _, rest = uri.partition(":")
+    if not scheme.lower().endswith("+ssh") or "no_tty=" in rest:
+        return uri
+    return f"{uri}{'&' if '?' in rest else '?'}no_tty=1"
+
+
 def is_local(uri: str) -> bool:
     """Return whether a connection's own URI means this machine's kernel: it names no host, nor a transport to one.
 
@@ -30,3 +38,8 @@ def is_local(uri: str) -> bool:
     _, _, transport = scheme.partition("+")
     names_host = rest.startswith("//") and rest[2:3] not in ("", "/", "?", "#")
     return transport.lower() in ("", "unix") and not names_host
+
+
+def at_host(uri: str, remedy: str) -> str:
+    """Return a remedy that is to be typed on the host behind `uri`."""
+    return remedy if is_local(uri) else f"on that host: {remedy}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -442,6 +443,62 @@ def test_a_terminal_sees_for_whom_it_waits_and_ctrl_c_ends_that(home: Home) -> N
     finally:
         terminal.close()
     wait_until(lambda: all_gone(home.hangs.with_suffix(".pid")), HANG_S, "what libvirt has started to end")
+
+
+SSH = """#!/bin/sh
+# Asks for a password where OpenSSH does: in the terminal, else in a window, else it tries an empty one.
+case " $* " in
+    *BatchMode=yes*" web "*) asks=nobody ;;
+    *)
+        if (: </dev/tty) 2>/dev/null; then
+            asks=terminal
+            echo "password: " >/dev/tty
+        elif [ -n "${DISPLAY-}" ]; then
+            asks=window
+        else
+            asks=tries
+        fi
+        ;;
+esac
+while [ "$1" != -- ]; do shift; done
+echo "$asks" >"$0.$2"
+echo "$2: Permission denied (publickey,password)." >&2
+exit 255
+"""
+"""A host jump is as one behind another ssh, which is not told of BatchMode."""
+
+
+def asks(folder: Path, *words: str) -> tuple[int, str, dict[str, str]]:
+    """Run virtksm in a terminal, under a desktop; return its exit code, what was shown, and whom ssh asked, by host."""
+    ssh = folder / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(SSH, encoding="ascii")
+    ssh.chmod(0o755)
+    desktop = {"DISPLAY": ":0", "WAYLAND_DISPLAY": "w", "SSH_ASKPASS": "/bin/false", "SSH_ASKPASS_REQUIRE": "force"}
+    environ = {**desktop, "PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+    terminal = PseudoTerminal([VIRTKSM, *words], columns=250, environ=environ)
+    try:
+        code = terminal.wait_ended()
+        asked = {file.suffix[1:]: file.read_text(encoding="ascii").strip() for file in ssh.parent.glob("ssh.*")}
+        return code, terminal.said, asked
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("action", ["status", "retune"])
+def test_a_host_whose_ssh_would_ask_is_named_with_a_remedy_and_asks_nobody(home: Home, action: str) -> None:
+    home.hosts.write_text("web\njump\n", encoding="utf-8")
+    code, said, asked = asks(home.config.parent, "fleet", action, *home.options)
+    assert (code, asked) == (3, {"web": "nobody", "jump": "tries"})
+    assert "password: " not in said
+    for host in ("web", "jump"):
+        assert f"-> ssh-copy-id {host}; for a key with a passphrase: ssh-add" in said
+
+
+def test_one_host_may_ask_the_terminal(home: Home) -> None:
+    code, said, asked = asks(home.config.parent, "retune", *home.options[:-2], "-c", "qemu+ssh://web/system")
+    assert (code, asked) == (3, {"web": "terminal"})
+    assert "password: " in said
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtksm.paths import host_key
-from virtksm.uri import is_local
+from virtksm.uri import is_local, without_questions
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,18 @@ def test_a_host_or_a_transport_that_may_lead_to_one_is_not_this_machines(uri: st
 def test_it_splits_uris_as_the_standard_library_does(scheme: str, rest: str) -> None:
     parts = urlsplit(f"{scheme}:{rest}")
     assert is_local(f"{scheme}:{rest}") is (parts.scheme in ("qemu", "qemu+unix", "ch", "test") and not parts.netloc)
+
+
+@pytest.mark.parametrize(
+    ("uri", "added"),
+    [
+        ("qemu+ssh://a/system", "?no_tty=1"),
+        ("qemu+ssh://a/system?keyfile=/x", "&no_tty=1"),
+        ("qemu+ssh://a/system?no_tty=0", ""),
+        ("qemu:///system", ""),
+        ("qemu+tls://a/system", ""),
+        ("ssh", ""),
+    ],
+)
+def test_ssh_is_told_that_nobody_answers(uri: str, added: str) -> None:
+    assert without_questions(uri) == uri + added

@@ -102,7 +102,9 @@ class Alone:
         try:
             answer = self._answers.get(timeout=LIMIT_S)
         except queue.Empty:
-            raise LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt()) from None
+            raise LibvirtTimeout(
+                f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt(self.uri)
+            ) from None
         self._is_out = False
         if isinstance(answer, VirtksmError):
             raise answer
