@@ -299,7 +299,7 @@ class Status(Versioned):
     next_pass_s: float | None
     stranded: Stranded
     paused: bool | None
-    """Whether virtksm is paused."""
+    """Whether virtksm is paused; null where that is not known, as of another machine that was not paused from here."""
     switched: Switched | None
     now: Now | None
     room_bytes: Room | None

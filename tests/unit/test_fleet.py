@@ -505,7 +505,6 @@ def test_one_host_may_ask_the_terminal(home: Home) -> None:
     ("configured", "options", "said"),
     [
         ("", [], "no hosts are named\nhint: -c URI (may be repeated), --hosts FILE or --inventory FILE"),
-        ('host = "local"', ["-c", "a:b"], 'by host = "local" in the configuration, every host would count as this '),
         ("call_timeout_s = 0", ["-c", "a:b"], "virtksm.toml: call_timeout_s: "),
         ("", ["-c", "a:b", "--limit", "web"], "--limit is a part of an inventory\nhint: name it: --inventory FILE"),
         ("", ["-c", "a:b", "--jobs", "0"], "argument --jobs: '0' is no number from 1 to 256"),

@@ -53,7 +53,9 @@ class Alone:
         if error is not None and not is_here:
             raise error
         current = self._current(snapshot, is_here=is_here)
-        is_paused = None if is_alias(self.uri) else make_switch(self.uri, self._config, self._paths).read() is not None
+        is_paused: bool | None = False if is_here else None
+        if not is_alias(self.uri) and make_switch(self.uri, self._config, self._paths).read() is not None:
+            is_paused = True
         return {
             "schema": SCHEMA,
             "agent": False,

@@ -29,7 +29,7 @@ from virtksm.errors import (
 )
 from virtksm.host.bounded import BoundedCalls
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
-from virtksm.uri import at_host, is_alias, is_local, without_questions
+from virtksm.uri import address, at_host, is_alias, is_local, without_questions
 from virtksm.values import replace
 
 MAX_CPUS = 2**20
@@ -416,12 +416,8 @@ def _explain_refusal(uri: str, said: str, daemon: str) -> tuple[str, str]:
 
 
 def _explain_ssh(uri: str, said: str) -> tuple[str, str]:
-    authority = uri.partition("//")[2].partition("/")[0].partition("?")[0]
-    host, colon, port = authority.rpartition(":")
-    if not colon or port.endswith("]"):
-        host, port = authority, ""
-    host = host.replace("[", "").replace("]", "")  # IPv6
-    words = f"-p {port} {host}" if port else host
+    user, host, port = address(uri)
+    words = f"{f'-p {port} ' if port else ''}{f'{user}@' if user else ''}{host}"
     if "Permission denied (" in said:  # ssh's; without, that of libvirt's socket
         return "the host accepts no key of this user's", f"ssh-copy-id {words}; for a key with a passphrase: ssh-add"
     if "Permission denied" in said:

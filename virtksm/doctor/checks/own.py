@@ -22,6 +22,7 @@ def check_configuration(facts: Facts) -> Outcome:
     """Judge whether the configuration has faults."""
     configuration = facts.own.configuration
     if isinstance(configuration, Config):
+        facts.this_machine  # noqa: B018  # another one has its own
         return passed(f"policy {configuration.policy}")
     more = f" (and {len(configuration) - 1} more)" if len(configuration) > 1 else ""
     return failed(f"{configuration[0]}{more}", "see all of them with `virtksm config check`")
@@ -31,6 +32,7 @@ def check_on(facts: Facts) -> Outcome:
     """Say whether virtksm is paused."""
     paused = facts.own.paused
     if paused is None:
+        facts.this_machine  # noqa: B018  # of another one only what was done from here is known
         return passed("`virtksm pause` is not in force")
     if paused.damage:
         return warned(
@@ -111,6 +113,7 @@ def check_stranded(facts: Facts) -> Outcome:
 
 def check_folder(facts: Facts) -> Outcome:
     """Judge whether the runtime and state folders can be used."""
+    facts.this_machine  # noqa: B018
     if facts.own.faults:
         return failed(
             facts.own.faults[0],
