@@ -17,8 +17,9 @@ pytestmark = pytest.mark.real
 HANG_S = 100.0
 NAMES = [f"node{number:02}" for number in range(1, 31)]
 DEAD, REFUSING, STOPPED = NAMES[3::10], NAMES[6::10], NAMES[8::10]
+ASKING = NAMES[1:2]
 SERVED = [name for name in NAMES if name not in DEAD + REFUSING]
-WELL = [name for name in SERVED if name not in STOPPED]
+WELL = [name for name in SERVED if name not in STOPPED + ASKING]
 NUMBERS = {name: number for number, name in enumerate(SERVED, 1)}
 """What each one's KSM shares, in pages."""
 LAW = 'host = "local"\npolicy = "ksmtuned"\n[ksmtuned]\nthres_coef = 100\n'
@@ -27,7 +28,7 @@ LAW = 'host = "local"\npolicy = "ksmtuned"\n[ksmtuned]\nthres_coef = 100\n'
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with running_fleet(SERVED) as lent:
+    with running_fleet(SERVED, ASKING) as lent:
         for name in REFUSING:
             lent.refuse(name)
         yield lent
@@ -80,10 +81,13 @@ def test_hosts_that_are_dead_stopped_or_refuse_are_named_and_all_others_answer(
         fleet.stop(name)
     results = operator.ask("status", code=3)
     assert list(results) == NAMES, "the order of the file"
-    assert sorted(failures(results)) == sorted(DEAD + REFUSING + STOPPED)
+    assert sorted(failures(results)) == sorted(DEAD + REFUSING + STOPPED + ASKING)
     assert all("No such file or directory" in results[name]["error"] for name in DEAD)
     assert all("Connection refused" in results[name]["error"] for name in REFUSING)
     assert {results[name]["error"] for name in STOPPED} == {"no answer within 5 s"}
+    assert all(results[name]["remedy"].startswith("on that host: systemctl restart ") for name in STOPPED)
+    assert results[ASKING[0]]["error"].startswith("libvirt asks for a password (authentication failed: ")
+    assert results[ASKING[0]]["remedy"] == "write it into auth.conf (libvirt.org/auth.html)"
     assert {one["exit_code"] for one in results.values()} == {0, 3}
     seen = {name: results[name]["answer"]["now"]["pages_sharing"] for name in WELL}
     assert seen == {name: NUMBERS[name] for name in WELL}, "each has told of its own KSM"
@@ -104,7 +108,7 @@ def test_hosts_that_are_dead_stopped_or_refuse_are_named_and_all_others_answer(
 def test_passes_pauses_and_findings_reach_every_host_that_answers(operator: Operator) -> None:
     asked = [name for name in NAMES if name not in STOPPED]
     operator.name(asked)
-    bad = sorted(DEAD + REFUSING)
+    bad = sorted(DEAD + REFUSING + ASKING)
 
     results = operator.ask("retune", code=3)
     assert list(results) == asked

@@ -116,8 +116,10 @@ def test_what_an_inventory_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"site\.yml: has no hosts"):
         parse_inventory('{"_meta": {"hostvars": {}}, "all": {"children": ["ungrouped"]}}', "site.yml")
     unknown = INVENTORY | {"_meta": {"hostvars": {"gpu1": {"ansible_host": "{{ x }}"}}}}
-    with pytest.raises(ConfigError, match=r"site.yml: gpu1: '\{\{ x \}\}' is neither"):
+    with pytest.raises(ConfigError, match=r"site.yml: gpu1: '\{\{ x \}\}' is neither .* resolves no templates: give"):
         parse_inventory(json.dumps(unknown), "site.yml", "gpu")
+    with pytest.raises(ConfigError, match=r"site\.yml: ansible-inventory prints no JSON: "):
+        parse_inventory("Warning\n{}", "site.yml")
 
 
 def test_ansible_reads_its_inventory_itself(tmp_path: Path) -> None:
@@ -493,6 +495,25 @@ def test_a_host_whose_ssh_would_ask_is_named_with_a_remedy_and_asks_nobody(home:
     assert "password: " not in said
     for host in ("web", "jump"):
         assert f"-> ssh-copy-id {host}; for a key with a passphrase: ssh-add" in said
+
+
+def test_an_inventory_that_would_ask_or_is_broken_is_refused_with_what_ansible_says(home: Home) -> None:
+    program = home.config.parent / "ansible-inventory"
+    asking = '(echo "Vault password: " >/dev/tty) 2>/dev/null'
+    saying = 'printf "[WARNING]: w\\n[ERROR]: no secrets\\n" >&2'
+    program.write_text(f"#!/bin/sh\n{asking}\n{saying}\nexit 4\n", encoding="ascii")
+    program.chmod(0o755)
+    environ = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    command = [VIRTKSM, "fleet", "status", *home.options[:-2], "--inventory", "site.yml"]
+    terminal = PseudoTerminal(command, columns=250, environ=environ)
+    try:
+        assert terminal.wait_ended() == ExitCode.FAILED
+        assert (
+            "site.yml: ansible-inventory refuses it: [ERROR]: no secrets\r\nhint: ansible-inventory " in terminal.said
+        )
+        assert "password" not in terminal.said
+    finally:
+        terminal.close()
 
 
 def test_one_host_may_ask_the_terminal(home: Home) -> None:
