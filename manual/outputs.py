@@ -284,7 +284,7 @@ class Status(Versioned):
     """A host's KSM now. With an agent nothing is asked of libvirt; without one, what only an agent knows is null."""
 
     agent: bool | None
-    """Whether an agent serves the host; null: this user may not ask."""
+    """Whether an agent serves the host; null: this user may not ask, or it is another machine."""
     version: str
     """The agent's; without one this command's."""
     uri: str

@@ -91,7 +91,7 @@ def test_hosts_that_are_dead_stopped_or_refuse_are_named_and_all_others_answer(
     assert {one["exit_code"] for one in results.values()} == {0, 3}
     seen = {name: results[name]["answer"]["now"]["pages_sharing"] for name in WELL}
     assert seen == {name: NUMBERS[name] for name in WELL}, "each has told of its own KSM"
-    assert {results[name]["answer"]["paused"] for name in WELL} == {None}
+    assert {results[name]["answer"][fact] for name in WELL for fact in ("agent", "paused")} == {None}
 
     operator.name(DEAD[:1] + WELL[:2])
     table = operator.run("status")

@@ -58,7 +58,7 @@ class Alone:
             is_paused = True
         return {
             "schema": SCHEMA,
-            "agent": False,
+            "agent": False if is_here else None,
             "version": __version__,
             "uri": self.uri,
             "policy": self._config.policy,
