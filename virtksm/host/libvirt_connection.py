@@ -406,7 +406,7 @@ MAY_NOT_THERE = "this user may not connect", "log in as root, or as a member of 
 
 
 def _explain_refusal(uri: str, said: str, daemon: str) -> tuple[str, str]:
-    if "SASL" in said or "credentials" in said:
+    if any(word in said for word in ("SASL", "credentials", "callback")):
         return "libvirt asks for a password", "write it into auth.conf (libvirt.org/auth.html)"
     if is_local(uri):
         return "this user may not connect", "run this with sudo, or as a member of the group libvirt"
