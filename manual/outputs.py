@@ -284,7 +284,7 @@ class Status(Versioned):
     """A host's KSM now. With an agent nothing is asked of libvirt; without one, what only an agent knows is null."""
 
     agent: bool | None
-    """Whether an agent serves the host; null: this user may not ask."""
+    """Whether an agent serves the host; null: this user may not ask, or it is another machine."""
     version: str
     """The agent's; without one this command's."""
     uri: str
@@ -299,7 +299,7 @@ class Status(Versioned):
     next_pass_s: float | None
     stranded: Stranded
     paused: bool | None
-    """Whether virtksm is paused."""
+    """Whether virtksm is paused; null where that is not known, as of another machine that was not paused from here."""
     switched: Switched | None
     now: Now | None
     room_bytes: Room | None

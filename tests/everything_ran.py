@@ -4,7 +4,7 @@ It turns the exit code to 1 when a test was skipped, deselected or expected to f
 passed, and says which. Tests that do not apply to this kernel (tests/not_applicable.py) are listed instead; how many
 need what, and what a kernel that is known lacks, must be as in tests/not_applicable.toml. It changes no test.
 script/test runs the suite in two parts beside each other: `--part ksm` is all that holds KSM's lock, one test after the
-other, `--part beside` is the rest.
+other, `--part beside` is the rest; `--part kubernetes` is a run of its own. Each keeps its row for docs/tried.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.lab.kernel import KERNEL, Kernel, needs_of
 from tests.tried import PROJECT, keep
 
 pytest_plugins = ["tests.not_applicable"]
+SUITE = ("ksm", "beside")
 TABLE = "tests/not_applicable.toml"
 
 
@@ -43,7 +44,7 @@ class EverythingRan:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self._left_out += compare(items, self._kernel, self._table)
-        if self._part is not None:
+        if self._part in SUITE:
             items[:] = [item for item in items if holds_ksm(item) == (self._part == "ksm")]
         self._real = {item.nodeid for item in items if item.get_closest_marker("real")}
 
@@ -69,7 +70,9 @@ class EverythingRan:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._part is not None and session.config.rootpath == PROJECT:  # no suite of a test's
             result = "passed" if session.exitstatus == pytest.ExitCode.OK else "FAILED"
-            keep(f"({self._part})", here(), f"{len(self._passed)} tests, {result}")
+            keep(
+                f"({self._part})" if self._part in SUITE else self._part, here(), f"{len(self._passed)} tests, {result}"
+            )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._not_applicable:
@@ -108,7 +111,8 @@ def holds_ksm(item: pytest.Item) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add this plugin's option."""
-    parser.addoption("--part", choices=["ksm", "beside"], help="only tests that hold KSM's lock, or only the others")
+    words = "only tests that hold KSM's lock, or only the others; of script/test kubernetes all"
+    parser.addoption("--part", choices=[*SUITE, "kubernetes"], help=words)
 
 
 def pytest_configure(config: pytest.Config) -> None:

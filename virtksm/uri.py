@@ -21,6 +21,14 @@ def is_alias(uri: str) -> bool:
     return ":" not in uri
 
 
+def without_questions(uri: str) -> str:
+    """Return the URI with which ssh asks nobody for anything, and tries no password (its BatchMode)."""
+    scheme, _, rest = uri.partition(":")
+    if not scheme.lower().endswith("+ssh") or "no_tty=" in rest:
+        return uri
+    return f"{uri}{'&' if '?' in rest else '?'}no_tty=1"
+
+
 def is_local(uri: str) -> bool:
     """Return whether a connection's own URI means this machine's kernel: it names no host, nor a transport to one.
 
@@ -30,3 +38,27 @@ def is_local(uri: str) -> bool:
     _, _, transport = scheme.partition("+")
     names_host = rest.startswith("//") and rest[2:3] not in ("", "/", "?", "#")
     return transport.lower() in ("", "unix") and not names_host
+
+
+def address(uri: str) -> tuple[str, str, str]:
+    """Return the user, the host and the port that a URI names, each empty where it names none; IPv6 has no brackets."""
+    authority = uri.partition("//")[2]
+    for end in "/?#":
+        authority = authority.partition(end)[0]
+    user, _, rest = authority.rpartition("@")
+    host, colon, port = rest.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = rest, ""
+    return user, host.removeprefix("[").removesuffix("]"), port
+
+
+def may_be_here(uri: str, own_name: str) -> bool:
+    """Return whether a URI names no host, the loopback, or this machine by its own name, with or without a domain."""
+    host, own = address(uri)[1].lower(), own_name.lower()
+    is_loopback = host in ("", "localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdecimal())
+    return is_loopback or f"{host}.".startswith(f"{own}.") or f"{own}.".startswith(f"{host}.")
+
+
+def at_host(uri: str, remedy: str) -> str:
+    """Return a remedy that is to be typed on the host behind `uri`."""
+    return remedy if is_local(uri) else f"on that host: {remedy}"

@@ -5,9 +5,11 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
+import os
+
 from virtksm.paths import LOCAL, RuntimePaths, host_key
 from virtksm.store.switch import SwitchFile
-from virtksm.uri import is_local
+from virtksm.uri import is_local, may_be_here
 
 TYPE_CHECKING = False  # imports are start-up time, and the switch must be had without libvirt's library
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 def is_this_machine(uri: str, config: Config) -> bool:
     """Return whether the connection `uri` leads to this machine's own kernel."""
-    return config.host == "local" or is_local(uri)
+    return is_local(uri) or (config.host == "local" and may_be_here(uri, os.uname().nodename))
 
 
 def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:

@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 from tests.boot import container
 from tests.boot.inside import LIMIT_S, claim, try_claims, wait
+from tests.tried import keep_claims
+from virtksm.cli.fleet.hosts import find_hosts
+from virtksm.errors import VirtksmError
 
 REPO = Path(__file__).resolve().parents[2]
 TOOLS = REPO / "build" / "ansible"
@@ -43,12 +46,47 @@ KSMTUNEDS = {"pages_to_scan": 1250, "sleep_millisecs": 10}
 THRESHOLD = 35
 
 
+INVENTORY = """\
+lone ansible_host=10.0.0.9
+[compute]
+web[1:3] ansible_user=root
+v6 ansible_host=fe80::1 ansible_port=2222
+[gpu]
+here ansible_connection=local
+web1
+[all_compute:children]
+compute
+gpu
+[compute:vars]
+ansible_port=2200
+"""
+LISTED = {
+    "": ["10.0.0.9", "root@web1:2200", "", "root@web3:2200", "[fe80::1]:2222", "qemu:///system"],
+    "all_compute": ["root@web1:2200", "", "root@web3:2200", "[fe80::1]:2222", "qemu:///system"],
+    "gpu": ["qemu:///system", "root@web1:2200"],
+    "web2": [""],
+}
+WEB2 = "qemu+tls://web2/system"
+"""What a file of host variables says, where LISTED has nothing."""
+SSH_CONFIG = """\
+Host *
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+    IdentitiesOnly yes
+Match user root
+    IdentityFile {key}
+Match user games
+    IdentityFile none
+"""
+
+
 class Host:
     """A container, as its administrator sees it."""
 
     def __init__(self, name: str, root: Path, folder: Path) -> None:
         self.name, self.port, self.metrics_port = name, free_port(), free_port()
-        self._root, self._folder = root, folder
+        self.root, self._folder = root, folder
         self._ksm = folder / name / "ksm"
 
     def boot(self) -> subprocess.Popen[bytes]:
@@ -57,7 +95,7 @@ class Host:
         self.set_ksm(KSM)
         sshd = f"{REPO}/tests/boot/sshd@.service:/etc/systemd/system/sshd@.service"
         booting = [
-            *container.command(f"virtksm-{self.name}", self._root),
+            *container.command(f"virtksm-{self.name}", self.root),
             *("--bind", f"{self._ksm}:/sys/kernel/mm/ksm", "--bind-ro", f"{self._folder}/key.pub:/run/key.pub"),
             *("--bind-ro", f"{self._folder}/source:/run/source", "--bind-ro", sshd),
             f"systemd.wants=sshd@{self.port}.service",
@@ -124,7 +162,7 @@ class Recap(NamedTuple):
 
 
 class RollOut:
-    """Claims over hosts that are up: `tuned` has ksmtuned, `broken` fails at first, `built` gets no package."""
+    """Claims over hosts: `tuned` has ksmtuned, `broken` fails at first, `plain` is newer, `built` gets no package."""
 
     def __init__(self, hosts: Sequence[Host], folder: Path) -> None:
         self.hosts, self._folder = hosts, folder
@@ -330,6 +368,67 @@ class RollOut:
                 recap.claim_changed(*changed)
                 claim({host.status("paused") for host in self.hosts} == {now}, f"{entry} {options}: not all are {now}")
 
+    def reads_inventories(self) -> None:
+        """virtksm has the hosts that ansible-inventory lists, with their addresses; a broken inventory is refused"""
+        folder = self._folder / "inventory"
+        (folder / "host_vars").mkdir(parents=True)
+        (folder / "hosts.ini").write_text(INVENTORY, encoding="ascii")
+        (folder / "host_vars" / "web2.yml").write_text(f"virtksm_uri: {WEB2}\n", encoding="ascii")
+        os.environ["PATH"] = f"{TOOLS}/bin:{os.environ['PATH']}"
+        for limit, listed in LISTED.items():
+            found = [host.uri for host in find_hosts((), None, str(folder), limit or None)]
+            wanted = [one if ":///" in one else f"qemu+ssh://{one}/system" if one else WEB2 for one in listed]
+            claim(found == wanted, f"{limit or 'all'}: {found}, not {wanted}")
+        (folder / "more.yml").write_text("all:\n  hosts: [\n", encoding="ascii")
+        try:
+            found = [host.uri for host in find_hosts((), None, str(folder), None)]
+        except VirtksmError as error:
+            claim("more.yml" in error.message, error.message)
+        else:
+            claim(False, f"of a broken file nothing is said: {found}")
+
+    def asks(self) -> None:
+        """virtksm fleet asks all over ssh, also Debian 13's; a host that wants a password is named, and asks nobody"""
+        programs = self._folder / "bin"
+        programs.mkdir()
+        (self._folder / "ssh_config").write_text(SSH_CONFIG.format(key=self._folder / "key"), encoding="utf-8")
+        for name, line in {
+            "ssh": f'exec /usr/bin/ssh -F {self._folder}/ssh_config "$@"',
+            "askpass": f"echo asked >>{self._folder}/asked",
+        }.items():
+            (programs / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+            (programs / name).chmod(0o755)
+        (self._folder / "virtksm.toml").touch()
+        folders = [f"--{one}-dir={self._folder}/{one}" for one in ("runtime", "state")]
+        words = [
+            "--inventory=inventory.json",
+            f"--connect=qemu+ssh://games@127.0.0.1:{self.plain.port}/system",
+            "--json",
+        ]
+        done = subprocess.run(
+            [Path(sys.executable).with_name("virtksm"), "--config=virtksm.toml", *folders, "fleet", "status", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=2 * LIMIT_S,
+            cwd=self._folder,
+            env={
+                **os.environ,
+                "PATH": f"{programs}:{TOOLS}/bin:{os.environ['PATH']}",
+                "DISPLAY": ":0",
+                "SSH_ASKPASS": f"{programs}/askpass",
+            },
+        )
+        claim(done.returncode == 3, f"it ended with {done.returncode}: {done.stdout}{done.stderr}")
+        stranger, *hosts = json.loads(done.stdout)["hosts"]
+        claim("the host accepts no key" in str(stranger["error"]), stranger)
+        claim(f"ssh-copy-id -p {self.plain.port} games@127.0.0.1" in str(stranger["remedy"]), stranger)
+        claim(not (self._folder / "asked").exists(), "a window would have opened")
+        claim([one["host"] for one in hosts] == self.names, hosts)
+        for one, host in zip(hosts, self.hosts, strict=True):
+            claim(one["exit_code"] == 0, one)
+            claim(one["answer"]["now"]["settings"]["pages_to_scan"] == host.ksm("pages_to_scan"), one)
+
     def claims(self) -> tuple[Callable[[], None], ...]:
         return (
             self.are_up,
@@ -346,7 +445,24 @@ class RollOut:
             self.refuses,
             self.reloads,
             self.pauses,
+            self.reads_inventories,
+            self.asks,
         )
+
+
+def here(hosts: Sequence[Host]) -> str:
+    """Return what is on the hosts, as cells of the table in docs/tried.md."""
+    cells: list[list[str]] = [[], [], []]
+    for root in dict.fromkeys(host.root for host in hosts):
+        release = (root / "etc" / "os-release").read_text(encoding="utf-8")
+        ask = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", "--showformat=${Version}\n"]
+        told = subprocess.run([*ask, "libvirt-daemon", "python3"], check=True, capture_output=True, text=True).stdout
+        found = [re.findall(r'^VERSION_ID="?(\d+)', release, re.MULTILINE)[0]]
+        for cell, version in zip(cells, [*found, *(line.partition("-")[0] for line in told.split())], strict=True):
+            if version not in cell:
+                cell.append(version)
+    debian, libvirt, python = (", ".join(cell) for cell in cells)
+    return f"Debian {debian} | {os.uname().release} | libvirtd {libvirt} | {python}"
 
 
 def say(line: str) -> None:
@@ -355,21 +471,30 @@ def say(line: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Boot the hosts and try the claims; what they and the plays say is left in FOLDER. Returns the exit code."""
+    """Boot the hosts and try the claims; what these and the plays say is left in FOLDER. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.boot.ansible", description=__doc__)
     parser.add_argument("packaged", type=Path, metavar="ROOT", help="what a host with packages boots")
+    parser.add_argument("newer", type=Path, metavar="ROOT", help="what one with those of the next Debian boots")
     parser.add_argument("built", type=Path, metavar="ROOT", help="what one boots that can build a virtual environment")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="with the repository in FOLDER/source")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     folder = options.folder.resolve()
     subprocess.run(["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", folder / "key"], check=True)
-    hosts = [Host(name, options.packaged.resolve(), folder) for name in ("node1", "node2", "node3")]
-    hosts.append(Host("node4", options.built.resolve(), folder))
-    with ExitStack() as stack:
+    roots = (options.packaged, options.packaged, options.newer, options.built)
+    hosts = [Host(f"node{number}", root.resolve(), folder) for number, root in enumerate(roots, 1)]
+    report = folder / "report"
+    with ExitStack() as stack, report.open("w", encoding="utf-8", buffering=1) as kept:
+        stack.callback(keep_claims, "ansible", report)
+
+        def write(text: str) -> None:
+            kept.write(text)
+            say(text.rstrip("\n"))
+
+        write(f"here    {here(hosts)}\n")
         for host in hosts:
             stack.callback(container.end, host.boot())
-        return try_claims(RollOut(hosts, folder).claims(), sys.stdout)
+        return try_claims(RollOut(hosts, folder).claims(), write)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from demo.guests import PayloadGuest
 
@@ -175,10 +175,10 @@ def report(claims: Sequence[Callable[[], None]]) -> int:
     """Say what is here, and try every claim; returns 1 if one does not hold."""
     with REPORT.open("a", encoding="utf-8", buffering=1) as lines:
         lines.write(f"here    {here()}\n")
-        return try_claims(claims, lines)
+        return try_claims(claims, lines.write)
 
 
-def try_claims(claims: Sequence[Callable[[], None]], lines: TextIO) -> int:
+def try_claims(claims: Sequence[Callable[[], None]], write: Callable[[str], object]) -> int:
     """Try every claim, and write a line for each; returns 1 if one does not hold."""
     failed = 0
     for one in claims:
@@ -187,8 +187,8 @@ def try_claims(claims: Sequence[Callable[[], None]], lines: TextIO) -> int:
             one()
         except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
             failed += 1
-            lines.write(f"FAILED  {words}: {error}\n")
+            write(f"FAILED  {words}: {error}\n")
         else:
-            lines.write(f"ok      {words}\n")
-    lines.write(f"{len(claims) - failed} of {len(claims)} claims hold\n")
+            write(f"ok      {words}\n")
+    write(f"{len(claims) - failed} of {len(claims)} claims hold\n")
     return 1 if failed else 0

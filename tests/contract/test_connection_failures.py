@@ -25,9 +25,11 @@ REPORTED = [
     (HERE, libvirt.VIR_ERR_SYSTEM_ERROR, 13, "this user may not connect", LET_IN),
     (HERE, libvirt.VIR_ERR_AUTH_FAILED, -1, "this user may not connect", LET_IN),
     (HERE, libvirt.VIR_ERR_AUTH_UNAVAILABLE, -1, "this user may not connect", LET_IN),
-    ("qemu+ssh://root@x/system", libvirt.VIR_ERR_SYSTEM_ERROR, 104, "the host cannot be reached", "ssh root@"),
+    ("qemu+ssh://root@x/system", libvirt.VIR_ERR_SYSTEM_ERROR, 104, "the host cannot be reached", "ssh root@x "),
+    ("qemu+ssh://[::1]:22/?x", libvirt.VIR_ERR_SYSTEM_ERROR, 104, "the host cannot be reached", "ssh -p 22 ::1 "),
     ("qemu+tcp://there/system", libvirt.VIR_ERR_SYSTEM_ERROR, 111, "the host cannot be reached", "on that host: "),
-    ("qemu+tls://there/system", libvirt.VIR_ERR_AUTH_FAILED, -1, "this user may not connect", LET_IN),
+    ("qemu+tls://there/system", libvirt.VIR_ERR_AUTH_FAILED, -1, "this user may not connect", "on that host: "),
+    ("qemu+ssh://x/system", libvirt.VIR_ERR_AUTH_UNAVAILABLE, -1, "this user may not connect", "log in as root"),
     ("lab", libvirt.VIR_ERR_NO_CONNECT, -1, "no such alias", "name a URI such as qemu:///system"),
     ("xen:///system", libvirt.VIR_ERR_NO_CONNECT, -1, "no such connection", ANOTHER),
     ("qemu:///sytem", libvirt.VIR_ERR_INTERNAL_ERROR, -1, "no such connection", ANOTHER),
@@ -37,9 +39,28 @@ REPORTED = [
 
 @pytest.mark.parametrize(("uri", "code", "number", "cause", "remedy"), REPORTED)
 def test_each_cause_has_its_remedy(uri: str, code: int, number: int, cause: str, remedy: str) -> None:
-    found = explain_failure(uri, code, number, daemon="libvirtd")
+    found = explain_failure(uri, code, number, "", daemon="libvirtd")
     assert found[0] == cause
     assert found[1].startswith(remedy)
+
+
+SSH_SAID = [
+    (
+        "Permission denied, please try again.\r\na@h: Permission denied (publickey,password).",
+        "ssh-copy-id -p 33 a@h; for",
+    ),
+    ("Host key verification failed.", "ssh -p 33 a@h, once by hand"),
+    ("nc: unix connect failed: Permission denied", "log in as root, or as a member of that host's group libvirt"),
+    ("ssh: connect to host h port 33: Connection refused", "ssh -p 33 a@h virsh uri"),
+]
+"""OpenSSH 9.2 by libvirt 9.0, but the third, netcat's."""
+
+
+@pytest.mark.parametrize(("said", "remedy"), SSH_SAID)
+def test_what_ssh_says_has_its_remedy(said: str, remedy: str) -> None:
+    message = f"Cannot recv data: {said}: Connection reset by peer"
+    uri = "qemu+ssh://a@h:33/system"
+    assert explain_failure(uri, libvirt.VIR_ERR_SYSTEM_ERROR, 104, message, daemon="libvirtd")[1].startswith(remedy)
 
 
 @pytest.fixture
@@ -67,7 +88,7 @@ def test_a_daemon_that_is_not_there(dead_socket: str) -> None:
 
 
 def test_a_host_that_is_not_there() -> None:
-    assert opening("qemu+ssh://root@127.0.0.1:1/system?no_tty=1").remedy == "ssh root@127.0.0.1 virsh uri"
+    assert opening("qemu+ssh://root@127.0.0.1:1/system?no_tty=1").remedy == "ssh -p 1 root@127.0.0.1 virsh uri"
     assert opening("qemu+tcp://127.0.0.1:1/system").remedy.startswith("on that host: ")
 
 

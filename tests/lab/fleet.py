@@ -11,11 +11,12 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,11 +33,13 @@ KSM = {"run": 1, "pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_node
 class Fleet:
     """Hosts by their names, which `environ` has virtksm reach as by ssh; `pages_sharing` is each one's number."""
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self._root = root
+    def __init__(self, root: Path, names: Sequence[str], asking: Collection[str] = ()) -> None:
+        self._root, self._asking = root, asking
         self._daemon = daemon_under_test()
         self.environ = {**os.environ, "PATH": f"{root}/bin:{os.environ['PATH']}"}
+        self._refusing: list[socket.socket] = []
         (root / "bin").mkdir()
+        (root / "libvirt.conf").write_text("mech_list: digest-md5\n", encoding="ascii")
         host = 'sys.argv[sys.argv.index("--") + 1]'
         write_relay(root / "bin" / "ssh", f"f'{root}/{{{host}}}/run/libvirt/{self._daemon.socket}'")
         script = "".join(f"{self._prepare(name, number)} &\n" for number, name in enumerate(names, 1))
@@ -47,7 +50,7 @@ class Fleet:
                 stdin=subprocess.PIPE,  # closed, also by our death, it ends all daemons
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={**os.environ, **self._daemon.environment},
+                env={**os.environ, **self._daemon.environment, "SASL_CONF_PATH": str(root)},
                 start_new_session=True,
             )
         wait_until(lambda: all(accepts(self.socket(name)) for name in names), START_S, "all hosts to answer")
@@ -66,8 +69,16 @@ class Fleet:
         """Stop a host's daemon (SIGSTOP)."""
         os.kill(int((self._root / name / "pid").read_text(encoding="ascii")), signal.SIGSTOP)
 
+    def refuse(self, name: str) -> None:
+        """Have a host without a daemon refuse connections: nobody listens at its socket."""
+        bound = socket.socket(socket.AF_UNIX)
+        self._refusing.append(bound)
+        bound.bind(str(self.socket(name)))
+
     def close(self) -> None:
         """End all daemons."""
+        for bound in self._refusing:
+            bound.close()
         self._reaper.communicate()
 
     def _prepare(self, name: str, number: int) -> str:
@@ -77,7 +88,8 @@ class Fleet:
             (folder / one).mkdir(parents=True)
         for file, value in {**KSM, "pages_sharing": number}.items():
             (ksm / file).write_text(f"{value}\n", encoding="ascii")
-        conf = f'{CONF}host_uuid = "{uuid.uuid4()}"\n'
+        how = CONF.replace('auth_unix_rw = "none"', 'auth_unix_rw = "sasl"') if name in self._asking else CONF
+        conf = f'{how}host_uuid = "{uuid.uuid4()}"\n'
         (folder / "etc" / f"{self._daemon.name}.conf").write_text(conf, encoding="ascii")
         (folder / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
         covered = {**{folder / one: place for one, place in COVERED.items()}, ksm: "/sys/kernel/mm/ksm"}
@@ -88,12 +100,12 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(names: Sequence[str]) -> Iterator[Fleet]:
-    """Lend a fleet; at its end nothing of it is left."""
+def running_fleet(names: Sequence[str], asking: Collection[str] = ()) -> Iterator[Fleet]:
+    """Lend a fleet, of which some ask for a password (SASL); at its end nothing of it is left."""
     root = Path(tempfile.mkdtemp(prefix="vk", dir="/tmp"))  # short, as socket paths have at most 108 characters
     fleet = None
     try:
-        fleet = Fleet(root, names)
+        fleet = Fleet(root, names, asking)
         yield fleet
     finally:
         if fleet is not None:

@@ -42,7 +42,8 @@ from virtksm.values import replace
 PASS, INFO, WARN, FAIL = Verdict.PASS, Verdict.INFO, Verdict.WARN, Verdict.FAIL
 Files = Mapping[str, str | None]
 UNREADABLE = CannotTell("/some/file: Permission denied")
-ELSEWHERE = replace(HEALTHY, here=DoesNotApply("another machine: run this command there"))
+ELSEWHERE = replace(HEALTHY, here=DoesNotApply("another machine: run this command there"), own=replace(OWN, agent=None))
+"""As far as this machine knows: its agent serves no other, and nothing was paused from here."""
 UNREACHABLE = LibvirtUnreachable("no", remedy="start it")
 GIB = 1024 * 1024
 OTHERS = OtherProcesses(kib=2 * GIB, processes=3, unread=0)
@@ -524,7 +525,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("agent", listening(), INFO, "the hook's pokes start passes"),
     ("agent", with_own(agent=None), WARN, "no hook's poke starts a pass"),
     ("agent", without_agent(hooked(changed=NO_SYSTEMD)), WARN, "nothing tunes KSM"),
-    ("agent", without_agent(ELSEWHERE), INFO, "another machine"),
+    ("not_paused", replace(ELSEWHERE, own=replace(OWN, agent=None, paused=OFF)), INFO, "paused since 2026-01-01T00:00"),
+    ("configuration", replace(ELSEWHERE, own=replace(OWN, configuration=("one fault",))), FAIL, "one fault"),
     ("agent", with_agent(silence="since noon, waiting for pass"), FAIL, "since noon"),
     ("agent", with_agent(outcome="refused", refusal="pages_to_scan: no"), FAIL, "pages_to_scan: no"),
     ("agent", with_agent(outcome="held"), FAIL, "earlier"),
@@ -580,7 +582,8 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
     assert unjudged == {
         *("ksm_built", "ksm_run", "advisor", "max_page_sharing", "use_zero_pages", "huge_pages", "numa"),
         *("ksm_boot", "swap", "headroom", "sys_writable", "ksmtuned", "tuned", "mom", "virt_handler", "node_manager"),
-        *("ksm_throttler", "qemu_kvm", "boot", "agent_boot", "agent_permission"),
+        *("ksm_throttler", "qemu_kvm", "boot", "agent", "agent_boot", "agent_permission"),
+        *("rewriters", "guests_read", "configuration", "not_paused", "stranded", "folders"),
         *("huge_page_pool", "zfs_cache", "memory_limits", "overcommit", "guests_swapped"),
         *("hook_installed", "hook_executable", "hook_seen", "hook_program", "hook_confinement", "other_processes_seen"),
     }

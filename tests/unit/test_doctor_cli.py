@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.healthy_host import GUEST, HEALTHY, with_libvirt, with_numbers
+from tests.lab.healthy_host import AGENT, GUEST, HEALTHY, with_libvirt, with_numbers
 from tests.lab.listening import listening
 from virtksm.cli.doctor import ask_about, choose, counted, exit_code, finding_rows
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
+from virtksm.config.schema import Config
 from virtksm.doctor.checks import CHECKS, examine
-from virtksm.doctor.facts import Here, find_kept_off
+from virtksm.doctor.facts import Here, find_kept_off, read_facts
 from virtksm.doctor.finding import CannotTell, Verdict
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
+from virtksm.doctor.reading.own import AgentSeen
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
-from virtksm.paths import RuntimePaths
+from virtksm.paths import RuntimePaths, host_key
+from virtksm.store.switch import SwitchFile
 from virtksm.values import replace
 
 NOWHERE = "qemu:///system?socket=/nonexistent/socket"
@@ -133,7 +136,7 @@ def test_another_machine_and_an_unknown_alias_are_not_judged_by_this_ones_files(
 
 
 def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
-    seen, _ = read_libvirt("test:///default", RuntimePaths())
+    seen, _ = read_libvirt("test:///default", RuntimePaths(), Config())
     assert isinstance(seen, Libvirt)
     assert seen.ksm is None
 
@@ -155,3 +158,20 @@ def test_an_agent_that_talks_nonsense_is_unknown(answer: bytes, why: str) -> Non
             seen = ask_about(paths)
     assert isinstance(seen, CannotTell)
     assert why in str(seen)
+
+
+def test_this_machines_agent_and_switch_say_nothing_about_another(tmp_path: Path) -> None:
+    away = "qemu+unix://nowhere.invalid/system?socket=/nonexistent/socket"
+    paths, config = RuntimePaths(str(tmp_path / "run"), str(tmp_path / "lib")), tmp_path / "virtksm.toml"
+    config.write_text('host = "local"', encoding="utf-8")
+    SwitchFile(paths.host_switch("local")).turn_off()
+
+    def own(uri: str, agent: AgentSeen = AGENT) -> tuple[bool, bool]:
+        found = read_facts(uri, str(config), paths, agent).own
+        return found.agent is not None, found.paused is not None
+
+    assert own(NOWHERE) == (True, True)
+    assert own(away) == own("alias") == (False, False)
+    assert own(away, replace(AGENT, uri=away)) == (True, False), "an agent here serves it"
+    SwitchFile(paths.host_switch(host_key(away, local=False))).turn_off()
+    assert own(away) == (False, True), "paused from here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,8 +116,10 @@ def test_what_an_inventory_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"site\.yml: has no hosts"):
         parse_inventory('{"_meta": {"hostvars": {}}, "all": {"children": ["ungrouped"]}}', "site.yml")
     unknown = INVENTORY | {"_meta": {"hostvars": {"gpu1": {"ansible_host": "{{ x }}"}}}}
-    with pytest.raises(ConfigError, match=r"site.yml: gpu1: '\{\{ x \}\}' is neither"):
+    with pytest.raises(ConfigError, match=r"site.yml: gpu1: '\{\{ x \}\}' is neither .* resolves no templates: give"):
         parse_inventory(json.dumps(unknown), "site.yml", "gpu")
+    with pytest.raises(ConfigError, match=r"site\.yml: ansible-inventory prints no JSON: "):
+        parse_inventory("Warning\n{}", "site.yml")
 
 
 def test_ansible_reads_its_inventory_itself(tmp_path: Path) -> None:
@@ -444,11 +447,85 @@ def test_a_terminal_sees_for_whom_it_waits_and_ctrl_c_ends_that(home: Home) -> N
     wait_until(lambda: all_gone(home.hangs.with_suffix(".pid")), HANG_S, "what libvirt has started to end")
 
 
+SSH = """#!/bin/sh
+# Asks for a password where OpenSSH does: in the terminal, else in a window, else it tries an empty one.
+case " $* " in
+    *BatchMode=yes*" web "*) asks=nobody ;;
+    *)
+        if (: </dev/tty) 2>/dev/null; then
+            asks=terminal
+            echo "password: " >/dev/tty
+        elif [ -n "${DISPLAY-}" ]; then
+            asks=window
+        else
+            asks=tries
+        fi
+        ;;
+esac
+while [ "$1" != -- ]; do shift; done
+echo "$asks" >"$0.$2"
+echo "$2: Permission denied (publickey,password)." >&2
+exit 255
+"""
+"""A host jump is as one behind another ssh, which is not told of BatchMode."""
+
+
+def asks(folder: Path, *words: str) -> tuple[int, str, dict[str, str]]:
+    """Run virtksm in a terminal, under a desktop; return its exit code, what was shown, and whom ssh asked, by host."""
+    ssh = folder / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(SSH, encoding="ascii")
+    ssh.chmod(0o755)
+    desktop = {"DISPLAY": ":0", "WAYLAND_DISPLAY": "w", "SSH_ASKPASS": "/bin/false", "SSH_ASKPASS_REQUIRE": "force"}
+    environ = {**desktop, "PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+    terminal = PseudoTerminal([VIRTKSM, *words], columns=250, environ=environ)
+    try:
+        code = terminal.wait_ended()
+        asked = {file.suffix[1:]: file.read_text(encoding="ascii").strip() for file in ssh.parent.glob("ssh.*")}
+        return code, terminal.said, asked
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("action", ["status", "retune"])
+def test_a_host_whose_ssh_would_ask_is_named_with_a_remedy_and_asks_nobody(home: Home, action: str) -> None:
+    home.hosts.write_text("web\njump\n", encoding="utf-8")
+    code, said, asked = asks(home.config.parent, "fleet", action, *home.options)
+    assert (code, asked) == (3, {"web": "nobody", "jump": "tries"})
+    assert "password: " not in said
+    for host in ("web", "jump"):
+        assert f"-> ssh-copy-id {host}; for a key with a passphrase: ssh-add" in said
+
+
+def test_an_inventory_that_would_ask_or_is_broken_is_refused_with_what_ansible_says(home: Home) -> None:
+    program = home.config.parent / "ansible-inventory"
+    asking = '(echo "Vault password: " >/dev/tty) 2>/dev/null'
+    saying = 'printf "[WARNING]: w\\n[ERROR]: no secrets\\n" >&2'
+    program.write_text(f"#!/bin/sh\n{asking}\n{saying}\nexit 4\n", encoding="ascii")
+    program.chmod(0o755)
+    environ = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    command = [VIRTKSM, "fleet", "status", *home.options[:-2], "--inventory", "site.yml"]
+    terminal = PseudoTerminal(command, columns=250, environ=environ)
+    try:
+        assert terminal.wait_ended() == ExitCode.FAILED
+        assert (
+            "site.yml: ansible-inventory refuses it: [ERROR]: no secrets\r\nhint: ansible-inventory " in terminal.said
+        )
+        assert "password" not in terminal.said
+    finally:
+        terminal.close()
+
+
+def test_one_host_may_ask_the_terminal(home: Home) -> None:
+    code, said, asked = asks(home.config.parent, "retune", *home.options[:-2], "-c", "qemu+ssh://web/system")
+    assert (code, asked) == (3, {"web": "terminal"})
+    assert "password: " in said
+
+
 @pytest.mark.parametrize(
     ("configured", "options", "said"),
     [
         ("", [], "no hosts are named\nhint: -c URI (may be repeated), --hosts FILE or --inventory FILE"),
-        ('host = "local"', ["-c", "a:b"], 'by host = "local" in the configuration, every host would count as this '),
         ("call_timeout_s = 0", ["-c", "a:b"], "virtksm.toml: call_timeout_s: "),
         ("", ["-c", "a:b", "--limit", "web"], "--limit is a part of an inventory\nhint: name it: --inventory FILE"),
         ("", ["-c", "a:b", "--jobs", "0"], "argument --jobs: '0' is no number from 1 to 256"),

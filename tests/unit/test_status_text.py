@@ -109,6 +109,11 @@ def test_what_ksmd_does_is_one_word(changes: dict[str, Any], row: tuple[str, str
         ({"history_error": "no"}, "warn", "History    no"),
         ({"agent": False}, "warn", "Agent      not running for qemu:///system (systemctl start virtksm)"),
         ({"agent": None}, "warn", "Agent      not for this user to ask: sudo virtksm status, or "),
+        (
+            {"agent": None, "now": now(origin="libvirt")},
+            "",
+            "Agent      libvirt does not tell whether one runs on another machine: ssh ",
+        ),
     ],
 )
 def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, line: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from virtksm.errors import LibvirtTimeout, VirtksmError
 from virtksm.host.systemd import restart_libvirt
+from virtksm.uri import DEFAULT_URI
 
 Result = TypeVar("Result")
 
@@ -31,9 +32,9 @@ class Waiting:
     since_s: float
 
 
-def libvirt_hangs(message: str) -> VirtksmError:
-    """Return the error for a call that libvirt does not answer."""
-    return LibvirtTimeout(message, remedy=restart_libvirt())
+def libvirt_hangs(message: str, uri: str = DEFAULT_URI) -> VirtksmError:
+    """Return the error for a call that the libvirt behind `uri` does not answer."""
+    return LibvirtTimeout(message, remedy=restart_libvirt(uri))
 
 
 class BlockingCalls:

@@ -11,7 +11,7 @@ from typing import Any
 
 from virtksm import __version__
 from virtksm.agent.agent import Agent
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, libvirt_hangs
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
@@ -106,7 +106,7 @@ async def _serve(
 
     agent = Agent(
         configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
-        connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
+        connection=Connection(uri, BlockingCalls(partial(libvirt_hangs, uri=uri)), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
         make_cycle=cycle_over,

@@ -88,21 +88,22 @@ class Libvirt:
         from virtksm.host.bounded import BoundedCalls
 
         self._limit_s = limit_s
-        self._calls = BoundedCalls(_hangs)
+        self._uri = DEFAULT_URI
+        self._calls = BoundedCalls(self._hangs)
 
     def open(self, uri: str, *, read_only: bool = False) -> LibvirtHost:
         """Open a connection; raises LibvirtUnreachable, of which LibvirtTimeout is one."""
         from virtksm.host.libvirt_connection import open_host
 
+        self._uri = uri
         return self.run(uri, lambda: open_host(uri, read_only=read_only))
 
     def run(self, what: str, call: Callable[[], Result], *, times: int = 1, more_s: float = 0.0) -> Result:
         """Make a call that may take `times` the limit and `more_s`; raises LibvirtTimeout, and what it raises."""
         return self._calls.run(what, call, self._limit_s * times + more_s)
 
+    def _hangs(self, message: str) -> VirtksmError:
+        from virtksm.errors import LibvirtTimeout
+        from virtksm.host.systemd import restart_libvirt
 
-def _hangs(message: str) -> VirtksmError:
-    from virtksm.errors import LibvirtTimeout
-    from virtksm.host.systemd import restart_libvirt
-
-    return LibvirtTimeout(message, remedy=restart_libvirt())
+        return LibvirtTimeout(message, remedy=restart_libvirt(self._uri))

@@ -106,7 +106,8 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
         libvirt.run(what, call, more_s=more_s)
 
     def note(uuid: str, choice: Choice) -> None:
-        save(options, uuid, choice)
+        if facts is not None:  # of another machine's guests no agent here knows
+            save(options, uuid, choice)
 
     return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run, note)
 

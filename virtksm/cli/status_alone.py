@@ -49,10 +49,12 @@ class Alone:
         if error is not None and not is_here:
             raise error
         current = self._current(snapshot, is_here=is_here)
-        is_paused = None if is_alias(self.uri) else make_switch(self.uri, self._config, self._paths).read() is not None
+        is_paused: bool | None = False if is_here else None
+        if not is_alias(self.uri) and make_switch(self.uri, self._config, self._paths).read() is not None:
+            is_paused = True
         return {
             "schema": SCHEMA,
-            "agent": False,
+            "agent": False if is_here else None,
             "version": __version__,
             "uri": self.uri,
             "policy": self._config.policy,
@@ -91,7 +93,7 @@ class Alone:
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
 
     def _hangs(self, _message: str) -> LibvirtTimeout:
-        return LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt())
+        return LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt(self.uri))
 
     def _sense(self) -> Snapshot:
         host, self._host = self._host or open_host(self.uri, read_only=True), None  # one that breaks is not used again

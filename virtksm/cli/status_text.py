@@ -33,6 +33,8 @@ def status_rows(status: Mapping[str, Any], *, marks: str = ASCII, verbose: bool 
         version = f", virtksm {status['version']}" if verbose else ""
         doing = "observing, sets nothing" if status["policy"] == "observe" else f"running, policy {status['policy']}"
         yield "", "Agent", f"{doing}, {status['uri']}{version}"
+    elif agent is None and now is not None and now["origin"] == "libvirt":
+        yield "", "Agent", "libvirt does not tell whether one runs on another machine: ssh HOST virtksm status"
     elif agent is None:
         yield "warn", "Agent", "not for this user to ask: sudo virtksm status, or join the group of `status_group`"
     else:

@@ -14,6 +14,7 @@ from virtksm.errors import RUN_THERE, UNMERGE, ExitCode, OnlyRoot, SensingFailed
 from virtksm.paths import DEFAULT_RUNTIME_DIR
 from virtksm.text import format_kib
 from virtksm.uri import is_alias, is_local, named_uri
+from virtksm.wiring import is_this_machine
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def require_this_machine(options: argparse.Namespace) -> None:
         return
     if is_alias(uri):
         raise VirtksmError(f"{uri} is an alias, which only libvirt knows", remedy="name a URI, or leave -c out")
-    if not is_local(uri) and config_or_defaults(options.config)[0].host != "local":
+    if not is_local(uri) and not is_this_machine(uri, config_or_defaults(options.config)[0]):
         raise VirtksmError(f"{uri} is another machine, whose KSM libvirt does not fully report", remedy=RUN_THERE)
 
 

@@ -182,7 +182,7 @@ class Config(NamedTuple):
     )
     host: Literal["auto", "local"] = key(
         "auto",
-        "Where libvirt's host is. auto: the connection's URI says it; local: this machine, whatever the URI says.",
+        "Where libvirt's host is. auto: the connection's URI says it; local: this machine, unless it names another.",
         "A host or a transport in a URI usually means another machine.",
         choices=("auto", "local"),
     )

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
 from virtksm.doctor.reading.files import Root
@@ -169,14 +170,17 @@ def read_facts(
 ) -> Facts:
     """Read the facts about the host behind `asked_uri`; `agent` is its own answer."""
     configuration, keys_set = read_config(config_file)
-    libvirt, peer_pid = read_libvirt(asked_uri, paths)
+    config = configuration if isinstance(configuration, Config) else Config()
+    libvirt, peer_pid = read_libvirt(asked_uri, paths, config)
     uri = libvirt.uri if isinstance(libvirt, Libvirt) else asked_uri
-    own = read_own(uri, configuration, paths, agent, keys_set=keys_set)
     here: Here | DoesNotApply = Here(Root(), uri, peer_pid=peer_pid)
     if is_alias(uri):
         here = DoesNotApply(f"libvirt did not say which machine {uri} is")
-    elif not is_this_machine(uri, own.config):
+    elif not is_this_machine(uri, config):
         here = DoesNotApply("another machine: run this command there")
+    if isinstance(here, DoesNotApply) and not (isinstance(agent, AgentSeen) and agent.uri == uri):
+        agent = None  # this machine's
+    own = read_own(uri, configuration, paths, agent, keys_set=keys_set)
     return Facts(here=here, libvirt=libvirt, own=own)
 
 

@@ -7,6 +7,7 @@ node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` h
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from virtksm.errors import (
 )
 from virtksm.host.bounded import BoundedCalls
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
-from virtksm.uri import is_alias, is_local
+from virtksm.uri import address, at_host, is_alias, is_local, without_questions
 from virtksm.values import replace
 
 MAX_CPUS = 2**20
@@ -120,7 +121,7 @@ class LibvirtHost:
         self.list_s = LIST_S
         self.came_late: Callable[[], object] = lambda: None
         """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
-        self._lists = BoundedCalls(_hangs)
+        self._lists = BoundedCalls(self._hangs)
         self._last_list: tuple[Guest, ...] | None = None
         self._is_list_old = False
         """Whether a pass has gone without the list that is waited for and may be for what that is too old to show."""
@@ -180,7 +181,7 @@ class LibvirtHost:
             hangs = late_since_s is not None and time.monotonic() - late_since_s >= self.call_timeout_s
             last = self._last_list
             if last is None or hangs:
-                raise _hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
+                raise self._hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
             return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
@@ -334,10 +335,16 @@ class LibvirtHost:
     def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
         if self.is_broken(error):
-            return LibvirtUnreachable(message, remedy=f"systemctl status {_daemon()}")
+            return LibvirtUnreachable(message, remedy=at_host(self.uri, f"systemctl status {_daemon()}"))
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
-        return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; journalctl -u {_daemon()}")
+        journal = at_host(self.uri, f"journalctl -u {_daemon()}")
+        return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; {journal}")
+
+    def _hangs(self, message: str) -> VirtksmError:
+        from virtksm.host.systemd import restart_libvirt  # only where something has failed
+
+        return LibvirtTimeout(message, remedy=restart_libvirt(self.uri))
 
 
 def client_version() -> int:
@@ -348,22 +355,29 @@ def client_version() -> int:
 def open_host(uri: str, *, read_only: bool = False, apart: bool = False) -> LibvirtHost:
     """Open a connection, which can set parameters unless it is `read_only`; raises LibvirtUnreachable.
 
-    `apart`: what is asked of guests has a connection of its own.
+    `apart`: what is asked of guests has a connection of its own. Without a terminal ssh asks nobody: it would try empty
+    passwords, which may lock an account, or open a window.
     """
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
+    opened = uri if _has_terminal() else without_questions(uri)
     try:
-        connection = (libvirt.openReadOnly if read_only else libvirt.open)(uri)
-        return LibvirtHost(connection, partial(libvirt.open, uri) if apart else None)
+        connection = (libvirt.openReadOnly if read_only else libvirt.open)(opened)
+        host = LibvirtHost(connection, partial(libvirt.open, opened) if apart else None)
     except libvirt.libvirtError as error:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
-        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), daemon=_daemon())
-        raise made(f"{uri}: {cause} ({error.get_error_message()})", remedy=remedy) from error
+        said = error.get_error_message()
+        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), said, daemon=_daemon())
+        raise made(f"{uri}: {cause} ({said})", remedy=remedy) from error
+    host.uri = host.uri.removesuffix(opened[len(uri) :])  # the host's files are found by it
+    return host
 
 
-def _hangs(message: str) -> VirtksmError:
-    from virtksm.host.systemd import restart_libvirt  # only where something has failed
-
-    return LibvirtTimeout(message, remedy=restart_libvirt())
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _daemon() -> str:
@@ -372,30 +386,52 @@ def _daemon() -> str:
     return libvirt_daemon()
 
 
-def explain_failure(uri: str, code: int, number: int, *, daemon: str) -> tuple[str, str]:
+def explain_failure(uri: str, code: int, number: int, said: str, *, daemon: str) -> tuple[str, str]:
     """Return why a connection could not be opened, and what to do; pure.
 
-    `code` and `number` are libvirt's error code and, with VIR_ERR_SYSTEM_ERROR, the errno of the call that failed
-    (tests/contract/test_connection_failures.py has what libvirt reports); `daemon` is this host's (systemd.py).
+    `code` and `number` are libvirt's error code and, with VIR_ERR_SYSTEM_ERROR, the errno of the call that failed;
+    `said` has what ssh said (tests/contract/test_connection_failures.py has what libvirt reports); `daemon` is this
+    host's (systemd.py).
     """
     number = number if code == libvirt.VIR_ERR_SYSTEM_ERROR else 0
     if code in _DENIED or number in (errno.EACCES, errno.EPERM):
-        return "this user may not connect", "run this with sudo, or as a member of the group libvirt"
+        return _explain_refusal(uri, said, daemon)
     if is_alias(uri):
         return "no such alias", "name a URI such as qemu:///system, or define the alias in libvirt.conf"
-    transport, host = (
-        uri.partition(":")[0].partition("+")[2],
-        uri.partition("//")[2].partition("/")[0].partition(":")[0],
-    )
     if not is_local(uri) and code == libvirt.VIR_ERR_SYSTEM_ERROR:
-        if transport == "ssh":
-            return "the host cannot be reached", f"ssh {host} virsh uri"
-        return "the host cannot be reached", f"on that host: systemctl status {daemon}; journalctl -u {daemon}"
+        if uri.partition(":")[0].endswith("+ssh"):
+            return _explain_ssh(uri, said)
+        return "the host cannot be reached", at_host(uri, f"systemctl status {daemon}; journalctl -u {daemon}")
     if number in (errno.ENOENT, errno.ECONNREFUSED):
         return "libvirt is not running", f"systemctl start {daemon}.socket"
     if code in _NO_SUCH_CONNECTION:
         return "no such connection", "name another URI, such as qemu:///system"
-    return "no connection", f"journalctl -u {daemon}"
+    return "no connection", at_host(uri, f"journalctl -u {daemon}")
+
+
+MAY_NOT_THERE = "this user may not connect", "log in as root, or as a member of that host's group libvirt"
+
+
+def _explain_refusal(uri: str, said: str, daemon: str) -> tuple[str, str]:
+    if any(word in said for word in ("SASL", "credentials", "callback")):
+        return "libvirt asks for a password", "write it into auth.conf (libvirt.org/auth.html)"
+    if is_local(uri):
+        return "this user may not connect", "run this with sudo, or as a member of the group libvirt"
+    if uri.partition(":")[0].endswith("+ssh"):
+        return MAY_NOT_THERE
+    return "this user may not connect", at_host(uri, f"journalctl -u {daemon}")
+
+
+def _explain_ssh(uri: str, said: str) -> tuple[str, str]:
+    user, host, port = address(uri)
+    words = f"{f'-p {port} ' if port else ''}{f'{user}@' if user else ''}{host}"
+    if "Permission denied (" in said:  # ssh's; without, that of libvirt's socket
+        return "the host accepts no key of this user's", f"ssh-copy-id {words}; for a key with a passphrase: ssh-add"
+    if "Permission denied" in said:
+        return MAY_NOT_THERE
+    if "Host key verification failed" in said:
+        return "ssh does not know the host's key", f"ssh {words}, once by hand"
+    return "the host cannot be reached", f"ssh {words} virsh uri"
 
 
 def parse_parameters(values: Mapping[str, int]) -> KsmState:

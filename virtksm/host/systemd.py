@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from virtksm.errors import SWITCH_UNIT, switch_ksm_on
 from virtksm.text import printable
+from virtksm.uri import DEFAULT_URI, at_host
 
 UNIT_DIRS = (
     "/etc/systemd/system",
@@ -43,9 +44,9 @@ def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
     return "virtqemud" if enabled or (has["virtqemud"] and not has["libvirtd"]) else "libvirtd"
 
 
-def restart_libvirt() -> str:
-    """Return what mends a daemon of libvirt's that hangs, on this host."""
-    return f"systemctl restart {libvirt_daemon()} (guests go on running)"
+def restart_libvirt(uri: str = DEFAULT_URI) -> str:
+    """Return what mends a daemon of libvirt's that hangs behind `uri`."""
+    return at_host(uri, f"systemctl restart {libvirt_daemon()} (guests go on running)")
 
 
 def unit_variable(

@@ -17,7 +17,7 @@ from virtksm.cli.fleet.hosts import Host, find_hosts
 from virtksm.cli.fleet.processes import Answer, ask_all
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import DAY_S, timespan
-from virtksm.errors import ConfigError, ExitCode, UsageError
+from virtksm.errors import ExitCode, UsageError
 from virtksm.uri import is_alias, is_local
 
 SCHEMA = 1
@@ -121,17 +121,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_configuration(action: str, file: str | None) -> None:
-    """Raise VirtksmError where the configuration is none to ask any host with."""
-    from virtksm.config.load import load_or_defaults
+    """Raise ConfigError where the configuration is none to ask any host with."""
+    if action in NEEDS_CONFIGURATION:
+        from virtksm.config.load import load
 
-    config, faults = load_or_defaults(file)
-    if faults and action in NEEDS_CONFIGURATION:
-        raise ConfigError(faults)
-    if config.host == "local":
-        raise UsageError(
-            'by host = "local" in the configuration, every host would count as this machine',
-            remedy="set it to auto, or name another configuration: --config FILE",
-        )
+        load(file, asks_groups=False)
 
 
 def ask(action: str, host: Host, options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ A URI is opened as it is, and libvirt runs the program that one may name: a file
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from virtksm.uri import DEFAULT_URI
 
 INVENTORY_TIMEOUT_S = 60.0
 LISTS_INVENTORY = "ansible-inventory"
+WHOLE = {"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true"}
+"""Else Ansible leaves out what it cannot read, and succeeds."""
 NAME = re.compile(r"(\w[\w.-]*@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 MAX_SHOWN = 60
@@ -61,11 +64,21 @@ def parse_hosts(text: str, file: str) -> list[Host]:
 
 
 def list_inventory(inventory: str, program: str = LISTS_INVENTORY) -> str:
-    """Have Ansible read its inventory, and return it as JSON; raises VirtksmError."""
+    """Have Ansible read its inventory, and return it as JSON; raises VirtksmError.
+
+    Without a terminal: a vault's password, say, is not asked for.
+    """
     command = [program, f"--inventory={inventory}", "--list"]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=INVENTORY_TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INVENTORY_TIMEOUT_S,
+            check=False,
+            env={**WHOLE, **os.environ},
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise VirtksmError(
@@ -77,7 +90,9 @@ def list_inventory(inventory: str, program: str = LISTS_INVENTORY) -> str:
             f"{inventory}: no answer within {INVENTORY_TIMEOUT_S:g} s", remedy=" ".join(command)
         ) from error
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        lines = done.stderr.splitlines()
+        said = " ".join(" ".join([line for line in lines if "ERROR" in line] or lines).split())
+        said = said or f"exit code {done.returncode}"
         raise VirtksmError(f"{inventory}: {LISTS_INVENTORY} refuses it: {said}", remedy=" ".join(command))
     return done.stdout
 
@@ -87,7 +102,12 @@ def parse_inventory(text: str, inventory: str, limit: str | None = None) -> list
 
     Raises ConfigError with every fault.
     """
-    groups = json.loads(text)
+    try:
+        groups = json.loads(text)
+    except ValueError as error:
+        problem = f"{LISTS_INVENTORY} prints no JSON: {error}"
+        fault = ConfigFault(file=inventory, key="", problem=problem, remedy=f"{LISTS_INVENTORY} -i {inventory} --list")
+        raise ConfigError([fault]) from error
     variables = groups.get("_meta", {}).get("hostvars", {})
     names = [*dict.fromkeys(_members(groups, limit or "all"))]
     if limit is not None and limit not in groups:
@@ -131,6 +151,8 @@ def _checked(found: Iterable[tuple[str, str, str]], file: str) -> list[Host]:
         else:
             problem = f"{printable(address[:MAX_SHOWN])!r} is neither the name of a host nor a libvirt URI"
             remedy = "write one such as web1, root@web1:22, [fe80::1] or qemu+tls://web1/system"
+            if "{{" in address:
+                remedy = f"{LISTS_INVENTORY} resolves no templates: give the host a virtksm_uri without one"
             faults.append(ConfigFault(file=file, key=place, problem=problem, remedy=remedy))
     if not hosts and not faults:
         faults.append(ConfigFault(file=file, key="", problem="has no hosts", remedy="name one"))

@@ -2,8 +2,8 @@
 
 A call of libvirt that hangs cannot be cancelled; a process can be ended. So no host delays another one, except by
 taking one of `jobs` places until its limit. The processes are forked from this one, which has imported what they need:
-another host costs 13 ms of CPU instead of 130. Each leads a session of its own: no terminal is there for ssh to ask
-for a password, and what it has started ends with it.
+another host costs 13 ms of CPU instead of 130. Each leads a session of its own: what it has started ends with it, and
+ssh has neither a terminal nor a window to ask in, nor has one that ssh starts (ProxyJump).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from virtksm.errors import ExitCode
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROGRESS_EVERY_S = 1.0
+WINDOWS = ("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS")
+"""What libvirt hands on to ssh, if it knows it, and ssh opens a window by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,8 @@ def _work(ask: Callable[[Host], int], host: Host, writer: Connection) -> None:
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
+    for name in WINDOWS:
+        os.environ.pop(name, None)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     printed, said = io.StringIO(), io.StringIO()
     with redirect_stdout(printed), redirect_stderr(said):

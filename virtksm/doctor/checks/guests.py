@@ -78,11 +78,9 @@ def check_private(facts: Facts) -> Outcome:
 
 def check_rewriters(facts: Facts) -> Outcome:
     """Judge whether the agent finds the guests that rewrite what merges, where it is to, and keeps them out."""
-    agent, config = facts.own.agent, facts.own.config
+    agent, config = _agent(facts), facts.own.config
     if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
         return passed("exclude_rewriters is off")
-    if not isinstance(agent, AgentSeen):
-        raise DoesNotApply("no agent runs")
     if agent.rewriters_unknown:
         raise CannotTell(agent.rewriters_unknown, "take exclude_rewriters out, or give the agent that right")
     named = [guest for guest in facts.guests.running if guest.name in agent.rewriters]
@@ -186,9 +184,7 @@ def check_limits(facts: Facts) -> Outcome:
 
 
 def check_read(facts: Facts) -> Outcome:
-    agent = facts.own.agent
-    if not isinstance(agent, AgentSeen):
-        raise DoesNotApply("no agent runs")
+    agent = _agent(facts)
     if agent.guests_unread:
         return warned(
             f"it cannot read {agent.guests_unread} of {agent.guests} guests: their memory counts as nothing",
@@ -196,6 +192,15 @@ def check_read(facts: Facts) -> Outcome:
             "(docs/security.md); see also `virtksm guests` as root",
         )
     return passed(f"of all {agent.guests}")
+
+
+def _agent(facts: Facts) -> AgentSeen:
+    agent = facts.own.agent
+    if agent is None:
+        facts.this_machine  # noqa: B018  # another one's may run there
+    if not isinstance(agent, AgentSeen):
+        raise DoesNotApply("no agent runs")
+    return agent
 
 
 def _unmerged(facts: Facts) -> frozenset[str]:

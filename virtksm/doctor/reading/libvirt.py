@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.processes import find_peer
 from virtksm.doctor.reading.zero_pages import ZeroPages, sample_zero_pages
@@ -20,7 +21,8 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses
 from virtksm.paths import RuntimePaths
 from virtksm.store.choices import read_unmerged
-from virtksm.uri import is_local
+from virtksm.uri import at_host, is_local
+from virtksm.wiring import is_this_machine
 
 T = TypeVar("T")
 
@@ -60,25 +62,25 @@ class Libvirt:
     guests: Guests | CannotTell
 
 
-def read_libvirt(uri: str, paths: RuntimePaths) -> tuple[Libvirt | VirtksmError, int | None]:
+def read_libvirt(uri: str, paths: RuntimePaths, config: Config) -> tuple[Libvirt | VirtksmError, int | None]:
     """Open `uri` and read the checks' facts; return them, and the pid of the process that serves the connection."""
 
     def unanswered(_call: str) -> VirtksmError:
         return LibvirtUnreachable(
             f"{uri} does not answer within {ANSWER_WITHIN_S:g} s",
-            remedy="systemctl status libvirtd (or virtqemud); its log",
+            remedy=at_host(uri, "systemctl status libvirtd (or virtqemud); its log"),
         )
 
     opened: list[LibvirtHost] = []  # it stays open until its other end is known
     found: Libvirt | VirtksmError
     try:
-        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, paths, opened), ANSWER_WITHIN_S)
+        found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, paths, config, opened), ANSWER_WITHIN_S)
     except VirtksmError as error:
         found = error
     return found, find_peer(uri)
 
 
-def _read(uri: str, paths: RuntimePaths, opened: list[LibvirtHost]) -> Libvirt:
+def _read(uri: str, paths: RuntimePaths, config: Config, opened: list[LibvirtHost]) -> Libvirt:
     host, may_manage = _open(uri)
     opened.append(host)
     # Root always may (libvirt does not ask polkit), so this asks only for other users: the daemon logs it.
@@ -90,7 +92,7 @@ def _read(uri: str, paths: RuntimePaths, opened: list[LibvirtHost]) -> Libvirt:
         client_version=client_version(),
         refused=refused if may_manage else Cause.NOT_AUTHORIZED,
         ksm=_value_or_doubt(lambda: _read_ksm(host)),
-        guests=_value_or_doubt(lambda: _read_guests(host, paths)),
+        guests=_value_or_doubt(lambda: _read_guests(host, paths, config)),
     )
 
 
@@ -111,13 +113,13 @@ def _read_ksm(host: LibvirtHost) -> KsmState | None:
         return None
 
 
-def _read_guests(host: LibvirtHost, paths: RuntimePaths) -> Guests:
+def _read_guests(host: LibvirtHost, paths: RuntimePaths, config: Config) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
     running = tuple(sorted((guest for guest, xml in seen if xml is not None), key=lambda one: (one.name, one.uuid)))
     processes: dict[str, GuestProcess] = {}
     other_processes = zero_pages = None
     unmerged = frozenset[str]()
-    if is_local(host.uri):
+    if is_this_machine(host.uri, config):
         facts = ProcFacts()
         running = facts.guests(running)
         found = zip(running, facts.processes(running), strict=True)

@@ -17,6 +17,7 @@ from virtksm.model.decision import Pause
 from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
+from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine, make_switch
 
 MAX_KIB = 1 << 53
@@ -106,7 +107,7 @@ def read_own(
     return Own(
         configuration=configuration,
         keys_set=keys_set,
-        paused=make_switch(uri, config, paths).read(),
+        paused=None if is_alias(uri) else make_switch(uri, config, paths).read(),
         agent=agent,
         folder=paths.root,
         faults=tuple(filter(None, faults)),
