@@ -22,7 +22,7 @@ from virtksm.policy.adaptive.worth import NEGLIGIBLE
 from virtksm.values import EMPTY, replace
 
 REPEATS = 3
-"""So many times in a row a guest has to lose it (chosen)."""
+"""So many times in a row a guest has to lose what had merged (chosen)."""
 OUT_S = 24 * 3600.0
 """For so long it is to be out; then it merges again, and is watched anew (chosen)."""
 
