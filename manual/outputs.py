@@ -252,14 +252,14 @@ class Room:
     """New memory merges as the present does."""
 
 
-class UnmergedGuest:
-    """A guest that was unmerged while it runs."""
+class SwitchedGuest:
+    """A guest that was unmerged while it runs, or let merge."""
 
     name: str
     uuid: str
     at: str
     why: Literal["private", "rewrites", "command"]
-    """By `private_enforce`, `exclude_rewriters`, or `virtksm guest unmerge`."""
+    """By `private_enforce`, `exclude_rewriters`, or `virtksm guest`."""
 
 
 class UnswitchedGuest:
@@ -274,7 +274,9 @@ class UnswitchedGuest:
 class Switched:
     """The guests that were switched while they run, as far as the agent knows."""
 
-    unmerged: list[UnmergedGuest]
+    unmerged: list[SwitchedGuest]
+    merging: list[SwitchedGuest]
+    """By `virtksm guest merge`: they stay in, whatever else says otherwise."""
     failed: list[UnswitchedGuest]
     rewriters_unknown: str | None
     """Why it is unknown which guests rewrite what merges, with the remedy; null where they are known or not sought."""

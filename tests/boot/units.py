@@ -5,6 +5,7 @@ virtksm is installed by the lines of docs/install.md.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -14,7 +15,9 @@ import subprocess
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from demo.guests import PayloadGuest, wait_settled
 from tests.boot.inside import (
     BASELINE,
     CHECKOUT,
@@ -22,8 +25,11 @@ from tests.boot.inside import (
     CONFIG,
     HOOK,
     KSM,
+    LIMIT_S,
+    NotSo,
     claim,
     doctor,
+    guest_pid,
     guest_xml,
     heard,
     is_idle,
@@ -83,6 +89,14 @@ WATCHED = """\
 [Service]
 WatchdogSec=6
 """
+SEEKING = Path("/etc/virtksm/conf.d/60-rewriters.toml")
+CALM, LOUD = ("boot1", "boot2"), ("loud1", "loud2")
+LOUD_MIB = 24
+REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, rewrite_common_per_s=2048)
+BRIEF = PayloadGuest(name="", memory_mib=16, own_mib=1)
+BESIDE_KIB = 4096
+"""More than what of a guest merges beside its RAM."""
+MOST_RESTS, MOST_PASSES = 20, 30
 
 
 def install_rules(name: str) -> None:
@@ -171,7 +185,7 @@ def reads_guests() -> None:
 
 def reads_no_more() -> None:
     """of a guest's process the user may read cmdline and statm, not its memory or per-process KSM statistics"""
-    [pid] = re.findall(r"\d+", Path("/run/libvirt/qemu/boot1.pid").read_text(encoding="ascii"))
+    pid = guest_pid("boot1")
     for name in ("cmdline", "statm", "stat"):
         run("cat", f"/proc/{pid}/{name}", user="virtksm")
     for name in ("ksm_stat", "ksm_merging_pages", "smaps", "environ", "maps"):
@@ -476,6 +490,118 @@ def and_for_named_guests_a_little_more() -> None:
     write_rules(fine)
 
 
+def without_a_right_rewriters_stay() -> None:
+    """exclude_rewriters without its drop-in: doctor, status and log name the right that lacks, and all else works"""
+    polkit = INSTALLED / "conf" / "polkit"
+    monitor, fine = ((polkit / name).read_text(encoding="utf-8") for name in (MONITOR, FINE_GRAINED))
+    write_rules(monitor.replace("private-1", LOUD[0]).replace("private-2", LOUD[1]) + fine)
+    SEEKING.write_text("adaptive.exclude_rewriters = true\n", encoding="utf-8")
+    seen = log()
+    run("systemctl", "reload", "virtksm.service")
+    wait_logged("pass_completed.*reload", seen)
+    for name in LOUD:
+        start_guest(name, REWRITES, Path(f"/run/{name}.console"))
+    for name in LOUD:
+        wait_settled(Path(f"/run/{name}.console"), LIMIT_S)
+    for name in LOUD:
+        run("virsh", "suspend", name)
+    rewrite_until(lambda _: "rewriting_unknown" in log()[len(seen) :], "the log to say what lacks")
+    claim("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in run("virtksm", "status"), run("virtksm", "status"))
+    claim(doctor("virtksm")["rewriters"] == "WARN", "doctor knows")
+    claim(retune()["outcome"] in ("unchanged", "applied"), retune())
+    claim(judged() == {}, judged())
+
+
+def with_it_they_are_out() -> None:
+    """with the drop-in and 40-virtksm-monitor.rules: they are unmerged for a day, and their neighbours stay merged"""
+    text = (INSTALLED / "docs" / "security.md").read_text(encoding="utf-8")
+    lines = text.partition("## Reading what is merged")[2].split("```")[1]
+    [path] = re.findall(r"^# (/\S+)$", lines, re.MULTILINE)
+    drop_in = Path(path)
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text(lines, encoding="utf-8")
+    run("systemctl", "daemon-reload")
+    seen = log()
+    run("systemctl", "restart", "virtksm.service")
+    wait_logged("pass_completed.*connected", seen)
+    pids = {name: guest_pid(name) for name in (*CALM, *LOUD)}
+    out = rewrite_until(lambda report: report["decision"]["rewriters"], "them to be named")["decision"]["rewriters"]
+    claim({*out} <= {*LOUD}, out)
+    for name in out:
+        wait_logged(f"guest_unmerged .*guest={name} .*rewrites what merges", seen)
+    stir()
+    merged = {name: merged_kib(pid) for name, pid in pids.items()}
+    claim(all(merged[name] < BESIDE_KIB for name in out), merged)
+    claim(all(merged[name] > COMMON_MIB * 1024 * 9 // 10 for name in CALM), merged)
+    shown = [json.loads(run("virtksm", "guest", "show", name, "--json")) for name in out]
+    claim(all(one["mergeable_bytes"] < REWRITES.memory_mib << 20 for one in shown), shown)
+    said = run("virtksm", "status")
+    claim(f"{out[0]} (rewrites what merges, for a day)" in said, said)
+    claim(doctor("virtksm")["rewriters"] == "PASS", "doctor says otherwise")
+    for name in LOUD:
+        run("virsh", "destroy", name)
+    for path in (SEEKING, drop_in):
+        path.unlink()
+    write_rules((INSTALLED / "conf" / "polkit" / FINE_GRAINED).read_text(encoding="utf-8"))
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm.service")
+
+
+def rewrite_until(is_told: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+    """Have the loud guests rewrite what has merged, rest after rest of ksmd, until a pass's report tells."""
+    for _ in range(MOST_RESTS):
+        rewrite_once()
+        before = judged()
+        for _ in range(MOST_PASSES):
+            report = retune()
+            if is_told(report):
+                return report
+            if judged() != before:
+                break
+    raise NotSo(f"waited {MOST_RESTS} rests in vain for {what}: {judged()}")
+
+
+def rewrite_once() -> None:
+    """Have them stand still until most has merged, and rewrite it.
+
+    By then smart_scan skips their pages in most full scans, so that they merge in some rests alone.
+    """
+    pids = list(map(guest_pid, LOUD))
+
+    def have_merged() -> bool:
+        if all(merged_kib(pid) * 2 > LOUD_MIB * 1024 for pid in pids):
+            return True
+        stir()
+        return False
+
+    wait(have_merged, "the loud guests to merge")
+    for name in LOUD:
+        run("virsh", "resume", name)
+    wait(lambda: all(merged_kib(pid) * 4 < LOUD_MIB * 1024 for pid in pids), "them to rewrite what has merged")
+    for name in LOUD:
+        run("virsh", "suspend", name)
+
+
+def stir() -> None:
+    """Have all memory scanned: a guest comes and goes."""
+    start_guest("brief", BRIEF)
+    retune()
+    run("virsh", "destroy", "brief")
+    retune()
+    wait(is_idle, "being idle")
+
+
+def judged() -> dict[str, object]:
+    """Return how often in a row each guest has rewritten what had merged, or when it is to be in again."""
+    state = json.loads(Path("/run/virtksm/agent/local.json").read_text(encoding="utf-8"))["policy_state"]
+    return {**{key: one["times"] for key, one in state["watched"].items()}, **state["rewriters"]}
+
+
+def merged_kib(pid: int) -> int:
+    [kib] = re.findall(r"^KSM: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text("ascii"), re.MULTILINE)
+    return int(kib)
+
+
 def and_stops() -> None:
     """with those rules, too, the baseline is back after `systemctl stop`"""
     stops()
@@ -506,6 +632,8 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     and_no_more,
     with_any_less,
     and_for_named_guests_a_little_more,
+    without_a_right_rewriters_stay,
+    with_it_they_are_out,
     and_stops,
 )
 

@@ -109,9 +109,16 @@ def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(i
     assert ours.cpu_until(new_at_s) - ours.cpu_until(600.0) < 0.03 * 3000.0
 
 
-@pytest.mark.parametrize("rewrite_per_s", [0, 64])
-def test_guests_that_rewrite_are_taken_out_and_no_others(rewrite_per_s: int) -> None:
-    """Two rewrite all at once whenever it has merged, or go on at some pages a second; two others rewrite their own."""
+@pytest.mark.parametrize(
+    ("rewrite_per_s", "smart_scan", "starts_every_s"), [(0, False, 0), (64, False, 0), (64, True, 0), (256, True, 100)]
+)
+def test_guests_that_rewrite_are_taken_out_and_no_others(
+    rewrite_per_s: int, smart_scan: bool, starts_every_s: int
+) -> None:
+    """Two rewrite all at once whenever it has merged, or go on at some pages a second; two others rewrite their own.
+
+    Where guests start all the time, there are rests in which smart_scan has left alone what was rewritten.
+    """
     spoiler = PayloadGuest(name="", memory_mib=72, common_mib=64, image=77, rewrite_common_per_s=rewrite_per_s)
     old = PayloadGuest(name="", memory_mib=448, common_mib=224, own_mib=160, rewrite_per_s=256)
     names = ["bad0", "bad1"]
@@ -119,8 +126,13 @@ def test_guests_that_rewrite_are_taken_out_and_no_others(rewrite_per_s: int) -> 
     events += [Start(at_s=60.0 + number, guest=replace(spoiler, name=name)) for number, name in enumerate(names)]
     if not rewrite_per_s:
         events.append(Spoil(at_s=70.0, names=tuple(names)))
+    for number in range(1, 72) if starts_every_s else ():
+        new = PayloadGuest(name=f"new{number}", memory_mib=72, own_mib=32, seed=100 + number)
+        starts_s = float(number * starts_every_s)
+        events += [Start(at_s=starts_s, guest=new), Stop(at_s=starts_s + 1.5 * starts_every_s, name=new.name)]
     host, policy = new_host(), AdaptivePolicy(params=replace(ALWAYS.params, exclude_rewriters=True))
-    ours = run_policy(host, policy, events, until_s=4 * 3600.0, sample_every_s=60.0)
+    host.ksmd.rules = Rules(smart_scan=smart_scan)
+    ours = run_policy(host, policy, events, until_s=2 * 3600.0, sample_every_s=60.0)
     told = [report.rewriters for _, report in ours.passes]
     assert all(set(rewriters) <= {*names} for rewriters in told)
     assert told[-1] == names

@@ -55,8 +55,8 @@ ASKING = {
     "wait --timeout 0": ("status",),
     "retune": ("retune",),
     "retune --json": ("retune",),
-    "on": ("on",),
-    "off": ("off",),
+    "resume": ("resume",),
+    "pause": ("pause",),
 }
 """The commands that ask the agent, and what they ask."""
 
@@ -135,14 +135,14 @@ def say_always(said: bytes, _: Json) -> list[bytes]:
 @pytest.mark.usefixtures("agent")
 @pytest.mark.parametrize("command", ASKING)
 def test_an_honest_answer_is_understood(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    refused = dict.fromkeys(("retune", "on", "off"), ExitCode.REFUSED)
+    refused = dict.fromkeys(("retune", "resume", "pause"), ExitCode.REFUSED)
     expected = {**refused, "trace record": ExitCode.FAILED, "wait": ExitCode.TIMED_OUT}
     codes = [code for name, code in expected.items() if command.startswith(name)] or [ExitCode.DONE]
     assert [run_here(folder, command, capsys)] == codes
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("command", [one for one in ASKING if one != "on" and not one.endswith("--json")])
+@pytest.mark.parametrize("command", [one for one in ASKING if one != "resume" and not one.endswith("--json")])
 def test_each_field_may_be_anything(
     folder: Path, agent: HostileAgent, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +313,6 @@ def test_a_lock_that_is_never_let_go_is_not_waited_for(folder: Path) -> None:
         file = (folder / "run" / "agent" / name).open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
         held.append(file)
-    run_all_apart(folder, "retune", "retune --coalesce", "off", "restore", "doctor")
+    run_all_apart(folder, "retune", "retune --coalesce", "pause", "restore", "doctor")
     for file in held:
         file.close()

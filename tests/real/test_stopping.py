@@ -62,9 +62,9 @@ TROUBLES = {
     "all of it": Trouble(libvirtd_is_wedged=True, agent_is_wedged=True, config_is_broken=True),
 }
 CODES = {
-    "off": (3, 3, 3, 3, 3),
-    "off --direct": (3, 3, 3, 3, 3),
-    "on": (3, 3, 3, 2, 2),
+    "pause": (3, 3, 3, 3, 3),
+    "pause --direct": (3, 3, 3, 3, 3),
+    "resume": (3, 3, 3, 2, 2),
     "restore": (3, 3, 3, 3, 3),
     "restore --on-exit": (3, 3, 3, 3, 3),
     "verify-off": (1, 1, 1, 1, 1),
@@ -85,10 +85,10 @@ def test_every_command_ends_and_says_by_its_exit_code_what_it_met(trouble: str) 
     def meet(command: str) -> tuple[str, int]:
         with TROUBLES[trouble].run(command) as (home, done):
             assert "Traceback" not in done.stderr
-            if command in ("off", "off --direct"):
+            if command in ("pause", "pause --direct"):
                 assert home.switch.exists(), done.stderr
                 assert SWITCHED in done.stderr
-            if TROUBLES[trouble].config_is_broken and command in ("off", "on", "restore", "restore --on-exit"):
+            if TROUBLES[trouble].config_is_broken and command in ("pause", "resume", "restore", "restore --on-exit"):
                 assert done.stderr.count(f"{home.config}: policy: is 'best'") == 1
             return command, done.returncode
 
@@ -112,16 +112,16 @@ def test_a_real_libvirtd_that_is_frozen_holds_no_command_and_off_holds_when_it_g
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     libvirtd.pause()
     try:
-        commands = ("off", "restore", "restore --on-exit", "retune", "guests", "headroom")
+        commands = ("pause", "restore", "restore --on-exit", "retune", "guests", "headroom")
         ended = run_at_once(agent_home, libvirtd.uri, *commands)
     finally:
         libvirtd.resume()
     for command, done in ended.items():
         assert (command, done.returncode) == (command, 3)
         assert "systemctl restart libvirtd" in done.stderr
-    assert SWITCHED in ended["off"].stderr
-    assert "ksmd goes on scanning on this machine until a pass is possible" in ended["off"].stderr
-    assert "echo 0 > /sys/kernel/mm/ksm/run" in ended["off"].stderr
+    assert SWITCHED in ended["pause"].stderr
+    assert "ksmd goes on scanning on this machine until a pass is possible" in ended["pause"].stderr
+    assert "echo 0 > /sys/kernel/mm/ksm/run" in ended["pause"].stderr
     agent_home.configure(STEPPING_LAW)
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     assert ksm.settings() == IDLE
@@ -152,7 +152,7 @@ def test_a_pass_that_never_ends_keeps_nobody_from_the_switch(
 ) -> None:
     ksm.write(pages_to_scan=7)
     with StateFile(RuntimePaths(str(agent_home.runtime_dir)), "local").locked():
-        ended = run_at_once(agent_home, libvirtd.uri, "off", "off --direct")
+        ended = run_at_once(agent_home, libvirtd.uri, "pause", "pause --direct")
     for done in ended.values():
         assert done.returncode == 1
         assert f"{SWITCHED}: another virtksm pass holds" in done.stderr

@@ -98,7 +98,7 @@ def test_the_version_is_told(arguments: list[str], capsys: pytest.CaptureFixture
         (["agent", "--log-level", "loud"], "argument --log-level: ", "virtksm help agent"),
         (["agent", "--json"], "unrecognized arguments: --json", "virtksm help agent"),
         (["unmerge", "--check", "--force"], "argument --force: not allowed ", "virtksm help unmerge"),
-        (["off", "--fits"], "unrecognized arguments: --fits", "virtksm help pause"),
+        (["pause", "--fits"], "unrecognized arguments: --fits", "virtksm help pause"),
     ],
 )
 def test_wrong_usage_shows_the_commands_own_usage_and_what_to_type(

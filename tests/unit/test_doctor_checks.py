@@ -454,6 +454,12 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("rewriters", excluding(), PASS, "kept out for a day: none"),
     ("rewriters", excluding(rewriters=frozenset({"vault"}), unmerged=frozenset({VAULT.uuid})), PASS, "a day: vault"),
     ("rewriters", excluding(rewriters=frozenset({"vault"}), unswitched=("no room",)), WARN, "1 still merge: vault"),
+    (
+        "rewriters",
+        excluding(rewriters=frozenset({"vault"}), merging=frozenset({VAULT.uuid})),
+        PASS,
+        "kept out for a day: none; let merge by `virtksm guest merge`: vault",
+    ),
     ("rewriters", excluding(rewriters_unknown="no right"), WARN, "cannot tell: no right"),
     ("rewriters", excluding("observe", rewriters=frozenset({"vault"})), PASS, "adaptive would keep out: vault"),
     ("rewriters", excluding("ksmtuned", rewriters_unknown="no right"), PASS, "exclude_rewriters is off"),

@@ -334,7 +334,7 @@ def test_an_agents_status_is_taken_apart() -> None:
             "decision": {"numbers": {"other_processes_kib": 4096}},
             "sensed": {"guests": 6, "guests_unread": 2},
         },
-        "switched": {"unmerged": [{"uuid": "u"}], "failed": [{"message": "no room"}]},
+        "switched": {"unmerged": [{"uuid": "u"}], "merging": [{"uuid": "v"}], "failed": [{"message": "no room"}]},
     }
     silence = "since noon, waiting for pass (it hangs)"
     assert parse_agent(status) == AgentSeen(
@@ -348,13 +348,14 @@ def test_an_agents_status_is_taken_apart() -> None:
         guests=6,
         guests_unread=2,
         unmerged=frozenset({"u"}),
+        merging=frozenset({"v"}),
         unswitched=("no room",),
     )
     seen = parse_agent({**status, "uri": "x" * 100_000})
     assert isinstance(seen, AgentSeen)
     assert len(seen.uri) < 1000
     wrongs: tuple[object, ...] = (-1, 10**400, 1.5, "2", None, [])
-    assert isinstance(parse_agent({**status, "switched": {"unmerged": {}, "failed": []}}), CannotTell)
+    assert isinstance(parse_agent({**status, "switched": {"unmerged": {}, "merging": [], "failed": []}}), CannotTell)
     for wrong in wrongs:
         last = {**status["last_pass"], "sensed": {"guests": 6, "guests_unread": wrong}}  # type: ignore[dict-item]
         assert isinstance(parse_agent({**status, "last_pass": last}), CannotTell)

@@ -12,7 +12,7 @@ from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
 from virtksm.cli.nodes import change_here, change_nodes, nodes_rows, set_nodes
 from virtksm.config.schema import AdaptiveParams, Config
-from virtksm.errors import Cause, LibvirtUnreachable, SettingsRefused, Unsupported, VirtksmError
+from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, SettingsRefused, Unsupported, VirtksmError
 from virtksm.host.local_facts import ProcFacts
 from virtksm.model.snapshot import KsmState, Settings
 from virtksm.values import replace
@@ -122,13 +122,24 @@ def test_after_a_failure_ksm_is_on(kernel: Kernel, failing: str, steps: list[str
     assert (kernel.steps, kernel.read("run"), kernel.read("merge_across_nodes")) == (steps, 1, 1)
 
 
-def test_a_pass_or_a_unit_that_fails_is_a_warning(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
-    kernel.failing = ("retune", "start")
+def test_a_pass_that_fails_is_a_warning(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel.failing = ("retune",)
     kernel.change()
     assert kernel.steps == ["unmerge", "retune", "set 0", ON, "retune"]
-    first, off, last = capsys.readouterr().err.splitlines()
+    first, last = capsys.readouterr().err.splitlines()
     assert first == last == "virtksm: warning: no pass was possible, a later one does its work: retune failed"
-    assert "KSM is off: virtksm-ksm.service has failed (systemctl restart virtksm-ksm.service)" in off
+
+
+@pytest.mark.parametrize(("also", "said"), [((), "KSM is off"), (("set 0",), "set 0 failed, and KSM is off")])
+def test_ksm_that_does_not_come_on_again_is_a_failure_that_names_the_remedy(
+    kernel: Kernel, also: tuple[str, ...], said: str
+) -> None:
+    kernel.failing = ("start", *also)
+    with pytest.raises(VirtksmError) as off:
+        kernel.change()
+    assert (off.value.message, off.value.exit_code) == (f"{said}: virtksm-ksm.service has failed", ExitCode.FAILED)
+    assert off.value.remedy == "systemctl restart virtksm-ksm.service"
+    assert kernel.steps == ["unmerge", "retune", "set 0", ON, "retune"]
 
 
 def test_what_the_configuration_or_the_kernel_forbids_is_refused_before_anything_is_done(kernel: Kernel) -> None:

@@ -37,7 +37,8 @@ class Seen(NamedTuple):
     broken_mib: int = 4096
 
 
-LOST, HELD = Seen(), Seen(mapped_mib=600)
+LOST, HELD, SKIPPED = Seen(), Seen(mapped_mib=600), Seen(counted_mib=400, mapped_mib=400)
+"""Of 1 GiB; the last: smart_scan has left alone what was rewritten."""
 
 
 def snapshot_of(seen: Seen | None, began_s: float, passed_s: float = 0.0) -> Snapshot:
@@ -75,7 +76,9 @@ def after_rests(rests: Sequence[Seen | None], state: AdaptiveState | None = None
         ([LOST] * (REPEATS - 1), False),
         ([HELD] * 9, False),
         ([LOST, LOST, HELD, LOST, LOST], False),
-        ([LOST, LOST, None, LOST, LOST], False),
+        ([LOST, LOST, None, LOST], True),
+        ([LOST, SKIPPED, LOST, None, SKIPPED, LOST], True),
+        ([LOST, LOST, HELD, SKIPPED, LOST, LOST], False),
         ([LOST, LOST, HELD, *[LOST] * REPEATS], True),
         # One hundredth of 4 GiB, all of little, less than is a backlog.
         ([Seen(counted_mib=4096, mapped_mib=4056)] * 9, False),
@@ -90,10 +93,26 @@ def after_rests(rests: Sequence[Seen | None], state: AdaptiveState | None = None
         ([Seen(after_s=PAID_S)] * 9, False),
     ],
 )
-def test_12_a_guest_is_named_that_loses_most_of_what_merged_in_one_rest_after_the_other(
+def test_12_a_guest_is_named_that_loses_most_of_what_merged_so_many_times_in_a_row(
     rests: list[Seen | None], named: bool
 ) -> None:
     assert list(after_rests(rests).rewriters) == ["loud/1"] * named
+
+
+def test_12_what_holds_speaks_for_a_guest_once_it_has_paid() -> None:
+    watched, held_s = after_rests([LOST, LOST]), 3 * EVERY_S
+
+    def named(*rests: tuple[float, Seen]) -> list[str]:
+        state = watched
+        for began_s, seen in rests:
+            state = watch(snapshot_of(seen, began_s), resting(began_s, state), is_wanted=True)
+        return list(state.rewriters)
+
+    assert named((held_s, HELD), (held_s + PAID_S - 100, LOST)) == ["loud/1"], "another full scan came before"
+    assert named((held_s, HELD), (held_s + PAID_S, LOST)) == []
+    assert named((held_s, HELD), (held_s, LOST)) == ["loud/1"], "it was read before it wrote"
+    assert named((held_s, HELD), (held_s + 100, SKIPPED), (held_s + PAID_S, LOST)) == ["loud/1"], "it holds no more"
+    assert named((held_s, HELD), (held_s + 100, HELD), (held_s + PAID_S, LOST)) == []
 
 
 def test_12_of_several_as_few_are_named_as_leave_no_backlog() -> None:
@@ -153,6 +172,9 @@ def test_12_while_ksmd_scans_nothing_is_judged_and_no_reading_is_of_use() -> Non
     assert not wants_merged(snapshot_of(Seen(broken_mib=32), 2 * EVERY_S), state), "that is no backlog"
     assert not wants_merged(snapshot_of(LOST, 2 * EVERY_S, PAID_S), state), "what is written to now has paid"
     assert not wants_merged(replace(snapshot, ksm=replace(snapshot.ksm, cow_ksm=None)), state)
+    unread = snapshot_of(Seen(after_s=-1.0, broken_mib=0), 2 * EVERY_S, 2.0)
+    assert wants_merged(unread, state), "what a guest that has rewritten it holds again"
+    assert not wants_merged(unread, resting(2 * EVERY_S, having_scanned(GUESTS)))
 
 
 def decided(policy: AdaptivePolicy, rests: Sequence[Seen]) -> Mapping[str, object]:

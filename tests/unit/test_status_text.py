@@ -121,19 +121,19 @@ def test_what_stands_out_has_a_tone(changes: dict[str, Any], tone: str, line: st
 
 
 def test_guests_that_were_switched_are_named_and_why_others_were_not() -> None:
-    facts = agent_facts(last=a_pass(), unmerged=UNMERGED, unswitched=UNSWITCHED)
+    facts = agent_facts(last=a_pass(), switched=UNMERGED, unswitched=UNSWITCHED)
     assert rows(shown(facts))[-2:] == [
         ("warn", "Warning", "guest safe was not unmerged: no room: wait"),
         ("", "Unmerged", "vault"),
     ]
     many = {str(number): replace(UNMERGED["u"], why="command") for number in range(7)}
-    (text,) = [text for _, name, text in rows(shown(replace(facts, unmerged=many))) if name == "Unmerged"]
+    (text,) = [text for _, name, text in rows(shown(replace(facts, switched=many))) if name == "Unmerged"]
     assert text == f"{', '.join(['vault (by a command)'] * 5)} and 2 more"
 
 
 def test_who_rewrites_is_named_and_why_that_is_unknown() -> None:
     out = {"u": replace(UNMERGED["u"], name="loud", why="rewrites")}
-    facts = agent_facts(last=a_pass(), unmerged=out, unread=SensingFailed("no right", remedy="be root"))
+    facts = agent_facts(last=a_pass(), switched=out, unread=SensingFailed("no right", remedy="be root"))
     assert rows(shown(facts))[-2:] == [
         ("warn", "Warning", "which guests rewrite what merges is unknown: no right: be root"),
         ("", "Unmerged", "loud (rewrites what merges, for a day)"),

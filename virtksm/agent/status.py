@@ -52,7 +52,7 @@ class AgentFacts:
     `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
     the last attempt to connect, or the last pass, failed. `current` is this machine's KSM as it is, or the last pass's.
     `room_kib` is the room for more guest memory, by name.
-    `unmerged` are the guests that were unmerged while they run, by UUID, `unswitched` those of which that failed.
+    `switched` are the guests that were switched while they run, by UUID, `unswitched` those of which that failed.
     `unread` is why it is unknown which guests rewrite what merges.
     """
 
@@ -68,7 +68,7 @@ class AgentFacts:
     next_s: float | None
     current: CurrentKsm | None
     room_kib: Mapping[str, int] | None
-    unmerged: Mapping[str, Choice] = field(default_factory=dict)
+    switched: Mapping[str, Choice] = field(default_factory=dict)
     unswitched: tuple[Trouble, ...] = ()
     unread: VirtksmError | None = None
 
@@ -131,10 +131,8 @@ class AgentFacts:
             },
             "paused": None if self.last is None else self.last.paused is not None,
             "switched": {
-                "unmerged": [
-                    {"name": one.name, "uuid": uuid, "at_s": one.at_s, "why": one.why}
-                    for uuid, one in sorted(self.unmerged.items(), key=lambda item: item[1].name)
-                ],
+                "unmerged": self._switched(merge=False),
+                "merging": self._switched(merge=True),
                 "failed": [
                     {"name": one.guest.name, "uuid": one.guest.uuid, "message": f"{one.text}: {one.error}"}
                     for one in sorted(self.unswitched, key=lambda trouble: trouble.guest.name)
@@ -144,6 +142,13 @@ class AgentFacts:
             "now": None if self.current is None else self.current.as_dict(),
             "room_kib": self.known_room_kib,
         }
+
+    def _switched(self, *, merge: bool) -> list[dict[str, object]]:
+        return [
+            {"name": one.name, "uuid": uuid, "at_s": one.at_s, "why": one.why}
+            for uuid, one in sorted(self.switched.items(), key=lambda item: item[1].name)
+            if one.merge is merge
+        ]
 
     def _full_scan(self) -> dict[str, float | None] | None:
         """Return how far the full scan is that the last pass went on with; None outside of one."""
@@ -175,7 +180,7 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         next_s=agent.passes.next_s(now_s),
         current=read_current(facts if is_here else None, last),
         room_kib=agent.listeners.room_kib,
-        unmerged={uuid: one for uuid, one in switches.found.items() if one.is_done and not one.merge},
+        switched={uuid: one for uuid, one in switches.found.items() if one.is_done},
         unswitched=tuple(switches.troubles.values()),
         unread=agent.listeners.merged.failure,
     )

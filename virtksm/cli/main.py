@@ -58,7 +58,6 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
 }
 COMMANDS = {name: summary for commands in GROUPS.values() for name, summary in commands.items()}
-ALIASES = {"off": "pause", "on": "resume"}
 ACTIONS: Mapping[str, Mapping[str, str]] = {
     "guest": {
         "show": "show what of a running guest may merge, and what taking it out would cost",
@@ -207,7 +206,6 @@ def split(given: Sequence[str]) -> tuple[Words, list[str]]:
             at += 1 + (rest[at] in VALUED)
             continue
         name = rest.pop(at)
-        name = name if words else ALIASES.get(name, name)
         if name not in below(words):
             _refuse(words, name)
         words = (*words, name)

@@ -46,7 +46,8 @@ def change_nodes(
 ) -> None:
     """Set merge_across_nodes as `wanted`, a key of VALUES; raises VirtksmError, but leaves KSM on where it was.
 
-    `retune` runs a pass; one that fails is a warning. `start` starts a unit and returns systemctl's exit code.
+    Where it cannot, the error says so. `retune` runs a pass; one that fails is a warning. `start` starts a unit and
+    returns systemctl's exit code.
     """
     asked = config.adaptive.merge_across_nodes
     if config.policy == "adaptive" and asked not in ("keep", wanted):
@@ -58,18 +59,24 @@ def change_nodes(
         raise Unsupported("this kernel has no merge_across_nodes", remedy=REMEDIES[Cause.UNSUPPORTED])
     if before.settings.merge_across_nodes == value:
         return
+    failure = ""
     try:
         if before.pages_shared:
             unmerge()
             _attempt(retune)
         if facts.ksm_counter("merge_across_nodes") != value:
             set_value(value)
+    except VirtksmError as error:
+        failure = f"{error.message}, and "
+        raise
     finally:
         if before.run == 1 and facts.ksm_counter("run") != 1:
             # While paused, and where the host keeps KSM off, the unit does nothing.
-            if start(SWITCH_UNIT):
-                warn(f"KSM is off: {SWITCH_UNIT} has failed ({switch_ksm_on(has_unit=True)})")
+            has_failed = start(SWITCH_UNIT)
             _attempt(retune)
+            if has_failed:
+                remedy = switch_ksm_on(has_unit=True)
+                raise VirtksmError(f"{failure}KSM is off: {SWITCH_UNIT} has failed", remedy=remedy)
 
 
 def change_here(

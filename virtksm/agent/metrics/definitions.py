@@ -214,7 +214,7 @@ METRICS = (
            "Groups that share a KSM pool with another, guests without one as one group; absent until all XML is read.",
            lambda at: at.tally.mixed_groups),
     _gauge("guests_unmerged", "Guests unmerged while they run, by private_enforce, exclude_rewriters or a command.",
-           lambda at: len(at.agent.unmerged)),
+           lambda at: sum(not one.merge for one in at.agent.switched.values())),
     _gauge("guests_unswitched", "Guests that the agent has failed to unmerge, or to have merge again.",
            lambda at: len(at.agent.unswitched)),
     _gauge("rewriters", "Guests that are to be out, as they rewrite what merges (exclude_rewriters).",

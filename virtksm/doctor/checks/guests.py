@@ -84,13 +84,15 @@ def check_rewriters(facts: Facts) -> Outcome:
     if agent.rewriters_unknown:
         raise CannotTell(agent.rewriters_unknown, "take exclude_rewriters out, or give the agent that right")
     named = [guest for guest in facts.guests.running if guest.name in agent.rewriters]
-    names = _named([guest.name for guest in named])
     if config.only_observes:
-        return passed(f"adaptive would keep out: {names or 'none'}")
-    merging = [guest.name for guest in named if guest.uuid not in agent.unmerged]
+        return passed(f"adaptive would keep out: {_named([guest.name for guest in named]) or 'none'}")
+    merging = [guest.name for guest in named if guest.uuid not in agent.unmerged | agent.merging]
     if merging:
         return warned(f"{len(merging)} still merge: {_named(merging)}", (*agent.unswitched, "virtksm status")[0])
-    return passed(f"kept out for a day: {names or 'none'}")
+    out = _named([guest.name for guest in named if guest.uuid in agent.unmerged])
+    let_in = _named([guest.name for guest in named if guest.uuid in agent.merging])
+    by_command = f"; let merge by `virtksm guest merge`: {let_in}" if let_in else ""
+    return passed(f"kept out for a day: {out or 'none'}{by_command}")
 
 
 def check_groups(facts: Facts) -> Outcome:

@@ -35,7 +35,8 @@ class AgentSeen:
     `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
     a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
     `guests_unread` of its `guests` are those whose memory it could not read. `unmerged` are the UUIDs of those that
-    were unmerged while they run, `unswitched` says why others were not. `rewriters` are the names of those that are to
+    were unmerged while they run, `merging` of those that a command lets merge, `unswitched` says why others were not.
+    `rewriters` are the names of those that are to
     be out as they rewrite what merges; why they are unknown, or empty.
     """
 
@@ -49,6 +50,7 @@ class AgentSeen:
     guests: int = 0
     guests_unread: int = 0
     unmerged: frozenset[str] = frozenset()
+    merging: frozenset[str] = frozenset()
     unswitched: tuple[str, ...] = ()
     rewriters: frozenset[str] = frozenset()
     rewriters_unknown: str = ""
@@ -132,7 +134,7 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
     refused = last["refused"] if last is not None else []
     other_processes_kib = last["decision"]["numbers"].get("other_processes_kib") if last is not None else None
     sensed = last["sensed"] if last is not None else {"guests": 0, "guests_unread": 0}
-    switched = status.get("switched") or {"unmerged": [], "failed": []}
+    switched = status.get("switched") or {"unmerged": [], "merging": [], "failed": []}
     rewriters = last["decision"].get("rewriters", ()) if last is not None else ()
     percent = stranded["worst_core_percent"]
     return AgentSeen(
@@ -146,6 +148,7 @@ def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
         guests=_count(sensed["guests"]),
         guests_unread=_count(sensed["guests_unread"]),
         unmerged=frozenset(_text(one["uuid"]) for one in switched["unmerged"][:MAX_GUESTS]),
+        merging=frozenset(_text(one["uuid"]) for one in switched["merging"][:MAX_GUESTS]),
         unswitched=tuple(_text(one["message"]) for one in switched["failed"][:MAX_GUESTS]),
         rewriters=frozenset(_text(one) for one in rewriters[:MAX_GUESTS]),
         rewriters_unknown=_text(switched.get("rewriters_unknown") or ""),

@@ -2,16 +2,19 @@
 
 After a full scan ksmd rests. It goes on counting what it has merged of a guest, while what of that is still mapped can
 only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.
-A rest speaks against a guest when that is most of it, before it has paid (`PAYS_COST`): what it still saves counts for
-it. No guest loses more than the host has COW breaks, as khugepaged unmerges pages, too. The guests that lose most
-come first, and none any more once what the others lose is no backlog (NEGLIGIBLE). Pure.
+That speaks against a guest when it is most of it, before it has paid (`PAYS_COST`): what it still saves counts for it.
+No guest loses more than the host has COW breaks, as khugepaged unmerges pages, too. The guests that lose most come
+first, and none any more once what the others lose is no backlog (NEGLIGIBLE).
+
+A rest in which little of a guest had merged tells nothing: smart_scan leaves pages that were rewritten alone for up to
+eight full scans, and merges them again in a later one. Only what holds until it has paid speaks for a guest. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from virtksm.model.snapshot import Snapshot
+from virtksm.model.snapshot import MergedReading, Snapshot
 from virtksm.policy.adaptive.backlog import is_too_soon, seconds_to_pay
 from virtksm.policy.adaptive.changes import total_kib
 from virtksm.policy.adaptive.state import AdaptiveState, Watched
@@ -19,7 +22,7 @@ from virtksm.policy.adaptive.worth import NEGLIGIBLE
 from virtksm.values import EMPTY, replace
 
 REPEATS = 3
-"""A guest is taken out after it has rewritten in so many rests in a row (chosen)."""
+"""A guest is taken out once it has lost what had merged so many times in a row (chosen)."""
 OUT_S = 24 * 3600.0
 """It is out for so long; then it merges again, and is watched anew (chosen)."""
 
@@ -30,11 +33,15 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
         return replace(state, watched=EMPTY, rewriters=EMPTY) if state.watched or state.rewriters else state
     if state.scans.current is not None:
         return state
-    rest_s = state.learned.ended_s
-    rests = state.rests if state.rests[1] == rest_s else (state.rests[1], rest_s)
-    running = {guest.key for guest in snapshot.guests}
-    rewriters = {key: end_s for key, end_s in state.rewriters.items() if key in running and snapshot.taken_s < end_s}
-    watched = {key: one for key, one in state.watched.items() if key in running and one.rest_s in rests}
+    rest_s, now_s = state.learned.ended_s, snapshot.taken_s
+    able = {guest.key: guest.can_merge for guest in snapshot.guests}
+    rewriters = {key: end_s for key, end_s in state.rewriters.items() if key in able and now_s < end_s}
+    paid_s = now_s - seconds_to_pay(state)
+    watched = {
+        key: one
+        for key, one in state.watched.items()
+        if able.get(key) and (one.held_s in (None, rest_s) or one.held_s > paid_s)
+    }
     lost_kib = {key: kib for key, kib in _find_lost(snapshot, state).items() if key not in rewriters}
     left_kib = sum(lost_kib.values())
     for key in sorted(lost_kib, key=lambda one: -lost_kib[one]):
@@ -43,30 +50,51 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
         left_kib -= lost_kib[key]
         before = watched.get(key)
         if before is None or before.rest_s != rest_s:
-            watched[key] = Watched(rest_s=rest_s, times=1 if before is None else before.times + 1)
+            watched[key] = Watched(rest_s, 1 if before is None else before.times + 1, lost_kib[key])
         if watched[key].times >= REPEATS:
             del watched[key]
-            rewriters[key] = snapshot.taken_s + OUT_S
-    return replace(state, rests=rests, watched=watched, rewriters=rewriters)
+            rewriters[key] = now_s + OUT_S
+    for key, reading in _readings(snapshot, state) if watched else ():
+        if key in watched and watched[key].rest_s != rest_s:
+            watched[key] = _hold(watched[key], reading.mapped_kib, rest_s)
+    return replace(state, watched=watched, rewriters=rewriters)
+
+
+def _hold(one: Watched, mapped_kib: int, rest_s: float) -> Watched:
+    """Note whether a guest that has lost nothing in this rest holds most of what it lost before: since it rests."""
+    if mapped_kib * 2 < one.lost_kib:
+        return one._replace(held_s=None)
+    return one if one.held_s is not None else one._replace(held_s=rest_s)
+
+
+def _readings(snapshot: Snapshot, state: AdaptiveState) -> Iterator[tuple[str, MergedReading]]:
+    """Yield by guest what was read of it in the present rest, before what had merged has paid."""
+    began_s, end_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
+    for guest in snapshot.guests:
+        if guest.merged is not None and guest.can_merge and began_s < guest.merged.taken_s < end_s:
+            yield guest.key, guest.merged
 
 
 def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
     """Return by guest what it has lost in the present rest of what had merged, where that is most of it."""
-    began_s, end_s = state.learned.ended_s, state.learned.ended_s + seconds_to_pay(state)
     broken_kib, lost_kib = _broken_kib(snapshot, state), {}
-    for guest in snapshot.guests if broken_kib > _negligible_kib(snapshot, state) else ():
-        reading = guest.merged
-        if reading is not None and guest.can_merge and began_s < reading.taken_s < end_s:
-            kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
-            if kib * 2 > reading.counted_kib:
-                lost_kib[guest.key] = kib
+    for key, reading in _readings(snapshot, state) if broken_kib > _negligible_kib(snapshot, state) else ():
+        kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
+        if kib * 2 > reading.counted_kib:
+            lost_kib[key] = kib
     return lost_kib
 
 
 def wants_merged(snapshot: Snapshot, state: AdaptiveState) -> bool:
-    """Tell whether a reading is of use now: ksmd rests, and enough was rewritten that has not paid."""
-    is_resting = state.scans.current is None and is_too_soon(state, snapshot.taken_s)
-    return is_resting and _broken_kib(snapshot, state) > _negligible_kib(snapshot, state)
+    """Tell whether a reading is of use now: ksmd rests, and what was rewritten has not paid.
+
+    That is enough to matter, or it is not known yet what a guest holds that has lost it before.
+    """
+    if state.scans.current is not None or not is_too_soon(state, snapshot.taken_s):
+        return False
+    if _broken_kib(snapshot, state) > _negligible_kib(snapshot, state):
+        return True
+    return bool(state.watched) and not state.watched.keys() <= {key for key, _ in _readings(snapshot, state)}
 
 
 def _negligible_kib(snapshot: Snapshot, state: AdaptiveState) -> int:

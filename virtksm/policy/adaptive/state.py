@@ -154,10 +154,15 @@ class Learned(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """What speaks against a guest: the last rest that does began at `rest_s`, and so many `times` in a row did."""
+    """What speaks against a guest: so many `times` in a row it has lost most of what had merged, before that had paid.
+
+    The last time it was `lost_kib`, in the rest that began at `rest_s`. Since `held_s` it has held most of that again.
+    """
 
     rest_s: float
     times: int
+    lost_kib: int
+    held_s: float | None = None
 
 
 class AdaptiveState(NamedTuple):
@@ -181,10 +186,8 @@ class AdaptiveState(NamedTuple):
     arrivals: Arrivals = Arrivals()
     scans: Scans = Scans()
     learned: Learned = Learned()
-    rests: tuple[float, float] = (0.0, 0.0)
-    """When the last two rests began in which rewriting was looked for."""
     watched: Mapping[str, Watched] = EMPTY
-    """By `Guest.key`, the guests against which one of these speaks."""
+    """The guests (`Guest.key`) against which something speaks."""
     rewriters: Mapping[str, float] = EMPTY
     """The guests (`Guest.key`) that are to be out, and until when."""
 
