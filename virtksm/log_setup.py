@@ -26,20 +26,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from virtksm.imports import hidden
 from virtksm.json_output import to_output
 from virtksm.text import printable
 
-# Where rich is installed, structlog imports it for tracebacks in colour: 6 MiB and tens of ms without a use.
-_hides_rich = "rich" not in sys.modules
-if _hides_rich:
-    sys.modules["rich"] = None  # type: ignore[assignment]  # which makes its import an ImportError
-import structlog  # noqa: E402
-
-if _hides_rich:
-    del sys.modules["rich"]
+with hidden("rich"):  # structlog would import it for tracebacks in colour: 6 MiB and tens of ms without a use
+    import structlog
 
 get_logger = structlog.get_logger
 DropEvent = structlog.DropEvent
@@ -92,7 +86,7 @@ class LineQueue:
     @property
     def has_journal(self) -> bool:
         """Whether journald's socket is there."""
-        return Path(self._journal).exists()
+        return os.access(self._journal, os.F_OK)
 
     def write(self, text: str, *, is_entry: bool = False) -> None:
         """Take one or more whole lines, or an entry of the journal."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from virtksm.cli.connection import requested_uri
+from virtksm.imports import hidden
 from virtksm.paths import RuntimePaths
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -23,7 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code."""
-    from virtksm.agent.main import serve
+    with hidden("ssl"):  # asyncio would import it: 1.4 MiB without a use
+        from virtksm.agent.main import serve
     from virtksm.config.load import load
     from virtksm.config.schema import Config
     from virtksm.log_setup import LineQueue, configure
