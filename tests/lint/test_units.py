@@ -148,7 +148,7 @@ def test_what_acts_in_the_agents_place_has_its_folders_and_no_more_rights(unit: 
         *("Description", "Documentation", "After", "Before", "Conflicts", "Wants", "WantedBy", "ConditionPathExists"),
         *("Type", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecReload", "ExecStopPost"),
         *("StartLimitIntervalSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec"),
-        *("Restart", "RestartSec", "RestartPreventExitStatus", "OOMScoreAdjust"),
+        *("Restart", "RestartSec", "RestartPreventExitStatus", "OOMScoreAdjust", "Environment"),
     }
 
 

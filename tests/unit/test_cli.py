@@ -146,6 +146,23 @@ def test_every_action_of_trace_has_its_help_and_imports_no_other(action: str) ->
     assert done.stdout.endswith(f"\n['virtksm.cli.trace.{action}']\n")
 
 
+def test_the_agent_has_no_module_in_memory_that_others_import_and_it_has_no_use_for(tmp_path: Path) -> None:
+    config = tmp_path / "virtksm.toml"
+    config.touch()
+    program = f"""
+import sys
+before = {{*sys.modules}}
+import virtksm.store.history
+from virtksm.cli.main import main
+main(["--config", {str(config)!r}, "--runtime-dir", {str(config)!r}, "agent"])  # ends: that is no folder
+found = {{*sys.modules}} - before
+print(*sorted(found & {{"pathlib", "rich", "secrets", "ssl", "tempfile", "virtksm.agent.main"}}))
+import ssl
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "virtksm.agent.main\n"
+
+
 @pytest.mark.parametrize("command", ["retune", "agent", "guests", "headroom", "config show", "config check"])
 def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

@@ -17,7 +17,7 @@ from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, U
 from virtksm.model.decision import Pause, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, Guest, KsmState, Settings
-from virtksm.tuning.cycle import SENSE_S, Cycle, Tenure
+from virtksm.tuning.cycle import SENSE_GUEST_S, SENSE_S, Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.values import replace
 
@@ -540,6 +540,17 @@ def test_while_ksmd_scans_the_timers_passes_sense_guests_every_two_seconds_and_a
     assert not sensed(bench, 0.25)
     counters.update(IDLE.items())
     assert sensed(bench, 0.25), "ksmd is idle, so a pass looks for what has grown"
+
+
+def test_while_ksmd_scans_many_guests_are_sensed_the_less_often_the_more_they_are(bench: Bench) -> None:
+    many = tuple(Guest(uuid=f"{number}", name="a", domain_id=number) for number in range(1, 401))
+    bench.hypervisor = hypervisor = Listing(running=many)
+    bench.local.counters = {**hypervisor.values, **dict(BUSY.items()), "full_scans": 0}
+    bench.policy.target = BUSY
+    for after_s, listed in ((0.0, 1), (SENSE_S, 1), (400 * SENSE_GUEST_S - SENSE_S, 2)):
+        bench.clock.now_s += after_s
+        bench.run()
+        assert hypervisor.listed == listed
 
 
 def test_a_pass_that_neither_senses_guests_nor_writes_saves_nothing_and_the_next_goes_on_from_it(bench: Bench) -> None:

@@ -47,8 +47,9 @@ class MergedMemory:
     def see(self, running: tuple[Guest, ...], *, is_wanted: bool) -> None:
         """Note the guests that run; `is_wanted`: a reading of them is of use to the next pass."""
         self.wanted = tuple(guest for guest in running if guest.can_merge) if is_wanted else ()
-        for key in self.merged.keys() - {guest.key for guest in running}:
-            del self.merged[key]
+        if self.merged:  # or each pass of a full scan would make all keys
+            for key in self.merged.keys() - {guest.key for guest in running}:
+                del self.merged[key]
         if self.wanted:
             self.seen.set()
 

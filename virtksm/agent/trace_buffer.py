@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
@@ -40,7 +39,7 @@ class TraceBuffer:
     """The ring of one agent: each pass's number and its line. The first line stands alone."""
 
     def __init__(self) -> None:
-        self.session = secrets.token_hex(8)
+        self.session = os.urandom(8).hex()
         self.ring: deque[tuple[int, str]] = deque()
         self._asked_s: float | None = None
         self._last: tuple[Pass, PassReport] | None = None

@@ -21,13 +21,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code."""
-    from virtksm.agent.main import serve
     from virtksm.config.load import load
     from virtksm.config.schema import Config
     from virtksm.log_setup import LineQueue, configure
 
     config = load(options.config).config
     lines = LineQueue(sys.stderr)
+    from virtksm.agent.main import serve  # after log_setup, which imports asyncio with less
 
     def configure_log(current: Config) -> None:
         configure(options.log_level or current.log_level, options.log_format or current.log_format, stream=lines)

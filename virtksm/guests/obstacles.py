@@ -130,7 +130,5 @@ def exposed(
     `unmerged` are the keys of those that were unmerged while they run.
     """
     declared = tuple(patterns)
-    seen = ((guest, known.get(guest.key)) for guest in guests if guest.key not in unmerged)
-    return tuple(
-        sorted(one.name for one, xml in seen if xml and not xml.is_kept_out and is_private(one, xml, declared))
-    )
+    seen = ((guest, xml) for guest in guests if (xml := known.get(guest.key)) and is_private(guest, xml, declared))
+    return tuple(sorted(one.name for one, xml in seen if not xml.is_kept_out and one.key not in unmerged))

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from itertools import starmap
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
@@ -93,20 +94,20 @@ class ProcFacts:
 
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         found, page_kib = self._search.find(running), self.page_kib()
-        pool_kib = self._find_pool_kib(running, found)
+        keyed = [(guest.key, guest) for guest in running]  # once: making keys took a tenth of a pass
+        pool_kib = self._find_pool_kib(keyed, found)
 
-        def measured(guest: Guest) -> Guest:
-            process = found.get(guest.key)
+        def measured(key: str, guest: Guest) -> Guest:
+            process = found.get(key)
             memory = None if process is None else parse_memory_kib(read_process(process.pid, "statm"), page_kib)
             if memory is None:
                 return guest
-            in_pool_kib = pool_kib.get((guest.key, guest.max_kib))
-            return replace(guest, rss_kib=memory[0], shared_kib=memory[1], pool_kib=in_pool_kib)
+            return replace(guest, rss_kib=memory[0], shared_kib=memory[1], pool_kib=pool_kib.get((key, guest.max_kib)))
 
-        return tuple(map(measured, running))
+        return tuple(starmap(measured, keyed))
 
     def _find_pool_kib(
-        self, running: tuple[Guest, ...], found: Mapping[str, Process]
+        self, keyed: list[tuple[str, Guest]], found: Mapping[str, Process]
     ) -> Mapping[tuple[str, int | None], int | None]:
         """Return what each guest holds of the pool of huge pages: read once, and again as its maximum changes.
 
@@ -114,12 +115,12 @@ class ProcFacts:
         """
         known, has_pool = self._pool_kib, None
         self._pool_kib = {}
-        for guest in running:
-            run = guest.key, guest.max_kib
-            if run not in known and guest.key in found:
+        for key, guest in keyed:
+            run = key, guest.max_kib
+            if run not in known and key in found:
                 if has_pool is None:
                     has_pool = bool(parse_figures(read_small(f"{psutil.PROCFS_PATH}/meminfo") or "").get("Hugetlb"))
-                known[run] = read_status_kib(found[guest.key].pid, "HugetlbPages") if has_pool else None
+                known[run] = read_status_kib(found[key].pid, "HugetlbPages") if has_pool else None
             if run in known:
                 self._pool_kib[run] = known[run]
         return self._pool_kib

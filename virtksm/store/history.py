@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -170,7 +169,9 @@ class HistoryFile:
     @contextmanager
     def _copy(self, content: bytes) -> Iterator[sqlite3.Connection]:
         """Lend a database of these bytes, bounded before it reads any of them."""
-        with tempfile.TemporaryDirectory() if not self._deserializes else nullcontext() as folder:
+        if not self._deserializes:
+            import tempfile  # 1 MiB
+        with nullcontext() if self._deserializes else tempfile.TemporaryDirectory() as folder:
             if folder is None:
                 opened = sqlite3.connect(":memory:")
             else:  # no link of /proc to a memfd: SQLite resolves it, to a name that is none

@@ -26,9 +26,10 @@ from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Swit
 from virtksm.tuning.sense import sense, sense_settings, with_bound, with_estimates
 from virtksm.values import replace
 
-SENSE_S = 2.0
-"""During a full scan a pass of the timer's, up to four a second, senses guests and the host no sooner again: it goes by
-KSM's counters, and reading the memory of 500 guests takes 20 ms (measured). An event is answered by what is."""
+SENSE_S, SENSE_GUEST_S = 2.0, 0.01
+"""During a full scan a pass of the timer's, up to four a second, senses guests and the host no sooner again, nor sooner
+than so much for each guest: it goes by KSM's counters, and reading the memory of 500 guests takes 20 ms (measured). An
+event is answered by what is."""
 
 
 class Tenure:
@@ -195,8 +196,10 @@ class Cycle(NamedTuple, Generic[State]):
         """Sense, but what changes slowly only now and then while a full scan goes on; return what is freed, too."""
         tenure, known = self.tenure, self.tenure.sensed
         is_tick = triggers.kinds == {Trigger.TIMER} and tenure.is_scanning and not is_off
-        if known is not None and not (is_tick and 0 <= now_s - known.taken_s < SENSE_S):
-            known = tenure.sensed = None  # also where sensing fails now: what has changed is for the next pass to see
+        if known is not None:
+            sense_s = max(SENSE_S, SENSE_GUEST_S * len(known.guests))
+            if not (is_tick and 0 <= now_s - known.taken_s < sense_s):
+                known = tenure.sensed = None  # also where sensing fails now: the next pass is to see what has changed
         snapshot = sense(
             self.hypervisor,
             self.local,

@@ -47,12 +47,11 @@ def age_changed(
 
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:
     """Return by key how many KiB a process writes to in a second, and how many it has."""
-    dirty = {guest.key: guest.dirty_kib_per_s for guest in snapshot.guests}
     lone = lone_share(snapshot, state)
-    found = {}
-    for key, kib in state.guests_kib.items():
-        kib_per_s = dirty.get(key)
-        found[key] = (kib * lone / BLIND_S if kib_per_s is None else kib_per_s, kib)
+    found = {key: (kib * lone / BLIND_S, kib) for key, kib in state.guests_kib.items()}
+    for guest in snapshot.guests:
+        if guest.dirty_kib_per_s is not None and (one := found.get(key := guest.key)) is not None:
+            found[key] = guest.dirty_kib_per_s, one[1]
     unseen_kib = unseen_of_kib(snapshot, state)
     return found | {UNSEEN: (unseen_kib * lone / BLIND_S, unseen_kib)} if unseen_kib else found
 
