@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from virtksm.errors import LibvirtTimeout, VirtksmError
-from virtksm.host.systemd import restart_libvirt
-from virtksm.uri import DEFAULT_URI
+from virtksm.errors import VirtksmError
+from virtksm.host.systemd import libvirt_hangs
 
 Result = TypeVar("Result")
 
@@ -30,11 +29,6 @@ class Waiting:
 
     what: str
     since_s: float
-
-
-def libvirt_hangs(message: str, uri: str = DEFAULT_URI) -> VirtksmError:
-    """Return the error for a call that the libvirt behind `uri` does not answer."""
-    return LibvirtTimeout(message, remedy=restart_libvirt(uri))
 
 
 class BlockingCalls:

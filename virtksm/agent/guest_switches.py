@@ -77,7 +77,6 @@ class Trouble(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it has come to."""
         return f"guest {self.guest.name} {'does not merge again' if self.merge else 'was not unmerged'}"
 
 
@@ -137,7 +136,6 @@ class GuestSwitches:
         self.seen.set()
 
     def connect(self, here: Here | None) -> None:
-        """Go on over another connection."""
         self.here = here
         self.see(again=True)
 
@@ -234,11 +232,7 @@ class GuestSwitches:
 
 
 def _find(
-    here: Here,
-    running: Sequence[Guest],
-    known: Mapping[str, GuestXml],
-    config: Config,
-    rewriters: Collection[str],
+    here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
 ) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"

@@ -11,7 +11,7 @@ from typing import Any
 
 from virtksm import __version__
 from virtksm.agent.agent import Agent
-from virtksm.agent.calls import BlockingCalls, libvirt_hangs
+from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
 from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
@@ -29,6 +29,7 @@ from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.local_facts import ProcFacts
+from virtksm.host.systemd import libvirt_hangs
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths

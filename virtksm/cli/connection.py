@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from virtksm.config.schema import Config
-    from virtksm.errors import VirtksmError
     from virtksm.host.libvirt_connection import LibvirtHost
     from virtksm.paths import RuntimePaths
 
@@ -86,10 +85,11 @@ class Libvirt:
 
     def __init__(self, limit_s: float) -> None:
         from virtksm.host.bounded import BoundedCalls
+        from virtksm.host.systemd import libvirt_hangs
 
         self._limit_s = limit_s
         self._uri = DEFAULT_URI
-        self._calls = BoundedCalls(self._hangs)
+        self._calls = BoundedCalls(lambda message: libvirt_hangs(message, self._uri))
 
     def open(self, uri: str, *, read_only: bool = False) -> LibvirtHost:
         """Open a connection; raises LibvirtUnreachable, of which LibvirtTimeout is one."""
@@ -101,9 +101,3 @@ class Libvirt:
     def run(self, what: str, call: Callable[[], Result], *, times: int = 1, more_s: float = 0.0) -> Result:
         """Make a call that may take `times` the limit and `more_s`; raises LibvirtTimeout, and what it raises."""
         return self._calls.run(what, call, self._limit_s * times + more_s)
-
-    def _hangs(self, message: str) -> VirtksmError:
-        from virtksm.errors import LibvirtTimeout
-        from virtksm.host.systemd import restart_libvirt
-
-        return LibvirtTimeout(message, remedy=restart_libvirt(self._uri))

@@ -301,7 +301,6 @@ class GuestSwitch:
         return () if self.seen.memory is None else still_mergeable(self.qemu.backends, self.seen.memory)
 
     def rows(self) -> list[Row]:
-        """Return what is known, for people."""
         seen = self.seen
         tainted = "unknown: libvirt before 7.1 does not tell" if seen.taints is None else "; ".join(seen.taints) or "no"
         rows = [("", "Guest", seen.guest.name), ("", "Kernel", self._kernel_text())]
@@ -328,10 +327,7 @@ class GuestSwitch:
             return []
         tone = "warn" if self.seen.needed_kib > self.seen.available_kib else ""
         held = f"its QEMU stands still for about {find_held_s(self.seen.needed_kib):.1f} s"
-        return [
-            (tone, "Memory", self.seen.fit_text),
-            ("", "Cost", f"while it unmerges {held}; {TAINTS}"),
-        ]
+        return [(tone, "Memory", self.seen.fit_text), ("", "Cost", f"while it unmerges {held}; {TAINTS}")]
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON values (docs/reference.md)."""

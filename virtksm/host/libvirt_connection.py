@@ -28,6 +28,7 @@ from virtksm.errors import (
     VirtksmError,
 )
 from virtksm.host.bounded import BoundedCalls
+from virtksm.host.systemd import libvirt_daemon, libvirt_hangs
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 from virtksm.uri import address, at_host, is_alias, is_local, without_questions
 from virtksm.values import replace
@@ -335,16 +336,14 @@ class LibvirtHost:
     def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
         if self.is_broken(error):
-            return LibvirtUnreachable(message, remedy=at_host(self.uri, f"systemctl status {_daemon()}"))
+            return LibvirtUnreachable(message, remedy=at_host(self.uri, f"systemctl status {libvirt_daemon()}"))
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
-        journal = at_host(self.uri, f"journalctl -u {_daemon()}")
+        journal = at_host(self.uri, f"journalctl -u {libvirt_daemon()}")
         return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; {journal}")
 
     def _hangs(self, message: str) -> VirtksmError:
-        from virtksm.host.systemd import restart_libvirt  # only where something has failed
-
-        return LibvirtTimeout(message, remedy=restart_libvirt(self.uri))
+        return libvirt_hangs(message, self.uri)
 
 
 def client_version() -> int:
@@ -366,7 +365,7 @@ def open_host(uri: str, *, read_only: bool = False, apart: bool = False) -> Libv
     except libvirt.libvirtError as error:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
         said = error.get_error_message()
-        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), said, daemon=_daemon())
+        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), said, daemon=libvirt_daemon())
         raise made(f"{uri}: {cause} ({said})", remedy=remedy) from error
     host.uri = host.uri.removesuffix(opened[len(uri) :])  # the host's files are found by it
     return host
@@ -378,12 +377,6 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def _daemon() -> str:
-    from virtksm.host.systemd import libvirt_daemon  # only where something has failed
-
-    return libvirt_daemon()
 
 
 def explain_failure(uri: str, code: int, number: int, said: str, *, daemon: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from virtksm.errors import SWITCH_UNIT, switch_ksm_on
+from virtksm.errors import SWITCH_UNIT, LibvirtTimeout, switch_ksm_on
 from virtksm.text import printable
 from virtksm.uri import DEFAULT_URI, at_host
 
@@ -44,9 +44,9 @@ def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
     return "virtqemud" if enabled or (has["virtqemud"] and not has["libvirtd"]) else "libvirtd"
 
 
-def restart_libvirt(uri: str = DEFAULT_URI) -> str:
-    """Return what mends a daemon of libvirt's that hangs behind `uri`."""
-    return at_host(uri, f"systemctl restart {libvirt_daemon()} (guests go on running)")
+def libvirt_hangs(message: str, uri: str = DEFAULT_URI) -> LibvirtTimeout:
+    """Return the error for a call that the libvirt behind `uri` does not answer, with what mends its daemon."""
+    return LibvirtTimeout(message, remedy=at_host(uri, f"systemctl restart {libvirt_daemon()} (guests go on running)"))
 
 
 def unit_variable(
