@@ -19,9 +19,9 @@ from virtksm.policy.adaptive.worth import NEGLIGIBLE
 from virtksm.values import EMPTY, replace
 
 REPEATS = 3
-"""A guest is taken out after it has rewritten in so many rests in a row (chosen)."""
+"""So many rests in a row have to speak against a guest (chosen)."""
 OUT_S = 24 * 3600.0
-"""It is out for so long; then it merges again, and is watched anew (chosen)."""
+"""For so long it is to be out; then it merges again, and is watched anew (chosen)."""
 
 
 def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> AdaptiveState:
