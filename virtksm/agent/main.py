@@ -29,8 +29,7 @@ from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable
 from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.local_facts import ProcFacts
-from virtksm.host.systemd import libvirt_hangs
-from virtksm.host.systemd import Notifier
+from virtksm.host.systemd import Notifier, libvirt_hangs
 from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, find_remedy, locked

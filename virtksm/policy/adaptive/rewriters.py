@@ -24,7 +24,7 @@ from virtksm.values import EMPTY, replace
 REPEATS = 3
 """A guest is taken out once it has lost what had merged so many times in a row (chosen)."""
 OUT_S = 24 * 3600.0
-"""It is out for so long; then it merges again, and is watched anew (chosen)."""
+"""For so long it is to be out; then it merges again, and is watched anew (chosen)."""
 
 
 def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> AdaptiveState:
