@@ -35,6 +35,7 @@ from tests.lab.hostile_agent import (
     plant_history,
     wrong_answers,
 )
+from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import PseudoTerminal
 from virtksm.cli import ask_agent, retune, switching
 from virtksm.cli.main import main
@@ -42,7 +43,7 @@ from virtksm.errors import ExitCode
 
 PROJECT = Path(__file__).parents[2]
 HANG_S = 60.0
-LIMITS = {resource.RLIMIT_FSIZE: 64 << 20, resource.RLIMIT_AS: 2 << 30, resource.RLIMIT_CORE: 0}
+LIMITS = ((resource.RLIMIT_FSIZE, 64 << 20), (resource.RLIMIT_AS, 2 << 30), (resource.RLIMIT_CORE, 0))
 URI = "test:///default"
 PICTURED = {f"history.events.rows.0.{column} {FORMULA!r}" for column in range(5)}
 ASKING = {
@@ -195,8 +196,7 @@ def test_a_recording_of_an_agent_that_always_has_more_ends_by_its_time_and_by_a_
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as recording:
         size = (folder / "t").stat().st_size
         try:
-            while (folder / "t").stat().st_size == size:
-                size = (folder / "t").stat().st_size
+            wait_until(lambda: (folder / "t").stat().st_size != size, HANG_S, "it to write")
             recording.send_signal(signal.SIGTERM)
             assert recording.communicate(timeout=HANG_S)[0].startswith("Recorded")
         finally:
