@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
-from pathlib import Path
+from typing import NamedTuple
 
 import virtksm
 from tests.lab.hurried import hurry
@@ -38,21 +38,27 @@ _one_at_a_time = threading.Lock()
 """multiprocessing reads how each of its processes has ended whenever another one starts."""
 
 
+class Start(NamedTuple):
+    """How a command is started: what it is told, where its streams lead, as whom, and within which limits."""
+
+    arguments: list[str]
+    stdout: str = os.devnull
+    stderr: str = os.devnull
+    stdin: str = os.devnull
+    environ: tuple[tuple[str, str], ...] = ()
+    """Beside this process's own."""
+    hurried: bool = False
+    user: int = 0
+    groups: tuple[int, ...] = ()
+    limits: tuple[tuple[int, int], ...] = ()
+    """Of setrlimit, by resource."""
+
+
 class Forked:
     """A process that runs one command; it has of subprocess.Popen what tests use."""
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        *,
-        stdout: Path,
-        stderr: Path,
-        hurried: bool = False,
-        limits: Mapping[int, int] = {},
-    ) -> None:
-        """Start `virtksm ARGUMENT...`; `limits` are those of setrlimit, by resource."""
-        given = [*arguments], {**os.environ}, str(stdout), str(stderr), hurried, {**limits}
-        work = _server.Process(target=_run, args=given)
+    def __init__(self, start: Start) -> None:
+        work = _server.Process(target=_run, args=(start._replace(environ=(*os.environ.items(), *start.environ)),))
         with _one_at_a_time:
             work.start()
         assert work.pid is not None
@@ -81,11 +87,18 @@ class Forked:
 
 
 def run_forked(
-    arguments: Sequence[str], timeout_s: float, *, hurried: bool = False, limits: Mapping[int, int] = {}
+    arguments: Sequence[str],
+    timeout_s: float,
+    *,
+    hurried: bool = False,
+    user: int = 0,
+    groups: tuple[int, ...] = (),
+    limits: tuple[tuple[int, int], ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, whatever its exit code; raises subprocess.TimeoutExpired."""
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-        process = Forked(arguments, stdout=Path(out.name), stderr=Path(err.name), hurried=hurried, limits=limits)
+        start = Start([*arguments], out.name, err.name, hurried=hurried, user=user, groups=groups, limits=limits)
+        process = Forked(start)
         try:
             code = process.wait(timeout_s)
         finally:
@@ -94,27 +107,27 @@ def run_forked(
     return subprocess.CompletedProcess(["virtksm", *arguments], code, stdout, stderr)
 
 
-def _run(
-    arguments: list[str],
-    environ: dict[str, str],
-    stdout: str,
-    stderr: str,
-    hurried: bool,
-    limits: dict[int, int],
-) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _run(start: Start) -> None:
     os.environ.clear()
-    os.environ.update(environ)
+    os.environ.update(start.environ)
+    if start.stdin != os.devnull:
+        os.setsid()  # for the terminal to be its own
     for path, flags, number in (
-        (os.devnull, os.O_RDONLY, 0),
-        (stdout, os.O_WRONLY | os.O_APPEND, 1),
-        (stderr, os.O_WRONLY | os.O_APPEND, 2),
+        (start.stdin, os.O_RDONLY, 0),
+        (start.stdout, os.O_WRONLY | os.O_APPEND, 1),
+        (start.stderr, os.O_WRONLY | os.O_APPEND, 2),
     ):
         os.dup2(opened := os.open(path, flags), number)
         os.close(opened)
-    for number, limit in limits.items():
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    for number, limit in start.limits:
         resource.setrlimit(number, (limit, limit))
-    sys.argv = ["virtksm", *arguments]
-    if hurried:
+    if start.user:
+        os.setgroups(start.groups)
+        os.setgid(start.user)
+        os.setuid(start.user)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # becoming another user would undo it
+    sys.argv = ["virtksm", *start.arguments]
+    if start.hurried:
         hurry()
     run_program()

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.lab.forked import Forked, Start
 from tests.lab.ksm import wait_until
 
 HANG_S = 60.0
@@ -28,29 +29,42 @@ class PseudoTerminal:
     """Runs `command` in a pseudo-terminal, as the leader of a session of its own; whoever starts it calls `close`."""
 
     def __init__(
-        self, command: Sequence[str], *, columns: int = 100, rows: int = 30, environ: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str] | Start,
+        *,
+        columns: int = 100,
+        rows: int = 30,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._master, self._slave = pty.openpty()
         self.resize(columns, rows)
         self.mode_before = self.mode()
         self._said = b""
         self._heard = threading.Lock()
+        special = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "", **(environ or {})}
+        self.process = self._fork(command, special) if isinstance(command, Start) else self._spawn(command, special)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _fork(self, command: Start, environ: dict[str, str]) -> Forked | subprocess.Popen[bytes]:
+        slave = os.ttyname(self._slave)
+        return Forked(command._replace(stdin=slave, stdout=slave, stderr=slave, environ=(*environ.items(),)))
+
+    def _spawn(self, command: Sequence[str], environ: dict[str, str]) -> Forked | subprocess.Popen[bytes]:
         slave = self._slave
 
         def take_terminal() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
             preexec_fn=take_terminal,  # noqa: PLW1509  # the child does nothing else, and no thread of ours holds a lock
-            env={**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "", **(environ or {})},
+            env={**os.environ, **environ},
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     @property
     def said(self) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
+from tests.lab.forked import Start
 from tests.lab.pseudo_terminal import CODES, PseudoTerminal
 from virtksm.text import width
 
@@ -37,7 +38,7 @@ MASKS = (
 """What varies, and what it is replaced by, in this order."""
 
 
-def screen(command: Sequence[str], columns: int) -> str:
+def screen(command: Start, columns: int) -> str:
     """Return what a command writes to a terminal of so many columns."""
     terminal = PseudoTerminal(command, columns=columns, rows=60)
     try:
@@ -54,7 +55,7 @@ def masked(text: str) -> str:
     return text
 
 
-def find_differences(name: str, shown: str, command: Sequence[str], widths: Iterable[int]) -> list[str]:
+def find_differences(name: str, shown: str, command: Start, widths: Iterable[int]) -> list[str]:
     """Return what is wrong with a command's output, by each width; with RECORD=1 recordings are mended instead."""
     faults = []
     for columns in widths:

@@ -35,6 +35,7 @@ from tests.lab.hostile_agent import (
     plant_history,
     wrong_answers,
 )
+from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import PseudoTerminal
 from virtksm.cli import ask_agent, pause, retune
 from virtksm.cli.main import main
@@ -42,7 +43,7 @@ from virtksm.errors import ExitCode
 
 PROJECT = Path(__file__).parents[2]
 HANG_S = 60.0
-LIMITS = {resource.RLIMIT_FSIZE: 64 << 20, resource.RLIMIT_AS: 2 << 30, resource.RLIMIT_CORE: 0}
+LIMITS = ((resource.RLIMIT_FSIZE, 64 << 20), (resource.RLIMIT_AS, 2 << 30), (resource.RLIMIT_CORE, 0))
 URI = "test:///default"
 PICTURED = {f"history.events.rows.0.{column} {FORMULA!r}" for column in range(5)}
 ASKING = {
@@ -148,8 +149,8 @@ def test_each_field_may_be_anything(
 ) -> None:
     for op in ASKING[command]:
         cases = list(wrong_answers(op))
-        if command.startswith("trace plot"):  # a picture takes a tenth of a second
-            cases = cases[::13] + [case for case in wrong_answers(op, one_in=1) if case[0] in PICTURED]
+        if command.startswith("trace plot"):  # a picture takes half a second
+            cases = cases[::41] + [case for case in wrong_answers(op, one_in=1) if case[0] in PICTURED]
         for place, said in cases:
             agent.say = partial(say_wrong, op, said)
             try:
@@ -195,8 +196,7 @@ def test_a_recording_of_an_agent_that_always_has_more_ends_by_its_time_and_by_a_
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as recording:
         size = (folder / "t").stat().st_size
         try:
-            while (folder / "t").stat().st_size == size:
-                size = (folder / "t").stat().st_size
+            wait_until(lambda: (folder / "t").stat().st_size != size, HANG_S, "it to write")
             recording.send_signal(signal.SIGTERM)
             assert recording.communicate(timeout=HANG_S)[0].startswith("Recorded")
         finally:

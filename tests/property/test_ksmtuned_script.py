@@ -18,8 +18,8 @@ from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
 from virtksm.values import replace
 
 SEED = 20150326
-SEQUENCES = 250
-"""A law that is off by one in any of its parameters differs in 34 of them or more."""
+SEQUENCES = 100
+"""A law that is off by one in any of its parameters differs in every eighth of them or more often."""
 STEPS_BY = [frozenset({trigger}) for trigger in (Trigger.TIMER, Trigger.STARTED, Trigger.STOPPED, Trigger.POKE)]
 BALLOON = Triggers(kinds=frozenset({Trigger.BALLOON}))
 
@@ -33,7 +33,7 @@ def test_every_step_agrees_with_the_real_script() -> None:
         for step, our, their in zip(sequence.steps, ours, theirs, strict=True):
             assert our == their, f"seed {SEED}, sequence {index}: {sequence}, at {step}"
             outcomes["stop" if their.run == 0 else "boost" if step.available_kib < sequence.thres_kib else "decay"] += 1
-    assert min(outcomes.values()) >= 1000, outcomes
+    assert min(outcomes.values()) >= 400, outcomes
     assert len(outcomes) == 3
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.lab.forked import Forked, run_forked
+from tests.lab.forked import Forked, Start, run_forked
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
@@ -104,6 +104,10 @@ class AgentHome:
         folders = ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)]
         return [VIRTKSM, "--config", str(self.config), *folders, *arguments]
 
+    def start(self, *arguments: str) -> Start:
+        """Say how a virtksm process that uses this home is forked."""
+        return Start(self.command(*arguments)[1:])
+
     def run(
         self,
         *arguments: str,
@@ -160,8 +164,8 @@ class AgentProcess:
         self._next = 0
         command = home.command("agent", "--connect", uri, "--log-format", "json", *options)
         if is_forked:
-            said = Path(f"/proc/{os.getpid()}/fd/{self._log.fileno()}")
-            self._process: subprocess.Popen[bytes] | Forked = Forked(command[1:], stdout=Path(os.devnull), stderr=said)
+            said = f"/proc/{os.getpid()}/fd/{self._log.fileno()}"
+            self._process: subprocess.Popen[bytes] | Forked = Forked(Start(command[1:], os.devnull, said))
             return
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *prefix, *command],

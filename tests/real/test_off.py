@@ -13,25 +13,15 @@ import libvirt
 import pytest
 
 from demo.guests import PayloadGuest
-from tests.lab.fixtures import GuestFactory
-from tests.lab.ksm import Ksm, wait_until
+from tests.lab.fixtures import GuestFactory, tiny
+from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome, AgentProcess, Line
 from virtksm.guests.xml import NAMESPACE
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
-BASELINE = (100, 20)
-IDLE = (0, 10_000)
 PRIVATE_TENANTS = f'private_guests = ["tenant-*"]\n{STEPPING_LAW}'
-
-
-def settings(ksm: Ksm) -> tuple[int, int]:
-    return ksm.read("pages_to_scan"), ksm.read("sleep_millisecs")
-
-
-def tiny(name: str, *, nosharepages: bool = False) -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=16, own_mib=1, nosharepages=nosharepages)
 
 
 def merge_twins(ksm: Ksm, guest: GuestFactory) -> None:
@@ -51,13 +41,13 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     done = agent.home.run("pause", "--connect", agent.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Changed    pages_to_scan: 2 -> 0 pages" in done.stdout
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
     assert len(agent.lines("paused")) == 1
 
     def answered(trigger: str) -> Line:
         line = agent.wait_for("pass_completed", lambda line: trigger in line["triggers"])
         assert line["decision"]["rule"] == "paused"
-        assert settings(ksm) == IDLE
+        assert ksm.settings() == IDLE
         return line
 
     guest(tiny("late"), settle=False)
@@ -71,7 +61,7 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     assert agent.home.run("retune", "--connect", agent.uri).returncode == 0
     answered("retune")
     assert agent.home.run("retune", "--direct", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
 
     again = agent.home.run("pause", "--json", "--connect", agent.uri)
     told = json.loads(again.stdout)
@@ -83,7 +73,7 @@ def test_off_parks_at_once_and_nothing_makes_it_scan_until_on(
     assert agent.home.run("resume", "--connect", agent.uri).returncode == 0
     assert agent.lines("foreign_value_found") == []
     assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS
 
 
 def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agent: AgentFactory) -> None:
@@ -91,26 +81,26 @@ def test_off_survives_the_agents_end_its_crash_and_a_reboot(ksm: Ksm, start_agen
     home = agent.home
     assert home.run("pause", "--connect", agent.uri).returncode == 0
     assert agent.stop() == 0
-    assert settings(ksm) == IDLE, "what it found would scan"
+    assert ksm.settings() == IDLE, "what it found would scan"
     assert len(agent.lines("ksmd_idled")) == 1
     done = home.run("restore", "--connect", agent.uri)
-    assert (done.returncode, settings(ksm)) == (0, IDLE)
+    assert (done.returncode, ksm.settings()) == (0, IDLE)
     assert "virtksm is paused" in done.stdout
 
     agent = start_agent(None)
     assert agent.lines("pass_completed")[0]["decision"]["rule"] == "paused"
     agent.kill()
     assert home.run("restore", "--on-exit", "--connect", agent.uri).returncode == 0
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
 
     shutil.rmtree(home.runtime_dir)  # as a reboot does, which brings the kernel's defaults back
     ksm.write(pages_to_scan=100, sleep_millisecs=20)
     agent = start_agent(None)
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
     assert home.run("resume", "--connect", agent.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent.stop() == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS
 
 
 def test_without_an_agent_off_holds_for_the_hooks_one_shot(
@@ -119,13 +109,13 @@ def test_without_an_agent_off_holds_for_the_hooks_one_shot(
     assert agent_home.run("retune", "--connect", libvirtd.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent_home.run("pause", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
     assert agent_home.run("retune", "--direct", "--coalesce", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
     assert agent_home.run("resume", "--connect", libvirtd.uri).returncode == 0
     assert ksm.read("pages_to_scan") == 1
     assert agent_home.run("restore", "--connect", libvirtd.uri).returncode == 0
-    assert settings(ksm) == BASELINE
+    assert ksm.settings() == DEFAULTS
 
 
 def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, start_agent: AgentFactory) -> None:
@@ -133,7 +123,7 @@ def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, star
     agent.home.state_dir.mkdir(exist_ok=True)  # the agent's history may be in it already
     agent.home.switch.write_text("{", encoding="utf-8")
     assert agent.step()["decision"]["rule"] == "paused"
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
     (warning,) = [line["warning"] for line in agent.lines("warning_raised")]
     assert str(agent.home.switch) in warning
     assert agent.home.run("resume", "--connect", agent.uri).returncode == 0
@@ -151,7 +141,7 @@ def test_off_while_libvirt_is_away_holds_when_it_comes_back(
     assert "paused, but no pass was possible yet" in done.stderr
     libvirtd.start()
     agent.wait_for_pass("connected")
-    assert settings(ksm) == IDLE
+    assert ksm.settings() == IDLE
 
 
 @pytest.mark.needs("ksm_zero_pages")

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import grp
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.forked import Start
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.lab.nobody import nobody_command
+from tests.lab.nobody import NOBODY
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.terminal_recording import find_differences
-from tests.real.agent_process import UNSETTLED_LAW, VIRTKSM, AgentFactory, AgentHome
+from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = pytest.mark.real
 
@@ -79,12 +80,12 @@ BOTH_WIDTHS = ("root", "help")
 AWAY = "qemu+unix://nowhere.invalid/system?socket=/nonexistent/socket"
 
 
-def compare(scene: str, shown: dict[str, str], command: Callable[..., Sequence[str]], uri: str) -> None:
+def compare(scene: str, shown: dict[str, str], start: Callable[..., Start], uri: str) -> None:
     """Compare what each command of a scene shows with its recordings."""
     faults, widths = [], (80, 120) if scene in BOTH_WIDTHS else (80,)
     for name, words in shown.items():
         arguments = [*shlex.split(words), "--connect", uri]
-        faults += find_differences(f"{scene}-{name}", f"virtksm {words}", command(*arguments), widths)
+        faults += find_differences(f"{scene}-{name}", f"virtksm {words}", start(*arguments), widths)
     assert not faults, "\n".join(faults)
 
 
@@ -100,7 +101,7 @@ def test_everybody_sees_what_is_theirs_to_see(
     ):
         guest(spec).domain.suspend()  # memory that grows now and then would be another decision
     agent.sweep()
-    compare("root", WITH_AGENT, home.command, agent.uri)
+    compare("root", WITH_AGENT, home.start, agent.uri)
     watched = PseudoTerminal(home.command("guests", "--watch", "0.2", "--connect", agent.uri))
     try:
         watched.wait_for_frame("web-1")
@@ -110,38 +111,42 @@ def test_everybody_sees_what_is_theirs_to_see(
         watched.close()
 
     home.folder.chmod(0o755)
-    options = home.command()[1:]
-    group = grp.getgrnam(GROUP).gr_gid
-    compare("group", FOR_GROUP, lambda *words: nobody_command(*options, *words, gids=(group,)), agent.uri)
+
+    def as_nobody(*words: str) -> Start:
+        return home.start(*words)._replace(user=NOBODY)
+
+    def as_member(*words: str) -> Start:
+        return home.start(*words)._replace(user=NOBODY, groups=(grp.getgrnam(GROUP).gr_gid,))
+
+    compare("group", FOR_GROUP, as_member, agent.uri)
     libvirtd.root.chmod(0o755)
     readers = f"{agent.uri}-ro"
     seen = {name: words for name, words in FOR_NOBODY.items() if name not in FOR_GROUP}
-    compare("group", seen, lambda *words: nobody_command(*options, *words, gids=(group,)), readers)
-    compare("nobody", FOR_NOBODY, lambda *words: nobody_command(*options, *words), readers)
-
-    compare("nobody", NOT_FOR_NOBODY, lambda *words: nobody_command(*options, *words), agent.uri)
+    compare("group", seen, as_member, readers)
+    compare("nobody", FOR_NOBODY, as_nobody, readers)
+    compare("nobody", NOT_FOR_NOBODY, as_nobody, agent.uri)
 
     assert agent.stop() == 0
-    compare("alone", WITHOUT_AGENT, home.command, agent.uri)
+    compare("alone", WITHOUT_AGENT, home.start, agent.uri)
 
 
 @pytest.mark.usefixtures("ksm")
 def test_what_acts_says_what_it_has_done(libvirtd: PrivateLibvirtd, agent_home: AgentHome) -> None:
     agent_home.configure(UNSETTLED_LAW)
-    compare("acting", ACTING, agent_home.command, libvirtd.uri)
+    compare("acting", ACTING, agent_home.start, libvirtd.uri)
 
 
 def test_the_help_and_wrong_usage_fit_the_terminal() -> None:
-    compare("help", HELP, lambda *words: [VIRTKSM, *words], "qemu:///system")
+    compare("help", HELP, lambda *words: Start([*words]), "qemu:///system")
 
 
 def test_the_configuration_is_shown(agent_home: AgentHome) -> None:
     agent_home.configure(UNSETTLED_LAW)
     shown = {"path": "config path", "check": "config check", "version": "version"}
-    compare("config", shown, agent_home.command, "qemu:///system")
+    compare("config", shown, agent_home.start, "qemu:///system")
 
 
 @pytest.mark.usefixtures("ksm")
 def test_without_libvirt_and_of_another_machine_what_is_known_is_told(agent_home: AgentHome) -> None:
-    compare("no-libvirt", WITHOUT_LIBVIRT, agent_home.command, "qemu:///system?socket=/nonexistent/socket")
-    compare("elsewhere", ELSEWHERE, agent_home.command, AWAY)
+    compare("no-libvirt", WITHOUT_LIBVIRT, agent_home.start, "qemu:///system?socket=/nonexistent/socket")
+    compare("elsewhere", ELSEWHERE, agent_home.start, AWAY)
