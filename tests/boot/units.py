@@ -506,7 +506,7 @@ def without_a_right_rewriters_stay() -> None:
     for name in LOUD:
         run("virsh", "suspend", name)
     rewrite_until(lambda _: "rewriting_unknown" in log()[len(seen) :], "the log to say what lacks")
-    claim("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in run("virtksm", "status"), run("virtksm", "status"))
+    claim("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in str(switched()["rewriters_unknown"]), switched())
     claim(doctor("virtksm")["rewriters"] == "WARN", "doctor knows")
     claim(retune()["outcome"] in ("unchanged", "applied"), retune())
     claim(judged() == {}, judged())
@@ -535,8 +535,10 @@ def with_it_they_are_out() -> None:
     claim(all(merged[name] > COMMON_MIB * 1024 * 9 // 10 for name in CALM), merged)
     shown = [json.loads(run("virtksm", "guest", "show", name, "--json")) for name in out]
     claim(all(one["mergeable_bytes"] < REWRITES.memory_mib << 20 for one in shown), shown)
-    said = run("virtksm", "status")
-    claim(f"{out[0]} (rewrites what merges, for a day)" in said, said)
+    claim(
+        [(one["name"], one["why"]) for one in switched()["unmerged"]] == [(name, "rewrites") for name in out],
+        switched(),
+    )
     claim(doctor("virtksm")["rewriters"] == "PASS", "doctor says otherwise")
     for name in LOUD:
         run("virsh", "destroy", name)
@@ -589,6 +591,11 @@ def stir() -> None:
     run("virsh", "destroy", "brief")
     retune()
     wait(is_idle, "being idle")
+
+
+def switched() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(run("virtksm", "status", "--json"))["switched"]
+    return told
 
 
 def judged() -> dict[str, object]:

@@ -94,7 +94,7 @@ _FACTS = agent_facts(
     waiting=_LATE,
     error="no answer",
     current=after_pass(_REPORT),
-    switched=UNMERGED,
+    switched={**UNMERGED, "m": replace(UNMERGED["u"], merge=True, why="command")},
     unswitched=UNSWITCHED,
 )
 PASS: Json = _REPORT.as_dict(with_thresholds=True)

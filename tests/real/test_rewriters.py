@@ -64,7 +64,8 @@ class Rests:
 
     def _counted(self) -> int:
         state = json.loads(self._agent.home.state.read_text(encoding="utf-8"))["policy_state"]
-        return sum(one["times"] for one in state["watched"].values()) + REPEATS * len(state["rewriters"])
+        times: list[int] = [one["times"] for one in state["watched"].values()]
+        return sum(times) + REPEATS * len(state["rewriters"])
 
 
 def has_rewritten(guest: RunningGuest) -> bool:

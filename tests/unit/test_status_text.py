@@ -131,6 +131,15 @@ def test_guests_that_were_switched_are_named_and_why_others_were_not() -> None:
     assert text == f"{', '.join(['vault (by a command)'] * 5)} and 2 more"
 
 
+def test_guests_that_a_command_lets_merge_are_told_apart() -> None:
+    switched = {**UNMERGED, "m": replace(UNMERGED["u"], name="let in", merge=True, why="command")}
+    told = shown(agent_facts(last=a_pass(), switched=switched))["switched"]
+    assert {kind: [one["name"] for one in told[kind]] for kind in ("unmerged", "merging")} == {
+        "unmerged": ["vault"],
+        "merging": ["let in"],
+    }
+
+
 def test_who_rewrites_is_named_and_why_that_is_unknown() -> None:
     out = {"u": replace(UNMERGED["u"], name="loud", why="rewrites")}
     facts = agent_facts(last=a_pass(), switched=out, unread=SensingFailed("no right", remedy="be root"))
