@@ -108,7 +108,7 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
         rates=cycle.tenure.dirty_kib_per_s,
         failing=reporter.dirty_rates_unknown,
     )
-    switches = GuestSwitches(reader=reader, source=lambda: None, reporter=reporter, unmerged=cycle.tenure.unmerged)
+    switches = GuestSwitches(reader=reader, source=lambda: None)
     reader.learned = switches.see
     merged = MergedMemory(cycle.tenure.merged, reporter.rewriting_unknown)
     listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, switches, rates, merged)

@@ -15,7 +15,7 @@ from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
 from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
-from virtksm.agent.dirty_rates import KIB_PER_MIB, MEASURE_S
+from virtksm.agent.dirty_rates import MEASURE_S
 from virtksm.values import replace
 
 WRITE_BLOCKS = 128
@@ -167,7 +167,7 @@ class SimGuest:
             if now_s < self._spoiled_s + MEASURE_S:
                 pages_per_s += self.regions[0].pages / MEASURE_S
             mib_per_s = pages_per_s // PAGES_PER_MIB
-            self.dirty_kib_per_s = mib_per_s * KIB_PER_MIB
+            self.dirty_kib_per_s = mib_per_s * 1024
 
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""

@@ -59,6 +59,7 @@ BESIDE_PASSES = {
     (Switch, "turn_off"),
     (Switch, "turn_on"),
     (Descriptions, "guest_xml"),
+    (Descriptions, "taints"),
     (Hypervisor, "forget_max"),
     *((History, name) for name in ("add", "samples", "events", "decisions")),
 }
