@@ -17,6 +17,7 @@ from functools import partial
 import libvirt
 
 from virtksm.errors import (
+    USE_QEMU,
     Cause,
     GuestVanished,
     LibvirtRefuses,
@@ -338,7 +339,7 @@ class LibvirtHost:
         if self.is_broken(error):
             return LibvirtUnreachable(message, remedy=at_host(self.uri, f"systemctl status {libvirt_daemon()}"))
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
+            return Unsupported(message, remedy=USE_QEMU)
         journal = at_host(self.uri, f"journalctl -u {libvirt_daemon()}")
         return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; {journal}")
 
