@@ -59,7 +59,6 @@ BESIDE_PASSES = {
     (Switch, "turn_off"),
     (Switch, "turn_on"),
     (Descriptions, "guest_xml"),
-    (Descriptions, "taints"),
     (Hypervisor, "forget_max"),
     *((History, name) for name in ("add", "samples", "events", "decisions")),
 }
@@ -80,9 +79,9 @@ def members_of(protocol: type) -> list[str]:
     ]
 
 
-AT_THE_END = {(StateStore, "is_own")}
-"""What a restore alone asks for."""
-MEMBERS = [(port, name) for port in PORTS for name in members_of(port) if (port, name) not in AT_THE_END]
+ELSEWHERE = {(StateStore, "is_own"), (Descriptions, "taints")}
+"""What only a restore and `virtksm guest` ask for."""
+MEMBERS = [(port, name) for port in PORTS for name in members_of(port) if (port, name) not in ELSEWHERE]
 CASES = [(port, name, make) for (port, name), make in zip(MEMBERS, cycle(ERRORS), strict=False)]
 """Each kind of error comes out of a third of them: what is made of it is the same for all."""
 
