@@ -1,4 +1,4 @@
-"""virtksm's commands as processes of their own, forked from one that has imported them: it costs a tenth of the CPU.
+"""virtksm's commands as processes of their own, forked from one that has imported them: a third of the CPU or less.
 
 That one is started with the first of them and ends with the test process, and all that it has forked with it. A
 command finds arguments, environment, streams and signals as in a process that was started for it. Where what it
