@@ -1,4 +1,4 @@
-"""virtksm's commands as processes of their own, forked from one that has imported them: it costs a tenth of the CPU.
+"""virtksm's commands as processes of their own, forked from one that has imported them: a third of the CPU or less.
 
 That one is started with the first of them and ends with the test process, and all that it has forked with it. A
 command finds arguments, environment, streams and signals as in a process that was started for it. Where what it
@@ -8,10 +8,8 @@ imports, or what it holds in memory, is the matter, a test starts the program it
 from __future__ import annotations
 
 import ctypes
-import importlib
 import multiprocessing
 import os
-import pkgutil
 import resource
 import signal
 import subprocess
@@ -23,17 +21,12 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
-import virtksm
 from tests.lab.hurried import hurry
 from virtksm.cli.main import run_program
 
-for _module in pkgutil.walk_packages(virtksm.__path__, "virtksm."):
-    if not _module.name.endswith("__main__"):
-        importlib.import_module(_module.name)
-
 _PR_SET_PDEATHSIG = 1
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([__name__])
+_server.set_forkserver_preload([__name__, "tests.lab.preloaded"])
 _one_at_a_time = threading.Lock()
 """multiprocessing reads how each of its processes has ended whenever another one starts."""
 

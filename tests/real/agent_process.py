@@ -300,7 +300,10 @@ class AgentFactory:
         connected: bool = True,
         is_forked: bool = True,
     ) -> AgentProcess:
-        """Start an agent; wait for its first pass unless `connected` is False. None keeps the configuration."""
+        """Start an agent; wait for its first pass unless `connected` is False. None keeps the configuration.
+
+        It is forked, unless its memory is to be measured, or it needs a program of its own.
+        """
         is_forked = is_forked and not environ and not prefix
         if config is not None:
             self.home.configure(config)

@@ -6,11 +6,10 @@ Its modules run in the browser, out of files: neither Cockpit nor KSM is needed.
 from __future__ import annotations
 
 import re
-import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import pytest
 from playwright.sync_api import Page, Route
@@ -66,7 +65,7 @@ def test_amounts_and_texts_from_outside_are_worded_as_by_the_commands(page: Page
     )
     shares = [hundredths / 100 for hundredths in range(10_001)]
     assert call(page, "units", "given.map(it.formatPercent)", shares) == [f"{share:.1f} %" for share in shares]
-    known = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) not in {"Cs", "Cn"}]
+    known = [code for code in (*range(0x32000), *range(0xE0000, 0xF0100)) if category(chr(code)) not in {"Cs", "Cn"}]
     differs = "given.filter(code => it.printable(String.fromCodePoint(code)) !== String.fromCodePoint(code))"
     escaped = call(page, "units", differs, known)
     assert escaped == [code for code in known if not chr(code).isprintable()]

@@ -29,7 +29,7 @@ MAX_GROWTH_KIB = 2048
 def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest_and_no_growth(
     ksm: Ksm, libvirtd: PrivateLibvirtd, payload: Path, start_agent: AgentFactory, request: pytest.FixtureRequest
 ) -> None:
-    agent = start_agent()
+    agent = start_agent(is_forked=False)
     churn = Churn(libvirtd.uri, payload)
     request.addfinalizer(lambda: end_guests(libvirtd))
     request.addfinalizer(churn.end)

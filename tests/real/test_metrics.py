@@ -66,7 +66,7 @@ def scraped(port: int, tmp_path: Path) -> Iterator[PrivatePrometheus]:
 def test_a_prometheus_is_told_what_the_status_says(
     start_agent: AgentFactory, guest: GuestFactory, port: int, scraped: PrivatePrometheus
 ) -> None:
-    agent = start_agent(listening(port, UNSETTLED_LAW))
+    agent = start_agent(listening(port, UNSETTLED_LAW), is_forked=False)
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=12, own_mib=4, seed=seed))
     agent.sweep()
