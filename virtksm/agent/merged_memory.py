@@ -1,7 +1,8 @@
 """How much of each guest is merged, read beside passes where the policy wants it, which judges who rewrites that.
 
 The kernel walks a guest's page tables for it. So one guest is read after the other, all within MAX_SHARE of a core, and
-only while ksmd rests and guests rewrite, or once a rest where one has before. It is for root to read: for another user nothing is known of any guest.
+only while ksmd rests and guests rewrite, or once a rest where one has before. It is for root to read: for another user
+nothing is known of any guest.
 """
 
 from __future__ import annotations
