@@ -572,7 +572,7 @@ def rewrite_once() -> None:
 
     def have_merged() -> bool:
         if all(merged_kib(pid) * 2 > LOUD_MIB * 1024 for pid in pids):
-            return True
+            return is_idle()
         stir()
         return False
 

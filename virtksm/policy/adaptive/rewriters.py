@@ -63,8 +63,8 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
 def _hold(one: Watched, mapped_kib: int, rest_s: float) -> Watched:
     """Note whether a guest that has lost nothing in this rest holds most of what it lost before: since it rests."""
     if mapped_kib * 2 < one.lost_kib:
-        return one._replace(held_s=None)
-    return one if one.held_s is not None else one._replace(held_s=rest_s)
+        return replace(one, held_s=None)
+    return one if one.held_s is not None else replace(one, held_s=rest_s)
 
 
 def _readings(snapshot: Snapshot, state: AdaptiveState) -> Iterator[tuple[str, MergedReading]]:
