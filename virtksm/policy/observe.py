@@ -14,7 +14,7 @@ from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import WATCH_S, AdaptivePolicy
 from virtksm.policy.adaptive.changes import total_kib
 from virtksm.policy.adaptive.full_scans import cpu_share, feed
-from virtksm.policy.adaptive.worth import changed_ratio, expect
+from virtksm.policy.adaptive.worth import expect, expected_kib
 from virtksm.text import format_kib
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ class ObservePolicy(AdaptivePolicy):
     ) -> tuple[Decision, AdaptiveState]:
         settings, _, _ = feed(snapshot, state, current, cpu_share(snapshot, self.params, need.pressure))
         is_check, kib = state.scans.is_check, current.scanning_kib + state.backlog.scanned_once_kib
-        ratio = changed_ratio(state.learned) if is_check else expect(snapshot, state, state.scans.started).ratio
+        expected = kib * expect(snapshot, state, state.scans.started).ratio
+        if is_check:
+            expected = expected_kib(state.learned, state.scans.changed)
         rule, what = ("check_scan", "may have changed in place") if is_check else ("full_scan", "are not scanned yet")
         text = (
             f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {format_kib(kib)} {what}, "
-            f"and {format_kib(kib * ratio)} of that are expected to merge"
+            f"and {format_kib(expected)} of that are expected to merge"
         )
         return self._decision(snapshot, state, need, rule, text, settings, WATCH_S[snapshot.source])
 

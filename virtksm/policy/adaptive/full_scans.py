@@ -87,7 +87,8 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     changed_kib = 0 if is_second else int(backlog.changed_kib)
     if not is_second:
         is_check, started = not is_due(state, memory_kib), state.arrivals.started
-        scans = replace(scans, is_check=is_check, started=started, more=0, visited=0.0, merged_kib=0)
+        changed = {key: kib for key, kib in backlog.changed.items() if kib and is_check}
+        scans = replace(scans, is_check=is_check, changed=changed, started=started, more=0, visited=0.0, merged_kib=0)
         if scans.is_check:  # what it is for has to count, or there would be no second one
             changed_kib = max(changed_kib, memory_kib // NEGLIGIBLE + 1)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
@@ -327,6 +328,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             ratio=ratio,
             visited=visited,
             is_check=scans.is_check,
+            changed=scans.changed,
             fed=ended.fed or scans.fed,
         ),
         learned=replace(

@@ -10,7 +10,7 @@ from virtksm.model.snapshot import Guest, Snapshot
 from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, UNSEEN, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib, with_available
 from virtksm.policy.adaptive.state import AdaptiveState
-from virtksm.policy.adaptive.worth import changed_ratio, expect
+from virtksm.policy.adaptive.worth import changed_ratio, changed_ratios, expect, expected_kib
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
 from virtksm.values import replace
 
@@ -85,31 +85,37 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     The law goes by their sums, but that no guest changes more than it has. What is expected of them all is as if it had
     been learned.
     """
-    rates, changed = changing(snapshot, state), state.backlog.changed
+    rates, changed, learned = changing(snapshot, state), state.backlog.changed, state.learned
     read = {guest.key for guest in snapshot.guests if guest.rss_kib is not None}
     unread = {guest.key for guest in snapshot.guests} - read
-    guests, guests_kib, changed_kib = [], {}, {}
+    guests, guests_kib, changed_kib, ratios = [], {}, {}, dict(changed_ratios(learned))
     for name, keys in (("all", read), ("unread", unread)):
         kib = sum(state.guests_kib.get(key, 0) for key in keys)
+        their_kib = {key: changed.get(key, 0.0) for key in keys}
+        their_rates = {key: rates[key][0] for key in keys if key in rates}
+        expected = their_kib if any(their_kib.values()) else their_rates
         guest = Guest(
             uuid=name,
             name=name,
             rss_kib=None if name == "unread" else snapshot.committed_kib,
             shared_kib=None if name == "unread" else max(snapshot.committed_kib - kib, 0),
             max_kib=None if name == "unread" else potential_of_kib(snapshot),
-            dirty_kib_per_s=sum(rates[key][0] for key in keys if key in rates),
+            dirty_kib_per_s=sum(their_rates.values()),
         )
         guests.append(guest)
         guests_kib[guest.key] = kib
-        changed_kib[guest.key] = sum(changed.get(key, 0.0) for key in keys)
+        changed_kib[guest.key] = sum(their_kib.values())
+        if any(expected.values()):
+            ratios[guest.key] = expected_kib(learned, expected) / sum(expected.values())
     for key in (OTHER_PROCESSES, REWRITTEN, UNSEEN):
         guests_kib |= {key: state.guests_kib[key]} if key in state.guests_kib else {}
         changed_kib |= {key: changed[key]} if key in changed else {}
     backlog = replace(state.backlog, changed=changed_kib)
     learned = replace(
-        state.learned,
+        learned,
         merge_ratios={"": expect(snapshot, state, state.arrivals.started).ratio},
-        changed_ratio=changed_ratio(state.learned),
+        changed_ratio=changed_ratio(learned),
+        changed_ratios=ratios,
         scanned_kib=0,
         rewritten_kib=0,
     )

@@ -122,6 +122,8 @@ class Scans(NamedTuple):
     """When the full scan before was granted its last batch, whose budget the next one waits for."""
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
+    changed: Mapping[str, float] = EMPTY
+    """How much that is, by changes.py's keys."""
 
 
 class Learned(NamedTuple):
@@ -136,9 +138,14 @@ class Learned(NamedTuple):
     """The same of what may have changed in place, weighted by how much it was."""
     changed_kib: int = 0
     """How much it was before the last pair of full scans, each pair counting half as much as the next."""
+    changed_ratios: Mapping[str, float] = EMPTY
+    changed_kibs: Mapping[str, float] = EMPTY
+    """Both by changes.py's keys, of those that had changed."""
     scanned_kib: int = 0
     merged_kib: int = 0
     """What the last pair of full scans was for, and what it has merged."""
+    changed: Mapping[str, float] = EMPTY
+    """What it was for by changes.py's keys, if it was a check scan."""
     held_kib: int = 0
     """All that was saved when it had ended."""
     was_check: bool = False

@@ -11,7 +11,7 @@ from math import inf, sqrt
 from typing import NamedTuple
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import changing, total_kib, unseen_of_kib
+from virtksm.policy.adaptive.changes import REWRITTEN, UNSEEN, changing, total_kib, unseen_of_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
 from virtksm.policy.adaptive.state import AdaptiveState, Learned
@@ -47,7 +47,8 @@ CHANGING_S = 300.0
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
 MAX_FALL = 8
-"""What one vain pair of full scans divides the merge ratio of changed memory by, at most (chosen)."""
+"""What one vain pair of full scans divides the merge ratio of changed memory by, at most; and how many times less than
+of all memory is expected of a guest's, at most (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -63,29 +64,31 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     if is_second_due(state, memory_kib):
         return 0.0
     backlog, growth, has_backlog = state.backlog, judge_growth(state), is_due(state, memory_kib)
-    more_kib_per_s = sum(kib_per_s for kib_per_s, _ in changing(snapshot, state).values())
+    more_kib_per_s = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
     ratio = expect(snapshot, state, state.arrivals.started).ratio
-    changed = changed_ratio(state.learned)
+    changed_gain_kib = expected_kib(state.learned, backlog.changed)
+    more_gain_kib_per_s = expected_kib(state.learned, more_kib_per_s)
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
     worth_kib_s = memory_kib * cost_s / price
     if not has_backlog:
-        is_early = more_kib_per_s * CHANGING_S > backlog.changed_kib
+        is_early = more_gain_kib_per_s * CHANGING_S > changed_gain_kib
         worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
         worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
-    left_kib_s = max(worth_kib_s - backlog.waited_kib_s * ratio - backlog.changed_kib_s * changed, 0.0)
+    changed_gain_kib_s = backlog.changed_kib_s * changed_gain_kib / (backlog.changed_kib or 1.0)
+    left_kib_s = max(worth_kib_s - backlog.waited_kib_s * ratio - changed_gain_kib_s, 0.0)
 
-    gain_kib = backlog.due_kib * ratio + backlog.changed_kib * changed
-    # gain_kib * t + more_kib_per_s * changed * t**2 / 2 = left_kib_s
-    root = sqrt(gain_kib**2 + 2 * more_kib_per_s * changed * left_kib_s)
+    gain_kib = backlog.due_kib * ratio + changed_gain_kib
+    # gain_kib * t + more_gain_kib_per_s * t**2 / 2 = left_kib_s
+    root = sqrt(gain_kib**2 + 2 * more_gain_kib_per_s * left_kib_s)
     wait_s = _divide(2 * left_kib_s, gain_kib + root)
     if small_kib > 0:
-        wait_s = max(wait_s, _divide(small_kib, more_kib_per_s))
+        wait_s = max(wait_s, _divide(small_kib, sum(more_kib_per_s.values())))
     if not has_backlog:  # what settles comes first: a check scan would scan it too early
         latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
         return max(min(wait_s, latest_s), MIN_WAIT_S if backlog.settling else 0.0) if memory_kib else None
@@ -144,12 +147,19 @@ def learn(snapshot: Snapshot, state: AdaptiveState, scanned_kib: int, merged_kib
     learned = state.learned
     ratios = {image: ratio for image, ratio in learned.merge_ratios.items() if image not in ("", learned.image)}
     ratios |= {image: merge_ratio(learned, image) for image in (learned.image, "")}
+    known = {*state.guests_kib, REWRITTEN, UNSEEN}
+    changed_kibs = {key: kib for key, kib in learned.changed_kibs.items() if key in known}
+    for key in learned.changed.keys() & known:
+        changed_kibs[key] = (changed_kibs.get(key, 0.0) + learned.changed[key]) / 2
     return replace(
         learned,
         merge_ratios=dict(list(ratios.items())[-MAX_IMAGES - 1 :]),
         image="" if is_check else _image_of(snapshot, state, scanned_kib),
         changed_ratio=changed_ratio(learned),
         changed_kib=(learned.changed_kib + learned.scanned_kib) // 2 if learned.was_check else learned.changed_kib,
+        changed_ratios={key: ratio for key, ratio in changed_ratios(learned).items() if key in known},
+        changed_kibs=changed_kibs,
+        changed=state.scans.changed if is_check else {},
         ended_s=snapshot.taken_s,
         scanned_kib=scanned_kib,
         merged_kib=min(merged_kib, scanned_kib),
@@ -195,6 +205,31 @@ def changed_ratio(learned: Learned) -> float:
     else:
         ratio = before * (1 - learned.rewritten_kib / max(learned.held_kib, learned.rewritten_kib, 1))
     return max(ratio, before / MAX_FALL)
+
+
+def changed_ratios(learned: Learned) -> Mapping[str, float]:
+    """Return the same by changes.py's keys, of those that had changed: a guest that rewrites what merges pays itself.
+
+    What has merged of a pair nobody tells by guest: it is shared out as it was expected of each.
+    """
+    of_all, ratios = changed_ratio(learned), dict(learned.changed_ratios)
+    if not (learned.was_check and learned.scanned_kib):
+        times = of_all / (learned.changed_ratio or 1.0)
+        return {key: ratio * times for key, ratio in ratios.items()}
+    before = {key: ratios.get(key, learned.changed_ratio) for key in learned.changed}
+    expected = sum(before[key] * kib for key, kib in learned.changed.items())
+    times = _lasting(learned) * learned.scanned_kib / expected if expected else 1.0
+    for key, kib in learned.changed.items():
+        weight = kib / (kib + learned.changed_kibs.get(key, 0.0))
+        ratio = before[key] + (min(before[key] * times, 1.0) - before[key]) * weight
+        ratios[key] = max(ratio, of_all / MAX_FALL)
+    return ratios
+
+
+def expected_kib(learned: Learned, changed: Mapping[str, float]) -> float:
+    """Return how much of what has changed, by key, is expected to merge and to last."""
+    of_all, ratios = changed_ratio(learned), changed_ratios(learned)
+    return sum(kib * ratios.get(key, of_all) for key, kib in changed.items())
 
 
 def _lasting(learned: Learned) -> float:
