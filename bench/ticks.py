@@ -101,14 +101,14 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     policy = AdaptivePolicy(params=config.adaptive)
     cycle = fake_cycle(hypervisor=hypervisor, local=facts, policy=policy, store=store, switch=FakeSwitch(), clock=clock)
     reporter, configuration = Reporter(Notifier({})), Configuration(config, lambda: FreshConfig(config=config))
-    reader = GuestReader(lambda: None, configuration, reporter)
+    reader = GuestReader(lambda: None, configuration, reporter, unmerged=cycle.tenure.unmerged)
     rates = DirtyRates(
         source=lambda: None,
         limit_s=lambda: configuration.in_force.call_timeout_s,
         rates=cycle.tenure.dirty_kib_per_s,
         failing=reporter.dirty_rates_unknown,
     )
-    switches = GuestSwitches(reader=reader, source=lambda: None, reporter=reporter, unmerged=cycle.tenure.unmerged)
+    switches = GuestSwitches(reader=reader, source=lambda: None)
     reader.learned = switches.see
     merged = MergedMemory(cycle.tenure.merged, reporter.rewriting_unknown)
     listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, switches, rates, merged)

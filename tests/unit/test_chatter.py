@@ -92,7 +92,7 @@ async def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
     configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
     guests = GuestReader(lambda: None, configuration, reporter)
-    switches = GuestSwitches(reader=guests, source=lambda: None, reporter=reporter, unmerged=set())
+    switches = GuestSwitches(reader=guests, source=lambda: None)
     rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
     merged = MergedMemory({}, lambda _failure: None)
     listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, switches, rates, merged)

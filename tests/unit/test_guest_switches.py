@@ -92,13 +92,10 @@ class Bench:
                 bench.exposed.append(names)
 
         reporter = Reports(Notifier({}))
-        reader = GuestReader(lambda: self.libvirt, self.configuration, reporter)
-        reader.unmerged = self.unmerged
+        reader = GuestReader(lambda: self.libvirt, self.configuration, reporter, unmerged=self.unmerged)
         part = GuestSwitches(
             reader=reader,
             source=lambda: self.monitor,
-            reporter=reporter,
-            unmerged=self.unmerged,
             changed=lambda: self.passes.append(frozenset(self.unmerged)),
             switched=lambda one, kind, why: self.switched.append((f"{kind} {one.name}", why)),
             clock=self.clock,

@@ -66,13 +66,16 @@ class Agent:
 
     def __post_init__(self) -> None:
         calls = self.connection.calls
-        guests = GuestReader(lambda: self.connection.host, self.configuration, self.reporter, self.tenure.traits)
-        guests.unmerged = self.tenure.unmerged
+        guests = GuestReader(
+            lambda: self.connection.host,
+            self.configuration,
+            self.reporter,
+            traits=self.tenure.traits,
+            unmerged=self.tenure.unmerged,
+        )
         switches = GuestSwitches(
             reader=guests,
             source=lambda: None if self.connection.host is None else LibvirtMonitor(self.connection.host),
-            reporter=self.reporter,
-            unmerged=self.tenure.unmerged,
             switched=self.history_writer.note,
         )
         guests.learned = switches.see

@@ -24,7 +24,6 @@ from typing import NamedTuple
 from virtksm.agent.calls import BlockingCalls, wait_set
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S
-from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
 from virtksm.errors import (
     GuestVanished,
@@ -101,15 +100,12 @@ class Found(NamedTuple):
 class GuestSwitches:
     """The guests that are switched while they run. `source` gives the connection's monitors, None while there is none.
 
-    `here` is None where the connection leads to another machine. `unmerged` are the guests (`Guest.key`) that cannot
-    merge because of it, for passes, one of which `changed` asks for. `switched` hears of each switch: of which guest,
-    how, and why.
+    `here` is None where the connection leads to another machine. The reader has the guests that are unmerged, for
+    passes, one of which `changed` asks for. `switched` hears of each switch: of which guest, how, and why.
     """
 
     reader: GuestReader
     source: Callable[[], Monitor | None]
-    reporter: Reporter
-    unmerged: set[str]
     changed: Callable[[], None] = lambda: None
     switched: Callable[[Guest, str, str], None] = lambda _guest, _kind, _why: None
     here: Here | None = None
@@ -158,7 +154,7 @@ class GuestSwitches:
             found = await self.disk.run("read which guests may merge", work)
         except VirtksmError as error:
             is_news, self.failure = error.message != self.failure, error.message
-            self.reporter.guests_not_switched("guests stay as they are", error, is_news=is_news)
+            self.reader.reporter.guests_not_switched("guests stay as they are", error, is_news=is_news)
             self.reader.name_exposed()
             await wait_set(self.seen, MAX_RETRY_S)
             return
@@ -187,9 +183,10 @@ class GuestSwitches:
         self.found, self.failure = found.choices, None
         left = {step.guest.key for step in found.steps}
         self.troubles = {key: one for key, one in self.troubles.items() if key in left}
-        if self.unmerged != found.unmerged:
-            self.unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
-            self.unmerged.update(found.unmerged)
+        unmerged = self.reader.unmerged
+        if unmerged != found.unmerged:
+            unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
+            unmerged.update(found.unmerged)
             self.changed()
 
     async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
@@ -219,7 +216,7 @@ class GuestSwitches:
         if not made:
             return
         why = (AGAIN if step.merge else OUT)[step.why]
-        self.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
+        self.reader.reporter.guest_switched(step.guest.name, merge=step.merge, why=why)
         self.switched(step.guest, MERGING if step.merge else UNMERGED, why)
 
     def _put_off(self, step: Step, error: VirtksmError) -> None:
@@ -232,7 +229,7 @@ class GuestSwitches:
         known = [one for key, one in self.troubles.items() if key == guest.key or one.error.message == error.message]
         if not isinstance(error, GuestVanished):
             is_news = not any(type(one.error) is type(error) for one in known)
-            self.reporter.guests_not_switched(trouble.text, error, is_news=is_news)
+            self.reader.reporter.guests_not_switched(trouble.text, error, is_news=is_news)
         self.troubles[guest.key] = trouble
 
 
