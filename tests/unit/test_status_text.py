@@ -13,8 +13,7 @@ from tests.unit.test_status import shown
 from virtksm.agent.log import status_text
 from virtksm.agent.status import read_current
 from virtksm.cli.layout import to_lines
-from virtksm.cli.sparkline import ASCII, BLOCKS, progress_bar
-from virtksm.cli.status_text import status_rows
+from virtksm.cli.status_text import ASCII, BLOCKS, progress_bar, status_rows
 from virtksm.errors import SensingFailed
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import Outcome

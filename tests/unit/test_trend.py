@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.cli.sparkline import ASCII, BLOCKS, choose_marks, sparkline
+from virtksm.cli.status_text import ASCII, BLOCKS, choose_marks, sparkline
 from virtksm.history.curves import LATELY_S, Point, core_share, saved_levels
 
 NOW_S = 1_800_000_000.0

@@ -18,8 +18,7 @@ from virtksm.cli.ask_agent import MayNotAsk, ask_serving, take_answer
 from virtksm.cli.connection import config_or_defaults, requested_uri
 from virtksm.cli.history import read_history
 from virtksm.cli.layout import Row, print_result
-from virtksm.cli.sparkline import choose_marks
-from virtksm.cli.status_text import status_rows
+from virtksm.cli.status_text import choose_marks, status_rows
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.curves import Point, core_share, points_of, saved_levels
