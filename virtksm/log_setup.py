@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from virtksm.json_output import to_output
 from virtksm.text import printable
@@ -55,18 +55,6 @@ CLOSE_LIMIT_S = 2.0
 """How long an agent that ends waits for the reader of its last lines."""
 
 Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
-
-
-class Stream(Protocol):
-    """Where lines go."""
-
-    def write(self, text: str, /) -> object: ...
-
-    def flush(self) -> object: ...
-
-    def isatty(self) -> bool: ...
-
-    def fileno(self) -> int: ...
 
 
 class LineQueue:
@@ -142,6 +130,10 @@ class LineQueue:
             with self._changed:
                 self._waiting -= len(line)
                 self._changed.notify_all()
+
+
+Stream = TextIO | LineQueue
+"""Where lines go."""
 
 
 class JournalEntries:

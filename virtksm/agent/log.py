@@ -98,17 +98,11 @@ class Reporter:
         self._failures.pop("pass_failed", None)
         self.tally.passed(report, None if heard_s is None else ended_s - heard_s, time.time())
         for value in report.foreign:
-            self._log.warning(
-                "foreign_value_found",
-                message=f"{value.parameter} is {value.found} in place of {value.ours}: {report.foreign_remedy}",
-                parameter=value.parameter,
-                ours=value.ours,
-                found=value.found,
-                remedy=report.foreign_remedy,
-            )
+            what = f"{value.parameter} is {value.found} in place of {value.ours}"
+            self._advise("foreign_value_found", what, report.foreign_remedy, **value._asdict())
         if report.yields_now:
             remedy = "virtksm writes nothing until `virtksm retune` or a reload"
-            self._log.warning("conflict_yielded", message=f"yields to another program: {remedy}", remedy=remedy)
+            self._advise("conflict_yielded", "yields to another program", remedy)
         if report.resumes_now:
             self._log.info("conflict_ended", message="the other program has stopped, virtksm sets KSM again")
         for error in report.refusals:
@@ -144,8 +138,13 @@ class Reporter:
         """Report that one of the agent's tasks met such an exception; it goes on."""
         self._crashed("task", "task_crashed", error, task=task)
 
-    def _log_change(self, event: str, error: VirtksmError, what: str, log: Log | None = None, **about: object) -> None:
-        """Log a failure as `_complain`, at level debug as long as it stays the same."""
+    def _log_change(
+        self, event: str, error: VirtksmError | None, what: str, log: Log | None = None, **about: object
+    ) -> None:
+        """Log a failure as `_complain`, at level debug as long as it stays the same; None: it has ended."""
+        if error is None:
+            self._failures.pop(event, None)
+            return
         log = self._log.debug if self._is_same(event, error) else log
         self._complain(event, error, what, log, **about)
 
@@ -159,6 +158,10 @@ class Reporter:
         """Log an error by `log`, as a warning by default; `what` begins its sentence."""
         log = log or self._log.warning
         log(event, message=f"{what}: {error}", **about, error=error.message, remedy=error.remedy)
+
+    def _advise(self, event: str, what: str, remedy: str, **about: object) -> None:
+        """Warn of what no error tells, with its remedy."""
+        self._log.warning(event, message=f"{what}: {remedy}", **about, remedy=remedy)
 
     def _crashed(self, where: str, event: str, error: Exception, **about: object) -> None:
         """Log an exception with its traceback, once per text, and count it."""
@@ -182,8 +185,7 @@ class Reporter:
     def switched(self, trigger: Trigger) -> None:
         self.tally.switched(is_off=trigger is Trigger.PAUSE)
         if trigger is Trigger.PAUSE:
-            remedy = "virtksm scans again after `virtksm resume`"
-            self._log.warning("paused", message=f"paused: {remedy}", remedy=remedy)
+            self._advise("paused", "paused", "virtksm scans again after `virtksm resume`")
         else:
             self._log.info("resumed", message="no longer paused")
 
@@ -191,8 +193,7 @@ class Reporter:
         """Name the private guests that can merge, each once for as long as it can."""
         for name in names:
             if name not in self._exposed:
-                message = f"private guest {name} can merge: {KEEP_OUT}"
-                self._log.warning("private_guest_exposed", message=message, guest=name, remedy=KEEP_OUT)
+                self._advise("private_guest_exposed", f"private guest {name} can merge", KEEP_OUT, guest=name)
         self._exposed = set(names)
         self.tally.exposed = len(names)
 
@@ -217,10 +218,7 @@ class Reporter:
 
     def rewriting_unknown(self, error: VirtksmError | None) -> None:
         """Report why it is unknown which guests rewrite what merges; None: it is known."""
-        if error is None:
-            self._failures.pop("rewriting_unknown", None)
-        else:
-            self._log_change("rewriting_unknown", error, "which guests rewrite what merges is unknown")
+        self._log_change("rewriting_unknown", error, "which guests rewrite what merges is unknown")
 
     def guest_xml_unreadable(self, error: VirtksmError) -> None:
         if isinstance(error, Unforeseen):
@@ -232,9 +230,8 @@ class Reporter:
         """Report that the history was written, and where an unusable file was moved to."""
         self._failures.pop("history_failed", None)
         if set_aside is not None:
-            remedy = "a new one was begun; examine it, or remove it"
-            message = f"the history is unusable and was set aside as {set_aside}: {remedy}"
-            self._log.warning("history_set_aside", message=message, file=set_aside, remedy=remedy)
+            what = f"the history is unusable and was set aside as {set_aside}"
+            self._advise("history_set_aside", what, "a new one was begun; examine it, or remove it", file=set_aside)
 
     def history_failed(self, error: Exception) -> None:
         self.tally.history_failures += 1
@@ -245,10 +242,7 @@ class Reporter:
 
     def metrics_trouble(self, error: VirtksmError | None) -> None:
         """Report why metrics that the configuration wants are not available; None: they are."""
-        if error is None:
-            self._failures.pop("metrics_unavailable", None)
-        else:
-            self._log_change("metrics_unavailable", error, "there are no metrics")
+        self._log_change("metrics_unavailable", error, "there are no metrics")
 
     def config_rejected(self, error: ConfigError) -> None:
         self.tally.config_is_read = False
