@@ -234,11 +234,7 @@ class GuestSwitches:
 
 
 def _find(
-    here: Here,
-    running: Sequence[Guest],
-    known: Mapping[str, GuestXml],
-    config: Config,
-    rewriters: Collection[str],
+    here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
 ) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"

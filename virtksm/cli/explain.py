@@ -26,11 +26,7 @@ MAX = 100
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--last",
-        metavar="N",
-        type=_count,
-        default=LAST,
-        help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
+        "--last", metavar="N", type=_count, default=LAST, help=f"how many decisions, 1 to {MAX} (default: %(default)s)"
     )
     parser.add_argument("-f", "--follow", action="store_true", help="show each decision to come, too, until Ctrl-C")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the numbers that led to each decision, too")

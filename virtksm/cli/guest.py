@@ -327,10 +327,7 @@ class GuestSwitch:
             return []
         tone = "warn" if self.seen.needed_kib > self.seen.available_kib else ""
         held = f"its QEMU stands still for about {find_held_s(self.seen.needed_kib):.1f} s"
-        return [
-            (tone, "Memory", self.seen.fit_text),
-            ("", "Cost", f"while it unmerges {held}; {TAINTS}"),
-        ]
+        return [(tone, "Memory", self.seen.fit_text), ("", "Cost", f"while it unmerges {held}; {TAINTS}")]
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON values (docs/reference.md)."""

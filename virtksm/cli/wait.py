@@ -33,11 +33,7 @@ SCHEMA = 1
 ASK_EVERY_S = 0.5
 PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "numbers": {"memory_kib": int | None, "settling_kib": int | None}}}
 ASKED_FOR = {**STATUS, "last_pass": (PASS_ASKED_FOR, None)}
-SETTLED_RULES = {
-    "adaptive": ("idle", "disengaged", "empty"),
-    "ksmtuned": ("stop",),
-    "observe": ("idle", "disengaged"),
-}
+SETTLED_RULES = {"adaptive": ("idle", "disengaged", "empty"), "ksmtuned": ("stop",), "observe": ("idle", "disengaged")}
 """By policy, the rules by which nothing is left to scan as things are."""
 RESULTS = {
     "settled": (ExitCode.DONE, "Settled"),

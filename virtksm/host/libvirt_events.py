@@ -185,12 +185,7 @@ class Subscription:
         self._report(Trigger.BALLOON, domain, f"balloon {actual_kib} KiB")
 
     def _on_memory_size(
-        self,
-        connection: libvirt.virConnect,
-        domain: libvirt.virDomain,
-        alias: str,
-        size_kib: int,
-        opaque: Any,
+        self, connection: libvirt.virConnect, domain: libvirt.virDomain, alias: str, size_kib: int, opaque: Any
     ) -> None:
         self._report(Trigger.MEMORY_DEVICE, domain, f"{alias} {size_kib} KiB")
 

@@ -58,8 +58,7 @@ class StateFile:
             return parse_host_state(text)
         except ValueError as error:
             raise StateUnusable(
-                f"{self._file}: {error}",
-                remedy=f"rm {self._file} (the settings now in the kernel become the baseline)",
+                f"{self._file}: {error}", remedy=f"rm {self._file} (the settings now in the kernel become the baseline)"
             ) from error
 
     def save(self, state: HostState) -> None:

@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from virtksm.doctor.facts import (
-    KSMTUNED_UNITS,
-    MOM_UNITS,
-    QEMU_KVM_UNIT,
-    THROTTLER_UNITS,
-    TUNED_UNIT,
-    Facts,
-)
+from virtksm.doctor.facts import KSMTUNED_UNITS, MOM_UNITS, QEMU_KVM_UNIT, THROTTLER_UNITS, TUNED_UNIT, Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, BootSetting
 
@@ -137,10 +130,7 @@ def check_boot(facts: Facts) -> Outcome:
     boot = facts.this_machine.boot
     found = [one for one in boot.settings if _conflicts(one)]
     if found:
-        return warned(
-            "; ".join(map(str, found)),
-            f"take that out of it; or, if it is meant to stay: {GIVE_WAY}",
-        )
+        return warned("; ".join(map(str, found)), f"take that out of it; or, if it is meant to stay: {GIVE_WAY}")
     if boot.unread:
         raise DoesNotApply(f"not all could be read: {boot.unread[0]}")
     return passed("none found in systemd's units and tmpfiles.d, sysfs.conf, udev's rules, rc.local and root's crontab")
