@@ -122,7 +122,6 @@ class _Kind:
         self.is_row = self.made is tuple and ... not in parameters
 
     def take(self, name: str, value: Any, bounds: Bounds) -> Any:  # noqa: ANN401  # a field's
-        """Return the value of a field that is annotated so."""
         made = self.made
         if value is None and self.may_be_none:
             return None

@@ -139,7 +139,6 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self.configuration.hung_up.set)
 
     async def _reload(self) -> None:
-        """Wait for a SIGHUP, and reload."""
         await self.configuration.hung_up.wait()
         self.configuration.hung_up.clear()
         await self.reload()
@@ -187,7 +186,6 @@ class Agent:
             self.reporter.task_crashed("opening the history", error)
 
     async def _hold_connection(self) -> None:
-        """Open a connection, and hold it until it is lost."""
         host, lost = await self.connection.open(lambda: self.configuration.in_force, self.passes.heard)
         try:
             self._use_connection(host)

@@ -30,12 +30,10 @@ class Coalescer:
     """When the policy wants its next pass."""
 
     def offer(self, trigger: Trigger, heard_s: float) -> Coalescer:
-        """Add a trigger that came at `heard_s`."""
         first_s = heard_s if self.heard_s is None else self.heard_s
         return replace(self, pending=self.pending | {trigger}, heard_s=first_s)
 
     def ring(self, now_s: float) -> Coalescer:
-        """Make the timer a trigger if its time has come."""
         if self.timer_s is None or self.timer_s > now_s:
             return self
         return replace(self, timer_s=None).offer(Trigger.TIMER, now_s)

@@ -146,7 +146,6 @@ class ControlServer:
         return None
 
     def _evict(self, client: Client) -> None:
-        """Give up a client's place, for another one."""
         self.clients.remove(client)
         if not client.writer.is_closing():
             client.writer.write(_line(failure("too many clients", 1)))

@@ -204,7 +204,6 @@ class DirtyRates:
 
 
 def _or_none(read: Callable[[], int | None]) -> int | None:
-    """Return what is read of a guest, None where that fails for this one."""
     try:
         return read()
     except SensingFailed:

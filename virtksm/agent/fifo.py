@@ -70,7 +70,6 @@ class Pokes:
         asyncio.get_running_loop().add_reader(self._descriptor, self._read)
 
     def close(self) -> None:
-        """Stop listening, and close the FIFO."""
         if self._pause is not None:
             self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._descriptor)

@@ -77,7 +77,6 @@ class Trouble(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it has come to."""
         return f"guest {self.guest.name} {'does not merge again' if self.merge else 'was not unmerged'}"
 
 
@@ -137,7 +136,6 @@ class GuestSwitches:
         self.seen.set()
 
     def connect(self, here: Here | None) -> None:
-        """Go on over another connection."""
         self.here = here
         self.see(again=True)
 

@@ -56,7 +56,6 @@ class Rooms:
     _rooms: Mapping[str, Room] | None = None
 
     def passed(self, done: DonePass, known: Mapping[str, GuestXml]) -> None:
-        """Note a pass."""
         # Within a full scan most passes read KSM's counters alone, which do not go with the memory of a moment ago.
         if self._last is None or done.report.snapshot.guests is not self._last.report.snapshot.guests:
             self._last, self._is_due = done, True

@@ -120,11 +120,9 @@ class HistoryWriter:
         self._has_news.set()
 
     def hear(self, event: DomainEvent) -> None:
-        """Take note of an event of libvirt's."""
         self._note(event.trigger.value, event.guest, event.uuid, event.detail)
 
     def note(self, guest: Guest, kind: str, detail: str) -> None:
-        """Take note of what was done with a guest."""
         self._note(kind, guest.name, guest.uuid, detail)
 
     def _note(self, kind: str, domain: str, uuid: str, detail: str) -> None:

@@ -131,7 +131,6 @@ class Reporter:
         self._crashed("pass", "pass_crashed", error, triggers=triggers.names)
 
     def request_failed(self, op: str, error: Exception) -> None:
-        """Report a request that ended likewise."""
         self._crashed("request", "request_failed", error, op=op[:MAX_OF_AN_OP])
 
     def task_crashed(self, task: str, error: Exception) -> None:

@@ -69,11 +69,9 @@ class Requests:
     switch_calls: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
 
     def read_facts(self) -> AgentFacts:
-        """Return the agent's facts at this moment."""
         return read_facts(self.agent, self.facts)
 
     async def handle(self, request: Mapping[str, object]) -> dict[str, object]:
-        """Answer one request."""
         try:
             return self._other_host(request) or await self._answer(request)
         except VirtksmError as error:

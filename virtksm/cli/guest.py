@@ -300,7 +300,6 @@ class GuestSwitch:
         return () if self.seen.memory is None else still_mergeable(self.qemu.backends, self.seen.memory)
 
     def rows(self) -> list[Row]:
-        """Return what is known, for people."""
         seen = self.seen
         tainted = "unknown: libvirt before 7.1 does not tell" if seen.taints is None else "; ".join(seen.taints) or "no"
         rows = [("", "Guest", seen.guest.name), ("", "Kernel", self._kernel_text())]

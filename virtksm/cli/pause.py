@@ -58,7 +58,6 @@ class Switching:
         self._done = f"not {DONE[self._op]}"
 
     def run(self) -> ExitCode:
-        """Do all of it."""
         try:
             if not is_alias(self._uri):
                 self._set_switch(self._uri)

@@ -85,7 +85,6 @@ class View:
         return self._alone.read()
 
     def _history_fields(self, now: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields that need the history."""
         events, points, error, now_s = [], [], None, time.time()
         try:
             history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)

@@ -105,12 +105,10 @@ class Here:
         return read_enabled(self.root)
 
     def unit(self, name: str) -> Unit:
-        """Return the state of a unit."""
         return read_unit(self.root, name, self._enabled)
 
     @cached_property
     def tuned(self) -> Tuned:
-        """The active profiles of tuned."""
         return read_tuned(self.root)
 
     @cached_property
@@ -143,7 +141,6 @@ class Facts:
 
     @property
     def guests(self) -> Guests:
-        """The running guests."""
         return known(self.connection.guests)
 
     @property

@@ -63,7 +63,6 @@ class SeenGuest:
 
     @property
     def need(self) -> GuestNeed:
-        """Its part in the host's headroom."""
         from virtksm.guests.headroom import need_of  # making its classes is start-up time
 
         return need_of(self.guest, self.xml, self.max_kib, zero_kib=self.zero_kib, swapped_kib=self.swapped_kib or 0)

@@ -35,7 +35,6 @@ class CurrentKsm(NamedTuple):
     committed_kib: int | None = None
 
     def counting(self, snapshot: Snapshot) -> CurrentKsm:
-        """Return the same with the guests of a snapshot."""
         return replace(
             self,
             guests=len(snapshot.guests),

@@ -98,7 +98,6 @@ class PassReport(NamedTuple):
 
     @property
     def saved_kib(self) -> int | None:
-        """The memory that merging saves."""
         return self.snapshot.ksm.saved_kib
 
     @property
@@ -130,7 +129,6 @@ class PassReport(NamedTuple):
 
     @property
     def exposures(self) -> list[str]:
-        """The warnings about private guests."""
         return [f"private guest {name!r} can merge: {KEEP_OUT}" for name in self.exposed or ()]
 
     def as_dict(self, *, with_thresholds: bool = False) -> dict[str, object]:

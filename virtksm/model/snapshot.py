@@ -118,7 +118,6 @@ class KsmState(NamedTuple):
         )
 
     def kib(self, pages: int) -> int:
-        """Return how much memory so many pages are."""
         return pages * self.page_kib
 
     @property
@@ -140,7 +139,6 @@ class KsmState(NamedTuple):
 
     @property
     def zero_kib(self) -> int | None:
-        """The merged zero pages, which are in no resident memory."""
         return None if self.ksm_zero_pages is None else self.kib(self.ksm_zero_pages)
 
     @property

@@ -87,7 +87,6 @@ class KsmtunedPolicy:
         return state
 
     def dump_state(self, state: KsmtunedState) -> dict[str, object]:
-        """Return the state as plain JSON values."""
         values: dict[str, object] = dump(state)
         return values
 

@@ -30,7 +30,6 @@ class ChoiceFile:
         self._file = paths.host_choices(host)
 
     def read(self) -> dict[str, Choice]:
-        """Return the choices by the guests' UUID, also those of runs that have ended."""
         text = read_file(self._file)
         if text is None:
             return {}
@@ -41,12 +40,10 @@ class ChoiceFile:
             raise StateUnusable(f"{self._file}: {error}", remedy=remedy) from error
 
     def note(self, uuid: str, choice: Choice) -> None:
-        """Put a guest's choice in place of its earlier one."""
         with self._locked():
             self._save({**self.read(), uuid: choice})
 
     def exchange(self, uuid: str, old: Choice | None, new: Choice | None) -> bool:
-        """Put a choice in place of an old one, unless another is there by now; None is none. Returns whether it has."""
         with self._locked():
             choices = self.read()
             if choices.pop(uuid, None) != old:

@@ -17,7 +17,6 @@ class Anonymiser:
         self._numbers: dict[str, dict[str, str]] = {}
 
     def strip(self, line: Line) -> Line:
-        """Return the line without names."""
         match line:
             case Header():
                 return replace(line, uri=line.uri.partition(":")[0] + ":")

@@ -137,7 +137,6 @@ class Sums:
     replayed: Share = field(default_factory=Share)
 
     def take(self, step: Step) -> None:
-        """Count one step after the other."""
         if step.lasted_s is not None:
             self.lasted_s += step.lasted_s
             self.recorded.pass_time(step.lasted_s)

@@ -77,7 +77,6 @@ def _by_one(values: Mapping[str, int]) -> Values:
 
 
 def _ksm(read: Callable[[CurrentKsm], Value | None]) -> Read:
-    """Give a value of KSM and the guests as they are."""
     return lambda at: None if at.agent.current is None else read(at.agent.current)
 
 

@@ -28,7 +28,6 @@ class Writer(NamedTuple):
     remedy: str
 
     def check(self, facts: Facts) -> Outcome:
-        """Judge whether it runs or will."""
         here = facts.this_machine
         names = {name[:COMM_LETTERS]: name for name in self.processes}
         running = sorted({names[one.name] for one in here.processes if one.name in names})

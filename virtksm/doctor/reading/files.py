@@ -26,7 +26,6 @@ class Root:
         self._path = path.rstrip("/")
 
     def path(self, relative: str) -> str:
-        """Return the path to open."""
         return f"{self._path}/{relative}"
 
     def text(self, relative: str, *, only_scripts: bool = False) -> str | None:
@@ -91,7 +90,6 @@ class Root:
             return []
 
     def is_folder(self, relative: str) -> bool:
-        """Return whether there is such a folder."""
         try:
             return stat.S_ISDIR(os.stat(self.path(relative)).st_mode)  # noqa: PTH116  # errors tell apart
         except (FileNotFoundError, NotADirectoryError):
