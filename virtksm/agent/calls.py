@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from virtksm.errors import LibvirtTimeout, VirtksmError
-from virtksm.host.systemd import restart_libvirt
+from virtksm.errors import VirtksmError
+from virtksm.host.systemd import libvirt_hangs
 
 Result = TypeVar("Result")
 
@@ -29,11 +29,6 @@ class Waiting:
 
     what: str
     since_s: float
-
-
-def libvirt_hangs(message: str) -> VirtksmError:
-    """Return the error for a call that libvirt does not answer."""
-    return LibvirtTimeout(message, remedy=restart_libvirt())
 
 
 class BlockingCalls:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from virtksm.config.schema import Config
-    from virtksm.errors import VirtksmError
     from virtksm.host.libvirt_connection import LibvirtHost
     from virtksm.paths import RuntimePaths
 
@@ -86,9 +85,10 @@ class Libvirt:
 
     def __init__(self, limit_s: float) -> None:
         from virtksm.host.bounded import BoundedCalls
+        from virtksm.host.systemd import libvirt_hangs
 
         self._limit_s = limit_s
-        self._calls = BoundedCalls(_hangs)
+        self._calls = BoundedCalls(libvirt_hangs)
 
     def open(self, uri: str, *, read_only: bool = False) -> LibvirtHost:
         """Open a connection; raises LibvirtUnreachable, of which LibvirtTimeout is one."""
@@ -99,10 +99,3 @@ class Libvirt:
     def run(self, what: str, call: Callable[[], Result], *, times: int = 1, more_s: float = 0.0) -> Result:
         """Make a call that may take `times` the limit and `more_s`; raises LibvirtTimeout, and what it raises."""
         return self._calls.run(what, call, self._limit_s * times + more_s)
-
-
-def _hangs(message: str) -> VirtksmError:
-    from virtksm.errors import LibvirtTimeout
-    from virtksm.host.systemd import restart_libvirt
-
-    return LibvirtTimeout(message, remedy=restart_libvirt())

@@ -13,7 +13,7 @@ from virtksm.host.bounded import BoundedCalls
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.local_facts import ProcFacts
-from virtksm.host.systemd import restart_libvirt
+from virtksm.host.systemd import libvirt_hangs
 from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.paths import RuntimePaths, host_key
@@ -91,7 +91,7 @@ class Alone:
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
 
     def _hangs(self, _message: str) -> LibvirtTimeout:
-        return LibvirtTimeout(f"{self.uri}: no answer within {LIMIT_S:g} s", remedy=restart_libvirt())
+        return libvirt_hangs(f"{self.uri}: no answer within {LIMIT_S:g} s")
 
     def _sense(self) -> Snapshot:
         host, self._host = self._host or open_host(self.uri, read_only=True), None  # one that breaks is not used again

@@ -27,6 +27,7 @@ from virtksm.errors import (
     VirtksmError,
 )
 from virtksm.host.bounded import BoundedCalls
+from virtksm.host.systemd import libvirt_daemon, libvirt_hangs
 from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 from virtksm.uri import is_alias, is_local
 from virtksm.values import replace
@@ -119,7 +120,7 @@ class LibvirtHost:
         self.call_timeout_s = 30.0
         self.came_late: Callable[[], object] = lambda: None
         """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
-        self._lists = BoundedCalls(_hangs)
+        self._lists = BoundedCalls(libvirt_hangs)
         self._last_list: tuple[Guest, ...] | None = None
         self._is_list_old = False
         """Whether a pass has gone without the list that is waited for and may be for what that is too old to show."""
@@ -179,7 +180,7 @@ class LibvirtHost:
             hangs = late_since_s is not None and time.monotonic() - late_since_s >= self.call_timeout_s
             last = self._last_list
             if last is None or hangs:
-                raise _hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
+                raise libvirt_hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
             return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
@@ -333,10 +334,10 @@ class LibvirtHost:
     def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
         if self.is_broken(error):
-            return LibvirtUnreachable(message, remedy=f"systemctl status {_daemon()}")
+            return LibvirtUnreachable(message, remedy=f"systemctl status {libvirt_daemon()}")
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
-        return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; journalctl -u {_daemon()}")
+        return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; journalctl -u {libvirt_daemon()}")
 
 
 def client_version() -> int:
@@ -355,20 +356,8 @@ def open_host(uri: str, *, read_only: bool = False, apart: bool = False) -> Libv
         return LibvirtHost(connection, partial(libvirt.open, uri) if apart else None)
     except libvirt.libvirtError as error:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
-        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), daemon=_daemon())
+        cause, remedy = explain_failure(uri, error.get_error_code(), error.get_int1(), daemon=libvirt_daemon())
         raise made(f"{uri}: {cause} ({error.get_error_message()})", remedy=remedy) from error
-
-
-def _hangs(message: str) -> VirtksmError:
-    from virtksm.host.systemd import restart_libvirt  # only where something has failed
-
-    return LibvirtTimeout(message, remedy=restart_libvirt())
-
-
-def _daemon() -> str:
-    from virtksm.host.systemd import libvirt_daemon  # only where something has failed
-
-    return libvirt_daemon()
 
 
 def explain_failure(uri: str, code: int, number: int, *, daemon: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from virtksm.errors import SWITCH_UNIT, switch_ksm_on
+from virtksm.errors import SWITCH_UNIT, LibvirtTimeout, switch_ksm_on
 from virtksm.text import printable
 
 UNIT_DIRS = (
@@ -43,9 +43,9 @@ def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
     return "virtqemud" if enabled or (has["virtqemud"] and not has["libvirtd"]) else "libvirtd"
 
 
-def restart_libvirt() -> str:
-    """Return what mends a daemon of libvirt's that hangs, on this host."""
-    return f"systemctl restart {libvirt_daemon()} (guests go on running)"
+def libvirt_hangs(message: str) -> LibvirtTimeout:
+    """Return the error for a call that libvirt does not answer, with what mends its daemon on this host."""
+    return LibvirtTimeout(message, remedy=f"systemctl restart {libvirt_daemon()} (guests go on running)")
 
 
 def unit_variable(
