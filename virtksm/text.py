@@ -13,6 +13,11 @@ def format_kib(kib: float | None) -> str:
     return f"{kib / 1024:.1f} MiB" if kib < 1024 * 1024 else f"{kib / 1024 / 1024:.1f} GiB"
 
 
+def to_bytes(kib: int | None) -> int | None:
+    """Return KiB in bytes, None for None."""
+    return None if kib is None else kib * 1024
+
+
 def printable(text: str) -> str:
     """Return `text` with what is not printable as backslash escapes: controls, line ends, bidirectional overrides."""
     if text.isprintable():

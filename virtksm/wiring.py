@@ -26,16 +26,21 @@ def is_this_machine(uri: str, config: Config) -> bool:
     return config.host == "local" or is_local(uri)
 
 
+def key_of(uri: str, config: Config) -> str:
+    """Return the name of the host behind `uri`, which is no alias, in those of its files."""
+    return host_key(uri, local=is_this_machine(uri, config))
+
+
 def make_switch(uri: str, config: Config, paths: RuntimePaths) -> SwitchFile:
     """Return the switch of the host behind `uri`, which is no alias."""
-    return SwitchFile(paths.host_switch(host_key(uri, local=is_this_machine(uri, config))))
+    return SwitchFile(paths.host_switch(key_of(uri, config)))
 
 
 def make_history(uri: str, config: Config, paths: RuntimePaths) -> History:
     """Return the history of the host behind `uri`, which is no alias."""
     from virtksm.store.history import HistoryFile  # SQLite takes 9 ms to import, and no pass needs it
 
-    return HistoryFile(paths.host_history(host_key(uri, local=is_this_machine(uri, config))))
+    return HistoryFile(paths.host_history(key_of(uri, config)))
 
 
 def make_choices(uri: str, config: Config, paths: RuntimePaths) -> ChoiceFile | None:
@@ -63,13 +68,12 @@ def make_cycle(
     from virtksm.store.state import StateFile
     from virtksm.tuning.cycle import Cycle, Tenure
 
-    local = is_this_machine(host.uri, config)
     host.call_timeout_s = config.call_timeout_s
     return Cycle(
         hypervisor=host,
-        local=(facts or ProcFacts()) if local else None,
+        local=(facts or ProcFacts()) if is_this_machine(host.uri, config) else None,
         policy=make_policy(config),
-        store=StateFile(paths, host_key(host.uri, local=local)),
+        store=StateFile(paths, key_of(host.uri, config)),
         switch=make_switch(host.uri, config, paths),
         clock=boottime_s,
         on_conflict=config.on_conflict,

@@ -34,10 +34,9 @@ from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_monitor import LibvirtMonitor
 from virtksm.model.decision import Trigger
 from virtksm.model.report import RestoreReport
-from virtksm.paths import host_key
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.uri import is_alias
-from virtksm.wiring import is_this_machine
+from virtksm.wiring import key_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,7 +175,7 @@ class Agent:
         uri, config = self.connection.known_uri, self.configuration.in_force
         if self.make_history is None or is_alias(uri):
             return
-        key = host_key(uri, local=is_this_machine(uri, config))
+        key = key_of(uri, config)
         if key == self.history_key:
             return
         try:

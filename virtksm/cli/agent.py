@@ -6,16 +6,15 @@ import argparse
 import sys
 
 from virtksm.cli.connection import requested_uri
+from virtksm.config.schema import Config, all_keys
 from virtksm.paths import RuntimePaths
-
-LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("auto", "console", "json", "journal")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-level", choices=LEVELS, help="lowest level to log (default: the configuration's, info)")
+    levels, formats = (all_keys()[name].choices for name in ("log_level", "log_format"))
+    parser.add_argument("--log-level", choices=levels, help="lowest level to log (default: the configuration's, info)")
     parser.add_argument(
-        "--log-format", choices=FORMATS, help="auto: console on a terminal, journal under systemd, else json"
+        "--log-format", choices=formats, help="auto: console on a terminal, journal under systemd, else json"
     )
 
 
@@ -23,7 +22,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code."""
     from virtksm.agent.main import serve
     from virtksm.config.load import load
-    from virtksm.config.schema import Config
     from virtksm.log_setup import LineQueue, configure
 
     config = load(options.config).config

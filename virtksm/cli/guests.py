@@ -14,7 +14,7 @@ from virtksm.guests.pools import pool_text
 from virtksm.guests.process import OtherProcess
 from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 from virtksm.guests.survey import SeenGuest, Survey
-from virtksm.text import format_kib, printable
+from virtksm.text import format_kib, printable, to_bytes
 
 SCHEMA = 1
 MAX_NAMED = 5
@@ -99,11 +99,11 @@ def survey_dict(found: Survey, guests: Sequence[SeenGuest]) -> dict[str, object]
             "pages_shared": ksm.pages_shared,
             "pages_sharing": ksm.pages_sharing,
             "ksm_zero_pages": ksm.ksm_zero_pages,
-            "freed_bytes": _bytes(ksm.freed_kib),
+            "freed_bytes": to_bytes(ksm.freed_kib),
             "page_bytes": ksm.page_kib * 1024,
             "places_per_page": None if ksm.places_per_page is None else round(ksm.places_per_page, 2),
             "max_page_sharing": found.max_page_sharing,
-            "saved_bytes": _bytes(ksm.saved_kib),
+            "saved_bytes": to_bytes(ksm.saved_kib),
             "cost_bytes": find_cost_bytes(ksm, found.general_profit_bytes),
             "profit_bytes": find_profit_bytes(ksm, found.general_profit_bytes),
         },
@@ -216,12 +216,12 @@ def _accounted(name: str) -> Callable[[SeenGuest], int | None]:
 
 
 AMOUNTS: dict[str, Callable[[SeenGuest], int | None]] = {
-    "memory": lambda seen: _bytes(seen.xml.current_kib),
-    "maximum": lambda seen: _bytes(seen.max_kib),
-    "limit": lambda seen: _bytes(seen.xml.limit_kib),
-    "rss": lambda seen: _bytes(seen.guest.rss_kib),
-    "mergeable": lambda seen: _bytes(seen.guest.mergeable_kib),
-    "swapped": lambda seen: _bytes(seen.swapped_kib),
+    "memory": lambda seen: to_bytes(seen.xml.current_kib),
+    "maximum": lambda seen: to_bytes(seen.max_kib),
+    "limit": lambda seen: to_bytes(seen.xml.limit_kib),
+    "rss": lambda seen: to_bytes(seen.guest.rss_kib),
+    "mergeable": lambda seen: to_bytes(seen.guest.mergeable_kib),
+    "swapped": lambda seen: to_bytes(seen.swapped_kib),
     **{name: _accounted(name) for name in ("merged", "unmerged", "freed", "saved", "cost", "profit")},
 }
 """A guest's amounts of memory in bytes, None where they are unknown."""
@@ -237,10 +237,6 @@ COLUMNS: dict[str, Callable[[SeenGuest], str]] = {
 
 def _amount(count_bytes: int) -> str:
     return format_kib(count_bytes / 1024)
-
-
-def _bytes(kib: int | None) -> int | None:
-    return None if kib is None else kib * 1024
 
 
 def _most_first(name: str) -> Callable[[SeenGuest], int]:

@@ -21,7 +21,7 @@ from virtksm.host.bounded import BoundedCalls
 from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths, host_key
 from virtksm.uri import is_alias, named_uri
-from virtksm.wiring import is_this_machine, make_switch
+from virtksm.wiring import is_this_machine, key_of, make_switch
 
 SCHEMA = 1
 SLACK_S = 5.0
@@ -104,7 +104,7 @@ class Switching:
     def _is_here(self, report: dict[str, Any]) -> bool:
         """Return whether an agent's pass was on the host that is meant here; its name for the host is only compared."""
         there = host_key(report["uri"], local=report["source"] == "local")
-        return is_alias(self._uri) or there == host_key(self._uri, local=self._is_local)
+        return is_alias(self._uri) or there == key_of(self._uri, self._config)
 
     @property
     def _is_local(self) -> bool:

@@ -16,13 +16,13 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import libvirt_hangs
 from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
-from virtksm.paths import RuntimePaths, host_key
+from virtksm.paths import RuntimePaths
 from virtksm.store.state import read_freed
 from virtksm.tuning.freed import count_freed
 from virtksm.tuning.sense import sense, sense_ksm, with_estimates
 from virtksm.uri import is_alias
 from virtksm.values import replace
-from virtksm.wiring import is_this_machine, make_switch
+from virtksm.wiring import is_this_machine, key_of, make_switch
 
 LIMIT_S = 5.0
 SCHEMA = 1
@@ -99,5 +99,5 @@ class Alone:
         local = self._in_thread if is_this_machine(self.uri, self._config) else None
         snapshot = sense(host, local, boottime_s())
         self._host = host
-        freed = read_freed(self._paths, host_key(self.uri, local=local is not None))
+        freed = read_freed(self._paths, key_of(self.uri, self._config))
         return snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed), {})

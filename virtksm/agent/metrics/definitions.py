@@ -17,6 +17,7 @@ from virtksm.agent.status import AgentFacts, worst_core_percent
 from virtksm.model.current import CurrentKsm
 from virtksm.model.snapshot import HostMemory
 from virtksm.policy.adaptive.state import load_state
+from virtksm.text import to_bytes
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]
@@ -81,15 +82,11 @@ def _ksm(read: Callable[[CurrentKsm], Value | None]) -> Read:
 
 
 def _host(read: Callable[[HostMemory], int | None]) -> Read:
-    return _ksm(lambda current: None if current.host is None else _bytes(read(current.host)))
+    return _ksm(lambda current: None if current.host is None else to_bytes(read(current.host)))
 
 
 def _savings(read: Callable[[GuestSavings], Values | int]) -> Read:
     return lambda at: None if at.savings is None else read(at.savings)
-
-
-def _bytes(kib: int | None) -> int | None:
-    return None if kib is None else kib * 1024
 
 
 def _ksm_off_while_wanted(at: Moment) -> bool | None:
@@ -104,7 +101,7 @@ def _room(at: Moment) -> Values | None:
 
 def _cow_break_bytes(current: CurrentKsm) -> int | None:
     ksm = current.ksm
-    return None if ksm.cow_ksm is None else _bytes(ksm.kib(ksm.cow_ksm))
+    return None if ksm.cow_ksm is None else to_bytes(ksm.kib(ksm.cow_ksm))
 
 
 def _backlog(at: Moment) -> Values | None:
@@ -166,17 +163,17 @@ METRICS = (
     _gauge("idle", "1: the last decision was to let ksmd idle.",
            lambda at: None if at.agent.last is None else at.agent.last.decision.is_idle),
     _gauge("saved_bytes", "Memory saved: by shared pages, zero pages and split huge pages.",
-           _ksm(lambda current: _bytes(current.saved_kib))),
+           _ksm(lambda current: to_bytes(current.saved_kib))),
     _gauge("zero_pages_bytes", "Merged zero pages, which resident memory does not count.",
-           _ksm(lambda current: _bytes(current.ksm.zero_kib))),
+           _ksm(lambda current: to_bytes(current.ksm.zero_kib))),
     _gauge("freed_bytes", "Memory that huge pages gave back when they were split, by estimate.",
-           _ksm(lambda current: _bytes(current.ksm.freed_kib))),
+           _ksm(lambda current: to_bytes(current.ksm.freed_kib))),
     _counter("ksmd_cpu_seconds", "CPU time of ksmd since boot.", _ksm(lambda current: current.ksm.ksmd_cpu_seconds)),
     _counter("cow_break_bytes", "Merged memory written to since boot (cow_ksm): COW breaks.", _ksm(_cow_break_bytes)),
     _gauge("places_per_page", "Places that a merged page serves on average: a memory error in it hits them all.",
            _ksm(lambda current: current.ksm.places_per_page)),
     _gauge("unmerging_bytes", "Memory that unmerging everything would take.",
-           _ksm(lambda current: _bytes(current.ksm.unmerge_kib))),
+           _ksm(lambda current: to_bytes(current.ksm.unmerge_kib))),
     _gauge("backlog_bytes",
            "Memory not scanned as often as merging needs (adaptive): settling, new, scanned_once, exited.",
            _backlog, "state"),
@@ -189,7 +186,7 @@ METRICS = (
     _gauge("guests_unread", "Guests whose memory could not be read.",
            _ksm(lambda current: current.guests_unread)),
     _gauge("guests_resident_bytes", "Resident memory of guests that could be read.",
-           _ksm(lambda current: _bytes(current.committed_kib))),
+           _ksm(lambda current: to_bytes(current.committed_kib))),
     _gauge(
         "host_memory_bytes",
         "Memory that guests can share: the host's without its pool of huge pages, or their control group's limit.",

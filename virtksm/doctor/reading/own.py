@@ -14,10 +14,10 @@ from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell
 from virtksm.errors import ConfigError, StateUnusable
 from virtksm.model.decision import Pause
-from virtksm.paths import RuntimePaths, host_key
+from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
-from virtksm.wiring import is_this_machine, make_switch
+from virtksm.wiring import key_of, make_switch
 
 MAX_KIB = 1 << 53
 """Of an agent's number: a greater one is no memory."""
@@ -98,7 +98,7 @@ def read_own(
     faults.append(_fifo_fault(paths))
     state: HostState | CannotTell
     try:
-        state = StateFile(paths, host_key(uri, local=is_this_machine(uri, config))).load()
+        state = StateFile(paths, key_of(uri, config)).load()
     except StateUnusable as error:
         state = CannotTell(error.message)
         if isinstance(error.__cause__, ValueError):
