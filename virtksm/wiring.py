@@ -5,7 +5,7 @@ The agent does it for every new connection and configuration, the one-shot comma
 
 from __future__ import annotations
 
-from virtksm.paths import LOCAL, RuntimePaths, host_key
+from virtksm.paths import RuntimePaths, host_key
 from virtksm.store.switch import SwitchFile
 from virtksm.uri import is_local
 
@@ -47,7 +47,7 @@ def make_choices(uri: str, config: Config, paths: RuntimePaths) -> ChoiceFile | 
     """Return the choices of the host behind `uri`; None for another machine."""
     from virtksm.store.choices import ChoiceFile  # no pass needs it
 
-    return ChoiceFile(paths, LOCAL) if is_this_machine(uri, config) else None
+    return ChoiceFile(paths) if is_this_machine(uri, config) else None
 
 
 def make_cycle(

@@ -161,7 +161,7 @@ def test_a_guest_that_was_unmerged_is_exposed_no_longer() -> None:
 
 def test_the_file_keeps_what_was_chosen_and_gives_it_up_only_to_who_knows_it(tmp_path: Path) -> None:
     paths = RuntimePaths(str(tmp_path / "run"))
-    file, other = ChoiceFile(paths, "local"), ChoiceFile(paths, "local")
+    file, other = ChoiceFile(paths), ChoiceFile(paths)
     assert file.read() == {}
     file.note("u", BEGUN)
     other.note("v", OPENED)
@@ -177,7 +177,7 @@ def test_the_file_keeps_what_was_chosen_and_gives_it_up_only_to_who_knows_it(tmp
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2, "guests": {}}', '{"schema": 1, "guests": {"u": {}}}'])
 def test_a_file_that_is_not_understood_is_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
     paths = RuntimePaths(str(tmp_path / "run"))
-    file = ChoiceFile(paths, "local")
+    file = ChoiceFile(paths)
     file.note("u", OURS)
     path = Path(paths.host_choices("local"))
     path.write_text(text, encoding="utf-8")

@@ -20,7 +20,7 @@ from virtksm.guests.merging import find_needed_kib
 from virtksm.guests.process import GuestProcess, MergeableMemory, ProcessKsm
 from virtksm.host.proc_files import parse_smaps
 from virtksm.model.snapshot import Guest, HostMemory, KsmState
-from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.choices import ChoiceFile
 from virtksm.store.files import ensure_runtime
 from virtksm.values import replace
@@ -152,7 +152,7 @@ def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
         )
         save(options, "u-1", done)
     assert capsys.readouterr().err == ""
-    assert ChoiceFile(paths, LOCAL).read() == {"u-1": done}
+    assert ChoiceFile(paths).read() == {"u-1": done}
 
 
 def test_a_guest_that_is_out_already_is_to_stay_so_unless_its_xml_keeps_it_out() -> None:

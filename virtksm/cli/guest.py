@@ -27,7 +27,7 @@ from virtksm.guests.ports import Connection, GuestFacts, Monitor
 from virtksm.guests.process import GuestProcess, MergeableMemory
 from virtksm.guests.xml import parse_guest_xml
 from virtksm.model.snapshot import Guest, KsmState
-from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.paths import RuntimePaths
 from virtksm.store.choices import ChoiceFile
 from virtksm.text import format_kib, printable
 from virtksm.tuning.sense import sense_ksm
@@ -115,7 +115,7 @@ def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
     """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
     paths = RuntimePaths(options.runtime_dir)
     try:
-        ChoiceFile(paths, LOCAL).note(uuid, choice)
+        ChoiceFile(paths).note(uuid, choice)
         answer = ask_agent(paths, {"op": "retune"}) if choice.is_done else None
         why = None if answer is None or "pass" in answer else f"it answers: {answer.get('error', 'nothing')}"
     except VirtksmError as error:

@@ -23,11 +23,11 @@ LOCK_WAIT_S = 5.0
 
 
 class ChoiceFile:
-    """The choices of one host. Every method blocks on the disk and raises StateUnusable."""
+    """The choices of this machine's guests. Every method blocks on the disk and raises StateUnusable."""
 
-    def __init__(self, paths: RuntimePaths, host: str) -> None:
+    def __init__(self, paths: RuntimePaths) -> None:
         self._paths = paths
-        self._file = paths.host_choices(host)
+        self._file = paths.host_choices(LOCAL)
 
     def read(self) -> dict[str, Choice]:
         text = read_file(self._file)
@@ -64,7 +64,7 @@ class ChoiceFile:
 def read_unmerged(paths: RuntimePaths, facts: GuestFacts, running: tuple[Guest, ...]) -> frozenset[str]:
     """Return the guests (`Guest.key`) of this machine that were unmerged; none where this user may not read that."""
     try:
-        choices = ChoiceFile(paths, LOCAL).read()
+        choices = ChoiceFile(paths).read()
     except StateUnusable:
         return frozenset()
     concerned = tuple(guest for guest in running if guest.uuid in choices)
