@@ -67,19 +67,20 @@ def test_what_changes_a_guests_memory_is_heard_and_other_devices_are_not(
     subscription: Subscription, heard: list[DomainEvent]
 ) -> None:
     connection, domain = cast("libvirt.virConnect", None), cast("libvirt.virDomain", NamedDomain())
-    subscription._on_balloon(connection, domain, 4096, None)
-    subscription._on_memory_size(connection, domain, "virtiomem0", 8192, None)
+    subscription._on_event(connection, domain, 4096, libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE)
+    size_change = libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE
+    subscription._on_event(connection, domain, "virtiomem0", 8192, size_change)
     assert [(event.trigger, event.guest, event.uuid, event.detail) for event in heard] == [
         (Trigger.BALLOON, "guest", "uuid of guest", "balloon 4096 KiB"),
         (Trigger.MEMORY_DEVICE, "guest", "uuid of guest", "virtiomem0 8192 KiB"),
     ]
     heard.clear()
     for uri in (NAMESPACE, "urn:another", None):
-        subscription._on_metadata(connection, domain, 2, uri, None)
+        subscription._on_event(connection, domain, 2, uri, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE)
     assert [(event.trigger, event.detail) for event in heard] == [(Trigger.METADATA, "")]
     heard.clear()
     for alias in ("dimm0", "memvirtiomem0", "nvdimm1", "virtiopmem0", "ua-mine", "virtio-disk0", ""):
-        subscription._on_device(connection, domain, alias, None)
+        subscription._on_event(connection, domain, alias, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED)
     assert [event.detail for event in heard] == ["dimm0", "memvirtiomem0", "nvdimm1", "virtiopmem0", "ua-mine"]
     assert {event.trigger for event in heard} == {Trigger.MEMORY_DEVICE}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,6 +62,27 @@ def parse_lifecycle(event: int, detail: int) -> tuple[Trigger, str] | None:
     if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
         return Trigger.STOPPED, STOPS.get(detail, "stopped")
     return None
+
+
+def parse_device(alias: str) -> tuple[Trigger, str] | None:
+    """Return the trigger and the words for a device that has come or gone, None for one that is no memory."""
+    return (Trigger.MEMORY_DEVICE, alias) if alias.startswith(MEMORY_ALIASES) else None
+
+
+EVENTS: Mapping[int, Callable[..., tuple[Trigger, str] | None]] = {
+    libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: parse_lifecycle,
+    libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE: lambda actual_kib: (Trigger.BALLOON, f"balloon {actual_kib} KiB"),
+    libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE: lambda alias, kib: (
+        Trigger.MEMORY_DEVICE,
+        f"{alias} {kib} KiB",
+    ),
+    libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE: lambda _kind, uri: (
+        (Trigger.METADATA, "") if uri == NAMESPACE else None
+    ),
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: parse_device,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: parse_device,
+}
+"""By the events that are heard, what makes of what one says the trigger and the words; None for none."""
 
 
 class EventLoop:
@@ -135,15 +156,8 @@ class Subscription:
 
     def _register(self, connection: libvirt.virConnect, keepalive_s: int) -> None:
         connection.registerCloseCallback(self._on_close, None)
-        for event_id, callback in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
-            (libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE, self._on_balloon),
-            (libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE, self._on_memory_size),
-            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._on_device),
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device),
-        ):
-            self._callbacks.append(connection.domainEventRegisterAny(None, event_id, callback, None))
+        for event_id in EVENTS:
+            self._callbacks.append(connection.domainEventRegisterAny(None, event_id, self._on_event, event_id))
         try:
             connection.setKeepAlive(keepalive_s, 1)
         except libvirt.libvirtError as error:
@@ -172,38 +186,13 @@ class Subscription:
         }
         self._hand_over(self._closed, names.get(reason, str(reason)))
 
-    def _on_lifecycle(
-        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any
-    ) -> None:
-        parsed = parse_lifecycle(event, detail)
-        if parsed is not None:
-            self._report(parsed[0], domain, parsed[1])
-
-    def _on_balloon(
-        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, actual_kib: int, _opaque: Any
-    ) -> None:
-        self._report(Trigger.BALLOON, domain, f"balloon {actual_kib} KiB")
-
-    def _on_memory_size(
-        self, connection: libvirt.virConnect, domain: libvirt.virDomain, alias: str, size_kib: int, opaque: Any
-    ) -> None:
-        self._report(Trigger.MEMORY_DEVICE, domain, f"{alias} {size_kib} KiB")
-
-    def _on_device(self, _connection: libvirt.virConnect, domain: libvirt.virDomain, alias: str, _opaque: Any) -> None:
-        if alias.startswith(MEMORY_ALIASES):
-            self._report(Trigger.MEMORY_DEVICE, domain, alias)
-
-    def _on_metadata(
-        self, _connection: libvirt.virConnect, domain: libvirt.virDomain, _kind: int, uri: str | None, _opaque: Any
-    ) -> None:
-        if uri == NAMESPACE:
-            self._report(Trigger.METADATA, domain, "")
-
-    def _report(self, trigger: Trigger, domain: libvirt.virDomain, detail: str) -> None:
-        event = DomainEvent(
-            trigger=trigger, guest=domain.name(), uuid=domain.UUIDString(), detail=detail, heard_s=time.monotonic()
-        )
-        self._hand_over(self._heard, event)
+    def _on_event(self, _connection: libvirt.virConnect, domain: libvirt.virDomain, *said: Any) -> None:
+        *facts, event_id = said
+        if (found := EVENTS[event_id](*facts)) is not None:
+            trigger, detail = found
+            guest, uuid, heard_s = domain.name(), domain.UUIDString(), time.monotonic()
+            event = DomainEvent(trigger=trigger, guest=guest, uuid=uuid, detail=detail, heard_s=heard_s)
+            self._hand_over(self._heard, event)
 
     def _hand_over(self, sink: Callable[[Value], None], value: Value) -> None:
         try:
