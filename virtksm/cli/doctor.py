@@ -69,7 +69,6 @@ def choose(only: Sequence[str] | None) -> set[str]:
 
 
 def _kept_off() -> ExitCode:
-
     reason = find_kept_off(Here(Root(), ""))
     if reason is None:
         return ExitCode.DONE

@@ -74,7 +74,6 @@ class Switching:
         return ExitCode.REFUSED if report["refused"] else ExitCode.DONE
 
     def _set_switch(self, uri: str) -> None:
-
         own = make_switch(uri, self._config, self._paths)
         if not own.may_turn():
             raise OnlyRoot
@@ -108,11 +107,9 @@ class Switching:
 
     @property
     def _is_local(self) -> bool:
-
         return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
 
     def _directly(self) -> dict[str, Any]:
-
         if self._op == "resume" and self._has_faults:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")
             refused.exit_code = ExitCode.USAGE

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from virtksm.cli.answers import STATUS
 from virtksm.cli.ask_agent import MayNotAsk, ask_serving, take_answer
@@ -25,10 +26,7 @@ from virtksm.history.curves import Point, core_share, points_of, saved_levels
 from virtksm.history.samples import as_rows
 from virtksm.paths import RuntimePaths
 
-TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
-if TYPE_CHECKING:
-    from typing import Any
-
+if TYPE_CHECKING:  # it imports libvirt, which an agent's status needs not
     from virtksm.cli.status_alone import Alone
 
 STEP_S, STEPS = 60.0, 60
@@ -113,7 +111,6 @@ class View:
 
 
 def _rows(status: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
-
     marks = choose_marks(sys.stdout.encoding, os.environ)
     return status_rows(status, marks=marks, verbose=options.verbose)
 
