@@ -1,4 +1,4 @@
-"""The product's own source: no Python code of it writes below /sys.
+"""The product's own source: no Python code of it writes below /sys, and few modules lie beside its folders.
 
 What it does at run time is tested with /sys mounted read-only (tests/real/test_agent_conflict.py).
 """
@@ -33,3 +33,8 @@ def test_no_module_can_write_below_sys() -> None:
     assert {name for name, text in texts.items() if names_sys(text)} == READS_SYS
     assert {name: found for name in READS_SYS if (found := WRITES.findall(texts[name]))} == {}
     assert WRITES.search("Path('/sys/x').open('r+b')")
+
+
+def test_at_most_eight_modules_lie_beside_the_folders() -> None:
+    beside = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert len(beside) <= 8, sorted(beside)
