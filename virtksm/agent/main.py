@@ -32,7 +32,7 @@ from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 from virtksm.paths import RuntimePaths
-from virtksm.store.files import ensure_runtime, find_remedy, locked
+from virtksm.store.files import ensure_runtime, locked, unusable
 from virtksm.tuning.cycle import Cycle, Tenure
 from virtksm.wiring import make_choices, make_cycle, make_history, make_switch
 
@@ -136,8 +136,7 @@ async def _serve(
         try:
             listener = bind_socket(paths.control_socket)
         except OSError as error:
-            remedy = find_remedy(paths.control_socket, error)
-            raise StateUnusable(f"{paths.control_socket}: {error.strerror}", remedy=remedy) from error
+            raise unusable(paths.control_socket, error) from error
         stack.callback(leave_socket, paths.control_socket)
         server = ControlServer(requests.handle, crashed=reporter.request_failed)
         stack.callback(server.close)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from virtksm.cli.ask_agent import ask_agent
@@ -105,10 +106,7 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     def run(what: str, call: Callable[[], None], more_s: float) -> None:
         libvirt.run(what, call, more_s=more_s)
 
-    def note(uuid: str, choice: Choice) -> None:
-        save(options, uuid, choice)
-
-    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run, note)
+    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run, partial(save, options))
 
 
 def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:

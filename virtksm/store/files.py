@@ -30,7 +30,7 @@ def ensure_folder(path: str, mode: int) -> None:
         if not os.path.isdir(path) or os.path.islink(path):
             raise StateUnusable(f"{path} is not a folder", remedy=f"ls -ld {path}") from None
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
 
 
 def ensure_runtime(paths: RuntimePaths) -> None:
@@ -48,7 +48,7 @@ def open_lock(path: str) -> int:
         except FileExistsError:
             return os.open(path, flags)
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
 
 
 def try_lock(descriptor: int) -> bool:
@@ -99,7 +99,7 @@ def replace_file(path: str, text: str, *, mode: int = 0o600, durable: bool = Fal
         if durable:
             sync_folder(os.path.dirname(path))
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
 
 
 def sync_folder(path: str) -> None:
@@ -118,17 +118,17 @@ def read_file(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _unusable(path, "is not a regular file")
+            raise unusable(path, "is not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             content = read_at_most(file, MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise _unusable(path, f"is longer than {MAX_BYTES} bytes")
+            raise unusable(path, f"is longer than {MAX_BYTES} bytes")
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
     finally:
         os.close(descriptor)
 
@@ -158,14 +158,11 @@ def _create(path: str, flags: int) -> int:
     return descriptor
 
 
-def find_remedy(path: str, error: Exception | str) -> str:
-    """Return what to do about a file or folder that cannot be used, as commands."""
-    if isinstance(error, PermissionError) and os.geteuid() != 0:
-        return "run this with sudo"
-    folder = os.path.dirname(path)
-    return f"ls -la {folder}; df {folder}"
-
-
-def _unusable(path: str, error: Exception | str) -> StateUnusable:
+def unusable(path: str, error: Exception | str) -> StateUnusable:
+    """Return the error for a file or folder that cannot be used, with what to do about it, as commands."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return StateUnusable(f"{path}: {text}", remedy=find_remedy(path, error))
+    folder = os.path.dirname(path)
+    is_denied = isinstance(error, PermissionError) and os.geteuid() != 0
+    return StateUnusable(
+        f"{path}: {text}", remedy="run this with sudo" if is_denied else f"ls -la {folder}; df {folder}"
+    )

@@ -37,7 +37,7 @@ from virtksm.history.samples import (
     parse_samples,
     sample_row,
 )
-from virtksm.store.files import ensure_folder, find_remedy, read_at_most
+from virtksm.store.files import ensure_folder, read_at_most, unusable
 
 SCHEMA = 1
 MAX_BYTES = 32 << 20
@@ -319,7 +319,5 @@ def _state(found: os.stat_result) -> tuple[int, int]:
 def _translated(path: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise StateUnusable(f"{path}: {error.strerror}", remedy=find_remedy(path, error)) from error
-    except (sqlite3.Error, ValueError, MemoryError) as error:
-        raise StateUnusable(f"{path}: {error}", remedy=find_remedy(path, error)) from error
+    except (OSError, sqlite3.Error, ValueError, MemoryError) as error:
+        raise unusable(path, error) from error

@@ -13,7 +13,7 @@ import time
 
 from virtksm.errors import StateUnusable
 from virtksm.model.decision import Pause
-from virtksm.store.files import ensure_folder, find_remedy, read_file, replace_file, sync_folder
+from virtksm.store.files import ensure_folder, read_file, replace_file, sync_folder, unusable
 from virtksm.values import parse_object
 
 SCHEMA = 1
@@ -58,7 +58,7 @@ class SwitchFile:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StateUnusable(f"{self.path}: {error.strerror}", remedy=find_remedy(self.path, error)) from error
+            raise unusable(self.path, error) from error
 
 
 def parse_switch(text: str) -> str:
