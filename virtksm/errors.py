@@ -145,6 +145,7 @@ STOP_KSMD = "echo 0 > /sys/kernel/mm/ksm/run"
 UNMERGE = "echo 2 > /sys/kernel/mm/ksm/run"
 START_AGENT = "systemctl start virtksm"
 RUN_THERE = "run this command on that host"
+USE_QEMU = "KSM needs a hypervisor driver on a Linux host, such as qemu:///system"
 """One remedy for one fact, wherever it is told: commands to type."""
 
 

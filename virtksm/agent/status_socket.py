@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from virtksm.agent.control_server import ControlServer, Handler, bind_socket, remove_socket
+from virtksm.config.load import unknown_group
 from virtksm.errors import ConfigError, ConfigFault
 from virtksm.paths import RuntimePaths
 
@@ -63,14 +64,15 @@ class StatusSocket:
 
 def _bind(paths: RuntimePaths, group: str, gid: int | None) -> socket.socket:
     if gid is None:
-        problem = f"is {group!r}, and this machine has no such group"
-        raise _fault(paths, problem, "create it (groupadd), or name one that exists")
+        raise ConfigError([unknown_group(group, paths.status_socket)])
     try:
         admit_group(paths.agent_dir, gid)
         return bind_for_group(paths.status_socket, gid)
     except OSError as error:
         remedy = "the agent's user must be a member of that group (SupplementaryGroups= in its unit), or be root"
-        raise _fault(paths, f"is {group!r}, and cannot be given the socket: {error.strerror}", remedy) from error
+        problem = f"is {group!r}, and cannot be given the socket: {error.strerror}"
+        fault = ConfigFault(file=paths.status_socket, key="status_group", problem=problem, remedy=remedy)
+        raise ConfigError([fault]) from error
 
 
 def admit_group(folder: str, gid: int) -> None:
@@ -105,7 +107,3 @@ def bind_for_group(path: str, gid: int) -> socket.socket:
         remove_socket(temporary)
         raise
     return listener
-
-
-def _fault(paths: RuntimePaths, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([ConfigFault(file=paths.status_socket, key="status_group", problem=problem, remedy=remedy)])

@@ -35,15 +35,18 @@ def ask_agent(paths: RuntimePaths, request: dict[str, object]) -> dict[str, obje
     except PermissionError:
         answer = None
     except (OSError, ValueError) as error:
-        raise VirtksmError(
-            f"the agent does not answer: {reason_of(error)}", remedy="systemctl status virtksm"
-        ) from error
+        raise no_answer(error) from error
     if answer is None:
         raise MayNotAsk(
             "you may not ask the agent",
             remedy="run this with sudo, or as a member of the group that status_group names",
         )
     return answer
+
+
+def no_answer(error: Exception, remedy: str = "systemctl status virtksm") -> VirtksmError:
+    """Return the error for an agent that listens, and does not answer."""
+    return VirtksmError(f"the agent does not answer: {reason_of(error)}", remedy=remedy)
 
 
 def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:

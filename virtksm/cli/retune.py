@@ -9,7 +9,7 @@ import argparse
 import gc
 import os
 
-from virtksm.errors import ExitCode, OnlyRoot, VirtksmError, reason_of
+from virtksm.errors import ExitCode, OnlyRoot, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.uri import named_uri
 
@@ -70,17 +70,14 @@ def through_agent(
     """
     from virtksm.agent.control_client import ask
     from virtksm.cli.answers import PASS_ASKED_FOR
-    from virtksm.cli.ask_agent import take_answer
+    from virtksm.cli.ask_agent import no_answer, take_answer
 
     try:
         answer = ask(paths.control_socket, request if uri is None else {**request, "uri": uri}, timeout_s=within_s)
     except PermissionError as error:
         raise OnlyRoot from error
     except (OSError, ValueError) as error:
-        raise VirtksmError(
-            f"the agent does not answer: {reason_of(error)}",
-            remedy="systemctl status virtksm; --direct does without the agent",
-        ) from error
+        raise no_answer(error, "systemctl status virtksm; --direct does without the agent") from error
     if answer is None or "other_uri" in answer:
         return None
     if not answer.get("ok"):

@@ -51,8 +51,9 @@ def load(
     A caller that needs no group asks for none: a name service (LDAP) may hang.
     """
     loaded, faults = _read(path, vendor_dir, admin_dir)
-    if asks_groups:
-        faults += _find_unknown_group(loaded.config, loaded.origins)
+    name = loaded.config.status_group
+    if asks_groups and name and group_id(name) is None:
+        faults.append(unknown_group(name, loaded.origins["status_group"]))
     if faults:
         raise ConfigError(faults)
     return loaded
@@ -249,13 +250,11 @@ def _find_inconsistent(config: Config, origins: Mapping[str, str], known: list[C
     return found
 
 
-def _find_unknown_group(config: Config, origins: Mapping[str, str]) -> list[ConfigFault]:
-    name = config.status_group
-    if not name or group_id(name) is not None:
-        return []
+def unknown_group(name: str, file: str) -> ConfigFault:
+    """Return the fault of a `status_group` that this machine's name service does not know."""
     problem = f"is {quoted(name)}, and this machine has no such group"
     remedy = "create it (groupadd), or name one that exists"
-    return [ConfigFault(file=printable(origins["status_group"]), key="status_group", problem=problem, remedy=remedy)]
+    return ConfigFault(file=printable(file), key="status_group", problem=problem, remedy=remedy)
 
 
 def _unreadable(file: str, error: OSError) -> ConfigFault:

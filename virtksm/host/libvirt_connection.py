@@ -16,6 +16,7 @@ from functools import partial
 import libvirt
 
 from virtksm.errors import (
+    USE_QEMU,
     Cause,
     GuestVanished,
     LibvirtRefuses,
@@ -336,7 +337,7 @@ class LibvirtHost:
         if self.is_broken(error):
             return LibvirtUnreachable(message, remedy=f"systemctl status {libvirt_daemon()}")
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            return Unsupported(message, remedy="KSM needs a hypervisor driver on a Linux host, such as qemu:///system")
+            return Unsupported(message, remedy=USE_QEMU)
         return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; journalctl -u {libvirt_daemon()}")
 
 

@@ -7,7 +7,7 @@ from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.doctor.reading.processes import read_confinement, sees_sys_read_only
-from virtksm.errors import REMEDIES, VirtksmError
+from virtksm.errors import REMEDIES, USE_QEMU, VirtksmError
 from virtksm.model.snapshot import PARAMETERS
 
 MIN = 10_002
@@ -15,7 +15,6 @@ MIN = 10_002
 TRIED = 9_000_000
 """9.0.0, Debian 12's, is the oldest tested version, and the one that libvirt-python is required to be."""
 
-NEEDED = "KSM needs a hypervisor driver on a Linux host, such as qemu:///system"
 SESSION = ":///session"
 
 
@@ -40,7 +39,7 @@ def check_parameters(facts: Facts) -> Outcome:
     values = dict.fromkeys(PARAMETERS) if ksm is None else ksm.settings.as_dict()
     missing = [name for name in ("pages_to_scan", "sleep_millisecs") if values[name] is None]
     if missing:
-        return failed(f"not offered: {', '.join(missing)}", NEEDED)
+        return failed(f"not offered: {', '.join(missing)}", USE_QEMU)
     return passed(", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
 
 
