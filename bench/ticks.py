@@ -101,7 +101,7 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     policy = AdaptivePolicy(params=config.adaptive)
     cycle = fake_cycle(hypervisor=hypervisor, local=facts, policy=policy, store=store, switch=FakeSwitch(), clock=clock)
     reporter, configuration = Reporter(Notifier({})), Configuration(config, lambda: FreshConfig(config=config))
-    reader = GuestReader(lambda: None, configuration, reporter)
+    reader = GuestReader(lambda: None, configuration, reporter, unmerged=cycle.tenure.unmerged)
     rates = DirtyRates(
         source=lambda: None,
         limit_s=lambda: configuration.in_force.call_timeout_s,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from virtksm.config.load import MAX_BYTES, Loaded, check_value, find_files, load
-from virtksm.config.schema import Config, KsmtunedParams, all_keys
-from virtksm.config.toml_text import effective, value_of
+from virtksm.config.schema import Config, KsmtunedParams, all_keys, value_of
+from virtksm.config.toml_text import effective
 from virtksm.errors import ConfigError, ConfigFault
 from virtksm.values import replace
 

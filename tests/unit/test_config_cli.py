@@ -14,8 +14,7 @@ import pytest
 
 from virtksm.cli.main import main
 from virtksm.config.load import MAX_BYTES
-from virtksm.config.schema import Config, all_keys
-from virtksm.config.toml_text import value_of
+from virtksm.config.schema import Config, all_keys, value_of
 
 PROJECT = Path(__file__).parents[2]
 PROGRAM = Path(sysconfig.get_path("scripts")) / "virtksm"

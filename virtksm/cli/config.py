@@ -46,8 +46,8 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_show(options: argparse.Namespace) -> int:
     """Print the effective configuration."""
-    from virtksm.config.schema import all_keys
-    from virtksm.config.toml_text import effective, value_of
+    from virtksm.config.schema import all_keys, value_of
+    from virtksm.config.toml_text import effective
 
     loaded = load(options.config)
     if options.json:

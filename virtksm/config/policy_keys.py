@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from virtksm.config.load import build, check_value, suggest
-from virtksm.config.schema import Config, Value, all_keys, find_inconsistencies
+from virtksm.config.schema import Config, Value, all_keys, find_inconsistencies, value_of
 from virtksm.errors import ConfigError, ConfigFault
 
 SET = "--set"
@@ -18,7 +18,7 @@ OF_ITS_VERSION = "read it with the version of virtksm that has written it"
 
 def law_of(config: Config) -> dict[str, Value]:
     """Return the keys of all policies' tables, by dotted name."""
-    return {name: getattr(getattr(config, name.partition(".")[0]), name.partition(".")[2]) for name in _law_keys()}
+    return {name: value_of(config, name) for name in _law_keys()}
 
 
 def table_of(policy: str) -> str:

@@ -324,3 +324,12 @@ def all_keys() -> dict[str, Key]:
     for name, table in tables_of(Config).items():
         known.update({f"{name}.{inner}": one for inner, one in keys_of(table).items()})
     return known
+
+
+def value_of(config: Config, dotted: str) -> Value:
+    """Return a key's value."""
+    place: object = config
+    for part in dotted.split("."):
+        place = getattr(place, part)
+    assert isinstance(place, int | str | tuple)
+    return place

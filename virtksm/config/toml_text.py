@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
 from virtksm.config.load import Loaded
-from virtksm.config.schema import Config, Key, Value, all_keys
+from virtksm.config.schema import Config, Key, Value, all_keys, value_of
 from virtksm.text import printable
 
 HEADER = """\
@@ -54,15 +54,6 @@ def imported(values: Mapping[str, Value], notes: Iterable[str], source: str, pol
     lines += ["", f"[{policy}]"] if values else []
     lines += [f"{_last(name)} = {format_value(value)}" for name, value in values.items()]
     return "\n".join([*lines, ""])
-
-
-def value_of(config: Config, dotted: str) -> Value:
-    """Return a key's value."""
-    place: object = config
-    for part in dotted.split("."):
-        place = getattr(place, part)
-    assert isinstance(place, int | str | tuple)
-    return place
 
 
 def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
