@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from bench.sim.driver import Event, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
-from bench.steps import Spoil, Start, Stop
+from bench.steps import Drift, Spoil, Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE, Settings
@@ -109,6 +111,23 @@ def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(i
     assert ours.cpu_until(new_at_s) - ours.cpu_until(600.0) < 0.03 * 3000.0
 
 
+def test_guests_that_rewrite_what_has_merged_do_not_hide_that_others_memory_becomes_equal() -> None:
+    """Four guests whose memory changes in place for two minutes, twice, beside two that rewrite."""
+    old = PayloadGuest(name="", memory_mib=820, common_mib=100, own_mib=700)
+    spoiler = PayloadGuest(name="", memory_mib=72, common_mib=64, image=77)
+    names, ends_s = ("bad0", "bad1"), (3720.0, 14_520.0)
+    events: list[Event] = [Start(at_s=one, guest=replace(old, name=f"old{one}", seed=one)) for one in range(4)]
+    events += [Start(at_s=60.0 + number, guest=replace(spoiler, name=name)) for number, name in enumerate(names)]
+    events.append(Spoil(at_s=70.0, names=names))
+    for end_s, one in product(ends_s, range(4)):
+        events += [Drift(at_s=end_s - 120.0, name=f"old{one}", pages_per_s=400.0)]
+        events += [Drift(at_s=end_s, name=f"old{one}", pages_per_s=0.0)]
+    ours = run_policy(new_host(), ALWAYS, events, until_s=ends_s[-1] + 300.0, sample_every_s=10.0)
+    for number, end_s in enumerate(ends_s, start=1):
+        saved_pages = next(one.saved_pages for one in ours.samples if one.t_s >= end_s + 300.0)
+        assert saved_pages > 3 * (100 * PAGES_PER_MIB + number * 120 * 400) * 0.9
+
+
 @pytest.mark.parametrize(
     ("rewrite_per_s", "smart_scan", "starts_every_s"), [(0, False, 0), (64, False, 0), (64, True, 0), (256, True, 100)]
 )
@@ -132,7 +151,7 @@ def test_guests_that_rewrite_are_taken_out_and_no_others(
         events += [Start(at_s=starts_s, guest=new), Stop(at_s=starts_s + 1.5 * starts_every_s, name=new.name)]
     host, policy = new_host(), AdaptivePolicy(params=replace(ALWAYS.params, exclude_rewriters=True))
     host.ksmd.rules = Rules(smart_scan=smart_scan)
-    ours = run_policy(host, policy, events, until_s=2 * 3600.0, sample_every_s=60.0)
+    ours = run_policy(host, policy, events, until_s=4 * 3600.0, sample_every_s=60.0)
     told = [report.rewriters for _, report in ours.passes]
     assert all(set(rewriters) <= {*names} for rewriters in told)
     assert told[-1] == names

@@ -41,6 +41,7 @@ from virtksm.policy.adaptive.worth import (
     MAX_IMAGES,
     MIN_WAIT_S,
     changed_ratio,
+    expected_kib,
     learn,
     merge_ratio,
     seconds_to_wait,
@@ -934,6 +935,40 @@ def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_last
     assert merge_ratio(state.learned) < merge_ratio(started.learned), "new memory that merges in vain teaches the same"
     more, all_of_it = (changed_ratio(replace(state.learned, held_kib=kib)) for kib in (16 * GIB, GIB))
     assert all_of_it < more < Learned().changed_ratio, "and of what changes, by its part of all that is merged"
+
+
+def taught(*pairs: tuple[Mapping[str, float], int], state: AdaptiveState | None = None) -> AdaptiveState:
+    """The state after check scans for so much changed memory by guest, of which so much has merged."""
+    state = state or having_scanned(BOTH)
+    for changed, merged_kib in pairs:
+        state = replace(state, scans=scans(is_check=True, changed=changed))
+        learned = learn(snap(1, BOTH), state, int(sum(changed.values())), merged_kib, is_check=True)
+        state = replace(state, learned=learned)
+    return state
+
+
+def test_11_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
+    state = taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3)
+    one, other, stranger = (expected_kib(state.learned, {key: GIB}) for key in ("a/1", "b/1", "c/1"))
+    assert one < stranger < other == GIB
+    assert expected_kib(state.learned, {"a/1": GIB, "b/1": GIB}) == one + other
+    in_vain = taught(({"b/1": GIB}, 0), state=state)
+    assert expected_kib(in_vain.learned, {"b/1": GIB}) < other, "now it is charged"
+    together = taught(({"a/1": GIB, "b/1": GIB}, GIB), state=state)
+    assert expected_kib(together.learned, {"a/1": GIB}) < GIB / 4, "what merged was expected of the other"
+    again = taught(*[({"a/1": GIB}, GIB)] * 3, state=state)
+    assert expected_kib(again.learned, {"a/1": GIB}) > GIB / 2, "it rewrites no more"
+    gone = taught(({"b/1": GIB}, GIB), state=replace(state, guests_kib={"b/1": GIB}))
+    assert gone.learned.changed_ratios.keys() == gone.learned.changed_kibs.keys() == {"b/1"}
+
+
+def test_11_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others_as_many() -> None:
+    state = replace(taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3), scans=scans(), taken_s=1)
+    seen, waits_s = snap(1, BOTH), []
+    for key in ("a/1", "b/1"):
+        changed = replace(state, backlog=Backlog(changed={key: GIB / 2}))
+        waits_s.append(seconds_to_wait(seen, changed, judge_need(seen, ALWAYS.params, was_engaged=True)) or 0.0)
+    assert waits_s[1] * 3 < waits_s[0]
 
 
 @pytest.mark.parametrize("kernel", [{"run": 2, "pages_unshared": 9}, {"pages_unshared": 0}])

@@ -16,7 +16,8 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
 10. One more full scan follows while it is expected to merge what is worth it: what was in neither tree, skipped by
     smart_scan or left of a split huge page, has met no twins yet (`full_scans`).
-11. Memory may change in place. How much is measured or assumed, what share of it merges is learned (`changes`).
+11. Memory may change in place. How much is measured or assumed, what share of it merges and lasts is learned, guest by
+    guest: one that rewrites what merges pays for itself (`changes`, `worth`).
 12. A guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
     (`rewriters`).
 """
