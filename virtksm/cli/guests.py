@@ -239,12 +239,12 @@ def _amount(count_bytes: int) -> str:
     return format_kib(count_bytes / 1024)
 
 
-def _descending(name: str) -> Callable[[SeenGuest], int]:
+def _largest_first(name: str) -> Callable[[SeenGuest], int]:
     return lambda seen: 1 if (count_bytes := AMOUNTS[name](seen)) is None else -count_bytes
 
 
 _ORDERS: dict[str, Callable[[SeenGuest], int | str]] = {
-    "saved": _descending("saved"),
-    "memory": _descending("memory"),
+    "saved": _largest_first("saved"),
+    "memory": _largest_first("memory"),
     "name": lambda seen: seen.guest.name,
 }
