@@ -198,6 +198,7 @@ def test_without_the_right_it_is_said_once_what_lacks_and_all_else_goes_on(
     read_only = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
     agent = start_agent(enforcing(["vault-*"]), uri=read_only)
     wait_known(agent, [], ["vault-1", "vault-2"])
+    wait_until(lambda: len(told_failed(agent)) == 2, HANG_S, "both to be tried")  # one after the other
     failed = told_failed(agent)
     assert [one["name"] for one in failed] == ["vault-1", "vault-2"]
     assert all("connect read-write" in one["message"] for one in failed)
