@@ -111,6 +111,12 @@ def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(i
     assert ours.cpu_until(new_at_s) - ours.cpu_until(600.0) < 0.03 * 3000.0
 
 
+def test_one_guest_alone_has_few_twins_and_is_scanned_little() -> None:
+    lone = PayloadGuest(name="a", memory_mib=512, common_mib=224, own_mib=160)
+    ours = run_policy(new_host(), ALWAYS, [Start(at_s=0.0, guest=lone)], until_s=8 * 3600.0, sample_every_s=300.0)
+    assert ours.cpu_until(8 * 3600.0) < 5 * ours.cpu_until(600.0)
+
+
 def test_guests_that_rewrite_what_has_merged_do_not_hide_that_others_memory_becomes_equal() -> None:
     """Four guests whose memory changes in place for two minutes, twice, beside two that rewrite."""
     old = PayloadGuest(name="", memory_mib=820, common_mib=100, own_mib=700)
