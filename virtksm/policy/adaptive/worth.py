@@ -38,8 +38,8 @@ MAX_IMAGES = 32
 """Number of images whose merge ratio is kept, the newest (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least merge ratio expected, so that something is scanned to learn from (chosen)."""
-NEWEST = 0.5
-"""Weight of the last pair of full scans in an average; of costs a higher one counts in full (chosen)."""
+NEWEST_MERGE_RATIO = 0.5
+"""Weight of the last pair of full scans in the average (chosen)."""
 CHECK_COST = 3.0
 """A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
@@ -190,7 +190,7 @@ def merge_ratio(learned: Learned, image: str = "") -> float:
     if learned.was_check or not learned.scanned_kib or image not in ("", learned.image):
         return before
     share = learned.merged_kib / learned.scanned_kib if image else _lasting(learned)
-    return before + (share - before) * NEWEST
+    return before + (share - before) * NEWEST_MERGE_RATIO
 
 
 def changed_ratio(learned: Learned) -> float:
@@ -208,7 +208,7 @@ def changed_ratio(learned: Learned) -> float:
 
 
 def changed_ratios(learned: Learned) -> Mapping[str, float]:
-    """Return the same by changes.py's keys, of those that had changed: one that rewrites what merges pays for itself.
+    """Return the same by changes.py's keys, of those that had changed: a guest that rewrites what merges pays itself.
 
     What has merged of a pair nobody tells by guest: it is shared out as it was expected of each.
     """
