@@ -198,11 +198,15 @@ def test_without_the_right_it_is_said_once_what_lacks_and_all_else_goes_on(
     read_only = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
     agent = start_agent(enforcing(["vault-*"]), uri=read_only)
     wait_known(agent, [], ["vault-1", "vault-2"])
-    wait_until(lambda: len(told_failed(agent)) == 2, HANG_S, "both to be tried")  # one after the other
-    failed = told_failed(agent)
-    assert [one["name"] for one in failed] == ["vault-1", "vault-2"]
-    assert all("connect read-write" in one["message"] for one in failed)
+
+    def both_have_failed() -> bool:  # each pass that is asked for has them tried again
+        failed = told_failed(agent)
+        assert all("connect read-write" in one["message"] for one in failed)
+        return [one["name"] for one in failed] == ["vault-1", "vault-2"]
+
+    wait_until(both_have_failed, HANG_S, "both to have failed")
     judged = agent.home.run("doctor", "--only", "private_guests", "--connect", read_only)
     assert (judged.returncode, "connect read-write" in judged.stdout) == (1, True)
-    assert [line["level"] for line in agent.lines("guests_not_switched")] == ["warning", "debug"]
+    levels = [line["level"] for line in agent.lines("guests_not_switched")]
+    assert levels == ["warning", *["debug"] * (len(levels) - 1)]
     assert agent.lines("pass_failed") == []

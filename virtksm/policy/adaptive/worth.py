@@ -208,7 +208,7 @@ def changed_ratio(learned: Learned) -> float:
 
 
 def changed_ratios(learned: Learned) -> Mapping[str, float]:
-    """Return the same by changes.py's keys, of those that had changed: a guest that rewrites what merges pays itself.
+    """Return the same by changes.py's keys, of those that had changed: one that rewrites what merges pays for itself.
 
     What has merged of a pair nobody tells by guest: it is shared out as it was expected of each.
     """
