@@ -129,7 +129,7 @@ def test_guests_that_rewrite_are_taken_out_and_no_others(
         events += [Start(at_s=starts_s, guest=new), Stop(at_s=starts_s + 1.5 * starts_every_s, name=new.name)]
     host, policy = new_host(), AdaptivePolicy(params=replace(ALWAYS.params, exclude_rewriters=True))
     host.ksmd.rules = Rules(smart_scan=smart_scan)
-    ours = run_policy(host, policy, events, until_s=2 * 3600.0, sample_every_s=60.0)
+    ours = run_policy(host, policy, events, until_s=4 * 3600.0, sample_every_s=60.0)
     told = [report.rewriters for _, report in ours.passes]
     assert all(set(rewriters) <= {*names} for rewriters in told)
     assert told[-1] == names
