@@ -20,12 +20,12 @@ class Descriptions(Protocol):
         Raises GuestVanished, LibvirtUnreachable, and SensingFailed where it may not be read.
         """
 
-    def taints(self, uuid: str) -> tuple[str, ...] | None:
-        """Return why libvirt marks a guest as tainted; None before libvirt 7.1. Raises as `guest_xml`."""
-
 
 class Connection(Hypervisor, Descriptions, Protocol):
     """A libvirt connection that also describes guests."""
+
+    def taints(self, uuid: str) -> tuple[str, ...] | None:
+        """Return why libvirt marks a guest as tainted; None before libvirt 7.1. Raises as `guest_xml`."""
 
 
 class Monitor(Protocol):
