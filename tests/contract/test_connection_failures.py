@@ -63,6 +63,14 @@ def test_what_ssh_says_has_its_remedy(said: str, remedy: str) -> None:
     assert explain_failure(uri, libvirt.VIR_ERR_SYSTEM_ERROR, 104, message, daemon="libvirtd")[1].startswith(remedy)
 
 
+@pytest.mark.parametrize("uri", [HERE, "qemu+ssh://a/system"])
+def test_a_libvirt_that_asks_for_a_password_is_told_as_such(uri: str) -> None:
+    said = "authentication failed: Failed to start SASL negotiation: -4 (SASL(-4): no mechanism available)"
+    cause, remedy = explain_failure(uri, libvirt.VIR_ERR_AUTH_FAILED, -1, said, daemon="libvirtd")
+    assert cause.startswith("libvirt asks for a password")
+    assert remedy.startswith('auth_unix_rw = "polkit"')
+
+
 @pytest.fixture
 def dead_socket(tmp_path: Path) -> str:
     """A socket that nobody listens to any more."""

@@ -464,6 +464,7 @@ case " $* " in
 esac
 while [ "$1" != -- ]; do shift; done
 echo "$asks" >"$0.$2"
+head -c 1 >/dev/null  # of libvirt's first call: what ssh says is told of a call that gets no answer
 echo "$2: Permission denied (publickey,password)." >&2
 exit 255
 """

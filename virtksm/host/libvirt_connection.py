@@ -403,12 +403,13 @@ def explain_failure(uri: str, code: int, number: int, said: str, *, daemon: str)
     return "no connection", at_host(uri, f"journalctl -u {daemon}")
 
 
+WITHOUT_SASL = 'auth_unix_rw = "polkit" in the configuration of that daemon, or another transport, such as qemu+ssh'
 MAY_NOT_THERE = "this user may not connect", "log in as root, or as a member of that host's group libvirt"
 
 
 def _explain_refusal(uri: str, said: str, daemon: str) -> tuple[str, str]:
-    if any(word in said for word in ("SASL", "credentials", "callback")):
-        return "libvirt asks for a password", "write it into auth.conf (libvirt.org/auth.html)"
+    if "SASL" in said:
+        return "libvirt asks for a password, and virtksm gives none", WITHOUT_SASL
     if is_local(uri):
         return "this user may not connect", "run this with sudo, or as a member of the group libvirt"
     if uri.partition(":")[0].endswith("+ssh"):
