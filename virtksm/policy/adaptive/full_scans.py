@@ -18,7 +18,7 @@ from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, Adaptive
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
-    NEWEST,
+    NEWEST_MERGE_RATIO,
     full_scan_cost_s,
     is_due,
     is_second_due,
@@ -55,6 +55,8 @@ MIN_COST_SHARE = 0.25
 """A full scan that skips most pages counts as so much of another at least (chosen)."""
 RARELY_VISITED = 1 / 9
 """Share of full scans in which smart_scan visits an old page (mm/ksm.c: skip_age)."""
+NEWEST = 0.3
+"""Weight of a cheaper full scan in the next estimate; a more expensive one counts in full (chosen)."""
 STALLED_S = 120.0
 """A full scan that takes so long, and ten times its estimate, is given up (chosen)."""
 
@@ -356,7 +358,7 @@ def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan
     if scans.more:
         still_kib, found = max(scans.unmet_kib - merged_kib, 0), min(merged_kib / max(scans.unmet_kib, 1), 1.0)
         tried_share = 1 - min(skipped_kib / max(scans.unmet_kib, 1), 1.0)
-        ratio = scans.ratio + (found - scans.ratio) * NEWEST * (1 + tried_share / 2)
+        ratio = scans.ratio + (found - scans.ratio) * NEWEST_MERGE_RATIO * (1 + tried_share / 2)
         return min(still_kib + split_kib + skipped_kib, in_no_tree_kib, left_kib), ratio
     unsettled_kib = min(split_kib, max(in_no_tree_kib - skipped_kib, 0), left_kib)
     unmet_kib = min(unsettled_kib + skipped_kib, in_no_tree_kib, left_kib)

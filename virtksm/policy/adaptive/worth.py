@@ -39,8 +39,8 @@ MAX_IMAGES = 32
 """Images whose merge ratio is kept, the last that taught it (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least merge ratio expected: else nothing would be scanned that could teach better (chosen)."""
-NEWEST = 0.5
-"""Weight of the last pair of full scans in an average; of costs a higher one counts in full (chosen)."""
+NEWEST_MERGE_RATIO = 0.5
+"""Weight of the last pair of full scans in the average (chosen)."""
 CHECK_COST = 3.0
 """A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
@@ -191,7 +191,7 @@ def merge_ratio(learned: Learned, image: str = "") -> float:
     if learned.was_check or not learned.scanned_kib or image not in ("", learned.image):
         return before
     share = learned.merged_kib / learned.scanned_kib if image else _lasting(learned)
-    return before + (share - before) * NEWEST
+    return before + (share - before) * NEWEST_MERGE_RATIO
 
 
 def changed_ratio(learned: Learned) -> float:
