@@ -1,29 +1,31 @@
-# Full machines for `script/test vm`: a Debian 12 under software emulation, with a stock kernel. Sourced by that, with
-# `suite`, `root` and `log` set.
+# Full machines for `script/test vm`: a Debian under software emulation, with a stock kernel. Sourced by that.
 # shellcheck shell=bash
-: "${suite:?}" "${root:?}" "${log:?}"
 source tests/boot/root.sh
 
 vm=$PWD/build/vm
-declare -A kernel_suites=([6.1]=bookworm [6.12]=trixie)
-# What the disk needs; ext4 is built into Debian's kernels for virtual machines.
+declare -A kernel_suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [sid]=sid)
+# Machines that have more, with the kernel 6.1: QEMU's options. Their claims are tests/boot/NAME.py.
+declare -A machines=(
+    [numa]="-m 2048,slots=1,maxmem=4G -object memory-backend-ram,id=n0,size=1G,merge=off -numa node,nodeid=0,cpus=0,memdev=n0
+        -object memory-backend-ram,id=n1,size=1G,merge=off -numa node,nodeid=1,cpus=1,memdev=n1
+        -object memory-backend-ram,id=plug,size=512M,merge=off -device virtio-mem-pci,memdev=plug,node=0,requested-size=256M"
+    [swap]="-m 1536"
+)
+# What the disk needs; ext4 is built into Debian's kernels for virtual machines, 9p is not there at all.
 disk_modules=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
 
-fill_for_machine() { # fill_for_machine NEW
-    local unit
-    bootstrap "$1" kmod,udev,python3,procps &&
-        inside "$1" apt-get -q -y install --no-install-recommends libvirt-daemon-system libvirt-clients qemu-system-x86 apparmor polkitd \
-            python3-libvirt python3-psutil python3-structlog python3-tenacity &&
-        inside "$1" apt-get -q clean &&
-        echo host >"$1/etc/hostname" && echo "127.0.0.1 localhost host" >"$1/etc/hosts" &&
-        tr -d - </proc/sys/kernel/random/uuid >"$1/etc/machine-id" && : >"$1/etc/fstab" &&
-        cp tests/boot/machine.service "$1/etc/systemd/system/" &&
-        mkdir -p "$1/etc/systemd/system/multi-user.target.wants" &&
-        ln -s ../machine.service "$1/etc/systemd/system/multi-user.target.wants/" &&
-        for unit in apt-daily{,-upgrade}.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
-            getty@tty1.service libvirt-guests.service systemd-firstboot.service; do
-            ln -sf /dev/null "$1/etc/systemd/system/$unit" || return 1
-        done
+choose_machine() { # choose_machine NAME: sets kernel, claims, options, suite (the userland's), root, packaged
+    kernel=$1 claims=machine options=()
+    if [[ -n ${machines[$1]:-} ]]; then
+        kernel=6.1 claims=$1
+        read -r -d '' -a options <<<"${machines[$1]}" || true
+    fi
+    case ${kernel_suites[$kernel]:-} in
+        bullseye | bookworm) suite=bookworm ;; # Debian 11's Python and libvirt are too old
+        trixie | sid) suite=trixie ;;
+        *) return 1 ;;
+    esac
+    root=build/vm/$suite log=build/vm/build.log packaged=build/boot/package-$suite
 }
 
 private_apt() { # private_apt SUITE COMMAND...: apt with the index of one suite of this machine's mirror
@@ -32,56 +34,68 @@ private_apt() { # private_apt SUITE COMMAND...: apt with the index of one suite 
         mirror=$(apt-get indextargets --format "\$(SITE)" | grep -v security | head -n 1)
         mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
         : >"$state/status"
-        printf 'deb [signed-by=%s] %s %s main\n' "$keys" "${mirror:?apt knows no mirror}" "$1" \
-            "$keys" "$mirror-security" "$1-security" >"$state/sources.list"
+        printf 'deb [signed-by=%s] %s %s main\n' "$keys" "${mirror:?apt knows no mirror}" "$1" >"$state/sources.list"
+        [[ $1 == sid ]] || printf 'deb [signed-by=%s] %s %s main\n' "$keys" "$mirror-security" "$1-security" >>"$state/sources.list"
         private_apt "$1" apt-get update || { rm "$state/sources.list" && return 1; }
     fi
     "$2" -q -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State::lists="$state/lists" \
         -o Dir::State::status="$state/status" -o Dir::Cache="$state/cache" -o APT::Sandbox::User=root "${@:3}"
 }
 
-# build/vm/KERNEL/{vmlinuz,initrd}: Debian's kernel for virtual machines; an initrd of busybox and the disk's modules.
+# build/vm/KERNEL/{vmlinuz,initrd,virtio_mem.ko}: Debian's kernel for virtual machines; an initrd of busybox and the
+# disk's modules.
 ensure_kernel() { # ensure_kernel KERNEL
     local made=$vm/$1
     [[ ! -e $made/initrd ]] || return 0
     rm -rf "$made" && mkdir -p "$made"/{deb,root/{bin,dev,proc,sys,mnt,modules}} && fill_kernel "$made" "${kernel_suites[$1]}"
 }
 
+# Since Linux 7 the kernel and its modules are packages that linux-image-... depends on.
 fill_kernel() { # fill_kernel MADE SUITE
-    local made=$1 package module file
-    package=$(private_apt "$2" apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p') &&
-        (cd "$made" && private_apt "$2" apt-get download "$package" && dpkg-deb --extract ./*.deb deb) &&
-        cp "$made"/deb/boot/vmlinuz-* "$made/vmlinuz" &&
+    local made=$1 image packages module
+    image=$(private_apt "$2" apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p') &&
+        packages=$(private_apt "$2" apt-cache depends "$image" | sed -n 's/.*Depends: \(linux-\(binary\|modules\)-.*\)/\1/p') || return 1
+    # shellcheck disable=SC2086 # words
+    (cd "$made" && private_apt "$2" apt-get download "$image" $packages) &&
+        find "$made" -name '*.deb' -exec dpkg-deb --extract {} "$made/deb" \; &&
+        find "$made/deb" -name 'vmlinuz*' -exec cp {} "$made/vmlinuz" \; &&
         cp tests/boot/machine-init "$made/root/init" && cp /bin/busybox "$made/root/bin/" || return 1
-    for module in "${disk_modules[@]}"; do
-        file=$(find "$made/deb" -name "$module.ko*")
-        case $file in
-            *.xz) xz -dc "$file" >"$made/root/modules/$module.ko" ;;
-            *.ko) cp "$file" "$made/root/modules/$module.ko" ;;
-        esac || return 1
-    done
-    (cd "$made/root" && find . | cpio -o -H newc --quiet | gzip -1 >../initrd.new) && rm -rf "$made"/{deb,root,*.deb} &&
-        mv "$made/initrd.new" "$made/initrd"
+    for module in "${disk_modules[@]}"; do copy_module "$made" "$module" "$made/root/modules" || return 1; done
+    (cd "$made/root" && find . | cpio -o -H newc --quiet | gzip -1 >../initrd.new) && copy_module "$made" virtio_mem "$made" &&
+        rm -rf "$made"/{deb,root,*.deb} && mv "$made/initrd.new" "$made/initrd"
+}
+
+copy_module() { # copy_module MADE MODULE FOLDER: not where it is built in
+    local file
+    file=$(find "$1/deb" -name "$2.ko*")
+    case $file in
+        *.xz) xz -dc "$file" >"$3/$2.ko" ;;
+        *.ko) cp "$file" "$3/$2.ko" ;;
+    esac
 }
 
 # The root as a disk, made anew when the root was.
 ensure_image() {
     [[ ! $root.img -nt $root.stamp ]] || return 0
-    rm -f "$root.img.new" && truncate -s 2G "$root.img.new" &&
+    rm -f "$root.img.new" && truncate -s 3G "$root.img.new" &&
         mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$root.img.new" &&
         mv "$root.img.new" "$root.img"
 }
 
-# mem-merge=off: this host's KSM must not see the machine's memory. -cx16: QEMU 7.2 emulates cmpxchg16b wrongly, which
-# Linux 6.12 uses. A kernel that panics ends the machine.
-boot_machine() { # boot_machine KERNEL: print what its claims say; fails unless all hold
-    local out=$vm/$1/out pid code=0
+# Traps. mem-merge=off, and merge=off of a node's memory: this host's KSM must not see the machine's. -cx16: QEMU 7.2 emulates
+# cmpxchg16b wrongly, which Linux 6.12 uses. panic=1: a kernel that panics ends the machine. SLOWER=10 (machine@.service):
+# each limit is ten times a container's. A saved machine (migrate, -incoming) starts in 2 s instead of 30, but only with
+# the same QEMU and options, and a fresh clone has none.
+boot_machine() { # boot_machine NAME: print what its claims say; fails unless all hold
+    local out=$vm/$1/out pid code=0 began=$SECONDS
     rm -rf "$out" && mkdir -p "$out" && : >"$out/report" && truncate -s 32M "$out/journal"
-    { git ls-files -z --cached --others --exclude-standard && printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb; } |
+    { git ls-files -z --cached --others --exclude-standard &&
+        printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb "build/vm/$kernel/virtio_mem.ko"; } |
         tar -c --null --files-from=- >"$out/checkout.tar"
-    timeout --foreground "${LIMIT_S:-1800}" nice -n 19 qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi -cpu max,-cx16 \
-        -smp 2 -m 2048 -nodefaults -display none -no-reboot -kernel "$vm/$1/vmlinuz" -initrd "$vm/$1/initrd" \
-        -append "console=ttyS0 loglevel=4 mitigations=off panic=1 systemd.show_status=0 rw" \
+    timeout --foreground "${LIMIT_S:-3600}" nice -n 19 qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi -cpu max,-cx16 \
+        -smp 2 -m 2048 "${options[@]}" -nodefaults -display none -no-reboot -kernel "$vm/$kernel/vmlinuz" -initrd "$vm/$kernel/initrd" \
+        -append "console=ttyS0 loglevel=4 mitigations=off panic=1 memhp_default_state=online systemd.show_status=0 \
+systemd.wants=machine@$claims.service rw" \
         -drive "file=$root.img,format=raw,if=virtio,snapshot=on" \
         -drive "file=$out/checkout.tar,format=raw,if=virtio,readonly=on" -drive "file=$out/journal,format=raw,if=virtio" \
         -serial "file:$out/console" -serial "file:$out/report" >"$out/qemu" 2>&1 &
@@ -91,5 +105,6 @@ boot_machine() { # boot_machine KERNEL: print what its claims say; fails unless 
     wait "$pid" || code=$?
     trap - EXIT
     tr -d '\0' <"$out/journal" >"$out/journal.txt" && rm "$out"/{journal,checkout.tar}
+    echo "$((SECONDS - began)) s in all, with the machine's start and end"
     grep -Eq '^([0-9]+) of \1 claims hold' "$out/report" || { echo "see $out (QEMU ended with $code)" >&2 && return 1; }
 }
