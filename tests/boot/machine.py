@@ -34,8 +34,9 @@ from tests.boot.inside import (
 
 [PACKAGE] = (CHECKOUT / "build" / "packages" / "deb").glob("virtksm_*.deb")
 DROP_IN = Path("/etc/virtksm/conf.d/50-boot.toml")
-MAX_FULL_SCANS = 12
-"""Two a guest are the least, as a page merges when it is seen again."""
+MAX_FULL_SCANS = 18
+"""Of three guests: two for each part in which a guest's memory comes, QEMU's start and the payload (12 measured on 6.12,
+none without new memory); an earlier law took 44 there."""
 
 
 def installed() -> None:
@@ -83,7 +84,7 @@ def diagnoses() -> None:
 
 
 def scans_little() -> str:
-    """no more full scans than four a guest, whether smart_scan skips old pages or not, and none goes on"""
+    """no more full scans than six a guest, whether smart_scan skips old pages or not, and none goes on"""
     took = ksm("full_scans")
     claim(took <= MAX_FULL_SCANS, took)
     claim(is_idle(), settings())

@@ -83,7 +83,7 @@ ensure_image() {
 }
 
 # Traps. mem-merge=off, and merge=off of a node's memory: this host's KSM must not see the machine's. -cx16: QEMU 7.2 emulates
-# cmpxchg16b wrongly, which Linux 6.12 uses. panic=1: a kernel that panics ends the machine. SLOWER=10 (machine@.service):
+# cmpxchg16b wrongly, which Linux 6.12 uses. -erms: it copies a byte at a time; -smap, -la57: less to emulate. panic=1: a kernel that panics ends the machine. SLOWER=10 (machine@.service):
 # each limit is ten times a container's. A saved machine (migrate, -incoming) starts in 2 s instead of 30, but only with
 # the same QEMU and options, and a fresh clone has none.
 boot_machine() { # boot_machine NAME: print what its claims say; fails unless all hold
@@ -92,7 +92,7 @@ boot_machine() { # boot_machine NAME: print what its claims say; fails unless al
     { git ls-files -z --cached --others --exclude-standard &&
         printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb "build/vm/$kernel/virtio_mem.ko"; } |
         tar -c --null --files-from=- >"$out/checkout.tar"
-    timeout --foreground "${LIMIT_S:-3600}" nice -n 19 qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi -cpu max,-cx16 \
+    timeout --foreground "${LIMIT_S:-3600}" qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi -cpu max,-cx16,-erms,-smap,-la57 \
         -smp 2 -m 2048 "${options[@]}" -nodefaults -display none -no-reboot -kernel "$vm/$kernel/vmlinuz" -initrd "$vm/$kernel/initrd" \
         -append "console=ttyS0 loglevel=4 mitigations=off panic=1 memhp_default_state=online systemd.show_status=0 \
 systemd.wants=machine@$claims.service rw" \
