@@ -35,8 +35,8 @@ from tests.boot.inside import (
 [PACKAGE] = (CHECKOUT / "build" / "packages" / "deb").glob("virtksm_*.deb")
 DROP_IN = Path("/etc/virtksm/conf.d/50-boot.toml")
 MAX_FULL_SCANS = 18
-"""Of three guests: two for each part in which a guest's memory comes, QEMU's start and the payload (12 measured on 6.12,
-none without new memory); an earlier law took 44 there."""
+"""Of three guests: two for each part in which a guest's memory comes, QEMU's start and the payload (12 measured on
+6.12; an earlier law took 44 there)."""
 
 
 def installed() -> None:
