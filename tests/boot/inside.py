@@ -1,7 +1,7 @@
 """What claims need inside a booted container: looking, acting, and a report of one line per claim.
 
-Runs as root on the distribution's Python alone. A claim is a function whose docstring says what is claimed; one that
-fails does not keep the next from being tried.
+Runs as root on the distribution's Python alone. A claim is a function whose docstring says what is claimed; it may
+return a figure to be told. One that fails does not keep the next from being tried.
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
 """What the administrator had: no value of virtksm's or the kernel's."""
 COMMON_MIB = 40
 TWIN = PayloadGuest(name="", memory_mib=64, common_mib=COMMON_MIB)
-LIMIT_S = 60.0 * int(os.environ.get("SLOWER", "1"))
-"""A machine under software emulation is slower."""
+SLOWER = int(os.environ.get("SLOWER", "1"))
+"""A machine under software emulation is slower: limits are longer, and looking again and again costs more."""
+LIMIT_S = 60.0 * SLOWER
+POLL_S = 0.05 * SLOWER
 CONFIG = """\
 log_level = "debug"
 [adaptive]
 engage = "always"
 """
+
+
+Claims = Sequence[Callable[[], str | None]]
 
 
 class NotSo(Exception):
@@ -66,7 +71,7 @@ def wait(condition: Callable[[], object], what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise NotSo(f"waited {LIMIT_S:g} s in vain for {what}")
-        time.sleep(0.05)
+        time.sleep(POLL_S)
 
 
 def claim(condition: object, otherwise: object) -> None:
@@ -132,6 +137,24 @@ def doctor(user: str = "") -> dict[str, str]:
     return {finding["check"]: finding["verdict"] for finding in told["findings"]}
 
 
+def complaints(found: dict[str, str]) -> dict[str, str]:
+    """Return what of the verdicts is in the way."""
+    merges_without_need = "huge_pages"  # as CONFIG has it
+    return {check: it for check, it in found.items() if it in ("WARN", "FAIL") and check != merges_without_need}
+
+
+def claim_verdict(check: str, verdict: str) -> None:
+    found = doctor()[check]
+    claim(found == verdict, f"doctor says {found} of {check}")
+
+
+def claim_clean() -> None:
+    """Claim that `virtksm doctor` finds nothing in the way, and that libvirt's daemon has seen the hook."""
+    found = doctor()
+    claim(not complaints(found), complaints(found))
+    claim(found["hook_seen"] == "PASS", found["hook_seen"])
+
+
 def is_idle() -> bool:
     return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
 
@@ -144,6 +167,9 @@ def guest_xml(name: str, like: PayloadGuest = TWIN, console: Path | None = None)
 
 def start_guest(name: str, like: PayloadGuest = TWIN, console: Path | None = None) -> int:
     """Start a guest and return its process."""
+    if not PAYLOAD.exists():
+        PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
     run("virsh", "create", guest_xml(name, like, console))
     return guest_pid(name)
 
@@ -152,14 +178,17 @@ def guest_pid(name: str) -> int:
     return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
 
 
+def has_merged(guests: int) -> bool:
+    """Tell whether the common pages of so many guests are merged."""
+    return ksm("pages_sharing") >= (guests - 1) * COMMON_MIB * 256
+
+
 def merge_two() -> list[int]:
     """Start two guests, wait until their common pages are merged and ksmd idles; return their processes."""
-    PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
     seen = log()
     pids = [start_guest(name) for name in ("boot1", "boot2")]
     wait_logged(heard("started", "boot2"), seen)
-    wait(lambda: ksm("pages_sharing") >= COMMON_MIB * 256, "merged pages")
+    wait(lambda: has_merged(2), "merged pages")
     wait(is_idle, "being idle again")
     return pids
 
@@ -176,24 +205,23 @@ def here() -> str:
     return f"{name} | {os.uname().release} | {libvirt_daemon()} {libvirt} | {platform.python_version()}"
 
 
-def report(claims: Sequence[Callable[[], None]]) -> int:
+def report(claims: Claims) -> int:
     """Say what is here, and try every claim; returns 1 if one does not hold."""
     with REPORT.open("a", encoding="utf-8", buffering=1) as lines:
         lines.write(f"here    {here()}\n")
         return try_claims(claims, lines.write)
 
 
-def try_claims(claims: Sequence[Callable[[], None]], write: Callable[[str], object]) -> int:
-    """Try every claim, and write a line for each; returns 1 if one does not hold."""
+def try_claims(claims: Claims, write: Callable[[str], object]) -> int:
+    """Try every claim, and write a line for each, with its seconds; returns 1 if one does not hold."""
     failed = 0
     for one in claims:
-        words = " ".join((one.__doc__ or "").split())
+        words, began_s = " ".join((one.__doc__ or "").split()), time.monotonic()
         try:
-            one()
+            said, verdict = one(), "ok"
         except (NotSo, OSError, ValueError, subprocess.SubprocessError) as error:
             failed += 1
-            write(f"FAILED  {words}: {error}\n")
-        else:
-            write(f"ok      {words}\n")
+            said, verdict = str(error), "FAILED"
+        write(f"{verdict:6} {time.monotonic() - began_s:6.1f} s  {words}{f': {said}' if said else ''}\n")
     write(f"{len(claims) - failed} of {len(claims)} claims hold\n")
     return 1 if failed else 0

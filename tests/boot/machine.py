@@ -6,17 +6,18 @@ The machine has AppArmor, systemd as its first process, and a KSM of its own. Gu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.boot.inside import (
     BASELINE,
     CHECKOUT,
-    COMMON_MIB,
     CONFIG,
     KSM,
+    Claims,
     claim,
-    doctor,
+    claim_clean,
+    has_merged,
+    heard,
     is_idle,
     ksm,
     log,
@@ -26,11 +27,16 @@ from tests.boot.inside import (
     run,
     settings,
     shown,
+    start_guest,
     wait,
+    wait_logged,
 )
 
 [PACKAGE] = (CHECKOUT / "build" / "packages" / "deb").glob("virtksm_*.deb")
 DROP_IN = Path("/etc/virtksm/conf.d/50-boot.toml")
+MAX_FULL_SCANS = 18
+"""Of three guests: two for each part in which a guest's memory comes, QEMU's start and the payload (12 measured on
+6.12; an earlier law took 44 there)."""
 
 
 def installed() -> None:
@@ -56,8 +62,13 @@ def confined() -> None:
 
 
 def tunes() -> None:
-    """two guests start, their common pages are merged; then it idles"""
+    """three guests start, their common pages are merged; then it idles"""
     merge_two()
+    seen = log()
+    start_guest("boot3")
+    wait_logged(heard("started", "boot3"), seen)
+    wait(lambda: has_merged(3), "merged pages of the third")
+    wait(is_idle, "being idle")
 
 
 def hears_the_hook() -> None:
@@ -69,18 +80,22 @@ def hears_the_hook() -> None:
 
 def diagnoses() -> None:
     """`virtksm doctor` finds nothing in the way"""
-    found = doctor()
-    wrong = {check: verdict for check, verdict in found.items() if verdict in ("WARN", "FAIL")}
-    wrong.pop("huge_pages", None)  # this configuration merges without need
-    claim(not wrong, wrong)
-    claim(found["hook_seen"] == "PASS", found["hook_seen"])
+    claim_clean()
+
+
+def scans_little() -> str:
+    """no more full scans than six a guest, whether smart_scan skips old pages or not, and none goes on"""
+    took = ksm("full_scans")
+    claim(took <= MAX_FULL_SCANS, took)
+    claim(is_idle(), settings())
+    return str(took)
 
 
 def stops() -> None:
     """`systemctl stop`: the baseline is back, and what is merged stays merged"""
     run("systemctl", "stop", "virtksm.service")
     claim(settings() == BASELINE, settings())
-    claim(ksm("pages_sharing") >= COMMON_MIB * 256, ksm("pages_sharing"))
+    claim(has_merged(2), ksm("pages_sharing"))
 
 
 def purged() -> None:
@@ -91,7 +106,7 @@ def purged() -> None:
     claim(not left, left)
 
 
-CLAIMS: tuple[Callable[[], None], ...] = (installed, confined, tunes, hears_the_hook, diagnoses, stops, purged)
+CLAIMS: Claims = (installed, confined, tunes, hears_the_hook, diagnoses, scans_little, stops, purged)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,14 @@
-# Full machines for `script/test vm`: a Debian 12 under software emulation, with a stock kernel. Sourced by that, with
-# `suite`, `root` and `log` set.
+# Full machines for `script/test vm`: a Debian under software emulation, with a stock kernel. Sourced by that.
 # shellcheck shell=bash
-: "${suite:?}" "${root:?}" "${log:?}"
 source tests/boot/root.sh
 
 vm=$PWD/build/vm
-declare -A kernel_suites=([6.1]=bookworm [6.12]=trixie)
-# What the disk needs; ext4 is built into Debian's kernels for virtual machines.
+declare -A suites=([6.1]=bookworm [6.12]=trixie) # a kernel, and the Debian that it is of
+# What the disk needs; ext4 is built into Debian's kernels for virtual machines, 9p is not there at all.
 disk_modules=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
 
-fill_for_machine() { # fill_for_machine NEW
-    local unit
-    bootstrap "$1" kmod,udev,python3,procps &&
-        inside "$1" apt-get -q -y install --no-install-recommends libvirt-daemon-system libvirt-clients qemu-system-x86 apparmor polkitd \
-            python3-libvirt python3-psutil python3-structlog python3-tenacity &&
-        inside "$1" apt-get -q clean &&
-        echo host >"$1/etc/hostname" && echo "127.0.0.1 localhost host" >"$1/etc/hosts" &&
-        tr -d - </proc/sys/kernel/random/uuid >"$1/etc/machine-id" && : >"$1/etc/fstab" &&
-        cp tests/boot/machine.service "$1/etc/systemd/system/" &&
-        mkdir -p "$1/etc/systemd/system/multi-user.target.wants" &&
-        ln -s ../machine.service "$1/etc/systemd/system/multi-user.target.wants/" &&
-        for unit in apt-daily{,-upgrade}.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
-            getty@tty1.service libvirt-guests.service systemd-firstboot.service; do
-            ln -sf /dev/null "$1/etc/systemd/system/$unit" || return 1
-        done
+choose_machine() { # choose_machine KERNEL: sets the userland's suite, root, packaged and log
+    suite=${suites[$1]} && root=build/vm/$suite packaged=build/boot/package-$suite log=build/vm/build.log
 }
 
 private_apt() { # private_apt SUITE COMMAND...: apt with the index of one suite of this machine's mirror
@@ -44,7 +29,7 @@ private_apt() { # private_apt SUITE COMMAND...: apt with the index of one suite 
 ensure_kernel() { # ensure_kernel KERNEL
     local made=$vm/$1
     [[ ! -e $made/initrd ]] || return 0
-    rm -rf "$made" && mkdir -p "$made"/{deb,root/{bin,dev,proc,sys,mnt,modules}} && fill_kernel "$made" "${kernel_suites[$1]}"
+    rm -rf "$made" && mkdir -p "$made"/{deb,root/{bin,dev,proc,sys,mnt,modules}} && fill_kernel "$made" "${suites[$1]}"
 }
 
 fill_kernel() { # fill_kernel MADE SUITE
@@ -67,19 +52,22 @@ fill_kernel() { # fill_kernel MADE SUITE
 # The root as a disk, made anew when the root was.
 ensure_image() {
     [[ ! $root.img -nt $root.stamp ]] || return 0
-    rm -f "$root.img.new" && truncate -s 2G "$root.img.new" &&
+    rm -f "$root.img.new" && truncate -s 3G "$root.img.new" &&
         mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$root.img.new" &&
         mv "$root.img.new" "$root.img"
 }
 
-# mem-merge=off: this host's KSM must not see the machine's memory. -cx16: QEMU 7.2 emulates cmpxchg16b wrongly, which
-# Linux 6.12 uses. A kernel that panics ends the machine.
+# Traps. mem-merge=off: this host's KSM must not see the machine's memory. -cx16: QEMU 7.2 emulates cmpxchg16b wrongly, which
+# Linux 6.12 uses. -erms: that copies a byte at a time; -smap, -la57: less to emulate. panic=1: a kernel that panics ends the
+# machine. SLOWER=10 (machine.service): each limit is ten times a container's. A saved machine (migrate, -incoming) starts
+# in 2 s instead of 30, but only with the same QEMU and options, and a fresh clone has none.
 boot_machine() { # boot_machine KERNEL: print what its claims say; fails unless all hold
-    local out=$vm/$1/out pid code=0
+    local out=$vm/$1/out pid code=0 began=$SECONDS
     rm -rf "$out" && mkdir -p "$out" && : >"$out/report" && truncate -s 32M "$out/journal"
-    { git ls-files -z --cached --others --exclude-standard && printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb; } |
+    { git ls-files -z --cached --others --exclude-standard &&
+        printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb; } |
         tar -c --null --files-from=- >"$out/checkout.tar"
-    timeout --foreground "${LIMIT_S:-1800}" nice -n 19 qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi -cpu max,-cx16 \
+    timeout --foreground "${LIMIT_S:-3600}" qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi -cpu max,-cx16,-erms,-smap,-la57 \
         -smp 2 -m 2048 -nodefaults -display none -no-reboot -kernel "$vm/$1/vmlinuz" -initrd "$vm/$1/initrd" \
         -append "console=ttyS0 loglevel=4 mitigations=off panic=1 systemd.show_status=0 rw" \
         -drive "file=$root.img,format=raw,if=virtio,snapshot=on" \
@@ -91,5 +79,6 @@ boot_machine() { # boot_machine KERNEL: print what its claims say; fails unless 
     wait "$pid" || code=$?
     trap - EXIT
     tr -d '\0' <"$out/journal" >"$out/journal.txt" && rm "$out"/{journal,checkout.tar}
+    echo "$((SECONDS - began)) s in all, with the machine's start and end"
     grep -Eq '^([0-9]+) of \1 claims hold' "$out/report" || { echo "see $out (QEMU ended with $code)" >&2 && return 1; }
 }

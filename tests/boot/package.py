@@ -23,6 +23,9 @@ from tests.boot.inside import (
     HOOK,
     KSM,
     claim,
+    claim_clean,
+    claim_verdict,
+    complaints,
     doctor,
     is_idle,
     ksm,
@@ -145,11 +148,6 @@ def takes_over() -> str:
     return said
 
 
-def complaints() -> dict[str, str]:
-    """Return what `virtksm doctor` finds in the way."""
-    return {check: verdict for check, verdict in doctor().items() if verdict in ("WARN", "FAIL")}
-
-
 def installs_without_ksm(why: str) -> None:
     """Install the package anew, and claim that KSM stays off and that this is said."""
     (KSM / "run").write_text("0", encoding="ascii")
@@ -177,8 +175,7 @@ def from_idle() -> None:
 
 def is_clean() -> None:
     """right after the installation `virtksm doctor` finds nothing in the way, and that libvirtd has seen the hook"""
-    claim(not complaints(), complaints())
-    claim(doctor()["hook_seen"] == "PASS", doctor()["hook_seen"])
+    claim_clean()
 
 
 def and_back() -> None:
@@ -280,7 +277,7 @@ def sees_memory_of_others() -> None:
     started = hold_others("others", "by itself")
     numbers = retune()["decision"]["numbers"]
     claim(numbers["other_processes_bytes"] == 0 and numbers["other_processes_unread"] > 0, numbers)
-    claim(doctor()["other_processes_seen"] == "WARN", doctor())
+    claim_verdict("other_processes_seen", "WARN")
     claim(doctor("virtksm")["other_processes_seen"] == "INFO", "a user who may not look gives a verdict")
     run("systemctl", "stop", started)
     if int(run("systemctl", "--version").split()[1]) < MEMORY_KSM:
@@ -290,7 +287,7 @@ def sees_memory_of_others() -> None:
     started = hold_others("others", "by its unit", "--property=MemoryKSM=yes")
     numbers = retune()["decision"]["numbers"]
     claim(numbers["other_processes_bytes"] >= COMMON_MIB << 20, numbers)
-    claim(doctor()["other_processes_seen"] == "PASS", doctor())
+    claim_verdict("other_processes_seen", "PASS")
     wait(lambda: ksm("pages_sharing") > merged + COMMON_MIB * 256 * 0.9, "merged pages of others")
     run("systemctl", "stop", started)
     run("systemctl", "restart", "virtksm.service")
@@ -359,7 +356,7 @@ def leaves_real_time_alone() -> None:
     (KSM / "run").write_text("0", encoding="ascii")
     run("systemctl", "restart", "virtksm-ksm.service")
     claim(ksm("run") == 0, f"run is {ksm('run')}")
-    found = complaints()
+    found = complaints(doctor())
     claim((found.get("tuned"), found.get("ksm_run")) == ("WARN", None), found)
     claim("switches it off" in run("virtksm", "doctor", "--kept-off", fails=True), "not kept off")
     said = run("/bin/sh", "-c", "virtksm doctor || true")
@@ -397,9 +394,9 @@ def goes_after_ubuntus() -> None:
     run("systemctl", "enable", "qemu-kvm.service")
     run("systemctl", "restart", "qemu-kvm.service", "virtksm-ksm.service")  # two jobs: the second waits or does not
     claim(ksm("run") == 1, f"run is {ksm('run')}")
-    claim(doctor()["qemu_kvm"] == "PASS", doctor()["qemu_kvm"])
+    claim_verdict("qemu_kvm", "PASS")
     Path("/etc/default/qemu-kvm").write_text("KSM_ENABLED=0\n", encoding="ascii")
-    claim(doctor()["qemu_kvm"] == "WARN", doctor()["qemu_kvm"])
+    claim_verdict("qemu_kvm", "WARN")
     run("systemctl", "disable", "--now", "qemu-kvm.service")
     unit.unlink()
     Path("/etc/default/qemu-kvm").unlink()

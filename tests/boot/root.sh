@@ -1,5 +1,5 @@
-# Builds the roots that the containers of `script/test boot` and `script/test install` boot, and the modular daemons of
-# `script/test modular`. Sourced by that, with `suite`, `root` and `log` set.
+# Builds the roots that the containers of `script/test boot` and `script/test install` and the machines of `script/test vm`
+# boot, and the modular daemons of `script/test modular`. Sourced by that, with `suite`, `root` and `log` set.
 # shellcheck shell=bash
 : "${suite:?}" "${root:?}" "${log:?}"
 
@@ -73,6 +73,26 @@ fill_for_package() { # fill_for_package NEW
             --no-install-recommends &&
         inside "$1" apt-get -q -y install --download-only --no-install-recommends ksmtuned polkitd python3-libvirt \
             python3-prometheus-client python3-psutil python3-structlog python3-tenacity tuned
+}
+
+# Of the root of `script/test install`, whose cache has most of it.
+fill_for_machine() { # fill_for_machine NEW
+    local unit
+    rm -rf "$root" "$1" && cp -a "${packaged:?}" "$1" &&
+        inside "$1" apt-get -q update &&
+        inside "$1" apt-get -q -y install --no-install-recommends apparmor kmod polkitd procps python3-libvirt python3-psutil \
+            python3-structlog python3-tenacity udev &&
+        inside "$1" apt-get -q clean &&
+        find "$1/etc/apparmor.d" -maxdepth 1 -type f ! -name '*libvirt*' -delete && # compiled at each boot
+        echo host >"$1/etc/hostname" && echo "127.0.0.1 localhost host" >"$1/etc/hosts" &&
+        tr -d - </proc/sys/kernel/random/uuid >"$1/etc/machine-id" && : >"$1/etc/fstab" &&
+        cp tests/boot/machine.service "$1/etc/systemd/system/" &&
+        mkdir -p "$1/etc/systemd/system/multi-user.target.wants" &&
+        ln -s ../machine.service "$1/etc/systemd/system/multi-user.target.wants/" &&
+        for unit in apt-daily{,-upgrade}.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+            getty@tty1.service libvirt-guests.service systemd-firstboot.service; do
+            ln -sf /dev/null "$1/etc/systemd/system/$unit" || return 1
+        done
 }
 
 fill_with_modular_daemons() { # fill_with_modular_daemons NEW: what they are in /, and nothing else

@@ -28,6 +28,7 @@ from tests.boot.inside import (
     LIMIT_S,
     NotSo,
     claim,
+    complaints,
     doctor,
     guest_pid,
     guest_xml,
@@ -195,8 +196,7 @@ def reads_no_more() -> None:
 def diagnoses() -> None:
     """`virtksm doctor` finds nothing in the way, for root and for the agent's user, and a ksmtuned that is enabled"""
     for user in ("", "virtksm"):
-        wrong = {check: verdict for check, verdict in doctor(user).items() if verdict in ("WARN", "FAIL")}
-        wrong.pop("huge_pages", None)  # this configuration merges without need
+        wrong = complaints(doctor(user))
         claim(not wrong, wrong)
     unit = Path("/usr/local/lib/systemd/system/ksmtuned.service")
     unit.parent.mkdir(parents=True, exist_ok=True)
