@@ -12,7 +12,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
+from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
 from virtksm.host.local_facts import read_merged
 from virtksm.paths import LOCAL, RuntimePaths
@@ -38,8 +38,7 @@ class Rests:
         """Have all memory scanned, as one more guest has started."""
         self._guest(tiny(f"new-{self._guests}"))
         self._guests += 1
-        self._agent.reload()
-        wait_until_covered(self._agent, self._guests)
+        self._agent.sweep()
 
     def see(self) -> Sequence[str]:
         """Have those that rewrite do so once they have merged, and passes until that is counted; return who is out.
