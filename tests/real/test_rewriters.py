@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
+from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
 from virtksm.host.local_facts import read_merged
 from virtksm.paths import LOCAL, RuntimePaths
@@ -28,18 +29,17 @@ MOST_RESTS, MOST_PASSES, MOST_SCANS = 20, 60, 40
 
 
 class Rests:
-    """Rests of ksmd, each after full scans that guests' starts have caused, while those that rewrite stood still."""
+    """Rests of ksmd, each after full scans that other guests have caused, while those that rewrite stood still."""
 
-    def __init__(self, agent: AgentProcess, guest: GuestFactory, calm: int, loud: Sequence[RunningGuest]) -> None:
-        self._agent, self._guest, self._loud = agent, guest, loud
-        self._guests = calm + len(loud)
+    def __init__(self, agent: AgentProcess, guest: GuestFactory, loud: Sequence[RunningGuest]) -> None:
+        self._agent, self._guest, self._loud, self._numbers = agent, guest, loud, itertools.count()
 
     def scan(self) -> None:
-        """Have all memory scanned, as one more guest has started."""
-        self._guest(tiny(f"new-{self._guests}"))
-        self._guests += 1
-        self._agent.reload()
-        wait_until_covered(self._agent, self._guests)
+        """Have all memory scanned, as a guest has come and gone."""
+        brief = self._guest(tiny(f"brief-{next(self._numbers)}"))
+        self._agent.step()
+        brief.domain.destroy()
+        self._agent.sweep()
 
     def see(self) -> Sequence[str]:
         """Have those that rewrite do so once they have merged, and passes until that is counted; return who is out.
@@ -96,7 +96,7 @@ def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_s
         twin("loud-1", 3, **rewriting),
         twin("loud-2", 4, **rewriting),
     )
-    rests, names = Rests(agent, guest, 2, loud), [one.spec.name for one in loud]
+    rests, names = Rests(agent, guest, loud), [one.spec.name for one in loud]
     for _ in range(MOST_RESTS):
         if rests.see():
             break

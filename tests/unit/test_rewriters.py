@@ -172,8 +172,9 @@ def test_12_while_ksmd_scans_nothing_is_judged_and_no_reading_is_of_use() -> Non
     assert not wants_merged(snapshot_of(Seen(broken_mib=32), 2 * EVERY_S), state), "that is no backlog"
     assert not wants_merged(snapshot_of(LOST, 2 * EVERY_S, PAID_S), state), "what is written to now has paid"
     assert not wants_merged(replace(snapshot, ksm=replace(snapshot.ksm, cow_ksm=None)), state)
-    unread = snapshot_of(Seen(after_s=-1.0, broken_mib=0), 2 * EVERY_S, 2.0)
+    early, unread = (snapshot_of(Seen(after_s=-1.0, broken_mib=0), 2 * EVERY_S, one) for one in (2.0, PAID_S / 2 + 1))
     assert wants_merged(unread, state), "what a guest that has rewritten it holds again"
+    assert not wants_merged(early, state)
     assert not wants_merged(unread, resting(2 * EVERY_S, having_scanned(GUESTS)))
 
 

@@ -88,13 +88,14 @@ def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
 def wants_merged(snapshot: Snapshot, state: AdaptiveState) -> bool:
     """Tell whether a reading is of use now: ksmd rests, and what was rewritten has not paid.
 
-    That is enough to matter, or it is not known yet what a guest holds that has lost it before.
+    That is enough to matter, or it has half paid, and is not known what a guest holds that has lost it before.
     """
     if state.scans.current is not None or not is_too_soon(state, snapshot.taken_s):
         return False
     if _broken_kib(snapshot, state) > _negligible_kib(snapshot, state):
         return True
-    return bool(state.watched) and not state.watched.keys() <= {key for key, _ in _readings(snapshot, state)}
+    has_half_paid = snapshot.taken_s - state.learned.ended_s > seconds_to_pay(state) / 2
+    return has_half_paid and not state.watched.keys() <= {key for key, _ in _readings(snapshot, state)}
 
 
 def _negligible_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
