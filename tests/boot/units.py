@@ -96,7 +96,7 @@ REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, re
 BRIEF = PayloadGuest(name="", memory_mib=16, own_mib=1)
 BESIDE_KIB = 4096
 """More than what of a guest merges beside its RAM."""
-MOST_PAIRS, MOST_RESTS, MOST_SCANS, MOST_PASSES = 6, 6, 8, 30
+MOST_PAIRS, MOST_RESTS, MOST_SCANS, MOST_PASSES = 9, 6, 4, 30
 
 
 def install_rules(name: str) -> None:
