@@ -92,7 +92,7 @@ WatchdogSec=6
 SEEKING = Path("/etc/virtksm/conf.d/60-rewriters.toml")
 CALM, LOUD = ("boot1", "boot2"), ("loud1", "loud2")
 LOUD_MIB = 24
-REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, rewrite_common_per_s=2048)
+REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, rewrite_common_per_s=1024)
 BRIEF = PayloadGuest(name="", memory_mib=16, own_mib=1)
 BESIDE_KIB = 4096
 """More than what of a guest merges beside its RAM."""
@@ -591,7 +591,7 @@ def rewrite_once() -> bool:
         return False
     for name in LOUD:
         run("virsh", "resume", name)
-    wait(lambda: all(merged_kib(pid) * 4 < LOUD_MIB * 1024 for pid in pids), "them to rewrite what has merged")
+    wait(lambda: all(merged_kib(pid) * 3 < LOUD_MIB * 1024 for pid in pids), "them to rewrite what has merged")
     for name in LOUD:
         run("virsh", "suspend", name)
     return True
