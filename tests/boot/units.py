@@ -93,11 +93,11 @@ WatchdogSec=6
 SEEKING = Path("/etc/virtksm/conf.d/60-rewriters.toml")
 CALM, LOUD = ("boot1", "boot2"), ("loud1", "loud2")
 LOUD_MIB = 24
-REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, rewrite_common_per_s=2048)
+REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, rewrite_common_per_s=1024)
 BRIEF = PayloadGuest(name="", memory_mib=16, own_mib=1)
 BESIDE_KIB = 4096
 """More than what of a guest merges beside its RAM."""
-MOST_RESTS, MOST_PASSES = 20, 30
+MOST_PAIRS, MOST_RESTS, MOST_SCANS, MOST_PASSES = 9, 6, 4, 30
 
 
 def install_rules(name: str) -> None:
@@ -499,17 +499,12 @@ def without_a_right_rewriters_stay() -> None:
     seen = log()
     run("systemctl", "reload", "virtksm.service")
     wait_logged("pass_completed.*reload", seen)
-    for name in LOUD:
-        start_guest(name, REWRITES, Path(f"/run/{name}.console"))
-    for name in LOUD:
-        wait_settled(Path(f"/run/{name}.console"), LIMIT_S)
-    for name in LOUD:
-        run("virsh", "suspend", name)
     rewrite_until(lambda _: "rewriting_unknown" in log()[len(seen) :], "the log to say what lacks")
     claim("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in str(switched()["rewriters_unknown"]), switched())
     claim(doctor("virtksm")["rewriters"] == "WARN", "doctor knows")
     claim(retune()["outcome"] in ("unchanged", "applied"), retune())
     claim(judged() == {}, judged())
+    end_loud()
 
 
 def with_it_they_are_out() -> None:
@@ -524,13 +519,12 @@ def with_it_they_are_out() -> None:
     seen = log()
     run("systemctl", "restart", "virtksm.service")
     wait_logged("pass_completed.*connected", seen)
-    pids = {name: guest_pid(name) for name in (*CALM, *LOUD)}
     out = rewrite_until(lambda report: report["decision"]["rewriters"], "them to be named")["decision"]["rewriters"]
     claim({*out} <= {*LOUD}, out)
     for name in out:
         wait_logged(f"guest_unmerged .*guest={name} .*rewrites what merges", seen)
     stir()
-    merged = {name: merged_kib(pid) for name, pid in pids.items()}
+    merged = {name: merged_kib(guest_pid(name)) for name in (*CALM, *out)}
     claim(all(merged[name] < BESIDE_KIB for name in out), merged)
     claim(all(merged[name] > COMMON_MIB * 1024 * 9 // 10 for name in CALM), merged)
     shown = [json.loads(run("virtksm", "guest", "show", name, "--json")) for name in out]
@@ -540,8 +534,7 @@ def with_it_they_are_out() -> None:
         switched(),
     )
     claim(doctor("virtksm")["rewriters"] == "PASS", "doctor says otherwise")
-    for name in LOUD:
-        run("virsh", "destroy", name)
+    end_loud()
     for path in (SEEKING, drop_in):
         path.unlink()
     write_rules((INSTALLED / "conf" / "polkit" / FINE_GRAINED).read_text(encoding="utf-8"))
@@ -550,38 +543,58 @@ def with_it_they_are_out() -> None:
 
 
 def rewrite_until(is_told: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
-    """Have the loud guests rewrite what has merged, rest after rest of ksmd, until a pass's report tells."""
-    for _ in range(MOST_RESTS):
-        rewrite_once()
-        before = judged()
-        for _ in range(MOST_PASSES):
-            report = retune()
-            if is_told(report):
-                return report
-            if judged() != before:
-                break
-    raise NotSo(f"waited {MOST_RESTS} rests in vain for {what}: {judged()}")
+    """Have two guests rewrite what has merged, rest after rest of ksmd, until a pass's report tells.
 
-
-def rewrite_once() -> None:
-    """Have them stand still until most has merged, and rewrite it.
-
-    By then smart_scan skips their pages in most full scans, so that they merge in some rests alone.
+    smart_scan skips what was rewritten. Old twins may be skipped in different full scans, and merge no more: then two
+    others begin.
     """
+    for _ in range(MOST_PAIRS):
+        start_loud()
+        for _ in range(MOST_RESTS):
+            if not rewrite_once():
+                break
+            before = judged()
+            for _ in range(MOST_PASSES):
+                report = retune()
+                if is_told(report):
+                    return report
+                if judged() != before:
+                    break
+        end_loud()
+    raise NotSo(f"waited for {MOST_PAIRS} pairs of guests in vain for {what}")
+
+
+def start_loud() -> None:
+    """Start the guests that rewrite, and have them stand still."""
+    for name in LOUD:
+        console = Path(f"/run/{name}.console")
+        console.unlink(missing_ok=True)
+        start_guest(name, REWRITES, console)
+    for name in LOUD:
+        wait_settled(Path(f"/run/{name}.console"), LIMIT_S)
+        run("virsh", "suspend", name)
+
+
+def end_loud() -> None:
+    for name in LOUD:
+        run("virsh", "destroy", name)
+
+
+def rewrite_once() -> bool:
+    """Have them rewrite what has merged, and stand still before and after that; False where it does not merge."""
     pids = list(map(guest_pid, LOUD))
-
-    def have_merged() -> bool:
-        if all(merged_kib(pid) * 2 > LOUD_MIB * 1024 for pid in pids):
-            return is_idle()
+    for _ in range(MOST_SCANS):
         stir()
+        if all(merged_kib(pid) * 2 > LOUD_MIB * 1024 for pid in pids):
+            break
+    else:
         return False
-
-    wait(have_merged, "the loud guests to merge")
     for name in LOUD:
         run("virsh", "resume", name)
-    wait(lambda: all(merged_kib(pid) * 4 < LOUD_MIB * 1024 for pid in pids), "them to rewrite what has merged")
+    wait(lambda: all(merged_kib(pid) * 3 < LOUD_MIB * 1024 for pid in pids), "them to rewrite what has merged")
     for name in LOUD:
         run("virsh", "suspend", name)
+    return True
 
 
 def stir() -> None:
