@@ -5,7 +5,6 @@ virtksm is installed by the lines of docs/install.md.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
@@ -15,9 +14,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from demo.guests import PayloadGuest, wait_settled
 from tests.boot.inside import (
     BASELINE,
     CHECKOUT,
@@ -25,10 +22,8 @@ from tests.boot.inside import (
     CONFIG,
     HOOK,
     KSM,
-    LIMIT_S,
     claim,
     doctor,
-    guest_pid,
     guest_xml,
     heard,
     is_idle,
@@ -88,12 +83,6 @@ WATCHED = """\
 [Service]
 WatchdogSec=6
 """
-SEEKING = Path("/etc/virtksm/conf.d/60-rewriters.toml")
-LOUD = ("loud1", "loud2")
-LOUD_MIB = 24
-REWRITES = PayloadGuest(name="", memory_mib=64, common_mib=LOUD_MIB, image=7, rewrite_common_per_s=1024)
-BRIEF = PayloadGuest(name="", memory_mib=16, own_mib=1)
-MOST_SCANS = 4
 
 
 def install_rules(name: str) -> None:
@@ -182,7 +171,7 @@ def reads_guests() -> None:
 
 def reads_no_more() -> None:
     """of a guest's process the user may read cmdline and statm, not its memory or per-process KSM statistics"""
-    pid = guest_pid("boot1")
+    [pid] = re.findall(r"\d+", Path("/run/libvirt/qemu/boot1.pid").read_text(encoding="ascii"))
     for name in ("cmdline", "statm", "stat"):
         run("cat", f"/proc/{pid}/{name}", user="virtksm")
     for name in ("ksm_stat", "ksm_merging_pages", "smaps", "environ", "maps"):
@@ -487,69 +476,6 @@ def and_for_named_guests_a_little_more() -> None:
     write_rules(fine)
 
 
-def without_a_right_rewriters_stay() -> None:
-    """exclude_rewriters without its drop-in: doctor, status and log name the right that lacks, and all else works"""
-    SEEKING.write_text("adaptive.exclude_rewriters = true\n", encoding="utf-8")
-    seen = log()
-    run("systemctl", "reload", "virtksm.service")
-    wait_logged("pass_completed.*reload", seen)
-    start_loud()
-    rewrite()
-    wait(lambda: retune() and "rewriting_unknown" in log()[len(seen) :], "the log to say what lacks")
-    claim("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH" in str(switched()["rewriters_unknown"]), switched())
-    claim(doctor("virtksm")["rewriters"] == "WARN", "doctor knows")
-    claim(retune()["outcome"] in ("unchanged", "applied"), retune())
-    claim(retune()["decision"]["rewriters"] == [], retune())
-    for name in LOUD:
-        run("virsh", "destroy", name)
-    SEEKING.unlink()
-    seen = log()
-    run("systemctl", "reload", "virtksm.service")
-    wait_logged("pass_completed.*reload", seen)
-
-
-def start_loud() -> None:
-    """Start the guests that rewrite, and have them stand still."""
-    for name in LOUD:
-        start_guest(name, REWRITES, Path(f"/run/{name}.console"))
-    for name in LOUD:
-        wait_settled(Path(f"/run/{name}.console"), LIMIT_S)
-        run("virsh", "suspend", name)
-
-
-def rewrite() -> None:
-    """Have them rewrite what has merged, and stand still before and after that."""
-    pids = list(map(guest_pid, LOUD))
-    for _ in range(MOST_SCANS):
-        stir()
-        if all(merged_kib(pid) * 2 > LOUD_MIB * 1024 for pid in pids):
-            break
-    for name in LOUD:
-        run("virsh", "resume", name)
-    wait(lambda: all(merged_kib(pid) * 3 < LOUD_MIB * 1024 for pid in pids), "them to rewrite what has merged")
-    for name in LOUD:
-        run("virsh", "suspend", name)
-
-
-def stir() -> None:
-    """Have all memory scanned: a guest comes and goes."""
-    start_guest("brief", BRIEF)
-    retune()
-    run("virsh", "destroy", "brief")
-    retune()
-    wait(is_idle, "being idle")
-
-
-def switched() -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(run("virtksm", "status", "--json"))["switched"]
-    return told
-
-
-def merged_kib(pid: int) -> int:
-    [kib] = re.findall(r"^KSM: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text("ascii"), re.MULTILINE)
-    return int(kib)
-
-
 def and_stops() -> None:
     """with those rules, too, the baseline is back after `systemctl stop`"""
     stops()
@@ -580,7 +506,6 @@ CLAIMS: tuple[Callable[[], None], ...] = (
     and_no_more,
     with_any_less,
     and_for_named_guests_a_little_more,
-    without_a_right_rewriters_stay,
     and_stops,
 )
 
