@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from demo.guests import PayloadGuest
-from virtksm.values import replace
 
 CHECKOUT = Path("/run/checkout")
 REPORT = Path("/run/out/report")
@@ -29,7 +28,6 @@ PAYLOAD = Path("/var/lib/libvirt/boot/payload.elf")
 BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
 """What the administrator had: no value of virtksm's or the kernel's."""
 COMMON_MIB = 40
-TWIN = PayloadGuest(name="", memory_mib=64, common_mib=COMMON_MIB)
 SLOWER = int(os.environ.get("SLOWER", "1"))
 """A machine under software emulation is slower: limits are longer, and looking again and again costs more."""
 LIMIT_S = 60.0 * SLOWER
@@ -159,22 +157,19 @@ def is_idle() -> bool:
     return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
 
 
-def guest_xml(name: str, like: PayloadGuest = TWIN, console: Path | None = None) -> str:
+def guest_xml(name: str) -> str:
     path = Path(f"/run/{name}.xml")
-    path.write_text(replace(like, name=name).domain_xml(PAYLOAD, console), encoding="utf-8")
+    guest = PayloadGuest(name=name, memory_mib=64, common_mib=COMMON_MIB)
+    path.write_text(guest.domain_xml(PAYLOAD, None), encoding="utf-8")
     return str(path)
 
 
-def start_guest(name: str, like: PayloadGuest = TWIN, console: Path | None = None) -> int:
+def start_guest(name: str) -> int:
     """Start a guest and return its process."""
     if not PAYLOAD.exists():
         PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
-    run("virsh", "create", guest_xml(name, like, console))
-    return guest_pid(name)
-
-
-def guest_pid(name: str) -> int:
+    run("virsh", "create", guest_xml(name))
     return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
 
 
