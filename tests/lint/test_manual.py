@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 from pathlib import Path
 
 from manual.completions import make_bash_script, make_fish_script, make_zsh_script
@@ -19,7 +20,8 @@ from manual.pages import (
 from manual.tree import Command, describe, describe_options
 from virtksm.config.schema import all_keys
 
-DOCS = Path(__file__).parents[2] / "docs"
+PROJECT = Path(__file__).parents[2]
+DOCS = PROJECT / "docs"
 ROOT = describe()
 GUESTS = ("web one", "web-2", "db")
 
@@ -54,6 +56,18 @@ def complete_in_bash(script: str, tmp_path: Path, *words: str) -> list[str]:
     run = subprocess.run(["bash", "-c", asked, "-", *words], check=True, capture_output=True, text=True)
     assert run.stderr == ""
     return run.stdout.split("\n")[:-1]
+
+
+def test_man_pages_are_made_where_nothing_is_installed_that_the_program_needs() -> None:
+    """As where a package is built."""
+    needs = ["libvirt", "psutil", "structlog", "tenacity"]
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({needs}))  # None: they cannot be imported
+from manual.tree import describe
+describe()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PROJECT)
 
 
 def test_the_tree_tells_what_help_tells_and_hides_what_it_hides() -> None:

@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from virtksm.cli.ask_agent import ask_agent, find_answer
 from virtksm.cli.connection import requested_uri
 from virtksm.cli.layout import Row, print_result
-from virtksm.doctor.facts import Here, find_kept_off, read_facts
 from virtksm.doctor.finding import CannotTell, Finding, Verdict, worst
-from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import AgentSeen, parse_agent
 from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
@@ -42,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         return _kept_off()
 
     from virtksm.doctor.checks import examine
+    from virtksm.doctor.facts import read_facts  # psutil, which is not there where man pages are made
 
     chosen = choose(options.only)
     paths = RuntimePaths(options.runtime_dir, options.state_dir)
@@ -69,6 +68,9 @@ def choose(only: Sequence[str] | None) -> set[str]:
 
 
 def _kept_off() -> ExitCode:
+    from virtksm.doctor.facts import Here, find_kept_off
+    from virtksm.doctor.reading.files import Root
+
     reason = find_kept_off(Here(Root(), ""))
     if reason is None:
         return ExitCode.DONE

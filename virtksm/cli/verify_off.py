@@ -11,7 +11,6 @@ import argparse
 from virtksm.cli.layout import print_result
 from virtksm.cli.unmerge import merged_dict, read_here, require_this_machine
 from virtksm.errors import ExitCode
-from virtksm.host.local_facts import ProcFacts
 from virtksm.model.decision import Pause
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import KsmState
@@ -23,6 +22,8 @@ SCHEMA = 1
 
 def run(options: argparse.Namespace) -> int:
     """Print what was found; returns the exit code: FAILED where there is a doubt. Raises VirtksmError."""
+    from virtksm.host.local_facts import ProcFacts  # psutil, which is not there where man pages are made
+
     require_this_machine(options)
     paused = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
     facts = ProcFacts()
