@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import cast
 
 import libvirt
@@ -51,6 +53,19 @@ def test_a_maximum_is_asked_once_and_again_only_of_the_guest_that_an_event_names
         bench.host.forget_max("two")
     assert bench.maxima(Trigger.MEMORY_DEVICE) == bench.maxima(Trigger.TIMER) == [64, 192]
     assert [one.asked for one in bench.domains] == [1, 2]
+
+
+def test_what_is_used_no_more_closes_its_connection_at_once() -> None:
+    """Else libvirtd's log has a connection that ended in its midst, as a command ended first."""
+    bench = Bench()
+    bench.maxima(Trigger.TIMER)
+    freed = weakref.ref(bench.host)
+    gc.disable()
+    try:
+        del bench
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("cause", ["off", "a failure"])

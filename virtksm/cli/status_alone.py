@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from virtksm import __version__
 from virtksm.config.schema import Config
-from virtksm.errors import LibvirtTimeout, VirtksmError
+from virtksm.errors import VirtksmError
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
@@ -37,7 +37,8 @@ class Alone:
         self._paths = paths
         self._facts, self._in_thread = ProcFacts(), ProcFacts()
         self._host: LibvirtHost | None = None
-        self._calls = BoundedCalls(self._hangs)
+        # Not of self, which would keep the connection open until the process has ended.
+        self._calls = BoundedCalls(lambda _message: libvirt_hangs(f"{uri}: no answer within {LIMIT_S:g} s", uri))
 
     def read(self) -> dict[str, object]:
         """Return what `virtksm status --json` prints; raises VirtksmError for another machine that cannot be asked."""
@@ -91,9 +92,6 @@ class Alone:
         if snapshot is None:
             return None
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
-
-    def _hangs(self, _message: str) -> LibvirtTimeout:
-        return libvirt_hangs(f"{self.uri}: no answer within {LIMIT_S:g} s", self.uri)
 
     def _sense(self) -> Snapshot:
         host, self._host = self._host or open_host(self.uri, read_only=True), None  # one that breaks is not used again

@@ -123,7 +123,7 @@ class LibvirtHost:
         self.list_s = LIST_S
         self.came_late: Callable[[], object] = lambda: None
         """Called, in another thread, when a list has come that was not waited for, and passes have gone without it."""
-        self._lists = BoundedCalls(self._hangs)
+        self._lists = BoundedCalls(partial(libvirt_hangs, uri=self.uri))  # not of self: what is freed late, closes late
         self._last_list: tuple[Guest, ...] | None = None
         self._is_list_old = False
         """Whether a pass has gone without the list that is waited for and may be for what that is too old to show."""
@@ -183,7 +183,9 @@ class LibvirtHost:
             hangs = late_since_s is not None and time.monotonic() - late_since_s >= self.call_timeout_s
             last = self._last_list
             if last is None or hangs:
-                raise self._hangs(f"listing the guests: no answer within {self.call_timeout_s:g} s") from error
+                raise libvirt_hangs(
+                    f"listing the guests: no answer within {self.call_timeout_s:g} s", self.uri
+                ) from error
             return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
@@ -342,9 +344,6 @@ class LibvirtHost:
             return Unsupported(message, remedy=USE_QEMU)
         journal = at_host(self.uri, f"journalctl -u {libvirt_daemon()}")
         return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; {journal}")
-
-    def _hangs(self, message: str) -> VirtksmError:
-        return libvirt_hangs(message, self.uri)
 
 
 def client_version() -> int:
