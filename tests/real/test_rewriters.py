@@ -93,24 +93,34 @@ def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_s
         twin("loud-1", 3, **rewriting),
         twin("loud-2", 4, **rewriting),
     )
-    rests, names = Rests(agent, guest, 2, loud), [one.spec.name for one in loud]
+    rests, names = Rests(agent, guest, 2, loud), list[str]()
     for _ in range(MOST_RESTS):
         rests.begin()
-        if rests.see() == names:
+        if names := [*rests.see()]:
             break
+    for one in loud:  # without its twin, the other one has nothing to merge
+        one.domain.suspend()
+    out = [one for one in loud if one.spec.name in names]
+    assert out
 
     def switched(event: str) -> list[str]:
         return sorted(line["guest"] for line in agent.lines(event))
 
+    def unmerged() -> list[tuple[str, str]]:  # told a moment later than logged
+        return [(one["name"], one["why"]) for one in agent.home.told("status")["switched"]["unmerged"]]
+
     wait_until(lambda: switched("guest_unmerged") == names, HANG_S, f"{names} to be unmerged")
+    wait_until(lambda: unmerged() == [(one, "rewrites") for one in names], HANG_S, "the status to tell it")
     told = agent.home.told("status")
-    assert [(one["name"], one["why"]) for one in told["switched"]["unmerged"]] == [(one, "rewrites") for one in names]
-    assert "; guests that are out for a day, as they rewrite what merges: 2" in told["last_pass"]["decision"]["reason"]
+    assert (
+        f"; guests that are out for a day, as they rewrite what merges: {len(names)}"
+        in told["last_pass"]["decision"]["reason"]
+    )
     judged = agent.home.told("doctor", "--only", "rewriters", "--connect", libvirtd.uri)["findings"]
-    assert [one["detail"] for one in judged] == ["kept out for a day: loud-1, loud-2"]
+    assert [one["detail"] for one in judged] == [f"kept out for a day: {', '.join(names)}"]
     assert agent.home.told("retune", "--dry-run")["decision"]["rewriters"] == names
     rests.begin()
-    assert [merged_kib(one.pid) < BESIDE_KIB for one in loud] == [True, True]
+    assert [merged_kib(one.pid) < BESIDE_KIB for one in out] == [True] * len(out)
     assert [merged_kib(one.pid) >= COMMON_MIB * 1024 for one in (calm_1, calm_2)] == [True, True]
 
     agent.kill()
@@ -120,7 +130,7 @@ def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_s
     over = dict.fromkeys(state.policy_state["rewriters"], 0.0)  # type: ignore[call-overload]  # by Guest.key
     store.save(replace(state, policy_state={**state.policy_state, "rewriters": over}))
     agent = start_agent(None)
-    wait_until(lambda: switched("guest_merging") == names, HANG_S, f"{names} to merge again after their day")
+    wait_until(lambda: {*names} <= {*switched("guest_merging")}, HANG_S, f"{names} to merge again after their day")
     shown = [agent.home.told("guest", "show", name, "--connect", libvirtd.uri) for name in names]
     assert all(one["mergeable_bytes"] >= MEMORY_MIB << 20 for one in shown)
-    assert agent.home.told("status")["switched"]["unmerged"] == []
+    wait_until(lambda: unmerged() == [], HANG_S, "the status to tell it")
