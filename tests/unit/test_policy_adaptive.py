@@ -853,10 +853,12 @@ def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
     assert (learned.scanned_kib, learned.merged_kib) == (GIB * 3 // 2, GIB * 3 // 4)
 
 
-def test_10_pages_that_zero_pages_freed_are_still_counted_as_volatile_and_not_scanned_again() -> None:
-    """Until ksmd comes by again, its bookkeeping has them."""
-    for freed_kib, more in ((0, 1), (GIB // 4, 0)):
-        assert second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=freed_kib).scans.more == more
+def test_10_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
+    """Seen in one of eight starts of two guests of 64 MiB, which lacked a twentieth of their common pages for good."""
+    left = second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=GIB // 4)
+    assert (left.scans.more, left.scans.unmet_kib) == (1, GIB // 4)
+    once_more = second_ended(0, in_no_tree_kib=0, more=1, unmet_kib=GIB // 4, ratio=left.scans.ratio)
+    assert once_more.scans.more == 0, "ksmd has forgotten what was freed: all has met"
 
 
 # Rule 11

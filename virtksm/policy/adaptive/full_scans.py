@@ -344,15 +344,16 @@ def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan
     """Return how much of what has not merged may not have met its twins, and what share of it one more would merge.
 
     It is in neither tree, or what it may be equal to is. Pages that are left over from huge pages which ksmd has split
-    will merge as the others have. With old pages that smart_scan has skipped will merge, as they are visited, what is
-    wanting of the usual share. Every full scan that follows corrects the share, the more so the more it has visited.
+    will merge as the others have: the unstable tree leads to no page behind one that has gone, such as a zero page that
+    a split has freed (mm/ksm.c: unstable_tree_search_insert). With old pages that smart_scan has skipped will merge, as
+    they are visited, what is wanting of the usual share. Every full scan that follows corrects the share, the more so
+    the more it has visited.
     """
     ksm, scans, once_kib = snapshot.ksm, state.scans, state.backlog.scanned_once_kib
     merged_kib = once_kib - left_kib
     split_kib = (_difference(ended.began.thp_split_page, ksm.thp_split_page) or 0) * ksm.huge_page_kib
     skipped_kib = ksm.kib(_difference(ended.began.pages_skipped, ksm.pages_skipped) or 0)
-    unmapped_kib = max(read_meter(snapshot).unmapped_kib - ended.began.unmapped_kib, 0)  # volatile, too
-    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib - unmapped_kib, 0)
+    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
     if scans.more:
         still_kib, found = max(scans.unmet_kib - merged_kib, 0), min(merged_kib / max(scans.unmet_kib, 1), 1.0)
         tried_share = 1 - min(skipped_kib / max(scans.unmet_kib, 1), 1.0)
