@@ -13,8 +13,11 @@ from collections.abc import Mapping
 
 from virtksm.errors import Unsupported
 from virtksm.model.snapshot import (
+    LIBVIRT_COUNTERS,
+    LOCAL_COUNTERS,
     NO_TRAITS,
     PARAMETERS,
+    VM_COUNTERS,
     Guest,
     KsmState,
     MergedReading,
@@ -154,31 +157,13 @@ def sense_settings(local: LocalFacts) -> Settings:
 
 def sense_ksm(local: LocalFacts) -> KsmState:
     """Read KSM's state from this machine's kernel alone."""
-    found = KsmState(
-        settings=sense_settings(local),
-        pages_shared=local.ksm_counter("pages_shared"),
-        pages_sharing=local.ksm_counter("pages_sharing"),
-        pages_unshared=local.ksm_counter("pages_unshared"),
-        pages_volatile=local.ksm_counter("pages_volatile"),
-        full_scans=local.ksm_counter("full_scans"),
-    )
-    return _with_local_facts(found, local)
+    counters = {name: local.ksm_counter(name) for name in LIBVIRT_COUNTERS}
+    return _with_local_facts(replace(KsmState(settings=sense_settings(local)), **counters), local)
 
 
 def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
     """Add the facts that libvirt does not report."""
-    cow_ksm, split, underused = local.vm_counters("cow_ksm", "thp_split_page", "thp_underused_split_page")
-    return replace(
-        ksm,
-        run=local.ksm_counter("run"),
-        advisor_mode=local.advisor_mode(),
-        pages_scanned=local.ksm_counter("pages_scanned"),
-        pages_skipped=local.ksm_counter("pages_skipped"),
-        ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
-        ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
-        cow_ksm=cow_ksm,
-        thp_split_page=split,
-        thp_underused_split_page=underused,
-        page_kib=local.page_kib(),
-        redhat_only_zero_pages=local.ksm_counter("redhat_only_zero_pages"),
-    )
+    counters = {name: local.ksm_counter(name) for name in LOCAL_COUNTERS}
+    counters |= dict(zip(VM_COUNTERS, local.vm_counters(*VM_COUNTERS), strict=True))
+    cpu_seconds, advisor, page_kib = local.ksmd_cpu_seconds(), local.advisor_mode(), local.page_kib()
+    return replace(ksm, **counters, advisor_mode=advisor, ksmd_cpu_seconds=cpu_seconds, page_kib=page_kib)
