@@ -101,16 +101,16 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     policy = AdaptivePolicy(params=config.adaptive)
     cycle = fake_cycle(hypervisor=hypervisor, local=facts, policy=policy, store=store, switch=FakeSwitch(), clock=clock)
     reporter, configuration = Reporter(Notifier({})), Configuration(config, lambda: FreshConfig(config=config))
-    reader = GuestReader(lambda: None, configuration, reporter, unmerged=cycle.tenure.unmerged)
+    reader = GuestReader(lambda: None, configuration, reporter, cycle.tenure.notes)
     rates = DirtyRates(
         source=lambda: None,
         limit_s=lambda: configuration.in_force.call_timeout_s,
-        rates=cycle.tenure.dirty_kib_per_s,
+        rates=cycle.tenure.notes.dirty_kib_per_s,
         failing=reporter.dirty_rates_unknown,
     )
     switches = GuestSwitches(reader=reader, source=lambda: None)
     reader.learned = switches.see
-    merged = MergedMemory(cycle.tenure.merged, reporter.rewriting_unknown)
+    merged = MergedMemory(cycle.tenure.notes.merged, reporter.rewriting_unknown)
     listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, switches, rates, merged)
     running = hypervisor.running_guests(with_max=False)
     reader.known = {guest.key: GuestXml() for guest in running}

@@ -83,7 +83,7 @@ def run_policy(
         on_conflict="reassert",
         tenure=Tenure(),
     )
-    cycle.tenure.unmerged = host.unmerged
+    cycle.tenure.notes.unmerged = host.unmerged
     return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host))
 
 
@@ -109,10 +109,10 @@ class _Passes:
             return None
         triggers, self._coalescer = self._coalescer.take(now_s)
         report = self._cycle.run(triggers)
-        self._cycle.tenure.traits |= self._host.traits  # read after each pass, as the agent does
+        self._cycle.tenure.notes.traits |= self._host.traits  # read after each pass, as the agent does
         self._host.keep_out(report.decision.rewriters)
         if report.decision.wants_merged:
-            self._cycle.tenure.merged |= self._host.facts.merged(report.snapshot.guests)
+            self._cycle.tenure.notes.merged |= self._host.facts.merged(report.snapshot.guests)
         next_s = report.decision.next_pass_s
         self._coalescer = replace(self._coalescer, timer_s=None if next_s is None else now_s + next_s)
         return report

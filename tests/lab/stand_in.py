@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from virtksm.agent.control_server import ControlServer, Handler, bind_socket
 from virtksm.paths import RuntimePaths
 
 HANG_S = 30.0
+
+Result = TypeVar("Result")
 
 
 class StandIn:
@@ -18,16 +20,19 @@ class StandIn:
 
     def __init__(self, paths: RuntimePaths, handle: Handler) -> None:
         self._loop = asyncio.new_event_loop()
-        self._server = ControlServer(handle)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._run(self._server.start(bind_socket(paths.control_socket)))
+
+        async def serve() -> ControlServer:
+            return ControlServer(bind_socket(paths.control_socket), handle)
+
+        self._server = self._run(serve())
 
     def die(self) -> None:
         """End as a killed agent does: the socket's name stays, and nobody listens."""
 
         async def close() -> None:
-            self._server.close()
+            self._server.clients.close()
             await let_all_end()
 
         if self._thread.is_alive():
@@ -42,8 +47,8 @@ class StandIn:
     def __exit__(self, *_: object) -> None:
         self.die()
 
-    def _run(self, step: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(step, self._loop).result(HANG_S)
+    def _run(self, step: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(step, self._loop).result(HANG_S)
 
 
 async def let_all_end() -> None:

@@ -104,9 +104,9 @@ def test_it_is_never_more_than_was_split_nor_than_guests_lack_and_goes_with_them
         freed = count_freed(snapshot, freed)
         if freed is None:
             assert not step.tells
-            assert with_estimates(snapshot, freed, {}).ksm.freed_kib is None
+            assert with_estimates(snapshot, freed).ksm.freed_kib is None
             continue
-        told = with_estimates(snapshot, freed, {})
+        told = with_estimates(snapshot, freed)
         assert told.ksm.freed_kib == sum(guest.freed_kib for guest in told.guests) <= bound_kib
         for guest in told.guests:
             assert guest.freed_kib >= 0

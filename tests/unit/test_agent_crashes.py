@@ -131,13 +131,12 @@ def bench() -> Bench:
 
 async def ask_all(bench: Bench, path: str) -> None:
     """Make every request, each of which has to be answered."""
-    server = ControlServer(bench.requests.handle, crashed=bench.agent.reporter.request_failed)
-    await server.start(bind_socket(path))
+    server = ControlServer(bind_socket(path), bench.requests.handle, crashed=bench.agent.reporter.request_failed)
     for request in REQUESTS:
         answer = await asyncio.to_thread(ask, path, request, timeout_s=LONG_S)
         assert answer is not None
         assert answer["ok"] is True or "error" in answer, (request, answer)
-    server.close()
+    server.clients.close()
 
 
 @pytest.mark.parametrize(("port", "member", "make"), CASES, ids=lambda one: getattr(one, "__name__", one))

@@ -101,10 +101,10 @@ async def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_i
     counts.append(reader.reporter.tally.mixed_groups)
     await read_all(reader)
     counts.append(reader.reporter.tally.mixed_groups)
-    reader.unmerged.add(many[1].key)
+    reader.notes.unmerged.add(many[1].key)
     reader.name_exposed()
     counts.append(reader.reporter.tally.mixed_groups)
-    reader.unmerged.clear()
+    reader.notes.unmerged.clear()
     libvirt.xml[many[1].uuid] = APART
     reader.see(many, again=True)
     await read_all(reader)
@@ -129,12 +129,12 @@ async def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as
     apart, encrypted, _plain = many = guests(3)
     libvirt.xml |= {apart.uuid: APART, encrypted.uuid: "<domain><launchSecurity type='tdx'/></domain>"}
     reader.see(many, again=False)
-    assert reader.traits == {}, "not known yet"
+    assert reader.notes.traits == {}, "not known yet"
     await read_all(reader)
     both = {apart.key, encrypted.key}
-    assert reader.traits == dict.fromkeys(both, Traits(can_merge=False))
+    assert reader.notes.traits == dict.fromkeys(both, Traits(can_merge=False))
     reader.forget()
-    assert reader.traits == dict.fromkeys(both, Traits(can_merge=False)), "the same runs over another connection"
+    assert reader.notes.traits == dict.fromkeys(both, Traits(can_merge=False)), "the same runs over another connection"
     removed: list[str] = []
 
     class Watched(dict[str, Traits]):
@@ -142,7 +142,7 @@ async def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as
             removed.append(key)
             return super().pop(key, default)
 
-    reader.traits = Watched(reader.traits)
+    reader.notes.traits = Watched(reader.notes.traits)
     reader.see(many, again=True)
     await read_all(reader)
     assert both.isdisjoint(removed), "a pass may read it meanwhile"
@@ -150,9 +150,9 @@ async def test_guests_that_their_xml_keeps_from_merging_are_known_for_as_long_as
     libvirt.xml[encrypted.uuid] = PLAIN
     reader.see(many, again=True)
     await read_all(reader)
-    assert reader.traits == {apart.key: Traits(can_merge=False)}, "what cannot be read leaves it as it was"
+    assert reader.notes.traits == {apart.key: Traits(can_merge=False)}, "what cannot be read leaves it as it was"
     reader.see(guests(3, domain_id=2), again=False)
-    assert reader.traits == {}, "another run"
+    assert reader.notes.traits == {}, "another run"
 
 
 async def test_guests_of_one_image_are_known_for_as_long_as_they_run(reader: GuestReader, libvirt: Libvirt) -> None:
@@ -161,11 +161,11 @@ async def test_guests_of_one_image_are_known_for_as_long_as_they_run(reader: Gue
     libvirt.xml |= {one.uuid: cloned, two.uuid: cloned}
     reader.see(many, again=False)
     await read_all(reader)
-    assert reader.traits[one.key].image == reader.traits[two.key].image is not None
-    assert other.key not in reader.traits
+    assert reader.notes.traits[one.key].image == reader.notes.traits[two.key].image is not None
+    assert other.key not in reader.notes.traits
     reader.forget()
     reader.see((two,), again=False)
-    assert reader.traits.keys() == {two.key}, "the same runs over another connection"
+    assert reader.notes.traits.keys() == {two.key}, "the same runs over another connection"
 
 
 async def test_the_numa_nodes_that_guests_are_bound_to_are_known_as_long(reader: GuestReader, libvirt: Libvirt) -> None:
@@ -174,13 +174,13 @@ async def test_the_numa_nodes_that_guests_are_bound_to_are_known_as_long(reader:
     libvirt.xml[bound.uuid] = f"<domain>{numatune}</domain>"
     reader.see(many, again=False)
     await read_all(reader)
-    assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
+    assert reader.notes.traits == {bound.key: Traits(bound_to=((1,),))}
     libvirt.faults[bound.uuid] = SensingFailed("access denied")
     reader.see(many, again=True)
     await read_all(reader)
-    assert reader.traits == {bound.key: Traits(bound_to=((1,),))}
+    assert reader.notes.traits == {bound.key: Traits(bound_to=((1,),))}
     reader.see(guests(2, domain_id=2), again=False)
-    assert reader.traits == {}
+    assert reader.notes.traits == {}
 
 
 async def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are_not_learned(

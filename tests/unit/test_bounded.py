@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -24,6 +27,34 @@ def test_a_call_that_returns_in_time_gives_its_result_or_its_exception(calls: Bo
     assert calls.waiting_for is None
 
 
+def test_what_a_failed_call_has_used_is_freed_with_its_error(calls: BoundedCalls) -> None:
+    """Else a command ends before its connection does, which libvirtd logs."""
+
+    class Connection:
+        pass
+
+    def fail() -> None:
+        connection = Connection()
+        used.append(weakref.ref(connection))
+        raise ZeroDivisionError
+
+    used = list[weakref.ref[Connection]]()
+    gc.disable()
+    try:
+        with suppress(ZeroDivisionError):
+            calls.run("failing", fail, 60.0)
+        join_calls()
+        assert used[0]() is None
+    finally:
+        gc.enable()
+
+
+def join_calls() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("call-"):
+            thread.join()
+
+
 def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until_it_is_back(
     calls: BoundedCalls,
 ) -> None:
@@ -35,9 +66,8 @@ def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until
     assert not was_called.is_set()
     assert calls.waiting_since_s is not None
 
-    [hanging] = [one for one in threading.enumerate() if one.name == "call-hanging"]
     goes_on.set()
-    hanging.join()
+    join_calls()
     assert late == [None], "told once it is waited for no longer"
     calls.run("next", was_called.set, 60.0)
     assert was_called.is_set()

@@ -42,12 +42,11 @@ async def tell_much(_request: Mapping[str, object]) -> dict[str, object]:
 @asynccontextmanager
 async def serving(path: Path, handle: Handler = echo, **how: Any) -> AsyncIterator[ControlServer]:  # noqa: ANN401
     """Run a server on `path`; `how` are its own options."""
-    server = ControlServer(handle, **how)
-    await server.start(bind_socket(str(path)))
+    server = ControlServer(bind_socket(str(path)), handle, **how)
     try:
         yield server
     finally:
-        server.close()
+        server.clients.close()
         await let_all_end()
 
 
@@ -136,7 +135,7 @@ async def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_i
             answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
             assert answer is not None
             assert answer["ok"] is True, answer
-        while server.clients:  # noqa: ASYNC110  # a place that comes free sets no event
+        while server.clients.connected:  # noqa: ASYNC110  # a place that comes free sets no event
             await asyncio.sleep(0)
         assert unexpected == []
     assert caplog.records == []

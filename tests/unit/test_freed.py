@@ -45,7 +45,7 @@ def freed_mib(*snapshots: Snapshot) -> list[float]:
     freed: Freed | None = None
     for snapshot in snapshots:
         freed = count_freed(snapshot, freed)
-    return [guest.freed_kib / MIB for guest in with_estimates(snapshots[-1], freed, {}).guests]
+    return [guest.freed_kib / MIB for guest in with_estimates(snapshots[-1], freed).guests]
 
 
 FULL = seen(1000, 500)
@@ -96,8 +96,8 @@ def test_5_after_a_boot_it_begins_anew_and_where_the_kernel_does_not_tell_it_is_
     for lacking in ({"pages_scanned": None}, {"thp_split_page": None}, {"thp_underused_split_page": None}):
         older = replace(FULL, ksm=replace(FULL.ksm, **dict[str, Any](lacking)))
         assert count_freed(older, count_freed(FULL, None)) is None
-        assert with_estimates(older, None, {}).ksm.freed_kib is None
-    assert with_estimates(FULL, count_freed(FULL, None), {}).ksm.freed_kib == 0
+        assert with_estimates(older, None).ksm.freed_kib is None
+    assert with_estimates(FULL, count_freed(FULL, None)).ksm.freed_kib == 0
 
 
 def test_saved_is_the_sum_and_unmerging_gives_back_only_what_is_ksms() -> None:

@@ -113,7 +113,8 @@ class Bench:
                 bench.exposed.append(names)
 
         reporter = Reports(Notifier({}))
-        reader = GuestReader(lambda: self.libvirt, self.configuration, reporter, unmerged=self.unmerged)
+        reader = GuestReader(lambda: self.libvirt, self.configuration, reporter)
+        reader.notes.unmerged = self.unmerged
         part = GuestSwitches(
             reader=reader,
             source=lambda: self.monitor,

@@ -359,7 +359,7 @@ def test_a_pass_goes_by_the_nodes_that_the_agent_has_read_of(place: Place) -> No
     policy = AdaptivePolicy(params=AdaptiveParams(engage="short"))
     cycle = fake_cycle(hypervisor=place.hypervisor, local=place.facts, policy=policy, clock=place.clock)
     assert cycle.run(TIMER).decision.reason.rule == "disengaged"
-    cycle.tenure.traits["g0/1"] = Traits(bound_to=((0,),))
+    cycle.tenure.notes.traits["g0/1"] = Traits(bound_to=((0,),))
     report = cycle.run(TIMER)
     assert report.decision.reason.rule != "disengaged"
     assert report.snapshot.bound == (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, MetricsServer, bind, parse_request
+from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, bind, parse_request, serve
 from virtksm.config.schema import parse_address
 
 PAGE = b"virtksm_up 1\n"
@@ -31,7 +31,7 @@ async def served(patience_s: float = HANG_S, body: bytes = PAGE, buffer: int | N
     async def page() -> bytes:
         return body
 
-    server = MetricsServer(listener, page, TYPE, patience_s=patience_s)
+    server = serve(listener, page, TYPE, patience_s=patience_s)
     try:
         async with asyncio.timeout(HANG_S):
             yield listener.getsockname()[1]

@@ -91,15 +91,14 @@ def is_there(path: str) -> bool:
 @asynccontextmanager
 async def serving(paths: RuntimePaths, group: str) -> AsyncIterator[StatusSocket]:
     """Serve both sockets as the agent does."""
-    control = ControlServer(echo)
-    await control.start(bind_socket(paths.control_socket))
+    control = ControlServer(bind_socket(paths.control_socket), echo)
     readers = StatusSocket(paths, echo)
     readers.follow(group, gid_of(group))
     try:
         yield readers
     finally:
         readers.close()
-        control.close()
+        control.clients.close()
         await let_all_end()
 
 

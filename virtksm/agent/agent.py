@@ -65,13 +65,8 @@ class Agent:
 
     def __post_init__(self) -> None:
         calls = self.connection.calls
-        guests = GuestReader(
-            lambda: self.connection.host,
-            self.configuration,
-            self.reporter,
-            traits=self.tenure.traits,
-            unmerged=self.tenure.unmerged,
-        )
+        notes = self.tenure.notes
+        guests = GuestReader(lambda: self.connection.host, self.configuration, self.reporter, notes)
         switches = GuestSwitches(
             reader=guests,
             source=lambda: None if self.connection.host is None else LibvirtMonitor(self.connection.host),
@@ -81,10 +76,10 @@ class Agent:
         rates = DirtyRates(
             source=lambda: self.connection.host,
             limit_s=lambda: self.configuration.in_force.call_timeout_s,
-            rates=self.tenure.dirty_kib_per_s,
+            rates=notes.dirty_kib_per_s,
             failing=self.reporter.dirty_rates_unknown,
         )
-        merged = MergedMemory(self.tenure.merged, self.reporter.rewriting_unknown)
+        merged = MergedMemory(notes.merged, self.reporter.rewriting_unknown)
         self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, switches, rates, merged)
         config = self.configuration.in_force
         self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)

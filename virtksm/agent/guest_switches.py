@@ -181,7 +181,7 @@ class GuestSwitches:
         self.found, self.failure = found.choices, None
         left = {step.guest.key for step in found.steps}
         self.troubles = {key: one for key, one in self.troubles.items() if key in left}
-        unmerged = self.reader.unmerged
+        unmerged = self.reader.notes.unmerged
         if unmerged != found.unmerged:
             unmerged.intersection_update(found.unmerged)  # not cleared: a pass may read it meanwhile
             unmerged.update(found.unmerged)

@@ -23,6 +23,7 @@ from virtksm.guests.pools import find_mixed, find_pools
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import NO_TRAITS, Guest, Traits
+from virtksm.tuning.sense import GuestNotes
 
 READ_AT_ONCE = 8
 """Guests whose XML one call reads (chosen)."""
@@ -38,8 +39,8 @@ class GuestReader:
     source: Callable[[], Descriptions | None]
     configuration: Configuration
     reporter: Reporter
-    traits: dict[str, Traits] = field(default_factory=dict)
-    """By guest (`Guest.key`), where its XML says anything. It outlives a connection: a key is one run's."""
+    notes: GuestNotes = field(default_factory=GuestNotes)
+    """Traits outlive a connection: a key is one run's."""
     running: tuple[Guest, ...] | None = None
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
@@ -47,8 +48,6 @@ class GuestReader:
     at_once: int = READ_AT_ONCE
     calls: BlockingCalls = field(default_factory=BlockingCalls)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
-    unmerged: set[str] = field(default_factory=set)
-    """The guests (`Guest.key`) that were unmerged while they run."""
     learned: Callable[[], None] = lambda: None
     """Called when guests have gone or their XML was read: `name_exposed` is due."""
     _exposed: tuple[tuple[Guest, ...], Sequence[str], frozenset[str], tuple[str, ...]] | None = None
@@ -62,8 +61,8 @@ class GuestReader:
         is_same = self.running is not None and not again and guests.keys() == self.known.keys()
         self.running, self._exposed = running, None
         self.known = {key: xml for key, xml in self.known.items() if key in guests}
-        for key in self.traits.keys() - guests.keys():
-            del self.traits[key]
+        for key in self.notes.traits.keys() - guests.keys():
+            del self.notes.traits[key]
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
@@ -79,8 +78,8 @@ class GuestReader:
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the private guests that can merge, as far as is known."""
         asked = self._exposed
-        if asked is None or not (asked[0] is running and asked[1] == patterns and asked[2] == self.unmerged):
-            unmerged = frozenset(self.unmerged)
+        if asked is None or not (asked[0] is running and asked[1] == patterns and asked[2] == self.notes.unmerged):
+            unmerged = frozenset(self.notes.unmerged)
             asked = self._exposed = running, patterns, unmerged, exposed(running, self.known, patterns, unmerged)
         return asked[3]
 
@@ -130,9 +129,9 @@ class GuestReader:
                 if xml is not UNKNOWN:
                     traits = Traits(can_merge=not find_obstacles(xml), image=xml.image, bound_to=xml.bound_to)
                     if traits != NO_TRAITS:
-                        self.traits[guest.key] = traits  # in one step: a pass may read it meanwhile
+                        self.notes.traits[guest.key] = traits  # in one step: a pass may read it meanwhile
                     else:
-                        self.traits.pop(guest.key, None)
+                        self.notes.traits.pop(guest.key, None)
         if not self.due:
             self.at_once = READ_AT_ONCE
 
@@ -148,4 +147,4 @@ class GuestReader:
         if not any(xml.group for xml in self.known.values()):
             return 0
         known = [(guest, xml, None) for guest in running if (xml := self.known.get(guest.key)) is not None]
-        return sum(map(len, find_mixed(find_pools(known, self.unmerged))))
+        return sum(map(len, find_mixed(find_pools(known, self.notes.unmerged))))

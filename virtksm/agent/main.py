@@ -138,9 +138,7 @@ async def _serve(
         except OSError as error:
             raise unusable(paths.control_socket, error) from error
         stack.callback(leave_socket, paths.control_socket)
-        server = ControlServer(requests.handle, crashed=reporter.request_failed)
-        stack.callback(server.close)
-        await server.start(listener)
+        stack.callback(ControlServer(listener, requests.handle, crashed=reporter.request_failed).clients.close)
         watchdog = asyncio.create_task(feed_watchdog(notifier, agent.passes, reporter, events))
         stack.callback(watchdog.cancel)
         reporter.ready(__version__, uri)

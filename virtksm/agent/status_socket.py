@@ -7,17 +7,14 @@ mode, which it has before it listens and before it has its name.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
 
-from virtksm.agent.control_server import ControlServer, Handler, bind_socket, remove_socket
+from virtksm.agent.control_server import BACKLOG, ControlServer, Handler, bind_socket, remove_socket
 from virtksm.config.load import unknown_group
 from virtksm.errors import ConfigError, ConfigFault
 from virtksm.paths import RuntimePaths
-
-BACKLOG = 16
 
 
 class StatusSocket:
@@ -30,9 +27,7 @@ class StatusSocket:
         self._handle = handle
         self._crashed = crashed
         self._group: str | None = None
-        self._listener: socket.socket | None = None
         self._server: ControlServer | None = None
-        self._starting: asyncio.Task[None] | None = None
 
     def follow(self, group: str, gid: int | None) -> None:
         """Let `group` read, "" for no group; `gid` is its number, None if there is no such group.
@@ -46,20 +41,15 @@ class StatusSocket:
         self._group = group
         if listener is None:
             remove_socket(self._paths.status_socket)
-            return
-        self._listener, self._server = listener, ControlServer(self._handle, for_readers=True, crashed=self._crashed)
-        self._starting = asyncio.get_running_loop().create_task(self._server.start(listener, backlog=BACKLOG))
+        else:
+            self._server = ControlServer(listener, self._handle, for_readers=True, crashed=self._crashed)
 
     def close(self) -> None:
         """Stop serving; the socket file stays for its successor to replace or remove."""
         self._group = None
-        if self._starting is not None:
-            self._starting.cancel()
         if self._server is not None:
-            self._server.close()
-        if self._listener is not None:
-            self._listener.close()
-        self._listener, self._server, self._starting = None, None, None
+            self._server.clients.close()
+        self._server = None
 
 
 def _bind(paths: RuntimePaths, group: str, gid: int | None) -> socket.socket:

@@ -100,4 +100,4 @@ class Alone:
         snapshot = sense(host, local, boottime_s())
         self._host = host
         freed = read_freed(self._paths, key_of(self.uri, self._config))
-        return snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed), {})
+        return snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed))

@@ -76,5 +76,5 @@ class BoundedCalls:
                     self._abandoned = what, began_s
                     raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
         if errors:
-            raise errors[0]
+            raise errors.pop()  # not kept: with its traceback it would hold this frame, and a connection, for ever
         return results[0]

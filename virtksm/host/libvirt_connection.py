@@ -30,7 +30,7 @@ from virtksm.errors import (
 )
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.systemd import libvirt_daemon, libvirt_hangs
-from virtksm.model.snapshot import MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
+from virtksm.model.snapshot import LIBVIRT_COUNTERS, MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 from virtksm.uri import address, at_host, is_alias, is_local, without_questions
 from virtksm.values import replace
 
@@ -430,14 +430,8 @@ def _explain_ssh(uri: str, said: str) -> tuple[str, str]:
 
 def parse_parameters(values: Mapping[str, int]) -> KsmState:
     """Turn virNodeGetMemoryParameters' dictionary into a KsmState; a missing or impossible value is None."""
-    return KsmState(
-        settings=Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS}),
-        pages_shared=_counter(values, "shm_pages_shared"),
-        pages_sharing=_counter(values, "shm_pages_sharing"),
-        pages_unshared=_counter(values, "shm_pages_unshared"),
-        pages_volatile=_counter(values, "shm_pages_volatile"),
-        full_scans=_counter(values, "shm_full_scans"),
-    )
+    settings = Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS})
+    return replace(KsmState(settings), **{name: _counter(values, f"shm_{name}") for name in LIBVIRT_COUNTERS})
 
 
 def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:

@@ -65,6 +65,12 @@ IDLE = Settings(pages_to_scan=0, sleep_millisecs=IDLE_SLEEP_MS)
 """The settings that stop scanning; what is merged stays merged."""
 
 
+LIBVIRT_COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
+"""libvirt tells them, as shm_NAME; other files of KSM's, and counters of /proc/vmstat, are read where local alone."""
+LOCAL_COUNTERS = ("run", "pages_scanned", "pages_skipped", "ksm_zero_pages", "redhat_only_zero_pages")
+VM_COUNTERS = ("cow_ksm", "thp_split_page", "thp_underused_split_page")
+
+
 class KsmState(NamedTuple):
     """KSM's settings and counters; pages are the host's page size.
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple
 from virtksm.errors import SettingsRefused, VirtksmError
 from virtksm.model.decision import Decision, Pause, Threshold, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport, RestoreReport
-from virtksm.model.snapshot import IDLE, KsmState, MergedReading, Settings, Snapshot, Traits
+from virtksm.model.snapshot import IDLE, KsmState, Settings, Snapshot
 from virtksm.policy.base import Policy, State
 from virtksm.policy.off import RESUMED, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
@@ -23,7 +23,7 @@ from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.freed import Freed, count_freed
 from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
-from virtksm.tuning.sense import sense, sense_settings, with_bound, with_estimates
+from virtksm.tuning.sense import GuestNotes, sense, sense_settings, with_bound, with_estimates
 from virtksm.values import replace
 
 SENSE_S, SENSE_GUEST_S = 2.0, 0.01
@@ -52,14 +52,7 @@ class Tenure:
         """True once libvirt and this machine's files showed the same settings: later passes read the files."""
         self.conflict = ConflictState()
         self.refused: dict[str, Refused] = {}
-        self.dirty_kib_per_s: dict[str, float] = {}
-        """How much of its memory each guest (`Guest.key`) writes to in a second, as far as the agent has measured."""
-        self.merged: dict[str, MergedReading] = {}
-        """What of each guest (`Guest.key`) was merged, as the agent has last read."""
-        self.traits: dict[str, Traits] = {}
-        """What guests' (`Guest.key`) configuration says, where it says anything, as far as the agent has read it."""
-        self.unmerged: set[str] = set()
-        """The guests (`Guest.key`) that the agent or a command has unmerged while they run."""
+        self.notes = GuestNotes()
         self.lacking: frozenset[str] = frozenset()
         """The parameters that the kernel did not offer in the last pass, which reported them: not with each timer."""
 
@@ -212,11 +205,9 @@ class Cycle(NamedTuple, Generic[State]):
         if known is not None and snapshot.guests is known.guests:
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
-        snapshot = with_estimates(
-            snapshot, freed, tenure.dirty_kib_per_s, tenure.traits, tenure.unmerged, tenure.merged
-        )
+        snapshot = with_estimates(snapshot, freed, tenure.notes)
         if self.local is not None:
-            snapshot = with_bound(snapshot, self.local, tenure.traits)
+            snapshot = with_bound(snapshot, self.local, tenure.notes.traits)
         tenure.sensed = snapshot
         return snapshot, freed
 

@@ -9,12 +9,15 @@ Raises what the hypervisor raises, and Unsupported on a kernel without KSM; writ
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from virtksm.errors import Unsupported
 from virtksm.model.snapshot import (
+    LIBVIRT_COUNTERS,
+    LOCAL_COUNTERS,
     NO_TRAITS,
     PARAMETERS,
+    VM_COUNTERS,
     Guest,
     KsmState,
     MergedReading,
@@ -26,7 +29,24 @@ from virtksm.model.snapshot import (
 )
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ports import Hypervisor, LocalFacts
-from virtksm.values import EMPTY, replace
+from virtksm.values import replace
+
+
+class GuestNotes:
+    """What the agent notes of guests beside passes, by `Guest.key`; in one step each, as a pass may read meanwhile."""
+
+    def __init__(self) -> None:
+        self.dirty_kib_per_s: dict[str, float] = {}
+        """How much of its memory each writes to in a second, as far as that was measured."""
+        self.merged: dict[str, MergedReading] = {}
+        """What of each was merged, as last read."""
+        self.traits: dict[str, Traits] = {}
+        """What their configuration says, where it says anything, as far as it was read."""
+        self.unmerged: set[str] = set()
+        """Those that the agent or a command has unmerged while they run."""
+
+
+NO_NOTES = GuestNotes()
 
 
 def sense(
@@ -74,23 +94,15 @@ def sense(
     )
 
 
-def with_estimates(
-    snapshot: Snapshot,
-    freed: Freed | None,
-    dirty_kib_per_s: Mapping[str, float] = EMPTY,
-    traits: Mapping[str, Traits] = EMPTY,
-    unmerged: Collection[str] = (),
-    merged: Mapping[str, MergedReading] = EMPTY,
-) -> Snapshot:
-    """Add what no single reading tells, by `Guest.key`: what huge pages gave back, how fast guests write, their traits,
-    what is merged of them.
+def with_estimates(snapshot: Snapshot, freed: Freed | None, notes: GuestNotes = NO_NOTES) -> Snapshot:
+    """Add what no single reading tells: what huge pages gave back, and what is noted of guests.
 
     At once, as each guest that is made anew takes a hundredth of a millisecond (measured).
     """
     if freed is not None:
         snapshot = replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=sum(freed.kib.values())))
     freed_kib = {} if freed is None else freed.kib
-    known = {*freed_kib, *dirty_kib_per_s, *traits, *unmerged, *merged}
+    known = {*freed_kib, *notes.dirty_kib_per_s, *notes.traits, *notes.unmerged, *notes.merged}
     if not known:
         return snapshot
 
@@ -98,14 +110,14 @@ def with_estimates(
         key = guest.key
         if key not in known:
             return guest
-        one = traits.get(key, NO_TRAITS)
+        one = notes.traits.get(key, NO_TRAITS)
         return replace(
             guest,
             freed_kib=freed_kib.get(key, 0),
-            dirty_kib_per_s=dirty_kib_per_s.get(key, guest.dirty_kib_per_s),
-            can_merge=one.can_merge and key not in unmerged,
+            dirty_kib_per_s=notes.dirty_kib_per_s.get(key, guest.dirty_kib_per_s),
+            can_merge=one.can_merge and key not in notes.unmerged,
             image=one.image,
-            merged=merged.get(key),
+            merged=notes.merged.get(key),
         )
 
     return replace(snapshot, guests=tuple(map(estimated, snapshot.guests)))
@@ -145,31 +157,13 @@ def sense_settings(local: LocalFacts) -> Settings:
 
 def sense_ksm(local: LocalFacts) -> KsmState:
     """Read KSM's state from this machine's kernel alone."""
-    found = KsmState(
-        settings=sense_settings(local),
-        pages_shared=local.ksm_counter("pages_shared"),
-        pages_sharing=local.ksm_counter("pages_sharing"),
-        pages_unshared=local.ksm_counter("pages_unshared"),
-        pages_volatile=local.ksm_counter("pages_volatile"),
-        full_scans=local.ksm_counter("full_scans"),
-    )
-    return _with_local_facts(found, local)
+    counters = {name: local.ksm_counter(name) for name in LIBVIRT_COUNTERS}
+    return _with_local_facts(replace(KsmState(settings=sense_settings(local)), **counters), local)
 
 
 def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
     """Add the facts that libvirt does not report."""
-    cow_ksm, split, underused = local.vm_counters("cow_ksm", "thp_split_page", "thp_underused_split_page")
-    return replace(
-        ksm,
-        run=local.ksm_counter("run"),
-        advisor_mode=local.advisor_mode(),
-        pages_scanned=local.ksm_counter("pages_scanned"),
-        pages_skipped=local.ksm_counter("pages_skipped"),
-        ksm_zero_pages=local.ksm_counter("ksm_zero_pages"),
-        ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
-        cow_ksm=cow_ksm,
-        thp_split_page=split,
-        thp_underused_split_page=underused,
-        page_kib=local.page_kib(),
-        redhat_only_zero_pages=local.ksm_counter("redhat_only_zero_pages"),
-    )
+    counters = {name: local.ksm_counter(name) for name in LOCAL_COUNTERS}
+    counters |= dict(zip(VM_COUNTERS, local.vm_counters(*VM_COUNTERS), strict=True))
+    cpu_seconds, advisor, page_kib = local.ksmd_cpu_seconds(), local.advisor_mode(), local.page_kib()
+    return replace(ksm, **counters, advisor_mode=advisor, ksmd_cpu_seconds=cpu_seconds, page_kib=page_kib)

@@ -11,10 +11,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from virtksm.agent.clients import Clients
 from virtksm.agent.metrics.counters import Tally
 from virtksm.agent.metrics.definitions import Moment
 from virtksm.agent.metrics.guests import GuestLedger
-from virtksm.agent.metrics.server import MetricsServer, bind
+from virtksm.agent.metrics.server import bind, serve
 from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams, parse_address
@@ -73,7 +74,7 @@ class Metrics:
         self._page = page
         self._report = report
         self._params = OFF
-        self._server: MetricsServer | None = None
+        self._server: Clients | None = None
         self._textfile: Textfile | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -118,7 +119,7 @@ class Metrics:
             )
             self._report(VirtksmError(f"metrics.listen {listen}: {error.strerror}", remedy=remedy))
             return
-        self._server = MetricsServer(listener, self._asked, CONTENT_TYPE)
+        self._server = serve(listener, self._asked, CONTENT_TYPE)
 
     def _write_to(self, path: str, every_s: float) -> None:
         if self._textfile is not None:
