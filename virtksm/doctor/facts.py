@@ -19,14 +19,16 @@ from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.hooks import HookFile, read_hooks
 from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
-from virtksm.doctor.reading.own import AgentSeen, Own, read_config, read_own
+from virtksm.doctor.reading.own import AgentSeen, read_config, read_state
 from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, has_daemon, read_processes
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
 from virtksm.host.systemd import state_age_s
+from virtksm.model.decision import Pause
 from virtksm.paths import RuntimePaths
+from virtksm.tuning.ownership import HostState
 from virtksm.uri import is_alias
-from virtksm.wiring import is_this_machine
+from virtksm.wiring import is_this_machine, make_switch
 
 T = TypeVar("T")
 
@@ -120,11 +122,27 @@ class Here:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All facts; `here` is a DoesNotApply where the connection leads to another machine."""
+    """All facts; `here` is a DoesNotApply where the connection leads to another machine.
+
+    `configuration` is it, or its faults, and `keys_set` the keys that its files set. `known_agent` is the agent's
+    status, None where none runs. `folder` is for what virtksm does at run time, `state` the host's state in it;
+    `faults`: what is wrong with the folders.
+    """
 
     here: Here | DoesNotApply
     libvirt: Libvirt | VirtksmError
-    own: Own
+    configuration: Config | tuple[str, ...]
+    keys_set: frozenset[str] = frozenset()
+    paused: Pause | None
+    known_agent: AgentSeen | CannotTell | None
+    folder: str
+    faults: tuple[str, ...]
+    state: HostState | CannotTell
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force; the defaults where it has faults, which is a finding of its own."""
+        return self.configuration if isinstance(self.configuration, Config) else Config()
 
     @property
     def this_machine(self) -> Here:
@@ -158,8 +176,13 @@ class Facts:
 
     @property
     def agent(self) -> AgentSeen | None:
-        """The agent's status, None where none runs."""
-        return known(self.own.agent)
+        """The agent's status, None where none runs; raises CannotTell."""
+        return known(self.known_agent)
+
+    @property
+    def agent_seen(self) -> AgentSeen | None:
+        """The agent's status, None also where it is not known."""
+        return self.known_agent if isinstance(self.known_agent, AgentSeen) else None
 
 
 def read_facts(
@@ -177,8 +200,18 @@ def read_facts(
         here = DoesNotApply("another machine: run this command there")
     if isinstance(here, DoesNotApply) and not (isinstance(agent, AgentSeen) and agent.uri == uri):
         agent = None  # this machine's
-    own = read_own(uri, configuration, paths, agent, keys_set=keys_set)
-    return Facts(here=here, libvirt=libvirt, own=own)
+    state, faults = read_state(uri, paths, config)
+    return Facts(
+        here=here,
+        libvirt=libvirt,
+        configuration=configuration,
+        keys_set=keys_set,
+        paused=None if is_alias(uri) else make_switch(uri, config, paths).read(),
+        known_agent=agent,
+        folder=paths.root,
+        faults=faults,
+        state=state,
+    )
 
 
 def find_kept_off(here: Here) -> str | None:

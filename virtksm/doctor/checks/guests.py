@@ -32,7 +32,7 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 def check_can_merge(facts: Facts) -> Outcome:
     guests = facts.guests
-    patterns, unmerged = facts.own.config.private_guests, _unmerged(facts)
+    patterns, unmerged = facts.config.private_guests, _unmerged(facts)
     kept_out, stuck = 0, []
     for guest in guests.running:
         xml = guests.xml.get(guest.key, UNKNOWN)
@@ -55,11 +55,10 @@ def check_can_merge(facts: Facts) -> Outcome:
 
 def check_private(facts: Facts) -> Outcome:
     guests = facts.guests
-    patterns = facts.own.config.private_guests
+    patterns = facts.config.private_guests
     names = exposed(guests.running, guests.xml, patterns, _unmerged(facts))
     if names:
-        agent = facts.own.agent
-        why = agent.unswitched if isinstance(agent, AgentSeen) else ()
+        why = facts.agent_seen.unswitched if facts.agent_seen else ()
         return failed(f"{len(names)} can merge: {_named(names)}", why[0] if why else KEEP_OUT)
     private = [one for one in guests.running if is_private(one, guests.xml.get(one.key, UNKNOWN), patterns)]
     overruled = [guest.name for guest in private if _merges_any(guests, guest)]
@@ -78,7 +77,7 @@ def check_private(facts: Facts) -> Outcome:
 
 def check_rewriters(facts: Facts) -> Outcome:
     """Judge whether the agent finds the guests that rewrite what merges, where it is to, and keeps them out."""
-    agent, config = _agent(facts), facts.own.config
+    agent, config = _agent(facts), facts.config
     if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
         return passed("exclude_rewriters is off")
     if agent.rewriters_unknown:
@@ -136,8 +135,7 @@ def check_other_processes(facts: Facts) -> Outcome:
         raise DoesNotApply(f"whether {other.unread} processes may merge is for root to read")
     if other.kib == 0:
         return passed("there is none")
-    agent = facts.own.agent
-    seen_kib = agent.other_processes_kib if isinstance(agent, AgentSeen) else None
+    seen_kib = facts.agent_seen.other_processes_kib if facts.agent_seen else None
     processes = "1 process" if other.processes == 1 else f"{other.processes} processes"
     text = f"{format_kib(other.kib)} of {processes} that libvirt does not run"
     if seen_kib is not None and seen_kib * 2 < other.kib:
@@ -197,18 +195,17 @@ def check_read(facts: Facts) -> Outcome:
 
 
 def _agent(facts: Facts) -> AgentSeen:
-    agent = facts.own.agent
-    if agent is None:
+    if facts.known_agent is None:
         facts.this_machine  # noqa: B018  # another one's may run there
-    if not isinstance(agent, AgentSeen):
+    if facts.agent_seen is None:
         raise DoesNotApply("no agent runs")
-    return agent
+    return facts.agent_seen
 
 
 def _unmerged(facts: Facts) -> frozenset[str]:
     """Return the keys of the guests that were unmerged while they run: as this user may read, or as the agent says."""
-    agent, guests = facts.own.agent, facts.guests
-    uuids = agent.unmerged if isinstance(agent, AgentSeen) else frozenset()
+    guests = facts.guests
+    uuids = facts.agent_seen.unmerged if facts.agent_seen else frozenset()
     return guests.unmerged | {guest.key for guest in guests.running if guest.uuid in uuids}
 
 
