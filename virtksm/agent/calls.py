@@ -102,7 +102,6 @@ class BlockingCalls:
         loop: asyncio.AbstractEventLoop,
         discard: Callable[[Result], None] | None,
     ) -> None:
-        """Make the call, in its thread, and hand its result to the loop."""
         try:
             finish = partial(self._finish, future, call(), None)
         except BaseException as error:  # noqa: BLE001  # raised where the call was asked for

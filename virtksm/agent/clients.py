@@ -66,7 +66,6 @@ class Clients:
         return [*self._asking, *self._answers]
 
     def close(self) -> None:
-        """Accept no more clients, and drop those that are connected."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
         for timer in (self._patience, self._pause):

@@ -124,7 +124,6 @@ class GuestSwitches:
     """The guests (`Guest.key`) that the policy takes out."""
 
     def follow(self, rewriters: tuple[str, ...]) -> None:
-        """Take the policy's word."""
         if rewriters != self.rewriters:
             self.rewriters = rewriters
             self.seen.set()

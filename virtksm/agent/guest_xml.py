@@ -109,7 +109,6 @@ class GuestReader:
             self.learned()
 
     async def _wait_seen(self) -> None:
-        """Sleep until a pass has seen guests."""
         self.seen.clear()
         await self.seen.wait()
 

@@ -148,7 +148,6 @@ class HistoryWriter:
         await self._write(is_last=True)
 
     def end(self) -> None:
-        """Have `keep_writing` write the rest, and end."""
         self._is_ending = True
         self._is_urgent.set()
         self._has_news.set()

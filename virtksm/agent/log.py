@@ -123,7 +123,6 @@ class Reporter:
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
     def pass_crashed(self, error: Exception, triggers: Triggers, *, dry_run: bool) -> None:
-        """Report a pass that ended by an unforeseen exception."""
         if not dry_run:
             self._failures["pass_failed"] = f"internal error: {_text(error)}"
             self.tally.failed(triggers.names)
@@ -159,7 +158,6 @@ class Reporter:
         log(event, message=f"{what}: {error}", **about, error=error.message, remedy=error.remedy)
 
     def _advise(self, event: str, what: str, remedy: str, **about: object) -> None:
-        """Warn of what no error tells, with its remedy."""
         self._log.warning(event, message=f"{what}: {remedy}", **about, remedy=remedy)
 
     def _crashed(self, where: str, event: str, error: Exception, **about: object) -> None:
@@ -197,11 +195,9 @@ class Reporter:
         self.tally.exposed = len(names)
 
     def groups_mixed(self, count: int) -> None:
-        """Note how many groups share a KSM pool with another."""
         self.tally.mixed_groups = count
 
     def guest_switched(self, guest: str, *, merge: bool, why: str) -> None:
-        """Report that a guest was unmerged while it runs, or that it merges again."""
         event, does = ("guest_merging", "merges again") if merge else ("guest_unmerged", "was unmerged")
         self._log.info(event, message=f"guest {guest} {does}: {why}", guest=guest, why=why)
         self.tally.changed()
@@ -210,7 +206,6 @@ class Reporter:
         self._complain("guests_not_switched", error, what, self._log.warning if is_news else self._log.debug)
 
     def dirty_rates_unknown(self, error: VirtksmError) -> None:
-        """Report that it is not measured how fast guests' memory changes."""
         log = self._log.debug if self._is_same("dirty_rates_unknown", error) else self._log.info
         message = f"how fast guests' memory changes is not measured: {error.message}"
         log("dirty_rates_unknown", message=message, error=error.message)
@@ -226,7 +221,6 @@ class Reporter:
         self._log_change("guest_xml_unreadable", error, "guests' XML cannot be read")
 
     def history_written(self, set_aside: str | None) -> None:
-        """Report that the history was written, and where an unusable file was moved to."""
         self._failures.pop("history_failed", None)
         if set_aside is not None:
             what = f"the history is unusable and was set aside as {set_aside}"
@@ -240,7 +234,6 @@ class Reporter:
         self._log_change("history_failed", error, "the history cannot be kept")
 
     def metrics_trouble(self, error: VirtksmError | None) -> None:
-        """Report why metrics that the configuration wants are not available; None: they are."""
         self._log_change("metrics_unavailable", error, "there are no metrics")
 
     def config_rejected(self, error: ConfigError) -> None:

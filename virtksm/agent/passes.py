@@ -97,7 +97,6 @@ class Passes:
             self._reporter.task_crashed("hearing an event", error)
 
     def offer(self, trigger: Trigger, *, heard_s: float | None = None) -> None:
-        """Ask for a pass."""
         self.coalescer = self.coalescer.offer(trigger, time.monotonic() if heard_s is None else heard_s)
         self._wake.set()
 
@@ -125,7 +124,6 @@ class Passes:
         self.fail_requests(error)
 
     def fail_requests(self, error: VirtksmError) -> None:
-        """Answer all waiting requests by an error."""
         requests, self.requests = self.requests, []
         _fail(requests, error)
 

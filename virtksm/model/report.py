@@ -102,7 +102,6 @@ class PassReport(NamedTuple):
 
     @property
     def warnings(self) -> list[str]:
-        """What stands in the way of merging, each with its remedy."""
         ksm = self.snapshot.ksm
         notes = [str(error) for error in self.refusals]
         if self.paused is not None and self.paused.warning:
@@ -118,7 +117,6 @@ class PassReport(NamedTuple):
 
     @property
     def rewriters(self) -> list[str]:
-        """The names of the guests that are to be out of KSM, as they rewrite what merges."""
         keys = self.decision.rewriters
         return sorted(guest.name for guest in self.snapshot.guests if guest.key in keys) if keys else []
 

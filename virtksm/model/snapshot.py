@@ -149,7 +149,6 @@ class KsmState(NamedTuple):
 
     @property
     def shared_kib(self) -> int | None:
-        """The memory that sharing pages saves."""
         return None if self.pages_shared is None or self.pages_sharing is None else self.kib(self.pages_sharing)
 
     @property

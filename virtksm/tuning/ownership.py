@@ -46,7 +46,6 @@ class Ownership(NamedTuple):
         return self.intended is None and self.applied is None
 
     def holds(self, value: int | None) -> bool:
-        """Return whether `value` is one of ours."""
         return value is not None and value in (self.intended, self.applied)
 
 

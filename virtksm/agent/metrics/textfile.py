@@ -51,7 +51,6 @@ class Textfile:
         self._stirred.set()
 
     def end(self) -> None:
-        """Have `keep_writing` remove the file and return."""
         self._ended.set()
         self._stirred.set()
 
