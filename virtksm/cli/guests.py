@@ -56,25 +56,19 @@ def run(options: argparse.Namespace) -> int:
     """Print the guests; returns the exit code. Raises VirtksmError, also for a guest that does not run."""
     surveyor = Surveyor(options)
 
-    def read() -> tuple[Survey, list[SeenGuest]]:
+    def read() -> tuple[dict[str, object], list[Item]]:
         found, _ = surveyor.read()
-        return found, sorted(
-            sorted(choose(found.guests, options.guests), key=_ORDERS["name"]), key=_ORDERS[options.sort]
-        )
-
-    def items(found: Survey, guests: Sequence[SeenGuest]) -> list[Item]:
-        return survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)
-
-    def print_one() -> None:
-        found, guests = read()
-        print_result(options, survey_dict(found, guests), items(found, guests))
+        guests = sorted(choose(found.guests, options.guests), key=_ORDERS["name"])
+        guests.sort(key=_ORDERS[options.sort])
+        items = survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)
+        return survey_dict(found, guests), items
 
     if options.watch is not None:
         from virtksm.cli.terminal import watch
 
-        return watch(options.watch, "virtksm guests", None if options.json else lambda: items(*read()), print_one)
+        return watch(options, "virtksm guests", read)
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    print_one()
+    print_result(options, *read())
     return ExitCode.DONE
 
 

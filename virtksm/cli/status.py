@@ -47,11 +47,18 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if an agent does not answer, and if the host cannot be read.
     """
-    view = View(options)
+    view, marks = View(options), choose_marks(sys.stdout.encoding, os.environ)
+
+    def read() -> tuple[dict[str, Any], Iterator[Row]]:
+        status = view.read()
+        return status, status_rows(status, marks=marks, verbose=options.verbose)
+
     if options.watch is not None:
-        return _watch(view, options)
-    status = view.read()
-    print_result(options, status, _rows(status, options))
+        from virtksm.cli.terminal import watch
+
+        return watch(options, "virtksm status", read)
+    status, rows = read()
+    print_result(options, status, rows)
     return ExitCode.DONE if status["agent"] else ExitCode.FAILED
 
 
@@ -108,21 +115,3 @@ class View:
             "events": as_rows(events),
             "history_error": error,
         }
-
-
-def _rows(status: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
-    marks = choose_marks(sys.stdout.encoding, os.environ)
-    return status_rows(status, marks=marks, verbose=options.verbose)
-
-
-def _watch(view: View, options: argparse.Namespace) -> int:
-    from virtksm.cli.terminal import watch
-
-    def print_next() -> None:
-        status = view.read()
-        print_result(options, status, _rows(status, options))
-        if not options.json:
-            print(flush=True)
-
-    frame = None if options.json else lambda: list(_rows(view.read(), options))
-    return watch(options.watch, "virtksm status", frame, print_next)
