@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from virtksm.cli.layout import Item, Table, print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.cli.timespan import add_watch_option
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import VirtksmError
 from virtksm.guests.pools import pool_text
 from virtksm.guests.process import OtherProcess
 from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 from virtksm.guests.survey import SeenGuest, Survey
 from virtksm.text import format_kib, printable, to_bytes
 
-SCHEMA = 1
 MAX_NAMED = 5
 """Of the other processes that have merged pages: the rest is one sum."""
 USUAL = ("name", "memory", "rss", "saved", "profit", "can_merge")
@@ -52,8 +51,8 @@ def _columns(text: str) -> tuple[str, ...]:
     return names
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the guests; returns the exit code. Raises VirtksmError, also for a guest that does not run."""
+def run(options: argparse.Namespace) -> int | None:
+    """Print the guests; returns the exit code of --watch. Raises VirtksmError, also for a guest that does not run."""
     surveyor = Surveyor(options)
 
     def read() -> tuple[dict[str, object], list[Item]]:
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         return watch(options, "virtksm guests", read)
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     print_result(options, *read())
-    return ExitCode.DONE
+    return None
 
 
 def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest]:
@@ -84,7 +83,6 @@ def survey_dict(found: Survey, guests: Sequence[SeenGuest]) -> dict[str, object]
     """Return JSON values (docs/reference.md)."""
     ksm, left = found.ksm, found.left_over
     return {
-        "schema": SCHEMA,
         "uri": found.uri,
         "source": found.source.value,
         "guests": [_guest_dict(one) for one in guests],

@@ -24,7 +24,6 @@ from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.curves import Point, core_share, points_of, saved_levels
 from virtksm.history.samples import as_rows
-from virtksm.paths import RuntimePaths
 
 if TYPE_CHECKING:  # it imports libvirt, which an agent's status needs not
     from virtksm.cli.status_alone import Alone
@@ -67,7 +66,7 @@ class View:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._paths = RuntimePaths(options.runtime_dir, options.state_dir)
+        self._paths = options.paths
         self._alone: Alone | None = None
         self._seen: list[Point] = []
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from types import FrameType
@@ -32,7 +32,7 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
-Read = Callable[[], tuple[object, Iterable[Item]]]
+Read = Callable[[], tuple[Mapping[str, object], Iterable[Item]]]
 
 
 class Ended(BaseException):
