@@ -22,8 +22,8 @@ from virtksm.cli.layout import Row, print_result
 from virtksm.cli.status_text import choose_marks, status_rows
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.history.curves import Point, core_share, points_of, saved_levels
-from virtksm.history.samples import as_rows
+from virtksm.history.curves import Point, core_share, saved_levels
+from virtksm.history.samples import Sample, as_rows
 
 if TYPE_CHECKING:  # it imports libvirt, which an agent's status needs not
     from virtksm.cli.status_alone import Alone
@@ -89,24 +89,20 @@ class View:
         return self._alone.read()
 
     def _history_fields(self, now: dict[str, Any]) -> dict[str, Any]:
-        events, points, error, now_s = [], [], None, time.time()
+        events, error, now_s = [], None, time.time()
+        points: list[Point | Sample] = []
         try:
             history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
         except VirtksmError as failed:  # what is not for this user is no fault
             is_denied = isinstance(failed, MayNotAsk) or isinstance(failed.__cause__, PermissionError)
             error = None if is_denied else str(failed)
         else:
-            events, points, now_s = list(history.events[-EVENTS:]), points_of(history.samples), history.now_s
-        seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), cpu_seconds=now.get("ksmd_cpu_seconds"))
+            events, points, now_s = list(history.events[-EVENTS:]), [*history.samples], history.now_s
+        seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), ksmd_cpu_seconds=now.get("ksmd_cpu_seconds"))
         points += self._seen
-        share = core_share(points, seen)
         self._seen = [*self._seen[1 - MAX_OWN_POINTS :], seen]
         return {
-            "ksmd": {
-                "cpu_seconds": seen.cpu_seconds,
-                "core_percent": None if share is None else round(share[0], 2),
-                "over_s": None if share is None else round(share[1], 1),
-            },
+            "ksmd": {"cpu_seconds": seen.ksmd_cpu_seconds, **core_share(points, seen)},
             "saved_hour": {
                 "step_s": STEP_S,
                 "saved_kib": saved_levels([*points, seen], until_s=now_s, step_s=STEP_S, steps=STEPS),
