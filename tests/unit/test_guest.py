@@ -135,7 +135,8 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
 def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths, options = RuntimePaths(str(tmp_path / "run")), argparse.Namespace(runtime_dir=str(tmp_path / "run"))
+    paths = RuntimePaths(str(tmp_path / "run"))
+    options = argparse.Namespace(paths=paths)
     done = Choice(name="one", process="1/1", merge=False, why=COMMAND, at_s=1.0, is_done=True)
     answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
     ensure_runtime(paths)

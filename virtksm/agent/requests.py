@@ -149,7 +149,7 @@ async def answer_history(
     if "width_s" in request:
         current = read_current()
         saved_kib, cpu_s = (None, None) if current is None else (current.saved_kib, current.ksm.ksmd_cpu_seconds)
-        now = Point(at_s=now_s, saved_kib=saved_kib, cpu_seconds=cpu_s)
+        now = Point(at_s=now_s, saved_kib=saved_kib, ksmd_cpu_seconds=cpu_s)
         history["curves"] = as_curves(samples, now, _number(request, "width_s", SAMPLE_S, KEEP_S))
     return {"ok": True, "history": history}
 

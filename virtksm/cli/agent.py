@@ -7,7 +7,6 @@ import sys
 
 from virtksm.cli.connection import requested_uri
 from virtksm.config.schema import Config, all_keys
-from virtksm.paths import RuntimePaths
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         return serve(
             requested_uri(options.connect),
             config,
-            RuntimePaths(options.runtime_dir, options.state_dir),
+            options.paths,
             lambda: load(options.config).config,
             configure_log=configure_log,
         )

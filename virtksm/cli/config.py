@@ -34,17 +34,16 @@ def add_options(parser: Parser) -> None:
             parser.set_defaults(run=run_import)
 
 
-def run_check(options: argparse.Namespace) -> int:
+def run_check(options: argparse.Namespace) -> None:
     """Check the configuration; faults are raised as ConfigError."""
     loaded = load(options.config if options.file is None else options.file)
     for file in loaded.files:
         print(f"{printable(file)}: ok")
     if not loaded.files:
         print("no configuration file: the defaults are in force")
-    return ExitCode.DONE
 
 
-def run_show(options: argparse.Namespace) -> int:
+def run_show(options: argparse.Namespace) -> None:
     """Print the effective configuration."""
     from virtksm.config.schema import all_keys, value_of
     from virtksm.config.toml_text import effective
@@ -63,10 +62,9 @@ def run_show(options: argparse.Namespace) -> int:
         print(json.dumps(shown))
     else:
         print(effective(loaded), end="")
-    return ExitCode.DONE
 
 
-def run_path(options: argparse.Namespace) -> int:
+def run_path(options: argparse.Namespace) -> None:
     """Print the files of the configuration in the order in which they are read: a later one wins, key by key."""
     found, faults = find_files(options.config)
     states = {file: state if state in {READ, MISSING} else f"replaced by {state}" for file, state in found.items()}
@@ -77,7 +75,6 @@ def run_path(options: argparse.Namespace) -> int:
         print("\n".join(f"{printable(file):<{width}}  {printable(state)}" for file, state in states.items()))
     if faults:
         raise ConfigError(faults)
-    return ExitCode.DONE
 
 
 def run_import(options: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from virtksm.paths import RuntimePaths
 from virtksm.text import printable
 from virtksm.values import dump
 
-SCHEMA = 1
 MANY = 5
 """So many checks that could not be judged for the same reason are one line."""
 TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
@@ -59,12 +58,11 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.doctor.facts import read_facts  # psutil, which is not there where man pages are made
 
     chosen = choose(options.only)
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    uri = requested_uri(options.connect, paths)
-    found = examine(read_facts(uri, options.config, paths, ask_about(paths)))
+    uri = requested_uri(options.connect, options.paths)
+    found = examine(read_facts(uri, options.config, options.paths, ask_about(options.paths)))
     findings = [one for one in found if one.check in chosen]
     verdict = worst(findings)
-    values = {"schema": SCHEMA, "uri": uri, "worst": verdict, "findings": dump(findings)}
+    values = {"uri": uri, "worst": verdict, "findings": dump(findings)}
     print_result(options, values, finding_rows(findings, shows_all=options.all))
     # As with virt-host-validate, a WARN alone is none.
     return ExitCode.FAILED if verdict == "FAIL" or (options.strict and verdict == "WARN") else ExitCode.DONE

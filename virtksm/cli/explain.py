@@ -12,13 +12,11 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
 from virtksm.cli.layout import Row, print_result
-from virtksm.errors import ExitCode
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib
 from virtksm.trace import Pass
 from virtksm.trace.text import pass_values
 
-SCHEMA = 1
 FOLLOWS_S = 1.0
 LAST = 5
 MAX = 100
@@ -38,8 +36,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the last decisions, the oldest first; returns the exit code.
+def run(options: argparse.Namespace) -> None:
+    """Print the last decisions, the oldest first.
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
@@ -58,11 +56,10 @@ def run(options: argparse.Namespace) -> int:
                 lines = tuple(new)
     except KeyboardInterrupt:
         pass
-    return ExitCode.DONE
 
 
 def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:
-    values = {"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}
+    values = {"decisions": [decision_values(line) for line in lines]}
     blank = ("", "", "")
     rows = [row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)]
     print_result(options, values, rows[:-1])

@@ -19,7 +19,7 @@ from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, w
 from virtksm.cli.layout import Row, print_result, show
 from virtksm.cli.main import Parser
 from virtksm.cli.unmerge import FREE_MEMORY, fit_text
-from virtksm.errors import ExitCode, LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
+from virtksm.errors import LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
 from virtksm.guests.merging import GuestMerging, find_held_s, find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import Obstacle, find_obstacles
@@ -27,14 +27,12 @@ from virtksm.guests.ports import Connection, GuestFacts, Monitor
 from virtksm.guests.process import GuestProcess, MergeableMemory
 from virtksm.guests.xml import parse_guest_xml
 from virtksm.model.snapshot import Guest, KsmState
-from virtksm.paths import RuntimePaths
 from virtksm.store.choices import ChoiceFile
 from virtksm.text import format_kib, printable
 from virtksm.tuning.sense import sense_ksm
 from virtksm.values import replace
 from virtksm.wiring import is_this_machine
 
-SCHEMA = 1
 READ_WITHIN_S = 10.0
 """For smaps the kernel walks all of a guest's pages: some milliseconds a GiB."""
 SLOWER = 10
@@ -61,36 +59,33 @@ def add_options(parser: Parser) -> None:
             parser.set_defaults(run=run_merge)
 
 
-def run_show(options: argparse.Namespace) -> int:
-    """Print what is known of the guest; returns the exit code. Raises VirtksmError."""
+def run_show(options: argparse.Namespace) -> None:
+    """Print what is known of the guest. Raises VirtksmError."""
     switch = _open(options, read_only=not options.backends)
     if options.backends:
         switch.ask()
     print_result(options, switch.as_dict(), switch.rows() + switch.cost_rows())
-    return ExitCode.DONE
 
 
-def run_unmerge(options: argparse.Namespace) -> int:
-    """Take the guest out of KSM, and print what is left merged; returns the exit code. Raises VirtksmError."""
+def run_unmerge(options: argparse.Namespace) -> None:
+    """Take the guest out of KSM, and print what is left merged. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     nothing = switch.why_nothing_merges()
     if nothing is not None:
         switch.keep_out()
         print_result(options, switch.as_dict(), [("", "Nothing", f"to unmerge: {nothing}")])
-        return ExitCode.DONE
+        return
     if not options.json:
         show(switch.cost_rows())
     switch.unmerge(force=options.force)
     print_result(options, switch.as_dict(), [*switch.rows(), ("", "Lasts", LASTS)])
-    return ExitCode.DONE
 
 
-def run_merge(options: argparse.Namespace) -> int:
-    """Let the guest's memory merge again; returns the exit code. Raises VirtksmError."""
+def run_merge(options: argparse.Namespace) -> None:
+    """Let the guest's memory merge again. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
     print_result(options, switch.as_dict(), switch.rows())
-    return ExitCode.DONE
 
 
 def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
@@ -99,7 +94,7 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
 
     config, _ = config_or_defaults(options.config)
     libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(requested_uri(options.connect, RuntimePaths(options.runtime_dir)), read_only=read_only)
+    host = libvirt.open(requested_uri(options.connect, options.paths), read_only=read_only)
     facts = ProcFacts(limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
 
     def run(what: str, call: Callable[[], None], more_s: float) -> None:
@@ -114,10 +109,9 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
 
 def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
     """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
-    paths = RuntimePaths(options.runtime_dir)
     try:
-        ChoiceFile(paths).note(uuid, choice)
-        answer = ask_agent(paths, {"op": "retune"}) if choice.is_done else None
+        ChoiceFile(options.paths).note(uuid, choice)
+        answer = ask_agent(options.paths, {"op": "retune"}) if choice.is_done else None
         why = None if answer is None or "pass" in answer else f"it answers: {answer.get('error', 'nothing')}"
     except VirtksmError as error:
         why = str(error) if choice.is_done else None
@@ -333,7 +327,6 @@ class GuestSwitch:
         """Return JSON values (docs/reference.md)."""
         seen, memory, qemu = self.seen, self.seen.memory, self.qemu
         return {
-            "schema": SCHEMA,
             "uri": self._host.uri,
             "name": seen.guest.name,
             "uuid": seen.guest.uuid,

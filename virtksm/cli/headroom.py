@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.layout import Row, print_result
 from virtksm.cli.survey import Surveyor
-from virtksm.errors import ExitCode
 from virtksm.guests.headroom import Headroom, Host, find_headroom, host_of
 from virtksm.guests.survey import Survey, guests_text
 from virtksm.host.systemd import switch_on_here
@@ -16,12 +15,11 @@ from virtksm.model.snapshot import HostMemory
 from virtksm.text import format_kib
 from virtksm.values import replace
 
-SCHEMA = 1
 CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the headroom; returns the exit code."""
+def run(options: argparse.Namespace) -> None:
+    """Print the headroom."""
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     surveyor = Surveyor(options)
     (found, memory), config = surveyor.read(), surveyor.config
@@ -32,7 +30,6 @@ def run(options: argparse.Namespace) -> int:
     notes = [*find_memory_notes(memory), *find_notes(found, is_full=memory.spare_kib is not None)]
     values = headroom_dict(found, host, headroom, notes)
     print_result(options, values, headroom_rows(found, host, headroom, notes, usable_kib=memory.usable_kib))
-    return ExitCode.DONE
 
 
 def find_memory_notes(memory: HostMemory) -> list[str]:
@@ -82,7 +79,6 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
 def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> dict[str, object]:
     """Return JSON values (docs/reference.md)."""
     return {
-        "schema": SCHEMA,
         "uri": found.uri,
         "source": found.source.value,
         "ksm_run": found.ksm.run,

@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from virtksm.cli.main import ACTIONS, GROUPS, Words, parse
-from virtksm.errors import ExitCode
 
 EXIT_CODES = (
     "exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration, "
@@ -94,10 +93,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command to explain, and its action")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Print the help of a command; ends the program as --help does."""
     parse([*options.words, "--help"])
-    return ExitCode.DONE
 
 
 def describe(words: Words, summary: str, width: int) -> str:

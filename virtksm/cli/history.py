@@ -12,7 +12,6 @@ from virtksm.cli.answers import take
 from virtksm.cli.ask_agent import ask_serving, understand
 from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.history.samples import MAX_POINTS, GuestEvent, History, Sample, parse_events, parse_samples, thin
-from virtksm.paths import RuntimePaths
 from virtksm.uri import is_alias
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
@@ -38,9 +37,7 @@ def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float
     `options` are the command's; `uri` the connection asked for, None for that of the agent that
     runs, or the usual one. Raises VirtksmError.
     """
-    answer = ask_serving(
-        RuntimePaths(options.runtime_dir), uri, {"op": "history", "seconds": seconds, "points": points}
-    )
+    answer = ask_serving(options.paths, uri, {"op": "history", "seconds": seconds, "points": points})
     if answer is not None:
         return understand(answer, "history", parse_history)
     import time
@@ -52,7 +49,7 @@ def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float
 
 def read_decisions(options: argparse.Namespace, uri: str | None, last: int) -> tuple[Pass, ...]:
     """Return the summaries of the last decisions that were news, at most `last` (1 to 100); as `read_history`."""
-    answer = ask_serving(RuntimePaths(options.runtime_dir), uri, {"op": "decisions", "last": last})
+    answer = ask_serving(options.paths, uri, {"op": "decisions", "last": last})
     return understand(answer or {"decisions": _file(options, uri).decisions(last)}, "decisions", parse_decisions)
 
 
@@ -83,4 +80,4 @@ def _file(options: argparse.Namespace, uri: str | None) -> History:
     named, (config, _) = requested_uri(uri), load_or_defaults(options.config)
     if is_alias(named):
         named = Libvirt(config.call_timeout_s).open(named, read_only=True).uri
-    return make_history(named, config, RuntimePaths(options.runtime_dir, options.state_dir))
+    return make_history(named, config, options.paths)

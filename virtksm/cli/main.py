@@ -4,8 +4,9 @@ A command's module is imported only if it is called, and imports only what it us
 starts as fast as Python itself. For the same reason each command has a parser of its own, without argparse's
 subparsers: the common options may stand before and after the command, and a usage error shows the command's usage.
 
-A command's module has `run`, which takes the options and returns the exit code, and `add_options` where it has options
-of its own. Where it has actions, `add_options` says what runs each.
+A command's module has `run`, which takes the options, and returns an exit code where it is not DONE, and `add_options`
+where it has options of its own. Where it has actions, `add_options` says what runs each. `options.paths` are the
+folders that the options name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from virtksm.errors import ConfigError, ExitCode, OnlyRoot, StateUnusable, UsageError, VirtksmError, reason_of
-from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
+from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, RuntimePaths
 from virtksm.text import printable
 from virtksm.uri import DEFAULT_URI, VARIABLE
 
@@ -189,6 +190,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     words, rest = split(given)
     parser = make_parser(words)
     options = parser.parse_args(rest)
+    options.paths = RuntimePaths(options.runtime_dir, options.state_dir)
     if not words and options.version:
         return parse(["version", *(word for word in rest if word != "--version")])
     if below(words):
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         options = parse(given)
-        return int(options.run(options))
+        return int(options.run(options) or ExitCode.DONE)
 
     return exit_code_of(run, given=given)
 

@@ -19,11 +19,10 @@ from virtksm.cli.retune import pass_over, through_agent
 from virtksm.errors import STOP_KSMD, ExitCode, OnlyRoot, VirtksmError
 from virtksm.host.bounded import BoundedCalls
 from virtksm.model.decision import Trigger
-from virtksm.paths import RuntimePaths, host_key
+from virtksm.paths import host_key
 from virtksm.uri import is_alias, named_uri
 from virtksm.wiring import is_this_machine, key_of, make_switch
 
-SCHEMA = 1
 SLACK_S = 5.0
 """An agent's time for its answer beyond a pass."""
 MAX_SHOWN = 300
@@ -51,7 +50,7 @@ class Switching:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self._op = options, options.op
-        self._paths = RuntimePaths(options.runtime_dir, options.state_dir)
+        self._paths = options.paths
         self._config, self._has_faults = config_or_defaults(options.config)
         self._named = named_uri(options.connect)
         self._uri = requested_uri(options.connect)
@@ -131,7 +130,7 @@ class Switching:
     def _show(self, report: Mapping[str, Any]) -> None:
         """Print the pass; of a pause also what is still merged."""
         if self._op == "resume":
-            values = {"schema": report["schema"], "paused": False, "pass": report}
+            values = {"paused": False, "pass": report}
             print_result(self._options, values, [("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])
             return
         from virtksm.cli.unmerge import merged_dict, merged_rows
@@ -140,7 +139,7 @@ class Switching:
         sensed, is_here = report["sensed"], report["source"] == "local"
         ksm = KsmState.counted(sensed.__getitem__, sensed["page_kib"])
         available_kib = sensed["free_kib"] if sensed["available_kib"] is None else sensed["available_kib"]
-        values = {"schema": SCHEMA, "paused": True, "merged": merged_dict(ksm, available_kib), "pass": report}
+        values = {"paused": True, "merged": merged_dict(ksm, available_kib), "pass": report}
         rows = [
             ("", "Paused", "virtksm will not scan until `virtksm resume`"),
             *pass_rows(report),

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run one pass and print it; returns the exit code."""
     gc.disable()  # a process of a tenth of a second has no garbage worth its 4 ms
-    if options.coalesce and not _wait_for_hook(RuntimePaths(options.runtime_dir, options.state_dir)):
+    if options.coalesce and not _wait_for_hook(options.paths):
         return ExitCode.DONE
     report = run_pass(options, direct=options.direct, dry_run=options.dry_run)
     from virtksm.cli.layout import print_result
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 def run_pass(options: argparse.Namespace, *, direct: bool = False, dry_run: bool = False) -> dict[str, object]:
     """Run one pass, and return it; raises VirtksmError."""
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    paths = options.paths
     request = {"op": "retune", "dry_run": dry_run}
     if not direct:
         report = through_agent(paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)

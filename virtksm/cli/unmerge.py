@@ -10,6 +10,7 @@ import argparse
 import os
 
 from virtksm.cli.connection import config_or_defaults
+from virtksm.cli.layout import print_result
 from virtksm.errors import RUN_THERE, UNMERGE, ExitCode, OnlyRoot, SensingFailed, VirtksmError
 from virtksm.paths import DEFAULT_RUNTIME_DIR
 from virtksm.text import format_kib
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from virtksm.host.local_facts import ProcFacts
     from virtksm.model.snapshot import KsmState
 
-SCHEMA = 1
 UNIT = "virtksm-unmerge.service"
 ALLOWANCE = f"{DEFAULT_RUNTIME_DIR}/unmerge-anyway"
 """Where this file is, the unit does not ask whether the copies fit, and removes it."""
@@ -64,28 +64,15 @@ def run(options: argparse.Namespace) -> int:
     elif not options.check:
         unmerge_all()
     ksm, available_kib = read_here(facts)
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(unmerged_dict(ksm, available_kib)))
-    elif options.check:
-        print(fit_text(ksm.unmerge_kib, available_kib))
-    else:
-        from virtksm.cli.layout import show
-
-        show(rows or merged_rows(ksm, available_kib, is_local=True))
-    return ExitCode.FAILED if ksm.missing_kib(available_kib) and not rows else ExitCode.DONE
-
-
-def unmerged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
-    """Return JSON values (docs/reference.md)."""
-    return {
-        "schema": SCHEMA,
+    values = {
         "fits": not ksm.missing_kib(available_kib),
         "merged": merged_dict(ksm, available_kib),
         "ksm_run": ksm.run,
         "merge_across_nodes": ksm.settings.merge_across_nodes,
     }
+    check = ("", fit_text(ksm.unmerge_kib, available_kib), "")
+    print_result(options, values, [check] if options.check else rows or merged_rows(ksm, available_kib, is_local=True))
+    return ExitCode.FAILED if ksm.missing_kib(available_kib) and not rows else ExitCode.DONE
 
 
 def unmerge(

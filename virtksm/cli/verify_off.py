@@ -14,10 +14,8 @@ from virtksm.errors import ExitCode
 from virtksm.model.decision import Pause
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import KsmState
-from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.paths import LOCAL
 from virtksm.store.switch import SwitchFile
-
-SCHEMA = 1
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,14 +23,13 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.host.local_facts import ProcFacts  # psutil, which is not there where man pages are made
 
     require_this_machine(options)
-    paused = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
+    paused = SwitchFile(options.paths.host_switch(LOCAL)).read()
     facts = ProcFacts()
     ksm, available_kib = read_here(facts)
     has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
     doubts = find_doubts(paused, ksm, has_uncounted_zero_pages=has_uncounted)
     since = paused.since if paused is not None and paused.since else None
     values = {
-        "schema": SCHEMA,
         "verified": not doubts,
         "doubts": doubts,
         "paused": paused is not None,

@@ -15,12 +15,13 @@ from typing import Any
 
 from virtksm.cli.fleet.hosts import Host, find_hosts
 from virtksm.cli.fleet.processes import Answer, ask_all
+from virtksm.cli.fleet.table import report_items
+from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import DAY_S, timespan
 from virtksm.errors import ExitCode, UsageError
 from virtksm.uri import is_alias, is_local
 
-SCHEMA = 1
 JOBS, TIMEOUT_S = 32, 60.0
 """A host costs a few milliseconds of CPU, so that places are for those that hang (chosen)."""
 MAX_JOBS = 256
@@ -107,16 +108,8 @@ def run(options: argparse.Namespace) -> int:
     answered = [results.get(host) or result_of(action, host, answers.get(host, interrupted)) for host in hosts]
     code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in answered)
     notes = [] if all(is_local(one.uri) and not is_alias(one.uri) for one in hosts) else [NOTES[action]]
-    report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": answered, "notes": notes}
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(report))
-    else:
-        from virtksm.cli.fleet.table import report_items
-        from virtksm.cli.layout import show
-
-        show(report_items(report))
+    report = {"action": action, "exit_code": code, "hosts": answered, "notes": notes}
+    print_result(options, report, report_items(report))
     return code
 
 
@@ -138,7 +131,7 @@ def ask(action: str, host: Host, options: argparse.Namespace) -> int:
 
     def run_one() -> int:
         one = parse(words)
-        return int(one.run(one))
+        return int(one.run(one) or ExitCode.DONE)
 
     return exit_code_of(run_one, given=sys.argv[1:])
 

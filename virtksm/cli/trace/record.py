@@ -18,15 +18,13 @@ from virtksm.cli.ask_agent import ask_serving, understand
 from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
-from virtksm.errors import START_AGENT, ExitCode, VirtksmError
-from virtksm.paths import RuntimePaths
+from virtksm.errors import START_AGENT, VirtksmError
 from virtksm.store.trace import append_lines, create_trace
 from virtksm.text import format_kib, printable
 from virtksm.trace import End, Gap, Header, Line, Pass
 from virtksm.trace.anonymise import Anonymiser
 from virtksm.trace.text import dump_line, parse_line
 
-SCHEMA = 1
 ASK_EVERY_S = 1.0
 ENDS_WITHIN_S = 2.0
 """How long the agent may go on sending passes when the recording is to end."""
@@ -47,17 +45,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Record until the time is over, SIGINT or SIGTERM; returns the exit code.
+def run(options: argparse.Namespace) -> None:
+    """Record until the time is over, SIGINT or SIGTERM.
 
     Raises VirtksmError if there is no agent, if this user may not ask it, or if FILE cannot be written.
     """
-    paths = RuntimePaths(options.runtime_dir)
-    recorder = Recorder(lambda request: ask_serving(paths, options.connect, request), is_anonymous=options.anonymous)
+    recorder = Recorder(
+        lambda request: ask_serving(options.paths, options.connect, request), is_anonymous=options.anonymous
+    )
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
     lines = recorder.ask()
     if recorder.is_away:
-        raise VirtksmError(f"no agent runs with {paths.root}", remedy=START_AGENT)
+        raise VirtksmError(f"no agent runs with {options.runtime_dir}", remedy=START_AGENT)
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
     with create_trace(options.file, replaces=options.force) as file, Progress(is_wanted=not options.json) as progress:
         append_lines(file, options.file, lines)
@@ -73,10 +72,9 @@ def run(options: argparse.Namespace) -> int:
         raise VirtksmError(f"{options.file} is empty: the agent has made no pass", remedy="virtksm status")
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
-    values = {"schema": SCHEMA, "file": options.file, "passes": recorder.passes, "missed": recorder.missed}
+    values = {"file": options.file, "passes": recorder.passes, "missed": recorder.missed}
     text = f"{recorder.passes} passes to {options.file}, {recorder.missed} missed"
     print_result(options, values, [("", "Recorded", text)])
-    return ExitCode.DONE
 
 
 def _wait(recorder: Recorder, ends_s: float) -> bool:

@@ -6,12 +6,10 @@ import argparse
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from virtksm.cli.layout import Row, show
+from virtksm.cli.layout import Row, print_result, show
 from virtksm.cli.progress import Progress
 from virtksm.config.policy_keys import change_law, law_of, read_law, table_of
 from virtksm.config.schema import Config, all_keys
-from virtksm.errors import ExitCode
-from virtksm.json_output import to_json
 from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace, trace_size
@@ -20,7 +18,6 @@ from virtksm.trace import Header, Law
 from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import parse_lines
 
-SCHEMA = 1
 FED = ("full_scan", "check_scan")
 """Rules by which ksmd is fed batch by batch: each pass sets the next batch, and decides nothing new."""
 ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
@@ -42,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="show every pass, not only those where an answer changes")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Replay a trace and print both answers; returns the exit code.
+def run(options: argparse.Namespace) -> None:
+    """Replay a trace and print both answers.
 
     The configuration is the recorded one, or that of --config, if that is given. Raises TraceUnusable, and
     ConfigError for what cannot be set.
@@ -54,10 +51,10 @@ def run(options: argparse.Namespace) -> int:
 
         base = load(options.config).config
     with Progress(is_wanted=not options.json) as progress:
-        return _replay(options, base, progress)
+        _replay(options, base, progress)
 
 
-def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> int:
+def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> None:
     name = printable(options.file)
     lines = parse_lines(progress.over(read_trace(options.file), trace_size(options.file), "replaying"), name)
     header = next(lines)
@@ -76,7 +73,6 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
     if options.json:
         shown = [step_values(step, recorded_of) for step in chosen]
         about = {
-            "schema": SCHEMA,
             "file": options.file,
             "uri": header.uri,
             "version": header.version,
@@ -84,8 +80,8 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
             "recorded": law_values(recorded),
             "replayed": law_values(replayed),
         }
-        print(to_json({**about, "steps": shown, "sums": sums.as_dict()}))
-        return ExitCode.DONE
+        print_result(options, {**about, "steps": shown, "sums": sums.as_dict()}, ())
+        return
     for row in chain(
         head_rows(name, header, recorded, replayed),
         step_rows(chosen, recorded_of, header.law),
@@ -93,7 +89,6 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
     ):
         progress.clear()
         show([row])
-    return ExitCode.DONE
 
 
 def changing(steps: Iterator[Step]) -> Iterator[Step]:
