@@ -53,6 +53,8 @@ class FakeProc:
         self.process(pid, "qemu-system-x86", arguments=("qemu-system-x86_64", "-uuid", uuid), **given)  # type: ignore[arg-type]
 
     def end(self, pid: int) -> None:
+        if (statm := self.folder / str(pid) / "statm").exists():
+            statm.write_bytes(b"")  # for those who have it open
         shutil.rmtree(self.folder / str(pid), ignore_errors=True)
         self._hanging = [path for path in self._hanging if path.parent.name != str(pid)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from virtksm.host.guest_processes import (
     is_named,
     parse_guest_group,
 )
-from virtksm.host.proc_files import LimitedReads, Result
+from virtksm.host.proc_files import LimitedReads, Result, identify
 from virtksm.model.snapshot import Guest
 
 QEMU_USER = 64055
@@ -262,3 +263,15 @@ def test_hidden_processes_are_told_while_a_guest_is_missing(
     clock.now_s += MAX_PAUSE_S
     search.find((guest(),))
     assert troubles(search) == ()
+
+
+def test_a_process_that_has_ended_is_no_later_one_of_its_number_and_gives_its_descriptor_back() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        process = identify(child.pid)
+        assert process is not None
+        assert process.lives()
+        child.kill()
+    assert (process.lives(), process.statm) == (False, b"")
+    del process
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

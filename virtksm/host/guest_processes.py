@@ -27,7 +27,7 @@ from virtksm.host.proc_files import (
     MAX_BYTES,
     LimitedReads,
     Process,
-    find_again,
+    allow_descriptors,
     identify,
     list_pids,
     parse_owner,
@@ -79,8 +79,7 @@ class GuestSearch:
     def find(self, running: tuple[Guest, ...]) -> Mapping[str, Process]:
         """Return the processes of running guests by the guests' keys; a guest that has none is not in it."""
         wanted = {guest.key: guest for guest in running}
-        again = {key: find_again(process) for key, process in self._found.items() if key in wanted}
-        self._found = {key: process for key, process in again.items() if process is not None}
+        self._found = {key: one for key, one in self._found.items() if key in wanted and one.lives()}
         missing = [guest for key, guest in wanted.items() if key not in self._found]
         if self._is_due({guest.key for guest in missing}):
             self._trouble = {}
@@ -103,6 +102,7 @@ class GuestSearch:
         claims: defaultdict[str, list[Process]] = defaultdict(list)
         unnamed: dict[int, Process] = {}
         owners = self._owners()
+        allow_descriptors()
         pids = list_pids()
         self._is_hidden = INIT not in pids
         for pid in pids:

@@ -346,6 +346,10 @@ class LibvirtHost:
         return SensingFailed(message, remedy=f"virsh -c {self.uri} node-memory-tune; {journal}")
 
 
+UNASKED = [[libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE], lambda _asked, _opaque: -1, None]
+"""How libvirt authenticates this user: by its auth.conf alone, as nobody is asked for what that has not."""
+
+
 def client_version() -> int:
     """Return the version of libvirt's library in this process: 9.0.0 is 9,000,000."""
     return libvirt.getVersion()
@@ -360,8 +364,8 @@ def open_host(uri: str, *, read_only: bool = False, apart: bool = False) -> Libv
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors arrive as exceptions, not on stderr
     opened = uri if _has_terminal() else without_questions(uri)
     try:
-        connection = (libvirt.openReadOnly if read_only else libvirt.open)(opened)
-        host = LibvirtHost(connection, partial(libvirt.open, opened) if apart else None)
+        connection = libvirt.openAuth(opened, UNASKED, libvirt.VIR_CONNECT_RO if read_only else 0)
+        host = LibvirtHost(connection, partial(libvirt.openAuth, opened, UNASKED) if apart else None)
     except libvirt.libvirtError as error:
         made = LibvirtRefuses if error.get_error_code() in _LASTING else LibvirtUnreachable
         said = error.get_error_message()
@@ -402,13 +406,17 @@ def explain_failure(uri: str, code: int, number: int, said: str, *, daemon: str)
     return "no connection", at_host(uri, f"journalctl -u {daemon}")
 
 
-WITHOUT_SASL = 'auth_unix_rw = "polkit" in the configuration of that daemon, or another transport, such as qemu+ssh'
+ASKED = (
+    "libvirt asks for a password, and its auth.conf has none that is right",
+    'name and password in /etc/libvirt/auth.conf, auth_unix_rw = "polkit" in the configuration of that daemon, or '
+    "another transport, such as qemu+ssh",
+)
 MAY_NOT_THERE = "this user may not connect", "log in as root, or as a member of that host's group libvirt"
 
 
 def _explain_refusal(uri: str, said: str, daemon: str) -> tuple[str, str]:
-    if "SASL" in said:
-        return "libvirt asks for a password, and virtksm gives none", WITHOUT_SASL
+    if "SASL" in said or "credentials" in said or said == "authentication failed: authentication failed":
+        return ASKED
     if is_local(uri):
         return "this user may not connect", "run this with sudo, or as a member of the group libvirt"
     if uri.partition(":")[0].endswith("+ssh"):

@@ -1,7 +1,7 @@
 """The host's own /proc and /sys: guests' resident memory, ksmd's CPU time, KSM's switch and advisor.
 
-`guest_processes` finds a guest's process; after that a guest costs one read of /proc/PID/statm. No file that a pass
-reads needs a privilege. Reads only.
+`guest_processes` finds a guest's process; after that a guest costs one read of its statm, which stays open. No file
+that a pass reads needs a privilege. Reads only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from virtksm.host.proc_files import (
     NUMBER,
     LimitedReads,
     Process,
-    find_again,
     identify,
     list_pids,
     parse_counter,
@@ -99,7 +98,7 @@ class ProcFacts:
 
         def measured(key: str, guest: Guest) -> Guest:
             process = found.get(key)
-            memory = None if process is None else parse_memory_kib(read_process(process.pid, "statm"), page_kib)
+            memory = None if process is None else parse_memory_kib(process.statm, page_kib)
             if memory is None:
                 return guest
             return replace(guest, rss_kib=memory[0], shared_kib=memory[1], pool_kib=pool_kib.get((key, guest.max_kib)))
@@ -189,7 +188,8 @@ class ProcFacts:
         return read_node_kib(self._sys_node, node)
 
     def ksmd_cpu_seconds(self) -> float | None:
-        self._ksmd = (self._ksmd and find_again(self._ksmd)) or self._find_ksmd()
+        if self._ksmd is None or not self._ksmd.lives():
+            self._ksmd = self._find_ksmd()
         stat = None if self._ksmd is None else parse_stat(read_process(self._ksmd.pid, "stat"))
         return None if stat is None else stat.ticks / os.sysconf("SC_CLK_TCK")
 

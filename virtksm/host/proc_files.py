@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -33,6 +34,7 @@ _COUNTER, _SIGNED = re.compile(rf"{NUMBER}\n?"), re.compile(rf"-?{NUMBER}\n?")
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
 INIT = 1
+STATM_BYTES = 256
 LIMIT_S = 1.0
 MAX_STUCK = 8
 """Threads that may hang; with as many, nothing more is read."""
@@ -42,15 +44,28 @@ AT_ONCE = 256
 Result = TypeVar("Result")
 
 
-class Process(NamedTuple):
-    """One process, told from a later one of the same number by its start, in clock ticks.
+class Process:
+    """One process: its open statm is its own, even if its number is in use again; so the next pass reads that alone.
 
-    `inode` is that of its folder in /proc, which is quicker to read; the kernel may change it.
+    `started` is in clock ticks. `statm` is what `lives` has read.
     """
 
-    pid: int
-    started: int
-    inode: tuple[int, int]
+    __slots__ = ("_descriptor", "pid", "started", "statm")
+
+    def __init__(self, pid: int, descriptor: int, started: int) -> None:
+        self.pid, self._descriptor, self.started = pid, descriptor, started
+        self.statm = b""
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def lives(self) -> bool:
+        """Tell whether it has not ended, and read its statm."""
+        try:
+            self.statm = os.pread(self._descriptor, STATM_BYTES, 0)
+        except OSError:
+            self.statm = b""
+        return bool(self.statm)
 
 
 class Stat(NamedTuple):
@@ -71,24 +86,19 @@ def list_pids() -> list[int]:
 
 def identify(pid: int) -> Process | None:
     """Return the process that has this number now; None for none."""
-    inode, stat = _find_inode(pid), parse_stat(read_process(pid, "stat"))
-    return None if inode is None or stat is None else Process(pid, stat.started, inode)
-
-
-def find_again(process: Process) -> Process | None:
-    """Return a process while it lives; None once it has ended, even if its number is in use again."""
-    if _find_inode(process.pid) == process.inode:
-        return process
-    found = identify(process.pid)
-    return found if found is not None and found.started == process.started else None
-
-
-def _find_inode(pid: int) -> tuple[int, int] | None:
     try:
-        found = os.stat(f"{psutil.PROCFS_PATH}/{pid}")
+        descriptor = _open(pid, "statm")
     except OSError:
         return None
-    return found.st_ino, found.st_ctime_ns
+    stat = parse_stat(read_process(pid, "stat"))
+    process = Process(pid, descriptor, 0 if stat is None else stat.started)
+    return process if stat is not None and process.lives() else None  # in this order: `stat` is this one's, too
+
+
+def allow_descriptors() -> None:
+    """Allow this process as many descriptors as it may have: each guest takes one, and a usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def read_private(pid: int, name: str) -> str | None:
@@ -109,9 +119,12 @@ def read_process(pid: int, name: str, max_bytes: int = 1 << 13) -> bytes:
         return b""
 
 
+def _open(pid: int, name: str) -> int:
+    return os.open(f"{psutil.PROCFS_PATH}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _read(pid: int, name: str, max_bytes: int) -> bytes:
-    # A quarter of what `open` costs: a pass reads one such file a guest.
-    handle = os.open(f"{psutil.PROCFS_PATH}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    handle = _open(pid, name)  # with `read` a quarter of what `open` costs
     try:
         return os.read(handle, max_bytes)
     finally:
