@@ -18,7 +18,7 @@ from virtksm.cli.fleet.processes import Answer, ask_all
 from virtksm.cli.fleet.table import report_items
 from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
-from virtksm.cli.timespan import DAY_S, timespan
+from virtksm.cli.timespan import DAY_S, timespan, whole
 from virtksm.errors import ExitCode, UsageError
 from virtksm.uri import is_alias, is_local
 
@@ -60,7 +60,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inventory", metavar="FILE", help="ask the hosts of an Ansible inventory")
     parser.add_argument("--limit", metavar="GROUP", help="of the inventory only this group, or host")
     parser.add_argument(
-        "--jobs", metavar="N", type=_jobs, default=JOBS, help="ask so many hosts at once (default: %(default)s)"
+        "--jobs",
+        metavar="N",
+        type=whole(1, MAX_JOBS),
+        default=JOBS,
+        help="ask so many hosts at once (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
@@ -71,12 +75,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     *_, action = parser.prog.split()
     parser.set_defaults(run=run, action=action)
-
-
-def _jobs(text: str) -> int:
-    if text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= MAX_JOBS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from 1 to {MAX_JOBS}")
 
 
 def run(options: argparse.Namespace) -> int:
