@@ -44,7 +44,6 @@ ELSEWHERE = "unknown: of another machine libvirt does not tell it; run `virtksm 
 
 
 def add_options(parser: Parser) -> None:
-    """Add the action's options."""
     parser.add_argument("guest", metavar="GUEST", help="a running guest, by its name or UUID")
     match parser.words[1]:
         case "show":
@@ -60,7 +59,6 @@ def add_options(parser: Parser) -> None:
 
 
 def run_show(options: argparse.Namespace) -> None:
-    """Print what is known of the guest. Raises VirtksmError."""
     switch = _open(options, read_only=not options.backends)
     if options.backends:
         switch.ask()
@@ -82,7 +80,6 @@ def run_unmerge(options: argparse.Namespace) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> None:
-    """Let the guest's memory merge again. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
     print_result(options, switch.as_dict(), switch.rows())
@@ -290,7 +287,6 @@ class GuestSwitch:
         self._note(self._uuid, choice)
 
     def _mergeable(self) -> tuple[str, ...]:
-        """Return the backends that the kernel may merge, as far as it tells this user."""
         assert self.qemu is not None
         return () if self.seen.memory is None else still_mergeable(self.qemu.backends, self.seen.memory)
 
@@ -324,7 +320,6 @@ class GuestSwitch:
         return [(tone, "Memory", self.seen.fit_text), ("", "Cost", f"while it unmerges {held}; {TAINTS}")]
 
     def as_dict(self) -> dict[str, object]:
-        """Return JSON values (docs/reference.md)."""
         seen, memory, qemu = self.seen, self.seen.memory, self.qemu
         return {
             "uri": self._host.uri,

@@ -55,7 +55,6 @@ SAID = {"virtksm: error: ": "error", "hint: ": "remedy", "virtksm: warning: ": "
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every action."""
     parser.add_argument("--hosts", metavar="FILE", help="ask the hosts of FILE: a URI or a host name a line")
     parser.add_argument("--inventory", metavar="FILE", help="ask the hosts of an Ansible inventory")
     parser.add_argument("--limit", metavar="GROUP", help="of the inventory only this group, or host")
@@ -135,7 +134,6 @@ def ask(action: str, host: Host, options: argparse.Namespace) -> int:
 
 
 def progress_text(results: Collection[Mapping[str, Any]], asked: Sequence[Host], total: int) -> str:
-    """Say how far it is, and for whom it waits."""
     failed = sum(one["exit_code"] != ExitCode.DONE for one in results)
     return f"{len(results)} of {total} done, {failed} failed; waiting for {', '.join(one.name for one in asked)}"
 

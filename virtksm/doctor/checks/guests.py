@@ -172,8 +172,8 @@ def check_limits(facts: Facts) -> Outcome:
             tight.append(f"{guest.name} ({format_kib(xml.limit_kib)} of {format_kib(needed_kib)})")
     if tight:
         return warned(
-            f"{len(tight)} of {len(guests.running)} may hold less than their memory: {some_of(tight)}. There the kernel "
-            "ends or throttles them, and merged pages count again when they are written to",
+            f"{len(tight)} of {len(guests.running)} may hold less than their memory: {some_of(tight)}. There the "
+            "kernel ends or throttles them, and merged pages count again when they are written to",
             "raise hard_limit and soft_limit above the guest's memory and QEMU's own (virsh memtune GUEST), or take "
             "<memtune> out",
         )
