@@ -80,7 +80,6 @@ class LineQueue:
 
     @property
     def has_journal(self) -> bool:
-        """Whether journald's socket is there."""
         return os.access(self._journal, os.F_OK)
 
     def write(self, text: str) -> None:
@@ -199,8 +198,9 @@ def _renderers(log_format: str, stream: Stream, *, is_debug: bool) -> list[Proce
     if log_format == "entries":
         return [escape_controls, render_entry]
     if log_format == "journal":
-        return [escape_controls, render_line]
-    return [lambda _logger, _method, event: to_output(event), structlog.processors.JSONRenderer()]
+        # Behind its priority, as sd-daemon(3) has it.
+        return [escape_controls, lambda _, __, event: f"<{PRIORITIES[event['level']]}>{sentence_of(event)}"]
+    return [lambda _, __, event: to_output(event), structlog.processors.JSONRenderer()]
 
 
 def escape_controls(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -234,11 +234,6 @@ def render_entry(logger: Any, method: str, event: MutableMapping[str, Any]) -> s
     }
     texts = (value if isinstance(value, str) else json.dumps(value, default=str) for value in entry.values())
     return "\n".join(f"{name}={text}" for name, text in zip(entry, texts, strict=True))
-
-
-def render_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    """Render `<priority>sentence`."""
-    return f"<{PRIORITIES[event['level']]}>{sentence_of(event)}"
 
 
 def sentence_of(event: Mapping[str, Any]) -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import HOOK
-from virtksm.doctor.facts import Facts, Here
+from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.hooks import HookFile
 from virtksm.doctor.reading.libvirt import Guests, Libvirt
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.xml import GuestXml

@@ -24,10 +24,9 @@ from tests.lab.healthy_host import (
 )
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import CHECKS, examine
-from virtksm.doctor.facts import Facts, Here
+from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Verdict, worst
 from virtksm.doctor.reading.files import MAX_BYTES
-from virtksm.doctor.reading.hooks import HookFile
 from virtksm.doctor.reading.libvirt import Guests
 from virtksm.doctor.reading.zero_pages import ZeroPages, parse_anonymous
 from virtksm.errors import Cause, LibvirtUnreachable

@@ -123,7 +123,7 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
     (switch.merge if merge else switch.unmerge)(force=False)
     assert [uuid for uuid, _, _ in bench.noted] == ["u-1", "u-1"]
     begun, done = (choice for _, choice, _ in bench.noted)
-    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.seen.guest.key}", merge)
+    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.guest.key}", merge)
     assert (begun.by_command, begun.is_done, begun.memory_kib) == (True, False, 64 * MIB)
     assert replace(begun, is_done=True, at_s=done.at_s) == done
     assert [sets for _, _, sets in bench.noted] == [0, 1]

@@ -18,7 +18,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the agent until SIGTERM or SIGINT; returns the exit code."""
     from virtksm.config.load import load
     from virtksm.log_setup import LineQueue, configure
 

@@ -14,7 +14,6 @@ from virtksm.text import printable
 
 
 def add_options(parser: Parser) -> None:
-    """Add the action's options."""
     match parser.words[1]:
         case "check":
             parser.add_argument("file", nargs="?", metavar="FILE")
@@ -35,7 +34,6 @@ def add_options(parser: Parser) -> None:
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Check the configuration; faults are raised as ConfigError."""
     loaded = load(options.config if options.file is None else options.file)
     for file in loaded.files:
         print(f"{printable(file)}: ok")
@@ -44,7 +42,6 @@ def run_check(options: argparse.Namespace) -> None:
 
 
 def run_show(options: argparse.Namespace) -> None:
-    """Print the effective configuration."""
     from virtksm.config.schema import all_keys, value_of
     from virtksm.config.toml_text import effective
 

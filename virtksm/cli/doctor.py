@@ -94,7 +94,6 @@ def _kept_off() -> ExitCode:
 
 
 def ask_about(paths: RuntimePaths) -> AgentSeen | CannotTell | None:
-    """Return the agent's own status; None where none runs."""
     try:
         answer = ask_agent(paths, {"op": "status"})
         return None if answer is None else see_agent(take_answer(answer, "status", ASKED_FOR))

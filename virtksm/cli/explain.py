@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
 from virtksm.cli.layout import Row, print_result
+from virtksm.cli.timespan import whole
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib
 from virtksm.trace import Pass
@@ -24,16 +25,14 @@ MAX = 100
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--last", metavar="N", type=_count, default=LAST, help=f"how many decisions, 1 to {MAX} (default: %(default)s)"
+        "--last",
+        metavar="N",
+        type=whole(1, MAX),
+        default=LAST,
+        help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="show each decision to come, too, until Ctrl-C")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the numbers that led to each decision, too")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX:
-        raise argparse.ArgumentTypeError(f"is {text!r:.40}, not a number from 1 to {MAX}")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -80,7 +80,6 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 
 def survey_dict(found: Survey, guests: Sequence[SeenGuest]) -> dict[str, object]:
-    """Return JSON values (docs/reference.md)."""
     ksm, left = found.ksm, found.left_over
     return {
         "uri": found.uri,
@@ -199,7 +198,6 @@ def _merge_text(seen: SeenGuest) -> str:
 
 
 def _amount_of(find_bytes: Callable[[SeenGuest], int | None]) -> Callable[[SeenGuest], str]:
-    """Return what writes an amount, a dash where it is unknown."""
     return lambda seen: "-" if (count_bytes := find_bytes(seen)) is None else _amount(count_bytes)
 
 

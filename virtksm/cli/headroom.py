@@ -19,7 +19,6 @@ CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the headroom."""
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     surveyor = Surveyor(options)
     (found, memory), config = surveyor.read(), surveyor.config
@@ -77,7 +76,6 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
 
 
 def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> dict[str, object]:
-    """Return JSON values (docs/reference.md)."""
     return {
         "uri": found.uri,
         "source": found.source.value,

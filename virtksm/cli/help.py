@@ -94,7 +94,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the help of a command; ends the program as --help does."""
     parse([*options.words, "--help"])
 
 
@@ -109,7 +108,6 @@ def describe(words: Words, summary: str, width: int) -> str:
 
 
 def examples(words: Words) -> str:
-    """Return examples of a command, or of all its actions."""
     lines = ["examples:"]
     for example, meaning in examples_of(words):
         lines += [f"  {example}", f"      {meaning}"]

@@ -119,7 +119,6 @@ def fit(text: str, columns: int) -> str:
 
 
 def render(row: Row, *, colour: bool) -> str:
-    """Return a row as a line of text."""
     tone, label, text = row
     return (f"{TONES[tone]}{label}{NORMAL}{text}" if colour and tone else label + text).rstrip()
 

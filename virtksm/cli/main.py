@@ -165,7 +165,6 @@ class Parser(argparse.ArgumentParser):
         return columns
 
     def error(self, message: str, *, remedy: str = "") -> NoReturn:
-        """Print the usage, and raise UsageError."""
         self._fit(sys.stderr)
         self.print_usage(sys.stderr)
         raise UsageError(message, remedy=remedy or " ".join(("virtksm help", *self.words)))
@@ -229,7 +228,6 @@ def _refuse(words: Words, name: str) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
 
     def run() -> int:

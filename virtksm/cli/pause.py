@@ -32,7 +32,6 @@ ELSEWHERE = "an agent on that host has a switch of its own: run `virtksm pause` 
 
 
 def add_options(parser: Parser) -> None:
-    """Add the options of the command, `pause` or `resume`, that the parser is of."""
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
     parser.set_defaults(op=parser.words[0])
 
@@ -128,7 +127,6 @@ class Switching:
             raise VirtksmError(f"{type(error).__name__}: {error}", remedy="report this fault of virtksm") from error
 
     def _show(self, report: Mapping[str, Any]) -> None:
-        """Print the pass; of a pause also what is still merged."""
         if self._op == "resume":
             values = {"paused": False, "pass": report}
             print_result(self._options, values, [("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])

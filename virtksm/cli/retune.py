@@ -37,7 +37,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one pass and print it; returns the exit code."""
     gc.disable()  # a process of a tenth of a second has no garbage worth its 4 ms
     if options.coalesce and not _wait_for_hook(options.paths):
         return ExitCode.DONE
@@ -50,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_pass(options: argparse.Namespace, *, direct: bool = False, dry_run: bool = False) -> dict[str, object]:
-    """Run one pass, and return it; raises VirtksmError."""
     paths = options.paths
     request = {"op": "retune", "dry_run": dry_run}
     if not direct:

@@ -71,7 +71,6 @@ class View:
         self._seen: list[Point] = []
 
     def read(self) -> dict[str, Any]:
-        """Return what `--json` prints; raises VirtksmError."""
         try:
             answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
         except MayNotAsk:

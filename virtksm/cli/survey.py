@@ -29,7 +29,6 @@ class Surveyor:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Load the configuration; raises VirtksmError."""
         self.config = load(options.config, asks_groups=False).config
         self._paths = options.paths
         self._uri = requested_uri(options.connect, self._paths)
@@ -37,7 +36,6 @@ class Surveyor:
         self._host: LibvirtHost | None = None
 
     def read(self) -> tuple[Survey, HostMemory]:
-        """Survey the guests and the host's memory; raises VirtksmError."""
         from virtksm.host.local_facts import ProcFacts
 
         host = self._host or self._libvirt.open(self._uri, read_only=True)

@@ -32,7 +32,6 @@ FREE_MEMORY = "stop guests, or move them to another host; --force does not ask"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--check", action="store_true", help="change nothing: exit with 0 if unmerging fits into memory")
     which.add_argument("--force", action="store_true", help="unmerge also where memory may not suffice")
@@ -165,7 +164,6 @@ def merged_rows(ksm: KsmState, available_kib: int, *, is_local: bool) -> Iterato
 
 
 def fit_text(needed_kib: int | None, available_kib: int) -> str:
-    """Say whether unmerging fits into memory."""
     if needed_kib is not None and needed_kib > available_kib:
         return f"unmerging needs {format_kib(needed_kib - available_kib)} more free memory"
     return f"unmerging needs up to {format_kib(needed_kib)}, {format_kib(available_kib)} available: ok"

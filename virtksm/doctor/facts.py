@@ -5,19 +5,20 @@ A fact that could not be read is a CannotTell: raised, or kept in its place unti
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.hooks import HookFile, read_hooks
 from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
 from virtksm.doctor.reading.own import AgentSeen, read_config, read_state
 from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, has_daemon, read_processes
@@ -40,6 +41,19 @@ MOM_UNITS = ("mom-vdsm.service", "momd.service", "supervdsmd.service")
 THROTTLER_UNITS = ("kata-ksm-throttler.service",)
 JUDGED = {KSM_UNIT, TUNED_UNIT, QEMU_KVM_UNIT, *KSMTUNED_UNITS, *MOM_UNITS, *THROTTLER_UNITS}
 """Units that have checks of their own, whatever their files say of KSM."""
+
+
+HOOKS = "etc/libvirt/hooks"
+
+
+class HookFile(NamedTuple):
+    """A file where libvirt looks for QEMU's hooks; `changed_at_s` is Unix time (ctime)."""
+
+    path: str
+    is_executable: bool
+    is_roots: bool
+    changed_at_s: float
+    selinux_label: str = ""
 
 
 def known(fact: T | CannotTell) -> T:
@@ -212,6 +226,30 @@ def read_facts(
         faults=faults,
         state=state,
     )
+
+
+def read_hooks(root: Root) -> list[HookFile]:
+    """Read QEMU's hooks."""
+    found = []
+    for path in (f"{HOOKS}/qemu", *(f"{HOOKS}/qemu.d/{name}" for name in root.names(f"{HOOKS}/qemu.d"))):
+        real = root.path(path)
+        try:
+            status = os.stat(real)  # noqa: PTH116  # its errors are told apart
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CannotTell(f"/{path}: {error.strerror}") from error
+        is_executable = stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
+        is_roots = status.st_uid == 0 and not status.st_mode & 0o022
+        found.append(HookFile(f"/{path}", is_executable, is_roots, status.st_ctime, _read_label(real)))
+    return found
+
+
+def _read_label(path: str) -> str:
+    try:
+        return os.getxattr(path, "security.selinux").decode("ascii", "replace").strip("\0")
+    except OSError:  # not labelled, or no SELinux
+        return ""
 
 
 def find_kept_off(here: Here) -> str | None:

@@ -18,7 +18,7 @@ from virtksm.cli.fleet.processes import Answer, ask_all
 from virtksm.cli.fleet.table import report_items
 from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
-from virtksm.cli.timespan import DAY_S, timespan
+from virtksm.cli.timespan import DAY_S, timespan, whole
 from virtksm.errors import ExitCode, UsageError
 from virtksm.uri import is_alias, is_local
 
@@ -55,12 +55,15 @@ SAID = {"virtksm: error: ": "error", "hint: ": "remedy", "virtksm: warning: ": "
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every action."""
     parser.add_argument("--hosts", metavar="FILE", help="ask the hosts of FILE: a URI or a host name a line")
     parser.add_argument("--inventory", metavar="FILE", help="ask the hosts of an Ansible inventory")
     parser.add_argument("--limit", metavar="GROUP", help="of the inventory only this group, or host")
     parser.add_argument(
-        "--jobs", metavar="N", type=_jobs, default=JOBS, help="ask so many hosts at once (default: %(default)s)"
+        "--jobs",
+        metavar="N",
+        type=whole(1, MAX_JOBS),
+        default=JOBS,
+        help="ask so many hosts at once (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
@@ -71,12 +74,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     *_, action = parser.prog.split()
     parser.set_defaults(run=run, action=action)
-
-
-def _jobs(text: str) -> int:
-    if text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= MAX_JOBS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from 1 to {MAX_JOBS}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -137,7 +134,6 @@ def ask(action: str, host: Host, options: argparse.Namespace) -> int:
 
 
 def progress_text(results: Collection[Mapping[str, Any]], asked: Sequence[Host], total: int) -> str:
-    """Say how far it is, and for whom it waits."""
     failed = sum(one["exit_code"] != ExitCode.DONE for one in results)
     return f"{len(results)} of {total} done, {failed} failed; waiting for {', '.join(one.name for one in asked)}"
 

@@ -43,7 +43,6 @@ def picture(text: str) -> Path:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw, and say what was drawn."""
     title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
     draw(drawn.samples, drawn.events, title, options.output)
     samples, events = len(drawn.samples), len(drawn.events)

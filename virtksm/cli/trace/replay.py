@@ -105,7 +105,6 @@ def changing(steps: Iterator[Step]) -> Iterator[Step]:
 
 
 def step_values(step: Step, recorded_of: Callable[[Law], Config]) -> dict[str, object]:
-    """Return a step as JSON values."""
     law = step.line.law
     return {
         "law": None if law is None else law_values(recorded_of(law)),
@@ -130,7 +129,6 @@ def _answer_values(decision: Decision) -> dict[str, object]:
 
 
 def law_values(config: Config) -> dict[str, object]:
-    """Return a policy and its own keys as JSON values."""
     table = table_of(config.policy)
     own = {name: value for name, value in law_of(config).items() if name.startswith(f"{table}.")}
     return {"policy": config.policy, "config": own}
