@@ -70,17 +70,9 @@ class Impatient(BlockingCalls):
         super().__init__()
         self._hang = hang
 
-    async def run(
-        self,
-        what: str,
-        call: Callable[[], Result],
-        limit_s: float | None = None,
-        *,
-        discard: Callable[[Result], None] | None = None,
-        is_deferred: bool = False,
-    ) -> Result:
+    async def run(self, what: str, call: Callable[[], Result], limit_s: float | None = None, **how: Any) -> Result:
         limit_s = 0.0 if what.removeprefix("switch guest ") in self._hang else limit_s
-        return await super().run(what, call, limit_s, discard=discard, is_deferred=is_deferred)
+        return await super().run(what, call, limit_s, **how)
 
 
 class Bench:
