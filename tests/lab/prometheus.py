@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -46,19 +47,20 @@ def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.Comp
     )
 
 
-def configured(folder: Path, targets: Sequence[Mapping[str, Any]], *, every: str = "500ms") -> Path:
+def configured(folder: Path, targets: Sequence[Mapping[str, Any]], *, every: str | None = "500ms") -> Path:
     """Copy conf/prometheus into a folder, with these targets; returns prometheus.yml.
 
     It scrapes so often, which is also how long a scrape may take, and evaluates twice a second, as federate.yml beside
-    it.
+    it; with None as they say themselves.
     """
     shutil.copytree(CONFIGURATION, folder)
     list_targets(folder, targets)
-    for name in ("prometheus.yml", "federate.yml"):
-        text = (folder / name).read_text(encoding="utf-8")
-        text = re.sub(r"(scrape_interval: )\w+", rf"\g<1>{every}", text)
-        text = re.sub(r"(evaluation_interval: )\w+", r"\g<1>500ms", text)
-        (folder / name).write_text(text, encoding="utf-8")
+    if every is not None:
+        for name in ("prometheus.yml", "federate.yml"):
+            text = (folder / name).read_text(encoding="utf-8")
+            text = re.sub(r"(scrape_interval: )\w+", rf"\g<1>{every}", text)
+            text = re.sub(r"(evaluation_interval: )\w+", r"\g<1>500ms", text)
+            (folder / name).write_text(text, encoding="utf-8")
     return folder / "prometheus.yml"
 
 
@@ -91,6 +93,10 @@ class PrivatePrometheus:
             )
         self._ready = False
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return an instant query's result, a list of series; raises OSError for one that Prometheus refuses."""
         answer = self._ask("query", {"query": expression})
@@ -98,6 +104,13 @@ class PrivatePrometheus:
         result = answer["result"]
         assert isinstance(result, list)
         return result if answer["resultType"] == "vector" else [{"metric": {}, "value": result}]
+
+    def query_range(self, expression: str, back_s: float, step_s: float) -> None:
+        """Have it answer a query for each step of the last seconds; raises OSError for one that Prometheus refuses."""
+        now_s = time.time()
+        self._ask(
+            "query_range", {"query": expression, "start": str(now_s - back_s), "end": str(now_s), "step": str(step_s)}
+        )
 
     def value(self, expression: str) -> float:
         """Return the value of a query that has one series."""

@@ -15,7 +15,7 @@ from virtksm.model.snapshot import KsmState
 
 HELD_S_PER_GIB = 1.0
 """How long QEMU stands still while a GiB of merged pages unmerges: 0.6 to 0.8 s of CPU, several times that on a busy
-host (measured with QEMU 7.2)."""
+host (measured: docs/benchmarks.md)."""
 IGNORING = (9, 1)
 """QEMU's releases that note the property and do nothing (its commit 5becdc0ab083). Mended in 9.2 (78c8f780d3f0), and in
 none of 9.1.1 to 9.1.3 by their lists of patches; a distributor's 9.1 may have the mend."""
