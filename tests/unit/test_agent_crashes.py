@@ -19,7 +19,7 @@ import pytest
 from tests.fakes import BUSY, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.control_client import ask
-from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.agent.sockets import ControlServer, bind_socket
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
 from virtksm.guests.ports import Descriptions
