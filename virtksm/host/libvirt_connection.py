@@ -229,8 +229,8 @@ class LibvirtHost:
             )
 
     def guest_xml(self, uuid: str) -> str:
-        with self.connections.used(), self._translating("reading a guest's XML"):
-            return self._find(uuid).XMLDesc()
+        with self.guest(uuid, "reading a guest's XML") as domain:
+            return domain.XMLDesc()
 
     def taints(self, uuid: str) -> tuple[str, ...] | None:
         with self.guest(uuid, "reading a guest's messages") as domain:
@@ -243,9 +243,9 @@ class LibvirtHost:
                 return None
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self.connections.used(), self._translating("measuring a guest's dirty rate"):
+        with self.guest(uuid, "measuring a guest's dirty rate") as domain:
             try:
-                self._find(uuid).startDirtyRateCalc(seconds)
+                domain.startDirtyRateCalc(seconds)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_ACCESS_DENIED:
                     raise
@@ -273,15 +273,13 @@ class LibvirtHost:
         Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
         """
         with self.connections.used(), self._translating(doing):
-            yield self._find(uuid, of)
-
-    def _find(self, uuid: str, of: str = GUESTS) -> libvirt.virDomain:
-        try:
-            return self.connections.of(of).lookupByUUIDString(uuid)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                raise GuestVanished(f"guest {uuid} has ended") from error
-            raise
+            try:
+                domain = self.connections.of(of).lookupByUUIDString(uuid)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    raise GuestVanished(f"guest {uuid} has ended") from error
+                raise
+            yield domain
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         try:
