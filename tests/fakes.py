@@ -23,6 +23,7 @@ from virtksm.history.samples import (
     GuestEvent,
     Sample,
 )
+from virtksm.host.bounded import Waiting
 from virtksm.model.decision import Decision, Pause, Reason, Triggers
 from virtksm.model.snapshot import (
     PARAMETERS,
@@ -83,7 +84,7 @@ class FakeHypervisor:
     tainted: tuple[str, ...] | None = ()
     """Each guest."""
     stale: set[str | None] = field(default_factory=set)
-    late_since_s: float | None = None
+    late_list: Waiting | None = None
 
     def ksm_state(self) -> KsmState:
         if self.reading_fails is not None:

@@ -22,11 +22,11 @@ from typing import Any, Self
 from hypothesis import settings
 
 from tests.lab.samples import NOW, UNMERGED, UNSWITCHED, a_pass, agent_facts
-from virtksm.agent.calls import Waiting
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.history.samples import EVENT_FIELDS, SAMPLE_FIELDS
+from virtksm.host.bounded import Waiting
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Pause, Threshold
 from virtksm.model.report import Foreign

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
-from virtksm.agent.control_server import ControlServer, Handler, bind_socket
+from virtksm.agent.sockets import ControlServer, Handler, bind_socket
 from virtksm.paths import RuntimePaths
 
 HANG_S = 30.0

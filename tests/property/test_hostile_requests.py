@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_ANSWER, MAX_LINE, ask
-from virtksm.agent.control_server import ControlServer, bind_socket
+from virtksm.agent.sockets import ControlServer, bind_socket
 from virtksm.errors import ExitCode
 from virtksm.values import parse_object
 

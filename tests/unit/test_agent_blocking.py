@@ -21,6 +21,7 @@ from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
 from virtksm.errors import ConfigError, ConfigFault, ExitCode
+from virtksm.host.bounded import Waiting
 from virtksm.host.libvirt_events import EventLoop
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
@@ -219,7 +220,7 @@ async def test_a_bug_in_reading_a_guest_s_xml_costs_that_guest_and_one_that_hang
 
 async def test_a_list_that_passes_go_without_is_told_as_libvirt_s_silence(bench: Bench) -> None:
     async with bench.running():
-        bench.hypervisor.late_since_s = time.monotonic() - 60
+        bench.hypervisor.late_list = Waiting("a list of the guests", time.monotonic() - 60)
         await lives(bench)
         libvirt = (await bench.ask("status"))["status"]["libvirt"]
         assert (libvirt["answers"], libvirt["waiting_for"]) == (False, "a list of the guests")

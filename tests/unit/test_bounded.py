@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from virtksm.errors import SensingFailed
-from virtksm.host.bounded import BoundedCalls
+from virtksm.host.bounded import BoundedCalls, Waiting
 
 HANG_S = 0.01
 
@@ -24,7 +24,7 @@ def test_a_call_that_returns_in_time_gives_its_result_or_its_exception(calls: Bo
     assert calls.run("adding", lambda: 1 + 1, 60.0) == 2
     with pytest.raises(ZeroDivisionError):
         calls.run("failing", lambda: 1 // 0, 60.0)
-    assert calls.waiting_for is None
+    assert calls.waiting is None
 
 
 def test_what_a_failed_call_has_used_is_freed_with_its_error(calls: BoundedCalls) -> None:
@@ -58,13 +58,13 @@ def join_calls() -> None:
 def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until_it_is_back(
     calls: BoundedCalls,
 ) -> None:
-    goes_on, was_called, late = threading.Event(), threading.Event(), list[str | None]()
+    goes_on, was_called, late = threading.Event(), threading.Event(), list[Waiting | None]()
     with pytest.raises(SensingFailed, match=r"^hanging: no answer within 0\.01 s$"):
-        calls.run("hanging", goes_on.wait, HANG_S, late=lambda _error: late.append(calls.waiting_for))
+        calls.run("hanging", goes_on.wait, HANG_S, late=lambda _error: late.append(calls.waiting))
     with pytest.raises(SensingFailed, match=r"^next: still waiting for hanging$"):
         calls.run("next", was_called.set, 60.0)
     assert not was_called.is_set()
-    assert calls.waiting_since_s is not None
+    assert calls.waiting is not None
 
     goes_on.set()
     join_calls()

@@ -13,7 +13,7 @@ import pytest
 from tests.contract.test_history import EVENT, SAMPLE
 from tests.lab.stand_in import StandIn
 from tests.unit.test_trace import SUMMARY
-from virtksm.agent.control_server import Handler
+from virtksm.agent.sockets import Handler
 from virtksm.cli.history import Excerpt, read_decisions, read_history
 from virtksm.cli.main import parse
 from virtksm.errors import VirtksmError

@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_LINE, ask
-from virtksm.agent.control_server import (
+from virtksm.agent.sockets import (
     MAX_CLIENTS,
     ControlServer,
     Handler,

@@ -126,12 +126,12 @@ def test_while_a_guest_holds_up_libvirt_s_list_a_pass_goes_by_the_last_one_until
     try:
         for _ in range(2):
             assert (names(), came) == (["one", "two"], [])
-        [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
+        [waiting] = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
         released.set()
         waiting.join()
         released.clear()
         assert (names(), came) == (["one", "two", "three"], [True]), "what came late counts"
-        [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
+        [waiting] = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
         bench.host.call_timeout_s = 0
         with pytest.raises(LibvirtTimeout):
             names()
@@ -153,7 +153,7 @@ def test_a_list_that_came_late_asks_for_a_pass_where_it_may_have_news_or_lists_t
 ) -> None:
     bench, released = Bench(), threading.Event()
     came: list[bool] = []
-    bench.host.came_late = lambda: came.append(bench.host.late_since_s is None)
+    bench.host.came_late = lambda: came.append(bench.host.late_list is None)
     bench.host.running_guests(with_max=True)
     bench.connection.before_list, bench.host.list_s = released.wait, 0.0
     for _ in range(passes):
@@ -161,7 +161,7 @@ def test_a_list_that_came_late_asks_for_a_pass_where_it_may_have_news_or_lists_t
     if then == "another guest":
         bench.domains.append(FakeDomain("three", "three", 64))
     bench.connection.listing_fails = then == "a failure"
-    [waiting] = [one for one in threading.enumerate() if one.name == "call-listing the guests"]
+    [waiting] = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
     released.set()
     waiting.join()
     assert came == [True] * follows, "a pass that follows asks anew"

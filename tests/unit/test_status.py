@@ -20,12 +20,12 @@ from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
 from tests.lab.samples import NOW, SCANNING, agent_facts, passed
 from tests.lab.stand_in import StandIn
-from virtksm.agent.calls import Waiting
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import main
 from virtksm.cli.status_text import status_rows
 from virtksm.errors import ExitCode, LibvirtTimeout
+from virtksm.host.bounded import Waiting
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths

@@ -20,8 +20,7 @@ import pytest
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.control_client import ask
-from virtksm.agent.control_server import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, bind_socket
-from virtksm.agent.status_socket import StatusSocket, bind_for_group
+from virtksm.agent.sockets import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, StatusSocket, bind_for_group, bind_socket
 from virtksm.errors import ConfigError
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime

@@ -19,7 +19,7 @@ from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
 from tests.lab.samples import NOW, agent_facts, passed
 from tests.lab.stand_in import StandIn
 from tests.real.agent_process import VIRTKSM
-from virtksm.agent.control_server import bind_socket, remove_socket
+from virtksm.agent.sockets import bind_socket, remove_socket
 from virtksm.cli.terminal import ENTER, LEAVE
 from virtksm.history.samples import as_table
 from virtksm.model.current import after_pass

@@ -13,22 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from virtksm.errors import VirtksmError
+from virtksm.host.bounded import Waiting
 from virtksm.host.systemd import libvirt_hangs
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """A call that has not returned, and since when it is waited for (CLOCK_MONOTONIC)."""
-
-    what: str
-    since_s: float
 
 
 class BlockingCalls:
@@ -43,7 +35,6 @@ class BlockingCalls:
         self._timeout_error = timeout_error
         self.waiting: Waiting | None = None
         self._lock = asyncio.Lock()
-        self._abandoned: str | None = None
         self._deferred: list[Callable[[], object]] = []
 
     async def run(
@@ -62,16 +53,16 @@ class BlockingCalls:
         """
         limit_s = self.limit_s if limit_s is None else limit_s
         async with self._lock:
-            if self._abandoned is not None:
+            if self.waiting is not None:
                 if is_deferred:
                     self._deferred.append(call)
-                raise self._timeout_error(f"{what}: still waiting for {self._abandoned}")
+                raise self._timeout_error(f"{what}: still waiting for {self.waiting.what}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
             thread = threading.Thread(
                 target=self._work, args=(call, future, loop, discard), name=f"call-{what}", daemon=True
             )
-            self.waiting = Waiting(what=what, since_s=time.monotonic())
+            self.waiting = Waiting(what, time.monotonic())
             try:
                 thread.start()
             except RuntimeError:  # the system has no thread left: nothing was called
@@ -85,9 +76,7 @@ class BlockingCalls:
                     _discard(future.result(), discard)
                 raise
             finally:
-                if not future.done():
-                    self._abandoned = what
-                    future.cancel()
+                future.cancel()  # if it is not done: the call is abandoned
             if future.cancelled():
                 raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
             try:
@@ -127,7 +116,6 @@ class BlockingCalls:
             else:
                 future.set_exception(_raisable(error))
             return
-        self._abandoned = None
         deferred, self._deferred = self._deferred, []
         for call in deferred:
             _start_late(call)

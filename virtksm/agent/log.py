@@ -122,11 +122,10 @@ class Reporter:
         self._log_change("pass_failed", error, "the pass failed", self._log.error, triggers=triggers.names)
         self._notifier.send(STATUS=f"pass failed: {error.message}")
 
-    def pass_crashed(self, error: Exception, triggers: Triggers, *, dry_run: bool) -> None:
-        if not dry_run:
-            self._failures["pass_failed"] = f"internal error: {_text(error)}"
-            self.tally.failed(triggers.names)
-            self._notifier.send(STATUS=f"pass failed: {self._failures['pass_failed']}")
+    def pass_crashed(self, error: Exception, triggers: Triggers) -> None:
+        self._failures["pass_failed"] = f"internal error: {_text(error)}"
+        self.tally.failed(triggers.names)
+        self._notifier.send(STATUS=f"pass failed: {self._failures['pass_failed']}")
         self._crashed("pass", "pass_crashed", error, triggers=triggers.names)
 
     def request_failed(self, op: str, error: Exception) -> None:

@@ -14,7 +14,6 @@ from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
-from virtksm.agent.control_server import ControlServer, bind_socket, leave_socket
 from virtksm.agent.fifo import Pokes, open_poke_fifo
 from virtksm.agent.guest_switches import Here
 from virtksm.agent.history import HistoryWriter
@@ -22,7 +21,7 @@ from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
 from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
-from virtksm.agent.status_socket import StatusSocket
+from virtksm.agent.sockets import ControlServer, StatusSocket, bind_socket, leave_socket
 from virtksm.config.load import group_id
 from virtksm.config.schema import Config
 from virtksm.errors import AlreadyRunning, ExitCode, StateUnusable

@@ -53,14 +53,6 @@ class Listener(Protocol):
         """Note a pass that has ended."""
 
 
-@dataclass(slots=True)
-class Request:
-    """A client's request for a pass, and where its answer goes."""
-
-    dry_run: bool
-    answer: asyncio.Future[PassReport]
-
-
 class Passes:
     """The pass loop; to be used from one asyncio loop. Without a `cycle` there is no connection, and no pass."""
 
@@ -71,7 +63,8 @@ class Passes:
         self.calls = calls
         self.cycle: Cycle[Any] | None = None
         self.coalescer = Coalescer(window_s=config.coalesce_ms / 1000)
-        self.requests: list[Request] = []
+        self.requests: list[asyncio.Future[PassReport]] = []
+        """The answers to those who have asked for the next pass."""
         self.last: DonePass | None = None
         self.awake_s = 0.0
         """When the loop last ran."""
@@ -110,13 +103,13 @@ class Passes:
             raise LibvirtUnreachable(self._reporter.why_unlinked())
         if self._is_stopping:
             raise VirtksmError("the agent is stopping")
-        request = Request(dry_run=dry_run, answer=asyncio.get_running_loop().create_future())
-        self.requests.append(request)
-        if dry_run:
-            self._wake.set()
-        else:
-            self.offer(trigger)
-        return await request.answer
+        if dry_run:  # which is between passes, and none
+            config, work = self.config, partial(self.cycle.run, Triggers(kinds=frozenset({trigger})), dry_run=True)
+            return self._listener.complete(await self.calls.run("pass", work, config.call_timeout_s), config)
+        answer: asyncio.Future[PassReport] = asyncio.get_running_loop().create_future()
+        self.requests.append(answer)
+        self.offer(trigger)
+        return await answer
 
     def disconnect(self, error: VirtksmError) -> None:
         """Run no pass until there is another cycle, and answer all waiting requests by `error`."""
@@ -144,30 +137,25 @@ class Passes:
         return now_s > max(due_s, self.awake_s) + self.config.call_timeout_s + STUCK_S
 
     async def run_when_due(self) -> None:
-        """Wait until a pass is due, and run it, after the dry runs that are asked for."""
+        """Wait until a pass is due, and run it."""
         await self._wait_until_due()
         cycle, config = self.cycle, self.config  # both before a reload, or both after it
         if self._is_stopping or cycle is None:
             return
-        for request in [request for request in self.requests if request.dry_run]:
-            await self._run(cycle, config, Triggers(kinds=frozenset({Trigger.RETUNE})), [request], None)
         now_s = time.monotonic()
         due_s = self.coalescer.due_s(now_s)
         if due_s is not None and due_s <= now_s:
             heard_s = self.coalescer.heard_s
             triggers, self.coalescer = self.coalescer.take(now_s)
-            answered = [request for request in self.requests if not request.dry_run]
-            await self._run(cycle, config, triggers, answered, heard_s)
+            await self._run(cycle, config, triggers, heard_s)
 
     async def _wait_until_due(self) -> None:
-        """Sleep until a trigger is due, the timer ends, a dry run is asked for, or the agent stops."""
+        """Sleep until a trigger is due, the timer ends, or the agent stops."""
         while not self._is_stopping:
             self._wake.clear()
             self.awake_s = now_s = time.monotonic()
             next_s = None
             if self.cycle is not None:
-                if any(request.dry_run for request in self.requests):
-                    return
                 self.coalescer = self.coalescer.ring(now_s)
                 next_s = self.coalescer.next_s(now_s)
             if next_s is not None and next_s <= now_s:
@@ -177,31 +165,26 @@ class Passes:
             except TimeoutError:
                 continue
 
-    async def _run(
-        self, cycle: Cycle[Any], config: Config, triggers: Triggers, answered: list[Request], heard_s: float | None
-    ) -> None:
-        self.awake_s = time.monotonic()
-        self.requests = [request for request in self.requests if request not in answered]
-        dry_run = any(request.dry_run for request in answered)
+    async def _run(self, cycle: Cycle[Any], config: Config, triggers: Triggers, heard_s: float | None) -> None:
+        answered, self.requests = self.requests, []
         failure = VirtksmError("internal error", remedy="see the agent's log")
         try:
-            work = self.calls.run("pass", partial(cycle.run, triggers, dry_run=dry_run), config.call_timeout_s)
-            report = self._listener.complete(await work, config)
-            if not dry_run:
-                self._end(DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic()))
-            _answer(answered, report)
+            report = await self.calls.run("pass", partial(cycle.run, triggers), config.call_timeout_s)
+            report = self._listener.complete(report, config)
+            self._end(DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic()))
+            for answer in answered:
+                if not answer.done():
+                    answer.set_result(report)
         except VirtksmError as error:
             failure = error
-            if not dry_run:
-                self._reporter.pass_failed(error, triggers)
+            self._reporter.pass_failed(error, triggers)
         except Exception as error:  # noqa: BLE001  # the outermost layer: it costs this pass alone
-            self._reporter.pass_crashed(error, triggers, dry_run=dry_run)
+            self._reporter.pass_crashed(error, triggers)
         else:
             return
         finally:
             _fail(answered, failure)
-        if not dry_run:  # after a lost connection, connecting brings a pass of its own
-            self._set_timer(time.monotonic() + self._retry_s)
+        self._set_timer(time.monotonic() + self._retry_s)  # after a lost connection, connecting brings its own pass
 
     def _end(self, done: DonePass) -> None:
         self.last = done
@@ -213,14 +196,8 @@ class Passes:
         self.coalescer = replace(self.coalescer, timer_s=timer_s)
 
 
-def _answer(requests: Iterable[Request], report: PassReport) -> None:
-    for request in requests:
-        if not request.answer.done():
-            request.answer.set_result(report)
-
-
-def _fail(requests: Iterable[Request], error: VirtksmError) -> None:
+def _fail(answers: Iterable[asyncio.Future[PassReport]], error: VirtksmError) -> None:
     """Answer those without an answer by an error."""
-    for request in requests:
-        if not request.answer.done():
-            request.answer.set_exception(error)
+    for answer in answers:
+        if not answer.done():
+            answer.set_exception(error)

@@ -22,8 +22,8 @@ from typing import TypeVar
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.control_client import MAX_ANSWER
-from virtksm.agent.control_server import failure
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S, HistoryWriter
+from virtksm.agent.sockets import failure
 from virtksm.agent.status import AgentFacts, read_facts
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, LibvirtUnreachable, VirtksmError

@@ -22,11 +22,10 @@ from datetime import UTC, datetime, timedelta
 
 from virtksm import __version__
 from virtksm.agent.agent import Agent
-from virtksm.agent.calls import Waiting
 from virtksm.agent.guest_switches import Trouble
 from virtksm.errors import SensingFailed, VirtksmError
 from virtksm.guests.choices import Choice
-from virtksm.host.libvirt_connection import LibvirtHost
+from virtksm.host.bounded import Waiting
 from virtksm.model.current import CurrentKsm, Origin, after_pass
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
@@ -41,7 +40,6 @@ SCHEMA = 1
 
 SILENT_AFTER_S = 2.0
 A_CONNECTION = "a connection"
-A_LIST = "a list of the guests"
 A_PASS = "pass"  # noqa: S105  # what BlockingCalls calls it
 
 
@@ -166,14 +164,14 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
     config, uri, done = agent.configuration.in_force, agent.connection.known_uri, agent.passes.last
     is_here = not is_alias(uri) and is_this_machine(uri, config)
     last = None if done is None else done.report
-    switches = agent.listeners.switches
+    switches, host = agent.listeners.switches, agent.connection.host
     return AgentFacts(
         version=__version__,
         uri=uri,
         policy=config.policy,
         now_s=now_s,
         lost_s=agent.connection.lost_s,
-        waiting=agent.passes.calls.waiting or late_list(agent.connection.host),
+        waiting=agent.passes.calls.waiting or (None if host is None else host.late_list),
         error=agent.reporter.trouble,
         last=last,
         last_s=None if done is None else done.ended_s,
@@ -184,12 +182,6 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
         unswitched=tuple(switches.troubles.values()),
         unread=agent.listeners.merged.failure,
     )
-
-
-def late_list(host: LibvirtHost | None) -> Waiting | None:
-    """Return the list of guests that passes go without until libvirt answers."""
-    since_s = None if host is None else host.late_since_s
-    return None if since_s is None else Waiting(what=A_LIST, since_s=since_s)
 
 
 def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKsm | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from virtksm.errors import VirtksmError
 
@@ -20,26 +20,24 @@ Wait = Callable[[threading.Event, float], bool]
 """Waits for an event as long as a limit says, and tells whether it came: `threading.Event.wait`."""
 
 
+class Waiting(NamedTuple):
+    """A call that has not returned, and when it was made (CLOCK_MONOTONIC)."""
+
+    what: str
+    since_s: float
+
+
 class BoundedCalls:
-    """Makes calls one at a time; to be used from one thread. `timeout_error` makes the error for one over its limit."""
+    """Makes calls one at a time; to be used from one thread. `timeout_error` makes the error for one over its limit.
+
+    `waiting` is the abandoned call that has not returned.
+    """
 
     def __init__(self, timeout_error: Callable[[str], VirtksmError], wait: Wait = threading.Event.wait) -> None:
         self._timeout_error = timeout_error
         self._wait = wait
         self._ending = threading.Lock()
-        self._abandoned: tuple[str, float] | None = None
-
-    @property
-    def waiting_for(self) -> str | None:
-        """The abandoned call that has not returned; None for none."""
-        abandoned = self._abandoned
-        return None if abandoned is None else abandoned[0]
-
-    @property
-    def waiting_since_s(self) -> float | None:
-        """When that call was made (CLOCK_MONOTONIC)."""
-        abandoned = self._abandoned
-        return None if abandoned is None else abandoned[1]
+        self.waiting: Waiting | None = None
 
     def run(
         self,
@@ -54,8 +52,8 @@ class BoundedCalls:
         Raises what `timeout_error` makes after `limit_s` seconds, or at once while an abandoned call has not returned.
         When it returns after all, or fails, its thread calls `late`, with its exception.
         """
-        if (abandoned := self.waiting_for) is not None:
-            raise self._timeout_error(f"{what}: still waiting for {abandoned}")
+        if (waiting := self.waiting) is not None:
+            raise self._timeout_error(f"{what}: still waiting for {waiting.what}")
         began_s, is_over, results, errors = time.monotonic(), threading.Event(), list[Result](), list[BaseException]()
 
         def work() -> None:
@@ -65,7 +63,7 @@ class BoundedCalls:
                 errors.append(error)
             with self._ending:
                 is_over.set()
-                was_late, self._abandoned = self._abandoned is not None, None
+                was_late, self.waiting = self.waiting is not None, None
             if was_late:
                 late(errors[0] if errors else None)
 
@@ -73,7 +71,7 @@ class BoundedCalls:
         if not self._wait(is_over, limit_s):
             with self._ending:
                 if not is_over.is_set():
-                    self._abandoned = what, began_s
+                    self.waiting = Waiting(what, began_s)
                     raise self._timeout_error(f"{what}: no answer within {limit_s:g} s")
         if errors:
             raise errors.pop()  # not kept: with its traceback it would hold this frame, and a connection, for ever

@@ -28,7 +28,7 @@ from virtksm.errors import (
     Unsupported,
     VirtksmError,
 )
-from virtksm.host.bounded import BoundedCalls
+from virtksm.host.bounded import BoundedCalls, Waiting
 from virtksm.host.systemd import libvirt_daemon, libvirt_hangs
 from virtksm.model.snapshot import LIBVIRT_COUNTERS, MAXIMA, PARAMETERS, Guest, HostMemory, KsmState, Settings
 from virtksm.uri import address, at_host, is_alias, is_local, without_questions
@@ -38,6 +38,7 @@ MAX_CPUS = 2**20
 """More than any kernel has: a larger number is no count."""
 GUESTS, MONITORS = "guests", "monitors"
 """Connections apart: a list, a guest's XML and dirty rates are four calls that may be out, monitors' are four more."""
+A_LIST = "a list of the guests"
 LIST_S = 1.0
 LIST_GUEST_S = 0.01
 """How long a list may take before the last one is taken instead (chosen): with 500 guests it takes 20 ms, and 2-5 ms a
@@ -150,9 +151,9 @@ class LibvirtHost:
         return self._list(partial(self._running_guests, with_max=with_max), self.list_s)
 
     @property
-    def late_since_s(self) -> float | None:
-        """Since when a list is waited for that passes go without (CLOCK_MONOTONIC)."""
-        return self._lists.waiting_since_s
+    def late_list(self) -> Waiting | None:
+        """The list that is waited for and that passes go without."""
+        return self._lists.waiting
 
     def _list(self, ask: Callable[[], tuple[Guest, ...]], late_s: float) -> tuple[Guest, ...]:
         """Return what `ask` does, or what it did last once it takes longer than `late_s`; raises LibvirtTimeout.
@@ -173,14 +174,14 @@ class LibvirtHost:
             if error is not None or is_old or _runs(last or ()) != _runs(before or ()):
                 self.came_late()
 
-        if self._lists.waiting_for is not None:
+        if self.late_list is not None:
             self._is_list_old = True
         try:
             limit_s = self.call_timeout_s if before is None else late_s
-            return self._lists.run("listing the guests", keep, limit_s, late=late)
+            return self._lists.run(A_LIST, keep, limit_s, late=late)
         except LibvirtTimeout as error:
-            late_since_s = self.late_since_s
-            hangs = late_since_s is not None and time.monotonic() - late_since_s >= self.call_timeout_s
+            waiting = self.late_list
+            hangs = waiting is not None and time.monotonic() - waiting.since_s >= self.call_timeout_s
             last = self._last_list
             if last is None or hangs:
                 raise libvirt_hangs(
@@ -228,8 +229,8 @@ class LibvirtHost:
             )
 
     def guest_xml(self, uuid: str) -> str:
-        with self.connections.used(), self._translating("reading a guest's XML"):
-            return self._find(uuid).XMLDesc()
+        with self.guest(uuid, "reading a guest's XML") as domain:
+            return domain.XMLDesc()
 
     def taints(self, uuid: str) -> tuple[str, ...] | None:
         with self.guest(uuid, "reading a guest's messages") as domain:
@@ -242,9 +243,9 @@ class LibvirtHost:
                 return None
 
     def start_dirty_rate(self, uuid: str, seconds: int) -> None:
-        with self.connections.used(), self._translating("measuring a guest's dirty rate"):
+        with self.guest(uuid, "measuring a guest's dirty rate") as domain:
             try:
-                self._find(uuid).startDirtyRateCalc(seconds)
+                domain.startDirtyRateCalc(seconds)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_ACCESS_DENIED:
                     raise
@@ -272,15 +273,13 @@ class LibvirtHost:
         Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
         """
         with self.connections.used(), self._translating(doing):
-            yield self._find(uuid, of)
-
-    def _find(self, uuid: str, of: str = GUESTS) -> libvirt.virDomain:
-        try:
-            return self.connections.of(of).lookupByUUIDString(uuid)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                raise GuestVanished(f"guest {uuid} has ended") from error
-            raise
+            try:
+                domain = self.connections.of(of).lookupByUUIDString(uuid)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    raise GuestVanished(f"guest {uuid} has ended") from error
+                raise
+            yield domain
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         try:

@@ -179,7 +179,7 @@ class LimitedReads:
             done, calls = self._read_some(left[:AT_ONCE], read)
             results.update(done)
             left = left[len(done) :]
-            if calls.waiting_for is not None and len(done) < AT_ONCE and left:
+            if calls.waiting is not None and len(done) < AT_ONCE and left:
                 stuck = left.pop(0)
                 self._stuck[stuck] = calls, _describe(stuck)
                 max_hangs -= 1
@@ -202,7 +202,7 @@ class LimitedReads:
         return list(results), calls
 
     def _forget_answered(self) -> None:
-        self._stuck = {pid: stuck for pid, stuck in self._stuck.items() if stuck[0].waiting_for is not None}
+        self._stuck = {pid: stuck for pid, stuck in self._stuck.items() if stuck[0].waiting is not None}
 
 
 class _Hangs(VirtksmError):
