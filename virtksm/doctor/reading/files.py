@@ -80,7 +80,7 @@ class Root:
 
     def names(self, relative: str) -> list[str]:
         """Return the names in a folder, sorted; none if it is missing."""
-        return sorted(self.read(relative, lambda path: os.listdir(path), list[str]()))  # noqa: PTH208  # names alone
+        return self.read(relative, lambda path: sorted(os.listdir(path)), [])  # noqa: PTH208  # names alone
 
     def names_if_readable(self, relative: str) -> list[str]:
         """Return the names in a folder, none if it is missing or cannot be read."""
