@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from virtksm.doctor.finding import Verdict
+from virtksm.doctor.finding import Finding, Verdict
+from virtksm.guests.headroom import Risk, Room
 from virtksm.guests.obstacles import Obstacle
 from virtksm.model.current import Origin
 from virtksm.model.decision import Pause, Trigger
@@ -241,17 +242,6 @@ class FullScan:
     """At its pace so far."""
 
 
-class Room:
-    """Memory of further guests, on three assumptions."""
-
-    safe: int
-    """All merged pages unmerge."""
-    unmerged: int
-    """New memory does not merge."""
-    at_ratio: int
-    """New memory merges as the present does."""
-
-
 class SwitchedGuest:
     """A guest that was unmerged while it runs, or let merge."""
 
@@ -410,16 +400,6 @@ class Guests(Versioned):
     notes: list[str]
 
 
-class Risk:
-    """What unmerging everything would take, with the room at the ratio taken."""
-
-    unmerging_bytes: int
-    needed_bytes: int
-    missing_bytes: int
-    swap_free_bytes: int | None
-    missing_after_swap_bytes: int | None
-
-
 class Headroom(Versioned):
     """How much more guest memory fits."""
 
@@ -440,17 +420,6 @@ class Headroom(Versioned):
     room_bytes: Room
     risk: Risk
     notes: list[str]
-
-
-class Finding:
-    """What one check found."""
-
-    check: str
-    group: str
-    what: str
-    verdict: Verdict
-    detail: str
-    remedy: str | None
 
 
 class Doctor(Versioned):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 MAX_TIME_S = 253_370_764_800.0
 """Unix time of the year 9999: no calendar goes beyond it."""

@@ -150,7 +150,7 @@ def test_a_pool_of_huge_pages_is_no_memory_to_be_short_of_and_its_guests_cannot_
     assert need.why == "memory is not short: 50.0 of 56.0 GiB available, guests can grow to 2.4 GiB"
     headroom, notes = place.headroom()
     assert headroom.growth_kib == 0
-    assert headroom.safe_kib == headroom.at_ratio_kib == 50 * GIB - 56 * GIB // 5
+    assert headroom.room_kib.safe == headroom.room_kib.at_ratio == 50 * GIB - 56 * GIB // 5
     assert notes == ["200.0 GiB of the host's 256.0 GiB are a pool of huge pages: neither total nor available"]
     assert place.doctor("huge_page_pool") == (
         "PASS",
@@ -193,7 +193,7 @@ def test_zfs_gives_its_cache_back_down_to_its_minimum(place: Place) -> None:
     assert (need.engaged, need.pressure) == (False, 0.0)
     assert need.why.startswith("memory is not short: 83.0 of 128.0 GiB available")
     headroom, notes = place.headroom()
-    assert headroom.safe_kib == 83 * GIB - 128 * GIB // 5
+    assert headroom.room_kib.safe == 83 * GIB - 128 * GIB // 5
     assert notes == ["ZFS's cache gives back up to 60.0 GiB: they count as available"]
     verdict, detail = place.doctor("zfs_cache")
     assert (verdict, detail) == ("PASS", "up to 60.0 GiB come back when memory is short, and count as available")
@@ -212,7 +212,7 @@ def test_the_limit_of_the_guests_group_is_all_there_is_for_them(place: Place) ->
     assert place.need().engaged
     assert place.need().pressure == 0.5
     headroom, notes = place.headroom()
-    assert headroom.unmerged_kib == 0
+    assert headroom.room_kib.unmerged == 0
     assert notes == ["the guests' control group is limited to 100.0 GiB"]
     assert place.doctor("memory_limits") == (
         "PASS",
@@ -296,12 +296,12 @@ def test_no_room_is_larger_than_what_the_kernel_still_promises(place: Place) -> 
     place.memory(total_gib=24, available_gib=19, more=commits)
     place.guests(2, gib=2, rss_gib=2)
     free, _ = place.headroom()
-    assert free.safe_kib == free.at_ratio_kib == 19 * GIB - 24 * GIB // 5
+    assert free.room_kib.safe == free.room_kib.at_ratio == 19 * GIB - 24 * GIB // 5
     assert place.doctor("overcommit")[0] == "PASS"
     place.write("proc/sys/vm/overcommit_memory", "2\n")
     place.clock.now_s += AGAIN_S
     bounded, notes = place.headroom()
-    assert bounded.safe_kib == bounded.unmerged_kib == bounded.at_ratio_kib == 12342044 - 9622996
+    assert bounded.room_kib.safe == bounded.room_kib.unmerged == bounded.room_kib.at_ratio == 12342044 - 9622996
     assert notes == [
         "vm.overcommit_memory is 2: new guests get 2.6 GiB at most (CommitLimit less Committed_AS), whatever merges"
     ]

@@ -23,7 +23,8 @@ from virtksm.cli.status_text import choose_marks, status_rows
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.history.curves import Point, core_share, saved_levels
-from virtksm.history.samples import Sample, as_rows
+from virtksm.history.samples import Sample
+from virtksm.values import dump
 
 if TYPE_CHECKING:  # it imports libvirt, which an agent's status needs not
     from virtksm.cli.status_alone import Alone
@@ -106,6 +107,6 @@ class View:
                 "step_s": STEP_S,
                 "saved_kib": saved_levels([*points, seen], until_s=now_s, step_s=STEP_S, steps=STEPS),
             },
-            "events": as_rows(events),
+            "events": dump(events),
             "history_error": error,
         }

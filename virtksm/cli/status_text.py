@@ -6,15 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from virtksm.cli.layout import Row
 from virtksm.errors import START_AGENT
 from virtksm.text import format_kib, some_of
-
-TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
-if TYPE_CHECKING:
-    from typing import Any
-
-    from virtksm.cli.layout import Row
 
 RECENT_S = 86_400.0
 OUTCOMES = {"unchanged": "no change", "applied": "settings changed", "observed": "nothing is ever set"}

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
 
 from virtksm.cli.answers import DECISION, PASS, STATUS
 from virtksm.cli.ask_agent import ask_serving, take_answer
@@ -22,11 +24,6 @@ from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import START_AGENT, ExitCode, VirtksmError
 from virtksm.uri import is_local, named_uri
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any, TypeGuard
 
 ASK_EVERY_S = 0.5
 PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "numbers": {"memory_kib": int | None, "settling_kib": int | None}}}

@@ -232,16 +232,12 @@ def read_hooks(root: Root) -> list[HookFile]:
     """Read QEMU's hooks."""
     found = []
     for path in (f"{HOOKS}/qemu", *(f"{HOOKS}/qemu.d/{name}" for name in root.names(f"{HOOKS}/qemu.d"))):
-        real = root.path(path)
-        try:
-            status = os.stat(real)  # noqa: PTH116  # its errors are told apart
-        except FileNotFoundError:
+        status = root.status(path)
+        if status is None:
             continue
-        except OSError as error:
-            raise CannotTell(f"/{path}: {error.strerror}") from error
         is_executable = stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
         is_roots = status.st_uid == 0 and not status.st_mode & 0o022
-        found.append(HookFile(f"/{path}", is_executable, is_roots, status.st_ctime, _read_label(real)))
+        found.append(HookFile(f"/{path}", is_executable, is_roots, status.st_ctime, _read_label(root.path(path))))
     return found
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from virtksm.cli.layout import Table
+from virtksm.cli.layout import Item, Table
 from virtksm.text import format_kib, some_of
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from virtksm.cli.layout import Item
 
 UNKNOWN = "-"
 MAX_NAMED = 10
