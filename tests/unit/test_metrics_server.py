@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -105,22 +104,6 @@ def test_any_bytes_are_a_request_or_none(sent: bytes) -> None:
     assert sent.startswith(f"{method} {path}".encode())
 
 
-async def test_a_client_that_says_nothing_is_let_go() -> None:
-    async with served(patience_s=0.05) as port:
-        assert await ask(port, b"GET /metrics") == b""
-
-
-async def test_of_too_many_clients_the_oldest_goes_and_the_newest_is_served() -> None:
-    async with served() as port:
-        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_CLIENTS)]
-        assert PAGE in await ask(port, request(b"GET /metrics HTTP/1.1"))
-        assert await idle[0][0].read() == b"", "the oldest was let go"
-        idle[-1][1].write(request(b"GET /metrics HTTP/1.1"))
-        assert PAGE in await idle[-1][0].read()
-        for _, writer in idle:
-            await close(writer)
-
-
 @pytest.mark.parametrize("is_taken_in", [False, True])
 async def test_a_client_that_has_asked_is_answered_before_later_ones(*, is_taken_in: bool) -> None:
     async with served() as port:
@@ -174,17 +157,6 @@ def receive_all(client: socket.socket) -> bytes:
         while chunk := client.recv(1 << 16):
             text += chunk
     return text
-
-
-async def test_a_client_that_does_not_read_is_let_go() -> None:
-    body = bytes(32 << 20)  # more than the kernel takes for it
-    async with served(patience_s=0.1, body=body) as port:
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(request(b"GET /metrics HTTP/1.1"))
-            await asyncio.to_thread(select.select, [client], [], [])  # its answer has begun
-            while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110  # and is given up
-                await asyncio.sleep(0.01)
-            assert len(await asyncio.to_thread(receive_all, client)) < len(body)
 
 
 @pytest.mark.parametrize(

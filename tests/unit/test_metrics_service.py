@@ -45,7 +45,7 @@ async def test_a_file_is_written_anew_though_nothing_changes(tmp_path: Path) -> 
 
 @dataclass
 class Faulty:
-    """An agent whose facts look like right ones, until the library is given it."""
+    """An agent whose facts look like right ones, until they are written."""
 
     is_faulty: bool = True
     told: list[VirtksmError | None] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Faulty:
         return Metrics(Page(Tally(), self.agent, FakeFacts()), self.told.append)
 
 
-async def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:
+async def test_a_fault_in_making_them_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:
     file = tmp_path / "virtksm.prom"
     agent = Faulty()
     metrics = agent.metrics()
@@ -77,7 +77,7 @@ async def test_a_fault_of_the_library_is_told_and_the_file_is_kept_on(tmp_path: 
     assert not file.exists()
 
 
-async def test_a_fault_of_the_library_is_told_to_who_asks() -> None:
+async def test_a_fault_in_making_them_is_told_to_who_asks() -> None:
     agent = Faulty()
     metrics = agent.metrics()
     port = free_port()

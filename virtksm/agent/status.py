@@ -23,17 +23,16 @@ from datetime import UTC, datetime, timedelta
 from virtksm import __version__
 from virtksm.agent.agent import Agent
 from virtksm.agent.guest_switches import Trouble
-from virtksm.errors import SensingFailed, VirtksmError
+from virtksm.errors import VirtksmError
 from virtksm.guests.choices import Choice
 from virtksm.host.bounded import Waiting
-from virtksm.model.current import CurrentKsm, Origin, after_pass
+from virtksm.model.current import CurrentKsm, after_pass
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
 from virtksm.tuning.ports import LocalFacts
-from virtksm.tuning.sense import sense_ksm
+from virtksm.tuning.sense import sense_current
 from virtksm.uri import is_alias
-from virtksm.values import replace
 from virtksm.wiring import is_this_machine
 
 SCHEMA = 1
@@ -185,21 +184,11 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
 
 
 def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKsm | None:
-    """Read this machine's KSM, some 20 small files; without `local`, or without KSM, take the last pass's.
-
-    What huge pages gave back is estimated from pass to pass, so that is always the last one's.
-    """
-    ksm = None if local is None else sense_ksm(local)
-    if local is None or ksm is None or not any(ksm.settings.items()):
+    """Read this machine's KSM, some 20 small files; without `local`, or without KSM, take the last pass's."""
+    current = None if local is None else sense_current(local, None if last is None else last.snapshot)
+    if current is None or not any(current.ksm.settings.items()):
         return None if last is None else after_pass(last)
-    if last is not None:
-        ksm = replace(ksm, freed_kib=last.snapshot.ksm.freed_kib)
-    try:
-        host = local.host_memory()
-    except SensingFailed:  # the pass reports it, with the remedy
-        host = None
-    current = CurrentKsm(origin=Origin.LOCAL, ksm=ksm, host=host)
-    return current if last is None else current.counting(last.snapshot)
+    return current
 
 
 def worst_core_percent(settings: Settings) -> float:

@@ -19,9 +19,8 @@ from virtksm.model.snapshot import Snapshot
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import read_freed
 from virtksm.tuning.freed import count_freed
-from virtksm.tuning.sense import sense, sense_ksm, with_estimates
+from virtksm.tuning.sense import sense, sense_current, with_estimates
 from virtksm.uri import is_alias
-from virtksm.values import replace
 from virtksm.wiring import is_this_machine, key_of, make_switch
 
 LIMIT_S = 5.0
@@ -78,15 +77,7 @@ class Alone:
 
     def _current(self, snapshot: Snapshot | None, *, is_here: bool) -> CurrentKsm | None:
         if is_here:
-            try:
-                host = self._facts.host_memory()
-            except VirtksmError:  # as good as unknown, for people
-                host = None
-            current = CurrentKsm(origin=Origin.LOCAL, ksm=sense_ksm(self._facts), host=host)
-            if snapshot is None:
-                return current
-            ksm = replace(current.ksm, freed_kib=snapshot.ksm.freed_kib)
-            return replace(current, ksm=ksm).counting(snapshot)
+            return sense_current(self._facts, snapshot)
         if snapshot is None:
             return None
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from virtksm.errors import Unsupported
+from virtksm.errors import SensingFailed, Unsupported
 from virtksm.model.snapshot import (
     LIBVIRT_COUNTERS,
     LOCAL_COUNTERS,
@@ -30,6 +30,10 @@ from virtksm.model.snapshot import (
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ports import Hypervisor, LocalFacts
 from virtksm.values import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtksm.model.current import CurrentKsm
 
 
 class GuestNotes:
@@ -159,6 +163,20 @@ def sense_ksm(local: LocalFacts) -> KsmState:
     """Read KSM's state from this machine's kernel alone."""
     counters = {name: local.ksm_counter(name) for name in LIBVIRT_COUNTERS}
     return _with_local_facts(replace(KsmState(settings=sense_settings(local)), **counters), local)
+
+
+def sense_current(local: LocalFacts, snapshot: Snapshot | None) -> CurrentKsm:
+    """Read KSM and memory as they are; guests are the snapshot's, and what huge pages gave back from pass to pass."""
+    from virtksm.model.current import CurrentKsm, Origin  # start-up time, and no pass asks
+
+    try:
+        host = local.host_memory()
+    except SensingFailed:  # a pass reports it, with the remedy
+        host = None
+    ksm = sense_ksm(local)
+    if snapshot is None:
+        return CurrentKsm(Origin.LOCAL, ksm, host)
+    return CurrentKsm(Origin.LOCAL, replace(ksm, freed_kib=snapshot.ksm.freed_kib), host).counting(snapshot)
 
 
 def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:

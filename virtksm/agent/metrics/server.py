@@ -1,8 +1,4 @@
-"""A web server for one page: answers GET /metrics from the agent's own loop (agent/clients.py has the bounds).
-
-The library's own server takes a thread for each connection, without a limit to either their number or their time, and
-cannot be stopped again before its version 0.19.
-"""
+"""A web server for one page: answers GET /metrics from the agent's own loop (agent/clients.py has the bounds)."""
 
 from __future__ import annotations
 
