@@ -17,11 +17,6 @@ def add_options(parser: Parser) -> None:
     match parser.words[1]:
         case "check":
             parser.add_argument("file", nargs="?", metavar="FILE")
-            parser.set_defaults(run=run_check)
-        case "show":
-            parser.set_defaults(run=run_show)
-        case "path":
-            parser.set_defaults(run=run_path)
         case "import":
             parser.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
             parser.add_argument(
@@ -30,7 +25,6 @@ def add_options(parser: Parser) -> None:
                 help="adaptive (the default, recommended) takes the threshold, ksmtuned all values",
             )
             parser.add_argument("-o", "--output", metavar="FILE", help="write this new file instead of standard output")
-            parser.set_defaults(run=run_import)
 
 
 def run_check(options: argparse.Namespace) -> None:

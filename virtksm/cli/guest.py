@@ -45,14 +45,11 @@ def add_options(parser: Parser) -> None:
     match parser.words[1]:
         case "show":
             parser.add_argument("--backends", action="store_true", help=f"ask its QEMU, too: {TAINTS}")
-            parser.set_defaults(run=run_show)
         case "unmerge":
             forced = "also where memory may not suffice, and where this QEMU is known to ignore it"
             parser.add_argument("--force", action="store_true", help=forced)
-            parser.set_defaults(run=run_unmerge)
         case "merge":
             parser.add_argument("--force", action="store_true", help="also where this QEMU is known to ignore it")
-            parser.set_defaults(run=run_merge)
 
 
 def run_show(options: argparse.Namespace) -> None:

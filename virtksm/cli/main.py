@@ -4,9 +4,9 @@ A command's module is imported only if it is called, and imports only what it us
 starts as fast as Python itself. For the same reason each command has a parser of its own, without argparse's
 subparsers: the common options may stand before and after the command, and a usage error shows the command's usage.
 
-A command's module has `run`, which takes the options, and returns an exit code where it is not DONE, and `add_options`
-where it has options of its own. Where it has actions, `add_options` says what runs each. `options.paths` are the
-folders that the options name.
+A command's module has `run`, or `run_ACTION` for each action: it takes the options, and returns an exit code where that
+is not DONE. It has `add_options` where it has options of its own. `options.words` name the command, `options.paths` are
+the folders that the options name.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def make_parser(words: Words) -> Parser:
     if not below(words):
         module = words if words[0] in FOLDERS else words[:1]
         command = importlib.import_module(".".join(("virtksm.cli", *module)).replace("-", "_"))
-        parser.set_defaults(run=getattr(command, "run", None))
+        parser.set_defaults(run=getattr(command, f"run_{words[-1]}", None) or command.run, words=words)
         if hasattr(command, "add_options"):
             command.add_options(parser)
     return parser

@@ -13,7 +13,6 @@ from typing import Any
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.layout import print_result
-from virtksm.cli.main import Parser
 from virtksm.cli.render import pass_rows
 from virtksm.cli.retune import pass_over, through_agent
 from virtksm.errors import STOP_KSMD, ExitCode, OnlyRoot, VirtksmError
@@ -31,9 +30,8 @@ DONE = {"pause": "paused", "resume": "resumed"}
 ELSEWHERE = "an agent on that host has a switch of its own: run `virtksm pause` there, too"
 
 
-def add_options(parser: Parser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
-    parser.set_defaults(op=parser.words[0])
 
 
 def run(options: argparse.Namespace) -> ExitCode:
@@ -48,7 +46,7 @@ class Switching:
     """One such command at work."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options, self._op = options, options.op
+        self._options, self._op = options, options.words[0]
         self._paths = options.paths
         self._config, self._has_faults = config_or_defaults(options.config)
         self._named = named_uri(options.connect)

@@ -40,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("never", "always"),
         help="once all is unmerged, set whether pages of different NUMA nodes merge, and merge again",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -72,8 +72,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=TIMEOUT_S,
         help=f"give a host up after so long (default: {TIMEOUT_S:g} s)",
     )
-    *_, action = parser.prog.split()
-    parser.set_defaults(run=run, action=action)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if the hosts cannot be found, and where none could be asked.
     """
-    action = options.action
+    _, action = options.words
     hosts = find_hosts(options.connect or (), options.hosts, options.inventory, options.limit)
     if not hosts:
         raise UsageError("no hosts are named", remedy="-c URI (may be repeated), --hosts FILE or --inventory FILE")
