@@ -39,5 +39,5 @@ def _lines(metric: Metric, values: Values) -> Iterator[str]:
 
 def _line(name: str, labels: dict[str, str], value: float) -> str:
     """Return one series with its value; no text of a label has a line's end once it is printable."""
-    pairs = ",".join(f'{label}="{printable(text).translate(ESCAPED)}"' for label, text in labels.items())
+    pairs = ",".join(f'{label}="{printable(text).translate(ESCAPED)}"' for label, text in sorted(labels.items()))
     return f"{name}{{{pairs}}} {float(value)}" if pairs else f"{name} {float(value)}"
