@@ -143,7 +143,7 @@ class Agent:
             self.reporter.tally.config_is_read = False  # until it is
             try:
                 before, cycle = self.configuration.in_force, self.passes.cycle
-                self._put_in_force(await self.configuration.read_again())
+                self._put_in_force(await self.configuration.calls.run("reading it", self.configuration.read))
             except ConfigError as error:
                 self.reporter.config_rejected(error)
                 self.passes.offer(Trigger.SIGNAL)
@@ -232,22 +232,21 @@ class Agent:
 
     async def _leave_settings(self, config: Config, cycle: Cycle[Any] | None) -> ExitCode:
         """Do what a configuration's `on_exit` says, and report how that failed."""
+        has_nothing_to_leave = config.only_observes or (cycle is None and not self.tenure.has_begun)
+        if config.on_exit == "leave" or has_nothing_to_leave:
+            return ExitCode.DONE
+        if cycle is None:
+            remedy = "run `virtksm restore` once it answers"
+            self.reporter.leaving_failed(LibvirtUnreachable("not connected to libvirt", remedy=remedy))
+            return ExitCode.UNREACHABLE
         try:
-            return await self._do_on_exit(config, cycle)
+            work: Callable[[], RestoreReport] = cycle.restore if config.on_exit == "restore" else cycle.idle
+            report = await self.passes.calls.run(config.on_exit, work, config.call_timeout_s)
+            self.reporter.left(config.on_exit, report)
         except VirtksmError as error:
             self.reporter.leaving_failed(error)
             return ExitCode(error.exit_code)
         except Exception as error:  # noqa: BLE001  # the outermost layer
             self.reporter.task_crashed("leaving", error)
             return ExitCode.FAILED
-
-    async def _do_on_exit(self, config: Config, cycle: Cycle[Any] | None) -> ExitCode:
-        has_nothing_to_leave = config.only_observes or (cycle is None and not self.tenure.has_begun)
-        if config.on_exit == "leave" or has_nothing_to_leave:
-            return ExitCode.DONE
-        if cycle is None:
-            raise LibvirtUnreachable("not connected to libvirt", remedy="run `virtksm restore` once it answers")
-        work: Callable[[], RestoreReport] = cycle.restore if config.on_exit == "restore" else cycle.idle
-        report = await self.passes.calls.run(config.on_exit, work, config.call_timeout_s)
-        self.reporter.left(config.on_exit, report)
         return report.exit_code

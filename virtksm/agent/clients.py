@@ -29,7 +29,7 @@ class Clients:
     """Those of a listening socket, whose requests `answer` answers; to be used from one asyncio loop, begins at once.
 
     A request ends with `end`, or as the client's writing ends; `answer` gets one byte too many of one that is too long.
-    `refuse` returns what a new client is told in place of an answer, None for one that may ask. `farewell` is what a
+    `refuse` returns what a new client is told in place of an answer, None for one that may ask. `last_word` is what a
     client is told whose place another needs.
     """
 
@@ -43,10 +43,10 @@ class Clients:
         max_clients: int,
         patience_s: float = PATIENCE_S,
         refuse: Callable[[socket.socket], bytes | None] = lambda _client: None,
-        farewell: bytes = b"",
+        last_word: bytes = b"",
     ) -> None:
         self._listener = listener
-        self._answer, self._refuse, self._farewell = answer, refuse, farewell
+        self._answer, self._refuse, self._last_word = answer, refuse, last_word
         self._end, self._max_bytes, self._max_clients = end, max_bytes, max_clients
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
@@ -96,7 +96,7 @@ class Clients:
                 _tell(client, refusal)
                 continue
             if silent is not None:
-                self._drop(silent, self._farewell)
+                self._drop(silent, self._last_word)
             self._asking[client] = (b"", self._loop.time())
             self._read(client)
             if client in self._asking:
@@ -130,9 +130,9 @@ class Clients:
         else:
             self._asking[client] = (sent, came_s)
 
-    def _drop(self, client: socket.socket, farewell: bytes = b"") -> None:
+    def _drop(self, client: socket.socket, last_word: bytes = b"") -> None:
         self._stop_asking(client)
-        _tell(client, farewell)
+        _tell(client, last_word)
 
     def _stop_asking(self, client: socket.socket) -> None:
         del self._asking[client]
@@ -169,7 +169,7 @@ class Clients:
 
     def _answered(self, client: socket.socket, answer: asyncio.Task[None]) -> None:
         del self._answers[client]
-        _tell(client, self._farewell if answer.cancelled() else b"")
+        _tell(client, self._last_word if answer.cancelled() else b"")
         if self._pause is not None:
             self._pause.cancel()
             self._end_pause()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from virtksm.agent.calls import BlockingCalls
 from virtksm.config.schema import Config
@@ -22,6 +23,13 @@ class FreshConfig:
     status_gid: int | None = None
 
 
+def config_hangs(message: str) -> ConfigError:
+    """Return the error for a configuration that cannot be read in time."""
+    remedy = "its disk, or the name service (nsswitch.conf: SSSD, LDAP), does not answer: see its log"
+    return ConfigError([ConfigFault(file="the configuration", key="", problem=message, remedy=remedy)])
+
+
+@dataclass(slots=True)
 class Configuration:
     """The configuration in force, which all parts ask for at the moment of use.
 
@@ -29,27 +37,11 @@ class Configuration:
     or raises ConfigError and changes nothing.
     """
 
-    def __init__(
-        self,
-        in_force: Config,
-        read: Callable[[], FreshConfig],
-        follow: Callable[[FreshConfig], None] = lambda _fresh: None,
-    ) -> None:
-        self.in_force = in_force
-        self.read = read
-        self.follow = follow
-        self.calls = BlockingCalls(config_hangs, CONFIG_LIMIT_S)
-        self.lock = asyncio.Lock()
-        """Held from the reading until what was read is in force, or rejected."""
-        self.hung_up = asyncio.Event()
-        """A SIGHUP has come that no reading has answered yet."""
-
-    async def read_again(self) -> FreshConfig:
-        """Return what the files say now; raises ConfigError, also if they cannot be read in time."""
-        return await self.calls.run("reading it", self.read)
-
-
-def config_hangs(message: str) -> ConfigError:
-    """Return the error for a configuration that cannot be read in time."""
-    remedy = "its disk, or the name service (nsswitch.conf: SSSD, LDAP), does not answer: see its log"
-    return ConfigError([ConfigFault(file="the configuration", key="", problem=message, remedy=remedy)])
+    in_force: Config
+    read: Callable[[], FreshConfig]
+    follow: Callable[[FreshConfig], None] = lambda _fresh: None
+    calls: BlockingCalls = field(default_factory=partial(BlockingCalls, config_hangs, CONFIG_LIMIT_S))
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held from the reading until what was read is in force, or rejected."""
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    """A SIGHUP has come that no reading has answered yet."""

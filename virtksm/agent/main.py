@@ -112,7 +112,7 @@ async def _serve(
         make_history=lambda of, current: make_history(of, current, paths),
         make_here=here,
     )
-    requests = Requests(agent=agent, make_switch=lambda of, current: make_switch(of, current, paths), facts=facts)
+    requests = Requests(agent=agent, make_switch=lambda of, current: make_switch(of, current, paths), facts=ProcFacts())
     async with AsyncExitStack() as stack:
         readers = StatusSocket(paths, requests.handle, reporter.request_failed)
         stack.callback(leave_socket, paths.status_socket)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, wait_set
 from virtksm.agent.coalesce import Coalescer
 from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
@@ -160,10 +160,7 @@ class Passes:
                 next_s = self.coalescer.next_s(now_s)
             if next_s is not None and next_s <= now_s:
                 return
-            try:
-                await asyncio.wait_for(self._wake.wait(), None if next_s is None else next_s - now_s)
-            except TimeoutError:
-                continue
+            await wait_set(self._wake, None if next_s is None else next_s - now_s)
 
     async def _run(self, cycle: Cycle[Any], config: Config, triggers: Triggers, heard_s: float | None) -> None:
         answered, self.requests = self.requests, []

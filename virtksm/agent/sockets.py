@@ -92,7 +92,7 @@ class ControlServer:
             max_clients=MAX_CLIENTS,
             patience_s=patience_s,
             refuse=self._refuse,
-            farewell=TOO_MANY,
+            last_word=TOO_MANY,
         )
 
     def _refuse(self, client: socket.socket) -> bytes | None:
